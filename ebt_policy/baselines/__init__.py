@@ -1,0 +1,1 @@
+"""Policies without a descended energy, behind the same interface and on the same network."""

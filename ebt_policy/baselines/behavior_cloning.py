@@ -1,0 +1,51 @@
+"""Behaviour cloning: the same network regresses the chunk in one pass (mean squared error)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.transformer import Width
+from ebt_policy.models.network import ChunkTransformer
+from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape
+
+
+class BehaviorCloning(Policy):
+    """A zero chunk goes in, the demonstrated chunk is asked for. Averages modes, by design."""
+
+    name = "bc"
+
+    def __init__(
+        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+    ) -> None:
+        super().__init__(shape, normalizer)
+        self.net = ChunkTransformer(
+            shape,
+            size,
+            actions_per_token=model["actions_per_token"],
+            output="vector",
+            level=False,
+        )
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+    def _regress(self, obs: Tensor) -> Tensor:
+        empty = obs.new_zeros(len(obs), 1, self.shape.horizon, self.shape.action_dim)
+        return self.net(self.net.encode(obs), empty)[:, 0]
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self._regress(batch["obs"]) - batch["action"]).square().mean(), {}
+
+    def configure_inference(self, **changes: Any) -> None:
+        if changes:
+            raise ConfigError(f"behaviour cloning has no inference options, got {sorted(changes)}.")
+
+    def refine(
+        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
+    ) -> Chunk:
+        used = torch.ones(len(obs), dtype=torch.long, device=obs.device)
+        return Chunk(actions=self._regress(obs), steps_used=used)

@@ -1,0 +1,124 @@
+"""Diffusion Policy (Chi et al. 2023) on this package's transformer or a conditional 1-D U-Net.
+
+Noise prediction with diffusers' DDPM and DDIM schedulers, set as in the published configuration
+(squared-cosine schedule, 100 training steps, clipped samples). Shapes: B batch, T horizon,
+A action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from ebt_policy.baselines.unet1d import ConditionalUnet1d
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.descent import draw_normal
+from ebt_policy.energy.transformer import Width
+from ebt_policy.models.network import ChunkTransformer
+from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape, options
+
+TRAIN_STEPS = 100
+SCHEDULE = {
+    "num_train_timesteps": TRAIN_STEPS,
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": True,
+    "prediction_type": "epsilon",
+}
+
+
+@dataclass(frozen=True)
+class DiffusionInference:
+    """How a diffusion policy predicts.
+
+    Args:
+        scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic, for few steps).
+        steps: denoising passes, 1 to 100.
+    """
+
+    scheduler: Literal["ddpm", "ddim"] = "ddpm"
+    steps: int = TRAIN_STEPS
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in ("ddpm", "ddim"):
+            raise ConfigError(f"inference.scheduler must be ddpm or ddim, got {self.scheduler}.")
+        if not 1 <= self.steps <= TRAIN_STEPS:
+            raise ConfigError(f"inference.steps must be 1 to {TRAIN_STEPS}, got {self.steps}.")
+
+
+class DiffusionPolicy(Policy):
+    """The network predicts the noise n in sqrt(abar_t) y + sqrt(1 - abar_t) n.
+
+    Args:
+        model: ``network`` (``transformer`` or ``unet``), ``actions_per_token``, ``inference``.
+    """
+
+    name = "diffusion"
+
+    def __init__(
+        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+    ) -> None:
+        super().__init__(shape, normalizer)
+        transformer = ChunkTransformer(
+            shape,
+            size,
+            actions_per_token=model["actions_per_token"],
+            output="vector",
+            level=True,
+        )
+        if model["network"] == "transformer":
+            self.net = transformer
+        elif model["network"] == "unet":
+            budget = sum(p.numel() for p in transformer.parameters())
+            self.net = ConditionalUnet1d.of_size(shape, budget)
+        else:
+            raise ConfigError(
+                f"model.network must be transformer or unet, got {model['network']}."
+            )
+        self.inference = options(DiffusionInference, model["inference"], "model.inference")
+        self.train_schedule = DDPMScheduler(**SCHEDULE)
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        action = batch["action"]
+        normal = torch.randn_like(action)
+        step = torch.randint(0, TRAIN_STEPS, (len(action),), device=action.device)
+        noisy = self.train_schedule.add_noise(action, normal, step)  # type: ignore[arg-type]
+        level = 1.0 - step.unsqueeze(1) / TRAIN_STEPS
+        return {**batch, "draws": {"normal": normal, "noisy": noisy, "level": level}}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        draws = batch["draws"]
+        context = self.net.encode(batch["obs"])
+        predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
+        return (predicted[:, 0] - draws["normal"]).square().mean(), {}
+
+    def configure_inference(self, **changes: Any) -> None:
+        options(DiffusionInference, changes, "the diffusion policy's inference")
+        self.inference = replace(self.inference, **changes)
+
+    def refine(
+        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
+    ) -> Chunk:
+        how = self.inference
+        scheduler = (DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler)(**SCHEDULE)
+        scheduler.set_timesteps(how.steps)
+        context = self.net.encode(obs)
+        x = draw_normal(
+            obs.new_empty(len(obs), self.shape.horizon, self.shape.action_dim), generator
+        )
+        # diffusers draws DDPM's noise itself; it takes one generator or a list of them as we do.
+        extra = {"generator": generator} if how.scheduler == "ddpm" else {}
+        for t in scheduler.timesteps:
+            if prefix is not None:  # inpainting: a committed action is as noisy as the others
+                length = prefix.shape[1]
+                noisy = scheduler.add_noise(prefix, draw_normal(prefix, generator), t.view(1))
+                x = torch.cat([noisy, x[:, length:]], dim=1)
+            level = obs.new_full((len(obs), 1), 1.0 - float(t) / TRAIN_STEPS)
+            noise = self.net(context, x.unsqueeze(1), level)[:, 0]
+            x = scheduler.step(noise, t, x, **extra).prev_sample  # type: ignore[arg-type]
+        used = torch.full((len(obs),), how.steps, device=obs.device)
+        return Chunk(actions=x, steps_used=used)

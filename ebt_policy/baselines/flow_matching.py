@@ -1,0 +1,83 @@
+"""Flow matching with a vector output: the energy policy's sceptical twin, same network, no energy.
+
+Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and
+Fast". Shapes: B batch, T horizon, A action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.descent import draw_normal
+from ebt_policy.energy.objectives import corrupt
+from ebt_policy.energy.transformer import Width
+from ebt_policy.models.network import ChunkTransformer
+from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape, options
+
+
+@dataclass(frozen=True)
+class FlowInference:
+    """How a flow policy predicts: Euler steps."""
+
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"inference.steps must be at least 1, got {self.steps}.")
+
+
+class FlowMatchingPolicy(Policy):
+    """x = g y + (1 - g) n; the network learns the velocity y - n; Euler steps from n to y."""
+
+    name = "flow_matching"
+
+    def __init__(
+        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+    ) -> None:
+        super().__init__(shape, normalizer)
+        self.net = ChunkTransformer(
+            shape,
+            size,
+            actions_per_token=model["actions_per_token"],
+            output="vector",
+            level=True,
+        )
+        self.inference = options(FlowInference, model["inference"], "model.inference")
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        action = batch["action"]
+        level = torch.rand(len(action), 1, device=action.device)
+        return {**batch, "draws": {"normal": torch.randn_like(action), "level": level}}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        action, normal = batch["action"].unsqueeze(1), batch["draws"]["normal"].unsqueeze(1)
+        level = batch["draws"]["level"]
+        context = self.net.encode(batch["obs"])
+        velocity = self.net(context, corrupt(action, normal, level), level)
+        return (velocity - (action - normal)).square().mean(), {}
+
+    def configure_inference(self, **changes: Any) -> None:
+        options(FlowInference, changes, "the flow policy's inference")
+        self.inference = replace(self.inference, **changes)
+
+    def refine(
+        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
+    ) -> Chunk:
+        steps = self.inference.steps
+        context = self.net.encode(obs)
+        like = obs.new_empty(len(obs), 1, self.shape.horizon, self.shape.action_dim)
+        noise = x = draw_normal(like, generator)
+        for k in range(steps):
+            level = obs.new_full((len(obs), 1), k / steps)
+            x = x + self.net(context, x, level) / steps
+            if prefix is not None:
+                length = prefix.shape[1]
+                at = corrupt(prefix.unsqueeze(1), noise[:, :, :length], level + 1 / steps)
+                x = torch.cat([at, x[:, :, length:]], dim=2)
+        used = torch.full((len(obs),), steps, device=obs.device)
+        return Chunk(actions=x[:, 0], steps_used=used)

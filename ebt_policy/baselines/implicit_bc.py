@@ -1,0 +1,118 @@
+"""Implicit Behavioral Cloning (Florence et al. 2021): the classical contrastive energy policy.
+
+The energy is trained to tell the demonstrated chunk from uniform counter-examples (InfoNCE) and
+minimised without its gradient, by sampling that contracts (their algorithm 1).
+Shapes: B batch, M samples, T horizon, A action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.descent import draw_normal
+from ebt_policy.energy.objectives import info_nce
+from ebt_policy.energy.transformer import Width
+from ebt_policy.models.network import ChunkTransformer
+from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape, options
+
+
+@dataclass(frozen=True)
+class SamplingInference:
+    """How implicit behaviour cloning minimises its energy.
+
+    Args:
+        samples: M, chunks kept at a time.
+        steps: rounds of resampling.
+        spread: standard deviation of the noise in the first round (units of [-1, 1]).
+        shrink: factor on the spread after each round.
+    """
+
+    samples: int = 256
+    steps: int = 3
+    spread: float = 0.33
+    shrink: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or self.steps < 1:
+            raise ConfigError("inference.samples must be at least 2 and inference.steps 1.")
+
+
+class ImplicitBC(Policy):
+    """Energy of chunks by InfoNCE; inference by derivative-free optimisation.
+
+    Args:
+        model: ``actions_per_token``, ``negatives`` (counter-examples a demonstration), and
+            ``inference``.
+    """
+
+    name = "ibc"
+
+    def __init__(
+        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+    ) -> None:
+        super().__init__(shape, normalizer)
+        self.net = ChunkTransformer(
+            shape,
+            size,
+            actions_per_token=model["actions_per_token"],
+            output="energy",
+            level=False,
+        )
+        self.negatives = model["negatives"]
+        if self.negatives < 1:
+            raise ConfigError(f"model.negatives must be at least 1, got {self.negatives}.")
+        self.inference = options(SamplingInference, model["inference"], "model.inference")
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        action = batch["action"].unsqueeze(1)
+        shape = (len(action), self.negatives, *action.shape[2:])
+        # A little beyond the limits, so that the minimum may lie at them.
+        negatives = (torch.rand(shape, device=action.device) * 2 - 1) * 1.05
+        return {**batch, "draws": {"negatives": negatives}}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        context = self.net.encode(batch["obs"])
+        chunks = torch.cat([batch["action"].unsqueeze(1), batch["draws"]["negatives"]], dim=1)
+        energy = self.net(context, chunks)
+        hit = (energy.argmin(dim=1) == 0).float().mean()
+        return info_nce(energy[:, :1], energy[:, 1:]), {"top1": hit.detach()}
+
+    def configure_inference(self, **changes: Any) -> None:
+        options(SamplingInference, changes, "implicit behaviour cloning's inference")
+        self.inference = replace(self.inference, **changes)
+
+    def refine(
+        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
+    ) -> Chunk:
+        how = self.inference
+        context = self.net.encode(obs)
+        rows = torch.arange(len(obs), device=obs.device).unsqueeze(1)
+        like = obs.new_empty(len(obs), how.samples, self.shape.horizon, self.shape.action_dim)
+
+        def hold(x: Tensor) -> Tensor:
+            if prefix is None:
+                return x
+            fixed = prefix.unsqueeze(1).expand(-1, how.samples, -1, -1)
+            return torch.cat([fixed, x[:, :, prefix.shape[1] :]], dim=2)
+
+        # Uniform through the normal's distribution function: one way to draw row by row.
+        x = hold(2 * torch.special.ndtr(draw_normal(like, generator)) - 1)
+        spread, energy = how.spread, self.net(context, x)
+        for _ in range(how.steps):
+            # Resampling by probability, with Gumbel noise so that row generators decide.
+            uniform = torch.special.ndtr(draw_normal(energy, generator)).clamp(1e-6, 1 - 1e-6)
+            order = (-energy - (-uniform.log()).log()).argsort(dim=1, descending=True)
+            parents = x[rows, order[:, : how.samples // 8 + 1]]
+            repeats = -(-how.samples // parents.shape[1])
+            x = parents.repeat(1, repeats, 1, 1)[:, : how.samples]
+            x = hold((x + spread * draw_normal(like, generator)).clamp(-1, 1))
+            energy = self.net(context, x)
+            spread *= how.shrink
+        best = energy.argmin(dim=1)
+        used = torch.full((len(obs),), how.steps, device=obs.device)
+        return Chunk(x[rows[:, 0], best], used, energy=energy[rows[:, 0], best])

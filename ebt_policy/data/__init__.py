@@ -1,0 +1,1 @@
+"""Demonstrations: episodes on disk, windows for training, normalisation, downloads."""

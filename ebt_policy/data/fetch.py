@@ -1,0 +1,112 @@
+"""Downloads to a cache: resumed when interrupted, checked, and visible only once whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import platformdirs
+import requests
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+_TIMEOUT_S = (10.0, 60.0)  # to connect (fail fast without a network), between two reads
+_BLOCK = 1 << 16  # bytes; at most this much is lost when the line drops
+
+
+class DownloadError(OSError):
+    """A file that could not be downloaded, or is not what was expected."""
+
+
+def cache_dir() -> Path:
+    """Folder for downloads: $EBT_POLICY_CACHE, else the user's cache folder. It may not exist."""
+    folder = os.environ.get("EBT_POLICY_CACHE")
+    return (
+        Path(folder) if folder else Path(platformdirs.user_cache_dir("ebt_policy", appauthor=False))
+    )
+
+
+def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
+    """Path of `filename` in the cache, downloaded from `url` if it is not there.
+
+    The download goes to `filename`.part, which the next call resumes if this one is interrupted,
+    and is renamed when it is complete and its SHA-256 (hexadecimal) is right.
+
+    Raises:
+        DownloadError: no network, a refused request, a broken transfer, a wrong checksum.
+    """
+    target = cache_dir() / filename
+    if target.exists() and (sha256 is None or _sha256(target) == sha256.lower()):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    try:
+        _download(url, part)
+    except requests.RequestException as error:
+        answer = error.response
+        reason = type(error).__name__ if answer is None else f"HTTP {answer.status_code}"
+        raise DownloadError(
+            f"Could not download {url} ({reason}): check the network, or download it "
+            f"on another machine and put it at {target}."
+        ) from error
+    if sha256 is not None and (found := _sha256(part)) != sha256.lower():
+        part.unlink()
+        raise DownloadError(
+            f"The file from {url} has SHA-256 {found} instead of {sha256} and was deleted: try "
+            f"again, or put the right file at {target}."
+        )
+    part.replace(target)
+    return target
+
+
+def _download(url: str, part: Path) -> None:
+    """Download to `part`, from where an earlier call left off if the server can."""
+    have = part.stat().st_size if part.exists() else 0
+    # A compressed transfer would make offsets and lengths those of other bytes.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        span = response.headers.get("Content-Range", "")
+        if have and response.status_code == 416:
+            if span == f"bytes */{have}":
+                return  # nothing was left to send: killed between the last byte and the rename
+            part.unlink()
+            return _download(url, part)
+        response.raise_for_status()
+        resumed = response.status_code == 206 and span.startswith(f"bytes {have}-")
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with part.open("ab" if resumed else "wb") as file, _progress() as progress:
+            task = progress.add_task(part.stem, total=total, completed=start)
+            for block in response.iter_content(_BLOCK):
+                file.write(block)
+                progress.advance(task, len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and part.stat().st_size != total:
+        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes arrived")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""Push-T demonstrations: the 206 human ones of Diffusion Policy, or the ones shipped here.
+
+State (..., 5) = agent x, agent y, block x, block y in pixels of the 512 x 512 scene, block angle in
+radians. Observation (..., 20) = nine keypoints of the T (x, y each), then agent x, y. Action
+(..., 2) = target position of the agent in pixels. Rate 10 Hz.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes
+from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
+
+URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
+# The archive has no published checksum, so its content is checked: see `content_digest`.
+HUMAN_DIGEST = "095007df5123ff64d0ef28170c5ee8c71acb85423ef6305c0d7f6e6b4aaf728c"
+
+# Keypoints of the T in its own frame, px, shape (9, 2): fitted to the human demonstrations'
+# recorded keypoints (mean absolute difference below 0.05 px).
+KEYPOINTS = np.array(
+    [
+        [9.26978651, 90.04097386],
+        [-60.98347195, -1.18673018],
+        [60.91275546, -1.39336347],
+        [-0.27050367, 25.54362508],
+        [-14.06492744, 122.81585387],
+        [39.00273833, 32.85740441],
+        [-39.9664144, 32.72965538],
+        [-16.82434402, 62.86317907],
+        [23.54146135, -1.70028786],
+    ]
+)
+
+
+def keypoints(state: np.ndarray) -> np.ndarray:
+    """Scene positions (..., 9, 2), px, of the T's keypoints: R(angle) local + block position."""
+    state = np.asarray(state, dtype=np.float64)
+    if state.ndim == 0 or state.shape[-1] != 5:
+        raise ValueError(f"A Push-T state has 5 numbers, got an array of shape {state.shape}.")
+    cos, sin = np.cos(state[..., 4, None]), np.sin(state[..., 4, None])
+    x, y = KEYPOINTS.T
+    rotated = np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
+    return rotated + state[..., None, 2:4]
+
+
+def observation(state: np.ndarray) -> np.ndarray:
+    """Observation (..., 20), float32, px, of state (..., 5): keypoints flattened, then agent."""
+    points = keypoints(state)
+    agent = np.asarray(state, dtype=np.float64)[..., :2]
+    return np.concatenate([points.reshape(*points.shape[:-2], 18), agent], axis=-1).astype(
+        np.float32
+    )
+
+
+def content_digest(episodes: Episodes) -> str:
+    """SHA-256 of episode_ends (int64), state and action (float32), little-endian, in that order."""
+    digest = hashlib.sha256(episodes.ends.astype("<i8").tobytes())
+    for key in ("state", "action"):
+        digest.update(np.ascontiguousarray(episodes.arrays[key], dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def load_push_t(
+    path: str | os.PathLike[str] | None = None,
+    demos: Literal["human", "expert"] | None = None,
+) -> tuple[Episodes, str]:
+    """Load Push-T demonstrations: obs (N, 20) and action (N, 2), float32, px.
+
+    Args:
+        path: a zarr folder or zip with the keys state and action. Without one, the human
+            demonstrations are looked for in $EBT_POLICY_DATA/pusht, then in the cache, then
+            downloaded from the Diffusion Policy site.
+        demos: "human" insists on the human demonstrations, "expert" takes the ones shipped with
+            the package, None prefers human and falls back to the shipped ones without a network.
+
+    Returns:
+        The episodes, and one sentence for the user that says which demonstrations they are.
+
+    Raises:
+        EpisodeError: the file at `path` (or in $EBT_POLICY_DATA) is missing or malformed.
+        DownloadError: demos="human" and the file cannot be had, or is not the published one.
+        ValueError: unknown `demos`, or "expert" together with a path.
+    """
+    if demos not in (None, "human", "expert"):
+        raise ValueError(f'demos={demos!r} is unknown: use "human", "expert" or None.')
+    if demos == "expert":
+        if path is not None:
+            raise ValueError('demos="expert" takes the shipped demonstrations: leave path out.')
+        return _shipped("")
+    if path is not None:
+        return _describe(_read(Path(path)), f"from {path}")
+    local = os.environ.get("EBT_POLICY_DATA")
+    if local:
+        file = Path(local) / "pusht" / "pusht_cchi_v7_replay.zarr.zip"
+        if file.exists():
+            return _describe(_read(file), f"by humans, from {file}")
+    try:
+        episodes = _download()
+    except DownloadError as error:
+        if demos == "human":
+            raise
+        return _shipped(f" (the human ones could not be had: {str(error).rstrip('.')})")
+    return _describe(episodes, f"by humans, from {cache_dir() / 'pusht.zip'}")
+
+
+def _download() -> Episodes:
+    file = fetch(URL, "pusht.zip")
+    try:
+        episodes = _read(file)
+        if content_digest(episodes) == HUMAN_DIGEST:
+            return episodes
+        reason = "other values"
+    except EpisodeError as error:
+        reason = str(error)
+    file.unlink(missing_ok=True)
+    raise DownloadError(
+        f"The file from {URL} does not hold the published Push-T demonstrations ({reason}) and was "
+        "deleted: try again, or give the path of a copy."
+    )
+
+
+def _read(path: Path) -> Episodes:
+    # Only these two: the images beside them are 700 MB decompressed, and the observation is
+    # computed from the state so that it is the same function everywhere.
+    episodes = read_episodes(path, keys=("state", "action"))
+    for key, width in (("state", 5), ("action", 2)):
+        shape = episodes.arrays[key].shape
+        if len(shape) != 2 or shape[1] != width:
+            raise EpisodeError(
+                f'{path}: Push-T "{key}" must have shape (rows, {width}), it has {shape}.'
+            )
+    return episodes
+
+
+def _shipped(why: str) -> tuple[Episodes, str]:
+    resource = resources.files("ebt_policy.data") / "demos" / "push_t_expert.zarr.zip"
+    with resources.as_file(resource) as file:
+        return _describe(_read(file), f"by the package's own expert{why}")
+
+
+def _describe(raw: Episodes, origin: str) -> tuple[Episodes, str]:
+    arrays = {
+        "obs": observation(raw.arrays["state"]),
+        "action": raw.arrays["action"].astype(np.float32),
+    }
+    attrs = {
+        "rate_hz": 10,
+        "units": {"obs": "px", "action": "px"},
+        "roles": {"obs": "observation", "action": "action"},
+    }
+    return Episodes(arrays, raw.ends, attrs), f"Push-T: {len(raw)} demonstrations {origin}."

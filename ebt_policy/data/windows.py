@@ -1,0 +1,150 @@
+"""The one window sampler: fixed-length windows of rows cut out of episodes, resident on a device.
+
+Shapes: B batch, N rows of all episodes together, E episodes, W windows, To `n_obs_steps`,
+T `horizon`, Ta `n_action_steps`, Do observation dimension, A action dimension.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Windows:
+    """Windows of `horizon` rows over episodes, gathered a batch at a time without a Python loop.
+
+    In each episode of length L the windows start at every row from -(To-1) to L - T + (Ta-1), as
+    in Diffusion Policy (pad_before = To-1, pad_after = Ta-1): the first window has the first row
+    as its newest observation. Rows outside the episode repeat its first or last row; a window
+    never shows a row of another episode.
+
+    Args:
+        arrays: "obs" (N, Do) and "action" (N, A), concatenated over time; tensors or numpy arrays.
+        ends: (E,) exclusive end row of each episode.
+        horizon, n_obs_steps, n_action_steps: T, To, Ta, with T >= To + Ta - 1.
+        episodes: indices of the episodes to use (default: all).
+        device: where the arrays live and the batches are made.
+
+    Raises:
+        ValueError: a missing key, mismatched lengths, a bad horizon or episode index, or episodes
+            all too short for one window. Single episodes that are too short give a warning.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Tensor | np.ndarray],
+        ends: np.ndarray | Tensor | Sequence[int],
+        *,
+        horizon: int,
+        n_obs_steps: int,
+        n_action_steps: int,
+        episodes: Any = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if min(horizon, n_obs_steps, n_action_steps) < 1:
+            raise ValueError(
+                f"horizon={horizon}, n_obs_steps={n_obs_steps} and "
+                f"n_action_steps={n_action_steps} must all be at least 1."
+            )
+        if horizon < n_obs_steps + n_action_steps - 1:
+            raise ValueError(
+                f"horizon={horizon} is too short to execute n_action_steps={n_action_steps} after "
+                f"n_obs_steps={n_obs_steps}: set it to {n_obs_steps + n_action_steps - 1} or more."
+            )
+        bounds = np.asarray(ends, dtype=np.int64)
+        if bounds.ndim != 1 or len(bounds) == 0 or (np.diff(bounds, prepend=0) <= 0).any():
+            raise ValueError("Episode ends must be a non-empty, strictly increasing list of rows.")
+
+        self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.device = torch.device(device)
+        self.obs = self._resident(arrays, "obs", int(bounds[-1]))
+        self.action = self._resident(arrays, "action", int(bounds[-1]))
+
+        # One entry a window: absolute start row, and first and last row of its episode.
+        first, last = np.concatenate([[0], bounds[:-1]]), bounds - 1
+        if episodes is not None:
+            chosen = np.asarray(episodes, dtype=np.int64).reshape(-1)
+            if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(bounds)):
+                raise ValueError(
+                    f"Episode indices must lie in 0..{len(bounds) - 1}; got "
+                    f"{chosen.min()}..{chosen.max()}."
+                )
+            first, last = first[chosen], last[chosen]
+        length = last - first + 1
+        count = np.maximum(length - horizon + n_action_steps + n_obs_steps - 1, 0)
+        if count.sum() == 0:
+            raise ValueError(
+                f"None of the {len(count)} episodes gives a window: with horizon={horizon}, "
+                f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
+                f"{horizon - n_action_steps - n_obs_steps + 2} rows; the longest has "
+                f"{int(length.max(initial=0))}."
+            )
+        if (count == 0).any():
+            warnings.warn(
+                f"{int((count == 0).sum())} of {len(count)} episodes are too short for a window of "
+                f"{horizon} rows and are left out.",
+                stacklevel=2,
+            )
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        start = np.repeat(first, count) + within - (n_obs_steps - 1)
+        self._start = torch.from_numpy(start).to(self.device)
+        self._first = torch.from_numpy(np.repeat(first, count)).to(self.device)
+        self._last = torch.from_numpy(np.repeat(last, count)).to(self.device)
+        self._offset = torch.arange(horizon, device=self.device)
+
+    def _resident(self, arrays: Mapping[str, Tensor | np.ndarray], key: str, rows: int) -> Tensor:
+        if key not in arrays:
+            raise ValueError(f'Windows need the key "{key}"; the arrays have {sorted(arrays)}.')
+        array = torch.as_tensor(arrays[key])
+        if array.ndim < 2 or len(array) != rows:
+            raise ValueError(
+                f'"{key}" has shape {tuple(array.shape)}, but the episodes end at row {rows}: '
+                f"expected ({rows}, dimension)."
+            )
+        return array.to(self.device, torch.float32)
+
+    def __len__(self) -> int:
+        """Number of windows W."""
+        return len(self._start)
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """Cut out the windows `index` (B,), each in 0..W-1.
+
+        Returns:
+            {"obs": (B, To, Do), "action": (B, T, A)}, float32, on the device of this sampler.
+        """
+        index = index.to(self.device)
+        rows = self._start[index, None] + self._offset
+        rows = rows.clamp(self._first[index, None], self._last[index, None])
+        return {"obs": self.obs[rows[:, : self.n_obs_steps]], "action": self.action[rows]}
+
+
+def split_episodes(
+    n: int, val_fraction: float, seed: int, max_train: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split `n` episodes at random into training and validation indices, both sorted.
+
+    `val_fraction` of the episodes, rounded, at least one when it is above 0, validate; the rest
+    train, at most `max_train` of them. The validation episodes do not depend on `max_train`, and a
+    smaller `max_train` picks a subset of a larger one's episodes.
+
+    Raises:
+        ValueError: a fraction outside [0, 1), `max_train` below 1, or no episode left to train on.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must lie in [0, 1).")
+    if max_train is not None and max_train < 1:
+        raise ValueError(f"max_train={max_train} must be at least 1 (or None for all).")
+    n_val = max(1, round(n * val_fraction)) if val_fraction > 0 else 0
+    if n - n_val < 1:
+        raise ValueError(
+            f"{n} episodes leave none to train on with val_fraction={val_fraction}: "
+            "lower it or use more demonstrations."
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[n_val:][:max_train]), np.sort(order[:n_val])

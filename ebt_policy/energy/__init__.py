@@ -1,0 +1,19 @@
+"""The core: one energy transformer, one descent loop, and the objectives that shape a landscape.
+
+Nothing here knows of robots, environments, configuration or logging; it imports torch alone.
+"""
+
+from ebt_policy.energy.descent import Descent, DescentError, descend
+from ebt_policy.energy.objectives import OBJECTIVES, Objective
+from ebt_policy.energy.replay import ReplayBuffer
+from ebt_policy.energy.transformer import TwoStreamTransformer
+
+__all__ = [
+    "OBJECTIVES",
+    "Descent",
+    "DescentError",
+    "Objective",
+    "ReplayBuffer",
+    "TwoStreamTransformer",
+    "descend",
+]

@@ -1,0 +1,329 @@
+"""How a landscape is learned. Every objective trains through the one `descend`.
+
+Notation: E the energy, y the target, n standard normal noise, x_k the candidate after k steps,
+g a corruption level with g = 1 clean. Shapes: B batch, U units, * the shape of a unit.
+
+An objective draws all its randomness in `draw`, before the compiled part and for the whole batch,
+so that compiled equals eager and several processes equal one. `descent_options` says how the
+landscape it made is to be descended at inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ebt_policy.energy.descent import EnergyFn, cosine_noise, descend
+from ebt_policy.energy.replay import ReplayBuffer
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(candidate (B, U, *), target (B, U, *)) -> (B, U)."""
+
+
+def squared_error(candidate: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each unit, (B, U)."""
+    return (candidate - target).square().flatten(2).mean(-1)
+
+
+def corrupt(target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
+    """x = g y + (1 - g) n for levels (B, U): the straight path from noise to the target."""
+    g = level.reshape(*level.shape, *(1 for _ in target.shape[2:]))
+    return g * target + (1 - g) * normal
+
+
+def info_nce(positive: Tensor, negatives: Tensor) -> Tensor:
+    """-log softmax of the positive among positive and negatives (van den Oord et al. 2018).
+
+    Args:
+        positive: energies (B, 1).
+        negatives: energies (B, M).
+    """
+    logits = -torch.cat([positive, negatives], dim=1)
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    Attributes:
+        level_conditioned: whether the energy is told the corruption level.
+        replay: earlier predictions to go on from, or None.
+    """
+
+    level_conditioned: ClassVar[bool] = False
+    replay: ReplayBuffer | None = None
+
+    def draw(self, target: Tensor) -> dict[str, Any]:
+        """Randomness for a batch of targets (B, U, *); tensors have B first."""
+        raise NotImplementedError
+
+    def forward(
+        self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and metrics; with a replay buffer the metrics hold its new ``candidate``."""
+        raise NotImplementedError
+
+    def descent_options(self, steps: int) -> dict[str, Any]:
+        """Arguments of `descend` at inference, besides the number of steps."""
+        raise NotImplementedError
+
+
+class Flow(Objective):
+    """The gradient field carries noise to data in straight lines.
+
+        x = g y + (1 - g) n,   g ~ U[0, 1]
+        loss = | -dE/dx(x, g) - (y - n) |^2
+
+    Flow matching (Lipman et al. 2023, Liu et al. 2023) with the velocity restricted to the
+    gradient of a scalar. Trained by one full descent step from a demonstration corrupted to a
+    random level; descended in N steps of 1/N, told the level.
+
+    Args:
+        level: tell the energy the level (False gives one landscape for all levels, a poorer
+            sampler and a better verifier).
+        samples: corrupted copies of each target, sharing one encoding of the context.
+    """
+
+    def __init__(self, level: bool = True, samples: int = 1) -> None:
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"objective.samples must be at least 1, got {samples}.")
+        self.level_conditioned = level  # type: ignore[misc]  # set for each instance, read-only
+        self.samples = samples
+
+    def draw(self, target: Tensor) -> dict[str, Any]:
+        many = target.repeat_interleave(self.samples, dim=1)
+        level = torch.rand(many.shape[:2], device=many.device, dtype=many.dtype)
+        return {"normal": torch.randn_like(many), "level": level}
+
+    def pace(self, level: Tensor) -> Tensor:
+        """How fast the field moves at a level, (B, U) -> (B, U)."""
+        return torch.ones_like(level)
+
+    def forward(
+        self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        normal, level = draws["normal"], draws["level"]
+        target = target.repeat_interleave(self.samples, dim=1)
+        start = corrupt(target, normal, level)
+        told = torch.stack([level, level]) if self.level_conditioned else None
+        step = descend(energy, start, steps=1, step_size=1.0, levels=told, final_energy=False)
+        pace = self.pace(level).reshape(*level.shape, *(1 for _ in target.shape[2:]))
+        velocity = (target - normal) * pace
+        loss = squared_error(step.candidate - start, velocity).mean()
+        return loss, {"grad_norm": step.grad_norms.mean()}
+
+    def descent_options(self, steps: int) -> dict[str, Any]:
+        levels = torch.linspace(0.0, 1.0, steps + 1) if self.level_conditioned else None
+        return {"step_size": 1.0 / steps, "levels": levels}
+
+
+class Equilibrium(Flow):
+    """One landscape for all levels whose gradient fades to zero at the data.
+
+        loss = | -dE/dx(x) - c(g) (y - n) |^2,   c(g) = min(1, (1 - g) / fade)
+
+    Equilibrium matching (Wang & Du 2025, "Equilibrium Matching: Generative Modeling with Implicit
+    Energy-Based Models"), truncated-decay variant. Demonstrations are the minima, so descent may
+    go on as long as one likes and stop where the gradient vanishes.
+
+    Args:
+        fade: the last part of the path, over which the field decays.
+    """
+
+    def __init__(self, fade: float = 0.2, samples: int = 1) -> None:
+        super().__init__(level=False, samples=samples)
+        if not 0 < fade <= 1:
+            raise ValueError(f"objective.fade must lie in (0, 1], got {fade}.")
+        self.fade = fade
+
+    def pace(self, level: Tensor) -> Tensor:
+        return ((1 - level) / self.fade).clamp(max=1.0)
+
+
+class S1(Objective):
+    """EBT's System 1 recipe (Gladstone et al. 2025, "Energy-Based Transformers", section 3).
+
+        x_0 = n;   x_{k+1} = x_k - a dE/dx(x_k)   (graph cut between steps)
+        loss = 1/N sum_k | x_k - y |^2,   k = 1 .. N
+
+    with a learned step size a. From pure noise a squared error learns the conditional mean:
+    modes are averaged, and more steps do not help (docs/experiments.md).
+
+    Args:
+        steps: N.
+        step_size: initial a.
+        distance: loss between candidate and target.
+    """
+
+    def __init__(
+        self, steps: int = 2, step_size: float = 1.0, distance: Distance = squared_error
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        self.step_size = nn.Parameter(torch.tensor(float(step_size)))
+        self.distance = distance
+
+    def draw(self, target: Tensor) -> dict[str, Any]:
+        return {"normal": torch.randn_like(target)}
+
+    def forward(
+        self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        found = descend(
+            energy,
+            draws["normal"],
+            steps=self.steps,
+            step_size=self.step_size.clamp(min=1e-4),
+            cut_graph=True,
+            final_energy=False,
+        )
+        losses = torch.stack([self.distance(x, target).mean() for x in found.path[1:]])
+        metrics = {"last_step_loss": losses[-1].detach(), "step_size": self.step_size.detach()}
+        return losses.mean(), metrics
+
+    def descent_options(self, steps: int) -> dict[str, Any]:
+        return {"step_size": self.step_size.detach().clamp(min=1e-4)}
+
+
+class S2(Objective):
+    """EBT's System 2 recipe (Gladstone et al. 2025, section 3): a landscape to think in.
+
+    Langevin noise, a random number of steps, a random step size for each unit, loss on the last
+    step alone with the graph cut before it, and a replay buffer from which half a batch more goes
+    on where earlier descents ended.
+
+    Args:
+        steps: inclusive range of N.
+        step_size: fixed a.
+        step_size_range: each unit's a is multiplied by a factor from U[low, high].
+        noise: first and last standard deviation of the Langevin noise (cosine in between).
+        momentum: Nesterov's mu.
+        replay: rows kept; 0 for none.
+        replay_fraction: replayed rows in a batch, as a fraction of it.
+        distance: loss between candidate and target.
+    """
+
+    def __init__(
+        self,
+        steps: tuple[int, int] = (2, 3),
+        step_size: float = 1.0,
+        step_size_range: tuple[float, float] = (0.5, 2.0),
+        noise: tuple[float, float] = (0.2, 0.002),
+        momentum: float = 0.0,
+        replay: int = 192,
+        replay_fraction: float = 0.5,
+        distance: Distance = squared_error,
+    ) -> None:
+        super().__init__()
+        self.steps = (int(steps[0]), int(steps[1]))
+        self.step_size, self.step_size_range = step_size, step_size_range
+        self.noise, self.momentum = cosine_noise(*noise), momentum
+        self.replay = ReplayBuffer(replay) if replay else None
+        self.replay_fraction = replay_fraction
+        self.distance = distance
+
+    def draw(self, target: Tensor) -> dict[str, Any]:
+        low, high = self.steps
+        steps = int(torch.randint(low, high + 1, ()))
+        shrink, stretch = self.step_size_range
+        factor = torch.rand(target.shape[:2], device=target.device, dtype=target.dtype)
+        shape = (target.shape[0], steps, *target.shape[1:])
+        return {
+            "normal": torch.randn_like(target),
+            "steps": steps,
+            "step_size": self.step_size * (shrink + (stretch - shrink) * factor),
+            "normals": torch.randn(shape, device=target.device, dtype=target.dtype),
+        }
+
+    def forward(
+        self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        found = descend(
+            energy,
+            draws["normal"],
+            steps=draws["steps"],
+            step_size=draws["step_size"],
+            noise=self.noise,
+            normals=draws["normals"],
+            momentum=self.momentum,
+            cut_graph=True,
+            final_energy=False,
+        )
+        metrics = {"grad_norm": found.grad_norms[-1].mean()}
+        if self.replay is not None:
+            metrics["candidate"] = found.candidate.detach()
+        return self.distance(found.candidate, target).mean(), metrics
+
+    def descent_options(self, steps: int) -> dict[str, Any]:
+        return {"step_size": self.step_size, "noise": self.noise, "momentum": self.momentum}
+
+
+class Contrastive(Objective):
+    """Classical energy-based training: demonstrations down, the model's own samples up.
+
+        negatives x^-: M short Langevin chains from noise (Du & Mordatch 2019, "Implicit
+        Generation and Generalization in Energy-Based Models")
+        loss = InfoNCE(E(y), E(x^-)) + regularizer * mean(E^2)
+
+    Args:
+        negatives: M.
+        steps: length of a chain.
+        step_size: its step size.
+        noise: Langevin standard deviation, first and last.
+        regularizer: keeps energies near zero, which InfoNCE leaves free.
+    """
+
+    def __init__(
+        self,
+        negatives: int = 8,
+        steps: int = 4,
+        step_size: float = 0.1,
+        noise: tuple[float, float] = (0.2, 0.002),
+        regularizer: float = 0.001,
+    ) -> None:
+        super().__init__()
+        self.negatives, self.steps, self.step_size = negatives, steps, step_size
+        self.noise, self.regularizer = cosine_noise(*noise), regularizer
+
+    def draw(self, target: Tensor) -> dict[str, Any]:
+        many = target.repeat_interleave(self.negatives, dim=1)
+        shape = (many.shape[0], self.steps, *many.shape[1:])
+        normals = torch.randn(shape, device=many.device, dtype=many.dtype)
+        return {"normal": torch.randn_like(many), "normals": normals}
+
+    def forward(
+        self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            found = descend(
+                energy,
+                draws["normal"],
+                steps=self.steps,
+                normals=draws["normals"],
+                final_energy=False,
+                **self.descent_options(self.steps),
+            )
+        both = energy(torch.cat([target, found.candidate.detach()], dim=1), None)
+        units = target.shape[1]
+        positive = both[:, :units].flatten().unsqueeze(1)
+        negatives = both[:, units:].reshape(len(positive), -1)
+        loss = info_nce(positive, negatives) + self.regularizer * both.square().mean()
+        return loss, {"energy_gap": (negatives.mean() - positive.mean()).detach()}
+
+    def descent_options(self, steps: int) -> dict[str, Any]:
+        # Gradients of a classifier-like landscape vary by orders of magnitude: clip each unit's.
+        return {"step_size": self.step_size, "noise": self.noise, "max_grad_norm": 10.0}
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "flow": Flow,
+    "equilibrium": Equilibrium,
+    "s1": S1,
+    "s2": S2,
+    "contrastive": Contrastive,
+}

@@ -1,0 +1,55 @@
+"""Replay buffer of earlier predictions, so that training also starts where descents end.
+
+Du & Mordatch 2019 (persistent chains) and the S2 recipe of EBT keep recent predictions and go on
+from them: the landscape is then learned near its own minima, not only near the initial noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ReplayBuffer:
+    """A ring of training rows (context, target and latest candidate), resident on their device.
+
+    Args:
+        capacity: rows kept; older ones are overwritten.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"the replay buffer needs a capacity of at least 1, got {capacity}.")
+        self.capacity = capacity
+        self.rows: dict[str, Tensor] = {}
+        self.filled = 0
+        self.cursor = 0
+
+    def __len__(self) -> int:
+        return self.filled
+
+    def add(self, rows: dict[str, Tensor]) -> None:
+        """Store rows, each tensor (N, ...) with equal N; the last ``capacity`` are kept."""
+        rows = {key: value.detach()[-self.capacity :] for key, value in rows.items()}
+        if not self.rows:
+            self.rows = {k: v.new_zeros(self.capacity, *v.shape[1:]) for k, v in rows.items()}
+        if rows.keys() != self.rows.keys():
+            raise ValueError(f"the buffer holds {sorted(self.rows)}, got {sorted(rows)}.")
+        count = len(next(iter(rows.values())))
+        for key, value in rows.items():
+            slots = (torch.arange(count, device=value.device) + self.cursor) % self.capacity
+            self.rows[key][slots] = value
+        self.cursor = (self.cursor + count) % self.capacity
+        self.filled = min(self.filled + count, self.capacity)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Up to ``count`` distinct rows, drawn uniformly."""
+        chosen = torch.randperm(self.filled, generator=generator)[:count]
+        return {key: value[chosen.to(value.device)] for key, value in self.rows.items()}
+
+    def state_dict(self) -> dict[str, object]:
+        return {"rows": self.rows, "filled": self.filled, "cursor": self.cursor}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = dict(state["rows"])
+        self.filled, self.cursor = int(state["filled"]), int(state["cursor"])

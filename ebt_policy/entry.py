@@ -1,0 +1,36 @@
+"""What the command-line entries share: choosing a device, and errors as one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+
+from ebt_policy.models.policy import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes a GPU when there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {name}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but PyTorch sees no GPU; use device=cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Print what a user can mend as one sentence and exit with 2; bugs keep their traceback."""
+    from ebt_policy.training.trainer import NonFiniteLoss
+
+    try:
+        yield
+    except (ValueError, OSError, NonFiniteLoss) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; resume=true goes on from the last checkpoint")
+        sys.exit(130)

@@ -1,0 +1,275 @@
+"""Evaluate policies: ``python -m ebt_policy.eval checkpoint=A [checkpoint=B@steps=2 ...]``.
+
+Plays seeded episodes, compares the policies on the same seeds, and leaves ``episodes.jsonl``,
+``summary.json``, ``table.md``, MP4s and a self-contained ``report.html``. Every option is in
+``configs/eval.yaml``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import yaml
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.evaluation.figures import (
+    chunk_picture,
+    energy_landscape,
+    energy_over_descent,
+    score_histogram,
+    training_curve,
+)
+from ebt_policy.evaluation.landscape import energy_plane
+from ebt_policy.evaluation.report import write_report
+from ebt_policy.evaluation.stats import percentiles
+from ebt_policy.evaluation.summary import entry_summary, write_results
+from ebt_policy.models import ConfigError, Policy, load_policy
+from ebt_policy.models.action import EnergyPolicy
+from ebt_policy.tasks import env_spec
+from envs.rollout import RolloutPool
+from envs.spec import EnvSpec
+
+console = Console()
+LATENCY_CALLS = 30
+
+
+@dataclass
+class Candidate:
+    """A checkpoint and how it is to predict."""
+
+    name: str
+    run: Path
+    policy: Policy
+    changes: dict[str, Any]
+
+
+def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
+    """``RUN`` or ``RUN@name=value,name=value`` -> path and changes of its inference options."""
+    path, _, tail = text.partition("@")
+    changes: dict[str, Any] = {}
+    for part in filter(None, tail.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"checkpoint={text}: after @ write name=value, got {part!r}.")
+        changes[key] = yaml.safe_load(value)
+    return Path(path), changes
+
+
+def load_candidate(text: str, device: torch.device) -> Candidate:
+    """Load what ``checkpoint=...`` names."""
+    path, changes = parse_checkpoint(text)
+    policy = load_policy(path, device)
+    policy.configure_inference(**changes)
+    words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
+    name = path.resolve().name + (f" ({', '.join(words)})" if words else "")
+    return Candidate(name, path, policy, changes)
+
+
+def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
+    """Milliseconds of one chunk for one robot, p50, p95 and p99 of repeated calls."""
+    env = spec.make()
+    first, _ = env.reset(seed=seed)
+    env.close()
+    obs = torch.from_numpy(first).float().expand(1, spec.n_obs_steps, -1)
+    times = []
+    for call in range(LATENCY_CALLS + 3):
+        generator = torch.Generator().manual_seed(call)
+        start = time.perf_counter()
+        policy.predict_chunk({"obs": obs}, generator=generator).actions.cpu()
+        times.append((time.perf_counter() - start) * 1e3)
+    return percentiles(times[3:])  # the first calls warm up
+
+
+def evaluate(
+    checkpoints: list[str],
+    *,
+    output: Path,
+    episodes: int,
+    seed: int,
+    videos: int,
+    workers: int,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Play, compare, report; returns what ``summary.json`` holds.
+
+    Raises:
+        CheckpointError, ConfigError: before anything is played.
+    """
+    if episodes < 1 or workers < 1 or videos < 0:
+        raise ConfigError("episodes and workers must be at least 1 and videos at least 0.")
+    candidates = [load_candidate(text, device) for text in checkpoints]
+    names = [c.name for c in candidates]
+    if repeated := {n for n in names if names.count(n) > 1}:
+        raise ConfigError(f"{repeated.pop()} is listed twice; name each checkpoint once.")
+    seeds = range(seed, seed + episodes)
+    entries, played = [], []
+    with _progress() as bar:
+        for one in candidates:
+            spec = env_spec(one.policy.config["task"])
+            task = bar.add_task(one.name, total=episodes)
+            folder = output / "videos" / re.sub(r"[^\w.-]+", "_", one.name)
+            with RolloutPool(spec, min(workers, episodes)) as pool:
+                results = pool.rollout(
+                    one.policy, seeds, videos=videos, video_dir=folder,
+                    on_episode=lambda _, task=task: bar.advance(task),
+                )  # fmt: skip
+            rows = [_row(r) for r in results]
+            summary = entry_summary(one.name, _policy_info(one.policy), rows, command)
+            # The rollouts' latency is a batch's; a robot waits for a batch of one.
+            summary["latency_ms"] = batch_one_latency(one.policy, spec, seed)
+            entries.append((summary, rows))
+            played.append(results)
+    result = write_results(output, entries)
+    console.print(Markdown((output / "table.md").read_text()))
+    report = _report(candidates, entries, result, output, command)
+    console.print(f"report: {report}")
+    return result
+
+
+def _report(
+    candidates: list[Candidate], entries: list[Any], result: dict[str, Any], output: Path,
+    command: str,
+) -> Path:  # fmt: skip
+    figures = [("Scores", "Best coverage of each episode.", score_histogram(entries))]
+    planes = {}
+    for one in candidates:
+        if isinstance(one.policy, EnergyPolicy) and not planes:
+            planes[one.name] = _picture_energy(one, figures)
+    if planes:
+        traces = {name: plane.trace for name, plane in planes.items()}
+        caption = "Energy of candidates while they descend, for one observation."
+        figures.append(("Energy over descent", caption, energy_over_descent(traces)))
+    shown = set()
+    for one in candidates:
+        log = one.run / "log.jsonl"
+        if log.is_file() and log not in shown:
+            shown.add(log)
+            figures.append((f"Training of {one.run.name}", "", training_curve(log)))
+    videos = [
+        (f"{summary['name']}, seed {row['seed']}, score {row['score']:.2f}", row["video"])
+        for summary, rows in entries
+        for row in rows
+        if row["video"]
+    ]
+    return write_report(
+        output / "report.html",
+        title="Push-T",
+        comparison=result,
+        figures=figures,
+        videos=videos,
+        notes=[
+            "Diffusion Policy's protocol: at most 300 steps, best clip(coverage / 0.95, 0, 1) of "
+            "an episode, success above 95 % coverage.",
+            "Latency is that of one chunk at batch size 1, on the device of the evaluation.",
+            f"Made by: {command}",
+        ],
+    )
+
+
+def _picture_energy(one: Candidate, figures: list[Any]) -> Any:
+    """Append pictures of the landscape at the start of an episode."""
+    assert isinstance(one.policy, EnergyPolicy)
+    spec = env_spec(one.policy.config["task"])
+    env = spec.make(render_mode="rgb_array")
+    first, _ = env.reset(seed=100_000)
+    frame = env.render()
+    env.close()
+    obs = torch.from_numpy(first).float().expand(spec.n_obs_steps, -1)
+    plane = energy_plane(one.policy, obs)
+    labels = ("first principal axis of the candidates", "second principal axis")
+    figures.append((
+        "Candidate chunks", f"Where {len(plane.energies)} descents of {one.name} end.",
+        chunk_picture(frame, plane.chunks, plane.best, plane.energies),
+    ))  # fmt: skip
+    figures.append((
+        "Energy landscape",
+        "The plane through the chosen chunk in which candidates differ most, with three descents.",
+        energy_landscape(
+            plane.x, plane.y, plane.energy, plane.paths[:3], plane.paths[:, -1], labels
+        ),
+    ))  # fmt: skip
+    return plane
+
+
+def _row(result: Any) -> dict[str, Any]:
+    row = asdict(result)
+    return {k: v for k, v in row.items() if k not in ("states", "actions")}
+
+
+def _policy_info(policy: Policy) -> dict[str, Any]:
+    config = policy.config
+    trained = config.get("trained", {})
+    objective = config.get("objective") or {}
+    inference = getattr(policy, "inference", None)
+    return {
+        "task": config["task"]["name"],
+        "model": policy.name,
+        "params": policy.parameter_count,
+        "objective": objective.get("name"),
+        "steps": getattr(inference, "steps", 1),
+        "demos": config.get("demos"),
+        "train_seed": config.get("seed"),
+        "train_steps": trained.get("steps"),
+        "train_seconds": trained.get("seconds"),
+        "device": trained.get("device"),
+    }
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
+
+
+def _gather_checkpoints(arguments: list[str]) -> list[str]:
+    """Several ``checkpoint=`` arguments become one list, as hydra knows each name only once."""
+    values = [a.removeprefix("checkpoint=") for a in arguments if a.startswith("checkpoint=")]
+    if not values or any(v.startswith("[") for v in values):
+        return arguments
+    quoted = ",".join("'" + v.replace("'", "\\'") + "'" for v in values)
+    return [f"checkpoint=[{quoted}]", *(a for a in arguments if not a.startswith("checkpoint="))]
+
+
+@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="eval")
+def _main(cfg: DictConfig) -> None:
+    with report_errors():
+        if "checkpoint" not in cfg or not cfg.checkpoint:
+            raise ConfigError("say what to evaluate: checkpoint=runs/... (may be repeated).")
+        given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
+        names = [Path(text.partition("@")[0]).resolve().name for text in given]
+        default = Path("results") / "-vs-".join(dict.fromkeys(names))
+        evaluate(
+            given,
+            output=Path(cfg.output) if cfg.output else default,
+            episodes=cfg.episodes,
+            seed=cfg.seed,
+            videos=cfg.videos,
+            workers=cfg.workers,
+            device=pick_device(cfg.device),
+            command=" ".join(["python -m ebt_policy.eval", *_original]),
+        )
+
+
+_original: list[str] = []
+
+
+def main() -> None:
+    _original[:] = sys.argv[1:]
+    sys.argv[1:] = _gather_checkpoints(sys.argv[1:])
+    _main()
+
+
+if __name__ == "__main__":
+    main()

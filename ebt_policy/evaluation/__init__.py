@@ -1,0 +1,1 @@
+"""Evaluation: intervals (`stats`), the results contract (`summary`), pictures and the report."""

@@ -1,0 +1,85 @@
+"""Looking at a landscape: the plane through it in which a policy's candidates differ most.
+
+Shapes: M candidates, T horizon, A action dimension, N descent steps, W x H grid points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebt_policy.models.action import EnergyPolicy
+
+GRID = 41
+CANDIDATES = 16
+
+
+@dataclass
+class Plane:
+    """Energy on a plane through the chosen chunk, and the descents projected into it.
+
+    Attributes:
+        x, y: (W,) and (H,) coordinates along the two main axes, normalised action units.
+        energy: (H, W).
+        paths: (M, N + 1, 2) descents; trace: (N + 1, M) their energies.
+        chunks: (M, T, A) where they ended, env units; energies: (M,) their final energies.
+        best: index of the lowest final energy.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    energy: np.ndarray
+    paths: np.ndarray
+    trace: np.ndarray
+    chunks: np.ndarray
+    energies: np.ndarray
+    best: int
+
+
+def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
+    """Descend several candidates for one observation and cut the landscape through the winner.
+
+    Args:
+        obs: (To, Do), env units.
+        seed: of the candidates' noise.
+
+    The plane is spanned by the two principal components of the final candidates; the energy in it
+    is that of clean chunks (level 1).
+    """
+    before = policy.inference
+    policy.configure_inference(candidates=1)
+    try:
+        # As rows of a batch, not as candidates: all of them are wanted, not the best.
+        seen = obs.unsqueeze(0).expand(CANDIDATES, -1, -1).contiguous()
+        normalised = policy.normalizer.normalize("obs", seen)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            found = policy.descend(normalised, generator=generator)
+    finally:
+        policy.inference = before
+    steps = torch.stack([p.flatten(1) for p in found.path])  # (N + 1, M, T * A)
+    ends = steps[-1]
+    final = found.energies[-1, :, 0]
+    best = int(final.argmin())
+    centre = ends[best]
+    axes = torch.linalg.svd(ends - ends.mean(0), full_matrices=False).Vh[:2]  # (2, T * A)
+    paths = (steps - centre) @ axes.T  # (N + 1, M, 2)
+    reach = 1.15 * paths.abs().amax(dim=(0, 1)).clamp(min=0.1)
+    x, y = (torch.linspace(-float(r), float(r), GRID) for r in reach)
+    points = centre + x.view(1, -1, 1) * axes[0].cpu() + y.view(-1, 1, 1) * axes[1].cpu()
+    shape = (1, GRID * GRID, policy.shape.horizon, policy.shape.action_dim)
+    chunks = policy.normalizer.unnormalize("action", points.view(shape))
+    surface = policy.energies({"obs": seen[:1]}, chunks).view(GRID, GRID)
+    return Plane(
+        x=x.numpy(),
+        y=y.numpy(),
+        energy=surface.numpy(),
+        paths=paths.transpose(0, 1).numpy(),
+        trace=found.energies[:, :, 0].numpy(),
+        chunks=policy.normalizer.unnormalize("action", found.candidate[:, 0]).numpy(),
+        energies=final.numpy(),
+        best=best,
+    )

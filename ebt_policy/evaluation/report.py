@@ -1,0 +1,100 @@
+"""One HTML file a person can open, keep and send: tables, pictures, videos, notes.
+
+The page loads nothing: styles, figures and videos are inside it, and its content policy forbids
+the browser to fetch anything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ebt_policy.evaluation.figures import figure_to_svg, forest_plot
+from ebt_policy.evaluation.summary import (
+    MISSING,
+    format_count,
+    format_interval,
+    format_minutes,
+    format_number,
+    interval_note,
+    unpaired_names,
+    write_atomic,
+)
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    comparison: Mapping[str, Any],
+    figures: Sequence[tuple[str, str, Figure]] = (),
+    videos: Sequence[tuple[str, str | os.PathLike[str]]] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write a self-contained HTML report and return its path.
+
+    `comparison` comes from `summary.comparison` or a `summary.json`; `figures` are (title, caption,
+    Figure); `videos` (label, path of an MP4, H.264 for browsers); `notes` plain sentences. A forest
+    plot of the entries is always drawn. All text is escaped. The file is written to a temporary
+    name and renamed; its folder is made when missing.
+
+    Raises FileNotFoundError for a video that is not there and ValueError for one that is not an MP4
+    or a comparison without entries, before anything is written.
+    """
+    if not comparison["entries"]:
+        raise ValueError("There is nothing to report: the comparison has no entries.")
+    clips = [{"label": label, "uri": _video_uri(Path(video))} for label, video in videos]
+    pictures = [
+        {"title": heading, "caption": caption, "svg": _inline(figure, f"figure-{i}", heading)}
+        for i, (heading, caption, figure) in enumerate(figures)
+    ]
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        interval=format_interval,
+        count=format_count,
+        number=format_number,
+        minutes=format_minutes,
+        orelse=lambda value: MISSING if value is None else value,
+    )
+    template = files("ebt_policy.evaluation").joinpath("report.html.j2").read_text("utf-8")
+    html = environment.from_string(template).render(
+        title=title,
+        entries=comparison["entries"],
+        paired=comparison["paired"],
+        unpaired=unpaired_names(comparison),
+        interval_note=interval_note(comparison),
+        forest=_inline(forest_plot(comparison), "forest", "Score and success with 95 % intervals"),
+        figures=pictures,
+        videos=clips,
+        notes=notes,
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, html)
+    return target
+
+
+def _inline(figure: Figure, prefix: str, label: str) -> Markup:
+    # Markup only for what Matplotlib wrote, which escapes its own text; the label is escaped here.
+    svg = figure_to_svg(figure, prefix)
+    described = Markup('<svg role="img" aria-label="{}" ').format(label)
+    return Markup(svg.replace("<svg ", described, 1))
+
+
+def _video_uri(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"The video {path} does not exist: record it before the report.")
+    data = path.read_bytes()
+    if data[4:8] != b"ftyp":
+        raise ValueError(f"{path} is not a whole MP4 file: record it again.")
+    return "data:video/mp4;base64," + base64.b64encode(data).decode("ascii")

@@ -1,0 +1,291 @@
+"""The results contract: what an evaluation leaves on disk, and the table a person reads.
+
+    <out_dir>/episodes.jsonl   one episode a line, with the name of its entry
+    <out_dir>/summary.json     {"entries": [...], "paired": [...]}
+    <out_dir>/table.md         the same, to read
+
+An entry is one policy evaluated one way (say, four steps and best of eight).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, wilson
+
+Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
+
+POLICY_KEYS = (
+    "task",
+    "model",
+    "params",
+    "objective",
+    "steps",
+    "demos",
+    "train_seed",
+    "train_steps",
+    "train_seconds",
+    "device",
+)
+EPISODE_KEYS = ("seed", "score", "success", "length", "chunks", "video")
+METRICS = ("score", "success")
+MISSING = "n/a"
+
+
+def entry_summary(
+    name: str,
+    policy_info: Mapping[str, Any],
+    episodes: Sequence[Mapping[str, Any]],
+    command: str,
+    *,
+    version: str | None = None,
+) -> dict[str, Any]:
+    """Summarise the episodes of one entry.
+
+    `policy_info` holds exactly `POLICY_KEYS` (None where a key means nothing, as `objective` for a
+    baseline; `train_seconds` in seconds). `episodes` are `dataclasses.asdict(EpisodeResult)`:
+    seed, score, success, length, chunks `[{step, energy, grad_norm, steps_used, latency_ms}]` and
+    video. `version` is that of the installed package unless given.
+
+    Returns name, the policy keys, episodes (their number), score and success `{mean, ci95}`
+    (bootstrap, Wilson), latency_ms `{p50, p95, p99}` over all chunks, steps_used `{mean}` over all
+    chunks, command and version. Latency and steps are None where no chunk recorded them.
+
+    Raises ValueError for an empty name, missing or unknown policy keys, no episodes, repeated seeds
+    or numbers that are not finite.
+    """
+    if not name:
+        raise ValueError("An entry needs a name: it labels its row and its episodes.")
+    missing = [key for key in POLICY_KEYS if key not in policy_info]
+    unknown = [key for key in policy_info if key not in POLICY_KEYS]
+    if missing or unknown:
+        raise ValueError(
+            f"policy_info of '{name}' must hold exactly {', '.join(POLICY_KEYS)}; "
+            f"missing: {missing or 'none'}, unknown: {unknown or 'none'}."
+        )
+    if not episodes:
+        raise ValueError(f"'{name}' has no episodes: evaluate at least one first.")
+    if len(set(_column(episodes, "seed"))) != len(episodes):
+        raise ValueError(f"The seeds of '{name}' repeat: each seed must stand for one episode.")
+    latencies = _chunk_values(episodes, "latency_ms")
+    steps_used = _chunk_values(episodes, "steps_used")
+    no_latency = {"p50": None, "p95": None, "p99": None}
+    return {
+        "name": name,
+        **{key: policy_info[key] for key in POLICY_KEYS},
+        "episodes": len(episodes),
+        "score": mean_ci(_column(episodes, "score")),
+        "success": wilson(sum(bool(s) for s in _column(episodes, "success")), len(episodes)),
+        "latency_ms": percentiles(latencies) if latencies else no_latency,
+        "steps_used": {"mean": mean_ci(steps_used)["mean"] if steps_used else None},
+        "command": command,
+        "version": version if version is not None else _installed_version(),
+    }
+
+
+def _column(episodes: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    for i, episode in enumerate(episodes):
+        if key not in episode:
+            raise ValueError(f"Episode {i} has no '{key}': pass dataclasses.asdict(EpisodeResult).")
+    return [episode[key] for episode in episodes]
+
+
+def _chunk_values(episodes: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    chunks = (chunk for chunks in _column(episodes, "chunks") for chunk in chunks)
+    return [chunk[key] for chunk in chunks if chunk.get(key) is not None]
+
+
+def _installed_version() -> str:
+    try:
+        return distribution_version("ebt_policy")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "not installed"
+
+
+def comparison(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Put entries side by side: `{"entries": [summary], "paired": [{a, b, metric, diff, ci95}]}`.
+
+    `diff` is the mean of a - b, for score and for success, over episodes with equal seeds. Two
+    entries are paired when they share the task and the very same seeds; others have no pair.
+
+    Raises ValueError for no entries or two entries of the same name.
+    """
+    if not entries:
+        raise ValueError("There is nothing to compare: give at least one entry.")
+    names = [summary["name"] for summary, _ in entries]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"Two entries are named '{repeated[0]}': give each its own name.")
+    paired = []
+    for (first, episodes_a), (second, episodes_b) in combinations(entries, 2):
+        seeds_a, seeds_b = _column(episodes_a, "seed"), _column(episodes_b, "seed")
+        if first["task"] != second["task"] or set(seeds_a) != set(seeds_b):
+            continue
+        for metric in METRICS:
+            a, b = (_column(episodes, metric) for episodes in (episodes_a, episodes_b))
+            difference = paired_difference(a, b, seeds_a, seeds_b)
+            paired.append({"a": first["name"], "b": second["name"], "metric": metric, **difference})
+    return {"entries": [dict(summary) for summary, _ in entries], "paired": paired}
+
+
+def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> dict[str, Any]:
+    """Write `episodes.jsonl`, `table.md` and `summary.json` into `out_dir`; return the comparison.
+
+    An episode's line holds `EPISODE_KEYS`; collected states and actions are data, not results.
+    Each file is written to a temporary name and then renamed, `summary.json` last: where it stands,
+    the others are whole. Raises ValueError, before anything is written, as `comparison` does and
+    for numbers that JSON cannot hold (NaN, infinity).
+    """
+    result = comparison(entries)
+    for _, episodes in entries:
+        for key in EPISODE_KEYS:
+            _column(episodes, key)
+    try:
+        lines = [
+            _json({"entry": summary["name"], **{k: episode[k] for k in EPISODE_KEYS}})
+            for summary, episodes in entries
+            for episode in episodes
+        ]
+        summary_json = _json(result, indent=2)
+    except ValueError as error:
+        raise ValueError(f"The results hold a number that JSON cannot: {error}.") from error
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "episodes.jsonl", "".join(line + "\n" for line in lines))
+    write_atomic(out / "table.md", markdown_table(result))
+    write_atomic(out / "summary.json", summary_json + "\n")
+    return result
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    # NumPy scalars and arrays know .tolist(); anything else is a caller's mistake.
+    def plain(item: Any) -> Any:
+        if hasattr(item, "tolist"):
+            return item.tolist()
+        raise TypeError(f"{type(item).__name__} cannot be written as JSON")
+
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=plain)
+
+
+def write_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 `text` so that `path` is at every moment either the old file or the new one."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files private; results are to share
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def markdown_table(comparison: Mapping[str, Any]) -> str:
+    """Render `comparison(...)` as Markdown: a row an entry, then the paired differences."""
+    entries = comparison["entries"]
+    rows = [
+        (
+            entry["name"],
+            format_count(entry["params"]),
+            MISSING if entry["steps"] is None else str(entry["steps"]),
+            format_interval(entry["score"]["mean"], entry["score"]["ci95"]),
+            format_interval(entry["success"]["mean"], entry["success"]["ci95"]),
+            " / ".join(format_number(entry["latency_ms"][p]) for p in ("p50", "p95", "p99")),
+            format_minutes(entry["train_seconds"]),
+        )
+        for entry in entries
+    ]
+    header = (
+        "policy",
+        "params",
+        "steps",
+        "score",
+        "success",
+        "chunk latency p50 / p95 / p99 (ms)",
+        "training (min)",
+    )
+    text = _table(header, rows, left=1)
+    text += f"\n{interval_note(comparison)}\n"
+    if comparison["paired"]:
+        pairs = [
+            (p["a"], p["b"], p["metric"], format_interval(p["diff"], p["ci95"], signed=True))
+            for p in comparison["paired"]
+        ]
+        text += "\nPaired differences over the same seeds, a - b:\n\n"
+        text += _table(("a", "b", "metric", "difference"), pairs, left=3)
+    unpaired = unpaired_names(comparison)
+    if unpaired:
+        text += "\nNot paired, since the task or the seeds differ: "
+        text += "; ".join(f"{_cell(a)} and {_cell(b)}" for a, b in unpaired) + ".\n"
+    return text
+
+
+def unpaired_names(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of entry names that `comparison` could not pair."""
+    done = {(p["a"], p["b"]) for p in comparison["paired"]}
+    names = [entry["name"] for entry in comparison["entries"]]
+    return [pair for pair in combinations(names, 2) if pair not in done]
+
+
+def interval_note(comparison: Mapping[str, Any]) -> str:
+    """One sentence that says what the numbers of the table are."""
+    counts = sorted({entry["episodes"] for entry in comparison["entries"]})
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} an entry "
+        "(score: percentile bootstrap; success: Wilson). "
+        "The intervals cover the episodes, not the training seed."
+    )
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
+    head = [_cell(h) for h in header]
+    rule = [":--" if i < left else "--:" for i in range(len(head))]
+    lines = [head, rule, *([_cell(c) for c in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def format_interval(mean: float, ci: Sequence[float], signed: bool = False) -> str:
+    """`0.943 [0.910, 0.971]`, or with signs, for a difference."""
+    # Rounding first, then adding zero, keeps "-0.000" out of the tables.
+    spec = "+.3f" if signed else ".3f"
+    mid, lo, hi = (f"{round(float(v), 3) + 0.0:{spec}}" for v in (mean, *ci))
+    return f"{mid} [{lo}, {hi}]"
+
+
+def format_count(count: int | None) -> str:
+    """Parameters for a person: 340000 -> `0.34M`."""
+    if count is None:
+        return MISSING
+    rounded = float(f"{count:.3g}")
+    for least, size, unit in ((1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e3, 1e3, "k")):
+        if rounded >= least:
+            return f"{rounded / size:.3g}{unit}"
+    return str(count)
+
+
+def format_number(value: float | None) -> str:
+    """A latency for a person: three digits that matter, `n/a` when None."""
+    if value is None:
+        return MISSING
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def format_minutes(seconds: float | None) -> str:
+    """Seconds as minutes, `n/a` when None."""
+    return MISSING if seconds is None else f"{seconds / 60:.1f}"

@@ -1,0 +1,55 @@
+"""Policies by name: building them from configuration and loading them from checkpoints."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.transformer import Width
+from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape
+
+__all__ = ["POLICIES", "Chunk", "ConfigError", "Policy", "Shape", "build_policy", "load_policy"]
+
+# Names, not import paths in a configuration: loading a checkpoint never runs code that it names.
+POLICIES = {
+    "ebt": "ebt_policy.models.action:EnergyPolicy",
+    "diffusion": "ebt_policy.baselines.diffusion_policy:DiffusionPolicy",
+    "flow_matching": "ebt_policy.baselines.flow_matching:FlowMatchingPolicy",
+    "bc": "ebt_policy.baselines.behavior_cloning:BehaviorCloning",
+    "ibc": "ebt_policy.baselines.implicit_bc:ImplicitBC",
+}
+
+
+def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
+    """Build an untrained policy.
+
+    Args:
+        config: sections ``shape`` (see `Shape`), ``size`` (see `Width`), ``model`` with its
+            ``name``, and ``objective`` for energy policies.
+        normalizer: fitted on the training data.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    model = dict(config["model"])
+    name = model.pop("name")
+    if name not in POLICIES:
+        raise ConfigError(f"model={name} is unknown; there are {', '.join(POLICIES)}.")
+    module, cls = POLICIES[name].split(":")
+    size = {k: v for k, v in config["size"].items() if k != "name"}
+    arguments: dict[str, Any] = {"size": Width(**size), "model": model}
+    if name == "ebt":
+        arguments["objective"] = dict(config["objective"])
+    policy = getattr(import_module(module), cls)(Shape(**config["shape"]), normalizer, **arguments)
+    kept = ("task", "size", "model", "objective", "train", "seed", "demos", "trained")
+    policy.config = {key: config[key] for key in kept if key in config}
+    return policy
+
+
+def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
+    """Load any policy from a checkpoint or run folder (`Policy.from_checkpoint`)."""
+    return Policy.from_checkpoint(path, device)

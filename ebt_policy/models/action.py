@@ -1,0 +1,201 @@
+"""The energy policy: descend E(observation, action chunk) to act.
+
+Shapes: B batch, M candidates, T horizon, A action dimension, To observations, Do their dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy import OBJECTIVES, descend
+from ebt_policy.energy.descent import draw_normal
+from ebt_policy.energy.objectives import corrupt
+from ebt_policy.energy.transformer import Width
+from ebt_policy.models.network import ChunkTransformer
+from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape, options
+
+
+@dataclass(frozen=True)
+class EnergyInference:
+    """How an energy policy predicts.
+
+    Args:
+        steps: descent steps.
+        candidates: M chunks descended together, of which the best is taken.
+        select: the best has the lowest final ``energy`` or the largest ``drop``.
+        stop_grad_norm: a candidate stops early below this gradient norm; None never.
+    """
+
+    steps: int = 4
+    candidates: int = 1
+    select: Literal["energy", "drop"] = "energy"
+    stop_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.candidates < 1:
+            raise ConfigError("inference.steps and inference.candidates must be at least 1.")
+        if self.select not in ("energy", "drop"):
+            raise ConfigError(f"inference.select must be energy or drop, got {self.select}.")
+
+
+class EnergyPolicy(Policy):
+    """Energy-based transformer policy.
+
+    Args:
+        shape, normalizer: as in `Policy`.
+        size: the size dial.
+        model: ``actions_per_token``, ``inference`` (see `EnergyInference`).
+        objective: ``name`` of one of `OBJECTIVES` and its arguments.
+    """
+
+    name = "ebt"
+
+    def __init__(
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Width,
+        model: dict[str, Any],
+        objective: dict[str, Any],
+    ) -> None:
+        super().__init__(shape, normalizer)
+        arguments = dict(objective)
+        kind = arguments.pop("name")
+        if kind not in OBJECTIVES:
+            raise ConfigError(f"objective={kind} is unknown; there are {', '.join(OBJECTIVES)}.")
+        self.objective = OBJECTIVES[kind](**arguments)
+        self.net = ChunkTransformer(
+            shape,
+            size,
+            actions_per_token=model["actions_per_token"],
+            output="energy",
+            level=self.objective.level_conditioned,
+        )
+        self.inference = options(EnergyInference, model["inference"], "model.inference")
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        replay = self.objective.replay
+        rows = {"obs": batch["obs"], "action": batch["action"]}
+        old: dict[str, Tensor] = {}
+        if replay is not None and len(replay) > 0:
+            old = replay.sample(int(len(batch["obs"]) * self.objective.replay_fraction))
+            rows = {key: torch.cat([rows[key], old[key]]) for key in rows}
+        draws = self.objective.draw(rows["action"].unsqueeze(1))
+        if old:
+            draws["normal"][-len(old["candidate"]) :] = old["candidate"]
+        return {**rows, "draws": draws}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        context = self.net.encode(batch["obs"])
+        return self.objective(
+            lambda chunk, level: self.net(context, chunk, level),
+            batch["action"].unsqueeze(1),
+            batch["draws"],
+        )
+
+    def after_step(self, batch: dict[str, Any], metrics: dict[str, Tensor]) -> None:
+        candidate = metrics.pop("candidate", None)
+        if self.objective.replay is not None and candidate is not None:
+            self.objective.replay.add(
+                {"obs": batch["obs"], "action": batch["action"], "candidate": candidate}
+            )
+
+    def extra_training_state(self) -> dict[str, Any]:
+        replay = self.objective.replay
+        return {"replay": replay.state_dict()} if replay is not None else {}
+
+    def load_extra_training_state(self, state: dict[str, Any]) -> None:
+        if self.objective.replay is not None:
+            self.objective.replay.load_state_dict(state["replay"])
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        groups = super().parameter_groups(lr, weight_decay)
+        learned = list(self.objective.parameters())
+        if learned:
+            # A learned step size moves on its own scale: three times its value a unit of learning
+            # rate, as in the published recipes (500 and 1500 for text, 3000 and 9000 for images).
+            chosen = {id(p) for p in learned}
+            groups[1]["params"] = [p for p in groups[1]["params"] if id(p) not in chosen]
+            scale = 3.0 * float(learned[0].detach())
+            groups.append({"params": learned, "lr": lr * scale, "weight_decay": 0.0})
+        return groups
+
+    def configure_inference(self, **changes: Any) -> None:
+        options(EnergyInference, changes, "the energy policy's inference")
+        self.inference = replace(self.inference, **changes)
+
+    def energies(self, obs: dict[str, Tensor], chunks: Tensor, level: float = 1.0) -> Tensor:
+        """Energy of given chunks (B, M, T, A), env units, at a level -> (B, M)."""
+        with torch.no_grad():
+            context = self.net.encode(self.normalizer.normalize("obs", obs["obs"]))
+            told = chunks.new_full(chunks.shape[:2], level)
+            normalised = self.normalizer.normalize("action", chunks)
+            return self.net(
+                context, normalised, told if self.objective.level_conditioned else None
+            )
+
+    def descend(
+        self,
+        obs: Tensor,
+        prefix: Tensor | None = None,
+        deadline_s: float | None = None,
+        generator: Generators = None,
+    ):
+        """The descent behind `predict_chunk`, all in normalised units, one unit a candidate."""
+        how = self.inference
+        context = self.net.encode(obs)
+        like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
+        init = draw_normal(like, generator)
+        chosen = self.objective.descent_options(how.steps)
+        levels = chosen.get("levels")
+        if levels is not None:
+            chosen["levels"] = levels = levels.to(obs.device)
+        if prefix is not None:
+            if levels is None:
+                mask = torch.arange(self.shape.horizon, device=obs.device) < prefix.shape[1]
+                init[:, :, : prefix.shape[1]] = prefix.unsqueeze(1)
+                chosen["frozen"] = mask.view(1, 1, -1, 1)
+            else:
+                chosen["project"] = _along_the_path(init, prefix.unsqueeze(1), levels)
+        return descend(
+            lambda chunk, level: self.net(context, chunk, level),
+            init,
+            steps=how.steps,
+            candidates=how.candidates,
+            select=how.select,
+            stop_grad_norm=how.stop_grad_norm,
+            deadline_s=deadline_s,
+            generator=generator,
+            **chosen,
+        )
+
+    def refine(
+        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
+    ) -> Chunk:
+        found = self.descend(obs, prefix, deadline_s, generator)
+        return Chunk(
+            actions=found.candidate[:, 0],
+            steps_used=found.steps_used[:, 0],
+            energy=found.energies[-1, :, 0],
+            grad_norm=found.grad_norms[-1, :, 0],
+        )
+
+
+def _along_the_path(init: Tensor, prefix: Tensor, levels: Tensor):
+    """Projection that holds a prefix where the corruption path has it at each level.
+
+    A level-conditioned energy expects all actions to be equally noisy; a clean prefix beside noisy
+    actions is nothing that it was trained on.
+    """
+    noise = init[:, :, : prefix.shape[2]].clone()
+
+    def project(x: Tensor, done: int) -> Tensor:
+        at = corrupt(prefix.expand_as(noise), noise, levels[done].expand(noise.shape[:2]))
+        return torch.cat([at, x[:, :, prefix.shape[2] :]], dim=2)
+
+    return project

@@ -1,0 +1,256 @@
+"""What every policy is, with or without an energy: the interface, and how it is stored.
+
+Shapes: B batch, T `horizon`, To `n_obs_steps`, Ta `n_action_steps`, Do observation and A action
+dimension. Within a policy everything is normalised to [-1, 1]; `predict_chunk` speaks env units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ebt_policy.data.normalize import Normalizer
+
+FORMAT_VERSION = "1"
+
+T = TypeVar("T")
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message says what to change."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another version."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Dimensions that tie a policy to its task (names as in Diffusion Policy)."""
+
+    obs_dim: int
+    action_dim: int
+    horizon: int
+    n_obs_steps: int
+    n_action_steps: int
+
+
+@dataclass
+class Chunk:
+    """A predicted chunk of actions.
+
+    Attributes:
+        actions: (B, T, A) in env units. The first to execute is index To - 1, the one after the
+            newest observation.
+        steps_used: (B,) passes of refinement that were spent.
+        energy: (B,) final energy, lower is better; None without an energy.
+        grad_norm: (B,) gradient norm at the last step; None without an energy.
+    """
+
+    actions: Tensor
+    steps_used: Tensor
+    energy: Tensor | None = None
+    grad_norm: Tensor | None = None
+
+
+def options(cls: type[T], given: dict[str, Any], where: str) -> T:
+    """Build a dataclass of options from configuration, naming unknown keys."""
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(given) - known):
+        raise ConfigError(
+            f"{where} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        )
+    return cls(**given)
+
+
+class Policy(nn.Module):
+    """Base of all policies.
+
+    Args:
+        shape: dimensions.
+        normalizer: fitted on the training data, keys "obs" and "action".
+
+    Attributes:
+        config: the sections it was built from, stored with a checkpoint.
+    """
+
+    name: ClassVar[str]
+    config: dict[str, Any]
+
+    def __init__(self, shape: Shape, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.shape = shape
+        self.normalizer = normalizer
+
+    # -- training ---------------------------------------------------------------------------
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add ``batch["draws"]``, all the randomness of a training step; tensors have B first.
+
+        Args:
+            batch: normalised "obs" (B, To, Do) and "action" (B, T, A).
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and metrics of a drawn batch: a pure function, so that it compiles."""
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and metrics of a batch."""
+        return self(self.draw(batch))
+
+    def after_step(self, batch: dict[str, Any], metrics: dict[str, Tensor]) -> None:
+        """Hook after each training step, for policies that learn from their predictions."""
+
+    def extra_training_state(self) -> dict[str, Any]:
+        """What a checkpoint must keep besides weights, so that training resumes exactly."""
+        return {}
+
+    def load_extra_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_training_state` gave."""
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: matrices are decayed, vectors (biases, norms) are not."""
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.ndim < 2]
+        return [
+            {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+            {"params": vectors, "lr": lr, "weight_decay": 0.0},
+        ]
+
+    # -- inference --------------------------------------------------------------------------
+
+    def refine(
+        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
+    ) -> Chunk:
+        """Predict in normalised units: obs (B, To, Do), prefix (B, P, A)."""
+        raise NotImplementedError
+
+    def configure_inference(self, **changes: Any) -> None:
+        """Change how chunks are predicted (steps, candidates, scheduler, ...)."""
+        raise NotImplementedError
+
+    def predict_chunk(
+        self,
+        obs: dict[str, Tensor],
+        *,
+        prefix: Tensor | None = None,
+        deadline_s: float | None = None,
+        generator: Generators = None,
+    ) -> Chunk:
+        """Predict a chunk of actions.
+
+        Args:
+            obs: "obs" (B, To, Do), env units, the newest last.
+            prefix: (B, P, A), env units: the first P actions of the chunk, already committed (the
+                first To - 1 of a chunk lie in the past). The rest is made to fit them.
+            deadline_s: wall-clock budget for the refinement.
+            generator: of the noise; a list has one for each row.
+
+        Raises:
+            ValueError: for wrong shapes, NaN or Inf in the observation.
+        """
+        s = self.shape
+        device = next(self.parameters()).device
+        with torch.inference_mode(False), torch.no_grad():
+            if "obs" not in obs:
+                raise ValueError(f'the observation must have the key "obs", got {sorted(obs)}.')
+            seen = obs["obs"].to(device, torch.float32, copy=True)
+            if seen.ndim != 3 or tuple(seen.shape[1:]) != (s.n_obs_steps, s.obs_dim):
+                raise ValueError(
+                    f"the observation must be (B, {s.n_obs_steps}, {s.obs_dim}), "
+                    f"got {tuple(seen.shape)}."
+                )
+            if not bool(seen.isfinite().all()):
+                raise ValueError("the observation holds NaN or Inf; check the sensor.")
+            fixed = None
+            if prefix is not None:
+                if prefix.ndim != 3 or prefix.shape[::2] != (len(seen), s.action_dim):
+                    raise ValueError(
+                        f"the prefix must be ({len(seen)}, P, {s.action_dim}), "
+                        f"got {tuple(prefix.shape)}."
+                    )
+                if prefix.shape[1] > s.horizon:
+                    raise ValueError(f"the prefix is longer than the horizon {s.horizon}.")
+                committed = prefix.to(device, torch.float32, copy=True)
+                fixed = self.normalizer.normalize("action", committed)
+            chunk = self.refine(
+                self.normalizer.normalize("obs", seen), fixed, deadline_s, generator
+            )
+            # Beyond the limits of the demonstrations nothing was learned.
+            actions = self.normalizer.unnormalize("action", chunk.actions.clamp(-1, 1))
+            if prefix is not None:
+                actions[:, : prefix.shape[1]] = prefix.to(actions)
+            chunk.actions = actions
+            return chunk
+
+    # -- storage ----------------------------------------------------------------------------
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and normaliser into an existing folder."""
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        OmegaConf.save(OmegaConf.create({**self.config, "shape": asdict(self.shape)}),
+                       folder / "config.yaml")  # fmt: skip
+        (folder / "normalizer.json").write_text(json.dumps(self.normalizer.to_json()))
+        (folder / "format_version").write_text(FORMAT_VERSION)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Load a policy from a checkpoint or run folder.
+
+        Raises:
+            CheckpointError: missing, damaged, of another version, or of another kind of policy.
+        """
+        from ebt_policy.models import build_policy  # the registry stands on this module
+
+        folder = checkpoint_folder(path)
+        for name in ("model.safetensors", "config.yaml", "normalizer.json", "format_version"):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
+        version = (folder / "format_version").read_text().strip()
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder} has format {version}, this package reads {FORMAT_VERSION}; "
+                "use the package version that wrote it, or train again."
+            )
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+            assert isinstance(config, dict)
+            normalizer = Normalizer.from_json(json.loads((folder / "normalizer.json").read_text()))
+            policy = build_policy({str(k): v for k, v in config.items()}, normalizer)
+            policy.load_state_dict(load_file(folder / "model.safetensors"))
+        except (SafetensorError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+            raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        if not isinstance(policy, cls):
+            raise CheckpointError(f"{folder} holds a {policy.name} policy, not {cls.name}.")
+        return policy.to(device).eval()
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """A checkpoint folder as it is, or the newest one of a run folder."""
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        found = sorted((folder / "checkpoints").glob("step_*"))
+        if not found:
+            raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
+        return found[-1]
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {folder}.")
+    return folder

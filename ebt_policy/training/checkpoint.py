@@ -1,0 +1,74 @@
+"""Checkpoints that a kill at any moment leaves whole.
+
+A checkpoint is a folder ``checkpoints/step_<n>``: the policy's own files (see `Policy.save`) and
+``trainer_state.pt``. It is written under a temporary name, synced to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebt_policy.models.policy import CheckpointError, Policy
+
+
+def save_checkpoint(run_dir: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
+    """Write a checkpoint and drop all but the newest two.
+
+    Args:
+        policy: whose weights are for inference (the averaged ones).
+        state: all that training needs to go on: tensors, numbers, strings and containers of them.
+    """
+    parent = run_dir / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(".writing_*"):
+        shutil.rmtree(leftover)
+    temporary = parent / f".writing_{step:08d}"
+    temporary.mkdir()
+    policy.save(temporary)
+    torch.save(state, temporary / "trainer_state.pt")
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync(temporary)
+    final = parent / f"step_{step:08d}"
+    if final.exists():  # the same step, written before a kill: equal, and already whole
+        shutil.rmtree(temporary)
+        return final
+    os.rename(temporary, final)
+    _sync(parent)
+    for old in sorted(parent.glob("step_*"))[:-2]:
+        # Renamed first: a kill in the middle of a removal must not leave half a checkpoint.
+        gone = old.with_name(f".writing_{old.name}")
+        os.rename(old, gone)
+        shutil.rmtree(gone)
+    return final
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    found = sorted((run_dir / "checkpoints").glob("step_*"))
+    return found[-1] if found else None
+
+
+def load_trainer_state(folder: Path) -> dict[str, Any]:
+    """Trainer state of a checkpoint, read without unpickling code."""
+    try:
+        return torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{folder}/trainer_state.pt cannot be read ({error}); delete the folder {folder.name} "
+            "to resume from the checkpoint before it."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

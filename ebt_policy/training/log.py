@@ -1,0 +1,75 @@
+"""Metrics to a JSONL file always, to Weights & Biases if asked."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.models.policy import ConfigError
+
+MODES = ("off", "online", "offline")
+
+
+class MetricLog:
+    """Appends one JSON object a line to ``log.jsonl``.
+
+    Args:
+        run_dir: where the file lies.
+        wandb: ``off``, ``online`` or ``offline``.
+        config: stored with the Weights & Biases run.
+        resume_step: lines of later steps, written before a kill, are dropped: the resumed run
+            writes them again.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, wandb: str, config: dict[str, Any], resume_step: int | None
+    ) -> None:
+        path = run_dir / "log.jsonl"
+        if resume_step is not None and path.exists():
+            _drop_after(path, resume_step)
+        self._file = path.open("a" if resume_step is not None else "w", buffering=1)
+        self._run = None
+        if wandb != "off":
+            self._run = _start_wandb(run_dir, wandb, config)
+
+    def write(self, **values: Any) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        if self._run is not None:
+            self._run.log(values, step=values.get("step"))
+
+    def close(self) -> None:
+        self._file.close()
+        if self._run is not None:
+            self._run.finish()
+
+
+def check_mode(wandb: str) -> None:
+    """Raise `ConfigError` for an unknown mode (YAML reads a bare ``off`` as False)."""
+    if wandb not in MODES:
+        raise ConfigError(f"wandb must be one of {', '.join(MODES)}, got {wandb}.")
+
+
+def _start_wandb(run_dir: Path, mode: str, config: dict[str, Any]) -> Any:
+    import wandb  # slow to import, and unused by default
+
+    name = run_dir.name
+    return wandb.init(
+        project="ebt_policy", dir=run_dir, name=name, id=name, mode=mode, config=config,
+        resume="allow",
+    )  # fmt: skip
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut short
+            continue
+        if values.get("step", 0) <= step:
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)

@@ -1,0 +1,325 @@
+"""The trainer, one for every policy.
+
+A step is: gather a batch, draw its randomness, loss, backward, clip, AdamW, average. All of it
+depends on the seed and the step number alone, so that a run that was killed and resumed equals one
+that was not, bit for bit on the CPU, and several processes equal one.
+
+Every process gathers and draws the *global* batch (cheap: the data is resident) and trains on its
+own slice of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from ebt_policy.data.windows import Windows
+from ebt_policy.models.policy import ConfigError, Policy
+from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint, save_checkpoint
+from ebt_policy.training.log import MetricLog
+from ebt_policy.training.progress import TrainingProgress
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast to train.
+
+    Args:
+        steps: updates to make; or
+        minutes: wall-clock budget, turned into a number of steps when the warm-up ends. Exactly
+            one of the two is set.
+        batch_size: global batch.
+        lr, weight_decay: AdamW's; linear warm-up over ``warmup_steps``, cosine to lr / 10.
+        max_grad_norm: gradient clipping.
+        ema_power: the averaging decay is 1 - (1 + step) ** -power (Diffusion Policy uses 0.75).
+        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+        compile: compile the loss with torch.compile.
+        checkpoint_every, rollout_every, log_every: in steps; 0 rollouts for none.
+    """
+
+    steps: int | None
+    minutes: float | None
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_steps: int
+    max_grad_norm: float
+    ema_power: float
+    mixed_precision: str
+    compile: bool
+    checkpoint_every: int
+    rollout_every: int
+    log_every: int
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ConfigError("set exactly one of train.steps and train.minutes.")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"train.steps must be at least 1, got {self.steps}.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"train.minutes must be positive, got {self.minutes}.")
+        for name in ("batch_size", "lr", "warmup_steps", "max_grad_norm", "ema_power",
+                     "checkpoint_every", "log_every"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"train.{name} must be positive, got {getattr(self, name)}.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ConfigError(
+                f"train.mixed_precision must be no, bf16 or fp16, got {self.mixed_precision}."
+            )
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training met a loss that is NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers of the run besides tensors."""
+
+    step: int = 0
+    total_steps: int | None = None
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a policy in a run folder.
+
+    Args:
+        policy: untrained, on the CPU.
+        windows: the training data, normalised.
+        config: see `TrainConfig`.
+        run_dir: gets ``checkpoints/`` and ``log.jsonl``.
+        seed: of batches and draws.
+        accelerator: device, precision and processes.
+        log: metric log of the main process.
+        rollout: plays a few episodes with a policy and returns metrics to log.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        windows: Windows,
+        config: TrainConfig,
+        run_dir: Path,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        log: MetricLog | None = None,
+        rollout: Callable[[Policy], dict[str, float]] | None = None,
+    ) -> None:
+        processes = accelerator.num_processes
+        if config.batch_size % processes:
+            raise ConfigError(
+                f"train.batch_size={config.batch_size} must be a multiple of the "
+                f"{processes} processes."
+            )
+        if len(windows) < config.batch_size:
+            raise ConfigError(
+                f"there are {len(windows)} training windows, fewer than "
+                f"train.batch_size={config.batch_size}; lower it."
+            )
+        self.policy, self.windows, self.config = policy, windows, config
+        self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
+        self.log, self.rollout = log, rollout
+        self.progress = Progress(total_steps=config.steps)
+        # Every process draws the same random numbers: they belong to the global batch.
+        set_seed(seed)
+        optimizer = torch.optim.AdamW(
+            policy.parameter_groups(config.lr, config.weight_decay), betas=(0.9, 0.95)
+        )
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        if config.compile:
+            policy.compile()
+        self.model, self.optimizer = accelerator.prepare(policy, optimizer)
+        self.ema = EMAModel(
+            policy.parameters(), use_ema_warmup=True, power=config.ema_power, foreach=True
+        )
+
+    # -- state ------------------------------------------------------------------------------
+
+    def resume(self) -> int | None:
+        """Continue from the newest checkpoint of the run folder; the step it was at, or None."""
+        folder = newest_checkpoint(self.run_dir)
+        if folder is None:
+            return None
+        state = load_trainer_state(folder)
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(device=self.accelerator.device)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.policy.load_extra_training_state(state["extra"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        return self.progress.step
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step (main process)."""
+        scaler = self.accelerator.scaler
+        state = {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "extra": self.policy.extra_training_state(),
+            "progress": asdict(self.progress),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+        self.policy.config["trained"] = {
+            "steps": self.progress.step,
+            "seconds": round(self.progress.seconds, 1),
+            "device": self.accelerator.device.type,
+        }
+        with self.averaged_weights():
+            return save_checkpoint(self.run_dir, self.progress.step, self.policy, state)
+
+    def averaged_weights(self) -> _Averaged:
+        """Within this context the policy has its averaged weights."""
+        return _Averaged(self.ema, self.policy)
+
+    # -- training ---------------------------------------------------------------------------
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """Global batch of a step: epochs without replacement, each in an order of its own."""
+        size, count = self.config.batch_size, len(self.windows)
+        per_epoch = count // size
+        epoch, place = divmod(step, per_epoch)
+        order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        index = torch.randperm(count, generator=order)[place * size : (place + 1) * size]
+        return self.windows.gather(index)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Linear warm-up, then a cosine from 1 to 0.1."""
+        warmup = self.config.warmup_steps
+        if step < warmup or self.progress.total_steps is None:
+            return min(1.0, (step + 1) / warmup)
+        share = (step - warmup) / max(self.progress.total_steps - warmup, 1)
+        return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One update; returns metrics."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.learning_rate_factor(self.progress.step)
+        batch = self.policy.draw(self.batch(self.progress.step))
+        batch = _slice(batch, self.accelerator.process_index, self.accelerator.num_processes)
+        loss, metrics = self.model(batch)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.policy.parameters())
+        self.policy.after_step(batch, metrics)
+        self.progress.step += 1
+        return {"loss": loss.detach(), "grad_norm_weights": norm, **metrics}
+
+    def fit(self) -> None:
+        """Train to the end, with progress, logs, rollouts and checkpoints.
+
+        Raises:
+            NonFiniteLoss: naming the step and the last good checkpoint.
+        """
+        config, progress, main = self.config, self.progress, self.accelerator.is_main_process
+        done = progress.step
+        if progress.total_steps is not None and done >= progress.total_steps:
+            return
+        self.policy.train()
+        last = newest_checkpoint(self.run_dir)
+        mark, mark_step, sum_loss = time.perf_counter(), progress.step, torch.zeros(())
+        with TrainingProgress(progress, enabled=main) as bar:
+            while progress.total_steps is None or progress.step < progress.total_steps:
+                metrics = self.train_step()
+                step, loss = progress.step, metrics["loss"]
+                sum_loss = sum_loss + loss.cpu()
+                log_now = step % config.log_every == 0
+                if log_now or step == progress.total_steps or step % config.checkpoint_every == 0:
+                    if not math.isfinite(float(sum_loss)):
+                        raise NonFiniteLoss(
+                            f"the loss is not finite at or before step {step}; the last good "
+                            f"checkpoint is {last or 'none yet'}. Lower train.lr, or resume=true "
+                            "to go on from that checkpoint."
+                        )
+                if log_now:
+                    now = time.perf_counter()
+                    progress.seconds += now - mark
+                    rate = (step - mark_step) / (now - mark)
+                    mean = float(sum_loss) / config.log_every
+                    mark, mark_step, sum_loss = now, step, torch.zeros(())
+                    self._plan(rate)
+                    values = {k: float(v) for k, v in metrics.items() if v.numel() == 1}
+                    values |= {"loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
+                    values |= {"steps_per_second": rate, "seconds": progress.seconds}
+                    if self.log is not None:
+                        self.log.write(step=step, **values)
+                    bar.update(mean, rate)
+                ending = step == progress.total_steps
+                paused = time.perf_counter()
+                if ending:
+                    progress.seconds += paused - mark
+                if (ending or step % config.checkpoint_every == 0) and main:
+                    last = self.save()
+                if self.rollout and config.rollout_every and not ending:
+                    if step % config.rollout_every == 0 and main:
+                        self._rollout(step)
+                mark += time.perf_counter() - paused  # not training time
+        self.accelerator.wait_for_everyone()
+
+    def _plan(self, rate: float) -> None:
+        """Once warm, turn the budget of minutes into a number of steps, the same on all."""
+        progress, config = self.progress, self.config
+        if progress.total_steps is not None or progress.step < config.warmup_steps:
+            return
+        assert config.minutes is not None
+        left = max(60.0 * config.minutes - progress.seconds, 0.0)
+        planned = torch.tensor([progress.step + max(int(rate * left), 1)], dtype=torch.float64)
+        planned = self.accelerator.reduce(planned.to(self.accelerator.device), "mean")
+        progress.total_steps = int(planned.item())  # type: ignore[union-attr]
+
+    def _rollout(self, step: int) -> None:
+        assert self.rollout is not None
+        # Rollouts draw from generators of their own; training goes on with the same numbers.
+        with self.averaged_weights():
+            self.policy.eval()
+            values = self.rollout(self.policy)
+            self.policy.train()
+        if self.log is not None:
+            self.log.write(step=step, **values)
+
+
+class _Averaged:
+    def __init__(self, ema: EMAModel, policy: Policy) -> None:
+        self.ema, self.policy = ema, policy
+
+    def __enter__(self) -> Policy:
+        self.ema.store(self.policy.parameters())
+        self.ema.copy_to(self.policy.parameters())
+        return self.policy
+
+    def __exit__(self, *error: object) -> None:
+        self.ema.restore(self.policy.parameters())
+
+
+def _slice(batch: dict[str, Any], index: int, count: int) -> dict[str, Any]:
+    """The part of a global batch that belongs to one of several processes."""
+    if count == 1:
+        return batch
+
+    def part(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: part(v) for k, v in value.items()}
+        return value.chunk(count)[index] if isinstance(value, Tensor) else value
+
+    return part(batch)

@@ -1,0 +1,163 @@
+"""Push-T: push a T-shaped block onto a T-shaped goal with a circular agent.
+
+The physics is gym-pusht's; the initial states, the score and the end of an episode are those of
+Diffusion Policy (Chi et al. 2023, `pusht_keypoints_runner.py`), so that scores compare.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar, Literal, cast
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+import cv2
+import gymnasium
+import numpy as np
+from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
+from gymnasium import spaces
+from pymunk import Vec2d
+
+from ebt_policy.data.push_t import observation
+
+SIZE = 512.0  # side of the square workspace, px
+# The walls stop neither the agent nor, when it is squeezed, the block. The agent stays inside
+# [0, SIZE]; its 15 px radius can carry the block, whose farthest corner is 142 px from its origin,
+# about 160 px outside. The bounds leave room beyond that for the solver's overlaps.
+OBSERVATION_LOW, OBSERVATION_HIGH = -SIZE / 2, SIZE * 3 / 2
+
+
+class PushTEnv(GymPushTEnv):
+    """Push-T with keypoint observations and Diffusion Policy's seeded initial states.
+
+    Observation: (20,) float32, px: the block's 9 keypoints (x, y each), then the agent (x, y).
+    Action: (2,) float32, px in [0, 512]: where the agent should go, held for 0.1 s. Values outside
+    are clipped.
+    Reward: clip(coverage / 0.95, 0, 1), coverage being the covered fraction of the goal's area.
+    Terminated: coverage > 0.95.
+    Info: `coverage`, `is_success`, `state` (5,) float64: agent x, y, block x, y (px), block angle
+    (rad, in [0, 2 pi)).
+
+    Args:
+        render_mode: None or "rgb_array".
+        width, height: size of the rendered frames, px.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, width: int = 256, height: int = 256):
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
+        super().__init__(
+            render_mode=cast(str, render_mode),
+            visualization_width=width,
+            visualization_height=height,
+        )
+
+    def _initialize_observation_space(self) -> None:
+        self.observation_space = spaces.Box(
+            OBSERVATION_LOW, OBSERVATION_HIGH, shape=(20,), dtype=np.float32
+        )
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode whose initial state depends on `seed` alone.
+
+        Args:
+            seed: 0 to 2**32 - 1; without it, one is drawn from `np_random`.
+            options: {"state": (5,)} starts in exactly that state instead (layout as `info`'s).
+
+        Raises:
+            ValueError: a seed outside its range, an unknown option or an impossible state.
+        """
+        gymnasium.Env.reset(self, seed=seed)
+        options = dict(options or {})
+        given = options.pop("state", None)
+        if options:
+            raise ValueError(f"unknown reset options {sorted(options)}; the only one is 'state'")
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        self._setup()
+        self._last_action = None
+        if given is None:
+            self._set_state(seeded_state(seed))
+        else:
+            self._place(_checked_state(given))
+        info = {"coverage": float(self._get_coverage()), "is_success": False}
+        return self.get_obs(), info | self._get_info()
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, float, bool, Literal[False], dict[str, Any]]:
+        """Move toward `action` (2,) for 0.1 s.
+
+        Raises:
+            ValueError: an action of another shape, or with a NaN or an infinity in it.
+        """
+        target = np.asarray(action, dtype=np.float64)
+        if target.shape != (2,) or not np.isfinite(target).all():
+            raise ValueError(f"a Push-T action is two finite numbers (x, y in px), got {action}")
+        obs, reward, terminated, truncated, info = super().step(np.clip(target, 0.0, SIZE))
+        info |= {"coverage": float(info["coverage"]), "is_success": bool(terminated)}
+        return cast(np.ndarray, obs), float(reward), bool(terminated), truncated, info
+
+    def get_obs(self) -> np.ndarray:
+        """The current observation, (20,) float32."""
+        return np.asarray(observation(self._state()), dtype=np.float32)
+
+    def draw_plan(self, frame: np.ndarray, plan: np.ndarray) -> np.ndarray:
+        """Draw planned agent positions over a rendered frame, in place.
+
+        Args:
+            frame: (H, W, 3) uint8.
+            plan: (n, 2) actions, px of the workspace, soonest first: they fade from red to yellow.
+        """
+        height, width = frame.shape[:2]
+        for i, (x, y) in enumerate(plan):
+            centre = (round(float(x) / SIZE * width), round(float(y) / SIZE * height))
+            colour = (230, int(200 * i / max(1, len(plan) - 1)), 40)
+            cv2.circle(frame, centre, max(2, width // 100), colour, -1, cv2.LINE_AA)
+        return frame
+
+    def _state(self) -> np.ndarray:
+        angle = self.block.angle % (2 * np.pi)
+        return np.array([*self.agent.position, *self.block.position, angle])
+
+    def _get_info(self) -> dict[str, Any]:
+        return {"state": self._state()}
+
+    def _place(self, state: np.ndarray) -> None:
+        # Angle before position: turning moves the block's origin about its centre of mass.
+        self.agent.position = Vec2d(*state[:2].tolist())
+        self.block.angle = float(state[4])
+        self.block.position = Vec2d(*state[2:4].tolist())
+        self.space.reindex_shapes_for_body(self.agent)
+        self.space.reindex_shapes_for_body(self.block)
+
+
+def seeded_state(seed: int) -> np.ndarray:
+    """The values from which Diffusion Policy starts episode `seed`, (5,) float64.
+
+    Source: `PushTEnv.reset` of github.com/real-stanford/diffusion_policy. The block is then placed
+    in the legacy order, position before angle, so that its origin ends up elsewhere: the turn is
+    about the centre of mass.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"a Push-T seed lies between 0 and 2**32 - 1, got {seed}")
+    rs = np.random.RandomState(seed)
+    agent_and_block = [rs.randint(50, 450), rs.randint(50, 450)]
+    agent_and_block += [rs.randint(100, 400), rs.randint(100, 400)]
+    return np.array([*agent_and_block, rs.randn() * 2 * np.pi - np.pi])
+
+
+def _checked_state(given: Any) -> np.ndarray:
+    state = np.asarray(given, dtype=np.float64)
+    if state.shape != (5,) or not np.isfinite(state).all():
+        raise ValueError(f"options['state'] must be five finite numbers, got {given}")
+    if (state[:2] < 0).any() or (state[:2] > SIZE).any():
+        raise ValueError(f"the agent must start inside [0, {SIZE:g}] px, got {state[:2]}")
+    if (state[2:4] < 0).any() or (state[2:4] > SIZE).any():
+        raise ValueError(f"the block must start inside [0, {SIZE:g}] px, got {state[2:4]}")
+    return state

@@ -1,0 +1,58 @@
+"""What a rollout must know of an environment and of the policy's horizons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment, its time limit, and how much a policy sees and executes.
+
+    Attributes:
+        env_id: gymnasium id; "module:id" imports `module` first.
+        max_steps: time limit of an episode, environment steps.
+        n_obs_steps: To, observations that the policy sees (the newest last).
+        n_action_steps: Ta, actions executed of each predicted chunk.
+        kwargs: further arguments of `gymnasium.make`.
+    """
+
+    env_id: str
+    max_steps: int
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "n_obs_steps", "n_action_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def make(self, render_mode: str | None = None) -> gymnasium.Env:
+        """Build the environment with the time limit of this spec."""
+        return gymnasium.make(
+            self.env_id, max_episode_steps=self.max_steps, render_mode=render_mode, **self.kwargs
+        )
+
+    def plan(self, chunk: np.ndarray) -> np.ndarray:
+        """The part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).
+
+        A chunk starts at the oldest of the To observations; its action To - 1 is the one to take
+        right after the newest. The first Ta of the plan are executed.
+
+        Raises:
+            ValueError: the chunk is too short for Ta actions.
+        """
+        needed = self.n_obs_steps - 1 + self.n_action_steps
+        if len(chunk) < needed:
+            raise ValueError(
+                f"the policy predicts {len(chunk)} actions but n_obs_steps={self.n_obs_steps} and "
+                f"n_action_steps={self.n_action_steps} need {needed}; lower n_action_steps"
+            )
+        return chunk[self.n_obs_steps - 1 :]

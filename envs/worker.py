@@ -1,0 +1,146 @@
+"""A rollout worker: a process that owns one environment and plays whole seeded episodes.
+
+It must not import torch: a worker starts in about a second and stays small. The parent
+(`envs.rollout`) sends an `Order` for each episode, and the worker then asks for one chunk of
+actions after the other until the episode is over. It ends when the parent closes the pipe.
+
+    parent -> worker   EnvSpec, once | Order | chunk (T, A)
+    worker -> parent   ("obs", (To, Do)) | ("done", Played) | ("error", traceback)
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+from envs.spec import EnvSpec
+
+Shoot = Callable[[np.ndarray | None], None]  # films a frame with the plan (n, A) still ahead
+VIDEO_SPEED = 2  # videos play at twice the environment's rate
+
+
+@dataclass(frozen=True)
+class Order:
+    """An episode to play: its seed, where to write its video, whether to return its steps."""
+
+    seed: int
+    video: str | None = None
+    collect: bool = False
+
+
+@dataclass(frozen=True)
+class Played:
+    """An episode that is over.
+
+    Attributes:
+        score: best reward of the episode.
+        success: whether the environment reported success at any step.
+        length: number of steps.
+        states: (length, S) `info["state"]` before each step, where asked for.
+        actions: (length, A) actions as executed, inside the action space, where asked for.
+    """
+
+    score: float
+    success: bool
+    length: int
+    states: np.ndarray | None
+    actions: np.ndarray | None
+
+
+class Player:
+    """Plays episodes in one environment, asking `connection` for chunks of actions."""
+
+    def __init__(self, spec: EnvSpec, connection: Connection):
+        self._spec = spec
+        self._connection = connection
+        self._envs: dict[str | None, gymnasium.Env] = {}
+
+    def play(self, order: Order) -> Played:
+        """Run one episode from reset to termination or time limit."""
+        if order.video is None:
+            return self._play(self._env(None), order, lambda plan: None)
+        env = self._env("rgb_array")
+        with _film(env, order.video) as shoot:
+            return self._play(env, order, shoot)
+
+    def _play(self, env: gymnasium.Env, order: Order, shoot: Shoot) -> Played:
+        to, ta = self._spec.n_obs_steps, self._spec.n_action_steps
+        obs, info = env.reset(seed=order.seed)
+        recent = deque([obs] * to, maxlen=to)  # the first observation fills the missing past
+        score, success, over = -np.inf, False, False
+        length, states, actions = 0, [], []
+        while not over:
+            self._connection.send(("obs", np.stack(recent)))
+            plan = self._spec.plan(self._connection.recv())
+            if isinstance(env.action_space, Box):
+                plan = np.clip(plan, env.action_space.low, env.action_space.high)
+            for i, action in enumerate(plan[:ta]):
+                shoot(plan[i:])
+                if order.collect:
+                    states.append(info["state"])
+                    actions.append(action)
+                obs, reward, terminated, truncated, info = env.step(action)
+                recent.append(obs)
+                length += 1
+                score = max(score, float(reward))
+                success = success or bool(info.get("is_success", False))
+                over = terminated or truncated
+                if over:
+                    break
+        shoot(None)
+        return Played(
+            score,
+            success,
+            length,
+            np.stack(states) if order.collect else None,
+            np.stack(actions) if order.collect else None,
+        )
+
+    def _env(self, render_mode: str | None) -> gymnasium.Env:
+        if render_mode not in self._envs:
+            self._envs[render_mode] = self._spec.make(render_mode)
+        return self._envs[render_mode]
+
+
+@contextmanager
+def _film(env: gymnasium.Env, path: str) -> Iterator[Shoot]:
+    """The video of one episode, with the plan drawn where the environment knows how to."""
+    from envs.video import video_writer  # most workers never film
+
+    draw = getattr(env.unwrapped, "draw_plan", None)
+    with video_writer(path, VIDEO_SPEED * env.metadata.get("render_fps", 10)) as add:
+
+        def shoot(plan: np.ndarray | None) -> None:
+            frame = np.ascontiguousarray(env.render())
+            if plan is not None and draw is not None:
+                frame = draw(frame, plan)
+            add(frame)
+
+        yield shoot
+
+
+def serve(connection: Connection) -> None:
+    """Receive the spec, then play every ordered episode until the parent closes the pipe."""
+    try:
+        player = Player(connection.recv(), connection)
+        while True:
+            connection.send(("done", player.play(connection.recv())))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception:  # noqa: BLE001  whatever it is, the parent reports it
+        connection.send(("error", traceback.format_exc()))
+
+
+def main(fileno: int) -> None:
+    """Serve the connection that was inherited as file descriptor `fileno`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
+    serve(Connection(fileno))

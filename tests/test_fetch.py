@@ -1,0 +1,156 @@
+"""Downloads against a local server: whole, resumed, wrong, refused, cut off, no server."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
+
+BODY = bytes(range(256)) * 2000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves BODY: /file with ranges, /plain without, /cut drops the line half way."""
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append((self.path, asked))  # type: ignore[attr-defined]
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        if self.path == "/absent":
+            return self.send_error(404)
+        if self.path == "/plain":
+            start = 0
+        if start >= len(BODY):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(BODY)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        body = BODY[start:]
+        if start:
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.path == "/cut" and not start:
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def url(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def part(content: bytes):
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    path = cache_dir() / "data.bin.part"
+    path.write_bytes(content)
+    return path
+
+
+def test_cache_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("EBT_POLICY_CACHE")
+    assert cache_dir().name == "ebt_policy"
+
+
+@pytest.mark.parametrize("sha256", [None, SHA256, SHA256.upper()])
+def test_whole_then_cached(url, server, sha256):
+    path = fetch(f"{url}/file", "data.bin", sha256)
+    assert path.read_bytes() == BODY
+    assert [p.name for p in cache_dir().iterdir()] == ["data.bin"]
+    assert fetch(f"{url}/file", "data.bin", sha256) == path
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("page", ["file", "plain"])
+def test_resume_or_restart(url, server, page):
+    leftover = part(BODY[:1000])
+    path = fetch(f"{url}/{page}", "data.bin", SHA256)
+    assert path.read_bytes() == BODY
+    assert server.requests == [(f"/{page}", "bytes=1000-")]
+    assert not leftover.exists()
+
+
+def test_killed_before_the_rename(url, server):
+    part(BODY)
+    assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
+    assert len(server.requests) == 1
+
+
+def test_leftover_longer_than_the_file(url):
+    part(BODY + b"more")
+    assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
+
+
+def test_line_cut_then_resumed(url, server):
+    with pytest.raises(DownloadError, match="Could not download"):
+        fetch(f"{url}/cut", "data.bin", SHA256)
+    assert not (cache_dir() / "data.bin").exists()
+    kept = (cache_dir() / "data.bin.part").stat().st_size
+    assert len(BODY) // 4 < kept <= len(BODY) // 2
+    assert fetch(f"{url}/cut", "data.bin", SHA256).read_bytes() == BODY
+    assert server.requests[-1] == ("/cut", f"bytes={kept}-")
+
+
+def test_wrong_checksum(url):
+    with pytest.raises(DownloadError, match=f"SHA-256 {SHA256} instead of 00.* was deleted"):
+        fetch(f"{url}/file", "data.bin", "0" * 64)
+    assert list(cache_dir().iterdir()) == []
+
+
+def test_leftover_of_another_file_is_found_out(url):
+    part(b"x" * 1000)
+    with pytest.raises(DownloadError, match="was deleted"):
+        fetch(f"{url}/file", "data.bin", SHA256)
+    assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
+
+
+def test_cached_file_of_another_version_is_replaced(url):
+    cache_dir().mkdir(parents=True)
+    (cache_dir() / "data.bin").write_bytes(b"old version")
+    assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
+
+
+def test_refused(url):
+    with pytest.raises(DownloadError, match=r"/absent \(HTTP 404\).* put it at .*data\.bin"):
+        fetch(f"{url}/absent", "data.bin")
+
+
+def test_no_server(url, server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(OSError, match="check the network") as caught:
+        fetch(f"{url}/file", "data.bin")
+    assert isinstance(caught.value, DownloadError) and url in str(caught.value)
+
+
+def test_not_an_address(url):
+    with pytest.raises(DownloadError, match="Could not download"):
+        fetch("nowhere", "data.bin")

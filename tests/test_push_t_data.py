@@ -1,0 +1,166 @@
+"""Push-T demonstrations: geometry of the T, the choice of demonstrations, the real file."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from ebt_policy.data import push_t
+from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, write_episodes
+from ebt_policy.data.fetch import DownloadError, cache_dir
+from ebt_policy.data.push_t import KEYPOINTS, content_digest, keypoints, load_push_t, observation
+
+needs_data = pytest.mark.skipif(
+    not os.environ.get("EBT_POLICY_DATA"), reason="EBT_POLICY_DATA is not set"
+)
+
+
+def make(lengths=(4, 6)) -> Episodes:
+    rng = np.random.default_rng(0)
+    n = sum(lengths)
+    arrays = {
+        "state": rng.uniform(0, 512, size=(n, 5)).astype(np.float32),
+        "action": rng.uniform(0, 512, size=(n, 2)).astype(np.float32),
+        "img": np.zeros((n, 4, 4, 3), np.uint8),
+    }
+    return Episodes(arrays, np.cumsum(lengths))
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No data folder, an empty cache, no network, and shipped demonstrations in a test folder."""
+    monkeypatch.delenv("EBT_POLICY_DATA", raising=False)
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(push_t, "URL", "http://127.0.0.1:9/pusht.zip")
+    package = tmp_path / "package"
+    write_episodes(package / "demos" / "push_t_expert.zarr.zip", make((3, 2, 5)))
+    monkeypatch.setattr(push_t.resources, "files", lambda _: package)
+    return tmp_path
+
+
+def official_zip(path, episodes: Episodes) -> None:
+    write_episodes(path.parent / "unzipped", episodes, 2)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((path.parent / "unzipped").rglob("*")):
+            inside = file.relative_to(path.parent / "unzipped").as_posix()
+            archive.write(file, f"pusht/pusht_cchi_v7_replay.zarr/{inside}")
+
+
+# --- geometry ----------------------------------------------------------------------------------
+
+
+def test_keypoints_turn_and_move_with_the_block():
+    block = np.array([100, 200])
+    upright = keypoints(np.array([0.0, 0, 100, 200, 0]))
+    np.testing.assert_allclose(upright, KEYPOINTS + block)
+    quarter = keypoints(np.array([0.0, 0, 100, 200, np.pi / 2]))
+    turned = np.stack([-KEYPOINTS[:, 1], KEYPOINTS[:, 0]], axis=1)
+    np.testing.assert_allclose(quarter, turned + block)
+    full = keypoints(np.array([0.0, 0, 100, 200, 2 * np.pi]))
+    np.testing.assert_allclose(full, upright)
+
+
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (0, 5)])
+def test_observation_shapes(shape):
+    state = np.random.default_rng(0).uniform(0, 512, size=shape)
+    obs = observation(state)
+    assert obs.shape == (*shape[:-1], 20) and obs.dtype == np.float32
+    np.testing.assert_allclose(obs[..., 18:], state[..., :2], rtol=1e-6)
+    points = obs[..., :18].reshape(*shape[:-1], 9, 2)
+    np.testing.assert_allclose(points, keypoints(state), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("state", [np.zeros(4), np.zeros((3, 6)), np.float64(1)])
+def test_wrong_state(state):
+    with pytest.raises(ValueError, match="5 numbers"):
+        keypoints(state)
+
+
+# --- which demonstrations ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.zip"])
+def test_given_path(offline, name):
+    write_episodes(offline / name, make())
+    episodes, sentence = load_push_t(offline / name)
+    assert sorted(episodes.arrays) == ["action", "obs"]
+    np.testing.assert_array_equal(episodes.arrays["obs"], observation(make().arrays["state"]))
+    np.testing.assert_array_equal(episodes.arrays["action"], make().arrays["action"])
+    assert episodes.ends.tolist() == [4, 10] and episodes.attrs["rate_hz"] == 10
+    assert sentence == f"Push-T: 2 demonstrations from {offline / name}."
+
+
+def test_expert(offline):
+    episodes, sentence = load_push_t(demos="expert")
+    assert len(episodes) == 3
+    assert sentence == "Push-T: 3 demonstrations by the package's own expert."
+
+
+def test_falls_back_to_the_expert_without_a_network(offline):
+    episodes, sentence = load_push_t()
+    assert len(episodes) == 3
+    assert "own expert" in sentence and push_t.URL in sentence and "\n" not in sentence
+
+
+def test_human_insists(offline):
+    with pytest.raises(DownloadError, match="Could not download"):
+        load_push_t(demos="human")
+
+
+def test_official_archive_in_the_cache(offline, monkeypatch):
+    cache_dir().mkdir()
+    official_zip(cache_dir() / "pusht.zip", make())
+    monkeypatch.setattr(push_t, "HUMAN_DIGEST", content_digest(make()))
+    episodes, sentence = load_push_t(demos="human")
+    assert len(episodes) == 2 and "by humans" in sentence
+
+
+def test_another_archive_is_refused(offline):
+    for content in (None, b"<html>moved</html>"):
+        cache_dir().mkdir(exist_ok=True)
+        file = cache_dir() / "pusht.zip"
+        official_zip(file, make()) if content is None else file.write_bytes(content)
+        with pytest.raises(DownloadError, match="does not hold the published"):
+            load_push_t(demos="human")
+        assert not file.exists()
+
+
+def test_data_folder_without_the_file(offline, monkeypatch):
+    monkeypatch.setenv("EBT_POLICY_DATA", str(offline))
+    assert "own expert" in load_push_t()[1]
+
+
+def test_wrong_files(offline):
+    with pytest.raises(EpisodeError, match="does not exist"):
+        load_push_t(offline / "absent.zip")
+    eps = make()
+    write_episodes(offline / "a", Episodes({"action": eps.arrays["action"]}, eps.ends))
+    with pytest.raises(EpisodeError, match='no key "state"'):
+        load_push_t(offline / "a")
+    write_episodes(offline / "b", Episodes(eps.arrays | {"state": np.zeros((10, 7))}, eps.ends))
+    with pytest.raises(EpisodeError, match=r'"state" must have shape \(rows, 5\)'):
+        load_push_t(offline / "b")
+    with pytest.raises(ValueError, match="is unknown"):
+        load_push_t(demos="robot")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave path out"):
+        load_push_t(offline / "a", demos="expert")
+
+
+# --- the real file -----------------------------------------------------------------------------
+
+
+@needs_data
+def test_real_demonstrations():
+    file = os.path.join(os.environ["EBT_POLICY_DATA"], "pusht", "pusht_cchi_v7_replay.zarr.zip")
+    raw = read_episodes(file, keys=["state", "action", "keypoint"])
+    assert content_digest(raw) == push_t.HUMAN_DIGEST
+    difference = np.abs(keypoints(raw.arrays["state"]) - raw.arrays["keypoint"])
+    assert difference.mean() < 0.05
+    episodes, sentence = load_push_t()
+    assert len(episodes) == 206 and "by humans" in sentence
+    assert episodes.arrays["obs"].shape == (25650, 20)
+    assert episodes.arrays["action"].shape == (25650, 2)

@@ -1,0 +1,155 @@
+"""Intervals: equal to their formulas, honest about coverage, blind to order, loud on bad input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, wilson
+
+FINITE = st.floats(-1e6, 1e6, allow_nan=False)
+VALUES = st.lists(FINITE, min_size=1, max_size=12)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_equals_the_closed_formula(case: tuple[int, int]) -> None:
+    k, n = case
+    z, p = 1.959963984540054, k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    result = wilson(k, n)
+    assert result["mean"] == p
+    assert result["ci95"] == pytest.approx([centre - half, centre + half], abs=1e-9)
+    assert 0.0 <= result["ci95"][0] <= p <= result["ci95"][1] <= 1.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(VALUES, st.randoms(use_true_random=False))
+def test_mean_ci_ignores_order_and_brackets_the_values(values, random) -> None:
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    result = mean_ci(values)
+    assert mean_ci(shuffled) == result
+    lo, hi = result["ci95"]
+    slack = 1e-9 * (1 + max(map(abs, values)))
+    assert min(values) - slack <= lo <= hi <= max(values) + slack
+    assert result["mean"] == pytest.approx(np.mean(values), abs=slack)
+
+
+def test_mean_ci_is_deterministic_and_leaves_the_global_generator_alone() -> None:
+    values = np.random.default_rng(3).normal(size=40)
+    before = np.random.get_state(legacy=True)[1].copy()  # type: ignore
+    assert mean_ci(values) == mean_ci(values)
+    assert mean_ci(values, seed=1)["ci95"] != mean_ci(values, seed=2)["ci95"]
+    assert (np.random.get_state(legacy=True)[1] == before).all()  # type: ignore
+
+
+def test_mean_ci_covers_a_known_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    trials = 200
+    covered = 0
+    for trial in range(trials):
+        lo, hi = mean_ci(rng.normal(2.0, 3.0, size=40), seed=trial)["ci95"]
+        covered += lo <= 2.0 <= hi
+    # Binomial noise is 1.5 points; the percentile bootstrap is a point or two short at n = 40.
+    assert 0.90 <= covered / trials <= 0.985
+
+
+def test_mean_ci_agrees_with_the_normal_interval_of_a_large_sample() -> None:
+    values = np.random.default_rng(1).normal(0.0, 1.0, size=2000)
+    lo, hi = mean_ci(values)["ci95"]
+    half = 1.96 * values.std() / math.sqrt(values.size)
+    assert [lo, hi] == pytest.approx([values.mean() - half, values.mean() + half], abs=2e-3)
+
+
+def test_a_higher_level_gives_a_wider_interval_under_its_own_name() -> None:
+    values = np.arange(20.0)
+    narrow, wide = mean_ci(values, level=0.8), mean_ci(values, level=0.99)
+    assert set(narrow) == {"mean", "ci80"} and set(wide) == {"mean", "ci99"}
+    assert wide["ci99"][0] < narrow["ci80"][0] < narrow["ci80"][1] < wide["ci99"][1]
+
+
+def test_one_value_or_equal_values_collapse() -> None:
+    assert mean_ci([0.3]) == {"mean": 0.3, "ci95": [0.3, 0.3]}
+    assert mean_ci([0.1] * 7) == {"mean": 0.1, "ci95": [0.1, 0.1]}
+
+
+@settings(max_examples=20, deadline=None)
+@given(VALUES)
+def test_paired_difference_of_identical_values_is_exactly_zero(values) -> None:
+    assert paired_difference(values, values) == {"diff": 0.0, "ci95": [0.0, 0.0]}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=10), st.randoms())
+def test_paired_difference_matches_by_seed_whatever_the_order(pairs, random) -> None:
+    a, b = zip(*pairs, strict=True)
+    seeds = list(range(len(pairs)))
+    order = random.sample(seeds, len(seeds))
+    expected = paired_difference(a, b)
+    assert paired_difference(a, [b[i] for i in order], seeds, order) == expected
+
+
+def test_paired_difference_sees_what_separate_intervals_cannot() -> None:
+    luck = np.random.default_rng(0).normal(0.0, 1.0, size=30)
+    a, b = luck + 0.1 + np.linspace(-0.05, 0.05, 30), luck
+    result = paired_difference(a, b)
+    assert result["diff"] == pytest.approx(0.1) and result["ci95"][0] > 0
+    assert mean_ci(a)["ci95"][0] < mean_ci(b)["ci95"][1]
+
+
+def test_percentiles_interpolate() -> None:
+    assert percentiles(np.arange(101)) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+    assert percentiles([4.0]) == {"p50": 4.0, "p95": 4.0, "p99": 4.0}
+
+
+@pytest.mark.parametrize("function", [mean_ci, percentiles, lambda v: paired_difference(v, v)])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([], "empty"),
+        ([1.0, float("nan")], r"\[1\] is nan"),
+        ([float("inf")], "finite"),
+        ([[1.0, 2.0]], "one-dimensional"),
+        (3.0, "one-dimensional"),
+    ],
+)
+def test_bad_values_are_refused_by_name(function, bad, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(bad)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95, -0.5, float("nan")])
+def test_bad_levels_are_refused(level) -> None:
+    with pytest.raises(ValueError, match="level"):
+        mean_ci([1.0, 2.0], level=level)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 4), (1, -2), (0.5, 2), (1, 2.5)])
+def test_bad_counts_are_refused(k, n) -> None:
+    with pytest.raises(ValueError):
+        wilson(k, n)
+
+
+def test_whole_counts_of_any_type_are_accepted() -> None:
+    assert wilson(np.int64(2), np.int64(4)) == wilson(2, 4)  # type: ignore[arg-type]
+    assert wilson(2.0, 4.0) == wilson(2, 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "seeds_a", "seeds_b", "message"),
+    [
+        ([1.0], [1.0, 2.0], None, None, "pair up"),
+        ([1.0, 2.0], [1.0, 2.0], [0, 1], [0, 2], "same seeds"),
+        ([1.0, 2.0], [1.0, 2.0], [0, 0], [0, 0], "repeat"),
+        ([1.0, 2.0], [1.0, 2.0], [0, 1], None, "both sides"),
+        ([1.0, 2.0], [1.0, 2.0], [0], [0, 1], "1 seeds"),
+    ],
+)
+def test_pairs_that_do_not_match_are_refused(a, b, seeds_a, seeds_b, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_difference(a, b, seeds_a, seeds_b)

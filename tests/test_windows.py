@@ -1,0 +1,153 @@
+"""The window sampler: against a naive loop, at the edges of episodes, and with bad input."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebt_policy.data.windows import Windows, split_episodes
+
+
+def make(lengths):
+    """Values that name their own row: obs (row, -row), action (row + 0.5,)."""
+    row = torch.arange(sum(lengths), dtype=torch.float64)
+    arrays = {"obs": torch.stack([row, -row], 1), "action": row[:, None] + 0.5}
+    return arrays, np.cumsum(lengths)
+
+
+def naive(arrays, ends, horizon, n_obs_steps, n_action_steps, episodes):
+    """Diffusion Policy's sampler, one window and one row at a time."""
+    obs, action = [], []
+    for e in episodes:
+        first, stop = (int(ends[e - 1]) if e else 0), int(ends[e])
+        length = stop - first
+        for start in range(-(n_obs_steps - 1), length - horizon + n_action_steps):
+            rows = [first + min(max(start + t, 0), length - 1) for t in range(horizon)]
+            obs.append(arrays["obs"][rows[:n_obs_steps]])
+            action.append(arrays["action"][rows])
+    return obs, action
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_equals_a_naive_loop(data):
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
+    n_obs_steps, n_action_steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    horizon = n_obs_steps + n_action_steps - 1 + data.draw(st.integers(0, 4))
+    every = list(range(len(lengths)))
+    episodes = data.draw(st.none() | st.lists(st.sampled_from(every), min_size=1, unique=True))
+    arrays, ends = make(lengths)
+    sizes = {
+        "horizon": horizon,
+        "n_obs_steps": n_obs_steps,
+        "n_action_steps": n_action_steps,
+    }
+    obs, action = naive(arrays, ends, **sizes, episodes=every if episodes is None else episodes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not obs:
+            with pytest.raises(ValueError, match="None of the"):
+                Windows(arrays, ends, **sizes, episodes=episodes)
+            return
+        windows = Windows(arrays, ends, **sizes, episodes=episodes)
+    assert len(windows) == len(obs)
+    batch = windows.gather(torch.arange(len(windows)))
+    torch.testing.assert_close(batch["obs"], torch.stack(obs).float(), rtol=0, atol=0)
+    torch.testing.assert_close(batch["action"], torch.stack(action).float(), rtol=0, atol=0)
+
+
+def test_edges_of_an_episode():
+    arrays, ends = make([20, 30])
+    windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
+    # Starts from -1 to 20 - 16 + 7 = 11 in the first episode, to 21 in the second.
+    assert len(windows) == 13 + 23
+    batch = windows.gather(torch.tensor([0, 12, 13, 35]))
+    assert batch["obs"].shape == (4, 2, 2) and batch["action"].shape == (4, 16, 1)
+    assert batch["obs"].dtype == batch["action"].dtype == torch.float32
+    rows = batch["action"][..., 0] - 0.5
+    assert rows[0].tolist() == [0, *range(15)]
+    assert rows[1].tolist() == [*range(11, 20)] + [19] * 7
+    assert rows[2].tolist() == [20, *range(20, 35)]
+    assert rows[3].tolist() == [*range(41, 50)] + [49] * 7
+    # The first executed action, index To-1, belongs to the row of the newest observation.
+    assert torch.equal(batch["obs"][:, 1, 0], rows[:, 1])
+
+
+def test_takes_numpy_and_chosen_episodes_in_order():
+    arrays, ends = make([20, 20, 20])
+    arrays = {key: value.numpy() for key, value in arrays.items()} | {"state": np.zeros(1)}
+    windows = Windows(
+        arrays, ends, horizon=4, n_obs_steps=1, n_action_steps=4, episodes=np.array([2, 0])
+    )
+    rows = windows.gather(torch.arange(len(windows)))["obs"][:, 0, 0]
+    assert rows.tolist() == [*range(40, 60), *range(0, 20)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"horizon": 8}, "set it to 9 or more"),
+        ({"n_obs_steps": 0}, "at least 1"),
+        ({"n_action_steps": 0}, "at least 1"),
+        ({"ends": [20, 20, 40]}, "strictly increasing"),
+        ({"ends": []}, "strictly increasing"),
+        ({"ends": [20, 41]}, r'"obs" has shape \(40, 2\).*end at row 41'),
+        ({"arrays": {"obs": torch.zeros(40, 2)}}, 'need the key "action"'),
+        ({"arrays": {"obs": torch.zeros(40, 2), "action": torch.zeros(40)}}, '"action" has shape'),
+        ({"arrays": {"obs": torch.zeros(39, 2), "action": torch.zeros(40, 1)}}, '"obs" has shape'),
+        ({"episodes": [0, 2]}, r"must lie in 0\.\.1"),
+        ({"episodes": [-1]}, r"must lie in 0\.\.1"),
+        ({"episodes": []}, "None of the 0 episodes"),
+        ({"horizon": 60}, "needs 52 rows; the longest has 20"),
+    ],
+)
+def test_bad_input(change, message):
+    arrays, ends = make([20, 20])
+    good = {
+        "arrays": arrays,
+        "ends": ends,
+        "horizon": 16,
+        "n_obs_steps": 2,
+        "n_action_steps": 8,
+    }
+    with pytest.raises(ValueError, match=message):
+        Windows(**(good | change))
+
+
+def test_short_episode_is_left_out_with_a_warning():
+    arrays, ends = make([7, 20, 8])
+    with pytest.warns(UserWarning, match="1 of 3 episodes are too short"):
+        windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
+    assert len(windows) == 13 + 1
+
+
+@given(n=st.integers(2, 60), val=st.floats(0, 0.5), seed=st.integers(0, 5))
+def test_split(n, val, seed):
+    train, held_out = split_episodes(n, val, seed)
+    assert sorted([*train, *held_out]) == list(range(n))
+    assert (len(held_out) > 0) == (val > 0)
+    fewer, same = split_episodes(n, val, seed, max_train=1)
+    assert len(fewer) == 1 and set(fewer) <= set(train)
+    assert same.tolist() == held_out.tolist()
+    assert split_episodes(n, val, seed)[0].tolist() == train.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 1.0, 0), "val_fraction"),
+        ((10, -0.1, 0), "val_fraction"),
+        ((10, float("nan"), 0), "val_fraction"),
+        ((10, 0.1, 0, 0), "max_train"),
+        ((1, 0.1, 0), "none to train on"),
+        ((0, 0.0, 0), "none to train on"),
+    ],
+)
+def test_bad_split(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        split_episodes(*arguments)
