@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
+from ebt_policy.energy.descent import DescentError
 from ebt_policy.models.policy import ConfigError
 
 
@@ -26,11 +28,13 @@ def report_errors() -> Iterator[None]:
     """Print what a user can mend as one sentence and exit with 2; bugs keep their traceback."""
     from ebt_policy.training.trainer import NonFiniteLoss
 
+    # Messages hold paths: unwrapped they can be copied, escaped their brackets stay.
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         yield
-    except (ValueError, OSError, NonFiniteLoss) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+    except (ValueError, OSError, NonFiniteLoss, DescentError) as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; resume=true goes on from the last checkpoint")
+        console.print("interrupted; resume=true goes on from the last checkpoint")
         sys.exit(130)

@@ -16,11 +16,11 @@ from typing import Any
 
 import hydra
 import torch
-import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from yaml import YAMLError
 
 from ebt_policy.entry import pick_device, report_errors
 from ebt_policy.evaluation.figures import (
@@ -56,14 +56,18 @@ class Candidate:
 
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
     """``RUN`` or ``RUN@name=value,name=value`` -> path and changes of its inference options."""
-    path, _, tail = text.partition("@")
-    changes: dict[str, Any] = {}
-    for part in filter(None, tail.split(",")):
+    if Path(text).exists():  # an @ in a folder's name
+        return Path(text), {}
+    path, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
+    changes = list(filter(None, tail.split(",")))
+    for part in changes:
         key, equals, value = part.partition("=")
         if not equals or not key or not value:
             raise ConfigError(f"checkpoint={text}: after @ write name=value, got {part!r}.")
-        changes[key] = yaml.safe_load(value)
-    return Path(path), changes
+    try:
+        return Path(path), dict(OmegaConf.from_dotlist(changes))
+    except YAMLError as error:
+        raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
 
 
 def load_candidate(text: str, device: torch.device) -> Candidate:
@@ -91,6 +95,15 @@ def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, flo
     return percentiles(times[3:])  # the first calls warm up
 
 
+def check_counts(*, episodes: int, seed: int, videos: int, workers: int) -> None:
+    """Raise `ConfigError` for numbers of which no evaluation can be made."""
+    given = {"episodes": episodes, "seed": seed, "videos": videos, "workers": workers}
+    for name, value in given.items():
+        least = 1 if name in ("episodes", "workers") else 0
+        if type(value) is not int or value < least:
+            raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
 def evaluate(
     checkpoints: list[str],
     *,
@@ -107,8 +120,7 @@ def evaluate(
     Raises:
         CheckpointError, ConfigError: before anything is played.
     """
-    if episodes < 1 or workers < 1 or videos < 0:
-        raise ConfigError("episodes and workers must be at least 1 and videos at least 0.")
+    check_counts(episodes=episodes, seed=seed, videos=videos, workers=workers)
     candidates = [load_candidate(text, device) for text in checkpoints]
     names = [c.name for c in candidates]
     if repeated := {n for n in names if names.count(n) > 1}:
@@ -134,7 +146,7 @@ def evaluate(
     result = write_results(output, entries)
     console.print(Markdown((output / "table.md").read_text()))
     report = _report(candidates, entries, result, output, command)
-    console.print(f"report: {report}")
+    console.print(f"report: {report}", markup=False, soft_wrap=True)
     return result
 
 
@@ -156,7 +168,10 @@ def _report(
         log = one.run / "log.jsonl"
         if log.is_file() and log not in shown:
             shown.add(log)
-            figures.append((f"Training of {one.run.name}", "", training_curve(log)))
+            try:
+                figures.append((f"Training of {one.run.name}", "", training_curve(log)))
+            except ValueError as error:  # say, a run killed before its first line
+                console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
     videos = [
         (f"{summary['name']}, seed {row['seed']}, score {row['score']:.2f}", row["video"])
         for summary, rows in entries
@@ -229,7 +244,10 @@ def _policy_info(policy: Policy) -> dict[str, Any]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
     )
 
 
@@ -248,7 +266,7 @@ def _main(cfg: DictConfig) -> None:
         if "checkpoint" not in cfg or not cfg.checkpoint:
             raise ConfigError("say what to evaluate: checkpoint=runs/... (may be repeated).")
         given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
-        names = [Path(text.partition("@")[0]).resolve().name for text in given]
+        names = [parse_checkpoint(text)[0].resolve().name for text in given]
         default = Path("results") / "-vs-".join(dict.fromkeys(names))
         evaluate(
             given,

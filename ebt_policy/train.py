@@ -17,12 +17,13 @@ from accelerate import Accelerator
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from yaml import YAMLError
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.entry import pick_device, report_errors
-from ebt_policy.eval import evaluate
-from ebt_policy.models import ConfigError, Policy, build_policy
+from ebt_policy.eval import check_counts, evaluate
+from ebt_policy.models import ConfigError, Policy, build_policy, options
 from ebt_policy.tasks import env_spec, load_demonstrations
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
@@ -42,8 +43,11 @@ def train(config: dict[str, Any]) -> Path:
         ConfigError, EpisodeError, CheckpointError: before any long work starts.
         NonFiniteLoss: with the step and the last good checkpoint.
     """
-    train_config = TrainConfig(**config["train"])
+    train_config = options(TrainConfig, config["train"], "train")
     check_mode(config["wandb"])
+    spec = env_spec(config["task"])
+    if config["evaluation"]["episodes"]:
+        check_counts(**{k: v for k, v in config["evaluation"].items() if k != "rollout_episodes"})
     device = pick_device(config["device"])
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision=train_config.mixed_precision
@@ -54,19 +58,20 @@ def train(config: dict[str, Any]) -> Path:
 
     episodes, note = load_demonstrations(config["task"])
     if main:
-        console.print(note)
+        console.print(note, markup=False)
     policy, windows = _prepare(config, episodes, accelerator.device)
     if main:
         console.print(
             f"{config['model']['name']}, {policy.parameter_count:,} parameters, "
-            f"{len(windows):,} windows, on {accelerator.device.type}, in {run_dir}"
+            f"{len(windows):,} windows, on {accelerator.device.type}, in {run_dir}",
+            markup=False,
         )
     pool = None
     log = None
     try:
         rollout = None
         if main and train_config.rollout_every and config["evaluation"]["rollout_episodes"]:
-            pool = RolloutPool(env_spec(config["task"]), config["evaluation"]["workers"])
+            pool = RolloutPool(spec, config["evaluation"]["workers"])
             rollout = _periodic_rollout(pool, config["evaluation"]["rollout_episodes"])
         trainer = Trainer(
             policy, windows, train_config, run_dir,
@@ -98,11 +103,14 @@ def train(config: dict[str, Any]) -> Path:
     return run_dir
 
 
-def _prepare(
-    config: dict[str, Any], episodes: Any, device: torch.device
-) -> tuple[Policy, Windows]:
+def _prepare(config: dict[str, Any], episodes: Any, device: torch.device) -> tuple[Policy, Windows]:
     """An untrained policy and its normalised training windows."""
     task = config["task"]
+    if not 0 <= task["validation_episodes"] < len(episodes):
+        raise ConfigError(
+            f"task.validation_episodes={task['validation_episodes']} must leave some of the "
+            f"{len(episodes)} demonstrations to train on."
+        )
     chosen, _ = split_episodes(
         len(episodes), task["validation_episodes"] / len(episodes), seed=config["seed"]
     )
@@ -140,8 +148,14 @@ def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> N
                 f"{run_dir} already holds a run: add resume=true to go on with it, or give "
                 "another run_dir=..."
             )
-        before = OmegaConf.to_container(OmegaConf.load(stored))
-        assert isinstance(before, dict)
+        try:
+            before = OmegaConf.to_container(OmegaConf.load(stored))
+            assert isinstance(before, dict)
+        except (OSError, YAMLError, AssertionError) as error:
+            raise ConfigError(
+                f"{stored} cannot be read, so the run cannot go on with its settings; give another "
+                "run_dir=..."
+            ) from error
         for section in ("task", "model", "objective", "size", "seed", "train"):
             if before.get(section) != config[section]:
                 raise ConfigError(

@@ -1,11 +1,12 @@
 """Conditional 1-D U-Net over the time axis of a chunk (Janner et al. 2022; Chi et al. 2023).
 
 Residual blocks of convolution, group norm and Mish, modulated by the observation and the noise
-level (FiLM, Perez et al. 2018). Shapes: B batch, U units, T horizon, A action dimension, C channels.
+level (FiLM, Perez et al. 2018). Shapes: B batch, U units, T horizon, A action dimension.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from typing import Self
 
 import torch
@@ -82,11 +83,10 @@ class ConditionalUnet1d(nn.Module):
             with torch.device("meta"):
                 return sum(p.numel() for p in cls(shape, channels).parameters())
 
-        channels = 2 * GROUPS
-        while count(channels + GROUPS) <= parameters:
-            channels += GROUPS
-        below, above = count(channels), count(channels + GROUPS)
-        return cls(shape, channels + GROUPS * (above - parameters < parameters - below))
+        widths = range(2 * GROUPS, 4096, GROUPS)
+        above = max(bisect(widths, parameters, key=count), 1)
+        nearest = min(widths[above - 1 : above + 1], key=lambda c: abs(count(c) - parameters))
+        return cls(shape, nearest)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Observations (B, To, Do) -> (B, To * Do)."""

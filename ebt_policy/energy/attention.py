@@ -10,6 +10,7 @@ has. Inference needs the first derivative alone and takes whichever kernel is fa
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def double_backward_attention(needed: bool) -> AbstractContextManager[None]:
+def double_backward_attention(needed: bool) -> AbstractContextManager[Any]:
     """Within this context attention has a second derivative, if ``needed``."""
     return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
@@ -47,7 +48,10 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (..., L, D), mask (L, L) with True where attention is allowed -> (..., L, D)."""
+        """x (B, L, D), mask (L, L) with True where attention is allowed -> (B, L, D).
+
+        Exactly one batch dimension: with two, PyTorch 2.13's compiled CPU kernel is silently wrong.
+        """
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
         return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
 

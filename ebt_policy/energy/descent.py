@@ -11,24 +11,21 @@ Shapes: B batch, U units (whatever has one energy), * the shape of a unit, N ste
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from ebt_policy.energy.attention import double_backward_attention
-
-EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
-"""Energy of candidates (B, U, *) at levels (B, U) or None -> (B, U); units must be independent."""
+from ebt_policy.energy.deadline import Deadline
+from ebt_policy.energy.gradient import EnergyFn, energy_gradient, usable
+from ebt_policy.energy.noise import Generators, draw_normal
 
 
 class DescentError(FloatingPointError):
-    """The energy or the candidate became NaN or infinite."""
+    """The energy, its gradient or the candidate became NaN or infinite."""
 
 
 @dataclass
@@ -37,7 +34,8 @@ class Descent:
 
     Attributes:
         candidate: (B, U, *), where each unit ended.
-        path: N + 1 candidates, from the initial one to ``candidate`` (all M of them, if several).
+        path: N + 1 candidates, from the initial one to ``candidate`` (all M of them, if several);
+            N counts the steps of the loop, fewer than asked for when it ended early.
         energies: (N + 1, B, U), before each step and at the end; without ``final_energy`` the last
             row is absent.
         grad_norms: (N, B, U), Euclidean norm of each unit's gradient before clipping.
@@ -58,35 +56,9 @@ class Descent:
     @property
     def diverged(self) -> Tensor:
         """Units (B, U) that moved and did not go down: the step size is too large for them."""
-        return (self.drop <= 0) & (self.steps_used > 0) & (self.grad_norms[0] > 0)
-
-
-def cosine_noise(start: float, end: float) -> Callable[[int, int], float]:
-    """Langevin standard deviation falling from ``start`` to ``end`` along half a cosine."""
-
-    def sigma(step: int, steps: int) -> float:
-        progress = step / max(steps - 1, 1)
-        return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    return sigma
-
-
-def draw_normal(
-    like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
-) -> Tensor:
-    """Standard normal noise of the shape of ``like`` (B, ...); a list has a generator for each row.
-
-    Row generators make the noise of a row independent of the batch it happens to be in. Noise is
-    drawn on the generator's own device and moved, so a seed means the same on every device.
-    """
-    if isinstance(generator, Sequence):
-        if len(generator) != len(like):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(like)} rows.")
-        rows = [draw_normal(row, g) for row, g in zip(like, generator, strict=True)]
-        return torch.stack(rows)
-    device = generator.device if generator is not None else like.device
-    noise = torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype)
-    return noise.to(like.device)
+        # One energy alone (a single step without final_energy) tells nothing.
+        moved = (self.steps_used > 0) & (self.grad_norms[0] > 0) & (len(self.energies) > 1)
+        return (self.drop <= 0) & moved
 
 
 def descend(
@@ -110,7 +82,7 @@ def descend(
     select: Literal["energy", "drop"] = "energy",
     cut_graph: bool = False,
     final_energy: bool = True,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
 ) -> Descent:
     """Follow the negative energy gradient from ``init``.
 
@@ -135,10 +107,10 @@ def descend(
             training; otherwise drawn from ``generator``.
         momentum: Nesterov's mu; the gradient is taken at the look-ahead point x + mu v.
         max_grad_norm: clips the gradient norm of each unit by itself.
-        project: maps candidates to the allowed set after each step (action limits); it is told how
-            many steps are done, N after the last.
+        project: maps candidates to the allowed set after each step (action limits), stopped units
+            too; it is told how many steps are done, N after the last.
         frozen: boolean mask, broadcastable to (B, U, *); True entries never leave ``init``.
-        stop_grad_norm: a unit whose gradient norm is below this stops, alone.
+        stop_grad_norm: a unit whose gradient norm is below this stops, alone and for good.
         deadline_s: wall-clock budget in seconds. The loop ends before a step that would overrun
             it, judged by the slowest step so far; one step is always taken. With ``levels`` the
             last affordable step covers what is left of the path, because a level-conditioned
@@ -152,74 +124,93 @@ def descend(
 
     Raises:
         ValueError: for options out of range.
-        DescentError: naming the first step at which energy or candidate was not finite.
+        DescentError: saying after how many steps energy, gradient or candidate was not finite.
     """
     count = _draw_steps(steps, generator)
-    if candidates < 1 or init.shape[1] % candidates:
-        raise ValueError(f"init has {init.shape[1]} units, not a multiple of {candidates}.")
+    if init.ndim < 3 or candidates < 1 or init.shape[1] % candidates:
+        want = f"(B, U, ...) with U a multiple of candidates={candidates}"
+        raise ValueError(f"init must be {want}, got {tuple(init.shape)}.")
     if candidates > 1 and not final_energy:
         raise ValueError("choosing among candidates needs final_energy=True.")
+    if select not in ("energy", "drop"):
+        raise ValueError(f'select must be "energy" or "drop", got {select!r}.')
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
+    if not (callable(noise) or noise >= 0):
+        raise ValueError(f"noise must not be negative, got {noise}.")
+    for name, norm in {"max_grad_norm": max_grad_norm, "stop_grad_norm": stop_grad_norm}.items():
+        if norm is not None and not norm > 0:
+            raise ValueError(f"{name} must be positive, got {norm}.")
     if levels is not None and len(levels) != count + 1:
         raise ValueError(f"{count} steps need {count + 1} levels, got {len(levels)}.")
+    if normals is not None and normals.shape != (len(init), count, *init.shape[1:]):
+        raise ValueError(f"normals must be (B, {count}, U, ...), got {tuple(normals.shape)}.")
 
     differentiable = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        start = init.clone() if init.is_inference() else init
-        units = start.shape[:2]
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(differentiable),
+        double_backward_attention(differentiable),
+    ):
+        start, levels = usable(init), None if levels is None else usable(levels)
         sizes = _step_sizes(step_size, count, start, step_size_range, generator)
-        with double_backward_attention(differentiable):
-            x, velocity = start, torch.zeros_like(start)
-            active = torch.ones(units, dtype=torch.bool, device=start.device)
-            used = torch.zeros(units, dtype=torch.long, device=start.device)
-            path, energies, norms = [start], [], []
-            clock = _Deadline(deadline_s)
-            for k in range(count):
-                last = clock.is_last()
-                if last and levels is None and k > 0:
+        x, velocity = start, torch.zeros_like(start)
+        moving = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        used = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+        path, energies, norms = [x], [], []
+        # What must fit in the time left: this step, one to finish the levels, the final energy.
+        clock = Deadline(deadline_s, 1 + (levels is not None) + final_energy)
+        for k in range(count):
+            done = k + 1
+            if clock.presses():
+                if levels is not None:
+                    done = count
+                elif k > 0:
                     break
-                sigma = noise(k, count) if callable(noise) else noise
-                if sigma > 0:
-                    z = normals[:, k] if normals is not None else draw_normal(x, generator)
-                    x = _keep(frozen, start, x + sigma * z)
-                look = x + momentum * velocity if momentum else x
-                slope, value = _slope(energy, look, None if levels is None else levels[k])
-                if frozen is not None:
-                    slope = slope.masked_fill(frozen, 0.0)
-                norm = _unit_norm(slope)
-                if stop_grad_norm is not None:
-                    active = active & (norm >= stop_grad_norm)
-                    if not bool(active.any()):
-                        energies.append(value)
-                        norms.append(norm)
-                        break
-                if max_grad_norm is not None:
-                    slope = slope * _spread((max_grad_norm / (norm + 1e-12)).clamp(max=1.0), slope)
-                done = count if last and levels is not None else k + 1
-                size = sizes[k:done].sum(0)
-                if energy_scaled:
-                    size = size * value.detach().clamp(max=10.0).exp()
-                velocity = momentum * velocity - _spread(size, slope) * slope
-                moved = x + velocity
-                moved = _keep(frozen, start, project(moved, done) if project else moved)
-                x = moved if stop_grad_norm is None else torch.where(_spread(active, x), moved, x)
-                used = used + active
-                energies.append(value)
-                norms.append(norm)
-                path.append(x)
-                if done == count:
-                    break
-                if cut_graph:
-                    x, velocity = x.detach(), velocity.detach()
-                clock.tick()
-            if final_energy:
-                energies.append(energy(x, None if levels is None else _spread_level(levels[-1], x)))
+
+            sigma = noise(k, count) if callable(noise) else noise
+            if sigma > 0:
+                z = normals[:, k] if normals is not None else draw_normal(x, generator)
+                z = z * _spread(moving, z)
+                x = x + sigma * (z if frozen is None else z.masked_fill(frozen, 0.0))
+
+            look = x + momentum * velocity if momentum else x
+            slope, value = energy_gradient(energy, look, None if levels is None else levels[k])
+            slope = slope if frozen is None else slope.masked_fill(frozen, 0.0)
+            norm = slope.detach().flatten(2).norm(dim=-1)
+            if max_grad_norm is not None:
+                slope = slope * _spread((max_grad_norm / (norm + 1e-12)).clamp(max=1.0), slope)
+
+            size = sizes[k:done].sum(0)
+            if energy_scaled:
+                size = size * value.detach().clamp(max=10.0).exp()
+            velocity = momentum * velocity - _spread(size, slope) * slope
+            if stop_grad_norm is not None:
+                moving = moving & (norm >= stop_grad_norm)
+                velocity = velocity.masked_fill(~_spread(moving, velocity), 0.0)
+
+            x = x + velocity if project is None else project(x + velocity, done)
+            if frozen is not None:
+                x = torch.where(frozen, start, x)
+
+            used = used + moving
+            path.append(x)
+            energies.append(value)
+            norms.append(norm)
+            if done == count or (stop_grad_norm is not None and not bool(moving.any())):
+                break
+            if cut_graph:
+                x, velocity = x.detach(), velocity.detach()
+            clock.tick(x)
+        if final_energy:
+            energies.append(energy(x, None if levels is None else levels[-1].expand(x.shape[:2])))
         result = Descent(x, path, torch.stack(energies), torch.stack(norms), used)
         if not torch.compiler.is_compiling():
             _check_finite(result)
         return _best(result, candidates, select) if candidates > 1 else result
 
 
-def _draw_steps(steps: int | tuple[int, int], generator: object) -> int:
+def _draw_steps(steps: int | tuple[int, int], generator: Generators) -> int:
     low, high = (steps, steps) if isinstance(steps, int) else steps
     if not 1 <= low <= high:
         raise ValueError(f"steps must be at least 1 and a range must not be empty, got {steps}.")
@@ -227,7 +218,6 @@ def _draw_steps(steps: int | tuple[int, int], generator: object) -> int:
         return low
     # One number for the whole batch: with a generator a row, the first row's decides.
     first = generator[0] if isinstance(generator, Sequence) else generator
-    assert first is None or isinstance(first, torch.Generator)
     device = first.device if first is not None else "cpu"
     return int(torch.randint(low, high + 1, (), generator=first, device=device))
 
@@ -237,16 +227,16 @@ def _step_sizes(
     count: int,
     x: Tensor,
     span: tuple[float, float] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: Generators,
 ) -> Tensor:
     """(N, 1, 1) or (N, B, U)."""
+    if not isinstance(step_size, Tensor) and not step_size > 0:
+        raise ValueError(f"step_size must be positive, got {step_size}.")
     size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
-    if size.ndim == 1:
-        if len(size) != count:
-            raise ValueError(f"{count} steps need {count} step sizes, got {len(size)}.")
-        size = size.view(-1, 1, 1)
-    else:
-        size = size.expand(count, *(size.shape if size.ndim == 2 else (1, 1)))
+    if size.ndim and size.shape not in ((count,), x.shape[:2]):
+        shapes = f"a number, ({count},) or {tuple(x.shape[:2])}"
+        raise ValueError(f"step_size must be {shapes}, got {tuple(size.shape)}.")
+    size = size.view(-1, 1, 1) if size.ndim == 1 else size.expand(count, *x.shape[:2])
     if span is not None:
         low, high = span
         if not 0 < low <= high:
@@ -257,80 +247,18 @@ def _step_sizes(
     return size
 
 
-def _slope(energy: EnergyFn, x: Tensor, level: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gradient (B, U, *) and energy (B, U) at x."""
-    told = None if level is None else _spread_level(level, x)
-
-    def total(candidate: Tensor) -> tuple[Tensor, Tensor]:
-        value = energy(candidate, told)
-        # Units are independent, so the gradient of the sum is the gradient of each.
-        return value.sum(), value
-
-    if torch.compiler.is_compiling():
-        # torch.func traces under torch.compile, where autograd.grad(create_graph=True) does not.
-        # Traced under no_grad it would silently give zeros, hence enable_grad and detach.
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            slope, (_, value) = grad_and_value(total, has_aux=True)(x)
-        return (slope, value) if differentiable else (slope.detach(), value.detach())
-    if torch.is_grad_enabled():
-        slope, (_, value) = grad_and_value(total, has_aux=True)(x)
-        return slope, value
-    with torch.enable_grad():  # first derivative only: no graph of the gradient is built
-        leaf = x.detach().requires_grad_()
-        summed, value = total(leaf)
-    return torch.autograd.grad(summed, leaf)[0], value.detach()
-
-
-def _spread_level(level: Tensor, x: Tensor) -> Tensor:
-    return level.expand(x.shape[:2])
-
-
 def _spread(per_unit: Tensor, x: Tensor) -> Tensor:
     """(B, U) -> (B, U, 1, ...) for broadcasting with x."""
     return per_unit.reshape(*per_unit.shape, *(1 for _ in x.shape[2:]))
 
 
-def _unit_norm(x: Tensor) -> Tensor:
-    return x.detach().flatten(2).norm(dim=-1)
-
-
-def _keep(frozen: Tensor | None, start: Tensor, x: Tensor) -> Tensor:
-    return x if frozen is None else torch.where(frozen, start, x)
-
-
-class _Deadline:
-    """Tells when no more than one further step fits, from the slowest step so far."""
-
-    def __init__(self, budget_s: float | None) -> None:
-        if budget_s is not None and not budget_s > 0:
-            raise ValueError(f"the deadline must be a positive number of seconds, got {budget_s}.")
-        self.budget = budget_s
-        self.begun = self.mark = time.perf_counter() if budget_s is not None else 0.0
-        self.slowest = 0.0
-
-    def tick(self) -> None:
-        if self.budget is not None:
-            now = time.perf_counter()
-            self.slowest, self.mark = max(self.slowest, now - self.mark), now
-
-    def is_last(self) -> bool:
-        if self.budget is None:
-            return False
-        # Two: the step in question and the one after it (or the final energy).
-        return time.perf_counter() - self.begun + 2 * self.slowest > self.budget
-
-
 def _check_finite(result: Descent) -> None:
-    with torch.no_grad():
-        finite = result.energies.isfinite().all() & result.candidate.isfinite().all()
-        if bool(finite):
-            return
-        rows = result.energies.isfinite().flatten(1).all(1)[: len(result.grad_norms)]
-        rows = rows & result.grad_norms.isfinite().flatten(1).all(1)
-        step = int((~rows).nonzero()[0]) if not bool(rows.all()) else len(rows)
+    every = (result.path, result.energies, result.grad_norms)
+    if all(bool(x.isfinite().all()) for x in (result.candidate, *every[1:])):
+        return
+    bad = min(k for rows in every for k, x in enumerate(rows) if not bool(x.isfinite().all()))
     raise DescentError(
-        f"the descent met NaN or Inf at step {step} of {len(rows)}; "
+        f"the descent met NaN or Inf after {bad} of {len(result.grad_norms)} steps; "
         "use a smaller step size or clip the gradient."
     )
 

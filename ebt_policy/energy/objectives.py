@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebt_policy.energy.descent import EnergyFn, cosine_noise, descend
+from ebt_policy.energy.descent import descend
+from ebt_policy.energy.gradient import EnergyFn
+from ebt_policy.energy.noise import cosine_noise
 from ebt_policy.energy.replay import ReplayBuffer
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -44,6 +46,11 @@ def info_nce(positive: Tensor, negatives: Tensor) -> Tensor:
     """
     logits = -torch.cat([positive, negatives], dim=1)
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def _require(fine: bool, option: str, allowed: str, got: object) -> None:
+    if not fine:
+        raise ValueError(f"objective.{option} must be {allowed}, got {got}.")
 
 
 class Objective(nn.Module):
@@ -90,8 +97,7 @@ class Flow(Objective):
 
     def __init__(self, level: bool = True, samples: int = 1) -> None:
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"objective.samples must be at least 1, got {samples}.")
+        _require(samples >= 1, "samples", "at least 1", samples)
         self.level_conditioned = level  # type: ignore[misc]  # set for each instance, read-only
         self.samples = samples
 
@@ -137,8 +143,7 @@ class Equilibrium(Flow):
 
     def __init__(self, fade: float = 0.2, samples: int = 1) -> None:
         super().__init__(level=False, samples=samples)
-        if not 0 < fade <= 1:
-            raise ValueError(f"objective.fade must lie in (0, 1], got {fade}.")
+        _require(0 < fade <= 1, "fade", "in (0, 1]", fade)
         self.fade = fade
 
     def pace(self, level: Tensor) -> Tensor:
@@ -164,6 +169,8 @@ class S1(Objective):
         self, steps: int = 2, step_size: float = 1.0, distance: Distance = squared_error
     ) -> None:
         super().__init__()
+        _require(steps >= 1, "steps", "at least 1", steps)
+        _require(step_size > 0, "step_size", "positive", step_size)
         self.steps = steps
         self.step_size = nn.Parameter(torch.tensor(float(step_size)))
         self.distance = distance
@@ -220,6 +227,14 @@ class S2(Objective):
         distance: Distance = squared_error,
     ) -> None:
         super().__init__()
+        _require(1 <= steps[0] <= steps[1], "steps", "an increasing range from 1 on", steps)
+        _require(step_size > 0, "step_size", "positive", step_size)
+        low, high = step_size_range
+        _require(0 < low <= high, "step_size_range", "positive and increasing", step_size_range)
+        _require(min(noise) >= 0, "noise", "not negative", noise)
+        _require(0 <= momentum < 1, "momentum", "in [0, 1)", momentum)
+        _require(replay >= 0, "replay", "0 or more rows", replay)
+        _require(replay_fraction > 0, "replay_fraction", "positive", replay_fraction)
         self.steps = (int(steps[0]), int(steps[1]))
         self.step_size, self.step_size_range = step_size, step_size_range
         self.noise, self.momentum = cosine_noise(*noise), momentum
@@ -287,6 +302,11 @@ class Contrastive(Objective):
         regularizer: float = 0.001,
     ) -> None:
         super().__init__()
+        _require(negatives >= 1, "negatives", "at least 1", negatives)
+        _require(steps >= 1, "steps", "at least 1", steps)
+        _require(step_size > 0, "step_size", "positive", step_size)
+        _require(min(noise) >= 0, "noise", "not negative", noise)
+        _require(regularizer >= 0, "regularizer", "0 or more", regularizer)
         self.negatives, self.steps, self.step_size = negatives, steps, step_size
         self.noise, self.regularizer = cosine_noise(*noise), regularizer
 

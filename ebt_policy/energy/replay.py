@@ -30,6 +30,9 @@ class ReplayBuffer:
 
     def add(self, rows: dict[str, Tensor]) -> None:
         """Store rows, each tensor (N, ...) with equal N; the last ``capacity`` are kept."""
+        lengths = {key: len(value) for key, value in rows.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"rows must have tensors of equal length, got {lengths}.")
         rows = {key: value.detach()[-self.capacity :] for key, value in rows.items()}
         if not self.rows:
             self.rows = {k: v.new_zeros(self.capacity, *v.shape[1:]) for k, v in rows.items()}
@@ -50,6 +53,16 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, object]:
         return {"rows": self.rows, "filled": self.filled, "cursor": self.cursor}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.rows = dict(state["rows"])
-        self.filled, self.cursor = int(state["filled"]), int(state["cursor"])
+    def load_state_dict(self, state: dict, device: torch.device | str | None = None) -> None:
+        """Take back what `state_dict` gave, onto ``device`` (that of training).
+
+        Raises:
+            ValueError: if the state is of a buffer with another capacity.
+        """
+        rows = {key: value.to(device, copy=True) for key, value in state["rows"].items()}
+        if any(len(value) != self.capacity for value in rows.values()):
+            raise ValueError(
+                f"the stored replay buffer does not have {self.capacity} rows; "
+                "set objective.replay to what it was trained with."
+            )
+        self.rows, self.filled, self.cursor = rows, int(state["filled"]), int(state["cursor"])

@@ -13,7 +13,7 @@ descent differentiates at every step (and training differentiates twice), so it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,13 @@ class Width:
     candidate_layers: int
 
     def __post_init__(self) -> None:
+        if min(self.width, self.heads, self.candidate_layers) < 1 or self.context_layers < 0:
+            raise ValueError(f"sizes must be positive, got {self}.")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} must be a multiple of twice heads ({self.heads}); "
                 "change size.width or size.heads."
             )
-        if min(self.width, self.heads, self.candidate_layers) < 1 or self.context_layers < 0:
-            raise ValueError(f"sizes must be positive, got {self}.")
 
 
 class ContextBlock(nn.Module):
@@ -73,7 +73,7 @@ class CandidateBlock(nn.Module):
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, U, L, D) -> (B, U, L, D)."""
-        x = x + self.self_attention(self.norm1(x))
+        x = x + self.self_attention(self.norm1(x).flatten(0, 1)).view_as(x)
         # All units of a batch row share its context: one attention call serves them together.
         seen = self.cross_attention(self.norm2(x).flatten(1, 2), keys_values)
         x = x + seen.view_as(x)
@@ -133,11 +133,16 @@ class TwoStreamTransformer(nn.Module):
 
     def encode(self, context: Tensor) -> Context:
         """Context tokens (B, K, context_dim) -> keys and values for every candidate block."""
+        want = (len(self.context_position), self.context_in.in_features)
+        if context.ndim != 3 or context.shape[1:] != want:
+            raise ValueError(
+                f"the context must be (B, {want[0]}, {want[1]}), got {tuple(context.shape)}."
+            )
         h = self.context_in(context) + self.context_position
         for block in self.context_blocks:
             h = block(h)
         h = self.context_norm(h)
-        return [block.cross_attention.project(h) for block in self.blocks]
+        return [cast(CandidateBlock, b).cross_attention.project(h) for b in self.blocks]
 
     def forward(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
         """Energy (B, U), or vectors (B, U, L, C).
@@ -148,12 +153,18 @@ class TwoStreamTransformer(nn.Module):
             level: (B, U) in [0, 1], 0 pure noise and 1 clean; given exactly when the network was
                 built with ``level=True``.
         """
-        h = self.candidate_in(candidate) + self.candidate_position
+        # Fewer tokens or rows would be broadcast in silence.
+        want = (len(self.candidate_position), self.candidate_in.in_features)
+        if candidate.ndim != 4 or candidate.shape[2:] != want:
+            raise ValueError(
+                f"candidates must be (B, U, {want[0]}, {want[1]}), got {tuple(candidate.shape)}."
+            )
         if (level is None) != (self.level_in is None):
             raise ValueError(
                 "this network "
                 + ("takes no level." if self.level_in is None else "must be given a level.")
             )
+        h = self.candidate_in(candidate) + self.candidate_position
         if self.level_in is not None and level is not None:
             h = h + self.level_in(sinusoidal(level, self.width)).unsqueeze(-2)
         for block, keys_values in zip(self.blocks, context, strict=True):

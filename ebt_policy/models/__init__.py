@@ -10,9 +10,18 @@ import torch
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.transformer import Width
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape
+from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
 
-__all__ = ["POLICIES", "Chunk", "ConfigError", "Policy", "Shape", "build_policy", "load_policy"]
+__all__ = [
+    "POLICIES",
+    "Chunk",
+    "ConfigError",
+    "Policy",
+    "Shape",
+    "build_policy",
+    "load_policy",
+    "options",
+]
 
 # Names, not import paths in a configuration: loading a checkpoint never runs code that it names.
 POLICIES = {
@@ -41,7 +50,7 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
         raise ConfigError(f"model={name} is unknown; there are {', '.join(POLICIES)}.")
     module, cls = POLICIES[name].split(":")
     size = {k: v for k, v in config["size"].items() if k != "name"}
-    arguments: dict[str, Any] = {"size": Width(**size), "model": model}
+    arguments: dict[str, Any] = {"size": options(Width, size, "size"), "model": model}
     if name == "ebt":
         arguments["objective"] = dict(config["objective"])
     policy = getattr(import_module(module), cls)(Shape(**config["shape"]), normalizer, **arguments)

@@ -6,6 +6,7 @@ Shapes: B batch, M candidates, T horizon, A action dimension, To observations, D
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -68,6 +69,11 @@ class EnergyPolicy(Policy):
         kind = arguments.pop("name")
         if kind not in OBJECTIVES:
             raise ConfigError(f"objective={kind} is unknown; there are {', '.join(OBJECTIVES)}.")
+        known = signature(OBJECTIVES[kind]).parameters
+        if unknown := sorted(set(arguments) - set(known)):
+            raise ConfigError(
+                f"objective={kind} has no option {', '.join(unknown)}; it has {', '.join(known)}."
+            )
         self.objective = OBJECTIVES[kind](**arguments)
         self.net = ChunkTransformer(
             shape,
@@ -98,12 +104,9 @@ class EnergyPolicy(Policy):
             batch["draws"],
         )
 
-    def after_step(self, batch: dict[str, Any], metrics: dict[str, Tensor]) -> None:
-        candidate = metrics.pop("candidate", None)
-        if self.objective.replay is not None and candidate is not None:
-            self.objective.replay.add(
-                {"obs": batch["obs"], "action": batch["action"], "candidate": candidate}
-            )
+    def after_step(self, rows: dict[str, Tensor]) -> None:
+        if self.objective.replay is not None:
+            self.objective.replay.add(rows)
 
     def extra_training_state(self) -> dict[str, Any]:
         replay = self.objective.replay
@@ -111,7 +114,8 @@ class EnergyPolicy(Policy):
 
     def load_extra_training_state(self, state: dict[str, Any]) -> None:
         if self.objective.replay is not None:
-            self.objective.replay.load_state_dict(state["replay"])
+            device = next(self.parameters()).device
+            self.objective.replay.load_state_dict(state["replay"], device)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(lr, weight_decay)
@@ -135,9 +139,7 @@ class EnergyPolicy(Policy):
             context = self.net.encode(self.normalizer.normalize("obs", obs["obs"]))
             told = chunks.new_full(chunks.shape[:2], level)
             normalised = self.normalizer.normalize("action", chunks)
-            return self.net(
-                context, normalised, told if self.objective.level_conditioned else None
-            )
+            return self.net(context, normalised, told if self.objective.level_conditioned else None)
 
     def descend(
         self,

@@ -7,16 +7,20 @@ dimension. Within a policy everything is normalised to [-1, 1]; `predict_chunk` 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from ebt_policy.data.normalize import Normalizer
 
@@ -65,13 +69,37 @@ class Chunk:
 
 
 def options(cls: type[T], given: dict[str, Any], where: str) -> T:
-    """Build a dataclass of options from configuration, naming unknown keys."""
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(given) - known):
+    """Build a dataclass of options from configuration.
+
+    Raises:
+        ConfigError: naming options that are unknown, missing or of another type.
+    """
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(given) - set(known)):
         raise ConfigError(
             f"{where} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
+    if absent := [n for n, f in known.items() if f.default is MISSING and n not in given]:
+        raise ConfigError(f"{where} needs the option {', '.join(absent)}.")
+    hints = get_type_hints(cls)
+    for name, value in given.items():
+        if not _is_a(value, hints[name]):
+            wanted = " or ".join(
+                "null" if kind is type(None) else kind.__name__
+                for kind in get_args(hints[name]) or (hints[name],)
+            )
+            raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
     return cls(**given)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is UnionType:
+        return any(_is_a(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:  # its class knows the allowed values, and says so better
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 class Policy(nn.Module):
@@ -111,8 +139,12 @@ class Policy(nn.Module):
         """Scalar loss and metrics of a batch."""
         return self(self.draw(batch))
 
-    def after_step(self, batch: dict[str, Any], metrics: dict[str, Tensor]) -> None:
-        """Hook after each training step, for policies that learn from their predictions."""
+    def after_step(self, rows: dict[str, Tensor]) -> None:
+        """Hook after a training step whose metrics held the ``candidate`` of each row.
+
+        Args:
+            rows: normalised "obs", "action" and "candidate" of the global batch.
+        """
 
     def extra_training_state(self) -> dict[str, Any]:
         """What a checkpoint must keep besides weights, so that training resumes exactly."""
@@ -156,11 +188,12 @@ class Policy(nn.Module):
             obs: "obs" (B, To, Do), env units, the newest last.
             prefix: (B, P, A), env units: the first P actions of the chunk, already committed (the
                 first To - 1 of a chunk lie in the past). The rest is made to fit them.
-            deadline_s: wall-clock budget for the refinement.
+            deadline_s: wall-clock budget for the refinement; a policy that is not `EnergyPolicy`
+                makes a fixed number of passes and ignores it.
             generator: of the noise; a list has one for each row.
 
         Raises:
-            ValueError: for wrong shapes, NaN or Inf in the observation.
+            ValueError: for wrong shapes, NaN or Inf in the observation or the prefix.
         """
         s = self.shape
         device = next(self.parameters()).device
@@ -185,6 +218,8 @@ class Policy(nn.Module):
                 if prefix.shape[1] > s.horizon:
                     raise ValueError(f"the prefix is longer than the horizon {s.horizon}.")
                 committed = prefix.to(device, torch.float32, copy=True)
+                if not bool(committed.isfinite().all()):
+                    raise ValueError("the prefix holds NaN or Inf; give actions in env units.")
                 fixed = self.normalizer.normalize("action", committed)
             chunk = self.refine(
                 self.normalizer.normalize("obs", seen), fixed, deadline_s, generator
@@ -224,23 +259,39 @@ class Policy(nn.Module):
         for name in ("model.safetensors", "config.yaml", "normalizer.json", "format_version"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
-        version = (folder / "format_version").read_text().strip()
+        with _reading(folder / "format_version"):
+            version = (folder / "format_version").read_text().strip()
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{folder} has format {version}, this package reads {FORMAT_VERSION}; "
                 "use the package version that wrote it, or train again."
             )
-        try:
-            config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-            assert isinstance(config, dict)
+        with _reading(folder / "normalizer.json"):
             normalizer = Normalizer.from_json(json.loads((folder / "normalizer.json").read_text()))
-            policy = build_policy({str(k): v for k, v in config.items()}, normalizer)
+        with _reading(folder / "config.yaml"):
+            config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+            policy = build_policy(config, normalizer)  # type: ignore[arg-type]
+        with _reading(folder / "normalizer.json"):  # it must fit the shape, not only be whole
+            normalizer.normalize("obs", torch.zeros(policy.shape.obs_dim))
+            normalizer.normalize("action", torch.zeros(policy.shape.action_dim))
+        with _reading(folder / "model.safetensors"):
             policy.load_state_dict(load_file(folder / "model.safetensors"))
-        except (SafetensorError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-            raise CheckpointError(f"{folder} cannot be read: {error}") from error
         if not isinstance(policy, cls):
             raise CheckpointError(f"{folder} holds a {policy.name} policy, not {cls.name}.")
         return policy.to(device).eval()
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever a damaged file leads to becomes one sentence that names the file."""
+    try:
+        yield
+    except (
+        SafetensorError, YAMLError, OmegaConfBaseException,
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(f"{file} cannot be read ({reason}).") from error
 
 
 def checkpoint_folder(path: str | Path) -> Path:

@@ -59,11 +59,19 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
     """Trainer state of a checkpoint, read without unpickling code."""
     try:
         return torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{folder}/trainer_state.pt cannot be read ({error}); delete the folder {folder.name} "
-            "to resume from the checkpoint before it."
-        ) from error
+    except pickle.UnpicklingError:
+        reason = "it is damaged, or holds more than tensors and numbers"
+    except (OSError, RuntimeError, EOFError) as error:
+        reason = str(error)
+    raise unusable(folder, reason)
+
+
+def unusable(folder: Path, reason: str) -> CheckpointError:
+    """The error for a trainer state that cannot be gone on from."""
+    return CheckpointError(
+        f"{folder}/trainer_state.pt cannot be read ({' '.join(reason.split()).rstrip('.')}); "
+        f"delete the folder {folder.name} to resume from the checkpoint before it."
+    )
 
 
 def _sync(path: Path) -> None:

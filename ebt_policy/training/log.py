@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,13 @@ class MetricLog:
 
 
 def check_mode(wandb: str) -> None:
-    """Raise `ConfigError` for an unknown mode (YAML reads a bare ``off`` as False)."""
+    """Raise `ConfigError` for an unknown mode or a missing package."""
     if wandb not in MODES:
         raise ConfigError(f"wandb must be one of {', '.join(MODES)}, got {wandb}.")
+    if wandb != "off" and find_spec("wandb") is None:
+        raise ConfigError(
+            f"wandb={wandb} needs the package wandb: pip install 'ebt_policy[wandb]'."
+        )
 
 
 def _start_wandb(run_dir: Path, mode: str, config: dict[str, Any]) -> Any:

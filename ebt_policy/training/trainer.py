@@ -25,7 +25,12 @@ from torch import Tensor
 
 from ebt_policy.data.windows import Windows
 from ebt_policy.models.policy import ConfigError, Policy
-from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint, save_checkpoint
+from ebt_policy.training.checkpoint import (
+    load_trainer_state,
+    newest_checkpoint,
+    save_checkpoint,
+    unusable,
+)
 from ebt_policy.training.log import MetricLog
 from ebt_policy.training.progress import TrainingProgress
 
@@ -63,7 +68,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
-            raise ConfigError("set exactly one of train.steps and train.minutes.")
+            raise ConfigError(
+                "set exactly one of train.steps and train.minutes, the other to null."
+            )
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"train.steps must be at least 1, got {self.steps}.")
         if self.minutes is not None and self.minutes <= 0:
@@ -148,11 +155,22 @@ class Trainer:
     # -- state ------------------------------------------------------------------------------
 
     def resume(self) -> int | None:
-        """Continue from the newest checkpoint of the run folder; the step it was at, or None."""
+        """Continue from the newest checkpoint of the run folder; the step it was at, or None.
+
+        Raises:
+            CheckpointError: the trainer state is damaged, or of another network or optimizer.
+        """
         folder = newest_checkpoint(self.run_dir)
         if folder is None:
             return None
         state = load_trainer_state(folder)
+        try:
+            self._restore(state)
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise unusable(folder, str(error)) from error
+        return self.progress.step
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
@@ -164,13 +182,13 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        return self.progress.step
 
     def save(self) -> Path:
         """Write a checkpoint of the present step (main process)."""
         scaler = self.accelerator.scaler
         state = {
-            "policy": self.policy.state_dict(),
+            # A copy: the policy itself takes its averaged weights while it is written.
+            "policy": {k: v.clone() for k, v in self.policy.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -215,14 +233,20 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.learning_rate_factor(self.progress.step)
         batch = self.policy.draw(self.batch(self.progress.step))
-        batch = _slice(batch, self.accelerator.process_index, self.accelerator.num_processes)
+        batch = _part(batch, self.accelerator.process_index, self.accelerator.num_processes)
         loss, metrics = self.model(batch)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        assert norm is not None
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.policy.parameters())
-        self.policy.after_step(batch, metrics)
+        candidate = metrics.pop("candidate", None)
+        if candidate is not None:
+            # The replay buffer, too, belongs to the global batch.
+            rows = {"obs": batch["obs"], "action": batch["action"], "candidate": candidate}
+            everyones: Any = self.accelerator.gather(rows)
+            self.policy.after_step(everyones)
         self.progress.step += 1
         return {"loss": loss.detach(), "grad_norm_weights": norm, **metrics}
 
@@ -238,26 +262,35 @@ class Trainer:
             return
         self.policy.train()
         last = newest_checkpoint(self.run_dir)
-        mark, mark_step, sum_loss = time.perf_counter(), progress.step, torch.zeros(())
+        mark, mark_step = time.perf_counter(), progress.step
+        nothing = sum_loss = torch.zeros((), device=self.accelerator.device)
         with TrainingProgress(progress, enabled=main) as bar:
             while progress.total_steps is None or progress.step < progress.total_steps:
-                metrics = self.train_step()
-                step, loss = progress.step, metrics["loss"]
-                sum_loss = sum_loss + loss.cpu()
-                log_now = step % config.log_every == 0
-                if log_now or step == progress.total_steps or step % config.checkpoint_every == 0:
-                    if not math.isfinite(float(sum_loss)):
-                        raise NonFiniteLoss(
-                            f"the loss is not finite at or before step {step}; the last good "
-                            f"checkpoint is {last or 'none yet'}. Lower train.lr, or resume=true "
-                            "to go on from that checkpoint."
-                        )
+                try:
+                    metrics = self.train_step()
+                except FloatingPointError as error:  # the descent's own check, in eager mode
+                    raise _not_finite(f"in step {progress.step + 1}", last) from error
+                step = progress.step
+                sum_loss = sum_loss + metrics["loss"]
+                ending = step == progress.total_steps
+                log_now = ending or step % config.log_every == 0
+                save_now = ending or step % config.checkpoint_every == 0
+                if log_now or save_now:
+                    # A bad gradient shows in the next loss, too late for this step's checkpoint.
+                    # With a scaler it is no fault: such a step is skipped.
+                    fault = (
+                        self.accelerator.scaler is None
+                        and not metrics["grad_norm_weights"].isfinite()
+                    )
+                    if fault or not sum_loss.isfinite():
+                        raise _not_finite(f"at or before step {step}", last)
                 if log_now:
                     now = time.perf_counter()
                     progress.seconds += now - mark
                     rate = (step - mark_step) / (now - mark)
-                    mean = float(sum_loss) / config.log_every
-                    mark, mark_step, sum_loss = now, step, torch.zeros(())
+                    shared: Any = self.accelerator.reduce(sum_loss, "mean")
+                    mean = float(shared) / (step - mark_step)
+                    mark, mark_step, sum_loss = now, step, nothing
                     self._plan(rate)
                     values = {k: float(v) for k, v in metrics.items() if v.numel() == 1}
                     values |= {"loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
@@ -265,15 +298,12 @@ class Trainer:
                     if self.log is not None:
                         self.log.write(step=step, **values)
                     bar.update(mean, rate)
-                ending = step == progress.total_steps
                 paused = time.perf_counter()
-                if ending:
-                    progress.seconds += paused - mark
-                if (ending or step % config.checkpoint_every == 0) and main:
+                if save_now and main:
                     last = self.save()
-                if self.rollout and config.rollout_every and not ending:
-                    if step % config.rollout_every == 0 and main:
-                        self._rollout(step)
+                rollout_now = config.rollout_every and step % config.rollout_every == 0
+                if rollout_now and main and not ending:
+                    self._rollout(step)
                 mark += time.perf_counter() - paused  # not training time
         self.accelerator.wait_for_everyone()
 
@@ -289,7 +319,8 @@ class Trainer:
         progress.total_steps = int(planned.item())  # type: ignore[union-attr]
 
     def _rollout(self, step: int) -> None:
-        assert self.rollout is not None
+        if self.rollout is None:
+            return
         # Rollouts draw from generators of their own; training goes on with the same numbers.
         with self.averaged_weights():
             self.policy.eval()
@@ -312,14 +343,26 @@ class _Averaged:
         self.ema.restore(self.policy.parameters())
 
 
-def _slice(batch: dict[str, Any], index: int, count: int) -> dict[str, Any]:
-    """The part of a global batch that belongs to one of several processes."""
-    if count == 1:
-        return batch
+def _not_finite(where: str, last: Path | None) -> NonFiniteLoss:
+    return NonFiniteLoss(
+        f"the loss is not finite {where}; the last good checkpoint is {last or 'none yet'}; train "
+        "again with a lower train.lr and another run_dir."
+    )
+
+
+def _part(batch: dict[str, Any], index: int, count: int) -> dict[str, Any]:
+    """The part of a global batch that belongs to one of several processes.
+
+    All parts are equally long, as averaging their gradients asks for; replayed rows that do not
+    divide evenly are left out.
+    """
 
     def part(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: part(v) for k, v in value.items()}
-        return value.chunk(count)[index] if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        rows = len(value) // count
+        return value[index * rows : (index + 1) * rows]
 
-    return part(batch)
+    return batch if count == 1 else part(batch)

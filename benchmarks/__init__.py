@@ -1,0 +1,1 @@
+"""Measurements behind the README, as commands. Never run as tests."""

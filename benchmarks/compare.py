@@ -1,0 +1,91 @@
+"""The README's table: ``python -m benchmarks.compare [minutes=15] [parallel=2] [episodes=50]``.
+
+Trains every policy on Push-T for the same wall-clock minutes, ``parallel`` at a time on an equal
+share of the cores, plays the same episodes with each, and writes ``docs/results/push_t.json`` and
+``docs/results/push_t.md``. Runs go to ``runs/compare``; those that are there are gone on with, so
+the command may be repeated after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ebt_policy.eval import evaluate
+
+RUNS = {
+    "ebt": [],
+    "diffusion": ["model=diffusion"],
+    "flow_matching": ["model=flow_matching"],
+    "diffusion-unet": ["model=diffusion", "model.network=unet"],
+    "bc": ["model=bc"],
+    "ibc": ["model=ibc"],
+    "ebt-s1": ["objective=s1", "model.inference.steps=2"],
+    "ebt-s2": ["objective=s2", "model.inference.steps=3"],
+    "ebt-equilibrium": ["objective=equilibrium", "model.inference.steps=8"],
+    "ebt-contrastive": ["objective=contrastive", "model.inference.steps=16"],
+}
+ENTRIES = [
+    "ebt@steps=2", "ebt@steps=4", "ebt@steps=8",
+    "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
+    "diffusion@scheduler=ddim,steps=2",
+    "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
+    "diffusion-unet@scheduler=ddpm,steps=100", "diffusion-unet@scheduler=ddim,steps=10",
+    "bc", "ibc", "ebt-s1", "ebt-s2", "ebt-equilibrium", "ebt-contrastive",
+]  # fmt: skip
+
+
+def train(name: str, folder: Path, minutes: float, threads: int) -> None:
+    """Train one policy in a process of its own, or go on with it."""
+    command = [
+        sys.executable, "-m", "ebt_policy.train", "task=push_t", *RUNS[name],
+        f"train.minutes={minutes}", f"run_dir={folder / name}", "resume=true",
+        "train.rollout_every=0", "evaluation.episodes=0",
+    ]  # fmt: skip
+    with (folder / f"{name}.log").open("a") as log:
+        done = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+    if done.returncode:
+        raise RuntimeError(f"training {name} failed; see {log.name}")
+    print(f"trained {name}", flush=True)
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    minutes, parallel = float(given.pop("minutes", 15)), int(given.pop("parallel", 2))
+    episodes, folder = int(given.pop("episodes", 50)), Path(given.pop("folder", "runs/compare"))
+    if given:
+        sys.exit(
+            f"error: unknown settings {sorted(given)}; "
+            "there are minutes, parallel, episodes and folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = max((os.cpu_count() or 1) // parallel, 1)
+    with ThreadPoolExecutor(parallel) as executor:
+        list(executor.map(lambda name: train(name, folder, minutes, threads), RUNS))
+    output = folder / "evaluation"
+    evaluate(
+        [str(folder / entry) for entry in ENTRIES],
+        output=output,
+        episodes=episodes,
+        seed=100_000,
+        videos=1,
+        workers=8,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
+    )
+    results = Path("docs/results")
+    results.mkdir(parents=True, exist_ok=True)
+    shutil.copy(output / "summary.json", results / "push_t.json")
+    shutil.copy(output / "table.md", results / "push_t.md")
+
+
+if __name__ == "__main__":
+    main()

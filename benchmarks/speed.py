@@ -1,0 +1,182 @@
+"""Speed ratios: ``python -m benchmarks.speed [size=xs] [rounds=30]``.
+
+Training: one update of the energy policy against one of the diffusion policy, eager and compiled,
+batch 128. Inference: one chunk at batch size 1. Everything is timed in turns within one run, so
+that a noisy neighbour hits all alike; what is reported are medians and their ratios. Writes
+``docs/results/speed.json``. Weights are untrained: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.evaluation.stats import percentiles
+from ebt_policy.models import Policy, build_policy
+
+BATCH = 128
+SHAPE = {"obs_dim": 20, "action_dim": 2, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8}
+CHUNKS = {
+    "DDPM-100": ("diffusion", {"scheduler": "ddpm", "steps": 100}),
+    "DDIM-10": ("diffusion", {"scheduler": "ddim", "steps": 10}),
+    "DDIM-2": ("diffusion", {"scheduler": "ddim", "steps": 2}),
+    "flow matching, 2 steps": ("flow_matching", {"steps": 2}),
+    "flow matching, 4 steps": ("flow_matching", {"steps": 4}),
+    "flow matching, 8 steps": ("flow_matching", {"steps": 8}),
+    "energy, 2 steps": ("ebt", {"steps": 2}),
+    "energy, 4 steps": ("ebt", {"steps": 4}),
+    "energy, 8 steps": ("ebt", {"steps": 8}),
+    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
+}
+console = Console()
+
+
+def make(model: str, size: str, device: torch.device, *overrides: str) -> Policy:
+    """An untrained policy of the packaged configuration."""
+    with initialize_config_module("configs", version_base="1.3"):
+        cfg = compose("train", [f"model={model}", f"size={size}", *overrides])
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    limits = {"obs": torch.rand(64, 20) * 512, "action": torch.rand(64, 2) * 512}
+    torch.manual_seed(0)
+    kept = {str(k): v for k, v in config.items()}
+    return build_policy({**kept, "shape": SHAPE}, Normalizer.fit(limits)).to(device)
+
+
+def update(policy: Policy, device: torch.device) -> Callable[[], None]:
+    """One training update as a function."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
+    batch = {
+        "obs": torch.rand(BATCH, 2, 20, device=device) * 2 - 1,
+        "action": torch.rand(BATCH, 16, 2, device=device) * 2 - 1,
+    }
+
+    def step() -> None:
+        loss, _ = policy(policy.draw(batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def in_turns(
+    jobs: dict[str, Callable[[], Any]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Milliseconds of every job in every round, after a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        for _ in range(3):
+            job()
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            _wait(device)
+            start = time.perf_counter()
+            job()
+            _wait(device)
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def training(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Medians of updates and the ratios that matter."""
+    jobs: dict[str, Callable[[], None]] = {}
+    kinds = {
+        "energy (flow)": ("ebt", []),
+        "energy (s1)": ("ebt", ["objective=s1"]),
+        "diffusion": ("diffusion", []),
+        "flow matching": ("flow_matching", []),
+    }
+    for name, (model, overrides) in kinds.items():
+        jobs[f"{name}, eager"] = update(make(model, size, device, *overrides), device)
+        policy = make(model, size, device, *overrides)
+        policy.compile()
+        jobs[f"{name}, compiled"] = update(policy, device)
+    medians = {k: statistics.median(v) for k, v in in_turns(jobs, rounds, device).items()}
+    ratio = {
+        f"{name}: {label}": medians[f"{a}"] / medians[f"{b}"]
+        for name, label, a, b in [
+            ("energy (flow)", "compiled over eager",
+             "energy (flow), compiled", "energy (flow), eager"),
+            ("energy (flow)", "over diffusion, both compiled",
+             "energy (flow), compiled", "diffusion, compiled"),
+            ("energy (flow)", "over diffusion, both eager",
+             "energy (flow), eager", "diffusion, eager"),
+            ("energy (s1)", "compiled over eager",
+             "energy (s1), compiled", "energy (s1), eager"),
+            ("energy (s1)", "over diffusion, both compiled",
+             "energy (s1), compiled", "diffusion, compiled"),
+        ]
+    }  # fmt: skip
+    return {"batch": BATCH, "update_ms": medians, "ratio": ratio}
+
+
+def inference(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Latency of a chunk at batch size 1."""
+    obs = {"obs": torch.rand(1, 2, 20) * 512}
+    jobs: dict[str, Callable[[], Any]] = {}
+    for name, (model, changes) in CHUNKS.items():
+        policy = make(model, size, device).eval()
+        policy.configure_inference(**changes)
+        jobs[name] = lambda policy=policy: policy.predict_chunk(obs).actions.cpu()
+    times = in_turns(jobs, rounds, device)
+    latency = {name: percentiles(values) for name, values in times.items()}
+    reference = latency["DDPM-100"]["p50"]
+    faster = {name: reference / value["p50"] for name, value in latency.items()}
+    return {"latency_ms": latency, "times_faster_than_ddpm_100": faster}
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    size, rounds = given.pop("size", "xs"), int(given.pop("rounds", 30))
+    target = Path(given.pop("output", "docs/results/speed.json"))
+    if given:
+        sys.exit(f"error: unknown settings {sorted(given)}; there are size, rounds and output.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = {
+        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "size": size,
+        "params": make("ebt", size, device).parameter_count,
+        "inference": inference(size, rounds, device),
+        "training": training(size, rounds, device),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=2) + "\n")
+    table = Table("chunk at batch 1", "p50 ms", "p99 ms", "faster than DDPM-100")
+    for name, value in result["inference"]["latency_ms"].items():
+        faster = result["inference"]["times_faster_than_ddpm_100"][name]
+        table.add_row(name, f"{value['p50']:.1f}", f"{value['p99']:.1f}", f"{faster:.1f}x")
+    console.print(table)
+    table = Table("training update, batch 128", "ms")
+    for name, value in result["training"]["update_ms"].items():
+        table.add_row(name, f"{value:.1f}")
+    for name, value in result["training"]["ratio"].items():
+        table.add_row(name, f"{value:.2f}x")
+    console.print(table)
+    console.print(f"written to {target}")
+
+
+if __name__ == "__main__":
+    main()

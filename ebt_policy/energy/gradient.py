@@ -1,0 +1,59 @@
+"""The gradient of an energy at a candidate, in every mode that autograd can be in.
+
+Shapes: B batch, U units, * the shape of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
+"""Energy of candidates (B, U, *) at levels (B, U) or None -> (B, U); units must be independent."""
+
+
+def usable(x: Tensor) -> Tensor:
+    """Inference tensors cannot enter a gradient; their copies can."""
+    # torch.compile cannot ask, and would leave the whole descent uncompiled in silence.
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
+
+
+def energy_gradient(
+    energy: EnergyFn, x: Tensor, level: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradient (B, U, *) and energy (B, U) at candidates x (B, U, *).
+
+    With gradients on, both are differentiable in the energy's parameters and in x. Without, only
+    the first derivative is computed. Compiled or not, the values are the same.
+
+    Raises:
+        ValueError: if the energy does not give one number a unit.
+    """
+    told = None if level is None else level.expand(x.shape[:2])
+
+    def total(candidate: Tensor) -> tuple[Tensor, Tensor]:
+        value = energy(candidate, told)
+        if value.shape != x.shape[:2]:
+            raise ValueError(
+                f"the energy must be {tuple(x.shape[:2])}, one a unit; got {tuple(value.shape)}."
+            )
+        # Units are independent, so the gradient of the sum is the gradient of each.
+        return value.sum(), value
+
+    if torch.compiler.is_compiling():
+        # torch.func traces under torch.compile, where autograd.grad(create_graph=True) does not.
+        # Traced under no_grad it would silently give zeros, hence enable_grad and detach.
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            gradient, (_, value) = grad_and_value(total, has_aux=True)(x)
+        return (gradient, value) if differentiable else (gradient.detach(), value.detach())
+    if torch.is_grad_enabled():
+        gradient, (_, value) = grad_and_value(total, has_aux=True)(x)
+        return gradient, value
+    with torch.enable_grad():  # first derivative only: no graph of the gradient is built
+        leaf = x.detach().requires_grad_()
+        summed, value = total(leaf)
+    return torch.autograd.grad(summed, leaf)[0], value.detach()

@@ -1,0 +1,106 @@
+"""What several tests share: synthetic demonstrations, tiny configurations, quick trainings."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from ebt_policy.data.episodes import Episodes, write_episodes
+
+torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more than it brings
+
+TINY = (
+    "size.width=16",
+    "size.heads=2",
+    "size.context_layers=1",
+    "size.candidate_layers=1",
+    "task.validation_episodes=1",
+    "task.env.max_steps=20",
+    "device=cpu",
+    "train.steps=10",
+    "train.minutes=null",
+    "train.batch_size=8",
+    "train.warmup_steps=3",
+    "train.compile=false",
+    "train.rollout_every=0",
+    "train.log_every=1",
+    "evaluation.episodes=0",
+    "evaluation.workers=2",
+)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    with initialize_config_module("configs", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    config = {str(key): value for key, value in config.items()}
+    if config["model"]["name"] != "ebt":
+        config["objective"] = None
+    return config
+
+
+def compose_config(*overrides: str) -> dict[str, Any]:
+    """The resolved content of configs/train.yaml with overrides."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """Accelerate keeps its device and precision for the life of a process; tests change them."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory) -> Path:
+    """An episode store like Push-T's: state (N, 5) and action (N, 2) of six short episodes."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 30, 6)
+    states, actions = [], []
+    for length in lengths:
+        agent = rng.uniform(150, 350, 2) + np.cumsum(rng.normal(0, 8, (length + 1, 2)), axis=0)
+        block = rng.uniform(200, 300, 2) + np.cumsum(rng.normal(0, 2, (length, 2)), axis=0)
+        angle = rng.uniform(0, 6) + np.cumsum(rng.normal(0, 0.05, (length, 1)), axis=0)
+        states.append(np.concatenate([agent[:-1], block, angle], axis=1))
+        actions.append(agent[1:])
+    arrays = {
+        "state": np.concatenate(states).astype(np.float32),
+        "action": np.concatenate(actions).clip(0, 512).astype(np.float32),
+    }
+    path = tmp_path_factory.mktemp("data") / "demonstrations"
+    write_episodes(path, Episodes(arrays, np.cumsum(lengths)))
+    return path
+
+
+@pytest.fixture
+def tiny(demonstrations, tmp_path):
+    """Configuration of a training that takes less than a second; ``tiny("name", *overrides)``."""
+
+    def make(name: str, *overrides: str) -> dict[str, Any]:
+        config = compose_config(*TINY, *overrides)
+        config["task"]["path"] = str(demonstrations)
+        config["run_dir"] = str(tmp_path / name)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def tiny_arguments(demonstrations, tmp_path):
+    """The same as command-line arguments; ``tiny_arguments("name", *overrides)``."""
+
+    def make(name: str, *overrides: str) -> list[str]:
+        path, run_dir = f"task.path={demonstrations}", f"run_dir={tmp_path / name}"
+        return [*TINY, path, run_dir, *overrides]
+
+    return make

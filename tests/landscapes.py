@@ -1,0 +1,43 @@
+"""Energies with known answers, for tests. Shapes: candidates (B, U, *) -> energies (B, U)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def quadratic(curvature: float | Tensor = 1.0, centre: float | Tensor = 0.0):
+    """E = sum L (x - c)^2 / 2, so that dE/dx = L (x - c)."""
+
+    def energy(x: Tensor, level: Tensor | None = None) -> Tensor:
+        return (curvature * (x - centre).square() / 2).flatten(2).sum(-1)
+
+    return energy
+
+
+def double_well(x: Tensor, level: Tensor | None = None) -> Tensor:
+    """E = sum (x^2 - 1)^2 / 4: minima of height 0 at -1 and 1, a ridge of height 1/4 at 0."""
+    return ((x.square() - 1).square() / 4).flatten(2).sum(-1)
+
+
+def slope(x: Tensor, level: Tensor | None = None) -> Tensor:
+    """E = -sum x: descends along (1, ..., 1) for ever, at the same speed everywhere."""
+    return -x.flatten(2).sum(-1)
+
+
+def level_quadratic(x: Tensor, level: Tensor | None) -> Tensor:
+    """E = |x - g|^2 / 2: the minimum moves with the level g, which enters the gradient."""
+    assert level is not None
+    return (x - level.unsqueeze(-1)).square().sum(-1) / 2
+
+
+def slow(energy: Callable[..., Tensor], seconds: float):
+    """The same energy, each evaluation taking ``seconds`` at least."""
+
+    def waiting(x: Tensor, level: Tensor | None = None) -> Tensor:
+        time.sleep(seconds)
+        return energy(x, level)
+
+    return waiting

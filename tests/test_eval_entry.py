@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, compose_config
+
+from ebt_policy.eval import main, parse_checkpoint
+from ebt_policy.models import ConfigError
+from ebt_policy.train import train
+
+SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
+
+
+@pytest.fixture
+def run_main(monkeypatch, capfd, tmp_path):
+    """Run the entry in this process, in an empty folder; returns exit code and stderr."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ebt_policy.eval", *arguments])
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0), capfd.readouterr().err
+        return 0, capfd.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(demonstrations, tmp_path_factory) -> Path:
+    config = compose_config(*TINY, "train.steps=2")
+    config["task"]["path"] = str(demonstrations)
+    config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "trained")
+    return train(config)
+
+
+@pytest.mark.slow
+def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
+    code, error = run_main(
+        f"checkpoint={trained}", f"checkpoint={trained}@steps=2,candidates=3", *SHORT
+    )
+    assert (code, error) == (0, "")
+    results = Path("results") / "trained"
+    summary = json.loads((results / "summary.json").read_text())
+    one, two = summary["entries"]
+    assert (one["name"], two["name"]) == ("trained", "trained (steps 2, candidates 3)")
+    assert (one["steps"], two["steps"]) == (4, 2) and one["params"] == two["params"]
+    assert [one["steps_used"]["mean"], two["steps_used"]["mean"]] == [4, 2]
+    assert [p["metric"] for p in summary["paired"]] == ["score", "success"]
+    for pair in summary["paired"]:
+        assert (pair["a"], pair["b"]) == (one["name"], two["name"])
+        metric = pair["metric"]
+        assert pair["diff"] == pytest.approx(one[metric]["mean"] - two[metric]["mean"])
+        low, high = pair["ci95"]
+        assert low <= pair["diff"] <= high
+    table = (results / "table.md").read_text()
+    assert "trained (steps 2, candidates 3)" in table and "Paired differences" in table
+    assert (results / "report.html").stat().st_size > 10_000
+    episodes = [json.loads(x) for x in (results / "episodes.jsonl").read_text().splitlines()]
+    assert [x["seed"] for x in episodes] == 2 * [100_000, 100_001, 100_002]
+    assert one["command"].startswith(f"python -m ebt_policy.eval checkpoint={trained} checkpoint=")
+
+
+@pytest.mark.slow
+def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
+    results = []
+    for name in ("first", "second"):
+        out = tmp_path / name
+        assert run_main(f"checkpoint={trained}", f"output={out}", *SHORT) == (0, "")
+        rows = [json.loads(x) for x in (out / "episodes.jsonl").read_text().splitlines()]
+        results.append([(x["seed"], x["score"], x["success"], x["length"]) for x in rows])
+    assert results[0] == results[1]
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to evaluate: checkpoint=runs/..."),
+        (["checkpoint=nowhere"], "there is no checkpoint at nowhere."),
+        (["checkpoint=RUN", "checkpoint=nowhere"], "there is no checkpoint at nowhere."),
+        (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
+        (["checkpoint=RUN@steps"], "after @ write name=value, got 'steps'."),
+        (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
+        (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, select"),
+        (["checkpoint=RUN@steps=0"], "at least 1"),
+        (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
+        (["checkpoint=RUN@select=luck"], "must be energy or drop, got luck."),
+        (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
+        (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
+        (["checkpoint=RUN", "episodes=0"], "episodes must be a whole number of at least 1, got 0."),
+        (["checkpoint=RUN", "episodes=all"], "episodes must be a whole number"),
+        (["checkpoint=RUN", "workers=0"], "workers must be"),
+        (["checkpoint=RUN", "device=tpu"], "device must be auto, cpu or cuda, got tpu."),
+    ],
+)
+def test_mistakes_end_with_one_sentence(arguments, message, run_main, trained):
+    code, error = run_main(*[a.replace("RUN", str(trained)) for a in arguments])
+    assert code == 2 and message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_unknown_overrides_are_named_by_hydra(run_main, trained):
+    code, error = run_main(f"checkpoint={trained}", "wings=2")
+    assert code == 1 and "wings" in error and "Traceback" not in error
+
+
+def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "damaged")
+    (weights,) = (tmp_path / "damaged").rglob("model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:500])
+    code, error = run_main(f"checkpoint={tmp_path}/damaged", *SHORT)
+    assert code == 2 and str(weights) in error and error.count("\n") == 1
+
+
+def test_checkpoint_arguments_are_parsed(tmp_path):
+    assert parse_checkpoint("runs/a") == (Path("runs/a"), {})
+    path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=drop")
+    assert path == Path("runs/a")
+    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "drop"}
+    odd = tmp_path / "me@home" / "run"
+    odd.mkdir(parents=True)
+    assert parse_checkpoint(str(odd)) == (odd, {})
+    assert parse_checkpoint(f"{odd}@steps=2") == (odd, {"steps": 2})
+    with pytest.raises(ConfigError, match="write name=value"):
+        parse_checkpoint("runs/a@steps=[1")

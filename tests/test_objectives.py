@@ -1,0 +1,327 @@
+"""How landscapes are learned: formulas by hand, a two-mode problem, compiled against eager.
+
+Shapes: B batch, U units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from landscapes import level_quadratic, quadratic
+from torch import nn
+
+from ebt_policy.energy import OBJECTIVES, Objective, TwoStreamTransformer, descend
+from ebt_policy.energy.objectives import (
+    S1,
+    S2,
+    Contrastive,
+    Equilibrium,
+    Flow,
+    corrupt,
+    info_nce,
+    squared_error,
+)
+from ebt_policy.energy.transformer import Width
+
+# Every objective as the learning test runs it; the others run it so too.
+MADE = {
+    "flow": lambda: Flow(),
+    "flow without level": lambda: Flow(level=False, samples=2),
+    "equilibrium": lambda: Equilibrium(),
+    "s1": lambda: S1(),
+    "s2": lambda: S2(steps=(2, 2), replay=0),
+    "contrastive": lambda: Contrastive(negatives=4, steps=2),
+}
+
+
+class TwoModes(nn.Module):
+    """Target (B, 1, 1, 2): left or right by chance (+-0.8), as high as the context c says (c / 2).
+
+    Its mean given c, (0, c / 2), is never a target.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.objective = objective
+        size = Width(width=32, heads=2, context_layers=0, candidate_layers=1)
+        self.net = TwoStreamTransformer(
+            1, 1, 2, 1, size, output="energy", level=objective.level_conditioned
+        )
+
+    @staticmethod
+    def batch(rows):
+        context = torch.rand(rows, 1, 1) * 2 - 1
+        side = torch.randint(0, 2, (rows, 1, 1)) * 1.6 - 0.8
+        target = torch.cat([side, context / 2], dim=-1) + 0.03 * torch.randn(rows, 1, 2)
+        return context, target.unsqueeze(2)
+
+    def forward(self, context, target, draws):
+        encoded = self.net.encode(context)
+        return self.objective(lambda x, g: self.net(encoded, x, g), target, draws)
+
+    def learn(self, updates):
+        optimizer = torch.optim.Adam(self.parameters(), 3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+        losses = []
+        for _ in range(updates):
+            context, target = self.batch(128)
+            loss, _ = self(context, target, self.objective.draw(target))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        return losses
+
+    @torch.no_grad()
+    def predict(self, context, steps):
+        encoded = self.net.encode(context)
+        start = torch.randn(len(context), 1, 1, 2)
+        options = self.objective.descent_options(steps)
+        energy = lambda x, g: self.net(encoded, x, g)  # noqa: E731
+        return descend(energy, start, steps=steps, **options).candidate[:, 0, 0]
+
+
+# -- learning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_flow_keeps_two_modes_apart_and_regression_from_noise_averages_them(name):
+    problem = TwoModes(MADE[name]())
+    losses = problem.learn(150)
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    if name == "contrastive":  # a verifier rather than a sampler: it ranks demonstrations lowest
+        context, target = problem.batch(256)
+        demonstration, noise = target, torch.randn(256, 4, 1, 2)
+        with torch.no_grad():
+            encoded = problem.net.encode(context)
+            energy = problem.net(encoded, torch.cat([demonstration, noise], dim=1))
+        assert (energy.argmin(dim=1) == 0).float().mean() > 0.7
+        return
+    context = torch.rand(256, 1, 1) * 2 - 1
+    for steps in (8, 16):
+        side, height = problem.predict(context, steps).unbind(-1)
+        near_a_mode = ((side.abs() - 0.8).abs() < 0.3).float().mean()
+        assert (height - context[:, 0, 0] / 2).abs().mean() < 0.2, "the context is heeded"
+        if name in ("s1", "s2"):  # and more steps do not help
+            assert near_a_mode < 0.05 and side.abs().mean() < 0.2
+        else:
+            assert near_a_mode > 0.7 and 0.3 < (side > 0).float().mean() < 0.7
+
+
+# -- formulas by hand -----------------------------------------------------------------------------
+
+
+def test_corruption_is_the_straight_path():
+    y, n = torch.ones(2, 3, 4, 5), -torch.ones(2, 3, 4, 5)
+    g = torch.rand(2, 3)
+    torch.testing.assert_close(corrupt(y, n, g)[..., 0, 0], 2 * g - 1)
+    assert torch.equal(squared_error(y, n), torch.full((2, 3), 4.0))
+
+
+def test_info_nce_is_the_softmax_of_negative_energies():
+    positive, negatives = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0, 3.0], [0.0, 0.0]])
+    first = math.log(math.exp(-1) + math.exp(-2) + math.exp(-3)) + 1
+    want = (first + math.log(3)) / 2
+    assert info_nce(positive, negatives).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_flow_loss_by_hand():
+    y = torch.randn(5, 2, 3)
+    objective = Flow()
+    draws = objective.draw(y)
+    n, g = draws["normal"], draws["level"].unsqueeze(-1)
+    loss, _ = objective(level_quadratic, y, draws)
+    x = g * y + (1 - g) * n
+    want = (-(x - g) - (y - n)).square().mean()  # dE/dx = x - g
+    torch.testing.assert_close(loss, want)
+
+
+def test_several_samples_share_their_target():
+    objective = Flow(level=False, samples=4)
+    y = torch.randn(5, 2, 3)
+    draws = objective.draw(y)
+    assert draws["normal"].shape == (5, 8, 3) and draws["level"].shape == (5, 8)
+    loss, _ = objective(quadratic(), y, draws)
+    repeated = torch.stack([y[:, i // 4] for i in range(8)], dim=1)
+    single, _ = Flow(level=False)(quadratic(), repeated, draws)
+    torch.testing.assert_close(loss, single)
+
+
+def test_equilibrium_fades_to_zero_at_the_data():
+    objective = Equilibrium(fade=0.2)
+    level = torch.tensor([[0.0, 0.5, 0.8, 0.9, 1.0]])
+    torch.testing.assert_close(objective.pace(level), torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.0]]))
+    assert not objective.level_conditioned
+    y = torch.randn(2, 1, 3)
+    clean = {"normal": torch.randn(2, 1, 3), "level": torch.ones(2, 1)}
+    loss, _ = objective(quadratic(1.0, y), y, clean)
+    assert loss == 0, "a minimum at the demonstration is what is asked for"
+    fast, _ = Flow(level=False)(quadratic(1.0, y), y, clean)
+    assert fast > 0
+
+
+def test_s1_averages_the_loss_of_its_steps():
+    objective = S1(steps=3, step_size=0.5)
+    y = torch.randn(4, 2, 3)
+    draws = objective.draw(y)
+    loss, metrics = objective(quadratic(), y, draws)
+    each = [(0.5**k * draws["normal"] - y).square().mean() for k in (1, 2, 3)]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
+    torch.testing.assert_close(metrics["last_step_loss"], each[-1])
+    loss.backward()
+    # Cut between steps: each step's candidate is x - a x with x constant.
+    a = torch.tensor(0.5, requires_grad=True)
+    path = [0.5**k * draws["normal"] for k in (0, 1, 2)]
+    torch.stack([((1 - a) * x - y).square().mean() for x in path]).mean().backward()
+    torch.testing.assert_close(objective.step_size.grad, a.grad)
+
+
+def test_s2_learns_from_the_last_step_alone():
+    objective = S2(steps=(3, 3), noise=(0.1, 0.1), momentum=0.5, step_size=0.2)
+    y = torch.randn(4, 2, 3)
+    draws = objective.draw(y)
+    assert draws["steps"] == 3
+    assert (draws["step_size"] >= 0.1).all() and (draws["step_size"] <= 0.4).all()
+    curvature = torch.ones((), requires_grad=True)
+    loss, metrics = objective(quadratic(curvature), y, draws)
+    x, v, a = draws["normal"], torch.zeros_like(y), draws["step_size"].unsqueeze(-1)
+    last = torch.ones((), requires_grad=True)
+    for k in range(3):
+        x = x + 0.1 * draws["normals"][:, k]
+        v = 0.5 * v - a * (last if k == 2 else 1.0) * (x + 0.5 * v)
+        x = x + v
+    want = (x - y).square().mean()
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(metrics["candidate"], x.detach())
+    loss.backward()
+    want.backward()
+    torch.testing.assert_close(curvature.grad, last.grad)
+
+
+def test_s2_draws_its_number_of_steps():
+    objective = S2(steps=(2, 4))
+    drawn = [objective.draw(torch.zeros(1, 1, 2)) for _ in range(40)]
+    assert {d["steps"] for d in drawn} == {2, 3, 4}
+    assert all(d["normals"].shape == (1, d["steps"], 1, 2) for d in drawn)
+
+
+def test_contrastive_loss_by_hand():
+    objective = Contrastive(negatives=3, steps=2, step_size=0.1, noise=(0.0, 0.0))
+    y = torch.randn(4, 2, 5)
+    draws = objective.draw(y)
+    curvature = torch.tensor(0.7, requires_grad=True)
+    loss, metrics = objective(quadratic(curvature), y, draws)
+    x = draws["normal"] * (1 - 0.1 * 0.7) ** 2  # far below the clipping norm
+    last = torch.tensor(0.7, requires_grad=True)  # the chains themselves pass no gradient
+    e, n = quadratic(last)(y), quadratic(last)(x).unflatten(1, (2, 3))
+    nce = torch.logsumexp(torch.cat([-e.unsqueeze(2), -n], dim=2), dim=2) + e
+    both = torch.cat([e.flatten(), n.flatten()])
+    want = nce.mean() + 0.001 * both.square().mean()
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(metrics["energy_gap"], (n.mean() - e.mean()).detach())
+    loss.backward()
+    want.backward()
+    torch.testing.assert_close(curvature.grad, last.grad)
+
+
+# -- randomness -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_draws_are_all_the_randomness_and_have_the_batch_first(name):
+    problem = TwoModes(MADE[name]())
+    context, target = problem.batch(6)
+    draws = problem.objective.draw(target)
+    state = torch.get_rng_state()
+    loss, _ = problem(context, target, draws)
+    assert torch.equal(torch.get_rng_state(), state)
+    again, _ = problem(context, target, draws)
+    assert torch.equal(loss, again)
+    other, _ = problem(context, target, problem.objective.draw(target))
+    assert not torch.equal(loss, other)
+
+    # So a batch may be split among processes: the loss is the mean of their losses.
+    def part(rows):
+        mine = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in draws.items()}
+        return problem(context[rows], target[rows], mine)[0]
+
+    halves = (part(slice(0, 3)) + part(slice(3, 6))) / 2
+    torch.testing.assert_close(halves, loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_inference_options_suit_the_descent(name):
+    objective = MADE[name]()
+    for steps in (1, 5):
+        options = objective.descent_options(steps)
+        assert (options.get("levels") is not None) == objective.level_conditioned
+        found = descend(level_quadratic if objective.level_conditioned else quadratic(),
+                        torch.randn(2, 3, 2), steps=steps, **options)  # fmt: skip
+        assert not found.candidate.requires_grad
+    if isinstance(objective, Flow):
+        assert options["step_size"] * 5 == pytest.approx(1)
+
+
+# -- compiled -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flow", "s1", "s2", "contrastive"])
+def test_compiled_equals_eager(name):
+    """Contrastive chains descend under no_grad inside the compiled part."""
+    torch._dynamo.reset()
+    problem = TwoModes(MADE[name]())
+    context, target = problem.batch(8)
+    draws = problem.objective.draw(target)
+
+    def run(function):
+        problem.zero_grad()
+        loss, metrics = function(context, target, draws)
+        loss.backward()
+        gradients = {k: p.grad.clone() for k, p in problem.named_parameters() if p.grad is not None}
+        return loss.detach(), {k: v.detach() for k, v in metrics.items()}, gradients
+
+    loss, metrics, gradients = run(problem)
+    compiled = run(torch.compile(problem, fullgraph=True))  # a break would leave the rest eager
+    tolerance: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(compiled[0], loss, **tolerance)
+    torch.testing.assert_close(compiled[1], metrics, **tolerance)
+    torch.testing.assert_close(compiled[2], gradients, **tolerance)
+    assert any(g.abs().max() > 1e-3 for g in gradients.values())
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("flow", {"samples": 0}, "objective.samples must be at least 1, got 0"),
+        ("equilibrium", {"fade": 0.0}, "objective.fade"),
+        ("equilibrium", {"fade": 1.5}, "objective.fade"),
+        ("s1", {"steps": 0}, "objective.steps"),
+        ("s1", {"step_size": -1.0}, "objective.step_size"),
+        ("s2", {"steps": (0, 2)}, "objective.steps"),
+        ("s2", {"steps": (3, 2)}, "objective.steps"),
+        ("s2", {"step_size": 0.0}, "objective.step_size"),
+        ("s2", {"step_size_range": (2.0, 0.5)}, "objective.step_size_range"),
+        ("s2", {"noise": (-0.1, 0.0)}, "objective.noise"),
+        ("s2", {"momentum": 1.0}, "objective.momentum"),
+        ("s2", {"replay": -1}, "objective.replay"),
+        ("s2", {"replay_fraction": 0.0}, "objective.replay_fraction"),
+        ("contrastive", {"negatives": 0}, "objective.negatives"),
+        ("contrastive", {"steps": 0}, "objective.steps"),
+        ("contrastive", {"step_size": 0.0}, "objective.step_size"),
+        ("contrastive", {"noise": (0.1, -1.0)}, "objective.noise"),
+        ("contrastive", {"regularizer": -1.0}, "objective.regularizer"),
+    ],
+)
+def test_bad_options_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        OBJECTIVES[name](**options)

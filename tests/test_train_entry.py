@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ebt_policy.evaluation.summary import POLICY_KEYS
+from ebt_policy.train import main
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run_main(monkeypatch, capfd):
+    """Run the entry in this process; returns its exit code and what it wrote to stderr."""
+
+    def call(arguments: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ebt_policy.train", *arguments])
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0), capfd.readouterr().err
+        return 0, capfd.readouterr().err
+
+    return call
+
+
+def assert_one_sentence(error: str) -> None:
+    assert error.startswith("error: ") and error.endswith("\n")
+    assert error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
+    code, error = run_main(tiny_arguments("run"))
+    assert (code, error) == (0, "")
+    run = tmp_path / "run"
+    assert len((run / "log.jsonl").read_text().splitlines()) == 10
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_00000010"]
+    assert not (run / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["device=tpu"], "device must be auto, cpu or cuda, got tpu."),
+        (["model=bc", "objective=s2"], "objective=... belongs to model=ebt alone"),
+        (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
+        (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),
+        (["task.demos=robot"], "demos='robot' is unknown"),
+        (["task.name=juggling"], "task=juggling is unknown; there are push_t."),
+        (["train.minutes=5"], "exactly one of train.steps and train.minutes"),
+        (["train.lr=0"], "train.lr must be positive"),
+        (["size.heads=3"], "multiple of twice heads"),
+        (["model.inference.steps=0"], "must be at least 1"),
+        (["model.inference.steps=few"], "model.inference: steps must be int, got 'few'."),
+        (["+model.inference.wings=2"], "model.inference has no option wings"),
+        (["+objective.wings=2"], "objective=flow has no option wings"),
+        (["objective.samples=0"], "objective.samples must be at least 1"),
+        (["task.env.max_steps=0", "evaluation.episodes=1"], "max_steps must be at least 1"),
+        (["evaluation.episodes=1", "evaluation.workers=0"], "workers must be a whole number"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(overrides, message, run_main, tiny_arguments, tmp_path):
+    code, error = run_main(tiny_arguments("run", *overrides))
+    assert code == 2
+    assert_one_sentence(error)
+    assert message in error
+    assert not (tmp_path / "run" / "checkpoints").exists()  # said before the work, not after
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named(run_main, tiny_arguments):
+    code, error = run_main(tiny_arguments("run", "device=cuda"))
+    assert code == 2 and "PyTorch sees no GPU; use device=cpu" in error
+
+
+def test_missing_wandb_is_named(run_main, tiny_arguments, monkeypatch):
+    monkeypatch.setattr("ebt_policy.training.log.find_spec", lambda name: None)
+    code, error = run_main(tiny_arguments("run", "wandb=offline"))
+    assert code == 2 and "needs the package wandb: pip install" in error
+
+
+@pytest.mark.parametrize("override", ["wings=2", "train.wings=2", "model=oracle", "size=xxl"])
+def test_unknown_overrides_are_named_by_hydra(override, run_main, tiny_arguments):
+    code, error = run_main(tiny_arguments("run", override))
+    assert code == 1
+    assert override.split("=")[1] in error or "wings" in error
+    assert "Traceback" not in error
+
+
+def test_a_run_is_never_overwritten_or_silently_changed(run_main, tiny_arguments, tmp_path):
+    assert run_main(tiny_arguments("run"))[0] == 0
+    run = tmp_path / "run"
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+    code, error = run_main(tiny_arguments("run"))
+    assert code == 2 and f"{run} already holds a run: add resume=true" in error
+    assert_one_sentence(error)
+
+    for override in ("train.lr=0.5", "seed=3", "size.width=32", "objective=s1", "model=bc"):
+        code, error = run_main(tiny_arguments("run", override, "resume=true"))
+        assert code == 2 and "give another run_dir" in error
+        assert_one_sentence(error)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+    code, error = run_main(tiny_arguments("run", "resume=true"))
+    assert (code, error) == (0, "")
+
+
+def test_a_damaged_run_is_named(run_main, tiny_arguments, tmp_path):
+    assert run_main(tiny_arguments("run", "train.checkpoint_every=5"))[0] == 0
+    run = tmp_path / "run"
+    state = run / "checkpoints" / "step_00000010" / "trainer_state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    code, error = run_main(tiny_arguments("run", "train.checkpoint_every=5", "resume=true"))
+    assert code == 2 and str(state) in error and "delete the folder step_00000010" in error
+    assert_one_sentence(error)
+
+    shutil.rmtree(state.parent)  # as it was told
+    code, error = run_main(tiny_arguments("run", "train.checkpoint_every=5", "resume=true"))
+    assert (code, error) == (0, "") and state.exists()
+
+    (run / "config.yaml").write_text("a: [1")
+    code, error = run_main(tiny_arguments("run", "train.checkpoint_every=5", "resume=true"))
+    assert code == 2 and f"{run}/config.yaml cannot be read" in error
+    assert_one_sentence(error)
+
+
+def test_a_diverged_training_ends_with_one_sentence(run_main, tiny_arguments):
+    code, error = run_main(tiny_arguments("run", "train.lr=1e30", "train.checkpoint_every=1"))
+    assert code == 2 and "the last good checkpoint is" in error
+    assert_one_sentence(error)
+
+
+def test_interrupting_says_how_to_go_on(run_main, tiny_arguments, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ebt_policy.training.trainer.Trainer.train_step", interrupt)
+    code, error = run_main(tiny_arguments("run"))
+    assert code == 130 and "resume=true" in error and "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_leaves_policy_logs_results_report_and_video(tiny_arguments, tmp_path):
+    overrides = ["train.steps=30", "train.checkpoint_every=10", "train.rollout_every=20"]
+    overrides += ["evaluation.episodes=2", "evaluation.videos=1", "evaluation.rollout_episodes=1"]
+    command = [sys.executable, "-m", "ebt_policy.train", *tiny_arguments("run", *overrides)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**QUIET, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path) == ["run"]
+    run = tmp_path / "run"
+    assert sorted(os.listdir(run)) == ["checkpoints", "config.yaml", "evaluation", "log.jsonl"]
+    assert sorted(os.listdir(run / "checkpoints")) == ["step_00000020", "step_00000030"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in log if "loss" in x] == list(range(1, 31))
+    assert [x["step"] for x in log if "rollout_score" in x] == [20]
+
+    results = run / "evaluation"
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["paired"] == [] and len(summary["entries"]) == 1
+    entry = summary["entries"][0]
+    more = {"name", "episodes", "score", "success", "latency_ms", "steps_used", "command"}
+    assert set(entry) == {*POLICY_KEYS, *more, "version"}
+    assert entry["task"] == "push_t" and entry["model"] == "ebt" and entry["objective"] == "flow"
+    assert entry["episodes"] == 2 and entry["steps"] == 4 and entry["demos"] == 5
+    assert entry["train_steps"] == 30 and entry["train_seed"] == 0 and entry["device"] == "cpu"
+    assert 0 <= entry["score"]["mean"] <= 1 and len(entry["score"]["ci95"]) == 2
+    assert 0 < entry["latency_ms"]["p50"] <= entry["latency_ms"]["p99"]
+    assert entry["steps_used"]["mean"] == 4 and entry["train_seconds"] > 0
+    assert entry["command"].startswith("python -m ebt_policy.train ")
+
+    assert "score" in (results / "table.md").read_text()
+    episodes = [json.loads(x) for x in (results / "episodes.jsonl").read_text().splitlines()]
+    assert [x["seed"] for x in episodes] == [100_000, 100_001]
+    assert all(len(x["chunks"]) == 3 for x in episodes)  # 20 steps, 8 a chunk
+    videos = list(results.rglob("*.mp4"))
+    assert len(videos) == 1 and videos[0].stat().st_size > 1000
+    assert b"ftyp" in videos[0].read_bytes()[:16]
+    report = (results / "report.html").read_text()
+    assert report.startswith("<!doctype html>") or report.startswith("<!DOCTYPE html>")
+    assert "http-equiv" in report or "<svg" in report or "data:image/png" in report
+
+
+@pytest.mark.slow
+def test_wheel_trains_from_an_empty_folder(tmp_path):
+    """What is installed has all it needs: configurations, report template, demonstrations."""
+    source, target, empty = (tmp_path / name for name in ("source", "target", "empty"))
+    ignore = shutil.ignore_patterns("__pycache__")
+    for package in ("ebt_policy", "envs", "configs"):
+        shutil.copytree(ROOT / package, source / package, ignore=ignore)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    installed = {path.name for path in target.iterdir()}
+    assert {"ebt_policy", "envs", "configs"} <= installed and "tests" not in installed
+
+    empty.mkdir()
+    arguments = ["train.steps=3", "train.minutes=null", "train.batch_size=8", "device=cpu"]
+    arguments += ["train.compile=false", "task.demos=expert", "task.env.max_steps=10"]
+    arguments += ["evaluation.episodes=1", "evaluation.videos=0", "evaluation.workers=1"]
+    environment = {**QUIET, "PYTHONPATH": str(target)}
+    where = "import configs, ebt_policy, envs; print(configs.__file__, ebt_policy, envs)"
+    found = subprocess.check_output([sys.executable, "-c", where], cwd=empty, env=environment)
+    assert found.decode().count(str(target)) == 3  # not those of the checkout
+    done = subprocess.run(
+        [sys.executable, "-m", "ebt_policy.train", *arguments],
+        cwd=empty, env=environment, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "expert" in done.stdout
+    run = empty / "runs" / "push_t" / "ebt-xs-seed0"
+    assert os.listdir(empty) == ["runs"]
+    assert (run / "evaluation" / "report.html").is_file()
+    version = json.loads((run / "evaluation" / "summary.json").read_text())["entries"][0]["version"]
+    assert version in wheel.name

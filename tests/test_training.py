@@ -1,0 +1,470 @@
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from ebt_policy.models import load_policy
+from ebt_policy.models.policy import CheckpointError
+from ebt_policy.train import train
+from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
+
+S2 = ("objective=s2", "objective.replay=12")
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [values["loss"] for values in logged(run)]
+
+
+def assert_identical(a: Any, b: Any, where: str = "state") -> None:
+    """Equal to the last bit, however nested; wall-clock times aside."""
+    assert type(a) is type(b), where
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - {"seconds"}:
+            assert_identical(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Both runs ended at the same step with the same weights, averages, optimizer and log."""
+    one, two = newest_checkpoint(run), newest_checkpoint(other)
+    assert one is not None and two is not None and one.name == two.name
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, two)]
+    assert weights[0] == weights[1]
+    assert_identical(load_trainer_state(one), load_trainer_state(two))
+    timing = ("seconds", "steps_per_second")
+    logs = [
+        [{k: v for k, v in x.items() if k not in timing} for x in logged(r)] for r in (run, other)
+    ]
+    assert logs[0] == logs[1]
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The training dies right after this step, whatever it has saved by then."""
+    whole = Trainer.train_step
+
+    def train_step(self: Trainer) -> dict[str, Tensor]:
+        if self.progress.step == step:
+            raise Interrupted
+        return whole(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        S2,
+        ("objective=s1",),
+        ("model=diffusion",),
+        ("train.mixed_precision=bf16",),
+    ],
+    ids=["flow", "s2", "s1", "diffusion", "bf16"],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(overrides, tiny, monkeypatch):
+    settings = ("train.steps=10", "train.checkpoint_every=4", *overrides)
+    straight = train(tiny("straight", *settings))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        with pytest.raises(Interrupted):
+            train(tiny("broken", *settings))
+    broken = Path(tiny("broken")["run_dir"])
+    assert [x["step"] for x in logged(broken)] == list(range(1, 8))
+    before = newest_checkpoint(broken)
+    assert before is not None and before.name == "step_00000004"
+    train(tiny("broken", *settings, "resume=true"))
+    assert [x["step"] for x in logged(broken)] == list(range(1, 11))
+    assert_same_end(straight, broken)
+
+
+def test_a_checkpoint_holds_both_the_weights_and_their_average(tiny):
+    run = train(tiny("run", "train.checkpoint_every=5"))
+    folder = newest_checkpoint(run)
+    assert folder is not None
+    state, averaged = load_trainer_state(folder), load_policy(folder).state_dict()
+    names = [n for n, _ in load_policy(folder).named_parameters()]
+    for name, average in zip(names, state["ema"]["shadow_params"], strict=True):
+        assert torch.equal(averaged[name], average)
+    assert any(not torch.equal(averaged[name], state["policy"][name]) for name in names)
+
+
+def test_saving_does_not_change_the_training(tiny):
+    rarely = train(tiny("rarely", "train.checkpoint_every=1000"))
+    often = train(tiny("often", "train.checkpoint_every=1"))
+    assert_same_end(rarely, often)
+
+
+def test_resume_before_the_first_checkpoint_starts_afresh(tiny, monkeypatch):
+    straight = train(tiny("straight"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Interrupted):
+            train(tiny("broken"))
+    train(tiny("broken", "resume=true"))
+    assert_same_end(straight, Path(tiny("broken")["run_dir"]))
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny):
+    run = train(tiny("run"))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "config.yaml"}
+    train(tiny("run", "resume=true"))
+    assert {p: p.read_bytes() for p in before} == before
+    assert {p for p in run.rglob("*") if p.is_file() and p.name != "config.yaml"} == set(before)
+
+
+def test_mean_loss_is_right_when_a_resume_falls_between_two_log_lines(tiny, monkeypatch):
+    settings = ("train.log_every=4", "train.checkpoint_every=6", "train.lr=1e-9")
+    straight = train(tiny("straight", *settings))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        with pytest.raises(Interrupted):
+            train(tiny("broken", *settings))
+    broken = train(tiny("broken", *settings, "resume=true"))
+    assert losses(broken)[0] == losses(straight)[0]
+    # Its second line averages the two steps after the resume: alike, not half as large.
+    assert losses(broken)[1] == pytest.approx(losses(straight)[1], rel=0.4)
+    # The last step always has a line, however short the training.
+    assert [x["step"] for x in logged(straight)] == [4, 8, 10]
+    assert losses(broken)[2] == losses(straight)[2]
+
+
+def test_incomplete_trainer_state_is_refused(tiny):
+    run = train(tiny("run"))
+    folder = newest_checkpoint(run)
+    assert folder is not None
+    state = load_trainer_state(folder)
+    del state["optimizer"]
+    torch.save(state, folder / "trainer_state.pt")
+    with pytest.raises(CheckpointError, match=r"trainer_state\.pt") as caught:
+        train(tiny("run", "resume=true"))
+    assert "\n" not in str(caught.value)
+
+
+# -- faults --------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
+    """Make the loss, or the weights through a bad gradient, NaN at a step (counted from 1)."""
+    whole = Trainer.train_step
+
+    def train_step(self: Trainer) -> dict[str, Tensor]:
+        metrics = whole(self)
+        if self.progress.step == step:
+            metrics[what] = torch.tensor(math.nan)
+        return metrics
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("what", ["loss", "grad_norm_weights"])
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_nan_names_the_step_and_the_last_good_checkpoint(what, log_every, tiny, monkeypatch):
+    poison(monkeypatch, 8, what)
+    config = tiny("run", "train.checkpoint_every=4", f"train.log_every={log_every}")
+    with pytest.raises(NonFiniteLoss, match="step 8;") as caught:
+        train(config)
+    good = Path(config["run_dir"]) / "checkpoints" / "step_00000004"
+    assert str(good) in str(caught.value)
+    assert newest_checkpoint(Path(config["run_dir"])) == good
+    load_policy(good)
+
+
+def test_nan_before_any_checkpoint_says_so(tiny, monkeypatch):
+    poison(monkeypatch, 2, "loss")
+    with pytest.raises(NonFiniteLoss, match="none yet"):
+        train(tiny("run"))
+
+
+@pytest.mark.parametrize("overrides", [(), S2, ("model=bc",)], ids=["flow", "s2", "bc"])
+def test_absurd_learning_rate_ends_in_the_same_error(overrides, tiny):
+    config = tiny("run", "train.lr=1e30", "train.checkpoint_every=1", *overrides)
+    with pytest.raises(NonFiniteLoss, match=r"not finite .*step .*last good checkpoint is"):
+        train(config)
+    newest = newest_checkpoint(Path(config["run_dir"]))
+    if newest is not None:  # nothing that is not finite was ever stored
+        assert all(p.isfinite().all() for p in load_policy(newest).parameters())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "at least 1"),
+        ("train.minutes=5", "exactly one"),
+        ("train.steps=null", "exactly one"),
+        ("train.batch_size=0", "positive"),
+        ("train.batch_size=many", "batch_size must be int, got 'many'"),
+        ("train.batch_size=100000", "fewer than train.batch_size"),
+        ("train.lr=-1", "positive"),
+        ("train.lr=fast", "lr must be float"),
+        ("train.compile=3", "compile must be bool"),
+        ("train.mixed_precision=int8", "no, bf16 or fp16"),
+        ("+train.wings=2", "no option wings"),
+        ("task.validation_episodes=6", "must leave some of the 6"),
+        ("task.horizon=8", "too short to execute"),
+        ("task.demos=robot", "unknown"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(override, message, tiny):
+    with pytest.raises(ValueError, match=message) as caught:
+        train(tiny("run", override))
+    assert "\n" not in str(caught.value)
+
+
+# -- plan, schedule, batches ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_trainer(tiny, tmp_path):
+    """An untrained Trainer for looking at its parts."""
+    from ebt_policy.tasks import load_demonstrations
+    from ebt_policy.train import _prepare
+
+    def make(*overrides: str) -> Trainer:
+        config = tiny("run", *overrides)
+        accelerator = Accelerator(cpu=True)
+        episodes, _ = load_demonstrations(config["task"])
+        policy, windows = _prepare(config, episodes, accelerator.device)
+        return Trainer(
+            policy, windows, TrainConfig(**config["train"]), tmp_path / "run",
+            seed=config["seed"], accelerator=accelerator,
+        )  # fmt: skip
+
+    return make
+
+
+def test_minutes_become_a_number_of_steps_once_warm(make_trainer):
+    trainer = make_trainer("train.steps=null", "train.minutes=2", "train.warmup_steps=30")
+    trainer.progress.step, trainer.progress.seconds = 29, 10.0
+    trainer._plan(rate=5.0)
+    assert trainer.progress.total_steps is None
+    trainer.progress.step, trainer.progress.seconds = 30, 20.0
+    trainer._plan(rate=5.0)
+    assert trainer.progress.total_steps == 30 + 5 * (120 - 20)
+    trainer._plan(rate=50.0)  # once only
+    assert trainer.progress.total_steps == 530
+
+
+def test_an_overdrawn_budget_still_ends(make_trainer):
+    trainer = make_trainer("train.steps=null", "train.minutes=1")
+    trainer.progress.step, trainer.progress.seconds = 40, 100.0
+    trainer._plan(rate=5.0)
+    assert trainer.progress.total_steps == 41
+
+
+def test_a_budget_of_minutes_is_kept(tiny):
+    start = time.perf_counter()
+    run = train(tiny("run", "train.steps=null", "train.minutes=0.03", "train.log_every=5"))
+    assert time.perf_counter() - start < 10
+    folder = newest_checkpoint(run)
+    assert folder is not None
+    progress = load_trainer_state(folder)["progress"]
+    assert progress["step"] == progress["total_steps"] > 5
+    assert 0.4 < progress["seconds"] < 6
+    rates = [x["lr"] for x in logged(run)]
+    assert rates[-1] < 0.5 * max(rates)
+
+
+def test_learning_rate_warms_up_and_falls_to_a_tenth(make_trainer):
+    trainer = make_trainer("train.steps=100", "train.warmup_steps=20")
+    factors = [trainer.learning_rate_factor(step) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 20) and factors[19] == factors[20] == 1.0
+    assert all(a < b for a, b in pairwise(factors[:20]))
+    assert all(a > b for a, b in pairwise(factors[20:]))
+    assert factors[60] == pytest.approx(0.55) and factors[99] == pytest.approx(0.1, abs=1e-3)
+    trainer.progress.total_steps = None  # not planned yet: stay at the peak
+    assert trainer.learning_rate_factor(500) == 1.0
+
+
+def test_the_learned_step_size_keeps_its_own_rate(tiny):
+    run = train(tiny("run", "objective=s1", "objective.step_size=7.0", "train.lr=0.001"))
+    folder = newest_checkpoint(run)
+    assert folder is not None
+    groups = load_trainer_state(folder)["optimizer"]["param_groups"]
+    assert len(groups) == 3 and len(groups[2]["params"]) == 1
+    assert groups[2]["lr"] == pytest.approx(21 * groups[0]["lr"])
+    assert groups[2]["weight_decay"] == groups[1]["weight_decay"] == 0 < groups[0]["weight_decay"]
+    every = [i for group in groups for i in group["params"]]
+    assert sorted(every) == list(range(len(list(load_policy(run).parameters()))))
+
+
+def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypatch):
+    trainer = make_trainer("train.batch_size=7")
+    monkeypatch.setattr(trainer.windows, "gather", lambda index: {"index": index})
+    count = len(trainer.windows)
+    per_epoch = count // 7
+    epochs = [
+        torch.cat([trainer.batch(epoch * per_epoch + i)["index"] for i in range(per_epoch)])
+        for epoch in range(2)
+    ]
+    for rows in epochs:
+        assert len(rows.unique()) == len(rows) == 7 * per_epoch
+        assert rows.min() >= 0 and rows.max() < count
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(trainer.batch(3)["index"], trainer.batch(3)["index"])
+    trainer.seed = 1
+    assert not torch.equal(trainer.batch(0)["index"], epochs[0][:7])
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("objective=contrastive",), S2], ids=["flow", "contrastive", "s2"]
+)
+def test_bf16_trains_on_the_cpu(overrides, tiny, monkeypatch):
+    exact = losses(train(tiny("exact", *overrides, "train.steps=4")))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = train(tiny("bf16", *overrides, "train.steps=4", "train.mixed_precision=bf16"))
+    rough = losses(run)
+    assert rough == pytest.approx(exact, rel=0.05)
+    assert rough != exact
+    assert all(p.dtype == torch.float32 for p in load_policy(run).parameters())
+
+
+def test_training_learns(tiny):
+    run = train(tiny("run", "model=bc", "train.steps=60", "train.lr=0.01"))
+    history = losses(run)
+    assert sum(history[-10:]) < 0.5 * sum(history[:10])
+
+
+def test_the_seed_decides(tiny):
+    first, again = train(tiny("first")), train(tiny("again"))
+    other = train(tiny("other", "seed=1"))
+    assert losses(first) == losses(again) != losses(other)
+
+
+def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
+    import ebt_policy.train as entry
+
+    class Pool:
+        def __init__(self, spec, workers):
+            assert spec.max_steps == 20
+
+        def rollout(self, policy, seeds):
+            assert not policy.training and max(seeds) < 100_000
+            generator = torch.Generator().manual_seed(0)
+            policy.predict_chunk({"obs": torch.ones(2, 2, 20)}, generator=generator)
+            return [_Result(0.25, seed % 2 == 0) for seed in seeds]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(entry, "RolloutPool", Pool)
+    plain = train(tiny("plain", "train.checkpoint_every=4"))
+    played = train(tiny("played", "train.checkpoint_every=4", "train.rollout_every=4"))
+    rows = [x for x in logged(played) if "rollout_score" in x]
+    assert [x["step"] for x in rows] == [4, 8]
+    assert all(x["rollout_score"] == 0.25 and x["rollout_success"] == 0.5 for x in rows)
+    assert [x["loss"] for x in logged(played) if "loss" in x] == losses(plain)
+
+
+class _Result:
+    def __init__(self, score: float, success: bool) -> None:
+        self.score, self.success = score, success
+
+
+def test_parts_of_a_batch_are_equal_whatever_was_replayed():
+    batch = {"obs": torch.arange(9), "draws": {"normal": torch.arange(9), "steps": 3}}
+    parts = [_part(batch, i, 2) for i in range(2)]
+    assert [p["obs"].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert all(torch.equal(p["draws"]["normal"], p["obs"]) for p in parts)
+    assert all(p["draws"]["steps"] == 3 for p in parts)
+    assert _part(batch, 0, 1) is batch
+
+
+# -- several processes, kills --------------------------------------------------------------------
+
+
+def launch(arguments: list[str], processes: int) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    command += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "ebt_policy.train", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), S2], ids=["flow", "s2"])
+def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
+    settings = ("train.steps=20", "train.checkpoint_every=10", *overrides)
+    launch(tiny_arguments("two", *settings), processes=2)
+    one, two = train(tiny("one", *settings)), Path(tiny("two")["run_dir"])
+    assert [x["step"] for x in logged(two)] == list(range(1, 21))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
+    for a, b in zip(load_policy(one).parameters(), load_policy(two).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def _train_quietly(config: dict[str, Any]) -> None:
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        train(config)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_equals_uninterrupted(tiny):
+    settings = (*S2, "train.steps=400", "train.checkpoint_every=3")
+    straight = train(tiny("straight", *settings))
+    config = tiny("killed", *settings, "resume=true")
+    run = Path(config["run_dir"])
+    # The fork server imports the package once; each training is a process of its own.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["ebt_policy.train"])
+    chance, kills, saving = random.Random(0), 0, 0
+    while True:
+        process = server.Process(target=_train_quietly, args=(config,))
+        process.start()
+        reached = _log_length(run)
+        goal = reached + chance.randint(5, 30) if kills < 10 else math.inf
+        while process.is_alive() and _log_length(run) < goal:
+            time.sleep(0.001)
+        if not process.is_alive():
+            break
+        time.sleep(chance.uniform(0, 0.03))
+        process.kill()
+        process.join()
+        kills += 1
+        saving += any((run / "checkpoints").glob(".writing_*"))
+    process.join()
+    assert process.exitcode == 0 and kills == 10
+    print(f"{saving} of {kills} kills fell within the writing of a checkpoint")
+    assert [x["step"] for x in logged(run)] == list(range(1, 401))
+    assert_same_end(straight, run)
+
+
+def _log_length(run: Path) -> int:
+    log = run / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0

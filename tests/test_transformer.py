@@ -1,0 +1,237 @@
+"""The two-stream transformer: units apart, context once, attention that differentiates twice.
+
+Shapes: B batch, U units, L tokens, C features, K context tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebt_policy.energy import TwoStreamTransformer, descend
+from ebt_policy.energy.attention import CrossAttention, double_backward_attention, sinusoidal
+from ebt_policy.energy.transformer import Width
+
+B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
+
+
+def build(output: Any = "energy", level=False, **size):
+    torch.manual_seed(0)
+    width = Width(**{"width": 16, "heads": 2, "context_layers": 1, "candidate_layers": 2, **size})
+    return TwoStreamTransformer(OBS, K, C, L, width, output=output, level=level)
+
+
+def inputs(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(B, K, OBS, generator=g), torch.randn(B, U, L, C, generator=g)
+
+
+# -- units ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(unit=st.integers(0, U - 1), level=st.booleans(), size=st.sampled_from([0.1, 10.0, 1e3]))
+def test_units_do_not_see_each_other(unit, level, size):
+    net = build(level=level)
+    obs, x = inputs()
+    g = torch.rand(B, U) if level else None
+    moved = x.clone()
+    moved[:, unit] += size
+    with torch.no_grad():
+        context = net.encode(obs)
+        before, after = net(context, x, g), net(context, moved, g)
+    others = torch.arange(U) != unit
+    torch.testing.assert_close(after[:, others], before[:, others], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(after[:, unit], before[:, unit], rtol=1e-6, atol=1e-6)
+
+
+def test_the_energy_of_a_unit_has_no_gradient_in_the_others():
+    net, (obs, x) = build(), inputs()
+    x.requires_grad_()
+    energy = net(net.encode(obs), x)
+    for u in range(U):
+        (gradient,) = torch.autograd.grad(energy[:, u].sum(), x, retain_graph=True)
+        others = torch.arange(U) != u
+        assert (gradient[:, others] == 0).all() and (gradient[:, u] != 0).all()
+
+
+def test_a_unit_is_the_same_alone_and_in_company():
+    net, (obs, x) = build(), inputs()
+    with torch.no_grad():
+        context = net.encode(obs)
+        together = net(context, x)
+        alone = torch.cat([net(context, x[:, u : u + 1]) for u in range(U)], dim=1)
+        by_row = torch.cat([net(net.encode(obs[b : b + 1]), x[b : b + 1]) for b in range(B)])
+    torch.testing.assert_close(alone, together)
+    torch.testing.assert_close(by_row, together)
+
+
+def test_energy_depends_on_context_order_of_tokens_and_level():
+    net, (obs, x) = build(level=True), inputs()
+    level = torch.full((B, U), 0.3)
+    with torch.no_grad():
+        energy = net(net.encode(obs), x, level)
+        assert not torch.allclose(net(net.encode(obs + 0.1), x, level), energy)
+        assert not torch.allclose(net(net.encode(obs.flip(1)), x, level), energy)
+        assert not torch.allclose(net(net.encode(obs), x.flip(2), level), energy)
+        assert not torch.allclose(net(net.encode(obs), x, level + 0.1), energy)
+
+
+def test_a_context_encoded_once_equals_one_encoded_at_every_step():
+    net, (obs, x) = build(), inputs()
+    context = net.encode(obs)
+    calls = []
+    net.context_in.register_forward_hook(lambda *_: calls.append(1))
+    options: dict[str, Any] = {"steps": 3, "step_size": 0.1}
+    once = descend(lambda x, g: net(context, x, g), x, **options)
+    assert not calls
+    again = descend(lambda x, g: net(net.encode(obs), x, g), x, **options)
+    assert len(calls) == 4
+    torch.testing.assert_close(once.candidate, again.candidate)
+
+
+@pytest.mark.parametrize("output", ["energy", "vector"])
+def test_output_shapes(output):
+    net, (obs, x) = build(output, context_layers=0), inputs()
+    assert net(net.encode(obs), x).shape == ((B, U) if output == "energy" else (B, U, L, C))
+
+
+def test_the_energy_is_the_product_of_candidate_and_vector():
+    energy, vector, (obs, x) = build("energy"), build("vector"), inputs()
+    vector.load_state_dict(energy.state_dict())
+    want = (x * vector(vector.encode(obs), x)).sum((-2, -1))
+    torch.testing.assert_close(energy(energy.encode(obs), x), want)
+
+
+# -- derivatives ----------------------------------------------------------------------------------
+
+
+def first_derivative(net, obs, x):
+    leaf = x.clone().requires_grad_()
+    energy = net(net.encode(obs), leaf)
+    return torch.autograd.grad(energy.sum(), leaf, create_graph=True)[0]
+
+
+def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_needed():
+    net, (obs, x) = build(), inputs()
+    with double_backward_attention(False), pytest.raises(RuntimeError, match="attention"):
+        first_derivative(net, obs, x).square().sum().backward()
+    with double_backward_attention(True):
+        first_derivative(net, obs, x).square().sum().backward()
+    context = net.encode(obs)
+    net.zero_grad()
+    found = descend(lambda x, g: net(context, x, g), x, steps=2, step_size=0.1)
+    found.candidate.square().sum().backward()
+    for name, parameter in net.blocks.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(p.grad is not None for p in net.context_blocks.parameters())
+
+
+def test_the_second_derivative_equals_finite_differences():
+    net, (obs, x) = build(candidate_layers=1).double(), inputs()
+    obs, x = obs.double(), x.double()[:1, :1]
+    weight = net.blocks[0].get_parameter("self_attention.qkv.weight")
+
+    def gradient_norm(w):
+        with torch.no_grad():
+            weight.copy_(w)
+        with double_backward_attention(True):
+            return first_derivative(net, obs[:1], x).square().sum()
+
+    start = weight.detach().clone()
+    (analytic,) = torch.autograd.grad(gradient_norm(start), weight)
+    along = torch.randn(weight.shape, dtype=torch.float64)
+    ahead, behind = (gradient_norm(start + s * 1e-5 * along).item() for s in (1, -1))
+    assert (analytic * along).sum().item() == pytest.approx((ahead - behind) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference_with_fused_attention_equals_training_with_math_attention(mode):
+    net, (obs, x) = build(level=True), inputs()
+    options: dict[str, Any] = {"steps": 3, "step_size": 0.1, "levels": torch.linspace(0, 1, 4)}
+    context = net.encode(obs)
+    slow = descend(lambda x, g: net(context, x, g), x, **options)
+    with mode():
+        fast = descend(lambda x, g: net(context, x, g), x, **options)
+    torch.testing.assert_close(fast.candidate, slow.candidate, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fast.grad_norms, slow.grad_norms, rtol=1e-5, atol=1e-6)
+    assert not fast.energies.requires_grad and slow.energies.requires_grad
+
+
+@pytest.mark.slow
+def test_compiled_inference_equals_eager():
+    net, (obs, x) = build(), inputs()
+    with torch.no_grad():
+        energy = torch.compile(lambda obs, x: net(net.encode(obs), x))
+        torch.testing.assert_close(energy(obs, x), net(net.encode(obs), x))
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def test_masked_keys_are_not_seen():
+    torch.manual_seed(0)
+    attention = CrossAttention(8, 2)
+    x, context = torch.randn(1, 3, 8), torch.randn(1, 4, 8)
+    mask = torch.tensor([[True, True, False, False]]).expand(3, 4)
+    other = context.clone()
+    other[:, 2:] += 1.0
+    with torch.no_grad():
+        a, b = (attention(x, attention.project(c), mask) for c in (context, other))
+        torch.testing.assert_close(a, b)
+        assert not torch.allclose(a, attention(x, attention.project(other)))
+
+
+def test_levels_have_distinct_smooth_features():
+    level = torch.linspace(0, 1, 101)
+    features = sinusoidal(level, 16)
+    assert features.shape == (101, 16) and features.abs().max() <= 1
+    assert torch.cdist(features, features).fill_diagonal_(1).min() > 0.01
+    assert torch.equal(features[0], torch.tensor([0.0] * 8 + [1.0] * 8))
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_a_level_is_given_exactly_when_the_network_was_built_for_it():
+    obs, x = inputs()
+    with_level, without = build(level=True), build()
+    with pytest.raises(ValueError, match="must be given a level"):
+        with_level(with_level.encode(obs), x)
+    with pytest.raises(ValueError, match="takes no level"):
+        without(without.encode(obs), x, torch.zeros(B, U))
+
+
+@pytest.mark.parametrize(
+    "shape", [(B, U, 1, C), (B, U, L, C + 1), (B, L, C), (B, U, L + 1, C), (B, U, L * C)]
+)
+def test_candidates_of_another_shape_are_refused(shape):
+    net, (obs, _) = build(), inputs()
+    with pytest.raises(ValueError, match=rf"candidates must be \(B, U, {L}, {C}\)"):
+        net(net.encode(obs), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(B, 1, OBS), (B, K + 1, OBS), (K, OBS), (B, K, OBS + 1)])
+def test_contexts_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"context must be \(B, {K}, {OBS}\)"):
+        build().encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 18}, "multiple of twice heads"),
+        ({"heads": 3}, "multiple of twice heads"),
+        ({"heads": 0}, "sizes must be positive"),
+        ({"width": 0}, "sizes must be positive"),
+        ({"candidate_layers": 0}, "sizes must be positive"),
+        ({"context_layers": -1}, "sizes must be positive"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
