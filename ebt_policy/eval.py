@@ -65,7 +65,7 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
         if not equals or not key or not value:
             raise ConfigError(f"checkpoint={text}: after @ write name=value, got {part!r}.")
     try:
-        return Path(path), dict(OmegaConf.from_dotlist(changes))
+        return Path(path), {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
     except YAMLError as error:
         raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
 
@@ -199,7 +199,7 @@ def _picture_energy(one: Candidate, figures: list[Any]) -> Any:
     spec = env_spec(one.policy.config["task"])
     env = spec.make(render_mode="rgb_array")
     first, _ = env.reset(seed=100_000)
-    frame = env.render()
+    frame: Any = env.render()
     env.close()
     obs = torch.from_numpy(first).float().expand(spec.n_obs_steps, -1)
     plane = energy_plane(one.policy, obs)

@@ -21,8 +21,7 @@ torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more th
 TINY = (
     "size.width=16",
     "size.heads=2",
-    "size.context_layers=1",
-    "size.candidate_layers=1",
+    "size.layers=1",
     "task.validation_episodes=1",
     "task.env.max_steps=20",
     "device=cpu",

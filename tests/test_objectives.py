@@ -47,7 +47,7 @@ class TwoModes(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.objective = objective
-        size = Width(width=32, heads=2, context_layers=0, candidate_layers=1)
+        size = Width(width=32, heads=2, layers=1)
         self.net = TwoStreamTransformer(
             1, 1, 2, 1, size, output="energy", level=objective.level_conditioned
         )

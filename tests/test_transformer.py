@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebt_policy.energy import TwoStreamTransformer, descend
-from ebt_policy.energy.attention import CrossAttention, double_backward_attention, sinusoidal
+from ebt_policy.energy.attention import Attention, double_backward_attention, sinusoidal
 from ebt_policy.energy.transformer import Width
 
 B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
@@ -21,7 +21,7 @@ B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
 
 def build(output: Any = "energy", level=False, **size):
     torch.manual_seed(0)
-    width = Width(**{"width": 16, "heads": 2, "context_layers": 1, "candidate_layers": 2, **size})
+    width = Width(**{"width": 16, "heads": 2, "layers": 2, **size})
     return TwoStreamTransformer(OBS, K, C, L, width, output=output, level=level)
 
 
@@ -96,7 +96,7 @@ def test_a_context_encoded_once_equals_one_encoded_at_every_step():
 
 @pytest.mark.parametrize("output", ["energy", "vector"])
 def test_output_shapes(output):
-    net, (obs, x) = build(output, context_layers=0), inputs()
+    net, (obs, x) = build(output, layers=1), inputs()
     assert net(net.encode(obs), x).shape == ((B, U) if output == "energy" else (B, U, L, C))
 
 
@@ -128,13 +128,13 @@ def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_ne
     found.candidate.square().sum().backward()
     for name, parameter in net.blocks.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    assert all(p.grad is not None for p in net.context_blocks.parameters())
+    assert net.context_in.weight.grad is not None
 
 
 def test_the_second_derivative_equals_finite_differences():
-    net, (obs, x) = build(candidate_layers=1).double(), inputs()
+    net, (obs, x) = build(layers=1).double(), inputs()
     obs, x = obs.double(), x.double()[:1, :1]
-    weight = net.blocks[0].get_parameter("self_attention.qkv.weight")
+    weight = net.blocks[0].get_parameter("attention.qkv.weight")
 
     def gradient_norm(w):
         with torch.no_grad():
@@ -173,17 +173,14 @@ def test_compiled_inference_equals_eager():
 # -- parts ----------------------------------------------------------------------------------------
 
 
-def test_masked_keys_are_not_seen():
+def test_tokens_seen_before_count_as_if_they_were_there():
     torch.manual_seed(0)
-    attention = CrossAttention(8, 2)
-    x, context = torch.randn(1, 3, 8), torch.randn(1, 4, 8)
-    mask = torch.tensor([[True, True, False, False]]).expand(3, 4)
-    other = context.clone()
-    other[:, 2:] += 1.0
+    attention = Attention(8, 2)
+    before, now = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
     with torch.no_grad():
-        a, b = (attention(x, attention.project(c), mask) for c in (context, other))
-        torch.testing.assert_close(a, b)
-        assert not torch.allclose(a, attention(x, attention.project(other)))
+        together, _ = attention(torch.cat([before, now], dim=1))
+        _, past = attention(before)
+        torch.testing.assert_close(attention(now, past)[0], together[:, 4:])
 
 
 def test_levels_have_distinct_smooth_features():
@@ -228,8 +225,7 @@ def test_contexts_of_another_shape_are_refused(shape):
         ({"heads": 3}, "multiple of twice heads"),
         ({"heads": 0}, "sizes must be positive"),
         ({"width": 0}, "sizes must be positive"),
-        ({"candidate_layers": 0}, "sizes must be positive"),
-        ({"context_layers": -1}, "sizes must be positive"),
+        ({"layers": 0}, "sizes must be positive"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):

@@ -76,9 +76,7 @@ class DiffusionPolicy(Policy):
             budget = sum(p.numel() for p in transformer.parameters())
             self.net = ConditionalUnet1d.of_size(shape, budget)
         else:
-            raise ConfigError(
-                f"model.network must be transformer or unet, got {model['network']}."
-            )
+            raise ConfigError(f"model.network must be transformer or unet, got {model['network']}.")
         self.inference = options(DiffusionInference, model["inference"], "model.inference")
         self.train_schedule = DDPMScheduler(**SCHEDULE)
 
@@ -115,7 +113,8 @@ class DiffusionPolicy(Policy):
         for t in scheduler.timesteps:
             if prefix is not None:  # inpainting: a committed action is as noisy as the others
                 length = prefix.shape[1]
-                noisy = scheduler.add_noise(prefix, draw_normal(prefix, generator), t.view(1))
+                normal, now = draw_normal(prefix, generator), t.view(1)
+                noisy = scheduler.add_noise(prefix, normal, now)  # type: ignore[arg-type]
                 x = torch.cat([noisy, x[:, length:]], dim=1)
             level = obs.new_full((len(obs), 1), 1.0 - float(t) / TRAIN_STEPS)
             noise = self.net(context, x.unsqueeze(1), level)[:, 0]

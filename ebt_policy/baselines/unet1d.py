@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ebt_policy.energy.attention import sinusoidal
 from ebt_policy.models.policy import ConfigError, Shape
 
-GROUPS = 4
+GROUPS = 2
 KERNEL = 5
 
 

@@ -1,6 +1,6 @@
 """Multi-head attention that can be differentiated twice where training needs it.
 
-Shapes: B batch, Q queries, K keys, D width, H heads.
+Shapes: B batch, Q tokens, K tokens seen before, D width, H heads.
 
 Training an energy differentiates its input gradient, so attention is differentiated twice. Fused
 kernels (flash, memory-efficient, CPU flash) have no second derivative; PyTorch's "math" backend
@@ -33,8 +33,12 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
-class SelfAttention(nn.Module):
-    """Softmax attention of a sequence to itself (Vaswani et al. 2017).
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, each (B, H, K, D/H)."""
+
+
+class Attention(nn.Module):
+    """Softmax attention of tokens to each other and to tokens seen before (Vaswani et al. 2017).
 
     Args:
         width: D.
@@ -47,37 +51,17 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, L, D), mask (L, L) with True where attention is allowed -> (B, L, D).
+    def forward(self, x: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """x (B, Q, D) and what was seen before -> (B, Q, D), and the keys and values of x.
 
         Exactly one batch dimension: with two, PyTorch 2.13's compiled CPU kernel is silently wrong.
         """
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
-
-
-class CrossAttention(nn.Module):
-    """Attention of the candidate stream to a context whose keys and values are computed once."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Context (B, K, D) -> keys and values, each (B, H, K, D/H)."""
-        k, v = self.key_value(context).chunk(2, dim=-1)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
-
-    def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None
-    ) -> Tensor:
-        """x (B, Q, D), mask (Q, K) with True where attention is allowed -> (B, Q, D)."""
-        k, v = keys_values
-        q = split_heads(self.query(x), self.heads)
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+        keys, values = k, v
+        if past is not None:
+            keys, values = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        seen = F.scaled_dot_product_attention(q, keys, values)
+        return self.out(merge_heads(seen)), (k, v)
 
 
 class FeedForward(nn.Sequential):

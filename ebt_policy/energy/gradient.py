@@ -45,7 +45,7 @@ def energy_gradient(
 
     if torch.compiler.is_compiling():
         # torch.func traces under torch.compile, where autograd.grad(create_graph=True) does not.
-        # Traced under no_grad it would silently give zeros, hence enable_grad and detach.
+        # The traced gradient must not depend on an outer no_grad, hence enable_grad and detach.
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             gradient, (_, value) = grad_and_value(total, has_aux=True)(x)

@@ -6,19 +6,22 @@ A *unit* is what has one energy: an action chunk, a token, an image. M candidate
 observation are M units of the same context. Units never see each other: they exchange information
 through the context alone, so the gradient of the summed energy is the gradient of each.
 
-The context stream costs one ordinary forward pass a prediction. The candidate stream is what
-descent differentiates at every step (and training differentiates twice), so it is kept shallow.
+Both streams go through the same blocks, as in a decoder with a cache: the context stream once a
+prediction, and what is kept of it are its keys and values; the candidate stream at every step of a
+descent, attending to these and to its own tokens. Sharing the weights learned better than a context
+encoder with cross-attention of the same size (docs/experiments.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebt_policy.energy.attention import CrossAttention, FeedForward, SelfAttention, sinusoidal
+from ebt_policy.energy.attention import Attention, FeedForward, KeysValues, sinusoidal
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,17 @@ class Width:
     """The size dial of the network.
 
     Args:
-        width: D, a multiple of ``heads``.
+        width: D, a multiple of twice ``heads``.
         heads: attention heads.
-        context_layers: depth of the context stream.
-        candidate_layers: depth of the candidate stream.
+        layers: depth, of both streams.
     """
 
     width: int
     heads: int
-    context_layers: int
-    candidate_layers: int
+    layers: int
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.candidate_layers) < 1 or self.context_layers < 0:
+        if min(self.width, self.heads, self.layers) < 1:
             raise ValueError(f"sizes must be positive, got {self}.")
         if self.width % (2 * self.heads):
             raise ValueError(
@@ -47,41 +48,41 @@ class Width:
             )
 
 
-class ContextBlock(nn.Module):
-    """Pre-norm transformer block of the context stream."""
+class Block(nn.Module):
+    """Pre-norm transformer block, the same weights for both streams.
+
+    The candidate stream is modulated (adaLN, Peebles & Xie 2023): a condition scales and shifts
+    what enters attention and feed-forward, and scales what they add. It starts near no change.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads)
+        self.attention = Attention(width, heads)
         self.mlp = FeedForward(width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.normal_(self.modulation.weight, std=0.02)
+        nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class CandidateBlock(nn.Module):
-    """Pre-norm block: a unit's tokens attend to each other, then to the context."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.self_attention = SelfAttention(width, heads)
-        self.cross_attention = CrossAttention(width, heads)
-        self.mlp = FeedForward(width)
-
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        """x (B, U, L, D) -> (B, U, L, D)."""
-        x = x + self.self_attention(self.norm1(x).flatten(0, 1)).view_as(x)
-        # All units of a batch row share its context: one attention call serves them together.
-        seen = self.cross_attention(self.norm2(x).flatten(1, 2), keys_values)
-        x = x + seen.view_as(x)
-        return x + self.mlp(self.norm3(x))
+    def forward(
+        self, x: Tensor, past: KeysValues | None = None, condition: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """x (B, Q, D), condition (B, 1, D) -> (B, Q, D), and the keys and values of x."""
+        if condition is None:
+            seen, keys_values = self.attention(self.norm1(x), past)
+            x = x + seen
+            return x + self.mlp(self.norm2(x)), keys_values
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(condition).chunk(6, dim=-1)
+        seen, keys_values = self.attention(self.norm1(x) * (1 + scale1) + shift1, past)
+        x = x + (1 + gate1) * seen
+        return x + (1 + gate2) * self.mlp(self.norm2(x) * (1 + scale2) + shift2), keys_values
 
 
-Context = list[tuple[Tensor, Tensor]]
-"""Keys and values for each candidate block: what `encode` computes once a prediction."""
+class Context(NamedTuple):
+    """What `encode` computes once: keys and values of each block, and the pooled summary (B, D)."""
+
+    keys_values: list[KeysValues]
+    summary: Tensor
 
 
 class TwoStreamTransformer(nn.Module):
@@ -114,10 +115,6 @@ class TwoStreamTransformer(nn.Module):
         self.width, self.output = width, output
         self.context_in = nn.Linear(context_dim, width)
         self.context_position = nn.Parameter(torch.randn(context_tokens, width) * 0.02)
-        self.context_blocks = nn.ModuleList(
-            ContextBlock(width, size.heads) for _ in range(size.context_layers)
-        )
-        self.context_norm = nn.LayerNorm(width)
         self.candidate_in = nn.Linear(token_dim, width)
         self.candidate_position = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.level_in = (
@@ -125,24 +122,23 @@ class TwoStreamTransformer(nn.Module):
             if level
             else None
         )
-        self.blocks = nn.ModuleList(
-            CandidateBlock(width, size.heads) for _ in range(size.candidate_layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, token_dim)
 
     def encode(self, context: Tensor) -> Context:
-        """Context tokens (B, K, context_dim) -> keys and values for every candidate block."""
+        """Context tokens (B, K, context_dim) -> what the candidate stream needs of them."""
         want = (len(self.context_position), self.context_in.in_features)
         if context.ndim != 3 or context.shape[1:] != want:
             raise ValueError(
                 f"the context must be (B, {want[0]}, {want[1]}), got {tuple(context.shape)}."
             )
         h = self.context_in(context) + self.context_position
-        for block in self.context_blocks:
-            h = block(h)
-        h = self.context_norm(h)
-        return [cast(CandidateBlock, b).cross_attention.project(h) for b in self.blocks]
+        keys_values: list[KeysValues] = []
+        for block in self.blocks:
+            h, seen = block(h)
+            keys_values.append(seen)
+        return Context(keys_values, h.mean(dim=1))
 
     def forward(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
         """Energy (B, U), or vectors (B, U, L, C).
@@ -164,14 +160,25 @@ class TwoStreamTransformer(nn.Module):
                 "this network "
                 + ("takes no level." if self.level_in is None else "must be given a level.")
             )
-        h = self.candidate_in(candidate) + self.candidate_position
+        units = candidate.shape[1]
+        condition = context.summary.unsqueeze(1).expand(-1, units, -1)
         if self.level_in is not None and level is not None:
-            h = h + self.level_in(sinusoidal(level, self.width)).unsqueeze(-2)
-        for block, keys_values in zip(self.blocks, context, strict=True):
-            h = block(h, keys_values)
-        vector = self.head(self.norm(h))
+            condition = condition + self.level_in(sinusoidal(level, self.width))
+        condition = F.silu(condition).reshape(-1, 1, self.width)
+        h = (self.candidate_in(candidate) + self.candidate_position).flatten(0, 1)
+        # Units of a row see the same context, and not each other.
+        for block, seen in zip(self.blocks, context.keys_values, strict=True):
+            h, _ = block(h, _repeat(seen, units), condition)
+        vector = self.head(self.norm(h)).unflatten(0, (-1, units))
         if self.output == "vector":
             return vector
         # E = <x, f(x)>: its gradient, f + J_f^T x, has a direct path to a vector output, which
         # learns faster than a linear read-out of the features (docs/experiments.md).
         return (candidate * vector).sum(dim=(-2, -1))
+
+
+def _repeat(seen: KeysValues, units: int) -> KeysValues:
+    """(B, H, K, D/H) -> (B * U, H, K, D/H): every unit of a row sees its context."""
+    if units == 1:
+        return seen
+    return seen[0].repeat_interleave(units, dim=0), seen[1].repeat_interleave(units, dim=0)

@@ -88,8 +88,10 @@ class EnergyPolicy(Policy):
         replay = self.objective.replay
         rows = {"obs": batch["obs"], "action": batch["action"]}
         old: dict[str, Tensor] = {}
-        if replay is not None and len(replay) > 0:
-            old = replay.sample(int(len(batch["obs"]) * self.objective.replay_fraction))
+        fraction: Any = getattr(self.objective, "replay_fraction", 0.0)
+        count = int(len(batch["obs"]) * fraction)
+        if replay is not None and len(replay) > 0 and count > 0:
+            old = replay.sample(count)
             rows = {key: torch.cat([rows[key], old[key]]) for key in rows}
         draws = self.objective.draw(rows["action"].unsqueeze(1))
         if old:

@@ -56,7 +56,7 @@ def check_mode(wandb: str) -> None:
         )
 
 
-def _start_wandb(run_dir: Path, mode: str, config: dict[str, Any]) -> Any:
+def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any]) -> Any:
     import wandb  # slow to import, and unused by default
 
     name = run_dir.name
