@@ -24,20 +24,15 @@ RUNS = {
     "diffusion": ["model=diffusion"],
     "flow_matching": ["model=flow_matching"],
     "diffusion-unet": ["model=diffusion", "model.network=unet"],
-    "bc": ["model=bc"],
-    "ibc": ["model=ibc"],
     "ebt-s1": ["objective=s1", "model.inference.steps=2"],
-    "ebt-s2": ["objective=s2", "model.inference.steps=3"],
-    "ebt-equilibrium": ["objective=equilibrium", "model.inference.steps=8"],
-    "ebt-contrastive": ["objective=contrastive", "model.inference.steps=16"],
+    "bc": ["model=bc"],
 }
 ENTRIES = [
     "ebt@steps=2", "ebt@steps=4", "ebt@steps=8",
-    "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
-    "diffusion@scheduler=ddim,steps=2",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
-    "diffusion-unet@scheduler=ddpm,steps=100", "diffusion-unet@scheduler=ddim,steps=10",
-    "bc", "ibc", "ebt-s1", "ebt-s2", "ebt-equilibrium", "ebt-contrastive",
+    "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
+    "diffusion@scheduler=ddim,steps=2", "diffusion-unet@scheduler=ddpm,steps=100",
+    "diffusion-unet@scheduler=ddim,steps=10", "ebt-s1@steps=2", "ebt-s1@steps=4", "bc",
 ]  # fmt: skip
 
 
