@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from yaml import YAMLError
 
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.entry import pick_device, report_errors
@@ -59,7 +60,7 @@ def train(config: dict[str, Any]) -> Path:
     episodes, note = load_demonstrations(config["task"])
     if main:
         console.print(note, markup=False)
-    policy, windows = _prepare(config, episodes, accelerator.device)
+    policy, windows, validation = _prepare(config, episodes, accelerator.device)
     if main:
         console.print(
             f"{config['model']['name']}, {policy.parameter_count:,} parameters, "
@@ -75,7 +76,7 @@ def train(config: dict[str, Any]) -> Path:
             rollout = _periodic_rollout(pool, config["evaluation"]["rollout_episodes"])
         trainer = Trainer(
             policy, windows, train_config, run_dir,
-            seed=config["seed"], accelerator=accelerator, rollout=rollout,
+            seed=config["seed"], accelerator=accelerator, validation=validation, rollout=rollout,
         )  # fmt: skip
         resumed = trainer.resume() if config["resume"] else None
         if main:
@@ -103,29 +104,34 @@ def train(config: dict[str, Any]) -> Path:
     return run_dir
 
 
-def _prepare(config: dict[str, Any], episodes: Any, device: torch.device) -> tuple[Policy, Windows]:
-    """An untrained policy and its normalised training windows."""
+def _prepare(
+    config: dict[str, Any], episodes: Episodes, device: torch.device
+) -> tuple[Policy, Windows, Windows | None]:
+    """An untrained policy and its normalised windows, to train on and held out."""
     task = config["task"]
     if not 0 <= task["validation_episodes"] < len(episodes):
         raise ConfigError(
             f"task.validation_episodes={task['validation_episodes']} must leave some of the "
             f"{len(episodes)} demonstrations to train on."
         )
-    chosen, _ = split_episodes(
+    chosen, held_out = split_episodes(
         len(episodes), task["validation_episodes"] / len(episodes), seed=config["seed"]
     )
     arrays = {key: torch.from_numpy(episodes.arrays[key]) for key in ("obs", "action")}
     normalizer = Normalizer.fit(arrays)
     normalised = {key: normalizer.normalize(key, value) for key, value in arrays.items()}
     horizons = {key: task[key] for key in ("horizon", "n_obs_steps", "n_action_steps")}
-    windows = Windows(normalised, episodes.ends, episodes=chosen, device=device, **horizons)
+
+    def cut(which: Any) -> Windows:
+        return Windows(normalised, episodes.ends, episodes=which, device=device, **horizons)
+
     shape = {
         "obs_dim": arrays["obs"].shape[1], "action_dim": arrays["action"].shape[1], **horizons
     }  # fmt: skip
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)
     policy.config["demos"] = len(chosen)
-    return policy.to(device), windows
+    return policy.to(device), cut(chosen), cut(held_out) if len(held_out) else None
 
 
 def _periodic_rollout(pool: RolloutPool, episodes: int):

@@ -105,7 +105,7 @@ class RolloutPool:
             collect: keep the action of every step and the `info["state"]` before it.
 
         Raises:
-            ValueError: `videos` without `video_dir`, or a chunk too short for the spec or not finite.
+            ValueError: `videos` without `video_dir`; a chunk too short for the spec or not finite.
             RuntimeError: a worker failed; its traceback is in the message.
         """
         if videos > 0 and video_dir is None:

@@ -136,7 +136,7 @@ def serve(connection: Connection) -> None:
             connection.send(("done", player.play(connection.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except Exception:  # noqa: BLE001  whatever it is, the parent reports it
+    except Exception:  # whatever it is, the parent reports it
         connection.send(("error", traceback.format_exc()))
 
 

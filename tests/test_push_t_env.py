@@ -107,7 +107,7 @@ def test_given_state_is_the_state(env):
     ],
 )
 def test_impossible_reset_options_are_refused(env, options):
-    with pytest.raises(ValueError, match="state|must start inside"):
+    with pytest.raises(ValueError, match=r"state|must start inside"):
         env.reset(options=options)
 
 

@@ -39,7 +39,8 @@ class Lottery(gymnasium.Env):
         self.t += 1
         over = self.t > self.seed % 10
         success = over and self.seed % self.odds == 1
-        return self._obs(), float(success), over, False, {"state": self._obs(), "is_success": success}
+        info = {"state": self._obs(), "is_success": success}
+        return self._obs(), float(success), over, False, info
 
 gymnasium.register("Lottery-v0", Lottery)
 """

@@ -121,9 +121,18 @@ def test_a_checkpoint_holds_both_the_weights_and_their_average(tiny):
 
 
 def test_saving_does_not_change_the_training(tiny):
-    rarely = train(tiny("rarely", "train.checkpoint_every=1000"))
-    often = train(tiny("often", "train.checkpoint_every=1"))
+    settings = ("task.validation_episodes=0",)  # the held-out loss is logged at checkpoints
+    rarely = train(tiny("rarely", "train.checkpoint_every=1000", *settings))
+    often = train(tiny("often", "train.checkpoint_every=1", *settings))
     assert_same_end(rarely, often)
+
+
+def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny):
+    with_it = train(tiny("with", "train.checkpoint_every=4"))
+    lines = logged(with_it)
+    assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
+    again = train(tiny("again", "train.checkpoint_every=4"))
+    assert_same_end(with_it, again)
 
 
 def test_resume_before_the_first_checkpoint_starts_afresh(tiny, monkeypatch):
@@ -255,7 +264,7 @@ def make_trainer(tiny, tmp_path):
         config = tiny("run", *overrides)
         accelerator = Accelerator(cpu=True)
         episodes, _ = load_demonstrations(config["task"])
-        policy, windows = _prepare(config, episodes, accelerator.device)
+        policy, windows, _ = _prepare(config, episodes, accelerator.device)
         return Trainer(
             policy, windows, TrainConfig(**config["train"]), tmp_path / "run",
             seed=config["seed"], accelerator=accelerator,

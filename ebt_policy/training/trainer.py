@@ -108,6 +108,7 @@ class Trainer:
         run_dir: gets ``checkpoints/`` and ``log.jsonl``.
         seed: of batches and draws.
         accelerator: device, precision and processes.
+        validation: held-out data; its loss is logged at each checkpoint.
         log: metric log of the main process.
         rollout: plays a few episodes with a policy and returns metrics to log.
     """
@@ -121,6 +122,7 @@ class Trainer:
         *,
         seed: int,
         accelerator: Accelerator,
+        validation: Windows | None = None,
         log: MetricLog | None = None,
         rollout: Callable[[Policy], dict[str, float]] | None = None,
     ) -> None:
@@ -137,7 +139,7 @@ class Trainer:
             )
         self.policy, self.windows, self.config = policy, windows, config
         self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
-        self.log, self.rollout = log, rollout
+        self.validation, self.log, self.rollout = validation, log, rollout
         self.progress = Progress(total_steps=config.steps)
         # Every process draws the same random numbers: they belong to the global batch.
         set_seed(seed)
@@ -295,10 +297,12 @@ class Trainer:
                     values = {k: float(v) for k, v in metrics.items() if v.numel() == 1}
                     values |= {"loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
                     values |= {"steps_per_second": rate, "seconds": progress.seconds}
-                    if self.log is not None:
-                        self.log.write(step=step, **values)
                     bar.update(mean, rate)
                 paused = time.perf_counter()
+                if log_now and self.log is not None:
+                    if save_now and self.validation is not None:
+                        values |= self._validate(self.validation)
+                    self.log.write(step=step, **values)
                 if save_now and main:
                     last = self.save()
                 rollout_now = config.rollout_every and step % config.rollout_every == 0
@@ -317,6 +321,26 @@ class Trainer:
         planned = torch.tensor([progress.step + max(int(rate * left), 1)], dtype=torch.float64)
         planned = self.accelerator.reduce(planned.to(self.accelerator.device), "mean")
         progress.total_steps = int(planned.item())  # type: ignore[union-attr]
+
+    def _validate(self, held_out: Windows) -> dict[str, float]:
+        """Loss of the averaged weights on held-out windows, with the same draws each time.
+
+        Nothing where the policy breaks down on them: the training itself may still be sound.
+        """
+        size, count = self.config.batch_size, len(held_out)
+        losses = []
+        # Batches as in training, gradients on: a compiled loss then needs no other graph.
+        with torch.random.fork_rng(), self.averaged_weights():
+            torch.manual_seed(self.seed)
+            for start in range(0, count, size):
+                index = torch.arange(start, start + size) % count
+                batch = self.policy.draw(held_out.gather(index))
+                try:
+                    losses.append(float(self.policy(batch)[0].detach()))
+                except FloatingPointError:
+                    return {}
+        mean = sum(losses) / len(losses)
+        return {"validation_loss": mean} if math.isfinite(mean) else {}
 
     def _rollout(self, step: int) -> None:
         if self.rollout is None:
