@@ -1,0 +1,45 @@
+"""The README says what the stored results and the tree say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_tables_are_those_of_the_stored_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    from benchmarks.readme import render
+
+    assert render(README) == README, "run make results"
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+def test_commands_of_make_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for used in re.findall(r"`?make ([\w-]+)", README):
+        assert used in targets
+
+
+def test_file_tree_names_real_files():
+    tree = README.split("## What is where")[1].split("\n\n")[1]
+    for name in re.findall(r"[\w/]+\.py", tree):
+        found = [p for p in ROOT.glob(f"*/**/{name}") if ".venv" not in p.parts]
+        assert found or (ROOT / name).exists(), name
+
+
+def test_options_that_it_names_exist():
+    groups = {"model": "model", "objective": "objective", "size": "size"}
+    for option, folder in groups.items():
+        listed = re.search(rf"`{option}=` ([\w, ]+)\.", README)
+        assert listed is not None
+        names = {name.strip() for name in listed[1].split(",")}
+        assert names == {p.stem for p in (ROOT / "configs" / folder).glob("*.yaml")}
