@@ -222,7 +222,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = EnvSpec(
             task.env_id, task.max_steps, policy.shape.n_obs_steps, policy.shape.n_action_steps
         )
-        source = f"Successful rollouts of the policy {settings.checkpoint} in {task.env_id}."
+        trained = policy.config.get("trained", {}).get("steps", 0)
+        source = (
+            f"Successful rollouts in {task.env_id} of a {policy.name} policy of "
+            f"{policy.parameter_count:,} parameters, trained for {trained:,} updates on "
+            f"{policy.config.get('demos')} demonstrations."
+        )
         with Progress(*columns, "{task.fields[rate]}") as progress:
             bar = progress.add_task("", total=settings.episodes, rate="")
 

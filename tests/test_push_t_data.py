@@ -97,7 +97,7 @@ def test_given_path(offline, name):
 def test_expert(offline):
     episodes, sentence = load_push_t(demos="expert")
     assert len(episodes) == 3
-    assert sentence == "Push-T: 3 demonstrations by the package's own expert."
+    assert sentence == f"Push-T: 3 demonstrations {push_t.EXPERT}."
 
 
 def test_falls_back_to_the_expert_without_a_network(offline):
@@ -164,3 +164,15 @@ def test_real_demonstrations():
     assert len(episodes) == 206 and "by humans" in sentence
     assert episodes.arrays["obs"].shape == (25650, 20)
     assert episodes.arrays["action"].shape == (25650, 2)
+
+
+def test_shipped_demonstrations_are_varied_successes():
+    episodes, _ = load_push_t(demos="expert")
+    assert len(episodes) >= 200
+    starts = episodes.arrays["obs"][np.concatenate([[0], episodes.ends[:-1]])]
+    assert (starts.std(axis=0) > 50).all()  # px: agent and block begin all over the table
+    assert len(np.unique(starts.round(1), axis=0)) == len(episodes)
+    goal = push_t.keypoints(np.array([0, 0, 256, 256, np.pi / 4]))
+    ends = episodes.arrays["obs"][episodes.ends - 1, :18].reshape(-1, 9, 2)
+    # The last row is the one before the action that finished: the T is all but in place.
+    assert np.linalg.norm(ends - goal, axis=-1).mean(axis=-1).max() < 20

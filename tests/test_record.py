@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def lottery(tmp_path, monkeypatch):
 class Noise:
     """Actions from the episodes' own generators, some outside the action space."""
 
+    name, parameter_count = "noise", 3
+    config: ClassVar = {"trained": {"steps": 1234}, "demos": 5}
     shape = SimpleNamespace(n_obs_steps=2, n_action_steps=8)
 
     def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
@@ -192,6 +195,8 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, capsys):
     command = ["checkpoint=runs/a", f"output={output}", "episodes=2", "workers=1"]
     assert main(command) == 0
     stored = read_episodes(output)
-    assert len(stored) == 2 and stored.attrs["rate_hz"] == 5 and "runs/a" in stored.attrs["source"]
+    assert len(stored) == 2 and stored.attrs["rate_hz"] == 5
+    assert "noise policy of 3 parameters, trained for 1,234 updates" in stored.attrs["source"]
+    assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
     assert main(command) == 2
     assert "exists" in capsys.readouterr().err

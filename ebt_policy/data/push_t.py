@@ -67,6 +67,9 @@ def content_digest(episodes: Episodes) -> str:
     return digest.hexdigest()
 
 
+EXPERT = "by the package's own expert, an energy policy that learned from the human ones"
+
+
 def load_push_t(
     path: str | os.PathLike[str] | None = None,
     demos: Literal["human", "expert"] | None = None,
@@ -142,7 +145,7 @@ def _read(path: Path) -> Episodes:
 def _shipped(why: str) -> tuple[Episodes, str]:
     resource = resources.files("ebt_policy.data") / "demos" / "push_t_expert.zarr.zip"
     with resources.as_file(resource) as file:
-        return _describe(_read(file), f"by the package's own expert{why}")
+        return _describe(_read(file), f"{EXPERT}{why}")
 
 
 def _describe(raw: Episodes, origin: str) -> tuple[Episodes, str]:
