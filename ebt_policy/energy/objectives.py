@@ -10,6 +10,7 @@ landscape it made is to be descended at inference.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -53,7 +54,7 @@ def _require(fine: bool, option: str, allowed: str, got: object) -> None:
         raise ValueError(f"objective.{option} must be {allowed}, got {got}.")
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives.
 
     Attributes:
@@ -64,19 +65,19 @@ class Objective(nn.Module):
     level_conditioned: ClassVar[bool] = False
     replay: ReplayBuffer | None = None
 
+    @abstractmethod
     def draw(self, target: Tensor) -> dict[str, Any]:
         """Randomness for a batch of targets (B, U, *); tensors have B first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(
         self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics; with a replay buffer the metrics hold its new ``candidate``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def descent_options(self, steps: int) -> dict[str, Any]:
         """Arguments of `descend` at inference, besides the number of steps."""
-        raise NotImplementedError
 
 
 class Flow(Objective):

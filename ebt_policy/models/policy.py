@@ -7,6 +7,7 @@ dimension. Within a policy everything is normalised to [-1, 1]; `predict_chunk` 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -102,7 +103,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, int | float if kind is float else kind)
 
 
-class Policy(nn.Module):
+class Policy(nn.Module, ABC):
     """Base of all policies.
 
     Args:
@@ -123,17 +124,17 @@ class Policy(nn.Module):
 
     # -- training ---------------------------------------------------------------------------
 
+    @abstractmethod
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add ``batch["draws"]``, all the randomness of a training step; tensors have B first.
 
         Args:
             batch: normalised "obs" (B, To, Do) and "action" (B, T, A).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics of a drawn batch: a pure function, so that it compiles."""
-        raise NotImplementedError
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics of a batch."""
@@ -164,15 +165,15 @@ class Policy(nn.Module):
 
     # -- inference --------------------------------------------------------------------------
 
+    @abstractmethod
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
     ) -> Chunk:
         """Predict in normalised units: obs (B, To, Do), prefix (B, P, A)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def configure_inference(self, **changes: Any) -> None:
         """Change how chunks are predicted (steps, candidates, scheduler, ...)."""
-        raise NotImplementedError
 
     def predict_chunk(
         self,
