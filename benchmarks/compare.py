@@ -2,8 +2,8 @@
 
 Trains every policy on Push-T for the same wall-clock minutes, ``parallel`` at a time on an equal
 share of the cores, plays the same episodes with each, and writes ``docs/results/push_t.json`` and
-``docs/results/push_t.md``. Runs go to ``runs/compare``; those that are there are gone on with, so
-the command may be repeated after a kill.
+``docs/results/push_t.md``. Runs go to ``runs/compare``; what is finished there is kept and what is
+not is gone on with, so the command may be repeated after a kill.
 """
 
 from __future__ import annotations
@@ -18,30 +18,28 @@ from pathlib import Path
 import torch
 
 from ebt_policy.eval import evaluate
+from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 
-RUNS = {
+RUNS = {  # name: overrides; all for the same minutes, unless an override says otherwise
     "ebt": [],
     "diffusion": ["model=diffusion"],
     "flow_matching": ["model=flow_matching"],
-    "diffusion-unet": ["model=diffusion", "model.network=unet"],
-    "ebt-s1": ["objective=s1", "model.inference.steps=2"],
-    "bc": ["model=bc"],
+    "ebt-24min": ["train.minutes=24"],
 }
 ENTRIES = [
-    "ebt@steps=2", "ebt@steps=4", "ebt@steps=8",
+    "ebt@steps=2", "ebt@steps=4", "ebt@steps=8", "ebt-24min@steps=2", "ebt-24min@steps=4",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
     "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
-    "diffusion@scheduler=ddim,steps=2", "diffusion-unet@scheduler=ddpm,steps=100",
-    "diffusion-unet@scheduler=ddim,steps=10", "ebt-s1@steps=2", "ebt-s1@steps=4", "bc",
+    "diffusion@scheduler=ddim,steps=2",
 ]  # fmt: skip
 
 
 def train(name: str, folder: Path, minutes: float, threads: int) -> None:
     """Train one policy in a process of its own, or go on with it."""
     command = [
-        sys.executable, "-m", "ebt_policy.train", "task=push_t", *RUNS[name],
-        f"train.minutes={minutes}", f"run_dir={folder / name}", "resume=true",
-        "train.rollout_every=0", "evaluation.episodes=0",
+        sys.executable, "-m", "ebt_policy.train", "task=push_t", f"train.minutes={minutes}",
+        f"run_dir={folder / name}", "resume=true", "train.rollout_every=0",
+        "evaluation.episodes=0", *RUNS[name],
     ]  # fmt: skip
     with (folder / f"{name}.log").open("a") as log:
         done = subprocess.run(
@@ -50,6 +48,14 @@ def train(name: str, folder: Path, minutes: float, threads: int) -> None:
     if done.returncode:
         raise RuntimeError(f"training {name} failed; see {log.name}")
     print(f"trained {name}", flush=True)
+
+
+def _finished(run: Path) -> bool:
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return False
+    progress = load_trainer_state(newest)["progress"]
+    return progress["step"] == progress["total_steps"]
 
 
 def main() -> None:
@@ -63,8 +69,9 @@ def main() -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // parallel, 1)
+    missing = [name for name in RUNS if not _finished(folder / name)]
     with ThreadPoolExecutor(parallel) as executor:
-        list(executor.map(lambda name: train(name, folder, minutes, threads), RUNS))
+        list(executor.map(lambda name: train(name, folder, minutes, threads), missing))
     output = folder / "evaluation"
     evaluate(
         [str(folder / entry) for entry in ENTRIES],
