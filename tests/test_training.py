@@ -281,8 +281,12 @@ def test_minutes_become_a_number_of_steps_once_warm(make_trainer):
     trainer.progress.step, trainer.progress.seconds = 30, 20.0
     trainer._plan(rate=5.0)
     assert trainer.progress.total_steps == 30 + 5 * (120 - 20)
-    trainer._plan(rate=50.0)  # once only
-    assert trainer.progress.total_steps == 530
+    trainer.progress.step, trainer.progress.seconds = 230, 40.0  # it became twice as fast
+    trainer._plan(rate=1.0)
+    assert trainer.progress.total_steps == 230 + 10 * (120 - 40)
+    trainer.progress.step, trainer.progress.seconds = 400, 61.0  # half of the budget is used
+    trainer._plan(rate=1.0)
+    assert trainer.progress.total_steps == 1030
 
 
 def test_an_overdrawn_budget_still_ends(make_trainer):

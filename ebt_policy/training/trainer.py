@@ -41,8 +41,8 @@ class TrainConfig:
 
     Args:
         steps: updates to make; or
-        minutes: wall-clock budget, turned into a number of steps when the warm-up ends. Exactly
-            one of the two is set.
+        minutes: wall-clock budget, turned into a number of steps when the warm-up ends and
+            adjusted until half of it is used. Exactly one of the two is set.
         batch_size: global batch.
         lr, weight_decay: AdamW's; linear warm-up over ``warmup_steps``, cosine to lr / 10.
         max_grad_norm: gradient clipping.
@@ -96,6 +96,8 @@ class Progress:
     step: int = 0
     total_steps: int | None = None
     seconds: float = 0.0
+    warm_step: int = 0
+    warm_seconds: float = 0.0
 
 
 class Trainer:
@@ -312,15 +314,24 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _plan(self, rate: float) -> None:
-        """Once warm, turn the budget of minutes into a number of steps, the same on all."""
-        progress, config = self.progress, self.config
-        if progress.total_steps is not None or progress.step < config.warmup_steps:
+        """Turn the budget of minutes into a number of steps, the same on all processes.
+
+        Planned when the warm-up ends (compiling is over by then) and again at each log line until
+        half of the budget is used, as machines slow down and speed up; from there on it is fixed.
+        """
+        progress, minutes = self.progress, self.config.minutes
+        if minutes is None or progress.step < self.config.warmup_steps:
             return
-        assert config.minutes is not None
-        left = max(60.0 * config.minutes - progress.seconds, 0.0)
+        if progress.total_steps is None:
+            progress.warm_step, progress.warm_seconds = progress.step, progress.seconds
+        elif progress.seconds > 0.5 * 60.0 * minutes:
+            return
+        else:  # the mean since then: one log line's rate is too noisy to plan by
+            rate = (progress.step - progress.warm_step) / (progress.seconds - progress.warm_seconds)
+        left = max(60.0 * minutes - progress.seconds, 0.0)
         planned = torch.tensor([progress.step + max(int(rate * left), 1)], dtype=torch.float64)
-        planned = self.accelerator.reduce(planned.to(self.accelerator.device), "mean")
-        progress.total_steps = int(planned.item())  # type: ignore[union-attr]
+        everyones: Any = self.accelerator.reduce(planned.to(self.accelerator.device), "mean")
+        progress.total_steps = int(everyones.item())
 
     def _validate(self, held_out: Windows) -> dict[str, float]:
         """Loss of the averaged weights on held-out windows, with the same draws each time.
