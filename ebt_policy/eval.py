@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
@@ -51,7 +53,6 @@ class Candidate:
     name: str
     run: Path
     policy: Policy
-    changes: dict[str, Any]
 
 
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
@@ -77,7 +78,7 @@ def load_candidate(text: str, device: torch.device) -> Candidate:
     policy.configure_inference(**changes)
     words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
     name = path.resolve().name + (f" ({', '.join(words)})" if words else "")
-    return Candidate(name, path, policy, changes)
+    return Candidate(name, path, policy)
 
 
 def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
@@ -126,23 +127,24 @@ def evaluate(
     if repeated := {n for n in names if names.count(n) > 1}:
         raise ConfigError(f"{repeated.pop()} is listed twice; name each checkpoint once.")
     seeds = range(seed, seed + episodes)
-    entries, played = [], []
-    with _progress() as bar:
+    entries: list[Any] = []
+    pool: RolloutPool | None = None
+    with ExitStack() as stack, _progress() as bar:
         for one in candidates:
             spec = env_spec(one.policy.config["task"])
+            if pool is None or pool.spec != spec:  # workers take seconds to start
+                pool = stack.enter_context(RolloutPool(spec, min(workers, episodes)))
             task = bar.add_task(one.name, total=episodes)
             folder = output / "videos" / re.sub(r"[^\w.-]+", "_", one.name)
-            with RolloutPool(spec, min(workers, episodes)) as pool:
-                results = pool.rollout(
-                    one.policy, seeds, videos=videos, video_dir=folder,
-                    on_episode=lambda _, task=task: bar.advance(task),
-                )  # fmt: skip
+            results = pool.rollout(
+                one.policy, seeds, videos=videos, video_dir=folder,
+                on_episode=lambda _, task=task: bar.advance(task),
+            )  # fmt: skip
             rows = [_row(r) for r in results]
             summary = entry_summary(one.name, _policy_info(one.policy), rows, command)
             # The rollouts' latency is a batch's; a robot waits for a batch of one.
             summary["latency_ms"] = batch_one_latency(one.policy, spec, seed)
             entries.append((summary, rows))
-            played.append(results)
     result = write_results(output, entries)
     console.print(Markdown((output / "table.md").read_text()))
     report = _report(candidates, entries, result, output, command)
@@ -155,14 +157,9 @@ def _report(
     command: str,
 ) -> Path:  # fmt: skip
     figures = [("Scores", "Best coverage of each episode.", score_histogram(entries))]
-    planes = {}
-    for one in candidates:
-        if isinstance(one.policy, EnergyPolicy) and not planes:
-            planes[one.name] = _picture_energy(one, figures)
-    if planes:
-        traces = {name: plane.trace for name, plane in planes.items()}
-        caption = "Energy of candidates while they descend, for one observation."
-        figures.append(("Energy over descent", caption, energy_over_descent(traces)))
+    energetic = [one for one in candidates if isinstance(one.policy, EnergyPolicy)]
+    if energetic:
+        figures += _energy_figures(energetic[0])
     shown = set()
     for one in candidates:
         log = one.run / "log.jsonl"
@@ -193,29 +190,38 @@ def _report(
     )
 
 
-def _picture_energy(one: Candidate, figures: list[Any]) -> Any:
-    """Append pictures of the landscape at the start of an episode."""
+def _energy_figures(one: Candidate) -> list[tuple[str, str, Figure]]:
+    """Pictures of the landscape at the start of an episode."""
     assert isinstance(one.policy, EnergyPolicy)
     spec = env_spec(one.policy.config["task"])
     env = spec.make(render_mode="rgb_array")
     first, _ = env.reset(seed=100_000)
     frame: Any = env.render()
     env.close()
-    obs = torch.from_numpy(first).float().expand(spec.n_obs_steps, -1)
-    plane = energy_plane(one.policy, obs)
-    labels = ("first principal axis of the candidates", "second principal axis")
-    figures.append((
-        "Candidate chunks", f"Where {len(plane.energies)} descents of {one.name} end.",
-        chunk_picture(frame, plane.chunks, plane.best, plane.energies),
-    ))  # fmt: skip
-    figures.append((
-        "Energy landscape",
-        "The plane through the chosen chunk in which candidates differ most, with three descents.",
-        energy_landscape(
-            plane.x, plane.y, plane.energy, plane.paths[:3], plane.paths[:, -1], labels
+    plane = energy_plane(
+        one.policy, torch.from_numpy(first).float().expand(spec.n_obs_steps, -1)
+    )  # fmt: skip
+    axes = ("first principal axis of the candidates", "second principal axis")
+    return [
+        (
+            "Candidate chunks",
+            f"Where {len(plane.energies)} descents of {one.name} end.",
+            chunk_picture(frame, plane.chunks, plane.best, plane.energies),
         ),
-    ))  # fmt: skip
-    return plane
+        (
+            "Energy landscape",
+            "The plane through the chosen chunk in which candidates differ most, with three "
+            "descents.",
+            energy_landscape(
+                plane.x, plane.y, plane.energy, plane.paths[:3], plane.paths[:, -1], axes
+            ),
+        ),
+        (
+            "Energy over descent",
+            "Energy of candidates while they descend, for one observation.",
+            energy_over_descent({one.name: plane.trace}),
+        ),
+    ]
 
 
 def _row(result: Any) -> dict[str, Any]:

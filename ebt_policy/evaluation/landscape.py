@@ -49,37 +49,39 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
     The plane is spanned by the two principal components of the final candidates; the energy in it
     is that of clean chunks (level 1).
     """
+    device = next(policy.parameters()).device
     before = policy.inference
     policy.configure_inference(candidates=1)
     try:
         # As rows of a batch, not as candidates: all of them are wanted, not the best.
-        seen = obs.unsqueeze(0).expand(CANDIDATES, -1, -1).contiguous()
+        seen = obs.to(device).unsqueeze(0).expand(CANDIDATES, -1, -1).contiguous()
         normalised = policy.normalizer.normalize("obs", seen)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
             found = policy.descend(normalised, generator=generator)
     finally:
         policy.inference = before
-    steps = torch.stack([p.flatten(1) for p in found.path])  # (N + 1, M, T * A)
+    steps = torch.stack([p.flatten(1).cpu() for p in found.path])  # (N + 1, M, T * A)
     ends = steps[-1]
-    final = found.energies[-1, :, 0]
+    trace = found.energies[:, :, 0].cpu()
+    final = trace[-1]
     best = int(final.argmin())
     centre = ends[best]
     axes = torch.linalg.svd(ends - ends.mean(0), full_matrices=False).Vh[:2]  # (2, T * A)
     paths = (steps - centre) @ axes.T  # (N + 1, M, 2)
     reach = 1.15 * paths.abs().amax(dim=(0, 1)).clamp(min=0.1)
     x, y = (torch.linspace(-float(r), float(r), GRID) for r in reach)
-    points = centre + x.view(1, -1, 1) * axes[0].cpu() + y.view(-1, 1, 1) * axes[1].cpu()
+    points = centre + x.view(1, -1, 1) * axes[0] + y.view(-1, 1, 1) * axes[1]
     shape = (1, GRID * GRID, policy.shape.horizon, policy.shape.action_dim)
-    chunks = policy.normalizer.unnormalize("action", points.view(shape))
-    surface = policy.energies({"obs": seen[:1]}, chunks).view(GRID, GRID)
+    chunks = policy.normalizer.unnormalize("action", points.view(shape).to(device))
+    surface = policy.energies({"obs": seen[:1]}, chunks).view(GRID, GRID).cpu()
     return Plane(
         x=x.numpy(),
         y=y.numpy(),
         energy=surface.numpy(),
         paths=paths.transpose(0, 1).numpy(),
-        trace=found.energies[:, :, 0].numpy(),
-        chunks=policy.normalizer.unnormalize("action", found.candidate[:, 0]).numpy(),
+        trace=trace.numpy(),
+        chunks=policy.normalizer.unnormalize("action", found.candidate[:, 0]).cpu().numpy(),
         energies=final.numpy(),
         best=best,
     )
