@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def check_mode(wandb: str) -> None:
 
 
 def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any]) -> Any:
-    import wandb  # slow to import, and unused by default
+    wandb: Any = import_module("wandb")  # optional, and slow to import
 
     name = run_dir.name
     return wandb.init(
