@@ -20,14 +20,13 @@ import torch
 from ebt_policy.eval import evaluate
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 
-RUNS = {  # name: overrides; all for the same minutes, unless an override says otherwise
+RUNS = {
     "ebt": [],
     "diffusion": ["model=diffusion"],
     "flow_matching": ["model=flow_matching"],
-    "ebt-24min": ["train.minutes=24"],
 }
 ENTRIES = [
-    "ebt@steps=2", "ebt@steps=4", "ebt@steps=8", "ebt-24min@steps=2", "ebt-24min@steps=4",
+    "ebt@steps=2", "ebt@steps=4", "ebt@steps=8", "ebt@steps=4,candidates=8,select=drop",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
     "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
     "diffusion@scheduler=ddim,steps=2",
