@@ -117,7 +117,7 @@ def policy(**objective):
     return EnergyPolicy(
         shape,
         Normalizer.fit(limits),
-        Width(8, 2, 0, 1),
+        Width(8, 2, 1),
         {"actions_per_token": 2, "inference": {}},
         {"name": "s2", "replay": 6, **objective},
     )
