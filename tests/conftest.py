@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from omegaconf import OmegaConf
 
 from ebt_policy.data.episodes import Episodes, write_episodes
 
-torch.set_num_threads(1)  # tensors here are tiny: a second thread costs more than it brings
+# Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = (
     "size.width=16",
