@@ -21,13 +21,14 @@ def _interval(value: dict[str, Any], digits: int = 2) -> str:
 def push_t(result: dict[str, Any]) -> str:
     """Scores of all policies."""
     lines = [
-        "| policy | score | success | updates in the same minutes |",
-        "| --- | --- | --- | --- |",
+        "| policy | score | success | updates | minutes |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for entry in result["entries"]:
         lines.append(
             f"| {entry['name']} | {_interval(entry['score'], 3)} | "
-            f"{_interval(entry['success'])} | {entry['train_steps']:,} |"
+            f"{_interval(entry['success'])} | {entry['train_steps']:,} | "
+            f"{entry['train_seconds'] / 60:.0f} |"
         )
     return "\n".join(lines)
 
@@ -37,7 +38,7 @@ def speed(result: dict[str, Any]) -> str:
     latency = result["inference"]["latency_ms"]
     faster = result["inference"]["times_faster_than_ddpm_100"]
     lines = [
-        "| chunk at batch 1 | p50 ms | p99 ms | against DDPM-100 |",
+        "| chunk at batch 1 | p50 ms | p99 ms | DDPM-100 takes |",
         "| --- | --- | --- | --- |",
     ]
     for name, value in latency.items():
