@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,19 @@ def tiny_arguments(demonstrations, tmp_path):
         return [*TINY, path, run_dir, *overrides]
 
     return make
+
+
+@pytest.fixture
+def call_entry(monkeypatch, capfd):
+    """Run a command-line entry in this process; returns its exit code and stderr."""
+
+    def call(main: Callable[[], None], *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["entry", *arguments])
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0), capfd.readouterr().err
+        return 0, capfd.readouterr().err
+
+    return call

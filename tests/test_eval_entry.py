@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,11 @@ SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
 
 
 @pytest.fixture
-def run_main(monkeypatch, capfd, tmp_path):
-    """Run the entry in this process, in an empty folder; returns exit code and stderr."""
+def run_main(monkeypatch, call_entry, tmp_path):
+    """Run the entry in an empty folder; returns exit code and stderr."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ebt_policy.eval", *arguments])
-        capfd.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0), capfd.readouterr().err
-        return 0, capfd.readouterr().err
-
-    return call
+    return lambda *arguments: call_entry(main, *arguments)
 
 
 @pytest.fixture(scope="module")

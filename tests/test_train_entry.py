@@ -18,19 +18,9 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def run_main(monkeypatch, capfd):
-    """Run the entry in this process; returns its exit code and what it wrote to stderr."""
-
-    def call(arguments: list[str]) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ebt_policy.train", *arguments])
-        capfd.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0), capfd.readouterr().err
-        return 0, capfd.readouterr().err
-
-    return call
+def run_main(call_entry):
+    """Run the entry; returns its exit code and what it wrote to stderr."""
+    return lambda arguments: call_entry(main, *arguments)
 
 
 def assert_one_sentence(error: str) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.transformer import Width
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape
+from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape
 
 
 class BehaviorCloning(Policy):

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ebt_policy.baselines.unet1d import ConditionalUnet1d
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.energy.descent import draw_normal
+from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.transformer import Width
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape, options
+from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
 
 TRAIN_STEPS = 100
 SCHEDULE = {

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.energy.descent import draw_normal
+from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import corrupt
 from ebt_policy.energy.transformer import Width
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Generators, Policy, Shape, options
+from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.noise import Generators
 
 FORMAT_VERSION = "1"
 
 T = TypeVar("T")
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class ConfigError(ValueError):
