@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ebt_policy.evaluation.summary import format_interval
+
 RESULTS = Path("docs/results")
 
 
-def _interval(value: dict[str, Any], digits: int = 2) -> str:
-    low, high = value["ci95"]
-    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def _interval(value: dict[str, Any]) -> str:
+    return format_interval(value["mean"], value["ci95"])
 
 
 def push_t(result: dict[str, Any]) -> str:
@@ -26,7 +27,7 @@ def push_t(result: dict[str, Any]) -> str:
     ]
     for entry in result["entries"]:
         lines.append(
-            f"| {entry['name']} | {_interval(entry['score'], 3)} | "
+            f"| {entry['name']} | {_interval(entry['score'])} | "
             f"{_interval(entry['success'])} | {entry['train_steps']:,} | "
             f"{entry['train_seconds'] / 60:.0f} |"
         )

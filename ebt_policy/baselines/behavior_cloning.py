@@ -24,11 +24,7 @@ class BehaviorCloning(Policy):
     ) -> None:
         super().__init__(shape, normalizer)
         self.net = ChunkTransformer(
-            shape,
-            size,
-            actions_per_token=model["actions_per_token"],
-            output="vector",
-            level=False,
+            shape, size, model["actions_per_token"], output="vector", level=False
         )
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:

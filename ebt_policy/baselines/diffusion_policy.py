@@ -64,11 +64,7 @@ class DiffusionPolicy(Policy):
     ) -> None:
         super().__init__(shape, normalizer)
         transformer = ChunkTransformer(
-            shape,
-            size,
-            actions_per_token=model["actions_per_token"],
-            output="vector",
-            level=True,
+            shape, size, model["actions_per_token"], output="vector", level=True
         )
         if model["network"] == "transformer":
             self.net = transformer

@@ -41,11 +41,7 @@ class FlowMatchingPolicy(Policy):
     ) -> None:
         super().__init__(shape, normalizer)
         self.net = ChunkTransformer(
-            shape,
-            size,
-            actions_per_token=model["actions_per_token"],
-            output="vector",
-            level=True,
+            shape, size, model["actions_per_token"], output="vector", level=True
         )
         self.inference = options(FlowInference, model["inference"], "model.inference")
 

@@ -57,11 +57,7 @@ class ImplicitBC(Policy):
     ) -> None:
         super().__init__(shape, normalizer)
         self.net = ChunkTransformer(
-            shape,
-            size,
-            actions_per_token=model["actions_per_token"],
-            output="energy",
-            level=False,
+            shape, size, model["actions_per_token"], output="energy", level=False
         )
         self.negatives = model["negatives"]
         if self.negatives < 1:

@@ -78,7 +78,7 @@ class EnergyPolicy(Policy):
         self.net = ChunkTransformer(
             shape,
             size,
-            actions_per_token=model["actions_per_token"],
+            model["actions_per_token"],
             output="energy",
             level=self.objective.level_conditioned,
         )

@@ -28,8 +28,8 @@ class ChunkTransformer(nn.Module):
         self,
         shape: Shape,
         size: Width,
-        *,
         actions_per_token: int,
+        *,
         output: Literal["energy", "vector"],
         level: bool,
     ) -> None:
