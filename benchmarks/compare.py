@@ -1,4 +1,4 @@
-"""The README's table: ``python -m benchmarks.compare [minutes=15] [parallel=2] [episodes=50]``.
+"""The README's table: ``python -m benchmarks.compare [minutes=15] [parallel=2] [episodes=100]``.
 
 Trains every policy on Push-T for the same wall-clock minutes, ``parallel`` at a time on an equal
 share of the cores, plays the same episodes with each, and writes ``docs/results/push_t.json`` and
@@ -24,12 +24,16 @@ RUNS = {
     "ebt": [],
     "diffusion": ["model=diffusion"],
     "flow_matching": ["model=flow_matching"],
+    "diffusion-unet": ["model=diffusion", "model.network=unet"],
+    "ebt-s1": ["objective=s1"],
+    "bc": ["model=bc"],
 }
 ENTRIES = [
     "ebt@steps=2", "ebt@steps=4", "ebt@steps=8", "ebt@steps=4,candidates=8,select=drop",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
     "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
-    "diffusion@scheduler=ddim,steps=2",
+    "diffusion@scheduler=ddim,steps=2", "diffusion-unet@scheduler=ddim,steps=10", "ebt-s1@steps=2",
+    "bc",
 ]  # fmt: skip
 
 
@@ -60,7 +64,7 @@ def _finished(run: Path) -> bool:
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     minutes, parallel = float(given.pop("minutes", 15)), int(given.pop("parallel", 2))
-    episodes, folder = int(given.pop("episodes", 50)), Path(given.pop("folder", "runs/compare"))
+    episodes, folder = int(given.pop("episodes", 100)), Path(given.pop("folder", "runs/compare"))
     if given:
         sys.exit(
             f"error: unknown settings {sorted(given)}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.push_t import load_push_t
+from ebt_policy.data.push_t import load_push_t, mirrored
 from ebt_policy.models.policy import ConfigError
 from envs.spec import EnvSpec
 
@@ -18,6 +18,11 @@ def load_demonstrations(task: dict[str, Any]) -> tuple[Episodes, str]:
     if name not in DEMONSTRATIONS:
         raise ConfigError(f"task={name} is unknown; there are {', '.join(DEMONSTRATIONS)}.")
     return DEMONSTRATIONS[name](path=task["path"], demos=task["demos"])
+
+
+def augment(task: dict[str, Any], episodes: Episodes) -> Episodes:
+    """Training episodes with what the symmetry of the task makes of them."""
+    return episodes + mirrored(episodes) if task["mirror"] else episodes
 
 
 def env_spec(task: dict[str, Any]) -> EnvSpec:

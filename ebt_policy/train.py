@@ -25,7 +25,7 @@ from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.entry import pick_device, report_errors
 from ebt_policy.eval import check_counts, evaluate
 from ebt_policy.models import ConfigError, Policy, build_policy, options
-from ebt_policy.tasks import env_spec, load_demonstrations
+from ebt_policy.tasks import augment, env_spec, load_demonstrations
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.trainer import TrainConfig, Trainer
@@ -61,10 +61,11 @@ def train(config: dict[str, Any]) -> Path:
     if main:
         console.print(note, markup=False)
     policy, windows, validation = _prepare(config, episodes, accelerator.device)
+    with_images = " (mirror images included)" if config["task"]["mirror"] else ""
     if main:
         console.print(
             f"{config['model']['name']}, {policy.parameter_count:,} parameters, "
-            f"{len(windows):,} windows, on {accelerator.device.type}, in {run_dir}",
+            f"{len(windows):,} windows{with_images}, on {accelerator.device.type}, in {run_dir}",
             markup=False,
         )
     pool = None
@@ -114,24 +115,30 @@ def _prepare(
             f"task.validation_episodes={task['validation_episodes']} must leave some of the "
             f"{len(episodes)} demonstrations to train on."
         )
-    chosen, held_out = split_episodes(
-        len(episodes), task["validation_episodes"] / len(episodes), seed=config["seed"]
+    chosen, held_out = split_episodes(len(episodes), task["validation_episodes"], config["seed"])
+    training = augment(task, episodes.select(chosen))
+    normalizer = Normalizer.fit(
+        {key: torch.from_numpy(training.arrays[key]) for key in ("obs", "action")}
     )
-    arrays = {key: torch.from_numpy(episodes.arrays[key]) for key in ("obs", "action")}
-    normalizer = Normalizer.fit(arrays)
-    normalised = {key: normalizer.normalize(key, value) for key, value in arrays.items()}
     horizons = {key: task[key] for key in ("horizon", "n_obs_steps", "n_action_steps")}
 
-    def cut(which: Any) -> Windows:
-        return Windows(normalised, episodes.ends, episodes=which, device=device, **horizons)
+    def cut(some: Episodes) -> Windows:
+        arrays = {
+            key: normalizer.normalize(key, torch.from_numpy(some.arrays[key]))
+            for key in ("obs", "action")
+        }
+        return Windows(arrays, some.ends, device=device, **horizons)
 
     shape = {
-        "obs_dim": arrays["obs"].shape[1], "action_dim": arrays["action"].shape[1], **horizons
+        "obs_dim": training.arrays["obs"].shape[1],
+        "action_dim": training.arrays["action"].shape[1],
+        **horizons,
     }  # fmt: skip
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)
     policy.config["demos"] = len(chosen)
-    return policy.to(device), cut(chosen), cut(held_out) if len(held_out) else None
+    validation = cut(episodes.select(held_out)) if len(held_out) else None
+    return policy.to(device), cut(training), validation
 
 
 def _periodic_rollout(pool: RolloutPool, episodes: int):

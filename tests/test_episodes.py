@@ -71,6 +71,15 @@ def test_episode_and_select():
         eps.select([])
 
 
+def test_joined_episodes():
+    eps = make((4, 6, 3))
+    both = eps.select([2]) + eps.select([0, 1])
+    assert both.ends.tolist() == [3, 7, 13]
+    np.testing.assert_array_equal(both.episode(2)["action"], eps.episode(1)["action"])
+    with pytest.raises(EpisodeError, match="Cannot join"):
+        eps + Episodes({"action": eps.arrays["action"]}, eps.ends)
+
+
 @pytest.mark.parametrize(
     ("arrays", "ends", "message"),
     [

@@ -11,7 +11,14 @@ import pytest
 from ebt_policy.data import push_t
 from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, write_episodes
 from ebt_policy.data.fetch import DownloadError, cache_dir
-from ebt_policy.data.push_t import KEYPOINTS, content_digest, keypoints, load_push_t, observation
+from ebt_policy.data.push_t import (
+    KEYPOINTS,
+    content_digest,
+    keypoints,
+    load_push_t,
+    mirrored,
+    observation,
+)
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("EBT_POLICY_DATA"), reason="EBT_POLICY_DATA is not set"
@@ -74,6 +81,18 @@ def test_observation_shapes(shape):
     np.testing.assert_allclose(points, keypoints(state), rtol=1e-5, atol=1e-3)
 
 
+def test_mirror_images():
+    goal = np.array([[100, 50, 256, 256, np.pi / 4]])
+    episodes = Episodes({"state": goal, "action": np.array([[0.0, 512]])}, np.array([1]))
+    image = mirrored(episodes)
+    np.testing.assert_allclose(image.arrays["state"][0], [462, 412, 256, 256, np.pi / 4], rtol=1e-6)
+    np.testing.assert_allclose(image.arrays["action"], [[0, 512]])
+    np.testing.assert_allclose(image.arrays["obs"], observation(image.arrays["state"]), atol=1e-4)
+    twice = mirrored(mirrored(make()))
+    for key in ("state", "action"):
+        np.testing.assert_allclose(twice.arrays[key], make().arrays[key], atol=1e-3)
+
+
 @pytest.mark.parametrize("state", [np.zeros(4), np.zeros((3, 6)), np.float64(1)])
 def test_wrong_state(state):
     with pytest.raises(ValueError, match="5 numbers"):
@@ -87,7 +106,7 @@ def test_wrong_state(state):
 def test_given_path(offline, name):
     write_episodes(offline / name, make())
     episodes, sentence = load_push_t(offline / name)
-    assert sorted(episodes.arrays) == ["action", "obs"]
+    assert sorted(episodes.arrays) == ["action", "obs", "state"]
     np.testing.assert_array_equal(episodes.arrays["obs"], observation(make().arrays["state"]))
     np.testing.assert_array_equal(episodes.arrays["action"], make().arrays["action"])
     assert episodes.ends.tolist() == [4, 10] and episodes.attrs["rate_hz"] == 10

@@ -201,6 +201,21 @@ def test_frames_show_plan_and_block():
     assert (PushTEnv(render_mode="rgb_array").reset(seed=0)[0] == env.reset(seed=0)[0]).all()
 
 
+def test_the_mirror_image_of_an_episode_is_one(env):
+    from ebt_policy.data.push_t import load_push_t, mirrored
+
+    episodes, _ = load_push_t(demos="expert")
+    image = mirrored(episodes)
+    for i in (0, 1, 2):
+        demo = image.episode(i)
+        states, _, coverages = play(env, demo["action"], options={"state": demo["state"][0]})
+        np.testing.assert_allclose(states[:-1, :4], demo["state"][:, :4], atol=2)
+        np.testing.assert_allclose(
+            states[:-1, 4] % (2 * np.pi), demo["state"][:, 4] % (2 * np.pi), atol=0.02
+        )
+        assert coverages.max() > 0.95
+
+
 @pytest.mark.skipif(not DATA, reason="EBT_POLICY_DATA is unset")
 def test_replaying_a_human_demonstration_repeats_it(env):
     from ebt_policy.data.episodes import read_episodes

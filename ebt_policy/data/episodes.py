@@ -78,6 +78,16 @@ class Episodes:
         lengths = self.lengths[np.asarray(indices, dtype=np.int64)]
         return Episodes(arrays, np.cumsum(lengths), self.attrs)
 
+    def __add__(self, other: Episodes) -> Episodes:
+        """These episodes and then the `other` ones, which have the same keys."""
+        if set(self.arrays) != set(other.arrays):
+            raise EpisodeError(
+                f"Cannot join episodes with the keys {', '.join(sorted(self.arrays))} and "
+                f"{', '.join(sorted(other.arrays))}."
+            )
+        arrays = {k: np.concatenate([a, other.arrays[k]]) for k, a in self.arrays.items()}
+        return Episodes(arrays, np.append(self.ends, self.ends[-1] + other.ends), self.attrs)
+
 
 def read_episodes(path: str | os.PathLike[str], keys: Sequence[str] | None = None) -> Episodes:
     """Read and check episodes, only the arrays `keys` of them (default: all).

@@ -59,6 +59,24 @@ def observation(state: np.ndarray) -> np.ndarray:
     )
 
 
+def mirror(points: np.ndarray) -> np.ndarray:
+    """Mirror scene positions (..., 2), px, at the goal's axis of symmetry, the line x + y = 512.
+
+    Goal, T and the square table are their own images, so the mirror image of a demonstration is
+    one, too (up to the walls' being off centre by one pixel).
+    """
+    return 512.0 - points[..., ::-1]
+
+
+def mirrored(episodes: Episodes) -> Episodes:
+    """The mirror images of Push-T episodes that have "state" and "action"."""
+    state = episodes.arrays["state"].astype(np.float64)
+    angle = np.pi / 2 - state[:, 4:]  # the goal's, pi / 4, stays
+    state = np.concatenate([mirror(state[:, :2]), mirror(state[:, 2:4]), angle], axis=-1)
+    arrays = {"state": state, "action": mirror(episodes.arrays["action"].astype(np.float64))}
+    return _with_observations(Episodes(arrays, episodes.ends, episodes.attrs))
+
+
 def content_digest(episodes: Episodes) -> str:
     """SHA-256 of episode_ends (int64), state and action (float32), little-endian, in that order."""
     digest = hashlib.sha256(episodes.ends.astype("<i8").tobytes())
@@ -74,7 +92,7 @@ def load_push_t(
     path: str | os.PathLike[str] | None = None,
     demos: Literal["human", "expert"] | None = None,
 ) -> tuple[Episodes, str]:
-    """Load Push-T demonstrations: obs (N, 20) and action (N, 2), float32, px.
+    """Load Push-T demonstrations: obs (N, 20), action (N, 2) and state (N, 5), float32.
 
     Args:
         path: a zarr folder or zip with the keys state and action. Without one, the human
@@ -149,13 +167,18 @@ def _shipped(why: str) -> tuple[Episodes, str]:
 
 
 def _describe(raw: Episodes, origin: str) -> tuple[Episodes, str]:
+    return _with_observations(raw), f"Push-T: {len(raw)} demonstrations {origin}."
+
+
+def _with_observations(raw: Episodes) -> Episodes:
     arrays = {
         "obs": observation(raw.arrays["state"]),
         "action": raw.arrays["action"].astype(np.float32),
+        "state": raw.arrays["state"].astype(np.float32),
     }
     attrs = {
         "rate_hz": 10,
-        "units": {"obs": "px", "action": "px"},
-        "roles": {"obs": "observation", "action": "action"},
+        "units": {"obs": "px", "action": "px", "state": "px, px, px, px, rad"},
+        "roles": {"obs": "observation", "action": "action", "state": "state"},
     }
-    return Episodes(arrays, raw.ends, attrs), f"Push-T: {len(raw)} demonstrations {origin}."
+    return Episodes(arrays, raw.ends, attrs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +26,11 @@ class Windows:
         arrays: "obs" (N, Do) and "action" (N, A), concatenated over time; tensors or numpy arrays.
         ends: (E,) exclusive end row of each episode.
         horizon, n_obs_steps, n_action_steps: T, To, Ta, with T >= To + Ta - 1.
-        episodes: indices of the episodes to use (default: all).
         device: where the arrays live and the batches are made.
 
     Raises:
-        ValueError: a missing key, mismatched lengths, a bad horizon or episode index, or episodes
-            all too short for one window. Single episodes that are too short give a warning.
+        ValueError: a missing key, mismatched lengths, a bad horizon, or episodes all too short
+            for one window. Single episodes that are too short give a warning.
     """
 
     def __init__(
@@ -43,7 +41,6 @@ class Windows:
         horizon: int,
         n_obs_steps: int,
         n_action_steps: int,
-        episodes: Any = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if min(horizon, n_obs_steps, n_action_steps) < 1:
@@ -67,14 +64,6 @@ class Windows:
 
         # One entry a window: absolute start row, and first and last row of its episode.
         first, last = np.concatenate([[0], bounds[:-1]]), bounds - 1
-        if episodes is not None:
-            chosen = np.asarray(episodes, dtype=np.int64).reshape(-1)
-            if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(bounds)):
-                raise ValueError(
-                    f"Episode indices must lie in 0..{len(bounds) - 1}; got "
-                    f"{chosen.min()}..{chosen.max()}."
-                )
-            first, last = first[chosen], last[chosen]
         length = last - first + 1
         count = np.maximum(length - horizon + n_action_steps + n_obs_steps - 1, 0)
         if count.sum() == 0:
@@ -124,27 +113,13 @@ class Windows:
         return {"obs": self.obs[rows[:, : self.n_obs_steps]], "action": self.action[rows]}
 
 
-def split_episodes(
-    n: int, val_fraction: float, seed: int, max_train: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split `n` episodes at random into training and validation indices, both sorted.
-
-    `val_fraction` of the episodes, rounded, at least one when it is above 0, validate; the rest
-    train, at most `max_train` of them. The validation episodes do not depend on `max_train`, and a
-    smaller `max_train` picks a subset of a larger one's episodes.
+def split_episodes(n: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split `n` episodes at random into those to train on and the `held_out` others, both sorted.
 
     Raises:
-        ValueError: a fraction outside [0, 1), `max_train` below 1, or no episode left to train on.
+        ValueError: no episode left to train on.
     """
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction} must lie in [0, 1).")
-    if max_train is not None and max_train < 1:
-        raise ValueError(f"max_train={max_train} must be at least 1 (or None for all).")
-    n_val = max(1, round(n * val_fraction)) if val_fraction > 0 else 0
-    if n - n_val < 1:
-        raise ValueError(
-            f"{n} episodes leave none to train on with val_fraction={val_fraction}: "
-            "lower it or use more demonstrations."
-        )
+    if not 0 <= held_out < n:
+        raise ValueError(f"holding out {held_out} of {n} episodes leaves none to train on.")
     order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[n_val:][:max_train]), np.sort(order[:n_val])
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
