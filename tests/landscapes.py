@@ -1,11 +1,23 @@
-"""Energies with known answers, for tests. Shapes: candidates (B, U, *) -> energies (B, U)."""
+"""Energies with known answers, and what else tests of the descent share.
+
+Shapes: candidates (B, U, *) -> energies (B, U).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+
+MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def quadratic(curvature: float | Tensor = 1.0, centre: float | Tensor = 0.0):

@@ -1,0 +1,87 @@
+"""Gradients through the refinement loop, and the gradient modes it works under.
+
+Shapes: B batch, U units, N steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from landscapes import MODES, double_well, level_quadratic, normal
+
+from ebt_policy.energy import descend
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def network(w1, w2):
+    return lambda x, level: torch.tanh(x @ w1).square() @ w2 + 0.1 * x.square().sum(-1)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"momentum": 0.5}, {"noise": 0.1}, {"frozen": torch.tensor([True, False, False])}],
+)
+def test_gradients_through_uncut_steps_equal_finite_differences(extra):
+    w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
+    size = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    init, z = normal(2, 2, 3, seed=2).requires_grad_(), normal(2, 3, 2, 3, seed=3)
+
+    def outcome(w1, w2, size, init):
+        found = descend(network(w1, w2), init, steps=3, step_size=size, normals=z, **extra)
+        return found.candidate, found.energies
+
+    assert torch.autograd.gradcheck(outcome, (w1, w2, size, init))
+
+
+def test_gradients_reach_step_sizes_by_step_and_by_unit():
+    w1, w2, init = normal(3, 4), normal(4, seed=1), normal(2, 2, 3, seed=2)
+    for shape in [(3,), (2, 2)]:
+        size = torch.full(shape, 0.3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(
+            lambda a: descend(network(w1, w2), init, steps=3, step_size=a).candidate, (size,)
+        )
+
+
+def test_cut_graph_leaves_the_gradient_of_the_last_step_alone():
+    w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
+    init = normal(2, 2, 3, seed=2)
+    options: dict[str, Any] = {"step_size": 0.3}
+    cut = descend(network(w1, w2), init, steps=3, cut_graph=True, **options)
+    whole = descend(network(w1, w2), init, steps=3, **options)
+    assert torch.equal(cut.candidate, whole.candidate)
+
+    def gradient(x):
+        both = torch.autograd.grad(x.square().sum(), (w1, w2), retain_graph=True)
+        return torch.cat([g.flatten() for g in both])
+
+    for k in (3, 2, 1):  # every step on the path is one step from a constant
+        before = cut.path[k - 1].detach()
+        step = descend(network(w1, w2), before, steps=1, **options)
+        torch.testing.assert_close(gradient(cut.path[k]), gradient(step.candidate))
+    assert not torch.allclose(gradient(whole.candidate), gradient(cut.candidate))
+
+
+@pytest.mark.parametrize("made_in", MODES)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_grad_mode_gives_the_same(mode, made_in):
+    with made_in():
+        init, levels = normal(2, 3, 4), torch.linspace(0, 1, 4, dtype=torch.float64)
+    options: dict[str, Any] = {"steps": 3, "step_size": 0.2, "momentum": 0.3}
+    w = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def energy(x, level):
+        return w * (level_quadratic(x, level) + double_well(x) * level)
+
+    fresh = torch.linspace(0, 1, 4, dtype=torch.float64)
+    want = descend(energy, normal(2, 3, 4), levels=fresh, **options)
+    with mode():
+        found = descend(energy, init, levels=levels, **options)
+        assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+    assert torch.equal(found.candidate, want.candidate)
+    assert torch.equal(found.energies, want.energies)
+    assert found.candidate.requires_grad == (mode is torch.enable_grad)
+    assert not found.candidate.is_inference()
