@@ -16,6 +16,7 @@ import cv2
 import gymnasium
 import numpy as np
 from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
+from gym_pusht.envs.pusht import pymunk_to_shapely
 from gymnasium import spaces
 from pymunk import Vec2d
 
@@ -106,6 +107,14 @@ class PushTEnv(GymPushTEnv):
     def get_obs(self) -> np.ndarray:
         """The current observation, (20,) float32."""
         return np.asarray(observation(self._state()), dtype=np.float32)
+
+    def _get_coverage(self) -> float:
+        # gym-pusht goes through a set of shapes, whose order, and so the last digit, is random.
+        goal, block = (
+            pymunk_to_shapely(body, self._block_shapes)
+            for body in (self.get_goal_pose_body(self.goal_pose), self.block)
+        )
+        return float(goal.intersection(block).area / goal.area)
 
     def draw_plan(self, frame: np.ndarray, plan: np.ndarray) -> np.ndarray:
         """Draw planned agent positions over a rendered frame, in place.
