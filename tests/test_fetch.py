@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -66,6 +67,24 @@ def url(server, monkeypatch, tmp_path):
     return f"http://127.0.0.1:{server.server_port}"
 
 
+def test_several_at_once_download_once(server, url):
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: fetch(f"{url}/file", "data.bin", SHA256), range(4)))
+    assert len(set(paths)) == 1 and paths[0].read_bytes() == BODY
+    assert server.requests == [("/file", None)]
+
+
+def test_a_cache_that_cannot_be_written_is_named(url, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DownloadError, match=r"Could not write to the cache at .*EBT_POLICY_CACHE"):
+        fetch(f"{url}/file", "data.bin")
+
+
+def files() -> list[str]:
+    return [p.name for p in cache_dir().iterdir() if p.suffix != ".lock"]
+
+
 def part(content: bytes):
     cache_dir().mkdir(parents=True, exist_ok=True)
     path = cache_dir() / "data.bin.part"
@@ -84,7 +103,7 @@ def test_cache_dir(monkeypatch, tmp_path):
 def test_whole_then_cached(url, server, sha256):
     path = fetch(f"{url}/file", "data.bin", sha256)
     assert path.read_bytes() == BODY
-    assert [p.name for p in cache_dir().iterdir()] == ["data.bin"]
+    assert files() == ["data.bin"]
     assert fetch(f"{url}/file", "data.bin", sha256) == path
     assert len(server.requests) == 1
 
@@ -122,7 +141,7 @@ def test_line_cut_then_resumed(url, server):
 def test_wrong_checksum(url):
     with pytest.raises(DownloadError, match=f"SHA-256 {SHA256} instead of 00.* was deleted"):
         fetch(f"{url}/file", "data.bin", "0" * 64)
-    assert list(cache_dir().iterdir()) == []
+    assert files() == []
 
 
 def test_leftover_of_another_file_is_found_out(url):

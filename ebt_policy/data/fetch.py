@@ -8,6 +8,7 @@ from pathlib import Path
 
 import platformdirs
 import requests
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,15 +39,36 @@ def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
     """Path of `filename` in the cache, downloaded from `url` if it is not there.
 
     The download goes to `filename`.part, which the next call resumes if this one is interrupted,
-    and is renamed when it is complete and its SHA-256 (hexadecimal) is right.
+    and is renamed when it is complete and its SHA-256 (hexadecimal) is right. Of several processes
+    one downloads and the others wait.
 
     Raises:
-        DownloadError: no network, a refused request, a broken transfer, a wrong checksum.
+        DownloadError: no network, a refused request, a broken transfer, a wrong checksum, a cache
+            that cannot be written.
     """
     target = cache_dir() / filename
-    if target.exists() and (sha256 is None or _sha256(target) == sha256.lower()):
+    if _whole(target, sha256):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):
+            return _fetch(url, target, sha256)
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(
+            f"Could not write to the cache at {target.parent} ({error.strerror or error}): set "
+            "EBT_POLICY_CACHE to a folder that can be written."
+        ) from error
+
+
+def _whole(target: Path, sha256: str | None) -> bool:
+    return target.exists() and (sha256 is None or _sha256(target) == sha256.lower())
+
+
+def _fetch(url: str, target: Path, sha256: str | None) -> Path:
+    if _whole(target, sha256):  # another process was here first
+        return target
     part = target.with_name(f"{target.name}.part")
     try:
         _download(url, part)
