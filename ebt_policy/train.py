@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,50 @@ from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.entry import pick_device, report_errors
-from ebt_policy.eval import check_counts, evaluate
-from ebt_policy.models import ConfigError, Policy, build_policy, options
-from ebt_policy.tasks import augment, env_spec, load_demonstrations
+from ebt_policy.eval import Protocol, evaluate
+from ebt_policy.models import Policy, build_policy
+from ebt_policy.options import ConfigError, options
+from ebt_policy.tasks import Task
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.trainer import TrainConfig, Trainer
-from envs.rollout import RolloutPool
+from envs.rollout import rollout
+from envs.spec import EnvSpec
 
 console = Console()
+
+# Settings that may change when a run goes on: what it learns stays the same, but for rounding.
+FREE = ("checkpoint_every", "rollout_every", "log_every", "compile")
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The sections of ``configs/train.yaml``, which says what they are for."""
+
+    task: dict[str, Any]
+    model: dict[str, Any]
+    objective: dict[str, Any] | None
+    size: dict[str, Any]
+    seed: int
+    run_dir: str
+    resume: bool
+    device: str
+    wandb: str
+    train: dict[str, Any]
+    evaluation: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Protocol):
+    """The evaluation at the end (``episodes``: 0 for none), and rollouts while training."""
+
+    rollout_episodes: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rollout_episodes < 0:
+            raise ConfigError(f"rollout_episodes must be at least 0, got {self.rollout_episodes}.")
 
 
 def train(config: dict[str, Any]) -> Path:
@@ -44,61 +80,53 @@ def train(config: dict[str, Any]) -> Path:
         ConfigError, EpisodeError, CheckpointError: before any long work starts.
         NonFiniteLoss: with the step and the last good checkpoint.
     """
-    train_config = options(TrainConfig, config["train"], "train")
-    check_mode(config["wandb"])
-    spec = env_spec(config["task"])
-    if config["evaluation"]["episodes"]:
-        check_counts(**{k: v for k, v in config["evaluation"].items() if k != "rollout_episodes"})
+    run = options(RunConfig, config, "the configuration")
+    train_config = options(TrainConfig, run.train, "train")
+    task, evaluation = Task.of(config), options(EvaluationConfig, run.evaluation, "evaluation")
+    spec = task.env_spec()
+    check_mode(run.wandb)
     device = pick_device(config["device"])
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision=train_config.mixed_precision
     )
-    run_dir = Path(config["run_dir"])
+    run_dir = Path(run.run_dir)
     main = accelerator.is_main_process
     _claim(run_dir, config, accelerator)
 
-    episodes, note = load_demonstrations(config["task"])
+    with accelerator.main_process_first():  # one downloads what all read
+        episodes, note = task.demonstrations()
     if main:
         console.print(note, markup=False)
-    policy, windows, validation = _prepare(config, episodes, accelerator.device)
-    with_images = " (mirror images included)" if config["task"]["mirror"] else ""
+    policy, windows, validation = _prepare(config, task, episodes, accelerator.device)
     if main:
         console.print(
-            f"{config['model']['name']}, {policy.parameter_count:,} parameters, "
-            f"{len(windows):,} windows{with_images}, on {accelerator.device.type}, in {run_dir}",
+            f"{policy.name}, {policy.parameter_count:,} parameters, {len(windows):,} windows"
+            f"{' (mirror images included)' if task.mirror else ''}, on {accelerator.device.type}, "
+            f"in {run_dir}",
             markup=False,
         )
-    pool = None
-    log = None
+    play = None
+    if main and train_config.rollout_every and evaluation.rollout_episodes:
+        play = _periodic_rollout(spec, evaluation)
+    trainer = Trainer(
+        policy, windows, train_config, run_dir,
+        seed=run.seed, accelerator=accelerator, validation=validation, rollout=play,
+    )  # fmt: skip
+    resumed = trainer.resume() if run.resume else None
+    if main:
+        trainer.log = MetricLog(run_dir, wandb=run.wandb, config=config, resume_step=resumed)
+        if resumed is not None:
+            console.print(f"resumed at step {resumed:,}")
     try:
-        rollout = None
-        if main and train_config.rollout_every and config["evaluation"]["rollout_episodes"]:
-            pool = RolloutPool(spec, config["evaluation"]["workers"])
-            rollout = _periodic_rollout(pool, config["evaluation"]["rollout_episodes"])
-        trainer = Trainer(
-            policy, windows, train_config, run_dir,
-            seed=config["seed"], accelerator=accelerator, validation=validation, rollout=rollout,
-        )  # fmt: skip
-        resumed = trainer.resume() if config["resume"] else None
-        if main:
-            log = MetricLog(run_dir, wandb=config["wandb"], config=config, resume_step=resumed)
-            trainer.log = log
-            if resumed is not None:
-                console.print(f"resumed at step {resumed:,}")
         trainer.fit()
     finally:
-        if pool is not None:
-            pool.close()
-        if log is not None:
-            log.close()
-    if main and config["evaluation"]["episodes"]:
+        if trainer.log is not None:
+            trainer.log.close()
+    if main and evaluation.episodes:
         evaluate(
             [str(run_dir)],
+            evaluation,
             output=run_dir / "evaluation",
-            episodes=config["evaluation"]["episodes"],
-            seed=config["evaluation"]["seed"],
-            videos=config["evaluation"]["videos"],
-            workers=config["evaluation"]["workers"],
             device=accelerator.device,
             command=" ".join(["python -m ebt_policy.train", *sys.argv[1:]]),
         )
@@ -106,50 +134,63 @@ def train(config: dict[str, Any]) -> Path:
 
 
 def _prepare(
-    config: dict[str, Any], episodes: Episodes, device: torch.device
+    config: dict[str, Any], task: Task, episodes: Episodes, device: torch.device
 ) -> tuple[Policy, Windows, Windows | None]:
     """An untrained policy and its normalised windows, to train on and held out."""
-    task = config["task"]
-    if not 0 <= task["validation_episodes"] < len(episodes):
+    if not 0 <= task.validation_episodes < len(episodes):
         raise ConfigError(
-            f"task.validation_episodes={task['validation_episodes']} must leave some of the "
+            f"task.validation_episodes={task.validation_episodes} must leave some of the "
             f"{len(episodes)} demonstrations to train on."
         )
-    chosen, held_out = split_episodes(len(episodes), task["validation_episodes"], config["seed"])
-    training = augment(task, episodes.select(chosen))
-    normalizer = Normalizer.fit(
-        {key: torch.from_numpy(training.arrays[key]) for key in ("obs", "action")}
-    )
-    horizons = {key: task[key] for key in ("horizon", "n_obs_steps", "n_action_steps")}
+    chosen, held_out = split_episodes(len(episodes), task.validation_episodes, config["seed"])
+    training = task.augment(episodes.select(chosen))
+    normalizer = Normalizer.fit({key: training.arrays[key] for key in ("obs", "action")})
 
     def cut(some: Episodes) -> Windows:
         arrays = {
             key: normalizer.normalize(key, torch.from_numpy(some.arrays[key]))
             for key in ("obs", "action")
         }
-        return Windows(arrays, some.ends, device=device, **horizons)
+        return Windows(arrays, some.ends, device=device, **task.horizons)
 
+    windows = cut(training)
     shape = {
         "obs_dim": training.arrays["obs"].shape[1],
         "action_dim": training.arrays["action"].shape[1],
-        **horizons,
-    }  # fmt: skip
+        **task.horizons,
+    }
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)
     policy.config["demos"] = len(chosen)
     validation = cut(episodes.select(held_out)) if len(held_out) else None
-    return policy.to(device), cut(training), validation
+    return policy.to(device), windows, validation
 
 
-def _periodic_rollout(pool: RolloutPool, episodes: int):
-    def rollout(policy: Policy) -> dict[str, float]:
-        results = pool.rollout(policy, range(90_000, 90_000 + episodes))
+def _periodic_rollout(spec: EnvSpec, evaluation: EvaluationConfig):
+    episodes = evaluation.rollout_episodes
+
+    def play(policy: Policy) -> dict[str, float]:
+        try:
+            results = rollout(
+                policy, spec, range(90_000, 90_000 + episodes), workers=evaluation.workers
+            )
+        except FloatingPointError as error:  # a landscape that is still too steep may learn better
+            console.print(f"no rollout: {error}", markup=False)
+            return {}
         return {
             "rollout_score": sum(r.score for r in results) / episodes,
             "rollout_success": sum(r.success for r in results) / episodes,
         }
 
-    return rollout
+    return play
+
+
+def _differing(before: Any, now: Any) -> list[str]:
+    """Keys of a section whose values differ; for a section that is one value, that it does."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [""]
+    keys = {**before, **now}
+    return [key for key in keys if before.get(key, _ABSENT) != now.get(key, _ABSENT)]
 
 
 def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> None:
@@ -169,12 +210,17 @@ def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> N
                 f"{stored} cannot be read, so the run cannot go on with its settings; give another "
                 "run_dir=..."
             ) from error
-        for section in ("task", "model", "objective", "size", "seed", "train"):
-            if before.get(section) != config[section]:
-                raise ConfigError(
-                    f"{run_dir} was trained with {section} = {before.get(section)}, now it is "
-                    f"{config[section]}; give another run_dir=... for the new settings."
-                )
+        changed = [
+            f"{section}.{key}".rstrip(".")
+            for section in ("task", "model", "objective", "size", "seed", "train")
+            for key in _differing(before.get(section), config[section])
+            if key not in FREE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{run_dir} was trained with other settings of {', '.join(changed)} (see its "
+                "config.yaml); give another run_dir=... for the new ones."
+            )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)

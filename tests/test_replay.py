@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy import ReplayBuffer
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.objectives import S2
+from ebt_policy.energy.transformer import Size
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.models.policy import Shape
 
@@ -117,14 +118,15 @@ def policy(**objective):
     return EnergyPolicy(
         shape,
         Normalizer.fit(limits),
-        Width(8, 2, 1),
-        {"actions_per_token": 2, "inference": {}},
-        {"name": "s2", "replay": 6, **objective},
+        Size(8, 2, 1),
+        actions_per_token=2,
+        inference={},
+        objective=S2(**{"replay": 6, **objective}),
     )
 
 
 def train(policy, batch):
-    drawn = policy.draw(batch)
+    drawn = policy.draw(policy.before_step(batch))
     _, metrics = policy(drawn)
     if "candidate" in metrics:
         rows = {"obs": drawn["obs"], "action": drawn["action"], "candidate": metrics["candidate"]}
@@ -137,7 +139,9 @@ def test_s2_goes_on_from_replayed_rows():
     assert len(train(p, batch)["obs"]) == 4
     assert p.objective.replay is not None and len(p.objective.replay) == 4
     stored = p.objective.replay.sample(9)
-    second = p.draw({"obs": -torch.rand(4, 2, 2), "action": -torch.rand(4, 4, 2)})
+    new = {"obs": -torch.rand(4, 2, 2), "action": -torch.rand(4, 4, 2)}
+    assert len(p.draw(new)["obs"]) == 4  # held-out windows are not mixed with replayed ones
+    second = p.draw(p.before_step(new))
     assert all(len(second[key]) == 6 for key in ("obs", "action"))  # half a batch more
     assert all(len(v) == 6 for v in second["draws"].values() if isinstance(v, torch.Tensor))
     for row in (4, 5):
@@ -157,9 +161,9 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     other = policy()
     other.load_extra_training_state(p.extra_training_state())
     torch.manual_seed(3)
-    want = p.draw(batch)
+    want = p.draw(p.before_step(batch))
     torch.manual_seed(3)
-    got = other.draw(batch)
+    got = other.draw(other.before_step(batch))
     assert torch.equal(want["draws"]["normal"], got["draws"]["normal"])
 
 

@@ -22,7 +22,7 @@ from ebt_policy.models import load_policy
 from ebt_policy.models.policy import CheckpointError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
-from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
+from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part, can_compile
 
 S2 = ("objective=s2", "objective.replay=12")
 
@@ -32,7 +32,7 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 
 def losses(run: Path) -> list[float]:
-    return [values["loss"] for values in logged(run)]
+    return [values["loss"] for values in logged(run) if "loss" in values]
 
 
 def assert_identical(a: Any, b: Any, where: str = "state") -> None:
@@ -128,10 +128,12 @@ def test_saving_does_not_change_the_training(tiny):
 
 
 def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny):
-    with_it = train(tiny("with", "train.checkpoint_every=4"))
+    settings = ("train.checkpoint_every=4", "train.log_every=5", *S2)
+    with_it = train(tiny("with", *settings))
     lines = logged(with_it)
     assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
-    again = train(tiny("again", "train.checkpoint_every=4"))
+    assert [x["step"] for x in lines if "loss" in x] == [5, 10]
+    again = train(tiny("again", *settings))
     assert_same_end(with_it, again)
 
 
@@ -165,7 +167,7 @@ def test_mean_loss_is_right_when_a_resume_falls_between_two_log_lines(tiny, monk
     # Its second line averages the two steps after the resume: alike, not half as large.
     assert losses(broken)[1] == pytest.approx(losses(straight)[1], rel=0.4)
     # The last step always has a line, however short the training.
-    assert [x["step"] for x in logged(straight)] == [4, 8, 10]
+    assert [x["step"] for x in logged(straight) if "loss" in x] == [4, 8, 10]
     assert losses(broken)[2] == losses(straight)[2]
 
 
@@ -251,20 +253,45 @@ def test_bad_settings_are_refused_before_training(override, message, tiny):
     assert "\n" not in str(caught.value)
 
 
+def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler found\nmore lines")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert len(losses(train(tiny("run", "train.compile=true")))) == 10
+    assert "torch.compile does not work here (no C++ compiler found)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no compiler")
+    settings = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")
+    eager = losses(train(tiny("eager", *settings, "train.compile=false")))
+    straight = train(tiny("straight", *settings))
+    assert losses(straight) == pytest.approx(eager, rel=1e-3)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(Interrupted):
+            train(tiny("broken", *settings))
+    train(tiny("broken", *settings, "resume=true"))
+    assert_same_end(straight, Path(tiny("broken")["run_dir"]))
+
+
 # -- plan, schedule, batches ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def make_trainer(tiny, tmp_path):
     """An untrained Trainer for looking at its parts."""
-    from ebt_policy.tasks import load_demonstrations
+    from ebt_policy.tasks import Task
     from ebt_policy.train import _prepare
 
     def make(*overrides: str) -> Trainer:
         config = tiny("run", *overrides)
         accelerator = Accelerator(cpu=True)
-        episodes, _ = load_demonstrations(config["task"])
-        policy, windows, _ = _prepare(config, episodes, accelerator.device)
+        task = Task.of(config)
+        policy, windows, _ = _prepare(config, task, task.demonstrations()[0], accelerator.device)
         return Trainer(
             policy, windows, TrainConfig(**config["train"]), tmp_path / "run",
             seed=config["seed"], accelerator=accelerator,
@@ -294,6 +321,16 @@ def test_an_overdrawn_budget_still_ends(make_trainer):
     trainer.progress.step, trainer.progress.seconds = 40, 100.0
     trainer._plan(rate=5.0)
     assert trainer.progress.total_steps == 41
+
+
+def test_a_warm_up_longer_than_the_budget_is_cut_short(make_trainer):
+    trainer = make_trainer("train.steps=null", "train.minutes=1", "train.warmup_steps=10_000")
+    trainer.progress.step, trainer.progress.seconds = 10, 5.0
+    trainer._plan(rate=2.0)
+    assert trainer.progress.total_steps is None
+    trainer.progress.step, trainer.progress.seconds = 20, 10.0
+    trainer._plan(rate=2.0)
+    assert trainer.progress.total_steps == 20 + 2 * 50
 
 
 def test_a_budget_of_minutes_is_kept(tiny):
@@ -378,26 +415,30 @@ def test_the_seed_decides(tiny):
 def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
     import ebt_policy.train as entry
 
-    class Pool:
-        def __init__(self, spec, workers):
-            assert spec.max_steps == 20
+    def rollout(policy, spec, seeds, workers):
+        assert spec.max_steps == 20 and not policy.training and max(seeds) < 100_000
+        generator = torch.Generator().manual_seed(0)
+        policy.predict_chunk({"obs": torch.ones(2, 2, 20)}, generator=generator)
+        return [_Result(0.25, seed % 2 == 0) for seed in seeds]
 
-        def rollout(self, policy, seeds):
-            assert not policy.training and max(seeds) < 100_000
-            generator = torch.Generator().manual_seed(0)
-            policy.predict_chunk({"obs": torch.ones(2, 2, 20)}, generator=generator)
-            return [_Result(0.25, seed % 2 == 0) for seed in seeds]
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(entry, "RolloutPool", Pool)
+    monkeypatch.setattr(entry, "rollout", rollout)
     plain = train(tiny("plain", "train.checkpoint_every=4"))
     played = train(tiny("played", "train.checkpoint_every=4", "train.rollout_every=4"))
     rows = [x for x in logged(played) if "rollout_score" in x]
     assert [x["step"] for x in rows] == [4, 8]
     assert all(x["rollout_score"] == 0.25 and x["rollout_success"] == 0.5 for x in rows)
     assert [x["loss"] for x in logged(played) if "loss" in x] == losses(plain)
+
+
+def test_a_rollout_that_breaks_down_does_not_end_the_training(tiny, monkeypatch):
+    import ebt_policy.train as entry
+
+    def rollout(*_, **__):
+        raise FloatingPointError("too steep")
+
+    monkeypatch.setattr(entry, "rollout", rollout)
+    run = train(tiny("run", "train.rollout_every=4"))
+    assert len(losses(run)) == 10
 
 
 class _Result:
@@ -439,6 +480,21 @@ def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
     assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
     for a, b in zip(load_policy(one).parameters(), load_policy(two).parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_plan_of_their_minutes(tiny, tiny_arguments):
+    settings = (
+        "train.steps=null",
+        "train.minutes=0.05",
+        "train.warmup_steps=5",
+        "train.log_every=1",
+    )
+    launch(tiny_arguments("two", *settings, "train.checkpoint_every=5"), processes=2)
+    folder = newest_checkpoint(Path(tiny("two")["run_dir"]))
+    assert folder is not None
+    progress = load_trainer_state(folder)["progress"]
+    assert progress["step"] == progress["total_steps"] > 5
 
 
 def _train_quietly(config: dict[str, Any]) -> None:

@@ -10,10 +10,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self
 
 import torch
 from omegaconf import OmegaConf
@@ -25,14 +24,9 @@ from yaml import YAMLError
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators
+from ebt_policy.options import ConfigError, options
 
 FORMAT_VERSION = "1"
-
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message says what to change."""
 
 
 class CheckpointError(ValueError):
@@ -68,40 +62,6 @@ class Chunk:
     grad_norm: Tensor | None = None
 
 
-def options(cls: type[T], given: dict[str, Any], where: str) -> T:
-    """Build a dataclass of options from configuration.
-
-    Raises:
-        ConfigError: naming options that are unknown, missing or of another type.
-    """
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(given) - set(known)):
-        raise ConfigError(
-            f"{where} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
-        )
-    if absent := [n for n, f in known.items() if f.default is MISSING and n not in given]:
-        raise ConfigError(f"{where} needs the option {', '.join(absent)}.")
-    hints = get_type_hints(cls)
-    for name, value in given.items():
-        if not _is_a(value, hints[name]):
-            wanted = " or ".join(
-                "null" if kind is type(None) else kind.__name__
-                for kind in get_args(hints[name]) or (hints[name],)
-            )
-            raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
-    return cls(**given)
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is UnionType:
-        return any(_is_a(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:  # its class knows the allowed values, and says so better
-        return True
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
-
-
 class Policy(nn.Module, ABC):
     """Base of all policies.
 
@@ -111,10 +71,12 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         config: the sections it was built from, stored with a checkpoint.
+        inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
     name: ClassVar[str]
     config: dict[str, Any]
+    inference: Any = None
 
     def __init__(self, shape: Shape, normalizer: Normalizer) -> None:
         super().__init__()
@@ -138,6 +100,10 @@ class Policy(nn.Module, ABC):
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics of a batch."""
         return self(self.draw(batch))
+
+    def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Hook before a training step's `draw`: may add rows to the global batch."""
+        return batch
 
     def after_step(self, rows: dict[str, Tensor]) -> None:
         """Hook after a training step whose metrics held the ``candidate`` of each row.
@@ -170,9 +136,20 @@ class Policy(nn.Module, ABC):
     ) -> Chunk:
         """Predict in normalised units: obs (B, To, Do), prefix (B, P, A)."""
 
-    @abstractmethod
     def configure_inference(self, **changes: Any) -> None:
-        """Change how chunks are predicted (steps, candidates, scheduler, ...)."""
+        """Change how chunks are predicted (steps, candidates, scheduler, ...).
+
+        Raises:
+            ConfigError: an unknown option or a value that it cannot have.
+        """
+        if self.inference is None:
+            if changes:
+                raise ConfigError(
+                    f"model={self.name} has no inference option {', '.join(sorted(changes))}."
+                )
+            return
+        options(type(self.inference), changes, f"inference of model={self.name}")
+        self.inference = replace(self.inference, **changes)
 
     def predict_chunk(
         self,
@@ -187,7 +164,8 @@ class Policy(nn.Module, ABC):
         Args:
             obs: "obs" (B, To, Do), env units, the newest last.
             prefix: (B, P, A), env units: the first P actions of the chunk, already committed (the
-                first To - 1 of a chunk lie in the past). The rest is made to fit them.
+                first To - 1 of a chunk lie in the past). The rest is made to fit them, but for
+                model=bc, which has no way to.
             deadline_s: wall-clock budget for the refinement; a policy that is not `EnergyPolicy`
                 makes a fixed number of passes and ignores it.
             generator: of the noise; a list has one for each row.

@@ -8,8 +8,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from ebt_policy.models.policy import ConfigError
+from ebt_policy.options import ConfigError
 
 MODES = ("off", "online", "offline")
 
@@ -34,7 +35,7 @@ class MetricLog:
         self._file = path.open("a" if resume_step is not None else "w", buffering=1)
         self._run = None
         if wandb != "off":
-            self._run = _start_wandb(run_dir, wandb, config)
+            self._run = _start_wandb(run_dir, wandb, config, resume_step is not None)
 
     def write(self, **values: Any) -> None:
         self._file.write(json.dumps(values) + "\n")
@@ -57,14 +58,23 @@ def check_mode(wandb: str) -> None:
         )
 
 
-def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any]) -> Any:
+def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool) -> Any:
     wandb: Any = import_module("wandb")  # optional, and slow to import
 
-    name = run_dir.name
-    return wandb.init(
-        project="ebt_policy", dir=run_dir, name=name, id=name, mode=mode, config=config,
-        resume="allow",
-    )  # fmt: skip
+    # A resumed run goes on under its id; another run of the same folder name gets its own.
+    known = run_dir / "wandb_id"
+    if not (resumed and known.is_file()):
+        known.write_text(uuid4().hex[:12])
+    try:
+        return wandb.init(
+            project="ebt_policy", dir=run_dir, name=run_dir.name, id=known.read_text(), mode=mode,
+            config=config, resume="allow",
+        )  # fmt: skip
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"wandb={mode} does not work ({error}); log in with `wandb login`, or use "
+            "wandb=offline or wandb=off."
+        ) from error
 
 
 def _drop_after(path: Path, step: int) -> None:

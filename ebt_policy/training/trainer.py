@@ -21,10 +21,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
+from rich.console import Console
 from torch import Tensor
 
 from ebt_policy.data.windows import Windows
-from ebt_policy.models.policy import ConfigError, Policy
+from ebt_policy.models.policy import Policy
+from ebt_policy.options import ConfigError
 from ebt_policy.training.checkpoint import (
     load_trainer_state,
     newest_checkpoint,
@@ -41,8 +43,9 @@ class TrainConfig:
 
     Args:
         steps: updates to make; or
-        minutes: wall-clock budget, turned into a number of steps when the warm-up ends and
-            adjusted until half of it is used. Exactly one of the two is set.
+        minutes: time to train for (rollouts, validation and saving not counted), turned into a
+            number of steps when the warm-up or a tenth of it is over and adjusted until half of
+            it is used. Exactly one of the two is set.
         batch_size: global batch.
         lr, weight_decay: AdamW's; linear warm-up over ``warmup_steps``, cosine to lr / 10.
         max_grad_norm: gradient clipping.
@@ -104,7 +107,7 @@ class Trainer:
     """Trains a policy in a run folder.
 
     Args:
-        policy: untrained, on the CPU.
+        policy: untrained.
         windows: the training data, normalised.
         config: see `TrainConfig`.
         run_dir: gets ``checkpoints/`` and ``log.jsonl``.
@@ -149,7 +152,7 @@ class Trainer:
             policy.parameter_groups(config.lr, config.weight_decay), betas=(0.9, 0.95)
         )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        if config.compile:
+        if config.compile and can_compile(accelerator.device):
             policy.compile()
         self.model, self.optimizer = accelerator.prepare(policy, optimizer)
         self.ema = EMAModel(
@@ -236,7 +239,7 @@ class Trainer:
         """One update; returns metrics."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.learning_rate_factor(self.progress.step)
-        batch = self.policy.draw(self.batch(self.progress.step))
+        batch = self.policy.draw(self.policy.before_step(self.batch(self.progress.step)))
         batch = _part(batch, self.accelerator.process_index, self.accelerator.num_processes)
         loss, metrics = self.model(batch)
         self.accelerator.backward(loss)
@@ -266,72 +269,78 @@ class Trainer:
             return
         self.policy.train()
         last = newest_checkpoint(self.run_dir)
+        device = self.accelerator.device
         mark, mark_step = time.perf_counter(), progress.step
-        nothing = sum_loss = torch.zeros((), device=self.accelerator.device)
+        sum_loss = torch.zeros((), device=device)
+        bad_step = torch.zeros((), device=device, dtype=torch.long)
         with TrainingProgress(progress, enabled=main) as bar:
             while progress.total_steps is None or progress.step < progress.total_steps:
                 try:
                     metrics = self.train_step()
                 except FloatingPointError as error:  # the descent's own check, in eager mode
-                    raise _not_finite(f"in step {progress.step + 1}", last) from error
+                    raise _not_finite(progress.step + 1, last) from error
                 step = progress.step
                 sum_loss = sum_loss + metrics["loss"]
+                # Noted on the device, where asking at each step would make it wait. A bad gradient
+                # spoils the weights, too, but with a scaler it is no fault: such a step is skipped.
+                fine = metrics["loss"].isfinite()
+                if self.accelerator.scaler is None:
+                    fine = fine & metrics["grad_norm_weights"].isfinite()
+                bad_step = torch.where((bad_step == 0) & ~fine, step, bad_step)
                 ending = step == progress.total_steps
                 log_now = ending or step % config.log_every == 0
                 save_now = ending or step % config.checkpoint_every == 0
-                if log_now or save_now:
-                    # A bad gradient shows in the next loss, too late for this step's checkpoint.
-                    # With a scaler it is no fault: such a step is skipped.
-                    fault = (
-                        self.accelerator.scaler is None
-                        and not metrics["grad_norm_weights"].isfinite()
-                    )
-                    if fault or not sum_loss.isfinite():
-                        raise _not_finite(f"at or before step {step}", last)
+                values: dict[str, float] = {}
+                if (log_now or save_now) and int(bad_step):
+                    raise _not_finite(int(bad_step), last)
                 if log_now:
                     now = time.perf_counter()
-                    progress.seconds += now - mark
-                    rate = (step - mark_step) / (now - mark)
-                    shared: Any = self.accelerator.reduce(sum_loss, "mean")
-                    mean = float(shared) / (step - mark_step)
-                    mark, mark_step, sum_loss = now, step, nothing
+                    # The mean over processes: all must plan the same number of steps.
+                    mine = [float(sum_loss) / (step - mark_step), now - mark]
+                    shared: Any = self.accelerator.reduce(torch.tensor(mine, device=device), "mean")
+                    mean, seconds = shared.tolist()
+                    progress.seconds += seconds
+                    rate = (step - mark_step) / seconds
+                    mark, mark_step, sum_loss = now, step, torch.zeros_like(sum_loss)
                     self._plan(rate)
                     values = {k: float(v) for k, v in metrics.items() if v.numel() == 1}
                     values |= {"loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
                     values |= {"steps_per_second": rate, "seconds": progress.seconds}
                     bar.update(mean, rate)
                 paused = time.perf_counter()
-                if log_now and self.log is not None:
-                    if save_now and self.validation is not None:
-                        values |= self._validate(self.validation)
-                    self.log.write(step=step, **values)
                 if save_now and main:
+                    if self.validation is not None:
+                        values |= self._validate(self.validation)
                     last = self.save()
-                rollout_now = config.rollout_every and step % config.rollout_every == 0
-                if rollout_now and main and not ending:
+                if values and self.log is not None:
+                    self.log.write(step=step, **values)
+                if config.rollout_every and step % config.rollout_every == 0 and not ending:
                     self._rollout(step)
                 mark += time.perf_counter() - paused  # not training time
         self.accelerator.wait_for_everyone()
 
     def _plan(self, rate: float) -> None:
-        """Turn the budget of minutes into a number of steps, the same on all processes.
+        """Turn the budget of minutes into a number of steps.
 
-        Planned when the warm-up ends (compiling is over by then) and again at each log line until
-        half of the budget is used, as machines slow down and speed up; from there on it is fixed.
+        Planned when the warm-up ends (compiling is over by then), or with a tenth of the budget
+        used, and again at each log line until half of it is used, as machines slow down and speed
+        up; from there on it is fixed.
         """
         progress, minutes = self.progress, self.config.minutes
-        if minutes is None or progress.step < self.config.warmup_steps:
+        if minutes is None:
             return
+        budget = 60.0 * minutes
+        warm = progress.step >= self.config.warmup_steps or progress.seconds > 0.1 * budget
         if progress.total_steps is None:
+            if not warm:
+                return
             progress.warm_step, progress.warm_seconds = progress.step, progress.seconds
-        elif progress.seconds > 0.5 * 60.0 * minutes:
+        elif progress.seconds > 0.5 * budget:
             return
         else:  # the mean since then: one log line's rate is too noisy to plan by
             rate = (progress.step - progress.warm_step) / (progress.seconds - progress.warm_seconds)
-        left = max(60.0 * minutes - progress.seconds, 0.0)
-        planned = torch.tensor([progress.step + max(int(rate * left), 1)], dtype=torch.float64)
-        everyones: Any = self.accelerator.reduce(planned.to(self.accelerator.device), "mean")
-        progress.total_steps = int(everyones.item())
+        left = max(budget - progress.seconds, 0.0)
+        progress.total_steps = progress.step + max(int(rate * left), 1)
 
     def _validate(self, held_out: Windows) -> dict[str, float]:
         """Loss of the averaged weights on held-out windows, with the same draws each time.
@@ -340,7 +349,7 @@ class Trainer:
         """
         size, count = self.config.batch_size, len(held_out)
         losses = []
-        # Batches as in training, gradients on: a compiled loss then needs no other graph.
+        # Batches as in training, gradients on: a single process then needs no other graph.
         with torch.random.fork_rng(), self.averaged_weights():
             torch.manual_seed(self.seed)
             for start in range(0, count, size):
@@ -354,14 +363,14 @@ class Trainer:
         return {"validation_loss": mean} if math.isfinite(mean) else {}
 
     def _rollout(self, step: int) -> None:
-        if self.rollout is None:
+        if self.rollout is None or not self.accelerator.is_main_process:
             return
         # Rollouts draw from generators of their own; training goes on with the same numbers.
         with self.averaged_weights():
             self.policy.eval()
             values = self.rollout(self.policy)
             self.policy.train()
-        if self.log is not None:
+        if values and self.log is not None:
             self.log.write(step=step, **values)
 
 
@@ -378,10 +387,24 @@ class _Averaged:
         self.ema.restore(self.policy.parameters())
 
 
-def _not_finite(where: str, last: Path | None) -> NonFiniteLoss:
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works here; says in a line what it lacks where it does not."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:  # say, no C++ compiler or no headers of Python
+        reason = str(error).strip().splitlines()[0]
+        Console(stderr=True).print(
+            f"torch.compile does not work here ({reason}): training goes on without it, slower.",
+            markup=False,
+        )
+        return False
+    return True
+
+
+def _not_finite(step: int, last: Path | None) -> NonFiniteLoss:
     return NonFiniteLoss(
-        f"the loss is not finite {where}; the last good checkpoint is {last or 'none yet'}; train "
-        "again with a lower train.lr and another run_dir."
+        f"the loss or its gradient is not finite in step {step}; the last good checkpoint is "
+        f"{last or 'none yet'}; train again with a lower train.lr and another run_dir."
     )
 
 

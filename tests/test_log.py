@@ -1,0 +1,65 @@
+"""Metrics to Weights & Biases, against a stand-in for the package."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ebt_policy.options import ConfigError
+from ebt_policy.training.log import MetricLog
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Records what is sent to it; `fails` makes it refuse."""
+    module: Any = ModuleType("wandb")
+    module.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
+    module.begun, module.logged, module.finished, module.fails = [], [], 0, False
+
+    class Run:
+        def log(self, values, step):
+            module.logged.append((step, values))
+
+        def finish(self):
+            module.finished += 1
+
+    def init(**settings):
+        if module.fails:
+            raise module.errors.Error("you are not logged in")
+        module.begun.append(settings)
+        return Run()
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def start(run_dir, resume_step=None, mode="offline"):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return MetricLog(run_dir, wandb=mode, config={"seed": 0}, resume_step=resume_step)
+
+
+def test_lines_go_to_both(wandb, tmp_path):
+    log = start(tmp_path / "run")
+    log.write(step=3, loss=0.5)
+    log.close()
+    assert (tmp_path / "run" / "log.jsonl").read_text() == '{"step": 3, "loss": 0.5}\n'
+    assert wandb.logged == [(3, {"step": 3, "loss": 0.5})] and wandb.finished == 1
+    (settings,) = wandb.begun
+    assert settings["mode"] == "offline" and settings["config"] == {"seed": 0}
+
+
+def test_only_a_resumed_run_goes_on_under_its_id(wandb, tmp_path):
+    for folder, resume_step in (("a/run", None), ("a/run", 4), ("b/run", None), ("a/run", None)):
+        start(tmp_path / folder, resume_step).close()
+    first, resumed, other, again = [settings["id"] for settings in wandb.begun]
+    assert first == resumed and len({first, other, again}) == 3
+
+
+def test_a_refusal_is_one_sentence(wandb, tmp_path):
+    wandb.fails = True
+    with pytest.raises(ConfigError, match=r"wandb=online does not work \(you are not logged in\)"):
+        start(tmp_path / "run", mode="online")
