@@ -2,8 +2,8 @@
 
 Trains every policy on Push-T for the same wall-clock minutes, ``parallel`` at a time on an equal
 share of the cores, plays the same episodes with each, and writes ``docs/results/push_t.json`` and
-``docs/results/push_t.md``. Runs go to ``runs/compare``; what is finished there is kept and what is
-not is gone on with, so the command may be repeated after a kill.
+``docs/results/push_t.md``. Runs go to ``runs/compare`` and are gone on with there, so the command
+may be repeated after a kill; a run of other settings is refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ebt_policy.eval import evaluate
-from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+from ebt_policy.eval import Protocol, evaluate
+from envs.spec import EVALUATION_SEED
 
 RUNS = {
     "ebt": [],
@@ -49,16 +49,8 @@ def train(name: str, folder: Path, minutes: float, threads: int) -> None:
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
         )
     if done.returncode:
-        raise RuntimeError(f"training {name} failed; see {log.name}")
+        raise SystemExit(f"error: training {name} failed; see {log.name}")
     print(f"trained {name}", flush=True)
-
-
-def _finished(run: Path) -> bool:
-    newest = newest_checkpoint(run)
-    if newest is None:
-        return False
-    progress = load_trainer_state(newest)["progress"]
-    return progress["step"] == progress["total_steps"]
 
 
 def main() -> None:
@@ -72,17 +64,13 @@ def main() -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // parallel, 1)
-    missing = [name for name in RUNS if not _finished(folder / name)]
     with ThreadPoolExecutor(parallel) as executor:
-        list(executor.map(lambda name: train(name, folder, minutes, threads), missing))
+        list(executor.map(lambda name: train(name, folder, minutes, threads), RUNS))
     output = folder / "evaluation"
     evaluate(
         [str(folder / entry) for entry in ENTRIES],
+        Protocol(episodes=episodes, seed=EVALUATION_SEED, videos=1, workers=8),
         output=output,
-        episodes=episodes,
-        seed=100_000,
-        videos=1,
-        workers=8,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
     )

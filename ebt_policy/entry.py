@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ebt_policy.energy.descent import DescentError
-from ebt_policy.models.policy import ConfigError
+from ebt_policy.options import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,5 +36,5 @@ def report_errors() -> Iterator[None]:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("interrupted; resume=true goes on from the last checkpoint")
+        console.print("interrupted; a training goes on from its last checkpoint with resume=true")
         sys.exit(130)

@@ -36,18 +36,41 @@ from ebt_policy.evaluation.landscape import energy_plane
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.evaluation.summary import entry_summary, write_results
-from ebt_policy.models import ConfigError, Policy, load_policy
+from ebt_policy.models import Policy, load_policy
 from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.tasks import env_spec
+from ebt_policy.options import ConfigError, options
+from ebt_policy.tasks import Task
 from envs.rollout import RolloutPool
-from envs.spec import EnvSpec
+from envs.spec import EVALUATION_SEED, EnvSpec
 
 console = Console()
-LATENCY_CALLS = 30
+LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is played: one episode a seed, the first few of them filmed.
+
+    Args:
+        episodes: number of seeds.
+        seed: the first of them.
+        videos: episodes to film.
+        workers: processes that play.
+    """
+
+    episodes: int
+    seed: int
+    videos: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        for name, least in {"episodes": 0, "seed": 0, "videos": 0, "workers": 1}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
 @dataclass
-class Candidate:
+class Contestant:
     """A checkpoint and how it is to predict."""
 
     name: str
@@ -71,14 +94,14 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
         raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
 
 
-def load_candidate(text: str, device: torch.device) -> Candidate:
+def load_contestant(text: str, device: torch.device) -> Contestant:
     """Load what ``checkpoint=...`` names."""
     path, changes = parse_checkpoint(text)
     policy = load_policy(path, device)
     policy.configure_inference(**changes)
     words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
     name = path.resolve().name + (f" ({', '.join(words)})" if words else "")
-    return Candidate(name, path, policy)
+    return Contestant(name, path.resolve(), policy)
 
 
 def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
@@ -96,23 +119,11 @@ def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, flo
     return percentiles(times[3:])  # the first calls warm up
 
 
-def check_counts(*, episodes: int, seed: int, videos: int, workers: int) -> None:
-    """Raise `ConfigError` for numbers of which no evaluation can be made."""
-    given = {"episodes": episodes, "seed": seed, "videos": videos, "workers": workers}
-    for name, value in given.items():
-        least = 1 if name in ("episodes", "workers") else 0
-        if type(value) is not int or value < least:
-            raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-
-
 def evaluate(
     checkpoints: list[str],
+    protocol: Protocol,
     *,
     output: Path,
-    episodes: int,
-    seed: int,
-    videos: int,
-    workers: int,
     device: torch.device,
     command: str,
 ) -> dict[str, Any]:
@@ -121,47 +132,59 @@ def evaluate(
     Raises:
         CheckpointError, ConfigError: before anything is played.
     """
-    check_counts(episodes=episodes, seed=seed, videos=videos, workers=workers)
-    candidates = [load_candidate(text, device) for text in checkpoints]
-    names = [c.name for c in candidates]
-    if repeated := {n for n in names if names.count(n) > 1}:
-        raise ConfigError(f"{repeated.pop()} is listed twice; name each checkpoint once.")
-    seeds = range(seed, seed + episodes)
+    if protocol.episodes < 1:
+        raise ConfigError("episodes must be at least 1.")
+    contestants = [load_contestant(text, device) for text in checkpoints]
+    _tell_apart(contestants)
+    seeds = range(protocol.seed, protocol.seed + protocol.episodes)
+    workers = min(protocol.workers, protocol.episodes)
     entries: list[Any] = []
     pool: RolloutPool | None = None
     with ExitStack() as stack, _progress() as bar:
-        for one in candidates:
-            spec = env_spec(one.policy.config["task"])
+        for one in contestants:
+            spec = Task.of(one.policy.config).env_spec()
             if pool is None or pool.spec != spec:  # workers take seconds to start
-                pool = stack.enter_context(RolloutPool(spec, min(workers, episodes)))
-            task = bar.add_task(one.name, total=episodes)
+                pool = stack.enter_context(RolloutPool(spec, workers))
+            task = bar.add_task(one.name, total=protocol.episodes)
             folder = output / "videos" / re.sub(r"[^\w.-]+", "_", one.name)
             results = pool.rollout(
-                one.policy, seeds, videos=videos, video_dir=folder,
+                one.policy, seeds, videos=protocol.videos, video_dir=folder,
                 on_episode=lambda _, task=task: bar.advance(task),
             )  # fmt: skip
             rows = [_row(r) for r in results]
             summary = entry_summary(one.name, _policy_info(one.policy), rows, command)
             # The rollouts' latency is a batch's; a robot waits for a batch of one.
-            summary["latency_ms"] = batch_one_latency(one.policy, spec, seed)
+            summary["latency_ms"] = batch_one_latency(one.policy, spec, protocol.seed)
             entries.append((summary, rows))
     result = write_results(output, entries)
     console.print(Markdown((output / "table.md").read_text()))
-    report = _report(candidates, entries, result, output, command)
+    report = _report(contestants, entries, result, output, command)
     console.print(f"report: {report}", markup=False, soft_wrap=True)
     return result
 
 
+def _tell_apart(contestants: list[Contestant]) -> None:
+    """Put parent folders before equal names until no two are equal."""
+    seen = [(one.run, one.name) for one in contestants]
+    if repeated := [name for run, name in seen if seen.count((run, name)) > 1]:
+        raise ConfigError(f"{repeated[0]} is listed twice; name each checkpoint once.")
+    for depth in range(2, 1 + max(len(one.run.parts) for one in contestants)):
+        names = [one.name for one in contestants]
+        for one in contestants:
+            if names.count(one.name) > 1 and depth <= len(one.run.parts):
+                one.name = f"{one.run.parts[-depth]}/{one.name}"
+
+
 def _report(
-    candidates: list[Candidate], entries: list[Any], result: dict[str, Any], output: Path,
+    contestants: list[Contestant], entries: list[Any], result: dict[str, Any], output: Path,
     command: str,
 ) -> Path:  # fmt: skip
     figures = [("Scores", "Best coverage of each episode.", score_histogram(entries))]
-    energetic = [one for one in candidates if isinstance(one.policy, EnergyPolicy)]
+    energetic = [one for one in contestants if isinstance(one.policy, EnergyPolicy)]
     if energetic:
         figures += _energy_figures(energetic[0])
     shown = set()
-    for one in candidates:
+    for one in contestants:
         log = one.run / "log.jsonl"
         if log.is_file() and log not in shown:
             shown.add(log)
@@ -190,12 +213,12 @@ def _report(
     )
 
 
-def _energy_figures(one: Candidate) -> list[tuple[str, str, Figure]]:
+def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
     """Pictures of the landscape at the start of an episode."""
     assert isinstance(one.policy, EnergyPolicy)
-    spec = env_spec(one.policy.config["task"])
+    spec = Task.of(one.policy.config).env_spec()
     env = spec.make(render_mode="rgb_array")
-    first, _ = env.reset(seed=100_000)
+    first, _ = env.reset(seed=EVALUATION_SEED)
     frame: Any = env.render()
     env.close()
     plane = energy_plane(
@@ -257,6 +280,15 @@ def _progress() -> Progress:
     )
 
 
+def _default_output(given: list[str]) -> Path:
+    """``results/`` and what is evaluated, and how."""
+    words = []
+    for text in given:
+        path, changes = parse_checkpoint(text)
+        words.append("-".join([path.resolve().name, *(f"{k}{v}" for k, v in changes.items())]))
+    return Path("results") / "-vs-".join(dict.fromkeys(words))[:200]
+
+
 def _gather_checkpoints(arguments: list[str]) -> list[str]:
     """Several ``checkpoint=`` arguments become one list, as hydra knows each name only once."""
     values = [a.removeprefix("checkpoint=") for a in arguments if a.startswith("checkpoint=")]
@@ -272,15 +304,11 @@ def _main(cfg: DictConfig) -> None:
         if "checkpoint" not in cfg or not cfg.checkpoint:
             raise ConfigError("say what to evaluate: checkpoint=runs/... (may be repeated).")
         given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
-        names = [parse_checkpoint(text)[0].resolve().name for text in given]
-        default = Path("results") / "-vs-".join(dict.fromkeys(names))
+        protocol = {k: cfg[k] for k in ("episodes", "seed", "videos", "workers")}
         evaluate(
-            given,
-            output=Path(cfg.output) if cfg.output else default,
-            episodes=cfg.episodes,
-            seed=cfg.seed,
-            videos=cfg.videos,
-            workers=cfg.workers,
+            [str(text) for text in given],
+            options(Protocol, protocol, "the evaluation"),
+            output=Path(str(cfg.output)) if cfg.output else _default_output(given),
             device=pick_device(cfg.device),
             command=" ".join(["python -m ebt_policy.eval", *_original]),
         )

@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import load_push_t, mirrored
-from ebt_policy.models.policy import ConfigError
+from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 
 DEMONSTRATIONS = {"push_t": load_push_t}
 
 
-def load_demonstrations(task: dict[str, Any]) -> tuple[Episodes, str]:
-    """Episodes with "obs" and "action", and one line saying which they are."""
-    name = task["name"]
-    if name not in DEMONSTRATIONS:
-        raise ConfigError(f"task={name} is unknown; there are {', '.join(DEMONSTRATIONS)}.")
-    return DEMONSTRATIONS[name](path=task["path"], demos=task["demos"])
+@dataclass(frozen=True)
+class Task:
+    """The section ``task`` of a configuration.
 
+    Args:
+        name: of the task, a key of `DEMONSTRATIONS`.
+        demos, path: which demonstrations, as its loader understands them.
+        horizon, n_obs_steps, n_action_steps: T, To, Ta.
+        validation_episodes: demonstrations held out of training.
+        env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
+        mirror: learn from the mirror images of the demonstrations, too.
+    """
 
-def augment(task: dict[str, Any], episodes: Episodes) -> Episodes:
-    """Training episodes with what the symmetry of the task makes of them."""
-    return episodes + mirrored(episodes) if task["mirror"] else episodes
+    name: str
+    demos: str | None
+    path: str | None
+    horizon: int
+    n_obs_steps: int
+    n_action_steps: int
+    validation_episodes: int
+    env: dict[str, Any]
+    mirror: bool = False
 
+    def __post_init__(self) -> None:
+        if self.name not in DEMONSTRATIONS:
+            raise ConfigError(
+                f"task={self.name} is unknown; there are {', '.join(DEMONSTRATIONS)}."
+            )
 
-def env_spec(task: dict[str, Any]) -> EnvSpec:
-    """The environment of a task, with the horizons that its policies use."""
-    return EnvSpec(
-        n_obs_steps=task["n_obs_steps"], n_action_steps=task["n_action_steps"], **task["env"]
-    )
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """From the configuration of a run."""
+        return options(cls, config["task"], "task")
+
+    @property
+    def horizons(self) -> dict[str, int]:
+        """T, To and Ta by name."""
+        return {k: getattr(self, k) for k in ("horizon", "n_obs_steps", "n_action_steps")}
+
+    def demonstrations(self) -> tuple[Episodes, str]:
+        """Episodes with "obs" and "action", and one line saying which they are."""
+        return DEMONSTRATIONS[self.name](path=self.path, demos=self.demos)  # type: ignore[arg-type]
+
+    def augment(self, episodes: Episodes) -> Episodes:
+        """Training episodes with what the symmetry of the task makes of them."""
+        return episodes + mirrored(episodes) if self.mirror else episodes
+
+    def env_spec(self) -> EnvSpec:
+        """Its environment, with the horizons that its policies use."""
+        horizons = {k: v for k, v in self.horizons.items() if k != "horizon"}
+        return options(EnvSpec, {**self.env, **horizons}, "task.env")

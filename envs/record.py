@@ -25,36 +25,12 @@ from ebt_policy.data.episodes import (
     read_episodes,
     write_episodes,
 )
+from ebt_policy.data.push_t import ATTRS
 from envs.rollout import EpisodeResult, Policy, RolloutPool
 from envs.spec import EVALUATION_SEED, EnvSpec
 
 PATIENCE = 100  # attempts before a success rate below MIN_SUCCESS_RATE is called hopeless
 MIN_SUCCESS_RATE = 0.02
-
-
-@dataclass(frozen=True)
-class Task:
-    """What recording needs to know of a task; `attrs` go into the file."""
-
-    env_id: str
-    max_steps: int
-    attrs: dict[str, Any]
-
-
-TASKS = {
-    "push_t": Task(
-        "ebt_policy/PushT-v0",
-        300,
-        {
-            "rate_hz": 10,
-            "units": {
-                "state": "agent x, agent y, block x, block y: px; block angle: rad",
-                "action": "agent target x, y: px",
-            },
-            "roles": {"state": "observation", "action": "action"},
-        },
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -81,8 +57,8 @@ def record(
     """Write `episodes` successful episodes of `policy` to `output` and return them.
 
     The arrays are `state` (N, S) float32, `info["state"]` before each step, and `action` (N, A)
-    float32, as executed. The content depends on the policy and on nothing else: not on `workers`,
-    not on interruptions.
+    float32, as executed. The content depends on the policy alone: not on interruptions, and on
+    `workers` only through the rounding of the policy's batched arithmetic.
 
     Args:
         output: a folder, or a single file when it ends in .zip; it must not exist.
@@ -197,8 +173,6 @@ def parse(arguments: Sequence[str]) -> Settings:
     if missing:
         raise ValueError(f"missing settings: {', '.join(f'{name}=...' for name in missing)}")
     settings = Settings(**given)
-    if settings.task not in TASKS:
-        raise ValueError(f"unknown task {settings.task!r}; the tasks are {', '.join(TASKS)}")
     return settings
 
 
@@ -213,18 +187,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from ebt_policy.models import load_policy
+    from ebt_policy.tasks import Task
 
     columns = ("recording", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         settings = parse(sys.argv[1:] if arguments is None else arguments)
-        task = TASKS[settings.task]
         policy = load_policy(settings.checkpoint)
-        spec = EnvSpec(
-            task.env_id, task.max_steps, policy.shape.n_obs_steps, policy.shape.n_action_steps
-        )
+        task = Task.of(policy.config)
+        if task.name != settings.task:
+            raise ValueError(f"{settings.checkpoint} is a policy for task={task.name}")
+        spec = task.env_spec()
         trained = policy.config.get("trained", {}).get("steps", 0)
         source = (
-            f"Successful rollouts in {task.env_id} of a {policy.name} policy of "
+            f"Successful rollouts in {spec.env_id} of a {policy.name} policy of "
             f"{policy.parameter_count:,} parameters, trained for {trained:,} updates on "
             f"{policy.config.get('demos')} demonstrations."
         )
@@ -240,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 spec,
                 settings.episodes,
                 settings.output,
-                attrs={**task.attrs, "source": source},
+                attrs={**ATTRS, "source": source},
                 workers=settings.workers,
                 on_progress=show,
             )

@@ -92,14 +92,13 @@ class RolloutPool:
         videos: int = 0,
         video_dir: str | Path | None = None,
         on_episode: Callable[[EpisodeResult], None] | None = None,
-        noise_seed: int = 0,
         collect: bool = False,
     ) -> list[EpisodeResult]:
         """Play one episode a seed and return the results in the order of `seeds`.
 
         Args:
             policy: its `predict_chunk` gets {"obs": (B, To, Do)} float32 on the CPU and a list of
-                B CPU generators, one an episode, seeded from (`noise_seed`, the episode's seed).
+                B CPU generators, one an episode, seeded from the episode's seed.
             videos: the first so many episodes are filmed to `video_dir`/seed_<seed>.mp4.
             on_episode: called with each result as soon as it is there, in order of completion.
             collect: keep the action of every step and the `info["state"]` before it.
@@ -116,7 +115,7 @@ class RolloutPool:
         for result in results[:videos]:
             result.video = str(Path(str(video_dir)) / f"seed_{result.seed}.mp4")
         try:
-            self._run(policy, results, on_episode, noise_seed, collect)
+            self._run(policy, results, on_episode, collect)
         except BaseException:
             self.close(kill=True)
             raise
@@ -127,7 +126,6 @@ class RolloutPool:
         policy: Policy,
         results: list[EpisodeResult],
         on_episode: Callable[[EpisodeResult], None] | None,
-        noise_seed: int,
         collect: bool,
     ) -> None:
         todo = iter(results)
@@ -135,7 +133,7 @@ class RolloutPool:
 
         def start(worker: WorkerProcess) -> None:
             if (result := next(todo, None)) is not None:
-                playing[worker] = _Episode(result, noise_seed)
+                playing[worker] = _Episode(result)
                 worker.send(Order(result.seed, result.video, collect))
 
         for worker in self._workers:
@@ -188,7 +186,6 @@ def rollout(
     videos: int = 0,
     video_dir: str | Path | None = None,
     on_episode: Callable[[EpisodeResult], None] | None = None,
-    noise_seed: int = 0,
     collect: bool = False,
 ) -> list[EpisodeResult]:
     """Play one episode a seed, in workers started for it; the rest is `RolloutPool.rollout`'s.
@@ -205,7 +202,6 @@ def rollout(
             videos=videos,
             video_dir=video_dir,
             on_episode=on_episode,
-            noise_seed=noise_seed,
             collect=collect,
         )
 
@@ -213,9 +209,9 @@ def rollout(
 class _Episode:
     """An episode in play: the result being filled and the generator of its noise."""
 
-    def __init__(self, result: EpisodeResult, noise_seed: int):
+    def __init__(self, result: EpisodeResult):
         self.result = result
-        words = np.random.SeedSequence([noise_seed, result.seed]).generate_state(1, np.uint64)
+        words = np.random.SeedSequence(result.seed).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(words[0]) >> 1)
 
     def finish(self, played: Played) -> EpisodeResult:

@@ -296,6 +296,15 @@ def test_select_drop_takes_the_candidate_that_lost_the_most():
     torch.testing.assert_close(found.drop, torch.tensor([[12.5 * (1 - 0.81**2)]]))
 
 
+def test_the_drop_along_levels_leaves_out_what_the_levels_change():
+    def energy(x, level):  # ten higher at each level, whatever the candidate
+        return quadratic()(x) + 10 * level
+
+    init = torch.tensor([[[1.0], [3.0]]])
+    found = descend(energy, init, steps=1, step_size=0.1, levels=torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(found.drop, torch.tensor([[0.1, 0.9]]))  # 0.1 |dE/dx|^2
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 

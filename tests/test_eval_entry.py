@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.eval import main, parse_checkpoint
-from ebt_policy.models import ConfigError
+from ebt_policy.eval import _tell_apart, load_contestant, main, parse_checkpoint
+from ebt_policy.options import ConfigError
 from ebt_policy.train import train
 
 SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
@@ -36,7 +37,7 @@ def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
         f"checkpoint={trained}", f"checkpoint={trained}@steps=2,candidates=3", *SHORT
     )
     assert (code, error) == (0, "")
-    results = Path("results") / "trained"
+    results = Path("results") / "trained-vs-trained-steps2-candidates3"
     summary = json.loads((results / "summary.json").read_text())
     one, two = summary["entries"]
     assert (one["name"], two["name"]) == ("trained", "trained (steps 2, candidates 3)")
@@ -84,9 +85,9 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
         (["checkpoint=RUN@select=luck"], "must be energy or drop, got luck."),
         (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
-        (["checkpoint=RUN", "episodes=0"], "episodes must be a whole number of at least 1, got 0."),
-        (["checkpoint=RUN", "episodes=all"], "episodes must be a whole number"),
-        (["checkpoint=RUN", "workers=0"], "workers must be"),
+        (["checkpoint=RUN", "episodes=0"], "episodes must be at least 1."),
+        (["checkpoint=RUN", "episodes=all"], "episodes must be int, got 'all'."),
+        (["checkpoint=RUN", "workers=0"], "workers must be at least 1, got 0."),
         (["checkpoint=RUN", "device=tpu"], "device must be auto, cpu or cuda, got tpu."),
     ],
 )
@@ -95,6 +96,15 @@ def test_mistakes_end_with_one_sentence(arguments, message, run_main, trained):
     assert code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
+    for name in ("a/run", "b/run", "b/other"):
+        shutil.copytree(trained, tmp_path / name)
+    given = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
+    contestants = [load_contestant(text, torch.device("cpu")) for text in given]
+    _tell_apart(contestants)
+    assert [c.name for c in contestants] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
 
 
 def test_unknown_overrides_are_named_by_hydra(run_main, trained):

@@ -24,7 +24,7 @@ from ebt_policy.energy.objectives import (
     info_nce,
     squared_error,
 )
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.transformer import Size
 
 # Every objective as the learning test runs it; the others run it so too.
 MADE = {
@@ -47,7 +47,7 @@ class TwoModes(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.objective = objective
-        size = Width(width=32, heads=2, layers=1)
+        size = Size(width=32, heads=2, layers=1)
         self.net = TwoStreamTransformer(
             1, 1, 2, 1, size, output="energy", level=objective.level_conditioned
         )

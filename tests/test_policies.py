@@ -8,7 +8,8 @@ import torch
 from conftest import TINY, compose_config
 
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.models import ConfigError, Policy, build_policy, load_policy
+from ebt_policy.models import Policy, build_policy, load_policy
+from ebt_policy.options import ConfigError
 
 QUICK_DIFFUSION = ("model=diffusion", "model.inference.steps=4")
 KINDS = {

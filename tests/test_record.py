@@ -61,8 +61,15 @@ class Noise:
     """Actions from the episodes' own generators, some outside the action space."""
 
     name, parameter_count = "noise", 3
-    config: ClassVar = {"trained": {"steps": 1234}, "demos": 5}
-    shape = SimpleNamespace(n_obs_steps=2, n_action_steps=8)
+    config: ClassVar = {
+        "trained": {"steps": 1234},
+        "demos": 5,
+        "task": {
+            "name": "push_t", "demos": None, "path": None, "validation_episodes": 4, "horizon": 16,
+            "n_obs_steps": 2, "n_action_steps": 8,
+            "env": {"env_id": "lottery_env:Lottery-v0", "max_steps": 50},
+        },
+    }  # fmt: skip
 
     def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
         noise = [torch.randn(16, 2, generator=g) for g in generator or []]
@@ -176,7 +183,6 @@ def test_arguments_are_read():
         (["--help"], "key=value"),
         (["checkpoint=c", "output=o", "episodes=many"], "whole number"),
         (["checkpoint=c", "output=o", "workers=0"], "above 0"),
-        (["checkpoint=c", "output=o", "task=fold"], "unknown task 'fold'; the tasks are push_t"),
     ],
 )
 def test_bad_arguments_are_explained(arguments, message, capsys):
@@ -189,14 +195,14 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, capsys):
     from ebt_policy import models
 
     monkeypatch.setattr(models, "load_policy", lambda path: Noise())
-    task = module.Task("lottery_env:Lottery-v0", 50, {"rate_hz": 5})
-    monkeypatch.setitem(module.TASKS, "push_t", task)
     output = tmp_path / "demos.zarr.zip"
     command = ["checkpoint=runs/a", f"output={output}", "episodes=2", "workers=1"]
     assert main(command) == 0
     stored = read_episodes(output)
-    assert len(stored) == 2 and stored.attrs["rate_hz"] == 5
+    assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
     assert "noise policy of 3 parameters, trained for 1,234 updates" in stored.attrs["source"]
     assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
     assert main(command) == 2
     assert "exists" in capsys.readouterr().err
+    assert main([*command, "task=fold"]) == 2
+    assert "runs/a is a policy for task=push_t" in capsys.readouterr().err

@@ -123,14 +123,12 @@ def test_results_do_not_depend_on_the_number_of_workers():
             assert [c.energy for c in a.chunks] == [c.energy for c in b.chunks]
 
 
-def test_a_pool_is_reusable_and_noise_follows_its_seed():
+def test_a_pool_is_reusable_and_noise_follows_the_episode():
     with RolloutPool(SHORT, 1) as pool:
         first = pool.rollout(Noisy(), [1, 2], collect=True)
         again = pool.rollout(Noisy(), [2], collect=True)[0]
-        other = pool.rollout(Noisy(), [2], collect=True, noise_seed=1)[0]
     np.testing.assert_array_equal(first[1].actions, again.actions)
-    np.testing.assert_array_equal(again.states[0], other.states[0])
-    assert not np.array_equal(again.actions, other.actions)
+    assert not np.array_equal(first[0].actions[:5], again.actions[:5])
     with pytest.raises(RuntimeError, match="closed"):
         pool.rollout(Noisy(), [1])
 

@@ -55,7 +55,21 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["+objective.wings=2"], "objective=flow has no option wings"),
         (["objective.samples=0"], "objective.samples must be at least 1"),
         (["task.env.max_steps=0", "evaluation.episodes=1"], "max_steps must be at least 1"),
-        (["evaluation.episodes=1", "evaluation.workers=0"], "workers must be a whole number"),
+        (["evaluation.workers=0"], "workers must be at least 1, got 0."),
+        (["evaluation.rollout_episodes=-3"], "rollout_episodes must be at least 0"),
+        (["evaluation.rollout_episodes=many"], "rollout_episodes must be int, got 'many'."),
+        (["+evaluation.wings=2"], "evaluation has no option wings"),
+        (["+task.env.wings=2"], "task.env has no option wings"),
+        (["task.env.max_steps=many"], "task.env: max_steps must be int, got 'many'."),
+        (["task.horizon=long"], "task: horizon must be int, got 'long'."),
+        (["seed=null"], "the configuration: seed must be int, got None."),
+        (["run_dir=5"], "the configuration: run_dir must be str, got 5."),
+        (["+model.wings=2"], "model has no option wings; it has actions_per_token, inference"),
+        (["model.actions_per_token=two"], "model: actions_per_token must be int, got 'two'."),
+        (["model.inference.stop_grad_norm=-1"], "stop_grad_norm must be positive or null"),
+        (["objective.samples=two"], "objective=flow: samples must be int, got 'two'."),
+        (["objective=s2", "objective.noise=0.1"], "noise must be [float, float], got 0.1."),
+        (["objective=s2", "objective.steps=[2,x]"], "steps must be [int, int], got [2, 'x']."),
     ],
 )
 def test_mistakes_end_with_one_sentence(overrides, message, run_main, tiny_arguments, tmp_path):
@@ -97,11 +111,13 @@ def test_a_run_is_never_overwritten_or_silently_changed(run_main, tiny_arguments
 
     for override in ("train.lr=0.5", "seed=3", "size.width=32", "objective=s1", "model=bc"):
         code, error = run_main(tiny_arguments("run", override, "resume=true"))
-        assert code == 2 and "give another run_dir" in error
+        changed = override.partition("=")[0].removesuffix(".name")
+        assert code == 2 and f"other settings of {changed}" in error, error
         assert_one_sentence(error)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
-    code, error = run_main(tiny_arguments("run", "resume=true"))
+    # What changes nothing of what is learned may change.
+    code, error = run_main(tiny_arguments("run", "resume=true", "train.log_every=3"))
     assert (code, error) == (0, "")
 
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from ebt_policy.energy import TwoStreamTransformer, descend
 from ebt_policy.energy.attention import Attention, double_backward_attention, sinusoidal
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.transformer import Size
 
 B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
 
 
 def build(output: Any = "energy", level=False, **size):
     torch.manual_seed(0)
-    width = Width(**{"width": 16, "heads": 2, "layers": 2, **size})
+    width = Size(**{"width": 16, "heads": 2, "layers": 2, **size})
     return TwoStreamTransformer(OBS, K, C, L, width, output=output, level=level)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape
+from ebt_policy.models.policy import Chunk, Policy, Shape
 
 
 class BehaviorCloning(Policy):
@@ -20,12 +20,15 @@ class BehaviorCloning(Policy):
     name = "bc"
 
     def __init__(
-        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Size,
+        *,
+        actions_per_token: int,
     ) -> None:
         super().__init__(shape, normalizer)
-        self.net = ChunkTransformer(
-            shape, size, model["actions_per_token"], output="vector", level=False
-        )
+        self.net = ChunkTransformer(shape, size, actions_per_token, output="vector", level=False)
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
         return batch
@@ -36,10 +39,6 @@ class BehaviorCloning(Policy):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return (self._regress(batch["obs"]) - batch["action"]).square().mean(), {}
-
-    def configure_inference(self, **changes: Any) -> None:
-        if changes:
-            raise ConfigError(f"behaviour cloning has no inference options, got {sorted(changes)}.")
 
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators

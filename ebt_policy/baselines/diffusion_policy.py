@@ -7,7 +7,7 @@ A action dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 from ebt_policy.baselines.unet1d import ConditionalUnet1d
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
+from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.options import ConfigError, options
 
 TRAIN_STEPS = 100
 SCHEDULE = {
@@ -54,26 +55,33 @@ class DiffusionPolicy(Policy):
     """The network predicts the noise n in sqrt(abar_t) y + sqrt(1 - abar_t) n.
 
     Args:
-        model: ``network`` (``transformer`` or ``unet``), ``actions_per_token``, ``inference``.
+        network: ``transformer``, or ``unet``, which has as many parameters as that would have.
+        actions_per_token: as in `ChunkTransformer`.
+        inference: options of `DiffusionInference`.
     """
 
     name = "diffusion"
 
     def __init__(
-        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Size,
+        *,
+        network: str,
+        actions_per_token: int,
+        inference: dict[str, Any],
     ) -> None:
         super().__init__(shape, normalizer)
-        transformer = ChunkTransformer(
-            shape, size, model["actions_per_token"], output="vector", level=True
-        )
-        if model["network"] == "transformer":
+        transformer = ChunkTransformer(shape, size, actions_per_token, output="vector", level=True)
+        if network == "transformer":
             self.net = transformer
-        elif model["network"] == "unet":
+        elif network == "unet":
             budget = sum(p.numel() for p in transformer.parameters())
             self.net = ConditionalUnet1d.of_size(shape, budget)
         else:
-            raise ConfigError(f"model.network must be transformer or unet, got {model['network']}.")
-        self.inference = options(DiffusionInference, model["inference"], "model.inference")
+            raise ConfigError(f"model.network must be transformer or unet, got {network}.")
+        self.inference = options(DiffusionInference, inference, "model.inference")
         self.train_schedule = DDPMScheduler(**SCHEDULE)
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -89,10 +97,6 @@ class DiffusionPolicy(Policy):
         context = self.net.encode(batch["obs"])
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
         return (predicted[:, 0] - draws["normal"]).square().mean(), {}
-
-    def configure_inference(self, **changes: Any) -> None:
-        options(DiffusionInference, changes, "the diffusion policy's inference")
-        self.inference = replace(self.inference, **changes)
 
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators

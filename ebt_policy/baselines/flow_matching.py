@@ -6,7 +6,7 @@ Fast". Shapes: B batch, T horizon, A action dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import corrupt
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
+from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.options import ConfigError, options
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,17 @@ class FlowMatchingPolicy(Policy):
     name = "flow_matching"
 
     def __init__(
-        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Size,
+        *,
+        actions_per_token: int,
+        inference: dict[str, Any],
     ) -> None:
         super().__init__(shape, normalizer)
-        self.net = ChunkTransformer(
-            shape, size, model["actions_per_token"], output="vector", level=True
-        )
-        self.inference = options(FlowInference, model["inference"], "model.inference")
+        self.net = ChunkTransformer(shape, size, actions_per_token, output="vector", level=True)
+        self.inference = options(FlowInference, inference, "model.inference")
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"]
@@ -56,10 +61,6 @@ class FlowMatchingPolicy(Policy):
         context = self.net.encode(batch["obs"])
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
-
-    def configure_inference(self, **changes: Any) -> None:
-        options(FlowInference, changes, "the flow policy's inference")
-        self.inference = replace(self.inference, **changes)
 
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators

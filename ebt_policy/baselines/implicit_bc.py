@@ -7,7 +7,7 @@ Shapes: B batch, M samples, T horizon, A action dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import info_nce
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
+from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.options import ConfigError, options
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,29 @@ class ImplicitBC(Policy):
     """Energy of chunks by InfoNCE; inference by derivative-free optimisation.
 
     Args:
-        model: ``actions_per_token``, ``negatives`` (counter-examples a demonstration), and
-            ``inference``.
+        negatives: counter-examples a demonstration.
+        actions_per_token: as in `ChunkTransformer`.
+        inference: options of `SamplingInference`.
     """
 
     name = "ibc"
 
     def __init__(
-        self, shape: Shape, normalizer: Normalizer, size: Width, model: dict[str, Any]
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Size,
+        *,
+        negatives: int,
+        actions_per_token: int,
+        inference: dict[str, Any],
     ) -> None:
         super().__init__(shape, normalizer)
-        self.net = ChunkTransformer(
-            shape, size, model["actions_per_token"], output="energy", level=False
-        )
-        self.negatives = model["negatives"]
+        self.net = ChunkTransformer(shape, size, actions_per_token, output="energy", level=False)
+        self.negatives = negatives
         if self.negatives < 1:
             raise ConfigError(f"model.negatives must be at least 1, got {self.negatives}.")
-        self.inference = options(SamplingInference, model["inference"], "model.inference")
+        self.inference = options(SamplingInference, inference, "model.inference")
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"].unsqueeze(1)
@@ -77,10 +84,6 @@ class ImplicitBC(Policy):
         energy = self.net(context, chunks)
         hit = (energy.argmin(dim=1) == 0).float().mean()
         return info_nce(energy[:, :1], energy[:, 1:]), {"top1": hit.detach()}
-
-    def configure_inference(self, **changes: Any) -> None:
-        options(SamplingInference, changes, "implicit behaviour cloning's inference")
-        self.inference = replace(self.inference, **changes)
 
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators

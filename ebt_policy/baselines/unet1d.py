@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ebt_policy.energy.attention import sinusoidal
-from ebt_policy.models.policy import ConfigError, Shape
+from ebt_policy.models.policy import Shape
+from ebt_policy.options import ConfigError
 
 GROUPS = 2
 KERNEL = 5

@@ -11,7 +11,7 @@ import hashlib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +37,13 @@ KEYPOINTS = np.array(
         [23.54146135, -1.70028786],
     ]
 )
+
+# What a file of Push-T episodes says of itself.
+ATTRS: dict[str, Any] = {
+    "rate_hz": 10,
+    "units": {"state": "px, px, px, px, rad", "action": "px"},
+    "roles": {"state": "state", "action": "action"},
+}
 
 
 def keypoints(state: np.ndarray) -> np.ndarray:
@@ -176,9 +183,5 @@ def _with_observations(raw: Episodes) -> Episodes:
         "action": raw.arrays["action"].astype(np.float32),
         "state": raw.arrays["state"].astype(np.float32),
     }
-    attrs = {
-        "rate_hz": 10,
-        "units": {"obs": "px", "action": "px", "state": "px, px, px, px, rad"},
-        "roles": {"obs": "observation", "action": "action", "state": "state"},
-    }
-    return Episodes(arrays, raw.ends, attrs)
+    roles, units = {**ATTRS["roles"], "obs": "observation"}, {**ATTRS["units"], "obs": "px"}
+    return Episodes(arrays, raw.ends, {**ATTRS, "roles": roles, "units": units})

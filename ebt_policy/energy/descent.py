@@ -40,6 +40,8 @@ class Descent:
             row is absent.
         grad_norms: (N, B, U), Euclidean norm of each unit's gradient before clipping.
         steps_used: (B, U), steps that each unit really took.
+        drop: (B, U), energy lost on the way: first minus last. Energies at different levels do not
+            compare, so with ``levels`` it is the loss to first order, sum_k <dE/dx_k, x_k-x_{k+1}>.
     """
 
     candidate: Tensor
@@ -47,15 +49,14 @@ class Descent:
     energies: Tensor
     grad_norms: Tensor
     steps_used: Tensor
-
-    @property
-    def drop(self) -> Tensor:
-        """Energy lost on the way, (B, U)."""
-        return self.energies[0] - self.energies[-1]
+    drop: Tensor
 
     @property
     def diverged(self) -> Tensor:
-        """Units (B, U) that moved and did not go down: the step size is too large for them."""
+        """Units (B, U) that moved and did not go down: the step size is too large for them.
+
+        Says nothing with ``levels``: to first order every step goes down.
+        """
         # One energy alone (a single step without final_energy) tells nothing.
         moved = (self.steps_used > 0) & (self.grad_norms[0] > 0) & (len(self.energies) > 1)
         return (self.drop <= 0) & moved
@@ -157,7 +158,7 @@ def descend(
         x, velocity = start, torch.zeros_like(start)
         moving = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         used = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        path, energies, norms = [x], [], []
+        path, energies, norms, lost = [x], [], [], torch.zeros(x.shape[:2], device=x.device)
         # What must fit in the time left: this step, one to finish the levels, the final energy.
         clock = Deadline(deadline_s, 1 + (levels is not None) + final_energy)
         for k in range(count):
@@ -189,7 +190,7 @@ def descend(
                 moving = moving & (norm >= stop_grad_norm)
                 velocity = velocity.masked_fill(~_spread(moving, velocity), 0.0)
 
-            x = x + velocity if project is None else project(x + velocity, done)
+            before, x = x, x + velocity if project is None else project(x + velocity, done)
             if frozen is not None:
                 x = torch.where(frozen, start, x)
 
@@ -197,6 +198,7 @@ def descend(
             path.append(x)
             energies.append(value)
             norms.append(norm)
+            lost = lost + (slope.detach() * (before - x).detach()).flatten(2).sum(-1)
             if done == count or (stop_grad_norm is not None and not bool(moving.any())):
                 break
             if cut_graph:
@@ -204,7 +206,9 @@ def descend(
             clock.tick(x)
         if final_energy:
             energies.append(energy(x, None if levels is None else levels[-1].expand(x.shape[:2])))
-        result = Descent(x, path, torch.stack(energies), torch.stack(norms), used)
+        heights = torch.stack(energies)
+        drop = heights[0] - heights[-1] if levels is None else lost
+        result = Descent(x, path, heights, torch.stack(norms), used, drop)
         if not torch.compiler.is_compiling():
             _check_finite(result)
         return _best(result, candidates, select) if candidates > 1 else result
@@ -275,4 +279,5 @@ def _best(result: Descent, candidates: int, select: str) -> Descent:
         result.energies[:, rows, units],
         result.grad_norms[:, rows, units],
         result.steps_used[rows, units],
+        result.drop[rows, units],
     )

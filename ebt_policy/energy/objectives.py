@@ -11,7 +11,6 @@ landscape it made is to be descended at inference.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -22,9 +21,6 @@ from ebt_policy.energy.descent import descend
 from ebt_policy.energy.gradient import EnergyFn
 from ebt_policy.energy.noise import cosine_noise
 from ebt_policy.energy.replay import ReplayBuffer
-
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""(candidate (B, U, *), target (B, U, *)) -> (B, U)."""
 
 
 def squared_error(candidate: Tensor, target: Tensor) -> Tensor:
@@ -60,10 +56,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         level_conditioned: whether the energy is told the corruption level.
         replay: earlier predictions to go on from, or None.
+        replay_fraction: rows of a batch to replay, as a fraction of it.
     """
 
     level_conditioned: ClassVar[bool] = False
     replay: ReplayBuffer | None = None
+    replay_fraction: float = 0.0
 
     @abstractmethod
     def draw(self, target: Tensor) -> dict[str, Any]:
@@ -158,23 +156,19 @@ class S1(Objective):
         loss = 1/N sum_k | x_k - y |^2,   k = 1 .. N
 
     with a learned step size a. From pure noise a squared error learns the conditional mean:
-    modes are averaged, and more steps do not help (docs/experiments.md).
+    modes are averaged, and more steps do not help.
 
     Args:
         steps: N.
         step_size: initial a.
-        distance: loss between candidate and target.
     """
 
-    def __init__(
-        self, steps: int = 2, step_size: float = 1.0, distance: Distance = squared_error
-    ) -> None:
+    def __init__(self, steps: int = 2, step_size: float = 1.0) -> None:
         super().__init__()
         _require(steps >= 1, "steps", "at least 1", steps)
         _require(step_size > 0, "step_size", "positive", step_size)
         self.steps = steps
         self.step_size = nn.Parameter(torch.tensor(float(step_size)))
-        self.distance = distance
 
     def draw(self, target: Tensor) -> dict[str, Any]:
         return {"normal": torch.randn_like(target)}
@@ -190,7 +184,7 @@ class S1(Objective):
             cut_graph=True,
             final_energy=False,
         )
-        losses = torch.stack([self.distance(x, target).mean() for x in found.path[1:]])
+        losses = torch.stack([squared_error(x, target).mean() for x in found.path[1:]])
         metrics = {"last_step_loss": losses[-1].detach(), "step_size": self.step_size.detach()}
         return losses.mean(), metrics
 
@@ -213,7 +207,6 @@ class S2(Objective):
         momentum: Nesterov's mu.
         replay: rows kept; 0 for none.
         replay_fraction: replayed rows in a batch, as a fraction of it.
-        distance: loss between candidate and target.
     """
 
     def __init__(
@@ -225,7 +218,6 @@ class S2(Objective):
         momentum: float = 0.0,
         replay: int = 192,
         replay_fraction: float = 0.5,
-        distance: Distance = squared_error,
     ) -> None:
         super().__init__()
         _require(1 <= steps[0] <= steps[1], "steps", "an increasing range from 1 on", steps)
@@ -241,7 +233,6 @@ class S2(Objective):
         self.noise, self.momentum = cosine_noise(*noise), momentum
         self.replay = ReplayBuffer(replay) if replay else None
         self.replay_fraction = replay_fraction
-        self.distance = distance
 
     def draw(self, target: Tensor) -> dict[str, Any]:
         low, high = self.steps
@@ -273,7 +264,7 @@ class S2(Objective):
         metrics = {"grad_norm": found.grad_norms[-1].mean()}
         if self.replay is not None:
             metrics["candidate"] = found.candidate.detach()
-        return self.distance(found.candidate, target).mean(), metrics
+        return squared_error(found.candidate, target).mean(), metrics
 
     def descent_options(self, steps: int) -> dict[str, Any]:
         return {"step_size": self.step_size, "noise": self.noise, "momentum": self.momentum}

@@ -25,7 +25,7 @@ from ebt_policy.energy.attention import Attention, FeedForward, KeysValues, sinu
 
 
 @dataclass(frozen=True)
-class Width:
+class Size:
     """The size dial of the network.
 
     Args:
@@ -105,7 +105,7 @@ class TwoStreamTransformer(nn.Module):
         context_tokens: int,
         token_dim: int,
         tokens: int,
-        size: Width,
+        size: Size,
         *,
         output: Literal["energy", "vector"],
         level: bool,

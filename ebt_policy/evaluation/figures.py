@@ -3,12 +3,11 @@
 Each function returns a `matplotlib.figure.Figure` and touches no global state: no pyplot, no open
 windows. Colours are Okabe and Ito's, told apart by colour-blind readers, and viridis for energies,
 where dark is low. `figure_to_svg` makes a picture for inline HTML that follows the page's text
-colour in light and dark; `figure_to_png` makes a data URI on white.
+colour in light and dark.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -371,10 +370,3 @@ def figure_to_svg(figure: Figure, prefix: str = "figure") -> str:
     svg = svg.replace("url(#", f"url(#{prefix}-").replace("*{", f"#{prefix} *{{")
     svg = svg.replace("<svg ", f'<svg id="{prefix}" ', 1).replace(INK, "currentColor")
     return re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
-
-
-def figure_to_png(figure: Figure, dpi: int = 160) -> str:
-    """A `data:image/png;base64,...` URI on a white ground."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -42,30 +42,25 @@ def _bootstrap_means(x: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def mean_ci(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
+def mean_ci(values: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
     """Mean of `values` (n,) with a percentile bootstrap interval.
 
-    Returns `{"mean": float, "ci95": [lo, hi]}`, in the units of the values; at another `level` the
-    key says so (`ci90`). Percentile bootstrap with 10,000 resamples: B. Efron and R. Tibshirani,
-    "An Introduction to the Bootstrap", 1993, chapter 13.
+    Returns `{"mean": float, "ci95": [lo, hi]}`, in the units of the values. Percentile bootstrap
+    with 10,000 resamples: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993,
+    chapter 13.
 
     Limits, stated plainly: the interval covers the luck of the *episodes*, not of the training
     seed; with few values it is too narrow; and values that are all equal, a single one included,
     give `[v, v]`, which means "no spread was seen", not "certain".
 
-    Raises ValueError when `values` is empty, not one-dimensional or not finite, or when `level` is
-    outside (0, 1).
+    Raises ValueError when `values` is empty, not one-dimensional or not finite.
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie between 0 and 1, for example 0.95; got {level}.")
     # Sorting makes the result independent of the order in which workers finished.
     x = np.sort(_vector(values))
-    key = f"ci{100 * level:g}"
     if x[0] == x[-1]:
-        return {"mean": float(x[0]), key: [float(x[0]), float(x[0])]}
-    tail = (1.0 - level) / 2.0
-    lo, hi = np.quantile(_bootstrap_means(x, seed), [tail, 1.0 - tail])
-    return {"mean": float(x.mean()), key: [float(lo), float(hi)]}
+        return {"mean": float(x[0]), "ci95": [float(x[0]), float(x[0])]}
+    lo, hi = np.quantile(_bootstrap_means(x, seed), [0.025, 0.975])
+    return {"mean": float(x.mean()), "ci95": [float(lo), float(hi)]}
 
 
 def wilson(successes: int, n: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.energy.transformer import Width
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
+from ebt_policy.energy.objectives import OBJECTIVES, Objective
+from ebt_policy.energy.transformer import Size
+from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.options import ConfigError, options
 
 __all__ = [
     "POLICIES",
@@ -37,7 +40,7 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     """Build an untrained policy.
 
     Args:
-        config: sections ``shape`` (see `Shape`), ``size`` (see `Width`), ``model`` with its
+        config: sections ``shape`` (see `Shape`), ``size`` (see `Size`), ``model`` with its
             ``name``, and ``objective`` for energy policies.
         normalizer: fitted on the training data.
 
@@ -49,14 +52,24 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     if name not in POLICIES:
         raise ConfigError(f"model={name} is unknown; there are {', '.join(POLICIES)}.")
     module, cls = POLICIES[name].split(":")
-    size = {k: v for k, v in config["size"].items() if k != "name"}
-    arguments: dict[str, Any] = {"size": options(Width, size, "size"), "model": model}
+    shape = options(Shape, config["shape"], "shape")
+    size = options(Size, {k: v for k, v in config["size"].items() if k != "name"}, "size")
+    build = partial(getattr(import_module(module), cls), shape, normalizer, size)
     if name == "ebt":
-        arguments["objective"] = dict(config["objective"])
-    policy = getattr(import_module(module), cls)(Shape(**config["shape"]), normalizer, **arguments)
+        build = partial(build, objective=build_objective(config["objective"]))
+    policy = options(build, model, "model")
     kept = ("task", "size", "model", "objective", "train", "seed", "demos", "trained")
     policy.config = {key: config[key] for key in kept if key in config}
     return policy
+
+
+def build_objective(config: dict[str, Any]) -> Objective:
+    """Build the training objective of an energy policy from its ``name`` and options."""
+    arguments = dict(config)
+    name = arguments.pop("name")
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective={name} is unknown; there are {', '.join(OBJECTIVES)}.")
+    return options(OBJECTIVES[name], arguments, f"objective={name}")
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:

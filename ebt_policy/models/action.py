@@ -5,20 +5,20 @@ Shapes: B batch, M candidates, T horizon, A action dimension, To observations, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from inspect import signature
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.energy import OBJECTIVES, descend
+from ebt_policy.energy import descend
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.objectives import corrupt
-from ebt_policy.energy.transformer import Width
+from ebt_policy.energy.objectives import Objective, corrupt
+from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, ConfigError, Policy, Shape, options
+from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.options import ConfigError, options
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EnergyInference:
     Args:
         steps: descent steps.
         candidates: M chunks descended together, of which the best is taken.
-        select: the best has the lowest final ``energy`` or the largest ``drop``.
+        select: the best has the lowest final ``energy`` or the largest ``drop`` on its way.
         stop_grad_norm: a candidate stops early below this gradient norm; None never.
     """
 
@@ -42,6 +42,10 @@ class EnergyInference:
             raise ConfigError("inference.steps and inference.candidates must be at least 1.")
         if self.select not in ("energy", "drop"):
             raise ConfigError(f"inference.select must be energy or drop, got {self.select}.")
+        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
+            raise ConfigError(
+                f"inference.stop_grad_norm must be positive or null, got {self.stop_grad_norm}."
+            )
 
 
 class EnergyPolicy(Policy):
@@ -50,8 +54,9 @@ class EnergyPolicy(Policy):
     Args:
         shape, normalizer: as in `Policy`.
         size: the size dial.
-        model: ``actions_per_token``, ``inference`` (see `EnergyInference`).
-        objective: ``name`` of one of `OBJECTIVES` and its arguments.
+        actions_per_token: as in `ChunkTransformer`.
+        inference: options of `EnergyInference`.
+        objective: how the landscape is learned.
     """
 
     name = "ebt"
@@ -60,42 +65,37 @@ class EnergyPolicy(Policy):
         self,
         shape: Shape,
         normalizer: Normalizer,
-        size: Width,
-        model: dict[str, Any],
-        objective: dict[str, Any],
+        size: Size,
+        *,
+        actions_per_token: int,
+        inference: dict[str, Any],
+        objective: Objective,
     ) -> None:
         super().__init__(shape, normalizer)
-        arguments = dict(objective)
-        kind = arguments.pop("name")
-        if kind not in OBJECTIVES:
-            raise ConfigError(f"objective={kind} is unknown; there are {', '.join(OBJECTIVES)}.")
-        known = signature(OBJECTIVES[kind]).parameters
-        if unknown := sorted(set(arguments) - set(known)):
-            raise ConfigError(
-                f"objective={kind} has no option {', '.join(unknown)}; it has {', '.join(known)}."
-            )
-        self.objective = OBJECTIVES[kind](**arguments)
+        self.objective = objective
         self.net = ChunkTransformer(
             shape,
             size,
-            model["actions_per_token"],
+            actions_per_token,
             output="energy",
-            level=self.objective.level_conditioned,
+            level=objective.level_conditioned,
         )
-        self.inference = options(EnergyInference, model["inference"], "model.inference")
+        self.inference = options(EnergyInference, inference, "model.inference")
+
+    def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        replay = self.objective.replay
+        count = int(len(batch["obs"]) * self.objective.replay_fraction)
+        if replay is None or len(replay) == 0 or count == 0:
+            return batch
+        old = replay.sample(count)
+        rows = {key: torch.cat([batch[key], old[key]]) for key in batch}
+        return {**rows, "replayed": old["candidate"]}
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        replay = self.objective.replay
         rows = {"obs": batch["obs"], "action": batch["action"]}
-        old: dict[str, Tensor] = {}
-        fraction: Any = getattr(self.objective, "replay_fraction", 0.0)
-        count = int(len(batch["obs"]) * fraction)
-        if replay is not None and len(replay) > 0 and count > 0:
-            old = replay.sample(count)
-            rows = {key: torch.cat([rows[key], old[key]]) for key in rows}
         draws = self.objective.draw(rows["action"].unsqueeze(1))
-        if old:
-            draws["normal"][-len(old["candidate"]) :] = old["candidate"]
+        if "replayed" in batch:  # these go on where earlier descents ended
+            draws["normal"][-len(batch["replayed"]) :] = batch["replayed"]
         return {**rows, "draws": draws}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,10 +131,6 @@ class EnergyPolicy(Policy):
             groups.append({"params": learned, "lr": lr * scale, "weight_decay": 0.0})
         return groups
 
-    def configure_inference(self, **changes: Any) -> None:
-        options(EnergyInference, changes, "the energy policy's inference")
-        self.inference = replace(self.inference, **changes)
-
     def energies(self, obs: dict[str, Tensor], chunks: Tensor, level: float = 1.0) -> Tensor:
         """Energy of given chunks (B, M, T, A), env units, at a level -> (B, M)."""
         with torch.no_grad():
@@ -159,13 +155,19 @@ class EnergyPolicy(Policy):
         levels = chosen.get("levels")
         if levels is not None:
             chosen["levels"] = levels = levels.to(obs.device)
-        if prefix is not None:
-            if levels is None:
-                mask = torch.arange(self.shape.horizon, device=obs.device) < prefix.shape[1]
-                init[:, :, : prefix.shape[1]] = prefix.unsqueeze(1)
-                chosen["frozen"] = mask.view(1, 1, -1, 1)
-            else:
-                chosen["project"] = _along_the_path(init, prefix.unsqueeze(1), levels)
+        hold = None
+        if prefix is not None and levels is None:
+            mask = torch.arange(self.shape.horizon, device=obs.device) < prefix.shape[1]
+            init[:, :, : prefix.shape[1]] = prefix.unsqueeze(1)
+            chosen["frozen"] = mask.view(1, 1, -1, 1)
+        elif prefix is not None and levels is not None:
+            hold = _along_the_path(init, prefix.unsqueeze(1), levels)
+
+        def project(x: Tensor, done: int) -> Tensor:
+            # Beyond the demonstrations' limits nothing was learned; on the way there is noise.
+            x = x.clamp(-1, 1) if done == how.steps else x
+            return x if hold is None else hold(x, done)
+
         return descend(
             lambda chunk, level: self.net(context, chunk, level),
             init,
@@ -174,6 +176,7 @@ class EnergyPolicy(Policy):
             select=how.select,
             stop_grad_norm=how.stop_grad_norm,
             deadline_s=deadline_s,
+            project=project,
             generator=generator,
             **chosen,
         )

@@ -9,8 +9,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ebt_policy.energy.transformer import Context, TwoStreamTransformer, Width
-from ebt_policy.models.policy import ConfigError, Shape
+from ebt_policy.energy.transformer import Context, Size, TwoStreamTransformer
+from ebt_policy.models.policy import Shape
+from ebt_policy.options import ConfigError
 
 
 class ChunkTransformer(nn.Module):
@@ -19,15 +20,14 @@ class ChunkTransformer(nn.Module):
     Args:
         shape: dimensions of the task.
         size: the size dial.
-        actions_per_token: neighbouring actions in one token; a divisor of the horizon. Four make
-            the candidate stream a quarter as long at the same score (docs/experiments.md).
+        actions_per_token: neighbouring actions in one token; a divisor of the horizon.
         output, level: as in `TwoStreamTransformer`.
     """
 
     def __init__(
         self,
         shape: Shape,
-        size: Width,
+        size: Size,
         actions_per_token: int,
         *,
         output: Literal["energy", "vector"],
