@@ -1,4 +1,4 @@
-"""Speed ratios: ``python -m benchmarks.speed [size=xs] [rounds=30]``.
+"""Speed ratios: ``python -m benchmarks.speed [size=xs] [rounds=200]``.
 
 Training: one update of the energy policy against one of the diffusion policy, eager and compiled,
 batch 128. Inference: one chunk at batch size 1. Everything is timed in turns within one run, so
@@ -147,7 +147,7 @@ def inference(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    size, rounds = given.pop("size", "xs"), int(given.pop("rounds", 30))
+    size, rounds = given.pop("size", "xs"), int(given.pop("rounds", 200))
     target = Path(given.pop("output", "docs/results/speed.json"))
     if given:
         sys.exit(f"error: unknown settings {sorted(given)}; there are size, rounds and output.")

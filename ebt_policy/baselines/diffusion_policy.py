@@ -1,8 +1,8 @@
 """Diffusion Policy (Chi et al. 2023) on this package's transformer or a conditional 1-D U-Net.
 
 Noise prediction with diffusers' DDPM and DDIM schedulers, set as in the published configuration
-(squared-cosine schedule, 100 training steps, clipped samples). Shapes: B batch, T horizon,
-A action dimension.
+(squared-cosine schedule, 100 training steps, clipped samples), but for where few steps lie.
+Shapes: B batch, T horizon, A action dimension.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ SCHEDULE = {
     "beta_schedule": "squaredcos_cap_v2",
     "clip_sample": True,
     "prediction_type": "epsilon",
+    # Few steps start at the last level, pure noise (Lin et al. 2024, "Common Diffusion Noise
+    # Schedules and Sample Steps Are Flawed"); diffusers' default would start two of them half way.
+    "timestep_spacing": "trailing",
 }
 
 
