@@ -179,7 +179,8 @@ def _report(
     contestants: list[Contestant], entries: list[Any], result: dict[str, Any], output: Path,
     command: str,
 ) -> Path:  # fmt: skip
-    figures = [("Scores", "Best coverage of each episode.", score_histogram(entries))]
+    task = Task.of(contestants[0].policy.config)
+    figures = [("Scores", "Best reward of each episode.", score_histogram(entries))]
     energetic = [one for one in contestants if isinstance(one.policy, EnergyPolicy)]
     if energetic:
         figures += _energy_figures(energetic[0])
@@ -200,13 +201,13 @@ def _report(
     ]
     return write_report(
         output / "report.html",
-        title="Push-T",
+        title=task.name,
         comparison=result,
         figures=figures,
         videos=videos,
         notes=[
-            "Diffusion Policy's protocol: at most 300 steps, best clip(coverage / 0.95, 0, 1) of "
-            "an episode, success above 95 % coverage.",
+            f"At most {task.env_spec().max_steps} steps an episode; its score is the best reward of "
+            "any step.",
             "Latency is that of one chunk at batch size 1, on the device of the evaluation.",
             f"Made by: {command}",
         ],

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from ebt_policy.data.episodes import Episodes, write_episodes
+from ebt_policy.training.trainer import can_compile
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)
@@ -108,6 +109,13 @@ def tiny_arguments(demonstrations, tmp_path):
         return [*TINY, path, run_dir, *overrides]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips a test where torch.compile lacks a C++ compiler or Python's headers."""
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("torch.compile does not work here")
 
 
 @pytest.fixture

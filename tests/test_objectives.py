@@ -271,6 +271,7 @@ def test_inference_options_suit_the_descent(name):
 # -- compiled -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow", "s1", "s2", "contrastive"])
 def test_compiled_equals_eager(name):

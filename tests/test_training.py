@@ -22,7 +22,7 @@ from ebt_policy.models import load_policy
 from ebt_policy.models.policy import CheckpointError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
-from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part, can_compile
+from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
 
 S2 = ("objective=s2", "objective.replay=12")
 
@@ -263,9 +263,8 @@ def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
-    if not can_compile(torch.device("cpu")):
-        pytest.skip("no compiler")
     settings = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")
     eager = losses(train(tiny("eager", *settings, "train.compile=false")))
     straight = train(tiny("straight", *settings))

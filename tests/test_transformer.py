@@ -162,6 +162,7 @@ def test_inference_with_fused_attention_equals_training_with_math_attention(mode
     assert not fast.energies.requires_grad and slow.energies.requires_grad
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 def test_compiled_inference_equals_eager():
     net, (obs, x) = build(), inputs()
