@@ -206,8 +206,8 @@ def _report(
         figures=figures,
         videos=videos,
         notes=[
-            f"At most {task.env_spec().max_steps} steps an episode; its score is the best reward of "
-            "any step.",
+            f"At most {task.env_spec().max_steps} steps an episode; its score is the best reward "
+            "of any step.",
             "Latency is that of one chunk at batch size 1, on the device of the evaluation.",
             f"Made by: {command}",
         ],
