@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ebt_policy.models import load_policy
-from ebt_policy.tasks import env_spec
+from ebt_policy.tasks import Task
 from envs.rollout import rollout
 
 SIDE = 200  # px of one episode
@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit("error: say which policy plays: checkpoint=RUN.")
     seeds = [int(s) for s in given.get("seeds", "100000,100001,100002").split(",")]
     policy = load_policy(given["checkpoint"])
-    spec = env_spec(policy.config["task"])
+    spec = Task.of(policy.config).env_spec()
     with tempfile.TemporaryDirectory() as folder:
         results = rollout(policy, spec, seeds, videos=len(seeds), video_dir=folder)
         clips = [iio.imread(str(r.video), plugin="pyav")[:LIMIT:EVERY] for r in results]
