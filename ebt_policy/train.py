@@ -85,7 +85,7 @@ def train(config: dict[str, Any]) -> Path:
     task, evaluation = Task.of(config), options(EvaluationConfig, run.evaluation, "evaluation")
     spec = task.env_spec()
     check_mode(run.wandb)
-    device = pick_device(config["device"])
+    device = pick_device(run.device)
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision=train_config.mixed_precision
     )
