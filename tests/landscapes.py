@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from hypothesis import settings
 from torch import Tensor
 
+few = settings(max_examples=25, deadline=None, derandomize=True)
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 
 

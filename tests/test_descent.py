@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import MODES, double_well, normal, quadratic, slope
+from landscapes import MODES, double_well, few, normal, quadratic, slope
 
 from ebt_policy.energy import DescentError, descend
 from ebt_policy.energy.noise import cosine_noise, draw_normal
-
-few = settings(max_examples=25, deadline=None, derandomize=True)
-
 
 # -- the plain loop -------------------------------------------------------------------------------
 

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 from landscapes import MODES, double_well, level_quadratic, normal
 
 from ebt_policy.energy import descend
-
-few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def network(w1, w2):

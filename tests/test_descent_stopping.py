@@ -9,13 +9,11 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import level_quadratic, normal, quadratic, slope, slow
+from landscapes import few, level_quadratic, normal, quadratic, slope, slow
 
 from ebt_policy.energy import descend
-
-few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 @few

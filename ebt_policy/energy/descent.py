@@ -198,7 +198,8 @@ def descend(
             path.append(x)
             energies.append(value)
             norms.append(norm)
-            lost = lost + (slope.detach() * (before - x).detach()).flatten(2).sum(-1)
+            if levels is not None:
+                lost = lost + (slope.detach() * (before - x).detach()).flatten(2).sum(-1)
             if done == count or (stop_grad_norm is not None and not bool(moving.any())):
                 break
             if cut_graph:

@@ -18,12 +18,10 @@ from ebt_policy.options import ConfigError, options
 __all__ = [
     "POLICIES",
     "Chunk",
-    "ConfigError",
     "Policy",
     "Shape",
     "build_policy",
     "load_policy",
-    "options",
 ]
 
 # Names, not import paths in a configuration: loading a checkpoint never runs code that it names.
