@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.push_t import load_push_t, mirrored
+from ebt_policy.data.push_t import aligned, load_push_t, mirrored
 from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 
@@ -23,6 +23,8 @@ class Task:
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
         validation_episodes: demonstrations held out of training.
         env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
+        relative_to: entries of the newest observation from which actions are measured (see `Shape`).
+        align: move each demonstration so that it ends exactly on the goal.
         mirror: learn from the mirror images of the demonstrations, too.
     """
 
@@ -34,6 +36,8 @@ class Task:
     n_action_steps: int
     validation_episodes: int
     env: dict[str, Any]
+    relative_to: list[int] | None = None
+    align: bool = False
     mirror: bool = False
 
     def __post_init__(self) -> None:
@@ -54,7 +58,8 @@ class Task:
 
     def demonstrations(self) -> tuple[Episodes, str]:
         """Episodes with "obs" and "action", and one line saying which they are."""
-        return DEMONSTRATIONS[self.name](path=self.path, demos=self.demos)  # type: ignore[arg-type]
+        episodes, note = DEMONSTRATIONS[self.name](path=self.path, demos=self.demos)  # type: ignore[arg-type]
+        return (aligned(episodes) if self.align else episodes), note
 
     def augment(self, episodes: Episodes) -> Episodes:
         """Training episodes with what the symmetry of the task makes of them."""

@@ -21,8 +21,7 @@ from rich.console import Console
 from yaml import YAMLError
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.normalize import Normalizer
-from ebt_policy.data.windows import Windows, split_episodes
+from ebt_policy.data.windows import Windows, fit_normalizer, split_episodes
 from ebt_policy.entry import pick_device, report_errors
 from ebt_policy.eval import Protocol, evaluate
 from ebt_policy.models import Policy, build_policy
@@ -136,7 +135,7 @@ def train(config: dict[str, Any]) -> Path:
 def _prepare(
     config: dict[str, Any], task: Task, episodes: Episodes, device: torch.device
 ) -> tuple[Policy, Windows, Windows | None]:
-    """An untrained policy and its normalised windows, to train on and held out."""
+    """An untrained policy and its windows, to train on and held out."""
     if not 0 <= task.validation_episodes < len(episodes):
         raise ConfigError(
             f"task.validation_episodes={task.validation_episodes} must leave some of the "
@@ -144,21 +143,18 @@ def _prepare(
         )
     chosen, held_out = split_episodes(len(episodes), task.validation_episodes, config["seed"])
     training = task.augment(episodes.select(chosen))
-    normalizer = Normalizer.fit({key: training.arrays[key] for key in ("obs", "action")})
 
     def cut(some: Episodes) -> Windows:
-        arrays = {
-            key: normalizer.normalize(key, torch.from_numpy(some.arrays[key]))
-            for key in ("obs", "action")
-        }
-        return Windows(arrays, some.ends, device=device, **task.horizons)
+        return Windows(some.arrays, some.ends, device=device, **task.horizons)
 
     windows = cut(training)
     shape = {
         "obs_dim": training.arrays["obs"].shape[1],
         "action_dim": training.arrays["action"].shape[1],
+        "relative_to": task.relative_to,
         **task.horizons,
     }
+    normalizer = fit_normalizer(windows, task.relative_to)
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)
     policy.config["demos"] = len(chosen)

@@ -20,6 +20,8 @@ from gym_pusht.envs.pusht import pymunk_to_shapely
 from gymnasium import spaces
 from pymunk import Vec2d
 
+from envs.perturb import Kind
+
 from ebt_policy.data.push_t import observation
 
 SIZE = 512.0  # side of the square workspace, px
@@ -27,6 +29,9 @@ SIZE = 512.0  # side of the square workspace, px
 # [0, SIZE]; its 15 px radius can carry the block, whose farthest corner is 142 px from its origin,
 # about 160 px outside. The bounds leave room beyond that for the solver's overlaps.
 OBSERVATION_LOW, OBSERVATION_HIGH = -SIZE / 2, SIZE * 3 / 2
+RADIUS = 15.0  # of the agent, px
+MARGIN = 60.0  # px, how near the edge a perturbation may move the block: it must stay movable
+TRIES = 64  # directions tried until nothing overlaps
 
 
 class PushTEnv(GymPushTEnv):
@@ -46,6 +51,16 @@ class PushTEnv(GymPushTEnv):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    perturbations: ClassVar[dict[str, Kind]] = {
+        "agent": Kind("px", (50, 100, 200)),  # the agent is displaced
+        "kick": Kind("px", (25, 50, 100)),  # the block is displaced
+        "turn": Kind("degrees", (30, 60, 120)),  # the block is turned about its centre of mass
+        "start": Kind("px", (25, 50, 100)),  # the block starts farther from the table's centre
+        "action_noise": Kind("px", (5, 10, 20)),
+        "delay": Kind("steps", (1, 2, 4)),
+        "freeze": Kind("steps", (4, 8, 16)),
+    }
 
     def __init__(self, render_mode: str | None = None, width: int = 256, height: int = 256):
         if render_mode not in (None, "rgb_array"):
@@ -107,6 +122,68 @@ class PushTEnv(GymPushTEnv):
     def get_obs(self) -> np.ndarray:
         """The current observation, (20,) float32."""
         return np.asarray(observation(self._state()), dtype=np.float32)
+
+    def perturb(
+        self, kind: str, strength: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Disturb the scene; returns observation and info after it.
+
+        Args:
+            kind: "agent", "kick", "turn" or "start", see `perturbations`.
+            strength: in its unit.
+            rng: chooses the direction, again where something would leave the table. Where the
+                block comes to lie on the agent, the agent makes way.
+
+        Raises:
+            ValueError: a kind that is not the environment's to do.
+        """
+        before = self._state()
+        for _ in range(TRIES):
+            state = before.copy()
+            direction, side = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
+            shift = strength * np.array([np.cos(direction), np.sin(direction)])
+            if kind == "agent":
+                state[:2] += shift
+            elif kind == "kick":
+                state[2:4] += shift
+            elif kind == "start":
+                away = state[2:4] - SIZE / 2
+                away = strength * away / max(np.linalg.norm(away), 1.0)
+                state[2:4] = np.clip(state[2:4] + away, MARGIN, SIZE - MARGIN)
+            elif kind == "turn":
+                heavy = self.block.center_of_gravity
+                state[4] += side * np.deg2rad(strength)
+                state[2:4] = self.block.local_to_world(heavy) - heavy.rotated(state[4])
+            else:
+                raise ValueError(f"Push-T cannot be perturbed by {kind!r}")
+            if kind != "agent":
+                self._make_way(state)
+            if self._possible(state, before):
+                self._place(state)
+                break
+        return self.get_obs(), self._get_info()
+
+    def _make_way(self, state: np.ndarray) -> None:
+        """Move the agent of `state` away from the block until they do not overlap, in place."""
+        heavy = state[2:4] + np.array(self.block.center_of_gravity.rotated(float(state[4])))
+        away = state[:2] - heavy
+        away = away / np.linalg.norm(away) if away.any() else np.array([1.0, 0.0])
+        while self._overlap(state):
+            state[:2] += away
+
+    def _possible(self, state: np.ndarray, before: np.ndarray) -> bool:
+        """Whether what was displaced is on the table, and nothing overlaps."""
+        for part, margin in ((slice(0, 2), RADIUS), (slice(2, 4), MARGIN)):
+            now = state[part]
+            if (now != before[part]).any() and (now.min() < margin or now.max() > SIZE - margin):
+                return False
+        return not self._overlap(state)
+
+    def _overlap(self, state: np.ndarray) -> bool:
+        """Whether the agent would touch the block."""
+        point = Vec2d(*(state[:2] - state[2:4]).tolist()).rotated(-float(state[4]))
+        here = self.block.local_to_world(point)  # the same place seen from the block as it is
+        return any(shape.point_query(here).distance < RADIUS for shape in self._block_shapes)
 
     def _get_coverage(self) -> float:
         # gym-pusht goes through a set of shapes, whose order, and so the last digit, is random.

@@ -8,6 +8,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from envs.perturb import Perturbation, Perturbed
+
 EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
 
 
@@ -21,6 +23,7 @@ class EnvSpec:
         n_obs_steps: To, observations that the policy sees (the newest last).
         n_action_steps: Ta, actions executed of each predicted chunk.
         kwargs: further arguments of `gymnasium.make`.
+        perturbation: what goes wrong in every episode, if anything.
     """
 
     env_id: str
@@ -28,6 +31,7 @@ class EnvSpec:
     n_obs_steps: int = 2
     n_action_steps: int = 8
     kwargs: dict[str, Any] = field(default_factory=dict)
+    perturbation: Perturbation | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "n_obs_steps", "n_action_steps"):
@@ -35,10 +39,15 @@ class EnvSpec:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env:
-        """Build the environment with the time limit of this spec."""
-        return gymnasium.make(
+        """Build the environment with the time limit of this spec.
+
+        Raises:
+            ValueError: the environment does not know the perturbation.
+        """
+        env = gymnasium.make(
             self.env_id, max_episode_steps=self.max_steps, render_mode=render_mode, **self.kwargs
         )
+        return env if self.perturbation is None else Perturbed(env, self.perturbation)
 
     def plan(self, chunk: np.ndarray) -> np.ndarray:
         """The part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).

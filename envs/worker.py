@@ -42,8 +42,8 @@ class Played:
     """An episode that is over.
 
     Attributes:
-        score: best reward of the episode.
-        success: whether the environment reported success at any step.
+        score: best reward of the episode, from the perturbation on if there was one.
+        success: whether the environment reported success at any of these steps.
         length: number of steps.
         states: (length, S) `info["state"]` before each step, where asked for.
         actions: (length, A) actions as executed, inside the action space, where asked for.
@@ -91,6 +91,8 @@ class Player:
                 obs, reward, terminated, truncated, info = env.step(action)
                 recent.append(obs)
                 length += 1
+                if info.get("perturbed"):  # what came before says nothing of recovery
+                    score, success = -np.inf, False
                 score = max(score, float(reward))
                 success = success or bool(info.get("is_success", False))
                 over = terminated or truncated

@@ -86,6 +86,8 @@ class DiffusionPolicy(Policy):
             raise ConfigError(f"model.network must be transformer or unet, got {network}.")
         self.inference = options(DiffusionInference, inference, "model.inference")
         self.train_schedule = DDPMScheduler(**SCHEDULE)
+        # A clean action cannot lie beyond the limits of the demonstrations.
+        self.clip_range = max(float(end.abs().max()) for end in normalizer.box("action"))
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"]
@@ -105,7 +107,8 @@ class DiffusionPolicy(Policy):
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
     ) -> Chunk:
         how = self.inference
-        scheduler = (DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler)(**SCHEDULE)
+        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler
+        scheduler = kind(**SCHEDULE, clip_sample_range=self.clip_range)
         scheduler.set_timesteps(how.steps)
         context = self.net.encode(obs)
         x = draw_normal(

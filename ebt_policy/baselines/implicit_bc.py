@@ -29,7 +29,8 @@ class SamplingInference:
     Args:
         samples: M, chunks kept at a time.
         steps: rounds of resampling.
-        spread: standard deviation of the noise in the first round (units of [-1, 1]).
+        spread: standard deviation of the noise in the first round, in units of half the range that
+            the demonstrations' actions span.
         shrink: factor on the spread after each round.
     """
 
@@ -75,8 +76,13 @@ class ImplicitBC(Policy):
         action = batch["action"].unsqueeze(1)
         shape = (len(action), self.negatives, *action.shape[2:])
         # A little beyond the limits, so that the minimum may lie at them.
-        negatives = (torch.rand(shape, device=action.device) * 2 - 1) * 1.05
+        negatives = self._within_limits(torch.rand(shape, device=action.device) * 2.1 - 1.05)
         return {**batch, "draws": {"negatives": negatives}}
+
+    def _within_limits(self, x: Tensor) -> Tensor:
+        """[-1, 1] (..., A) -> the limits of the demonstrations, in the network's units."""
+        low, high = self.normalizer.box("action")
+        return low + (x + 1) / 2 * (high - low)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         context = self.net.encode(batch["obs"])
@@ -90,6 +96,8 @@ class ImplicitBC(Policy):
     ) -> Chunk:
         how = self.inference
         context = self.net.encode(obs)
+        low, high = self.normalizer.box("action")
+        half = (high - low) / 2
         rows = torch.arange(len(obs), device=obs.device).unsqueeze(1)
         like = obs.new_empty(len(obs), how.samples, self.shape.horizon, self.shape.action_dim)
 
@@ -100,7 +108,8 @@ class ImplicitBC(Policy):
             return torch.cat([fixed, x[:, :, prefix.shape[1] :]], dim=2)
 
         # Uniform through the normal's distribution function: one way to draw row by row.
-        x = hold(2 * torch.special.ndtr(draw_normal(like, generator)) - 1)
+        x = self._within_limits(2 * torch.special.ndtr(draw_normal(like, generator)) - 1)
+        x = hold(x)
         spread, energy = how.spread, self.net(context, x)
         for _ in range(how.steps):
             # Resampling by probability, with Gumbel noise so that row generators decide.
@@ -109,7 +118,8 @@ class ImplicitBC(Policy):
             parents = x[rows, order[:, : how.samples // 8 + 1]]
             repeats = -(-how.samples // parents.shape[1])
             x = parents.repeat(1, repeats, 1, 1)[:, : how.samples]
-            x = hold((x + spread * draw_normal(like, generator)).clamp(-1, 1))
+            x = x + spread * half * draw_normal(like, generator)
+            x = hold(self.normalizer.clamp("action", x))
             energy = self.net(context, x)
             spread *= how.shrink
         best = energy.argmin(dim=1)

@@ -1,9 +1,9 @@
-"""Scaling of observations and actions to [-1, 1] by the limits of the training data."""
+"""Scaling of observations and actions, by the limits or the spread of the training data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,20 @@ _TINY = 1e-30
 
 
 class Normalizer(nn.Module):
-    """Maps each last-dimension channel's [min, max] to [-1, 1], and back.
+    """Maps each last-dimension channel to the units of a network, and back.
 
-    Formula (Diffusion Policy's "limits" mode): y = 2 (x - min) / (max - min) - 1. A channel that is
-    constant in the data maps to 0, and anything maps back to its constant. The limits follow the
-    module to a device but are not part of `state_dict`: they are kept as JSON.
+    Formula: y = 2 (x - min) / (max - min) - 1 (Diffusion Policy's "limits" mode), or where a key
+    has mean and std, y = (x - mean) / std. A channel that is constant in the data maps to 0, and
+    anything maps back to its constant. The numbers follow the module to a device but are not part
+    of `state_dict`: they are kept as JSON.
 
     Args:
-        limits: key -> {"min": D numbers, "max": D numbers}, the form of `to_json`.
+        limits: key -> {"min": D numbers, "max": D numbers}, and "mean" and "std" where wanted; the
+            form of `to_json`.
 
     Raises:
         ValueError: malformed limits (not a dict, missing min or max, different lengths, not
-            finite, min above max).
+            finite, min above max, negative std).
     """
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
@@ -45,18 +47,38 @@ class Normalizer(nn.Module):
                     f'Normalizer key "{key}": "min" and "max" must have the same length, and no '
                     "min may be above its max."
                 )
-            half = (high - low) / 2
-            half[half <= np.maximum(_TINY, _CONSTANT * np.maximum(abs(low), abs(high)))] = 0.0
-            moving = half > 0
-            scale = np.divide(1.0, half, out=np.zeros_like(half), where=moving)
-            for name, value in (("min", low), ("half", half), ("scale", scale), ("shift", moving)):
+            zero, unit, shift = low, (high - low) / 2, 1.0
+            kept = {"min": low, "max": high}
+            if "mean" in entry or "std" in entry:
+                zero, unit = (_channels(key, entry, name) for name in ("mean", "std"))
+                if not len(zero) == len(unit) == len(low) or (unit < 0).any():
+                    raise ValueError(
+                        f'Normalizer key "{key}": "mean" and "std" must be as long as "min", and '
+                        "no std may be negative."
+                    )
+                shift = 0.0
+                kept |= {"mean": zero, "std": unit}
+            constant = unit <= np.maximum(_TINY, _CONSTANT * np.maximum(abs(low), abs(high)))
+            unit = np.where(constant, 0.0, unit)
+            zero = np.where(constant, low, zero)
+            scale = np.divide(1.0, unit, out=np.zeros_like(unit), where=~constant)
+            shift = np.where(constant, 0.0, shift)
+            ends = [(x - zero) * scale - shift for x in (low, high)]
+            values = {"zero": zero, "unit": unit, "scale": scale, "shift": shift}
+            for name, value in {**values, "low": ends[0], "high": ends[1]}.items():
                 buffer = torch.from_numpy(value.astype(np.float32))
                 self.register_buffer(_name(key, name), buffer, persistent=False)
-            self._limits[key] = {"min": low.tolist(), "max": high.tolist()}
+            self._limits[key] = {name: value.tolist() for name, value in kept.items()}
 
     @classmethod
-    def fit(cls, arrays: Mapping[str, Tensor | np.ndarray]) -> Normalizer:
+    def fit(
+        cls, arrays: Mapping[str, Tensor | np.ndarray], standardized: Collection[str] = ()
+    ) -> Normalizer:
         """Take the limits of `arrays`, key -> (..., D), over all dimensions but the last.
+
+        Args:
+            arrays: the training data.
+            standardized: keys that get zero mean and unit spread instead of limits of -1 and 1.
 
         Raises:
             ValueError: an empty array, or NaN or infinity in one.
@@ -68,6 +90,9 @@ class Normalizer(nn.Module):
                 raise ValueError(f'Cannot normalise "{key}": it has no values.')
             flat = values.reshape(-1, values.shape[-1]).float()
             limits[key] = {"min": flat.amin(0).tolist(), "max": flat.amax(0).tolist()}
+            if key in standardized:
+                spread, mean = torch.std_mean(flat.double(), 0, correction=0)
+                limits[key] |= {"mean": mean.tolist(), "std": spread.tolist()}
         return cls(limits)
 
     @property
@@ -76,17 +101,30 @@ class Normalizer(nn.Module):
         return tuple(self._limits)
 
     def normalize(self, key: str, x: Tensor) -> Tensor:
-        """Environment units (..., D) -> [-1, 1] (..., D); values beyond the limits go beyond."""
-        low, scale, shift = (self._buffer(key, x, name) for name in ("min", "scale", "shift"))
-        return (x - low) * scale - shift
+        """Environment units (..., D) -> the network's (..., D), [-1, 1] where limits are mapped."""
+        zero, scale, shift = (self._buffer(key, x, name) for name in ("zero", "scale", "shift"))
+        return (x - zero) * scale - shift
 
     def unnormalize(self, key: str, y: Tensor) -> Tensor:
-        """Inverse of `normalize`: [-1, 1] (..., D) -> environment units (..., D)."""
-        low, half = (self._buffer(key, y, name) for name in ("min", "half"))
-        return (y + 1) * half + low
+        """Inverse of `normalize`: the network's units (..., D) -> environment units (..., D)."""
+        zero, unit, shift = (self._buffer(key, y, name) for name in ("zero", "unit", "shift"))
+        return (y + shift) * unit + zero
+
+    def clamp(self, key: str, y: Tensor) -> Tensor:
+        """Bring y (..., D), in the network's units, within the limits of the training data."""
+        return y.clamp(self._buffer(key, y, "low"), self._buffer(key, y, "high"))
+
+    def box(self, key: str) -> tuple[Tensor, Tensor]:
+        """The limits of the training data in the network's units: low and high, (D,)."""
+        self._known(key)
+        return self.get_buffer(_name(key, "low")), self.get_buffer(_name(key, "high"))
+
+    def _known(self, key: str) -> None:
+        if key not in self._limits:
+            raise ValueError(f'The normalizer has no limits for "{key}"; it has {list(self.keys)}.')
 
     def to_json(self) -> dict[str, dict[str, list[float]]]:
-        """Plain lists: key -> {"min": [...], "max": [...]}."""
+        """Plain lists: key -> {"min": [...], "max": [...]}, and "mean" and "std" if standardized."""
         return {key: {name: list(v) for name, v in e.items()} for key, e in self._limits.items()}
 
     @classmethod
@@ -95,8 +133,7 @@ class Normalizer(nn.Module):
         return cls(limits)
 
     def _buffer(self, key: str, x: Tensor, name: str) -> Tensor:
-        if key not in self._limits:
-            raise ValueError(f'The normalizer has no limits for "{key}"; it has {list(self.keys)}.')
+        self._known(key)
         buffer = self.get_buffer(_name(key, name))
         if x.shape[-1:] != buffer.shape:
             raise ValueError(

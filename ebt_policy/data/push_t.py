@@ -38,6 +38,8 @@ KEYPOINTS = np.array(
     ]
 )
 
+GOAL = np.array([256.0, 256.0, np.pi / 4])  # where the block is to be: x, y (px), angle (rad)
+
 # What a file of Push-T episodes says of itself.
 ATTRS: dict[str, Any] = {
     "rate_hz": 10,
@@ -78,9 +80,34 @@ def mirror(points: np.ndarray) -> np.ndarray:
 def mirrored(episodes: Episodes) -> Episodes:
     """The mirror images of Push-T episodes that have "state" and "action"."""
     state = episodes.arrays["state"].astype(np.float64)
-    angle = np.pi / 2 - state[:, 4:]  # the goal's, pi / 4, stays
+    angle = 2 * GOAL[2] - state[:, 4:]
     state = np.concatenate([mirror(state[:, :2]), mirror(state[:, 2:4]), angle], axis=-1)
     arrays = {"state": state, "action": mirror(episodes.arrays["action"].astype(np.float64))}
+    return _with_observations(Episodes(arrays, episodes.ends, episodes.attrs))
+
+
+def aligned(episodes: Episodes) -> Episodes:
+    """Push-T episodes moved so that each ends with the block exactly on the goal.
+
+    Pushing does not depend on where the table is, so a demonstration that was moved as a whole (up
+    to the walls) is one, too: it shows how to reach where its block ended. The human ones end some
+    4 px and 3 degrees off, at a coverage of 0.90 at most, while an episode asks for 0.95.
+    """
+    starts = np.concatenate([[0], episodes.ends[:-1]])
+    final = np.repeat(episodes.ends - 1, episodes.ends - starts)  # of each row's episode
+    state = episodes.arrays["state"].astype(np.float64)
+    end, turn = state[final, 2:4], GOAL[2] - state[final, 4:]
+    cos, sin = np.cos(turn), np.sin(turn)
+
+    def move(points: np.ndarray) -> np.ndarray:
+        x, y = np.split(points.astype(np.float64) - end, 2, axis=-1)
+        return np.concatenate([cos * x - sin * y, sin * x + cos * y], axis=-1) + GOAL[:2]
+
+    moved = [move(state[:, :2]), move(state[:, 2:4]), state[:, 4:] + turn]
+    arrays = {
+        "state": np.concatenate(moved, axis=-1),
+        "action": move(episodes.arrays["action"]).clip(0.0, 512.0),
+    }
     return _with_observations(Episodes(arrays, episodes.ends, episodes.attrs))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebt_policy.data.normalize import Normalizer
+
 
 class Windows:
     """Windows of `horizon` rows over episodes, gathered a batch at a time without a Python loop.
@@ -111,6 +113,29 @@ class Windows:
         rows = self._start[index, None] + self._offset
         rows = rows.clamp(self._first[index, None], self._last[index, None])
         return {"obs": self.obs[rows[:, : self.n_obs_steps]], "action": self.action[rows]}
+
+
+def action_origin(obs: Tensor, relative_to: Sequence[int] | None) -> Tensor | float:
+    """From where the actions of a chunk are measured: (B, 1, A), or 0.0 for absolute actions.
+
+    Args:
+        obs: (B, To, Do), the newest last.
+        relative_to: A entries of an observation, in the units of the action.
+    """
+    return 0.0 if relative_to is None else obs[:, -1:, list(relative_to)]
+
+
+def fit_normalizer(windows: Windows, relative_to: Sequence[int] | None) -> Normalizer:
+    """The normalizer of a policy that learns from these windows, keys "obs" and "action".
+
+    Absolute actions are scaled by their limits, as in Diffusion Policy. Relative ones are mostly
+    far from theirs, so they get zero mean and unit spread, the scale of the noise of denoising.
+    """
+    if relative_to is None:
+        return Normalizer.fit({"obs": windows.obs, "action": windows.action})
+    every = windows.gather(torch.arange(len(windows)))
+    action = every["action"] - action_origin(every["obs"], relative_to)
+    return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))
 
 
 def split_episodes(n: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -73,7 +73,7 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
     x, y = (torch.linspace(-float(r), float(r), GRID) for r in reach)
     points = centre + x.view(1, -1, 1) * axes[0] + y.view(-1, 1, 1) * axes[1]
     shape = (1, GRID * GRID, policy.shape.horizon, policy.shape.action_dim)
-    chunks = policy.normalizer.unnormalize("action", points.view(shape).to(device))
+    chunks = policy.env_actions(seen[:1], points.view(shape).to(device))
     surface = policy.energies({"obs": seen[:1]}, chunks).view(GRID, GRID).cpu()
     return Plane(
         x=x.numpy(),
@@ -81,7 +81,7 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
         energy=surface.numpy(),
         paths=paths.transpose(0, 1).numpy(),
         trace=trace.numpy(),
-        chunks=policy.normalizer.unnormalize("action", found.candidate[:, 0]).cpu().numpy(),
+        chunks=policy.env_actions(seen, found.candidate[:, 0]).cpu().numpy(),
         energies=final.numpy(),
         best=best,
     )

@@ -136,7 +136,7 @@ class EnergyPolicy(Policy):
         with torch.no_grad():
             context = self.net.encode(self.normalizer.normalize("obs", obs["obs"]))
             told = chunks.new_full(chunks.shape[:2], level)
-            normalised = self.normalizer.normalize("action", chunks)
+            normalised = self._network_actions(obs["obs"], chunks)
             return self.net(context, normalised, told if self.objective.level_conditioned else None)
 
     def descend(
@@ -165,7 +165,7 @@ class EnergyPolicy(Policy):
 
         def project(x: Tensor, done: int) -> Tensor:
             # Beyond the demonstrations' limits nothing was learned; on the way there is noise.
-            x = x.clamp(-1, 1) if done == how.steps else x
+            x = self.normalizer.clamp("action", x) if done == how.steps else x
             return x if hold is None else hold(x, done)
 
         return descend(

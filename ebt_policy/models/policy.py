@@ -1,7 +1,8 @@
 """What every policy is, with or without an energy: the interface, and how it is stored.
 
 Shapes: B batch, T `horizon`, To `n_obs_steps`, Ta `n_action_steps`, Do observation and A action
-dimension. Within a policy everything is normalised to [-1, 1]; `predict_chunk` speaks env units.
+dimension. Within a policy everything is in the units of its network (see `Policy.normalize`);
+`predict_chunk` speaks env units.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.windows import action_origin
 from ebt_policy.energy.noise import Generators
 from ebt_policy.options import ConfigError, options
 
@@ -35,13 +37,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions that tie a policy to its task (names as in Diffusion Policy)."""
+    """What ties a policy to its task (names as in Diffusion Policy).
+
+    Args:
+        obs_dim, action_dim, horizon, n_obs_steps, n_action_steps: Do, A, T, To, Ta.
+        relative_to: A entries of the newest observation from which a chunk's actions are measured
+            (where the robot is, for actions that are places to go to); None for absolute ones.
+    """
 
     obs_dim: int
     action_dim: int
     horizon: int
     n_obs_steps: int
     n_action_steps: int
+    relative_to: list[int] | None = None
 
 
 @dataclass
@@ -67,7 +76,7 @@ class Policy(nn.Module, ABC):
 
     Args:
         shape: dimensions.
-        normalizer: fitted on the training data, keys "obs" and "action".
+        normalizer: fitted on the training data, keys "obs" and "action" (see `fit_normalizer`).
 
     Attributes:
         config: the sections it was built from, stored with a checkpoint.
@@ -100,6 +109,13 @@ class Policy(nn.Module, ABC):
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics of a batch."""
         return self(self.draw(batch))
+
+    def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units."""
+        return {
+            "obs": self.normalizer.normalize("obs", batch["obs"]),
+            "action": self._network_actions(batch["obs"], batch["action"]),
+        }
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Hook before a training step's `draw`: may add rows to the global batch."""
@@ -135,6 +151,21 @@ class Policy(nn.Module, ABC):
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
     ) -> Chunk:
         """Predict in normalised units: obs (B, To, Do), prefix (B, P, A)."""
+
+    def _network_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Actions (B, ..., A), env units, in the network's units, given obs (B, To, Do)."""
+        return self.normalizer.normalize("action", actions - self._origin(obs, actions))
+
+    def env_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Inverse: actions (B, ..., A) in the network's units, given obs (B, To, Do), env units."""
+        moved = self.normalizer.unnormalize("action", actions)
+        return moved + self._origin(obs, moved)
+
+    def _origin(self, obs: Tensor, actions: Tensor) -> Tensor | float:
+        origin = action_origin(obs, self.shape.relative_to)
+        if isinstance(origin, float):
+            return origin
+        return origin.view(len(obs), *(1 for _ in actions.shape[2:]), -1).to(actions)
 
     def configure_inference(self, **changes: Any) -> None:
         """Change how chunks are predicted (steps, candidates, scheduler, ...).
@@ -198,12 +229,12 @@ class Policy(nn.Module, ABC):
                 committed = prefix.to(device, torch.float32, copy=True)
                 if not bool(committed.isfinite().all()):
                     raise ValueError("the prefix holds NaN or Inf; give actions in env units.")
-                fixed = self.normalizer.normalize("action", committed)
+                fixed = self._network_actions(seen, committed)
             chunk = self.refine(
                 self.normalizer.normalize("obs", seen), fixed, deadline_s, generator
             )
             # Beyond the limits of the demonstrations nothing was learned.
-            actions = self.normalizer.unnormalize("action", chunk.actions.clamp(-1, 1))
+            actions = self.env_actions(seen, self.normalizer.clamp("action", chunk.actions))
             if prefix is not None:
                 actions[:, : prefix.shape[1]] = prefix.to(actions)
             chunk.actions = actions

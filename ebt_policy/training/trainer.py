@@ -108,7 +108,7 @@ class Trainer:
 
     Args:
         policy: untrained.
-        windows: the training data, normalised.
+        windows: the training data, env units.
         config: see `TrainConfig`.
         run_dir: gets ``checkpoints/`` and ``log.jsonl``.
         seed: of batches and draws.
@@ -225,7 +225,7 @@ class Trainer:
         epoch, place = divmod(step, per_epoch)
         order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         index = torch.randperm(count, generator=order)[place * size : (place + 1) * size]
-        return self.windows.gather(index)
+        return self.policy.normalize(self.windows.gather(index))
 
     def learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, then a cosine from 1 to 0.1."""
@@ -354,7 +354,7 @@ class Trainer:
             torch.manual_seed(self.seed)
             for start in range(0, count, size):
                 index = torch.arange(start, start + size) % count
-                batch = self.policy.draw(held_out.gather(index))
+                batch = self.policy.draw(self.policy.normalize(held_out.gather(index)))
                 try:
                     losses.append(float(self.policy(batch)[0].detach()))
                 except FloatingPointError:
