@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from typing import Any
 import hydra
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from yaml import YAMLError
 
 from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.evaluation.contestants import Contestant, load_contestants, parse_checkpoint
 from ebt_policy.evaluation.figures import (
     chunk_picture,
     energy_landscape,
@@ -36,9 +37,19 @@ from ebt_policy.evaluation.landscape import energy_plane
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.evaluation.summary import entry_summary, write_results
-from ebt_policy.models import Policy, load_policy
+from ebt_policy.models import Policy
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.options import ConfigError, options
+from ebt_policy.recovery import (
+    Condition,
+    Episodes,
+    known_perturbations,
+    parse_perturbations,
+    play_conditions,
+    summarise,
+    table,
+    write_recovery,
+)
 from ebt_policy.tasks import Task
 from envs.rollout import RolloutPool
 from envs.spec import EVALUATION_SEED, EnvSpec
@@ -67,41 +78,6 @@ class Protocol:
         for name, least in {"episodes": 0, "seed": 0, "videos": 0, "workers": 1}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-
-
-@dataclass
-class Contestant:
-    """A checkpoint and how it is to predict."""
-
-    name: str
-    run: Path
-    policy: Policy
-
-
-def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
-    """``RUN`` or ``RUN@name=value,name=value`` -> path and changes of its inference options."""
-    if Path(text).exists():  # an @ in a folder's name
-        return Path(text), {}
-    path, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
-    changes = list(filter(None, tail.split(",")))
-    for part in changes:
-        key, equals, value = part.partition("=")
-        if not equals or not key or not value:
-            raise ConfigError(f"checkpoint={text}: after @ write name=value, got {part!r}.")
-    try:
-        return Path(path), {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
-    except YAMLError as error:
-        raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
-
-
-def load_contestant(text: str, device: torch.device) -> Contestant:
-    """Load what ``checkpoint=...`` names."""
-    path, changes = parse_checkpoint(text)
-    policy = load_policy(path, device)
-    policy.configure_inference(**changes)
-    words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
-    name = path.resolve().name + (f" ({', '.join(words)})" if words else "")
-    return Contestant(name, path.resolve(), policy)
 
 
 def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
@@ -134,8 +110,7 @@ def evaluate(
     """
     if protocol.episodes < 1:
         raise ConfigError("episodes must be at least 1.")
-    contestants = [load_contestant(text, device) for text in checkpoints]
-    _tell_apart(contestants)
+    contestants = load_contestants(checkpoints, device)
     seeds = range(protocol.seed, protocol.seed + protocol.episodes)
     workers = min(protocol.workers, protocol.episodes)
     entries: list[Any] = []
@@ -145,14 +120,16 @@ def evaluate(
             spec = Task.of(one.policy.config).env_spec()
             if pool is None or pool.spec != spec:  # workers take seconds to start
                 pool = stack.enter_context(RolloutPool(spec, workers))
-            task = bar.add_task(one.name, total=protocol.episodes)
+            task = bar.add_task(one.name, total=protocol.episodes * len(one.policies))
             folder = output / "videos" / re.sub(r"[^\w.-]+", "_", one.name)
-            results = pool.rollout(
-                one.policy, seeds, videos=protocol.videos, video_dir=folder,
-                on_episode=lambda _, task=task: bar.advance(task),
-            )  # fmt: skip
-            rows = [_row(r) for r in results]
-            summary = entry_summary(one.name, _policy_info(one.policy), rows, command)
+            rows: list[dict[str, Any]] = []
+            for policy in one.policies:
+                results = pool.rollout(
+                    policy, seeds, videos=0 if rows else protocol.videos, video_dir=folder,
+                    on_episode=lambda _, task=task: bar.advance(task),
+                )  # fmt: skip
+                rows += [_row(r) | {"train_seed": policy.config.get("seed")} for r in results]
+            summary = entry_summary(one.name, one.info(), rows, command)
             # The rollouts' latency is a batch's; a robot waits for a batch of one.
             summary["latency_ms"] = batch_one_latency(one.policy, spec, protocol.seed)
             entries.append((summary, rows))
@@ -163,16 +140,45 @@ def evaluate(
     return result
 
 
-def _tell_apart(contestants: list[Contestant]) -> None:
-    """Put parent folders before equal names until no two are equal."""
-    seen = [(one.run, one.name) for one in contestants]
-    if repeated := [name for run, name in seen if seen.count((run, name)) > 1]:
-        raise ConfigError(f"{repeated[0]} is listed twice; name each checkpoint once.")
-    for depth in range(2, 1 + max(len(one.run.parts) for one in contestants)):
-        names = [one.name for one in contestants]
-        for one in contestants:
-            if names.count(one.name) > 1 and depth <= len(one.run.parts):
-                one.name = f"{one.run.parts[-depth]}/{one.name}"
+def evaluate_recovery(
+    checkpoints: list[str],
+    protocol: Protocol,
+    perturbations: str | Sequence[str],
+    *,
+    output: Path,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Play the same perturbations with every policy (see `ebt_policy.recovery`).
+
+    Raises:
+        CheckpointError, ConfigError: before anything is played.
+    """
+    if protocol.episodes < 1:
+        raise ConfigError("episodes must be at least 1.")
+    contestants = load_contestants(checkpoints, device)
+    specs = {str(Task.of(one.policy.config).env_spec()) for one in contestants}
+    if len(specs) > 1:
+        raise ConfigError("perturb= compares policies of one task, with equal horizons.")
+    known = known_perturbations(Task.of(contestants[0].policy.config).env_spec())
+    conditions = parse_perturbations(perturbations, known)
+    seeds = range(protocol.seed, protocol.seed + protocol.episodes)
+    with _progress() as bar:
+        total = len(conditions) * sum(len(one.runs) for one in contestants)
+        task = bar.add_task("conditions", total=total)
+
+        def advance(name: str, condition: Condition) -> None:
+            bar.update(task, advance=1, description=f"{name}, {condition or 'undisturbed'}")
+
+        played = play_conditions(
+            contestants, conditions, Episodes(seeds, protocol.videos, protocol.workers), output,
+            advance,
+        )  # fmt: skip
+    result = summarise(played, known, command)
+    write_recovery(output, result)
+    console.print(Markdown(table(result)))
+    console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
+    return result
 
 
 def _report(
@@ -186,11 +192,11 @@ def _report(
         figures += _energy_figures(energetic[0])
     shown = set()
     for one in contestants:
-        log = one.run / "log.jsonl"
+        log = one.runs[0] / "log.jsonl"
         if log.is_file() and log not in shown:
             shown.add(log)
             try:
-                figures.append((f"Training of {one.run.name}", "", training_curve(log)))
+                figures.append((f"Training of {one.runs[0].name}", "", training_curve(log)))
             except ValueError as error:  # say, a run killed before its first line
                 console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
     videos = [
@@ -253,25 +259,6 @@ def _row(result: Any) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in ("states", "actions")}
 
 
-def _policy_info(policy: Policy) -> dict[str, Any]:
-    config = policy.config
-    trained = config.get("trained", {})
-    objective = config.get("objective") or {}
-    inference = getattr(policy, "inference", None)
-    return {
-        "task": config["task"]["name"],
-        "model": policy.name,
-        "params": policy.parameter_count,
-        "objective": objective.get("name"),
-        "steps": getattr(inference, "steps", 1),
-        "demos": config.get("demos"),
-        "train_seed": config.get("seed"),
-        "train_steps": trained.get("steps"),
-        "train_seconds": trained.get("seconds"),
-        "device": trained.get("device"),
-    }
-
-
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -306,13 +293,18 @@ def _main(cfg: DictConfig) -> None:
             raise ConfigError("say what to evaluate: checkpoint=runs/... (may be repeated).")
         given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
         protocol = {k: cfg[k] for k in ("episodes", "seed", "videos", "workers")}
-        evaluate(
-            [str(text) for text in given],
-            options(Protocol, protocol, "the evaluation"),
-            output=Path(str(cfg.output)) if cfg.output else _default_output(given),
-            device=pick_device(cfg.device),
-            command=" ".join(["python -m ebt_policy.eval", *_original]),
-        )
+        what: dict[str, Any] = {
+            "output": Path(str(cfg.output)) if cfg.output else _default_output(given),
+            "device": pick_device(cfg.device),
+            "command": " ".join(["python -m ebt_policy.eval", *_original]),
+        }
+        checkpoints = [str(text) for text in given]
+        checked = options(Protocol, protocol, "the evaluation")
+        if cfg.perturb:
+            words = cfg.perturb if isinstance(cfg.perturb, str) else list(cfg.perturb)
+            evaluate_recovery(checkpoints, checked, words, **what)
+        else:
+            evaluate(checkpoints, checked, **what)
 
 
 _original: list[str] = []

@@ -23,7 +23,7 @@ class Task:
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
         validation_episodes: demonstrations held out of training.
         env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
-        relative_to: entries of the newest observation from which actions are measured (see `Shape`).
+        relative_to: entries of the newest observation that actions are relative to (see `Shape`).
         align: move each demonstration so that it ends exactly on the goal.
         mirror: learn from the mirror images of the demonstrations, too.
     """

@@ -2,7 +2,8 @@
 
 A `Perturbation` is one kind at one strength; strength zero is the undisturbed episode. What befalls
 the scene is done by the environment, which declares its kinds and their strengths (`perturbations`)
-and has a method `perturb(kind, strength, rng) -> observation, info`. What befalls actions and observations is done here, for any environment:
+and has a method `perturb(kind, strength, rng) -> observation, info`. What befalls actions and
+observations is done here, for any environment:
 
     action_noise   white noise on every executed action, standard deviation in units of the action
     delay          observations reach the policy so many environment steps late

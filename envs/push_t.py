@@ -20,9 +20,8 @@ from gym_pusht.envs.pusht import pymunk_to_shapely
 from gymnasium import spaces
 from pymunk import Vec2d
 
-from envs.perturb import Kind
-
 from ebt_policy.data.push_t import observation
+from envs.perturb import Kind
 
 SIZE = 512.0  # side of the square workspace, px
 # The walls stop neither the agent nor, when it is squeezed, the block. The agent stays inside

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.eval import _tell_apart, load_contestant, main, parse_checkpoint
+from ebt_policy.eval import main
+from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.options import ConfigError
 from ebt_policy.train import train
 
@@ -79,7 +80,7 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
         (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
         (["checkpoint=RUN@steps"], "after @ write name=value, got 'steps'."),
         (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
-        (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, select"),
+        (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, level"),
         (["checkpoint=RUN@steps=0"], "at least 1"),
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
         (["checkpoint=RUN@select=luck"], "must be energy or drop, got luck."),
@@ -102,8 +103,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
     for name in ("a/run", "b/run", "b/other"):
         shutil.copytree(trained, tmp_path / name)
     given = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
-    contestants = [load_contestant(text, torch.device("cpu")) for text in given]
-    _tell_apart(contestants)
+    contestants = load_contestants(given, torch.device("cpu"))
     assert [c.name for c in contestants] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
 
 

@@ -171,6 +171,7 @@ def test_inference_options_change_how_it_predicts(kind):
 def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
     # Row generators draw the first candidate's noise first, so it is the one drawn alone.
     policy, obs = build(kind), observe(5)
+    policy.configure_inference(candidates=1)
     alone = policy.predict_chunk(obs, generator=generators(*range(5))).energy
     policy.configure_inference(candidates=4)
     best = policy.predict_chunk(obs, generator=generators(*range(5))).energy

@@ -107,8 +107,8 @@ def test_percentiles_interpolate() -> None:
         ([], "empty"),
         ([1.0, float("nan")], r"\[1\] is nan"),
         ([float("inf")], "finite"),
-        ([[1.0, 2.0]], "one-dimensional"),
-        (3.0, "one-dimensional"),
+        ([[[1.0]]], "episodes"),
+        (3.0, "episodes"),
     ],
 )
 def test_bad_values_are_refused_by_name(function, bad, message) -> None:

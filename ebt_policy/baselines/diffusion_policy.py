@@ -1,7 +1,7 @@
 """Diffusion Policy (Chi et al. 2023) on this package's transformer or a conditional 1-D U-Net.
 
-Noise prediction with diffusers' DDPM and DDIM schedulers, set as in the published configuration
-(squared-cosine schedule, 100 training steps, clipped samples), but for where few steps lie.
+diffusers' DDPM and DDIM schedulers, set as in the published configuration (squared-cosine schedule,
+100 training steps, clipped samples), but for where few steps lie and what is predicted.
 Shapes: B batch, T horizon, A action dimension.
 """
 
@@ -28,7 +28,6 @@ SCHEDULE = {
     "num_train_timesteps": TRAIN_STEPS,
     "beta_schedule": "squaredcos_cap_v2",
     "clip_sample": True,
-    "prediction_type": "epsilon",
     # Few steps start at the last level, pure noise (Lin et al. 2024, "Common Diffusion Noise
     # Schedules and Sample Steps Are Flawed"); diffusers' default would start two of them half way.
     "timestep_spacing": "trailing",
@@ -55,9 +54,13 @@ class DiffusionInference:
 
 
 class DiffusionPolicy(Policy):
-    """The network predicts the noise n in sqrt(abar_t) y + sqrt(1 - abar_t) n.
+    """The network predicts the noise n in x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n, or v.
+
+    v = sqrt(abar_t) n - sqrt(1 - abar_t) y (Salimans & Ho 2022) gives y at every level; the noise
+    gives nothing at the last, where few steps start (Lin et al. 2024).
 
     Args:
+        prediction: ``epsilon``, as published, or ``v_prediction``.
         network: ``transformer``, or ``unet``, which has as many parameters as that would have.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `DiffusionInference`.
@@ -71,6 +74,7 @@ class DiffusionPolicy(Policy):
         normalizer: Normalizer,
         size: Size,
         *,
+        prediction: Literal["epsilon", "v_prediction"],
         network: str,
         actions_per_token: int,
         inference: dict[str, Any],
@@ -85,7 +89,12 @@ class DiffusionPolicy(Policy):
         else:
             raise ConfigError(f"model.network must be transformer or unet, got {network}.")
         self.inference = options(DiffusionInference, inference, "model.inference")
-        self.train_schedule = DDPMScheduler(**SCHEDULE)
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ConfigError(
+                f"model.prediction must be epsilon or v_prediction, got {prediction}."
+            )
+        self.prediction: Literal["epsilon", "v_prediction"] = prediction
+        self.train_schedule = DDPMScheduler(**SCHEDULE, prediction_type=prediction)
         # A clean action cannot lie beyond the limits of the demonstrations.
         self.clip_range = max(float(end.abs().max()) for end in normalizer.box("action"))
 
@@ -94,21 +103,26 @@ class DiffusionPolicy(Policy):
         normal = torch.randn_like(action)
         step = torch.randint(0, TRAIN_STEPS, (len(action),), device=action.device)
         noisy = self.train_schedule.add_noise(action, normal, step)  # type: ignore[arg-type]
+        target = normal
+        if self.prediction == "v_prediction":
+            target = self.train_schedule.get_velocity(action, normal, step)  # type: ignore[arg-type]
         level = 1.0 - step.unsqueeze(1) / TRAIN_STEPS
-        return {**batch, "draws": {"normal": normal, "noisy": noisy, "level": level}}
+        return {**batch, "draws": {"target": target, "noisy": noisy, "level": level}}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws = batch["draws"]
         context = self.net.encode(batch["obs"])
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
-        return (predicted[:, 0] - draws["normal"]).square().mean(), {}
+        return (predicted[:, 0] - draws["target"]).square().mean(), {}
 
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
     ) -> Chunk:
         how = self.inference
         kind = DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler
-        scheduler = kind(**SCHEDULE, clip_sample_range=self.clip_range)
+        scheduler = kind(
+            **SCHEDULE, prediction_type=self.prediction, clip_sample_range=self.clip_range
+        )
         scheduler.set_timesteps(how.steps)
         context = self.net.encode(obs)
         x = draw_normal(
@@ -123,7 +137,7 @@ class DiffusionPolicy(Policy):
                 noisy = scheduler.add_noise(prefix, normal, now)  # type: ignore[arg-type]
                 x = torch.cat([noisy, x[:, length:]], dim=1)
             level = obs.new_full((len(obs), 1), 1.0 - float(t) / TRAIN_STEPS)
-            noise = self.net(context, x.unsqueeze(1), level)[:, 0]
-            x = scheduler.step(noise, t, x, **extra).prev_sample  # type: ignore[arg-type]
+            predicted = self.net(context, x.unsqueeze(1), level)[:, 0]
+            x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
         used = torch.full((len(obs),), how.steps, device=obs.device)
         return Chunk(actions=x, steps_used=used)

@@ -124,7 +124,7 @@ class Normalizer(nn.Module):
             raise ValueError(f'The normalizer has no limits for "{key}"; it has {list(self.keys)}.')
 
     def to_json(self) -> dict[str, dict[str, list[float]]]:
-        """Plain lists: key -> {"min": [...], "max": [...]}, and "mean" and "std" if standardized."""
+        """Plain lists: key -> {"min": [...], "max": [...]}, if standardized "mean" and "std"."""
         return {key: {name: list(v) for name, v in e.items()} for key, e in self._limits.items()}
 
     @classmethod

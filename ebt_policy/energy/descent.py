@@ -36,8 +36,8 @@ class Descent:
         candidate: (B, U, *), where each unit ended.
         path: N + 1 candidates, from the initial one to ``candidate`` (all M of them, if several);
             N counts the steps of the loop, fewer than asked for when it ended early.
-        energies: (N + 1, B, U), before each step and at the end; without ``final_energy`` the last
-            row is absent.
+        energies: (N + 1, B, U), before each step and at the end (by ``verify``, if given); without
+            ``final_energy`` the last row is absent.
         grad_norms: (N, B, U), Euclidean norm of each unit's gradient before clipping.
         steps_used: (B, U), steps that each unit really took.
         drop: (B, U), energy lost on the way: first minus last. Energies at different levels do not
@@ -83,6 +83,7 @@ def descend(
     select: Literal["energy", "drop"] = "energy",
     cut_graph: bool = False,
     final_energy: bool = True,
+    verify: Callable[[Tensor], Tensor] | None = None,
     generator: Generators = None,
 ) -> Descent:
     """Follow the negative energy gradient from ``init``.
@@ -121,6 +122,8 @@ def descend(
         cut_graph: detach the candidate between steps; the gradient of a loss then flows through
             the last step of each candidate only.
         final_energy: evaluate the energy once more at the end. Needed for M > 1.
+        verify: what it evaluates there, candidates (B, U, *) -> (B, U), if not ``energy`` itself at
+            the last level.
         generator: of all noise; a list has one for each batch row.
 
     Raises:
@@ -206,7 +209,8 @@ def descend(
                 x, velocity = x.detach(), velocity.detach()
             clock.tick(x)
         if final_energy:
-            energies.append(energy(x, None if levels is None else levels[-1].expand(x.shape[:2])))
+            told = None if levels is None else levels[-1].expand(x.shape[:2])
+            energies.append(energy(x, told) if verify is None else verify(x))
         heights = torch.stack(energies)
         drop = heights[0] - heights[-1] if levels is None else lost
         result = Descent(x, path, heights, torch.stack(norms), used, drop)

@@ -77,6 +77,14 @@ class Objective(nn.Module, ABC):
     def descent_options(self, steps: int) -> dict[str, Any]:
         """Arguments of `descend` at inference, besides the number of steps."""
 
+    def verify(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
+        """By what finished candidates (B, U, *) of one context compare: (B, U), lower is better.
+
+        Args:
+            level: of corruption at which a level-conditioned landscape judges them, in (0, 1).
+        """
+        return energy(candidate, None)
+
 
 class Flow(Objective):
     """The gradient field carries noise to data in straight lines.
@@ -125,6 +133,25 @@ class Flow(Objective):
     def descent_options(self, steps: int) -> dict[str, Any]:
         levels = torch.linspace(0.0, 1.0, steps + 1) if self.level_conditioned else None
         return {"step_size": 1.0 / steps, "levels": levels}
+
+    def verify(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
+        """Negative log-likelihood of candidates, up to a constant of the context.
+
+        The learned field is the marginal velocity of the corrupted demonstrations' density p_g,
+        which on this path is v = x/g + (1-g)/g grad log p_g (Lipman et al. 2023; Zheng et al. 2023,
+        "Guided Flows"). With v = -dE/dx that integrates to
+
+            -log p_g(x) = g/(1-g) (E(x, g) + |x|^2 / 2g) + const,
+
+        taken at x = g candidate: the likelihood of the candidate under the demonstrations blurred
+        by normal noise of standard deviation (1-g)/g. At g = 1 the energy itself knows nothing of
+        the demonstrations: there it is -|x|^2 / 2.
+        """
+        if not self.level_conditioned:
+            return energy(candidate, None)
+        told = candidate.new_full(candidate.shape[:2], level)
+        square = candidate.square().flatten(2).sum(-1)
+        return level / (1 - level) * (energy(level * candidate, told) + level * square / 2)
 
 
 class Equilibrium(Flow):

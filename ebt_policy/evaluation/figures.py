@@ -66,21 +66,21 @@ STYLE: dict[Any, Any] = {
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Run a drawing function under `STYLE` and fix its layout, so that every save is the same."""
 
     @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             FigureCanvasAgg(figure).draw()  # ticks are made when first drawn: make them here
             figure.set_layout_engine("none")  # each further draw would shift the layout a little
         return figure
 
-    return styled
+    return drawn
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -93,11 +93,11 @@ def _array(value: ArrayLike, ndim: int, what: str) -> np.ndarray:
     return x
 
 
-@_styled
+@styled
 def forest_plot(comparison: Mapping[str, Any]) -> Figure:
     """Dot and 95 % interval of score and success, one row an entry of `summary.comparison`."""
     entries = comparison["entries"]
-    figure = _figure(7.6, 0.95 + 0.36 * len(entries))
+    figure = blank(7.6, 0.95 + 0.36 * len(entries))
     left, right = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(entries))[::-1]
     for ax, metric in ((left, "score"), (right, "success")):
@@ -116,7 +116,7 @@ def forest_plot(comparison: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> Figure:
     """Scores of the episodes, one panel an entry; `entries` are (summary, episodes).
 
@@ -131,7 +131,7 @@ def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) 
     ]
     every = np.concatenate(scores)
     bins = np.linspace(min(0.0, every.min()), max(1.0, every.max()), 21)
-    figure = _figure(6.4, 0.7 + 0.95 * len(entries))
+    figure = blank(6.4, 0.7 + 0.95 * len(entries))
     axes = figure.subplots(len(entries), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for ax, (summary, _), values in zip(axes, entries, scores, strict=True):
         ax.hist(values, bins=bins.tolist(), color=BLUE, rwidth=0.88)
@@ -144,7 +144,7 @@ def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) 
     return figure
 
 
-@_styled
+@styled
 def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
     """Energy of M candidates while they descend, one panel a name.
 
@@ -154,7 +154,7 @@ def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
     """
     if not traces:
         raise ValueError("There are no traces to draw.")
-    figure = _figure(1.0 + 3.3 * len(traces), 3.0)
+    figure = blank(1.0 + 3.3 * len(traces), 3.0)
     axes = figure.subplots(1, len(traces), squeeze=False)[0]
     for ax, (name, trace) in zip(axes, traces.items(), strict=True):
         energy = _array(trace, 2, f"trace '{name}'")
@@ -178,7 +178,7 @@ def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def energy_landscape(
     grid_x: ArrayLike,
     grid_y: ArrayLike,
@@ -201,7 +201,7 @@ def energy_landscape(
     descents = np.asarray(path, dtype=np.float64)
     descents = _array(descents[None] if descents.ndim == 2 else descents, 3, "path")
     points = np.asarray(candidates, dtype=np.float64).reshape(-1, 2)
-    figure = _figure(5.6, 4.5)
+    figure = blank(5.6, 4.5)
     ax = figure.subplots()
     ax.grid(False)
     # The descent happens low down while the rim is steep: low energies get more of the colours.
@@ -231,7 +231,7 @@ def energy_landscape(
     return figure
 
 
-@_styled
+@styled
 def training_curve(path: str | os.PathLike[str]) -> Figure:
     """Losses, and scores where there are any, over the training steps in a JSONL log.
 
@@ -244,7 +244,7 @@ def training_curve(path: str | os.PathLike[str]) -> Figure:
     scores = _curves(records, ("score", "success"))
     if not losses:
         raise ValueError(f"{path} has no line with both 'step' and a loss: is it a training log?")
-    figure = _figure(6.4, 3.0 if not scores else 4.8)
+    figure = blank(6.4, 3.0 if not scores else 4.8)
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     for ax, curves in zip(axes, (losses, scores), strict=False):
         for color, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
@@ -300,7 +300,7 @@ def _curves(
     return curves
 
 
-@_styled
+@styled
 def chunk_picture(
     frame: ArrayLike, chunks: ArrayLike, best: int, energies: ArrayLike, *, side: float = 512.0
 ) -> Figure:
@@ -320,7 +320,7 @@ def chunk_picture(
         )
     if not 0 <= best < energy.size:
         raise ValueError(f"best must be between 0 and {energy.size - 1}; got {best}.")
-    figure = _figure(5.4, 4.7)
+    figure = blank(5.4, 4.7)
     ax = figure.subplots()
     ax.imshow(image, extent=(0, side, side, 0), interpolation="antialiased")
     order = np.argsort(-energy)  # the lowest energies are drawn last, on top

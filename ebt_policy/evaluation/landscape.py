@@ -24,7 +24,7 @@ class Plane:
     Attributes:
         x, y: (W,) and (H,) coordinates along the two main axes, normalised action units.
         energy: (H, W).
-        paths: (M, N + 1, 2) descents; trace: (N + 1, M) their energies.
+        paths: (M, N + 1, 2) descents; trace: (N + 1, M) their verified energies.
         chunks: (M, T, A) where they ended, env units; energies: (M,) their final energies.
         best: index of the lowest final energy.
     """
@@ -46,8 +46,8 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
         obs: (To, Do), env units.
         seed: of the candidates' noise.
 
-    The plane is spanned by the two principal components of the final candidates; the energy in it
-    is that of clean chunks (level 1).
+    The plane is spanned by the two principal components of the final candidates; the energy is the
+    verified one, by which candidates compare.
     """
     device = next(policy.parameters()).device
     before = policy.inference
@@ -63,7 +63,10 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
         policy.inference = before
     steps = torch.stack([p.flatten(1).cpu() for p in found.path])  # (N + 1, M, T * A)
     ends = steps[-1]
-    trace = found.energies[:, :, 0].cpu()
+    with torch.no_grad():
+        # Energies at different levels do not compare, so all are judged as finished candidates.
+        along = [policy.energies({"obs": seen}, policy.env_actions(seen, p)) for p in found.path]
+    trace = torch.stack(along)[:, :, 0].cpu()
     final = trace[-1]
     best = int(final.argmin())
     centre = ends[best]

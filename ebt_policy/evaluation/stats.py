@@ -3,6 +3,8 @@
 Every interval is a plain `[lo, hi]` list of floats, ready for JSON. The bootstrap resamples the
 *sorted* values with its own seeded generator, so that a result depends neither on the order of the
 episodes nor on any global random state.
+
+Shapes: n episodes, s training runs that played the same ones.
 """
 
 from __future__ import annotations
@@ -18,48 +20,60 @@ RESAMPLES = 10_000
 _BLOCK = 4_000_000  # indices drawn at once: bounds the memory of one bootstrap to about 64 MB
 
 
-def _vector(values: ArrayLike, what: str = "values") -> np.ndarray:
+def _table(values: ArrayLike, what: str = "values") -> np.ndarray:
+    """Values (n,) or (s, n) as (s, n), checked."""
     x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1:
-        raise ValueError(f"{what} must be one-dimensional, one number an episode; got {x.shape}.")
+    if x.ndim not in (1, 2):
+        raise ValueError(f"{what} must be (episodes,) or (runs, episodes); got {x.shape}.")
     if x.size == 0:
         raise ValueError(f"{what} is empty: evaluate at least one episode first.")
     if not np.isfinite(x).all():
-        where = int(np.flatnonzero(~np.isfinite(x))[0])
-        raise ValueError(f"{what}[{where}] is {x[where]}: every value must be a finite number.")
-    return x
+        where = np.argwhere(~np.isfinite(x))[0].tolist()
+        raise ValueError(
+            f"{what}{where} is {x[tuple(where)]}: every value must be a finite number."
+        )
+    return np.atleast_2d(x)
 
 
-def _bootstrap_means(x: np.ndarray, seed: int) -> np.ndarray:
-    """Means of `RESAMPLES` resamples of x (n,) with replacement, shape (RESAMPLES,)."""
+def _resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Means of `RESAMPLES` resamples of each table (s_i, n), (RESAMPLES,) each.
+
+    Episodes are drawn with replacement, the same ones for all tables; runs are drawn, too, for each
+    table by itself.
+    """
     rng = np.random.default_rng(seed)
-    n = x.size
-    rows = max(1, _BLOCK // n)
-    blocks = [
-        x[rng.integers(0, n, size=(min(rows, RESAMPLES - start), n))].mean(axis=1)
-        for start in range(0, RESAMPLES, rows)
-    ]
-    return np.concatenate(blocks)
+    n = tables[0].shape[1]
+    means: list[list[np.ndarray]] = [[] for _ in tables]
+    block = max(1, _BLOCK // n)
+    for start in range(0, RESAMPLES, block):
+        rows = min(block, RESAMPLES - start)
+        episodes = rng.multinomial(n, np.full(n, 1 / n), size=rows)
+        for x, kept in zip(tables, means, strict=True):
+            runs = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=rows)
+            kept.append(((runs @ x) * episodes).sum(1) / x.size)
+    return [np.concatenate(kept) for kept in means]
 
 
 def mean_ci(values: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
-    """Mean of `values` (n,) with a percentile bootstrap interval.
+    """Mean of `values`, (n,) episodes or (s, n) of s training runs, with a bootstrap interval.
 
     Returns `{"mean": float, "ci95": [lo, hi]}`, in the units of the values. Percentile bootstrap
     with 10,000 resamples: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 13.
+    chapter 13. Of several runs that played the same episodes, runs and episodes are resampled
+    independently (A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007).
 
-    Limits, stated plainly: the interval covers the luck of the *episodes*, not of the training
-    seed; with few values it is too narrow; and values that are all equal, a single one included,
-    give `[v, v]`, which means "no spread was seen", not "certain".
+    Limits, stated plainly: of one run the interval covers the luck of the *episodes*, not of the
+    training seed; with few values it is too narrow; and values that are all equal, a single one
+    included, give `[v, v]`, which means "no spread was seen", not "certain".
 
-    Raises ValueError when `values` is empty, not one-dimensional or not finite.
+    Raises ValueError when `values` is empty, of another shape or not finite.
     """
-    # Sorting makes the result independent of the order in which workers finished.
-    x = np.sort(_vector(values))
-    if x[0] == x[-1]:
-        return {"mean": float(x[0]), "ci95": [float(x[0]), float(x[0])]}
-    lo, hi = np.quantile(_bootstrap_means(x, seed), [0.025, 0.975])
+    x = _table(values)
+    if len(x) == 1:
+        x = np.sort(x)  # independent of the order in which workers finished
+    if x.min() == x.max():
+        return {"mean": float(x[0, 0]), "ci95": [float(x[0, 0])] * 2}
+    lo, hi = np.quantile(_resampled_means([x], seed)[0], [0.025, 0.975])
     return {"mean": float(x.mean()), "ci95": [float(lo), float(hi)]}
 
 
@@ -92,10 +106,11 @@ def paired_difference(
 ) -> dict[str, Any]:
     """Mean of a - b over the same episodes, with a percentile bootstrap interval.
 
-    `a` and `b` are (n,). With `seeds_a` and `seeds_b` (n,) the episodes are matched by seed, in
-    whatever order they come; without, row i of `a` is paired with row i of `b`. Pairing removes the
-    luck of the initial states that both policies share, so it tells smaller differences apart than
-    two separate intervals do.
+    `a` and `b` are (n,) episodes, or (s, n) of s training runs each (as many or not). With
+    `seeds_a` and `seeds_b` (n,) the episodes are matched by seed, in whatever order they come;
+    without, column i of `a` is paired with column i of `b`. Pairing removes the luck of the initial
+    states that both policies share, so it tells smaller differences apart than two separate
+    intervals do. Training runs are not paired: each side's are resampled by themselves.
 
     Returns `{"diff": float, "ci95": [lo, hi]}`, in the units of the values; see `mean_ci` for the
     limits of the interval.
@@ -103,9 +118,9 @@ def paired_difference(
     Raises ValueError when lengths differ, when the seeds differ or repeat, when only one side has
     seeds, or when a value is missing or not finite.
     """
-    x, y = _vector(a, "a"), _vector(b, "b")
-    if x.size != y.size:
-        raise ValueError(f"a and b must pair up: a has {x.size} values, b has {y.size}.")
+    x, y = _table(a, "a"), _table(b, "b")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"a and b must pair up: a has {x.shape[1]} values, b has {y.shape[1]}.")
     if (seeds_a is None) != (seeds_b is None):
         raise ValueError("Give the seeds of both sides, or of neither.")
     if seeds_a is not None and seeds_b is not None:
@@ -116,17 +131,21 @@ def paired_difference(
                 f"a and b were not run on the same seeds (only one of them has seed "
                 f"{differing[0]}): evaluate both on the same seeds."
             )
-    result = mean_ci(x - y, seed=seed)
-    return {"diff": result["mean"], "ci95": result["ci95"]}
+    if len(x) == len(y) == 1:
+        result = mean_ci(x - y, seed=seed)
+        return {"diff": result["mean"], "ci95": result["ci95"]}
+    means = _resampled_means([x, y], seed)
+    lo, hi = np.quantile(means[0] - means[1], [0.025, 0.975])
+    return {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
 
 
 def _by_seed(x: np.ndarray, seeds: Sequence[int], what: str) -> np.ndarray:
     ids = np.asarray(seeds)
-    if ids.shape != x.shape:
-        raise ValueError(f"{what} has {x.size} values but {ids.size} seeds.")
+    if ids.shape != x.shape[1:]:
+        raise ValueError(f"{what} has {x.shape[1]} values but {ids.size} seeds.")
     if np.unique(ids).size != ids.size:
         raise ValueError(f"The seeds of {what} repeat: each seed must stand for one episode.")
-    return x[np.argsort(ids)]
+    return x[:, np.argsort(ids)]
 
 
 def percentiles(values: ArrayLike) -> dict[str, float]:
@@ -134,5 +153,8 @@ def percentiles(values: ArrayLike) -> dict[str, float]:
 
     Raises ValueError when `values` is empty, not one-dimensional or not finite.
     """
-    p50, p95, p99 = np.percentile(_vector(values), [50, 95, 99])
+    x = _table(values)
+    if len(x) > 1:
+        raise ValueError(f"values must be one-dimensional; got {x.shape}.")
+    p50, p95, p99 = np.percentile(x, [50, 95, 99])
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99)}

@@ -19,6 +19,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, wilson
 
 Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
@@ -51,16 +53,18 @@ def entry_summary(
     """Summarise the episodes of one entry.
 
     `policy_info` holds exactly `POLICY_KEYS` (None where a key means nothing, as `objective` for a
-    baseline; `train_seconds` in seconds). `episodes` are `dataclasses.asdict(EpisodeResult)`:
-    seed, score, success, length, chunks `[{step, energy, grad_norm, steps_used, latency_ms}]` and
-    video. `version` is that of the installed package unless given.
+    baseline; `train_seconds` in seconds; `train_seed` a list for several training runs). `episodes`
+    are `dataclasses.asdict(EpisodeResult)`: seed, score, success, length, chunks
+    `[{step, energy, grad_norm, steps_used, latency_ms}]` and video, and with several training runs
+    the `train_seed` of each. `version` is that of the installed package unless given.
 
-    Returns name, the policy keys, episodes (their number), score and success `{mean, ci95}`
-    (bootstrap, Wilson), latency_ms `{p50, p95, p99}` over all chunks, steps_used `{mean}` over all
-    chunks, command and version. Latency and steps are None where no chunk recorded them.
+    Returns name, the policy keys, episodes (the number of seeds), score and success `{mean, ci95}`
+    (bootstrap; Wilson for the success of one run), latency_ms `{p50, p95, p99}` and steps_used
+    `{mean}` over all chunks, command and version. Latency and steps are None where no chunk
+    recorded them.
 
-    Raises ValueError for an empty name, missing or unknown policy keys, no episodes, repeated seeds
-    or numbers that are not finite.
+    Raises ValueError for an empty name, missing or unknown policy keys, no episodes, repeated
+    seeds, runs that played different seeds, or numbers that are not finite.
     """
     if not name:
         raise ValueError("An entry needs a name: it labels its row and its episodes.")
@@ -73,17 +77,20 @@ def entry_summary(
         )
     if not episodes:
         raise ValueError(f"'{name}' has no episodes: evaluate at least one first.")
-    if len(set(_column(episodes, "seed"))) != len(episodes):
-        raise ValueError(f"The seeds of '{name}' repeat: each seed must stand for one episode.")
+    scores, successes = (_by_run(episodes, key, name) for key in METRICS)
     latencies = _chunk_values(episodes, "latency_ms")
     steps_used = _chunk_values(episodes, "steps_used")
     no_latency = {"p50": None, "p95": None, "p99": None}
     return {
         "name": name,
         **{key: policy_info[key] for key in POLICY_KEYS},
-        "episodes": len(episodes),
-        "score": mean_ci(_column(episodes, "score")),
-        "success": wilson(sum(bool(s) for s in _column(episodes, "success")), len(episodes)),
+        "episodes": scores.shape[1],
+        "score": mean_ci(scores),
+        "success": (
+            wilson(int(successes.sum()), successes.size)
+            if len(successes) == 1
+            else mean_ci(successes)
+        ),
         "latency_ms": percentiles(latencies) if latencies else no_latency,
         "steps_used": {"mean": mean_ci(steps_used)["mean"] if steps_used else None},
         "command": command,
@@ -96,6 +103,22 @@ def _column(episodes: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
         if key not in episode:
             raise ValueError(f"Episode {i} has no '{key}': pass dataclasses.asdict(EpisodeResult).")
     return [episode[key] for episode in episodes]
+
+
+def _by_run(episodes: Sequence[Mapping[str, Any]], key: str, name: str) -> np.ndarray:
+    """A metric as (training runs, seeds), both in increasing order."""
+    runs: dict[Any, dict[int, float]] = {}
+    for episode, seed, value in zip(
+        episodes, _column(episodes, "seed"), _column(episodes, key), strict=True
+    ):
+        run = runs.setdefault(episode.get("train_seed"), {})
+        if seed in run:
+            raise ValueError(f"The seeds of '{name}' repeat: each seed must stand for one episode.")
+        run[seed] = float(value)
+    seeds = sorted(next(iter(runs.values())))
+    if any(sorted(run) != seeds for run in runs.values()):
+        raise ValueError(f"The training runs of '{name}' did not play the same seeds.")
+    return np.array([[runs[r][s] for s in seeds] for r in sorted(runs, key=str)])
 
 
 def _chunk_values(episodes: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -130,8 +153,9 @@ def comparison(entries: Sequence[Entry]) -> dict[str, Any]:
         if first["task"] != second["task"] or set(seeds_a) != set(seeds_b):
             continue
         for metric in METRICS:
-            a, b = (_column(episodes, metric) for episodes in (episodes_a, episodes_b))
-            difference = paired_difference(a, b, seeds_a, seeds_b)
+            a = _by_run(episodes_a, metric, first["name"])
+            b = _by_run(episodes_b, metric, second["name"])
+            difference = paired_difference(a, b)
             paired.append({"a": first["name"], "b": second["name"], "metric": metric, **difference})
     return {"entries": [dict(summary) for summary, _ in entries], "paired": paired}
 
@@ -139,10 +163,10 @@ def comparison(entries: Sequence[Entry]) -> dict[str, Any]:
 def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> dict[str, Any]:
     """Write `episodes.jsonl`, `table.md` and `summary.json` into `out_dir`; return the comparison.
 
-    An episode's line holds `EPISODE_KEYS`; collected states and actions are data, not results.
-    Each file is written to a temporary name and then renamed, `summary.json` last: where it stands,
-    the others are whole. Raises ValueError, before anything is written, as `comparison` does and
-    for numbers that JSON cannot hold (NaN, infinity).
+    An episode's line holds `EPISODE_KEYS`, and `train_seed` where it has one; collected states and
+    actions are data, not results. Each file is written to a temporary name and then renamed,
+    `summary.json` last: where it stands, the others are whole. Raises ValueError, before anything
+    is written, as `comparison` does and for numbers that JSON cannot hold (NaN, infinity).
     """
     result = comparison(entries)
     for _, episodes in entries:
@@ -150,7 +174,7 @@ def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> 
             _column(episodes, key)
     try:
         lines = [
-            _json({"entry": summary["name"], **{k: episode[k] for k in EPISODE_KEYS}})
+            _json({"entry": summary["name"], **_kept(episode)})
             for summary, episodes in entries
             for episode in episodes
         ]
@@ -163,6 +187,11 @@ def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> 
     write_atomic(out / "table.md", markdown_table(result))
     write_atomic(out / "summary.json", summary_json + "\n")
     return result
+
+
+def _kept(episode: Mapping[str, Any]) -> dict[str, Any]:
+    optional = {k: episode[k] for k in ("train_seed",) if k in episode}
+    return {**optional, **{k: episode[k] for k in EPISODE_KEYS}}
 
 
 def _json(value: Any, indent: int | None = None) -> str:
@@ -215,7 +244,7 @@ def markdown_table(comparison: Mapping[str, Any]) -> str:
         "chunk latency p50 / p95 / p99 (ms)",
         "training (min)",
     )
-    text = _table(header, rows, left=1)
+    text = markdown(header, rows, left=1)
     text += f"\n{interval_note(comparison)}\n"
     if comparison["paired"]:
         pairs = [
@@ -223,7 +252,7 @@ def markdown_table(comparison: Mapping[str, Any]) -> str:
             for p in comparison["paired"]
         ]
         text += "\nPaired differences over the same seeds, a - b:\n\n"
-        text += _table(("a", "b", "metric", "difference"), pairs, left=3)
+        text += markdown(("a", "b", "metric", "difference"), pairs, left=3)
     unpaired = unpaired_names(comparison)
     if unpaired:
         text += "\nNot paired, since the task or the seeds differ: "
@@ -240,16 +269,25 @@ def unpaired_names(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def interval_note(comparison: Mapping[str, Any]) -> str:
     """One sentence that says what the numbers of the table are."""
-    counts = sorted({entry["episodes"] for entry in comparison["entries"]})
+    entries = comparison["entries"]
+    counts = sorted({entry["episodes"] for entry in entries})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    runs = {len(s) if isinstance(s := entry["train_seed"], list) else 1 for entry in entries}
+    what = f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} an entry"
+    if runs == {1}:
+        return (
+            f"{what} (score: percentile bootstrap; success: Wilson). "
+            "The intervals cover the episodes, not the training seed."
+        )
+    several = " or ".join(str(count) for count in sorted(runs))
     return (
-        f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} an entry "
-        "(score: percentile bootstrap; success: Wilson). "
-        "The intervals cover the episodes, not the training seed."
+        f"{what}, each played by {several} training runs (bootstrap over episodes and runs; where "
+        "there is one run, over episodes alone, and Wilson for success)."
     )
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
+    """A Markdown table whose first `left` columns are aligned to the left."""
     head = [_cell(h) for h in header]
     rule = [":--" if i < left else "--:" for i in range(len(head))]
     lines = [head, rule, *([_cell(c) for c in row] for row in rows)]

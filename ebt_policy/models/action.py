@@ -6,6 +6,7 @@ Shapes: B batch, M candidates, T horizon, A action dimension, To observations, D
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,18 +29,22 @@ class EnergyInference:
     Args:
         steps: descent steps.
         candidates: M chunks descended together, of which the best is taken.
-        select: the best has the lowest final ``energy`` or the largest ``drop`` on its way.
+        level: at which finished candidates are verified (see `Objective.verify`).
+        select: the best has the lowest verified ``energy`` or the largest ``drop`` on its way.
         stop_grad_norm: a candidate stops early below this gradient norm; None never.
     """
 
-    steps: int = 4
-    candidates: int = 1
+    steps: int = 2
+    candidates: int = 8
+    level: float = 0.5
     select: Literal["energy", "drop"] = "energy"
     stop_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.candidates < 1:
             raise ConfigError("inference.steps and inference.candidates must be at least 1.")
+        if not 0 < self.level < 1:
+            raise ConfigError(f"inference.level must lie between 0 and 1, got {self.level}.")
         if self.select not in ("energy", "drop"):
             raise ConfigError(f"inference.select must be energy or drop, got {self.select}.")
         if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
@@ -101,7 +106,7 @@ class EnergyPolicy(Policy):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         context = self.net.encode(batch["obs"])
         return self.objective(
-            lambda chunk, level: self.net(context, chunk, level),
+            partial(self.net, context),
             batch["action"].unsqueeze(1),
             batch["draws"],
         )
@@ -131,13 +136,14 @@ class EnergyPolicy(Policy):
             groups.append({"params": learned, "lr": lr * scale, "weight_decay": 0.0})
         return groups
 
-    def energies(self, obs: dict[str, Tensor], chunks: Tensor, level: float = 1.0) -> Tensor:
-        """Energy of given chunks (B, M, T, A), env units, at a level -> (B, M)."""
+    def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
+        """Verified energy of given chunks (B, M, T, A), env units -> (B, M)."""
         with torch.no_grad():
             context = self.net.encode(self.normalizer.normalize("obs", obs["obs"]))
-            told = chunks.new_full(chunks.shape[:2], level)
-            normalised = self._network_actions(obs["obs"], chunks)
-            return self.net(context, normalised, told if self.objective.level_conditioned else None)
+            candidates = self._network_actions(obs["obs"], chunks)
+            return self.objective.verify(
+                partial(self.net, context), candidates, self.inference.level
+            )
 
     def descend(
         self,
@@ -168,8 +174,9 @@ class EnergyPolicy(Policy):
             x = self.normalizer.clamp("action", x) if done == how.steps else x
             return x if hold is None else hold(x, done)
 
+        energy = partial(self.net, context)
         return descend(
-            lambda chunk, level: self.net(context, chunk, level),
+            energy,
             init,
             steps=how.steps,
             candidates=how.candidates,
@@ -177,6 +184,7 @@ class EnergyPolicy(Policy):
             stop_grad_norm=how.stop_grad_norm,
             deadline_s=deadline_s,
             project=project,
+            verify=lambda x: self.objective.verify(energy, x, how.level),
             generator=generator,
             **chosen,
         )

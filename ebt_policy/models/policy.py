@@ -163,7 +163,7 @@ class Policy(nn.Module, ABC):
 
     def _origin(self, obs: Tensor, actions: Tensor) -> Tensor | float:
         origin = action_origin(obs, self.shape.relative_to)
-        if isinstance(origin, float):
+        if not isinstance(origin, Tensor):
             return origin
         return origin.view(len(obs), *(1 for _ in actions.shape[2:]), -1).to(actions)
 

@@ -1,0 +1,229 @@
+"""Recovery: every policy meets the same perturbations, each at several strengths.
+
+``python -m ebt_policy.eval perturb=all checkpoint=...`` leaves in its output folder
+
+    recovery.jsonl   one line a training run and condition, as soon as it was played
+    recovery.json    {"entries": [...], "paired": [...], ...}: means with intervals
+    recovery.md      the same, to read
+    recovery.svg     success over strength, a panel a perturbation
+
+A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
+Conditions that ``recovery.jsonl`` has are not played again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.evaluation.contestants import Contestant
+from ebt_policy.evaluation.stats import mean_ci, paired_difference
+from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
+from ebt_policy.evaluation.summary import METRICS, format_interval, markdown, write_atomic
+from ebt_policy.options import ConfigError
+from ebt_policy.tasks import Task
+from envs.perturb import Kind, Perturbation, kinds
+from envs.rollout import RolloutPool
+from envs.spec import EnvSpec
+
+Condition = Perturbation | None
+Played = dict[str, np.ndarray]  # metric -> (training runs, episodes)
+OVERALL = "all"  # the mean over all conditions with a perturbation
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What is played in each condition: one episode a seed, the first few of them filmed."""
+
+    seeds: range
+    videos: int
+    workers: int
+
+
+def parse_perturbations(given: str | Sequence[str], known: Mapping[str, Kind]) -> list[Condition]:
+    """``all``, kinds, or kinds with strengths (``kick=50``) -> conditions, the undisturbed first.
+
+    Raises:
+        ConfigError: an unknown kind, or a strength that is not one.
+    """
+    words = [given] if isinstance(given, str) else [str(word) for word in given]
+    conditions: list[Condition] = [None]
+    for word in list(known) if words == ["all"] else words:
+        kind, equals, strength = word.partition("=")
+        if kind not in known:
+            raise ConfigError(
+                f"perturb={word} is unknown; there are {', '.join(known) or 'none'}, or all."
+            )
+        try:
+            strengths = [float(strength)] if equals else known[kind].strengths
+            conditions += [Perturbation(kind, value) for value in strengths]
+        except ValueError as error:
+            raise ConfigError(
+                f"perturb={word} needs a strength that is a number: {error}"
+            ) from None
+    return list(dict.fromkeys(conditions))
+
+
+def known_perturbations(spec: EnvSpec) -> dict[str, Kind]:
+    """What the environment of `spec` can be perturbed by."""
+    env = spec.make()
+    try:
+        return kinds(env)
+    finally:
+        env.close()
+
+
+def play_conditions(
+    contestants: Sequence[Contestant],
+    conditions: Sequence[Condition],
+    episodes: Episodes,
+    output: Path,
+    on_condition: Callable[[str, Condition], None],
+) -> dict[str, dict[Condition, Played]]:
+    """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played."""
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "recovery.jsonl"
+    done = _read(log, episodes.seeds)
+    spec = Task.of(contestants[0].policy.config).env_spec()
+    for condition in conditions:
+        todo = [
+            (one, run, policy)
+            for one in contestants
+            for run, policy in zip(one.runs, one.policies, strict=True)
+            if _key(one.name, run.name, condition) not in done
+        ]
+        if todo:
+            pool_spec = replace(spec, perturbation=condition)
+            with RolloutPool(pool_spec, min(episodes.workers, len(episodes.seeds))) as pool:
+                for one, run, policy in todo:
+                    folder = re.sub(r"[^\w.-]+", "_", f"{one.name} {condition or 'undisturbed'}")
+                    first = run == one.runs[0]
+                    results = pool.rollout(
+                        policy,
+                        episodes.seeds,
+                        videos=episodes.videos if first else 0,
+                        video_dir=output / "videos" / folder,
+                    )
+                    line = {
+                        "key": _key(one.name, run.name, condition),
+                        "seeds": [episodes.seeds.start, episodes.seeds.stop],
+                        **{m: [float(getattr(r, m)) for r in results] for m in METRICS},
+                    }
+                    with log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                    done[line["key"]] = line
+                    on_condition(one.name, condition)
+    return {
+        one.name: {
+            condition: {
+                m: np.array([done[_key(one.name, run.name, condition)][m] for run in one.runs])
+                for m in METRICS
+            }
+            for condition in conditions
+        }
+        for one in contestants
+    }
+
+
+def _key(name: str, run: str, condition: Condition) -> str:
+    return f"{name} | {run} | {condition or 'undisturbed'}"
+
+
+def _read(log: Path, seeds: range) -> dict[str, dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for text in log.read_text("utf-8").splitlines() if log.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            continue
+    return {line["key"]: line for line in lines if line["seeds"] == [seeds.start, seeds.stop]}
+
+
+def summarise(
+    played: Mapping[str, Mapping[Condition, Played]], known: Mapping[str, Kind], command: str
+) -> dict[str, Any]:
+    """Means with intervals for every policy and condition, and overall; pairs with the first.
+
+    ``paired`` holds first minus other, over equal seeds: the first policy is the one asked about.
+    """
+    entries, paired = [], []
+    first = next(iter(played))
+    for name, by_condition in played.items():
+        cells = dict(_cells(by_condition))
+        for (kind, strength), values in cells.items():
+            where = {
+                "kind": kind,
+                "strength": strength,
+                "unit": known[kind].unit if kind in known else None,
+            }
+            entries.append({"name": name, **where, **{m: mean_ci(values[m]) for m in METRICS}})
+            if name != first:
+                reference = dict(_cells(played[first]))[kind, strength]
+                paired += [
+                    {
+                        "a": first, "b": name, **where, "metric": m,
+                        **paired_difference(reference[m], values[m]),
+                    }
+                    for m in METRICS
+                ]  # fmt: skip
+    some = next(iter(played[first].values()))["score"]
+    return {
+        "command": command,
+        "runs": int(some.shape[0]),
+        "episodes": int(some.shape[1]),
+        "entries": entries,
+        "paired": paired,
+    }
+
+
+def _cells(by_condition: Mapping[Condition, Played]) -> list[tuple[tuple[str, float], Played]]:
+    """Conditions as (kind, strength), and the mean over all that disturb."""
+    cells = [
+        ((c.kind, c.strength) if c else ("undisturbed", 0.0), values)
+        for c, values in by_condition.items()
+    ]
+    disturbed = [values for c, values in by_condition.items() if c is not None]
+    if disturbed:
+        mean = {m: np.mean([values[m] for values in disturbed], axis=0) for m in METRICS}
+        cells.append(((OVERALL, 0.0), mean))
+    return cells
+
+
+def table(result: Mapping[str, Any], metric: str = "success") -> str:
+    """Markdown: a row a condition, a column a policy, mean and interval of a metric."""
+    names = list(dict.fromkeys(entry["name"] for entry in result["entries"]))
+    cells: dict[tuple[str, float], dict[str, str]] = {}
+    units: dict[tuple[str, float], str | None] = {}
+    for entry in result["entries"]:
+        where = (entry["kind"], entry["strength"])
+        units[where] = entry["unit"]
+        value = entry[metric]
+        cells.setdefault(where, {})[entry["name"]] = format_interval(value["mean"], value["ci95"])
+    rows = [
+        (
+            f"{kind.replace('_', ' ')} {strength:g} {units[kind, strength]}"
+            if units[kind, strength]
+            else {OVERALL: "mean of all disturbed"}.get(kind, kind),
+            *(row[name] for name in names),
+        )
+        for (kind, strength), row in cells.items()
+    ]
+    return markdown((metric, *names), rows, left=1)
+
+
+def write_recovery(output: Path, result: Mapping[str, Any]) -> None:
+    """Write ``recovery.json``, ``recovery.md`` and ``recovery.svg``."""
+    note = (
+        f"Mean and 95 % interval over {result['episodes']} episodes and {result['runs']} training "
+        "run(s); scores count from the perturbation on.\n"
+    )
+    text = "\n".join([table(result, "success"), table(result, "score"), note])
+    write_atomic(output / "recovery.md", text)
+    save_figure(recovery_curves(result), output / "recovery.svg")
+    write_atomic(output / "recovery.json", json.dumps(result, indent=2) + "\n")
