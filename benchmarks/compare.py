@@ -1,9 +1,10 @@
-"""The README's table: ``python -m benchmarks.compare [minutes=15] [parallel=2] [episodes=100]``.
+"""The README's table: ``python -m benchmarks.compare [minutes=10] [seeds=3] [parallel=2]``.
 
-Trains every policy on Push-T for the same wall-clock minutes, ``parallel`` at a time on an equal
-share of the cores, plays the same episodes with each, and writes ``docs/results/push_t.json`` and
-``docs/results/push_t.md``. Runs go to ``runs/compare`` and are gone on with there, so the command
-may be repeated after a kill; a run of other settings is refused.
+Trains every policy on Push-T with several training seeds, each for the same wall-clock minutes,
+``parallel`` at a time on an equal share of the cores, plays the same ``episodes=100`` with each,
+and writes ``docs/results/push_t.json`` and ``docs/results/push_t.md``. Runs go to ``runs/compare``
+and are gone on with there, so the command may be repeated after a kill; a run of other settings is
+refused. On two cores it takes two hours.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ RUNS = {
     "ebt": [],
     "diffusion": ["model=diffusion"],
     "flow_matching": ["model=flow_matching"],
-    "diffusion-unet": ["model=diffusion", "model.network=unet"],
-    "ebt-s1": ["objective=s1"],
     "bc": ["model=bc"],
 }
 ENTRIES = [
-    "ebt@steps=2", "ebt@steps=4", "ebt@steps=8", "ebt@steps=4,candidates=8,select=drop",
+    "ebt@steps=2,candidates=16", "ebt@steps=4,candidates=16",
+    "ebt@steps=2,candidates=1", "ebt@steps=4,candidates=1",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
     "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
-    "diffusion@scheduler=ddim,steps=2", "diffusion-unet@scheduler=ddim,steps=10", "ebt-s1@steps=2",
+    "diffusion@scheduler=ddim,steps=4", "diffusion@scheduler=ddim,steps=2",
     "bc",
 ]  # fmt: skip
 
 
-def train(name: str, folder: Path, minutes: float, threads: int) -> None:
+def train(model: str, seed: int, folder: Path, minutes: float, threads: int) -> None:
     """Train one policy in a process of its own, or go on with it."""
+    name = f"{model}-seed{seed}"
     command = [
         sys.executable, "-m", "ebt_policy.train", "task=push_t", f"train.minutes={minutes}",
         f"run_dir={folder / name}", "resume=true", "train.rollout_every=0",
-        "evaluation.episodes=0", *RUNS[name],
+        "evaluation.episodes=0", f"seed={seed}", *RUNS[model],
     ]  # fmt: skip
     with (folder / f"{name}.log").open("a") as log:
         done = subprocess.run(
@@ -53,22 +54,30 @@ def train(name: str, folder: Path, minutes: float, threads: int) -> None:
     print(f"trained {name}", flush=True)
 
 
+def entry_of_runs(entry: str) -> str:
+    """``ebt@steps=2`` -> ``ebt-seed*@steps=2``, all training runs of a policy as one entry."""
+    model, at, changes = entry.partition("@")
+    return f"{model}-seed*{at}{changes}"
+
+
 def main() -> None:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    minutes, parallel = float(given.pop("minutes", 15)), int(given.pop("parallel", 2))
+    minutes, parallel = float(given.pop("minutes", 10)), int(given.pop("parallel", 2))
+    seeds = range(int(given.pop("seeds", 3)))
     episodes, folder = int(given.pop("episodes", 100)), Path(given.pop("folder", "runs/compare"))
     if given:
         sys.exit(
             f"error: unknown settings {sorted(given)}; "
-            "there are minutes, parallel, episodes and folder."
+            "there are minutes, seeds, parallel, episodes and folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // parallel, 1)
     with ThreadPoolExecutor(parallel) as executor:
-        list(executor.map(lambda name: train(name, folder, minutes, threads), RUNS))
+        jobs = [(model, seed) for seed in seeds for model in RUNS]
+        list(executor.map(lambda job: train(job[0], job[1], folder, minutes, threads), jobs))
     output = folder / "evaluation"
     evaluate(
-        [str(folder / entry) for entry in ENTRIES],
+        [str(folder / entry_of_runs(entry)) for entry in ENTRIES],
         Protocol(episodes=episodes, seed=EVALUATION_SEED, videos=1, workers=8),
         output=output,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),

@@ -35,15 +35,15 @@ def trained(demonstrations, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
     code, error = run_main(
-        f"checkpoint={trained}", f"checkpoint={trained}@steps=2,candidates=3", *SHORT
+        f"checkpoint={trained}", f"checkpoint={trained}@steps=3,candidates=3", *SHORT
     )
     assert (code, error) == (0, "")
-    results = Path("results") / "trained-vs-trained-steps2-candidates3"
+    results = Path("results") / "trained-vs-trained-steps3-candidates3"
     summary = json.loads((results / "summary.json").read_text())
     one, two = summary["entries"]
-    assert (one["name"], two["name"]) == ("trained", "trained (steps 2, candidates 3)")
-    assert (one["steps"], two["steps"]) == (4, 2) and one["params"] == two["params"]
-    assert [one["steps_used"]["mean"], two["steps_used"]["mean"]] == [4, 2]
+    assert (one["name"], two["name"]) == ("trained", "trained (steps 3, candidates 3)")
+    assert (one["steps"], two["steps"]) == (2, 3) and one["params"] == two["params"]
+    assert [one["steps_used"]["mean"], two["steps_used"]["mean"]] == [2, 3]
     assert [p["metric"] for p in summary["paired"]] == ["score", "success"]
     for pair in summary["paired"]:
         assert (pair["a"], pair["b"]) == (one["name"], two["name"])
@@ -52,7 +52,7 @@ def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
         low, high = pair["ci95"]
         assert low <= pair["diff"] <= high
     table = (results / "table.md").read_text()
-    assert "trained (steps 2, candidates 3)" in table and "Paired differences" in table
+    assert "trained (steps 3, candidates 3)" in table and "Paired differences" in table
     assert (results / "report.html").stat().st_size > 10_000
     episodes = [json.loads(x) for x in (results / "episodes.jsonl").read_text().splitlines()]
     assert [x["seed"] for x in episodes] == 2 * [100_000, 100_001, 100_002]

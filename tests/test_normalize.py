@@ -106,3 +106,41 @@ def test_wrong_use():
         Normalizer.fit({"obs": torch.zeros(0, 2)})
     with pytest.raises(ValueError, match=r'"obs": "min" must be .* finite'):
         Normalizer.fit({"obs": torch.tensor([[0.0], [torch.nan]])})
+
+
+def test_standardized_keys_have_zero_mean_and_unit_spread():
+    data = torch.randn(500, 2) * torch.tensor([3.0, 40.0]) + torch.tensor([5.0, -7.0])
+    data = torch.cat([data, torch.full((500, 1), 2.5)], dim=1)  # the last channel is constant
+    normalizer = Normalizer.fit({"a": data, "b": data}, standardized=("a",))
+    y = normalizer.normalize("a", data)
+    torch.testing.assert_close(y[:, :2].mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y[:, :2].std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
+    assert (y[:, 2] == 0).all()
+    torch.testing.assert_close(normalizer.unnormalize("a", y), data, atol=1e-3, rtol=1e-5)
+    assert normalizer.normalize("b", data)[:, :2].abs().max() <= 1 + 1e-5
+    again = Normalizer.from_json(json.loads(json.dumps(normalizer.to_json())))
+    assert torch.equal(again.normalize("a", data), y)
+
+
+@pytest.mark.parametrize("standardized", [(), ("a",)])
+def test_clamp_and_box_are_the_limits_of_the_data(standardized):
+    data = torch.randn(50, 3)
+    normalizer = Normalizer.fit({"a": data}, standardized)
+    low, high = normalizer.box("a")
+    y = normalizer.normalize("a", data)
+    torch.testing.assert_close(low, y.amin(0))
+    torch.testing.assert_close(high, y.amax(0))
+    wild = normalizer.clamp("a", 100 * torch.randn(40, 7, 3))
+    assert (wild >= low).all() and (wild <= high).all()
+    torch.testing.assert_close(normalizer.clamp("a", y), y, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="no limits"):
+        normalizer.box("b")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"std": [1.0]}, {"mean": [0.0], "std": [-1.0]}, {"mean": [0.0, 1.0], "std": [1.0, 1.0]}],
+)
+def test_malformed_spread(bad):
+    with pytest.raises(ValueError, match='"a"'):
+        Normalizer({"a": {"min": [0.0], "max": [1.0], **bad}})

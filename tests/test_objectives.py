@@ -326,3 +326,30 @@ def test_compiled_equals_eager(name):
 def test_bad_options_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         OBJECTIVES[name](**options)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 2.5])
+def test_flow_verifies_by_the_likelihood(level, spread):
+    # Targets N(mean, spread^2): the energy that flow matching learns of them is known.
+    mean = torch.tensor([0.7, -1.2, 0.1], dtype=torch.float64)
+
+    def energy(x, told):
+        g = told.unsqueeze(-1)
+        variance = g**2 * spread**2 + (1 - g) ** 2
+        curvature = (g * spread**2 - (1 - g)) / variance
+        off = x - g * mean
+        return -(x @ mean) - (curvature * off.square() / 2).sum(-1)
+
+    candidates = torch.randn(2, 50, 3, dtype=torch.float64) * 2
+    found = Flow().verify(energy, candidates, level)
+    variance = level**2 * spread**2 + (1 - level) ** 2
+    expected = (level * (candidates - mean)).square().sum(-1) / (2 * variance)
+    torch.testing.assert_close(found - found[0, 0], expected - expected[0, 0])
+
+
+def test_landscapes_without_a_level_verify_by_their_energy():
+    x = torch.randn(2, 3, 4)
+    for make in ("flow without level", "equilibrium", "s1", "s2", "contrastive"):
+        energy = quadratic(2.0)
+        assert torch.equal(MADE[make]().verify(energy, x, 0.5), energy(x))

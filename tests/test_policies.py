@@ -252,3 +252,47 @@ def test_what_cannot_be_built_is_named():
         with pytest.raises(ValueError, match=message) as caught:
             build_policy({**config, **change}, NORMALIZER)
         assert "\n" not in str(caught.value)
+
+
+def relative(kind: str) -> Policy:
+    """A policy whose actions are measured from the last two entries of the observation."""
+    torch.manual_seed(0)
+    config = compose_config(*TINY, *KINDS[kind])
+    limits = {"obs": torch.tensor([[0.0] * 20, [512.0] * 20]), "action": torch.randn(99, 2) * 60}
+    normalizer = Normalizer.fit(limits, standardized=("action",))
+    return build_policy({**config, "shape": {**SHAPE, "relative_to": [18, 19]}}, normalizer).eval()
+
+
+def test_relative_actions_are_measured_from_the_newest_observation(kind):
+    policy, obs = relative(kind), observe(3)
+    actions = torch.rand(3, 16, 2) * 512
+    batch = policy.normalize({"obs": obs["obs"], "action": actions})
+    torch.testing.assert_close(
+        policy.env_actions(obs["obs"], batch["action"]), actions, atol=1e-3, rtol=1e-5
+    )
+    moved = {"obs": obs["obs"].clone(), "action": actions + 30}
+    moved["obs"][:, -1, 18:] += 30  # robot and actions together: nothing changes
+    torch.testing.assert_close(
+        policy.normalize(moved)["action"], batch["action"], atol=1e-4, rtol=1e-4
+    )
+    chunk = policy.predict_chunk(obs, generator=generators(0, 1, 2))
+    low, high = policy.normalizer.box("action")
+    in_units = policy.normalize({"obs": obs["obs"], "action": chunk.actions})["action"]
+    assert (in_units >= low - 1e-3).all() and (in_units <= high + 1e-3).all()
+    if kind != "bc":
+        prefix = torch.rand(3, 2, 2) * 512
+        held = policy.predict_chunk(obs, prefix=prefix, generator=generators(0, 1, 2))
+        torch.testing.assert_close(held.actions[:, :2], prefix)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("kind", ["flow", "equilibrium", "flow_matching", "diffusion ddim", "bc"])
+def test_compiled_prediction_equals_eager(kind):
+    policy, obs = relative(kind).requires_grad_(False), observe(1)
+    expected = policy.predict_chunk(obs, generator=generators(0))
+    policy.compile_prediction()
+    found = policy.predict_chunk(obs, generator=generators(0))
+    torch.testing.assert_close(found.actions, expected.actions, atol=1e-2, rtol=1e-4)
+    held = policy.predict_chunk(obs, prefix=found.actions[:, :1], generator=generators(0))
+    assert held.actions.isfinite().all()

@@ -13,6 +13,7 @@ from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, writ
 from ebt_policy.data.fetch import DownloadError, cache_dir
 from ebt_policy.data.push_t import (
     KEYPOINTS,
+    aligned,
     content_digest,
     keypoints,
     load_push_t,
@@ -91,6 +92,24 @@ def test_mirror_images():
     twice = mirrored(mirrored(make()))
     for key in ("state", "action"):
         np.testing.assert_allclose(twice.arrays[key], make().arrays[key], atol=1e-3)
+
+
+def test_aligned_demonstrations_end_on_the_goal_and_are_moved_as_a_whole():
+    episodes = make()
+    moved = aligned(episodes)
+    np.testing.assert_allclose(moved.arrays["obs"], observation(moved.arrays["state"]), atol=1e-3)
+    assert moved.arrays["action"].min() >= 0 and moved.arrays["action"].max() <= 512
+    starts = [0, *episodes.ends[:-1]]
+    for begin, end in zip(starts, episodes.ends, strict=True):
+        before, after = (e.arrays["state"][begin:end] for e in (episodes, moved))
+        np.testing.assert_allclose(after[-1, 2:], [256, 256, np.pi / 4], atol=1e-3)
+        turned = after[:, 4] - before[:, 4]
+        np.testing.assert_allclose(turned, turned[0], atol=1e-4)
+        for part in (slice(0, 2), slice(2, 4)):  # distances to where the block ends stay
+            far = [np.linalg.norm(s[:, part] - s[-1, 2:4], axis=1) for s in (before, after)]
+            np.testing.assert_allclose(*far, atol=1e-2)
+    again = aligned(moved)
+    np.testing.assert_allclose(again.arrays["state"], moved.arrays["state"], atol=1e-2)
 
 
 @pytest.mark.parametrize("state", [np.zeros(4), np.zeros((3, 6)), np.float64(1)])

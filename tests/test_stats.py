@@ -140,3 +140,27 @@ def test_whole_counts_of_any_type_are_accepted() -> None:
 def test_pairs_that_do_not_match_are_refused(a, b, seeds_a, seeds_b, message) -> None:
     with pytest.raises(ValueError, match=message):
         paired_difference(a, b, seeds_a, seeds_b)
+
+
+def test_several_runs_widen_the_interval_by_their_spread() -> None:
+    rng = np.random.default_rng(0)
+    episodes = rng.normal(size=100)
+    alike = np.stack([episodes] * 3)
+    assert mean_ci(alike)["ci95"] == pytest.approx(mean_ci(episodes)["ci95"], abs=0.02)
+    apart = alike + np.array([[-1.0], [0.0], [1.0]])
+    lo, hi = mean_ci(apart)["ci95"]
+    assert mean_ci(apart)["mean"] == pytest.approx(episodes.mean())
+    assert hi - lo > 1.5 > np.ptp(mean_ci(alike)["ci95"])
+
+
+def test_pairs_of_several_runs_share_the_luck_of_the_episodes() -> None:
+    rng = np.random.default_rng(0)
+    luck = 10 * rng.normal(size=80)
+    a, b = (luck + rng.normal(size=(runs, 80)) * 0.1 for runs in (3, 2))
+    result = paired_difference(a + 0.5, b, list(range(80)), list(range(80)))
+    lo, hi = result["ci95"]
+    assert 0.4 < lo < 0.5 < hi < 0.6
+    back = rng.permutation(80)
+    again = paired_difference(a + 0.5, b[:, back], list(range(80)), back.tolist())
+    assert again["diff"] == pytest.approx(result["diff"])
+    assert again["ci95"] == pytest.approx(result["ci95"])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.data.windows import Windows, split_episodes
+from ebt_policy.data.windows import Windows, action_origin, fit_normalizer, split_episodes
 
 
 def make(lengths):
@@ -131,3 +131,23 @@ def test_split(n, share, seed):
 def test_bad_split(n, held_out):
     with pytest.raises(ValueError, match="none to train on"):
         split_episodes(n, held_out, 0)
+
+
+def test_relative_actions_do_not_depend_on_where_the_robot_is():
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=(40, 2)), axis=0)
+
+    def fitted(offset):
+        obs = np.concatenate([rng.normal(size=(40, 1)) * 0, walk + offset], axis=1)
+        windows = Windows(
+            {"obs": obs, "action": walk + offset + 1}, [40],
+            horizon=6, n_obs_steps=2, n_action_steps=3,
+        )  # fmt: skip
+        return fit_normalizer(windows, [1, 2]).to_json()["action"]
+
+    near, far = fitted(0), fitted(300.0)
+    for key in ("min", "max", "mean", "std"):
+        np.testing.assert_allclose(near[key], far[key], atol=1e-3)
+    assert action_origin(torch.zeros(3, 2, 5), None) == 0.0
+    obs = torch.arange(12.0).view(1, 3, 4)
+    assert torch.equal(action_origin(obs, [3, 1]), torch.tensor([[[11.0, 9.0]]]))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ebt_policy.evaluation.figures import blank, figure_to_svg, styled
+from ebt_policy.evaluation.figures import STYLE, blank, styled
 from ebt_policy.evaluation.summary import write_atomic
 
 # Told apart in print and by colour-blind readers (Okabe & Ito 2008).
@@ -17,8 +19,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as SVG, whole or not at all."""
-    write_atomic(path, figure_to_svg(figure))
+    """Write a figure as an SVG file, whole or not at all."""
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    write_atomic(path, text.getvalue())
 
 
 @styled

@@ -5,6 +5,7 @@ Shapes: B batch, M candidates, T horizon, A action dimension, To observations, D
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.energy import descend
+from ebt_policy.energy import Descent, descend
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective, corrupt
 from ebt_policy.energy.transformer import Size
@@ -35,7 +36,7 @@ class EnergyInference:
     """
 
     steps: int = 2
-    candidates: int = 8
+    candidates: int = 16
     level: float = 0.5
     select: Literal["energy", "drop"] = "energy"
     stop_grad_norm: float | None = None
@@ -86,6 +87,7 @@ class EnergyPolicy(Policy):
             level=objective.level_conditioned,
         )
         self.inference = options(EnergyInference, inference, "model.inference")
+        self._compiled: Callable[..., Descent] | None = None
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         replay = self.objective.replay
@@ -151,12 +153,30 @@ class EnergyPolicy(Policy):
         prefix: Tensor | None = None,
         deadline_s: float | None = None,
         generator: Generators = None,
-    ):
-        """The descent behind `predict_chunk`, all in normalised units, one unit a candidate."""
+    ) -> Descent:
+        """The descent behind `predict_chunk`, in the network's units, one unit a candidate."""
+        like = obs.new_empty(
+            len(obs), self.inference.candidates, self.shape.horizon, self.shape.action_dim
+        )
+        init = draw_normal(like, generator)
+        plain = prefix is None and deadline_s is None
+        search = self._compiled if plain and self._compiled is not None else self._search
+        return search(obs, init, prefix, deadline_s, generator)
+
+    def compile_prediction(self) -> None:
+        # As one piece, all steps and the verification; what rarely happens stays as it is.
+        self._compiled = torch.compile(self._search)
+
+    def _search(
+        self,
+        obs: Tensor,
+        init: Tensor,
+        prefix: Tensor | None,
+        deadline_s: float | None,
+        generator: Generators,
+    ) -> Descent:
         how = self.inference
         context = self.net.encode(obs)
-        like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
-        init = draw_normal(like, generator)
         chosen = self.objective.descent_options(how.steps)
         levels = chosen.get("levels")
         if levels is not None:

@@ -1,0 +1,145 @@
+"""Perturbations: as strong as they say, decided by the seed alone, never an impossible scene."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.perturb import EVENT_STEPS, Perturbation, Perturbed, kinds
+from envs.push_t import MARGIN, RADIUS, SIZE, PushTEnv
+from envs.spec import EnvSpec
+
+PUSH_T = "envs:ebt_policy/PushT-v0"
+CENTRE = np.array([256.0, 256.0])
+
+
+def make(kind: str, strength: float) -> gymnasium.Env:
+    return EnvSpec(PUSH_T, 300, perturbation=Perturbation(kind, strength)).make()
+
+
+def play(env: gymnasium.Env, seed: int, steps: int = EVENT_STEPS[1] + 2):
+    """Observations, states and steps of events under a still agent."""
+    obs, info = env.reset(seed=seed)
+    observations, states, events = [obs], [info["state"]], [-1] if info.get("perturbed") else []
+    for step in range(steps):
+        obs, _, _, _, info = env.step(states[0][:2])
+        observations.append(obs)
+        states.append(info["state"])
+        events += [step] if info.get("perturbed") else []
+    return np.array(observations), np.array(states), events
+
+
+def heavy(env: PushTEnv, state: np.ndarray) -> np.ndarray:
+    """The block's centre of mass."""
+    return state[2:4] + np.array(env.block.center_of_gravity.rotated(float(state[4])))
+
+
+@pytest.mark.parametrize("kind", [k for k in PushTEnv.perturbations])
+def test_without_strength_nothing_happens(kind):
+    plain, _, _ = play(EnvSpec(PUSH_T, 300).make(), 7)
+    perturbed, _, events = play(make(kind, 0), 7)
+    np.testing.assert_array_equal(perturbed, plain)
+    assert len(events) == (kind not in ("action_noise", "delay"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("strength", [30.0, 90.0])
+@pytest.mark.parametrize("kind", ["agent", "kick", "turn"])
+def test_the_scene_is_disturbed_as_told(kind, strength, seed):
+    _, states, events = play(make(kind, strength), seed)
+    (event,) = events
+    assert EVENT_STEPS[0] <= event <= EVENT_STEPS[1]
+    env = PushTEnv()
+    env.reset(options={"state": states[event]})
+    env.perturb(kind, strength, np.random.default_rng(seed))
+    before, after = states[event], env._state()
+    if kind == "agent":
+        assert np.linalg.norm(after[:2] - before[:2]) == pytest.approx(strength)
+        np.testing.assert_allclose(after[2:], before[2:], atol=1e-9)
+    elif kind == "kick":
+        assert np.linalg.norm(after[2:4] - before[2:4]) == pytest.approx(strength)
+    else:
+        turned = (after[4] - before[4] + np.pi) % (2 * np.pi) - np.pi
+        assert abs(turned) == pytest.approx(np.deg2rad(strength))
+        np.testing.assert_allclose(heavy(env, after), heavy(env, before), atol=1e-6)
+    assert not env._overlap(after)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["agent", "kick", "turn", "start"]),
+    strength=st.floats(0, 400),
+    seed=st.integers(0, 2**31),
+)
+def test_no_scene_is_impossible(kind, strength, seed):
+    env = PushTEnv()
+    env.reset(seed=seed)
+    before = env._state()
+    obs, info = env.perturb(kind, strength, np.random.default_rng(seed))
+    after = info["state"]
+    np.testing.assert_array_equal(obs, env.get_obs())
+    if (after[:2] != before[:2]).any():
+        assert after[:2].min() >= RADIUS and after[:2].max() <= SIZE - RADIUS
+    if kind in ("kick", "start") and (after[2:4] != before[2:4]).any():
+        assert after[2:4].min() >= MARGIN and after[2:4].max() <= SIZE - MARGIN
+
+
+def test_a_shifted_start_is_farther_from_the_centre():
+    for seed in range(8):
+        _, (plain, *_), _ = play(EnvSpec(PUSH_T, 300).make(), seed, steps=1)
+        _, (shifted, *_), events = play(make("start", 60), seed, steps=1)
+        assert events == [-1]
+        near, far = (np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted))
+        assert far > near
+        assert (shifted[2:4] >= MARGIN).all() and (shifted[2:4] <= SIZE - MARGIN).all()
+
+
+def test_it_depends_on_the_seed_alone():
+    env = make("kick", 50)
+    first, again, other = play(env, 3), play(env, 3), play(env, 4)
+    np.testing.assert_array_equal(first[1], again[1])
+    assert first[2] == again[2]
+    assert not np.array_equal(first[1], other[1])
+    assert play(make("kick", 100), 3)[2] == first[2]  # the event does not depend on the strength
+
+
+def test_delay_and_freeze_hold_observations_back():
+    truth, _, _ = play(EnvSpec(PUSH_T, 300).make(), 5)
+    late, _, _ = play(make("delay", 3), 5)
+    np.testing.assert_array_equal(late[3:], truth[:-3])
+    np.testing.assert_array_equal(late[:3], truth[:1].repeat(3, axis=0))
+    frozen, _, (event,) = play(make("freeze", 4), 5)
+    for step in range(len(truth)):
+        shown = event if event < step <= event + 4 else step
+        np.testing.assert_array_equal(frozen[step], truth[shown])
+
+
+def test_action_noise_stays_in_the_action_space_and_repeats():
+    env = make("action_noise", 20)
+    truth, noisy = play(EnvSpec(PUSH_T, 300).make(), 5), play(env, 5)
+    assert not np.array_equal(truth[1], noisy[1]) and noisy[2] == []
+    np.testing.assert_array_equal(noisy[1], play(env, 5)[1])
+    assert np.isfinite(play(make("action_noise", 1e4), 5)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength"), [("kick", -1), ("kick", float("nan")), ("delay", 1.5), ("freeze", 0.2)]
+)
+def test_bad_strengths_are_refused(kind, strength):
+    with pytest.raises(ValueError, match=f"the strength of {kind}"):
+        Perturbation(kind, strength)
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="no perturbation 'wind'; it has agent, kick"):
+        make("wind", 1)
+    with pytest.raises(ValueError, match="it has none"):
+        Perturbed(gymnasium.make("CartPole-v1"), Perturbation("kick", 1))
+    assert kinds(gymnasium.make("CartPole-v1")) == {}
+    env = PushTEnv()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="cannot be perturbed by 'delay'"):
+        env.perturb("delay", 1, np.random.default_rng(0))

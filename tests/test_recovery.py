@@ -1,0 +1,160 @@
+"""The recovery suite: conditions from words, resume, and what is reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ebt_policy import recovery
+from ebt_policy.eval import Protocol, evaluate, evaluate_recovery
+from ebt_policy.options import ConfigError
+from ebt_policy.recovery import parse_perturbations, summarise, table
+from ebt_policy.train import train
+from envs.perturb import Kind, Perturbation
+from envs.push_t import PushTEnv
+
+KNOWN = {"kick": Kind("px", (10.0, 20.0)), "delay": Kind("steps", (1.0,))}
+PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, demonstrations) -> Path:
+    """A folder with two training runs of one policy, and one of another."""
+    from conftest import TINY, compose_config
+
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in {"ebt-seed0": (), "bc": ("model=bc",)}.items():
+        config = compose_config(*TINY, "train.steps=3", *overrides)
+        config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
+        train(config)
+    shutil.copytree(folder / "ebt-seed0", folder / "ebt-seed1")
+    for file in (folder / "ebt-seed1").rglob("checkpoints/*/config.yaml"):
+        stored = OmegaConf.load(file)
+        stored.seed = 1
+        OmegaConf.save(stored, file)
+    return folder
+
+
+def play(runs: Path, output: Path, perturb="kick=40", protocol=PROTOCOL):
+    return evaluate_recovery(
+        [f"{runs}/ebt-seed*@candidates=2", f"{runs}/bc"],
+        protocol,
+        perturb,
+        output=output,
+        device=torch.device("cpu"),
+        command="test",
+    )
+
+
+def test_words_become_conditions():
+    kick = [Perturbation("kick", 10.0), Perturbation("kick", 20.0)]
+    assert parse_perturbations("kick", KNOWN) == [None, *kick]
+    assert parse_perturbations("all", KNOWN) == [None, *kick, Perturbation("delay", 1)]
+    assert parse_perturbations(["kick=35", "kick=35", "delay"], KNOWN) == [
+        None,
+        Perturbation("kick", 35.0),
+        Perturbation("delay", 1.0),
+    ]
+    assert len(parse_perturbations("all", PushTEnv.perturbations)) == 1 + 3 * 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("wind", "perturb=wind is unknown; there are kick, delay, or all."),
+        ("kick=hard", "perturb=kick=hard"),
+        ("kick=-3", "must not be negative"),
+        ("delay=0.5", "a number of steps"),
+    ],
+)
+def test_bad_words_are_named(words, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_perturbations(words, KNOWN)
+
+
+def test_a_suite_is_played_and_gone_on_with(runs, tmp_path, monkeypatch):
+    result = play(runs, tmp_path)
+    assert {e["name"] for e in result["entries"]} == {"ebt (candidates 2)", "bc"}
+    assert {(e["kind"], e["strength"]) for e in result["entries"]} == {
+        ("undisturbed", 0.0),
+        ("kick", 40.0),
+        ("all", 0.0),
+    }
+    assert all(p["a"] == "ebt (candidates 2)" and p["b"] == "bc" for p in result["paired"])
+    assert json.loads((tmp_path / "recovery.json").read_text()) == result
+    assert "kick 40 px" in (tmp_path / "recovery.md").read_text()
+    assert (tmp_path / "recovery.svg").read_text().startswith("<?xml")
+    log = (tmp_path / "recovery.jsonl").read_text()
+    assert len(log.splitlines()) == 2 * 3  # conditions times training runs
+
+    class Untouchable:
+        def __init__(self, *_):
+            raise AssertionError("played again")
+
+    monkeypatch.setattr(recovery, "RolloutPool", Untouchable)
+    assert play(runs, tmp_path) == result
+    with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
+        play(runs, tmp_path, protocol=replace(PROTOCOL, seed=6))
+
+
+def test_a_kill_costs_the_line_being_written(runs, tmp_path):
+    result = play(runs, tmp_path)
+    log = tmp_path / "recovery.jsonl"
+    log.write_text(log.read_text()[:-25])
+    assert play(runs, tmp_path) == result
+
+
+def test_curves_and_pairs_come_from_all_runs():
+    rng = np.random.default_rng(0)
+
+    def played(runs, shift):
+        values = rng.uniform(size=(runs, 20)) / 2 + shift
+        return {"score": values, "success": (values > 0.5).astype(float)}
+
+    kick = Perturbation("kick", 10.0)
+    a = {None: played(3, 0.5), kick: played(3, 0.4)}
+    b = {None: played(1, 0.5), kick: played(1, 0.0)}
+    result = summarise({"a": a, "b": b}, KNOWN, "test")
+    assert (result["runs"], result["episodes"]) == (3, 20)
+    (pair,) = [p for p in result["paired"] if p["kind"] == "kick" and p["metric"] == "score"]
+    assert pair["ci95"][0] > 0
+    overall = [e for e in result["entries"] if e["kind"] == "all" and e["name"] == "a"]
+    alone = [e for e in result["entries"] if e["kind"] == "kick" and e["name"] == "a"]
+    assert overall[0]["score"] == alone[0]["score"]
+    assert "| mean of all disturbed |" in table(result)
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
+    with pytest.raises(ConfigError, match="differ in their seed alone"):
+        evaluate(
+            [f"{runs}/*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
+        )
+    with pytest.raises(ConfigError, match="no folder matches"):
+        evaluate(
+            [f"{runs}/x*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
+        )
+
+
+def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
+    result = evaluate(
+        [f"{runs}/ebt-seed*", f"{runs}/bc"],
+        PROTOCOL,
+        output=tmp_path,
+        device=torch.device("cpu"),
+        command="test",
+    )
+    (ebt, bc) = result["entries"]
+    assert ebt["name"] == "ebt" and ebt["train_seed"] == [0, 1] and bc["train_seed"] == 0
+    assert ebt["episodes"] == bc["episodes"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert sorted((r["train_seed"], r["seed"]) for r in lines if r["entry"] == "ebt") == [
+        (0, 5), (0, 6), (1, 5), (1, 6),
+    ]  # fmt: skip
+    assert "played by 1 or 2 training runs" in (tmp_path / "table.md").read_text()
