@@ -180,11 +180,11 @@ def test_leaves_policy_logs_results_report_and_video(tiny_arguments, tmp_path):
     more = {"name", "episodes", "score", "success", "latency_ms", "steps_used", "command"}
     assert set(entry) == {*POLICY_KEYS, *more, "version"}
     assert entry["task"] == "push_t" and entry["model"] == "ebt" and entry["objective"] == "flow"
-    assert entry["episodes"] == 2 and entry["steps"] == 4 and entry["demos"] == 5
+    assert entry["episodes"] == 2 and entry["steps"] == 2 and entry["demos"] == 5
     assert entry["train_steps"] == 30 and entry["train_seed"] == 0 and entry["device"] == "cpu"
     assert 0 <= entry["score"]["mean"] <= 1 and len(entry["score"]["ci95"]) == 2
     assert 0 < entry["latency_ms"]["p50"] <= entry["latency_ms"]["p99"]
-    assert entry["steps_used"]["mean"] == 4 and entry["train_seconds"] > 0
+    assert entry["steps_used"]["mean"] == 2 and entry["train_seconds"] > 0
     assert entry["command"].startswith("python -m ebt_policy.train ")
 
     assert "score" in (results / "table.md").read_text()
