@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envs.perturb import EVENT_STEPS, Perturbation, Perturbed, kinds
@@ -14,6 +14,7 @@ from envs.spec import EnvSpec
 
 PUSH_T = "envs:ebt_policy/PushT-v0"
 CENTRE = np.array([256.0, 256.0])
+ROUNDING = 1e-6  # px, of the simulator's own positions
 
 
 def make(kind: str, strength: float) -> gymnasium.Env:
@@ -68,7 +69,8 @@ def test_the_scene_is_disturbed_as_told(kind, strength, seed):
     assert not env._overlap(after)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@example(kind="start", strength=82.0, seed=20763)
 @given(
     kind=st.sampled_from(["agent", "kick", "turn", "start"]),
     strength=st.floats(0, 400),
@@ -94,7 +96,7 @@ def test_a_shifted_start_is_farther_from_the_centre():
         assert events == [-1]
         near, far = (np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted))
         assert far > near
-        assert (shifted[2:4] >= MARGIN).all() and (shifted[2:4] <= SIZE - MARGIN).all()
+        assert abs(shifted[2:4] - CENTRE).max() <= SIZE / 2 - MARGIN + ROUNDING
 
 
 def test_it_depends_on_the_seed_alone():
