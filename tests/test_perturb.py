@@ -84,9 +84,9 @@ def test_no_scene_is_impossible(kind, strength, seed):
     after = info["state"]
     np.testing.assert_array_equal(obs, env.get_obs())
     if (after[:2] != before[:2]).any():
-        assert after[:2].min() >= RADIUS and after[:2].max() <= SIZE - RADIUS
+        assert abs(after[:2] - CENTRE).max() <= SIZE / 2 - RADIUS + ROUNDING
     if kind in ("kick", "start") and (after[2:4] != before[2:4]).any():
-        assert after[2:4].min() >= MARGIN and after[2:4].max() <= SIZE - MARGIN
+        assert abs(after[2:4] - CENTRE).max() <= SIZE / 2 - MARGIN + ROUNDING
 
 
 def test_a_shifted_start_is_farther_from_the_centre():
