@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ebt_policy.eval import Protocol, evaluate
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.protocol import Protocol
 from envs.spec import EVALUATION_SEED
 
 RUNS = {

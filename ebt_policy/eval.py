@@ -7,12 +7,10 @@ Plays seeded episodes, compares the policies on the same seeds, and leaves ``epi
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ebt_policy.entry import pick_device, report_errors
 from ebt_policy.evaluation.contestants import Contestant, load_contestants, parse_checkpoint
@@ -34,50 +31,20 @@ from ebt_policy.evaluation.figures import (
     training_curve,
 )
 from ebt_policy.evaluation.landscape import energy_plane
+from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.evaluation.summary import entry_summary, write_results
 from ebt_policy.models import Policy
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.options import ConfigError, options
-from ebt_policy.recovery import (
-    Condition,
-    Episodes,
-    known_perturbations,
-    parse_perturbations,
-    play_conditions,
-    summarise,
-    table,
-    write_recovery,
-)
+from ebt_policy.recovery import evaluate_recovery
 from ebt_policy.tasks import Task
 from envs.rollout import RolloutPool
 from envs.spec import EVALUATION_SEED, EnvSpec
 
 console = Console()
 LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is played: one episode a seed, the first few of them filmed.
-
-    Args:
-        episodes: number of seeds.
-        seed: the first of them.
-        videos: episodes to film.
-        workers: processes that play.
-    """
-
-    episodes: int
-    seed: int
-    videos: int
-    workers: int
-
-    def __post_init__(self) -> None:
-        for name, least in {"episodes": 0, "seed": 0, "videos": 0, "workers": 1}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
 def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
@@ -108,24 +75,21 @@ def evaluate(
     Raises:
         CheckpointError, ConfigError: before anything is played.
     """
-    if protocol.episodes < 1:
-        raise ConfigError("episodes must be at least 1.")
+    seeds = protocol.seeds
     contestants = load_contestants(checkpoints, device)
-    seeds = range(protocol.seed, protocol.seed + protocol.episodes)
-    workers = min(protocol.workers, protocol.episodes)
     entries: list[Any] = []
     pool: RolloutPool | None = None
-    with ExitStack() as stack, _progress() as bar:
+    with ExitStack() as stack, progress_bar() as bar:
         for one in contestants:
             spec = Task.of(one.policy.config).env_spec()
             if pool is None or pool.spec != spec:  # workers take seconds to start
-                pool = stack.enter_context(RolloutPool(spec, workers))
+                pool = stack.enter_context(RolloutPool(spec, protocol.processes))
             task = bar.add_task(one.name, total=protocol.episodes * len(one.policies))
-            folder = output / "videos" / re.sub(r"[^\w.-]+", "_", one.name)
             rows: list[dict[str, Any]] = []
             for policy in one.policies:
                 results = pool.rollout(
-                    policy, seeds, videos=0 if rows else protocol.videos, video_dir=folder,
+                    policy, seeds, videos=0 if rows else protocol.videos,
+                    video_dir=video_folder(output, one.name),
                     on_episode=lambda _, task=task: bar.advance(task),
                 )  # fmt: skip
                 rows += [_row(r) | {"train_seed": policy.config.get("seed")} for r in results]
@@ -137,47 +101,6 @@ def evaluate(
     console.print(Markdown((output / "table.md").read_text()))
     report = _report(contestants, entries, result, output, command)
     console.print(f"report: {report}", markup=False, soft_wrap=True)
-    return result
-
-
-def evaluate_recovery(
-    checkpoints: list[str],
-    protocol: Protocol,
-    perturbations: str | Sequence[str],
-    *,
-    output: Path,
-    device: torch.device,
-    command: str,
-) -> dict[str, Any]:
-    """Play the same perturbations with every policy (see `ebt_policy.recovery`).
-
-    Raises:
-        CheckpointError, ConfigError: before anything is played.
-    """
-    if protocol.episodes < 1:
-        raise ConfigError("episodes must be at least 1.")
-    contestants = load_contestants(checkpoints, device)
-    specs = {str(Task.of(one.policy.config).env_spec()) for one in contestants}
-    if len(specs) > 1:
-        raise ConfigError("perturb= compares policies of one task, with equal horizons.")
-    known = known_perturbations(Task.of(contestants[0].policy.config).env_spec())
-    conditions = parse_perturbations(perturbations, known)
-    seeds = range(protocol.seed, protocol.seed + protocol.episodes)
-    with _progress() as bar:
-        total = len(conditions) * sum(len(one.runs) for one in contestants)
-        task = bar.add_task("conditions", total=total)
-
-        def advance(name: str, condition: Condition) -> None:
-            bar.update(task, advance=1, description=f"{name}, {condition or 'undisturbed'}")
-
-        played = play_conditions(
-            contestants, conditions, Episodes(seeds, protocol.videos, protocol.workers), output,
-            advance,
-        )  # fmt: skip
-    result = summarise(played, known, command)
-    write_recovery(output, result)
-    console.print(Markdown(table(result)))
-    console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
     return result
 
 
@@ -259,15 +182,6 @@ def _row(result: Any) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in ("states", "actions")}
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-
-
 def _default_output(given: list[str]) -> Path:
     """``results/`` and what is evaluated, and how."""
     words = []
@@ -277,13 +191,19 @@ def _default_output(given: list[str]) -> Path:
     return Path("results") / "-vs-".join(dict.fromkeys(words))[:200]
 
 
-def _gather_checkpoints(arguments: list[str]) -> list[str]:
-    """Several ``checkpoint=`` arguments become one list, as hydra knows each name only once."""
-    values = [a.removeprefix("checkpoint=") for a in arguments if a.startswith("checkpoint=")]
-    if not values or any(v.startswith("[") for v in values):
-        return arguments
-    quoted = ",".join("'" + v.replace("'", "\\'") + "'" for v in values)
-    return [f"checkpoint=[{quoted}]", *(a for a in arguments if not a.startswith("checkpoint="))]
+def _gather(arguments: list[str]) -> list[str]:
+    """Repeated ``checkpoint=`` and ``perturb=`` become lists, as hydra knows each name only once.
+
+    Their values are quoted, since they may hold what hydra's grammar has other uses for.
+    """
+    for name in ("checkpoint=", "perturb="):
+        values = [a.removeprefix(name) for a in arguments if a.startswith(name)]
+        if not values or any(v.startswith("[") or v == "null" for v in values):
+            continue
+        quoted = ",".join("'" + v.replace("'", "\\'") + "'" for v in values)
+        rest = [a for a in arguments if not a.startswith(name)]
+        arguments = [f"{name}[{quoted}]", *rest]
+    return arguments
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="eval")
@@ -312,7 +232,7 @@ _original: list[str] = []
 
 def main() -> None:
     _original[:] = sys.argv[1:]
-    sys.argv[1:] = _gather_checkpoints(sys.argv[1:])
+    sys.argv[1:] = _gather(sys.argv[1:])
     _main()
 
 

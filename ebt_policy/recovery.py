@@ -8,21 +8,24 @@
     recovery.svg     success over strength, a panel a perturbation
 
 A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
-Conditions that ``recovery.jsonl`` has are not played again.
+Conditions that ``recovery.jsonl`` has are not played again; delete it after training a run anew.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
 
-from ebt_policy.evaluation.contestants import Contestant
+from ebt_policy.evaluation.contestants import Contestant, load_contestants
+from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown, write_atomic
@@ -32,18 +35,38 @@ from envs.perturb import Kind, Perturbation, kinds
 from envs.rollout import RolloutPool
 from envs.spec import EnvSpec
 
+console = Console()
 Condition = Perturbation | None
 Played = dict[str, np.ndarray]  # metric -> (training runs, episodes)
 OVERALL = "all"  # the mean over all conditions with a perturbation
 
 
-@dataclass(frozen=True)
-class Episodes:
-    """What is played in each condition: one episode a seed, the first few of them filmed."""
+def evaluate_recovery(
+    checkpoints: list[str],
+    protocol: Protocol,
+    perturbations: str | Sequence[str],
+    *,
+    output: Path,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Play the same perturbations with every policy; returns what ``recovery.json`` holds.
 
-    seeds: range
-    videos: int
-    workers: int
+    Raises:
+        CheckpointError, ConfigError: before anything is played.
+    """
+    contestants = load_contestants(checkpoints, device)
+    specs = [Task.of(one.policy.config).env_spec() for one in contestants]
+    if any(spec != specs[0] for spec in specs):
+        raise ConfigError("perturb= compares policies of one task, with equal horizons.")
+    known = known_perturbations(specs[0])
+    conditions = parse_perturbations(perturbations, known)
+    played = play_conditions(contestants, conditions, protocol, specs[0], output)
+    result = summarise(played, known, command)
+    write_recovery(output, result)
+    console.print(Markdown(table(result)))
+    console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
+    return result
 
 
 def parse_perturbations(given: str | Sequence[str], known: Mapping[str, Kind]) -> list[Condition]:
@@ -82,47 +105,58 @@ def known_perturbations(spec: EnvSpec) -> dict[str, Kind]:
 def play_conditions(
     contestants: Sequence[Contestant],
     conditions: Sequence[Condition],
-    episodes: Episodes,
+    protocol: Protocol,
+    spec: EnvSpec,
     output: Path,
-    on_condition: Callable[[str, Condition], None],
 ) -> dict[str, dict[Condition, Played]]:
-    """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played."""
+    """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played.
+
+    Raises:
+        ConfigError: no episodes are to be played.
+    """
+    seeds = protocol.seeds
     output.mkdir(parents=True, exist_ok=True)
     log = output / "recovery.jsonl"
-    done = _read(log, episodes.seeds)
-    spec = Task.of(contestants[0].policy.config).env_spec()
-    for condition in conditions:
-        todo = [
-            (one, run, policy)
-            for one in contestants
-            for run, policy in zip(one.runs, one.policies, strict=True)
-            if _key(one.name, run.name, condition) not in done
-        ]
-        if todo:
-            pool_spec = replace(spec, perturbation=condition)
-            with RolloutPool(pool_spec, min(episodes.workers, len(episodes.seeds))) as pool:
+    done = _read(log, seeds)
+
+    def key(one: Contestant, run: Path, condition: Condition) -> str:
+        return f"{one.name} | {run.name} | {condition or 'undisturbed'}"
+
+    with progress_bar() as bar:
+        total = len(conditions) * sum(len(one.runs) for one in contestants)
+        task = bar.add_task("conditions", total=total)
+        for condition in conditions:
+            todo = [
+                (one, run, policy)
+                for one in contestants
+                for run, policy in zip(one.runs, one.policies, strict=True)
+                if key(one, run, condition) not in done
+            ]
+            bar.update(task, completed=len(done), description=str(condition or "undisturbed"))
+            if not todo:
+                continue
+            with RolloutPool(replace(spec, perturbation=condition), protocol.processes) as pool:
                 for one, run, policy in todo:
-                    folder = re.sub(r"[^\w.-]+", "_", f"{one.name} {condition or 'undisturbed'}")
-                    first = run == one.runs[0]
+                    name = f"{one.name} {condition or 'undisturbed'}"
                     results = pool.rollout(
                         policy,
-                        episodes.seeds,
-                        videos=episodes.videos if first else 0,
-                        video_dir=output / "videos" / folder,
+                        seeds,
+                        videos=protocol.videos if run == one.runs[0] else 0,
+                        video_dir=video_folder(output, name),
                     )
                     line = {
-                        "key": _key(one.name, run.name, condition),
-                        "seeds": [episodes.seeds.start, episodes.seeds.stop],
+                        "key": key(one, run, condition),
+                        "seeds": [seeds.start, seeds.stop],
                         **{m: [float(getattr(r, m)) for r in results] for m in METRICS},
                     }
                     with log.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
                     done[line["key"]] = line
-                    on_condition(one.name, condition)
+                    bar.update(task, advance=1, description=name)
     return {
         one.name: {
             condition: {
-                m: np.array([done[_key(one.name, run.name, condition)][m] for run in one.runs])
+                m: np.array([done[key(one, run, condition)][m] for run in one.runs])
                 for m in METRICS
             }
             for condition in conditions
@@ -131,17 +165,13 @@ def play_conditions(
     }
 
 
-def _key(name: str, run: str, condition: Condition) -> str:
-    return f"{name} | {run} | {condition or 'undisturbed'}"
-
-
 def _read(log: Path, seeds: range) -> dict[str, dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    for text in log.read_text("utf-8").splitlines() if log.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # the last line of a run that was killed
-            continue
+    """What was played before, by key; half a line that a kill left is taken out of the log."""
+    text = log.read_text("utf-8") if log.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_atomic(log, whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {line["key"]: line for line in lines if line["seeds"] == [seeds.start, seeds.stop]}
 
 
@@ -154,6 +184,7 @@ def summarise(
     """
     entries, paired = [], []
     first = next(iter(played))
+    references = dict(_cells(played[first]))
     for name, by_condition in played.items():
         cells = dict(_cells(by_condition))
         for (kind, strength), values in cells.items():
@@ -164,7 +195,7 @@ def summarise(
             }
             entries.append({"name": name, **where, **{m: mean_ci(values[m]) for m in METRICS}})
             if name != first:
-                reference = dict(_cells(played[first]))[kind, strength]
+                reference = references[kind, strength]
                 paired += [
                     {
                         "a": first, "b": name, **where, "metric": m,

@@ -23,7 +23,8 @@ from yaml import YAMLError
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import Windows, fit_normalizer, split_episodes
 from ebt_policy.entry import pick_device, report_errors
-from ebt_policy.eval import Protocol, evaluate
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.models import Policy, build_policy
 from ebt_policy.options import ConfigError, options
 from ebt_policy.tasks import Task

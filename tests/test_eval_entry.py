@@ -88,6 +88,9 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
         (["checkpoint=RUN", "episodes=0"], "episodes must be at least 1."),
         (["checkpoint=RUN", "episodes=all"], "episodes must be int, got 'all'."),
+        (["checkpoint=RUN", "perturb=all", "episodes=0"], "episodes must be at least 1."),
+        (["checkpoint=RUN", "perturb=wind=3"], "perturb=wind=3 is unknown"),
+        (["checkpoint=RUN", "perturb=kick", "perturb=turn=far"], "perturb=turn=far"),
         (["checkpoint=RUN", "workers=0"], "workers must be at least 1, got 0."),
         (["checkpoint=RUN", "device=tpu"], "device must be auto, cpu or cuda, got tpu."),
     ],
@@ -110,6 +113,17 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
 def test_unknown_overrides_are_named_by_hydra(run_main, trained):
     code, error = run_main(f"checkpoint={trained}", "wings=2")
     assert code == 1 and "wings" in error and "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["perturb=kick=50", "perturb=delay=1"], ["perturb=[delay]"]])
+def test_perturbations_are_given_one_by_one_or_as_a_list(words, run_main, trained, tmp_path):
+    arguments = [f"checkpoint={trained}", *words, f"output={tmp_path}/out", *SHORT[1:]]
+    assert run_main(*arguments, "episodes=1") == (0, "")
+    lines = (tmp_path / "out" / "recovery.jsonl").read_text().splitlines()
+    played = [json.loads(line)["key"].rpartition(" | ")[2] for line in lines]
+    kinds = ["kick 50", "delay 1"] if len(words) == 2 else ["delay 1", "delay 2", "delay 4"]
+    assert played == ["undisturbed", *kinds]
 
 
 def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):

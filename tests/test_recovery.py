@@ -13,9 +13,10 @@ import torch
 from omegaconf import OmegaConf
 
 from ebt_policy import recovery
-from ebt_policy.eval import Protocol, evaluate, evaluate_recovery
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.options import ConfigError
-from ebt_policy.recovery import parse_perturbations, summarise, table
+from ebt_policy.recovery import evaluate_recovery, parse_perturbations, summarise, table
 from ebt_policy.train import train
 from envs.perturb import Kind, Perturbation
 from envs.push_t import PushTEnv
@@ -109,6 +110,8 @@ def test_a_kill_costs_the_line_being_written(runs, tmp_path):
     log = tmp_path / "recovery.jsonl"
     log.write_text(log.read_text()[:-25])
     assert play(runs, tmp_path) == result
+    lines = [json.loads(line) for line in log.read_text().splitlines()]  # nothing half is left
+    assert len(lines) == 2 * 3
 
 
 def test_curves_and_pairs_come_from_all_runs():

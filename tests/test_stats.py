@@ -79,12 +79,9 @@ def test_paired_difference_of_identical_values_is_exactly_zero(values) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=10), st.randoms())
-def test_paired_difference_matches_by_seed_whatever_the_order(pairs, random) -> None:
-    a, b = zip(*pairs, strict=True)
-    seeds = list(range(len(pairs)))
-    order = random.sample(seeds, len(seeds))
-    expected = paired_difference(a, b)
-    assert paired_difference(a, [b[i] for i in order], seeds, order) == expected
+def test_paired_difference_does_not_depend_on_the_order_of_episodes(pairs, random) -> None:
+    a, b = zip(*random.sample(pairs, len(pairs)), strict=True)
+    assert paired_difference(a, b) == paired_difference(*zip(*pairs, strict=True))
 
 
 def test_paired_difference_sees_what_separate_intervals_cannot() -> None:
@@ -107,13 +104,18 @@ def test_percentiles_interpolate() -> None:
         ([], "empty"),
         ([1.0, float("nan")], r"\[1\] is nan"),
         ([float("inf")], "finite"),
-        ([[[1.0]]], "episodes"),
-        (3.0, "episodes"),
+        ([[[1.0]]], "episodes|one-dimensional"),
+        (3.0, "episodes|one-dimensional"),
     ],
 )
 def test_bad_values_are_refused_by_name(function, bad, message) -> None:
     with pytest.raises(ValueError, match=message):
         function(bad)
+
+
+def test_percentiles_of_a_table_are_refused() -> None:
+    with pytest.raises(ValueError, match="one-dimensional"):
+        percentiles([[1.0, 2.0]])
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 4), (1, -2), (0.5, 2), (1, 2.5)])
@@ -127,19 +129,9 @@ def test_whole_counts_of_any_type_are_accepted() -> None:
     assert wilson(2.0, 4.0) == wilson(2, 4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "seeds_a", "seeds_b", "message"),
-    [
-        ([1.0], [1.0, 2.0], None, None, "pair up"),
-        ([1.0, 2.0], [1.0, 2.0], [0, 1], [0, 2], "same seeds"),
-        ([1.0, 2.0], [1.0, 2.0], [0, 0], [0, 0], "repeat"),
-        ([1.0, 2.0], [1.0, 2.0], [0, 1], None, "both sides"),
-        ([1.0, 2.0], [1.0, 2.0], [0], [0, 1], "1 seeds"),
-    ],
-)
-def test_pairs_that_do_not_match_are_refused(a, b, seeds_a, seeds_b, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        paired_difference(a, b, seeds_a, seeds_b)
+def test_pairs_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="pair up"):
+        paired_difference([1.0], [1.0, 2.0])
 
 
 def test_several_runs_widen_the_interval_by_their_spread() -> None:
@@ -157,10 +149,6 @@ def test_pairs_of_several_runs_share_the_luck_of_the_episodes() -> None:
     rng = np.random.default_rng(0)
     luck = 10 * rng.normal(size=80)
     a, b = (luck + rng.normal(size=(runs, 80)) * 0.1 for runs in (3, 2))
-    result = paired_difference(a + 0.5, b, list(range(80)), list(range(80)))
+    result = paired_difference(a + 0.5, b)
     lo, hi = result["ci95"]
     assert 0.4 < lo < 0.5 < hi < 0.6
-    back = rng.permutation(80)
-    again = paired_difference(a + 0.5, b[:, back], list(range(80)), back.tolist())
-    assert again["diff"] == pytest.approx(result["diff"])
-    assert again["ci95"] == pytest.approx(result["ci95"])

@@ -148,7 +148,7 @@ class Flow(Objective):
         the demonstrations: there it is -|x|^2 / 2.
         """
         if not self.level_conditioned:
-            return energy(candidate, None)
+            return super().verify(energy, candidate, level)
         told = candidate.new_full(candidate.shape[:2], level)
         square = candidate.square().flatten(2).sum(-1)
         return level / (1 - level) * (energy(level * candidate, told) + level * square / 2)

@@ -29,7 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9")
+PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#B8A800", "#808080")
 INK = "#1f2328"  # replaced by the page's text colour in inline SVG
 GREY = "#8b949e"  # readable on white and on near-black alike
 

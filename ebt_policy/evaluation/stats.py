@@ -96,41 +96,22 @@ def wilson(successes: int, n: int) -> dict[str, Any]:
     return {"mean": float(successes / n), "ci95": [float(ci.low), float(ci.high)]}
 
 
-def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    seeds_a: Sequence[int] | None = None,
-    seeds_b: Sequence[int] | None = None,
-    *,
-    seed: int = 0,
-) -> dict[str, Any]:
+def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
     """Mean of a - b over the same episodes, with a percentile bootstrap interval.
 
-    `a` and `b` are (n,) episodes, or (s, n) of s training runs each (as many or not). With
-    `seeds_a` and `seeds_b` (n,) the episodes are matched by seed, in whatever order they come;
-    without, column i of `a` is paired with column i of `b`. Pairing removes the luck of the initial
-    states that both policies share, so it tells smaller differences apart than two separate
-    intervals do. Training runs are not paired: each side's are resampled by themselves.
+    `a` and `b` are (n,) episodes, or (s, n) of s training runs each (as many or not); column i of
+    both is the same episode. Pairing removes the luck of the initial states that both policies
+    share, so it tells smaller differences apart than two separate intervals do. Training runs are
+    not paired: each side's are resampled by themselves.
 
     Returns `{"diff": float, "ci95": [lo, hi]}`, in the units of the values; see `mean_ci` for the
     limits of the interval.
 
-    Raises ValueError when lengths differ, when the seeds differ or repeat, when only one side has
-    seeds, or when a value is missing or not finite.
+    Raises ValueError when the numbers of episodes differ, or when a value is missing or not finite.
     """
     x, y = _table(a, "a"), _table(b, "b")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"a and b must pair up: a has {x.shape[1]} values, b has {y.shape[1]}.")
-    if (seeds_a is None) != (seeds_b is None):
-        raise ValueError("Give the seeds of both sides, or of neither.")
-    if seeds_a is not None and seeds_b is not None:
-        x, y = _by_seed(x, seeds_a, "a"), _by_seed(y, seeds_b, "b")
-        differing = sorted(set(seeds_a) ^ set(seeds_b))
-        if differing:
-            raise ValueError(
-                f"a and b were not run on the same seeds (only one of them has seed "
-                f"{differing[0]}): evaluate both on the same seeds."
-            )
     if len(x) == len(y) == 1:
         result = mean_ci(x - y, seed=seed)
         return {"diff": result["mean"], "ci95": result["ci95"]}
@@ -139,22 +120,13 @@ def paired_difference(
     return {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
 
 
-def _by_seed(x: np.ndarray, seeds: Sequence[int], what: str) -> np.ndarray:
-    ids = np.asarray(seeds)
-    if ids.shape != x.shape[1:]:
-        raise ValueError(f"{what} has {x.shape[1]} values but {ids.size} seeds.")
-    if np.unique(ids).size != ids.size:
-        raise ValueError(f"The seeds of {what} repeat: each seed must stand for one episode.")
-    return x[:, np.argsort(ids)]
-
-
 def percentiles(values: ArrayLike) -> dict[str, float]:
     """50th, 95th and 99th percentile of `values` (n,), linearly interpolated, in their units.
 
     Raises ValueError when `values` is empty, not one-dimensional or not finite.
     """
+    if np.ndim(values) != 1:
+        raise ValueError(f"values must be one-dimensional; got {np.shape(values)}.")
     x = _table(values)
-    if len(x) > 1:
-        raise ValueError(f"values must be one-dimensional; got {x.shape}.")
     p50, p95, p99 = np.percentile(x, [50, 95, 99])
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99)}

@@ -11,11 +11,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ebt_policy.evaluation.figures import STYLE, blank, styled
+from ebt_policy.evaluation.figures import PALETTE, STYLE, blank, styled
 from ebt_policy.evaluation.summary import write_atomic
-
-# Told apart in print and by colour-blind readers (Okabe & Ito 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -39,7 +36,7 @@ def recovery_curves(result: Mapping[str, Any]) -> Figure:
     figure = blank(0.6 + 2.5 * columns, 0.9 + 2.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for ax, kind in zip(axes, panels, strict=False):
-        for colour, name in zip(COLOURS, at_rest, strict=False):
+        for colour, name in zip(PALETTE, at_rest, strict=False):
             curve = [at_rest[name]] + [
                 e for e in entries if e["kind"] == kind and e["name"] == name
             ]

@@ -147,16 +147,15 @@ def comparison(entries: Sequence[Entry]) -> dict[str, Any]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"Two entries are named '{repeated[0]}': give each its own name.")
+    seeds = [set(_column(episodes, "seed")) for _, episodes in entries]
+    values = [{m: _by_run(rows, m, summary["name"]) for m in METRICS} for summary, rows in entries]
     paired = []
-    for (first, episodes_a), (second, episodes_b) in combinations(entries, 2):
-        seeds_a, seeds_b = _column(episodes_a, "seed"), _column(episodes_b, "seed")
-        if first["task"] != second["task"] or set(seeds_a) != set(seeds_b):
+    for i, j in combinations(range(len(entries)), 2):
+        if entries[i][0]["task"] != entries[j][0]["task"] or seeds[i] != seeds[j]:
             continue
         for metric in METRICS:
-            a = _by_run(episodes_a, metric, first["name"])
-            b = _by_run(episodes_b, metric, second["name"])
-            difference = paired_difference(a, b)
-            paired.append({"a": first["name"], "b": second["name"], "metric": metric, **difference})
+            difference = paired_difference(values[i][metric], values[j][metric])
+            paired.append({"a": names[i], "b": names[j], "metric": metric, **difference})
     return {"entries": [dict(summary) for summary, _ in entries], "paired": paired}
 
 

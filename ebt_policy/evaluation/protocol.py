@@ -1,0 +1,63 @@
+"""What an evaluation plays, and how it shows that it does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ebt_policy.options import ConfigError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is played: one episode a seed, the first few of them filmed.
+
+    Args:
+        episodes: number of seeds.
+        seed: the first of them.
+        videos: episodes to film.
+        workers: processes that play.
+    """
+
+    episodes: int
+    seed: int
+    videos: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        for name, least in {"episodes": 0, "seed": 0, "videos": 0, "workers": 1}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds to play.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.episodes < 1:
+            raise ConfigError("episodes must be at least 1.")
+        return range(self.seed, self.seed + self.episodes)
+
+    @property
+    def processes(self) -> int:
+        """Workers that have something to do."""
+        return min(self.workers, self.episodes)
+
+
+def video_folder(output: Path, name: str) -> Path:
+    """Where the videos of an entry or condition go, whatever characters its name has."""
+    return output / "videos" / re.sub(r"[^\w.-]+", "_", name)
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
