@@ -37,7 +37,7 @@ from envs.spec import EnvSpec
 console = Console()
 
 # Settings that may change when a run goes on: what it learns stays the same, but for rounding.
-FREE = ("checkpoint_every", "rollout_every", "log_every", "compile")
+FREE = ("checkpoint_every", "rollout_every", "log_every", "compile", "inference")
 _ABSENT = object()
 
 

@@ -323,6 +323,8 @@ def test_the_drop_along_levels_leaves_out_what_the_levels_change():
         ({"momentum": -0.1}, "momentum"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
         ({"stop_grad_norm": -1.0}, "stop_grad_norm must be positive"),
+        ({"stop_change": 0.0}, "stop_change must be positive"),
+        ({"stop_change": 0.1}, "stop_change needs levels"),
         ({"deadline_s": 0.0}, "deadline must be a positive"),
         ({"deadline_s": float("nan")}, "deadline must be a positive"),
         ({"candidates": 3}, "multiple of candidates=3"),
@@ -343,3 +345,34 @@ def test_bad_options_are_refused(options, message):
     }
     with pytest.raises(ValueError, match=message):
         descend(**{**given_, **options})
+
+
+# -- a first step for all candidates --------------------------------------------------------------
+
+
+@few
+@given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
+def test_a_shared_start_changes_nothing_where_candidates_share_a_quadratic(
+    units, candidates, steps
+):
+    centre = normal(2, units, 3, seed=1)
+    asked = []
+
+    def energy(x, level):
+        """|x - c|^2 / 2 at level 0, something else later; c is the context's."""
+        asked.append(x.shape[1])
+        c = centre.repeat_interleave(x.shape[1] // units, dim=1)
+        return quadratic(centre=c)(x) + level * double_well(x)
+
+    init = normal(2, units * candidates, 3, seed=2)
+    options: dict[str, Any] = {
+        "steps": steps, "step_size": 0.2, "candidates": candidates,
+        "levels": torch.linspace(0, 1, steps + 1, dtype=torch.float64),
+    }  # fmt: skip
+    plain = descend(energy, init, **options)
+    asked.clear()
+    shared = descend(energy, init, shared_start=True, **options)
+    assert asked == [units] + [units * candidates] * steps
+    torch.testing.assert_close(shared.path, plain.path)
+    for name in ("candidate", "energies", "grad_norms", "drop"):
+        torch.testing.assert_close(getattr(shared, name), getattr(plain, name))

@@ -46,6 +46,40 @@ def test_noise_does_not_move_a_unit_that_has_stopped():
     assert found.steps_used[0, 1] == 30
 
 
+def turning(x, level):
+    """Falls along (1, 1), except for units beyond 10: they turn with the level."""
+    level = torch.zeros(x.shape[:2]) if level is None else level
+    turn = torch.where(x.detach()[..., 0] > 10, level, torch.zeros_like(level))
+    return -(x[..., 0] * (1 - turn) + x[..., 1] * (1 + turn))
+
+
+@pytest.mark.parametrize("steps", [2, 4, 9])
+def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
+    init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
+    options = {"steps": steps, "step_size": 1 / steps, "levels": torch.linspace(0, 1, steps + 1)}
+    whole = descend(turning, init, **options)
+    found = descend(turning, init, stop_change=0.1, **options)
+    assert found.steps_used.tolist() == [[2, steps]]
+    torch.testing.assert_close(found.candidate, whole.candidate)
+    alone = descend(turning, init[:, :1], stop_change=0.1, **options)
+    assert len(alone.path) == 3
+    torch.testing.assert_close(alone.candidate, whole.candidate[:, :1])
+    bold = descend(turning, init, stop_change=1.5, **options)  # 1.0 per unit of level is its bend
+    assert bold.steps_used.tolist() == [[2, 2]]
+
+
+def test_what_is_done_at_the_end_is_done_to_those_that_landed():
+    told = []
+
+    def project(x, done):
+        told.append(done)
+        return x
+
+    descend(turning, torch.zeros(1, 1, 2), steps=5, step_size=0.2, stop_change=0.1,
+            levels=torch.linspace(0, 1, 6), project=project)  # fmt: skip
+    assert told == [1, 5]
+
+
 class Clock:
     """Stands in for the wall clock: every evaluation of an energy takes what it is told."""
 

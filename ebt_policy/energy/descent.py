@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ebt_policy.energy.attention import double_backward_attention
 from ebt_policy.energy.deadline import Deadline
-from ebt_policy.energy.gradient import EnergyFn, energy_gradient, usable
+from ebt_policy.energy.gradient import EnergyFn, energy_gradient, shared_gradient, usable
 from ebt_policy.energy.noise import Generators, draw_normal
 
 
@@ -78,9 +78,11 @@ def descend(
     project: Callable[[Tensor, int], Tensor] | None = None,
     frozen: Tensor | None = None,
     stop_grad_norm: float | None = None,
+    stop_change: float | None = None,
     deadline_s: float | None = None,
     candidates: int = 1,
     select: Literal["energy", "drop"] = "energy",
+    shared_start: bool = False,
     cut_graph: bool = False,
     final_energy: bool = True,
     verify: Callable[[Tensor], Tensor] | None = None,
@@ -113,12 +115,17 @@ def descend(
             too; it is told how many steps are done, N after the last.
         frozen: boolean mask, broadcastable to (B, U, *); True entries never leave ``init``.
         stop_grad_norm: a unit whose gradient norm is below this stops, alone and for good.
+        stop_change: with ``levels``, a unit lands early where its path is straight: it foresees the
+            end, going straight on, and once that moves by less than this (root mean square, per
+            unit of level) it goes there in one step and stops.
         deadline_s: wall-clock budget in seconds. The loop ends before a step that would overrun
             it, judged by the slowest step so far; one step is always taken. With ``levels`` the
             last affordable step covers what is left of the path, because a level-conditioned
             candidate is unfinished before it.
         candidates: M; the best of each unit's M is returned.
         select: the best has the lowest final ``"energy"`` or lost the most (``"drop"``).
+        shared_start: the first gradient of a unit's M candidates comes from one evaluation, for an
+            energy that is quadratic at the start (see `shared_gradient`).
         cut_graph: detach the candidate between steps; the gradient of a loss then flows through
             the last step of each candidate only.
         final_energy: evaluate the energy once more at the end. Needed for M > 1.
@@ -142,9 +149,12 @@ def descend(
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
     if not (callable(noise) or noise >= 0):
         raise ValueError(f"noise must not be negative, got {noise}.")
-    for name, norm in {"max_grad_norm": max_grad_norm, "stop_grad_norm": stop_grad_norm}.items():
-        if norm is not None and not norm > 0:
-            raise ValueError(f"{name} must be positive, got {norm}.")
+    positive = {"max_grad_norm": max_grad_norm, "stop_grad_norm": stop_grad_norm}
+    for name, least in {**positive, "stop_change": stop_change}.items():
+        if least is not None and not least > 0:
+            raise ValueError(f"{name} must be positive, got {least}.")
+    if stop_change is not None and levels is None:
+        raise ValueError("stop_change needs levels: without them a path has no end to land on.")
     if levels is not None and len(levels) != count + 1:
         raise ValueError(f"{count} steps need {count + 1} levels, got {len(levels)}.")
     if normals is not None and normals.shape != (len(init), count, *init.shape[1:]):
@@ -162,6 +172,7 @@ def descend(
         moving = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         used = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         path, energies, norms, lost = [x], [], [], torch.zeros(x.shape[:2], device=x.device)
+        foreseen, lands = start, torch.zeros_like(moving)
         # What must fit in the time left: this step, one to finish the levels, the final energy.
         clock = Deadline(deadline_s, 1 + (levels is not None) + final_energy)
         for k in range(count):
@@ -179,25 +190,40 @@ def descend(
                 x = x + sigma * (z if frozen is None else z.masked_fill(frozen, 0.0))
 
             look = x + momentum * velocity if momentum else x
-            slope, value = energy_gradient(energy, look, None if levels is None else levels[k])
+            told = None if levels is None else levels[k]
+            if k == 0 and shared_start:
+                slope, value = shared_gradient(energy, look, told, candidates)
+            else:
+                slope, value = energy_gradient(energy, look, told)
             slope = slope if frozen is None else slope.masked_fill(frozen, 0.0)
             norm = slope.detach().flatten(2).norm(dim=-1)
             if max_grad_norm is not None:
                 slope = slope * _spread((max_grad_norm / (norm + 1e-12)).clamp(max=1.0), slope)
 
             size = sizes[k:done].sum(0)
+            if stop_change is not None and levels is not None:
+                ahead = sizes[k:].sum(0)
+                end = x - _spread(ahead, slope) * slope
+                if k > 0:
+                    change = (end - foreseen).square().flatten(2).mean(-1).sqrt()
+                    lands = moving & (change < stop_change * (levels[k] - levels[k - 1]))
+                foreseen = end
+                size = torch.where(lands, ahead, size)
+                if not bool((moving & ~lands).any()):
+                    done = count
             if energy_scaled:
                 size = size * value.detach().clamp(max=10.0).exp()
             velocity = momentum * velocity - _spread(size, slope) * slope
             if stop_grad_norm is not None:
                 moving = moving & (norm >= stop_grad_norm)
+            if stop_grad_norm is not None or stop_change is not None:
                 velocity = velocity.masked_fill(~_spread(moving, velocity), 0.0)
 
             before, x = x, x + velocity if project is None else project(x + velocity, done)
             if frozen is not None:
                 x = torch.where(frozen, start, x)
 
-            used = used + moving
+            used, moving = used + moving, moving & ~lands
             path.append(x)
             energies.append(value)
             norms.append(norm)

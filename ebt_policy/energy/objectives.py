@@ -131,8 +131,12 @@ class Flow(Objective):
         return loss, {"grad_norm": step.grad_norms.mean()}
 
     def descent_options(self, steps: int) -> dict[str, Any]:
-        levels = torch.linspace(0.0, 1.0, steps + 1) if self.level_conditioned else None
-        return {"step_size": 1.0 / steps, "levels": levels}
+        chosen: dict[str, Any] = {"step_size": 1.0 / steps}
+        if self.level_conditioned:
+            # At level 0 a candidate is noise and says nothing of the demonstrations: the field is
+            # E[y | context] - x, so the first step needs one evaluation for all candidates.
+            chosen |= {"levels": torch.linspace(0.0, 1.0, steps + 1), "shared_start": True}
+        return chosen
 
     def verify(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
         """Negative log-likelihood of candidates, up to a constant of the context.

@@ -32,14 +32,18 @@ class EnergyInference:
         candidates: M chunks descended together, of which the best is taken.
         level: at which finished candidates are verified (see `Objective.verify`).
         select: the best has the lowest verified ``energy`` or the largest ``drop`` on its way.
-        stop_grad_norm: a candidate stops early below this gradient norm; None never.
+        stop_grad_norm: a candidate stops early below this gradient norm; None never. For landscapes
+            that are flat at the data; along levels the gradient never fades.
+        stop_change: along levels, a candidate lands early where its path is straight (see
+            `descend`), in units of the actions' spread; None never.
     """
 
     steps: int = 2
-    candidates: int = 16
+    candidates: int = 8
     level: float = 0.5
     select: Literal["energy", "drop"] = "energy"
     stop_grad_norm: float | None = None
+    stop_change: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.candidates < 1:
@@ -48,10 +52,10 @@ class EnergyInference:
             raise ConfigError(f"inference.level must lie between 0 and 1, got {self.level}.")
         if self.select not in ("energy", "drop"):
             raise ConfigError(f"inference.select must be energy or drop, got {self.select}.")
-        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
-            raise ConfigError(
-                f"inference.stop_grad_norm must be positive or null, got {self.stop_grad_norm}."
-            )
+        for name in ("stop_grad_norm", "stop_change"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"inference.{name} must be positive or null, got {value}.")
 
 
 class EnergyPolicy(Policy):
@@ -87,7 +91,16 @@ class EnergyPolicy(Policy):
             level=objective.level_conditioned,
         )
         self.inference = options(EnergyInference, inference, "model.inference")
+        self.configure_inference()
         self._compiled: Callable[..., Descent] | None = None
+
+    def configure_inference(self, **changes: Any) -> None:
+        super().configure_inference(**changes)
+        if self.inference.stop_change is not None and not self.objective.level_conditioned:
+            raise ConfigError(
+                "inference.stop_change needs an objective that is told the level (objective=flow); "
+                "use inference.stop_grad_norm."
+            )
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         replay = self.objective.replay
@@ -155,12 +168,12 @@ class EnergyPolicy(Policy):
         generator: Generators = None,
     ) -> Descent:
         """The descent behind `predict_chunk`, in the network's units, one unit a candidate."""
-        like = obs.new_empty(
-            len(obs), self.inference.candidates, self.shape.horizon, self.shape.action_dim
-        )
+        how = self.inference
+        like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
         init = draw_normal(like, generator)
-        plain = prefix is None and deadline_s is None
-        search = self._compiled if plain and self._compiled is not None else self._search
+        whole = prefix is None and deadline_s is None
+        whole = whole and how.stop_grad_norm is None and how.stop_change is None
+        search = self._compiled if whole and self._compiled is not None else self._search
         return search(obs, init, prefix, deadline_s, generator)
 
     def compile_prediction(self) -> None:
@@ -202,6 +215,7 @@ class EnergyPolicy(Policy):
             candidates=how.candidates,
             select=how.select,
             stop_grad_norm=how.stop_grad_norm,
+            stop_change=how.stop_change,
             deadline_s=deadline_s,
             project=project,
             verify=lambda x: self.objective.verify(energy, x, how.level),
