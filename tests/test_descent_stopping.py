@@ -68,6 +68,14 @@ def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
     assert bold.steps_used.tolist() == [[2, 2]]
 
 
+def test_candidates_land_together():
+    bent, straight = [50.0, 0.0], [0.0, 0.0]
+    init = torch.tensor([[bent, straight, straight, straight]])
+    options = {"steps": 4, "step_size": 0.25, "levels": torch.linspace(0, 1, 5), "candidates": 2}
+    found = descend(turning, init, stop_change=0.1, **options)
+    assert found.steps_used.tolist() == [[4, 2]]
+
+
 def test_what_is_done_at_the_end_is_done_to_those_that_landed():
     told = []
 

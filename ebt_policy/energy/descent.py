@@ -117,7 +117,8 @@ def descend(
         stop_grad_norm: a unit whose gradient norm is below this stops, alone and for good.
         stop_change: with ``levels``, a unit lands early where its path is straight: it foresees the
             end, going straight on, and once that moves by less than this (root mean square, per
-            unit of level) it goes there in one step and stops.
+            unit of level) it goes there in one step and stops. The M candidates of a unit land
+            together: going on for one costs as much as for all.
         deadline_s: wall-clock budget in seconds. The loop ends before a step that would overrun
             it, judged by the slowest step so far; one step is always taken. With ``levels`` the
             last affordable step covers what is left of the path, because a level-conditioned
@@ -205,8 +206,10 @@ def descend(
                 ahead = sizes[k:].sum(0)
                 end = x - _spread(ahead, slope) * slope
                 if k > 0:
-                    change = (end - foreseen).square().flatten(2).mean(-1).sqrt()
-                    lands = moving & (change < stop_change * (levels[k] - levels[k - 1]))
+                    change = (end - foreseen).square().flatten(2).mean(-1)
+                    change = change.unflatten(1, (-1, candidates)).mean(-1).sqrt()
+                    near = change.repeat_interleave(candidates, dim=1)
+                    lands = moving & (near < stop_change * (levels[k] - levels[k - 1]))
                 foreseen = end
                 size = torch.where(lands, ahead, size)
                 if not bool((moving & ~lands).any()):
