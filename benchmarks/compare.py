@@ -24,13 +24,16 @@ from envs.spec import EVALUATION_SEED
 
 RUNS = {
     "ebt": [],
+    # As many updates as the baselines make in ten minutes.
+    "ebt_12500": ["train.minutes=null", "train.steps=12500"],
     "diffusion": ["model=diffusion"],
     "flow_matching": ["model=flow_matching"],
     "bc": ["model=bc"],
 }
 ENTRIES = [
-    "ebt@steps=2,candidates=16", "ebt@steps=4,candidates=16",
-    "ebt@steps=2,candidates=1", "ebt@steps=4,candidates=1",
+    "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8", "ebt@steps=2,candidates=1",
+    "ebt_12500@steps=2,candidates=8", "ebt_12500@steps=4,candidates=8",
+    "ebt_12500@steps=2,candidates=1", "ebt_12500@steps=4,candidates=1",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
     "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
     "diffusion@scheduler=ddim,steps=4", "diffusion@scheduler=ddim,steps=2",

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ebt_policy.evaluation.figures import PALETTE, STYLE, blank, styled
+from ebt_policy.evaluation.figures import GREY, PALETTE, STYLE, blank, styled
 from ebt_policy.evaluation.summary import write_atomic
 
 
@@ -55,4 +55,47 @@ def recovery_curves(result: Mapping[str, Any]) -> Figure:
         axes[row * columns].set_ylabel("success")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    return figure
+
+
+@styled
+def energy_study(result: Mapping[str, Any]) -> Figure:
+    """Score over candidates, areas under the ROC curve, and reliability, of `benchmarks.energy`."""
+    figure = blank(11.5, 3.9)
+    more, areas, trust = figure.subplots(1, 3, width_ratios=(1, 1.5, 1))
+    counts = [row["candidates"] for row in result["candidates"]]
+    for colour, metric in zip(PALETTE, ("score", "success"), strict=False):
+        low, high = np.array([row[metric]["ci95"] for row in result["candidates"]]).T
+        more.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
+        means = [row[metric]["mean"] for row in result["candidates"]]
+        more.plot(counts, means, "-o", color=colour, markersize=4, label=metric)
+    more.set_xscale("log", base=2)
+    ticks = [
+        f"{row['candidates']}\n{row['latency_ms']['p50']:.0f} ms" for row in result["candidates"]
+    ]
+    more.set_xticks(counts, ticks)
+    more.set(title="Best of M", xlabel="candidates and time of a chunk")
+    more.legend(loc="lower right")
+
+    names = list(next(iter(result["auroc"].values())))
+    rows = np.arange(len(result["auroc"]))[::-1]
+    for k, (colour, name) in enumerate(zip(PALETTE, names, strict=False)):
+        at = rows + 0.3 - 0.6 * k / (len(names) - 1)
+        cells = [by[name] for by in result["auroc"].values()]
+        areas.hlines(at, *np.array([c["ci95"] for c in cells]).T, color=colour, alpha=0.5)
+        areas.plot([c["mean"] for c in cells], at, "o", color=colour, markersize=4, label=name)
+    areas.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
+    areas.set_yticks(rows, list(result["auroc"]))
+    areas.set(title="What signals tell (area under the ROC curve; 0.5 is chance)")
+    areas.grid(False, axis="y")
+    figure.legend(
+        *areas.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8
+    )
+
+    trust.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    for colour, name in zip(PALETTE, names, strict=False):
+        bins = result["reliability"][name]["bins"]
+        x, y = ([row["predicted"] for row in bins], [row["observed"]["mean"] for row in bins])
+        trust.plot(x, y, "-o", color=colour, markersize=4)
+    trust.set(title="Reliability", xlabel="predicted chance of failure", ylabel="observed")
     return figure
