@@ -41,21 +41,29 @@ ENTRIES = [
 ]  # fmt: skip
 
 
-def train(model: str, seed: int, folder: Path, minutes: float, threads: int) -> None:
+def train(name: str, overrides: list[str], seed: int, folder: Path, threads: int) -> None:
     """Train one policy in a process of its own, or go on with it."""
-    name = f"{model}-seed{seed}"
+    run = f"{name}-seed{seed}"
     command = [
-        sys.executable, "-m", "ebt_policy.train", "task=push_t", f"train.minutes={minutes}",
-        f"run_dir={folder / name}", "resume=true", "train.rollout_every=0",
-        "evaluation.episodes=0", f"seed={seed}", *RUNS[model],
+        sys.executable, "-m", "ebt_policy.train", "task=push_t", f"run_dir={folder / run}",
+        "resume=true", "train.rollout_every=0", "evaluation.episodes=0", f"seed={seed}", *overrides,
     ]  # fmt: skip
-    with (folder / f"{name}.log").open("a") as log:
+    with (folder / f"{run}.log").open("a") as log:
         done = subprocess.run(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
         )
     if done.returncode:
-        raise SystemExit(f"error: training {name} failed; see {log.name}")
-    print(f"trained {name}", flush=True)
+        raise SystemExit(f"error: training {run} failed; see {log.name}")
+    print(f"trained {run}", flush=True)
+
+
+def train_all(runs: dict[str, list[str]], seeds: range, folder: Path, parallel: int) -> None:
+    """Train every policy (name -> overrides) with every seed, `parallel` at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = max((os.cpu_count() or 1) // parallel, 1)
+    jobs = [(name, seed) for seed in seeds for name in runs]
+    with ThreadPoolExecutor(parallel) as executor:
+        list(executor.map(lambda job: train(job[0], runs[job[0]], job[1], folder, threads), jobs))
 
 
 def entry_of_runs(entry: str) -> str:
@@ -74,11 +82,10 @@ def main() -> None:
             f"error: unknown settings {sorted(given)}; "
             "there are minutes, seeds, parallel, episodes and folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = max((os.cpu_count() or 1) // parallel, 1)
-    with ThreadPoolExecutor(parallel) as executor:
-        jobs = [(model, seed) for seed in seeds for model in RUNS]
-        list(executor.map(lambda job: train(job[0], job[1], folder, minutes, threads), jobs))
+    budget = [f"train.minutes={minutes}"]
+    train_all(
+        {name: [*budget, *changes] for name, changes in RUNS.items()}, seeds, folder, parallel
+    )
     output = folder / "evaluation"
     evaluate(
         [str(folder / entry_of_runs(entry)) for entry in ENTRIES],

@@ -1,16 +1,20 @@
-"""The README's tables from stored results: ``python -m benchmarks.readme`` (``make results``).
+"""The tables and figures of the documents: ``python -m benchmarks.readme`` (``make results``).
 
-Reads ``docs/results/push_t.json`` and ``docs/results/speed.json`` and rewrites what stands between
-the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->`` of ``README.md``.
+Reads ``docs/results/*.json``, rewrites what stands between the markers ``<!-- NAME:begin -->`` and
+``<!-- NAME:end -->`` of ``README.md`` and ``docs/experiments.md``, and draws the curves of
+``docs/assets``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ebt_policy.evaluation.study_figures import energy_study, recovery_curves, save_figure
 from ebt_policy.evaluation.summary import format_interval
+from ebt_policy.recovery import OVERALL
 
 RESULTS = Path("docs/results")
 
@@ -54,25 +58,78 @@ def speed(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"push_t": push_t, "speed": speed}
+def recovery(result: dict[str, Any]) -> str:
+    """Success after each kind of perturbation, the mean over its strengths, and over all."""
+    entries = [e for e in result["entries"] if e["unit"] is not None]
+    overall = {e["name"]: e for e in result["entries"] if e["kind"] == OVERALL}
+    kinds = list(dict.fromkeys(e["kind"] for e in entries))
+    lines = [
+        f"| success after | {' | '.join(k.replace('_', ' ') for k in kinds)} | all |",
+        f"| --- | {'--- | ' * len(kinds)}--- |",
+    ]
+    for name, mean in overall.items():
+        cells = [
+            sum(values) / len(values)
+            for kind in kinds
+            if (values := [e["success"]["mean"] for e in entries
+                           if e["kind"] == kind and e["name"] == name])
+        ]  # fmt: skip
+        row = " | ".join(f"{value:.2f}" for value in cells)
+        lines.append(f"| {name} | {row} | {_interval(mean['success'])} |")
+    return "\n".join(lines)
 
 
-def render(text: str) -> str:
-    """The README with the tables of the stored results."""
-    for name, table in TABLES.items():
-        content = table(json.loads((RESULTS / f"{name}.json").read_text()))
+def energy(result: dict[str, Any]) -> str:
+    """Areas under the ROC curve of each signal."""
+    told = {**result["unexpected"], **{f"failure, {w}": b for w, b in result["failure"].items()}}
+    names = list(next(iter(told.values())))
+    lines = [f"| area under the ROC curve | {' | '.join(told)} |", "| --- |" + " --- |" * len(told)]
+    for name in names:
+        cells = [f"{by[name]['mean']:.2f}" for by in told.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ablations(result: dict[str, Any]) -> str:
+    """Score and success with one thing changed at a time."""
+    lines = ["| policy | score | success | minutes |", "| --- | --- | --- | --- |"]
+    for entry in result["entries"]:
+        lines.append(
+            f"| {entry['name']} | {_interval(entry['score'])} | {_interval(entry['success'])} | "
+            f"{entry['train_seconds'] / 60:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "README.md": {"push_t": push_t, "speed": speed, "recovery": recovery, "energy": energy},
+    "docs/experiments.md": {"ablations": ablations},
+}
+FIGURES = {"recovery": recovery_curves, "energy": energy_study}
+
+
+def _stored(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def render(text: str, tables: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    """A document with the tables of the stored results."""
+    for name, table in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin not in text or end not in text:
-            raise ValueError(f"README.md lacks the markers {begin} and {end}.")
+            raise ValueError(f"the document lacks the markers {begin} and {end}.")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{content}\n{end}{after}"
+        text = f"{before}{begin}\n{table(_stored(name))}\n{end}{after}"
     return text
 
 
 def main() -> None:
-    readme = Path("README.md")
-    readme.write_text(render(readme.read_text()))
+    for document, tables in TABLES.items():
+        path = Path(document)
+        path.write_text(render(path.read_text(), tables))
+    for name, draw in FIGURES.items():
+        save_figure(draw(_stored(name)), Path("docs/assets") / f"{name}.svg")
 
 
 if __name__ == "__main__":

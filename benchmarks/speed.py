@@ -39,13 +39,15 @@ SHAPE = {
 CHUNKS = {
     "DDPM-100": ("diffusion", {"scheduler": "ddpm", "steps": 100}),
     "DDIM-10": ("diffusion", {"scheduler": "ddim", "steps": 10}),
+    "DDIM-4": ("diffusion", {"scheduler": "ddim", "steps": 4}),
     "DDIM-2": ("diffusion", {"scheduler": "ddim", "steps": 2}),
     "flow matching, 2 steps": ("flow_matching", {"steps": 2}),
     "flow matching, 4 steps": ("flow_matching", {"steps": 4}),
     "flow matching, 8 steps": ("flow_matching", {"steps": 8}),
     "energy, 2 steps": ("ebt", {"steps": 2, "candidates": 1}),
-    "energy, 2 steps, best of 16": ("ebt", {"steps": 2, "candidates": 16}),
-    "energy, 4 steps, best of 16": ("ebt", {"steps": 4, "candidates": 16}),
+    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "candidates": 8}),
+    "energy, 4 steps": ("ebt", {"steps": 4, "candidates": 1}),
+    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
 }
 console = Console()
 

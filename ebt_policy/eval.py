@@ -159,7 +159,7 @@ def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
         (
             "Candidate chunks",
             f"Where {len(plane.energies)} descents of {one.name} end.",
-            chunk_picture(frame, plane.chunks, plane.best, plane.energies),
+            chunk_picture(frame, plane.chunks[-1], plane.best, plane.energies),
         ),
         (
             "Energy landscape",

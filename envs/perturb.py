@@ -58,6 +58,16 @@ def kinds(env: gymnasium.Env) -> dict[str, Kind]:
     return dict(getattr(env.unwrapped, "perturbations", {}))
 
 
+def event_step(rng: np.random.Generator) -> int:
+    """The environment step of the event, the first thing drawn in an episode."""
+    return int(rng.integers(*EVENT_STEPS, endpoint=True))
+
+
+def event_rng(seed: int | None) -> np.random.Generator:
+    """What decides when and how the event of episode `seed` happens."""
+    return np.random.default_rng(None if seed is None else [seed, 1])
+
+
 class Perturbed(gymnasium.Wrapper):
     """An environment in which one thing goes wrong.
 
@@ -90,8 +100,8 @@ class Perturbed(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        self._rng = np.random.default_rng(None if seed is None else [seed, 1])
-        self._event, self._step = int(self._rng.integers(*EVENT_STEPS, endpoint=True)), 0
+        self._rng = event_rng(seed)
+        self._event, self._step = event_step(self._rng), 0
         what = self.perturbation
         if what.kind in AT_RESET:
             obs, state = self._befall()

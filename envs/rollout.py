@@ -206,13 +206,18 @@ def rollout(
         )
 
 
+def noise_seed(seed: int) -> int:
+    """The seed of the generator that a policy gets in the episode of `seed`."""
+    words = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
+
+
 class _Episode:
     """An episode in play: the result being filled and the generator of its noise."""
 
     def __init__(self, result: EpisodeResult):
         self.result = result
-        words = np.random.SeedSequence(result.seed).generate_state(1, np.uint64)
-        self.generator = torch.Generator().manual_seed(int(words[0]) >> 1)
+        self.generator = torch.Generator().manual_seed(noise_seed(result.seed))
 
     def finish(self, played: Played) -> EpisodeResult:
         self.result.score, self.result.success = played.score, played.success

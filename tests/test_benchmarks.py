@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from conftest import compose_config
 
-from benchmarks import compare, speed
+from benchmarks import ablations, compare, energy, speed
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.evaluation.contestants import parse_checkpoint
+from ebt_policy.models import build_policy
+from envs.perturb import Perturbation
+from envs.spec import EnvSpec
 
 
-@pytest.mark.parametrize("module", [speed, compare])
+@pytest.mark.parametrize("module", [speed, compare, ablations, energy])
 def test_unknown_settings_are_refused(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", "sise=xs"])
@@ -17,20 +25,56 @@ def test_unknown_settings_are_refused(module, monkeypatch, tmp_path):
         module.main()
 
 
-def test_every_entry_is_of_a_trained_run():
-    assert {entry.partition("@")[0] for entry in compare.ENTRIES} == set(compare.RUNS)
+@pytest.mark.parametrize("module", [compare, ablations])
+def test_every_entry_is_of_a_trained_run(module):
+    assert {entry.partition("@")[0] for entry in module.ENTRIES} == set(module.RUNS)
+
+
+@pytest.mark.parametrize("module", [compare, ablations])
+def test_every_run_and_entry_can_be_configured(module):
+    for name, overrides in module.RUNS.items():
+        config = compose_config("train.minutes=10", *overrides)
+        shape = {"obs_dim": 20, "action_dim": 2, "horizon": 16, "n_obs_steps": 2}
+        shape |= {"n_action_steps": 8, "relative_to": config["task"]["relative_to"]}
+        if config["model"]["name"] != "ebt":
+            config["objective"] = None
+        rows = {"obs": torch.rand(8, 20), "action": torch.rand(8, 2)}
+        policy = build_policy({**config, "shape": shape}, Normalizer.fit(rows))
+        for entry in module.ENTRIES:
+            if entry.partition("@")[0] == name:
+                policy.configure_inference(**parse_checkpoint(entry)[1])
+
+
+def test_a_chunk_after_an_event_is_the_first_that_shows_it():
+    spec = EnvSpec("envs:ebt_policy/PushT-v0", 300, perturbation=Perturbation("agent", 100))
+    env = spec.make()
+    for seed in range(5):
+        env.reset(seed=seed)
+        perturbed = [
+            bool(env.step(np.array([256.0, 256.0]))[-1].get("perturbed")) for _ in range(70)
+        ]
+        seen_from = perturbed.index(True) + 1  # the step after which the observation shows it
+        chunk = energy.chunk_after_event(seed, 8)
+        assert 8 * (chunk - 1) < seen_from <= 8 * chunk < 8 * energy.EARLY
+    env.close()
+
+
+def test_an_unexpected_chunk_is_compared_with_the_same_one_of_a_calm_episode():
+    calm = {"signal": np.array([[0.0, 1.0, 2.0], [3.0, np.nan, np.nan]])}
+    wrong = {"signal": np.array([[0.0, 7.0, 8.0], [9.0, 5.0, np.nan]])}
+    found = energy.unexpected(calm, wrong, np.array([2, 1]))["signal"]
+    assert found.signal.tolist() == [2.0, 8.0, 5.0]
+    assert found.happened.tolist() == [False, True, True] and found.episode.tolist() == [0, 0, 1]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_latencies_are_ratios_of_one_run(monkeypatch):
     monkeypatch.setattr(
-        speed, "CHUNKS", {k: speed.CHUNKS[k] for k in ("DDPM-100", "energy, 2 steps, best of 16")}
+        speed, "CHUNKS", {k: speed.CHUNKS[k] for k in ("DDPM-100", "energy, 2 steps, best of 8")}
     )
-    import torch
-
     result = speed.inference("xs", 2, torch.device("cpu"))
     for latency in result.values():
         assert latency["DDPM-100"]["ddpm_100_takes"] == 1.0
-        assert latency["energy, 2 steps, best of 16"]["p50"] > 0
+        assert latency["energy, 2 steps, best of 8"]["p50"] > 0
     json.dumps(result)

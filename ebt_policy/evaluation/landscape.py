@@ -25,7 +25,8 @@ class Plane:
         x, y: (W,) and (H,) coordinates along the two main axes, normalised action units.
         energy: (H, W).
         paths: (M, N + 1, 2) descents; trace: (N + 1, M) their verified energies.
-        chunks: (M, T, A) where they ended, env units; energies: (M,) their final energies.
+        chunks: (N + 1, M, T, A) the candidates before each step and at the end, env units.
+        energies: (M,) their final energies.
         best: index of the lowest final energy.
     """
 
@@ -84,7 +85,7 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
         energy=surface.numpy(),
         paths=paths.transpose(0, 1).numpy(),
         trace=trace.numpy(),
-        chunks=policy.env_actions(seen, found.candidate[:, 0]).cpu().numpy(),
+        chunks=torch.stack([policy.env_actions(seen, p[:, 0]) for p in found.path]).cpu().numpy(),
         energies=final.numpy(),
         best=best,
     )

@@ -77,20 +77,21 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
     more.set(title="Best of M", xlabel="candidates and time of a chunk")
     more.legend(loc="lower right")
 
-    names = list(next(iter(result["auroc"].values())))
-    rows = np.arange(len(result["auroc"]))[::-1]
+    told = dict(result["unexpected"])
+    told |= {f"failure, {what}": by for what, by in result["failure"].items()}
+    names = list(next(iter(told.values())))
+    rows = np.arange(len(told))[::-1]
     for k, (colour, name) in enumerate(zip(PALETTE, names, strict=False)):
         at = rows + 0.3 - 0.6 * k / (len(names) - 1)
-        cells = [by[name] for by in result["auroc"].values()]
+        cells = [by[name] for by in told.values()]
         areas.hlines(at, *np.array([c["ci95"] for c in cells]).T, color=colour, alpha=0.5)
         areas.plot([c["mean"] for c in cells], at, "o", color=colour, markersize=4, label=name)
     areas.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
-    areas.set_yticks(rows, list(result["auroc"]))
+    areas.set_yticks(rows, list(told))
     areas.set(title="What signals tell (area under the ROC curve; 0.5 is chance)")
     areas.grid(False, axis="y")
-    figure.legend(
-        *areas.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8
-    )
+    handles, labels = areas.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
 
     trust.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for colour, name in zip(PALETTE, names, strict=False):

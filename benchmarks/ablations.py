@@ -1,0 +1,75 @@
+"""Which parts matter: ``python -m benchmarks.ablations [steps=6000] [seeds=1] [parallel=2]``.
+
+Trains the energy policy with one thing changed at a time, each for the same number of updates, and
+evaluates all on the same ``episodes=100``; the whole policy is also evaluated with one thing
+changed in how it predicts. Runs go to ``runs/ablations`` and are gone on with there. Writes
+``docs/results/ablations.json``. On two cores it takes two hours.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.compare import train_all
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.protocol import Protocol
+from envs.spec import EVALUATION_SEED
+
+RUNS = {
+    "whole": [],
+    "no_relative": ["task.relative_to=null"],
+    "no_align": ["task.align=false"],
+    "no_mirror": ["task.mirror=false"],
+    "no_level": ["objective.level=false"],
+    "two_samples": ["objective.samples=2"],
+    "equilibrium": ["objective=equilibrium"],
+    "s1": ["objective=s1"],
+    "s2": ["objective=s2"],
+    "contrastive": ["objective=contrastive"],
+}
+# Landscapes without a level are judged by their lowest energy; more steps where these help them.
+ENTRIES = [
+    "whole@steps=2,candidates=8", "whole@steps=4,candidates=8", "whole@steps=2,candidates=1",
+    "whole@steps=4,candidates=1", "whole@steps=1,candidates=8", "whole@steps=8,candidates=8",
+    "whole@steps=2,candidates=8,select=drop", "whole@steps=2,candidates=8,level=0.9",
+    "whole@steps=2,candidates=8,level=0.2",
+    "no_relative@steps=2,candidates=8", "no_align@steps=2,candidates=8",
+    "no_mirror@steps=2,candidates=8", "two_samples@steps=2,candidates=8",
+    "no_level@steps=4,candidates=1", "no_level@steps=4,candidates=8",
+    "equilibrium@steps=4,candidates=1", "equilibrium@steps=4,candidates=8",
+    "s1@steps=2,candidates=1", "s1@steps=2,candidates=8",
+    "s2@steps=3,candidates=1", "s2@steps=3,candidates=8",
+    "contrastive@steps=4,candidates=1", "contrastive@steps=4,candidates=8",
+]  # fmt: skip
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    steps, parallel = int(given.pop("steps", 6000)), int(given.pop("parallel", 2))
+    seeds, episodes = range(int(given.pop("seeds", 1))), int(given.pop("episodes", 100))
+    folder = Path(given.pop("folder", "runs/ablations"))
+    if given:
+        sys.exit(
+            f"error: unknown settings {sorted(given)}; "
+            "there are steps, seeds, parallel, episodes and folder."
+        )
+    budget = ["train.minutes=null", f"train.steps={steps}"]
+    runs = {name: [*budget, *overrides] for name, overrides in RUNS.items()}
+    train_all(runs, seeds, folder, parallel)
+    output = folder / "evaluation"
+    evaluate(
+        [f"{folder}/{name}-seed*@{how}" for name, _, how in (e.partition("@") for e in ENTRIES)],
+        Protocol(episodes=episodes, seed=EVALUATION_SEED, videos=0, workers=20),
+        output=output,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        command=" ".join(["python -m benchmarks.ablations", *sys.argv[1:]]),
+    )
+    shutil.copy(output / "summary.json", "docs/results/ablations.json")
+
+
+if __name__ == "__main__":
+    main()

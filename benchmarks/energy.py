@@ -1,0 +1,243 @@
+"""What the energy tells: ``python -m benchmarks.energy [runs="runs/compare/ebt_12500-seed*"]``.
+
+Asks three things of every training run, on the evaluation seeds:
+
+- How well do signals of a chunk tell an episode that will fail, and an observation that is not
+  what was expected? Those of the energy against three that need none. And does a signal, calibrated
+  on half of the episodes, come true on the other half?
+- How many steps does early landing save (`stop_change`), at what score?
+- What do more candidates bring, at what cost?
+
+Writes ``docs/results/energy.json``; half an hour on two cores for three runs. Settings: runs,
+episodes (100), and folder (runs/energy) for the evaluation's files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ebt_policy.data.windows import Windows, split_episodes
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
+from ebt_policy.evaluation.protocol import Protocol, progress_bar
+from ebt_policy.evaluation.summary import write_atomic
+from ebt_policy.models.action import EnergyPolicy
+from ebt_policy.tasks import Task
+from envs.perturb import Perturbation, event_rng, event_step
+from envs.rollout import EpisodeResult, RolloutPool, noise_seed
+from envs.spec import EVALUATION_SEED
+
+CANDIDATES = (1, 2, 4, 8, 16, 32)
+LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",
+           "steps=4,candidates=8", "steps=4,candidates=8,stop_change=0.5"]  # fmt: skip
+# What goes wrong with the observation: events in an episode, and what lasts from its start.
+EVENTS = (Perturbation("agent", 100), Perturbation("kick", 50), Perturbation("turn", 60),
+          Perturbation("freeze", 8), Perturbation("delay", 4))  # fmt: skip
+CALM = "undisturbed"
+EARLY = 9  # chunks of an episode that are looked at: the last event has happened by then
+SAMPLES = 16  # candidates for the signals
+ENERGY = ("energy", "gradient norm", "energy drop", "surprise")
+SIMPLE = ("distance to the plan", "spread of samples", "distance to demonstrations")
+console = Console()
+
+Signals = dict[str, np.ndarray]  # each (episodes, EARLY); NaN where there is no such chunk
+
+
+class Recorder:
+    """A policy that keeps what it saw and planned, by episode."""
+
+    def __init__(self, policy: EnergyPolicy) -> None:
+        self.policy = policy
+        self.seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def predict_chunk(self, obs: dict[str, Tensor], *, generator: Any = None) -> Any:
+        chunk = self.policy.predict_chunk(obs, generator=generator)
+        for one, window, actions in zip(generator, obs["obs"], chunk.actions, strict=True):
+            self.seen.setdefault(one.initial_seed(), []).append((window.clone(), actions.clone()))
+        return chunk
+
+    def episode(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Observations (chunks, To, Do) and plans (chunks, T, A), both in env units."""
+        windows, plans = zip(*self.seen[noise_seed(seed)][:EARLY], strict=True)
+        return torch.stack(windows), torch.stack(plans)
+
+
+class Demonstrations:
+    """The observations that a policy was trained on, to measure distances from."""
+
+    def __init__(self, policy: EnergyPolicy) -> None:
+        task = Task.of(policy.config)
+        episodes, _ = task.demonstrations()
+        chosen, _ = split_episodes(len(episodes), task.validation_episodes, policy.config["seed"])
+        training = task.augment(episodes.select(chosen))
+        windows = Windows(training.arrays, training.ends, device="cpu", **task.horizons)
+        seen = windows.gather(torch.arange(len(windows)))["obs"]
+        self._seen = policy.normalizer.normalize("obs", seen).flatten(1)
+
+    def distance(self, obs: Tensor) -> Tensor:
+        """From normalised observations (B, To, Do) to the nearest, (B,)."""
+        return torch.cdist(obs.flatten(1), self._seen).amin(1)
+
+
+def signals(
+    policy: EnergyPolicy, known: Demonstrations, obs: Tensor, before: Tensor
+) -> dict[str, Tensor]:
+    """Signals (B,) for observations (B, To, Do), env units; high should be bad.
+
+    Args:
+        before: (B, T, A) the plan of the chunk before, of which Ta actions were executed since.
+    """
+    ahead = policy.shape.horizon - policy.shape.n_action_steps
+    with torch.no_grad():
+        normalised = policy.normalizer.normalize("obs", obs)
+        found = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
+    chosen, ends = policy.env_actions(obs, found.candidate[:, 0]), found.path[-1]
+    kept = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
+    # Energies of one observation compare: what is left of the old plan against the new one.
+    energies = policy.energies({"obs": obs}, torch.stack([kept, chosen], dim=1))
+    return {
+        "energy": found.energies[-1, :, 0],
+        "gradient norm": found.grad_norms[-1, :, 0],
+        "energy drop": -found.drop[:, 0],
+        "surprise": energies[:, 0] - energies[:, 1],
+        "distance to the plan": (kept - chosen)[:, :ahead].square().mean(dim=(1, 2)).sqrt(),
+        "spread of samples": ends.var(dim=1).mean(dim=(1, 2)).sqrt(),
+        "distance to demonstrations": known.distance(normalised),
+    }
+
+
+def watch(
+    policy: EnergyPolicy, known: Demonstrations, pool: RolloutPool, seeds: range
+) -> tuple[Signals, list[EpisodeResult]]:
+    """Play and compute the signals of the first chunks; the first of all has no plan before it."""
+    recorder = Recorder(policy)
+    results = pool.rollout(recorder, seeds)
+    table = {name: np.full((len(seeds), EARLY), np.nan) for name in ENERGY + SIMPLE}
+    for i, seed in enumerate(seeds):
+        obs, plans = recorder.episode(seed)
+        if len(obs) > 1:
+            for name, values in signals(policy, known, obs[1:], plans[:-1]).items():
+                table[name][i, 1 : len(obs)] = values.numpy()
+    return table, results
+
+
+def chunk_after_event(seed: int, n_action_steps: int) -> int:
+    """The first chunk whose observation shows what happened."""
+    return event_step(event_rng(seed)) // n_action_steps + 1
+
+
+def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, Samples]:
+    """The chunk after the event, and the same one where nothing happened."""
+    rows = np.arange(len(chunks))
+    found = {}
+    for name in calm:
+        values = np.concatenate([calm[name][rows, chunks], wrong[name][rows, chunks]])
+        there = np.isfinite(values)
+        happened = np.repeat([False, True], len(rows))
+        found[name] = Samples(values[there], happened[there], np.tile(rows, 2)[there])
+    return found
+
+
+def study(checkpoint: str, protocol: Protocol) -> dict[str, Any]:
+    """Areas under the ROC curve for failures and unexpected observations, and reliability."""
+    (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
+    spec = Task.of(one.policy.config).env_spec()
+    chunks = np.array([chunk_after_event(s, spec.n_action_steps) for s in protocol.seeds])
+    policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
+    known = [Demonstrations(policy) for policy in policies]
+    early: list[dict[str, list[Any]]] = [{} for _ in policies]  # a row an episode
+    calm: list[Signals] = []
+    wrong: dict[str, dict[str, list[Samples]]] = {}
+    with progress_bar() as bar:
+        task = bar.add_task("signals", total=len(policies) * (1 + len(EVENTS)))
+        for event in (None, *EVENTS):
+            with RolloutPool(replace(spec, perturbation=event), protocol.processes) as pool:
+                for i, policy in enumerate(policies):
+                    table, results = watch(policy, known[i], pool, protocol.seeds)
+                    for name, values in table.items():
+                        early[i].setdefault(name, []).extend(np.nanmean(values, axis=1))
+                    early[i].setdefault("failed", []).extend(not r.success for r in results)
+                    early[i].setdefault("number", []).extend(range(len(results)))
+                    if event is None:
+                        calm.append(table)
+                    else:
+                        for name, found in unexpected(calm[i], table, chunks).items():
+                            wrong.setdefault(str(event), {}).setdefault(name, []).append(found)
+                    bar.advance(task)
+    runs = [{name: np.array(values) for name, values in run.items()} for run in early]
+    count = len(protocol.seeds)
+    undisturbed = [{name: values[:count] for name, values in run.items()} for run in runs]
+    return {
+        "unexpected": {w: {n: auroc(r) for n, r in by.items()} for w, by in wrong.items()},
+        "failure": {
+            what: {n: auroc([_failures(run, n) for run in rows]) for n in ENERGY + SIMPLE}
+            for what, rows in {CALM: undisturbed, "all": runs}.items()
+        },
+        "failed": float(np.mean([run["failed"].mean() for run in runs])),
+        "reliability": {name: _reliability(runs, name) for name in ENERGY + SIMPLE},
+    }
+
+
+def _failures(run: Signals, name: str) -> Samples:
+    """The mean of a signal over the first chunks of an episode, and whether the episode failed."""
+    there = np.isfinite(run[name])
+    return Samples(run[name][there], run["failed"][there], run["number"][there])
+
+
+def _reliability(runs: list[Signals], name: str) -> dict[str, Any]:
+    """Calibrated on episodes of even numbers, tried on odd ones, each run by itself."""
+    predicted, happened = [], []
+    for run in runs:
+        signal, failed, number = _failures(run, name)
+        learn = number % 2 == 0
+        predicted.append(Calibration(signal[learn], failed[learn])(signal[~learn]))
+        happened.append(failed[~learn])
+    return reliability(np.concatenate(predicted), np.concatenate(happened).astype(float))
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    runs = given.pop("runs", "runs/compare/ebt_12500-seed*")
+    episodes, folder = int(given.pop("episodes", 100)), Path(given.pop("folder", "runs/energy"))
+    if given:
+        sys.exit(f"error: unknown settings {sorted(given)}; there are runs, episodes and folder.")
+    protocol = Protocol(episodes, EVALUATION_SEED, videos=0, workers=20)
+    command = " ".join(["python -m benchmarks.energy", *sys.argv[1:]])
+    entries = [f"{runs}@steps=2,candidates={m}" for m in CANDIDATES]
+    entries += [f"{runs}@{how}" for how in LANDING]
+    device = torch.device("cpu")
+    table = evaluate(entries, protocol, output=folder, device=device, command=command)
+    kept = ("name", "score", "success", "steps_used", "latency_ms")
+    result = {
+        "command": command,
+        "runs": len(table["entries"][0]["train_seed"]),
+        "episodes": episodes,
+        "candidates": [
+            {"candidates": m, **{k: entry[k] for k in kept}}
+            for m, entry in zip(CANDIDATES, table["entries"], strict=False)
+        ],
+        "landing": [{k: e[k] for k in kept} for e in table["entries"][len(CANDIDATES) :]],
+        "landing_paired": [
+            pair
+            for pair in table["paired"]
+            if "stop_change" in pair["b"] and pair["b"].startswith(pair["a"].rstrip(")"))
+        ],
+        **study(runs, protocol),
+    }
+    Path("docs/results").mkdir(parents=True, exist_ok=True)
+    write_atomic("docs/results/energy.json", json.dumps(result, indent=2) + "\n")
+    console.print("written to docs/results/energy.json; make results draws it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""How well a signal tells what goes wrong: areas under the ROC curve, calibration, reliability.
+
+Shapes: n samples of one training run, R resamples. Samples belong to episodes, which are what is
+resampled: chunks of one episode are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from ebt_policy.evaluation.stats import wilson
+
+RESAMPLES = 1000
+
+
+class Samples(NamedTuple):
+    """What one training run saw: signal (n,), whether it happened (n,), episode number (n,)."""
+
+    signal: np.ndarray
+    happened: np.ndarray
+    episode: np.ndarray
+
+
+def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
+    """Area under the ROC curve of a signal that should be high where something happened.
+
+    The chance that a sample where it happened has the higher signal (Mann & Whitney 1947; ties
+    count half), the mean over training runs. The percentile bootstrap draws episodes, the same
+    ones for all runs, and runs.
+
+    Returns `{"mean": float, "ci95": [lo, hi]}`; 0.5 is chance, below it the signal means the
+    opposite.
+
+    Raises ValueError when no run has samples of both kinds, or a signal is not finite.
+    """
+    for run in runs:
+        if not np.isfinite(run.signal).all():
+            raise ValueError("a signal holds NaN or infinity.")
+    runs = [run for run in runs if 0 < np.count_nonzero(run.happened) < len(run.happened)]
+    if not runs:
+        raise ValueError("there must be samples where it happened and where it did not.")
+    episodes = 1 + max(int(run.episode.max()) for run in runs)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
+    drawn = np.concatenate([np.ones((1, episodes)), drawn])  # the first row is the estimate
+    areas = np.stack([_areas(run, drawn[:, run.episode]) for run in runs])  # (runs, 1 + R)
+    weights = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=RESAMPLES).T
+    known = np.isfinite(areas[:, 1:]) * weights
+    means = (np.nan_to_num(areas[:, 1:]) * known).sum(0)[known.sum(0) > 0]
+    lo, hi = np.quantile(means / known.sum(0)[known.sum(0) > 0], [0.025, 0.975])
+    return {"mean": float(areas[:, 0].mean()), "ci95": [float(lo), float(hi)]}
+
+
+def _areas(run: Samples, weights: np.ndarray) -> np.ndarray:
+    """Weighted areas, weights (R, n) -> (R,); NaN where only one kind was drawn."""
+    values, place = np.unique(run.signal, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(values)))
+    happened = run.happened.astype(bool)
+    yes, no = (
+        np.add.reduceat((weights * kind)[:, order], starts, axis=1)
+        for kind in (happened, ~happened)
+    )
+    below = np.cumsum(no, axis=1) - no
+    with np.errstate(invalid="ignore"):
+        return (yes * (below + no / 2)).sum(1) / (yes.sum(1) * no.sum(1))
+
+
+class Calibration:
+    """A signal as a probability: the best increasing function of it (isotonic regression).
+
+    Args:
+        signal, happened: (n,), what to learn from.
+    """
+
+    def __init__(self, signal: np.ndarray, happened: np.ndarray) -> None:
+        order = np.argsort(signal, kind="stable")
+        self._signal = signal[order]
+        self._probability = np.asarray(isotonic_regression(happened[order].astype(float)).x)
+
+    def __call__(self, signal: np.ndarray) -> np.ndarray:
+        """Probabilities (n,), linear between the signals learned from."""
+        return np.interp(signal, self._signal, self._probability)
+
+
+def reliability(predicted: np.ndarray, happened: np.ndarray, bins: int = 5) -> dict[str, Any]:
+    """Do predicted probabilities come true? Both (n,), of samples not calibrated on.
+
+    Returns `bins` of nearly equal size, from low to high, as `{"predicted", "observed": {mean,
+    ci95}, "n"}`; the expected calibration error (mean distance of the two, weighted); the Brier
+    score, and that of always predicting the mean.
+    """
+    parts = [
+        part for part in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(part)
+    ]
+    table = [
+        {
+            "predicted": float(predicted[part].mean()),
+            "observed": wilson(int(happened[part].sum()), len(part)),
+            "n": len(part),
+        }
+        for part in parts
+    ]
+    gaps = [abs(row["predicted"] - row["observed"]["mean"]) * row["n"] for row in table]
+    return {
+        "bins": table,
+        "calibration_error": float(sum(gaps) / len(predicted)),
+        "brier": float(np.square(predicted - happened).mean()),
+        "brier_of_mean": float(np.square(happened.mean() - happened).mean()),
+    }
