@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: push_t compare results test test-fast check format benchmarks clean
+.PHONY: push_t experiments results test test-fast check format benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
 
-compare: $(READY) ## train policy and baselines for equal minutes, then compare them in one table
+experiments: $(READY) ## all experiments behind README.md, from training to tables: a day on 2 cores
 	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.ablations
+	$(BIN)/python -m benchmarks.energy
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.pictures checkpoint=runs/compare/ebt_12500-seed1
+	$(BIN)/python -m benchmarks.readme
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
@@ -18,7 +24,7 @@ test: $(READY) ## all tests
 test-fast: $(READY) ## the tests that neither train nor compile nor install
 	$(BIN)/python -m pytest -m "not slow"
 
-results: $(READY) ## the README's tables from the stored results
+results: $(READY) ## the documents' tables and figures from the stored results
 	$(BIN)/python -m benchmarks.readme
 
 check: $(READY) ## lint, format and types

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",
 # What goes wrong with the observation: events in an episode, and what lasts from its start.
 EVENTS = (Perturbation("agent", 100), Perturbation("kick", 50), Perturbation("turn", 60),
           Perturbation("freeze", 8), Perturbation("delay", 4))  # fmt: skip
-CALM = "undisturbed"
+CALM, ALL = "undisturbed", "all"
 EARLY = 9  # chunks of an episode that are looked at: the last event has happened by then
 SAMPLES = 16  # candidates for the signals
 ENERGY = ("energy", "gradient norm", "energy drop", "surprise")
@@ -177,15 +178,31 @@ def study(checkpoint: str, protocol: Protocol) -> dict[str, Any]:
     runs = [{name: np.array(values) for name, values in run.items()} for run in early]
     count = len(protocol.seeds)
     undisturbed = [{name: values[:count] for name, values in run.items()} for run in runs]
+    names = ENERGY + SIMPLE
+    pooled = {
+        n: [_together(run) for run in zip(*(w[n] for w in wrong.values()), strict=True)]
+        for n in names
+    }
+    failures = {n: [_failures(run, n) for run in runs] for n in names}
     return {
-        "unexpected": {w: {n: auroc(r) for n, r in by.items()} for w, by in wrong.items()},
+        "unexpected": {
+            **{what: {n: auroc(by[n]) for n in names} for what, by in wrong.items()},
+            ALL: {n: auroc(pooled[n]) for n in names},
+        },
         "failure": {
-            what: {n: auroc([_failures(run, n) for run in rows]) for n in ENERGY + SIMPLE}
-            for what, rows in {CALM: undisturbed, "all": runs}.items()
+            CALM: {n: auroc([_failures(run, n) for run in undisturbed]) for n in names},
+            ALL: {n: auroc(failures[n]) for n in names},
         },
         "failed": float(np.mean([run["failed"].mean() for run in runs])),
-        "reliability": {name: _reliability(runs, name) for name in ENERGY + SIMPLE},
+        "reliability": {
+            "unexpected": {n: _reliability(pooled[n]) for n in names},
+            "failure": {n: _reliability(failures[n]) for n in names},
+        },
     }
+
+
+def _together(parts: Sequence[Samples]) -> Samples:
+    return Samples(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def _failures(run: Signals, name: str) -> Samples:
@@ -194,14 +211,14 @@ def _failures(run: Signals, name: str) -> Samples:
     return Samples(run[name][there], run["failed"][there], run["number"][there])
 
 
-def _reliability(runs: list[Signals], name: str) -> dict[str, Any]:
+def _reliability(runs: list[Samples]) -> dict[str, Any]:
     """Calibrated on episodes of even numbers, tried on odd ones, each run by itself."""
     predicted, happened = [], []
     for run in runs:
-        signal, failed, number = _failures(run, name)
-        learn = number % 2 == 0
-        predicted.append(Calibration(signal[learn], failed[learn])(signal[~learn]))
-        happened.append(failed[~learn])
+        learn = run.episode % 2 == 0
+        calibrated = Calibration(run.signal[learn], run.happened[learn])
+        predicted.append(calibrated(run.signal[~learn]))
+        happened.append(run.happened[~learn])
     return reliability(np.concatenate(predicted), np.concatenate(happened).astype(float))
 
 

@@ -23,12 +23,9 @@ def _interval(value: dict[str, Any]) -> str:
     return format_interval(value["mean"], value["ci95"])
 
 
-def push_t(result: dict[str, Any]) -> str:
-    """Scores of all policies."""
-    lines = [
-        "| policy | score | success | updates | minutes |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+def scores(result: dict[str, Any]) -> str:
+    """Score and success of every entry of an evaluation."""
+    lines = ["| policy | score | success | updates | minutes |", "| --- |" + " --- |" * 4]
     for entry in result["entries"]:
         lines.append(
             f"| {entry['name']} | {_interval(entry['score'])} | "
@@ -90,20 +87,9 @@ def energy(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ablations(result: dict[str, Any]) -> str:
-    """Score and success with one thing changed at a time."""
-    lines = ["| policy | score | success | minutes |", "| --- | --- | --- | --- |"]
-    for entry in result["entries"]:
-        lines.append(
-            f"| {entry['name']} | {_interval(entry['score'])} | {_interval(entry['success'])} | "
-            f"{entry['train_seconds'] / 60:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 TABLES = {
-    "README.md": {"push_t": push_t, "speed": speed, "recovery": recovery, "energy": energy},
-    "docs/experiments.md": {"ablations": ablations},
+    "README.md": {"push_t": scores, "speed": speed, "recovery": recovery, "energy": energy},
+    "docs/experiments.md": {"ablations": scores},
 }
 FIGURES = {"recovery": recovery_curves, "energy": energy_study}
 

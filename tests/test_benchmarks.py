@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import compose_config
 
-from benchmarks import ablations, compare, energy, speed
+from benchmarks import ablations, compare, energy, recovery, speed
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models import build_policy
@@ -17,7 +17,7 @@ from envs.perturb import Perturbation
 from envs.spec import EnvSpec
 
 
-@pytest.mark.parametrize("module", [speed, compare, ablations, energy])
+@pytest.mark.parametrize("module", [speed, compare, ablations, energy, recovery])
 def test_unknown_settings_are_refused(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", "sise=xs"])

@@ -61,7 +61,7 @@ def recovery_curves(result: Mapping[str, Any]) -> Figure:
 @styled
 def energy_study(result: Mapping[str, Any]) -> Figure:
     """Score over candidates, areas under the ROC curve, and reliability, of `benchmarks.energy`."""
-    figure = blank(11.5, 3.9)
+    figure = blank(11.5, 5.2)
     more, areas, trust = figure.subplots(1, 3, width_ratios=(1, 1.5, 1))
     counts = [row["candidates"] for row in result["candidates"]]
     for colour, metric in zip(PALETTE, ("score", "success"), strict=False):
@@ -77,7 +77,7 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
     more.set(title="Best of M", xlabel="candidates and time of a chunk")
     more.legend(loc="lower right")
 
-    told = dict(result["unexpected"])
+    told = {f"unexpected: {what}": by for what, by in result["unexpected"].items()}
     told |= {f"failure, {what}": by for what, by in result["failure"].items()}
     names = list(next(iter(told.values())))
     rows = np.arange(len(told))[::-1]
@@ -95,8 +95,9 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
 
     trust.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for colour, name in zip(PALETTE, names, strict=False):
-        bins = result["reliability"][name]["bins"]
+        bins = result["reliability"]["unexpected"][name]["bins"]
         x, y = ([row["predicted"] for row in bins], [row["observed"]["mean"] for row in bins])
         trust.plot(x, y, "-o", color=colour, markersize=4)
-    trust.set(title="Reliability", xlabel="predicted chance of failure", ylabel="observed")
+    trust.set(title="Reliability", xlabel="predicted chance of something unexpected")
+    trust.set(ylabel="how often it was so")
     return figure
