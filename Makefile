@@ -15,7 +15,7 @@ experiments: $(READY) ## all experiments behind README.md, from training to tabl
 	$(BIN)/python -m benchmarks.energy
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.pictures checkpoint=runs/compare/ebt_12500-seed1
+	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.readme
 
 test: $(READY) ## all tests

@@ -9,12 +9,10 @@ changed in how it predicts. Runs go to ``runs/ablations`` and are gone on with t
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
-import torch
-
-from benchmarks.compare import train_all
+from benchmarks.compare import entry_of_runs, train_all
+from benchmarks.settings import DEVICE, command, settings
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
 from envs.spec import EVALUATION_SEED
@@ -50,25 +48,18 @@ ENTRIES = [
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    steps, parallel = int(given.pop("steps", 6000)), int(given.pop("parallel", 2))
-    seeds, episodes = range(int(given.pop("seeds", 1))), int(given.pop("episodes", 100))
-    folder = Path(given.pop("folder", "runs/ablations"))
-    if given:
-        sys.exit(
-            f"error: unknown settings {sorted(given)}; "
-            "there are steps, seeds, parallel, episodes and folder."
-        )
-    budget = ["train.minutes=null", f"train.steps={steps}"]
+    given = settings(steps=6000, seeds=1, parallel=2, episodes=100, folder="runs/ablations")
+    folder = Path(given.folder)
+    budget = ["train.minutes=null", f"train.steps={given.steps}"]
     runs = {name: [*budget, *overrides] for name, overrides in RUNS.items()}
-    train_all(runs, seeds, folder, parallel)
+    train_all(runs, range(given.seeds), folder, given.parallel)
     output = folder / "evaluation"
     evaluate(
-        [f"{folder}/{name}-seed*@{how}" for name, _, how in (e.partition("@") for e in ENTRIES)],
-        Protocol(episodes=episodes, seed=EVALUATION_SEED, videos=0, workers=20),
+        [str(folder / entry_of_runs(entry)) for entry in ENTRIES],
+        Protocol(episodes=given.episodes, seed=EVALUATION_SEED, videos=0, workers=20),
         output=output,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        command=" ".join(["python -m benchmarks.ablations", *sys.argv[1:]]),
+        device=DEVICE,
+        command=command("ablations"),
     )
     shutil.copy(output / "summary.json", "docs/results/ablations.json")
 

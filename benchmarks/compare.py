@@ -16,8 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
+from benchmarks.settings import DEVICE, command, settings
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
 from envs.spec import EVALUATION_SEED
@@ -73,26 +72,17 @@ def entry_of_runs(entry: str) -> str:
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    minutes, parallel = float(given.pop("minutes", 10)), int(given.pop("parallel", 2))
-    seeds = range(int(given.pop("seeds", 3)))
-    episodes, folder = int(given.pop("episodes", 100)), Path(given.pop("folder", "runs/compare"))
-    if given:
-        sys.exit(
-            f"error: unknown settings {sorted(given)}; "
-            "there are minutes, seeds, parallel, episodes and folder."
-        )
-    budget = [f"train.minutes={minutes}"]
-    train_all(
-        {name: [*budget, *changes] for name, changes in RUNS.items()}, seeds, folder, parallel
-    )
+    given = settings(minutes=10.0, seeds=3, parallel=2, episodes=100, folder="runs/compare")
+    folder = Path(given.folder)
+    runs = {name: [f"train.minutes={given.minutes}", *changes] for name, changes in RUNS.items()}
+    train_all(runs, range(given.seeds), folder, given.parallel)
     output = folder / "evaluation"
     evaluate(
         [str(folder / entry_of_runs(entry)) for entry in ENTRIES],
-        Protocol(episodes=episodes, seed=EVALUATION_SEED, videos=1, workers=8),
+        Protocol(episodes=given.episodes, seed=EVALUATION_SEED, videos=1, workers=8),
         output=output,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
+        device=DEVICE,
+        command=command("compare"),
     )
     results = Path("docs/results")
     results.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ episodes (100), and folder (runs/energy) for the evaluation's files.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.settings import command, settings
 from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
@@ -223,22 +223,22 @@ def _reliability(runs: list[Samples]) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    runs = given.pop("runs", "runs/compare/ebt_12500-seed*")
-    episodes, folder = int(given.pop("episodes", 100)), Path(given.pop("folder", "runs/energy"))
-    if given:
-        sys.exit(f"error: unknown settings {sorted(given)}; there are runs, episodes and folder.")
-    protocol = Protocol(episodes, EVALUATION_SEED, videos=0, workers=20)
-    command = " ".join(["python -m benchmarks.energy", *sys.argv[1:]])
-    entries = [f"{runs}@steps=2,candidates={m}" for m in CANDIDATES]
-    entries += [f"{runs}@{how}" for how in LANDING]
-    device = torch.device("cpu")
-    table = evaluate(entries, protocol, output=folder, device=device, command=command)
+    given = settings(runs="runs/compare/ebt_12500-seed*", episodes=100, folder="runs/energy")
+    protocol = Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=20)
+    entries = [f"{given.runs}@steps=2,candidates={m}" for m in CANDIDATES]
+    entries += [f"{given.runs}@{how}" for how in LANDING]
+    table = evaluate(
+        entries,
+        protocol,
+        output=Path(given.folder),
+        device=torch.device("cpu"),
+        command=command("energy"),
+    )
     kept = ("name", "score", "success", "steps_used", "latency_ms")
     result = {
-        "command": command,
+        "command": command("energy"),
         "runs": len(table["entries"][0]["train_seed"]),
-        "episodes": episodes,
+        "episodes": given.episodes,
         "candidates": [
             {"candidates": m, **{k: entry[k] for k in kept}}
             for m, entry in zip(CANDIDATES, table["entries"], strict=False)
@@ -249,7 +249,7 @@ def main() -> None:
             for pair in table["paired"]
             if "stop_change" in pair["b"] and pair["b"].startswith(pair["a"].rstrip(")"))
         ],
-        **study(runs, protocol),
+        **study(given.runs, protocol),
     }
     Path("docs/results").mkdir(parents=True, exist_ok=True)
     write_atomic("docs/results/energy.json", json.dumps(result, indent=2) + "\n")

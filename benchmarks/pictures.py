@@ -1,4 +1,4 @@
-"""The README's animation: ``python -m benchmarks.pictures checkpoint=RUN [seed=100003]``.
+"""The README's animation: ``python -m benchmarks.pictures [checkpoint=RUN] [seed=100003]``.
 
 Plays one episode and writes ``docs/assets/push_t.gif``: on the left the robot with its candidate
 chunks, on the right the plane through the energy landscape in which they differ most, while they
@@ -7,7 +7,6 @@ descend. The first chunks are shown slowly, the others fast.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.settings import settings
 from ebt_policy.evaluation.figures import GREY, ORANGE, STYLE
 from ebt_policy.evaluation.landscape import Plane, energy_plane
 from ebt_policy.models.action import EnergyPolicy
@@ -104,13 +104,11 @@ def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    if "checkpoint" not in given:
-        sys.exit("error: say which energy policy plays: checkpoint=RUN.")
-    policy = EnergyPolicy.from_checkpoint(given["checkpoint"])
+    given = settings(checkpoint="runs/compare/ebt_12500-seed1", seed=100_003)
+    policy = EnergyPolicy.from_checkpoint(given.checkpoint)
     policy.configure_inference(steps=STEPS)
     with mpl.rc_context(STYLE):
-        frames, durations = zip(*film(policy, int(given.get("seed", 100_003))), strict=True)
+        frames, durations = zip(*film(policy, given.seed), strict=True)
     small = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
     target = Path("docs/assets/push_t.gif")
     target.parent.mkdir(parents=True, exist_ok=True)

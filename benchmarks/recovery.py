@@ -8,11 +8,9 @@ takes an hour and a half.
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
-import torch
-
+from benchmarks.settings import DEVICE, command, settings
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.recovery import evaluate_recovery
 from envs.spec import EVALUATION_SEED
@@ -29,18 +27,15 @@ ENTRIES = [
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    runs, episodes = given.pop("runs", "runs/compare"), int(given.pop("episodes", 50))
-    folder = Path(given.pop("folder", "runs/recovery"))
-    if given:
-        sys.exit(f"error: unknown settings {sorted(given)}; there are runs, episodes and folder.")
+    given = settings(runs="runs/compare", episodes=50, folder="runs/recovery")
+    folder = Path(given.folder)
     evaluate_recovery(
-        [f"{runs}/{entry}" for entry in ENTRIES],
-        Protocol(episodes, EVALUATION_SEED, videos=1, workers=25),
+        [f"{given.runs}/{entry}" for entry in ENTRIES],
+        Protocol(given.episodes, EVALUATION_SEED, videos=1, workers=25),
         "all",
         output=folder,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        command=" ".join(["python -m benchmarks.recovery", *sys.argv[1:]]),
+        device=DEVICE,
+        command=command("recovery"),
     )
     shutil.copy(folder / "recovery.json", "docs/results/recovery.json")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.settings import DEVICE, command, settings
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.models import Policy, build_policy
@@ -159,14 +159,10 @@ def inference(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    size, rounds = given.pop("size", "xs"), int(given.pop("rounds", 200))
-    target = Path(given.pop("output", "docs/results/speed.json"))
-    if given:
-        sys.exit(f"error: unknown settings {sorted(given)}; there are size, rounds and output.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given = settings(size="xs", rounds=200, output="docs/results/speed.json")
+    size, rounds, target, device = given.size, given.rounds, Path(given.output), DEVICE
     result = {
-        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        "command": command("speed"),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import compose_config
 
-from benchmarks import ablations, compare, energy, recovery, speed
+from benchmarks import ablations, compare, energy, pictures, recovery, speed
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models import build_policy
@@ -17,12 +17,20 @@ from envs.perturb import Perturbation
 from envs.spec import EnvSpec
 
 
-@pytest.mark.parametrize("module", [speed, compare, ablations, energy, recovery])
+@pytest.mark.parametrize("module", [speed, compare, ablations, energy, recovery, pictures])
 def test_unknown_settings_are_refused(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", "sise=xs"])
     with pytest.raises(SystemExit, match="unknown settings"):
         module.main()
+
+
+@pytest.mark.parametrize("bad", ["episodes=many", "episodes"])
+def test_settings_of_another_type_are_refused(bad, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark", bad])
+    with pytest.raises(SystemExit, match="episodes"):
+        recovery.main()
 
 
 @pytest.mark.parametrize("module", [compare, ablations])
