@@ -23,6 +23,27 @@ def _interval(value: dict[str, Any]) -> str:
     return format_interval(value["mean"], value["ci95"])
 
 
+HEADLINE = {  # entry of push_t.json -> chunk of speed.json
+    "ebt_12500 (steps 2, candidates 8)": "energy, 2 steps, best of 8",
+    "ebt_12500 (steps 2, candidates 1)": "energy, 2 steps",
+    "flow_matching (steps 2)": "flow matching, 2 steps",
+    "diffusion (ddim, steps 2)": "DDIM-2",
+    "diffusion (ddim, steps 10)": "DDIM-10",
+    "diffusion (ddpm, steps 100)": "DDPM-100",
+}
+
+
+def headline(result: dict[str, Any], speed: dict[str, Any]) -> str:
+    """Quality and waiting time side by side, at equal updates."""
+    entries = {entry["name"]: entry for entry in result["entries"]}
+    times = speed["inference"]["compiled"]
+    lines = ["| policy | score | success | a chunk, compiled |", "| --- |" + " --- |" * 3]
+    for name, chunk in HEADLINE.items():
+        score, success = (_interval(entries[name][metric]) for metric in ("score", "success"))
+        lines.append(f"| {chunk} | {score} | {success} | {times[chunk]['p50']:.1f} ms |")
+    return "\n".join(lines)
+
+
 def scores(result: dict[str, Any]) -> str:
     """Score and success of every entry of an evaluation."""
     lines = ["| policy | score | success | updates | minutes |", "| --- |" + " --- |" * 4]
@@ -87,9 +108,14 @@ def energy(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {
-    "README.md": {"push_t": scores, "speed": speed, "recovery": recovery, "energy": energy},
-    "docs/experiments.md": {"ablations": scores},
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "headline": lambda: headline(_stored("push_t"), _stored("speed")),
+        "push_t": lambda: scores(_stored("push_t")),
+        "speed": lambda: speed(_stored("speed")),
+        "energy": lambda: energy(_stored("energy")),
+    },
+    "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"))},
 }
 FIGURES = {"recovery": recovery_curves, "energy": energy_study}
 
@@ -98,7 +124,7 @@ def _stored(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def render(text: str, tables: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+def render(text: str, tables: dict[str, Callable[[], str]]) -> str:
     """A document with the tables of the stored results."""
     for name, table in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -106,7 +132,7 @@ def render(text: str, tables: dict[str, Callable[[dict[str, Any]], str]]) -> str
             raise ValueError(f"the document lacks the markers {begin} and {end}.")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{table(_stored(name))}\n{end}{after}"
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
     return text
 
 
