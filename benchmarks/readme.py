@@ -44,15 +44,16 @@ def headline(result: dict[str, Any], speed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def scores(result: dict[str, Any]) -> str:
+def scores(result: dict[str, Any], minutes: bool = True) -> str:
     """Score and success of every entry of an evaluation."""
-    lines = ["| policy | score | success | updates | minutes |", "| --- |" + " --- |" * 4]
+    header = ["policy", "score", "success", "updates", *(["minutes"] if minutes else [])]
+    lines = [f"| {' | '.join(header)} |", "| " + "--- | " * len(header)]
     for entry in result["entries"]:
-        lines.append(
-            f"| {entry['name']} | {_interval(entry['score'])} | "
-            f"{_interval(entry['success'])} | {entry['train_steps']:,} | "
-            f"{entry['train_seconds'] / 60:.0f} |"
-        )
+        cells = [entry["name"], _interval(entry["score"]), _interval(entry["success"])]
+        cells.append(f"{entry['train_steps']:,}")
+        if minutes:
+            cells.append(f"{entry['train_seconds'] / 60:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -115,7 +116,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "speed": lambda: speed(_stored("speed")),
         "energy": lambda: energy(_stored("energy")),
     },
-    "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"))},
+    "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
 FIGURES = {"recovery": recovery_curves, "energy": energy_study}
 

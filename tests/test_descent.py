@@ -373,6 +373,9 @@ def test_a_shared_start_changes_nothing_where_candidates_share_a_quadratic(
     asked.clear()
     shared = descend(energy, init, shared_start=True, **options)
     assert asked == [units] + [units * candidates] * steps
+    asked.clear()
+    descend(energy, init, shared_start=True, deadline_s=60.0, **options)
+    assert asked == [units * candidates] * (steps + 1)  # the first step is to be like the others
     torch.testing.assert_close(shared.path, plain.path)
     for name in ("candidate", "energies", "grad_norms", "drop"):
         torch.testing.assert_close(getattr(shared, name), getattr(plain, name))

@@ -126,7 +126,8 @@ def descend(
         candidates: M; the best of each unit's M is returned.
         select: the best has the lowest final ``"energy"`` or lost the most (``"drop"``).
         shared_start: the first gradient of a unit's M candidates comes from one evaluation, for an
-            energy that is quadratic at the start (see `shared_gradient`).
+            energy that is quadratic at the start (see `shared_gradient`). Not with a deadline,
+            which takes the first step as the measure of the others.
         cut_graph: detach the candidate between steps; the gradient of a loss then flows through
             the last step of each candidate only.
         final_energy: evaluate the energy once more at the end. Needed for M > 1.
@@ -192,7 +193,7 @@ def descend(
 
             look = x + momentum * velocity if momentum else x
             told = None if levels is None else levels[k]
-            if k == 0 and shared_start:
+            if k == 0 and shared_start and deadline_s is None:
                 slope, value = shared_gradient(energy, look, told, candidates)
             else:
                 slope, value = energy_gradient(energy, look, told)
