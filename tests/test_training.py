@@ -1,69 +1,22 @@
 from __future__ import annotations
 
-import json
 import math
-import multiprocessing
-import os
-import random
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from training_runs import S2, assert_same_end, logged, losses
 
 from ebt_policy.models import load_policy
 from ebt_policy.models.policy import CheckpointError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
-
-S2 = ("objective=s2", "objective.replay=12")
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> list[float]:
-    return [values["loss"] for values in logged(run) if "loss" in values]
-
-
-def assert_identical(a: Any, b: Any, where: str = "state") -> None:
-    """Equal to the last bit, however nested; wall-clock times aside."""
-    assert type(a) is type(b), where
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - {"seconds"}:
-            assert_identical(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_identical(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
-def assert_same_end(run: Path, other: Path) -> None:
-    """Both runs ended at the same step with the same weights, averages, optimizer and log."""
-    one, two = newest_checkpoint(run), newest_checkpoint(other)
-    assert one is not None and two is not None and one.name == two.name
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, two)]
-    assert weights[0] == weights[1]
-    assert_identical(load_trainer_state(one), load_trainer_state(two))
-    timing = ("seconds", "steps_per_second")
-    logs = [
-        [{k: v for k, v in x.items() if k not in timing} for x in logged(r)] for r in (run, other)
-    ]
-    assert logs[0] == logs[1]
 
 
 class Interrupted(BaseException):
@@ -453,87 +406,3 @@ def test_parts_of_a_batch_are_equal_whatever_was_replayed():
     assert all(torch.equal(p["draws"]["normal"], p["obs"]) for p in parts)
     assert all(p["draws"]["steps"] == 3 for p in parts)
     assert _part(batch, 0, 1) is batch
-
-
-# -- several processes, kills --------------------------------------------------------------------
-
-
-def launch(arguments: list[str], processes: int) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    command += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "ebt_policy.train", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("overrides", [(), S2], ids=["flow", "s2"])
-def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
-    settings = ("train.steps=20", "train.checkpoint_every=10", *overrides)
-    launch(tiny_arguments("two", *settings), processes=2)
-    one, two = train(tiny("one", *settings)), Path(tiny("two")["run_dir"])
-    assert [x["step"] for x in logged(two)] == list(range(1, 21))
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
-    for a, b in zip(load_policy(one).parameters(), load_policy(two).parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_share_one_plan_of_their_minutes(tiny, tiny_arguments):
-    settings = (
-        "train.steps=null",
-        "train.minutes=0.05",
-        "train.warmup_steps=5",
-        "train.log_every=1",
-    )
-    launch(tiny_arguments("two", *settings, "train.checkpoint_every=5"), processes=2)
-    folder = newest_checkpoint(Path(tiny("two")["run_dir"]))
-    assert folder is not None
-    progress = load_trainer_state(folder)["progress"]
-    assert progress["step"] == progress["total_steps"] > 5
-
-
-def _train_quietly(config: dict[str, Any]) -> None:
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        train(config)
-
-
-@pytest.mark.slow
-def test_killed_ten_times_equals_uninterrupted(tiny):
-    settings = (*S2, "train.steps=400", "train.checkpoint_every=3")
-    straight = train(tiny("straight", *settings))
-    config = tiny("killed", *settings, "resume=true")
-    run = Path(config["run_dir"])
-    # The fork server imports the package once; each training is a process of its own.
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ebt_policy.train"])
-    chance, kills, saving = random.Random(0), 0, 0
-    while True:
-        process = server.Process(target=_train_quietly, args=(config,))
-        process.start()
-        reached = _log_length(run)
-        goal = reached + chance.randint(5, 30) if kills < 10 else math.inf
-        while process.is_alive() and _log_length(run) < goal:
-            time.sleep(0.001)
-        if not process.is_alive():
-            break
-        time.sleep(chance.uniform(0, 0.03))
-        process.kill()
-        process.join()
-        kills += 1
-        saving += any((run / "checkpoints").glob(".writing_*"))
-    process.join()
-    assert process.exitcode == 0 and kills == 10
-    print(f"{saving} of {kills} kills fell within the writing of a checkpoint")
-    assert [x["step"] for x in logged(run)] == list(range(1, 401))
-    assert_same_end(straight, run)
-
-
-def _log_length(run: Path) -> int:
-    log = run / "log.jsonl"
-    return log.read_text().count("\n") if log.exists() else 0

@@ -1,0 +1,53 @@
+"""Reading training runs, and comparing them to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+
+S2 = ("objective=s2", "objective.replay=12")
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [values["loss"] for values in logged(run) if "loss" in values]
+
+
+def assert_identical(a: Any, b: Any, where: str = "state") -> None:
+    """Equal to the last bit, however nested; wall-clock times aside."""
+    assert type(a) is type(b), where
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - {"seconds"}:
+            assert_identical(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Both runs ended at the same step with the same weights, averages, optimizer and log."""
+    one, two = newest_checkpoint(run), newest_checkpoint(other)
+    assert one is not None and two is not None and one.name == two.name
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, two)]
+    assert weights[0] == weights[1]
+    assert_identical(load_trainer_state(one), load_trainer_state(two))
+    timing = ("seconds", "steps_per_second")
+    logs = [
+        [{k: v for k, v in x.items() if k not in timing} for x in logged(r)] for r in (run, other)
+    ]
+    assert logs[0] == logs[1]
