@@ -3,7 +3,7 @@
 Trains the energy policy with one thing changed at a time, each for the same number of updates, and
 evaluates all on the same ``episodes=100``; the whole policy is also evaluated with one thing
 changed in how it predicts. Runs go to ``runs/ablations`` and are gone on with there. Writes
-``docs/results/ablations.json``. On two cores it takes two hours.
+``docs/results/ablations.json``. On two cores it takes an hour.
 """
 
 from __future__ import annotations

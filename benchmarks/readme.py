@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.evaluation.study_figures import energy_study, recovery_curves, save_figure
+from ebt_policy.evaluation.study_figures import energy_study, save_figure
 from ebt_policy.evaluation.summary import format_interval
-from ebt_policy.recovery import OVERALL
 
 RESULTS = Path("docs/results")
 
@@ -77,27 +76,6 @@ def speed(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def recovery(result: dict[str, Any]) -> str:
-    """Success after each kind of perturbation, the mean over its strengths, and over all."""
-    entries = [e for e in result["entries"] if e["unit"] is not None]
-    overall = {e["name"]: e for e in result["entries"] if e["kind"] == OVERALL}
-    kinds = list(dict.fromkeys(e["kind"] for e in entries))
-    lines = [
-        f"| success after | {' | '.join(k.replace('_', ' ') for k in kinds)} | all |",
-        f"| --- | {'--- | ' * len(kinds)}--- |",
-    ]
-    for name, mean in overall.items():
-        cells = [
-            sum(values) / len(values)
-            for kind in kinds
-            if (values := [e["success"]["mean"] for e in entries
-                           if e["kind"] == kind and e["name"] == name])
-        ]  # fmt: skip
-        row = " | ".join(f"{value:.2f}" for value in cells)
-        lines.append(f"| {name} | {row} | {_interval(mean['success'])} |")
-    return "\n".join(lines)
-
-
 def energy(result: dict[str, Any]) -> str:
     """Areas under the ROC curve of each signal."""
     told = {**result["unexpected"], **{f"failure, {w}": b for w, b in result["failure"].items()}}
@@ -118,7 +96,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
-FIGURES = {"recovery": recovery_curves, "energy": energy_study}
+FIGURES = {"energy": energy_study}
 
 
 def _stored(name: str) -> dict[str, Any]:
