@@ -26,6 +26,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.settings import command, settings
+from benchmarks.speed import in_turns
 from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
@@ -222,6 +223,18 @@ def _reliability(runs: list[Samples]) -> dict[str, Any]:
     return reliability(np.concatenate(predicted), np.concatenate(happened).astype(float))
 
 
+def cost(checkpoint: str) -> list[float]:
+    """Median milliseconds of a chunk at batch size 1 for each of `CANDIDATES`, timed in turns."""
+    jobs = {}
+    for m in CANDIDATES:
+        (one,) = load_contestants([f"{checkpoint}@steps=2,candidates={m}"], torch.device("cpu"))
+        obs = {
+            "obs": torch.full((1, one.policy.shape.n_obs_steps, one.policy.shape.obs_dim), 256.0)
+        }
+        jobs[str(m)] = lambda policy=one.policy, obs=obs: policy.predict_chunk(obs)
+    return [float(np.median(times)) for times in in_turns(jobs, 100, torch.device("cpu")).values()]
+
+
 def main() -> None:
     given = settings(runs="runs/compare/ebt_12500-seed*", episodes=100, folder="runs/energy")
     protocol = Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=20)
@@ -234,14 +247,14 @@ def main() -> None:
         device=torch.device("cpu"),
         command=command("energy"),
     )
-    kept = ("name", "score", "success", "steps_used", "latency_ms")
+    kept = ("name", "score", "success", "steps_used")
     result = {
         "command": command("energy"),
         "runs": len(table["entries"][0]["train_seed"]),
         "episodes": given.episodes,
         "candidates": [
-            {"candidates": m, **{k: entry[k] for k in kept}}
-            for m, entry in zip(CANDIDATES, table["entries"], strict=False)
+            {"candidates": m, "chunk_ms": ms, **{k: entry[k] for k in kept}}
+            for m, ms, entry in zip(CANDIDATES, cost(given.runs), table["entries"], strict=False)
         ],
         "landing": [{k: e[k] for k in kept} for e in table["entries"][len(CANDIDATES) :]],
         "landing_paired": [
