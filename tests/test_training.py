@@ -273,6 +273,22 @@ def test_an_overdrawn_budget_still_ends(make_trainer):
     trainer.progress.step, trainer.progress.seconds = 40, 100.0
     trainer._plan(rate=5.0)
     assert trainer.progress.total_steps == 41
+    trainer.progress.step, trainer.progress.seconds = 41, 101.0
+    trainer._plan(rate=5.0)
+    assert trainer.progress.total_steps == 41
+
+
+def test_a_plan_made_while_compiling_is_mended_even_late(make_trainer):
+    trainer = make_trainer("train.steps=null", "train.minutes=10", "train.log_every=50")
+    trainer.progress.step, trainer.progress.seconds = 50, 300.0  # nearly all of it compiling
+    trainer._plan(rate=50 / 300)
+    assert trainer.progress.total_steps == 50 + 50
+    trainer.progress.step, trainer.progress.seconds = 100, 310.0
+    trainer._plan(rate=5.0)
+    assert trainer.progress.total_steps == 100 + 5 * 290
+    trainer.progress.step, trainer.progress.seconds = 150, 330.0
+    trainer._plan(rate=2.5)
+    assert trainer.progress.total_steps == 100 + 5 * 290
 
 
 def test_a_warm_up_longer_than_the_budget_is_cut_short(make_trainer):

@@ -70,9 +70,7 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
         means = [row[metric]["mean"] for row in result["candidates"]]
         more.plot(counts, means, "-o", color=colour, markersize=4, label=metric)
     more.set_xscale("log", base=2)
-    ticks = [
-        f"{row['candidates']}\n{row['latency_ms']['p50']:.0f} ms" for row in result["candidates"]
-    ]
+    ticks = [f"{row['candidates']}\n{row['chunk_ms']:.0f} ms" for row in result["candidates"]]
     more.set_xticks(counts, ticks)
     more.set(title="Best of M", xlabel="candidates and time of a chunk")
     more.legend(loc="lower right")
@@ -98,6 +96,7 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
         bins = result["reliability"]["unexpected"][name]["bins"]
         x, y = ([row["predicted"] for row in bins], [row["observed"]["mean"] for row in bins])
         trust.plot(x, y, "-o", color=colour, markersize=4)
-    trust.set(title="Reliability", xlabel="predicted chance of something unexpected")
-    trust.set(ylabel="how often it was so")
+    trust.set(
+        title="Unexpected: reliability", xlabel="predicted chance", ylabel="how often it was so"
+    )
     return figure

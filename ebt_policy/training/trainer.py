@@ -324,7 +324,8 @@ class Trainer:
 
         Planned when the warm-up ends (compiling is over by then), or with a tenth of the budget
         used, and again at each log line until half of it is used, as machines slow down and speed
-        up; from there on it is fixed.
+        up; from there on it is fixed. One such line there always is: where compiling takes most of
+        the first half, the first plan knows nothing of the speed after it.
         """
         progress, minutes = self.progress, self.config.minutes
         if minutes is None:
@@ -335,7 +336,10 @@ class Trainer:
             if not warm:
                 return
             progress.warm_step, progress.warm_seconds = progress.step, progress.seconds
-        elif progress.seconds > 0.5 * budget:
+        elif progress.seconds >= budget or (
+            progress.seconds > 0.5 * budget
+            and progress.step - progress.warm_step > self.config.log_every
+        ):
             return
         else:  # the mean since then: one log line's rate is too noisy to plan by
             rate = (progress.step - progress.warm_step) / (progress.seconds - progress.warm_seconds)
