@@ -35,7 +35,7 @@ from ebt_policy.evaluation.protocol import Protocol, progress_bar
 from ebt_policy.evaluation.summary import write_atomic
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.tasks import Task
-from envs.perturb import Perturbation, event_rng, event_step
+from envs.perturb import Perturbation, event
 from envs.rollout import EpisodeResult, RolloutPool, noise_seed
 from envs.spec import EVALUATION_SEED
 
@@ -135,7 +135,8 @@ def watch(
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
     """The first chunk whose observation shows what happened."""
-    return event_step(event_rng(seed)) // n_action_steps + 1
+    _, step = event(seed)
+    return step // n_action_steps + 1
 
 
 def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, Samples]:
@@ -162,19 +163,19 @@ def study(checkpoint: str, protocol: Protocol) -> dict[str, Any]:
     wrong: dict[str, dict[str, list[Samples]]] = {}
     with progress_bar() as bar:
         task = bar.add_task("signals", total=len(policies) * (1 + len(EVENTS)))
-        for event in (None, *EVENTS):
-            with RolloutPool(replace(spec, perturbation=event), protocol.processes) as pool:
+        for what in (None, *EVENTS):
+            with RolloutPool(replace(spec, perturbation=what), protocol.processes) as pool:
                 for i, policy in enumerate(policies):
                     table, results = watch(policy, known[i], pool, protocol.seeds)
                     for name, values in table.items():
                         early[i].setdefault(name, []).extend(np.nanmean(values, axis=1))
                     early[i].setdefault("failed", []).extend(not r.success for r in results)
                     early[i].setdefault("number", []).extend(range(len(results)))
-                    if event is None:
+                    if what is None:
                         calm.append(table)
                     else:
                         for name, found in unexpected(calm[i], table, chunks).items():
-                            wrong.setdefault(str(event), {}).setdefault(name, []).append(found)
+                            wrong.setdefault(str(what), {}).setdefault(name, []).append(found)
                     bar.advance(task)
     runs = [{name: np.array(values) for name, values in run.items()} for run in early]
     count = len(protocol.seeds)
@@ -186,6 +187,7 @@ def study(checkpoint: str, protocol: Protocol) -> dict[str, Any]:
     }
     failures = {n: [_failures(run, n) for run in runs] for n in names}
     return {
+        "runs": len(runs),
         "unexpected": {
             **{what: {n: auroc(by[n]) for n in names} for what, by in wrong.items()},
             ALL: {n: auroc(pooled[n]) for n in names},
@@ -248,20 +250,18 @@ def main() -> None:
         command=command("energy"),
     )
     kept = ("name", "score", "success", "steps_used")
+    landing = table["entries"][len(CANDIDATES) :]
+    names = [entry["name"] for entry in landing]
+    compared = set(zip(names[::2], names[1::2], strict=True))  # without landing early, and with
     result = {
         "command": command("energy"),
-        "runs": len(table["entries"][0]["train_seed"]),
         "episodes": given.episodes,
         "candidates": [
             {"candidates": m, "chunk_ms": ms, **{k: entry[k] for k in kept}}
             for m, ms, entry in zip(CANDIDATES, cost(given.runs), table["entries"], strict=False)
         ],
-        "landing": [{k: e[k] for k in kept} for e in table["entries"][len(CANDIDATES) :]],
-        "landing_paired": [
-            pair
-            for pair in table["paired"]
-            if "stop_change" in pair["b"] and pair["b"].startswith(pair["a"].rstrip(")"))
-        ],
+        "landing": [{k: entry[k] for k in kept} for entry in landing],
+        "landing_paired": [p for p in table["paired"] if (p["a"], p["b"]) in compared],
         **study(given.runs, protocol),
     }
     Path("docs/results").mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ class Scene:
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
         self.figure = Figure(figsize=(6.6, 3.5), dpi=100, facecolor="white")
-        FigureCanvasAgg(self.figure)
+        self.canvas = FigureCanvasAgg(self.figure)
         axes: Any = self.figure.subplots(1, 2)
         self.robot, self.land = axes
         self.figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.91, wspace=0.03)
@@ -69,8 +69,8 @@ class Scene:
             trail = path[: step + 1].T
             drawn += self.land.plot(*trail, color=colour, linewidth=0.9, alpha=0.8, zorder=order)
             drawn += self.land.plot(*trail[:, -1:], "o", color=colour, markersize=5, zorder=order)
-        self.figure.canvas.draw()
-        picture = np.asarray(self.figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+        self.canvas.draw()
+        picture = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
         for artist in drawn:
             artist.remove()
         return Image.fromarray(picture)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebt_policy.evaluation.study_figures import energy_study, save_figure
-from ebt_policy.evaluation.summary import format_interval
+from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 
 RESULTS = Path("docs/results")
 
@@ -36,55 +36,58 @@ def headline(result: dict[str, Any], speed: dict[str, Any]) -> str:
     """Quality and waiting time side by side, at equal updates."""
     entries = {entry["name"]: entry for entry in result["entries"]}
     times = speed["inference"]["compiled"]
-    lines = ["| policy | score | success | a chunk, compiled |", "| --- |" + " --- |" * 3]
-    for name, chunk in HEADLINE.items():
-        score, success = (_interval(entries[name][metric]) for metric in ("score", "success"))
-        lines.append(f"| {chunk} | {score} | {success} | {times[chunk]['p50']:.1f} ms |")
-    return "\n".join(lines)
+    rows = [
+        (
+            chunk,
+            *(_interval(entries[name][metric]) for metric in METRICS),
+            f"{times[chunk]['p50']:.1f} ms",
+        )
+        for name, chunk in HEADLINE.items()
+    ]
+    return markdown(("policy", *METRICS, "a chunk, compiled"), rows, left=1)
 
 
 def scores(result: dict[str, Any], minutes: bool = True) -> str:
     """Score and success of every entry of an evaluation."""
-    header = ["policy", "score", "success", "updates", *(["minutes"] if minutes else [])]
-    lines = [f"| {' | '.join(header)} |", "| " + "--- | " * len(header)]
-    for entry in result["entries"]:
-        cells = [entry["name"], _interval(entry["score"]), _interval(entry["success"])]
-        cells.append(f"{entry['train_steps']:,}")
-        if minutes:
-            cells.append(f"{entry['train_seconds'] / 60:.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        (
+            entry["name"],
+            *(_interval(entry[metric]) for metric in METRICS),
+            f"{entry['train_steps']:,}",
+            *([f"{entry['train_seconds'] / 60:.0f}"] if minutes else []),
+        )
+        for entry in result["entries"]
+    ]
+    header = ("policy", *METRICS, "updates", *(["minutes"] if minutes else []))
+    return markdown(header, rows, left=1)
 
 
 def speed(result: dict[str, Any]) -> str:
     """Latency of a chunk and cost of an update."""
-    lines = [
-        "| chunk at batch 1 | eager p50 / p99 ms | DDPM-100 takes | compiled p50 / p99 ms "
-        "| DDPM-100 takes |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    eager, compiled = result["inference"]["eager"], result["inference"]["compiled"]
-    for name in eager:
-        cells = [
-            f"{one[name]['p50']:.1f} / {one[name]['p99']:.1f} | {one[name]['ddpm_100_takes']:.1f}x"
-            for one in (eager, compiled)
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| training update, ratio of medians | |", "| --- | --- |"]
-    for name, value in result["training"]["ratio"].items():
-        lines.append(f"| {name} | {value:.2f}x |")
-    return "\n".join(lines)
+    both = [result["inference"][how] for how in ("eager", "compiled")]
+    rows = []
+    for name in both[0]:
+        cells = [name]
+        for one in (latency[name] for latency in both):
+            cells += [f"{one['p50']:.1f} / {one['p99']:.1f}", f"{one['ddpm_100_takes']:.1f}x"]
+        rows.append(cells)
+    header = (
+        "chunk at batch 1", "eager p50 / p99 ms", "DDPM-100 takes", "compiled p50 / p99 ms",
+        "DDPM-100 takes",
+    )  # fmt: skip
+    ratios = [(name, f"{value:.2f}x") for name, value in result["training"]["ratio"].items()]
+    latency = markdown(header, rows, left=1)
+    return f"{latency}\n{markdown(('training update, ratio of medians', ''), ratios, left=1)}"
 
 
 def energy(result: dict[str, Any]) -> str:
     """Areas under the ROC curve of each signal."""
     told = {**result["unexpected"], **{f"failure, {w}": b for w, b in result["failure"].items()}}
-    names = list(next(iter(told.values())))
-    lines = [f"| area under the ROC curve | {' | '.join(told)} |", "| --- |" + " --- |" * len(told)]
-    for name in names:
-        cells = [f"{by[name]['mean']:.2f}" for by in told.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        (name, *(f"{by[name]['mean']:.2f}" for by in told.values()))
+        for name in next(iter(told.values()))
+    ]
+    return markdown(("area under the ROC curve", *told), rows, left=1)
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
@@ -111,7 +114,7 @@ def render(text: str, tables: dict[str, Callable[[], str]]) -> str:
             raise ValueError(f"the document lacks the markers {begin} and {end}.")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{table()}\n{end}{after}"
+        text = f"{before}{begin}\n{table()}{end}{after}"
     return text
 
 

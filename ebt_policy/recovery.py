@@ -123,8 +123,8 @@ def play_conditions(
         return f"{one.name} | {run.name} | {condition or 'undisturbed'}"
 
     with progress_bar() as bar:
-        total = len(conditions) * sum(len(one.runs) for one in contestants)
-        task = bar.add_task("conditions", total=total)
+        runs = sum(len(one.runs) for one in contestants)
+        task = bar.add_task("conditions", total=len(conditions) * runs)
         for condition in conditions:
             todo = [
                 (one, run, policy)
@@ -132,7 +132,7 @@ def play_conditions(
                 for run, policy in zip(one.runs, one.policies, strict=True)
                 if key(one, run, condition) not in done
             ]
-            bar.update(task, completed=len(done), description=str(condition or "undisturbed"))
+            bar.update(task, advance=runs - len(todo), description=str(condition or "undisturbed"))
             if not todo:
                 continue
             with RolloutPool(replace(spec, perturbation=condition), protocol.processes) as pool:
@@ -168,10 +168,15 @@ def play_conditions(
 def _read(log: Path, seeds: range) -> dict[str, dict[str, Any]]:
     """What was played before, by key; half a line that a kill left is taken out of the log."""
     text = log.read_text("utf-8") if log.is_file() else ""
-    whole = text[: text.rfind("\n") + 1]
+    lines, whole = [], ""
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+        whole += line + "\n"
     if whole != text:
         write_atomic(log, whole)
-    lines = [json.loads(line) for line in whole.splitlines()]
     return {line["key"]: line for line in lines if line["seeds"] == [seeds.start, seeds.stop]}
 
 

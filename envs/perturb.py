@@ -58,14 +58,10 @@ def kinds(env: gymnasium.Env) -> dict[str, Kind]:
     return dict(getattr(env.unwrapped, "perturbations", {}))
 
 
-def event_step(rng: np.random.Generator) -> int:
-    """The environment step of the event, the first thing drawn in an episode."""
-    return int(rng.integers(*EVENT_STEPS, endpoint=True))
-
-
-def event_rng(seed: int | None) -> np.random.Generator:
-    """What decides when and how the event of episode `seed` happens."""
-    return np.random.default_rng(None if seed is None else [seed, 1])
+def event(seed: int | None) -> tuple[np.random.Generator, int]:
+    """What decides how the event of episode `seed` happens, and the environment step of it."""
+    rng = np.random.default_rng(None if seed is None else [seed, 1])
+    return rng, int(rng.integers(*EVENT_STEPS, endpoint=True))
 
 
 class Perturbed(gymnasium.Wrapper):
@@ -100,8 +96,7 @@ class Perturbed(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        self._rng = event_rng(seed)
-        self._event, self._step = event_step(self._rng), 0
+        (self._rng, self._event), self._step = event(seed), 0
         what = self.perturbation
         if what.kind in AT_RESET:
             obs, state = self._befall()

@@ -151,10 +151,14 @@ def descend(
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
     if not (callable(noise) or noise >= 0):
         raise ValueError(f"noise must not be negative, got {noise}.")
-    positive = {"max_grad_norm": max_grad_norm, "stop_grad_norm": stop_grad_norm}
-    for name, least in {**positive, "stop_change": stop_change}.items():
-        if least is not None and not least > 0:
-            raise ValueError(f"{name} must be positive, got {least}.")
+    positive = {
+        "max_grad_norm": max_grad_norm,
+        "stop_grad_norm": stop_grad_norm,
+        "stop_change": stop_change,
+    }
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
     if stop_change is not None and levels is None:
         raise ValueError("stop_change needs levels: without them a path has no end to land on.")
     if levels is not None and len(levels) != count + 1:

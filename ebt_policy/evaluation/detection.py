@@ -49,9 +49,10 @@ def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
     drawn = np.concatenate([np.ones((1, episodes)), drawn])  # the first row is the estimate
     areas = np.stack([_areas(run, drawn[:, run.episode]) for run in runs])  # (runs, 1 + R)
     weights = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=RESAMPLES).T
-    known = np.isfinite(areas[:, 1:]) * weights
-    means = (np.nan_to_num(areas[:, 1:]) * known).sum(0)[known.sum(0) > 0]
-    lo, hi = np.quantile(means / known.sum(0)[known.sum(0) > 0], [0.025, 0.975])
+    weights = weights * np.isfinite(areas[:, 1:])
+    weights, resampled = weights[:, weights.any(0)], areas[:, 1:][:, weights.any(0)]
+    means = (np.nan_to_num(resampled) * weights).sum(0) / weights.sum(0)
+    lo, hi = np.quantile(means, [0.025, 0.975])
     return {"mean": float(areas[:, 0].mean()), "ci95": [float(lo), float(hi)]}
 
 
