@@ -15,10 +15,10 @@ episodes (100), and folder (runs/energy) for the evaluation's files.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from torch import Tensor
 
 from benchmarks.settings import command, settings
 from benchmarks.speed import in_turns
-from ebt_policy.data.windows import Windows, split_episodes
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
@@ -36,7 +35,7 @@ from ebt_policy.evaluation.summary import write_atomic
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.tasks import Task
 from envs.perturb import Perturbation, event
-from envs.rollout import EpisodeResult, RolloutPool, noise_seed
+from envs.rollout import RolloutPool, noise_seed
 from envs.spec import EVALUATION_SEED
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
@@ -53,6 +52,13 @@ SIMPLE = ("distance to the plan", "spread of samples", "distance to demonstratio
 console = Console()
 
 Signals = dict[str, np.ndarray]  # each (episodes, EARLY); NaN where there is no such chunk
+
+
+class Watched(NamedTuple):
+    """What one training run saw in one condition, and (episodes,) which of its episodes failed."""
+
+    signals: Signals
+    failed: np.ndarray
 
 
 class Recorder:
@@ -79,10 +85,8 @@ class Demonstrations:
 
     def __init__(self, policy: EnergyPolicy) -> None:
         task = Task.of(policy.config)
-        episodes, _ = task.demonstrations()
-        chosen, _ = split_episodes(len(episodes), task.validation_episodes, policy.config["seed"])
-        training = task.augment(episodes.select(chosen))
-        windows = Windows(training.arrays, training.ends, device="cpu", **task.horizons)
+        training, _ = task.split(task.demonstrations()[0], policy.config["seed"])
+        windows = task.windows(training)
         seen = windows.gather(torch.arange(len(windows)))["obs"]
         self._seen = policy.normalizer.normalize("obs", seen).flatten(1)
 
@@ -118,9 +122,7 @@ def signals(
     }
 
 
-def watch(
-    policy: EnergyPolicy, known: Demonstrations, pool: RolloutPool, seeds: range
-) -> tuple[Signals, list[EpisodeResult]]:
+def watch(policy: EnergyPolicy, known: Demonstrations, pool: RolloutPool, seeds: range) -> Watched:
     """Play and compute the signals of the first chunks; the first of all has no plan before it."""
     recorder = Recorder(policy)
     results = pool.rollout(recorder, seeds)
@@ -130,7 +132,7 @@ def watch(
         if len(obs) > 1:
             for name, values in signals(policy, known, obs[1:], plans[:-1]).items():
                 table[name][i, 1 : len(obs)] = values.numpy()
-    return table, results
+    return Watched(table, np.array([not result.success for result in results]))
 
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
@@ -151,55 +153,62 @@ def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, S
     return found
 
 
-def study(checkpoint: str, protocol: Protocol) -> dict[str, Any]:
-    """Areas under the ROC curve for failures and unexpected observations, and reliability."""
+def play(checkpoint: str, protocol: Protocol) -> tuple[dict[str, list[Watched]], np.ndarray]:
+    """Every condition with every training run; and of each episode the chunk after its event."""
     (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
     spec = Task.of(one.policy.config).env_spec()
-    chunks = np.array([chunk_after_event(s, spec.n_action_steps) for s in protocol.seeds])
     policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
     known = [Demonstrations(policy) for policy in policies]
-    early: list[dict[str, list[Any]]] = [{} for _ in policies]  # a row an episode
-    calm: list[Signals] = []
-    wrong: dict[str, dict[str, list[Samples]]] = {}
+    played: dict[str, list[Watched]] = {}
     with progress_bar() as bar:
         task = bar.add_task("signals", total=len(policies) * (1 + len(EVENTS)))
         for what in (None, *EVENTS):
             with RolloutPool(replace(spec, perturbation=what), protocol.processes) as pool:
-                for i, policy in enumerate(policies):
-                    table, results = watch(policy, known[i], pool, protocol.seeds)
-                    for name, values in table.items():
-                        early[i].setdefault(name, []).extend(np.nanmean(values, axis=1))
-                    early[i].setdefault("failed", []).extend(not r.success for r in results)
-                    early[i].setdefault("number", []).extend(range(len(results)))
-                    if what is None:
-                        calm.append(table)
-                    else:
-                        for name, found in unexpected(calm[i], table, chunks).items():
-                            wrong.setdefault(str(what), {}).setdefault(name, []).append(found)
+                for policy, demonstrations in zip(policies, known, strict=True):
+                    watched = watch(policy, demonstrations, pool, protocol.seeds)
+                    played.setdefault(str(what or CALM), []).append(watched)
                     bar.advance(task)
-    runs = [{name: np.array(values) for name, values in run.items()} for run in early]
-    count = len(protocol.seeds)
-    undisturbed = [{name: values[:count] for name, values in run.items()} for run in runs]
+    return played, np.array([chunk_after_event(s, spec.n_action_steps) for s in protocol.seeds])
+
+
+def judge(played: Mapping[str, Sequence[Watched]], chunks: np.ndarray) -> dict[str, Any]:
+    """Areas under the ROC curve for failures and unexpected observations, and reliability.
+
+    Args:
+        played: condition -> what each training run saw, `CALM` among them.
+        chunks: (episodes,) where an event shows first.
+    """
+    wrong = {
+        what: [
+            unexpected(c.signals, w.signals, chunks)
+            for c, w in zip(played[CALM], runs, strict=True)
+        ]
+        for what, runs in played.items()
+        if what != CALM
+    }
     names = ENERGY + SIMPLE
     pooled = {
-        n: [_together(run) for run in zip(*(w[n] for w in wrong.values()), strict=True)]
+        n: [_together([one[n] for one in run]) for run in zip(*wrong.values(), strict=True)]
         for n in names
     }
-    failures = {n: [_failures(run, n) for run in runs] for n in names}
+    calm = {n: [_failures([run], n) for run in played[CALM]] for n in names}
+    failures = {n: [_failures(run, n) for run in zip(*played.values(), strict=True)] for n in names}
+
+    def areas(samples: Mapping[str, list[Samples]]) -> dict[str, Any]:
+        return {name: auroc(runs) for name, runs in samples.items()}
+
+    by_event = {what: {n: [run[n] for run in runs] for n in names} for what, runs in wrong.items()}
     return {
-        "runs": len(runs),
+        "runs": len(played[CALM]),
         "unexpected": {
-            **{what: {n: auroc(by[n]) for n in names} for what, by in wrong.items()},
-            ALL: {n: auroc(pooled[n]) for n in names},
+            **{what: areas(samples) for what, samples in by_event.items()},
+            ALL: areas(pooled),
         },
-        "failure": {
-            CALM: {n: auroc([_failures(run, n) for run in undisturbed]) for n in names},
-            ALL: {n: auroc(failures[n]) for n in names},
-        },
-        "failed": float(np.mean([run["failed"].mean() for run in runs])),
+        "failure": {CALM: areas(calm), ALL: areas(failures)},
+        "failed": float(np.mean([run.failed for runs in played.values() for run in runs])),
         "reliability": {
-            "unexpected": {n: _reliability(pooled[n]) for n in names},
-            "failure": {n: _reliability(failures[n]) for n in names},
+            "unexpected": {n: _reliability(runs) for n, runs in pooled.items()},
+            "failure": {n: _reliability(runs) for n, runs in failures.items()},
         },
     }
 
@@ -208,10 +217,14 @@ def _together(parts: Sequence[Samples]) -> Samples:
     return Samples(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _failures(run: Signals, name: str) -> Samples:
+def _failures(conditions: Sequence[Watched], name: str) -> Samples:
     """The mean of a signal over the first chunks of an episode, and whether the episode failed."""
-    there = np.isfinite(run[name])
-    return Samples(run[name][there], run["failed"][there], run["number"][there])
+    found = []
+    for one in conditions:
+        means = np.nanmean(one.signals[name], axis=1)
+        there = np.isfinite(means)
+        found.append(Samples(means[there], one.failed[there], np.flatnonzero(there)))
+    return _together(found)
 
 
 def _reliability(runs: list[Samples]) -> dict[str, Any]:
@@ -262,7 +275,7 @@ def main() -> None:
         ],
         "landing": [{k: entry[k] for k in kept} for entry in landing],
         "landing_paired": [p for p in table["paired"] if (p["a"], p["b"]) in compared],
-        **study(given.runs, protocol),
+        **judge(*play(given.runs, protocol)),
     }
     Path("docs/results").mkdir(parents=True, exist_ok=True)
     write_atomic("docs/results/energy.json", json.dumps(result, indent=2) + "\n")

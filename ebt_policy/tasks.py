@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+import torch
+
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import aligned, load_push_t, mirrored
+from ebt_policy.data.windows import Windows
 from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 
@@ -61,9 +65,26 @@ class Task:
         episodes, note = DEMONSTRATIONS[self.name](path=self.path, demos=self.demos)  # type: ignore[arg-type]
         return (aligned(episodes) if self.align else episodes), note
 
-    def augment(self, episodes: Episodes) -> Episodes:
-        """Training episodes with what the symmetry of the task makes of them."""
-        return episodes + mirrored(episodes) if self.mirror else episodes
+    def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
+        """Split at random into those to train on, with their mirror images, and those held out.
+
+        Raises:
+            ConfigError: none would be left to train on.
+        """
+        count = self.validation_episodes
+        if not 0 <= count < len(episodes):
+            raise ConfigError(
+                f"task.validation_episodes={count} must leave some of the {len(episodes)} "
+                "demonstrations to train on."
+            )
+        order = np.random.default_rng(seed).permutation(len(episodes))
+        training = episodes.select(np.sort(order[count:]))
+        held_out = episodes.select(np.sort(order[:count])) if count else None
+        return (training + mirrored(training) if self.mirror else training), held_out
+
+    def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
+        """Windows of its horizons."""
+        return Windows(episodes.arrays, episodes.ends, device=device, **self.horizons)
 
     def env_spec(self) -> EnvSpec:
         """Its environment, with the horizons that its policies use."""

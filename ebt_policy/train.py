@@ -21,7 +21,7 @@ from rich.console import Console
 from yaml import YAMLError
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.windows import Windows, fit_normalizer, split_episodes
+from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.entry import pick_device, report_errors
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
@@ -137,18 +137,8 @@ def _prepare(
     config: dict[str, Any], task: Task, episodes: Episodes, device: torch.device
 ) -> tuple[Policy, Windows, Windows | None]:
     """An untrained policy and its windows, to train on and held out."""
-    if not 0 <= task.validation_episodes < len(episodes):
-        raise ConfigError(
-            f"task.validation_episodes={task.validation_episodes} must leave some of the "
-            f"{len(episodes)} demonstrations to train on."
-        )
-    chosen, held_out = split_episodes(len(episodes), task.validation_episodes, config["seed"])
-    training = task.augment(episodes.select(chosen))
-
-    def cut(some: Episodes) -> Windows:
-        return Windows(some.arrays, some.ends, device=device, **task.horizons)
-
-    windows = cut(training)
+    training, held_out = task.split(episodes, config["seed"])
+    windows = task.windows(training, device)
     shape = {
         "obs_dim": training.arrays["obs"].shape[1],
         "action_dim": training.arrays["action"].shape[1],
@@ -158,8 +148,8 @@ def _prepare(
     normalizer = fit_normalizer(windows, task.relative_to)
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)
-    policy.config["demos"] = len(chosen)
-    validation = cut(episodes.select(held_out)) if len(held_out) else None
+    policy.config["demos"] = len(episodes) - task.validation_episodes
+    validation = None if held_out is None else task.windows(held_out, device)
     return policy.to(device), windows, validation
 
 

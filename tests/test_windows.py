@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.data.windows import Windows, action_origin, fit_normalizer, split_episodes
+from ebt_policy.data.windows import Windows, action_origin, fit_normalizer
 
 
 def make(lengths):
@@ -117,20 +117,6 @@ def test_short_episode_is_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="1 of 3 episodes are too short"):
         windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
     assert len(windows) == 13 + 1
-
-
-@given(n=st.integers(1, 60), share=st.floats(0, 0.99), seed=st.integers(0, 5))
-def test_split(n, share, seed):
-    count = int(n * share)
-    train, held_out = split_episodes(n, count, seed)
-    assert sorted([*train, *held_out]) == list(range(n)) and len(held_out) == count
-    assert split_episodes(n, count, seed)[0].tolist() == train.tolist()
-
-
-@pytest.mark.parametrize(("n", "held_out"), [(1, 1), (5, 6), (5, -1), (0, 0)])
-def test_bad_split(n, held_out):
-    with pytest.raises(ValueError, match="none to train on"):
-        split_episodes(n, held_out, 0)
 
 
 def test_relative_actions_do_not_depend_on_where_the_robot_is():

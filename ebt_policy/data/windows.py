@@ -136,15 +136,3 @@ def fit_normalizer(windows: Windows, relative_to: Sequence[int] | None) -> Norma
     every = windows.gather(torch.arange(len(windows)))
     action = every["action"] - action_origin(every["obs"], relative_to)
     return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))
-
-
-def split_episodes(n: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split `n` episodes at random into those to train on and the `held_out` others, both sorted.
-
-    Raises:
-        ValueError: no episode left to train on.
-    """
-    if not 0 <= held_out < n:
-        raise ValueError(f"holding out {held_out} of {n} episodes leaves none to train on.")
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -75,6 +75,8 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             figure = draw(*args, **kwargs)
             FigureCanvasAgg(figure).draw()  # ticks are made when first drawn: make them here
             figure.set_layout_engine("none")  # each further draw would shift the layout a little
+            for ax in figure.axes:  # the layout's solver differs in the last bits from run to run
+                ax.set_position(np.round(ax.get_position().bounds, 6).tolist())
         return figure
 
     return drawn

@@ -95,12 +95,13 @@ class EnergyPolicy(Policy):
         self._compiled: Callable[..., Descent] | None = None
 
     def configure_inference(self, **changes: Any) -> None:
-        super().configure_inference(**changes)
-        if self.inference.stop_change is not None and not self.objective.level_conditioned:
+        stop_change = changes.get("stop_change", self.inference.stop_change)
+        if stop_change is not None and not self.objective.level_conditioned:
             raise ConfigError(
                 "inference.stop_change needs an objective that is told the level (objective=flow); "
                 "use inference.stop_grad_norm."
             )
+        super().configure_inference(**changes)
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         replay = self.objective.replay

@@ -1,0 +1,49 @@
+"""What a task makes of its demonstrations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import compose_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.options import ConfigError
+from ebt_policy.tasks import Task
+
+
+def task(**changes) -> Task:
+    return Task.of({"task": {**compose_config()["task"], **changes}})
+
+
+def episodes(n: int) -> Episodes:
+    """Each of three rows that hold its number."""
+    rows = np.repeat(np.arange(n, dtype=np.float32), 3)[:, None]
+    arrays = {k: np.tile(rows, d) for k, d in {"obs": 20, "state": 5, "action": 2}.items()}
+    return Episodes(arrays, 3 * np.arange(1, n + 1))
+
+
+@settings(deadline=None)  # the first example composes the configuration
+@given(n=st.integers(1, 60), share=st.floats(0, 0.99), seed=st.integers(0, 5))
+def test_split_covers_all_once(n, share, seed):
+    count = int(n * share)
+    some = task(validation_episodes=count, mirror=False)
+    numbers = [
+        [] if part is None else part.arrays["obs"][::3, 0].tolist()
+        for part in some.split(episodes(n), seed)
+    ]
+    assert sorted(numbers[0] + numbers[1]) == list(range(n)) and len(numbers[1]) == count
+    again, _ = some.split(episodes(n), seed)
+    assert again.arrays["obs"][::3, 0].tolist() == numbers[0]
+
+
+@pytest.mark.parametrize(("n", "held_out"), [(1, 1), (5, 6), (5, -1)])
+def test_a_split_that_leaves_nothing_is_refused(n, held_out):
+    with pytest.raises(ConfigError, match="must leave some"):
+        task(validation_episodes=held_out).split(episodes(n), 0)
+
+
+def test_mirror_images_are_learned_from_but_not_held_out():
+    training, held_out = task(validation_episodes=2, mirror=True).split(episodes(6), 0)
+    assert len(training) == 8 and held_out is not None and len(held_out) == 2
