@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.settings import command, settings
+from benchmarks.settings import RESULTS, command, settings
 from benchmarks.speed import in_turns
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
@@ -277,8 +277,8 @@ def main() -> None:
         "landing_paired": [p for p in table["paired"] if (p["a"], p["b"]) in compared],
         **judge(*play(given.runs, protocol)),
     }
-    Path("docs/results").mkdir(parents=True, exist_ok=True)
-    write_atomic("docs/results/energy.json", json.dumps(result, indent=2) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_atomic(RESULTS / "energy.json", json.dumps(result, indent=2) + "\n")
     console.print("written to docs/results/energy.json; make results draws it")
 
 

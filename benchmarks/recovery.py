@@ -10,8 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from benchmarks.compare import train_all
-from benchmarks.settings import DEVICE, command, settings
+from benchmarks.runs import train_all
+from benchmarks.settings import DEVICE, RESULTS, command, settings
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.recovery import evaluate_recovery
 from envs.spec import EVALUATION_SEED
@@ -39,7 +39,7 @@ def main() -> None:
         device=DEVICE,
         command=command("recovery"),
     )
-    shutil.copy(folder / "recovery.json", "docs/results/recovery.json")
+    shutil.copy(folder / "recovery.json", RESULTS / "recovery.json")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+RESULTS = Path("docs/results")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

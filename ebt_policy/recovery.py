@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,23 @@ def evaluate_recovery(
         CheckpointError, ConfigError: before anything is played.
     """
     contestants = load_contestants(checkpoints, device)
-    specs = [Task.of(one.policy.config).env_spec() for one in contestants]
-    if any(spec != specs[0] for spec in specs):
-        raise ConfigError("perturb= compares policies of one task, with equal horizons.")
+    specs = [_spec(one) for one in contestants]
+    # How far a policy sees and acts is its own; the world and its time limit are not.
+    worlds = [replace(spec, n_obs_steps=1, n_action_steps=1) for spec in specs]
+    if any(world != worlds[0] for world in worlds):
+        raise ConfigError("perturb= compares policies of one task, with equal time limits.")
     known = known_perturbations(specs[0])
     conditions = parse_perturbations(perturbations, known)
-    played = play_conditions(contestants, conditions, protocol, specs[0], output)
+    played = play_conditions(contestants, conditions, protocol, output)
     result = summarise(played, known, command)
     write_recovery(output, result)
     console.print(Markdown(table(result)))
     console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
     return result
+
+
+def _spec(one: Contestant) -> EnvSpec:
+    return Task.of(one.policy.config).env_spec()
 
 
 def parse_perturbations(given: str | Sequence[str], known: Mapping[str, Kind]) -> list[Condition]:
@@ -106,7 +113,6 @@ def play_conditions(
     contestants: Sequence[Contestant],
     conditions: Sequence[Condition],
     protocol: Protocol,
-    spec: EnvSpec,
     output: Path,
 ) -> dict[str, dict[Condition, Played]]:
     """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played.
@@ -135,9 +141,13 @@ def play_conditions(
             bar.update(task, advance=runs - len(todo), description=str(condition or "undisturbed"))
             if not todo:
                 continue
-            with RolloutPool(replace(spec, perturbation=condition), protocol.processes) as pool:
+            with ExitStack() as stack:
+                pool = None
                 for one, run, policy in todo:
                     name = f"{one.name} {condition or 'undisturbed'}"
+                    spec = replace(_spec(one), perturbation=condition)
+                    if pool is None or pool.spec != spec:  # workers take seconds to start
+                        pool = stack.enter_context(RolloutPool(spec, protocol.processes))
                     results = pool.rollout(
                         policy,
                         seeds,

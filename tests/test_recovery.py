@@ -27,20 +27,25 @@ PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=2)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, demonstrations) -> Path:
-    """A folder with two training runs of one policy, and one of another."""
+    """A folder with two training runs of one policy, and one of another that acts otherwise."""
     from conftest import TINY, compose_config
 
     folder = tmp_path_factory.mktemp("runs")
-    for name, overrides in {"ebt-seed0": (), "bc": ("model=bc",)}.items():
+    for name, overrides in {"ebt-seed0": (), "bc": ("model=bc", "task.n_action_steps=4")}.items():
         config = compose_config(*TINY, "train.steps=3", *overrides)
         config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
         train(config)
-    shutil.copytree(folder / "ebt-seed0", folder / "ebt-seed1")
-    for file in (folder / "ebt-seed1").rglob("checkpoints/*/config.yaml"):
-        stored = OmegaConf.load(file)
-        stored.seed = 1
-        OmegaConf.save(stored, file)
+    copied(folder / "ebt-seed0", folder / "ebt-seed1", "seed", 1)
     return folder
+
+
+def copied(run: Path, to: Path, key: str, value: int) -> None:
+    """A run again, as if it had been trained with another setting."""
+    shutil.copytree(run, to)
+    for file in to.rglob("checkpoints/*/config.yaml"):
+        stored = OmegaConf.load(file)
+        OmegaConf.update(stored, key, value)
+        OmegaConf.save(stored, file)
 
 
 def play(runs: Path, output: Path, perturb="kick=40", protocol=PROTOCOL):
@@ -103,6 +108,20 @@ def test_a_suite_is_played_and_gone_on_with(runs, tmp_path, monkeypatch):
     assert play(runs, tmp_path) == result
     with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
         play(runs, tmp_path, protocol=replace(PROTOCOL, seed=6))
+
+
+def test_policies_of_other_worlds_are_refused(runs, tmp_path):
+    copied(runs / "bc", tmp_path / "hasty", "task.env.max_steps", 5)
+    with pytest.raises(ConfigError, match="equal time limits"):
+        evaluate_recovery(
+            [f"{runs}/bc", f"{tmp_path}/hasty"],
+            PROTOCOL,
+            "kick",
+            output=tmp_path,
+            device=torch.device("cpu"),
+            command="test",
+        )
+    assert not (tmp_path / "recovery.jsonl").exists()
 
 
 def test_a_kill_costs_the_line_being_written(runs, tmp_path):

@@ -1,0 +1,63 @@
+"""Training runs of several policies and seeds, and their evaluation as one table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.settings import DEVICE, RESULTS
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.protocol import Protocol
+
+
+def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads: int) -> None:
+    """Train one policy in a process of its own, or go on with it."""
+    run = f"{name}-seed{seed}"
+    command = [
+        sys.executable, "-m", "ebt_policy.train", "task=push_t", f"run_dir={folder / run}",
+        "resume=true", "train.rollout_every=0", "evaluation.episodes=0", f"seed={seed}", *overrides,
+    ]  # fmt: skip
+    with (folder / f"{run}.log").open("a") as log:
+        done = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+        )
+    if done.returncode:
+        raise SystemExit(f"error: training {run} failed; see {log.name}")
+    print(f"trained {run}", flush=True)
+
+
+def train_all(runs: Mapping[str, Sequence[str]], seeds: range, folder: Path, parallel: int) -> None:
+    """Train every policy (name -> overrides) with every seed, `parallel` at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = max((os.cpu_count() or 1) // parallel, 1)
+    jobs = [(name, seed) for seed in seeds for name in runs]
+    with ThreadPoolExecutor(parallel) as executor:
+        list(executor.map(lambda job: train(job[0], runs[job[0]], job[1], folder, threads), jobs))
+
+
+def entry_of_runs(entry: str) -> str:
+    """``ebt@steps=2`` -> ``ebt-seed*@steps=2``, all training runs of a policy as one entry."""
+    model, at, changes = entry.partition("@")
+    return f"{model}-seed*{at}{changes}"
+
+
+def evaluate_all(
+    name: str, entries: Sequence[str], folder: Path, protocol: Protocol, command: str
+) -> None:
+    """Evaluate entries of the runs in a folder; ``docs/results/NAME.json`` and ``.md``."""
+    output = folder / "evaluation"
+    evaluate(
+        [str(folder / entry_of_runs(entry)) for entry in entries],
+        protocol,
+        output=output,
+        device=DEVICE,
+        command=command,
+    )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(output / "summary.json", RESULTS / f"{name}.json")
+    shutil.copy(output / "table.md", RESULTS / f"{name}.md")
