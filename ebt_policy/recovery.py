@@ -125,48 +125,45 @@ def play_conditions(
     log = output / "recovery.jsonl"
     done = _read(log, seeds)
 
-    def key(one: Contestant, run: Path, condition: Condition) -> str:
+    def key(condition: Condition, one: Contestant, run: Path) -> str:
         return f"{one.name} | {run.name} | {condition or 'undisturbed'}"
 
-    with progress_bar() as bar:
-        runs = sum(len(one.runs) for one in contestants)
-        task = bar.add_task("conditions", total=len(conditions) * runs)
-        for condition in conditions:
-            todo = [
-                (one, run, policy)
-                for one in contestants
-                for run, policy in zip(one.runs, one.policies, strict=True)
-                if key(one, run, condition) not in done
-            ]
-            bar.update(task, advance=runs - len(todo), description=str(condition or "undisturbed"))
-            if not todo:
-                continue
-            with ExitStack() as stack:
-                pool = None
-                for one, run, policy in todo:
-                    name = f"{one.name} {condition or 'undisturbed'}"
-                    spec = replace(_spec(one), perturbation=condition)
-                    if pool is None or pool.spec != spec:  # workers take seconds to start
-                        pool = stack.enter_context(RolloutPool(spec, protocol.processes))
-                    results = pool.rollout(
-                        policy,
-                        seeds,
-                        videos=protocol.videos if run == one.runs[0] else 0,
-                        video_dir=video_folder(output, name),
-                    )
-                    line = {
-                        "key": key(one, run, condition),
-                        "seeds": [seeds.start, seeds.stop],
-                        **{m: [float(getattr(r, m)) for r in results] for m in METRICS},
-                    }
-                    with log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
-                    done[line["key"]] = line
-                    bar.update(task, advance=1, description=name)
+    runs = [
+        (condition, one, run, policy)
+        for condition in conditions
+        for one in contestants
+        for run, policy in zip(one.runs, one.policies, strict=True)
+    ]
+    todo = [some for some in runs if key(*some[:3]) not in done]
+    with progress_bar() as bar, ExitStack() as stack:
+        task = bar.add_task("conditions", total=len(runs), completed=len(runs) - len(todo))
+        pool = None
+        for condition, one, run, policy in todo:
+            name = f"{one.name} {condition or 'undisturbed'}"
+            bar.update(task, description=name)
+            spec = replace(_spec(one), perturbation=condition)
+            if pool is None or pool.spec != spec:  # workers take seconds to start
+                stack.close()
+                pool = stack.enter_context(RolloutPool(spec, protocol.processes))
+            results = pool.rollout(
+                policy,
+                seeds,
+                videos=protocol.videos if run == one.runs[0] else 0,
+                video_dir=video_folder(output, name),
+            )
+            line = {
+                "key": key(condition, one, run),
+                "seeds": [seeds.start, seeds.stop],
+                **{m: [float(getattr(r, m)) for r in results] for m in METRICS},
+            }
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            done[line["key"]] = line
+            bar.advance(task)
     return {
         one.name: {
             condition: {
-                m: np.array([done[key(one, run, condition)][m] for run in one.runs])
+                m: np.array([done[key(condition, one, run)][m] for run in one.runs])
                 for m in METRICS
             }
             for condition in conditions
