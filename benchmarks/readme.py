@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.evaluation.study_figures import energy_study, save_figure
-from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
+import numpy as np
 
-RESULTS = Path("docs/results")
+from benchmarks.settings import RESULTS
+from ebt_policy.evaluation.study_figures import energy_study, recovery_curves, save_figure
+from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
+from ebt_policy.recovery import OVERALL
 
 
 def _interval(value: dict[str, Any]) -> str:
@@ -90,16 +92,44 @@ def energy(result: dict[str, Any]) -> str:
     return markdown(("area under the ROC curve", *told), rows, left=1)
 
 
+def recovery(result: dict[str, Any]) -> str:
+    """Success after each kind of perturbation (the mean over its strengths) and over all.
+
+    The last column is the first policy minus each other, over all.
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for entry in result["entries"]:
+        found.setdefault(entry["name"], {}).setdefault(entry["kind"], []).append(entry["success"])
+    ahead = {
+        pair["b"]: f"{pair['diff']:+.2f} [{pair['ci95'][0]:+.2f}, {pair['ci95'][1]:+.2f}]"
+        for pair in result["paired"]
+        if (pair["kind"], pair["metric"]) == (OVERALL, "success")
+    }
+    kinds = list(next(iter(found.values())))
+    rows = [
+        (
+            name,
+            *(f"{np.mean([one['mean'] for one in by_kind[kind]]):.2f}" for kind in kinds[:-1]),
+            _interval(by_kind[OVERALL][0]),
+            ahead.get(name, ""),
+        )
+        for name, by_kind in found.items()
+    ]
+    header = ("success", *(kind.replace("_", " ") for kind in kinds), "first minus it")
+    return markdown(header, rows, left=1)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "headline": lambda: headline(_stored("push_t"), _stored("speed")),
         "push_t": lambda: scores(_stored("push_t")),
         "speed": lambda: speed(_stored("speed")),
+        "recovery": lambda: recovery(_stored("recovery")),
         "energy": lambda: energy(_stored("energy")),
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
-FIGURES = {"energy": energy_study}
+FIGURES = {"energy": energy_study, "recovery": recovery_curves}
 
 
 def _stored(name: str) -> dict[str, Any]:
