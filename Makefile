@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
 
-experiments: $(READY) ## all experiments behind README.md, from training to tables: five hours on 2 cores
+experiments: $(READY) ## all experiments behind README.md, from training to tables: seven hours on 2 cores
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.ablations
 	$(BIN)/python -m benchmarks.energy

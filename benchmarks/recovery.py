@@ -2,7 +2,7 @@
 
 Plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
 behaviour cloning, which it trains in the same way, and writes ``docs/results/recovery.json``.
-Repeated after a kill it goes on. On two cores it takes two hours.
+Repeated after a kill it goes on. On two cores it takes two and a half hours.
 """
 
 from __future__ import annotations
