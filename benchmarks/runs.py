@@ -50,7 +50,7 @@ def evaluate_all(
     name: str, entries: Sequence[str], folder: Path, protocol: Protocol, command: str
 ) -> None:
     """Evaluate entries of the runs in a folder; ``docs/results/NAME.json`` and ``.md``."""
-    output = folder / "evaluation"
+    output = folder / "evaluation" / name
     evaluate(
         [str(folder / entry_of_runs(entry)) for entry in entries],
         protocol,

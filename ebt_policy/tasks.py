@@ -83,7 +83,7 @@ class Task:
         return (training + mirrored(training) if self.mirror else training), held_out
 
     def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
-        """Windows of its horizons."""
+        """Windows of episodes, of the horizons of this task."""
         return Windows(episodes.arrays, episodes.ends, device=device, **self.horizons)
 
     def env_spec(self) -> EnvSpec:

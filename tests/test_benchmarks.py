@@ -33,14 +33,21 @@ def test_settings_of_another_type_are_refused(bad, monkeypatch, tmp_path):
         recovery.main()
 
 
-@pytest.mark.parametrize("module", [compare, ablations])
-def test_every_entry_is_of_a_trained_run(module):
-    assert {entry.partition("@")[0] for entry in module.ENTRIES} == set(module.RUNS)
+SUITES = {
+    "compare": (compare.RUNS, compare.ENTRIES + compare.AGAIN),
+    "ablations": (ablations.RUNS, ablations.ENTRIES),
+    "recovery": (compare.RUNS | recovery.RUNS, recovery.ENTRIES),
+}
 
 
-@pytest.mark.parametrize("module", [compare, ablations])
-def test_every_run_and_entry_can_be_configured(module):
-    for name, overrides in module.RUNS.items():
+@pytest.mark.parametrize(("runs", "entries"), SUITES.values(), ids=SUITES)
+def test_every_entry_is_of_a_trained_run(runs, entries):
+    assert {entry.partition("@")[0] for entry in entries} <= set(runs)
+
+
+@pytest.mark.parametrize(("runs", "entries"), SUITES.values(), ids=SUITES)
+def test_every_run_and_entry_can_be_configured(runs, entries):
+    for name, overrides in runs.items():
         config = compose_config("train.minutes=10", *overrides)
         shape = {"obs_dim": 20, "action_dim": 2, "horizon": 16, "n_obs_steps": 2}
         shape |= {"n_action_steps": 8, "relative_to": config["task"]["relative_to"]}
@@ -48,7 +55,7 @@ def test_every_run_and_entry_can_be_configured(module):
             config["objective"] = None
         rows = {"obs": torch.rand(8, 20), "action": torch.rand(8, 2)}
         policy = build_policy({**config, "shape": shape}, Normalizer.fit(rows))
-        for entry in module.ENTRIES:
+        for entry in entries:
             if entry.partition("@")[0] == name:
                 policy.configure_inference(**parse_checkpoint(entry)[1])
 
