@@ -46,6 +46,7 @@ CHUNKS = {
     "flow matching, 8 steps": ("flow_matching", {"steps": 8}),
     "energy, 2 steps": ("ebt", {"steps": 2, "candidates": 1}),
     "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "candidates": 8}),
+    "energy, 3 steps, best of 4": ("ebt", {"steps": 3, "candidates": 4}),
     "energy, 4 steps": ("ebt", {"steps": 4, "candidates": 1}),
     "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
 }
