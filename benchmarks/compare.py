@@ -47,12 +47,13 @@ AGAIN = [
 
 def main() -> None:
     given = settings(minutes=10.0, seeds=3, parallel=2, episodes=100, folder="runs/compare")
+    folder = Path(given.folder)
     runs = {name: [f"train.minutes={given.minutes}", *changes] for name, changes in RUNS.items()}
-    train_all(runs, range(given.seeds), Path(given.folder), given.parallel)
+    train_all(runs, range(given.seeds), folder, given.parallel)
     protocol = Protocol(given.episodes, EVALUATION_SEED, videos=1, workers=8)
-    evaluate_all("push_t", ENTRIES, Path(given.folder), protocol, command("compare"))
+    evaluate_all("push_t", ENTRIES, folder, protocol, command("compare"))
     after = replace(protocol, seed=protocol.seeds.stop, videos=0)
-    evaluate_all("push_t_next", AGAIN, Path(given.folder), after, command("compare"))
+    evaluate_all("push_t_next", AGAIN, folder, after, command("compare"))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.settings import RESULTS, command, settings
+from benchmarks.settings import command, settings, store
 from benchmarks.speed import in_turns
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.protocol import Protocol, progress_bar
-from ebt_policy.evaluation.summary import write_atomic
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.tasks import Task
 from envs.perturb import Perturbation, event
@@ -156,7 +155,7 @@ def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, S
 def play(checkpoint: str, protocol: Protocol) -> tuple[dict[str, list[Watched]], np.ndarray]:
     """Every condition with every training run; and of each episode the chunk after its event."""
     (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
-    spec = Task.of(one.policy.config).env_spec()
+    spec = one.env_spec
     policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
     known = [Demonstrations(policy) for policy in policies]
     played: dict[str, list[Watched]] = {}
@@ -277,8 +276,7 @@ def main() -> None:
         "landing_paired": [p for p in table["paired"] if (p["a"], p["b"]) in compared],
         **judge(*play(given.runs, protocol)),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_atomic(RESULTS / "energy.json", json.dumps(result, indent=2) + "\n")
+    store("energy.json", json.dumps(result, indent=2) + "\n")
     console.print("written to docs/results/energy.json; make results draws it")
 
 

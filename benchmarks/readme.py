@@ -101,21 +101,21 @@ def recovery(result: dict[str, Any]) -> str:
     for entry in result["entries"]:
         found.setdefault(entry["name"], {}).setdefault(entry["kind"], []).append(entry["success"])
     ahead = {
-        pair["b"]: f"{pair['diff']:+.2f} [{pair['ci95'][0]:+.2f}, {pair['ci95'][1]:+.2f}]"
+        pair["b"]: format_interval(pair["diff"], pair["ci95"], signed=True)
         for pair in result["paired"]
         if (pair["kind"], pair["metric"]) == (OVERALL, "success")
     }
-    kinds = list(next(iter(found.values())))
+    kinds = [kind for kind in next(iter(found.values())) if kind != OVERALL]
     rows = [
         (
             name,
-            *(f"{np.mean([one['mean'] for one in by_kind[kind]]):.2f}" for kind in kinds[:-1]),
+            *(f"{np.mean([one['mean'] for one in by_kind[kind]]):.2f}" for kind in kinds),
             _interval(by_kind[OVERALL][0]),
             ahead.get(name, ""),
         )
         for name, by_kind in found.items()
     ]
-    header = ("success", *(kind.replace("_", " ") for kind in kinds), "first minus it")
+    header = ("success", *(kind.replace("_", " ") for kind in kinds), OVERALL, "first minus it")
     return markdown(header, rows, left=1)
 
 

@@ -7,11 +7,10 @@ Repeated after a kill it goes on. On two cores it takes two and a half hours.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from benchmarks.runs import entry_of_runs, train_all
-from benchmarks.settings import DEVICE, RESULTS, command, settings
+from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.recovery import evaluate_recovery
 from envs.spec import EVALUATION_SEED
@@ -42,8 +41,7 @@ def main() -> None:
         device=DEVICE,
         command=command("recovery"),
     )
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "recovery.json", RESULTS / "recovery.json")
+    store("recovery.json", (folder / "recovery.json").read_text())
 
 
 if __name__ == "__main__":

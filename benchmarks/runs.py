@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.settings import DEVICE, RESULTS
+from benchmarks.settings import DEVICE, store
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
 
@@ -58,6 +57,5 @@ def evaluate_all(
         device=DEVICE,
         command=command,
     )
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(output / "summary.json", RESULTS / f"{name}.json")
-    shutil.copy(output / "table.md", RESULTS / f"{name}.md")
+    store(f"{name}.json", (output / "summary.json").read_text())
+    store(f"{name}.md", (output / "table.md").read_text())

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: settings as ``name=value``."""
+"""What the benchmarks' commands share: settings as ``name=value``, and where results go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from ebt_policy.evaluation.summary import write_atomic
 
 RESULTS = Path("docs/results")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,6 +31,12 @@ def settings(**defaults: Any) -> SimpleNamespace:
             kind = type(defaults[name]).__name__
             sys.exit(f"error: {name} must be of type {kind}, got {value!r}.")
     return SimpleNamespace(**found)
+
+
+def store(name: str, text: str) -> None:
+    """Write ``docs/results/NAME``, whole or not at all."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_atomic(RESULTS / name, text)
 
 
 def command(module: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.options import ConfigError, options
 from ebt_policy.recovery import evaluate_recovery
 from ebt_policy.tasks import Task
-from envs.rollout import RolloutPool
+from envs.rollout import RolloutPools
 from envs.spec import EVALUATION_SEED, EnvSpec
 
 console = Console()
@@ -78,16 +77,12 @@ def evaluate(
     seeds = protocol.seeds
     contestants = load_contestants(checkpoints, device)
     entries: list[Any] = []
-    pool: RolloutPool | None = None
-    with ExitStack() as stack, progress_bar() as bar:
+    with RolloutPools(protocol.processes) as pools, progress_bar() as bar:
         for one in contestants:
-            spec = Task.of(one.policy.config).env_spec()
-            if pool is None or pool.spec != spec:  # workers take seconds to start
-                pool = stack.enter_context(RolloutPool(spec, protocol.processes))
             task = bar.add_task(one.name, total=protocol.episodes * len(one.policies))
             rows: list[dict[str, Any]] = []
             for policy in one.policies:
-                results = pool.rollout(
+                results = pools.of(one.env_spec).rollout(
                     policy, seeds, videos=0 if rows else protocol.videos,
                     video_dir=video_folder(output, one.name),
                     on_episode=lambda _, task=task: bar.advance(task),
@@ -95,7 +90,7 @@ def evaluate(
                 rows += [_row(r) | {"train_seed": policy.config.get("seed")} for r in results]
             summary = entry_summary(one.name, one.info(), rows, command)
             # The rollouts' latency is a batch's; a robot waits for a batch of one.
-            summary["latency_ms"] = batch_one_latency(one.policy, spec, protocol.seed)
+            summary["latency_ms"] = batch_one_latency(one.policy, one.env_spec, protocol.seed)
             entries.append((summary, rows))
     result = write_results(output, entries)
     console.print(Markdown((output / "table.md").read_text()))
@@ -146,7 +141,7 @@ def _report(
 def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
     """Pictures of the landscape at the start of an episode."""
     assert isinstance(one.policy, EnergyPolicy)
-    spec = Task.of(one.policy.config).env_spec()
+    spec = one.env_spec
     env = spec.make(render_mode="rgb_array")
     first, _ = env.reset(seed=EVALUATION_SEED)
     frame: Any = env.render()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,8 @@ from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown, write_atomic
 from ebt_policy.options import ConfigError
-from ebt_policy.tasks import Task
 from envs.perturb import Kind, Perturbation, kinds
-from envs.rollout import RolloutPool
+from envs.rollout import RolloutPools
 from envs.spec import EnvSpec
 
 console = Console()
@@ -57,7 +55,7 @@ def evaluate_recovery(
         CheckpointError, ConfigError: before anything is played.
     """
     contestants = load_contestants(checkpoints, device)
-    specs = [_spec(one) for one in contestants]
+    specs = [one.env_spec for one in contestants]
     # How far a policy sees and acts is its own; the world and its time limit are not.
     worlds = [replace(spec, n_obs_steps=1, n_action_steps=1) for spec in specs]
     if any(world != worlds[0] for world in worlds):
@@ -70,10 +68,6 @@ def evaluate_recovery(
     console.print(Markdown(table(result)))
     console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
     return result
-
-
-def _spec(one: Contestant) -> EnvSpec:
-    return Task.of(one.policy.config).env_spec()
 
 
 def parse_perturbations(given: str | Sequence[str], known: Mapping[str, Kind]) -> list[Condition]:
@@ -135,17 +129,12 @@ def play_conditions(
         for run, policy in zip(one.runs, one.policies, strict=True)
     ]
     todo = [some for some in runs if key(*some[:3]) not in done]
-    with progress_bar() as bar, ExitStack() as stack:
+    with progress_bar() as bar, RolloutPools(protocol.processes) as pools:
         task = bar.add_task("conditions", total=len(runs), completed=len(runs) - len(todo))
-        pool = None
         for condition, one, run, policy in todo:
             name = f"{one.name} {condition or 'undisturbed'}"
             bar.update(task, description=name)
-            spec = replace(_spec(one), perturbation=condition)
-            if pool is None or pool.spec != spec:  # workers take seconds to start
-                stack.close()
-                pool = stack.enter_context(RolloutPool(spec, protocol.processes))
-            results = pool.rollout(
+            results = pools.of(replace(one.env_spec, perturbation=condition)).rollout(
                 policy,
                 seeds,
                 videos=protocol.videos if run == one.runs[0] else 0,

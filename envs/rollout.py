@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +67,32 @@ class EpisodeResult:
     video: str | None = None
     states: np.ndarray | None = None
     actions: np.ndarray | None = None
+
+
+class RolloutPools:
+    """One pool at a time, kept while the spec stays the same; a context manager.
+
+    Args:
+        workers: as in `RolloutPool`.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._stack = ExitStack()
+        self._pool: RolloutPool | None = None
+
+    def of(self, spec: EnvSpec) -> RolloutPool:
+        """A pool that plays `spec`; the one before it is closed."""
+        if self._pool is None or self._pool.spec != spec:
+            self._stack.close()
+            self._pool = self._stack.enter_context(RolloutPool(spec, self._workers))
+        return self._pool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 class RolloutPool:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ebt_policy import recovery
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.options import ConfigError
 from ebt_policy.recovery import evaluate_recovery, parse_perturbations, summarise, table
 from ebt_policy.train import train
+from envs import rollout
 from envs.perturb import Kind, Perturbation
 from envs.push_t import PushTEnv
 
@@ -104,7 +104,7 @@ def test_a_suite_is_played_and_gone_on_with(runs, tmp_path, monkeypatch):
         def __init__(self, *_):
             raise AssertionError("played again")
 
-    monkeypatch.setattr(recovery, "RolloutPool", Untouchable)
+    monkeypatch.setattr(rollout, "RolloutPool", Untouchable)
     assert play(runs, tmp_path) == result
     with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
         play(runs, tmp_path, protocol=replace(PROTOCOL, seed=6))

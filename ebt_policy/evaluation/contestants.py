@@ -13,6 +13,8 @@ from yaml import YAMLError
 
 from ebt_policy.models import Policy, load_policy
 from ebt_policy.options import ConfigError
+from ebt_policy.tasks import Task
+from envs.spec import EnvSpec
 
 
 @dataclass
@@ -32,6 +34,11 @@ class Contestant:
     def policy(self) -> Policy:
         """The first run's."""
         return self.policies[0]
+
+    @property
+    def env_spec(self) -> EnvSpec:
+        """Where it plays, and how far it sees and acts."""
+        return Task.of(self.policy.config).env_spec()
 
     def info(self) -> dict[str, Any]:
         """What a summary says of it (see `summary.POLICY_KEYS`); means over the runs."""
