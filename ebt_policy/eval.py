@@ -174,7 +174,7 @@ def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
 
 def _row(result: Any) -> dict[str, Any]:
     row = asdict(result)
-    return {k: v for k, v in row.items() if k not in ("states", "actions")}
+    return {k: v for k, v in row.items() if k != "rows"}
 
 
 def _default_output(given: list[str]) -> Path:

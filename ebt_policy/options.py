@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import Parameter, signature
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or origin is Literal:  # whoever takes a literal says best what is allowed
         return True
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # the second with a literal in it
         return any(_is_a(value, one) for one in inner)
     if origin is tuple:  # YAML has lists
         fits = isinstance(value, list | tuple) and len(value) == len(inner)
@@ -57,8 +57,10 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _name(kind: Any) -> str:
     inner = get_args(kind)
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         return " or ".join(map(_name, inner))
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, inner))
     if get_origin(kind) is tuple:
         return f"[{', '.join(map(_name, inner))}]"
     return {type(None): "null", dict: "a section"}.get(get_origin(kind) or kind) or kind.__name__

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 
+from ebt_policy.data import robomimic, sources
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import aligned, load_push_t, mirrored
 from ebt_policy.data.windows import Windows
 from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 
-DEMONSTRATIONS = {"push_t": load_push_t}
+FAMILIES = ("push_t", "robosuite", "metaworld", "adroit_door")
 
 
 @dataclass(frozen=True)
@@ -22,33 +23,54 @@ class Task:
     """The section ``task`` of a configuration.
 
     Args:
-        name: of the task, a key of `DEMONSTRATIONS`.
-        demos, path: which demonstrations, as its loader understands them.
+        name: of the task, in tables and file names.
+        family: whose demonstrations it has, one of `FAMILIES`; by default its name.
+        scene: which task of its family.
+        demos, path: which demonstrations, as their loader understands them.
+        mask: a subset that a robomimic file names.
+        actions: "delta" or "absolute", for robosuite.
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
         validation_episodes: demonstrations held out of training.
         env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
         relative_to: entries of the newest observation that actions are relative to (see `Shape`).
-        align: move each demonstration so that it ends exactly on the goal.
-        mirror: learn from the mirror images of the demonstrations, too.
+        align: move each demonstration so that it ends exactly on the goal (Push-T).
+        mirror: learn from the mirror images of the demonstrations, too (Push-T).
     """
 
     name: str
-    demos: str | None
+    demos: Literal["human", "expert"] | None
     path: str | None
     horizon: int
     n_obs_steps: int
     n_action_steps: int
     validation_episodes: int
     env: dict[str, Any]
+    family: str | None = None
+    scene: str | None = None
+    mask: str | None = None
+    actions: Literal["delta", "absolute"] = "delta"
     relative_to: list[int] | None = None
     align: bool = False
     mirror: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in DEMONSTRATIONS:
+        if self.family is None:
+            object.__setattr__(self, "family", self.name)
+        if self.family not in FAMILIES:
+            raise ConfigError(f"task={self.family} is unknown; there are {', '.join(FAMILIES)}.")
+        for key, known in {
+            "demos": (None, "human", "expert"),
+            "actions": ("delta", "absolute"),
+        }.items():
+            if getattr(self, key) not in known:
+                words = ", ".join("null" if word is None else word for word in known)
+                raise ConfigError(f"task.{key} must be {words}, got {getattr(self, key)}.")
+        if self.family == "robosuite" and self.scene not in robomimic.SCENES:
             raise ConfigError(
-                f"task={self.name} is unknown; there are {', '.join(DEMONSTRATIONS)}."
+                f"task.scene must be one of {', '.join(robomimic.SCENES)}, got {self.scene}."
             )
+        if self.family != "push_t" and (self.align or self.mirror):
+            raise ConfigError("task.align and task.mirror belong to Push-T; leave them out.")
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
@@ -62,8 +84,22 @@ class Task:
 
     def demonstrations(self) -> tuple[Episodes, str]:
         """Episodes with "obs" and "action", and one line saying which they are."""
-        episodes, note = DEMONSTRATIONS[self.name](path=self.path, demos=self.demos)  # type: ignore[arg-type]
-        return (aligned(episodes) if self.align else episodes), note
+        if self.family == "push_t":
+            episodes, note = load_push_t(path=self.path, demos=self.demos)
+            return (aligned(episodes) if self.align else episodes), note
+        if self.family == "robosuite":
+            assert self.scene is not None
+            episodes, origin = sources.load_robomimic(
+                self.name, self.scene, self.path, self.demos,
+                lambda file: robomimic.load_robomimic(
+                    str(self.scene), file, mask=self.mask, actions=self.actions
+                ),
+            )  # fmt: skip
+        elif self.family == "adroit_door":
+            episodes, origin = sources.load_adroit_door(self.path)
+        else:
+            episodes, origin = sources.load_recorded(self.name, self.path)
+        return episodes, f"{self.name}: {len(episodes)} demonstrations {origin}."
 
     def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
         """Split at random into those to train on, with their mirror images, and those held out.

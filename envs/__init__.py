@@ -8,8 +8,20 @@ from __future__ import annotations
 
 import gymnasium
 
-gymnasium.register(
-    id="ebt_policy/PushT-v0",
-    entry_point="envs.push_t:PushTEnv",
-    max_episode_steps=300,
-)
+from envs.scenes import METAWORLD, ROBOSUITE
+
+_TASKS = {
+    "PushT-v0": ("envs.push_t:PushTEnv", 300, {}),
+    "AdroitDoor-v0": ("envs.adroit_env:AdroitDoorEnv", 300, {}),
+    **{
+        f"{scene}-v0": ("envs.robosuite_env:RobosuiteEnv", steps, {"scene": scene})
+        for scene, steps in ROBOSUITE.items()
+    },
+    **{
+        f"MetaWorld-{scene}-v3": ("envs.metaworld_env:MetaWorldEnv", 500, {"scene": scene})
+        for scene in METAWORLD
+    },
+}
+
+for _name, (_entry, _steps, _kwargs) in _TASKS.items():
+    gymnasium.register(f"ebt_policy/{_name}", _entry, max_episode_steps=_steps, kwargs=_kwargs)

@@ -30,6 +30,10 @@ class WorkerProcess:
         theirs.close()
         self.send(spec)
 
+    def fileno(self) -> int:
+        """So that `multiprocessing.connection.wait` can wait for several workers."""
+        return self._connection.fileno()
+
     def send(self, message: Any) -> None:
         """Send an `Order`, or the chunk (T, A) that the worker waits for.
 

@@ -1,67 +1,65 @@
-"""Record demonstrations with a trained policy: successful episodes of seeded rollouts.
+"""Record demonstrations: successful episodes of a scripted expert, or of a trained policy.
 
-    python -m envs.record task=push_t checkpoint=RUN episodes=250 output=demos.zarr.zip
+    python -m envs.record task=lift episodes=200
 
-Settings: task, checkpoint, output, episodes (250), workers (8). Seeds count up from 0 and stay
-below those of evaluations. What is finished waits in `<output>.partial`, so that the same command
-goes on after a kill.
+Every setting is in ``configs/record.yaml``. Seeds count up from 0 and stay below those of
+evaluations. What is finished waits in `<output>.partial`, so that the same command goes on after a
+kill.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from ebt_policy.data.episodes import (
-    Episodes,
-    append_episodes,
-    read_episodes,
-    write_episodes,
-)
-from ebt_policy.data.push_t import ATTRS
+from ebt_policy.data import push_t
+from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
+from ebt_policy.data.sources import recording
+from ebt_policy.entry import report_errors
+from ebt_policy.models import load_policy
+from ebt_policy.options import ConfigError, options
+from ebt_policy.tasks import Task
 from envs.rollout import EpisodeResult, Policy, RolloutPool
 from envs.spec import EVALUATION_SEED, EnvSpec
 
+console = Console()
 PATIENCE = 100  # attempts before a success rate below MIN_SUCCESS_RATE is called hopeless
 MIN_SUCCESS_RATE = 0.02
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The command line."""
-
-    checkpoint: str
-    output: str
-    task: str = "push_t"
-    episodes: int = 250
-    workers: int = 8
+# What is kept of each step; a simulator goes on exactly only from a state in full precision.
+ROWS = {"obs": np.float32, "state": np.float64, "action": np.float32}
 
 
 def record(
-    policy: Policy,
+    policy: Policy | None,
     spec: EnvSpec,
     episodes: int,
     output: str | Path,
     *,
     attrs: dict[str, Any],
     workers: int = 8,
+    write: Callable[[Path, Episodes], None] = write_episodes,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Episodes:
-    """Write `episodes` successful episodes of `policy` to `output` and return them.
+    """Write `episodes` successful episodes to `output` and return them.
 
-    The arrays are `state` (N, S) float32, `info["state"]` before each step, and `action` (N, A)
+    The arrays are `obs` (N, Do) float32 and `state` (N, S), before each step, and `action` (N, A)
     float32, as executed. The content depends on the policy alone: not on interruptions, and on
     `workers` only through the rounding of the policy's batched arithmetic.
 
     Args:
-        output: a folder, or a single file when it ends in .zip; it must not exist.
+        policy: who plays; None for the environment's own expert.
+        output: a file or folder that must not exist.
+        write: writes the finished episodes there, an episode store by default.
         attrs: JSON attributes of the file; `seeds`, the seed of each episode, is added.
         on_progress: called with (successes, attempts), at the start and after each episode.
 
@@ -86,14 +84,17 @@ def record(
                 _check_hope(kept, seed)
                 wave = range(seed, min(seed + 2 * workers, EVALUATION_SEED))
                 counter = _Counter(kept, seed, notify)
-                results = pool.rollout(policy, wave, on_episode=counter, collect=True)
+                if policy is None:
+                    results = pool.demonstrate(wave, on_episode=counter)
+                else:
+                    results = pool.rollout(policy, wave, on_episode=counter, collect=True)
                 _keep(partial, results, attrs)
                 kept, seed = counter.successes, wave.stop
     stored = read_episodes(partial).select(range(episodes))
     seeds = stored.arrays["seed"][stored.ends - 1].tolist()
-    arrays = {key: stored.arrays[key] for key in ("state", "action")}
+    arrays = {key: stored.arrays[key] for key in ROWS}
     finished = Episodes(arrays, stored.ends, {**attrs, "seeds": seeds})
-    write_episodes(output, finished)
+    write(output, finished)
     shutil.rmtree(partial)
     return finished
 
@@ -132,11 +133,9 @@ def _keep(partial: Path, results: list[EpisodeResult], attrs: dict[str, Any]) ->
     if not good:
         return
     lengths = [result.length for result in good]
-    arrays = {
-        "state": np.concatenate([np.asarray(r.states, dtype=np.float32) for r in good]),
-        "action": np.concatenate([np.asarray(r.actions, dtype=np.float32) for r in good]),
-        "seed": np.repeat(np.array([r.seed for r in good], dtype=np.int64), lengths),
-    }
+    rows = [result.rows or {} for result in good]
+    arrays = {key: np.concatenate([r[key] for r in rows]).astype(ROWS[key]) for key in ROWS}
+    arrays["seed"] = np.repeat(np.array([r.seed for r in good], dtype=np.int64), lengths)
     wave = Episodes(arrays, np.cumsum(lengths), attrs)
     if partial.exists():
         append_episodes(partial, wave)
@@ -152,79 +151,84 @@ def _check_hope(kept: int, attempts: int) -> None:
         )
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """Read key=value arguments.
+@dataclass(frozen=True)
+class RecordConfig:
+    """What ``configs/record.yaml`` holds, which says what it is for."""
+
+    task: dict[str, Any]
+    checkpoint: str | None
+    episodes: int
+    output: str | None
+    workers: int
+
+
+def run(config: dict[str, Any]) -> None:
+    """Record what the configuration asks for.
 
     Raises:
-        ValueError: an argument of another form, an unknown, repeated or missing key, a bad value.
+        ConfigError, CheckpointError, FileExistsError: before anything is played.
     """
-    known = {f.name: f for f in fields(Settings)}
-    given: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise ValueError(f"arguments have the form key=value, got {argument!r}")
-        if key not in known:
-            raise ValueError(f"unknown setting {key!r}; the settings are {', '.join(known)}")
-        if key in given:
-            raise ValueError(f"{key} is given twice")
-        given[key] = _positive(key, value) if known[key].type == "int" else value
-    missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
-    if missing:
-        raise ValueError(f"missing settings: {', '.join(f'{name}=...' for name in missing)}")
-    settings = Settings(**given)
-    return settings
-
-
-def _positive(key: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"{key} must be a whole number above 0, got {value!r}")
-    return int(value)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    from ebt_policy.models import load_policy
-    from ebt_policy.tasks import Task
-
-    columns = ("recording", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        settings = parse(sys.argv[1:] if arguments is None else arguments)
+    settings = options(RecordConfig, config, "the configuration")
+    task = Task.of(config)
+    policy, spec, source = None, task.env_spec(), "Scripted expert"
+    if settings.checkpoint is not None:
         policy = load_policy(settings.checkpoint)
-        task = Task.of(policy.config)
-        if task.name != settings.task:
-            raise ValueError(f"{settings.checkpoint} is a policy for task={task.name}")
-        spec = task.env_spec()
+        if policy.config["task"]["name"] != task.name:
+            raise ConfigError(
+                f"{settings.checkpoint} is a policy for task={policy.config['task']['name']}, "
+                f"not for {task.name}."
+            )
+        spec = Task.of(policy.config).env_spec()
         trained = policy.config.get("trained", {}).get("steps", 0)
         source = (
-            f"Successful rollouts in {spec.env_id} of a {policy.name} policy of "
-            f"{policy.parameter_count:,} parameters, trained for {trained:,} updates on "
-            f"{policy.config.get('demos')} demonstrations."
+            f"{policy.name} policy of {policy.parameter_count:,} parameters, trained for "
+            f"{trained:,} updates on {policy.config.get('demos')} demonstrations"
         )
-        with Progress(*columns, "{task.fields[rate]}") as progress:
-            bar = progress.add_task("", total=settings.episodes, rate="")
+    elif task.family in ("push_t", "adroit_door"):
+        raise ConfigError(
+            f"task={task.name} has no scripted expert; say whose episodes to record: checkpoint=RUN."
+        )
+    elif task.family == "robosuite":
+        spec = replace(spec, kwargs={**spec.kwargs, "actions": "delta"})  # as robomimic's files
+    robosuite = task.family == "robosuite"
+    output = Path(settings.output or recording(task.name, ".hdf5" if robosuite else ".zarr.zip"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    attrs: dict[str, Any] = {"source": f"Successful episodes in {spec.env_id}: {source}."}
+    attrs = {**(push_t.ATTRS if task.family == "push_t" else {}), **attrs}
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, "{task.fields[rate]}", console=console) as progress:
+        bar = progress.add_task("recording", total=settings.episodes, rate="")
 
-            def show(successes: int, attempts: int) -> None:
-                rate = f"{successes} successes in {attempts} attempts"
-                progress.update(bar, completed=min(successes, settings.episodes), rate=rate)
+        def show(successes: int, attempts: int) -> None:
+            rate = f"{successes} successes in {attempts} attempts"
+            progress.update(bar, completed=min(successes, settings.episodes), rate=rate)
 
-            finished = record(
-                policy,
-                spec,
-                settings.episodes,
-                settings.output,
-                attrs={**ATTRS, "source": source},
-                workers=settings.workers,
-                on_progress=show,
-            )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{settings.output}: {len(finished)} episodes, {finished.ends[-1]} steps")
-    return 0
+        def write(path: Path, episodes: Episodes) -> None:
+            from envs.robomimic_file import write_robomimic  # loads the simulator
+
+            written = progress.add_task("observations", total=len(episodes), rate="")
+            write_robomimic(
+                path, str(task.scene), episodes,
+                lambda done: progress.update(written, completed=done),
+            )  # fmt: skip
+
+        finished = record(
+            policy, spec, settings.episodes, output, attrs=attrs, workers=settings.workers,
+            write=write if robosuite else write_episodes, on_progress=show,
+        )  # fmt: skip
+    console.print(
+        f"{output}: {len(finished)} episodes, {finished.ends[-1]} steps",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="record")
+def main(cfg: DictConfig) -> None:
+    with report_errors():
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        run({str(key): value for key, value in config.items()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class EpisodeResult:
         length: number of steps.
         chunks: one record a prediction, in order.
         video: path of its MP4, or None.
-        states, actions: (length, S) before each step and (length, A), when collected.
+        rows: what each step saw and did, when collected; see `envs.worker.Played`.
     """
 
     seed: int
@@ -65,8 +66,7 @@ class EpisodeResult:
     length: int = 0
     chunks: list[ChunkRecord] = field(default_factory=list)
     video: str | None = None
-    states: np.ndarray | None = None
-    actions: np.ndarray | None = None
+    rows: dict[str, np.ndarray] | None = None
 
 
 class RolloutPools:
@@ -128,7 +128,7 @@ class RolloutPool:
                 B CPU generators, one an episode, seeded from the episode's seed.
             videos: the first so many episodes are filmed to `video_dir`/seed_<seed>.mp4.
             on_episode: called with each result as soon as it is there, in order of completion.
-            collect: keep the action of every step and the `info["state"]` before it.
+            collect: keep what each step saw and did (`EpisodeResult.rows`).
 
         Raises:
             ValueError: `videos` without `video_dir`; a chunk too short for the spec or not finite.
@@ -183,6 +183,39 @@ class RolloutPool:
                 chunks = _predict(policy, self.spec, batch)
                 for (worker, _, _), chunk in zip(batch, chunks, strict=True):
                     worker.send(chunk)
+
+    def demonstrate(
+        self,
+        seeds: Sequence[int],
+        *,
+        on_episode: Callable[[EpisodeResult], None] | None = None,
+    ) -> list[EpisodeResult]:
+        """Let the environment's own expert play one episode a seed, and keep their rows.
+
+        Raises:
+            RuntimeError: a worker failed, perhaps since there is no expert.
+        """
+        if not self._workers:
+            raise RuntimeError("this RolloutPool is closed; make a new one")
+        results = [EpisodeResult(int(seed)) for seed in seeds]
+        todo, playing = iter(results), {}
+        try:
+            for worker in self._workers:
+                if (result := next(todo, None)) is not None:
+                    playing[worker] = result
+                    worker.send(Order(result.seed, collect=True, expert=True))
+            while playing:
+                for worker in cast("list[WorkerProcess]", wait(list(playing))):
+                    result = _Episode(playing.pop(worker)).finish(worker.receive())
+                    if (following := next(todo, None)) is not None:
+                        playing[worker] = following
+                        worker.send(Order(following.seed, collect=True, expert=True))
+                    if on_episode is not None:
+                        on_episode(result)
+        except BaseException:
+            self.close(kill=True)
+            raise
+        return results
 
     def close(self, *, kill: bool = False) -> None:
         """End the workers; with `kill`, without waiting for what they are doing."""
@@ -249,7 +282,7 @@ class _Episode:
     def finish(self, played: Played) -> EpisodeResult:
         self.result.score, self.result.success = played.score, played.success
         self.result.length = played.length
-        self.result.states, self.result.actions = played.states, played.actions
+        self.result.rows = played.rows
         return self.result
 
 

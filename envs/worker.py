@@ -30,11 +30,13 @@ VIDEO_SPEED = 2  # videos play at twice the environment's rate
 
 @dataclass(frozen=True)
 class Order:
-    """An episode to play: its seed, where to write its video, whether to return its steps."""
+    """An episode to play: its seed, where to write its video, whether to return its steps, and
+    whether the environment's own expert plays it, instead of the parent."""
 
     seed: int
     video: str | None = None
     collect: bool = False
+    expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,14 @@ class Played:
         score: best reward of the episode, from the perturbation on if there was one.
         success: whether the environment reported success at any of these steps.
         length: number of steps.
-        states: (length, S) `info["state"]` before each step, where asked for.
-        actions: (length, A) actions as executed, inside the action space, where asked for.
+        rows: where asked for, of each step `state` (length, S), `info["state"]` before it, `obs`
+            (length, Do), the observation before it, and `action` (length, A), as executed.
     """
 
     score: float
     success: bool
     length: int
-    states: np.ndarray | None
-    actions: np.ndarray | None
+    rows: dict[str, np.ndarray] | None
 
 
 class Player:
@@ -77,17 +78,22 @@ class Player:
         obs, info = env.reset(seed=order.seed)
         recent = deque([obs] * to, maxlen=to)  # the first observation fills the missing past
         score, success, over = -np.inf, False, False
-        length, states, actions = 0, [], []
+        length, rows = 0, {"obs": [], "state": [], "action": []}
+        expert = env.unwrapped.expert(_expert_rng(order.seed)) if order.expert else None  # type: ignore[attr-defined]
         while not over:
-            self._connection.send(("obs", np.stack(recent)))
-            plan = self._spec.plan(self._connection.recv())
+            if expert is None:
+                self._connection.send(("obs", np.stack(recent)))
+                plan = self._spec.plan(self._connection.recv())
+            else:
+                plan = np.asarray(expert())[None]
             if isinstance(env.action_space, Box):
                 plan = np.clip(plan, env.action_space.low, env.action_space.high)
             for i, action in enumerate(plan[:ta]):
                 shoot(plan[i:])
                 if order.collect:
-                    states.append(info["state"])
-                    actions.append(action)
+                    now = {"obs": obs, "state": info["state"], "action": action}
+                    for key, row in now.items():
+                        rows[key].append(row)
                 obs, reward, terminated, truncated, info = env.step(action)
                 recent.append(obs)
                 length += 1
@@ -103,14 +109,17 @@ class Player:
             score,
             success,
             length,
-            np.stack(states) if order.collect else None,
-            np.stack(actions) if order.collect else None,
+            {key: np.stack(row) for key, row in rows.items()} if order.collect else None,
         )
 
     def _env(self, render_mode: str | None) -> gymnasium.Env:
         if render_mode not in self._envs:
             self._envs[render_mode] = self._spec.make(render_mode)
         return self._envs[render_mode]
+
+
+def _expert_rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 2])  # apart from the scene's and the perturbations' draws
 
 
 @contextmanager

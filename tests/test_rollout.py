@@ -117,8 +117,8 @@ def test_results_do_not_depend_on_the_number_of_workers():
         assert sorted(r.seed for r in finished) == sorted(SEEDS)
         assert policy.batches[0] == workers  # full batches
         for a, b in zip(reference, results, strict=True):
-            np.testing.assert_array_equal(a.states, b.states)
-            np.testing.assert_array_equal(a.actions, b.actions)
+            np.testing.assert_array_equal(a.rows["state"], b.rows["state"])
+            np.testing.assert_array_equal(a.rows["action"], b.rows["action"])
             assert (a.score, a.success, a.length) == (b.score, b.success, b.length)
             assert [c.energy for c in a.chunks] == [c.energy for c in b.chunks]
 
@@ -127,8 +127,8 @@ def test_a_pool_is_reusable_and_noise_follows_the_episode():
     with RolloutPool(SHORT, 1) as pool:
         first = pool.rollout(Noisy(), [1, 2], collect=True)
         again = pool.rollout(Noisy(), [2], collect=True)[0]
-    np.testing.assert_array_equal(first[1].actions, again.actions)
-    assert not np.array_equal(first[0].actions[:5], again.actions[:5])
+    np.testing.assert_array_equal(first[1].rows["action"], again.rows["action"])
+    assert not np.array_equal(first[0].rows["action"][:5], again.rows["action"][:5])
     with pytest.raises(RuntimeError, match="closed"):
         pool.rollout(Noisy(), [1])
 
@@ -138,7 +138,7 @@ def test_chunks_are_recorded():
     assert result.length == 20 and [c.step for c in result.chunks] == [0, 8, 16]
     assert all(c.steps_used == 4 and c.grad_norm is None for c in result.chunks)
     assert all(isinstance(c.energy, float) and c.latency_ms > 0 for c in result.chunks)
-    assert result.states is None and result.actions is None and result.video is None
+    assert result.rows is None and result.video is None
     assert 0 <= result.score <= 1 and not result.success
 
 
@@ -149,8 +149,8 @@ def test_horizon_arithmetic(counting, n_obs, n_act, horizon):
     (result,) = rollout(policy, counting(30, n_obs, n_act), [length], collect=True)
     starts = np.arange(length) // n_act * n_act
     expected = 1000 * starts + (n_obs - 1) + np.arange(length) - starts
-    np.testing.assert_array_equal(result.actions[:, 0], expected)
-    np.testing.assert_array_equal(result.states[:, 0], np.arange(length))
+    np.testing.assert_array_equal(result.rows["action"][:, 0], expected)
+    np.testing.assert_array_equal(result.rows["state"][:, 0], np.arange(length))
     for chunk, seen in zip(result.chunks, policy.seen, strict=True):
         window = np.maximum(np.arange(chunk.step - n_obs + 1, chunk.step + 1), 0)
         np.testing.assert_array_equal(seen[0], window)

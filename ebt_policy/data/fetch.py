@@ -62,6 +62,28 @@ def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
         ) from error
 
 
+def fetch_from_hub(dataset: str, file: str, filename: str) -> Path:
+    """`fetch` a file of a data set on the Hugging Face hub, which states its SHA-256.
+
+    Raises:
+        DownloadError: as `fetch`.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    target = cache_dir() / filename
+    if target.exists():  # it was checked before it got this name
+        return target
+    url = hf_hub_url(dataset, file, repo_type="dataset")
+    try:
+        stated = get_hf_file_metadata(url).etag or ""
+    except Exception as error:  # of whichever HTTP library the hub's client stands on
+        raise DownloadError(
+            f"Could not reach {url} ({type(error).__name__}): check the network, or download it on "
+            f"another machine and put it at {target}."
+        ) from error
+    return fetch(url, filename, stated if len(stated) == 64 else None)
+
+
 def _whole(target: Path, sha256: str | None) -> bool:
     return target.exists() and (sha256 is None or _sha256(target) == sha256.lower())
 

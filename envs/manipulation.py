@@ -1,0 +1,168 @@
+"""What the MuJoCo manipulation tasks share: observations with and without cameras, score, end."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.headless import require_rendering
+
+Expert = Callable[[], np.ndarray]  # the action (A,) to take now, from the simulator's own state
+
+
+class ManipulationEnv(gymnasium.Env):
+    """A task of a robot arm or hand in MuJoCo; an episode depends on its seed alone.
+
+    Observation: (Do,) float32, in the order of `layout`; with `cameras` a dictionary of that as
+    "obs" and a (size, size, 3) uint8 frame a camera.
+    Action: (A,) float32 inside `action_space`; values outside are clipped.
+    Reward: 1 when the task is solved, before that 0, or how much of it is done where that can be
+    said. Terminated: it is solved.
+    Info: `is_success`, `state` (S,) float64, all that `reset(options={"state": ...})` needs.
+
+    Args:
+        action_space: of the robot.
+        layout: name -> width of each part of an observation.
+        all_cameras: names of the scene's cameras.
+        cameras: names of cameras that the observation shows.
+        image_size: of their frames, px.
+        render_mode: None or "rgb_array", frames of `render_camera`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    render_camera: str
+    render_size = 256  # px
+
+    def __init__(
+        self,
+        action_space: spaces.Box,
+        layout: dict[str, int],
+        all_cameras: Sequence[str],
+        *,
+        cameras: Sequence[str] = (),
+        image_size: int = 84,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
+        if unknown := [name for name in cameras if name not in all_cameras]:
+            raise ValueError(
+                f"this environment has no camera {unknown[0]!r}; it has {', '.join(all_cameras)}"
+            )
+        if cameras or render_mode:
+            require_rendering()
+        self.render_mode = render_mode
+        self.cameras, self.image_size = tuple(cameras), image_size
+        self.layout = layout
+        self.action_space = action_space
+        low_dim = spaces.Box(-np.inf, np.inf, (sum(layout.values()),), np.float32)
+        frame = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = (
+            spaces.Dict({"obs": low_dim, **{name: frame for name in self.cameras}})
+            if cameras
+            else low_dim
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode whose initial state depends on `seed` alone.
+
+        Args:
+            seed: without it, one is drawn from `np_random`.
+            options: {"state": (S,)} starts in exactly that state instead (`info`'s).
+
+        Raises:
+            ValueError: an unknown option or a state of another length.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        state = options.pop("state", None)
+        if options:
+            raise ValueError(f"unknown reset options {sorted(options)}; the only one is 'state'")
+        self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
+        if state is not None:
+            wanted, given = self._state().shape, np.asarray(state, dtype=np.float64)
+            if given.shape != wanted or not np.isfinite(given).all():
+                raise ValueError(
+                    f"options['state'] must be {wanted[0]} finite numbers, got shape {given.shape}"
+                )
+            self.restore(given)
+        return self.observe(), self._info(False)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, Literal[False], dict[str, Any]]:
+        """Act for one period of control.
+
+        Raises:
+            ValueError: an action of another shape, or with a NaN or an infinity in it.
+        """
+        given = np.asarray(action, dtype=np.float64)
+        if given.shape != self.action_space.shape or not np.isfinite(given).all():
+            raise ValueError(
+                f"an action is {self.action_space.shape[0]} finite numbers, got {action}"  # type: ignore[index]
+            )
+        assert isinstance(self.action_space, spaces.Box)
+        self._act(np.clip(given, self.action_space.low, self.action_space.high))
+        solved = self._solved()
+        return self.observe(), self._score(), solved, False, self._info(solved)
+
+    def observe(self) -> Any:
+        """The observation of the scene as it is."""
+        low_dim = np.asarray(self._low_dim(), dtype=np.float32)
+        if not self.cameras:
+            return low_dim
+        return {"obs": low_dim} | {name: self.frame(name, self.image_size) for name in self.cameras}
+
+    def render(self) -> Any:
+        """A frame (256, 256, 3) uint8 of the scene as it is, None without a render mode."""
+        return self.frame(self.render_camera, self.render_size) if self.render_mode else None
+
+    def expert(self, rng: np.random.Generator) -> Expert:
+        """Someone who knows how: called before each step of an episode, gives its action.
+
+        Raises:
+            ValueError: nobody does.
+        """
+        raise ValueError(f"there is no scripted expert for {type(self).__name__}")
+
+    def _info(self, solved: bool) -> dict[str, Any]:
+        return {"is_success": solved, "state": self._state()}
+
+    def _score(self) -> float:
+        """How much of the task is done, in [0, 1]."""
+        return float(self._solved())
+
+    # -- of each simulator --------------------------------------------------------------------
+
+    @abstractmethod
+    def frame(self, camera: str, size: int) -> np.ndarray:
+        """What a camera sees, (size, size, 3) uint8, upright."""
+
+    @abstractmethod
+    def _start(self, seed: int) -> None:
+        """Bring the scene into the initial state of `seed`."""
+
+    @abstractmethod
+    def restore(self, state: np.ndarray) -> None:
+        """Bring the scene into a state (S,)."""
+
+    @abstractmethod
+    def _act(self, action: np.ndarray) -> None:
+        """One period of control."""
+
+    @abstractmethod
+    def _low_dim(self) -> np.ndarray:
+        """The observation (Do,)."""
+
+    @abstractmethod
+    def _state(self) -> np.ndarray:
+        """The state (S,) float64."""
+
+    @abstractmethod
+    def _solved(self) -> bool:
+        """Whether the task is solved."""

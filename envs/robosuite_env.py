@@ -1,0 +1,154 @@
+"""robosuite's Lift, Can, Square, Tool Hang and Transport, set as in the robomimic data sets.
+
+Zhu et al. 2020, "robosuite: A Modular Simulation Framework and Benchmark for Robot Learning";
+Mandlekar et al. 2021, "What Matters in Learning from Offline Human Demonstrations".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+
+from ebt_policy.data.robomimic import (
+    RATE_HZ,
+    SCENES,
+    absolute_actions,
+    from_six_dimensional,
+    layout,
+    observation,
+)
+from envs.headless import choose_backend
+from envs.manipulation import Expert, ManipulationEnv
+
+choose_backend()  # robosuite imports MuJoCo
+logging.disable(logging.WARNING)  # it tells each program of files and robots that it does without
+import robosuite  # noqa: E402
+from robosuite.controllers import load_composite_controller_config  # noqa: E402
+
+logging.disable(logging.NOTSET)
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+
+REACH = 2.0  # m, bound of absolute positions
+VERSION = "1.5"  # of robosuite, the layout of its observations
+
+
+class RobosuiteEnv(ManipulationEnv):
+    """One of `ebt_policy.data.robomimic.SCENES`.
+
+    Observation: see `ebt_policy.data.robomimic.observation`.
+    Action, for each arm: "delta", (7,) in [-1, 1]: translation (1 is 5 cm), rotation vector (1 is
+    0.5 rad), gripper (-1 opens, 1 closes); or "absolute", (10,): the goal of the same, position (m)
+    and two columns of the rotation matrix, gripper. All in the frame of the world.
+    State: time, qpos, qvel, as in robomimic's files. The controllers' own memory (the posture that
+    they prefer) is that of the seed, so what follows a given state may differ by a hair.
+
+    Args:
+        scene: a key of `SCENES`.
+        actions: "delta" or "absolute".
+        cameras, image_size, render_mode: as in `ManipulationEnv`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
+
+    def __init__(
+        self,
+        scene: str,
+        actions: str = "delta",
+        cameras: Sequence[str] = (),
+        image_size: int = 84,
+        render_mode: str | None = None,
+    ) -> None:
+        if scene not in SCENES:
+            raise ValueError(f"scene must be one of {', '.join(SCENES)}, got {scene!r}")
+        if actions not in ("delta", "absolute"):
+            raise ValueError(f'actions must be "delta" or "absolute", got {actions!r}')
+        self.scene = SCENES[scene]
+        self.absolute = actions == "absolute"
+        bound = [REACH] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
+        high = np.tile(np.array(bound, dtype=np.float32), self.scene.arms)
+        with _numpy_seed(0):  # some objects have random sizes, drawn once: the same for all
+            self.sim_env: Any = robosuite.make(
+                self.scene.env_name,
+                robots=["Panda"] * self.scene.arms,
+                controller_configs=controllers(absolute=self.absolute),
+                has_renderer=False,
+                has_offscreen_renderer=bool(cameras) or render_mode is not None,
+                use_camera_obs=False,
+                use_object_obs=True,
+                control_freq=RATE_HZ,
+                ignore_done=True,
+                lite_physics=False,  # as the data sets were made
+                hard_reset=False,  # the same scenes, without reading the meshes again
+            )
+        super().__init__(
+            spaces.Box(-high, high), layout(self.scene), self.sim_env.sim.model.camera_names,
+            cameras=cameras, image_size=image_size, render_mode=render_mode,
+        )  # fmt: skip
+        self.render_camera = "agentview" if self.scene.arms == 1 else "shouldercamera0"
+
+    def frame(self, camera: str, size: int) -> np.ndarray:
+        drawn = self.sim_env.sim.render(height=size, width=size, camera_name=camera)
+        return np.ascontiguousarray(drawn[::-1])
+
+    def expert(self, rng: np.random.Generator) -> Expert:
+        from envs.robosuite_experts import EXPERTS
+
+        name = next(key for key, scene in SCENES.items() if scene == self.scene)
+        if name not in EXPERTS:
+            raise ValueError(
+                f"there are scripted experts for {', '.join(EXPERTS)}, not for {name}; "
+                "use human demonstrations"
+            )
+        act = EXPERTS[name](self.sim_env, rng)
+        return (lambda: absolute_actions(self.parts(), act())) if self.absolute else act
+
+    def _start(self, seed: int) -> None:
+        with _numpy_seed(seed):
+            self.sim_env.reset()
+
+    def restore(self, state: np.ndarray) -> None:
+        self.sim_env.sim.set_state_from_flattened(state)
+
+    def _act(self, action: np.ndarray) -> None:
+        self.sim_env.step(from_six_dimensional(action) if self.absolute else action)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """robosuite's observations of the scene as it is."""
+        self.sim_env.sim.forward()  # a step leaves places and orientations one time step behind
+        self.sim_env._get_observations(force_update=True)  # some are made of others from before
+        parts = self.sim_env._get_observations(force_update=True)
+        return {**parts, "object": parts["object-state"]}
+
+    def _low_dim(self) -> np.ndarray:
+        return observation(self.scene, self.parts(), VERSION)
+
+    def _state(self) -> np.ndarray:
+        return np.asarray(self.sim_env.sim.get_state().flatten(), dtype=np.float64)
+
+    def _solved(self) -> bool:
+        return bool(self.sim_env._check_success())
+
+
+def controllers(*, absolute: bool) -> dict[str, Any]:
+    """Operational-space control of a Panda, as in the robomimic data sets."""
+    config = load_composite_controller_config(robot="Panda")
+    for part in config["body_parts"].values():
+        part["input_ref_frame"] = "world"
+        part["input_type"] = "absolute" if absolute else "delta"
+    return config
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """robosuite 1.5.1 places objects with NumPy's global generator; ours, and then as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
