@@ -84,7 +84,7 @@ def suite_overview(result: Mapping[str, Any]) -> Figure:
     overall.spines["left"].set_visible(False)
     overall.tick_params(axis="y", length=0)
     overall.grid(False, axis="y")
-    figure.legend(*overall.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    figure.legend(*overall.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
     success = np.array([[e["tasks"][task]["success"]["mean"] for task in tasks] for e in entries])
     shades = LinearSegmentedColormap.from_list("success", [f"{BLUE}0a", BLUE])
