@@ -136,8 +136,9 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
     intervals speak of these tasks alone. The paper draws runs alone, which is what remains with
     one episode (n = 1). Of one run a task, intervals cover the luck of the episodes, not of the
     training seed; of several they are a little wide, since a run's mean holds that luck already,
-    and it pulls the resampled probabilities towards a half. Results depend neither on the order of
-    the tasks nor on that of the policies, but for which is first.
+    and it pulls the resampled probabilities towards a half. A task on which nothing varies adds
+    nothing to the width (see `mean_ci`). Results depend neither on the order of the tasks nor on
+    that of the policies, but for which is first.
 
     Returns `entries` `{policy: {"mean": {mean, ci95}, "iqm": {mean, ci95}}}`, `paired`
     `[{a, b, metric, diff, ci95}]` and `improvement` `[{a, b, mean, ci95}]`, a the first policy.
