@@ -1,8 +1,8 @@
 """Evaluate policies: ``python -m ebt_policy.eval checkpoint=A [checkpoint=B@steps=2 ...]``.
 
 Plays seeded episodes, compares the policies on the same seeds, and leaves ``episodes.jsonl``,
-``summary.json``, ``table.md``, MP4s and a self-contained ``report.html``. Every option is in
-``configs/eval.yaml``.
+``summary.json``, ``table.md``, MP4s and a self-contained ``report.html``. With ``perturb=`` see
+``recovery.py``, with ``suite=`` see ``suite.py``. Every option is in ``configs/eval.yaml``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -38,6 +38,7 @@ from ebt_policy.models import Policy
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.options import ConfigError, options
 from ebt_policy.recovery import evaluate_recovery
+from ebt_policy.suite import Suite, evaluate_suite
 from ebt_policy.tasks import Task
 from envs.rollout import RolloutPools
 from envs.spec import EVALUATION_SEED, EnvSpec
@@ -177,13 +178,14 @@ def _row(result: Any) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k != "rows"}
 
 
-def _default_output(given: list[str]) -> Path:
-    """``results/`` and what is evaluated, and how."""
+def _default_output(given: list[str], suite: Suite | None) -> Path:
+    """``results/`` and what is evaluated, on which suite, and how."""
     words = []
     for text in given:
         path, changes = parse_checkpoint(text)
         words.append("-".join([path.resolve().name, *(f"{k}{v}" for k, v in changes.items())]))
-    return Path("results") / "-vs-".join(dict.fromkeys(words))[:200]
+    name = "-vs-".join(dict.fromkeys(words))
+    return Path("results") / (f"{suite.name}-{name}" if suite else name)[:200]
 
 
 def _gather(arguments: list[str]) -> list[str]:
@@ -207,15 +209,23 @@ def _main(cfg: DictConfig) -> None:
         if "checkpoint" not in cfg or not cfg.checkpoint:
             raise ConfigError("say what to evaluate: checkpoint=runs/... (may be repeated).")
         given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
+        suite = None
+        if cfg.get("suite"):
+            section: Any = OmegaConf.to_container(cfg.suite, resolve=True)
+            suite = options(Suite, section, "suite")
+            if cfg.perturb:
+                raise ConfigError("suite= and perturb= do not go together; leave one out.")
         protocol = {k: cfg[k] for k in ("episodes", "seed", "videos", "workers")}
         what: dict[str, Any] = {
-            "output": Path(str(cfg.output)) if cfg.output else _default_output(given),
+            "output": Path(str(cfg.output)) if cfg.output else _default_output(given, suite),
             "device": pick_device(cfg.device),
             "command": " ".join(["python -m ebt_policy.eval", *_original]),
         }
         checkpoints = [str(text) for text in given]
         checked = options(Protocol, protocol, "the evaluation")
-        if cfg.perturb:
+        if suite:
+            evaluate_suite(checkpoints, checked, suite, **what)
+        elif cfg.perturb:
             words = cfg.perturb if isinstance(cfg.perturb, str) else list(cfg.perturb)
             evaluate_recovery(checkpoints, checked, words, **what)
         else:

@@ -8,7 +8,7 @@
     recovery.svg     success over strength, a panel a perturbation
 
 A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
-Conditions that ``recovery.jsonl`` has are not played again; delete it after training a run anew.
+What ``recovery.jsonl`` has is not played again (see `evaluation.played`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,20 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.evaluation.contestants import Contestant, load_contestants
-from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
+from ebt_policy.evaluation.contestants import Contestant, load_contestants, share_a_world
+from ebt_policy.evaluation.played import Piece, pieces_of, play_pieces
+from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown, write_atomic
 from ebt_policy.options import ConfigError
 from envs.perturb import Kind, Perturbation, kinds
-from envs.rollout import RolloutPools
 from envs.spec import EnvSpec
 
 console = Console()
 Condition = Perturbation | None
 Played = dict[str, np.ndarray]  # metric -> (training runs, episodes)
+UNDISTURBED = "undisturbed"
 OVERALL = "all"  # the mean over all conditions with a perturbation
 
 
@@ -55,12 +57,9 @@ def evaluate_recovery(
         CheckpointError, ConfigError: before anything is played.
     """
     contestants = load_contestants(checkpoints, device)
-    specs = [one.env_spec for one in contestants]
-    # How far a policy sees and acts is its own; the world and its time limit are not.
-    worlds = [replace(spec, n_obs_steps=1, n_action_steps=1) for spec in specs]
-    if any(world != worlds[0] for world in worlds):
+    if not share_a_world(contestants):
         raise ConfigError("perturb= compares policies of one task, with equal time limits.")
-    known = known_perturbations(specs[0])
+    known = known_perturbations(contestants[0].env_spec)
     conditions = parse_perturbations(perturbations, known)
     played = play_conditions(contestants, conditions, protocol, output)
     result = summarise(played, known, command)
@@ -114,66 +113,24 @@ def play_conditions(
     Raises:
         ConfigError: no episodes are to be played.
     """
-    seeds = protocol.seeds
-    output.mkdir(parents=True, exist_ok=True)
-    log = output / "recovery.jsonl"
-    done = _read(log, seeds)
-
-    def key(condition: Condition, one: Contestant, run: Path) -> str:
-        return f"{one.name} | {run.name} | {condition or 'undisturbed'}"
-
-    runs = [
-        (condition, one, run, policy)
+    pieces = {
+        (one.name, condition): pieces_of(
+            one, str(condition or UNDISTURBED), replace(one.env_spec, perturbation=condition)
+        )
         for condition in conditions
         for one in contestants
-        for run, policy in zip(one.runs, one.policies, strict=True)
-    ]
-    todo = [some for some in runs if key(*some[:3]) not in done]
-    with progress_bar() as bar, RolloutPools(protocol.processes) as pools:
-        task = bar.add_task("conditions", total=len(runs), completed=len(runs) - len(todo))
-        for condition, one, run, policy in todo:
-            name = f"{one.name} {condition or 'undisturbed'}"
-            bar.update(task, description=name)
-            results = pools.of(replace(one.env_spec, perturbation=condition)).rollout(
-                policy,
-                seeds,
-                videos=protocol.videos if run == one.runs[0] else 0,
-                video_dir=video_folder(output, name),
-            )
-            line = {
-                "key": key(condition, one, run),
-                "seeds": [seeds.start, seeds.stop],
-                **{m: [float(getattr(r, m)) for r in results] for m in METRICS},
-            }
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            done[line["key"]] = line
-            bar.advance(task)
-    return {
-        one.name: {
-            condition: {
-                m: np.array([done[key(condition, one, run)][m] for run in one.runs])
-                for m in METRICS
-            }
-            for condition in conditions
+    }
+    done = play_pieces(list(chain(*pieces.values())), protocol, output, "recovery.jsonl", METRICS)
+
+    def values(runs: Sequence[Piece]) -> Played:
+        return {
+            m: np.array([[float(e[m]) for e in done[run.key]] for run in runs]) for m in METRICS
         }
+
+    return {
+        one.name: {condition: values(pieces[one.name, condition]) for condition in conditions}
         for one in contestants
     }
-
-
-def _read(log: Path, seeds: range) -> dict[str, dict[str, Any]]:
-    """What was played before, by key; half a line that a kill left is taken out of the log."""
-    text = log.read_text("utf-8") if log.is_file() else ""
-    lines, whole = [], ""
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-        whole += line + "\n"
-    if whole != text:
-        write_atomic(log, whole)
-    return {line["key"]: line for line in lines if line["seeds"] == [seeds.start, seeds.stop]}
 
 
 def summarise(
@@ -217,7 +174,7 @@ def summarise(
 def _cells(by_condition: Mapping[Condition, Played]) -> list[tuple[tuple[str, float], Played]]:
     """Conditions as (kind, strength), and the mean over all that disturb."""
     cells = [
-        ((c.kind, c.strength) if c else ("undisturbed", 0.0), values)
+        ((c.kind, c.strength) if c else (UNDISTURBED, 0.0), values)
         for c, values in by_condition.items()
     ]
     disturbed = [values for c, values in by_condition.items() if c is not None]

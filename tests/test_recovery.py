@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from training_runs import copied
 
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
@@ -37,15 +36,6 @@ def runs(tmp_path_factory, demonstrations) -> Path:
         train(config)
     copied(folder / "ebt-seed0", folder / "ebt-seed1", "seed", 1)
     return folder
-
-
-def copied(run: Path, to: Path, key: str, value: int) -> None:
-    """A run again, as if it had been trained with another setting."""
-    shutil.copytree(run, to)
-    for file in to.rglob("checkpoints/*/config.yaml"):
-        stored = OmegaConf.load(file)
-        OmegaConf.update(stored, key, value)
-        OmegaConf.save(stored, file)
 
 
 def play(runs: Path, output: Path, perturb="kick=40", protocol=PROTOCOL):

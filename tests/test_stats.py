@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, wilson
+from ebt_policy.evaluation.stats import (
+    aggregates,
+    mean_ci,
+    paired_difference,
+    percentiles,
+    wilson,
+)
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 VALUES = st.lists(FINITE, min_size=1, max_size=12)
@@ -152,3 +158,112 @@ def test_pairs_of_several_runs_share_the_luck_of_the_episodes() -> None:
     result = paired_difference(a + 0.5, b)
     lo, hi = result["ci95"]
     assert 0.4 < lo < 0.5 < hi < 0.6
+
+
+# aggregates over tasks
+
+
+def one_episode(scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores (runs, tasks) as if each were one episode: then runs alone are resampled."""
+    return {f"task {k}": scores[:, k : k + 1] for k in range(scores.shape[1])}
+
+
+def test_aggregates_agree_with_rliable() -> None:
+    # rliable 1.2.0 of the same scores: 200,000 resamples, for what compares the two 20,000.
+    rng = np.random.default_rng(0)
+    a, b = (np.round(rng.beta(*p, size=s), 3) for p, s in (((4, 2), (3, 10)), ((3, 3), (5, 10))))
+    result = aggregates({"a": one_episode(a), "b": one_episode(b)})
+    found = [
+        *(result["entries"][name][metric] for name in "ab" for metric in ("mean", "iqm")),
+        *({"mean": pair["diff"], "ci95": pair["ci95"]} for pair in result["paired"]),
+        *result["improvement"],
+    ]
+    rliable = [
+        (0.657667, 0.601867, 0.714500),
+        (0.665875, 0.594813, 0.742875),
+        (0.508320, 0.457520, 0.559300),
+        (0.496885, 0.441231, 0.557538),
+        (0.149347, 0.073613, 0.223314),
+        (0.168990, 0.074725, 0.262501),
+        (0.733333, 0.62, 0.84),
+    ]
+    for ours, (mean, lo, hi) in zip(found, rliable, strict=True):
+        assert ours["mean"] == pytest.approx(mean, abs=1e-6)
+        assert ours["ci95"] == pytest.approx([lo, hi], abs=0.007)  # 1 / 150 is the last's grain
+
+
+def some_tasks(runs: int = 3, shift: float = 0.0, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    chances = {"lift": 0.9, "can": 0.6, "square": 0.3, "door": 0.5}
+    return {
+        task: (rng.uniform(size=(runs, 30)) < chance - shift).astype(float)
+        for task, chance in chances.items()
+    }
+
+
+def test_one_task_and_run_is_the_plain_mean() -> None:
+    values = some_tasks(runs=1)["can"]
+    result = aggregates({"a": {"can": values}})
+    plain = mean_ci(values)
+    for metric in ("mean", "iqm"):
+        one = result["entries"]["a"][metric]
+        assert one["mean"] == pytest.approx(plain["mean"])
+        assert one["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
+    assert result["paired"] == result["improvement"] == []
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
+    scores = np.array([[0.0, 0.2, 0.4, 1.0]])
+    entry = aggregates({"a": one_episode(scores)})["entries"]["a"]
+    assert entry["iqm"] == {"mean": pytest.approx(0.3), "ci95": pytest.approx([0.3, 0.3])}
+    assert entry["mean"] == {"mean": pytest.approx(0.4), "ci95": pytest.approx([0.4, 0.4])}
+
+
+def test_aggregates_depend_on_no_order() -> None:
+    values = {"a": some_tasks(), "b": some_tasks(2, 0.2, 1), "c": some_tasks(1, 0.1, 2)}
+    result = aggregates(values)
+    turned = {n: dict(reversed(values[n].items())) for n in ("a", "c", "b")}
+    again = aggregates(turned)
+    assert again["entries"] == result["entries"]
+    for key in ("paired", "improvement"):
+        assert sorted(again[key], key=str) == sorted(result[key], key=str)
+    assert aggregates({"c": values["c"]})["entries"]["c"] == result["entries"]["c"]
+
+
+def test_policies_share_the_luck_of_the_episodes_on_each_task() -> None:
+    rng = np.random.default_rng(0)
+    luck = {task: rng.normal(size=(1, 40)) for task in ("lift", "can")}
+    a = {task: x + 0.1 for task, x in luck.items()}
+    result = aggregates({"a": a, "b": luck})
+    for pair in result["paired"]:
+        assert [pair["diff"], *pair["ci95"]] == pytest.approx([0.1] * 3)
+    assert result["improvement"] == [{"a": "a", "b": "b", "mean": 1.0, "ci95": [1.0, 1.0]}]
+    same = aggregates({"a": luck, "b": luck})
+    assert all(pair["diff"] == 0 for pair in same["paired"])
+    assert same["improvement"][0]["mean"] == 0.5
+
+
+def test_training_runs_widen_the_aggregate_by_their_spread() -> None:
+    episodes = np.random.default_rng(0).normal(size=(1, 100))
+    alike, apart = (
+        {task: episodes + spread * np.array([[-1.0], [0.0], [1.0]]) for task in ("lift", "can")}
+        for spread in (0, 1)
+    )
+    narrow, wide = (aggregates({"a": x})["entries"]["a"]["mean"]["ci95"] for x in (alike, apart))
+    assert np.ptp(wide) > 1 > 2 * np.ptp(narrow)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "nothing to aggregate"),
+        ({"a": {}}, "nothing to aggregate"),
+        ({"a": {"lift": [1.0]}, "b": {"can": [1.0]}}, "'a' has no values of the task 'can'"),
+        ({"a": {"lift": [1.0]}, "b": {"lift": [1.0, 0.0]}}, "same episodes of 'lift'"),
+        ({"a": {"lift": [[1.0]], "can": [[1.0], [0.0]]}}, "as many training runs"),
+        ({"a": {"lift": [float("nan")]}}, "finite"),
+    ],
+)
+def test_what_does_not_aggregate_is_refused(values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        aggregates(values)

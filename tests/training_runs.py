@@ -1,12 +1,14 @@
-"""Reading training runs, and comparing them to the last bit."""
+"""Reading training runs, comparing them to the last bit, and making others of them."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
@@ -51,3 +53,17 @@ def assert_same_end(run: Path, other: Path) -> None:
         [{k: v for k, v in x.items() if k not in timing} for x in logged(r)] for r in (run, other)
     ]
     assert logs[0] == logs[1]
+
+
+def copied(run: Path, to: Path, key: str, value: Any) -> None:
+    """A run again, as if it had been trained with another setting."""
+    shutil.copytree(run, to)
+    changed(to, key, value)
+
+
+def changed(run: Path, key: str, value: Any) -> None:
+    """A setting of a run, as if it had been trained with it."""
+    for file in run.rglob("checkpoints/*/config.yaml"):
+        stored = OmegaConf.load(file)
+        OmegaConf.update(stored, key, value)
+        OmegaConf.save(stored, file)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,13 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
         raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
 
 
+def matching_runs(path: Path) -> list[Path]:
+    """The path itself, or with a pattern as its last part the folders that match, by name."""
+    if has_magic(path.name) and not path.exists():
+        return sorted(found for found in path.parent.glob(path.name) if found.is_dir())
+    return [path]
+
+
 def load_contestants(checkpoints: list[str], device: torch.device) -> list[Contestant]:
     """Load what several ``checkpoint=...`` name, with names that differ.
 
@@ -90,12 +98,11 @@ def load_contestants(checkpoints: list[str], device: torch.device) -> list[Conte
 
 def _load(text: str, device: torch.device) -> Contestant:
     path, changes = parse_checkpoint(text)
-    runs, name = [path], path.resolve().name
-    if has_magic(path.name) and not path.exists():  # training runs of one policy
-        runs = sorted(found for found in path.parent.glob(path.name) if found.is_dir())
+    runs, name = matching_runs(path), path.resolve().name
+    if not runs:
+        raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
+    if runs != [path]:  # training runs of one policy
         name = path.name.replace("-seed*", "").replace("*", "")
-        if not runs:
-            raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
     policies = [load_policy(run, device) for run in runs]
     for policy in policies:
         policy.configure_inference(**changes)
@@ -109,6 +116,13 @@ def _load(text: str, device: torch.device) -> Contestant:
     words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
     name += f" ({', '.join(words)})" if words else ""
     return Contestant(name, [run.resolve() for run in runs], policies)
+
+
+def share_a_world(contestants: Sequence[Contestant]) -> bool:
+    """Whether all play the same environment with the same time limit."""
+    # How far a policy sees and acts is its own; the world is not.
+    specs = [replace(one.env_spec, n_obs_steps=1, n_action_steps=1) for one in contestants]
+    return all(spec == specs[0] for spec in specs)
 
 
 def _tell_apart(contestants: list[Contestant]) -> None:

@@ -4,17 +4,18 @@ Every interval is a plain `[lo, hi]` list of floats, ready for JSON. The bootstr
 *sorted* values with its own seeded generator, so that a result depends neither on the order of the
 episodes nor on any global random state.
 
-Shapes: n episodes, s training runs that played the same ones.
+Shapes: n episodes, s training runs that played the same ones, K tasks, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
+from scipy.stats import binomtest, trim_mean
 
 RESAMPLES = 10_000
 _BLOCK = 4_000_000  # indices drawn at once: bounds the memory of one bootstrap to about 64 MB
@@ -118,6 +119,107 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str,
     means = _resampled_means([x, y], seed)
     lo, hi = np.quantile(means[0] - means[1], [0.025, 0.975])
     return {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
+
+
+def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) -> dict[str, Any]:
+    """Several policies over several tasks: means, interquartile means, and each against the first.
+
+    `values[policy][task]` is (n,) episodes or (s, n) of s training runs, s being the same on all
+    tasks; column i of a task is the same episode for all policies. What is aggregated is a run's
+    mean on a task, s * K numbers. The interquartile mean leaves out a quarter of them at each end
+    (`scipy.stats.trim_mean`). The probability that a run of the first policy is better than one of
+    another on the same task (ties count half) is the mean over tasks. Source: R. Agarwal et al.,
+    "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021.
+
+    Intervals are percentiles of a stratified bootstrap: within each task, episodes are drawn again,
+    the same ones for all policies, and each policy's runs by themselves. Tasks are not drawn: the
+    intervals speak of these tasks alone. The paper draws runs alone, which is what remains with
+    one episode (n = 1). Of one run a task, intervals cover the luck of the episodes, not of the
+    training seed; of several they are a little wide, since a run's mean holds that luck already,
+    and it pulls the resampled probabilities towards a half. A task on which nothing varies adds
+    nothing to the width (see `mean_ci`). Results depend neither on the order of the tasks nor on
+    that of the policies, but for which is first.
+
+    Returns `entries` `{policy: {"mean": {mean, ci95}, "iqm": {mean, ci95}}}`, `paired`
+    `[{a, b, metric, diff, ci95}]` and `improvement` `[{a, b, mean, ci95}]`, a the first policy.
+
+    Raises ValueError when there is nothing, a task lacks a policy or episodes that others have, a
+    policy has more runs on one task than on another, or a value is not finite.
+    """
+    resampled = _resampled_scores(values, seed)
+    by_metric = {
+        name: {
+            "mean": scores.mean((1, 2)),
+            "iqm": trim_mean(scores.reshape(len(scores), -1), 0.25, axis=1),
+        }
+        for name, scores in resampled.items()
+    }
+    first, *others = resampled
+    return {
+        "entries": {
+            name: {metric: _estimate(x) for metric, x in metrics.items()}
+            for name, metrics in by_metric.items()
+        },
+        "paired": [
+            {
+                "a": first,
+                "b": name,
+                "metric": metric,
+                **_estimate(x - by_metric[name][metric], "diff"),
+            }
+            for name in others
+            for metric, x in by_metric[first].items()
+        ],
+        "improvement": [
+            {"a": first, "b": name, **_estimate(_better(resampled[first], resampled[name]))}
+            for name in others
+        ],
+    }
+
+
+def _resampled_scores(
+    values: Mapping[str, Mapping[str, ArrayLike]], seed: int
+) -> dict[str, np.ndarray]:
+    """Mean scores of each policy's runs on each task, (1 + R, s, K); the first are as played."""
+    if not values or not all(values.values()):
+        raise ValueError("There is nothing to aggregate: give at least one policy and one task.")
+    tasks = sorted(set().union(*values.values()))
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in values}
+    for task in tasks:
+        if absent := [name for name, by_task in values.items() if task not in by_task]:
+            raise ValueError(
+                f"'{absent[0]}' has no values of the task '{task}' that others played."
+            )
+        tables = {name: _table(by_task[task], name) for name, by_task in values.items()}
+        counts = {table.shape[1] for table in tables.values()}
+        if len(counts) > 1:
+            raise ValueError(f"The policies did not play the same episodes of '{task}'.")
+        n = counts.pop()
+        # Seeded by names, so that neither order nor company changes what is drawn.
+        key = (seed, crc32(task.encode()))
+        drawn = np.random.default_rng(key).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        drawn = np.concatenate([np.ones((1, n)), drawn])
+        for name, table in tables.items():
+            s = len(table)
+            rng = np.random.default_rng((*key, crc32(name.encode())))
+            runs = np.concatenate([[np.arange(s)], rng.integers(s, size=(RESAMPLES, s))])
+            scores[name].append(np.take_along_axis(drawn @ table.T / n, runs, axis=1))
+    for name, by_task in scores.items():
+        if len({one.shape for one in by_task}) > 1:
+            raise ValueError(f"'{name}' must have as many training runs on every task.")
+    return {name: np.stack(by_task, axis=2) for name, by_task in scores.items()}
+
+
+def _better(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How often a run of a (R, s, K) beats one of b (R, t, K) on its task, (R,)."""
+    x, y = a[:, :, None], b[:, None]
+    return ((x > y) + (x == y) / 2).mean((1, 2, 3))
+
+
+def _estimate(values: np.ndarray, name: str = "mean") -> dict[str, Any]:
+    """An estimate with the percentiles of its resamples, (1 + R,), itself the first."""
+    lo, hi = np.quantile(values[1:], [0.025, 0.975])
+    return {name: float(values[0]), "ci95": [float(lo), float(hi)]}
 
 
 def percentiles(values: ArrayLike) -> dict[str, float]:

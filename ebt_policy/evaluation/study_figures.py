@@ -9,9 +9,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ebt_policy.evaluation.figures import GREY, PALETTE, STYLE, blank, styled
+from ebt_policy.evaluation.figures import BLUE, GREY, INK, ORANGE, PALETTE, STYLE, blank, styled
 from ebt_policy.evaluation.summary import write_atomic
 
 
@@ -55,6 +56,49 @@ def recovery_curves(result: Mapping[str, Any]) -> Figure:
         axes[row * columns].set_ylabel("success")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    return figure
+
+
+@styled
+def suite_overview(result: Mapping[str, Any]) -> Figure:
+    """A row a policy of what `suite.summarise` returns: over all tasks, and success on each."""
+    entries = result["entries"]
+    tasks = list(entries[0]["tasks"])
+    rows = np.arange(len(entries))
+    family = f"{tasks[0].partition('-')[0]}-"  # metaworld-push is shown as push
+    shared = len(tasks) > 1 and all(task.startswith(family) for task in tasks)
+    shown = [task.removeprefix(family) if shared else task for task in tasks]
+    wide, tall = 0.45 * max(len(tasks), 3), 0.38 * len(entries)
+    names = 0.07 * max(len(entry["name"]) for entry in entries)
+    figure = blank(4.2 + names + wide, 1.1 + tall + 0.06 * max(map(len, shown)))
+    overall, each = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, wide))
+
+    means = (("iqm", "interquartile mean", BLUE, -0.12), ("mean", "mean", ORANGE, 0.12))
+    for metric, label, colour, aside in means:
+        low, high = np.array([entry[metric]["ci95"] for entry in entries]).T
+        overall.hlines(rows + aside, low, high, color=colour, linewidth=2.4, alpha=0.5)
+        at = [entry[metric]["mean"] for entry in entries]
+        overall.plot(at, rows + aside, "o", color=colour, markersize=5.5, label=label)
+    overall.set_yticks(rows, [entry["name"] for entry in entries])
+    overall.set(title="success over all tasks", ylim=(len(entries) - 0.5, -0.5))
+    overall.spines["left"].set_visible(False)
+    overall.tick_params(axis="y", length=0)
+    overall.grid(False, axis="y")
+    figure.legend(*overall.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+
+    success = np.array([[e["tasks"][task]["success"]["mean"] for task in tasks] for e in entries])
+    shades = LinearSegmentedColormap.from_list("success", [f"{BLUE}0a", BLUE])
+    edges = (np.arange(len(tasks) + 1) - 0.5, np.arange(len(entries) + 1) - 0.5)
+    each.pcolormesh(*edges, success, cmap=shades, vmin=0, vmax=1, edgecolor="white", linewidth=1.5)
+    for (row, column), value in np.ndenumerate(success):
+        colour = "white" if value > 0.6 else INK
+        where = {"ha": "center", "va": "center", "color": colour, "fontsize": 8.5}
+        each.text(column, row, f"{100 * value:.0f}", **where)
+    each.set_xticks(np.arange(len(tasks)), shown, rotation=40, ha="right", rotation_mode="anchor")
+    each.set_title("success on each, %")
+    each.tick_params(length=0)
+    each.spines[:].set_visible(False)
+    each.grid(False)
     return figure
 
 

@@ -1,0 +1,127 @@
+"""Long evaluations piece by piece: what was played is stored at once and never played again.
+
+A piece is one training run, evaluated one way. Its line in a JSONL log holds
+
+    key          which entry, run and condition (or task)
+    checkpoint   a hash of what was loaded: a run that was trained anew is played anew
+    seeds        [first, last + 1] of the episodes
+    episodes     one object an episode, in the order of their seeds
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ebt_policy.evaluation.contestants import Contestant
+from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
+from ebt_policy.evaluation.summary import write_atomic
+from ebt_policy.models import Policy
+from ebt_policy.models.policy import checkpoint_folder
+from envs.rollout import RolloutPools
+from envs.spec import EnvSpec
+
+Episodes = list[dict[str, Any]]
+
+
+class Piece(NamedTuple):
+    """A training run to be played one way.
+
+    Attributes:
+        entry: whose run it is.
+        where: the condition or task.
+        filmed: whether some of its episodes are.
+    """
+
+    entry: str
+    where: str
+    run: Path
+    policy: Policy
+    spec: EnvSpec
+    filmed: bool
+
+    @property
+    def key(self) -> str:
+        """Of its line in the log."""
+        return f"{self.entry} | {self.run.name} | {self.where}"
+
+
+def pieces_of(one: Contestant, where: str, spec: EnvSpec) -> list[Piece]:
+    """A piece for each training run of a contestant, the first of them filmed."""
+    return [
+        Piece(one.name, where, run, policy, spec, filmed=run == one.runs[0])
+        for run, policy in zip(one.runs, one.policies, strict=True)
+    ]
+
+
+def play_pieces(
+    pieces: Sequence[Piece], protocol: Protocol, output: Path, log: str, keys: Sequence[str]
+) -> dict[str, Episodes]:
+    """Play the pieces that the log does not have yet; key -> episodes of every piece.
+
+    Args:
+        output: folder of the log and of the videos, made when missing.
+        log: name of the log.
+        keys: what is kept of an `envs.rollout.EpisodeResult`.
+
+    Raises:
+        ConfigError: no episodes are to be played.
+    """
+    seeds = protocol.seeds
+    prints = {run: fingerprint(run) for run in {piece.run for piece in pieces}}
+    identities = {
+        piece.key: {"checkpoint": prints[piece.run], "seeds": [seeds.start, seeds.stop]}
+        for piece in pieces
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    done = _read(output / log, identities)
+    todo = [piece for piece in pieces if piece.key not in done]
+    with progress_bar() as bar, RolloutPools(protocol.processes) as pools:
+        task = bar.add_task("", total=len(pieces) * len(seeds), completed=len(done) * len(seeds))
+        for piece in todo:
+            name = f"{piece.entry} {piece.where}"
+            bar.update(task, description=name)
+            results = pools.of(piece.spec).rollout(
+                piece.policy,
+                seeds,
+                videos=protocol.videos if piece.filmed else 0,
+                video_dir=video_folder(output, name),
+                on_episode=lambda _: bar.advance(task),
+            )
+            rows = [asdict(result) for result in results]
+            done[piece.key] = [{key: row[key] for key in keys} for row in rows]
+            line = {"key": piece.key, **identities[piece.key], "episodes": done[piece.key]}
+            with (output / log).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    return done
+
+
+def fingerprint(run: Path) -> str:
+    """A short hash of the weights and the configuration that a run is loaded from."""
+    folder, digest = checkpoint_folder(run), hashlib.sha256()
+    for name in ("model.safetensors", "config.yaml", "normalizer.json"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(log: Path, identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Episodes]:
+    """What was played before, by key; half a line that a kill left is taken out of the log."""
+    text = log.read_text("utf-8") if log.is_file() else ""
+    lines, whole = [], ""
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+        whole += line + "\n"
+    if whole != text:
+        write_atomic(log, whole)
+    return {
+        line["key"]: line["episodes"]
+        for line in lines
+        if line["key"] in identities and identities[line["key"]].items() <= line.items()
+    }

@@ -1,0 +1,223 @@
+"""Suites: what is played, what is gone on with, how tasks become one table, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, compose_config
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from training_runs import changed, copied
+
+from ebt_policy.eval import evaluate, main
+from ebt_policy.evaluation import figures
+from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.study_figures import suite_overview
+from ebt_policy.options import ConfigError, options
+from ebt_policy.suite import Suite, evaluate_suite, interval_note, load_suite
+from ebt_policy.train import train
+from envs import rollout
+
+PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=1)
+SUITE = Suite("two", ["push-near", "push-far"])
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, demonstrations) -> Path:
+    """Two policies with each task of `SUITE`, one of them trained twice."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in {"ebt": (), "bc-seed0": ("model=bc",)}.items():
+        config = compose_config(*TINY, "train.steps=2", *overrides)
+        config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
+        train(config)
+    for steps, task in zip((15, 20), SUITE.tasks, strict=True):
+        copied(folder / "ebt", folder / task / "ebt", "task.env.max_steps", steps)
+        for seed in range(2):
+            run = folder / task / f"bc-seed{seed}"
+            copied(folder / "bc-seed0", run, "task.env.max_steps", steps)
+            changed(run, "seed", seed)
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """Of a test's own, to be changed."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+def given(runs: Path) -> list[str]:
+    return [f"{runs}/{{task}}/ebt@steps=1,candidates=2", f"{runs}/{{task}}/bc-seed*"]
+
+
+def play(runs: Path, output: Path, suite: Suite = SUITE):
+    return evaluate_suite(
+        given(runs), PROTOCOL, suite, output=output, device=CPU, command="test"
+    )  # fmt: skip
+
+
+def lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "suite.jsonl").read_text().splitlines()]
+
+
+def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
+    result = play(trained, tmp_path)
+    assert [e["name"] for e in result["entries"]] == ["ebt (steps 1, candidates 2)", "bc"]
+    assert [e["runs"] for e in result["entries"]] == [1, 2]
+    assert len(lines(tmp_path)) == 2 * (1 + 2)  # tasks times training runs
+    for entry in result["entries"]:
+        assert list(entry["tasks"]) == SUITE.tasks
+        rates = [task["success"]["mean"] for task in entry["tasks"].values()]
+        assert entry["mean"]["mean"] == pytest.approx(sum(rates) / 2)
+    assert [(p["metric"], p["a"], p["b"]) for p in result["paired"]] == [
+        (metric, "ebt (steps 1, candidates 2)", "bc") for metric in ("mean", "iqm")
+    ]
+    assert json.loads((tmp_path / "suite.json").read_text()) == result
+    table = (tmp_path / "suite.md").read_text()
+    assert "| push-near |" in table and "95 % intervals, 2 episodes a run" in table
+    assert "one training run a task (ebt (steps 1, candidates 2))" in table
+    assert (tmp_path / "suite.svg").read_text().startswith("<?xml")
+    for task in SUITE.tasks:
+        summary = json.loads((tmp_path / task / "summary.json").read_text())
+        assert [e["train_seed"] for e in summary["entries"]] == [0, [0, 1]]
+        assert len((tmp_path / task / "episodes.jsonl").read_text().splitlines()) == 2 * 3
+
+    class Untouchable:
+        def __init__(self, *_):
+            raise AssertionError("played again")
+
+    monkeypatch.setattr(rollout, "RolloutPool", Untouchable)
+    assert play(trained, tmp_path) == result
+
+
+def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
+    output = tmp_path / "out"
+    result = play(runs, output)
+    keys = [line["key"] for line in lines(output)]
+    log = output / "suite.jsonl"
+    log.write_text(log.read_text()[:-25])
+    assert play(runs, output) == result
+    assert [line["key"] for line in lines(output)] == keys  # nothing half is left
+    changed(runs / "push-far" / "bc-seed1", "trained.steps", 3)
+    play(runs, output)
+    assert [line["key"] for line in lines(output)[6:]] == ["bc | bc-seed1 | push-far"]
+
+
+def test_one_task_is_the_plain_evaluation(trained, tmp_path):
+    suite = Suite("one", ["push-far"])
+    one = play(trained, tmp_path / "suite", suite)
+    texts = [text.replace("{task}", "push-far") for text in given(trained)]
+    plain = evaluate(texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test")
+    stored = json.loads((tmp_path / "suite" / "push-far" / "summary.json").read_text())
+    assert stored["paired"] == plain["paired"]
+    for entry, on_task, expected in zip(
+        one["entries"], stored["entries"], plain["entries"], strict=True
+    ):
+        assert entry["tasks"]["push-far"] == {m: expected[m] for m in ("score", "success")}
+        assert entry["mean"]["mean"] == pytest.approx(expected["success"]["mean"])
+        assert on_task | {"latency_ms": None} == expected | {"latency_ms": None}
+        assert on_task["latency_ms"] == {"p50": None, "p95": None, "p99": None}
+
+
+def refused(checkpoints: list[str], message: str, suite: Suite = SUITE) -> str:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_suite(checkpoints, suite, CPU)
+    return str(error.value)
+
+
+def test_all_that_is_missing_is_named_at_once(runs):
+    shutil.rmtree(runs / "push-near" / "ebt")
+    for seed in range(2):
+        shutil.rmtree(runs / "push-far" / f"bc-seed{seed}")
+    error = refused(given(runs), "suite=two lacks .*push-near/ebt@steps=1.*, .*push-far/bc-seed")
+    assert "push-far/ebt" not in error and "push-near/bc" not in error
+
+
+def test_what_cannot_be_compared_is_refused(runs):
+    refused([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
+    refused([given(runs)[0]] * 2, "is listed twice")
+    with pytest.raises(ConfigError, match="lists the task lift twice"):
+        Suite("x", ["lift", "can", "lift"])
+    with pytest.raises(ConfigError, match="suite=x has no tasks"):
+        Suite("x", [])
+    changed(runs / "push-near" / "ebt", "task.env.max_steps", 3)
+    refused(given(runs), "equal time limits, but those given for push-near differ")
+    changed(runs / "push-near" / "ebt", "task.env.max_steps", 15)
+    shutil.rmtree(runs / "push-far" / "bc-seed1")
+    refused(given(runs), "there are 2 of push-near, 1 of push-far")
+
+
+def test_policies_are_called_the_same_on_every_task(runs):
+    for task in SUITE.tasks:
+        shutil.copytree(runs / task / "ebt", runs / f"ebt-{task}")
+    text = f"{runs}/ebt-{{task}}@steps=1"
+    by_task = load_suite([text, given(runs)[1]], SUITE, CPU)
+    assert [[one.name for one in ones] for ones in by_task.values()] == [[text, "bc"]] * 2
+
+
+def test_the_command_plays_goes_on_and_names_what_is_wrong(
+    trained, tmp_path, monkeypatch, call_entry
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"checkpoint={text}" for text in given(trained)]
+    arguments += ["episodes=1", "workers=1", "videos=0", "device=cpu"]
+    mine = ["+suite.name=mine", "+suite.tasks=[push-near,push-far]"]
+    for _ in range(2):
+        assert call_entry(main, *arguments, *mine) == (0, "")
+    (output,) = Path("results").iterdir()
+    assert output.name.startswith("mine-ebt-steps1-candidates2-vs-bc")
+    assert len(lines(output)) == 6
+    command = json.loads((output / "suite.json").read_text())["command"]
+    assert "checkpoint=" in command and "{task}" in command
+
+    for wrong, message in {
+        "suite=metaworld_10": "lacks",
+        "perturb=kick": "do not go together",
+        "+suite.wings=2": "suite has no option wings; it has name, tasks.",
+    }.items():
+        more = [] if wrong.startswith("suite") else mine
+        code, error = call_entry(main, *arguments, *more, wrong)
+        assert code == 2 and message in error and error.count("\n") == 1
+    code, error = call_entry(main, *arguments, "suite=nowhere")
+    assert code == 1 and "metaworld_10" in error and "Traceback" not in error
+
+
+def test_the_suites_that_there_are_can_be_read():
+    from importlib.resources import files
+
+    names = [file.name.removesuffix(".yaml") for file in (files("configs") / "suite").iterdir()]
+    assert {"metaworld_10", "mujoco"} <= set(names)
+    for name in names:
+        with initialize_config_module("configs", version_base="1.3"):
+            section = OmegaConf.to_container(compose("eval", [f"suite={name}"]).suite)
+        assert options(Suite, section, "suite").name == name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
+    value = {"mean": 0.7, "ci95": [0.6, 0.8]}
+    tasks = {f"metaworld-task{k}": {"success": value} for k in range(count)}
+    entries = [
+        {"name": name, "runs": 1, "mean": value, "iqm": value, "tasks": tasks} for name in "abc"
+    ]
+    figure = suite_overview({"entries": entries})
+    overall, each = figure.axes
+    assert [label.get_text() for label in overall.get_yticklabels()] == ["a", "b", "c"]
+    shown = [label.get_text() for label in each.get_xticklabels()]
+    assert shown == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
+    assert [text.get_text() for text in each.texts] == ["70"] * 3 * count
+    assert figures.figure_to_svg(figure, "suite") == figures.figure_to_svg(figure, "suite")
+
+
+def test_the_note_says_when_the_training_seed_is_not_covered():
+    entries = [{"name": "a", "runs": 3}, {"name": "b", "runs": 3}]
+    result = {"episodes": 50, "entries": entries}
+    assert "episodes alone" not in interval_note(result)
+    entries[1]["runs"] = 1
+    assert "one training run a task (b)" in interval_note(result)
+    entries[0]["runs"] = 1
+    assert "one training run a task (all)" in interval_note(result)
