@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+EXTRAS := robomimic metaworld adroit vision
+ALL := $(VENV)/.installed-extras
+INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: push_t experiments results test test-fast check format benchmarks clean
+.PHONY: push_t experiments results test test-fast matrix check format benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -18,8 +21,18 @@ experiments: $(READY) ## all experiments behind README.md, from training to tabl
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.readme
 
-test: $(READY) ## all tests
+test: $(ALL) ## all tests, with all simulators
 	$(BIN)/python -m pytest
+
+matrix: $(EXTRAS:%=matrix-%) ## each extra alone, installed from nothing, and its tests
+
+matrix-%:
+	rm -rf $(VENV)-$*
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/pip $(INSTALL) -e ".[dev,$*]"
+	$(VENV)-$*/bin/pip check
+	$(VENV)-$*/bin/python -m pytest -m "$* and not slow"
+	rm -rf $(VENV)-$*
 
 test-fast: $(READY) ## the tests that neither train nor compile nor install
 	$(BIN)/python -m pytest -m "not slow"
@@ -27,7 +40,7 @@ test-fast: $(READY) ## the tests that neither train nor compile nor install
 results: $(READY) ## the documents' tables and figures from the stored results
 	$(BIN)/python -m benchmarks.readme
 
-check: $(READY) ## lint, format and types
+check: $(ALL) ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -41,8 +54,14 @@ benchmarks: $(READY) ## speed ratios of training steps and of chunk latency
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip $(INSTALL) -e ".[dev]"
+	touch $@
+
+comma := ,
+space := $(subst ,, )
+$(ALL): $(READY)
+	$(BIN)/pip $(INSTALL) -e ".[dev,$(subst $(space),$(comma),$(EXTRAS))]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(EXTRAS:%=$(VENV)-%) build dist *.egg-info

@@ -66,6 +66,7 @@ class AdroitDoorEnv(MujocoManipulationEnv):
         self.sim_env.step(action)
 
     def _low_dim(self) -> np.ndarray:
+        self.settle()  # a step leaves palm and handle one time step behind
         return self.sim_env._get_obs()
 
     def _state(self) -> np.ndarray:

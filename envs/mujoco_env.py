@@ -69,4 +69,8 @@ class MujocoManipulationEnv(ManipulationEnv):
 
     def _set_dynamics(self, state: np.ndarray) -> None:
         mujoco.mj_setState(self.sim_env.model, self.sim_env.data, state, _DYNAMICS)
+        self.settle()
+
+    def settle(self) -> None:
+        """Compute all places and orientations from the joints, without letting time pass."""
         mujoco.mj_forward(self.sim_env.model, self.sim_env.data)

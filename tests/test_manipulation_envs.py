@@ -1,0 +1,216 @@
+"""The MuJoCo environments: spaces, seeds, states, frames, experts and errors, in each simulator."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from functools import cache
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs  # registers them
+from envs import headless
+from envs.headless import RenderingError
+from envs.scenes import METAWORLD, ROBOSUITE
+
+
+def needs(extra: str, module: str):
+    """Marks of a test of one extra, left out where it is not installed."""
+    absent = importlib.util.find_spec(module) is None
+    return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"without {extra}")]
+
+
+robosuite = needs("robomimic", "robosuite")
+metaworld = needs("metaworld", "metaworld")
+adroit = needs("adroit", "gymnasium_robotics")
+SAMPLE = [
+    *(pytest.param(f"{scene}-v0", marks=robosuite) for scene in ROBOSUITE),
+    *(pytest.param(f"MetaWorld-{s}-v3", marks=metaworld) for s in ("reach", "door-open", "hammer")),
+    pytest.param("AdroitDoor-v0", marks=adroit),
+]
+ONE_EACH = [
+    pytest.param("Lift-v0", marks=robosuite),
+    pytest.param("MetaWorld-door-open-v3", marks=metaworld),
+    pytest.param("AdroitDoor-v0", marks=adroit),
+]
+
+
+@cache
+def made(name: str) -> gymnasium.Env:
+    """An environment, made once for all tests: none of them may depend on what came before."""
+    return gymnasium.make(f"ebt_policy/{name}")
+
+
+@cache
+def rendering() -> bool:
+    return headless.choose_backend() != headless.NONE
+
+
+def test_importing_the_package_loads_no_simulator():
+    code = "import sys, envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert sum(name.startswith("ebt_policy/MetaWorld-") for name in gymnasium.registry) == 50
+    assert envs
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of boxes without limits
+def test_gymnasium_accepts_it(name):
+    check_env(made(name).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", METAWORLD)
+@pytest.mark.metaworld
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_metaworld_task_is_there_and_its_expert_solves_it(scene):
+    pytest.importorskip("metaworld")
+    env = gymnasium.make(f"ebt_policy/MetaWorld-{scene}-v3")
+    check_env(env.unwrapped, skip_render_check=True)
+    assert any(solved_by_expert(env, seed) for seed in range(3))
+    env.close()
+
+
+@pytest.mark.metaworld
+def test_the_names_are_metaworlds():
+    env_dict = pytest.importorskip("metaworld.env_dict")
+    assert sorted(f"{scene}-v3" for scene in METAWORLD) == sorted(env_dict.ALL_V3_ENVIRONMENTS)
+
+
+def solved_by_expert(env: gymnasium.Env, seed: int) -> bool:
+    env.reset(seed=seed)
+    expert = env.unwrapped.expert(np.random.default_rng(seed))  # type: ignore[attr-defined]
+    over = False
+    while not over:
+        _, reward, solved, late, info = env.step(expert())
+        over = solved or late
+        assert info["is_success"] == solved and (reward == 1.0) == solved
+    return solved
+
+
+def play(env: gymnasium.Env, seed: int, steps: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """States and observations of an episode with random actions."""
+    rng = np.random.default_rng(7)
+    obs, info = env.reset(seed=seed)
+    rows = [(info["state"], obs)]
+    for _ in range(steps):
+        obs, _, _, _, info = env.step(rng.uniform(-0.6, 0.6, env.action_space.shape or ()))
+        rows.append((info["state"], obs))
+    states, observations = zip(*rows, strict=True)
+    return np.stack(states), np.stack(observations)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_an_episode_depends_on_its_seed_alone(name):
+    env = made(name)
+    first, _ = play(env, 3)
+    other, _ = play(env, 4)
+    again, _ = play(env, 3)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    fresh = gymnasium.make(f"ebt_policy/{name}")  # nor on which of two equal environments plays it
+    np.testing.assert_array_equal(play(fresh, 3)[0], first)
+    fresh.close()
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_state_tells_the_observation(name):
+    env = made(name)
+    states, observations = play(env, 3)
+    for state, expected in list(zip(states, observations, strict=True))[::4]:
+        obs, info = env.reset(seed=11, options={"state": state})
+        np.testing.assert_allclose(obs, expected, atol=2e-6)
+        np.testing.assert_allclose(info["state"], state, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_bad_input_is_one_sentence(name):
+    env = made(name)
+    _, info = env.reset(seed=0)
+    width = env.action_space.shape[0]  # type: ignore[index]
+    for action in (np.zeros(width + 1), np.full(width, np.nan), np.full(width, np.inf)):
+        with pytest.raises(ValueError, match=f"an action is {width} finite numbers"):
+            env.unwrapped.step(action)
+    with pytest.raises(ValueError, match="finite numbers, got shape"):
+        env.reset(options={"state": np.zeros(2)})
+    with pytest.raises(ValueError, match="finite numbers"):
+        env.reset(options={"state": np.full_like(info["state"], np.nan)})
+    with pytest.raises(ValueError, match="unknown reset options"):
+        env.reset(options={"states": info["state"]})
+    with pytest.raises(ValueError, match="has no camera 'nowhere'; it has"):
+        gymnasium.make(f"ebt_policy/{name}", cameras=["nowhere"])
+    with pytest.raises(ValueError, match="render_mode must be"):
+        type(env.unwrapped)(**(env.unwrapped.spec.kwargs | {"render_mode": "human"}))
+
+
+@pytest.mark.metaworld
+def test_an_unknown_scene_is_told_with_the_known_ones():
+    pytest.importorskip("metaworld")
+    with pytest.raises(ValueError, match="has no task 'fold'; it has assembly"):
+        gymnasium.make("ebt_policy/MetaWorld-reach-v3", scene="fold")
+
+
+@pytest.mark.parametrize(
+    ("name", "camera"),
+    [
+        pytest.param("Lift-v0", "agentview", marks=robosuite),
+        pytest.param("MetaWorld-door-open-v3", "corner2", marks=metaworld),
+        pytest.param("AdroitDoor-v0", "fixed", marks=adroit),
+    ],
+)
+def test_cameras_and_rendering(name, camera):
+    if not rendering():
+        pytest.skip("nothing draws here")
+    env = gymnasium.make(
+        f"ebt_policy/{name}", cameras=[camera], image_size=48, render_mode="rgb_array"
+    )
+    obs, info = env.reset(seed=0)
+    assert env.observation_space.contains(obs) and set(obs) == {"obs", camera}
+    assert obs[camera].shape == (48, 48, 3) and obs[camera].std() > 5
+    again, _ = env.reset(seed=5, options={"state": info["state"]})
+    assert np.abs(again[camera].astype(int) - obs[camera]).mean() < 1
+    frame = env.render()
+    assert isinstance(frame, np.ndarray) and frame.shape == (256, 256, 3) and frame.std() > 5
+    env.close()
+
+
+# -- which OpenGL -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linux(monkeypatch):
+    monkeypatch.setattr(headless.sys, "platform", "linux")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    return monkeypatch
+
+
+def test_the_first_backend_that_works_is_taken(linux):
+    tried = []
+    linux.setattr(headless, "_works", lambda name: tried.append(name) or name == "osmesa")
+    assert headless.choose_backend() == "osmesa" == headless.os.environ["MUJOCO_GL"]
+    assert tried == ["egl", "osmesa"]
+    assert headless.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
+
+
+def test_the_users_choice_is_kept(linux):
+    linux.setenv("MUJOCO_GL", "glfw")
+    linux.setattr(headless, "_works", lambda name: pytest.fail("tried"))
+    assert headless.choose_backend() == "glfw"
+
+
+def test_without_a_backend_only_frames_are_refused(linux):
+    linux.setattr(headless, "_works", lambda name: False)
+    assert headless.choose_backend() == headless.NONE
+    with pytest.raises(RenderingError, match="apt-get install libosmesa6"):
+        headless.require_rendering()
+
+
+@pytest.mark.parametrize("extra", ["adroit"])
+def test_a_trial_that_fails_is_no_crash(linux, extra):
+    linux.setattr(headless, "_TRIAL", "raise SystemExit(3)")
+    assert headless.choose_backend() == headless.NONE
