@@ -6,10 +6,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import compose_config
 
 from ebt_policy.data.episodes import read_episodes
 from envs import record as module
-from envs.record import Settings, main, parse, record
+from envs.record import main, record
 from envs.spec import EnvSpec
 
 ATTRS = {"rate_hz": 10, "units": {"state": "px"}, "source": "a test"}
@@ -23,8 +24,10 @@ class Lottery(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1e6, 1e6, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def __init__(self, render_mode=None, raise_on=None, odds=2):
+    def __init__(self, render_mode=None, raise_on=None, odds=2, expert=False):
         self.raise_on, self.odds = raise_on, odds
+        if expert:
+            self.expert = lambda rng: lambda: rng.uniform(-1, 1, 2)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -91,7 +94,8 @@ def test_only_successes_are_written(lottery, tmp_path):
     assert stored.attrs == {**ATTRS, "seeds": [1, 3, 5, 7, 9]} == returned.attrs
     assert stored.lengths.tolist() == [2, 4, 6, 8, 10]
     assert {k: (v.shape, v.dtype.name) for k, v in stored.arrays.items()} == {
-        "state": ((30, 2), "float32"),
+        "obs": ((30, 2), "float32"),
+        "state": ((30, 2), "float64"),
         "action": ((30, 2), "float32"),
     }
     episode = stored.episode(2)
@@ -166,43 +170,72 @@ def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
         record(Noise(), lottery(raise_on=7), 4, tmp_path / "demos.zarr", attrs=ATTRS, workers=2)
 
 
-def test_arguments_are_read():
-    assert parse(["checkpoint=a=b", "output=o.zip"]) == Settings("a=b", "o.zip")
-    given = ["task=push_t", "checkpoint=c", "output=o", "episodes=3", "workers=2"]
-    assert parse(given) == Settings("c", "o", "push_t", 3, 2)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "missing settings: checkpoint=..., output=..."),
-        (["checkpoint=c"], "missing settings: output=..."),
-        (["checkpoint=c", "output=o", "seed=3"], "unknown setting 'seed'"),
-        (["checkpoint=c", "output=o", "output=p"], "output is given twice"),
-        (["checkpoint=c", "output="], "key=value"),
-        (["--help"], "key=value"),
-        (["checkpoint=c", "output=o", "episodes=many"], "whole number"),
-        (["checkpoint=c", "output=o", "workers=0"], "above 0"),
+        (["task=push_t"], "task=push_t has no scripted expert; say whose episodes"),
+        (["task=adroit_door"], "checkpoint=RUN"),
+        (["task=push_t", "checkpoint=runs/none"], "there is no checkpoint at runs/none"),
+        (["task=lift", "task.scene=Fold"], "task.scene must be one of Lift, Can"),
+        (["task=lift", "episodes=many"], "episodes must be int, got 'many'"),
+        (["task=lift", "episodes=0"], "episodes must be at least 1"),
+        (["task=lift", "workers=0"], "at least 1 worker"),
+        (["task=metaworld", "+task.align=true"], "belong to Push-T"),
     ],
 )
-def test_bad_arguments_are_explained(arguments, message, capsys):
-    with pytest.raises(ValueError) as raised:
-        parse(arguments)
-    assert message in str(raised.value)
+def test_bad_arguments_are_explained(arguments, message, call_entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, told = call_entry(main, *arguments)
+    assert code == 2 and message in told and "Traceback" not in told
 
 
-def test_command_line_records(lottery, tmp_path, monkeypatch, capsys):
-    from ebt_policy import models
-
-    monkeypatch.setattr(models, "load_policy", lambda path: Noise())
-    output = tmp_path / "demos.zarr.zip"
-    command = ["checkpoint=runs/a", f"output={output}", "episodes=2", "workers=1"]
-    assert main(command) == 0
-    stored = read_episodes(output)
+def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
+    monkeypatch.setattr(module, "load_policy", lambda path: Noise())
+    monkeypatch.chdir(tmp_path)
+    command = ["task=push_t", "checkpoint=runs/a", "episodes=2", "workers=1"]
+    assert call_entry(main, *command) == (0, "")
+    stored = read_episodes(tmp_path / "demos" / "push_t.zarr.zip")
     assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
     assert "noise policy of 3 parameters, trained for 1,234 updates" in stored.attrs["source"]
     assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
-    assert main(command) == 2
-    assert "exists" in capsys.readouterr().err
-    assert main([*command, "task=fold"]) == 2
-    assert "runs/a is a policy for task=push_t" in capsys.readouterr().err
+    code, told = call_entry(main, *command)
+    assert code == 2 and "exists" in told
+    code, told = call_entry(main, "task=lift", "checkpoint=runs/a")
+    assert code == 2 and "runs/a is a policy for task=push_t" in told
+
+
+def test_an_expert_of_the_environment_plays(lottery, tmp_path):
+    whole = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", attrs=ATTRS, workers=1)
+    assert whole.lengths.tolist() == [2, 4, 6, 8, 10] and whole.attrs["seeds"] == [1, 3, 5, 7, 9]
+    many = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", attrs=ATTRS, workers=3)
+    for key, rows in whole.arrays.items():
+        np.testing.assert_array_equal(rows, many.arrays[key])
+    with pytest.raises(RuntimeError, match="has no attribute 'expert'|there is no"):
+        record(None, lottery(), 1, tmp_path / "none.zarr", attrs=ATTRS, workers=1)
+
+
+@pytest.mark.metaworld
+def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entry):
+    pytest.importorskip("metaworld")
+    from ebt_policy.tasks import Task
+
+    monkeypatch.chdir(tmp_path)
+    command = ["task=metaworld", "task.scene=reach", "episodes=3", "workers=1"]
+    assert call_entry(main, *command)[0] == 0
+    task = Task.of(compose_config("task=metaworld", "task.scene=reach"))
+    episodes, note = task.demonstrations()
+    assert len(episodes) == 3 and note.startswith("metaworld-reach: 3 demonstrations from demos")
+    assert {k: v.shape[1:] for k, v in episodes.arrays.items()} == {"obs": (39,), "action": (4,)}
+
+
+def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):
+    from ebt_policy.data.episodes import EpisodeError
+    from ebt_policy.tasks import Task
+
+    monkeypatch.chdir(tmp_path)
+    task = Task.of(compose_config("task=metaworld", "task.scene=door-open"))
+    with pytest.raises(EpisodeError, match=r"envs\.record task=metaworld task\.scene=door-open"):
+        task.demonstrations()
+    lift = Task.of(compose_config("task=lift", "task.demos=expert"))
+    with pytest.raises(EpisodeError, match=r"record it with: python -m envs\.record task=lift"):
+        lift.demonstrations()

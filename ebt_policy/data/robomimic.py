@@ -136,19 +136,18 @@ def to_six_dimensional(actions: np.ndarray) -> np.ndarray:
 
 
 def from_six_dimensional(actions: np.ndarray) -> np.ndarray:
-    """Inverse: (..., 10 arms) -> (..., 7 arms); any two columns are made orthonormal first."""
+    """Inverse: (..., 10 arms) -> (..., 7 arms), with the rotation nearest to any two columns.
+
+    Levinson et al. 2020, "An Analysis of SVD for Deep Rotation Estimation".
+    """
     arms = []
     for one in np.split(actions, actions.shape[-1] // 10, axis=-1):
-        first = _unit(one[..., 3:6])
-        second = _unit(one[..., 6:9] - (first * one[..., 6:9]).sum(-1, keepdims=True) * first)
-        matrix = np.stack([first, second, np.cross(first, second)], axis=-1)
-        vector = Rotation.from_matrix(matrix).as_rotvec()
+        first, second = one[..., 3:6], one[..., 6:9]
+        left, _, right = np.linalg.svd(np.stack([first, second, np.cross(first, second)], axis=-1))
+        left[..., -1] *= np.linalg.det(left @ right)[..., None]  # a rotation, no mirror image
+        vector = Rotation.from_matrix(left @ right).as_rotvec()
         arms.append(np.concatenate([one[..., :3], vector, one[..., 9:]], axis=-1))
     return np.concatenate(arms, axis=-1)
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector, axis=-1, keepdims=True).clip(1e-9)
 
 
 def load_robomimic(

@@ -1,0 +1,241 @@
+"""robomimic's files: both published layouts, subsets, actions, and every way to be damaged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from ebt_policy.data.episodes import EpisodeError
+from ebt_policy.data.robomimic import (
+    FLANGE,
+    SCENES,
+    absolute_actions,
+    from_six_dimensional,
+    layout,
+    load_robomimic,
+    observation,
+    to_six_dimensional,
+)
+
+pytestmark = [
+    pytest.mark.robomimic,
+    pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="without robomimic"),
+]
+
+
+def env_args(version: str, name: str = "PickPlaceCan", **changes) -> dict:
+    """As published: version 1.4 has one controller, 1.5 one for each part of the body."""
+    controller = {"type": "OSC_POSE", "control_delta": True, **changes}
+    if version == "1.5.1":
+        controller = {"type": "BASIC", "body_parts": {"right": controller}}
+    kwargs = {"control_freq": 20, "controller_configs": controller, "robots": ["Panda"]}
+    return {"env_name": name, "env_version": version, "type": 1, "env_kwargs": kwargs}
+
+
+def write(path, version="1.5.1", lengths=(5, 7, 4), masks=True, seed=0, args=None):
+    """A file of the Can task, its content the same in both layouts; returns poses and actions."""
+    import h5py
+
+    rng = np.random.default_rng(seed)
+    told = []
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps(args or env_args(version))
+        data.attrs["total"] = sum(lengths)
+        for i, length in enumerate(lengths):
+            demo = data.create_group(f"demo_{i}")
+            demo.attrs["num_samples"] = length
+            parts = {
+                "robot0_eef_pos": rng.normal(size=(length, 3)),
+                "robot0_eef_quat": Rotation.random(length, random_state=i).as_quat(),
+                "robot0_gripper_qpos": rng.normal(size=(length, 2)),
+            }
+            pose, relative = rng.normal(size=(length, 7)), rng.normal(size=(length, 7))
+            order = (pose, relative) if version.startswith("1.4") else (relative, pose)
+            parts["object"] = np.concatenate(order, axis=1)
+            actions = rng.uniform(-1, 1, (length, 7))
+            for key, rows in parts.items():
+                demo[f"obs/{key}"] = rows
+            demo["actions"], demo["states"] = actions, rng.normal(size=(length, 9))
+            told.append((parts, pose, actions))
+        if masks:
+            file["mask/train"] = np.array([b"demo_2", b"demo_0"])
+            file["mask/valid"] = np.array([b"demo_1"])
+    return told
+
+
+@pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
+def test_both_published_layouts_give_the_same(tmp_path, version):
+    told = write(tmp_path / "can.hdf5", version)
+    episodes = load_robomimic("Can", tmp_path / "can.hdf5")
+    assert episodes.lengths.tolist() == [5, 7, 4]
+    assert episodes.arrays["obs"].shape == (16, sum(layout(SCENES["Can"]).values()))
+    parts, pose, actions = told[1]
+    one = episodes.episode(1)
+    hand = parts["robot0_eef_pos"]
+    robot = [hand, parts["robot0_eef_quat"], parts["robot0_gripper_qpos"]]
+    expected = np.concatenate([*robot, pose, pose[:, :3] - hand], axis=1)
+    np.testing.assert_allclose(one["obs"], expected, atol=1e-6)
+    np.testing.assert_allclose(one["action"], actions, atol=1e-6)
+
+
+def test_many_demonstrations_are_in_the_order_of_their_numbers(tmp_path):
+    write(tmp_path / "can.hdf5", lengths=range(2, 14))
+    assert load_robomimic("Can", tmp_path / "can.hdf5").lengths.tolist() == list(range(2, 14))
+
+
+def test_subsets(tmp_path):
+    write(tmp_path / "can.hdf5")
+    assert load_robomimic("Can", tmp_path / "can.hdf5", mask="train").lengths.tolist() == [5, 4]
+    assert load_robomimic("Can", tmp_path / "can.hdf5", mask="valid").lengths.tolist() == [7]
+    with pytest.raises(EpisodeError, match=r"no subset 'half'; it has train, valid"):
+        load_robomimic("Can", tmp_path / "can.hdf5", mask="half")
+    write(tmp_path / "bare.hdf5", masks=False)
+    assert len(load_robomimic("Can", tmp_path / "bare.hdf5")) == 3
+    with pytest.raises(EpisodeError, match=r"it has none at all \(leave task.mask out, or make one"):
+        load_robomimic("Can", tmp_path / "bare.hdf5", mask="train")
+
+
+def test_absolute_actions_are_the_goals_of_the_relative_ones(tmp_path):
+    told = write(tmp_path / "can.hdf5")
+    episodes = load_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
+    parts, _, actions = told[0]
+    goals = from_six_dimensional(episodes.episode(0)["action"].astype(np.float64))
+    np.testing.assert_allclose(
+        goals[:, :3], parts["robot0_eef_pos"] + 0.05 * actions[:, :3], atol=1e-6
+    )
+    turned = Rotation.from_rotvec(0.5 * actions[:, 3:6])
+    here = Rotation.from_matrix(Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ FLANGE)
+    apart = (turned * here).inv() * Rotation.from_rotvec(goals[:, 3:6])
+    assert apart.magnitude().max() < 1e-5
+    np.testing.assert_allclose(goals[:, 6], actions[:, 6], atol=1e-6)
+
+
+def test_absolute_actions_of_the_file_itself_are_taken(tmp_path):
+    import h5py
+
+    path = tmp_path / "can.hdf5"
+    told = write(path, args=env_args("1.5.1", control_delta=False))
+    with pytest.raises(EpisodeError, match=r"absolute actions: set task\.actions=absolute"):
+        load_robomimic("Can", path)
+    first = load_robomimic("Can", path, actions="absolute").episode(0)["action"]
+    np.testing.assert_allclose(first, to_six_dimensional(told[0][2]), atol=1e-6)
+    write(path)
+    with h5py.File(path, "a") as file:
+        for i, (_, _, actions) in enumerate(told):
+            file[f"data/demo_{i}/actions_abs"] = actions
+    again = load_robomimic("Can", path, actions="absolute").episode(0)["action"]
+    np.testing.assert_array_equal(again, first)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 2))
+def test_six_numbers_are_a_rotation(seed, arms):
+    rng = np.random.default_rng(seed)
+    goals = rng.normal(size=(3, 7 * arms))
+    wide = to_six_dimensional(goals)
+    assert wide.shape == (3, 10 * arms)
+    back = from_six_dimensional(wide).reshape(3, arms, 7)
+    goals = goals.reshape(3, arms, 7)
+    np.testing.assert_allclose(back[..., [0, 1, 2, 6]], goals[..., [0, 1, 2, 6]])
+    ours, theirs = (Rotation.from_rotvec(x[..., 3:6].reshape(-1, 3)) for x in (back, goals))
+    assert (ours.inv() * theirs).magnitude().max() < 1e-6
+    # A network's two columns are neither of unit length nor at right angles.
+    stretched = from_six_dimensional(wide + 0.05 * rng.normal(size=wide.shape))
+    assert np.isfinite(stretched).all()
+    assert np.isfinite(from_six_dimensional(np.zeros((2, 10 * arms)))).all()
+
+
+def test_every_scene_has_the_same_poses_in_both_versions():
+    for scene in SCENES.values():
+        assert len(scene.poses["1.4"]) == len(scene.poses["1.5"])
+        parts = {"object": np.arange(60.0)[None]}
+        for arm in range(scene.arms):
+            parts |= {f"robot{arm}_eef_pos": np.zeros((1, 3))}
+            parts |= {f"robot{arm}_eef_quat": np.zeros((1, 4))}
+            parts |= {f"robot{arm}_gripper_qpos": np.zeros((1, 2))}
+        for version in scene.poses:
+            assert observation(scene, parts, version).shape == (1, sum(layout(scene).values()))
+
+
+def damage(path, how):
+    import h5py
+
+    write(path)
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("no HDF5 at all")
+    else:
+        with h5py.File(path, "a") as file:
+            data = file["data"]
+            if how == "no env_args":
+                del data.attrs["env_args"]
+            elif how == "bad env_args":
+                data.attrs["env_args"] = "{"
+            elif how == "unknown env":
+                data.attrs["env_args"] = json.dumps(env_args("1.5.1", "Coffee_D0"))
+            elif how == "other env":
+                data.attrs["env_args"] = json.dumps(env_args("1.5.1", "Lift"))
+            elif how == "controller":
+                data.attrs["env_args"] = json.dumps(env_args("1.5.1", type="JOINT_POSITION"))
+            elif how == "version":
+                data.attrs["env_args"] = json.dumps(env_args("1.2.0"))
+            elif how == "raw":
+                del data["demo_1/obs"]
+            elif how == "no key":
+                del data["demo_1/obs/robot0_eef_quat"]
+            elif how == "no actions":
+                del data["demo_0/actions"]
+            elif how == "wide actions":
+                del data["demo_0/actions"]
+                data["demo_0/actions"] = np.zeros((5, 8))
+            elif how == "nan":
+                data["demo_0/actions"][2, 3] = np.nan
+            elif how == "none":
+                for name in list(data):
+                    del data[name]
+            elif how == "foreign":
+                del file["data"]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "cannot be read .* truncated or no robomimic file"),
+        ("empty", "truncated or no robomimic file"),
+        ("text", "truncated or no robomimic file"),
+        ("no env_args", "does not say its environment .* convert it with robomimic's"),
+        ("bad env_args", "cannot be understood"),
+        ("unknown env", "those of 'Coffee_D0', which is not among the tasks"),
+        ("other env", "another environment than PickPlaceCan: those of Lift"),
+        ("controller", "controller JOINT_POSITION at 20 Hz; only OSC_POSE"),
+        ("version", r"robosuite 1\.2; versions 1\.4 and 1\.5 are understood"),
+        ("raw", r"demo_1 has no observations, only states: add them with .*states_to_obs"),
+        ("no key", "demo_1 lacks the observation robot0_eef_quat"),
+        ("no actions", "truncated or no robomimic file"),
+        ("wide actions", r"actions must be \(rows, 7\), they are \(5, 8\)"),
+        ("nan", '"action" has NaN or infinity'),
+        ("none", "holds no demonstrations"),
+        ("foreign", "does not say its environment"),
+    ],
+)
+def test_damage_is_told_in_one_sentence(tmp_path, how, message):
+    path = tmp_path / "can.hdf5"
+    damage(path, how)
+    with pytest.raises(EpisodeError, match=message) as told:
+        load_robomimic("Can", path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(EpisodeError, match="There is no robomimic file at"):
+        load_robomimic("Can", tmp_path / "no.hdf5")
