@@ -14,7 +14,7 @@ from ebt_policy.data.windows import Windows
 from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 
-DEMONSTRATIONS = {"push_t": load_push_t}
+DEMONSTRATIONS = {"push_t": load_push_t, "push_t_image": load_push_t}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Task:
         relative_to: entries of the newest observation that actions are relative to (see `Shape`).
         align: move each demonstration so that it ends exactly on the goal.
         mirror: learn from the mirror images of the demonstrations, too.
+        cameras: names of those that the policy sees.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     relative_to: list[int] | None = None
     align: bool = False
     mirror: bool = False
+    cameras: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in DEMONSTRATIONS:
@@ -84,7 +86,12 @@ class Task:
 
     def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
         """Windows of episodes, of the horizons of this task."""
-        return Windows(episodes.arrays, episodes.ends, device=device, **self.horizons)
+        arrays, cameras = episodes.arrays, self.cameras or []
+        if self.name == "push_t_image":
+            from envs.push_t import seen  # loads the simulator
+
+            arrays = {**arrays, **seen(arrays["state"])}
+        return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
 
     def env_spec(self) -> EnvSpec:
         """Its environment, with the horizons that its policies use."""

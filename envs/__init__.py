@@ -13,3 +13,9 @@ gymnasium.register(
     entry_point="envs.push_t:PushTEnv",
     max_episode_steps=300,
 )
+gymnasium.register(
+    id="ebt_policy/PushTImage-v0",
+    entry_point="envs.push_t:PushTEnv",
+    max_episode_steps=300,
+    kwargs={"pixels": True},
+)

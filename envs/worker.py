@@ -5,7 +5,7 @@ It must not import torch: a worker starts in about a second and stays small. The
 actions after the other until the episode is over. It ends when the parent closes the pipe.
 
     parent -> worker   EnvSpec, once | Order | chunk (T, A)
-    worker -> parent   ("obs", (To, Do)) | ("done", Played) | ("error", traceback)
+    worker -> parent   ("obs", {name: (To, ...)}) | ("done", Played) | ("error", traceback)
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Player:
         score, success, over = -np.inf, False, False
         length, states, actions = 0, [], []
         while not over:
-            self._connection.send(("obs", np.stack(recent)))
+            self._connection.send(("obs", self._spec.stack(recent)))
             plan = self._spec.plan(self._connection.recv())
             if isinstance(env.action_space, Box):
                 plan = np.clip(plan, env.action_space.low, env.action_space.high)
