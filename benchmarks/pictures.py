@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -25,6 +24,7 @@ from ebt_policy.evaluation.landscape import Plane, energy_plane
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.tasks import Task
 from envs.push_t import SIZE
+from envs.rollout import batched
 
 STEPS = 4
 SLOW = 5  # chunks whose descent is shown step by step
@@ -83,7 +83,7 @@ def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
     obs, _ = env.reset(seed=seed)
     recent, over = [obs] * spec.n_obs_steps, False
     for number in range(LONGEST):
-        window = torch.from_numpy(np.stack(recent[-spec.n_obs_steps :])).float()
+        window = batched([spec.stack(recent[-spec.n_obs_steps :])])
         plane = energy_plane(policy, window, seed=number)
         scene, slow = Scene(plane), number < SLOW
         frame = np.asarray(env.render())

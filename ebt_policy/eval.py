@@ -40,7 +40,7 @@ from ebt_policy.options import ConfigError, options
 from ebt_policy.recovery import evaluate_recovery
 from ebt_policy.suite import Suite, evaluate_suite
 from ebt_policy.tasks import Task
-from envs.rollout import RolloutPools
+from envs.rollout import RolloutPools, batched
 from envs.spec import EVALUATION_SEED, EnvSpec
 
 console = Console()
@@ -52,12 +52,12 @@ def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, flo
     env = spec.make()
     first, _ = env.reset(seed=seed)
     env.close()
-    obs = torch.from_numpy(first).float().expand(1, spec.n_obs_steps, -1)
+    obs = batched([spec.stack([first] * spec.n_obs_steps)])
     times = []
     for call in range(LATENCY_CALLS + 3):
         generator = torch.Generator().manual_seed(call)
         start = time.perf_counter()
-        policy.predict_chunk({"obs": obs}, generator=generator).actions.cpu()
+        policy.predict_chunk(obs, generator=generator).actions.cpu()
         times.append((time.perf_counter() - start) * 1e3)
     return percentiles(times[3:])  # the first calls warm up
 
@@ -147,9 +147,7 @@ def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
     first, _ = env.reset(seed=EVALUATION_SEED)
     frame: Any = env.render()
     env.close()
-    plane = energy_plane(
-        one.policy, torch.from_numpy(first).float().expand(spec.n_obs_steps, -1)
-    )  # fmt: skip
+    plane = energy_plane(one.policy, batched([spec.stack([first] * spec.n_obs_steps)]))
     axes = ("first principal axis of the candidates", "second principal axis")
     return [
         (

@@ -35,6 +35,7 @@ class Task:
         relative_to: entries of the newest observation that actions are relative to (see `Shape`).
         align: move each demonstration so that it ends exactly on the goal (Push-T).
         mirror: learn from the mirror images of the demonstrations, too (Push-T).
+        cameras: names of those that the policy sees.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task:
     relative_to: list[int] | None = None
     align: bool = False
     mirror: bool = False
+    cameras: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.family is None:
@@ -120,7 +122,12 @@ class Task:
 
     def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
         """Windows of episodes, of the horizons of this task."""
-        return Windows(episodes.arrays, episodes.ends, device=device, **self.horizons)
+        arrays, cameras = episodes.arrays, self.cameras or []
+        if cameras:
+            from envs.frames import observations  # loads the simulator
+
+            arrays = {**arrays, **observations(self.env_spec(), arrays["state"])}
+        return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
 
     def env_spec(self) -> EnvSpec:
         """Its environment, with the horizons that its policies use."""

@@ -26,6 +26,7 @@ from ebt_policy.entry import pick_device, report_errors
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.models import Policy, build_policy
+from ebt_policy.models.vision import Vision
 from ebt_policy.options import ConfigError, options
 from ebt_policy.tasks import Task
 from ebt_policy.training.checkpoint import newest_checkpoint
@@ -49,6 +50,7 @@ class RunConfig:
     model: dict[str, Any]
     objective: dict[str, Any] | None
     size: dict[str, Any]
+    vision: dict[str, Any] | None
     seed: int
     run_dir: str
     resume: bool
@@ -84,6 +86,8 @@ def train(config: dict[str, Any]) -> Path:
     train_config = options(TrainConfig, run.train, "train")
     task, evaluation = Task.of(config), options(EvaluationConfig, run.evaluation, "evaluation")
     spec = task.env_spec()
+    if task.cameras:  # says what is missing before anything is loaded
+        options(Vision, run.vision or {}, "vision")
     check_mode(run.wandb)
     device = pick_device(run.device)
     accelerator = Accelerator(
@@ -140,14 +144,17 @@ def _prepare(
     training, held_out = task.split(episodes, config["seed"])
     windows = task.windows(training, device)
     shape = {
-        "obs_dim": training.arrays["obs"].shape[1],
-        "action_dim": training.arrays["action"].shape[1],
+        "obs_dim": windows.obs.shape[1],
+        "action_dim": windows.action.shape[1],
         "relative_to": task.relative_to,
+        "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
         **task.horizons,
     }
     normalizer = fit_normalizer(windows, task.relative_to)
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)
+    if policy.vision is not None:
+        policy.vision.load_pretrained()
     policy.config["demos"] = len(episodes) - task.validation_episodes
     validation = None if held_out is None else task.windows(held_out, device)
     return policy.to(device), windows, validation
@@ -199,7 +206,7 @@ def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> N
             ) from error
         changed = [
             f"{section}.{key}".rstrip(".")
-            for section in ("task", "model", "objective", "size", "seed", "train")
+            for section in ("task", "model", "objective", "size", "vision", "seed", "train")
             for key in _differing(before.get(section), config[section])
             if key not in FREE
         ]
@@ -227,6 +234,10 @@ def main(cfg: DictConfig) -> None:
             if any(o.startswith("objective") for o in overridden):
                 raise ConfigError("objective=... belongs to model=ebt alone; leave it out.")
             config["objective"] = None
+        if not config["task"].get("cameras"):  # type: ignore[union-attr]
+            if any(o.startswith("vision") for o in overridden):
+                raise ConfigError("vision=... belongs to tasks with cameras; leave it out.")
+            config["vision"] = None
         train({str(k): v for k, v in config.items()})
 
 

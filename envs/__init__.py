@@ -12,6 +12,7 @@ from envs.scenes import METAWORLD, ROBOSUITE
 
 _TASKS = {
     "PushT-v0": ("envs.push_t:PushTEnv", 300, {}),
+    "PushTImage-v0": ("envs.push_t:PushTEnv", 300, {"pixels": True}),
     "AdroitDoor-v0": ("envs.adroit_env:AdroitDoorEnv", 300, {}),
     **{
         f"{scene}-v0": ("envs.robosuite_env:RobosuiteEnv", steps, {"scene": scene})

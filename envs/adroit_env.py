@@ -35,6 +35,7 @@ class AdroitDoorEnv(MujocoManipulationEnv):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
     render_camera = "fixed"
+    proprioception = 27  # joints
 
     def __init__(
         self,

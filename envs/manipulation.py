@@ -18,8 +18,9 @@ Expert = Callable[[], np.ndarray]  # the action (A,) to take now, from the simul
 class ManipulationEnv(gymnasium.Env):
     """A task of a robot arm or hand in MuJoCo; an episode depends on its seed alone.
 
-    Observation: (Do,) float32, in the order of `layout`; with `cameras` a dictionary of that as
-    "obs" and a (size, size, 3) uint8 frame a camera.
+    Observation: (Do,) float32, in the order of `layout`; with `cameras` a dictionary of what the
+    robot feels of itself, the first `proprioception` numbers of that, as "obs", and a
+    (size, size, 3) uint8 frame a camera.
     Action: (A,) float32 inside `action_space`; values outside are clipped.
     Reward: 1 when the task is solved, before that 0, or how much of it is done where that can be
     said. Terminated: it is solved.
@@ -36,6 +37,7 @@ class ManipulationEnv(gymnasium.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     render_camera: str
+    proprioception: int
     render_size = 256  # px
 
     def __init__(
@@ -60,7 +62,8 @@ class ManipulationEnv(gymnasium.Env):
         self.cameras, self.image_size = tuple(cameras), image_size
         self.layout = layout
         self.action_space = action_space
-        low_dim = spaces.Box(-np.inf, np.inf, (sum(layout.values()),), np.float32)
+        width = self.proprioception if cameras else sum(layout.values())
+        low_dim = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         frame = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = (
             spaces.Dict({"obs": low_dim, **{name: frame for name in self.cameras}})
@@ -111,11 +114,14 @@ class ManipulationEnv(gymnasium.Env):
         solved = self._solved()
         return self.observe(), self._score(), solved, False, self._info(solved)
 
-    def observe(self) -> Any:
-        """The observation of the scene as it is."""
+    def observe(self, state: np.ndarray | None = None) -> Any:
+        """The observation of a state (S,), in which the scene is left; by default as it is."""
+        if state is not None:
+            self.restore(state)
         low_dim = np.asarray(self._low_dim(), dtype=np.float32)
         if not self.cameras:
             return low_dim
+        low_dim = low_dim[: self.proprioception]
         return {"obs": low_dim} | {name: self.frame(name, self.image_size) for name in self.cameras}
 
     def render(self) -> Any:

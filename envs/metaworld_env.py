@@ -37,6 +37,7 @@ class MetaWorldEnv(MujocoManipulationEnv):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
     render_camera = "corner2"
+    proprioception = 4  # hand and gripper
     upside_down = ("corner2",)
 
     def __init__(

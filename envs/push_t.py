@@ -15,17 +15,21 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 import cv2
 import gymnasium
 import numpy as np
+import pygame
 import pymunk
 from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
 from gym_pusht.envs.pusht import pymunk_to_shapely
+from gym_pusht.envs.pymunk_override import DrawOptions, to_pygame
 from gymnasium import spaces
 from pymunk import Vec2d
+from pymunk.space_debug_draw_options import SpaceDebugColor
 from shapely import MultiPolygon
 
 from ebt_policy.data.push_t import observation
 from envs.perturb import Kind
 
 SIZE = 512.0  # side of the square workspace, px
+SEEN = 96  # side of the frames that a policy sees, px: Diffusion Policy's
 # The walls stop neither the agent nor, when it is squeezed, the block. The agent stays inside
 # [0, SIZE]; its 15 px radius can carry the block, whose farthest corner is 142 px from its origin,
 # about 160 px outside. The bounds leave room beyond that for the solver's overlaps.
@@ -35,10 +39,14 @@ MARGIN = 60.0  # px, how near the edge a perturbation may move the block: it mus
 TRIES = 64  # directions tried until nothing overlaps
 
 
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
 class PushTEnv(GymPushTEnv):
     """Push-T with keypoint observations and Diffusion Policy's seeded initial states.
 
-    Observation: (20,) float32, px: the block's 9 keypoints (x, y each), then the agent (x, y).
+    Observation: (20,) float32, px: the block's 9 keypoints (x, y each), then the agent (x, y). With
+    `pixels`: {"obs": the agent (2,) float32, px; "image": the scene (96, 96, 3) uint8}.
     Action: (2,) float32, px in [0, 512]: where the agent should go, held for 0.1 s. Values outside
     are clipped.
     Reward: clip(coverage / 0.95, 0, 1), coverage being the covered fraction of the goal's area.
@@ -49,6 +57,7 @@ class PushTEnv(GymPushTEnv):
     Args:
         render_mode: None or "rgb_array".
         width, height: size of the rendered frames, px.
+        pixels: observe the scene as an image.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -63,24 +72,35 @@ class PushTEnv(GymPushTEnv):
         "freeze": Kind("steps", (4, 8, 16)),
     }
 
-    def __init__(self, render_mode: str | None = None, width: int = 256, height: int = 256):
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        width: int = 256,
+        height: int = 256,
+        pixels: bool = False,
+    ):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
+        self._pixels = pixels
         super().__init__(
             render_mode=cast(str, render_mode),
             visualization_width=width,
             visualization_height=height,
         )
         self._goal: MultiPolygon | None = None  # its outline, the same in all episodes
+        self._table: pygame.Surface | None = None  # what never moves
+        self._screen = pygame.Surface((int(SIZE), int(SIZE)), depth=32)
 
     def _initialize_observation_space(self) -> None:
-        self.observation_space = spaces.Box(
-            OBSERVATION_LOW, OBSERVATION_HIGH, shape=(20,), dtype=np.float32
+        low = spaces.Box(
+            OBSERVATION_LOW, OBSERVATION_HIGH, shape=(2 if self._pixels else 20,), dtype=np.float32
         )
+        image = spaces.Box(0, 255, shape=(SEEN, SEEN, 3), dtype=np.uint8)
+        self.observation_space = spaces.Dict({"obs": low, "image": image}) if self._pixels else low
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode whose initial state depends on `seed` alone.
 
         Args:
@@ -108,7 +128,7 @@ class PushTEnv(GymPushTEnv):
 
     def step(
         self, action: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, Literal[False], dict[str, Any]]:
+    ) -> tuple[Observation, float, bool, Literal[False], dict[str, Any]]:
         """Move toward `action` (2,) for 0.1 s.
 
         Raises:
@@ -119,15 +139,61 @@ class PushTEnv(GymPushTEnv):
             raise ValueError(f"a Push-T action is two finite numbers (x, y in px), got {action}")
         obs, reward, terminated, truncated, info = super().step(np.clip(target, 0.0, SIZE))
         info |= {"coverage": float(info["coverage"]), "is_success": bool(terminated)}
-        return cast(np.ndarray, obs), float(reward), bool(terminated), truncated, info
+        return cast(Observation, obs), float(reward), bool(terminated), truncated, info
 
-    def get_obs(self) -> np.ndarray:
-        """The current observation, (20,) float32."""
+    def get_obs(self) -> Observation:
+        """The current observation."""
+        if self._pixels:
+            agent = np.array(self.agent.position, dtype=np.float32)
+            return {"obs": agent, "image": self._frame()}
         return np.asarray(observation(self._state()), dtype=np.float32)
+
+    def _draw(self) -> pygame.Surface:
+        # As gym-pusht does, but goal and walls once, and always in the same order: its order where
+        # things touch depends on how they came there.
+        screen, pencil = self._screen, DrawOptions(self._screen)
+        if self._table is None:
+            screen.fill("white")
+            goal = self.get_goal_pose_body(self.goal_pose)
+            for shape in self._block_shapes:
+                corners = [to_pygame(goal.local_to_world(v), screen) for v in shape.get_vertices()]
+                pygame.draw.polygon(screen, "LightGreen", corners)
+            for wall in self.space.static_body.shapes:
+                colour = SpaceDebugColor(*wall.color)
+                pencil.draw_fat_segment(wall.a, wall.b, wall.radius, colour, colour)
+            self._table = screen.copy()
+        screen.blit(self._table, (0, 0))
+        for shape in self._block_shapes:
+            colour = SpaceDebugColor(*shape.color)
+            corners = [self.block.local_to_world(v) for v in shape.get_vertices()]
+            pencil.draw_polygon(corners, shape.radius, colour, colour)
+        for shape in self.agent.shapes:
+            colour = SpaceDebugColor(*shape.color)
+            pencil.draw_circle(self.agent.position, 0.0, shape.radius, colour, colour)
+        return screen
+
+    def _frame(self) -> np.ndarray:
+        """The scene as a policy sees it, (96, 96, 3) uint8.
+
+        What gym-pusht's own resizing gives, without copying the whole scene first.
+        """
+        buffer: Any = self._draw().get_buffer()
+        scene = np.frombuffer(buffer, dtype=np.uint8).reshape(int(SIZE), int(SIZE), 4)
+        small = cv2.resize(scene, (SEEN, SEEN))
+        return np.ascontiguousarray(small[..., 2::-1])  # blue, green, red, unused
+
+    def observe(self, state: np.ndarray) -> Observation:
+        """The observation of a state (5,); the episode is left there.
+
+        A frame differs from the recorded one of a human demonstration by 0.07 of 255 on average, in
+        single pixels along edges.
+        """
+        self._place(state.astype(np.float64))
+        return self.get_obs()
 
     def perturb(
         self, kind: str, strength: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Disturb the scene; returns observation and info after it.
 
         Args:

@@ -69,6 +69,7 @@ class RobosuiteEnv(ManipulationEnv):
             raise ValueError(f'actions must be "delta" or "absolute", got {actions!r}')
         self.scene = SCENES[scene]
         self.absolute = actions == "absolute"
+        self.proprioception = 9 * self.scene.arms
         bound = [REACH] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
         high = np.tile(np.array(bound, dtype=np.float32), self.scene.arms)
         with _numpy_seed(0):  # some objects have random sizes, drawn once: the same for all

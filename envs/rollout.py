@@ -124,8 +124,8 @@ class RolloutPool:
         """Play one episode a seed and return the results in the order of `seeds`.
 
         Args:
-            policy: its `predict_chunk` gets {"obs": (B, To, Do)} float32 on the CPU and a list of
-                B CPU generators, one an episode, seeded from the episode's seed.
+            policy: its `predict_chunk` gets what `batched` gives, on the CPU, and a list of B CPU
+                generators, one an episode, seeded from the episode's seed.
             videos: the first so many episodes are filmed to `video_dir`/seed_<seed>.mp4.
             on_episode: called with each result as soon as it is there, in order of completion.
             collect: keep what each step saw and did (`EpisodeResult.rows`).
@@ -168,7 +168,7 @@ class RolloutPool:
         while playing:
             # Lock-step, in the order of the workers: every batch is full and made up the same way
             # each time. A worker that finishes an episode joins the batch with its next one.
-            batch: list[tuple[WorkerProcess, _Episode, np.ndarray]] = []
+            batch: list[tuple[WorkerProcess, _Episode, dict[str, np.ndarray]]] = []
             for worker in [w for w in self._workers if w in playing]:
                 message = worker.receive()
                 while isinstance(message, Played):
@@ -286,14 +286,27 @@ class _Episode:
         return self.result
 
 
+def batched(observations: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """B observations (see `EnvSpec.stack`) as a policy takes them.
+
+    Returns:
+        {"obs": (B, To, Do) float32} and under the name of each camera (B, To, H, W, 3) uint8.
+    """
+    names = observations[0]
+    rows = {name: torch.from_numpy(np.stack([o[name] for o in observations])) for name in names}
+    return {**rows, "obs": rows["obs"].float()}
+
+
 def _predict(
-    policy: Policy, spec: EnvSpec, batch: list[tuple[WorkerProcess, _Episode, np.ndarray]]
+    policy: Policy,
+    spec: EnvSpec,
+    batch: list[tuple[WorkerProcess, _Episode, dict[str, np.ndarray]]],
 ) -> np.ndarray:
     """One prediction for the whole batch: chunks (B, T, A), recorded in the episodes."""
-    obs = torch.from_numpy(np.stack([obs for _, _, obs in batch])).float()
+    obs = batched([seen for _, _, seen in batch])
     generators = [episode.generator for _, episode, _ in batch]
     start = time.perf_counter()
-    chunk = policy.predict_chunk({"obs": obs}, generator=generators)
+    chunk = policy.predict_chunk(obs, generator=generators)
     actions = chunk.actions.detach().cpu().numpy()  # waits for the device
     latency_ms = (time.perf_counter() - start) * 1e3
     extras = {name: _floats(chunk, name) for name in ("energy", "grad_norm", "steps_used")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,16 @@ class EnvSpec:
             self.env_id, max_episode_steps=self.max_steps, render_mode=render_mode, **self.kwargs
         )
         return env if self.perturbation is None else Perturbed(env, self.perturbation)
+
+    @staticmethod
+    def stack(observations: Sequence[Any]) -> dict[str, np.ndarray]:
+        """To observations of an environment, the newest last, by name: each (To, ...).
+
+        One that is an array is the low-dimensional part, "obs"; a dictionary has it under this
+        name and beside it the image of each camera (H, W, 3) uint8.
+        """
+        named = [o if isinstance(o, dict) else {"obs": o} for o in observations]
+        return {name: np.stack([one[name] for one in named]) for name in named[0]}
 
     def plan(self, chunk: np.ndarray) -> np.ndarray:
         """The part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).

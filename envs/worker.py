@@ -5,7 +5,7 @@ It must not import torch: a worker starts in about a second and stays small. The
 actions after the other until the episode is over. It ends when the parent closes the pipe.
 
     parent -> worker   EnvSpec, once | Order | chunk (T, A)
-    worker -> parent   ("obs", (To, Do)) | ("done", Played) | ("error", traceback)
+    worker -> parent   ("obs", {name: (To, ...)}) | ("done", Played) | ("error", traceback)
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Player:
         expert = env.unwrapped.expert(_expert_rng(order.seed)) if order.expert else None  # type: ignore[attr-defined]
         while not over:
             if expert is None:
-                self._connection.send(("obs", np.stack(recent)))
+                self._connection.send(("obs", self._spec.stack(recent)))
                 plan = self._spec.plan(self._connection.recv())
             else:
                 plan = np.asarray(expert())[None]
@@ -91,7 +91,8 @@ class Player:
             for i, action in enumerate(plan[:ta]):
                 shoot(plan[i:])
                 if order.collect:
-                    now = {"obs": obs, "state": info["state"], "action": action}
+                    low_dim = obs["obs"] if isinstance(obs, dict) else obs
+                    now = {"obs": low_dim, "state": info["state"], "action": action}
                     for key, row in now.items():
                         rows[key].append(row)
                 obs, reward, terminated, truncated, info = env.step(action)

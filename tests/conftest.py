@@ -51,6 +51,8 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     config = {str(key): value for key, value in config.items()}
     if config["model"]["name"] != "ebt":
         config["objective"] = None
+    if not config["task"].get("cameras"):
+        config["vision"] = None
     return config
 
 

@@ -12,6 +12,7 @@ from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.vision import VisionEncoder
 
 
 class BehaviorCloning(Policy):
@@ -26,19 +27,22 @@ class BehaviorCloning(Policy):
         size: Size,
         *,
         actions_per_token: int,
+        vision: VisionEncoder | None = None,
     ) -> None:
-        super().__init__(shape, normalizer)
-        self.net = ChunkTransformer(shape, size, actions_per_token, output="vector", level=False)
+        super().__init__(shape, normalizer, vision)
+        self.net = ChunkTransformer(
+            self.tokens, size, actions_per_token, output="vector", level=False
+        )
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return batch
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {}
 
     def _regress(self, obs: Tensor) -> Tensor:
         empty = obs.new_zeros(len(obs), 1, self.shape.horizon, self.shape.action_dim)
         return self.net(self.net.encode(obs), empty)[:, 0]
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return (self._regress(batch["obs"]) - batch["action"]).square().mean(), {}
+        return (self._regress(self.features(batch)) - batch["action"]).square().mean(), {}
 
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators

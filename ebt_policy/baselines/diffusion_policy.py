@@ -21,6 +21,7 @@ from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 TRAIN_STEPS = 100
@@ -78,14 +79,17 @@ class DiffusionPolicy(Policy):
         network: str,
         actions_per_token: int,
         inference: dict[str, Any],
+        vision: VisionEncoder | None = None,
     ) -> None:
-        super().__init__(shape, normalizer)
-        transformer = ChunkTransformer(shape, size, actions_per_token, output="vector", level=True)
+        super().__init__(shape, normalizer, vision)
+        transformer = ChunkTransformer(
+            self.tokens, size, actions_per_token, output="vector", level=True
+        )
         if network == "transformer":
             self.net = transformer
         elif network == "unet":
             budget = sum(p.numel() for p in transformer.parameters())
-            self.net = ConditionalUnet1d.of_size(shape, budget)
+            self.net = ConditionalUnet1d.of_size(self.tokens, budget)
         else:
             raise ConfigError(f"model.network must be transformer or unet, got {network}.")
         self.inference = options(DiffusionInference, inference, "model.inference")
@@ -98,7 +102,7 @@ class DiffusionPolicy(Policy):
         # A clean action cannot lie beyond the limits of the demonstrations.
         self.clip_range = max(float(end.abs().max()) for end in normalizer.box("action"))
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"]
         normal = torch.randn_like(action)
         step = torch.randint(0, TRAIN_STEPS, (len(action),), device=action.device)
@@ -107,11 +111,11 @@ class DiffusionPolicy(Policy):
         if self.prediction == "v_prediction":
             target = self.train_schedule.get_velocity(action, normal, step)  # type: ignore[arg-type]
         level = 1.0 - step.unsqueeze(1) / TRAIN_STEPS
-        return {**batch, "draws": {"target": target, "noisy": noisy, "level": level}}
+        return {"target": target, "noisy": noisy, "level": level}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws = batch["draws"]
-        context = self.net.encode(batch["obs"])
+        context = self.net.encode(self.features(batch))
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
         return (predicted[:, 0] - draws["target"]).square().mean(), {}
 

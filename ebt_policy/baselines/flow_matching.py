@@ -18,6 +18,7 @@ from ebt_policy.energy.objectives import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 
@@ -45,20 +46,23 @@ class FlowMatchingPolicy(Policy):
         *,
         actions_per_token: int,
         inference: dict[str, Any],
+        vision: VisionEncoder | None = None,
     ) -> None:
-        super().__init__(shape, normalizer)
-        self.net = ChunkTransformer(shape, size, actions_per_token, output="vector", level=True)
+        super().__init__(shape, normalizer, vision)
+        self.net = ChunkTransformer(
+            self.tokens, size, actions_per_token, output="vector", level=True
+        )
         self.inference = options(FlowInference, inference, "model.inference")
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"]
         level = torch.rand(len(action), 1, device=action.device)
-        return {**batch, "draws": {"normal": torch.randn_like(action), "level": level}}
+        return {"normal": torch.randn_like(action), "level": level}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         action, normal = batch["action"].unsqueeze(1), batch["draws"]["normal"].unsqueeze(1)
         level = batch["draws"]["level"]
-        context = self.net.encode(batch["obs"])
+        context = self.net.encode(self.features(batch))
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 

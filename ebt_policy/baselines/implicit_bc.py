@@ -19,6 +19,7 @@ from ebt_policy.energy.objectives import info_nce
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 
@@ -64,20 +65,23 @@ class ImplicitBC(Policy):
         negatives: int,
         actions_per_token: int,
         inference: dict[str, Any],
+        vision: VisionEncoder | None = None,
     ) -> None:
-        super().__init__(shape, normalizer)
-        self.net = ChunkTransformer(shape, size, actions_per_token, output="energy", level=False)
+        super().__init__(shape, normalizer, vision)
+        self.net = ChunkTransformer(
+            self.tokens, size, actions_per_token, output="energy", level=False
+        )
         self.negatives = negatives
         if self.negatives < 1:
             raise ConfigError(f"model.negatives must be at least 1, got {self.negatives}.")
         self.inference = options(SamplingInference, inference, "model.inference")
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"].unsqueeze(1)
         shape = (len(action), self.negatives, *action.shape[2:])
         # A little beyond the limits, so that the minimum may lie at them.
         negatives = self._within_limits(torch.rand(shape, device=action.device) * 2.1 - 1.05)
-        return {**batch, "draws": {"negatives": negatives}}
+        return {"negatives": negatives}
 
     def _within_limits(self, x: Tensor) -> Tensor:
         """[-1, 1] (..., A) -> the limits of the demonstrations, in the network's units."""
@@ -85,7 +89,7 @@ class ImplicitBC(Policy):
         return low + (x + 1) / 2 * (high - low)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        context = self.net.encode(batch["obs"])
+        context = self.net.encode(self.features(batch))
         chunks = torch.cat([batch["action"].unsqueeze(1), batch["draws"]["negatives"]], dim=1)
         energy = self.net(context, chunks)
         hit = (energy.argmin(dim=1) == 0).float().mean()

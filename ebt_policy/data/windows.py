@@ -1,7 +1,7 @@
 """The one window sampler: fixed-length windows of rows cut out of episodes, resident on a device.
 
 Shapes: B batch, N rows of all episodes together, E episodes, W windows, To `n_obs_steps`,
-T `horizon`, Ta `n_action_steps`, Do observation dimension, A action dimension.
+T `horizon`, Ta `n_action_steps`, Do observation dimension, A action dimension, H x W pixels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ class Windows:
     never shows a row of another episode.
 
     Args:
-        arrays: "obs" (N, Do) and "action" (N, A), concatenated over time; tensors or numpy arrays.
+        arrays: "obs" (N, Do) and "action" (N, A), concatenated over time, and under the name of
+            each camera (N, H, W, 3) uint8; tensors or numpy arrays.
         ends: (E,) exclusive end row of each episode.
         horizon, n_obs_steps, n_action_steps: T, To, Ta, with T >= To + Ta - 1.
         device: where the arrays live and the batches are made.
+        cameras: names of those that are seen. Their images stay uint8.
 
     Raises:
-        ValueError: a missing key, mismatched lengths, a bad horizon, or episodes all too short
-            for one window. Single episodes that are too short give a warning.
+        ValueError: a missing key, mismatched lengths, images of another form, a bad horizon, or
+            episodes all too short for one window. Single ones that are too short give a warning.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Windows:
         n_obs_steps: int,
         n_action_steps: int,
         device: torch.device | str = "cpu",
+        cameras: Sequence[str] = (),
     ) -> None:
         if min(horizon, n_obs_steps, n_action_steps) < 1:
             raise ValueError(
@@ -61,8 +64,16 @@ class Windows:
 
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.device = torch.device(device)
-        self.obs = self._resident(arrays, "obs", int(bounds[-1]))
-        self.action = self._resident(arrays, "action", int(bounds[-1]))
+        rows = int(bounds[-1])
+        self.obs = self._resident(arrays, "obs", rows).float()
+        self.action = self._resident(arrays, "action", rows).float()
+        self.images = {name: self._resident(arrays, name, rows) for name in cameras}
+        for name, images in self.images.items():
+            if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
+                raise ValueError(
+                    f'The camera "{name}" must have (rows, height, width, 3) uint8, it has '
+                    f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}."
+                )
 
         # One entry a window: absolute start row, and first and last row of its episode.
         first, last = np.concatenate([[0], bounds[:-1]]), bounds - 1
@@ -97,22 +108,29 @@ class Windows:
                 f'"{key}" has shape {tuple(array.shape)}, but the episodes end at row {rows}: '
                 f"expected ({rows}, dimension)."
             )
-        return array.to(self.device, torch.float32)
+        return array.to(self.device)
 
     def __len__(self) -> int:
         """Number of windows W."""
         return len(self._start)
 
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the windows `index` (B,), each in 0..W-1: observed (B, To) and all (B, T)."""
+        index = index.to(self.device)
+        rows = self._start[index, None] + self._offset
+        rows = rows.clamp(self._first[index, None], self._last[index, None])
+        return rows[:, : self.n_obs_steps], rows
+
     def gather(self, index: Tensor) -> dict[str, Tensor]:
         """Cut out the windows `index` (B,), each in 0..W-1.
 
         Returns:
-            {"obs": (B, To, Do), "action": (B, T, A)}, float32, on the device of this sampler.
+            {"obs": (B, To, Do), "action": (B, T, A)}, float32, and under the name of each camera
+            (B, To, H, W, 3) uint8, on the device of this sampler.
         """
-        index = index.to(self.device)
-        rows = self._start[index, None] + self._offset
-        rows = rows.clamp(self._first[index, None], self._last[index, None])
-        return {"obs": self.obs[rows[:, : self.n_obs_steps]], "action": self.action[rows]}
+        observed, rows = self.rows(index)
+        images = {name: images[observed] for name, images in self.images.items()}
+        return {"obs": self.obs[observed], "action": self.action[rows], **images}
 
 
 def action_origin(obs: Tensor, relative_to: Sequence[int] | None) -> Tensor | float:
@@ -133,6 +151,6 @@ def fit_normalizer(windows: Windows, relative_to: Sequence[int] | None) -> Norma
     """
     if relative_to is None:
         return Normalizer.fit({"obs": windows.obs, "action": windows.action})
-    every = windows.gather(torch.arange(len(windows)))
-    action = every["action"] - action_origin(every["obs"], relative_to)
+    observed, rows = windows.rows(torch.arange(len(windows)))  # without images: they are many
+    action = windows.action[rows] - action_origin(windows.obs[observed], relative_to)
     return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))

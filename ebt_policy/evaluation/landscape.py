@@ -40,11 +40,11 @@ class Plane:
     best: int
 
 
-def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
+def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0) -> Plane:
     """Descend several candidates for one observation and cut the landscape through the winner.
 
     Args:
-        obs: (To, Do), env units.
+        obs: of one row, as `predict_chunk` takes it.
         seed: of the candidates' noise.
 
     The plane is spanned by the two principal components of the final candidates; the energy is the
@@ -55,18 +55,18 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
     policy.configure_inference(candidates=1)
     try:
         # As rows of a batch, not as candidates: all of them are wanted, not the best.
-        seen = obs.to(device).unsqueeze(0).expand(CANDIDATES, -1, -1).contiguous()
-        normalised = policy.normalizer.normalize("obs", seen)
+        one = {name: value.to(device) for name, value in obs.items()}
+        rows = {name: v.repeat(CANDIDATES, *(1 for _ in v.shape[1:])) for name, v in one.items()}
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
-            found = policy.descend(normalised, generator=generator)
+            found = policy.descend(policy.observe(rows), generator=generator)
     finally:
         policy.inference = before
     steps = torch.stack([p.flatten(1).cpu() for p in found.path])  # (N + 1, M, T * A)
     ends = steps[-1]
     with torch.no_grad():
         # Energies at different levels do not compare, so all are judged as finished candidates.
-        along = [policy.energies({"obs": seen}, policy.env_actions(seen, p)) for p in found.path]
+        along = [policy.energies(rows, policy.env_actions(rows["obs"], p)) for p in found.path]
     trace = torch.stack(along)[:, :, 0].cpu()
     final = trace[-1]
     best = int(final.argmin())
@@ -77,15 +77,16 @@ def energy_plane(policy: EnergyPolicy, obs: Tensor, *, seed: int = 0) -> Plane:
     x, y = (torch.linspace(-float(r), float(r), GRID) for r in reach)
     points = centre + x.view(1, -1, 1) * axes[0] + y.view(-1, 1, 1) * axes[1]
     shape = (1, GRID * GRID, policy.shape.horizon, policy.shape.action_dim)
-    chunks = policy.env_actions(seen[:1], points.view(shape).to(device))
-    surface = policy.energies({"obs": seen[:1]}, chunks).view(GRID, GRID).cpu()
+    chunks = policy.env_actions(one["obs"], points.view(shape).to(device))
+    surface = policy.energies(one, chunks).view(GRID, GRID).cpu()
+    shown = [policy.env_actions(rows["obs"], p[:, 0]) for p in found.path]
     return Plane(
         x=x.numpy(),
         y=y.numpy(),
         energy=surface.numpy(),
         paths=paths.transpose(0, 1).numpy(),
         trace=trace.numpy(),
-        chunks=torch.stack([policy.env_actions(seen, p[:, 0]) for p in found.path]).cpu().numpy(),
+        chunks=torch.stack(shown).cpu().numpy(),
         energies=final.numpy(),
         best=best,
     )

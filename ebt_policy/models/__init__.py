@@ -13,6 +13,7 @@ from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.objectives import OBJECTIVES, Objective
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.vision import Vision, VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 __all__ = [
@@ -39,7 +40,8 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
 
     Args:
         config: sections ``shape`` (see `Shape`), ``size`` (see `Size`), ``model`` with its
-            ``name``, and ``objective`` for energy policies.
+            ``name``, ``objective`` for energy policies, and ``vision`` (see `Vision`) for those
+            that see.
         normalizer: fitted on the training data.
 
     Raises:
@@ -52,11 +54,15 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     module, cls = POLICIES[name].split(":")
     shape = options(Shape, config["shape"], "shape")
     size = options(Size, {k: v for k, v in config["size"].items() if k != "name"}, "size")
-    build = partial(getattr(import_module(module), cls), shape, normalizer, size)
+    vision = None
+    if shape.cameras:
+        how = options(Vision, config.get("vision") or {}, "vision")
+        vision = VisionEncoder(shape.cameras, how)
+    build = partial(getattr(import_module(module), cls), shape, normalizer, size, vision=vision)
     if name == "ebt":
         build = partial(build, objective=build_objective(config["objective"]))
     policy = options(build, model, "model")
-    kept = ("task", "size", "model", "objective", "train", "seed", "demos", "trained")
+    kept = ("task", "size", "model", "objective", "vision", "train", "seed", "demos", "trained")
     policy.config = {key: config[key] for key in kept if key in config}
     return policy
 

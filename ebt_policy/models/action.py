@@ -20,6 +20,7 @@ from ebt_policy.energy.objectives import Objective, corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 
@@ -62,7 +63,7 @@ class EnergyPolicy(Policy):
     """Energy-based transformer policy.
 
     Args:
-        shape, normalizer: as in `Policy`.
+        shape, normalizer, vision: as in `Policy`.
         size: the size dial.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `EnergyInference`.
@@ -80,11 +81,12 @@ class EnergyPolicy(Policy):
         actions_per_token: int,
         inference: dict[str, Any],
         objective: Objective,
+        vision: VisionEncoder | None = None,
     ) -> None:
-        super().__init__(shape, normalizer)
+        super().__init__(shape, normalizer, vision)
         self.objective = objective
         self.net = ChunkTransformer(
-            shape,
+            self.tokens,
             size,
             actions_per_token,
             output="energy",
@@ -112,15 +114,14 @@ class EnergyPolicy(Policy):
         rows = {key: torch.cat([batch[key], old[key]]) for key in batch}
         return {**rows, "replayed": old["candidate"]}
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = {"obs": batch["obs"], "action": batch["action"]}
-        draws = self.objective.draw(rows["action"].unsqueeze(1))
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        draws = self.objective.draw(batch["action"].unsqueeze(1))
         if "replayed" in batch:  # these go on where earlier descents ended
             draws["normal"][-len(batch["replayed"]) :] = batch["replayed"]
-        return {**rows, "draws": draws}
+        return draws
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        context = self.net.encode(batch["obs"])
+        context = self.net.encode(self.features(batch))
         return self.objective(
             partial(self.net, context),
             batch["action"].unsqueeze(1),
@@ -155,7 +156,7 @@ class EnergyPolicy(Policy):
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
         """Verified energy of given chunks (B, M, T, A), env units -> (B, M)."""
         with torch.no_grad():
-            context = self.net.encode(self.normalizer.normalize("obs", obs["obs"]))
+            context = self.net.encode(self.observe(obs))
             candidates = self._network_actions(obs["obs"], chunks)
             return self.objective.verify(
                 partial(self.net, context), candidates, self.inference.level
@@ -168,7 +169,11 @@ class EnergyPolicy(Policy):
         deadline_s: float | None = None,
         generator: Generators = None,
     ) -> Descent:
-        """The descent behind `predict_chunk`, in the network's units, one unit a candidate."""
+        """The descent behind `predict_chunk`, in the network's units, one unit a candidate.
+
+        Args:
+            obs: as `observe` gives it; the rest is `refine`'s.
+        """
         how = self.inference
         like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
         init = draw_normal(like, generator)
@@ -180,6 +185,8 @@ class EnergyPolicy(Policy):
     def compile_prediction(self) -> None:
         # As one piece, all steps and the verification; what rarely happens stays as it is.
         self._compiled = torch.compile(self._search)
+        if self.vision is not None:
+            self.vision.compile()
 
     def _search(
         self,

@@ -1,8 +1,8 @@
 """What every policy is, with or without an energy: the interface, and how it is stored.
 
 Shapes: B batch, T `horizon`, To `n_obs_steps`, Ta `n_action_steps`, Do observation and A action
-dimension. Within a policy everything is in the units of its network (see `Policy.normalize`);
-`predict_chunk` speaks env units.
+dimension, H x W pixels of a camera. Within a policy everything is in the units of its network (see
+`Policy.normalize`); `predict_chunk` speaks env units.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from yaml import YAMLError
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.data.windows import action_origin
 from ebt_policy.energy.noise import Generators
+from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 FORMAT_VERSION = "1"
@@ -43,6 +44,7 @@ class Shape:
         obs_dim, action_dim, horizon, n_obs_steps, n_action_steps: Do, A, T, To, Ta.
         relative_to: A entries of the newest observation from which a chunk's actions are measured
             (where the robot is, for actions that are places to go to); None for absolute ones.
+        cameras: name -> [H, W] of each camera that the policy sees.
     """
 
     obs_dim: int
@@ -51,6 +53,7 @@ class Shape:
     n_obs_steps: int
     n_action_steps: int
     relative_to: list[int] | None = None
+    cameras: dict[str, list[int]] | None = None
 
 
 @dataclass
@@ -77,8 +80,11 @@ class Policy(nn.Module, ABC):
     Args:
         shape: dimensions.
         normalizer: fitted on the training data, keys "obs" and "action" (see `fit_normalizer`).
+        vision: encoder of the cameras of ``shape``, if it has any.
 
     Attributes:
+        tokens: the shape with what the network reads a time step as its observation: "obs", and
+            the features of all cameras.
         config: the sections it was built from, stored with a checkpoint.
         inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
@@ -87,20 +93,38 @@ class Policy(nn.Module, ABC):
     config: dict[str, Any]
     inference: Any = None
 
-    def __init__(self, shape: Shape, normalizer: Normalizer) -> None:
+    def __init__(
+        self, shape: Shape, normalizer: Normalizer, vision: VisionEncoder | None = None
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.normalizer = normalizer
+        self.vision = vision
+        features = 0 if vision is None else vision.features
+        self.tokens = replace(shape, obs_dim=shape.obs_dim + features)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a batch of windows holds: "obs", "action" and the names of the cameras."""
+        return ("obs", "action", *(self.shape.cameras or {}))
 
     # -- training ---------------------------------------------------------------------------
 
     @abstractmethod
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The randomness of a training step on a normalised batch; tensors have B first."""
+
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["draws"]``, all the randomness of a training step; tensors have B first.
+        """Add ``batch["draws"]``, all the randomness of a training step, the crops included.
 
         Args:
-            batch: normalised "obs" (B, To, Do) and "action" (B, T, A).
+            batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and the cameras' images
+                (B, To, H, W, 3) uint8.
         """
+        draws = self.draws(batch)
+        if self.vision is not None:
+            draws = {**draws, "crop": self.vision.draw(batch["obs"])}
+        return {**{key: batch[key] for key in self.keys}, "draws": draws}
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -111,11 +135,25 @@ class Policy(nn.Module, ABC):
         return self(self.draw(batch))
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch of windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units."""
+        """A batch of windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units.
+
+        Images stay as they are, uint8.
+        """
         return {
+            **batch,
             "obs": self.normalizer.normalize("obs", batch["obs"]),
             "action": self._network_actions(batch["obs"], batch["action"]),
         }
+
+    def features(self, batch: dict[str, Any]) -> Tensor:
+        """What the network reads of a normalised batch: (B, To, Do and the cameras' features).
+
+        Images are cropped where ``batch["draws"]`` says, without draws at the centre.
+        """
+        if self.vision is None:
+            return batch["obs"]
+        crop = batch["draws"]["crop"] if "draws" in batch else None
+        return torch.cat([batch["obs"], self.vision(batch, crop)], dim=-1)
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Hook before a training step's `draw`: may add rows to the global batch."""
@@ -125,7 +163,7 @@ class Policy(nn.Module, ABC):
         """Hook after a training step whose metrics held the ``candidate`` of each row.
 
         Args:
-            rows: normalised "obs", "action" and "candidate" of the global batch.
+            rows: what `keys` names, normalised, and "candidate" of the global batch.
         """
 
     def extra_training_state(self) -> dict[str, Any]:
@@ -150,7 +188,11 @@ class Policy(nn.Module, ABC):
     def refine(
         self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
     ) -> Chunk:
-        """Predict in normalised units: obs (B, To, Do), prefix (B, P, A)."""
+        """Predict in normalised units: obs (B, To, *) as `features` gives it, prefix (B, P, A)."""
+
+    def observe(self, obs: dict[str, Tensor]) -> Tensor:
+        """`features` of an observation in env units, as `predict_chunk` takes it."""
+        return self.features({**obs, "obs": self.normalizer.normalize("obs", obs["obs"])})
 
     def _network_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Actions (B, ..., A), env units, in the network's units, given obs (B, To, Do)."""
@@ -193,7 +235,8 @@ class Policy(nn.Module, ABC):
         """Predict a chunk of actions.
 
         Args:
-            obs: "obs" (B, To, Do), env units, the newest last.
+            obs: "obs" (B, To, Do), env units, the newest last, and under the name of each camera
+                (B, To, H, W, 3) uint8.
             prefix: (B, P, A), env units: the first P actions of the chunk, already committed (the
                 first To - 1 of a chunk lie in the past). The rest is made to fit them, but for
                 model=bc, which has no way to.
@@ -202,7 +245,8 @@ class Policy(nn.Module, ABC):
             generator: of the noise; a list has one for each row.
 
         Raises:
-            ValueError: for wrong shapes, NaN or Inf in the observation or the prefix.
+            ValueError: for wrong shapes, a missing camera, NaN or Inf in the observation or the
+                prefix.
         """
         s = self.shape
         device = next(self.parameters()).device
@@ -217,6 +261,10 @@ class Policy(nn.Module, ABC):
                 )
             if not bool(seen.isfinite().all()):
                 raise ValueError("the observation holds NaN or Inf; check the sensor.")
+            images = {
+                name: _image(obs, name, (len(seen), s.n_obs_steps, *size, 3)).to(device)
+                for name, size in (s.cameras or {}).items()
+            }
             fixed = None
             if prefix is not None:
                 if prefix.ndim != 3 or prefix.shape[::2] != (len(seen), s.action_dim):
@@ -230,9 +278,7 @@ class Policy(nn.Module, ABC):
                 if not bool(committed.isfinite().all()):
                     raise ValueError("the prefix holds NaN or Inf; give actions in env units.")
                 fixed = self._network_actions(seen, committed)
-            chunk = self.refine(
-                self.normalizer.normalize("obs", seen), fixed, deadline_s, generator
-            )
+            chunk = self.refine(self.observe({**images, "obs": seen}), fixed, deadline_s, generator)
             # Beyond the limits of the demonstrations nothing was learned.
             actions = self.env_actions(seen, self.normalizer.clamp("action", chunk.actions))
             if prefix is not None:
@@ -245,6 +291,8 @@ class Policy(nn.Module, ABC):
 
         The first chunk of each batch size then takes a minute.
         """
+        if self.vision is not None:
+            self.vision.compile()
         net: Any = self.get_submodule("net")
         net.compile()
         net.encode = torch.compile(net.encode)
@@ -298,6 +346,20 @@ class Policy(nn.Module, ABC):
             raise CheckpointError(f"{folder} holds a {policy.name} policy, not {cls.name}.")
         # The weights stay as they are while candidates descend; a graph of them would cost time.
         return policy.to(device).eval().requires_grad_(False)
+
+
+def _image(obs: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    if name not in obs:
+        raise ValueError(
+            f'the observation must have the camera "{name}", got {sorted(obs)}: this policy sees.'
+        )
+    image = obs[name]
+    if tuple(image.shape) != shape or image.dtype != torch.uint8:
+        raise ValueError(
+            f'the camera "{name}" must give {shape} uint8, got {tuple(image.shape)} '
+            f"{str(image.dtype).removeprefix('torch.')}."
+        )
+    return image
 
 
 @contextmanager

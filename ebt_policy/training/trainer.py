@@ -251,8 +251,8 @@ class Trainer:
         candidate = metrics.pop("candidate", None)
         if candidate is not None:
             # The replay buffer, too, belongs to the global batch.
-            rows = {"obs": batch["obs"], "action": batch["action"], "candidate": candidate}
-            everyones: Any = self.accelerator.gather(rows)
+            rows = {key: batch[key] for key in self.policy.keys}
+            everyones: Any = self.accelerator.gather({**rows, "candidate": candidate})
             self.policy.after_step(everyones)
         self.progress.step += 1
         return {"loss": loss.detach(), "grad_norm_weights": norm, **metrics}
