@@ -44,8 +44,8 @@ def require_rendering() -> None:
     """
     if choose_backend() == NONE:
         raise RenderingError(
-            "MuJoCo cannot draw frames here: neither EGL (a GPU's driver) nor OSMesa works. Install "
-            "OSMesa (Debian: apt-get install libosmesa6), or set MUJOCO_GL to a backend that works."
+            "MuJoCo cannot draw frames here: neither EGL (a GPU's driver) nor OSMesa works. Install"
+            " OSMesa (Debian: apt-get install libosmesa6), or set MUJOCO_GL to a backend that works"
         )
 
 

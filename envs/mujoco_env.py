@@ -12,8 +12,9 @@ from envs.headless import choose_backend
 from envs.manipulation import ManipulationEnv
 
 choose_backend()  # before MuJoCo is imported
-import mujoco  # noqa: E402
+import mujoco as _mujoco  # noqa: E402
 
+mujoco: Any = _mujoco  # its compiled parts have no types that checkers see
 _DYNAMICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
 
 
@@ -46,7 +47,7 @@ class MujocoManipulationEnv(ManipulationEnv):
             image_size=image_size,
             render_mode=render_mode,
         )
-        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._renderers: dict[int, Any] = {}
 
     def frame(self, camera: str, size: int) -> np.ndarray:
         if size not in self._renderers:

@@ -186,7 +186,8 @@ def run(config: dict[str, Any]) -> None:
         )
     elif task.family in ("push_t", "adroit_door"):
         raise ConfigError(
-            f"task={task.name} has no scripted expert; say whose episodes to record: checkpoint=RUN."
+            f"task={task.name} has no scripted expert; say whose episodes to record: "
+            "checkpoint=RUN."
         )
     elif task.family == "robosuite":
         spec = replace(spec, kwargs={**spec.kwargs, "actions": "delta"})  # as robomimic's files

@@ -137,7 +137,7 @@ class RobosuiteEnv(ManipulationEnv):
 
 def controllers(*, absolute: bool) -> dict[str, Any]:
     """Operational-space control of a Panda, as in the robomimic data sets."""
-    config = load_composite_controller_config(robot="Panda")
+    config: Any = load_composite_controller_config(robot="Panda")
     for part in config["body_parts"].values():
         part["input_ref_frame"] = "world"
         part["input_type"] = "absolute" if absolute else "delta"

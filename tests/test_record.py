@@ -210,7 +210,7 @@ def test_an_expert_of_the_environment_plays(lottery, tmp_path):
     many = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", attrs=ATTRS, workers=3)
     for key, rows in whole.arrays.items():
         np.testing.assert_array_equal(rows, many.arrays[key])
-    with pytest.raises(RuntimeError, match="has no attribute 'expert'|there is no"):
+    with pytest.raises(RuntimeError, match=r"no attribute 'expert'"):
         record(None, lottery(), 1, tmp_path / "none.zarr", attrs=ATTRS, workers=1)
 
 

@@ -15,7 +15,6 @@ from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.data.robomimic import (
     FLANGE,
     SCENES,
-    absolute_actions,
     from_six_dimensional,
     layout,
     load_robomimic,
@@ -98,7 +97,9 @@ def test_subsets(tmp_path):
         load_robomimic("Can", tmp_path / "can.hdf5", mask="half")
     write(tmp_path / "bare.hdf5", masks=False)
     assert len(load_robomimic("Can", tmp_path / "bare.hdf5")) == 3
-    with pytest.raises(EpisodeError, match=r"it has none at all \(leave task.mask out, or make one"):
+    with pytest.raises(
+        EpisodeError, match=r"it has none at all \(leave task.mask out, or make one"
+    ):
         load_robomimic("Can", tmp_path / "bare.hdf5", mask="train")
 
 

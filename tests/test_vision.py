@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from training_runs import assert_same_end
 
 import envs  # noqa: F401  registers the environments
+from ebt_policy.data.fetch import cache_dir
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.windows import Windows, fit_normalizer
@@ -28,8 +30,10 @@ from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
-from envs.push_t import PushTEnv, seen
+from envs.frames import observations
+from envs.push_t import PushTEnv
 from envs.rollout import rollout
+from envs.spec import EnvSpec
 
 SIDE = 96
 SHAPE = {
@@ -280,6 +284,35 @@ def test_windows_gather_images_beside_observations():
             Windows(wrong, [8, 20], cameras=["eye"], **sizes)
 
 
+PIXELS = EnvSpec("envs:ebt_policy/PushTImage-v0", 300)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frames_apart(tmp_path_factory):
+    """Frames of tests do not belong into the user's cache."""
+    before = os.environ.get("EBT_POLICY_CACHE")
+    os.environ["EBT_POLICY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["EBT_POLICY_CACHE"]
+    else:
+        os.environ["EBT_POLICY_CACHE"] = before
+
+
+def test_damaged_kept_frames_are_drawn_again():
+    states = np.tile(np.array([100.0, 100.0, 256.0, 256.0, 0.5]), (2, 1))
+    first = observations(PIXELS, states)
+    (kept,) = (p for p in (cache_dir() / "frames").glob("*.npz") if same(p, first))
+    kept.write_bytes(kept.read_bytes()[:100])
+    np.testing.assert_array_equal(observations(PIXELS, states)["image"], first["image"])
+    assert same(kept, first)
+
+
+def same(path, arrays) -> bool:
+    with np.load(path) as kept:
+        return np.array_equal(kept["image"], arrays["image"])
+
+
 # -- Push-T from pixels --------------------------------------------------------------------------
 
 
@@ -302,7 +335,11 @@ def test_demonstrations_look_as_the_environment_does():
         np.testing.assert_array_equal(env._render(), obs["image"])  # gym-pusht's resizing
         obs, _, _, _, info = env.step(np.array([200.0, 300.0]))
         states.append(info["state"])
-    np.testing.assert_array_equal(seen(np.stack(states[:5]))["image"], np.stack(drawn))
+    shown = observations(PIXELS, np.stack(states[:5]))
+    np.testing.assert_array_equal(shown["image"], np.stack(drawn))
+    np.testing.assert_allclose(shown["obs"], np.stack(states[:5])[:, :2], rtol=1e-6)
+    again = observations(PIXELS, np.stack(states[:5]))  # from the cache
+    np.testing.assert_array_equal(again["image"], shown["image"])
     assert len({frame.tobytes() for frame in drawn}) == 5
 
 
@@ -310,8 +347,8 @@ def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
     episodes, _ = Task.of(
         {"task": {**compose_config()["task"], "path": str(demonstrations)}}
     ).demonstrations()
-    frames = seen(episodes.arrays["state"])["image"].astype(float)
-    images = seen(mirrored(episodes).arrays["state"])["image"].astype(float)
+    frames = observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
+    images = observations(PIXELS, mirrored(episodes).arrays["state"])["image"].astype(float)
     flipped = frames.transpose(0, 2, 1, 3)[:, ::-1, ::-1]  # at the line x + y = 512
     assert np.abs(images - flipped).mean() < 0.5 < 2 < np.abs(images - frames).mean()
 

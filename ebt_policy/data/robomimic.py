@@ -181,8 +181,8 @@ def load_robomimic(
             demos = [_demo(file[f"data/{name}"], known, recorded, actions) for name in names]
     except (OSError, KeyError, RuntimeError) as error:  # h5py's words for a damaged file
         raise EpisodeError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): it is truncated or no robomimic "
-            "file; download or record it again."
+            f"{path} cannot be read ({' '.join(str(error).split())}): it is truncated or no "
+            "robomimic file; download or record it again."
         ) from error
     keys = set.intersection(*(set(demo) for demo in demos))
     arrays = {key: np.concatenate([demo[key] for demo in demos]) for key in sorted(keys)}
@@ -221,7 +221,9 @@ def _recorded(path: Path, file: Any, scene: Scene) -> _Recorded:
         controller = kwargs["controller_configs"]
         controller = controller.get("body_parts", {}).get("right", controller)
         rate, kind = kwargs["control_freq"], controller["type"]
-        relative = controller.get("control_delta", True) and "absolute" != controller.get("input_type")
+        relative = (
+            controller.get("control_delta", True) and controller.get("input_type") != "absolute"
+        )
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise EpisodeError(f'{path}: its "env_args" cannot be understood ({error}).') from error
     if name != scene.env_name:

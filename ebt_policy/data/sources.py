@@ -111,7 +111,9 @@ def load_adroit_door(path: str | None) -> tuple[Episodes, str]:
         raise EpisodeError(f"{file}: observations must be 39 wide and actions 28.")
     whole = Episodes({"obs": obs, "action": actions}, ends)
     # The first observation of each was made before the simulator had placed palm and handle.
-    episodes = [{key: rows[1:] for key, rows in whole.episode(i).items()} for i in range(len(whole))]
+    episodes = [
+        {key: rows[1:] for key, rows in whole.episode(i).items()} for i in range(len(whole))
+    ]
     arrays = {
         key: np.concatenate([one[key] for one in episodes]).astype(np.float32)
         for key in whole.arrays
