@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+robosuite = pytest.importorskip("robosuite")
+
+from robosuite.controllers import load_composite_controller_config  # noqa: E402
+
+from envs.robosuite_experts import EXPERTS  # noqa: E402
+
+TASKS = {
+    "Lift": ("Lift", "cube_joint0"),
+    "Can": ("PickPlaceCan", "Can_joint0"),
+    "Square": ("NutAssemblySquare", "SquareNut_joint0"),
+}
+
+
+@cache
+def environment(name):
+    return robosuite.make(
+        TASKS[name][0],
+        robots="Panda",
+        controller_configs=load_composite_controller_config(controller="BASIC", robot="Panda"),
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        control_freq=20,
+        ignore_done=True,
+        hard_reset=False,
+    )
+
+
+def play(name, seed, limit=400, disturb=None):
+    """Actions (n, 7) until success or the limit, and whether it was one."""
+    env = environment(name)
+    np.random.seed(seed)
+    env.reset()
+    expert = EXPERTS[name](env, np.random.default_rng(seed))
+    actions = []
+    for step in range(limit):
+        action = expert()
+        assert action.shape == (7,) and action.dtype == np.float64
+        assert np.isfinite(action).all() and np.abs(action).max() <= 1
+        if disturb is not None:
+            disturb(env, expert, step, action)
+        actions.append(action)
+        env.step(action)
+        if env._check_success():
+            return np.array(actions), True
+    return np.array(actions), False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_solves_the_task(name, seed):
+    assert play(name, seed)[1]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_same_seeds_same_actions(name):
+    first, again = play(name, 3, limit=30)[0], play(name, 3, limit=30)[0]
+    np.testing.assert_array_equal(first, again)
+
+
+def test_episodes_differ_in_style():
+    env = environment("Lift")
+    np.random.seed(0)
+    env.reset()
+    one, other = (EXPERTS["Lift"](env, np.random.default_rng(seed)) for seed in (0, 1))
+    assert one.speed != other.speed and not np.allclose(one(), other(), atol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERTS)
+def test_follows_an_object_that_is_moved(name):
+    joint, env = TASKS[name][1], environment(name)
+    np.random.seed(1000)
+    env.reset()
+    elsewhere = env.sim.data.get_joint_qpos(joint).copy()
+    moved = []
+
+    def move(env, expert, step, action):
+        if not moved and expert.held():
+            env.sim.data.set_joint_qpos(joint, elsewhere)
+            env.sim.data.set_joint_qvel(joint, np.zeros(6))
+            env.sim.forward()
+            moved.append(step)
+
+    assert play(name, 0, disturb=move)[1]
+    assert moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERTS)
+def test_grasps_again_what_it_was_made_to_drop(name):
+    forced = []
+
+    def open_fingers(env, expert, step, action):
+        if len(forced) < 15 and (forced or expert.held()):
+            action[6] = -1.0
+            forced.append(step)
+
+    actions, solved = play(name, 0, disturb=open_fingers)
+    assert solved
+    assert (actions[forced[-1] :, 6] > 0).any()
