@@ -77,6 +77,8 @@ def evaluate(
     """
     seeds = protocol.seeds
     contestants = load_contestants(checkpoints, device)
+    for one in contestants:
+        one.env_spec.check(videos=protocol.videos > 0)
     entries: list[Any] = []
     with RolloutPools(protocol.processes) as pools, progress_bar() as bar:
         for one in contestants:
@@ -143,18 +145,27 @@ def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
     """Pictures of the landscape at the start of an episode."""
     assert isinstance(one.policy, EnergyPolicy)
     spec = one.env_spec
-    env = spec.make(render_mode="rgb_array")
+    env = spec.make()
     first, _ = env.reset(seed=EVALUATION_SEED)
-    frame: Any = env.render()
+    from_above = hasattr(env.unwrapped, "draw_plan")  # actions are places in the picture
     env.close()
     plane = energy_plane(one.policy, batched([spec.stack([first] * spec.n_obs_steps)]))
     axes = ("first principal axis of the candidates", "second principal axis")
+    figures = []
+    if from_above:
+        env = spec.make(render_mode="rgb_array")
+        env.reset(seed=EVALUATION_SEED)
+        frame: Any = env.render()
+        env.close()
+        figures.append(
+            (
+                "Candidate chunks",
+                f"Where {len(plane.energies)} descents of {one.name} end.",
+                chunk_picture(frame, plane.chunks[-1], plane.best, plane.energies),
+            )
+        )
     return [
-        (
-            "Candidate chunks",
-            f"Where {len(plane.energies)} descents of {one.name} end.",
-            chunk_picture(frame, plane.chunks[-1], plane.best, plane.energies),
-        ),
+        *figures,
         (
             "Energy landscape",
             "The plane through the chosen chunk in which candidates differ most, with three "

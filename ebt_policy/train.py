@@ -88,6 +88,8 @@ def train(config: dict[str, Any]) -> Path:
     spec = task.env_spec()
     if task.cameras:  # says what is missing before anything is loaded
         options(Vision, run.vision or {}, "vision")
+    if evaluation.episodes or (train_config.rollout_every and evaluation.rollout_episodes):
+        spec.check(videos=evaluation.episodes > 0 and evaluation.videos > 0)
     check_mode(run.wandb)
     device = pick_device(run.device)
     accelerator = Accelerator(

@@ -16,7 +16,7 @@ _TRIAL = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free(
 _TIMEOUT_S = 60.0
 
 
-class RenderingError(RuntimeError):
+class RenderingError(OSError):
     """No OpenGL backend can draw here."""
 
 

@@ -11,7 +11,14 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.headless import require_rendering
+from envs.perturb import Kind
 
+TRIES = 16  # directions tried until what is moved lies free
+PERTURBATIONS = {"delay": Kind("steps", (1, 2, 4)), "freeze": Kind("steps", (4, 8, 16))}
+GRASPING = {  # perturbations of robots that hold something
+    "object": Kind("cm", (5, 8, 12), held=True),  # taken out of the gripper and laid down elsewhere
+    "gripper": Kind("cm", (5, 10, 15)),  # pushed away
+}
 Expert = Callable[[], np.ndarray]  # the action (A,) to take now, from the simulator's own state
 
 
@@ -30,6 +37,7 @@ class ManipulationEnv(gymnasium.Env):
         action_space: of the robot.
         layout: name -> width of each part of an observation.
         all_cameras: names of the scene's cameras.
+        grasps: whether it is about an object that can be held, taken away and laid down.
         cameras: names of cameras that the observation shows.
         image_size: of their frames, px.
         render_mode: None or "rgb_array", frames of `render_camera`.
@@ -46,6 +54,7 @@ class ManipulationEnv(gymnasium.Env):
         layout: dict[str, int],
         all_cameras: Sequence[str],
         *,
+        grasps: bool = False,
         cameras: Sequence[str] = (),
         image_size: int = 84,
         render_mode: str | None = None,
@@ -58,6 +67,7 @@ class ManipulationEnv(gymnasium.Env):
             )
         if cameras or render_mode:
             require_rendering()
+        self.perturbations = PERTURBATIONS | (GRASPING if grasps else {})
         self.render_mode = render_mode
         self.cameras, self.image_size = tuple(cameras), image_size
         self.layout = layout
@@ -128,6 +138,36 @@ class ManipulationEnv(gymnasium.Env):
         """A frame (256, 256, 3) uint8 of the scene as it is, None without a render mode."""
         return self.frame(self.render_camera, self.render_size) if self.render_mode else None
 
+    def perturb(
+        self, kind: str, strength: float, rng: np.random.Generator
+    ) -> tuple[Any, dict[str, Any]]:
+        """Disturb the scene; returns observation and info after it.
+
+        Args:
+            kind: "object", laid down elsewhere, or "gripper", pushed away.
+            strength: by how much, cm.
+            rng: chooses the direction.
+
+        Raises:
+            ValueError: a kind that is not the environment's to do.
+        """
+        if kind not in ("object", "gripper") or kind not in self.perturbations:
+            raise ValueError(f"{type(self).__name__} cannot be perturbed by {kind!r}")
+        for _ in range(TRIES):
+            angle = rng.uniform(0, 2 * np.pi)
+            shift = strength / 100 * np.array([np.cos(angle), np.sin(angle), 0.0])
+            if kind == "gripper":
+                rise = rng.uniform(0, 0.5)
+                self._push(shift + [0, 0, rise * strength / 100])
+                break
+            if self._lay(shift):
+                break
+        return self.observe(), self._info(self._solved())
+
+    def holding(self) -> bool:
+        """Whether the robot holds the object."""
+        return False
+
     def expert(self, rng: np.random.Generator) -> Expert:
         """Someone who knows how: called before each step of an episode, gives its action.
 
@@ -160,6 +200,14 @@ class ManipulationEnv(gymnasium.Env):
     @abstractmethod
     def _act(self, action: np.ndarray) -> None:
         """One period of control."""
+
+    def _push(self, shift: np.ndarray) -> None:
+        """Move the gripper by (3,), m, as by hand."""
+        raise NotImplementedError
+
+    def _lay(self, shift: np.ndarray) -> bool:
+        """Lay the object down at rest, moved by (3,), m; whether nothing touches it there."""
+        raise NotImplementedError
 
     @abstractmethod
     def _low_dim(self) -> np.ndarray:

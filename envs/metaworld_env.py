@@ -19,6 +19,7 @@ from metaworld.policies import ENV_POLICY_MAP  # isort: skip
 
 warnings.filterwarnings("ignore", module=r"metaworld\.policies")  # its scripts ask for too much
 CONTROL_HZ = 80
+PICKED = ("push", "pick-place")  # tasks whose object is held, and free otherwise
 ONE_FRAME = 18  # numbers of an observation without history and goal
 
 
@@ -54,7 +55,7 @@ class MetaWorldEnv(MujocoManipulationEnv):
         super().__init__(
             ALL_V3_ENVIRONMENTS[self._id](),
             {"hand": 3, "gripper": 1, "objects": 14, "before": ONE_FRAME, "goal": 3},
-            cameras=cameras, image_size=image_size, render_mode=render_mode,
+            grasps=scene in PICKED, cameras=cameras, image_size=image_size, render_mode=render_mode,
         )  # fmt: skip
         sim = self.sim_env
         sim._partially_observable = False  # the goal is seen,
@@ -70,9 +71,26 @@ class MetaWorldEnv(MujocoManipulationEnv):
         policy = ENV_POLICY_MAP[self._id]()
         return lambda: np.clip(policy.get_action(self._seen), -1.0, 1.0)
 
+    def holding(self) -> bool:
+        return bool(self.sim_env.touching_main_object)
+
+    def _push(self, shift: np.ndarray) -> None:
+        steps = int(np.ceil(np.linalg.norm(shift) * 100))  # of 1 cm
+        for moving in [True] * steps + [False] * steps:  # it follows late
+            self._act(np.array([*(moving * shift * 100 / steps), self._grip]))
+
+    def _lay(self, shift: np.ndarray) -> bool:
+        sim = self.sim_env
+        place = [*(sim._get_pos_objects()[:2] + shift[:2]), sim.obj_init_pos[2]]
+        sim._set_obj_xyz(np.array(place))
+        self.settle()
+        self._seen = sim._get_obs()
+        return not self.holding()
+
     def _start(self, seed: int) -> None:
         self.sim_env.seed(seed)
         self._seen, _ = self.sim_env.reset()
+        self._grip = -1.0
 
     def restore(self, state: np.ndarray) -> None:
         sim, drawn = self.sim_env, len(self.sim_env._last_rand_vec)
@@ -85,6 +103,7 @@ class MetaWorldEnv(MujocoManipulationEnv):
         self._seen = sim._get_obs()
 
     def _act(self, action: np.ndarray) -> None:
+        self._grip = float(action[-1])
         self._seen, _, _, _, info = self.sim_env.step(action.astype(np.float32))
         self._success = bool(info["success"])
 

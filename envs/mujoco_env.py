@@ -23,7 +23,7 @@ class MujocoManipulationEnv(ManipulationEnv):
 
     Args:
         sim_env: the environment that is wrapped.
-        layout, cameras, image_size, render_mode: as in `ManipulationEnv`.
+        layout, grasps, cameras, image_size, render_mode: as in `ManipulationEnv`.
     """
 
     upside_down: tuple[str, ...] = ()  # cameras that are mounted the wrong way up
@@ -33,6 +33,7 @@ class MujocoManipulationEnv(ManipulationEnv):
         sim_env: Any,
         layout: dict[str, int],
         *,
+        grasps: bool = False,
         cameras: Sequence[str],
         image_size: int,
         render_mode: str | None,
@@ -43,6 +44,7 @@ class MujocoManipulationEnv(ManipulationEnv):
             spaces.Box(-1.0, 1.0, width, np.float32),
             layout,
             [sim_env.model.camera(i).name for i in range(sim_env.model.ncam)],
+            grasps=grasps,
             cameras=cameras,
             image_size=image_size,
             render_mode=render_mode,

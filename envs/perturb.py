@@ -30,10 +30,17 @@ STEPS = ("delay", "freeze")  # kinds of this module whose strength is a number o
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of perturbation that an environment declares: its unit, and strengths of a curve."""
+    """A kind of perturbation that an environment declares.
+
+    Attributes:
+        unit, strengths: of a curve.
+        held: it happens as soon as the robot holds the object (`holding` of the environment says
+            so), not at a random step.
+    """
 
     unit: str
     strengths: tuple[float, ...]
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Perturbed(gymnasium.Wrapper):
 
     When and in which direction depends on the seed of the episode alone, not on the strength, so
     that policies and strengths compare. At the step of an event (and at the reset where the initial
-    state is changed) `info["perturbed"]` is true: scores count from there on.
+    state is changed) `info["perturbed"]` is true: scores count from there on. Where the environment
+    says what it is `holding`, `info["retries"]` counts how often it was grasped anew since then.
 
     Args:
         env: it declares the kind (see `kinds`).
@@ -88,8 +96,10 @@ class Perturbed(gymnasium.Wrapper):
                 f"it has {', '.join(known) or 'none'}"
             )
         self.perturbation = perturbation
+        self._kind = known[perturbation.kind]
         self._rng = np.random.default_rng()
         self._event, self._step = 0, 0
+        self._happened, self._held, self._retries = False, False, 0
         self._late: deque[Any] = deque(maxlen=1)
 
     def reset(
@@ -97,6 +107,7 @@ class Perturbed(gymnasium.Wrapper):
     ) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
         (self._rng, self._event), self._step = event(seed), 0
+        self._happened, self._held, self._retries = False, False, 0
         what = self.perturbation
         if what.kind in AT_RESET:
             obs, state = self._befall()
@@ -106,10 +117,14 @@ class Perturbed(gymnasium.Wrapper):
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        what, now = self.perturbation, self._step == self._event
+        what = self.perturbation
+        now = self._held and not self._happened if self._kind.held else self._step == self._event
         happens = now and what.kind not in (*AT_RESET, *LASTING)
-        if happens and what.kind != "freeze":
-            self._befall()
+        if happens:
+            self._happened = True
+            if what.kind != "freeze":
+                self._befall()
+                self._held = self._holding()
         if what.kind == "action_noise":
             action = action + what.strength * self._rng.standard_normal(np.shape(action))
             if isinstance(self.action_space, Box):
@@ -119,9 +134,14 @@ class Perturbed(gymnasium.Wrapper):
         if not frozen:
             self._late.append(obs)
         self._step += 1
-        if happens:
-            info = info | {"perturbed": True}
+        before, self._held = self._held, self._holding()
+        self._retries += self._happened and self._held and not before
+        info = info | {"retries": self._retries} | ({"perturbed": True} if happens else {})
         return self._late[0], float(reward), terminated, truncated, info
+
+    def _holding(self) -> bool:
+        scene: Any = self.env.unwrapped
+        return bool(scene.holding()) if hasattr(scene, "holding") else False
 
     def _befall(self) -> tuple[Any, dict[str, Any]]:
         """Let the environment disturb its scene; returns observation and info after it."""

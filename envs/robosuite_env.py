@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ebt_policy.data.robomimic import (
+    MOVE,
     RATE_HZ,
     SCENES,
     absolute_actions,
@@ -34,6 +35,7 @@ logging.disable(logging.NOTSET)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
 REACH = 2.0  # m, bound of absolute positions
+PUSH_STEPS = 40  # control periods after which something else holds a gripper that is pushed
 VERSION = "1.5"  # of robosuite, the layout of its observations
 
 
@@ -86,9 +88,16 @@ class RobosuiteEnv(ManipulationEnv):
                 lite_physics=False,  # as the data sets were made
                 hard_reset=False,  # the same scenes, without reading the meshes again
             )
+        sim = self.sim_env
+        held = {
+            "Lift": lambda: sim.cube,
+            "Can": lambda: sim.objects[sim.object_id],
+            "Square": lambda: sim.nuts[sim.nut_id],
+        }
+        self._object: Any = held[scene]() if scene in held else None
         super().__init__(
             spaces.Box(-high, high), layout(self.scene), self.sim_env.sim.model.camera_names,
-            cameras=cameras, image_size=image_size, render_mode=render_mode,
+            grasps=scene in held, cameras=cameras, image_size=image_size, render_mode=render_mode,
         )  # fmt: skip
         self.render_camera = "agentview" if self.scene.arms == 1 else "shouldercamera0"
 
@@ -108,14 +117,40 @@ class RobosuiteEnv(ManipulationEnv):
         act = EXPERTS[name](self.sim_env, rng)
         return (lambda: absolute_actions(self.parts(), act())) if self.absolute else act
 
+    def holding(self) -> bool:
+        gripper = self.sim_env.robots[0].gripper["right"]
+        return self._object is not None and bool(self.sim_env._check_grasp(gripper, self._object))
+
+    def _push(self, shift: np.ndarray) -> None:
+        relative = np.array([*(shift / np.linalg.norm(shift)), 0.0, 0.0, 0.0, self._grip])
+        start = self.parts()["robot0_eef_pos"]
+        for _ in range(PUSH_STEPS):
+            if np.linalg.norm(self.parts()["robot0_eef_pos"] - start) >= np.linalg.norm(shift):
+                break
+            self._act(absolute_actions(self.parts(), relative) if self.absolute else relative)
+
+    def _lay(self, shift: np.ndarray) -> bool:
+        data, joint = self.sim_env.sim.data, self._object.joints[0]
+        place = data.get_joint_qpos(joint).copy()
+        place[:3] = [*(place[:2] + shift[:2]), self._height]
+        data.set_joint_qpos(joint, place)
+        data.set_joint_qvel(joint, np.zeros(6))
+        self.sim_env.sim.forward()
+        gripper = self.sim_env.robots[0].gripper["right"]
+        return not self.sim_env.check_contact(self._object, gripper)
+
     def _start(self, seed: int) -> None:
         with _numpy_seed(seed):
             self.sim_env.reset()
+        self._grip = -1.0
+        if self._object is not None:
+            self._height = float(self.sim_env.sim.data.get_joint_qpos(self._object.joints[0])[2])
 
     def restore(self, state: np.ndarray) -> None:
         self.sim_env.sim.set_state_from_flattened(state)
 
     def _act(self, action: np.ndarray) -> None:
+        self._grip = float(action[-1])
         self.sim_env.step(from_six_dimensional(action) if self.absolute else action)
 
     def parts(self) -> dict[str, np.ndarray]:

@@ -55,6 +55,7 @@ class EpisodeResult:
         score: best reward of the episode.
         success: whether the environment reported success at any step.
         length: number of steps.
+        retries: grasps since the perturbation, if there was one.
         chunks: one record a prediction, in order.
         video: path of its MP4, or None.
         rows: what each step saw and did, when collected; see `envs.worker.Played`.
@@ -64,6 +65,7 @@ class EpisodeResult:
     score: float = 0.0
     success: bool = False
     length: int = 0
+    retries: int = 0
     chunks: list[ChunkRecord] = field(default_factory=list)
     video: str | None = None
     rows: dict[str, np.ndarray] | None = None
@@ -281,7 +283,7 @@ class _Episode:
 
     def finish(self, played: Played) -> EpisodeResult:
         self.result.score, self.result.success = played.score, played.success
-        self.result.length = played.length
+        self.result.length, self.result.retries = played.length, played.retries
         self.result.rows = played.rows
         return self.result
 

@@ -11,6 +11,13 @@ import numpy as np
 
 from envs.perturb import Perturbation, Perturbed
 
+EXTRAS = {  # package -> the extra that brings it
+    "robosuite": "robomimic",
+    "h5py": "robomimic",
+    "metaworld": "metaworld",
+    "gymnasium_robotics": "adroit",
+    "mujoco": "robomimic,metaworld,adroit",
+}
 EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
 
 
@@ -43,12 +50,26 @@ class EnvSpec:
         """Build the environment with the time limit of this spec.
 
         Raises:
-            ValueError: the environment does not know the perturbation.
+            ValueError: the environment does not know the perturbation, or its simulator is not
+                installed.
+            RenderingError: it is to draw frames, and cannot.
         """
-        env = gymnasium.make(
-            self.env_id, max_episode_steps=self.max_steps, render_mode=render_mode, **self.kwargs
-        )
+        kwargs = {"max_episode_steps": self.max_steps, "render_mode": render_mode, **self.kwargs}
+        try:
+            env = gymnasium.make(self.env_id, **kwargs)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRAS:
+                raise
+            raise ValueError(
+                f"{self.env_id} needs {package}, which is not installed: "
+                f"pip install 'ebt_policy[{EXTRAS[package]}]'."
+            ) from error
         return env if self.perturbation is None else Perturbed(env, self.perturbation)
+
+    def check(self, *, videos: bool) -> None:
+        """Raise now, before long work, what `make` would raise later."""
+        self.make("rgb_array" if videos else None).close()
 
     @staticmethod
     def stack(observations: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -47,6 +47,7 @@ class Played:
         score: best reward of the episode, from the perturbation on if there was one.
         success: whether the environment reported success at any of these steps.
         length: number of steps.
+        retries: grasps since the perturbation (see `Perturbed`).
         rows: where asked for, of each step `state` (length, S), `info["state"]` before it, `obs`
             (length, Do), the observation before it, and `action` (length, A), as executed.
     """
@@ -54,6 +55,7 @@ class Played:
     score: float
     success: bool
     length: int
+    retries: int
     rows: dict[str, np.ndarray] | None
 
 
@@ -110,6 +112,7 @@ class Player:
             score,
             success,
             length,
+            int(info.get("retries", 0)),
             {key: np.stack(row) for key, row in rows.items()} if order.collect else None,
         )
 
