@@ -7,6 +7,8 @@
     recovery.md      the same, to read
     recovery.svg     success over strength, a panel a perturbation
 
+Where the robot grasps, ``retries`` counts how often it grasped anew after the event.
+
 A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
 What ``recovery.jsonl`` has is not played again (see `evaluation.played`).
 """
@@ -61,7 +63,9 @@ def evaluate_recovery(
         raise ConfigError("perturb= compares policies of one task, with equal time limits.")
     known = known_perturbations(contestants[0].env_spec)
     conditions = parse_perturbations(perturbations, known)
-    played = play_conditions(contestants, conditions, protocol, output)
+    grasps = any(kind.held for kind in known.values())
+    metrics = (*METRICS, "retries") if grasps else METRICS
+    played = play_conditions(contestants, conditions, protocol, output, metrics)
     result = summarise(played, known, command)
     write_recovery(output, result)
     console.print(Markdown(table(result)))
@@ -107,6 +111,7 @@ def play_conditions(
     conditions: Sequence[Condition],
     protocol: Protocol,
     output: Path,
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, dict[Condition, Played]]:
     """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played.
 
@@ -120,11 +125,11 @@ def play_conditions(
         for condition in conditions
         for one in contestants
     }
-    done = play_pieces(list(chain(*pieces.values())), protocol, output, "recovery.jsonl", METRICS)
+    done = play_pieces(list(chain(*pieces.values())), protocol, output, "recovery.jsonl", metrics)
 
     def values(runs: Sequence[Piece]) -> Played:
         return {
-            m: np.array([[float(e[m]) for e in done[run.key]] for run in runs]) for m in METRICS
+            m: np.array([[float(e[m]) for e in done[run.key]] for run in runs]) for m in metrics
         }
 
     return {
@@ -151,7 +156,7 @@ def summarise(
                 "strength": strength,
                 "unit": known[kind].unit if kind in known else None,
             }
-            entries.append({"name": name, **where, **{m: mean_ci(values[m]) for m in METRICS}})
+            entries.append({"name": name, **where, **{m: mean_ci(values[m]) for m in values}})
             if name != first:
                 reference = references[kind, strength]
                 paired += [
@@ -159,7 +164,7 @@ def summarise(
                         "a": first, "b": name, **where, "metric": m,
                         **paired_difference(reference[m], values[m]),
                     }
-                    for m in METRICS
+                    for m in values
                 ]  # fmt: skip
     some = next(iter(played[first].values()))["score"]
     return {
@@ -179,7 +184,7 @@ def _cells(by_condition: Mapping[Condition, Played]) -> list[tuple[tuple[str, fl
     ]
     disturbed = [values for c, values in by_condition.items() if c is not None]
     if disturbed:
-        mean = {m: np.mean([values[m] for values in disturbed], axis=0) for m in METRICS}
+        mean = {m: np.mean([values[m] for values in disturbed], axis=0) for m in disturbed[0]}
         cells.append(((OVERALL, 0.0), mean))
     return cells
 
@@ -212,7 +217,8 @@ def write_recovery(output: Path, result: Mapping[str, Any]) -> None:
         f"Mean and 95 % interval over {result['episodes']} episodes and {result['runs']} training "
         "run(s); scores count from the perturbation on.\n"
     )
-    text = "\n".join([table(result, "success"), table(result, "score"), note])
+    metrics = [m for m in (*METRICS[::-1], "retries") if m in result["entries"][0]]
+    text = "\n".join([*(table(result, metric) for metric in metrics), note])
     write_atomic(output / "recovery.md", text)
     save_figure(recovery_curves(result), output / "recovery.svg")
     write_atomic(output / "recovery.json", json.dumps(result, indent=2) + "\n")

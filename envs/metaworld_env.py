@@ -19,7 +19,9 @@ from metaworld.policies import ENV_POLICY_MAP  # isort: skip
 
 warnings.filterwarnings("ignore", module=r"metaworld\.policies")  # its scripts ask for too much
 CONTROL_HZ = 80
-PICKED = ("push", "pick-place")  # tasks whose object is held, and free otherwise
+# Tasks whose object is held, and free otherwise, and whose expert opens the gripper: most scripts
+# never do, so that nobody could learn from them how to grasp anew.
+PICKED = {"peg-insert-side": "peg", "shelf-place": "objGeom"}  # -> its shape
 ONE_FRAME = 18  # numbers of an observation without history and goal
 
 
@@ -65,6 +67,7 @@ class MetaWorldEnv(MujocoManipulationEnv):
         sim.max_path_length = np.inf  # the time limit is gymnasium's
         self._seen = np.zeros(sum(self.layout.values()))
         self._success = False
+        self._picked = PICKED.get(scene)
 
     def expert(self, rng: np.random.Generator) -> Expert:
         """Meta-World's own script for the task; it draws nothing from `rng`."""
@@ -72,7 +75,10 @@ class MetaWorldEnv(MujocoManipulationEnv):
         return lambda: np.clip(policy.get_action(self._seen), -1.0, 1.0)
 
     def holding(self) -> bool:
-        return bool(self.sim_env.touching_main_object)
+        if self._picked is None:
+            return False
+        shape = self.sim_env.data.geom(self._picked).id
+        return bool(self.sim_env.touching_object(shape))
 
     def _push(self, shift: np.ndarray) -> None:
         steps = int(np.ceil(np.linalg.norm(shift) * 100))  # of 1 cm
@@ -81,7 +87,7 @@ class MetaWorldEnv(MujocoManipulationEnv):
 
     def _lay(self, shift: np.ndarray) -> bool:
         sim = self.sim_env
-        place = [*(sim._get_pos_objects()[:2] + shift[:2]), sim.obj_init_pos[2]]
+        place = [*(sim.data.qpos[9:11] + shift[:2]), sim.obj_init_pos[2]]
         sim._set_obj_xyz(np.array(place))
         self.settle()
         self._seen = sim._get_obs()

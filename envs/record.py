@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -64,7 +66,7 @@ def record(
         on_progress: called with (successes, attempts), at the start and after each episode.
 
     Raises:
-        FileExistsError: `output` exists.
+        FileExistsError: `output` exists, or is being recorded by another process.
         ValueError: the interrupted recording beside `output` has other attributes, or the policy
             hardly ever succeeds.
         RuntimeError: a worker failed.
@@ -75,28 +77,44 @@ def record(
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another output")
     partial = output.with_name(output.name + ".partial")
-    kept, seed = _resume(partial, attrs)
-    notify = on_progress or (lambda successes, attempts: None)
-    notify(kept, seed)
-    if kept < episodes:
-        with RolloutPool(spec, workers) as pool:
-            while kept < episodes:
-                _check_hope(kept, seed)
-                wave = range(seed, min(seed + 2 * workers, EVALUATION_SEED))
-                counter = _Counter(kept, seed, notify)
-                if policy is None:
-                    results = pool.demonstrate(wave, on_episode=counter)
-                else:
-                    results = pool.rollout(policy, wave, on_episode=counter, collect=True)
-                _keep(partial, results, attrs)
-                kept, seed = counter.successes, wave.stop
-    stored = read_episodes(partial).select(range(episodes))
-    seeds = stored.arrays["seed"][stored.ends - 1].tolist()
-    arrays = {key: stored.arrays[key] for key in ROWS}
-    finished = Episodes(arrays, stored.ends, {**attrs, "seeds": seeds})
-    write(output, finished)
-    shutil.rmtree(partial)
-    return finished
+    with _alone(output):
+        kept, seed = _resume(partial, attrs)
+        notify = on_progress or (lambda successes, attempts: None)
+        notify(kept, seed)
+        if kept < episodes:
+            with RolloutPool(spec, workers) as pool:
+                while kept < episodes:
+                    _check_hope(kept, seed)
+                    wave = range(seed, min(seed + 2 * workers, EVALUATION_SEED))
+                    counter = _Counter(kept, seed, notify)
+                    if policy is None:
+                        results = pool.demonstrate(wave, on_episode=counter)
+                    else:
+                        results = pool.rollout(policy, wave, on_episode=counter, collect=True)
+                    _keep(partial, results, attrs)
+                    kept, seed = counter.successes, wave.stop
+        stored = read_episodes(partial).select(range(episodes))
+        seeds = stored.arrays["seed"][stored.ends - 1].tolist()
+        arrays = {key: stored.arrays[key] for key in ROWS}
+        finished = Episodes(arrays, stored.ends, {**attrs, "seeds": seeds})
+        write(output, finished)
+        shutil.rmtree(partial)
+        return finished
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Two processes that append to one interrupted recording would mix their episodes."""
+    lock = FileLock(output.with_name(f".{output.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(f"another process is recording {output}; wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 class _Counter:

@@ -15,7 +15,6 @@ import numpy as np
 from gymnasium import spaces
 
 from ebt_policy.data.robomimic import (
-    MOVE,
     RATE_HZ,
     SCENES,
     absolute_actions,

@@ -153,6 +153,16 @@ def test_existing_output_is_left_alone(lottery, tmp_path):
     assert output.read_text() == "precious"
 
 
+def test_two_recordings_do_not_mix(lottery, tmp_path):
+    def beside(*_):
+        with pytest.raises(FileExistsError, match="another process is recording"):
+            record(Noise(), lottery(), 2, output, attrs=ATTRS, workers=1)
+
+    output = tmp_path / "demos.zarr"
+    record(Noise(), lottery(), 2, output, attrs=ATTRS, workers=1, on_progress=beside)
+    assert read_episodes(output).attrs["seeds"] == [1, 3]
+
+
 def test_nothing_to_record_is_refused(lottery, tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         record(Noise(), lottery(), 0, tmp_path / "demos.zarr", attrs=ATTRS)

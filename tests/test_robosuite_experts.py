@@ -5,32 +5,18 @@ from functools import cache
 import numpy as np
 import pytest
 
-robosuite = pytest.importorskip("robosuite")
+pytest.importorskip("robosuite")
+pytestmark = pytest.mark.robomimic
 
-from robosuite.controllers import load_composite_controller_config  # noqa: E402
-
+from envs.robosuite_env import RobosuiteEnv  # noqa: E402
 from envs.robosuite_experts import EXPERTS  # noqa: E402
 
-TASKS = {
-    "Lift": ("Lift", "cube_joint0"),
-    "Can": ("PickPlaceCan", "Can_joint0"),
-    "Square": ("NutAssemblySquare", "SquareNut_joint0"),
-}
+JOINTS = {"Lift": "cube_joint0", "Can": "Can_joint0", "Square": "SquareNut_joint0"}
 
 
 @cache
 def environment(name):
-    return robosuite.make(
-        TASKS[name][0],
-        robots="Panda",
-        controller_configs=load_composite_controller_config(controller="BASIC", robot="Panda"),
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        use_camera_obs=False,
-        control_freq=20,
-        ignore_done=True,
-        hard_reset=False,
-    )
+    return RobosuiteEnv(name).sim_env
 
 
 def play(name, seed, limit=400, disturb=None):
@@ -77,7 +63,7 @@ def test_episodes_differ_in_style():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERTS)
 def test_follows_an_object_that_is_moved(name):
-    joint, env = TASKS[name][1], environment(name)
+    joint, env = JOINTS[name], environment(name)
     np.random.seed(1000)
     env.reset()
     elsewhere = env.sim.data.get_joint_qpos(joint).copy()

@@ -35,6 +35,7 @@ from envs.push_t import PushTEnv
 from envs.rollout import rollout
 from envs.spec import EnvSpec
 
+pytestmark = pytest.mark.vision
 SIDE = 96
 SHAPE = {
     "obs_dim": 2,
