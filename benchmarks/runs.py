@@ -15,12 +15,14 @@ from ebt_policy.evaluation.protocol import Protocol
 
 
 def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads: int) -> None:
-    """Train one policy in a process of its own, or go on with it."""
+    """Train one policy in a process of its own, or go on with it; on Push-T unless they say."""
     run = f"{name}-seed{seed}"
+    task = [] if any(override.startswith("task=") for override in overrides) else ["task=push_t"]
     command = [
-        sys.executable, "-m", "ebt_policy.train", "task=push_t", f"run_dir={folder / run}",
+        sys.executable, "-m", "ebt_policy.train", *task, f"run_dir={folder / run}",
         "resume=true", "train.rollout_every=0", "evaluation.episodes=0", f"seed={seed}", *overrides,
     ]  # fmt: skip
+    (folder / run).parent.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run}.log").open("a") as log:
         done = subprocess.run(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -32,7 +34,6 @@ def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads:
 
 def train_all(runs: Mapping[str, Sequence[str]], seeds: range, folder: Path, parallel: int) -> None:
     """Train every policy (name -> overrides) with every seed, `parallel` at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
     threads = max((os.cpu_count() or 1) // parallel, 1)
     jobs = [(name, seed) for seed in seeds for name in runs]
     with ThreadPoolExecutor(parallel) as executor:
