@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def load_adroit_door(path: str | None) -> tuple[Episodes, str]:
         with np.load(file) as stored:
             obs, actions = stored["observations"], stored["actions"].clip(-1.0, 1.0)
             ends = stored["episode_ends"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise EpisodeError(f"{file} cannot be read ({error}); download it again.") from error
     if obs.shape[1:] != (39,) or actions.shape[1:] != (28,):
         raise EpisodeError(f"{file}: observations must be 39 wide and actions 28.")

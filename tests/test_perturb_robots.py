@@ -1,0 +1,87 @@
+"""Perturbations of simulated robots: the object taken away after the grasp, the gripper pushed."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from envs.perturb import Perturbation
+from envs.spec import EnvSpec
+
+WORLDS = {
+    "lift": ("Lift-v0", "robosuite", "robomimic"),
+    "peg": ("MetaWorld-peg-insert-side-v3", "metaworld", "metaworld"),
+}
+ROBOTS = [
+    pytest.param(
+        name,
+        marks=[
+            getattr(pytest.mark, extra),
+            pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"no {module}"),
+        ],
+    )
+    for name, (_, module, extra) in WORLDS.items()
+]
+
+
+def spec(name: str, kind: str, strength: float) -> EnvSpec:
+    return EnvSpec(
+        f"envs:ebt_policy/{WORLDS[name][0]}", 500, perturbation=Perturbation(kind, strength)
+    )
+
+
+def play(name: str, kind: str, strength: float, seed: int):
+    """An episode of the expert: its states, the step of the event, grasps after it, success."""
+    env = spec(name, kind, strength).make()
+    _, info = env.reset(seed=seed)
+    expert = env.unwrapped.expert(np.random.default_rng(seed))  # type: ignore[attr-defined]
+    states, events, over, step = [info["state"]], [], False, 0
+    solved = False
+    while not over:
+        _, _, solved, late, info = env.step(expert())
+        states.append(info["state"])
+        events += [step] if info.get("perturbed") else []
+        step, over = step + 1, solved or late
+    env.close()
+    return np.stack(states), events, info["retries"], solved
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_an_object_is_taken_away_once_it_is_held(name):
+    states, events, retries, _ = play(name, "object", 12, seed=0)
+    assert len(events) == 1 and retries >= 1
+    again, *_ = play(name, "object", 12, seed=0)
+    np.testing.assert_array_equal(states, again)  # decided by the seed
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_strength_says_how_far(name):
+    env = spec(name, "gripper", 12).make()
+    scene = env.unwrapped
+    obs, _ = env.reset(seed=1)
+    moved, _ = scene.perturb("gripper", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
+    assert 9 < 100 * np.linalg.norm(moved[:3] - obs[:3]) < 18
+    assert not scene.holding()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="cannot be perturbed by 'kick'"):
+        scene.perturb("kick", 1, np.random.default_rng(0))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="no perturbation 'kick'; it has delay, freeze, object"):
+        spec(name, "kick", 12).make()
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROBOTS)
+def test_experts_mostly_recover(name):
+    solved = [play(name, "object", 5, seed)[-1] for seed in range(6)]
+    assert np.mean(solved) >= 0.5
+
+
+def test_a_missing_simulator_is_said_with_the_extra(monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'robosuite'", name="robosuite.controllers")
+
+    monkeypatch.setattr("envs.spec.gymnasium.make", missing)
+    with pytest.raises(ValueError, match=r"needs robosuite, .* 'ebt_policy\[robomimic\]'"):
+        EnvSpec("envs:ebt_policy/Lift-v0", 400).check(videos=False)

@@ -1,0 +1,106 @@
+"""Where demonstrations come from, and what is said when there are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import compose_config
+
+from ebt_policy.data import fetch as fetching
+from ebt_policy.data import sources
+from ebt_policy.data.episodes import EpisodeError
+from ebt_policy.data.fetch import DownloadError
+from ebt_policy.options import ConfigError
+from ebt_policy.tasks import Task
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A folder without recordings, and neither data nor network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EBT_POLICY_DATA", raising=False)
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+
+    def refuse(url):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    return tmp_path
+
+
+def task(*overrides: str) -> Task:
+    return Task.of(compose_config(*overrides))
+
+
+def door(path, **changes) -> str:
+    rows = {"observations": np.zeros((7, 39)), "actions": 2 * np.ones((7, 28))}
+    np.savez(path, **{**rows, "episode_ends": np.array([3, 7]), **changes})
+    return str(path)
+
+
+def test_adroit_demonstrations_lose_their_first_row(tmp_path):
+    rows = np.arange(7.0)[:, None] * np.ones(39)
+    path = door(tmp_path / "door.npz", observations=rows)
+    episodes, note = task("task=adroit_door", f"task.path={path}").demonstrations()
+    assert episodes.lengths.tolist() == [2, 3] and note.startswith("adroit_door: 2 demonstrations")
+    assert episodes.arrays["obs"][:, 0].tolist() == [1, 2, 4, 5, 6]
+    assert episodes.arrays["action"].max() == 1  # inside the range that the hand has
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": np.zeros((7, 38))}, "observations must be 39 wide"),
+        ({"actions": np.zeros((7, 27))}, "actions 28"),
+        ({"episode_ends": np.array([3, 8])}, "the episodes end at row 8"),
+    ],
+)
+def test_other_files_are_no_adroit_demonstrations(tmp_path, changes, message):
+    path = door(tmp_path / "door.npz", **changes)
+    with pytest.raises(EpisodeError, match=message):
+        sources.load_adroit_door(path)
+
+
+def test_damaged_or_missing_adroit_files(nowhere):
+    with pytest.raises(EpisodeError, match=r"put door_human_25demos\.npz into \$EBT_POLICY_DATA"):
+        sources.load_adroit_door(None)
+    with pytest.raises(EpisodeError, match=r"no Adroit demonstrations at gone\.npz"):
+        sources.load_adroit_door("gone.npz")
+    path = door(nowhere / "door.npz")
+    (nowhere / "door.npz").write_bytes((nowhere / "door.npz").read_bytes()[:300])
+    with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
+        sources.load_adroit_door(path)
+
+
+def test_without_a_network_the_command_that_records_is_told(nowhere):
+    with pytest.raises(DownloadError) as told:
+        task("task=lift").demonstrations()
+    for part in ("robomimic", "check the network", "python -m envs.record task=lift"):
+        assert part in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypatch):
+    asked = []
+    stated = type("Metadata", (), {"etag": "a" * 64})
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: stated)
+    monkeypatch.setattr(fetching, "fetch", lambda *given: asked.append(given))
+    fetching.fetch_from_hub("amandlek/robomimic", "v1.5/lift/ph/low_dim_v15.hdf5", "lift.hdf5")
+    ((url, name, checksum),) = asked
+    assert url.endswith("datasets/amandlek/robomimic/resolve/main/v1.5/lift/ph/low_dim_v15.hdf5")
+    assert (name, checksum) == ("lift.hdf5", "a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=metaworld", "task.demos=mine"], r"task\.demos must be null, human, expert"),
+        (["task=lift", "task.actions=joints"], r"task\.actions must be delta, absolute"),
+        (["task=robosuite", "task.scene=Fold"], r"task\.scene must be one of Lift"),
+        (["task=push_t", "+task.family=chess"], "task=chess is unknown; there are push_t"),
+        (["task=lift", "+task.mirror=true"], "belong to Push-T"),
+    ],
+)
+def test_settings_that_no_task_has(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        task(*overrides)
