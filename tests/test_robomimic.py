@@ -85,6 +85,18 @@ def test_both_published_layouts_give_the_same(tmp_path, version):
     np.testing.assert_allclose(one["action"], actions, atol=1e-6)
 
 
+def test_the_usual_rate_need_not_be_told(tmp_path):
+    """robosuite's own recorder leaves it out."""
+    args = env_args("1.5.1")
+    del args["env_kwargs"]["control_freq"]
+    write(tmp_path / "can.hdf5", args=args)
+    assert len(load_robomimic("Can", tmp_path / "can.hdf5")) == 3
+    args["env_kwargs"]["control_freq"] = 10
+    write(tmp_path / "slow.hdf5", args=args)
+    with pytest.raises(EpisodeError, match="at 10 Hz; only OSC_POSE at 20 Hz"):
+        load_robomimic("Can", tmp_path / "slow.hdf5")
+
+
 def test_many_demonstrations_are_in_the_order_of_their_numbers(tmp_path):
     write(tmp_path / "can.hdf5", lengths=range(2, 14))
     assert load_robomimic("Can", tmp_path / "can.hdf5").lengths.tolist() == list(range(2, 14))

@@ -220,7 +220,8 @@ def _recorded(path: Path, file: Any, scene: Scene) -> _Recorded:
         version = str(told.get("env_version") or kwargs.get("env_version") or "1.4")[:3]
         controller = kwargs["controller_configs"]
         controller = controller.get("body_parts", {}).get("right", controller)
-        rate, kind = kwargs["control_freq"], controller["type"]
+        # robosuite's own recorder leaves out the rate where it is the usual one.
+        rate, kind = kwargs.get("control_freq", RATE_HZ), controller["type"]
         relative = (
             controller.get("control_delta", True) and controller.get("input_type") != "absolute"
         )
