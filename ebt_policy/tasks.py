@@ -126,6 +126,11 @@ class Task:
         if cameras:
             from envs.frames import observations  # loads the simulator
 
+            if "state" not in arrays:
+                raise ConfigError(
+                    f"the demonstrations of {self.name} have no states to draw frames from; leave "
+                    "task.cameras out."
+                )
             arrays = {**arrays, **observations(self.env_spec(), arrays["state"])}
         return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
 

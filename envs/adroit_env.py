@@ -39,7 +39,7 @@ class AdroitDoorEnv(MujocoManipulationEnv):
 
     def __init__(
         self,
-        cameras: Sequence[str] = (),
+        cameras: Sequence[str] | None = None,
         image_size: int = 84,
         render_mode: str | None = None,
     ) -> None:

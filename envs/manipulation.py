@@ -55,12 +55,13 @@ class ManipulationEnv(gymnasium.Env):
         all_cameras: Sequence[str],
         *,
         grasps: bool = False,
-        cameras: Sequence[str] = (),
+        cameras: Sequence[str] | None = None,
         image_size: int = 84,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode must be None or "rgb_array", got {render_mode!r}')
+        cameras = cameras or ()
         if unknown := [name for name in cameras if name not in all_cameras]:
             raise ValueError(
                 f"this environment has no camera {unknown[0]!r}; it has {', '.join(all_cameras)}"

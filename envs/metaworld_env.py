@@ -46,7 +46,7 @@ class MetaWorldEnv(MujocoManipulationEnv):
     def __init__(
         self,
         scene: str,
-        cameras: Sequence[str] = (),
+        cameras: Sequence[str] | None = None,
         image_size: int = 84,
         render_mode: str | None = None,
     ) -> None:

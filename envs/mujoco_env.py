@@ -34,7 +34,7 @@ class MujocoManipulationEnv(ManipulationEnv):
         layout: dict[str, int],
         *,
         grasps: bool = False,
-        cameras: Sequence[str],
+        cameras: Sequence[str] | None,
         image_size: int,
         render_mode: str | None,
     ) -> None:

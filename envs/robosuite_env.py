@@ -60,7 +60,7 @@ class RobosuiteEnv(ManipulationEnv):
         self,
         scene: str,
         actions: str = "delta",
-        cameras: Sequence[str] = (),
+        cameras: Sequence[str] | None = None,
         image_size: int = 84,
         render_mode: str | None = None,
     ) -> None:

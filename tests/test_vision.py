@@ -240,11 +240,10 @@ def test_replayed_rows_bring_their_images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flow", "bc"])
-def test_compiled_equals_eager(kind, compiler):
+def test_compiled_equals_eager(compiler):
     losses_, gradients = [], []
     for compiled in (False, True):
-        policy = build(kind)
+        policy = build()
         drawn = {**training_batch(policy), "draws": {}}
         torch.manual_seed(0)
         drawn = policy.draw(drawn)
@@ -257,7 +256,7 @@ def test_compiled_equals_eager(kind, compiler):
     torch.testing.assert_close(*losses_, rtol=1e-4, atol=1e-5)
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-4)
-    policy = build(kind)
+    policy = build()
     want = policy.predict_chunk(observe(1), generator=generators(0)).actions
     policy.compile_prediction()
     got = policy.predict_chunk(observe(1), generator=generators(0)).actions

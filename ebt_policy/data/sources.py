@@ -36,7 +36,7 @@ def record_command(name: str) -> str:
 
 
 def load_recorded(name: str, path: str | None) -> tuple[Episodes, str]:
-    """Demonstrations with "obs" and "action" from an episode store, one recorded here by default.
+    """Demonstrations with "obs", "action" and, if recorded here, "state" from an episode store.
 
     Raises:
         EpisodeError: there is none, or it is malformed.
@@ -45,7 +45,7 @@ def load_recorded(name: str, path: str | None) -> tuple[Episodes, str]:
     if not file.exists():
         how = f"record them with: {record_command(name)}" if path is None else "check task.path"
         raise EpisodeError(f"There are no demonstrations of {name} at {file}; {how}")
-    return read_episodes(file, keys=("obs", "action")), f"from {file}"
+    return read_episodes(file), f"from {file}"
 
 
 def load_robomimic(
