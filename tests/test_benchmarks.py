@@ -9,15 +9,17 @@ import pytest
 import torch
 from conftest import compose_config
 
-from benchmarks import ablations, compare, energy, pictures, recovery, speed
+from benchmarks import ablations, compare, energy, manipulation, pictures, recovery, speed
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models import build_policy
 from envs.perturb import Perturbation
 from envs.spec import EnvSpec
 
+MODULES = [speed, compare, ablations, energy, recovery, pictures, manipulation]
 
-@pytest.mark.parametrize("module", [speed, compare, ablations, energy, recovery, pictures])
+
+@pytest.mark.parametrize("module", MODULES)
 def test_unknown_settings_are_refused(module, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", "sise=xs"])
@@ -33,10 +35,24 @@ def test_settings_of_another_type_are_refused(bad, monkeypatch, tmp_path):
         recovery.main()
 
 
+def test_an_unknown_suite_is_refused_before_anything_is_recorded(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark", "suite=chess"])
+    with pytest.raises(SystemExit, match=r"there is no configs/suite/chess\.yaml"):
+        manipulation.main()
+
+
+def test_tasks_of_a_suite_are_command_lines():
+    assert manipulation.task_overrides("lift") == ["task=lift"]
+    selected = manipulation.task_overrides("metaworld-door-open")
+    assert compose_config(*selected)["task"]["name"] == "metaworld-door-open"
+
+
 SUITES = {  # its own runs, those of others that it may play, its entries
     "compare": (compare.RUNS, {}, compare.ENTRIES + compare.AGAIN),
     "ablations": (ablations.RUNS, {}, ablations.ENTRIES),
     "recovery": (recovery.RUNS, compare.RUNS, recovery.ENTRIES),
+    "manipulation": ({m: [f"model={m}"] for m in manipulation.UPDATES}, {}, manipulation.ENTRIES),
 }
 
 
