@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 
 import numpy as np
 import pytest
 
-pytest.importorskip("robosuite")
+if importlib.util.find_spec("robosuite") is None:
+    pytest.skip("without robomimic", allow_module_level=True)
+
+from envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
+from envs.robosuite_experts import EXPERTS
+
 pytestmark = pytest.mark.robomimic
-
-from envs.robosuite_env import RobosuiteEnv  # noqa: E402
-from envs.robosuite_experts import EXPERTS  # noqa: E402
-
 JOINTS = {"Lift": "cube_joint0", "Can": "Can_joint0", "Square": "SquareNut_joint0"}
 
 
