@@ -66,7 +66,7 @@ class Task:
         }.items():
             if getattr(self, key) not in known:
                 words = ", ".join("null" if word is None else word for word in known)
-                raise ConfigError(f"task.{key} must be {words}, got {getattr(self, key)}.")
+                raise ConfigError(f"task.{key}={getattr(self, key)!r} is unknown; use {words}.")
         if self.family == "robosuite" and self.scene not in robomimic.SCENES:
             raise ConfigError(
                 f"task.scene must be one of {', '.join(robomimic.SCENES)}, got {self.scene}."

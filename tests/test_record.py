@@ -235,7 +235,8 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
     task = Task.of(compose_config("task=metaworld", "task.scene=reach"))
     episodes, note = task.demonstrations()
     assert len(episodes) == 3 and note.startswith("metaworld-reach: 3 demonstrations from demos")
-    assert {k: v.shape[1:] for k, v in episodes.arrays.items()} == {"obs": (39,), "action": (4,)}
+    assert set(episodes.arrays) == {"obs", "action", "state"}
+    assert [episodes.arrays[key].shape[1] for key in ("obs", "action")] == [39, 4]
 
 
 def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):

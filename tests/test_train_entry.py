@@ -45,7 +45,10 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
         (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),
         (["task.demos=robot"], "demos='robot' is unknown"),
-        (["task.name=juggling"], "task=juggling is unknown; there are push_t, push_t_image."),
+        (
+            ["task.name=juggling"],
+            "task=juggling is unknown; there are push_t, robosuite",
+        ),
         (["train.minutes=5"], "exactly one of train.steps and train.minutes"),
         (["train.lr=0"], "train.lr must be positive"),
         (["size.heads=3"], "multiple of twice heads"),
