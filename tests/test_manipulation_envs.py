@@ -14,8 +14,10 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # registers them
 from envs import headless
+from envs.frames import observations
 from envs.headless import RenderingError
 from envs.scenes import METAWORLD, ROBOSUITE
+from envs.spec import EnvSpec
 
 
 def needs(extra: str, module: str):
@@ -179,6 +181,25 @@ def test_cameras_and_rendering(name, camera):
     frame = env.render()
     assert isinstance(frame, np.ndarray) and frame.shape == (256, 256, 3) and frame.std() > 5
     env.close()
+
+
+@pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
+def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
+    if not rendering():
+        pytest.skip("nothing draws here")
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
+    states, _ = play(made(name), 3, steps=2)
+    spec = EnvSpec(
+        f"envs:ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32}
+    )
+    shown = observations(spec, states)
+    assert shown["agentview"].shape == (3, 32, 32, 3) and shown["obs"].shape == (3, 9)
+    env = spec.make()
+    obs, _ = env.reset(seed=8, options={"state": states[1]})
+    np.testing.assert_array_equal(obs["agentview"], shown["agentview"][1])
+    env.close()
+    monkeypatch.setattr("envs.frames._draw", lambda *_: pytest.fail("drawn again"))
+    np.testing.assert_array_equal(observations(spec, states)["obs"], shown["obs"])
 
 
 # -- which OpenGL -------------------------------------------------------------------------------
