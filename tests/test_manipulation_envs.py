@@ -30,7 +30,12 @@ robosuite = needs("robomimic", "robosuite")
 metaworld = needs("metaworld", "metaworld")
 adroit = needs("adroit", "gymnasium_robotics")
 SAMPLE = [
-    *(pytest.param(f"{scene}-v0", marks=robosuite) for scene in ROBOSUITE),
+    pytest.param("Lift-v0", marks=robosuite),
+    *(
+        pytest.param(f"{scene}-v0", marks=[*robosuite, pytest.mark.slow])  # seconds each
+        for scene in ROBOSUITE
+        if scene != "Lift"
+    ),
     *(pytest.param(f"MetaWorld-{s}-v3", marks=metaworld) for s in ("reach", "door-open", "hammer")),
     pytest.param("AdroitDoor-v0", marks=adroit),
 ]

@@ -12,7 +12,7 @@ if importlib.util.find_spec("robosuite") is None:
 from envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
 from envs.robosuite_experts import EXPERTS
 
-pytestmark = pytest.mark.robomimic
+pytestmark = [pytest.mark.robomimic, pytest.mark.slow]
 JOINTS = {"Lift": "cube_joint0", "Can": "Can_joint0", "Square": "SquareNut_joint0"}
 
 
@@ -41,7 +41,6 @@ def play(name, seed, limit=400, disturb=None):
     return np.array(actions), False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_solves_the_task(name, seed):
@@ -62,7 +61,6 @@ def test_episodes_differ_in_style():
     assert one.speed != other.speed and not np.allclose(one(), other(), atol=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERTS)
 def test_follows_an_object_that_is_moved(name):
     joint, env = JOINTS[name], environment(name)
@@ -82,7 +80,6 @@ def test_follows_an_object_that_is_moved(name):
     assert moved
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERTS)
 def test_grasps_again_what_it_was_made_to_drop(name):
     forced = []
