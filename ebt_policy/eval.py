@@ -21,7 +21,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ebt_policy.entry import pick_device, report_errors
-from ebt_policy.evaluation.contestants import Contestant, load_contestants, parse_checkpoint
+from ebt_policy.evaluation.contestants import (
+    Contestant,
+    check_worlds,
+    load_contestants,
+    parse_checkpoint,
+)
 from ebt_policy.evaluation.figures import (
     chunk_picture,
     energy_landscape,
@@ -77,8 +82,7 @@ def evaluate(
     """
     seeds = protocol.seeds
     contestants = load_contestants(checkpoints, device)
-    for one in contestants:
-        one.env_spec.check(videos=protocol.videos > 0)
+    check_worlds(contestants, videos=protocol.videos > 0)
     entries: list[Any] = []
     with RolloutPools(protocol.processes) as pools, progress_bar() as bar:
         for one in contestants:

@@ -27,7 +27,12 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.evaluation.contestants import Contestant, load_contestants, share_a_world
+from ebt_policy.evaluation.contestants import (
+    Contestant,
+    check_worlds,
+    load_contestants,
+    share_a_world,
+)
 from ebt_policy.evaluation.played import Piece, pieces_of, play_pieces
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
@@ -61,6 +66,7 @@ def evaluate_recovery(
     contestants = load_contestants(checkpoints, device)
     if not share_a_world(contestants):
         raise ConfigError("perturb= compares policies of one task, with equal time limits.")
+    check_worlds(contestants, videos=protocol.videos > 0)
     known = known_perturbations(contestants[0].env_spec)
     conditions = parse_perturbations(perturbations, known)
     grasps = any(kind.held for kind in known.values())

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rich.markdown import Markdown
 
 from ebt_policy.evaluation.contestants import (
     Contestant,
+    check_worlds,
     load_contestants,
     matching_runs,
     parse_checkpoint,
@@ -81,13 +83,13 @@ def evaluate_suite(
         CheckpointError, ConfigError: before anything is played.
     """
     by_task = load_suite(checkpoints, suite, device)
+    check_worlds(list(chain(*by_task.values())), videos=protocol.videos > 0)
     pieces = {
         (task, one.name): pieces_of(one, task, one.env_spec)
         for task, contestants in by_task.items()
         for one in contestants
     }
-    every = [piece for some in pieces.values() for piece in some]
-    done = play_pieces(every, protocol, output, "suite.jsonl", EPISODE_KEYS)
+    done = play_pieces(list(chain(*pieces.values())), protocol, output, "suite.jsonl", EPISODE_KEYS)
     summaries: dict[str, list[dict[str, Any]]] = {}
     successes: dict[str, dict[str, list[list[float]]]] = {}
     for task, contestants in by_task.items():

@@ -73,7 +73,7 @@ class AdroitDoorEnv(MujocoManipulationEnv):
     def _state(self) -> np.ndarray:
         return np.concatenate([self._door, self._dynamics()])
 
-    def _score(self) -> float:
+    def _score(self, solved: bool) -> float:
         return float(np.clip(self._hinge / OPEN, 0.0, 1.0))
 
     def _solved(self) -> bool:

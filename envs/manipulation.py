@@ -123,7 +123,7 @@ class ManipulationEnv(gymnasium.Env):
         assert isinstance(self.action_space, spaces.Box)
         self._act(np.clip(given, self.action_space.low, self.action_space.high))
         solved = self._solved()
-        return self.observe(), self._score(), solved, False, self._info(solved)
+        return self.observe(), self._score(solved), solved, False, self._info(solved)
 
     def observe(self, state: np.ndarray | None = None) -> Any:
         """The observation of a state (S,), in which the scene is left; by default as it is."""
@@ -154,14 +154,14 @@ class ManipulationEnv(gymnasium.Env):
         """
         if kind not in ("object", "gripper") or kind not in self.perturbations:
             raise ValueError(f"{type(self).__name__} cannot be perturbed by {kind!r}")
+        start = self._place() if kind == "object" else np.zeros(2)
         for _ in range(TRIES):
             angle = rng.uniform(0, 2 * np.pi)
-            shift = strength / 100 * np.array([np.cos(angle), np.sin(angle), 0.0])
+            shift = strength / 100 * np.array([np.cos(angle), np.sin(angle)])
             if kind == "gripper":
-                rise = rng.uniform(0, 0.5)
-                self._push(shift + [0, 0, rise * strength / 100])
+                self._push(np.append(shift, rng.uniform(0, 0.5) * strength / 100))
                 break
-            if self._lay(shift):
+            if self._lay(start + shift):
                 break
         return self.observe(), self._info(self._solved())
 
@@ -180,9 +180,9 @@ class ManipulationEnv(gymnasium.Env):
     def _info(self, solved: bool) -> dict[str, Any]:
         return {"is_success": solved, "state": self._state()}
 
-    def _score(self) -> float:
+    def _score(self, solved: bool) -> float:
         """How much of the task is done, in [0, 1]."""
-        return float(self._solved())
+        return float(solved)
 
     # -- of each simulator --------------------------------------------------------------------
 
@@ -206,8 +206,12 @@ class ManipulationEnv(gymnasium.Env):
         """Move the gripper by (3,), m, as by hand."""
         raise NotImplementedError
 
-    def _lay(self, shift: np.ndarray) -> bool:
-        """Lay the object down at rest, moved by (3,), m; whether nothing touches it there."""
+    def _place(self) -> np.ndarray:
+        """Where the object is, x and y (2,), m."""
+        raise NotImplementedError
+
+    def _lay(self, place: np.ndarray) -> bool:
+        """Lay the object down at rest at x and y (2,), m; whether the gripper is clear of it."""
         raise NotImplementedError
 
     @abstractmethod

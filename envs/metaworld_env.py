@@ -85,10 +85,12 @@ class MetaWorldEnv(MujocoManipulationEnv):
         for moving in [True] * steps + [False] * steps:  # it follows late
             self._act(np.array([*(moving * shift * 100 / steps), self._grip]))
 
-    def _lay(self, shift: np.ndarray) -> bool:
+    def _place(self) -> np.ndarray:
+        return self.sim_env.data.qpos[9:11].copy()
+
+    def _lay(self, place: np.ndarray) -> bool:
         sim = self.sim_env
-        place = [*(sim.data.qpos[9:11] + shift[:2]), sim.obj_init_pos[2]]
-        sim._set_obj_xyz(np.array(place))
+        sim._set_obj_xyz(np.append(place, sim.obj_init_pos[2]))
         self.settle()
         self._seen = sim._get_obs()
         return not self.holding()

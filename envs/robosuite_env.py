@@ -68,7 +68,7 @@ class RobosuiteEnv(ManipulationEnv):
             raise ValueError(f"scene must be one of {', '.join(SCENES)}, got {scene!r}")
         if actions not in ("delta", "absolute"):
             raise ValueError(f'actions must be "delta" or "absolute", got {actions!r}')
-        self.scene = SCENES[scene]
+        self._name, self.scene = scene, SCENES[scene]
         self.absolute = actions == "absolute"
         self.proprioception = 9 * self.scene.arms
         bound = [REACH] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
@@ -107,13 +107,12 @@ class RobosuiteEnv(ManipulationEnv):
     def expert(self, rng: np.random.Generator) -> Expert:
         from envs.robosuite_experts import EXPERTS
 
-        name = next(key for key, scene in SCENES.items() if scene == self.scene)
-        if name not in EXPERTS:
+        if self._name not in EXPERTS:
             raise ValueError(
-                f"there are scripted experts for {', '.join(EXPERTS)}, not for {name}; "
+                f"there are scripted experts for {', '.join(EXPERTS)}, not for {self._name}; "
                 "use human demonstrations"
             )
-        act = EXPERTS[name](self.sim_env, rng)
+        act = EXPERTS[self._name](self.sim_env, rng)
         return (lambda: absolute_actions(self.parts(), act())) if self.absolute else act
 
     def holding(self) -> bool:
@@ -121,18 +120,23 @@ class RobosuiteEnv(ManipulationEnv):
         return self._object is not None and bool(self.sim_env._check_grasp(gripper, self._object))
 
     def _push(self, shift: np.ndarray) -> None:
-        relative = np.array([*(shift / np.linalg.norm(shift)), 0.0, 0.0, 0.0, self._grip])
-        start = self.parts()["robot0_eef_pos"]
+        far = np.linalg.norm(shift)
+        relative = np.array([*(shift / far), 0.0, 0.0, 0.0, self._grip])
+        here = start = self.parts()
         for _ in range(PUSH_STEPS):
-            if np.linalg.norm(self.parts()["robot0_eef_pos"] - start) >= np.linalg.norm(shift):
+            if np.linalg.norm(here["robot0_eef_pos"] - start["robot0_eef_pos"]) >= far:
                 break
-            self._act(absolute_actions(self.parts(), relative) if self.absolute else relative)
+            self._act(absolute_actions(here, relative) if self.absolute else relative)
+            here = self.parts()
 
-    def _lay(self, shift: np.ndarray) -> bool:
+    def _place(self) -> np.ndarray:
+        return self.sim_env.sim.data.get_joint_qpos(self._object.joints[0])[:2].copy()
+
+    def _lay(self, place: np.ndarray) -> bool:
         data, joint = self.sim_env.sim.data, self._object.joints[0]
-        place = data.get_joint_qpos(joint).copy()
-        place[:3] = [*(place[:2] + shift[:2]), self._height]
-        data.set_joint_qpos(joint, place)
+        pose = data.get_joint_qpos(joint).copy()
+        pose[:3] = [*place, self._height]
+        data.set_joint_qpos(joint, pose)
         data.set_joint_qvel(joint, np.zeros(6))
         self.sim_env.sim.forward()
         gripper = self.sim_env.robots[0].gripper["right"]

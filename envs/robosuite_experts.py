@@ -12,6 +12,7 @@ Lengths are metres, angles radians, vectors the world's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ ASIDE = np.array([-0.05, 0.15, 0.865])  # where on the table a nut is laid down
 OPEN, STILL = 0.065, 0.02  # m between the fingers; m/s at which they count as at rest
 
 
-class Expert:
+class Expert(ABC):
     """What the experts share: approach an object, grasp it, carry it along an arch, let go, rise.
 
     Calling it gives the next action, (7,) float64 in [-1, 1]; call it once before each step.
@@ -148,17 +149,17 @@ class Expert:
         down = np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, -1.0]])
         return Rotation.from_rotvec(lean).as_matrix() @ down
 
+    @abstractmethod
     def thing(self) -> Any:
         """The robosuite object to handle."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grasp(self) -> tuple[np.ndarray, float]:
         """Where to grasp, (3,), and the yaw of the line between the fingers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def carry(self) -> tuple[np.ndarray, float]:
         """Displacement (3,) and turn while the object is held."""
-        raise NotImplementedError
 
     def placed(self) -> bool:
         """Whether the object, held, may be let go."""

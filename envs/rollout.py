@@ -8,8 +8,8 @@ rounding of the policy's own batched arithmetic).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -69,6 +69,12 @@ class EpisodeResult:
     chunks: list[ChunkRecord] = field(default_factory=list)
     video: str | None = None
     rows: dict[str, np.ndarray] | None = None
+
+    def finish(self, played: Played) -> EpisodeResult:
+        """Take over what a worker played."""
+        self.score, self.success, self.length = played.score, played.success, played.length
+        self.retries, self.rows = played.retries, played.rows
+        return self
 
 
 class RolloutPools:
@@ -138,16 +144,11 @@ class RolloutPool:
         """
         if videos > 0 and video_dir is None:
             raise ValueError("videos need a video_dir to be written to")
-        if not self._workers:
-            raise RuntimeError("this RolloutPool is closed; make a new one")
         results = [EpisodeResult(int(seed)) for seed in seeds]
         for result in results[:videos]:
             result.video = str(Path(str(video_dir)) / f"seed_{result.seed}.mp4")
-        try:
+        with self._at_work():
             self._run(policy, results, on_episode, collect)
-        except BaseException:
-            self.close(kill=True)
-            raise
         return results
 
     def _run(
@@ -174,7 +175,7 @@ class RolloutPool:
             for worker in [w for w in self._workers if w in playing]:
                 message = worker.receive()
                 while isinstance(message, Played):
-                    result = playing.pop(worker).finish(message)
+                    result = playing.pop(worker).result.finish(message)
                     start(worker)
                     if on_episode is not None:
                         on_episode(result)
@@ -197,27 +198,37 @@ class RolloutPool:
         Raises:
             RuntimeError: a worker failed, perhaps since there is no expert.
         """
-        if not self._workers:
-            raise RuntimeError("this RolloutPool is closed; make a new one")
         results = [EpisodeResult(int(seed)) for seed in seeds]
-        todo, playing = iter(results), {}
-        try:
+        todo = iter(results)
+        playing: dict[WorkerProcess, EpisodeResult] = {}
+
+        def start(worker: WorkerProcess) -> None:
+            if (result := next(todo, None)) is not None:
+                playing[worker] = result
+                worker.send(Order(result.seed, collect=True, expert=True))
+
+        with self._at_work():
             for worker in self._workers:
-                if (result := next(todo, None)) is not None:
-                    playing[worker] = result
-                    worker.send(Order(result.seed, collect=True, expert=True))
+                start(worker)
             while playing:
-                for worker in cast("list[WorkerProcess]", wait(list(playing))):
-                    result = _Episode(playing.pop(worker)).finish(worker.receive())
-                    if (following := next(todo, None)) is not None:
-                        playing[worker] = following
-                        worker.send(Order(following.seed, collect=True, expert=True))
+                ready: Any = wait(cast(Any, list(playing)))
+                for worker in ready:
+                    result = playing.pop(worker).finish(worker.receive())
+                    start(worker)
                     if on_episode is not None:
                         on_episode(result)
+        return results
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The workers play; after an error they are closed, whatever they are doing."""
+        if not self._workers:
+            raise RuntimeError("this RolloutPool is closed; make a new one")
+        try:
+            yield
         except BaseException:
             self.close(kill=True)
             raise
-        return results
 
     def close(self, *, kill: bool = False) -> None:
         """End the workers; with `kill`, without waiting for what they are doing."""
@@ -280,12 +291,6 @@ class _Episode:
     def __init__(self, result: EpisodeResult):
         self.result = result
         self.generator = torch.Generator().manual_seed(noise_seed(result.seed))
-
-    def finish(self, played: Played) -> EpisodeResult:
-        self.result.score, self.result.success = played.score, played.success
-        self.result.length, self.result.retries = played.length, played.retries
-        self.result.rows = played.rows
-        return self.result
 
 
 def batched(observations: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -118,6 +118,15 @@ def _load(text: str, device: torch.device) -> Contestant:
     return Contestant(name, [run.resolve() for run in runs], policies)
 
 
+def check_worlds(contestants: Sequence[Contestant], *, videos: bool) -> None:
+    """Raise now what would stop the evaluation later (see `EnvSpec.check`), each world once."""
+    checked: list[EnvSpec] = []
+    for spec in (one.env_spec for one in contestants):
+        if spec not in checked:
+            spec.check(videos=videos)
+            checked.append(spec)
+
+
 def share_a_world(contestants: Sequence[Contestant]) -> bool:
     """Whether all play the same environment with the same time limit."""
     # How far a policy sees and acts is its own; the world is not.
