@@ -47,6 +47,7 @@ class ManipulationEnv(gymnasium.Env):
     render_camera: str
     proprioception: int
     render_size = 256  # px
+    blind = False  # True: no frames are drawn, the last ones stand in; set while nobody looks
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class ManipulationEnv(gymnasium.Env):
         self.perturbations = PERTURBATIONS | (GRASPING if grasps else {})
         self.render_mode = render_mode
         self.cameras, self.image_size = tuple(cameras), image_size
+        self._frames: dict[str, np.ndarray] = {}
         self.layout = layout
         self.action_space = action_space
         width = self.proprioception if cameras else sum(layout.values())
@@ -99,6 +101,7 @@ class ManipulationEnv(gymnasium.Env):
         state = options.pop("state", None)
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}; the only one is 'state'")
+        self._frames = {}
         self._start(int(self.np_random.integers(2**31)) if seed is None else seed)
         if state is not None:
             wanted, given = self._state().shape, np.asarray(state, dtype=np.float64)
@@ -133,7 +136,9 @@ class ManipulationEnv(gymnasium.Env):
         if not self.cameras:
             return low_dim
         low_dim = low_dim[: self.proprioception]
-        return {"obs": low_dim} | {name: self.frame(name, self.image_size) for name in self.cameras}
+        if not (self.blind and self._frames):
+            self._frames = {name: self.frame(name, self.image_size) for name in self.cameras}
+        return {"obs": low_dim} | self._frames
 
     def render(self) -> Any:
         """A frame (256, 256, 3) uint8 of the scene as it is, None without a render mode."""

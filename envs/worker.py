@@ -82,6 +82,8 @@ class Player:
         score, success, over = -np.inf, False, False
         length, rows = 0, {"obs": [], "state": [], "action": []}
         expert = env.unwrapped.expert(_expert_rng(order.seed)) if order.expert else None  # type: ignore[attr-defined]
+        # Cameras are slow to draw; perturbations may show what was seen before, so then all are.
+        lazy = hasattr(env.unwrapped, "blind") and self._spec.perturbation is None
         while not over:
             if expert is None:
                 self._connection.send(("obs", self._spec.stack(recent)))
@@ -92,6 +94,8 @@ class Player:
                 plan = np.clip(plan, env.action_space.low, env.action_space.high)
             for i, action in enumerate(plan[:ta]):
                 shoot(plan[i:])
+                if lazy:  # the policy sees what follows the last To actions of a chunk
+                    env.unwrapped.blind = order.expert or i < ta - to  # type: ignore[attr-defined]
                 if order.collect:
                     low_dim = obs["obs"] if isinstance(obs, dict) else obs
                     now = {"obs": low_dim, "state": info["state"], "action": action}

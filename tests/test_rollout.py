@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.perturb import Perturbation
 from envs.rollout import RolloutPool, rollout
 from envs.spec import EnvSpec
 
@@ -66,6 +67,70 @@ def counting(tmp_path, monkeypatch):
         return EnvSpec(env_id, max_steps, n_obs_steps, n_action_steps, kwargs)
 
     return make
+
+
+# Its camera shows how many frames it has drawn.
+FILMED = """
+import numpy as np
+from gymnasium import register, spaces
+from envs import manipulation
+
+manipulation.require_rendering = lambda: None
+
+class Filmed(manipulation.ManipulationEnv):
+    render_camera, proprioception = "above", 1
+
+    def __init__(self, **kwargs):
+        self.drawn = self.t = 0
+        space = spaces.Box(-1e6, 1e6, (2,), np.float32)
+        super().__init__(space, {"time": 1}, ["above"], cameras=["above"], image_size=1, **kwargs)
+
+    def frame(self, camera, size):
+        self.drawn += 1
+        return np.array([self.t, self.drawn, 0], dtype=np.uint8).reshape(1, 1, 3)
+
+    def _start(self, seed):
+        self.t = 0
+
+    def restore(self, state):
+        self.t = int(state[0])
+
+    def _act(self, action):
+        self.t += 1
+
+    def _low_dim(self):
+        return np.array([self.t])
+
+    def _state(self):
+        return np.array([self.t], dtype=float)
+
+    def _solved(self):
+        return False
+
+register("Filmed-v0", Filmed)
+"""
+
+
+@pytest.mark.parametrize("perturbed", [False, True])
+def test_cameras_draw_what_the_policy_sees(tmp_path, monkeypatch, perturbed):
+    (tmp_path / "filmed_env.py").write_text(FILMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    perturbation = Perturbation("delay", 1) if perturbed else None
+    spec = EnvSpec("filmed_env:Filmed-v0", 20, 2, 8, perturbation=perturbation)
+    seen = []
+
+    class Looking:
+        def predict_chunk(self, obs, generator=None):
+            seen.append(obs)
+            return SimpleNamespace(actions=torch.zeros(1, 16, 2))
+
+    rollout(Looking(), spec, [1, 2], workers=1)
+    times = torch.stack([obs["above"][0, :, 0, 0, 0] for obs in seen])
+    assert torch.equal(times, torch.stack([obs["obs"][0, :, 0] for obs in seen]).byte())
+    if not perturbed:
+        assert times.tolist() == [[0, 0], [7, 8], [15, 16]] * 2
+        drawn = [obs["above"][0, -1, 0, 0, 1].item() for obs in seen]
+        assert drawn == [1, 3, 5, 6, 8, 10]
 
 
 class Noisy:
