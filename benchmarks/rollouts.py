@@ -1,0 +1,224 @@
+"""How fast a policy is evaluated: ``python -m benchmarks.rollouts [checkpoint=RUN]``.
+
+Settings: checkpoint (as ``ebt_policy.eval`` takes it), episodes (50), workers (25), rounds (3).
+The same policy plays the same episodes of Push-T in several ways, in turns within one run:
+
+- one environment, one policy call a chunk: the plain way;
+- ours, `envs.rollout.RolloutPool`;
+- gymnasium's `AsyncVectorEnv`, all environments in step, as Diffusion Policy evaluates;
+- lerobot's `rollout` on a `SyncVectorEnv`, its default (0.4.4 fails on an `AsyncVectorEnv`), where
+  it is installed (``pip install "lerobot[pusht]"``, in an environment of its own).
+
+Starting processes is not timed. Writes ``docs/results/rollouts.json``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.models import Policy
+from envs.rollout import RolloutPool, batched, noise_seed
+from envs.spec import EVALUATION_SEED, EnvSpec
+
+Play = Callable[[Sequence[int]], list[float]]  # seeds -> scores
+OBS = "environment_state"  # lerobot's name for what is not an image
+console = Console()
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """The noise that a `RolloutPool` gives these episodes, so that all ways play the same ones."""
+    return [torch.Generator().manual_seed(noise_seed(seed)) for seed in seeds]
+
+
+def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
+    """One environment in this process."""
+    env = stack.enter_context(spec.make())
+
+    def episode(seed: int) -> float:
+        obs, _ = env.reset(seed=seed)
+        recent = deque([obs] * spec.n_obs_steps, maxlen=spec.n_obs_steps)
+        noise, score, over = generators([seed]), 0.0, False
+        while not over:
+            chunk = policy.predict_chunk(batched([spec.stack(recent)]), generator=noise)
+            for action in spec.plan(chunk.actions[0].numpy())[: spec.n_action_steps]:
+                obs, reward, terminated, truncated, _ = env.step(action)
+                recent.append(obs)
+                score, over = max(score, float(reward)), terminated or truncated
+                if over:
+                    break
+        return score
+
+    return lambda seeds: [episode(seed) for seed in seeds]
+
+
+def ours(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
+    pool = stack.enter_context(RolloutPool(spec, workers))
+    return lambda seeds: [episode.score for episode in pool.rollout(policy, seeds)]
+
+
+class Queued(torch.nn.Module):
+    """A policy as lerobot's `rollout` calls it: an action for each environment, every step."""
+
+    def __init__(self, policy: Policy, spec: EnvSpec):
+        super().__init__()
+        self._policy, self._spec = policy, spec
+        self.seeds: Sequence[int] = ()
+
+    def reset(self) -> None:
+        self._noise = generators(self.seeds)
+        self._seen: deque[torch.Tensor] = deque(maxlen=self._spec.n_obs_steps)
+        self._planned: deque[torch.Tensor] = deque()
+
+    def select_action(self, observation: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Observations (B, Do) -> actions (B, A)."""
+        new = observation[f"observation.{OBS}"].float()
+        self._seen.extend([new] * (1 if self._seen else self._spec.n_obs_steps))
+        if not self._planned:
+            obs = {"obs": torch.stack(list(self._seen), dim=1)}
+            actions = self._policy.predict_chunk(obs, generator=self._noise).actions
+            first = self._spec.n_obs_steps - 1
+            self._planned.extend(
+                actions[:, first : first + self._spec.n_action_steps].unbind(dim=1)
+            )
+        return self._planned.popleft()
+
+
+class Named(gymnasium.ObservationWrapper):
+    """Observations as lerobot wants them, by name."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        assert isinstance(env.observation_space, gymnasium.spaces.Box)
+        agent = gymnasium.spaces.Box(0.0, 512.0, (2,), np.float32)
+        spaces = {OBS: env.observation_space, "agent_pos": agent}
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+
+    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        return {OBS: observation, "agent_pos": observation[-2:]}
+
+
+def in_step(envs: Any, queued: Queued, seeds: Sequence[int]) -> tuple[Any, Any]:
+    """Steps vectorised environments until all episodes are over: rewards and ends (B, T)."""
+    queued.reset()
+    obs, _ = envs.reset(seed=list(seeds))
+    rewards, over = [], [np.zeros(len(seeds), dtype=bool)]
+    while not over[-1].all():
+        seen = {f"observation.{OBS}": torch.from_numpy(obs[OBS])}
+        obs, reward, terminated, truncated, _ = envs.step(queued.select_action(seen).numpy())
+        rewards.append(reward)
+        over.append(over[-1] | terminated | truncated)
+    return np.stack(rewards, axis=1), np.stack(over[1:], axis=1)
+
+
+def by_lerobot(envs: Any, queued: Queued, seeds: Sequence[int]) -> tuple[Any, Any]:
+    """The same by lerobot's own loop."""
+    from lerobot.scripts.lerobot_eval import rollout
+
+    found = rollout(envs, queued, *[lambda same: same] * 4, seeds=list(seeds))
+    return found["reward"].numpy(), found["done"].numpy()
+
+
+def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any]) -> Play:
+    """Batches of as many episodes as there are environments, each until its last episode ends."""
+    queued = Queued(policy, spec)
+
+    def episodes(seeds: Sequence[int]) -> list[float]:
+        scores: list[float] = []
+        for first in range(0, len(seeds), envs.num_envs):
+            batch = list(seeds[first : first + envs.num_envs])
+            queued.seeds = batch + batch[:1] * (envs.num_envs - len(batch))
+            rewards, over = play(envs, queued, queued.seeds)
+            # What an environment does after the end of its episode does not count.
+            after = np.roll(over, 1, axis=1)
+            after[:, 0] = False
+            scores += np.where(after, 0.0, rewards).max(axis=1)[: len(batch)].tolist()
+        return scores
+
+    return episodes
+
+
+def main() -> None:
+    given = settings(checkpoint="runs/push_t/ebt-xs-seed0", episodes=50, workers=25, rounds=3)
+    (contestant,) = load_contestants([given.checkpoint], DEVICE)
+    policy, spec = contestant.policy, contestant.env_spec
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + given.episodes)
+    try:
+        version = importlib.metadata.version("lerobot")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+        console.print("lerobot is not installed; its way is left out")
+    with ExitStack() as stack:
+        workers, make = given.workers, lambda: Named(spec.make())
+        ways = {
+            "one environment": plain(policy, spec, stack),
+            f"ours, {workers} workers": ours(policy, spec, workers, stack),
+        }
+        processes = gymnasium.vector.AsyncVectorEnv([make] * workers)
+        stack.callback(processes.close)
+        ways[f"AsyncVectorEnv, {workers} processes"] = vectorised(policy, processes, spec, in_step)
+        for count in (workers, given.episodes) if version else ():
+            one_process = gymnasium.vector.SyncVectorEnv([make] * count)
+            stack.callback(one_process.close)
+            name = f"lerobot, {count} environments"
+            ways[name] = vectorised(policy, one_process, spec, by_lerobot)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        scores: dict[str, float] = {}
+        for play in ways.values():
+            play(seeds[:1])  # what is done once
+        for _ in range(given.rounds):
+            for name, play in ways.items():
+                start = time.perf_counter()
+                scores[name] = statistics.fmean(play(seeds))
+                seconds[name].append(time.perf_counter() - start)
+    show(seconds, scores, given, version)
+
+
+def show(
+    seconds: dict[str, list[float]], scores: dict[str, float], given: Any, version: str | None
+) -> None:
+    """A table, and the same as JSON."""
+    rates = {name: given.episodes / statistics.median(each) for name, each in seconds.items()}
+    first = next(iter(rates.values()))
+    table = Table("way", "episodes/s", "times the plain way", "mean score")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:.2f}", f"{rate / first:.2f}", f"{scores[name]:.3f}")
+    console.print(table)
+    result = {
+        "command": command("rollouts"),
+        "policy": given.checkpoint,
+        "device": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "lerobot": version,
+        "episodes": given.episodes,
+        "ways": {
+            name: {
+                "seconds": [round(one, 3) for one in seconds[name]],
+                "episodes_per_second": round(rate, 3),
+                "times_plain": round(rate / first, 3),
+                "mean_score": round(scores[name], 4),
+            }
+            for name, rate in rates.items()
+        },
+    }
+    store("rollouts.json", json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
