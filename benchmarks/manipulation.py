@@ -1,10 +1,10 @@
 """The policies on simulated robots: ``python -m benchmarks.manipulation [suite=metaworld_10]``.
 
-Settings: suite (a file of ``configs/suite``), seeds (3), parallel (2), episodes (50), demos (10),
-folder (runs/manipulation). Records demonstrations of the scripted experts where there are none,
-trains every policy on every task with every training seed, evaluates all of them as a suite, and
-writes ``docs/results/SUITE.json``, ``SUITE.md`` and ``docs/assets/SUITE.svg``. It may be repeated
-after a kill, and with more ``seeds``.
+Settings: suite (metaworld_10, mujoco or cameras), seeds (3), parallel (2), episodes (50), folder
+(runs/manipulation). Records demonstrations of the scripted experts where there are none, trains
+every policy on every task with every training seed, evaluates all of them as a suite, and writes
+``docs/results/SUITE.json``, ``SUITE.md`` and ``docs/assets/SUITE.svg``. It may be repeated after a
+kill, and with more ``seeds``.
 
 Policies have equal numbers of parameters and, by their number of updates, equal time: an update of
 the energy policy takes 1.47 times that of the others (``benchmarks.speed``), which a clock would
@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -26,25 +27,50 @@ from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.suite import Suite, evaluate_suite
 from envs.spec import EVALUATION_SEED
 
-UPDATES = {"ebt": 1500, "diffusion": 2200, "flow_matching": 2200}
+
+@dataclass(frozen=True)
+class Effort:
+    """What a suite's tasks are learned from: demonstrations of scripted experts, and updates."""
+
+    demos: int
+    updates: int  # of the energy policy
+
+    def of(self, model: str) -> list[str]:
+        updates = self.updates if model == "ebt" else round(self.updates * 22 / 15)
+        return [f"model={model}", "train.minutes=null", f"train.steps={updates}"]
+
+
+EFFORTS = {
+    "metaworld_10": Effort(demos=10, updates=1500),
+    "mujoco": Effort(demos=100, updates=3000),
+    "cameras": Effort(demos=50, updates=3000),
+}
+MODELS = ("ebt", "diffusion", "flow_matching")
 ENTRIES = [
-    "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8", "ebt@steps=2,candidates=1",
-    "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
-    "flow_matching@steps=2", "flow_matching@steps=4",
+    "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8", "diffusion@scheduler=ddpm,steps=100",
+    "diffusion@scheduler=ddim,steps=10", "flow_matching@steps=2", "flow_matching@steps=4",
 ]  # fmt: skip
+CAMERAS = {"lift": "agentview,robot0_eye_in_hand", "metaworld": "corner2"}
 ASSETS = Path("docs/assets")
 
 
 def task_overrides(name: str) -> list[str]:
-    """``metaworld-door-open`` -> what selects this task on the command line."""
-    family, _, scene = name.partition("-")
-    return [f"task={family}", *([f"task.scene={scene}"] if scene else [])]
+    """``metaworld-door-open`` -> what selects this task on the command line.
+
+    With ``-cameras`` at its end, it is seen by cameras.
+    """
+    family, _, scene = name.removesuffix("-cameras").partition("-")
+    chosen = [f"task={family}", *([f"task.scene={scene}"] if scene else [])]
+    if name.endswith("-cameras"):
+        chosen += [f"task.cameras=[{CAMERAS[family]}]", "vision=small"]
+    return chosen
 
 
 def demonstrations(name: str, count: int, folder: Path) -> list[str]:
     """Record a scripted expert's demonstrations of a task, once; returns what selects them."""
-    if name == "adroit_door":  # shown by humans alone
+    if name in ("adroit_door", "push_t_image"):  # shown by humans
         return []
+    name = name.removesuffix("-cameras")  # frames are drawn from the states
     suffix = ".zarr.zip" if name.startswith("metaworld") else ".hdf5"
     path = folder / "demos" / f"{name}-{count}{suffix}"
     if not path.exists():
@@ -55,24 +81,22 @@ def demonstrations(name: str, count: int, folder: Path) -> list[str]:
 
 def main() -> None:
     given = settings(
-        suite="metaworld_10", seeds=3, parallel=2, episodes=50, demos=10,
-        folder="runs/manipulation",
-    )  # fmt: skip
-    file, folder = Path("configs/suite") / f"{given.suite}.yaml", Path(given.folder)
-    if not file.is_file():
-        sys.exit(f"error: there is no {file}; suites are the files of configs/suite.")
-    suite = Suite(**yaml.safe_load(file.read_text()))
+        suite="metaworld_10", seeds=3, parallel=2, episodes=50, folder="runs/manipulation"
+    )
+    folder = Path(given.folder)
+    if (effort := EFFORTS.get(given.suite)) is None:
+        sys.exit(f"error: suite must be one of {', '.join(EFFORTS)}, got {given.suite!r}.")
+    suite = Suite(**yaml.safe_load((Path("configs/suite") / f"{given.suite}.yaml").read_text()))
     runs = {}
     for task in suite.tasks:
-        shown = demonstrations(task, given.demos, folder)
-        for model, updates in UPDATES.items():
-            length = ["train.minutes=null", f"train.steps={updates}"]
-            runs[f"{task}/{model}"] = [*task_overrides(task), *shown, f"model={model}", *length]
+        shown = demonstrations(task, effort.demos, folder)
+        for model in MODELS:
+            runs[f"{task}/{model}"] = [*task_overrides(task), *shown, *effort.of(model)]
     train_all(runs, range(given.seeds), folder, given.parallel)
     output = folder / "evaluation" / suite.name
     evaluate_suite(
         [str(folder / "{task}" / entry_of_runs(entry)) for entry in ENTRIES],
-        Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=2),
+        Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=10),
         suite,
         output=output,
         device=DEVICE,

@@ -92,18 +92,18 @@ def energy(result: dict[str, Any]) -> str:
     return markdown(("area under the ROC curve", *told), rows, left=1)
 
 
-def recovery(result: dict[str, Any]) -> str:
-    """Success after each kind of perturbation (the mean over its strengths) and over all.
+def recovery(result: dict[str, Any], metric: str = "success") -> str:
+    """A metric after each kind of perturbation (the mean over its strengths) and over all.
 
     The last column is the first policy minus each other, over all.
     """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for entry in result["entries"]:
-        found.setdefault(entry["name"], {}).setdefault(entry["kind"], []).append(entry["success"])
+        found.setdefault(entry["name"], {}).setdefault(entry["kind"], []).append(entry[metric])
     ahead = {
         pair["b"]: format_interval(pair["diff"], pair["ci95"], signed=True)
         for pair in result["paired"]
-        if (pair["kind"], pair["metric"]) == (OVERALL, "success")
+        if (pair["kind"], pair["metric"]) == (OVERALL, metric)
     }
     kinds = [kind for kind in next(iter(found.values())) if kind != OVERALL]
     rows = [
@@ -115,8 +115,38 @@ def recovery(result: dict[str, Any]) -> str:
         )
         for name, by_kind in found.items()
     ]
-    header = ("success", *(kind.replace("_", " ") for kind in kinds), OVERALL, "first minus it")
+    header = (metric, *(kind.replace("_", " ") for kind in kinds), OVERALL, "first minus it")
     return markdown(header, rows, left=1)
+
+
+def suite(result: dict[str, Any]) -> str:
+    """Success of every policy on each task of a suite and over all of them.
+
+    The last row is the first policy minus each other, over all.
+    """
+    entries = result["entries"]
+    tasks = entries[0]["tasks"]
+    ahead = {
+        pair["b"]: format_interval(pair["diff"], pair["ci95"], signed=True)
+        for pair in result["paired"]
+        if pair["metric"] == "iqm"
+    }
+    rows = [
+        (task, *(_interval(entry["tasks"][task]["success"]) for entry in entries)) for task in tasks
+    ]
+    rows.append(("mean", *(_interval(entry["mean"]) for entry in entries)))
+    rows.append(("interquartile mean", *(_interval(entry["iqm"]) for entry in entries)))
+    rows.append(("first minus it", *(ahead.get(entry["name"], "") for entry in entries)))
+    return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
+
+
+def rollouts(result: dict[str, Any]) -> str:
+    """Episodes a second of each way to evaluate a policy."""
+    rows = [
+        (name, f"{way['episodes_per_second']:.1f}", f"{way['times_plain']:.2f}x")
+        for name, way in result["ways"].items()
+    ]
+    return markdown(("evaluation", "episodes a second", "the plain way"), rows, left=1)
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
@@ -124,12 +154,12 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "headline": lambda: headline(_stored("push_t"), _stored("speed")),
         "push_t": lambda: scores(_stored("push_t")),
         "speed": lambda: speed(_stored("speed")),
-        "recovery": lambda: recovery(_stored("recovery")),
+        "recovery": lambda: recovery(_stored("recovery_push_t")),
         "energy": lambda: energy(_stored("energy")),
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
-FIGURES = {"energy": energy_study, "recovery": recovery_curves}
+FIGURES = {"energy": energy_study, "recovery_push_t": recovery_curves}
 
 
 def _stored(name: str) -> dict[str, Any]:

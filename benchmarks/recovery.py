@@ -1,12 +1,19 @@
-"""Recovery of every policy: ``python -m benchmarks.recovery [runs=runs/compare] [episodes=50]``.
+"""Recovery of every policy: ``python -m benchmarks.recovery [task=push_t]``.
 
-Plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
-behaviour cloning, which it trains in the same way, and writes ``docs/results/recovery.json``.
-Repeated after a kill it goes on. On two cores it takes two and a half hours.
+Settings: task (push_t, lift or metaworld-peg-insert-side), runs (the folder of its training runs:
+runs/compare, or runs/manipulation/TASK), episodes (50), folder (runs/recovery/TASK).
+
+Push-T: plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
+behaviour cloning, which it trains in the same way. Robots: what they hold is taken away, or they
+are pushed, with the runs that ``benchmarks.manipulation`` trained. Writes
+``docs/results/recovery_TASK.json``. Repeated after a kill it goes on. On two cores Push-T takes two
+and a half hours.
 """
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.runs import entry_of_runs, train_all
@@ -15,33 +22,69 @@ from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.recovery import evaluate_recovery
 from envs.spec import EVALUATION_SEED
 
-# Beside those of `benchmarks.compare`.
-RUNS = {"ibc": ["model=ibc", "train.minutes=10"]}
-# The first is the one that the others are compared with.
-ENTRIES = [
-    "ebt_12500@steps=2,candidates=8",
-    "ebt_12500@steps=4,candidates=8",
-    "ebt_12500@steps=2,candidates=1",
-    "diffusion@scheduler=ddim,steps=10",
-    "flow_matching@steps=2",
-    "bc",
-    "ibc@samples=32",  # with all its samples it plays for hours, no better
-]
+
+@dataclass(frozen=True)
+class Study:
+    """What is played, where.
+
+    Attributes:
+        runs: the folder of the training runs.
+        entries: of them; the first is the one that the others are compared with.
+        perturbations: as `evaluate_recovery` takes them.
+        workers: processes that play.
+        train: runs to train beside those that are there.
+    """
+
+    runs: str
+    entries: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    workers: int
+    train: dict[str, list[str]] = field(default_factory=dict)
+
+
+ROBOTS = (
+    "ebt@steps=2,candidates=8", "diffusion@scheduler=ddim,steps=10", "flow_matching@steps=2",
+)  # fmt: skip
+TAKEN = ("object", "gripper")
+STUDIES = {
+    "push_t": Study(
+        "runs/compare",
+        (
+            "ebt_12500@steps=2,candidates=8",
+            "ebt_12500@steps=4,candidates=8",
+            "ebt_12500@steps=2,candidates=1",
+            "diffusion@scheduler=ddim,steps=10",
+            "flow_matching@steps=2",
+            "bc",
+            "ibc@samples=32",  # with all its samples it plays for hours, no better
+        ),
+        ("all",),
+        workers=25,
+        train={"ibc": ["model=ibc", "train.minutes=10"]},
+    ),
+    **{
+        task: Study(f"runs/manipulation/{task}", ROBOTS, TAKEN, workers=10)
+        for task in ("lift", "metaworld-peg-insert-side")
+    },
+}
 
 
 def main() -> None:
-    given = settings(runs="runs/compare", episodes=50, folder="runs/recovery")
-    folder = Path(given.folder)
-    train_all(RUNS, range(3), Path(given.runs), parallel=2)
+    given = settings(task="push_t", runs="", episodes=50, folder="")
+    if (study := STUDIES.get(given.task)) is None:
+        sys.exit(f"error: task must be one of {', '.join(STUDIES)}, got {given.task!r}.")
+    runs = Path(given.runs or study.runs)
+    folder = Path(given.folder or f"runs/recovery/{given.task}")
+    train_all(study.train, range(3), runs, parallel=2)
     evaluate_recovery(
-        [f"{given.runs}/{entry_of_runs(entry)}" for entry in ENTRIES],
-        Protocol(given.episodes, EVALUATION_SEED, videos=1, workers=25),
-        "all",
+        [str(runs / entry_of_runs(entry)) for entry in study.entries],
+        Protocol(given.episodes, EVALUATION_SEED, videos=1, workers=study.workers),
+        study.perturbations,
         output=folder,
         device=DEVICE,
         command=command("recovery"),
     )
-    store("recovery.json", (folder / "recovery.json").read_text())
+    store(f"recovery_{given.task}.json", (folder / "recovery.json").read_text())
 
 
 if __name__ == "__main__":

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import compose_config
 
-from benchmarks import ablations, compare, energy, manipulation, pictures, recovery, speed
+from benchmarks import (
+    ablations,
+    compare,
+    energy,
+    manipulation,
+    pictures,
+    recovery,
+    rollouts,
+    speed,
+)
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models import build_policy
 from envs.perturb import Perturbation
 from envs.spec import EnvSpec
 
-MODULES = [speed, compare, ablations, energy, recovery, pictures, manipulation]
+MODULES = [speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -38,7 +48,7 @@ def test_settings_of_another_type_are_refused(bad, monkeypatch, tmp_path):
 def test_an_unknown_suite_is_refused_before_anything_is_recorded(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", "suite=chess"])
-    with pytest.raises(SystemExit, match=r"there is no configs/suite/chess\.yaml"):
+    with pytest.raises(SystemExit, match="suite must be one of metaworld_10, mujoco, cameras"):
         manipulation.main()
 
 
@@ -46,13 +56,35 @@ def test_tasks_of_a_suite_are_command_lines():
     assert manipulation.task_overrides("lift") == ["task=lift"]
     selected = manipulation.task_overrides("metaworld-door-open")
     assert compose_config(*selected)["task"]["name"] == "metaworld-door-open"
+    for name in ("push_t_image", "lift-cameras", "metaworld-drawer-open-cameras"):
+        task = compose_config(*manipulation.task_overrides(name))["task"]
+        assert task["cameras"] and name.startswith(task["name"])
+
+
+def test_every_suite_says_what_it_is_learned_from():
+    suites = {file.stem for file in Path("configs/suite").glob("*.yaml")}
+    assert suites == set(manipulation.EFFORTS)
+
+
+def test_another_task_has_no_study(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark", "task=can"])
+    with pytest.raises(SystemExit, match="task must be one of push_t, lift"):
+        recovery.main()
 
 
 SUITES = {  # its own runs, those of others that it may play, its entries
     "compare": (compare.RUNS, {}, compare.ENTRIES + compare.AGAIN),
     "ablations": (ablations.RUNS, {}, ablations.ENTRIES),
-    "recovery": (recovery.RUNS, compare.RUNS, recovery.ENTRIES),
-    "manipulation": ({m: [f"model={m}"] for m in manipulation.UPDATES}, {}, manipulation.ENTRIES),
+    "manipulation": ({m: [f"model={m}"] for m in manipulation.MODELS}, {}, manipulation.ENTRIES),
+    **{
+        f"recovery of {task}": (
+            study.train,
+            compare.RUNS if task == "push_t" else {m: [f"model={m}"] for m in manipulation.MODELS},
+            study.entries,
+        )
+        for task, study in recovery.STUDIES.items()
+    },
 }
 
 
