@@ -14,6 +14,7 @@ Starting processes is not timed. Writes ``docs/results/rollouts.json``.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -128,8 +129,7 @@ def in_step(envs: Any, queued: Queued, seeds: Sequence[int]) -> tuple[Any, Any]:
 
 def by_lerobot(envs: Any, queued: Queued, seeds: Sequence[int]) -> tuple[Any, Any]:
     """The same by lerobot's own loop."""
-    from lerobot.scripts.lerobot_eval import rollout
-
+    rollout = importlib.import_module("lerobot.scripts.lerobot_eval").rollout
     found = rollout(envs, queued, *[lambda same: same] * 4, seeds=list(seeds))
     return found["reward"].numpy(), found["done"].numpy()
 

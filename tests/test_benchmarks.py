@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,21 @@ def test_latencies_are_ratios_of_one_run(monkeypatch):
         assert latency["DDPM-100"]["ddpm_100_takes"] == 1.0
         assert latency["energy, 2 steps, best of 8"]["p50"] > 0
     json.dumps(result)
+
+
+def test_all_ways_of_playing_play_the_same_episodes():
+    policy = speed.make("ebt", "xs", torch.device("cpu"))
+    policy.configure_inference(steps=1, candidates=1)
+    spec, seeds = EnvSpec("envs:ebt_policy/PushT-v0", 20), range(100_000, 100_003)
+    with ExitStack() as stack:
+        envs = gymnasium.vector.SyncVectorEnv([lambda: rollouts.Named(spec.make())] * 2)
+        stack.callback(envs.close)
+        ways = [
+            rollouts.plain(policy, spec, stack),
+            rollouts.ours(policy, spec, 2, stack),
+            rollouts.vectorised(policy, envs, spec, rollouts.in_step),
+        ]
+        one, *others = [play(seeds) for play in ways]
+    assert max(one) > 0
+    for scores in others:
+        np.testing.assert_allclose(scores, one, atol=1e-3)
