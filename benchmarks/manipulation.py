@@ -23,6 +23,7 @@ import yaml
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.data.sources import recording
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.suite import Suite, evaluate_suite
 from envs.spec import EVALUATION_SEED
@@ -71,8 +72,7 @@ def demonstrations(name: str, count: int, folder: Path) -> list[str]:
     if name in ("adroit_door", "push_t_image"):  # shown by humans
         return []
     name = name.removesuffix("-cameras")  # frames are drawn from the states
-    suffix = ".zarr.zip" if name.startswith("metaworld") else ".hdf5"
-    path = folder / "demos" / f"{name}-{count}{suffix}"
+    path = folder / f"demos-{count}" / recording(name).name
     if not path.exists():
         recorder = [sys.executable, "-m", "envs.record", *task_overrides(name)]
         subprocess.run([*recorder, f"episodes={count}", f"output={path}", "workers=2"], check=True)

@@ -209,8 +209,7 @@ def run(config: dict[str, Any]) -> None:
         )
     elif task.family == "robosuite":
         spec = replace(spec, kwargs={**spec.kwargs, "actions": "delta"})  # as robomimic's files
-    robosuite = task.family == "robosuite"
-    output = Path(settings.output or recording(task.name, ".hdf5" if robosuite else ".zarr.zip"))
+    output = Path(settings.output or recording(task.name))
     output.parent.mkdir(parents=True, exist_ok=True)
     attrs: dict[str, Any] = {"source": f"Successful episodes in {spec.env_id}: {source}."}
     attrs = {**(push_t.ATTRS if task.family == "push_t" else {}), **attrs}
@@ -233,7 +232,7 @@ def run(config: dict[str, Any]) -> None:
 
         finished = record(
             policy, spec, settings.episodes, output, attrs=attrs, workers=settings.workers,
-            write=write if robosuite else write_episodes, on_progress=show,
+            write=write if task.family == "robosuite" else write_episodes, on_progress=show,
         )  # fmt: skip
     console.print(
         f"{output}: {len(finished)} episodes, {finished.ends[-1]} steps",

@@ -23,9 +23,10 @@ def local_data(*parts: str) -> Path | None:
     return file if file is not None and file.exists() else None
 
 
-def recording(name: str, suffix: str) -> Path:
-    """Where the recorded demonstrations of a task lie."""
-    return RECORDINGS / f"{name}{suffix}"
+def recording(name: str) -> Path:
+    """Where the recorded demonstrations of a task lie: robosuite's as robomimic's do."""
+    robosuite = name in {scene.folder for scene in robomimic.SCENES.values()}
+    return RECORDINGS / f"{name}{'.hdf5' if robosuite else '.zarr.zip'}"
 
 
 def record_command(name: str) -> str:
@@ -41,7 +42,7 @@ def load_recorded(name: str, path: str | None) -> tuple[Episodes, str]:
     Raises:
         EpisodeError: there is none, or it is malformed.
     """
-    file = Path(path) if path is not None else recording(name, ".zarr.zip")
+    file = Path(path) if path is not None else recording(name)
     if not file.exists():
         how = f"record them with: {record_command(name)}" if path is None else "check task.path"
         raise EpisodeError(f"There are no demonstrations of {name} at {file}; {how}")
@@ -69,7 +70,7 @@ def load_robomimic(
     """
     if path is not None:
         return read(Path(path)), f"from {path}"
-    recorded = recording(name, ".hdf5")
+    recorded = recording(name)
     if demos != "human" and recorded.exists():
         return read(recorded), f"by a scripted expert, from {recorded}"
     if demos == "expert":
