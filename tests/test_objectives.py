@@ -90,6 +90,7 @@ class TwoModes(nn.Module):
 # -- learning -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_flow_keeps_two_modes_apart_and_regression_from_noise_averages_them(name):
     problem = TwoModes(MADE[name]())

@@ -75,6 +75,7 @@ def test_bad_words_are_named(words, message):
         parse_perturbations(words, KNOWN)
 
 
+@pytest.mark.slow
 def test_a_suite_is_played_and_gone_on_with(runs, tmp_path, monkeypatch):
     result = play(runs, tmp_path)
     assert {e["name"] for e in result["entries"]} == {"ebt (candidates 2)", "bc"}
@@ -114,6 +115,7 @@ def test_policies_of_other_worlds_are_refused(runs, tmp_path):
     assert not (tmp_path / "recovery.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_costs_the_line_being_written(runs, tmp_path):
     result = play(runs, tmp_path)
     log = tmp_path / "recovery.jsonl"
@@ -154,6 +156,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
     result = evaluate(
         [f"{runs}/ebt-seed*", f"{runs}/bc"],

@@ -64,6 +64,7 @@ def lines(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "suite.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
     result = play(trained, tmp_path)
     assert [e["name"] for e in result["entries"]] == ["ebt (steps 1, candidates 2)", "bc"]
@@ -94,6 +95,7 @@ def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
     assert play(trained, tmp_path) == result
 
 
+@pytest.mark.slow
 def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
     output = tmp_path / "out"
     result = play(runs, output)
@@ -107,6 +109,7 @@ def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
     assert [line["key"] for line in lines(output)[6:]] == ["bc | bc-seed1 | push-far"]
 
 
+@pytest.mark.slow
 def test_one_task_is_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
     one = play(trained, tmp_path / "suite", suite)
@@ -159,6 +162,7 @@ def test_policies_are_called_the_same_on_every_task(runs):
     assert [[one.name for one in ones] for ones in by_task.values()] == [[text, "bc"]] * 2
 
 
+@pytest.mark.slow
 def test_the_command_plays_goes_on_and_names_what_is_wrong(
     trained, tmp_path, monkeypatch, call_entry
 ):

@@ -18,6 +18,8 @@ from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
 
+pytestmark = pytest.mark.slow
+
 
 class Interrupted(BaseException):
     pass
@@ -215,7 +217,6 @@ def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, capsys):
     assert "torch.compile does not work here (no C++ compiler found)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
     settings = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")

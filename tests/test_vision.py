@@ -91,7 +91,9 @@ def generators(*seeds: int) -> list[torch.Generator]:
 @given(
     h=st.integers(1, 9),
     w=st.integers(1, 9),
-    place=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+    place=st.tuples(
+        st.floats(0, 1, exclude_max=True, width=32), st.floats(0, 1, exclude_max=True, width=32)
+    ),
     data=st.data(),
 )
 def test_a_crop_is_one_window_of_all_images_of_a_row(h, w, place, data):
@@ -367,6 +369,7 @@ def trained(tiny) -> Path:
     return train(tiny("seeing", *IMAGE, "train.steps=2"))
 
 
+@pytest.mark.slow
 def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     policy: Any = load_policy(trained)
     assert policy.shape.cameras == {"image": [SIDE, SIDE]} and policy.config["vision"]
@@ -379,6 +382,7 @@ def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     assert np.isfinite(plane.energy).all() and len(plane.chunks) == policy.inference.steps + 1
 
 
+@pytest.mark.slow
 def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
     pytest.importorskip("timm")
     how = ("objective=s2", "objective.replay=12", "train.steps=6", "train.checkpoint_every=3")
