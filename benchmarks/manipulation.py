@@ -67,15 +67,20 @@ def task_overrides(name: str) -> list[str]:
     return chosen
 
 
-def demonstrations(name: str, count: int, folder: Path) -> list[str]:
-    """Record a scripted expert's demonstrations of a task, once; returns what selects them."""
+def demonstrations(name: str, count: int, folder: Path, disturbed: str = "") -> list[str]:
+    """Record a scripted expert's demonstrations of a task, once; returns what selects them.
+
+    Args:
+        disturbed: what goes wrong in every one, as ``envs.record`` takes it.
+    """
     if name in ("adroit_door", "push_t_image"):  # shown by humans
         return []
     name = name.removesuffix("-cameras")  # frames are drawn from the states
-    path = folder / f"demos-{count}" / recording(name).name
+    path = folder / "-".join(filter(None, ("demos", str(count), disturbed))) / recording(name).name
     if not path.exists():
-        recorder = [sys.executable, "-m", "envs.record", *task_overrides(name)]
-        subprocess.run([*recorder, f"episodes={count}", f"output={path}", "workers=2"], check=True)
+        recorder = [sys.executable, "-m", "envs.record", *task_overrides(name), "workers=2"]
+        recorder += [f"episodes={count}", f"output={path}"]
+        subprocess.run(recorder + [f"perturb={disturbed}"] * bool(disturbed), check=True)
     return [f"task.path={path}", "task.validation_episodes=0"]
 
 

@@ -1,13 +1,15 @@
-"""Recovery of every policy: ``python -m benchmarks.recovery [task=push_t]``.
+"""Recovery of every policy: ``python -m benchmarks.recovery [study=push_t]``.
 
-Settings: task (push_t, lift or metaworld-peg-insert-side), runs (the folder of its training runs:
-runs/compare, or runs/manipulation/TASK), episodes (50), folder (runs/recovery/TASK).
+Settings: study (push_t, lift, lift_disturbed or metaworld-peg-insert-side), runs (the folder of its
+training runs: runs/compare, or runs/manipulation/STUDY), seeds (3), episodes (50), folder
+(runs/recovery/STUDY).
 
 Push-T: plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
 behaviour cloning, which it trains in the same way. Robots: what they hold is taken away, or they
-are pushed, with the runs that ``benchmarks.manipulation`` trained. Writes
-``docs/results/recovery_TASK.json``. Repeated after a kill it goes on. On two cores Push-T takes two
-and a half hours.
+are pushed, with the runs that ``benchmarks.manipulation`` trained, and with others that it trains
+on demonstrations in which the same happens (lift_disturbed). Writes
+``docs/results/recovery_STUDY.json``. Repeated after a kill it goes on. On two cores Push-T takes
+two and a half hours.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.manipulation import EFFORTS, MODELS, demonstrations
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.protocol import Protocol
@@ -33,6 +36,7 @@ class Study:
         perturbations: as `evaluate_recovery` takes them.
         workers: processes that play.
         train: runs to train beside those that are there.
+        disturbed: what went wrong in the demonstrations that all runs are to be trained on.
     """
 
     runs: str
@@ -40,6 +44,15 @@ class Study:
     perturbations: tuple[str, ...]
     workers: int
     train: dict[str, list[str]] = field(default_factory=dict)
+    disturbed: str = ""
+
+    def to_train(self) -> dict[str, list[str]]:
+        """Run -> overrides; demonstrations are recorded first."""
+        if not self.disturbed:
+            return self.train
+        effort, folder = EFFORTS["mujoco"], Path(self.runs).parent
+        shown = demonstrations("lift", effort.demos, folder, self.disturbed)
+        return {model: ["task=lift", *shown, *effort.of(model)] for model in MODELS}
 
 
 ROBOTS = (
@@ -66,16 +79,19 @@ STUDIES = {
         task: Study(f"runs/manipulation/{task}", ROBOTS, TAKEN, workers=10)
         for task in ("lift", "metaworld-peg-insert-side")
     },
+    "lift_disturbed": Study(
+        "runs/manipulation/lift_disturbed", ROBOTS, TAKEN, workers=10, disturbed="object=8"
+    ),
 }
 
 
 def main() -> None:
-    given = settings(task="push_t", runs="", episodes=50, folder="")
-    if (study := STUDIES.get(given.task)) is None:
-        sys.exit(f"error: task must be one of {', '.join(STUDIES)}, got {given.task!r}.")
+    given = settings(study="push_t", runs="", seeds=3, episodes=50, folder="")
+    if (study := STUDIES.get(given.study)) is None:
+        sys.exit(f"error: study must be one of {', '.join(STUDIES)}, got {given.study!r}.")
     runs = Path(given.runs or study.runs)
-    folder = Path(given.folder or f"runs/recovery/{given.task}")
-    train_all(study.train, range(3), runs, parallel=2)
+    folder = Path(given.folder or f"runs/recovery/{given.study}")
+    train_all(study.to_train(), range(given.seeds), runs, parallel=2)
     evaluate_recovery(
         [str(runs / entry_of_runs(entry)) for entry in study.entries],
         Protocol(given.episodes, EVALUATION_SEED, videos=1, workers=study.workers),
@@ -84,7 +100,7 @@ def main() -> None:
         device=DEVICE,
         command=command("recovery"),
     )
-    store(f"recovery_{given.task}.json", (folder / "recovery.json").read_text())
+    store(f"recovery_{given.study}.json", (folder / "recovery.json").read_text())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,22 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but PyTorch sees no GPU; use device=cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def gather(arguments: Sequence[str], *names: str) -> list[str]:
+    """Settings that may be repeated, ``name=a name=b``, as one list: hydra knows each name once.
+
+    Their values are quoted, since they may hold what hydra's grammar has other uses for.
+    """
+    arguments = list(arguments)
+    for name in (f"{name}=" for name in names):
+        values = [a.removeprefix(name) for a in arguments if a.startswith(name)]
+        if not values or any(v.startswith("[") or v == "null" for v in values):
+            continue
+        quoted = ",".join("'" + v.replace("'", "\\'") + "'" for v in values)
+        rest = [a for a in arguments if not a.startswith(name)]
+        arguments = [f"{name}[{quoted}]", *rest]
+    return arguments
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.entry import gather, pick_device, report_errors
 from ebt_policy.evaluation.contestants import (
     Contestant,
     check_worlds,
@@ -201,21 +201,6 @@ def _default_output(given: list[str], suite: Suite | None) -> Path:
     return Path("results") / (f"{suite.name}-{name}" if suite else name)[:200]
 
 
-def _gather(arguments: list[str]) -> list[str]:
-    """Repeated ``checkpoint=`` and ``perturb=`` become lists, as hydra knows each name only once.
-
-    Their values are quoted, since they may hold what hydra's grammar has other uses for.
-    """
-    for name in ("checkpoint=", "perturb="):
-        values = [a.removeprefix(name) for a in arguments if a.startswith(name)]
-        if not values or any(v.startswith("[") or v == "null" for v in values):
-            continue
-        quoted = ",".join("'" + v.replace("'", "\\'") + "'" for v in values)
-        rest = [a for a in arguments if not a.startswith(name)]
-        arguments = [f"{name}[{quoted}]", *rest]
-    return arguments
-
-
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="eval")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
@@ -250,7 +235,7 @@ _original: list[str] = []
 
 def main() -> None:
     _original[:] = sys.argv[1:]
-    sys.argv[1:] = _gather(sys.argv[1:])
+    sys.argv[1:] = gather(sys.argv[1:], "checkpoint", "perturb")
     _main()
 
 

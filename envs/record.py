@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,10 +28,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from ebt_policy.data import push_t
 from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
 from ebt_policy.data.sources import recording
-from ebt_policy.entry import report_errors
+from ebt_policy.entry import gather, report_errors
 from ebt_policy.models import load_policy
 from ebt_policy.options import ConfigError, options
+from ebt_policy.recovery import known_perturbations, parse_perturbations
 from ebt_policy.tasks import Task
+from envs.perturb import Perturbation
 from envs.rollout import EpisodeResult, Policy, RolloutPool
 from envs.spec import EVALUATION_SEED, EnvSpec
 
@@ -178,6 +181,17 @@ class RecordConfig:
     episodes: int
     output: str | None
     workers: int
+    perturb: list[str] | None
+
+
+def _perturbation(words: list[str], spec: EnvSpec) -> Perturbation:
+    _, *found = parse_perturbations(words, known_perturbations(spec))
+    if len(found) != 1 or found[0] is None:
+        raise ConfigError(
+            f"perturb={','.join(words)} is several; record with one at one strength, such as "
+            f"perturb={str(found[0]).replace(' ', '=')}."
+        )
+    return found[0]
 
 
 def run(config: dict[str, Any]) -> None:
@@ -209,6 +223,9 @@ def run(config: dict[str, Any]) -> None:
         )
     elif task.family == "robosuite":
         spec = replace(spec, kwargs={**spec.kwargs, "actions": "delta"})  # as robomimic's files
+    if settings.perturb is not None:
+        spec = replace(spec, perturbation=_perturbation(settings.perturb, spec))
+        source += f", disturbed by {spec.perturbation}"
     output = Path(settings.output or recording(task.name))
     output.parent.mkdir(parents=True, exist_ok=True)
     attrs: dict[str, Any] = {"source": f"Successful episodes in {spec.env_id}: {source}."}
@@ -240,8 +257,13 @@ def run(config: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def main() -> None:
+    sys.argv[1:] = gather(sys.argv[1:], "perturb")
+    _main()
+
+
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="record")
-def main(cfg: DictConfig) -> None:
+def _main(cfg: DictConfig) -> None:
     with report_errors():
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)

@@ -68,10 +68,10 @@ def test_every_suite_says_what_it_is_learned_from():
     assert suites == set(manipulation.EFFORTS)
 
 
-def test_another_task_has_no_study(monkeypatch, tmp_path):
+def test_an_unknown_study_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["benchmark", "task=can"])
-    with pytest.raises(SystemExit, match="task must be one of push_t, lift"):
+    monkeypatch.setattr("sys.argv", ["benchmark", "study=can"])
+    with pytest.raises(SystemExit, match="study must be one of push_t, lift"):
         recovery.main()
 
 
@@ -80,12 +80,12 @@ SUITES = {  # its own runs, those of others that it may play, its entries
     "ablations": (ablations.RUNS, {}, ablations.ENTRIES),
     "manipulation": ({m: [f"model={m}"] for m in manipulation.MODELS}, {}, manipulation.ENTRIES),
     **{
-        f"recovery of {task}": (
+        f"recovery of {name}": (
             study.train,
-            compare.RUNS if task == "push_t" else {m: [f"model={m}"] for m in manipulation.MODELS},
+            compare.RUNS if name == "push_t" else {m: [f"model={m}"] for m in manipulation.MODELS},
             study.entries,
         )
-        for task, study in recovery.STUDIES.items()
+        for name, study in recovery.STUDIES.items()
     },
 }
 

@@ -10,6 +10,7 @@ from conftest import compose_config
 
 from ebt_policy.data.episodes import read_episodes
 from envs import record as module
+from envs.perturb import Kind
 from envs.record import main, record
 from envs.spec import EnvSpec
 
@@ -250,3 +251,36 @@ def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch
     lift = Task.of(compose_config("task=lift", "task.demos=expert"))
     with pytest.raises(EpisodeError, match=r"record it with: python -m envs\.record task=lift"):
         lift.demonstrations()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["perturb=kick"], "perturb=kick is several; record with one at one strength, such as"),
+        (["perturb=kick=5", "perturb=turn=9"], "such as perturb=kick=5"),
+        (["perturb=wind"], "perturb=wind is unknown; there are kick, turn, or all."),
+    ],
+)
+def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeypatch, call_entry):
+    monkeypatch.setattr(module, "load_policy", lambda path: Noise())
+    known = {"kick": Kind("px", (25.0, 50.0)), "turn": Kind("degrees", (30.0,))}
+    monkeypatch.setattr(module, "known_perturbations", lambda spec: known)
+    monkeypatch.chdir(tmp_path)
+    command = ["task=push_t", "checkpoint=runs/a", "episodes=1", "workers=1"]
+    code, told = call_entry(main, *command, *words)
+    assert code == 2 and message in told
+    assert not (tmp_path / "demos").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.robomimic
+def test_an_expert_shows_how_to_recover(tmp_path, call_entry):
+    pytest.importorskip("robosuite")
+    from ebt_policy.data.robomimic import load_robomimic
+
+    output = tmp_path / "lift.hdf5"
+    command = ["task=lift", "episodes=2", "workers=2", "perturb=object=8", f"output={output}"]
+    assert call_entry(main, *command)[0] == 0
+    for i in range(2):
+        closed = load_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
+        assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it closed on the cube anew
