@@ -76,7 +76,8 @@ def demonstrations(name: str, count: int, folder: Path, disturbed: str = "") -> 
     if name in ("adroit_door", "push_t_image"):  # shown by humans
         return []
     name = name.removesuffix("-cameras")  # frames are drawn from the states
-    path = folder / "-".join(filter(None, ("demos", str(count), disturbed))) / recording(name).name
+    kind = [f"demos-{count}", *([disturbed.replace("=", "-")] if disturbed else [])]
+    path = folder / "-".join(kind) / recording(name).name
     if not path.exists():
         recorder = [sys.executable, "-m", "envs.record", *task_overrides(name), "workers=2"]
         recorder += [f"episodes={count}", f"output={path}"]
