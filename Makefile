@@ -7,7 +7,7 @@ EXTRAS := robomimic metaworld adroit vision
 ALL := $(VENV)/.installed-extras
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: push_t experiments results test test-fast matrix check format benchmarks clean
+.PHONY: push_t experiments robots results test test-fast matrix check format benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -19,6 +19,13 @@ experiments: $(READY) ## all experiments behind README.md, from training to tabl
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.pictures
+	$(BIN)/python -m benchmarks.readme
+
+robots: $(ALL) ## the experiments on simulated robots: ten hours on 2 cores
+	for suite in metaworld_10 mujoco cameras; do $(BIN)/python -m benchmarks.manipulation suite=$$suite || exit 1; done
+	for study in lift lift_disturbed metaworld-peg-insert-side; do $(BIN)/python -m benchmarks.recovery study=$$study || exit 1; done
+	$(BIN)/python -m benchmarks.rollouts
+	$(BIN)/python -m benchmarks.films
 	$(BIN)/python -m benchmarks.readme
 
 test: $(ALL) ## all tests, with all simulators

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose_config
+from PIL import Image
 
 from benchmarks import (
     ablations,
     compare,
     energy,
+    films,
     manipulation,
     pictures,
     recovery,
@@ -28,7 +30,7 @@ from ebt_policy.models import build_policy
 from envs.perturb import Perturbation
 from envs.spec import EnvSpec
 
-MODULES = [speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts]
+MODULES = [speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts, films]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -161,3 +163,12 @@ def test_all_ways_of_playing_play_the_same_episodes():
     assert max(one) > 0
     for scores in others:
         np.testing.assert_allclose(scores, one, atol=1e-3)
+
+
+def test_films_of_unequal_length_become_one(tmp_path):
+    films_ = {"a": [np.full((32, 32, 3), i, np.uint8) for i in range(9)], "b": []}
+    films_["b"] = films_["a"][:2]
+    films.side_by_side(films_, 2, tmp_path / "x" / "both.webp")
+    with Image.open(tmp_path / "x" / "both.webp") as film:
+        assert film.size == (2 * films.SIDE, films.SIDE)
+        assert film.n_frames > 1  # equal ones at the end are one, shown longer
