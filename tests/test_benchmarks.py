@@ -166,7 +166,7 @@ def test_all_ways_of_playing_play_the_same_episodes():
 
 
 def test_films_of_unequal_length_become_one(tmp_path):
-    films_ = {"a": [np.full((32, 32, 3), i, np.uint8) for i in range(9)], "b": []}
+    films_ = {"a": [np.full((32, 32, 3), 25 * i, np.uint8) for i in range(9)], "b": []}
     films_["b"] = films_["a"][:2]
     films.side_by_side(films_, 2, tmp_path / "x" / "both.webp")
     with Image.open(tmp_path / "x" / "both.webp") as film:
