@@ -34,10 +34,10 @@ ROBOTS = {
     "can": "Can",
     "square": "Square",
     "adroit_door": "Adroit door",
-    "metaworld-hammer": "hammer",
     "metaworld-peg-insert-side": "peg insertion",
-    "metaworld-assembly": "assembly",
-    "metaworld-drawer-open": "drawer",
+    "metaworld-basketball": "basketball",
+    "metaworld-shelf-place": "shelf",
+    "metaworld-stick-pull": "stick",
 }
 RECOVERY = {
     ENERGY: "energy, 2 steps, best of 8",
