@@ -1,8 +1,7 @@
 """Recovery of every policy: ``python -m benchmarks.recovery [study=push_t]``.
 
 Settings: study (push_t, lift, lift_disturbed or metaworld-peg-insert-side), runs (the folder of its
-training runs: runs/compare, or runs/manipulation/STUDY), seeds (3), episodes (50), folder
-(runs/recovery/STUDY).
+training runs: runs/compare, or runs/manipulation/STUDY), seeds (3), folder (runs/recovery/STUDY).
 
 Push-T: plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
 behaviour cloning, which it trains in the same way. Robots: what they hold is taken away, or they
@@ -35,6 +34,7 @@ class Study:
         entries: of them; the first is the one that the others are compared with.
         perturbations: as `evaluate_recovery` takes them.
         workers: processes that play.
+        episodes: of each run and condition; robots, which are slow to simulate, play fewer.
         train: runs to train beside those that are there.
         disturbed: what went wrong in the demonstrations that all runs are to be trained on.
     """
@@ -43,6 +43,7 @@ class Study:
     entries: tuple[str, ...]
     perturbations: tuple[str, ...]
     workers: int
+    episodes: int = 20
     train: dict[str, list[str]] = field(default_factory=dict)
     disturbed: str = ""
 
@@ -73,6 +74,7 @@ STUDIES = {
         ),
         ("all",),
         workers=25,
+        episodes=50,
         train={"ibc": ["model=ibc", "train.minutes=10"]},
     ),
     **{
@@ -86,7 +88,7 @@ STUDIES = {
 
 
 def main() -> None:
-    given = settings(study="push_t", runs="", seeds=3, episodes=50, folder="")
+    given = settings(study="push_t", runs="", seeds=3, folder="")
     if (study := STUDIES.get(given.study)) is None:
         sys.exit(f"error: study must be one of {', '.join(STUDIES)}, got {given.study!r}.")
     runs = Path(given.runs or study.runs)
@@ -94,7 +96,7 @@ def main() -> None:
     train_all(study.to_train(), range(given.seeds), runs, parallel=2)
     evaluate_recovery(
         [str(runs / entry_of_runs(entry)) for entry in study.entries],
-        Protocol(given.episodes, EVALUATION_SEED, videos=1, workers=study.workers),
+        Protocol(study.episodes, EVALUATION_SEED, videos=1, workers=study.workers),
         study.perturbations,
         output=folder,
         device=DEVICE,

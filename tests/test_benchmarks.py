@@ -41,11 +41,11 @@ def test_unknown_settings_are_refused(module, monkeypatch, tmp_path):
         module.main()
 
 
-@pytest.mark.parametrize("bad", ["episodes=many", "episodes"])
+@pytest.mark.parametrize("bad", ["seeds=many", "seeds"])
 def test_settings_of_another_type_are_refused(bad, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", bad])
-    with pytest.raises(SystemExit, match="episodes"):
+    with pytest.raises(SystemExit, match="seeds"):
         recovery.main()
 
 
