@@ -102,7 +102,7 @@ def main() -> None:
     output = folder / "evaluation" / suite.name
     evaluate_suite(
         [str(folder / "{task}" / entry_of_runs(entry)) for entry in ENTRIES],
-        Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=25),
+        Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=12),
         suite,
         output=output,
         device=DEVICE,
