@@ -119,6 +119,12 @@ def recovery(result: dict[str, Any], metric: str = "success") -> str:
     return markdown(header, rows, left=1)
 
 
+def recovery_and_retries(study: str) -> str:
+    """What robots do after a perturbation: success, and how often they grasped anew."""
+    result = _stored(f"recovery_{study}")
+    return "\n".join(recovery(result, metric) for metric in ("success", "retries"))
+
+
 def suite(result: dict[str, Any]) -> str:
     """Success of every policy on each task of a suite and over all of them.
 
@@ -156,6 +162,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "speed": lambda: speed(_stored("speed")),
         "recovery": lambda: recovery(_stored("recovery_push_t")),
         "energy": lambda: energy(_stored("energy")),
+        "rollouts": lambda: rollouts(_stored("rollouts")),
+        "recovery_lift_disturbed": lambda: recovery_and_retries("lift_disturbed"),
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
