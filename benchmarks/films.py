@@ -82,7 +82,7 @@ def side_by_side(films: Mapping[str, Sequence[np.ndarray]], columns: int, target
 
 
 def main() -> None:
-    given = settings(runs="runs/manipulation", seed=EVALUATION_SEED, disturbed="object=8")
+    given = settings(runs="runs/manipulation", seed=EVALUATION_SEED, disturbed="object=12")
     runs = Path(given.runs)
     robots = {title: film(str(runs / task / ENERGY), given.seed) for task, title in ROBOTS.items()}
     side_by_side(robots, 4, ASSETS / "robots.webp")
