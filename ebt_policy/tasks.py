@@ -50,7 +50,7 @@ class Task:
     scene: str | None = None
     mask: str | None = None
     actions: Literal["delta", "absolute"] = "delta"
-    relative_to: list[int] | None = None
+    relative_to: list[int | None] | None = None
     align: bool = False
     mirror: bool = False
     cameras: list[str] | None = None
@@ -70,6 +70,11 @@ class Task:
         if self.family == "robosuite" and self.scene not in robomimic.SCENES:
             raise ConfigError(
                 f"task.scene must be one of {', '.join(robomimic.SCENES)}, got {self.scene}."
+            )
+        if self.family == "robosuite" and self.actions == "delta" and self.relative_to:
+            raise ConfigError(
+                "task.relative_to is for absolute goals; with task.actions=delta write "
+                "task.relative_to=null."
             )
         if self.family != "push_t" and (self.align or self.mirror):
             raise ConfigError("task.align and task.mirror belong to Push-T; leave them out.")

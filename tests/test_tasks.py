@@ -8,6 +8,7 @@ from conftest import compose_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
@@ -47,3 +48,19 @@ def test_a_split_that_leaves_nothing_is_refused(n, held_out):
 def test_mirror_images_are_learned_from_but_not_held_out():
     training, held_out = task(validation_episodes=2, mirror=True).split(episodes(6), 0)
     assert len(training) == 8 and held_out is not None and len(held_out) == 2
+
+
+@pytest.mark.parametrize("name", ["lift", "can", "square", "tool_hang", "transport"])
+def test_goals_of_grippers_are_measured_from_where_they_are(name):
+    task = Task.of(compose_config(f"task={name}"))
+    scene = robomimic.SCENES[str(task.scene)]
+    ends = np.cumsum(list(robomimic.layout(scene).values()))
+    starts = dict(zip(robomimic.layout(scene), [0, *ends], strict=False))
+    at = [starts[f"robot{arm}_eef_pos"] for arm in range(scene.arms)]
+    assert task.relative_to == [i for a in at for i in (a, a + 1, a + 2, *[None] * 7)]
+
+
+def test_relative_actions_have_no_origin():
+    with pytest.raises(ConfigError, match=r"with task\.actions=delta write task\.relative_to=null"):
+        Task.of(compose_config("task=lift", "task.actions=delta"))
+    Task.of(compose_config("task=lift", "task.actions=delta", "task.relative_to=null"))

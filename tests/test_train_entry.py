@@ -62,6 +62,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["evaluation.rollout_episodes=-3"], "rollout_episodes must be at least 0"),
         (["evaluation.rollout_episodes=many"], "rollout_episodes must be int, got 'many'."),
         (["+evaluation.wings=2"], "evaluation has no option wings"),
+        (["task.relative_to=[18]"], "task.relative_to must name 2 entries of an observation"),
         (["+task.env.wings=2"], "task.env has no option wings"),
         (["task.env.max_steps=many"], "task.env: max_steps must be int, got 'many'."),
         (["task.horizon=long"], "task: horizon must be int, got 'long'."),

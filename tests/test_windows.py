@@ -137,3 +137,4 @@ def test_relative_actions_do_not_depend_on_where_the_robot_is():
     assert action_origin(torch.zeros(3, 2, 5), None) == 0.0
     obs = torch.arange(12.0).view(1, 3, 4)
     assert torch.equal(action_origin(obs, [3, 1]), torch.tensor([[[11.0, 9.0]]]))
+    assert torch.equal(action_origin(obs, [3, None]), torch.tensor([[[11.0, 0.0]]]))

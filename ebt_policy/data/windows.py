@@ -133,17 +133,23 @@ class Windows:
         return {"obs": self.obs[observed], "action": self.action[rows], **images}
 
 
-def action_origin(obs: Tensor, relative_to: Sequence[int] | None) -> Tensor | float:
+def action_origin(obs: Tensor, relative_to: Sequence[int | None] | None) -> Tensor | float:
     """From where the actions of a chunk are measured: (B, 1, A), or 0.0 for absolute actions.
 
     Args:
         obs: (B, To, Do), the newest last.
-        relative_to: A entries of an observation, in the units of the action.
+        relative_to: A entries of an observation, in the units of the action; None for a number
+            that stays absolute.
     """
-    return 0.0 if relative_to is None else obs[:, -1:, list(relative_to)]
+    if relative_to is None:
+        return 0.0
+    newest = obs[:, -1:]
+    absolute = torch.zeros_like(newest[..., :1])
+    entries = [absolute if i is None else newest[..., i : i + 1] for i in relative_to]
+    return torch.cat(entries, dim=-1)
 
 
-def fit_normalizer(windows: Windows, relative_to: Sequence[int] | None) -> Normalizer:
+def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:
     """The normalizer of a policy that learns from these windows, keys "obs" and "action".
 
     Absolute actions are scaled by their limits, as in Diffusion Policy. Relative ones are mostly

@@ -43,7 +43,8 @@ class Shape:
     Args:
         obs_dim, action_dim, horizon, n_obs_steps, n_action_steps: Do, A, T, To, Ta.
         relative_to: A entries of the newest observation from which a chunk's actions are measured
-            (where the robot is, for actions that are places to go to); None for absolute ones.
+            (where the robot is, for actions that are places to go to), None for numbers that are
+            no places; None as a whole for absolute actions.
         cameras: name -> [H, W] of each camera that the policy sees.
     """
 
@@ -52,7 +53,7 @@ class Shape:
     horizon: int
     n_obs_steps: int
     n_action_steps: int
-    relative_to: list[int] | None = None
+    relative_to: list[int | None] | None = None
     cameras: dict[str, list[int]] | None = None
 
 
