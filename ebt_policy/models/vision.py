@@ -127,10 +127,10 @@ class Eye(nn.Module):
     def forward(self, images: Tensor, place: Tensor | None) -> Tensor:
         """(B, To, H, W, 3) uint8 and a crop's place (B, 2) in [0, 1), or None -> (B, To, 2 K)."""
         x = crop(images, self.window, place)
-        # Channels last in memory, as images are; a CPU convolves that faster, too.
-        x = x.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        x = x.flatten(0, 1).permute(0, 3, 1, 2).float()
         if self.shrink > 1:
             x = F.avg_pool2d(x, self.shrink)
+        x = x / 127.5 - 1.0
         points = spatial_softmax(self.read(self.backbone(x)[0]))
         return points.unflatten(0, images.shape[:2])
 
@@ -151,14 +151,11 @@ def crop(images: Tensor, window: list[int], place: Tensor | None) -> Tensor:
     if place is None:
         top, left = (n // 2 for n in spare)
         return images[:, :, top : top + window[0], left : left + window[1]]
-    rows, columns = (
-        (place[:, i] * (n + 1)).long().clamp(max=n).unsqueeze(1)
-        + torch.arange(part, device=images.device)
-        for i, (n, part) in enumerate(zip(spare, window, strict=True))
-    )
-    batch = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
-    time = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
-    return images[batch, time, rows[:, None, :, None], columns[:, None, None, :]]
+    top, left = ((place[:, i] * (n + 1)).long().clamp(max=n) for i, n in enumerate(spare))
+    # A view of all windows there are: (B, To, tops, lefts, 3, h, w).
+    windows = images.unfold(2, window[0], 1).unfold(3, window[1], 1)
+    batch = torch.arange(len(images), device=images.device)
+    return windows[batch, :, top, left].permute(0, 1, 3, 4, 2)
 
 
 def spatial_softmax(responses: Tensor) -> Tensor:
