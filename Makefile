@@ -23,7 +23,7 @@ experiments: $(READY) ## all experiments behind README.md, from training to tabl
 
 robots: $(ALL) push_t ## the experiments on simulated robots: ten hours on 2 cores
 	for suite in metaworld_10 mujoco cameras; do $(BIN)/python -m benchmarks.manipulation suite=$$suite || exit 1; done
-	for study in lift lift_disturbed metaworld-peg-insert-side; do $(BIN)/python -m benchmarks.recovery study=$$study || exit 1; done
+	for study in lift lift_disturbed metaworld-peg-insert-side metaworld-peg-insert-side_disturbed; do $(BIN)/python -m benchmarks.recovery study=$$study || exit 1; done
 	$(BIN)/python -m benchmarks.rollouts
 	$(BIN)/python -m benchmarks.films
 	$(BIN)/python -m benchmarks.readme

@@ -1,12 +1,13 @@
 """Recovery of every policy: ``python -m benchmarks.recovery [study=push_t]``.
 
-Settings: study (push_t, lift, lift_disturbed or metaworld-peg-insert-side), runs (the folder of its
-training runs: runs/compare, or runs/manipulation/STUDY), seeds (3), folder (runs/recovery/STUDY).
+Settings: study (push_t, lift, metaworld-peg-insert-side, or one of the latter two followed by
+_disturbed), runs (the folder of its training runs: runs/compare, or runs/manipulation/STUDY), seeds
+(3), folder (runs/recovery/STUDY).
 
 Push-T: plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
 behaviour cloning, which it trains in the same way. Robots: what they hold is taken away, or they
 are pushed, with the runs that ``benchmarks.manipulation`` trained, and with others that it trains
-on demonstrations in which the same happens (lift_disturbed). Writes
+on demonstrations in each of which the object is taken away (STUDY_disturbed). Writes
 ``docs/results/recovery_STUDY.json``. Repeated after a kill it goes on. On two cores Push-T takes
 two and a half hours.
 """
@@ -17,7 +18,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.manipulation import EFFORTS, MODELS, demonstrations
+from benchmarks.manipulation import EFFORTS, MODELS, demonstrations, task_overrides
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.protocol import Protocol
@@ -36,7 +37,8 @@ class Study:
         workers: processes that play.
         episodes: of each run and condition; robots, which are slow to simulate, play fewer.
         train: runs to train beside those that are there.
-        disturbed: what went wrong in the demonstrations that all runs are to be trained on.
+        task: of the runs to train on demonstrations in which something went wrong.
+        disturbed: what.
     """
 
     runs: str
@@ -45,21 +47,30 @@ class Study:
     workers: int
     episodes: int = 20
     train: dict[str, list[str]] = field(default_factory=dict)
+    task: str = ""
     disturbed: str = ""
 
-    def to_train(self) -> dict[str, list[str]]:
-        """Run -> overrides; demonstrations are recorded first."""
+    def to_train(self, runs: Path) -> dict[str, list[str]]:
+        """Run -> overrides; demonstrations are recorded first, beside the folder ``runs``."""
         if not self.disturbed:
             return self.train
-        effort, folder = EFFORTS["mujoco"], Path(self.runs).parent
-        shown = demonstrations("lift", effort.demos, folder, self.disturbed)
-        return {model: ["task=lift", *shown, *effort.of(model)] for model in MODELS}
+        effort = EFFORTS["mujoco"]
+        shown = demonstrations(self.task, effort.demos, runs.parent, self.disturbed)
+        return {model: [*task_overrides(self.task), *shown, *effort.of(model)] for model in MODELS}
 
 
 ROBOTS = (
     "ebt@steps=2,candidates=8", "diffusion@scheduler=ddim,steps=10", "flow_matching@steps=2",
 )  # fmt: skip
 TAKEN = ("object", "gripper")
+DISTURBED = {"lift": "object=8", "metaworld-peg-insert-side": "object=5"}
+
+
+def robots(name: str, task: str = "", disturbed: str = "") -> Study:
+    runs = f"runs/manipulation/{name}"
+    return Study(runs, ROBOTS, TAKEN, workers=10, task=task, disturbed=disturbed)
+
+
 STUDIES = {
     "push_t": Study(
         "runs/compare",
@@ -77,13 +88,11 @@ STUDIES = {
         episodes=50,
         train={"ibc": ["model=ibc", "train.minutes=10"]},
     ),
+    **{task: robots(task) for task in DISTURBED},
     **{
-        task: Study(f"runs/manipulation/{task}", ROBOTS, TAKEN, workers=10)
-        for task in ("lift", "metaworld-peg-insert-side")
+        f"{task}_disturbed": robots(f"{task}_disturbed", task=task, disturbed=what)
+        for task, what in DISTURBED.items()
     },
-    "lift_disturbed": Study(
-        "runs/manipulation/lift_disturbed", ROBOTS, TAKEN, workers=10, disturbed="object=8"
-    ),
 }
 
 
@@ -93,7 +102,7 @@ def main() -> None:
         sys.exit(f"error: study must be one of {', '.join(STUDIES)}, got {given.study!r}.")
     runs = Path(given.runs or study.runs)
     folder = Path(given.folder or f"runs/recovery/{given.study}")
-    train_all(study.to_train(), range(given.seeds), runs, parallel=2)
+    train_all(study.to_train(runs), range(given.seeds), runs, parallel=2)
     evaluate_recovery(
         [str(runs / entry_of_runs(entry)) for entry in study.entries],
         Protocol(study.episodes, EVALUATION_SEED, videos=1, workers=study.workers),
