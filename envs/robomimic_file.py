@@ -107,7 +107,7 @@ def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
             "camera_depths": False,
             "camera_heights": 84,
             "camera_widths": 84,
-            "lite_physics": False,
+            "lite_physics": True,
             "reward_shaping": False,
         },
     }
