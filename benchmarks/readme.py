@@ -138,7 +138,11 @@ def suite(result: dict[str, Any]) -> str:
         if pair["metric"] == "iqm"
     }
     rows = [
-        (task, *(_interval(entry["tasks"][task]["success"]) for entry in entries)) for task in tasks
+        (
+            task.removeprefix("metaworld-"),
+            *(_interval(entry["tasks"][task]["success"]) for entry in entries),
+        )
+        for task in tasks
     ]
     rows.append(("mean", *(_interval(entry["mean"]) for entry in entries)))
     rows.append(("interquartile mean", *(_interval(entry["iqm"]) for entry in entries)))
@@ -162,6 +166,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "speed": lambda: speed(_stored("speed")),
         "recovery": lambda: recovery(_stored("recovery_push_t")),
         "energy": lambda: energy(_stored("energy")),
+        "metaworld_10": lambda: suite(_stored("metaworld_10")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
         "recovery_lift_disturbed": lambda: recovery_and_retries("lift_disturbed"),
     },
