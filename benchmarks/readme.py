@@ -119,9 +119,8 @@ def recovery(result: dict[str, Any], metric: str = "success") -> str:
     return markdown(header, rows, left=1)
 
 
-def recovery_and_retries(study: str) -> str:
+def recovery_and_retries(result: dict[str, Any]) -> str:
     """What robots do after a perturbation: success, and how often they grasped anew."""
-    result = _stored(f"recovery_{study}")
     return "\n".join(recovery(result, metric) for metric in ("success", "retries"))
 
 
@@ -168,7 +167,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "energy": lambda: energy(_stored("energy")),
         "metaworld_10": lambda: suite(_stored("metaworld_10")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
-        "recovery_lift_disturbed": lambda: recovery_and_retries("lift_disturbed"),
+        "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }

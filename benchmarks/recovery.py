@@ -37,8 +37,8 @@ class Study:
         workers: processes that play.
         episodes: of each run and condition; robots, which are slow to simulate, play fewer.
         train: runs to train beside those that are there.
-        task: of the runs to train on demonstrations in which something went wrong.
-        disturbed: what.
+        task: of the robot.
+        disturbed: what went wrong in the demonstrations of it that all runs are to be trained on.
     """
 
     runs: str
@@ -66,8 +66,8 @@ TAKEN = ("object", "gripper")
 DISTURBED = {"lift": "object=8", "metaworld-peg-insert-side": "object=5"}
 
 
-def robots(name: str, task: str = "", disturbed: str = "") -> Study:
-    runs = f"runs/manipulation/{name}"
+def robots(task: str, disturbed: str = "") -> Study:
+    runs = f"runs/manipulation/{task}{'_disturbed' * bool(disturbed)}"
     return Study(runs, ROBOTS, TAKEN, workers=10, task=task, disturbed=disturbed)
 
 
@@ -89,10 +89,7 @@ STUDIES = {
         train={"ibc": ["model=ibc", "train.minutes=10"]},
     ),
     **{task: robots(task) for task in DISTURBED},
-    **{
-        f"{task}_disturbed": robots(f"{task}_disturbed", task=task, disturbed=what)
-        for task, what in DISTURBED.items()
-    },
+    **{f"{task}_disturbed": robots(task, what) for task, what in DISTURBED.items()},
 }
 
 

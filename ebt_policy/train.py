@@ -152,11 +152,14 @@ def _prepare(
         "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
         **task.horizons,
     }
-    if task.relative_to is not None and len(task.relative_to) != shape["action_dim"]:
-        raise ConfigError(
-            f"task.relative_to must name {shape['action_dim']} entries of an observation, one for "
-            f"each number of an action; it names {len(task.relative_to)}."
-        )
+    if task.relative_to is not None:
+        known = [i for i in task.relative_to if i is None or 0 <= i < shape["obs_dim"]]
+        if not len(known) == len(task.relative_to) == shape["action_dim"]:
+            raise ConfigError(
+                f"task.relative_to must name {shape['action_dim']} entries of an observation, one "
+                f"for each number of an action, from 0 to {shape['obs_dim'] - 1} or null; got "
+                f"{list(task.relative_to)}."
+            )
     normalizer = fit_normalizer(windows, task.relative_to)
     torch.manual_seed(config["seed"])
     policy = build_policy({**config, "shape": shape}, normalizer)

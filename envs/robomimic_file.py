@@ -107,7 +107,7 @@ def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
             "camera_depths": False,
             "camera_heights": 84,
             "camera_widths": 84,
-            "lite_physics": True,
+            "lite_physics": env.sim_env.lite_physics,
             "reward_shaping": False,
         },
     }

@@ -63,6 +63,8 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["evaluation.rollout_episodes=many"], "rollout_episodes must be int, got 'many'."),
         (["+evaluation.wings=2"], "evaluation has no option wings"),
         (["task.relative_to=[18]"], "task.relative_to must name 2 entries of an observation"),
+        (["task.relative_to=[18,20]"], "from 0 to 19 or null; got [18, 20]"),
+        (["task.relative_to=[-1,18]"], "from 0 to 19 or null; got [-1, 18]"),
         (["+task.env.wings=2"], "task.env has no option wings"),
         (["task.env.max_steps=many"], "task.env: max_steps must be int, got 'many'."),
         (["task.horizon=long"], "task: horizon must be int, got 'long'."),

@@ -143,10 +143,8 @@ def action_origin(obs: Tensor, relative_to: Sequence[int | None] | None) -> Tens
     """
     if relative_to is None:
         return 0.0
-    newest = obs[:, -1:]
-    absolute = torch.zeros_like(newest[..., :1])
-    entries = [absolute if i is None else newest[..., i : i + 1] for i in relative_to]
-    return torch.cat(entries, dim=-1)
+    newest = torch.nn.functional.pad(obs[:, -1:], (0, 1))  # a zero, for what stays absolute
+    return newest[..., [obs.shape[-1] if i is None else i for i in relative_to]]
 
 
 def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:
