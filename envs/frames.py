@@ -18,6 +18,8 @@ from rich.progress import track
 from ebt_policy.data.fetch import cache_dir
 from envs.spec import EnvSpec
 
+LOOK = 2  # to be raised when environments draw differently: frames that are kept are old then
+
 
 def observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
     """Observations of states (N, S): "obs" (N, Do) and under each camera's name (N, H, W, 3) uint8.
@@ -25,7 +27,7 @@ def observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
     Drawn once and kept in the cache folder, as drawing may take minutes.
     """
     digest = hashlib.sha256(np.ascontiguousarray(states).tobytes())
-    digest.update(repr((spec.env_id, sorted(spec.kwargs.items()))).encode())
+    digest.update(repr((LOOK, spec.env_id, sorted(spec.kwargs.items()))).encode())
     file = cache_dir() / "frames" / f"{digest.hexdigest()[:32]}.npz"
     try:
         with np.load(file) as kept:
