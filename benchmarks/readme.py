@@ -166,6 +166,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "recovery": lambda: recovery(_stored("recovery_push_t")),
         "energy": lambda: energy(_stored("energy")),
         "metaworld_10": lambda: suite(_stored("metaworld_10")),
+        "mujoco": lambda: suite(_stored("mujoco")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
         "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
     },
