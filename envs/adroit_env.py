@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from farama_notifications import notifications
 
 from envs.mujoco_env import MujocoManipulationEnv  # chooses how MuJoCo renders; before the next
 
-from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # isort: skip
+# At each import, in each process, it warns of rewards, of which none are used here.
+notifications.pop("gymnasium_robotics", None)
+from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # noqa: E402
 
 CONTROL_HZ = 100
 OPEN = 1.35  # rad, hinge of a door that counts as open
