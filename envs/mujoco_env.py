@@ -60,8 +60,8 @@ class MujocoManipulationEnv(ManipulationEnv):
         return np.ascontiguousarray(drawn[::-1, ::-1]) if camera in self.upside_down else drawn
 
     def _renderer(self, size: int) -> Any:
-        """For people, frames have shadows and smooth edges, which take a CPU nine tenths of the
-        time that it draws; for policies they have neither."""
+        """Frames of `render_size`, for people, have shadows and smooth edges; of other sizes, for
+        policies, neither: on a CPU they take nine tenths of the time."""
         pretty, quality = size == self.render_size, self.sim_env.model.vis.quality
         smooth = quality.offsamples
         quality.offsamples = smooth if pretty else 0

@@ -186,6 +186,11 @@ def test_cameras_and_rendering(name, camera):
     frame = env.render()
     assert isinstance(frame, np.ndarray) and frame.shape == (256, 256, 3) and frame.std() > 5
     env.close()
+    unseen = gymnasium.make(f"ebt_policy/{name}", render_mode="rgb_array")
+    unseen.reset(seed=5, options={"state": info["state"]})
+    alike = np.abs(unseen.render().astype(int) - frame).mean()  # type: ignore[union-attr]
+    assert alike < 0.1, "what people see must not depend on what a policy was shown"
+    unseen.close()
 
 
 @pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
