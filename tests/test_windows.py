@@ -119,6 +119,16 @@ def test_short_episode_is_left_out_with_a_warning():
     assert len(windows) == 13 + 1
 
 
+def test_actions_have_the_spread_of_the_noise_that_corrupts_them():
+    arrays, ends = make([40, 60])
+    windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
+    normalizer = fit_normalizer(windows, None)
+    seen = normalizer.normalize("action", windows.gather(torch.arange(len(windows)))["action"])
+    std, mean = torch.std_mean(seen.flatten(0, 1), 0, correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(std, torch.ones_like(std), atol=1e-4, rtol=0)
+
+
 def test_relative_actions_do_not_depend_on_where_the_robot_is():
     rng = np.random.default_rng(0)
     walk = np.cumsum(rng.normal(size=(40, 2)), axis=0)

@@ -150,11 +150,9 @@ def action_origin(obs: Tensor, relative_to: Sequence[int | None] | None) -> Tens
 def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:
     """The normalizer of a policy that learns from these windows, keys "obs" and "action".
 
-    Absolute actions are scaled by their limits, as in Diffusion Policy. Relative ones are mostly
-    far from theirs, so they get zero mean and unit spread, the scale of the noise of denoising.
+    Actions get zero mean and unit spread, not limits of -1 and 1 as in Diffusion Policy: that is
+    the scale of the noise of denoising, beside which what matters of an action must not be small.
     """
-    if relative_to is None:
-        return Normalizer.fit({"obs": windows.obs, "action": windows.action})
     observed, rows = windows.rows(torch.arange(len(windows)))  # without images: they are many
     action = windows.action[rows] - action_origin(windows.obs[observed], relative_to)
     return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))
