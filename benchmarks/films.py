@@ -1,7 +1,7 @@
-"""Films of robots for the README: ``python -m benchmarks.films [runs=runs/manipulation]``.
+"""Films of robots that try again: ``python -m benchmarks.films [runs=runs/manipulation]``.
 
-Plays one episode a panel, all at once, and writes ``docs/assets/robots.webp``, the energy policy on
-several tasks, and ``docs/assets/recovery_lift.webp``, policies from which the cube is taken away.
+Takes away what the robot holds, once for each policy of ``benchmarks.recovery``'s studies, all in
+the same episode, and writes ``docs/assets/recovery_lift.webp`` and ``recovery_peg.webp``.
 """
 
 from __future__ import annotations
@@ -28,25 +28,18 @@ EVERY = 3  # so many frames become one
 HOLD = 12  # frames for which the end of the longest episode is shown
 MILLISECONDS = 60  # a frame; the robots act every 50, so this is some two and a half times as fast
 
-ENERGY = "ebt-seed0@steps=2,candidates=8"
-ROBOTS = {
-    "lift": "Lift",
-    "can": "Can",
-    "square": "Square",
-    "adroit_door": "Adroit door",
-    "metaworld-peg-insert-side": "peg insertion",
-    "metaworld-basketball": "basketball",
-    "metaworld-shelf-place": "shelf",
-    "metaworld-stick-pull": "stick",
+FILMS = {  # name of the film -> training runs, what goes wrong
+    "recovery_lift": ("lift_disturbed", Perturbation("object", 12)),
+    "recovery_peg": ("metaworld-peg-insert-side_disturbed", Perturbation("object", 5)),
 }
-RECOVERY = {
-    ENERGY: "energy, 2 steps, best of 8",
+POLICIES = {
+    "ebt-seed0@steps=2,candidates=8": "energy, 2 steps, best of 8",
     "diffusion-seed0@scheduler=ddim,steps=10": "DDIM-10",
     "flow_matching-seed0@steps=2": "flow matching, 2 steps",
 }
 
 
-def film(checkpoint: str, seed: int, perturbation: Perturbation | None = None) -> list[np.ndarray]:
+def film(checkpoint: str, seed: int, perturbation: Perturbation) -> list[np.ndarray]:
     """Frames (H, W, 3) of a policy's episode."""
     (one,) = load_contestants([checkpoint], torch.device("cpu"))
     spec = replace(one.env_spec, perturbation=perturbation)
@@ -57,21 +50,19 @@ def film(checkpoint: str, seed: int, perturbation: Perturbation | None = None) -
             return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
 
 
-def side_by_side(films: Mapping[str, Sequence[np.ndarray]], columns: int, target: Path) -> None:
+def side_by_side(films: Mapping[str, Sequence[np.ndarray]], target: Path) -> None:
     """One animation of several films, each with its title; those that end stand still."""
     thinned = {title: [*frames[:-1:EVERY], frames[-1]] for title, frames in films.items()}
     longest = max(map(len, thinned.values())) + HOLD
-    rows = -(-len(films) // columns)
     pictures = []
     for at in range(longest):
-        whole = Image.new("RGB", (columns * SIDE, rows * SIDE), "white")
+        whole = Image.new("RGB", (len(films) * SIDE, SIDE), "white")
         pencil = ImageDraw.Draw(whole)
         for i, (title, frames) in enumerate(thinned.items()):
-            corner = (i % columns * SIDE, i // columns * SIDE)
             panel = Image.fromarray(frames[min(at, len(frames) - 1)])
-            whole.paste(panel.resize((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS), corner)
-            where = (corner[0] + 5, corner[1] + 3)
-            pencil.text(where, title, fill="white", stroke_width=2, stroke_fill="black")
+            panel = panel.resize((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS)
+            whole.paste(panel, (i * SIDE, 0))
+            pencil.text((i * SIDE + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
         pictures.append(whole)
     target.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(
@@ -82,17 +73,13 @@ def side_by_side(films: Mapping[str, Sequence[np.ndarray]], columns: int, target
 
 
 def main() -> None:
-    given = settings(runs="runs/manipulation", seed=EVALUATION_SEED, disturbed="object=12")
-    runs = Path(given.runs)
-    robots = {title: film(str(runs / task / ENERGY), given.seed) for task, title in ROBOTS.items()}
-    side_by_side(robots, 4, ASSETS / "robots.webp")
-    kind, _, strength = given.disturbed.partition("=")
-    what = Perturbation(kind, float(strength))
-    disturbed = {
-        title: film(str(runs / "lift_disturbed" / entry), given.seed, what)
-        for entry, title in RECOVERY.items()
-    }
-    side_by_side(disturbed, 3, ASSETS / "recovery_lift.webp")
+    given = settings(runs="runs/manipulation", seed=EVALUATION_SEED)
+    for name, (runs, what) in FILMS.items():
+        played = {
+            title: film(str(Path(given.runs) / runs / entry), given.seed, what)
+            for entry, title in POLICIES.items()
+        }
+        side_by_side(played, ASSETS / f"{name}.webp")
 
 
 if __name__ == "__main__":

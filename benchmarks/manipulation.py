@@ -48,7 +48,7 @@ class Effort:
 EFFORTS = {
     "metaworld_10": Effort(demos=10, updates=1500, others=2200),
     "mujoco": Effort(demos=100, updates=3000, others=4400),
-    "cameras": Effort(demos=50, updates=2500, others=2900, batch_size=64),
+    "cameras": Effort(demos=50, updates=2000, others=2320, batch_size=64),
 }
 OF_ITS_OWN = {  # a task that needs more updates than the others of its suite
     "push_t_image": replace(EFFORTS["cameras"], updates=6000, others=6960),

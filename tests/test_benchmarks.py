@@ -168,7 +168,7 @@ def test_all_ways_of_playing_play_the_same_episodes():
 def test_films_of_unequal_length_become_one(tmp_path):
     films_ = {"a": [np.full((32, 32, 3), 25 * i, np.uint8) for i in range(9)], "b": []}
     films_["b"] = films_["a"][:2]
-    films.side_by_side(films_, 2, tmp_path / "x" / "both.webp")
+    films.side_by_side(films_, tmp_path / "x" / "both.webp")
     with Image.open(tmp_path / "x" / "both.webp") as film:
         assert film.size == (2 * films.SIDE, films.SIDE)
         assert film.n_frames > 1  # equal ones at the end are one, shown longer
