@@ -107,6 +107,22 @@ def test_the_energy_is_the_product_of_candidate_and_vector():
     torch.testing.assert_close(energy(energy.encode(obs), x), want)
 
 
+@pytest.mark.parametrize("output", ["energy", "vector"])
+def test_tokens_wider_than_the_network_pass_around_it(output):
+    """A share of the candidate is added to the vector, so its square to the energy."""
+    torch.manual_seed(0)
+    wide = TwoStreamTransformer(
+        OBS, K, 20, L, Size(width=16, heads=2, layers=1), output=output, level=True
+    )
+    obs, x, level = inputs()[0], torch.randn(B, U, L, 20), torch.rand(B, U)
+    context = wide.encode(obs)
+    before = wide(context, x, level)
+    assert wide.skip is not None and build().skip is None
+    torch.nn.init.constant_(wide.skip.bias, 0.5)
+    added = 0.5 * (x.square().sum((-2, -1)) if output == "energy" else x)
+    torch.testing.assert_close(wide(context, x, level) - before, added, rtol=1e-4, atol=1e-4)
+
+
 # -- derivatives ----------------------------------------------------------------------------------
 
 

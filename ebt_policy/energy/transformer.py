@@ -125,6 +125,12 @@ class TwoStreamTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, token_dim)
+        # Noise that is to be taken away must reach the output, and what is wider than the network
+        # cannot pass through it: a share of the candidate, told by the condition, goes around.
+        self.skip = nn.Linear(width, 1) if token_dim > width else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+            nn.init.zeros_(self.skip.bias)
 
     def encode(self, context: Tensor) -> Context:
         """Context tokens (B, K, context_dim) -> what the candidate stream needs of them."""
@@ -169,7 +175,10 @@ class TwoStreamTransformer(nn.Module):
         # Units of a row see the same context, and not each other.
         for block, seen in zip(self.blocks, context.keys_values, strict=True):
             h, _ = block(h, _repeat(seen, units), condition)
-        vector = self.head(self.norm(h)).unflatten(0, (-1, units))
+        vector = self.head(self.norm(h))
+        if self.skip is not None:
+            vector = vector + self.skip(condition) * candidate.flatten(0, 1)
+        vector = vector.unflatten(0, (-1, units))
         if self.output == "vector":
             return vector
         # E = <x, f(x)>: its gradient, f + J_f^T x, has a direct path to a vector output. It learned
