@@ -127,22 +127,22 @@ def recovery_and_retries(result: dict[str, Any]) -> str:
 def suite(result: dict[str, Any]) -> str:
     """Success of every policy on each task of a suite and over all of them.
 
-    The last row is the first policy minus each other, over all.
+    Scores have a row of their own where they are more than success. The last row is the first
+    policy minus each other, over all.
     """
     entries = result["entries"]
-    tasks = entries[0]["tasks"]
     ahead = {
         pair["b"]: format_interval(pair["diff"], pair["ci95"], signed=True)
         for pair in result["paired"]
         if pair["metric"] == "iqm"
     }
-    rows = [
-        (
-            task.removeprefix("metaworld-"),
-            *(_interval(entry["tasks"][task]["success"]) for entry in entries),
-        )
-        for task in tasks
-    ]
+    rows = []
+    for task in entries[0]["tasks"]:
+        on_task = [entry["tasks"][task] for entry in entries]
+        name = task.removeprefix("metaworld-")
+        rows.append((name, *(_interval(one["success"]) for one in on_task)))
+        if any(one["score"] != one["success"] for one in on_task):
+            rows.append((f"{name}, score", *(_interval(one["score"]) for one in on_task)))
     rows.append(("mean", *(_interval(entry["mean"]) for entry in entries)))
     rows.append(("interquartile mean", *(_interval(entry["iqm"]) for entry in entries)))
     rows.append(("first minus it", *(ahead.get(entry["name"], "") for entry in entries)))
@@ -170,13 +170,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "adroit_door": lambda: scores(_stored("adroit_door"), minutes=False),
         "cameras": lambda: suite(_stored("cameras")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
-        **{
-            name: lambda name=name: recovery_and_retries(_stored(name))
-            for name in (
-                "recovery_lift_disturbed",
-                "recovery_metaworld-peg-insert-side_disturbed",
-            )
-        },
+        "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
