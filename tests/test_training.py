@@ -92,6 +92,28 @@ def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny):
     assert_same_end(with_it, again)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
+def test_a_kill_beside_the_writing_of_a_checkpoint_loses_no_log_line(written, tiny, monkeypatch):
+    settings = ("train.steps=10", "train.checkpoint_every=4")
+    straight = train(tiny("straight", *settings))
+    save = Trainer.save
+
+    def killed(self: Trainer) -> Path:
+        if self.progress.step < 8:
+            return save(self)
+        if written:
+            save(self)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", killed)
+        with pytest.raises(Interrupted):
+            train(tiny("broken", *settings))
+    broken = train(tiny("broken", *settings, "resume=true"))
+    assert [x["step"] for x in logged(broken)] == list(range(1, 11))
+    assert_same_end(straight, broken)
+
+
 def test_resume_before_the_first_checkpoint_starts_afresh(tiny, monkeypatch):
     straight = train(tiny("straight"))
     with monkeypatch.context() as patch:

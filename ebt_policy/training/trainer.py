@@ -308,12 +308,13 @@ class Trainer:
                     values |= {"steps_per_second": rate, "seconds": progress.seconds}
                     bar.update(mean, rate)
                 paused = time.perf_counter()
-                if save_now and main:
-                    if self.validation is not None:
-                        values |= self._validate(self.validation)
-                    last = self.save()
+                if save_now and main and self.validation is not None:
+                    values |= self._validate(self.validation)
+                # First, as a run that resumes at a checkpoint writes no line up to it again.
                 if values and self.log is not None:
                     self.log.write(step=step, **values)
+                if save_now and main:
+                    last = self.save()
                 if config.rollout_every and step % config.rollout_every == 0 and not ending:
                     self._rollout(step)
                 mark += time.perf_counter() - paused  # not training time
