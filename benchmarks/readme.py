@@ -170,13 +170,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "adroit_door": lambda: scores(_stored("adroit_door"), minutes=False),
         "cameras": lambda: suite(_stored("cameras")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
-        **{
-            name: lambda name=name: recovery_and_retries(_stored(name))
-            for name in (
-                "recovery_lift_disturbed",
-                "recovery_metaworld-peg-insert-side_disturbed",
-            )
-        },
+        "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
+        "recovery_metaworld-peg-insert-side_disturbed": lambda: recovery_and_retries(
+            _stored("recovery_metaworld-peg-insert-side_disturbed")
+        ),
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
