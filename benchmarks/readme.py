@@ -167,7 +167,6 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "energy": lambda: energy(_stored("energy")),
         "metaworld_10": lambda: suite(_stored("metaworld_10")),
         "mujoco": lambda: suite(_stored("mujoco")),
-        "adroit_door": lambda: scores(_stored("adroit_door"), minutes=False),
         "cameras": lambda: suite(_stored("cameras")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
         "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
