@@ -98,6 +98,41 @@ def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
     assert same == (kind == "bc")  # one pass from observations: there is nothing to fit
 
 
+def test_what_may_be_executed_is_what_is_chosen(kind):
+    policy, obs = build(kind), observe(2)
+    low, high = LOW + (HIGH - LOW) * 0.4, LOW + (HIGH - LOW) * 0.6
+    seen = []
+
+    def project(chunks):
+        seen.append(chunks.shape)
+        return chunks.clamp(low, high)
+
+    chunk = policy.predict_chunk(obs, project=project, generator=generators(0, 1))
+    assert (chunk.actions >= low - 1e-3).all() and (chunk.actions <= high + 1e-3).all()
+    assert all(shape[0] == 2 and shape[-2:] == (16, 2) for shape in seen)
+    if kind in ENERGIES:  # the energy is that of what is executed
+        assert len(seen) > 1
+        energy = policy.energies(obs, chunk.actions.unsqueeze(1))[:, 0]
+        torch.testing.assert_close(energy, chunk.energy, atol=1e-3, rtol=1e-3)
+    prefix = (LOW + HIGH).div(2).expand(2, 3, 2)
+    both = policy.predict_chunk(obs, prefix=prefix, project=project).actions
+    assert torch.equal(both[:, :3], prefix) and (both >= low - 1e-3).all()
+
+
+def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
+    policy, obs = build(kind), observe(2)
+    cold = policy.predict_chunk(obs, generator=generators(0, 1))
+    warm = policy.predict_chunk(obs, warm=cold.actions, generator=generators(2, 3))
+    if kind not in ENERGIES:
+        again = policy.predict_chunk(obs, generator=generators(2, 3))
+        torch.testing.assert_close(warm.actions, again.actions)
+        return
+    assert (warm.steps_used == 1).all()
+    policy.configure_inference(warm_level=0.99)
+    near = policy.predict_chunk(obs, warm=cold.actions, generator=generators(2, 3)).actions
+    assert (near - cold.actions).abs().mean() < (warm.actions - cold.actions).abs().mean()
+
+
 def test_prefix_may_be_the_whole_chunk_or_nothing(kind):
     policy, obs = build(kind), observe(1)
     whole = (LOW + HIGH).div(2).expand(1, 16, 2)
@@ -140,13 +175,15 @@ def test_bad_input_is_one_clear_value_error(kind):
         (poisoned, None, "NaN or Inf"),
         (good, torch.zeros(1, 4, 2), r"must be \(2, P, 2\), got \(1, 4, 2\)"),
         (good, torch.zeros(2, 4, 3), r"must be \(2, P, 2\), got \(2, 4, 3\)"),
-        (good, torch.zeros(2, 17, 2), "longer than the horizon 16"),
+        (good, torch.zeros(2, 17, 2), "has 17 actions, the horizon is 16"),
         (good, torch.full((2, 4, 2), float("inf")), "prefix holds NaN or Inf"),
     ]
     for obs, prefix, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
             policy.predict_chunk(obs, prefix=prefix)
         assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="earlier plan has 8 actions, the horizon is 16"):
+        policy.predict_chunk(good, warm=torch.zeros(2, 8, 2))
 
 
 def test_unknown_inference_options_are_named(kind):

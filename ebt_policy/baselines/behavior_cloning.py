@@ -11,7 +11,7 @@ from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 
 
@@ -44,8 +44,6 @@ class BehaviorCloning(Policy):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return (self._regress(self.features(batch)) - batch["action"]).square().mean(), {}
 
-    def refine(
-        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
-    ) -> Chunk:
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         used = torch.ones(len(obs), dtype=torch.long, device=obs.device)
         return Chunk(actions=self._regress(obs), steps_used=used)

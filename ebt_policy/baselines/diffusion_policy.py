@@ -20,7 +20,7 @@ from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
@@ -119,9 +119,7 @@ class DiffusionPolicy(Policy):
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
         return (predicted[:, 0] - draws["target"]).square().mean(), {}
 
-    def refine(
-        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
-    ) -> Chunk:
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         how = self.inference
         kind = DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler
         scheduler = kind(
@@ -135,7 +133,9 @@ class DiffusionPolicy(Policy):
         # diffusers draws DDPM's noise itself; it takes one generator or a list of them as we do.
         extra = {"generator": generator} if how.scheduler == "ddpm" else {}
         for t in scheduler.timesteps:
-            if prefix is not None:  # inpainting: a committed action is as noisy as the others
+            if (
+                prefix := terms.prefix
+            ) is not None:  # inpainting: a committed action is as noisy as the others
                 length = prefix.shape[1]
                 normal, now = draw_normal(prefix, generator), t.view(1)
                 noisy = scheduler.add_noise(prefix, normal, now)  # type: ignore[arg-type]

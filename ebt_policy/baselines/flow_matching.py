@@ -17,7 +17,7 @@ from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
@@ -66,9 +66,7 @@ class FlowMatchingPolicy(Policy):
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 
-    def refine(
-        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
-    ) -> Chunk:
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         steps = self.inference.steps
         context = self.net.encode(obs)
         like = obs.new_empty(len(obs), 1, self.shape.horizon, self.shape.action_dim)
@@ -76,9 +74,9 @@ class FlowMatchingPolicy(Policy):
         for k in range(steps):
             level = obs.new_full((len(obs), 1), k / steps)
             x = x + self.net(context, x, level) / steps
-            if prefix is not None:
-                length = prefix.shape[1]
-                at = corrupt(prefix.unsqueeze(1), noise[:, :, :length], level + 1 / steps)
+            if terms.prefix is not None:
+                length = terms.prefix.shape[1]
+                at = corrupt(terms.prefix.unsqueeze(1), noise[:, :, :length], level + 1 / steps)
                 x = torch.cat([at, x[:, :, length:]], dim=2)
         used = torch.full((len(obs),), steps, device=obs.device)
         return Chunk(actions=x[:, 0], steps_used=used)

@@ -18,7 +18,7 @@ from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import info_nce
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
@@ -95,9 +95,7 @@ class ImplicitBC(Policy):
         hit = (energy.argmin(dim=1) == 0).float().mean()
         return info_nce(energy[:, :1], energy[:, 1:]), {"top1": hit.detach()}
 
-    def refine(
-        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
-    ) -> Chunk:
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         how = self.inference
         context = self.net.encode(obs)
         low, high = self.normalizer.box("action")
@@ -105,15 +103,9 @@ class ImplicitBC(Policy):
         rows = torch.arange(len(obs), device=obs.device).unsqueeze(1)
         like = obs.new_empty(len(obs), how.samples, self.shape.horizon, self.shape.action_dim)
 
-        def hold(x: Tensor) -> Tensor:
-            if prefix is None:
-                return x
-            fixed = prefix.unsqueeze(1).expand(-1, how.samples, -1, -1)
-            return torch.cat([fixed, x[:, :, prefix.shape[1] :]], dim=2)
-
         # Uniform through the normal's distribution function: one way to draw row by row.
         x = self._within_limits(2 * torch.special.ndtr(draw_normal(like, generator)) - 1)
-        x = hold(x)
+        x = terms.fit(x)
         spread, energy = how.spread, self.net(context, x)
         for _ in range(how.steps):
             # Resampling by probability, with Gumbel noise so that row generators decide.
@@ -123,7 +115,7 @@ class ImplicitBC(Policy):
             repeats = -(-how.samples // parents.shape[1])
             x = parents.repeat(1, repeats, 1, 1)[:, : how.samples]
             x = x + spread * half * draw_normal(like, generator)
-            x = hold(self.normalizer.clamp("action", x))
+            x = terms.fit(self.normalizer.clamp("action", x))
             energy = self.net(context, x)
             spread *= how.shrink
         best = energy.argmin(dim=1)

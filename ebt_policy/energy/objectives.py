@@ -74,8 +74,12 @@ class Objective(nn.Module, ABC):
         """Scalar loss and metrics; with a replay buffer the metrics hold its new ``candidate``."""
 
     @abstractmethod
-    def descent_options(self, steps: int) -> dict[str, Any]:
-        """Arguments of `descend` at inference, besides the number of steps."""
+    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+        """Arguments of `descend` at inference, besides the number of steps.
+
+        Args:
+            level: of corruption that candidates start from, 0 for noise.
+        """
 
     def verify(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
         """By what finished candidates (B, U, *) of one context compare: (B, U), lower is better.
@@ -130,12 +134,13 @@ class Flow(Objective):
         loss = squared_error(step.candidate - start, velocity).mean()
         return loss, {"grad_norm": step.grad_norms.mean()}
 
-    def descent_options(self, steps: int) -> dict[str, Any]:
-        chosen: dict[str, Any] = {"step_size": 1.0 / steps}
+    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+        chosen: dict[str, Any] = {"step_size": (1.0 - level) / steps}
         if self.level_conditioned:
             # At level 0 a candidate is noise and says nothing of the demonstrations: the field is
             # E[y | context] - x, so the first step needs one evaluation for all candidates.
-            chosen |= {"levels": torch.linspace(0.0, 1.0, steps + 1), "shared_start": True}
+            levels = torch.linspace(level, 1.0, steps + 1)
+            chosen |= {"levels": levels, "shared_start": level == 0}
         return chosen
 
     def verify(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
@@ -219,7 +224,7 @@ class S1(Objective):
         metrics = {"last_step_loss": losses[-1].detach(), "step_size": self.step_size.detach()}
         return losses.mean(), metrics
 
-    def descent_options(self, steps: int) -> dict[str, Any]:
+    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
         return {"step_size": self.step_size.detach().clamp(min=1e-4)}
 
 
@@ -297,7 +302,7 @@ class S2(Objective):
             metrics["candidate"] = found.candidate.detach()
         return squared_error(found.candidate, target).mean(), metrics
 
-    def descent_options(self, steps: int) -> dict[str, Any]:
+    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
         return {"step_size": self.step_size, "noise": self.noise, "momentum": self.momentum}
 
 
@@ -358,7 +363,7 @@ class Contrastive(Objective):
         loss = info_nce(positive, negatives) + self.regularizer * both.square().mean()
         return loss, {"energy_gap": (negatives.mean() - positive.mean()).detach()}
 
-    def descent_options(self, steps: int) -> dict[str, Any]:
+    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
         # Gradients of a classifier-like landscape vary by orders of magnitude: clip each unit's.
         return {"step_size": self.step_size, "noise": self.noise, "max_grad_norm": 10.0}
 

@@ -6,7 +6,7 @@ Shapes: B batch, M candidates, T horizon, A action dimension, To observations, D
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective, corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape
+from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
@@ -37,6 +37,8 @@ class EnergyInference:
             that are flat at the data; along levels the gradient never fades.
         stop_change: along levels, a candidate lands early where its path is straight (see
             `descend`), in units of the actions' spread; None never.
+        warm_level, warm_steps: where an earlier plan is given, candidates start from it, corrupted
+            to this level, and take so many steps.
     """
 
     steps: int = 2
@@ -45,12 +47,16 @@ class EnergyInference:
     select: Literal["energy", "drop"] = "energy"
     stop_grad_norm: float | None = None
     stop_change: float | None = None
+    warm_level: float = 0.5
+    warm_steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.candidates < 1:
-            raise ConfigError("inference.steps and inference.candidates must be at least 1.")
-        if not 0 < self.level < 1:
-            raise ConfigError(f"inference.level must lie between 0 and 1, got {self.level}.")
+        for name in ("steps", "candidates", "warm_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1.")
+        for name in ("level", "warm_level"):
+            if not 0 < (value := getattr(self, name)) < 1:
+                raise ConfigError(f"inference.{name} must lie between 0 and 1, got {value}.")
         if self.select not in ("energy", "drop"):
             raise ConfigError(f"inference.select must be energy or drop, got {self.select}.")
         for name in ("stop_grad_norm", "stop_change"):
@@ -163,24 +169,19 @@ class EnergyPolicy(Policy):
             )
 
     def descend(
-        self,
-        obs: Tensor,
-        prefix: Tensor | None = None,
-        deadline_s: float | None = None,
-        generator: Generators = None,
+        self, obs: Tensor, terms: Terms | None = None, generator: Generators = None
     ) -> Descent:
         """The descent behind `predict_chunk`, in the network's units, one unit a candidate.
 
         Args:
             obs: as `observe` gives it; the rest is `refine`'s.
         """
-        how = self.inference
+        how, terms = self.inference, terms or Terms()
         like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
-        init = draw_normal(like, generator)
-        whole = prefix is None and deadline_s is None
-        whole = whole and how.stop_grad_norm is None and how.stop_change is None
+        noise = draw_normal(like, generator)
+        whole = terms == Terms() and how.stop_grad_norm is None and how.stop_change is None
         search = self._compiled if whole and self._compiled is not None else self._search
-        return search(obs, init, prefix, deadline_s, generator)
+        return search(obs, noise, terms, generator)
 
     def compile_prediction(self) -> None:
         # As one piece, all steps and the verification; what rarely happens stays as it is.
@@ -188,53 +189,53 @@ class EnergyPolicy(Policy):
         if self.vision is not None:
             self.vision.compile()
 
-    def _search(
-        self,
-        obs: Tensor,
-        init: Tensor,
-        prefix: Tensor | None,
-        deadline_s: float | None,
-        generator: Generators,
-    ) -> Descent:
+    def _search(self, obs: Tensor, noise: Tensor, terms: Terms, generator: Generators) -> Descent:
         how = self.inference
         context = self.net.encode(obs)
-        chosen = self.objective.descent_options(how.steps)
+        init, level, steps = noise, 0.0, how.steps
+        if terms.warm is not None:
+            level, steps = how.warm_level, how.warm_steps
+            earlier = terms.warm.unsqueeze(1).expand_as(noise)
+            init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
+        chosen = self.objective.descent_options(steps, level)
         levels = chosen.get("levels")
         if levels is not None:
             chosen["levels"] = levels = levels.to(obs.device)
-        hold = None
-        if prefix is not None and levels is None:
-            mask = torch.arange(self.shape.horizon, device=obs.device) < prefix.shape[1]
-            init[:, :, : prefix.shape[1]] = prefix.unsqueeze(1)
+        elif terms.prefix is not None:
+            length = terms.prefix.shape[1]
+            mask = torch.arange(self.shape.horizon, device=obs.device) < length
+            init = torch.where(mask.view(1, 1, -1, 1), terms.fit(init), init)
             chosen["frozen"] = mask.view(1, 1, -1, 1)
-        elif prefix is not None and levels is not None:
-            hold = _along_the_path(init, prefix.unsqueeze(1), levels)
+        # Who lands early is beyond the level of the others: no end of its path is to be foreseen.
+        bound = terms if how.stop_change is None else replace(terms, project=None)
+        bound = bound if bound.project is not None or bound.prefix is not None else None
 
         def project(x: Tensor, done: int) -> Tensor:
-            # Beyond the demonstrations' limits nothing was learned; on the way there is noise.
-            x = self.normalizer.clamp("action", x) if done == how.steps else x
-            return x if hold is None else hold(x, done)
+            if done == steps:
+                # Beyond the demonstrations' limits nothing was learned; on the way there is noise.
+                return terms.fit(self.normalizer.clamp("action", x))
+            if bound is None:
+                return x
+            return bound.fit(x) if levels is None else _on_the_path(x, noise, levels[done], bound)
 
         energy = partial(self.net, context)
         return descend(
             energy,
             init,
-            steps=how.steps,
+            steps=steps,
             candidates=how.candidates,
             select=how.select,
             stop_grad_norm=how.stop_grad_norm,
             stop_change=how.stop_change,
-            deadline_s=deadline_s,
+            deadline_s=terms.deadline_s,
             project=project,
             verify=lambda x: self.objective.verify(energy, x, how.level),
             generator=generator,
             **chosen,
         )
 
-    def refine(
-        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
-    ) -> Chunk:
-        found = self.descend(obs, prefix, deadline_s, generator)
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+        found = self.descend(obs, terms, generator)
         return Chunk(
             actions=found.candidate[:, 0],
             steps_used=found.steps_used[:, 0],
@@ -243,16 +244,12 @@ class EnergyPolicy(Policy):
         )
 
 
-def _along_the_path(init: Tensor, prefix: Tensor, levels: Tensor):
-    """Projection that holds a prefix where the corruption path has it at each level.
+def _on_the_path(x: Tensor, noise: Tensor, level: Tensor, terms: Terms) -> Tensor:
+    """Candidates x (B, M, T, A) at a level in (0, 1), moved so that their paths end on the terms.
 
-    A level-conditioned energy expects all actions to be equally noisy; a clean prefix beside noisy
-    actions is nothing that it was trained on.
+    x = g y + (1 - g) n: the end y that a candidate is heading for is put on the terms, and the
+    candidate where the path to it lies. A level-conditioned energy expects all actions to be
+    equally noisy; clean ones beside noisy ones are nothing that it was trained on.
     """
-    noise = init[:, :, : prefix.shape[2]].clone()
-
-    def project(x: Tensor, done: int) -> Tensor:
-        at = corrupt(prefix.expand_as(noise), noise, levels[done].expand(noise.shape[:2]))
-        return torch.cat([at, x[:, :, prefix.shape[2] :]], dim=2)
-
-    return project
+    end = terms.fit((x - (1 - level) * noise) / level)
+    return corrupt(end, noise, level.expand(noise.shape[:2]))

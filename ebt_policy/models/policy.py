@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -73,6 +73,34 @@ class Chunk:
     steps_used: Tensor
     energy: Tensor | None = None
     grad_norm: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a chunk is to be made on, in the network's units; see `Policy.predict_chunk`.
+
+    Attributes:
+        prefix: (B, P, A) its first actions, committed already.
+        warm: (B, T, A) an earlier plan to start from.
+        project: chunks (B, ..., T, A) -> the nearest that may be executed.
+        deadline_s: wall-clock budget.
+    """
+
+    prefix: Tensor | None = None
+    warm: Tensor | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+    deadline_s: float | None = None
+
+    def fit(self, chunks: Tensor) -> Tensor:
+        """Finished chunks (B, ..., T, A) on these terms."""
+        if self.project is not None:
+            chunks = self.project(chunks)
+        if self.prefix is not None:
+            between = (1,) * (chunks.ndim - self.prefix.ndim)
+            held = self.prefix.view(len(chunks), *between, *self.prefix.shape[1:])
+            rest = chunks[..., self.prefix.shape[1] :, :]
+            chunks = torch.cat([held.expand(*rest.shape[:-2], -1, -1), rest], dim=-2)
+        return chunks
 
 
 class Policy(nn.Module, ABC):
@@ -186,10 +214,8 @@ class Policy(nn.Module, ABC):
     # -- inference --------------------------------------------------------------------------
 
     @abstractmethod
-    def refine(
-        self, obs: Tensor, prefix: Tensor | None, deadline_s: float | None, generator: Generators
-    ) -> Chunk:
-        """Predict in normalised units: obs (B, To, *) as `features` gives it, prefix (B, P, A)."""
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+        """Predict in the network's units, from obs (B, To, *) as `features` gives it."""
 
     def observe(self, obs: dict[str, Tensor]) -> Tensor:
         """`features` of an observation in env units, as `predict_chunk` takes it."""
@@ -230,6 +256,8 @@ class Policy(nn.Module, ABC):
         obs: dict[str, Tensor],
         *,
         prefix: Tensor | None = None,
+        warm: Tensor | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
         deadline_s: float | None = None,
         generator: Generators = None,
     ) -> Chunk:
@@ -241,13 +269,18 @@ class Policy(nn.Module, ABC):
             prefix: (B, P, A), env units: the first P actions of the chunk, already committed (the
                 first To - 1 of a chunk lie in the past). The rest is made to fit them, but for
                 model=bc, which has no way to.
+            warm: (B, T, A), env units: an earlier plan for the same time, from which an
+                `EnergyPolicy` starts (see `EnergyInference`); the others ignore it.
+            project: chunks (B, ..., T, A), env units, to the nearest that may be executed (a
+                robot's limits). An `EnergyPolicy` descends within them, so that what it chooses
+                by energy is what is executed; the others are cut to them in the end.
             deadline_s: wall-clock budget for the refinement; a policy that is not `EnergyPolicy`
                 makes a fixed number of passes and ignores it.
             generator: of the noise; a list has one for each row.
 
         Raises:
-            ValueError: for wrong shapes, a missing camera, NaN or Inf in the observation or the
-                prefix.
+            ValueError: for wrong shapes, a missing camera, NaN or Inf in the observation, the
+                prefix or the earlier plan.
         """
         s = self.shape
         device = next(self.parameters()).device
@@ -266,26 +299,43 @@ class Policy(nn.Module, ABC):
                 name: _image(obs, name, (len(seen), s.n_obs_steps, *size, 3)).to(device)
                 for name, size in (s.cameras or {}).items()
             }
-            fixed = None
-            if prefix is not None:
-                if prefix.ndim != 3 or prefix.shape[::2] != (len(seen), s.action_dim):
-                    raise ValueError(
-                        f"the prefix must be ({len(seen)}, P, {s.action_dim}), "
-                        f"got {tuple(prefix.shape)}."
-                    )
-                if prefix.shape[1] > s.horizon:
-                    raise ValueError(f"the prefix is longer than the horizon {s.horizon}.")
-                committed = prefix.to(device, torch.float32, copy=True)
-                if not bool(committed.isfinite().all()):
-                    raise ValueError("the prefix holds NaN or Inf; give actions in env units.")
-                fixed = self._network_actions(seen, committed)
-            chunk = self.refine(self.observe({**images, "obs": seen}), fixed, deadline_s, generator)
+            terms = Terms(
+                prefix=self._given(seen, prefix, "prefix", range(s.horizon + 1)),
+                warm=self._given(seen, warm, "earlier plan", range(s.horizon, s.horizon + 1)),
+                project=None if project is None else self._within(seen, project),
+                deadline_s=deadline_s,
+            )
+            chunk = self.refine(self.observe({**images, "obs": seen}), terms, generator)
             # Beyond the limits of the demonstrations nothing was learned.
             actions = self.env_actions(seen, self.normalizer.clamp("action", chunk.actions))
+            if project is not None:
+                actions = project(actions)
             if prefix is not None:
                 actions[:, : prefix.shape[1]] = prefix.to(actions)
             chunk.actions = actions
             return chunk
+
+    def _given(self, obs: Tensor, actions: Tensor | None, what: str, lengths: range) -> Any:
+        """Actions (B, n, A) that a caller gave, env units, in the network's; None if None."""
+        if actions is None:
+            return None
+        s = self.shape
+        if actions.ndim != 3 or actions.shape[::2] != (len(obs), s.action_dim):
+            raise ValueError(
+                f"the {what} must be ({len(obs)}, P, {s.action_dim}), got {tuple(actions.shape)}."
+            )
+        if actions.shape[1] not in lengths:
+            raise ValueError(
+                f"the {what} has {actions.shape[1]} actions, the horizon is {s.horizon}."
+            )
+        own = actions.to(obs.device, torch.float32, copy=True)
+        if not bool(own.isfinite().all()):
+            raise ValueError(f"the {what} holds NaN or Inf; give actions in env units.")
+        return self._network_actions(obs, own)
+
+    def _within(self, obs: Tensor, project: Callable[[Tensor], Tensor]):
+        """The same projection in the network's units."""
+        return lambda x: self._network_actions(obs, project(self.env_actions(obs, x)))
 
     def compile_prediction(self) -> None:
         """Compile what `predict_chunk` computes, for a control loop: same chunks, less waiting.
