@@ -128,6 +128,10 @@ class ManipulationEnv(gymnasium.Env):
         solved = self._solved()
         return self.observe(), self._score(solved), solved, False, self._info(solved)
 
+    def get_obs(self) -> Any:
+        """The observation of the scene as it is."""
+        return self.observe()
+
     def observe(self, state: np.ndarray | None = None) -> Any:
         """The observation of a state (S,), in which the scene is left; by default as it is."""
         if state is not None:

@@ -36,6 +36,7 @@ SEEN = 96  # side of the frames that a policy sees, px: Diffusion Policy's
 OBSERVATION_LOW, OBSERVATION_HIGH = -SIZE / 2, SIZE * 3 / 2
 RADIUS = 15.0  # of the agent, px
 MARGIN = 60.0  # px, how near the edge a perturbation may move the block: it must stay movable
+PERIOD = 10  # steps of physics in one of the environment
 TRIES = 64  # directions tried until nothing overlaps
 
 
@@ -61,6 +62,7 @@ class PushTEnv(GymPushTEnv):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    physics_dt = 0.01  # s
 
     perturbations: ClassVar[dict[str, Kind]] = {
         "agent": Kind("px", (50, 100, 200)),  # the agent is displaced
@@ -137,9 +139,29 @@ class PushTEnv(GymPushTEnv):
         target = np.asarray(action, dtype=np.float64)
         if target.shape != (2,) or not np.isfinite(target).all():
             raise ValueError(f"a Push-T action is two finite numbers (x, y in px), got {action}")
-        obs, reward, terminated, truncated, info = super().step(np.clip(target, 0.0, SIZE))
-        info |= {"coverage": float(info["coverage"]), "is_success": bool(terminated)}
-        return cast(Observation, obs), float(reward), bool(terminated), truncated, info
+        self.advance(target, PERIOD)
+        reward, solved = self.judge()
+        info = self._get_info() | {"coverage": self._covered, "is_success": solved}
+        return self.get_obs(), reward, solved, False, info
+
+    def advance(self, target: np.ndarray, steps: int) -> None:
+        """Move toward `target` (2,), px, for so many steps of `physics_dt`: gym-pusht's control."""
+        goal = np.clip(target, 0.0, SIZE)
+        self._last_action = goal
+        for _ in range(steps):
+            pull = self.k_p * (goal - self.agent.position) - self.k_v * self.agent.velocity
+            self.agent.velocity += pull * self.physics_dt
+            self.space.step(self.physics_dt)
+
+    def judge(self) -> tuple[float, bool]:
+        """Reward of the scene as it is, and whether the task is solved."""
+        self._covered = float(self._get_coverage())
+        reward = np.clip(self._covered / self.success_threshold, 0.0, 1.0)
+        return float(reward), self._covered > self.success_threshold
+
+    def stay(self) -> np.ndarray:
+        """The action (2,) that keeps the agent where it is."""
+        return np.array(self.agent.position)
 
     def get_obs(self) -> Observation:
         """The current observation."""

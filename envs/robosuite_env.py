@@ -156,6 +156,38 @@ class RobosuiteEnv(ManipulationEnv):
         self._grip = float(action[-1])
         self.sim_env.step(from_six_dimensional(action) if self.absolute else action)
 
+    @property
+    def physics_dt(self) -> float:
+        """s."""
+        return float(self.sim_env.model_timestep)
+
+    def advance(self, action: np.ndarray, steps: int) -> None:
+        """Go on toward an absolute goal for so many steps of `physics_dt`, as its step does.
+
+        Raises:
+            ValueError: actions are relative: each would be counted from where the last one led.
+        """
+        if not self.absolute:
+            raise ValueError(
+                "only absolute goals can be followed in time; use task.actions=absolute"
+            )
+        self._grip = float(action[-1])
+        goal, sim = from_six_dimensional(action), self.sim_env.sim
+        for i in range(steps):
+            sim.step1()
+            self.sim_env._pre_action(goal, policy_step=i == 0)
+            sim.step2()
+
+    def judge(self) -> tuple[float, bool]:
+        """Reward of the scene as it is, and whether the task is solved."""
+        solved = self._solved()
+        return self._score(solved), solved
+
+    def stay(self) -> np.ndarray:
+        """The absolute goal that keeps the arms where they are."""
+        still = [0.0] * 6 + [self._grip]
+        return absolute_actions(self.parts(), np.array(still * self.scene.arms))
+
     def parts(self) -> dict[str, np.ndarray]:
         """robosuite's observations of the scene as it is."""
         self.sim_env.sim.forward()  # a step leaves places and orientations one time step behind

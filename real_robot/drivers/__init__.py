@@ -1,0 +1,1 @@
+"""Robots behind one small interface (`base.Driver`)."""

@@ -1,0 +1,181 @@
+"""Recording of what a robot saw, was told and did: into the episode store, safe against a kill.
+
+While an episode runs, each tick is one write to a journal; whatever ends the program, the journal
+has all ticks until then. At the end of the episode, or when the recorder is opened again after a
+kill, the journal becomes an episode of the store, in which training finds "obs" and "action".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.data.episodes import Episodes, append_episodes, write_episodes
+from ebt_policy.data.zarr_store import is_episode_store, open_store
+from ebt_policy.options import ConfigError
+from real_robot.loop import Tick
+from real_robot.planner import Plan
+from real_robot.supervisor import State
+
+STATES = list(State)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is recorded of a robot.
+
+    Args:
+        values: name -> shape of each observed value; all but "obs" are images.
+        names: of the A numbers of an action.
+        rate_hz: ticks a second.
+        robot: its name.
+    """
+
+    values: dict[str, tuple[int, ...]]
+    names: tuple[str, ...]
+    rate_hz: float
+    robot: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        width = (len(self.names),)
+        rows: list[tuple] = [
+            (name, "f4" if name == "obs" else "u1", shape) for name, shape in self.values.items()
+        ]
+        rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
+        rows += [("clamped", "?", width), ("sent", "?"), ("state", "u1"), ("tick", "i8")]
+        rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy")]
+        return np.dtype([*rows, ("steps", "i4")])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what a row has."""
+        dtype = self.dtype
+        return {name: dtype[name].shape for name in dtype.names or ()}
+
+    def attributes(self) -> dict[str, Any]:
+        return {
+            "rate_hz": self.rate_hz,
+            "robot": self.robot,
+            "action_names": list(self.names),
+            "states": [str(state) for state in STATES],
+            "units": {name: "s" for name in ("time", "late", "age", "latency")},
+        }
+
+
+class Recorder:
+    """Records episodes into a store (a folder); opening it completes what a kill left.
+
+    Args:
+        store: a new folder, or a store that was recorded from the same kind of robot.
+        layout: of the rows.
+
+    Attributes:
+        recovered: ticks of the episode that a kill had left, 0 if there was none.
+
+    Raises:
+        ConfigError: the folder is something else, or holds rows of another robot.
+    """
+
+    def __init__(self, store: Path, layout: Layout) -> None:
+        if store.suffix == ".zip" or (store.exists() and not is_episode_store(store)):
+            raise ConfigError(f"{store} is no episode store; record into a folder of its own.")
+        if store.exists() and _kept(store) != layout.shapes():
+            raise ConfigError(
+                f"{store} records other things than {layout.robot} gives; record into another one."
+            )
+        self.store, self.layout = store, layout
+        self._journal = store.with_name(f".{store.name}.journal")
+        self._file: int | None = None
+        self.recovered = self._finish() if self._journal.exists() else 0
+
+    def begin(self) -> None:
+        """Start an episode."""
+        assert self._file is None
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        os.write(self._file, self._header())
+
+    def add(self, tick: Tick, plan: Plan | None) -> None:
+        """Record a tick; one without an observation is nothing to learn from."""
+        if self._file is None or tick.observation is None:
+            return
+        row = np.zeros(1, self.layout.dtype)
+        for name in self.layout.values:
+            row[name] = tick.observation.values[name]
+        row["position"] = tick.observation.position
+        row["wanted"] = np.nan if tick.wanted is None else tick.wanted
+        row["action"] = np.nan if tick.command is None else tick.command
+        row["clamped"] = False if tick.clamped is None else tick.clamped
+        row["sent"], row["state"] = tick.sent, STATES.index(tick.state)
+        row["tick"], row["time"], row["late"] = tick.tick, tick.due, tick.late
+        row["age"] = tick.due + tick.late - tick.observation.stamp
+        if plan is not None:
+            row["latency"], row["steps"] = plan.seconds, plan.steps
+            row["energy"] = np.nan if plan.energy is None else plan.energy
+        os.write(self._file, row.tobytes())  # one write: a kill leaves whole rows
+
+    def end(self) -> int:
+        """The episode is over; returns how many ticks of it were kept."""
+        if self._file is None:
+            return 0
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = None
+        return self._finish()
+
+    def discard(self) -> None:
+        """Drop the episode at hand."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        self._journal.unlink(missing_ok=True)
+
+    def _header(self) -> bytes:
+        return (json.dumps(_plain(self.layout.dtype.descr)) + "\n").encode()
+
+    def _finish(self) -> int:
+        """The journal becomes an episode."""
+        rows = self._rows()
+        if len(rows):
+            arrays = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+            if not np.isfinite(arrays["energy"]).all():  # of policies that have none
+                arrays["energy"] = np.zeros(len(rows))
+            arrays["wanted"] = np.where(np.isnan(rows["wanted"]), rows["action"], rows["wanted"])
+            episode = Episodes(arrays, np.array([len(rows)]), self.layout.attributes())
+            if self.store.exists():
+                append_episodes(self.store, episode)
+            else:
+                write_episodes(self.store, episode)
+        self._journal.unlink()
+        return len(rows)
+
+    def _rows(self) -> np.ndarray:
+        """Ticks of the journal at which the policy moved the robot."""
+        content = self._journal.read_bytes()
+        header, newline, body = content.partition(b"\n")
+        if newline and header + newline != self._header():
+            raise ConfigError(
+                f"{self._journal} was recorded from another robot; move it away, or record into "
+                "another store."
+            )
+        dtype = self.layout.dtype
+        rows = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype)
+        running = rows["state"] == STATES.index(State.RUNNING)
+        return rows[running & np.isfinite(rows["action"]).all(axis=1)]
+
+
+def _kept(store: Path) -> dict[str, tuple[int, ...]]:
+    with open_store(store) as opened:
+        return {
+            name: tuple(opened.array(f"data/{name}").shape[1:])
+            for name in opened.array_names("data")
+        }
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

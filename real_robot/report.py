@@ -1,0 +1,131 @@
+"""What a run leaves to look at: ``summary.json``, ``table.md``, ``timeline.svg``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import ebt_policy
+from ebt_policy.evaluation.stats import mean_ci, percentiles, wilson
+from ebt_policy.evaluation.study_figures import save_figure
+from ebt_policy.evaluation.summary import write_atomic
+from real_robot.robots import Robot
+from real_robot.session import Episode
+from real_robot.supervisor import State
+
+SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545", State.READY: "#9aa5b1"}
+
+
+def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Numbers over all episodes, times in ms; score and success of simulated robots."""
+    rows = [episode.summary() for episode in episodes if episode.ticks]
+    ticks = [tick for episode in episodes for tick in episode.ticks]
+    latencies = [1e3 * s for episode in episodes for s in episode.latencies]
+    jumps = [j for episode in episodes for j in episode.jumps]
+    kinks = [k for episode in episodes for k in episode.kinks]
+    scored = [row for row in rows if row["score"] is not None]
+    return {
+        "episodes": len(rows),
+        "score": mean_ci([row["score"] for row in scored]) if scored else None,
+        "success": wilson(sum(r["success"] for r in scored), len(scored)) if scored else None,
+        "rate_hz": float(np.mean([row["rate_hz"] for row in rows])) if rows else None,
+        "late_ms": percentiles([1e3 * tick.late for tick in ticks]) if ticks else None,
+        "latency_ms": percentiles(latencies) if latencies else None,
+        "ticks": len(ticks),
+        "overruns": sum(row["overruns"] for row in rows),
+        "starved": sum(row["starved"] for row in rows),
+        "clamped": sum(row["clamped"] for row in rows),
+        "seam_jump": float(np.mean(jumps)) if jumps else None,
+        "seam_kink": float(np.mean(kinks)) if kinks else None,
+        "each": rows,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The same as Markdown."""
+
+    def times(entry: dict[str, float] | None) -> str:
+        if entry is None:
+            return "none"
+        return f"p50 {entry['p50']:.1f}, p95 {entry['p95']:.1f}, p99 {entry['p99']:.1f}"
+
+    rows = [("episodes", str(summary["episodes"]))]
+    for name in ("score", "success"):
+        if (found := summary[name]) is not None:
+            low, high = found["ci95"]
+            rows.append((name, f"{found['mean']:.3f} [{low:.3f}, {high:.3f}]"))
+    rows += [
+        ("ticks a second", "" if summary["rate_hz"] is None else f"{summary['rate_hz']:.2f}"),
+        ("ticks late by, ms", times(summary["late_ms"])),
+        ("a chunk takes, ms", times(summary["latency_ms"])),
+        ("ticks", str(summary["ticks"])),
+        ("left out (overruns)", str(summary["overruns"])),
+        ("without a plan (starved)", str(summary["starved"])),
+        ("limited", str(summary["clamped"])),
+    ]
+    lines = ["| | |", "| :-- | --: |", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def timeline(episodes: Sequence[Episode], names: Sequence[str]) -> Figure:
+    """Commands, how late ticks were, and the states, over time, of the first episode."""
+    ticks = episodes[0].ticks
+    start = ticks[0].due
+    time = np.array([tick.due - start for tick in ticks])
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    commands = np.array(
+        [np.full(len(names), np.nan) if t.command is None else t.command for t in ticks]
+    )
+    for i, name in enumerate(names[:4]):
+        above.plot(time, commands[:, i], label=name, linewidth=1)
+    limited = [i for i, tick in enumerate(ticks) if tick.limited]
+    if limited:
+        above.plot(
+            time[limited], commands[limited, 0], "x", color="#d64545", label="limited", markersize=4
+        )
+    for i, tick in enumerate(ticks):
+        if tick.state in SHADES:
+            end = time[i + 1] if i + 1 < len(time) else time[i]
+            above.axvspan(time[i], end, color=SHADES[tick.state], alpha=0.3, linewidth=0)
+    above.set_ylabel("command")
+    above.legend(loc="upper right", fontsize="small")
+    below.plot(time, [1e3 * tick.late for tick in ticks], linewidth=0.8, color="#555")
+    below.set_ylabel("late, ms")
+    below.set_xlabel("time, s")
+    return figure
+
+
+def write_run(
+    output: Path,
+    name: str,
+    params: int,
+    robot: Robot,
+    given: Any,
+    episodes: Sequence[Episode],
+    command: str,
+) -> dict[str, Any]:
+    """Write all of it into a folder; returns the summary."""
+    summary = {
+        "robot": robot.name,
+        "policy": name,
+        "params": params,
+        "mode": given.mode,
+        "speed": given.speed,
+        "execution": asdict(given.execution),
+        **summarize(episodes),
+        "command": command,
+        "version": ebt_policy.__version__,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(output / "table.md", table(summary))
+    if episodes and episodes[0].ticks:
+        save_figure(timeline(episodes, robot.action), output / "timeline.svg")
+    return summary

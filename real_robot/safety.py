@@ -1,0 +1,300 @@
+"""Limits of a robot, and the nearest command that keeps them: pure functions of NumPy arrays.
+
+A command is the place (A,) where the robot is to be at the next tick; commands come every `dt`
+seconds. Positions, velocities and accelerations are those of the commands. A numbers of an action,
+in its own units.
+
+Limits are kept for good: a command is allowed only if from there the robot can still brake, tick by
+tick, without leaving them. So at every tick there is an allowed command, and `brake` is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+UNSEEN = 1e-5  # of the range: policies compute in single precision
+SLACK = 1e-9  # of rounding, relative to the largest number involved
+Place = Callable[[np.ndarray], np.ndarray]  # command (A,) -> where the tool is (3,), m
+
+
+class SafetyError(ValueError):
+    """A robot that must not move; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A box that the tool stays in, for actions that are not themselves places in space.
+
+    Args:
+        low, high: (3,), m.
+        place: forward kinematics of a command.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    place: Place
+
+    def holds(self, command: np.ndarray) -> bool:
+        at = self.place(command)
+        return bool(np.all((at >= self.low) & (at <= self.high)))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What commands to a robot keep to. None of these has a default.
+
+    Args:
+        names: of the A numbers of an action.
+        low, high: (A,) position.
+        velocity: (A,) units/s.
+        acceleration: (A,) units/s^2.
+        lead: (A,) how far a command may be from where the robot is; infinite for what nothing
+            measures.
+        workspace: where the action is not itself a place in space, the box of the tool; else the
+            box is part of low and high.
+    """
+
+    names: tuple[str, ...]
+    low: np.ndarray
+    high: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    lead: np.ndarray
+    workspace: Workspace | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "velocity", "acceleration", "lead"):
+            value = getattr(self, name)
+            if value.shape != (len(self.names),) or np.isnan(value).any():
+                raise SafetyError(
+                    f"limits: {name} must be {len(self.names)} numbers, one for each of "
+                    f"{', '.join(self.names)}, got {value.tolist()}."
+                )
+            if name != "lead" and not np.isfinite(value).all():
+                raise SafetyError(f"limits: {name} must be finite, got {value.tolist()}.")
+        if not (self.low < self.high).all():
+            raise SafetyError("limits: every low must be below its high.")
+        for name in ("velocity", "acceleration", "lead"):
+            if not (getattr(self, name) > 0).all():
+                raise SafetyError(f"limits: {name} must be positive.")
+
+
+def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
+    """The section ``limits`` of a robot's configuration: one number for all, or one for each name.
+
+        position: [[low, high], ...]   velocity:   acceleration:
+        lead: null for what nothing measures
+        workspace: {x: [low, high], ...} of numbers of the action that are places in space (m or
+            px), or {model: arm.xml, site: tool, box: [[low, high], x3]} for joints named as in that
+            MuJoCo model
+
+    Raises:
+        SafetyError: one that is missing: all are mandatory.
+    """
+    wanted = ("position", "velocity", "acceleration", "lead", "workspace")
+    missing = [name for name in wanted if section.get(name) is None and name != "lead"]
+    missing += ["lead"] * ("lead" not in section)
+    if missing:
+        raise SafetyError(
+            f"limits: {', '.join(missing)} must be given; without all of {', '.join(wanted)} the "
+            "robot is not armed."
+        )
+    if unknown := sorted(set(section) - set(wanted)):
+        raise SafetyError(f"limits: {unknown[0]} is unknown; there are {', '.join(wanted)}.")
+    low, high = _numbers(section["position"], (len(names), 2), "position").T.copy()
+    space, workspace = dict(section["workspace"]), None
+    if "model" in space:
+        from real_robot.kinematics import tool_place  # needs MuJoCo
+
+        box = _numbers(space["box"], (3, 2), "workspace.box")
+        place = tool_place(space["model"], space["site"], names)
+        workspace = Workspace(box[:, 0], box[:, 1], place)
+    elif unknown := sorted(set(space) - set(names)):
+        raise SafetyError(
+            f"limits: workspace has {unknown[0]}, which is no number of the action "
+            f"({', '.join(names)})."
+        )
+    else:
+        for name, (least, most) in space.items():
+            i = list(names).index(name)
+            low[i], high[i] = max(low[i], least), min(high[i], most)
+    given = {
+        name: _numbers(section[name], (len(names),), name)
+        for name in ("velocity", "acceleration", "lead")
+    }
+    return Limits(tuple(names), low, high, workspace=workspace, **given)
+
+
+def _numbers(given: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Numbers of this shape, or of one row for all; null is infinite."""
+
+    def filled(entry: Any) -> Any:
+        if isinstance(entry, Sequence) and not isinstance(entry, str):
+            return [filled(e) for e in entry]
+        return np.inf if entry is None else entry
+
+    try:
+        numbers = np.array(filled(given), dtype=np.float64)
+        if numbers.shape not in (shape, shape[1:]):
+            raise ValueError(numbers.shape)
+    except (TypeError, ValueError):
+        one = "[low, high]" if shape[1:] else "a number"
+        raise SafetyError(
+            f"limits: {name} must be {one}, or a list with one for each of {shape[0]}, got {given}."
+        ) from None
+    return np.broadcast_to(numbers, shape).copy()
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The last command (A,) and how far it was from the one before it (A,): one tick's travel."""
+
+    position: np.ndarray
+    travel: np.ndarray
+
+    @classmethod
+    def rest(cls, position: np.ndarray) -> Motion:
+        position = np.asarray(position, dtype=np.float64)
+        return cls(position, np.zeros_like(position))
+
+    def then(self, command: np.ndarray) -> Motion:
+        return Motion(command, command - self.position)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """The nearest allowed command.
+
+    Attributes:
+        command: (A,).
+        clamped: (A,) bool, which of its numbers are not those that were wanted, by more than
+            rounding.
+    """
+
+    command: np.ndarray
+    clamped: np.ndarray
+
+
+def stopping_travel(room: np.ndarray, slowing: np.ndarray) -> np.ndarray:
+    """The longest travel of one tick after which braking ends within `room`.
+
+    Travels u, u - s, u - 2s, ... add up to at most `room` if u <= room / (n + 1) + s n / 2, where n
+    is the number of ticks that braking takes: the largest with s n (n + 1) / 2 <= room.
+
+    Args:
+        room: (...) distance to the limit.
+        slowing: s, by how much travel may change from one tick to the next.
+    """
+    ahead = np.maximum(room, 0.0)
+    ticks = np.floor((np.sqrt(1 + 8 * ahead / slowing) - 1) / 2)
+    return np.where(room >= 0, ahead / (ticks + 1) + slowing * ticks / 2, room)
+
+
+def reach(
+    limits: Limits, motion: Motion, dt: float, measured: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The allowed commands: lowest and highest (..., A); where none is, low is above high.
+
+    Args:
+        motion: (..., A).
+        measured: (A,) where the robot is.
+    """
+    slowing, longest = limits.acceleration * dt**2, limits.velocity * dt
+    at, travel = motion.position, motion.travel
+    up = np.minimum(longest, stopping_travel(limits.high - at, slowing))
+    down = np.minimum(longest, stopping_travel(at - limits.low, slowing))
+    low = at + np.maximum(-down, travel - slowing)
+    high = at + np.minimum(up, travel + slowing)
+    if measured is not None:
+        low = np.maximum(low, measured - limits.lead)
+        high = np.minimum(high, measured + limits.lead)
+    low, high = np.maximum(low, limits.low), np.minimum(high, limits.high)
+    # Where exactly one command is left, rounding may have put its ends the wrong way round.
+    slack = SLACK * (1 + np.abs(at) + np.abs(limits.high) + np.abs(limits.low))
+    touching = (low > high) & (low - high <= slack)
+    one = np.clip((low + high) / 2, limits.low, limits.high)
+    return np.where(touching, one, low), np.where(touching, one, high)
+
+
+def limit(
+    limits: Limits, wanted: np.ndarray, motion: Motion, dt: float, measured: np.ndarray
+) -> Limited:
+    """The allowed command nearest to the wanted one (A,).
+
+    Args:
+        motion: of the commands so far.
+        measured: (A,) where the robot is.
+
+    Raises:
+        SafetyError: a command of another shape, not finite; the robot stands outside its limits, or
+            is not where it was sent; the tool would leave the workspace. Nothing may be sent then.
+    """
+    wanted = np.asarray(wanted, dtype=np.float64)
+    if wanted.shape != limits.low.shape:
+        raise SafetyError(
+            f"a command must be {len(limits.names)} numbers ({', '.join(limits.names)}), got "
+            f"shape {wanted.shape}."
+        )
+    if not np.isfinite(wanted).all():
+        bad = [n for n, fine in zip(limits.names, np.isfinite(wanted), strict=True) if not fine]
+        raise SafetyError(f"the command for {', '.join(bad)} is NaN or infinite.")
+    low, high = reach(limits, motion, dt, measured)
+    if (low > high).any():
+        raise SafetyError(_why_none(limits, motion, dt, measured))
+    command = np.clip(wanted, low, high)
+    if limits.workspace is not None:
+        stop = command + _braking(command - motion.position, limits.acceleration * dt**2)
+        if not (limits.workspace.holds(command) and limits.workspace.holds(stop)):
+            raise SafetyError("the tool would leave its workspace.")
+    return Limited(command, np.abs(command - wanted) > UNSEEN * (limits.high - limits.low))
+
+
+def brake(limits: Limits, motion: Motion, dt: float) -> np.ndarray:
+    """The command (A,) that slows the robot down as fast as it may, until it stands."""
+    low, high = reach(limits, motion, dt)
+    return np.clip(motion.position, np.minimum(low, high), high)
+
+
+def limit_chunks(limits: Limits, chunks: np.ndarray, motion: Motion, dt: float) -> np.ndarray:
+    """Chunks of commands (..., n, A), each command the nearest that is allowed after the last.
+
+    Where the robot will be is not known yet; `lead` is left to `limit` at each tick.
+
+    Args:
+        motion: (A,) before the first of them.
+    """
+    allowed = np.empty_like(chunks, dtype=np.float64)
+    shape = (*chunks.shape[:-2], chunks.shape[-1])
+    motion = Motion(np.broadcast_to(motion.position, shape), np.broadcast_to(motion.travel, shape))
+    for i in range(chunks.shape[-2]):
+        low, high = reach(limits, motion, dt)
+        allowed[..., i, :] = np.clip(chunks[..., i, :], np.minimum(low, high), high)
+        motion = motion.then(allowed[..., i, :])
+    return allowed
+
+
+def _braking(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:
+    """How much further a robot goes that brakes after a travel (A,)."""
+    ticks = np.floor(np.abs(travel) / slowing)
+    return np.sign(travel) * (ticks * np.abs(travel) - slowing * ticks * (ticks + 1) / 2)
+
+
+def _why_none(limits: Limits, motion: Motion, dt: float, measured: np.ndarray) -> str:
+    low, high = reach(limits, motion, dt)
+    if (low > high).any():
+        i = int(np.argmax(low > high))
+        return (
+            f"the robot stands outside its limits: {limits.names[i]} is at "
+            f"{motion.position[i]:g}, allowed are {limits.low[i]:g} to {limits.high[i]:g}; bring "
+            "it back by hand."
+        )
+    away = np.abs(motion.position - measured) - limits.lead
+    i = int(np.argmax(away))
+    return (
+        f"the robot is not where it was sent: {limits.names[i]} is at {measured[i]:g}, was sent to "
+        f"{motion.position[i]:g}, and may be {limits.lead[i]:g} behind; see what blocks it."
+    )

@@ -1,0 +1,224 @@
+"""A robot, a policy and the loop between them, episode after episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.evaluation.stats import percentiles
+from ebt_policy.models import Policy
+from ebt_policy.options import ConfigError
+from real_robot.clock import Clock
+from real_robot.drivers.base import Driver, Observation, Scored
+from real_robot.loop import ControlLoop, Heart, Senses, Tick
+from real_robot.planner import Plans
+from real_robot.record import Layout, Recorder
+from real_robot.robots import Robot
+from real_robot.supervisor import EStop, State, Supervisor
+
+FIRST_OBSERVATION_S = 10.0
+
+
+@dataclass
+class Episode:
+    """What happened in one.
+
+    Attributes:
+        seed: of a simulated robot.
+        score, success: of a simulated robot, else None.
+        seconds: how long it took.
+        ticks: all of them.
+        overruns, starved: see `ControlLoop`.
+        latencies: of its predictions, s.
+        jumps, kinks: at the seams between chunks, in units of the action; see `Seam`.
+        ended: the state at the end, and why.
+    """
+
+    seed: int
+    score: float | None = None
+    success: bool | None = None
+    seconds: float = 0.0
+    ticks: list[Tick] = field(default_factory=list)
+    overruns: int = 0
+    starved: int = 0
+    latencies: list[float] = field(default_factory=list)
+    jumps: list[float] = field(default_factory=list)
+    kinks: list[float] = field(default_factory=list)
+    ended: tuple[State, str] = (State.DISARMED, "")
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for a table: times in ms."""
+        late = [1e3 * tick.late for tick in self.ticks]
+        clamped = sum(tick.limited for tick in self.ticks)
+        return {
+            "seed": self.seed,
+            "score": self.score,
+            "success": self.success,
+            "seconds": self.seconds,
+            "ticks": len(self.ticks),
+            "rate_hz": (len(self.ticks) - 1) / max(self.ticks[-1].due - self.ticks[0].due, 1e-9),
+            "late_ms": percentiles(late),
+            "latency_ms": percentiles([1e3 * s for s in self.latencies])
+            if self.latencies
+            else None,
+            "overruns": self.overruns,
+            "starved": self.starved,
+            "clamped": clamped,
+            "seam_jump": float(np.mean(self.jumps)) if self.jumps else None,
+            "seam_kink": float(np.mean(self.kinks)) if self.kinks else None,
+            "ended": str(self.ended[0]),
+            "reason": self.ended[1],
+        }
+
+
+def tick_s(robot: Robot, speed: float) -> float:
+    """Seconds from tick to tick; at half the speed the same motion takes twice the time."""
+    if not 0 < speed <= 1:
+        raise ConfigError(f"speed must be in (0, 1], got {speed}.")
+    return 1 / (robot.rate_hz * speed)
+
+
+def shapes_of(policy: Policy) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what a policy reads of an observation."""
+    cameras = policy.shape.cameras or {}
+    return {"obs": (policy.shape.obs_dim,)} | {name: (*size, 3) for name, size in cameras.items()}
+
+
+class Session:
+    """Everything that one run needs, put together.
+
+    Args:
+        robot, driver, planner, clock: what runs.
+        shapes: name -> shape of each value that the driver must give, see `shapes_of`.
+        active: whether commands are sent.
+        record: an episode store to record into, see `Recorder`.
+        observers: called with every tick.
+        heart: whether another thread stops the robot when the loop hangs.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        driver: Driver,
+        planner: Plans,
+        clock: Clock,
+        shapes: dict[str, tuple[int, ...]],
+        *,
+        active: bool = True,
+        record: Any = None,
+        observers: Sequence[Callable[[Tick], None]] = (),
+        heart: bool = True,
+    ) -> None:
+        self.robot, self.driver, self.clock, self.planner = robot, driver, clock, planner
+        for name in ("command_s", "heartbeat_s"):
+            if planner.dt >= (timeout := getattr(robot.timeouts, name)):
+                raise ConfigError(
+                    f"a tick takes {planner.dt:g} s, which is not within robot.watch.{name}="
+                    f"{timeout:g}; raise one of them."
+                )
+        self.supervisor, self.estop = Supervisor(clock), EStop()
+        driver.press = self.estop.press
+        self.recorder = None
+        if record is not None:
+            layout = Layout(shapes, tuple(robot.action), 1 / planner.dt, robot.name)
+            self.recorder = Recorder(record, layout)
+        self.heart = Heart(clock, robot.timeouts.heartbeat_s, self._stopped) if heart else None
+        self.loop = ControlLoop(
+            driver,
+            self.planner,
+            robot.safety,
+            robot.timeouts,
+            self.supervisor,
+            self.estop,
+            clock,
+            shapes,
+            active=active,
+            observers=[*observers, self._record],
+            heart=self.heart,
+        )
+
+    def _stopped(self, reason: str) -> None:
+        self.driver.stop()
+        self.supervisor.to(State.FAULT, reason)
+
+    def _record(self, tick: Tick) -> None:
+        if self.recorder is not None:
+            self.recorder.add(tick, self.planner.plan)
+
+    def prepare(self) -> Observation:
+        """Connect, see, warm up: only then is the robot READY.
+
+        Raises:
+            DriverError, PolicyError: what is not ready.
+            ConfigError: the robot does not see what the policy reads.
+        """
+        self.driver.connect()
+        seen = self.first_observation()
+        self.planner.warm_up(seen.values, seen.position)
+        self.supervisor.to(State.READY, "checked and warmed up")
+        return seen
+
+    def first_observation(self) -> Observation:
+        """Wait for one that the policy can read."""
+        senses = Senses(self.driver, self.loop.shapes, len(self.robot.action))
+        end = self.clock.now() + FIRST_OBSERVATION_S
+        while True:
+            senses.look()
+            if senses.newest is not None:
+                return senses.newest
+            if self.clock.now() >= end:
+                why = senses.rejected or "nothing was measured"
+                raise ConfigError(
+                    f"{self.robot.name} gave no observation that the policy can read within "
+                    f"{FIRST_OBSERVATION_S:g} s: {why}."
+                )
+            self.clock.wait_until(self.clock.now() + 0.05)
+
+    def episode(self, seed: int, *, quits: Callable[[], bool] = lambda: False) -> Episode:
+        """Run until the task is solved, the time is over, a fault, or `quits`.
+
+        The robot starts by itself, unless its configuration wants a person to.
+        """
+        this = Episode(seed)
+        self.driver.reset(seed)
+        self.planner.reset(seed)
+        before = len(self.planner.latencies)
+        overruns, starved = self.loop.overruns, self.loop.starved
+        if not self.robot.confirm:
+            self.supervisor.to(State.RUNNING, "started")
+        if self.recorder is not None:
+            self.recorder.begin()
+        limit = round(self.robot.episode_s * self.robot.rate_hz)
+
+        def done(tick: Tick) -> bool:
+            if tick.state is State.READY:  # a person has yet to start it
+                return quits()
+            this.ticks.append(tick)
+            solved = isinstance(self.driver, Scored) and self.driver.over
+            over = tick.tick - this.ticks[0].tick + 1 >= limit
+            return solved or over or tick.state is State.FAULT or quits()
+
+        try:
+            self.loop.run(done)
+        finally:
+            if self.recorder is not None:
+                self.recorder.end()
+        if this.ticks:
+            this.seconds = self.clock.now() - this.ticks[0].due
+        if isinstance(self.driver, Scored):
+            this.score, this.success = self.driver.score, self.driver.over
+        this.overruns, this.starved = self.loop.overruns - overruns, self.loop.starved - starved
+        this.latencies = self.planner.latencies[before:]
+        this.jumps = [float(np.linalg.norm(seam.jump)) for seam in self.planner.seams]
+        this.kinks = [float(np.linalg.norm(seam.kink)) for seam in self.planner.seams]
+        this.ended = (self.supervisor.state, self.supervisor.reason)
+        if self.supervisor.state in (State.RUNNING, State.HOLD):  # the next one starts anew
+            self.supervisor.to(State.DISARMED, "the episode is over")
+            self.supervisor.to(State.READY, "checked before")
+        return this
+
+    def close(self) -> None:
+        self.driver.close()

@@ -1,0 +1,136 @@
+"""What is recorded can be learned from, and a kill loses nothing but the tick at hand."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from doubles import point_session
+
+from ebt_policy.data.episodes import Episodes, read_episodes, write_episodes
+from ebt_policy.data.windows import Windows
+from ebt_policy.options import ConfigError
+from real_robot.record import Layout, Recorder
+
+LAYOUT = Layout({"obs": (2,)}, ("x", "y"), 10.0, "point")
+
+
+def test_episodes_are_as_they_were_and_trainable(tmp_path):
+    store = tmp_path / "recorded"
+    session, _, _, _ = point_session(record=store)
+    played = [session.episode(seed) for seed in (0, 1)]
+    recorded = read_episodes(store)
+    assert len(recorded) == 2 and recorded.attrs["rate_hz"] == 10
+    assert recorded.attrs["action_names"] == ["x", "y"]
+    for i, episode in enumerate(played):
+        rows = recorded.episode(i)
+        ticks = [tick for tick in episode.ticks if tick.command is not None]
+        for name, values in {
+            "obs": [tick.observation.values["obs"] for tick in ticks],
+            "action": [tick.command for tick in ticks],
+            "position": [tick.observation.position for tick in ticks],
+            "time": [tick.due for tick in ticks],
+        }.items():
+            np.testing.assert_allclose(rows[name], np.array(values))
+        assert rows["sent"].all() and (rows["age"] >= 0).all() and (rows["age"] < 0.1).all()
+        assert rows["latency"].max() == pytest.approx(0.02) and rows["steps"].max() == 2
+    windows = Windows(recorded.arrays, recorded.ends, horizon=16, n_obs_steps=2, n_action_steps=8)
+    assert len(windows) > 40
+
+
+def test_an_episode_can_be_dropped(tmp_path):
+    store = tmp_path / "recorded"
+    recorder = Recorder(store, LAYOUT)
+    recorder.begin()
+    recorder.discard()
+    assert not any(tmp_path.iterdir())
+    assert recorder.end() == 0
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from doubles import point_session
+session, *_ = point_session(record=Path({store!r}), change={{"episode_s": 1e6}})
+session.loop.observers = [*session.loop.observers, lambda tick: print(tick.tick, flush=True)]
+session.episode(0)
+"""
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_killed_program_leaves_all_ticks(tmp_path, before):
+    store = tmp_path / "recorded"
+    for seed in range(before):  # there may be episodes already
+        point_session(record=store)[0].episode(seed)
+    code = KILLED.format(tests=str(Path(__file__).parent), store=str(store))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ}
+    ) as program:
+        assert program.stdout is not None
+        for _ in range(60):
+            program.stdout.readline()
+        program.send_signal(signal.SIGKILL)
+        seen = 60 + len(program.stdout.read().splitlines())
+    recorder = Recorder(store, LAYOUT)
+    assert recorder.recovered >= seen - 2
+    recorded = read_episodes(store)
+    assert len(recorded) == before + 1
+    assert (np.diff(recorded.episode(-1)["tick"]) == 1).all()
+    assert Recorder(store, LAYOUT).recovered == 0
+
+
+@pytest.mark.parametrize("cut", [0, 10, 100, -1, -100])
+def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
+    store = tmp_path / "recorded"
+    session, _, _, _ = point_session(record=store)
+    session.recorder.end = lambda: 0  # as if it had died there
+    session.episode(0)
+    journal = tmp_path / ".recorded.journal"
+    content = journal.read_bytes()
+    journal.write_bytes(content[:cut])
+    kept = Recorder(store, LAYOUT).recovered
+    assert (kept > 30) == (cut < 0) and store.exists() == (kept > 0) and not journal.exists()
+
+
+def test_a_journal_of_another_robot_is_left_alone(tmp_path):
+    store = tmp_path / "recorded"
+    session, _, _, _ = point_session(record=store)
+    session.recorder.end = lambda: 0
+    session.episode(0)
+    other = Layout({"obs": (3,)}, ("x", "y"), 10.0, "other")
+    with pytest.raises(ConfigError, match="was recorded from another robot"):
+        Recorder(store, other)
+    assert Recorder(store, LAYOUT).recovered > 30
+
+
+def test_only_its_own_stores_are_recorded_into(tmp_path):
+    with pytest.raises(ConfigError, match="no episode store"):
+        Recorder(tmp_path / "store.zip", LAYOUT)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="no episode store"):
+        Recorder(tmp_path / "folder", LAYOUT)
+    store = tmp_path / "other"
+    rows = {"obs": np.zeros((4, 7)), "action": np.zeros((4, 2))}
+    write_episodes(store, Episodes(rows, np.array([4])))
+    with pytest.raises(ConfigError, match="records other things"):
+        Recorder(store, LAYOUT)
+
+
+def test_recording_costs_little(tmp_path):
+    session, _, _, _ = point_session(record=tmp_path / "recorded", change={"episode_s": 30})
+    spent, add = [], session.recorder.add
+
+    def timed(tick, plan):
+        start = time.perf_counter()
+        add(tick, plan)
+        spent.append(time.perf_counter() - start)
+
+    session.recorder.add = timed
+    session.episode(0)
+    assert np.median(spent) < 0.002

@@ -1,0 +1,231 @@
+"""No input whatever makes a command leave the limits."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from real_robot.safety import (
+    Limits,
+    Motion,
+    SafetyError,
+    Workspace,
+    brake,
+    limit,
+    limit_chunks,
+    limits_of,
+    stopping_travel,
+)
+
+DT = 0.1
+ANY = st.floats(allow_nan=True, allow_infinity=True, width=64)
+A = 2
+
+
+def build(low=(0.0, -1.0), high=(10.0, 1.0), velocity=(5.0, 2.0), acceleration=(20.0, 3.0), **more):
+    lead = np.array(more.pop("lead", (np.inf, np.inf)))
+    rows = (np.array(row, dtype=float) for row in (low, high, velocity, acceleration))
+    return Limits(("x", "y"), *rows, lead, **more)
+
+
+@st.composite
+def any_limits(draw):
+    def number(least, most):
+        return arrays(float, A, elements=st.floats(least, most))
+
+    low, size = draw(number(-1e3, 1e3)), draw(number(1e-3, 1e3))
+    velocity, acceleration = draw(number(1e-3, 1e4)), draw(number(1e-3, 1e5))
+    return Limits(("x", "y"), low, low + size, velocity, acceleration, np.full(A, np.inf))
+
+
+def broken(limits, command, motion, measured=None):
+    """Which limit a command breaks, computed without any function of the safety layer."""
+    slack = 1e-6 * (1 + np.abs(limits.low) + np.abs(limits.high))
+    travel = command - motion.position
+    if (command < limits.low).any() or (command > limits.high).any():
+        return "position"
+    if (np.abs(travel) > limits.velocity * DT + slack).any():
+        return "velocity"
+    if (np.abs(travel - motion.travel) > limits.acceleration * DT**2 + slack).any():
+        return "acceleration"
+    if measured is not None and (np.abs(command - measured) > limits.lead + slack).any():
+        return "lead"
+    return None
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_limits(), st.data())
+def test_no_wish_makes_a_command_leave_the_limits(limits, data):
+    share = data.draw(arrays(float, A, elements=st.floats(0, 1)))
+    motion = Motion.rest(limits.low + share * (limits.high - limits.low))
+    motion = Motion.rest(np.clip(motion.position, limits.low, limits.high))
+    here = np.zeros(A)
+    for _ in range(12):
+        wanted = data.draw(arrays(float, A, elements=ANY))
+        if not np.isfinite(wanted).all():
+            with pytest.raises(SafetyError, match="NaN or infinite"):
+                limit(limits, wanted, motion, DT, here)
+            continue
+        found = limit(limits, wanted, motion, DT, here)
+        assert broken(limits, found.command, motion) is None
+        kept = ~found.clamped
+        span = (limits.high - limits.low)[kept]
+        assert (np.abs(found.command[kept] - wanted[kept]) <= 1e-4 * span).all()
+        motion = motion.then(found.command)
+    for _ in range(3):  # whatever it was doing, it can brake, and braking ends
+        command = brake(limits, motion, DT)
+        assert broken(limits, command, motion) is None
+        slower = np.abs(command - motion.position) <= np.abs(motion.travel) + 1e-9
+        assert slower.all()
+        motion = motion.then(command)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_limits(), arrays(float, (3, 9, A), elements=st.floats(-2e3, 2e3)), st.integers(0, 8))
+def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, brakes):
+    motion = Motion.rest((limits.low + limits.high) / 2)
+    allowed = limit_chunks(limits, chunks, motion, DT)
+    for chunk, wanted in zip(allowed, chunks, strict=True):
+        now = motion
+        for i, command in enumerate(chunk):
+            assert broken(limits, command, now) is None
+            alone = limit(limits, wanted[i], now, DT, np.zeros(A)).command
+            np.testing.assert_allclose(alone, command, rtol=1e-9, atol=1e-9)
+            now = now.then(command)
+    again = limit_chunks(limits, allowed, motion, DT)  # what is allowed stays as it is
+    np.testing.assert_allclose(again, allowed, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays(float, A, elements=st.floats(-5, 15)),
+    arrays(float, A, elements=st.floats(-3, 3)),
+    arrays(float, A, elements=st.floats(-1e6, 1e6)),
+)
+def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(measured, lead, wanted):
+    limits = build(lead=np.abs(lead) + 0.1)
+    motion = Motion.rest(np.array([5.0, 0.0]))
+    try:
+        found = limit(limits, wanted, motion, DT, measured)
+    except SafetyError as error:
+        assert "is not where it was sent" in str(error)
+        reachable = np.minimum(limits.velocity * DT, limits.acceleration * DT**2)
+        assert (np.abs(motion.position - measured) > limits.lead - reachable).any()
+    else:
+        assert broken(limits, found.command, motion, measured) is None
+
+
+@given(st.floats(0, 1e4), st.floats(1e-4, 1e4))
+def test_braking_from_the_longest_travel_ends_just_within_the_room(room, slowing):
+    travel = float(stopping_travel(np.array(room), np.array(slowing)))
+    ticks = int(min(travel / slowing, 1e5))
+    total = travel * (ticks + 1) - slowing * ticks * (ticks + 1) / 2
+    assert total <= room * (1 + 1e-9) + 1e-9
+    if ticks < 1e5:
+        assert total == pytest.approx(room, rel=1e-6, abs=1e-6)
+
+
+def test_braking_takes_what_physics_says():
+    limits = build(low=(0, -100), high=(1000, 100), velocity=(50, 2), acceleration=(100, 3))
+    motion = Motion(np.array([100.0, 0.0]), np.array([5.0, 0.0]))  # 50 a second
+    ticks = 0
+    while motion.travel.any():
+        motion, ticks = motion.then(brake(limits, motion, DT)), ticks + 1
+    assert ticks == 5  # 50 / 100 s
+    assert motion.position[0] == pytest.approx(100 + 4 + 3 + 2 + 1)
+
+
+def test_a_robot_outside_its_limits_does_not_move():
+    limits = build()
+    outside = Motion.rest(np.array([11.0, 0.0]))
+    with pytest.raises(SafetyError, match="stands outside its limits: x is at 11, allowed are 0"):
+        limit(limits, np.array([5.0, 0.0]), outside, DT, np.array([11.0, 0.0]))
+
+
+def test_names_and_shapes_are_checked():
+    limits, motion = build(), Motion.rest(np.array([5.0, 0.0]))
+    with pytest.raises(SafetyError, match=r"2 numbers \(x, y\), got shape \(3,\)"):
+        limit(limits, np.zeros(3), motion, DT, np.zeros(2))
+    with pytest.raises(SafetyError, match="command for y is NaN"):
+        limit(limits, np.array([5.0, np.nan]), motion, DT, np.zeros(2))
+
+
+WHOLE = {
+    "position": [[0, 10], [-1, 1]],
+    "velocity": 5,
+    "acceleration": [20, 3],
+    "lead": [2, None],
+    "workspace": {"x": [1, 9]},
+}
+
+
+def test_limits_from_a_configuration():
+    limits = limits_of(WHOLE, ["x", "y"])
+    assert limits.low.tolist() == [1, -1] and limits.high.tolist() == [9, 1]
+    assert limits.velocity.tolist() == [5, 5] and limits.lead.tolist() == [2, np.inf]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_limit_is_mandatory(name):
+    part = {key: value for key, value in WHOLE.items() if key != name}
+    with pytest.raises(SafetyError, match=f"limits: {name} must be given"):
+        limits_of(part, ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"velocity": [1, 2, 3]}, "velocity must be a number, or a list with one for each of 2"),
+        ({"velocity": [1, None]}, "velocity must be finite"),
+        ({"velocity": [1, -1]}, "velocity must be positive"),
+        ({"position": [10, 0]}, "every low must be below its high"),
+        ({"position": 3}, r"position must be \[low, high\]"),
+        ({"workspace": {"z": [0, 1]}}, "workspace has z, which is no number of the action"),
+        ({"jerk": 3}, "jerk is unknown"),
+        ({"acceleration": "fast"}, "acceleration must be a number"),
+        ({"acceleration": float("nan")}, "acceleration must be 2 numbers"),
+    ],
+)
+def test_wrong_limits_are_one_clear_error(change, message):
+    with pytest.raises(SafetyError, match=message):
+        limits_of(WHOLE | change, ["x", "y"])
+
+
+def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
+    box = Workspace(
+        np.array([-9.0] * 3), np.array([5.4, 9, 9]), lambda q: np.array([q[0], q[1], 0])
+    )
+    limits = build(workspace=box)
+    motion = Motion(np.array([5.0, 0.0]), np.array([0.3, 0.0]))
+    here = motion.position
+    with pytest.raises(SafetyError, match="would leave its workspace"):
+        limit(limits, np.array([5.35, 0.0]), motion, DT, here)  # inside, but too fast to brake
+    assert limit(limits, np.array([5.1, 0.0]), motion, DT, here).command[0] == pytest.approx(5.1)
+
+
+@pytest.mark.robomimic
+def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
+    pytest.importorskip("mujoco")
+    arm = tmp_path / "arm.xml"
+    arm.write_text(
+        '<mujoco><worldbody><body name="upper"><joint name="shoulder" axis="0 0 1"/>'
+        '<geom size="0.01"/><body pos="1 0 0"><joint name="elbow" axis="0 0 1"/>'
+        '<geom size="0.01"/><site name="tool" pos="1 0 0"/></body></body></worldbody></mujoco>'
+    )
+    box = [[-3, 3], [-0.5, 0.5], [-1, 1]]
+    section = {
+        "position": [-3.1, 3.1],
+        "velocity": 10,
+        "acceleration": 100,
+        "lead": None,
+        "workspace": {"model": str(arm), "site": "tool", "box": box},
+    }
+    limits = limits_of(section, ["shoulder", "elbow"])
+    motion, here = Motion.rest(np.zeros(2)), np.zeros(2)
+    assert limit(limits, np.array([0.1, 0.1]), motion, DT, here).command.tolist() == [0.1, 0.1]
+    with pytest.raises(SafetyError, match="would leave its workspace"):
+        limit(limits, np.array([0.3, 0.0]), motion, DT, here)  # y = 2 sin 0.3 = 0.59
+    section["workspace"]["site"] = "hand"
+    with pytest.raises(ValueError, match="no site or body hand"):
+        limits_of(section, ["shoulder", "elbow"])
