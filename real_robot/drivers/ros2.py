@@ -197,10 +197,13 @@ class Ros2Driver(Driver):
             self._ros = ros = RosNode("ebt_policy")
             for name, part in self.topics.parts.items():
                 self._subscribe(name, part)
-            for kind in ("stop", "kept"):
+            events: Any = importlib.import_module("rclpy.event_handler")
+            quiet = events.SubscriptionEventCallbacks(use_default_callbacks=False)
+            for kind in ("stop", "kept"):  # one of them may not match, and need not say so
                 ros.node.create_subscription(
-                    message_class("Bool"), self.topics.estop, self._stopped, quality(kind)
-                )
+                    message_class("Bool"), self.topics.estop, self._stopped, quality(kind),
+                    event_callbacks=quiet,
+                )  # fmt: skip
             self._out = ros.node.create_publisher(
                 message_class(self.topics.out.type), self.topics.out.topic, quality("command")
             )

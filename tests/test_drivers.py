@@ -1,0 +1,260 @@
+"""One suite for all drivers; and a robot behind real ROS 2, in its own process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+from doubles import Wanderer, point_session
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from ebt_policy.options import ConfigError, options
+from real_robot.background import ThreadBackground
+from real_robot.clock import MonotonicClock
+from real_robot.drivers.base import DriverError, Scored
+from real_robot.drivers.replay import Recording, ReplayDriver
+from real_robot.planner import Execution, Planner
+from real_robot.robots import Robot
+from real_robot.session import Session, shapes_of, tick_s
+from real_robot.supervisor import State
+
+DOMAIN = str(os.getpid() % 90 + 10)
+
+
+def robot_of(name, *overrides):
+    with initialize_config_module("configs", version_base="1.3"):
+        config = compose("run", [f"robot={name}", *overrides])
+    return options(Robot, OmegaConf.to_container(config.robot, resolve=True), "robot")
+
+
+@pytest.fixture(scope="module")
+def ros_environment():
+    """A domain of our own, on this machine alone."""
+    pytest.importorskip("rclpy")
+    own = {
+        "ROS_DOMAIN_ID": str(os.getpid() % 90 + 10),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    before = {key: os.environ.get(key) for key in own}
+    os.environ.update(own)
+    yield
+    for key, value in before.items():
+        os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+@contextmanager
+def sim_node():
+    command = [sys.executable, "-m", "real_robot.sim_node", "robot=ros2_push_t"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
+        assert node.stdout is not None and "is simulated" in node.stdout.readline()
+        try:
+            yield node
+        finally:
+            node.terminate()
+
+
+@pytest.fixture(scope="module")
+def node(ros_environment):
+    with sim_node() as process:
+        yield process
+
+
+@pytest.fixture(params=["sim", "replay", pytest.param("ros2", marks=pytest.mark.ros)])
+def driver(request, tmp_path):
+    clock = MonotonicClock()
+    if request.param == "sim":
+        made = robot_of("sim_push_t").connect(clock)
+    elif request.param == "ros2":
+        request.getfixturevalue("node")
+        made = robot_of("ros2_push_t").connect(clock)
+    else:
+        session = point_session(record=tmp_path / "run")[0]
+        session.episode(0)
+        made = ReplayDriver(Recording(str(tmp_path / "run")), clock)
+    yield made
+    made.close()
+
+
+def test_every_driver_keeps_the_contract(driver):
+    driver.stop()  # before it is connected: nothing happens
+    with pytest.raises(DriverError, match="not"):
+        driver.read()
+    with pytest.raises(DriverError, match="not"):
+        driver.send(np.zeros(2), 0.0)
+    driver.connect()
+    driver.reset(3)
+    clock = MonotonicClock()
+    seen = driver.read()
+    assert seen.values["obs"].dtype == np.float32 and seen.position.shape == (2,)
+    assert np.isfinite(seen.position).all() and -0.01 <= clock.now() - seen.stamp < 1.0
+    stamps = []
+    for _ in range(10):
+        start = clock.now()
+        driver.send(seen.position, clock.now() + 0.1)
+        seen = driver.read()
+        stamps.append(seen.stamp)
+        assert clock.now() - start < 0.2  # neither waits
+        clock.wait_until(clock.now() + 0.03)
+    assert (np.diff(stamps) >= 0).all() and stamps[-1] > stamps[0]
+    if isinstance(driver, Scored):
+        assert 0 <= driver.score <= 1 and not driver.over
+    driver.stop()
+    driver.stop()
+    driver.close()
+    driver.close()
+    driver.stop()
+    with pytest.raises(DriverError):
+        driver.read()
+
+
+def session_on(robot, **more):
+    clock = MonotonicClock()
+    policy = Wanderer()
+    policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
+
+    def predict(obs, prefix=None, project=None, **_):
+        import torch
+
+        from ebt_policy.models.policy import Chunk  # goes right, slowly
+
+        here = obs["obs"][:, -1:, 18:]
+        actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
+        actions = actions if project is None else project(actions)
+        if prefix is not None:
+            actions[:, : prefix.shape[1]] = prefix
+        return Chunk(actions, torch.ones(1), energy=torch.zeros(1))
+
+    policy.predict_chunk = predict
+    planner = Planner(
+        policy, robot.safety, tick_s(robot, 1.0), ThreadBackground(clock), clock, Execution()
+    )
+    return Session(robot, robot.connect(clock), planner, clock, shapes_of(policy), **more)
+
+
+@pytest.mark.ros
+def test_push_t_behind_ros(node, tmp_path):
+    robot = robot_of("ros2_push_t", "robot.episode_s=3")
+    session = session_on(robot, record=tmp_path / "run")
+    try:
+        session.prepare()
+        episode = session.episode(7)
+        assert episode.ended[0] is State.RUNNING and len(episode.ticks) == 30
+        moved = episode.ticks[-1].observation.position - episode.ticks[0].observation.position
+        assert moved[0] > 30
+        other = robot_of("sim_push_t").connect(session.clock)  # the same start, without ROS
+        other.connect()
+        other.reset(7)
+        first = episode.ticks[0].observation.values["obs"]
+        np.testing.assert_allclose(first, other.read().values["obs"], atol=0.01)
+    finally:
+        session.close()
+    assert len(Recording(str(tmp_path / "run"))) >= 29
+
+
+@pytest.mark.ros
+def test_the_emergency_stop_of_a_topic(node):
+    from real_robot.drivers.ros2 import RosNode, message_class, quality
+
+    session = session_on(robot_of("ros2_push_t", "robot.episode_s=20"))
+    button = RosNode("button")
+    publisher = button.node.create_publisher(
+        message_class("Bool"), "/emergency_stop", quality("stop")
+    )
+    button.start()
+
+    def press(tick):
+        if tick.tick == 8:
+            publisher.publish(message_class("Bool")(data=True))
+
+    session.loop.observers = [*session.loop.observers, press]
+    try:
+        session.prepare()
+        start = time.monotonic()
+        episode = session.episode(1)
+        assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
+        assert time.monotonic() - start < 5
+        publisher.publish(message_class("Bool")(data=False))
+        time.sleep(0.2)
+    finally:
+        session.close()
+        button.close()
+
+
+@pytest.mark.ros
+def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
+    robot = robot_of("ros2_push_t", "robot.episode_s=10")
+    session = session_on(robot, record=tmp_path / "run")
+    with ExitStack() as nodes:
+        first = nodes.enter_context(sim_node())
+
+        def fate(tick):
+            if tick.tick == 10:
+                first.send_signal(signal.SIGKILL)
+            if tick.tick == 20:
+                nodes.enter_context(sim_node())  # takes seconds: ticks are left out meanwhile
+            age = session.clock.now() - tick.observation.stamp
+            if tick.tick > 20 and tick.state is State.HOLD and age < 0.1:
+                session.supervisor.to(State.RUNNING, "a person let it go on")
+
+        session.loop.observers = [*session.loop.observers, fate]
+        session.prepare()
+        episode = session.episode(2)
+        session.close()
+    states = {tick.tick: tick.state for tick in episode.ticks}
+    assert states[9] is State.RUNNING and states[16] is State.HOLD
+    assert State.FAULT not in states.values() and episode.overruns > 0
+    assert episode.ended[0] is State.RUNNING  # after it came back, and a person said so
+    assert len(Recording(str(tmp_path / "run"))) > 10
+
+
+@pytest.mark.ros
+def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", "9")
+    robot = robot_of("ros2_push_t", "+robot.driver.connect_s=0.3")
+    driver = robot.connect(MonotonicClock())
+    with pytest.raises(DriverError, match="nothing usable came on /push_t/agent, /push_t/block"):
+        driver.connect()
+    driver.close()
+
+
+def test_without_ros_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    driver = robot_of("ros2_push_t").connect(MonotonicClock())
+    with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
+        driver.connect()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("robot.driver.obs=[agent,hand]", "hand is not observed"),
+        ("robot.driver.transform=magic", "transform must be"),
+        ("+robot.driver.stamps=none", "stamps must be"),
+        ("robot.driver.command.type=Pose", "not known"),
+        ("+robot.driver.colour=red", "has no option colour"),
+        ("robot.driver.observe.agent.names=[]", "needs names"),
+    ],
+)
+def test_wrong_topics_are_one_clear_error(change, message):
+    with pytest.raises(ConfigError, match=message):
+        robot_of("ros2_push_t", change).connect(MonotonicClock())
+
+
+def test_a_recording_is_shown_as_it_was(tmp_path):
+    session, _, _, clock = point_session(record=tmp_path / "run")
+    episode = session.episode(0)
+    recording = Recording(str(tmp_path / "run"))
+    driver = ReplayDriver(recording, clock)
+    driver.connect()
+    start = clock.now()
+    for tick in episode.ticks[1:]:
+        clock.wait_until(start + tick.due - episode.ticks[0].due)
+        np.testing.assert_array_equal(driver.read().position, tick.observation.position)
+    with pytest.raises(ConfigError, match="has 1 episodes, not one number 4"):
+        Recording(str(tmp_path / "run"), 4)
