@@ -10,7 +10,6 @@ import os
 from typing import Any, ClassVar, Literal, cast
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 import cv2
 import gymnasium

@@ -135,9 +135,14 @@ class Heart:
     def beat(self) -> None:
         self._last = self._clock.now()
 
+    def rest(self) -> None:
+        """The loop has ended; nothing beats until the next one."""
+        self._last = None
+
     def check(self) -> None:
         """Stop the robot if the last beat is too long ago."""
-        if self._last is not None and self._clock.now() - self._last > self._timeout:
+        last = self._last
+        if last is not None and self._clock.now() - last > self._timeout:
             self._last = None
             self._stop(f"the control loop did not beat for {self._timeout:g} s")
 
@@ -223,6 +228,8 @@ class ControlLoop:
                     self.clock.wait_until(begin + tick * dt)
         finally:
             self.driver.stop()
+            if self.heart is not None:
+                self.heart.rest()
 
     def _fault(self, reason: str) -> None:
         self.driver.stop()

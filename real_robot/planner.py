@@ -132,6 +132,9 @@ class Recorded:
         self.seams: list[Seam] = []
         self.latencies: list[float] = []
 
+    def __len__(self) -> int:
+        return len(self._actions)
+
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
         pass
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,31 @@ class Layout:
     """What is recorded of a robot.
 
     Args:
-        values: name -> shape of each observed value; all but "obs" are images.
+        values: name -> type and shape of each observed value.
         names: of the A numbers of an action.
         rate_hz: ticks a second.
         robot: its name.
     """
 
-    values: dict[str, tuple[int, ...]]
+    values: dict[str, tuple[str, tuple[int, ...]]]
     names: tuple[str, ...]
     rate_hz: float
     robot: str
 
+    @classmethod
+    def of(
+        cls, values: Mapping[str, np.ndarray], names: Sequence[str], rate_hz: float, robot: str
+    ) -> Layout:
+        """That of an observation."""
+        kinds = {name: (value.dtype.str, value.shape) for name, value in values.items()}
+        return cls(kinds, tuple(names), rate_hz, robot)
+
     @property
     def dtype(self) -> np.dtype:
         width = (len(self.names),)
-        rows: list[tuple] = [
-            (name, "f4" if name == "obs" else "u1", shape) for name, shape in self.values.items()
-        ]
+        rows: list[tuple] = [(name, *kind) for name, kind in self.values.items()]
         rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
-        rows += [("clamped", "?", width), ("sent", "?"), ("state", "u1"), ("tick", "i8")]
+        rows += [("clamped", "?", width), ("sent", "?"), ("mode", "u1"), ("tick", "i8")]
         rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy")]
         return np.dtype([*rows, ("steps", "i4")])
 
@@ -62,7 +69,7 @@ class Layout:
             "rate_hz": self.rate_hz,
             "robot": self.robot,
             "action_names": list(self.names),
-            "states": [str(state) for state in STATES],
+            "modes": [str(state) for state in STATES],
             "units": {name: "s" for name in ("time", "late", "age", "latency")},
         }
 
@@ -111,7 +118,7 @@ class Recorder:
         row["wanted"] = np.nan if tick.wanted is None else tick.wanted
         row["action"] = np.nan if tick.command is None else tick.command
         row["clamped"] = False if tick.clamped is None else tick.clamped
-        row["sent"], row["state"] = tick.sent, STATES.index(tick.state)
+        row["sent"], row["mode"] = tick.sent, STATES.index(tick.state)
         row["tick"], row["time"], row["late"] = tick.tick, tick.due, tick.late
         row["age"] = tick.due + tick.late - tick.observation.stamp
         if plan is not None:
@@ -165,7 +172,7 @@ class Recorder:
             )
         dtype = self.layout.dtype
         rows = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype)
-        running = rows["state"] == STATES.index(State.RUNNING)
+        running = rows["mode"] == STATES.index(State.RUNNING)
         return rows[running & np.isfinite(rows["action"]).all(axis=1)]
 
 

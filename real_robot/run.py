@@ -7,6 +7,7 @@ simulated robots, and with ``record=`` an episode store to learn from. Every opt
 
 from __future__ import annotations
 
+import itertools
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,9 @@ from ebt_policy.options import ConfigError, options
 from envs.spec import EVALUATION_SEED
 from envs.video import video_writer
 from real_robot.background import ThreadBackground
-from real_robot.clock import MonotonicClock
+from real_robot.clock import Clock, MonotonicClock
 from real_robot.dashboard import Dashboard, shown
-from real_robot.drivers.base import DriverError
+from real_robot.drivers.base import Driver, DriverError, Scored
 from real_robot.drivers.replay import Recording
 from real_robot.drivers.sim import SimRobot
 from real_robot.operator import Operator, listening
@@ -35,12 +36,16 @@ from real_robot.report import write_run
 from real_robot.robots import Robot
 from real_robot.session import Episode, Session, shapes_of, tick_s
 from real_robot.supervisor import State
+from real_robot.teleop import Hand
 
 console = Console()
 # The prediction's thread is to leave the interpreter to the loop's, which wakes for its tick, at
 # once; by default that may take 5 ms.
 SWITCH_S = 0.0005
-MODES = ("run", "shadow", "dry", "replay")
+MODES = {  # and what each needs
+    "run": "checkpoint", "shadow": "checkpoint", "dry": "checkpoint", "replay": "recording",
+    "teleop": None,
+}  # fmt: skip
 FAULTY = 3  # exit code after a fault
 
 
@@ -52,7 +57,9 @@ class RunOptions:
     mode: str = "run"
     recording: str | None = None
     recorded_episode: int = -1
+    input: str = "mouse"
     episodes: int = 1
+    keep: str = "all"
     seed: int = EVALUATION_SEED
     speed: float = 1.0
     execution: Execution = field(default_factory=Execution)
@@ -66,11 +73,79 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {self.mode}.")
-        needs = "recording" if self.mode == "replay" else "checkpoint"
-        if getattr(self, needs) is None:
+        if (needs := MODES[self.mode]) and getattr(self, needs) is None:
             raise ConfigError(f"say what is to run: {needs}=...")
         if self.episodes < 1:
             raise ConfigError(f"episodes must be at least 1, got {self.episodes}.")
+        if self.keep not in ("all", "solved"):
+            raise ConfigError(f"keep must be all or solved, got {self.keep}.")
+
+
+@dataclass(frozen=True)
+class Mover:
+    """What moves the robot: a policy, a recording or a hand.
+
+    Attributes:
+        name, params: of a policy, for tables.
+        plans: has the action of each tick.
+        shapes: of what the driver must give.
+    """
+
+    name: str
+    params: int
+    plans: Planner | Recorded | Hand
+    shapes: dict[str, tuple[int, ...]]
+
+
+def mover_of(robot: Robot, given: RunOptions, driver: Driver, clock: Clock) -> Mover:
+    """What the mode says."""
+    dt, background = tick_s(robot, given.speed), ThreadBackground(clock)
+    if given.mode == "replay":
+        recording = Recording(str(given.recording), given.recorded_episode)
+        plans = Recorded(recording.rows["action"], dt, background)
+        return Mover(str(given.recording), 0, plans, {})
+    if given.mode == "teleop":
+        if not isinstance(driver, SimRobot) or len(robot.action) != 2:
+            raise ConfigError("mode=teleop is for simulated robots that move in a plane.")
+        low, high = robot.safety.low, robot.safety.high
+        return Mover(
+            given.input, 0, Hand(given.input, driver.render, low, high, dt, background), {}
+        )
+    one = load_contestants([str(given.checkpoint)], pick_device(given.device))[0]
+    if given.compile:
+        one.policy.compile_prediction()
+    plans = Planner(one.policy, robot.safety, dt, background, clock, given.execution)
+    return Mover(one.name, one.policy.parameter_count, plans, shapes_of(one.policy))
+
+
+def play(session: Session, robot: Robot, given: RunOptions, mover: Mover, output: Path,
+         operator: Operator) -> list[Episode]:  # fmt: skip
+    """All episodes; with ``keep=solved`` until so many were solved."""
+    episodes: list[Episode] = []
+    hand, driver = mover.plans, session.driver
+    usual = session.loop.observers
+
+    def quits() -> bool:
+        asked = isinstance(hand, Hand) and (hand.quits or hand.kept is not None)
+        return asked or operator.quits.is_set()
+
+    def keep(episode: Episode) -> bool:
+        if isinstance(hand, Hand) and hand.kept is not None:
+            return hand.kept
+        return given.keep == "all" or bool(episode.success)
+
+    for seed in itertools.count(given.seed):
+        with ExitStack() as films:
+            if given.video and isinstance(driver, SimRobot):
+                path = output / "videos" / f"seed_{seed}.mp4"
+                add = films.enter_context(video_writer(path, round(robot.rate_hz)))
+                session.loop.observers = [*usual, lambda _, a=add, d=driver: a(d.render())]
+            episodes.append(session.episode(seed, quits=quits, keep=keep))
+        gone = operator.quits.is_set() or (isinstance(hand, Hand) and hand.quits)
+        kept = sum(episode.kept for episode in episodes)
+        if gone or kept >= given.episodes or session.supervisor.state is State.FAULT:
+            return episodes
+    raise AssertionError("seeds do not end")
 
 
 def run(robot: Robot, given: RunOptions, command: str) -> int:
@@ -79,40 +154,39 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
     Raises:
         ConfigError, CheckpointError, SafetyError, DriverError, PolicyError: before anything moves.
     """
-    clock, dt = MonotonicClock(), tick_s(robot, given.speed)
-    background = ThreadBackground(clock)
-    if given.mode == "replay":
-        recording = Recording(str(given.recording), given.recorded_episode)
-        planner = Recorded(recording.rows["action"], dt, background)
-        name, shapes, params = str(given.recording), recording.shapes, 0
-        robot = replace(robot, episode_s=len(recording) / robot.rate_hz)
-    else:
-        one = load_contestants([str(given.checkpoint)], pick_device(given.device))[0]
-        if given.compile:
-            one.policy.compile_prediction()
-        planner = Planner(one.policy, robot.safety, dt, background, clock, given.execution)
-        name, shapes, params = one.name, shapes_of(one.policy), one.policy.parameter_count
-    driver = robot.connect(clock, film=given.video)
+    clock = MonotonicClock()
+    driver = robot.connect(clock, film=given.video or given.mode == "teleop")
     if given.video and not isinstance(driver, SimRobot):
         raise ConfigError("video=true films simulated robots; leave it out.")
-    dashboard = Dashboard(f"{robot.name}: {name}, {given.mode}")
-    output = Path(given.output or f"results/{robot.name}-{Path(name).name}")
-    sys.setswitchinterval(SWITCH_S)
-    session = Session(
-        robot, driver, planner, clock, shapes, active=given.mode in ("run", "replay"),
-        record=Path(given.record) if given.record else None, observers=[dashboard],
-    )  # fmt: skip
-    if session.recorder is not None and session.recorder.recovered:
-        console.print(f"{session.recorder.recovered} ticks of an interrupted episode were kept.")
-    dashboard.session = session
-    episodes: list[Episode] = []
-    operator = Operator(session.supervisor, session.estop)
+    if given.keep == "solved" and not isinstance(driver, Scored):
+        raise ConfigError("keep=solved is for simulated robots, which know their task.")
     with ExitStack() as stack:
-        stack.callback(session.close)
+        stack.callback(driver.close)
+        if given.mode == "teleop":
+            driver.connect()  # the window shows its scene
+        mover = mover_of(robot, given, driver, clock)
+        if isinstance(mover.plans, Hand):
+            stack.callback(mover.plans.close)
+        if isinstance(mover.plans, Recorded):
+            robot = replace(robot, episode_s=len(mover.plans) / robot.rate_hz)
+        dashboard = Dashboard(f"{robot.name}: {mover.name}, {given.mode}")
+        output = Path(given.output or f"results/{robot.name}-{Path(mover.name).name}")
+        sys.setswitchinterval(SWITCH_S)
+        session = Session(
+            robot, driver, mover.plans, clock, mover.shapes,
+            active=given.mode != "shadow", observers=[dashboard],
+            record=Path(given.record) if given.record else None,
+        )  # fmt: skip
+        dashboard.session = session
+        operator = Operator(session.supervisor, session.estop)
         console.print("connecting and warming up", highlight=False)
         session.prepare()
-        slow = max(session.planner.latencies, default=0.0)
-        console.print(f"ready: a chunk takes {1e3 * slow:.0f} ms", highlight=False)
+        if session.recorder is not None and session.recorder.recovered:
+            kept = session.recorder.recovered
+            console.print(f"{kept} ticks of an interrupted episode were kept", highlight=False)
+        if session.planner.latencies:
+            slow = 1e3 * max(session.planner.latencies)
+            console.print(f"ready: a chunk takes {slow:.0f} ms", highlight=False)
         if given.mode == "dry":
             return 0
         keys = stack.enter_context(listening(operator, session.estop))
@@ -124,23 +198,13 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
         assert session.heart is not None
         stack.enter_context(session.heart)
         stack.enter_context(shown(dashboard, console, given.live))
-        for i in range(given.episodes):
-            with ExitStack() as films:
-                if given.video and isinstance(driver, SimRobot):
-                    path = output / "videos" / f"seed_{given.seed + i}.mp4"
-                    add = films.enter_context(video_writer(path, round(robot.rate_hz)))
-                    session.loop.observers = [
-                        *session.loop.observers,
-                        lambda _, a=add: a(driver.render()),
-                    ]
-                episodes.append(session.episode(given.seed + i, quits=operator.quits.is_set))
-                if given.video:
-                    session.loop.observers = session.loop.observers[:-1]
-            if operator.quits.is_set() or session.supervisor.state is State.FAULT:
-                break
-    write_run(output, name, params, robot, given, episodes, command)
+        episodes = play(session, robot, given, mover, output, operator)
+    write_run(output, mover.name, mover.params, robot, given, episodes, command)
     console.print(Markdown((output / "table.md").read_text()))
     console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
+    if given.record:
+        kept = sum(episode.kept for episode in episodes)
+        console.print(f"recorded: {kept} episodes in {given.record}", soft_wrap=True)
     if session.supervisor.state is State.FAULT:
         console.print(f"[bold red]fault:[/] {session.supervisor.reason}", soft_wrap=True)
         return FAULTY

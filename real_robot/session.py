@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Episode:
         latencies: of its predictions, s.
         jumps, kinks: at the seams between chunks, in units of the action; see `Seam`.
         ended: the state at the end, and why.
+        kept: whether it counts, and its recording stays.
     """
 
     seed: int
@@ -48,6 +50,7 @@ class Episode:
     jumps: list[float] = field(default_factory=list)
     kinks: list[float] = field(default_factory=list)
     ended: tuple[State, str] = (State.DISARMED, "")
+    kept: bool = True
 
     def summary(self) -> dict[str, Any]:
         """Numbers for a table: times in ms."""
@@ -108,7 +111,7 @@ class Session:
         shapes: dict[str, tuple[int, ...]],
         *,
         active: bool = True,
-        record: Any = None,
+        record: Path | None = None,
         observers: Sequence[Callable[[Tick], None]] = (),
         heart: bool = True,
     ) -> None:
@@ -121,10 +124,8 @@ class Session:
                 )
         self.supervisor, self.estop = Supervisor(clock), EStop()
         driver.press = self.estop.press
-        self.recorder = None
-        if record is not None:
-            layout = Layout(shapes, tuple(robot.action), 1 / planner.dt, robot.name)
-            self.recorder = Recorder(record, layout)
+        self._store: Path | None = record
+        self.recorder: Recorder | None = None
         self.heart = Heart(clock, robot.timeouts.heartbeat_s, self._stopped) if heart else None
         self.loop = ControlLoop(
             driver,
@@ -157,6 +158,10 @@ class Session:
         """
         self.driver.connect()
         seen = self.first_observation()
+        if self._store is not None and self.recorder is None:
+            rate, name = 1 / self.planner.dt, self.robot.name
+            layout = Layout.of(seen.values, self.robot.action, rate, name)
+            self.recorder = Recorder(self._store, layout)
         self.planner.warm_up(seen.values, seen.position)
         self.supervisor.to(State.READY, "checked and warmed up")
         return seen
@@ -177,10 +182,17 @@ class Session:
                 )
             self.clock.wait_until(self.clock.now() + 0.05)
 
-    def episode(self, seed: int, *, quits: Callable[[], bool] = lambda: False) -> Episode:
+    def episode(
+        self,
+        seed: int,
+        *,
+        quits: Callable[[], bool] = lambda: False,
+        keep: Callable[[Episode], bool] = lambda episode: True,
+    ) -> Episode:
         """Run until the task is solved, the time is over, a fault, or `quits`.
 
-        The robot starts by itself, unless its configuration wants a person to.
+        The robot starts by itself, unless its configuration wants a person to. What was recorded
+        is kept where `keep` says so, and always when the program is interrupted.
         """
         this = Episode(seed)
         self.driver.reset(seed)
@@ -203,9 +215,10 @@ class Session:
 
         try:
             self.loop.run(done)
-        finally:
+        except BaseException:
             if self.recorder is not None:
                 self.recorder.end()
+            raise
         if this.ticks:
             this.seconds = self.clock.now() - this.ticks[0].due
         if isinstance(self.driver, Scored):
@@ -218,6 +231,11 @@ class Session:
         if self.supervisor.state in (State.RUNNING, State.HOLD):  # the next one starts anew
             self.supervisor.to(State.DISARMED, "the episode is over")
             self.supervisor.to(State.READY, "checked before")
+        this.kept = keep(this)
+        if self.recorder is not None and this.kept:
+            self.recorder.end()
+        elif self.recorder is not None:
+            self.recorder.discard()
         return this
 
     def close(self) -> None:

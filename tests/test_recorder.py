@@ -16,7 +16,7 @@ from ebt_policy.data.windows import Windows
 from ebt_policy.options import ConfigError
 from real_robot.record import Layout, Recorder
 
-LAYOUT = Layout({"obs": (2,)}, ("x", "y"), 10.0, "point")
+LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
 
 def test_episodes_are_as_they_were_and_trainable(tmp_path):
@@ -102,7 +102,7 @@ def test_a_journal_of_another_robot_is_left_alone(tmp_path):
     session, _, _, _ = point_session(record=store)
     session.recorder.end = lambda: 0
     session.episode(0)
-    other = Layout({"obs": (3,)}, ("x", "y"), 10.0, "other")
+    other = Layout({"obs": ("<f4", (3,))}, ("x", "y"), 10.0, "other")
     with pytest.raises(ConfigError, match="was recorded from another robot"):
         Recorder(store, other)
     assert Recorder(store, LAYOUT).recovered > 30

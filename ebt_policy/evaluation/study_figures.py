@@ -103,6 +103,39 @@ def suite_overview(result: Mapping[str, Any]) -> Figure:
 
 
 @styled
+def delay_curves(result: Mapping[str, Any]) -> Figure:
+    """Score and seams over the time that a prediction takes, of `benchmarks.delay`; the first
+    policy's."""
+    policy = result["entries"][0]["policy"]
+    entries = [entry for entry in result["entries"] if entry["policy"] == policy]
+    steps = next(entry for entry in entries if entry["way"] == "offline")
+    curves = {}
+    for entry in entries:
+        if entry is not steps:
+            curves.setdefault(entry["way"], []).append(entry)
+    figure = blank(11.5, 3.6)
+    panels = {
+        "score": "score",
+        "success": "success",
+        "seam_jump": "jump of the plan at a seam, px",
+        "seam_kink": "change of a tick's travel at a seam, px",
+    }
+    for ax, (metric, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        for colour, (way, curve) in zip(PALETTE, curves.items(), strict=False):
+            x = [entry["delay_ms"] for entry in curve]
+            low, high = np.array([entry[metric]["ci95"] for entry in curve]).T
+            ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            means = [entry[metric]["mean"] for entry in curve]
+            ax.plot(x, means, "-o", color=colour, markersize=3.5, linewidth=1.6, label=way)
+        if metric in steps:
+            label = "in steps, without time"
+            ax.axhline(steps[metric]["mean"], color=GREY, linestyle="--", label=label)
+        ax.set(title=title, xlabel="a prediction takes, ms")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+@styled
 def energy_study(result: Mapping[str, Any]) -> Figure:
     """Score over candidates, areas under the ROC curve, and reliability, of `benchmarks.energy`."""
     figure = blank(11.5, 5.2)

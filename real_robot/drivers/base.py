@@ -18,7 +18,8 @@ class Observation:
     """What a robot measured.
 
     Attributes:
-        values: "obs" (Do,) float32, under the name of each camera (H, W, 3) uint8.
+        values: "obs" (Do,) float32, under the name of each camera (H, W, 3) uint8, and what else is
+            to be recorded ("state", which tells a simulated scene).
         position: (A,) where the robot is, as an action that would keep it there; what nothing
             measures (say, a gripper's force) as it was last sent.
         stamp: when, in seconds of the loop's clock.

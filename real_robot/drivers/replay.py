@@ -10,7 +10,7 @@ from real_robot.clock import Clock
 from real_robot.drivers.base import Driver, DriverError, Observation
 
 ADDED = (
-    "position", "wanted", "action", "clamped", "sent", "state", "tick", "time", "late", "age",
+    "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time", "late", "age",
     "latency", "energy", "steps",
 )  # fmt: skip
 
@@ -39,11 +39,6 @@ class Recording:
 
     def __len__(self) -> int:
         return len(self.times)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of each observed value."""
-        return {name: self.rows[name].shape[1:] for name in self.values}
 
 
 class ReplayDriver(Driver):

@@ -257,9 +257,10 @@ class Ros2Driver(Driver):
         if len(newest) < len(self.topics.parts):
             return None
         low = np.concatenate([newest[name][0] for name in self.topics.obs])
+        values = {}
         if self.topics.transform is not None:
-            low = TRANSFORMS[self.topics.transform](low)
-        values = {"obs": np.asarray(low, dtype=np.float32)}
+            values["state"], low = low, TRANSFORMS[self.topics.transform](low)
+        values["obs"] = np.asarray(low, dtype=np.float32)
         values |= {n: newest[n][0] for n, part in self.topics.parts.items() if part.image}
         stamp = min(stamp for _, stamp in newest.values())  # as old as the oldest of it
         return Observation(values, newest[self.topics.position][0], stamp)

@@ -83,7 +83,8 @@ class SimRobot(Scored):
             self._reachable()
             self._pass_time()
             seen = self._scene.get_obs()
-            values = seen if isinstance(seen, dict) else {"obs": seen}
+            values = {**(seen if isinstance(seen, dict) else {"obs": seen})}
+            values["state"] = self._scene._state()
             return Observation(values, self._scene.stay(), self._time)
 
     def send(self, command: np.ndarray, due: float) -> None:

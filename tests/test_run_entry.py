@@ -1,0 +1,116 @@
+"""`python -m real_robot.run` as a user starts it, in real time, with a policy of a second."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ebt_policy.data.episodes import read_episodes
+from ebt_policy.train import train
+from real_robot.run import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, demonstrations):
+    from conftest import TINY, compose_config
+
+    config = compose_config(*TINY)
+    config["task"]["path"] = str(demonstrations)
+    config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "tiny-seed0")
+    train(config)
+    return config["run_dir"]
+
+
+@pytest.fixture
+def arguments(trained, tmp_path):
+    def make(*more, robot="sim_push_t"):
+        base = [f"robot={robot}", "robot.episode_s=2", "live=false", f"output={tmp_path / 'out'}"]
+        return [*base, f"checkpoint={trained}", *more]
+
+    return make
+
+
+def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, arguments, tmp_path):
+    store = tmp_path / "recorded"
+    code, said = call_entry(main, *arguments("episodes=2", "video=true", f"record={store}"))
+    assert code == 0, said
+    out = tmp_path / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["episodes"] == 2 and summary["ticks"] == 40 and summary["overruns"] == 0
+    assert summary["rate_hz"] == pytest.approx(10, abs=0.2) and summary["score"]["mean"] >= 0
+    assert {"p50", "p95", "p99"} <= set(summary["late_ms"]) and summary["latency_ms"]["p50"] > 0
+    assert (out / "timeline.svg").read_text().count("<path") > 5
+    assert sorted(p.name for p in (out / "videos").iterdir()) == [
+        "seed_100000.mp4", "seed_100001.mp4",
+    ]  # fmt: skip
+    assert len(read_episodes(store)) == 2
+    code, said = call_entry(  # the recording again, on the robot and in its place
+        main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false",
+        f"output={tmp_path / 'again'}",
+    )  # fmt: skip
+    assert code == 0, said
+    assert json.loads((tmp_path / "again/summary.json").read_text())["ticks"] == 20
+    code, said = call_entry(
+        main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay")
+    )
+    assert code == 0, said
+
+
+def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
+    code, said = call_entry(main, *arguments("mode=dry"))
+    assert code == 0 and not (tmp_path / "out").exists(), said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mode=fly", "mode must be one of run, shadow, dry, replay, teleop"),
+        ("checkpoint=null", "say what is to run: checkpoint="),
+        ("mode=replay", "say what is to run: recording="),
+        ("checkpoint=nowhere", "there is no checkpoint at nowhere"),
+        ("~robot.limits.velocity", "limits: velocity must be given"),
+        ("robot.limits.acceleration=-1", "acceleration must be positive"),
+        ("robot.action=[x,y,z]", "3"),
+        ("execution.mode=wild", "execution.mode must be blocking, async or frozen"),
+        ("speed=0.2", "robot.watch.command_s=0.3"),
+        ("robot.confirm=true", "is started by a person with a key, but there is no terminal"),
+        ("robot.driver.name=hexapod", "robot.driver.name must be"),
+        ("robot=ros2_push_t", "video=true films simulated robots"),
+        ("keep=best", "keep must be all or solved"),
+    ],
+)
+def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, message):
+    more = ["video=true"] if "ros2" in change else []
+    code, said = call_entry(main, *arguments(change, *more))
+    assert code == 2 and message in said and said.count("error:") == 1, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
+    store = tmp_path / "recorded"
+    command = [sys.executable, "-m", "real_robot.run", *arguments(f"record={store}")]
+    command[command.index("robot.episode_s=2")] = "robot.episode_s=60"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
+        journal = tmp_path / ".recorded.journal"
+        end = time.monotonic() + 60
+        while not (journal.exists() and journal.stat().st_size > 5000):
+            assert time.monotonic() < end and program.poll() is None
+            time.sleep(0.05)
+        program.send_signal(number)
+        said = program.communicate()[0].decode()
+    if number == signal.SIGINT:
+        assert program.returncode == 3 and "emergency stop: Ctrl-C" in said
+        assert len(read_episodes(store)) == 1 and (tmp_path / "out/summary.json").exists()
+    else:
+        assert journal.exists() and not store.exists()
+        again = subprocess.run(
+            [*command, "mode=run", "robot.episode_s=1"], capture_output=True, text=True,
+            env={**os.environ},
+        )  # fmt: skip
+        assert again.returncode == 0 and "of an interrupted episode were kept" in again.stdout
+        assert len(read_episodes(store)) == 2
