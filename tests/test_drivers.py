@@ -185,6 +185,7 @@ def test_the_emergency_stop_of_a_topic(node):
         button.close()
 
 
+@pytest.mark.slow
 @pytest.mark.ros
 def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there

@@ -206,7 +206,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 8))]
+)
 def test_a_thousand_runs_that_go_wrong(part, tmp_path):
     for run in range(part, RUNS, 8):
         rng = np.random.default_rng(run)

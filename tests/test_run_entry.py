@@ -90,6 +90,7 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
     store = tmp_path / "recorded"
