@@ -121,6 +121,15 @@ class Topics:
             raise ConfigError(f"robot.driver.stamps must be header or arrival, got {self.stamps}.")
 
 
+def observed(topics: Topics, read: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values of an `Observation` from what its parts read; "state" is "obs" untransformed."""
+    low, values = np.concatenate([read[name] for name in topics.obs]), {}
+    if topics.transform is not None:
+        values["state"], low = low, TRANSFORMS[topics.transform](low)
+    values["obs"] = np.asarray(low, dtype=np.float32)
+    return values | {name: read[name] for name, part in topics.parts.items() if part.image}
+
+
 def quality(kind: str) -> Any:
     """The quality of service of "sensor", "command", "stop" or "kept" (see the module)."""
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -256,12 +265,7 @@ class Ros2Driver(Driver):
             newest = dict(self._newest)
         if len(newest) < len(self.topics.parts):
             return None
-        low = np.concatenate([newest[name][0] for name in self.topics.obs])
-        values = {}
-        if self.topics.transform is not None:
-            values["state"], low = low, TRANSFORMS[self.topics.transform](low)
-        values["obs"] = np.asarray(low, dtype=np.float32)
-        values |= {n: newest[n][0] for n, part in self.topics.parts.items() if part.image}
+        values = observed(self.topics, {name: value for name, (value, _) in newest.items()})
         stamp = min(stamp for _, stamp in newest.values())  # as old as the oldest of it
         return Observation(values, newest[self.topics.position][0], stamp)
 
