@@ -292,6 +292,8 @@ class ControlLoop:
         if this.wanted is None:
             return
         this.clamped = found.clamped
+        if doubt := self.planner.doubt(this.tick):
+            self.supervisor.to(State.HOLD, doubt)
         self._clamps = self._clamps + 1 if found.clamped.any() else 0
         if self._clamps >= self.watch.clamps:
             self._clamps = 0

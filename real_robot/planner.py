@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ebt_policy.models import Policy
+from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.models.policy import Chunk
 from ebt_policy.options import ConfigError
 from envs.rollout import batched, noise_seed
@@ -45,14 +46,20 @@ class Execution:
         warm: start the descent of an energy policy from the chunk before (see `EnergyInference`).
         deadline_s: of a prediction; an energy policy gives its best chunk until then.
         wait: the share of a tick for which a command waits for a prediction that it needs.
+        surprise: hold the robot when what is left of the last plan is less likely than the new one
+            by more than this, in the energy by which candidates compare; infinite only measures it,
+            None does not (energy policies; README.md has how well it tells what is unexpected).
     """
 
     mode: Literal["blocking", "async", "frozen"] = "frozen"
     warm: bool = False
     deadline_s: float | None = None
     wait: float = 0.5
+    surprise: float | None = None
 
     def __post_init__(self) -> None:
+        if self.surprise is not None and not self.surprise > 0:
+            raise ConfigError(f"execution.surprise must be positive, got {self.surprise}.")
         if self.mode not in ("blocking", "async", "frozen"):
             raise ConfigError(f"execution.mode must be blocking, async or frozen, got {self.mode}.")
         if not 0 <= self.wait < 1:
@@ -71,6 +78,7 @@ class Plan:
         start: the first tick with an action that was chosen here, not committed before.
         energy, steps: of the chunk; None and 0 from policies that have none.
         seconds: that its prediction took.
+        surprise: see `Execution`; None where it was not measured.
     """
 
     first: int
@@ -79,6 +87,7 @@ class Plan:
     energy: float | None
     steps: int
     seconds: float
+    surprise: float | None = None
 
     def at(self, tick: int) -> np.ndarray | None:
         index = tick - self.first
@@ -115,6 +124,9 @@ class Plans(Protocol):
     def observe(self, values: dict[str, np.ndarray]) -> None: ...
     def action(self, tick: int, motion: Motion) -> np.ndarray | None: ...
     def sent(self, tick: int, command: np.ndarray) -> None: ...
+    def doubt(self, tick: int) -> str:
+        """Why the robot should rather be held from this tick on; "" if it should not."""
+        ...
 
 
 class Recorded:
@@ -156,6 +168,9 @@ class Recorded:
     def sent(self, tick: int, command: np.ndarray) -> None:
         pass
 
+    def doubt(self, tick: int) -> str:
+        return ""
+
 
 class Planner:
     """Asks a policy for chunks in time, and has the action of each tick.
@@ -189,6 +204,8 @@ class Planner:
                 f"the policy has {s.action_dim} numbers in an action, the robot "
                 f"{len(limits.names)} ({', '.join(limits.names)})."
             )
+        if how.surprise is not None and not isinstance(policy, EnergyPolicy):
+            raise ConfigError("execution.surprise is for energy policies; leave it out.")
         self.policy, self.limits, self.dt, self.how = policy, limits, dt, how
         self.background, self._clock = background, clock
         self.latencies: list[float] = []
@@ -263,6 +280,15 @@ class Planner:
             last, before = (self._sent.get(tick - i, command) for i in (1, 2))
             self.seams[-1] = replace(self.seams[-1], kink=command - 2 * last + before)
 
+    def doubt(self, tick: int) -> str:
+        """See `Execution.surprise`."""
+        limit, plan = self.how.surprise, self.plan
+        if limit is None or plan is None or plan.surprise is None or plan.start != tick:
+            return ""
+        if plan.surprise <= limit:
+            return ""
+        return f"the policy is surprised: by {plan.surprise:.1f}, allowed are {limit:g}"
+
     def _planned(self, tick: int) -> np.ndarray | None:
         """The action of a tick, None where there is none, or a blocking robot has to stand."""
         plan, blocking = self.plan, self.how.mode == "blocking"
@@ -307,10 +333,11 @@ class Planner:
             first = len(known)
             travel = known[-1] - known[-2] if len(known) > 1 else motion.travel
             motion = Motion(known[-1], travel)
-        warm = None
-        if self.how.warm and self.plan is not None and committed:
+        warm, left = None, 0
+        if (self.how.warm or self.how.surprise is not None) and self.plan is not None and committed:
             earlier = self._known(tick - past, tick - past + s.horizon)
-            earlier += [earlier[-1]] * (s.horizon - len(earlier))
+            left = len(earlier)
+            earlier += [earlier[-1]] * (s.horizon - left)
             warm = torch.tensor(np.stack(earlier), dtype=torch.float32).unsqueeze(0)
 
         def project(chunks: torch.Tensor) -> torch.Tensor:
@@ -318,10 +345,25 @@ class Planner:
             allowed = torch.from_numpy(limit_chunks(self.limits, free, motion, self.dt))
             return torch.cat([chunks[..., :first, :], allowed.to(chunks)], dim=-2)
 
-        generator, deadline = self._generator, self.how.deadline_s
-        return lambda: self.policy.predict_chunk(
-            obs, prefix=prefix, warm=warm, project=project, deadline_s=deadline, generator=generator
-        )
+        generator, how, policy = self._generator, self.how, self.policy
+
+        def job() -> tuple[Chunk, float | None]:
+            chunk = policy.predict_chunk(
+                obs,
+                prefix=prefix,
+                warm=warm if how.warm else None,
+                project=project,
+                deadline_s=how.deadline_s,
+                generator=generator,
+            )
+            if how.surprise is None or warm is None or not isinstance(policy, EnergyPolicy):
+                return chunk, None
+            # Energies of one observation compare: what is left of the last plan, against the new.
+            kept = torch.cat([warm[:, :left].to(chunk.actions), chunk.actions[:, left:]], dim=1)
+            old, new = policy.energies(obs, torch.stack([kept, chunk.actions], dim=1))[0].tolist()
+            return chunk, old - new
+
+        return job
 
     def _known(self, start: int, stop: int) -> list[np.ndarray]:
         """What was and is going to be executed from a tick on, as far as that is known."""
@@ -341,7 +383,7 @@ class Planner:
     def _collect(self, tick: int) -> None:
         if (done := self.background.take()) is None:
             return
-        chunk = self._chunk(done)
+        chunk, surprise = self._chunk(done)
         self.latencies.append(done.seconds)
         asked, committed = self._asked
         actions = chunk.actions[0].double().cpu().numpy()[self.policy.shape.n_obs_steps - 1 :]
@@ -355,18 +397,20 @@ class Planner:
             energy=None if chunk.energy is None else float(chunk.energy[0]),
             steps=int(chunk.steps_used[0]),
             seconds=done.seconds,
+            surprise=surprise,
         )
         new = self.plan.at(start)
         if new is not None and before is not None:
             self.seams.append(Seam(start, new - before, np.zeros_like(new)))
 
-    def _chunk(self, done: Done) -> Chunk:
+    def _chunk(self, done: Done) -> tuple[Chunk, float | None]:
         if (error := done.error) is not None:
             raise PolicyError(f"the policy failed ({type(error).__name__}: {error}).") from error
-        shape = tuple(done.value.actions.shape)
+        chunk, surprise = done.value
+        shape = tuple(chunk.actions.shape)
         wanted = (1, self.policy.shape.horizon, self.policy.shape.action_dim)
         if shape != wanted:
             raise PolicyError(f"the policy predicted {shape} instead of {wanted}.")
-        if not bool(done.value.actions.isfinite().all()):
+        if not bool(chunk.actions.isfinite().all()):
             raise PolicyError("the policy predicted NaN or infinity.")
-        return done.value
+        return chunk, surprise

@@ -56,7 +56,7 @@ class Layout:
         rows: list[tuple] = [(name, *kind) for name, kind in self.values.items()]
         rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
         rows += [("clamped", "?", width), ("sent", "?"), ("mode", "u1"), ("tick", "i8")]
-        rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy")]
+        rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy", "surprise")]
         return np.dtype([*rows, ("steps", "i4")])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -124,6 +124,7 @@ class Recorder:
         if plan is not None:
             row["latency"], row["steps"] = plan.seconds, plan.steps
             row["energy"] = np.nan if plan.energy is None else plan.energy
+            row["surprise"] = plan.surprise or 0.0
         os.write(self._file, row.tobytes())  # one write: a kill leaves whole rows
 
     def end(self) -> int:

@@ -29,6 +29,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     latencies = [1e3 * s for episode in episodes for s in episode.latencies]
     jumps = [j for episode in episodes for j in episode.jumps]
     kinks = [k for episode in episodes for k in episode.kinks]
+    surprises = [x for episode in episodes for x in episode.surprises]
     scored = [row for row in rows if row["score"] is not None]
     return {
         "episodes": len(rows),
@@ -37,6 +38,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
         "rate_hz": float(np.mean([row["rate_hz"] for row in rows])) if rows else None,
         "late_ms": percentiles([1e3 * tick.late for tick in ticks]) if ticks else None,
         "latency_ms": percentiles(latencies) if latencies else None,
+        "surprise": percentiles(surprises) if surprises else None,
         "ticks": len(ticks),
         "overruns": sum(row["overruns"] for row in rows),
         "starved": sum(row["starved"] for row in rows),
@@ -69,6 +71,8 @@ def table(summary: dict[str, Any]) -> str:
         ("without a plan (starved)", str(summary["starved"])),
         ("limited", str(summary["clamped"])),
     ]
+    if summary["surprise"] is not None:
+        rows.append(("surprise", times(summary["surprise"])))
     lines = ["| | |", "| :-- | --: |", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(lines) + "\n"
 

@@ -34,6 +34,7 @@ class Episode:
         ticks: all of them.
         overruns, starved: see `ControlLoop`.
         latencies: of its predictions, s.
+        surprises: of its plans, where they were measured; see `Execution`.
         jumps, kinks: at the seams between chunks, in units of the action; see `Seam`.
         ended: the state at the end, and why.
         kept: whether it counts, and its recording stays.
@@ -47,6 +48,7 @@ class Episode:
     overruns: int = 0
     starved: int = 0
     latencies: list[float] = field(default_factory=list)
+    surprises: list[float] = field(default_factory=list)
     jumps: list[float] = field(default_factory=list)
     kinks: list[float] = field(default_factory=list)
     ended: tuple[State, str] = (State.DISARMED, "")
@@ -209,6 +211,9 @@ class Session:
             if tick.state is State.READY:  # a person has yet to start it
                 return quits()
             this.ticks.append(tick)
+            plan = self.planner.plan
+            if plan is not None and plan.surprise is not None and plan.start == tick.tick:
+                this.surprises.append(plan.surprise)
             solved = isinstance(self.driver, Scored) and self.driver.over
             over = tick.tick - this.ticks[0].tick + 1 >= limit
             return solved or over or tick.state is State.FAULT or quits()

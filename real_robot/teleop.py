@@ -104,6 +104,9 @@ class Hand:
     def sent(self, tick: int, command: np.ndarray) -> None:
         pass
 
+    def doubt(self, tick: int) -> str:
+        return ""
+
     def close(self) -> None:
         self._pygame.display.quit()
 

@@ -169,6 +169,7 @@ def point_session(
     delay: Callable[[], float] | float = 0.02,
     policy: Any = None,
     change: dict[str, Any] | None = None,
+    surprise: float | None = None,
     **more: Any,
 ) -> tuple[Session, PointRobot, Any, SimulatedClock]:
     """A session with a `PointRobot`, ready to start."""
@@ -178,7 +179,8 @@ def point_session(
     background = SimulatedBackground(clock, delay if callable(delay) else lambda: delay)
     dt = tick_s(robot, more.pop("speed", 1.0))
     driver = PointRobot(robot, clock, dt)
-    planner = Planner(policy, robot.safety, dt, background, clock, Execution(mode=mode))
+    how = Execution(mode=mode, surprise=surprise)
+    planner = Planner(policy, robot.safety, dt, background, clock, how)
     session = Session(robot, driver, planner, clock, shapes_of(policy), heart=False, **more)
     session.prepare()
     return session, driver, policy, clock

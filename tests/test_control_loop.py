@@ -224,6 +224,28 @@ def test_robots_without_all_limits_are_refused():
         Robot(**{**SECTION, "driver": {"name": "hexapod"}}).connect(SimulatedClock())
 
 
+def test_a_surprised_policy_holds_the_robot(monkeypatch):
+    from ebt_policy.models.action import EnergyPolicy
+
+    class Surprised(Wanderer, EnergyPolicy):
+        __init__ = Wanderer.__init__
+        shape = Wanderer.shape
+        parameter_count = 0
+
+        def energies(self, obs, chunks):
+            return torch.tensor([[7.5, 2.0]])  # the rest of the last plan, and the new one
+
+    monkeypatch.setattr(EnergyPolicy, "__setattr__", object.__setattr__)
+    for limit, ends, count in ((6.0, State.RUNNING, 4), (5.0, State.HOLD, 1)):
+        session, _, _, _ = point_session(policy=Surprised(), surprise=limit)
+        episode = session.episode(0)
+        assert episode.ended[0] is ends and len(episode.surprises) == count
+        assert set(episode.surprises) == {5.5}
+    assert episode.ended[1] == "the policy is surprised: by 5.5, allowed are 5"
+    with pytest.raises(ConfigError, match="for energy policies"):
+        point_session(surprise=5.0)
+
+
 # -- with real threads and time ---------------------------------------------------------------
 
 

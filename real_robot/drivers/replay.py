@@ -11,7 +11,7 @@ from real_robot.drivers.base import Driver, DriverError, Observation
 
 ADDED = (
     "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time", "late", "age",
-    "latency", "energy", "steps",
+    "latency", "energy", "surprise", "steps",
 )  # fmt: skip
 
 
