@@ -33,6 +33,7 @@ from real_robot.drivers.sim import SimRobot
 from real_robot.operator import Operator, listening
 from real_robot.planner import Execution, Planner, PolicyError, Recorded
 from real_robot.report import write_run
+from real_robot.rerun_log import RerunLog
 from real_robot.robots import Robot
 from real_robot.session import Episode, Session, shapes_of, tick_s
 from real_robot.supervisor import State
@@ -65,6 +66,7 @@ class RunOptions:
     execution: Execution = field(default_factory=Execution)
     compile: bool = False
     record: str | None = None
+    rerun: str | None = None
     live: bool = True
     video: bool = False
     device: str = "auto"
@@ -172,12 +174,17 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
         dashboard = Dashboard(f"{robot.name}: {mover.name}, {given.mode}")
         output = Path(given.output or f"results/{robot.name}-{Path(mover.name).name}")
         sys.setswitchinterval(SWITCH_S)
+        observers: list[Dashboard | RerunLog] = [dashboard]
+        if given.rerun is not None:
+            observers.append(log := RerunLog(Path(given.rerun)))
+            stack.callback(log.close)
         session = Session(
             robot, driver, mover.plans, clock, mover.shapes,
-            active=given.mode != "shadow", observers=[dashboard],
+            active=given.mode != "shadow", observers=observers,
             record=Path(given.record) if given.record else None,
         )  # fmt: skip
-        dashboard.session = session
+        for observer in observers:
+            observer.session = session
         operator = Operator(session.supervisor, session.estop)
         console.print("connecting and warming up", highlight=False)
         session.prepare()

@@ -246,6 +246,22 @@ def test_a_surprised_policy_holds_the_robot(monkeypatch):
         point_session(surprise=5.0)
 
 
+@pytest.mark.rerun
+def test_a_run_as_a_rerun_recording(tmp_path):
+    pytest.importorskip("rerun")
+    from real_robot.rerun_log import RerunLog
+
+    session, _, _, _ = point_session()
+    log = RerunLog(tmp_path / "logs" / "run.rrd")
+    log.session = session
+    session.loop.observers = [*session.loop.observers, log]
+    session.episode(0)
+    log.close()
+    content = (tmp_path / "logs" / "run.rrd").read_bytes()
+    for name in (b"command/x", b"position/y", b"late_ms", b"chunk_ms", b"energy", b"state"):
+        assert name in content, name
+
+
 # -- with real threads and time ---------------------------------------------------------------
 
 

@@ -1,0 +1,64 @@
+"""A run as a Rerun recording (`rerun run.rrd` shows it): an observer of ticks, by `rerun-sdk`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.options import ConfigError
+from real_robot.loop import Tick
+from real_robot.session import Session
+
+
+class RerunLog:
+    """Commands, positions, wishes, energy, lateness, cameras and changes of state over time.
+
+    Args:
+        path: of the recording, in .rrd.
+
+    Raises:
+        ConfigError: rerun-sdk is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._rerun: Any = importlib.import_module("rerun")
+        except ModuleNotFoundError as error:
+            raise ConfigError("rerun= needs rerun-sdk: pip install 'ebt_policy[rerun]'.") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._rerun.RecordingStream("ebt_policy")
+        self._stream.save(str(path))
+        self.session: Session | None = None
+        self._state = ""
+
+    def __call__(self, tick: Tick) -> None:
+        session, stream, scalars = self.session, self._stream, self._rerun.Scalars
+        if session is None:
+            return
+        stream.set_time("time", duration=tick.due)
+        position = None if tick.observation is None else tick.observation.position
+        told = {"wanted": tick.wanted, "command": tick.command, "position": position}
+        for name, values in told.items():
+            for i, number in enumerate(session.robot.action if values is not None else ()):
+                stream.log(f"{name}/{number}", scalars([float(values[i])]))  # type: ignore[index]
+        stream.log("late_ms", scalars([1e3 * tick.late]))
+        plan = session.planner.plan
+        if plan is not None and plan.start == tick.tick:
+            stream.log("chunk_ms", scalars([1e3 * plan.seconds]))
+            for name in ("energy", "surprise"):
+                if (value := getattr(plan, name)) is not None:
+                    stream.log(name, scalars([value]))
+        if tick.observation is not None:
+            for name, value in tick.observation.values.items():
+                if value.ndim == 3:
+                    stream.log(f"camera/{name}", self._rerun.Image(value))
+        if str(tick.state) != self._state:
+            self._state = str(tick.state)
+            reason = f"{tick.state}: {session.supervisor.reason}"
+            stream.log("state", self._rerun.TextLog(reason))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._stream.flush(timeout_sec=10.0)
+        self._stream.disconnect()
