@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ebt_policy
+from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
 from ebt_policy.evaluation.stats import mean_ci, percentiles, wilson
 from ebt_policy.evaluation.study_figures import save_figure
 from ebt_policy.evaluation.summary import write_atomic
@@ -77,32 +78,32 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@styled
 def timeline(episodes: Sequence[Episode], names: Sequence[str]) -> Figure:
     """Commands, how late ticks were, and the states, over time, of the first episode."""
     ticks = episodes[0].ticks
     start = ticks[0].due
     time = np.array([tick.due - start for tick in ticks])
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = blank(9, 4.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     commands = np.array(
         [np.full(len(names), np.nan) if t.command is None else t.command for t in ticks]
     )
-    for i, name in enumerate(names[:4]):
-        above.plot(time, commands[:, i], label=name, linewidth=1)
+    for i, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
+        above.plot(time, commands[:, i], label=name, color=colour, linewidth=1.4)
     limited = [i for i, tick in enumerate(ticks) if tick.limited]
     if limited:
         above.plot(
-            time[limited], commands[limited, 0], "x", color="#d64545", label="limited", markersize=4
+            time[limited], commands[limited, 0], "x", color=INK, label="limited", markersize=4
         )
     for i, tick in enumerate(ticks):
         if tick.state in SHADES:
             end = time[i + 1] if i + 1 < len(time) else time[i]
             above.axvspan(time[i], end, color=SHADES[tick.state], alpha=0.3, linewidth=0)
-    above.set_ylabel("command")
-    above.legend(loc="upper right", fontsize="small")
-    below.plot(time, [1e3 * tick.late for tick in ticks], linewidth=0.8, color="#555")
-    below.set_ylabel("late, ms")
-    below.set_xlabel("time, s")
+    above.set_title("commands; shaded where the robot was held (yellow) or stopped (red)")
+    above.legend(loc="upper right")
+    below.plot(time, [1e3 * tick.late for tick in ticks], linewidth=1, color=GREY)
+    below.set(title="how late a tick began, ms", xlabel="time, s")
     return figure
 
 
