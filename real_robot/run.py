@@ -120,9 +120,23 @@ def mover_of(robot: Robot, given: RunOptions, driver: Driver, clock: Clock) -> M
     return Mover(one.name, one.policy.parameter_count, plans, shapes_of(one.policy))
 
 
+def rearmed(session: Session, operator: Operator) -> bool:
+    """After a fault wait until a person re-arms the robot, and check it again; False if they quit."""
+    while session.supervisor.state is State.FAULT and not operator.quits.is_set():
+        session.clock.wait_until(session.clock.now() + 0.05)
+    if operator.quits.is_set():
+        return False
+    session.prepare()
+    return True
+
+
 def play(session: Session, robot: Robot, given: RunOptions, mover: Mover, output: Path,
-         operator: Operator) -> list[Episode]:  # fmt: skip
-    """All episodes; with ``keep=solved`` until so many were solved."""
+         operator: Operator, keys: bool) -> list[Episode]:  # fmt: skip
+    """All episodes; with ``keep=solved`` until so many were solved.
+
+    Args:
+        keys: whether a person can press some: then a fault does not end it.
+    """
     episodes: list[Episode] = []
     hand, driver = mover.plans, session.driver
     usual = session.loop.observers
@@ -145,7 +159,10 @@ def play(session: Session, robot: Robot, given: RunOptions, mover: Mover, output
             episodes.append(session.episode(seed, quits=quits, keep=keep))
         gone = operator.quits.is_set() or (isinstance(hand, Hand) and hand.quits)
         kept = sum(episode.kept for episode in episodes)
-        if gone or kept >= given.episodes or session.supervisor.state is State.FAULT:
+        if gone or kept >= given.episodes:
+            return episodes
+        fault = session.supervisor.state is State.FAULT
+        if fault and not (keys and rearmed(session, operator)):
             return episodes
     raise AssertionError("seeds do not end")
 
@@ -205,7 +222,7 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
         assert session.heart is not None
         stack.enter_context(session.heart)
         stack.enter_context(shown(dashboard, console, given.live))
-        episodes = play(session, robot, given, mover, output, operator)
+        episodes = play(session, robot, given, mover, output, operator, keys)
     write_run(output, mover.name, mover.params, robot, given, episodes, command)
     console.print(Markdown((output / "table.md").read_text()))
     console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)

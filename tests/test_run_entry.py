@@ -91,6 +91,48 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
 
 
 @pytest.mark.slow
+def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
+    import pty
+
+    person, terminal = pty.openpty()
+    command = [sys.executable, "-m", "real_robot.run", *arguments("episodes=2", "live=true")]
+    command = [word for word in command if word not in ("live=false", "robot.episode_s=2")]
+    command += ["robot.confirm=true", f"record={tmp_path / 'run'}"]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as program:
+        said = ""
+
+        def hear(what, seconds=90):
+            nonlocal said
+            end = time.monotonic() + seconds
+            while what not in said:
+                assert time.monotonic() < end, said[-2000:]
+                said += os.read(person, 4096).decode(errors="ignore")
+            said = ""
+
+        def press(key):
+            os.write(person, key)
+
+        hear("checked and warmed up")
+        press(b"s")
+        hear("started by a person")
+        press(b"h")
+        hear("held by a person")
+        press(b"r")
+        hear("a person let it go on")
+        press(b" ")
+        hear("emergency stop: space bar")
+        press(b"a")  # looked at: checked again, and the next episode waits for its start
+        hear("checked and warmed up")
+        press(b"s")
+        hear("started by a person")
+        press(b"q")
+        hear("results:")
+        os.close(terminal)
+    assert program.returncode == 0
+    assert len(read_episodes(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
     store = tmp_path / "recorded"
