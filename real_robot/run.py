@@ -121,7 +121,7 @@ def mover_of(robot: Robot, given: RunOptions, driver: Driver, clock: Clock) -> M
 
 
 def rearmed(session: Session, operator: Operator) -> bool:
-    """After a fault wait until a person re-arms the robot, and check it again; False if they quit."""
+    """After a fault wait for a person to re-arm the robot, and check it; False if they quit."""
     while session.supervisor.state is State.FAULT and not operator.quits.is_set():
         session.clock.wait_until(session.clock.now() + 0.05)
     if operator.quits.is_set():
