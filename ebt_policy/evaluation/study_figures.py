@@ -117,8 +117,8 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
     panels = {
         "score": "score",
         "success": "success",
-        "seam_jump": "jump of the plan at a seam, px",
-        "seam_kink": "change of a tick's travel at a seam, px",
+        "seam_jump": "jump of the plan at seams, px",
+        "seam_kink": "change of travel at seams, px",
     }
     for ax, (metric, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
         for colour, (way, curve) in zip(PALETTE, curves.items(), strict=False):
