@@ -52,7 +52,7 @@ def test_the_mouse_shows_where_to_go_and_all_is_recorded(screen, tmp_path):
     session.loop.observers = [*session.loop.observers, point]
     episode = session.episode(4)
     commands = np.array([tick.command for tick in episode.ticks])
-    goal = np.array([5 + 0.5 * 502, 5 + 0.25 * 502])
+    goal = np.array([256.0, 128.0])
     np.testing.assert_allclose(commands[2], commands[0])  # until then it stays
     np.testing.assert_allclose(commands[-1], goal)
     assert np.abs(np.diff(commands, axis=0)).max() <= 100  # not at once: within the limits
