@@ -337,7 +337,10 @@ class Ros2Sim(Ros2Driver, Scored):
                 raise DriverError("the simulated robot does not answer a reset.")
             self._reset.publish(message)
             self._clock.wait_until(self._clock.now() + 0.05)
-        self._clock.wait_until(self._clock.now() + SETTLE_S)  # observations from before are gone
+        self._clock.wait_until(self._clock.now() + SETTLE_S)  # those on their way have come
+        with self._lock:
+            self._newest.clear()
+        self.connect()  # and what is seen now is seen after the reset
 
     @property
     def score(self) -> float:
