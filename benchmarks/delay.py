@@ -17,21 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from rich.progress import track
 
 from benchmarks.settings import command, settings, store
 from ebt_policy.evaluation.contestants import load_contestants, matching_runs, parse_checkpoint
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.study_figures import delay_curves, save_figure
-from ebt_policy.options import options
 from envs.rollout import rollout
 from envs.spec import EVALUATION_SEED
 from real_robot.background import SimulatedBackground
 from real_robot.clock import SimulatedClock
 from real_robot.planner import Execution, Planner
-from real_robot.robots import Robot
+from real_robot.robots import load_robot
 from real_robot.session import Session, shapes_of, tick_s
 
 DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
@@ -41,13 +38,6 @@ WAYS = {
     "frozen prefix": Execution(mode="frozen"),
     "frozen prefix, warm start": Execution(mode="frozen", warm=True),
 }
-
-
-def load_robot(name: str) -> Robot:
-    with initialize_config_module("configs", version_base="1.3"):
-        config = compose("run", [f"robot={name}"])
-    section: Any = OmegaConf.to_container(config.robot, resolve=True)
-    return options(Robot, section, "robot")
 
 
 def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: int) -> list[dict]:

@@ -57,7 +57,7 @@ class Dashboard:
         colour = COLOURS[supervisor.state]
         table.add_row("state", f"[{colour}]{supervisor.state}[/] {supervisor.reason}")
         if len(ticks) > 1:
-            span = ticks[-1].due + ticks[-1].late - ticks[0].due - ticks[0].late
+            span = ticks[-1].began - ticks[0].began
             rate = (len(ticks) - 1) / max(span, 1e-9)
             table.add_row("rate", f"{rate:.1f} Hz, {session.loop.overruns} ticks left out")
             table.add_row("late", _percentiles([t.late for t in ticks]))

@@ -61,7 +61,6 @@ class Tick:
         command: (A,) what was allowed, None if nothing was.
         sent: whether it was sent.
         clamped: (A,) bool, which numbers of what was wanted were changed.
-        work: seconds from its beginning to its end.
     """
 
     tick: int
@@ -73,7 +72,11 @@ class Tick:
     command: np.ndarray | None = None
     sent: bool = False
     clamped: np.ndarray | None = None
-    work: float = 0.0
+
+    @property
+    def began(self) -> float:
+        """When it did begin, clock seconds."""
+        return self.due + self.late
 
     @property
     def limited(self) -> bool:
@@ -204,12 +207,11 @@ class ControlLoop:
         try:
             while not over:
                 due = begin + tick * dt
-                now = self.clock.now()
-                this = Tick(tick, due, now - due)
+                this = Tick(tick, due, self.clock.now() - due)
                 if self.heart is not None:
                     self.heart.beat()
                 self._step(this)
-                this.state, this.work = self.supervisor.state, self.clock.now() - now
+                this.state = self.supervisor.state
                 for observer in self.observers:
                     observer(this)
                 over = done(this)
@@ -223,7 +225,7 @@ class ControlLoop:
                 if not over and not self.estop.pressed.is_set():
                     self.clock.wait_until(begin + tick * dt, self.estop.pressed)
                     if self.estop.pressed.is_set():
-                        self._fault(f"emergency stop: {self.estop.reason}")
+                        self.fault(f"emergency stop: {self.estop.reason}")
                 elif not over:
                     self.clock.wait_until(begin + tick * dt)
         finally:
@@ -231,7 +233,8 @@ class ControlLoop:
             if self.heart is not None:
                 self.heart.rest()
 
-    def _fault(self, reason: str) -> None:
+    def fault(self, reason: str) -> None:
+        """Stop the robot now, until a person has looked; from any thread."""
         self.driver.stop()
         self.supervisor.to(State.FAULT, reason)
 
@@ -250,7 +253,7 @@ class ControlLoop:
                 self._motion, self._held = None, True
             self._send(this)
         except (DriverError, PolicyError) as error:
-            self._fault(str(error))
+            self.fault(str(error))
         except SafetyError as error:  # nothing that may be sent
             self.driver.stop()
             self._motion = None
@@ -259,7 +262,7 @@ class ControlLoop:
     def _check(self, this: Tick) -> None:
         """The watchdogs."""
         if self.estop.pressed.is_set():
-            self._fault(f"emergency stop: {self.estop.reason}")
+            self.fault(f"emergency stop: {self.estop.reason}")
         if self.supervisor.state is not State.RUNNING:
             return
         now, seen = self.clock.now(), this.observation
@@ -307,7 +310,7 @@ class ControlLoop:
             return
         if self.estop.pressed.is_set():  # pressed while this tick was computed
             this.command = None
-            self._fault(f"emergency stop: {self.estop.reason}")
+            self.fault(f"emergency stop: {self.estop.reason}")
             return
         if self.active:
             self.driver.send(this.command, this.due + self.planner.dt)

@@ -7,9 +7,10 @@ time, and what arrives late is only dropped where its time is over. T, To, Ta, A
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -109,70 +110,75 @@ class Seam:
     kink: np.ndarray
 
 
-class Plans(Protocol):
-    """Who has the action of each tick; see `Planner`."""
-
-    dt: float
-    background: Background
-    plan: Plan | None
-    seams: list[Seam]
-    latencies: list[float]
-
-    def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None: ...
-    def reset(self, seed: int) -> None: ...
-    def begin(self) -> None: ...
-    def observe(self, values: dict[str, np.ndarray]) -> None: ...
-    def action(self, tick: int, motion: Motion) -> np.ndarray | None: ...
-    def sent(self, tick: int, command: np.ndarray) -> None: ...
-    def doubt(self, tick: int) -> str:
-        """Why the robot should rather be held from this tick on; "" if it should not."""
-        ...
-
-
-class Recorded:
-    """Actions that were recorded, one a tick, whatever is observed.
+class Plans(ABC):
+    """Who has the action of each tick: a policy's `Planner`, a recording, a person's hand.
 
     Args:
-        actions: (n, A).
         dt: seconds from tick to tick.
-        background: unused, idle.
+        background: where predictions run, idle where there are none.
+
+    Attributes:
+        plan: the one in force.
+        seams: of all plans of the episode.
+        latencies: of all predictions so far, seconds.
     """
 
-    def __init__(self, actions: np.ndarray, dt: float, background: Background) -> None:
-        self._actions, self.dt, self.background = actions, dt, background
+    def __init__(self, dt: float, background: Background) -> None:
+        self.dt, self.background = dt, background
         self.plan: Plan | None = None
         self.seams: list[Seam] = []
         self.latencies: list[float] = []
 
-    def __len__(self) -> int:
-        return len(self._actions)
-
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
-        pass
+        """Whatever is slow the first time, before motion is allowed."""
+        return
 
     def reset(self, seed: int) -> None:
+        """Before an episode."""
         self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """The robot stands and is to move from here on."""
+
+    def observe(self, values: dict[str, np.ndarray]) -> None:
+        """The observation at a tick, before its `action`."""
+        return
+
+    @abstractmethod
+    def action(self, tick: int, motion: Motion) -> np.ndarray | None:
+        """The action (A,) of a tick, None while there is none; motion is that of the commands."""
+
+    def sent(self, tick: int, command: np.ndarray) -> None:
+        """What was executed at a tick."""
+        return
+
+    def doubt(self, tick: int) -> str:
+        """Why the robot should rather be held from this tick on; "" if it should not."""
+        return ""
+
+
+class Recorded(Plans):
+    """Actions (n, A) that were recorded, one a tick, whatever is observed."""
+
+    def __init__(self, actions: np.ndarray, dt: float, background: Background) -> None:
+        super().__init__(dt, background)
+        self._actions = actions
+
+    def __len__(self) -> int:
+        return len(self._actions)
 
     def begin(self) -> None:
         """From the first action on, also after a hold."""
         self.plan = None
-
-    def observe(self, values: dict[str, np.ndarray]) -> None:
-        pass
 
     def action(self, tick: int, motion: Motion) -> np.ndarray | None:
         if self.plan is None:
             self.plan = Plan(tick, self._actions, tick, energy=None, steps=0, seconds=0.0)
         return self.plan.at(tick)
 
-    def sent(self, tick: int, command: np.ndarray) -> None:
-        pass
 
-    def doubt(self, tick: int) -> str:
-        return ""
-
-
-class Planner:
+class Planner(Plans):
     """Asks a policy for chunks in time, and has the action of each tick.
 
     Args:
@@ -182,11 +188,6 @@ class Planner:
         background: where predictions run.
         clock: the loop's.
         how: options.
-
-    Attributes:
-        plan: the one in force.
-        seams: of all plans so far.
-        latencies: of all predictions so far, seconds.
     """
 
     def __init__(
@@ -206,15 +207,14 @@ class Planner:
             )
         if how.surprise is not None and not isinstance(policy, EnergyPolicy):
             raise ConfigError("execution.surprise is for energy policies; leave it out.")
-        self.policy, self.limits, self.dt, self.how = policy, limits, dt, how
-        self.background, self._clock = background, clock
-        self.latencies: list[float] = []
+        super().__init__(dt, background)
+        self.policy, self.limits, self.how, self._clock = policy, limits, how, clock
         self.reset(0)
 
     def reset(self, seed: int) -> None:
         """Before an episode, whose noise depends on its seed alone."""
         self._generator = torch.Generator().manual_seed(noise_seed(seed))
-        self.seams: list[Seam] = []
+        self.seams = []
         self.begin()
 
     def begin(self) -> None:
@@ -222,7 +222,7 @@ class Planner:
         self.background.abandon()
         self._seen: deque[dict[str, np.ndarray]] = deque(maxlen=self.policy.shape.n_obs_steps)
         self._sent: dict[int, np.ndarray] = {}
-        self.plan: Plan | None = None
+        self.plan = None
         self._asked = (0, 0)  # at which tick, and how many actions were committed from there
         self._stood = 0  # ticks without an action since then
 

@@ -120,7 +120,7 @@ class Recorder:
         row["clamped"] = False if tick.clamped is None else tick.clamped
         row["sent"], row["mode"] = tick.sent, STATES.index(tick.state)
         row["tick"], row["time"], row["late"] = tick.tick, tick.due, tick.late
-        row["age"] = tick.due + tick.late - tick.observation.stamp
+        row["age"] = tick.began - tick.observation.stamp
         if plan is not None:
             row["latency"], row["steps"] = plan.seconds, plan.steps
             row["energy"] = np.nan if plan.energy is None else plan.energy

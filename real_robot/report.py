@@ -20,7 +20,7 @@ from real_robot.robots import Robot
 from real_robot.session import Episode
 from real_robot.supervisor import State
 
-SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545", State.READY: "#9aa5b1"}
+SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545"}
 
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -40,8 +40,9 @@ class RerunLog:
         position = None if tick.observation is None else tick.observation.position
         told = {"wanted": tick.wanted, "command": tick.command, "position": position}
         for name, values in told.items():
-            for i, number in enumerate(session.robot.action if values is not None else ()):
-                stream.log(f"{name}/{number}", scalars([float(values[i])]))  # type: ignore[index]
+            if values is not None:
+                for number, value in zip(session.robot.action, values, strict=True):
+                    stream.log(f"{name}/{number}", scalars([float(value)]))
         stream.log("late_ms", scalars([1e3 * tick.late]))
         plan = session.planner.plan
         if plan is not None and plan.start == tick.tick:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
 from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 from real_robot.clock import Clock
@@ -82,3 +85,11 @@ class Robot:
         """Of a robot behind ROS 2."""
         given = {key: value for key, value in self.driver.items() if key != "name"}
         return options(Topics, given, "robot.driver")
+
+
+def load_robot(name: str, *overrides: str) -> Robot:
+    """A robot of ``configs/robot`` by its name, with overrides as on the command line."""
+    with initialize_config_module("configs", version_base="1.3"):
+        config = compose("run", [f"robot={name}", *overrides])
+    section: Any = OmegaConf.to_container(config.robot, resolve=True)
+    return options(Robot, section, "robot")

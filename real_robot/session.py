@@ -57,6 +57,7 @@ class Episode:
     def summary(self) -> dict[str, Any]:
         """Numbers for a table: times in ms."""
         late = [1e3 * tick.late for tick in self.ticks]
+        span = self.ticks[-1].began - self.ticks[0].began
         clamped = sum(tick.limited for tick in self.ticks)
         return {
             "seed": self.seed,
@@ -64,7 +65,7 @@ class Episode:
             "success": self.success,
             "seconds": self.seconds,
             "ticks": len(self.ticks),
-            "rate_hz": (len(self.ticks) - 1) / max(self.ticks[-1].due - self.ticks[0].due, 1e-9),
+            "rate_hz": (len(self.ticks) - 1) / max(span, 1e-9),
             "late_ms": percentiles(late),
             "latency_ms": percentiles([1e3 * s for s in self.latencies])
             if self.latencies
@@ -128,7 +129,6 @@ class Session:
         driver.press = self.estop.press
         self._store: Path | None = record
         self.recorder: Recorder | None = None
-        self.heart = Heart(clock, robot.timeouts.heartbeat_s, self._stopped) if heart else None
         self.loop = ControlLoop(
             driver,
             self.planner,
@@ -140,12 +140,9 @@ class Session:
             shapes,
             active=active,
             observers=[*observers, self._record],
-            heart=self.heart,
         )
-
-    def _stopped(self, reason: str) -> None:
-        self.driver.stop()
-        self.supervisor.to(State.FAULT, reason)
+        timeout = robot.timeouts.heartbeat_s
+        self.heart = self.loop.heart = Heart(clock, timeout, self.loop.fault) if heart else None
 
     def _record(self, tick: Tick) -> None:
         if self.recorder is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from ebt_policy.options import ConfigError
 from real_robot.background import Background
 from real_robot.drivers.base import DriverError
-from real_robot.planner import Plan, Seam
+from real_robot.planner import Plans
 from real_robot.safety import Motion
 
 DEVICES = ("mouse", "keyboard", "gamepad")
@@ -24,7 +24,7 @@ DEAD = 0.1  # of a gamepad's axis
 HELP = "mouse, arrows or stick move; Backspace drops the episode, Enter keeps it, Esc quits"
 
 
-class Hand:
+class Hand(Plans):
     """A person in front of a window that shows the scene, in the plane of a two-number action.
 
     Args:
@@ -55,12 +55,9 @@ class Hand:
 
         if device not in DEVICES:
             raise ConfigError(f"input must be one of {', '.join(DEVICES)}, got {device}.")
+        super().__init__(dt, background)
         self._pygame: Any = pygame
         self._device, self._frame, self._low, self._high = device, frame, low, high
-        self.dt, self.background = dt, background
-        self.plan: Plan | None = None
-        self.seams: list[Seam] = []
-        self.latencies: list[float] = []
         self.quits = False
         try:
             pygame.display.init()
@@ -82,9 +79,6 @@ class Hand:
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
         self._show()
 
-    def reset(self, seed: int) -> None:
-        self.begin()
-
     def begin(self) -> None:
         self.kept: bool | None = None
         self._at: np.ndarray | None = None
@@ -100,12 +94,6 @@ class Hand:
         self._listen()
         self._at = np.clip(self._at + SPEED * self.dt * self._push(), self._low, self._high)
         return self._at
-
-    def sent(self, tick: int, command: np.ndarray) -> None:
-        pass
-
-    def doubt(self, tick: int) -> str:
-        return ""
 
     def close(self) -> None:
         self._pygame.display.quit()

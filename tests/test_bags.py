@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from test_drivers import robot_of
 
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.options import ConfigError
 from real_robot.bags import convert, main
+from real_robot.robots import load_robot
 
 pytestmark = pytest.mark.ros
 pytest.importorskip("rosbags")
@@ -77,7 +77,7 @@ def write_bag(path, frame="table", storage=StoragePlugin.MCAP, commands=True):
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_bags_become_demonstrations(tmp_path, storage):
     bags = [write_bag(tmp_path / f"bag{i}", storage=storage) for i in range(2)]
-    convert(bags, robot_of("ros2_push_t"), tmp_path / "store")
+    convert(bags, load_robot("ros2_push_t"), tmp_path / "store")
     demonstrations, _ = load_push_t(path=str(tmp_path / "store"))
     assert len(demonstrations) == 2
     one = demonstrations.episode(1)
@@ -92,7 +92,7 @@ def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
     bag, output = write_bag(tmp_path / "bag"), tmp_path / "store.zip"
     code, said = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
     assert code == 0 and output.exists(), said
-    robot = robot_of("ros2_push_t")
+    robot = load_robot("ros2_push_t")
     with pytest.raises(ConfigError, match="in the frame 'map', not 'table'"):
         convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
     with pytest.raises(ConfigError, match="no messages on /push_t/command"):
@@ -104,7 +104,7 @@ def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
     with pytest.raises(ConfigError, match="cannot be read"):
         convert([tmp_path / "broken"], robot, tmp_path / "x")
     with pytest.raises(ConfigError, match="sim_push_t has no topics"):
-        convert([bag], robot_of("sim_push_t"), tmp_path / "x")
+        convert([bag], load_robot("sim_push_t"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
     code, said = call_entry(main, "robot=ros2_push_t")
     assert code == 2 and "say what is to be converted" in said

@@ -10,26 +10,18 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 from doubles import Wanderer, point_session
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from ebt_policy.options import ConfigError, options
+from ebt_policy.options import ConfigError
 from real_robot.background import ThreadBackground
 from real_robot.clock import MonotonicClock
 from real_robot.drivers.base import DriverError, Scored
 from real_robot.drivers.replay import Recording, ReplayDriver
 from real_robot.planner import Execution, Planner
-from real_robot.robots import Robot
+from real_robot.robots import load_robot
 from real_robot.session import Session, shapes_of, tick_s
 from real_robot.supervisor import State
 
 DOMAIN = str(os.getpid() % 90 + 10)
-
-
-def robot_of(name, *overrides):
-    with initialize_config_module("configs", version_base="1.3"):
-        config = compose("run", [f"robot={name}", *overrides])
-    return options(Robot, OmegaConf.to_container(config.robot, resolve=True), "robot")
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +60,10 @@ def node(ros_environment):
 def driver(request, tmp_path):
     clock = MonotonicClock()
     if request.param == "sim":
-        made = robot_of("sim_push_t").connect(clock)
+        made = load_robot("sim_push_t").connect(clock)
     elif request.param == "ros2":
         request.getfixturevalue("node")
-        made = robot_of("ros2_push_t").connect(clock)
+        made = load_robot("ros2_push_t").connect(clock)
     else:
         session = point_session(record=tmp_path / "run")[0]
         session.episode(0)
@@ -138,7 +130,7 @@ def session_on(robot, **more):
 
 @pytest.mark.ros
 def test_push_t_behind_ros(node, tmp_path):
-    robot = robot_of("ros2_push_t", "robot.episode_s=3")
+    robot = load_robot("ros2_push_t", "robot.episode_s=3")
     session = session_on(robot, record=tmp_path / "run")
     try:
         session.prepare()
@@ -146,7 +138,7 @@ def test_push_t_behind_ros(node, tmp_path):
         assert episode.ended[0] is State.RUNNING and len(episode.ticks) + episode.overruns >= 29
         moved = episode.ticks[-1].observation.position - episode.ticks[0].observation.position
         assert moved[0] > 30
-        other = robot_of("sim_push_t").connect(session.clock)  # the same start, without ROS
+        other = load_robot("sim_push_t").connect(session.clock)  # the same start, without ROS
         other.connect()
         other.reset(7)
         first = episode.ticks[0].observation.values["obs"]
@@ -160,7 +152,7 @@ def test_push_t_behind_ros(node, tmp_path):
 def test_the_emergency_stop_of_a_topic(node):
     from real_robot.drivers.ros2 import RosNode, message_class, quality
 
-    session = session_on(robot_of("ros2_push_t", "robot.episode_s=20"))
+    session = session_on(load_robot("ros2_push_t", "robot.episode_s=20"))
     button = RosNode("button")
     publisher = button.node.create_publisher(
         message_class("Bool"), "/emergency_stop", quality("stop")
@@ -189,7 +181,7 @@ def test_the_emergency_stop_of_a_topic(node):
 @pytest.mark.ros
 def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
-    robot = robot_of("ros2_push_t", "robot.episode_s=10")
+    robot = load_robot("ros2_push_t", "robot.episode_s=10")
     session = session_on(robot, record=tmp_path / "run")
     with ExitStack() as nodes:
         first = nodes.enter_context(sim_node())
@@ -219,7 +211,7 @@ def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatc
 @pytest.mark.ros
 def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "9")
-    robot = robot_of("ros2_push_t", "+robot.driver.connect_s=0.3")
+    robot = load_robot("ros2_push_t", "+robot.driver.connect_s=0.3")
     driver = robot.connect(MonotonicClock())
     with pytest.raises(DriverError, match="nothing usable came on /push_t/agent, /push_t/block"):
         driver.connect()
@@ -228,7 +220,7 @@ def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypat
 
 def test_without_ros_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rclpy", None)
-    driver = robot_of("ros2_push_t").connect(MonotonicClock())
+    driver = load_robot("ros2_push_t").connect(MonotonicClock())
     with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
         driver.connect()
 
@@ -246,7 +238,7 @@ def test_without_ros_it_says_what_to_install(monkeypatch):
 )
 def test_wrong_topics_are_one_clear_error(change, message):
     with pytest.raises(ConfigError, match=message):
-        robot_of("ros2_push_t", change).connect(MonotonicClock())
+        load_robot("ros2_push_t", change).connect(MonotonicClock())
 
 
 def test_a_recording_is_shown_as_it_was(tmp_path):

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_drivers import robot_of
 
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.options import ConfigError
@@ -12,7 +11,7 @@ from envs.spec import EnvSpec
 from real_robot.background import SimulatedBackground
 from real_robot.clock import SimulatedClock
 from real_robot.drivers.sim import SimRobot
-from real_robot.robots import Robot
+from real_robot.robots import Robot, load_robot
 from real_robot.session import Session, tick_s
 from real_robot.teleop import Hand
 
@@ -27,7 +26,7 @@ def screen(monkeypatch):
 
 
 def desk(device, record=None, **change):
-    robot: Robot = robot_of("sim_push_t", *(f"robot.{k}={v}" for k, v in change.items()))
+    robot: Robot = load_robot("sim_push_t", *(f"robot.{k}={v}" for k, v in change.items()))
     clock = SimulatedClock()
     driver = SimRobot(EnvSpec("envs:ebt_policy/PushT-v0", 300), clock, command_s=0.3, film=True)
     driver.connect()

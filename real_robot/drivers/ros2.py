@@ -220,6 +220,10 @@ class Ros2Driver(Driver):
                 message_class("Empty"), self.topics.heartbeat, quality("command")
             )
             ros.start()
+        self._await_all()
+
+    def _await_all(self) -> None:
+        """Wait until something usable came on every topic."""
         end = self._clock.now() + self.topics.connect_s
         while silent := [n for n in self.topics.parts if n not in self._newest]:
             if self._clock.now() > end:
@@ -277,10 +281,9 @@ class Ros2Driver(Driver):
         self._publish(command, position, due - self._clock.now())
 
     def _publish(self, command: np.ndarray, position: np.ndarray, seconds: float) -> None:
+        message = self.topics.out.message(command, position, seconds, message_class)
         try:
-            self._out.publish(self.topics.out.message(command, position, seconds, message_class))
-        except ConfigError:
-            raise
+            self._out.publish(message)
         except Exception as error:  # rclpy has several, for a context that is gone
             raise DriverError(f"the command could not be published ({error}).") from error
 
@@ -340,7 +343,7 @@ class Ros2Sim(Ros2Driver, Scored):
         self._clock.wait_until(self._clock.now() + SETTLE_S)  # those on their way have come
         with self._lock:
             self._newest.clear()
-        self.connect()  # and what is seen now is seen after the reset
+        self._await_all()  # what is seen now is seen after the reset
 
     @property
     def score(self) -> float:
