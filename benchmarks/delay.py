@@ -1,10 +1,10 @@
-"""What a slow policy costs: ``python -m benchmarks.delay [runs=runs/push_t/ebt-xs-seed0]``.
+"""What a slow policy costs: ``python -m benchmarks.delay [seeds=3] [episodes=50] [parallel=2]``.
 
-Settings: runs (checkpoints, separated by semicolons; a * stands for training runs), episodes (50),
-robot (sim_push_t), parallel (2), folder (runs/delay). Runs the control loop on a simulated clock,
-on which a prediction takes 0 to 400 ms, whatever it takes here: with blocking execution,
-asynchronously without freezing, and with a frozen prefix, from noise and from the chunk before.
-Writes ``docs/results/delay.json`` and ``docs/assets/delay.svg``. It may be repeated after a kill.
+Trains the energy policy and flow matching on Push-T, each as it is and told of what is committed
+(``task.max_prefix``), and runs the control loop on a simulated clock, on which a prediction takes 0
+to 400 ms, whatever it takes here: with blocking execution, asynchronously without freezing, and
+with a frozen prefix, from noise and from the chunk before. Writes ``docs/results/delay.json`` and
+``docs/assets/delay.svg``. It may be repeated after a kill; on two cores it takes two hours.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from benchmarks.runs import train_all
 from benchmarks.settings import command, settings, store
-from ebt_policy.evaluation.contestants import load_contestants, matching_runs, parse_checkpoint
+from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.study_figures import delay_curves, save_figure
+from ebt_policy.evaluation.summary import write_atomic
 from envs.rollout import rollout
 from envs.spec import EVALUATION_SEED
 from real_robot.background import SimulatedBackground
@@ -37,6 +39,15 @@ WAYS = {
     "asynchronous": Execution(mode="async"),
     "frozen prefix": Execution(mode="frozen"),
     "frozen prefix, warm start": Execution(mode="frozen", warm=True),
+    "frozen prefix, told of it": Execution(mode="frozen"),
+}
+UPDATES = ["train.minutes=null", "train.steps=12500"]
+TOLD = "task.max_prefix=8"
+RUNS = {  # and how they predict
+    "ebt": ([], ""),
+    "ebt_told": ([TOLD], ""),
+    "flow_matching": (["model=flow_matching"], "@steps=2"),
+    "flow_matching_told": (["model=flow_matching", TOLD], "@steps=2"),
 }
 
 
@@ -53,7 +64,10 @@ def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: 
     rows = []
     for seed in range(EVALUATION_SEED, EVALUATION_SEED + episodes):
         row = session.episode(seed).summary()
-        keep = ("seed", "score", "success", "starved", "clamped", "seam_jump", "seam_kink", "ended")
+        keep = (
+            "seed", "score", "success", "starved", "clamped", "seam_jump", "seam_kink", "kink",
+            "ended",
+        )  # fmt: skip
         rows.append({key: row[key] for key in keep})
     session.close()
     return rows
@@ -79,44 +93,54 @@ def summarize(runs: list[list[dict]]) -> dict[str, Any]:
     return {key: mean_ci(values) for key, values in table.items()} | {"held": held}
 
 
+def run_of(policy: str, way: str, seed: int, folder: Path) -> str | None:
+    """The training run, and how it predicts, that plays one way; None if the policy does not."""
+    if "warm" in way and policy != "ebt":
+        return None
+    name = f"{policy}_told" if "told" in way else policy
+    return f"{folder / name}-seed{seed}{RUNS[name][1]}"
+
+
 def main() -> None:
-    given = settings(
-        runs="runs/push_t/ebt-xs-seed0", episodes=50, robot="sim_push_t", parallel=2,
-        folder="runs/delay",
-    )  # fmt: skip
-    folder = Path(given.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    given = settings(seeds=3, episodes=50, robot="sim_push_t", parallel=2, folder="runs/delay")
+    folder, seeds = Path(given.folder), range(given.seeds)
+    train_all({k: [*UPDATES, *how] for k, (how, _) in RUNS.items()}, seeds, folder, given.parallel)
+    policies = [name for name in RUNS if "told" not in name]
+    jobs = [
+        (policy, way, ms, run)
+        for policy in policies
+        for way in WAYS
+        for ms in DELAYS_MS
+        for seed in seeds
+        if (run := run_of(policy, way, seed, folder)) is not None
+    ]
+    done: dict[tuple, list[list[dict]]] = {}
+    with ProcessPoolExecutor(given.parallel) as pool:
+        waiting = []
+        for policy, way, ms, run in jobs:
+            words = f"{Path(run).name} {way} {ms} {given.episodes}.json".replace("/", "_")
+            kept = folder / "played" / words
+            found = None if kept.exists() else (play, run, given.robot, way, ms, given.episodes)
+            waiting.append((policy, way, ms, kept, found and pool.submit(*found)))
+        (folder / "played").mkdir(exist_ok=True)
+        for policy, way, ms, kept, job in track(waiting, description="playing"):
+            if job is not None:
+                write_atomic(kept, json.dumps(job.result()))
+            done.setdefault((policy, way, ms), []).append(json.loads(kept.read_text()))
     entries = []
-    for text in given.runs.split(";"):
-        path, changes = parse_checkpoint(text)
-        tail = "@" + ",".join(f"{k}={v}" for k, v in changes.items()) if changes else ""
-        runs = [f"{run}{tail}" for run in matching_runs(path)]
-        jobs = [(way, ms, run) for way in WAYS for ms in DELAYS_MS for run in runs]
-        done: dict[tuple, list[dict]] = {}
-        with ProcessPoolExecutor(given.parallel) as pool:
-            waiting = {}
-            for way, ms, run in jobs:
-                if "warm" in way and "ebt" not in Path(run.partition("@")[0]).name:
-                    continue
-                kept = folder / f"{run} {way} {ms} {given.episodes}.json".replace("/", "_")
-                if kept.exists():
-                    done[way, ms, run] = json.loads(kept.read_text())
-                else:
-                    job = pool.submit(play, run, given.robot, way, ms, given.episodes)
-                    waiting[way, ms, run] = (job, kept)
-            for key in track(list(waiting), description=text, disable=not waiting):
-                job, kept = waiting[key]
-                done[key] = job.result()
-                kept.write_text(json.dumps(done[key]))
-        without = summarize([offline(run, given.episodes) for run in runs])
+    for policy in policies:
         for way in WAYS:
             for ms in DELAYS_MS:
-                if rows := [done[way, ms, run] for run in runs if (way, ms, run) in done]:
-                    entry = {"policy": text, "way": way, "execution": asdict(WAYS[way])}
-                    entries.append({**entry, "delay_ms": ms, **summarize(rows)})
-        entries.append({"policy": text, "way": "offline", "delay_ms": None, **without})
+                if rows := done.get((policy, way, ms)):
+                    how = asdict(WAYS[way])
+                    entry = {"policy": policy, "way": way, "execution": how, "delay_ms": ms}
+                    entries.append({**entry, **summarize(rows)})
+        runs = [run_of(policy, "", seed, folder) for seed in seeds]
+        without = summarize([offline(str(run), given.episodes) for run in runs])
+        entries.append({"policy": policy, "way": "offline", "delay_ms": None, **without})
     result = {
         "robot": given.robot,
+        "seeds": given.seeds,
         "episodes": given.episodes,
         "entries": entries,
         "command": command("delay"),

@@ -36,6 +36,8 @@ class Task:
         align: move each demonstration so that it ends exactly on the goal (Push-T).
         mirror: learn from the mirror images of the demonstrations, too (Push-T).
         cameras: names of those that the policy sees.
+        max_prefix: so many actions that are committed already, at most, the policy is told of, for
+            control loops in which it predicts while the last chunk is executed; 0 for none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Task:
     align: bool = False
     mirror: bool = False
     cameras: list[str] | None = None
+    max_prefix: int = 0
 
     def __post_init__(self) -> None:
         if self.family is None:

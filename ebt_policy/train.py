@@ -150,6 +150,7 @@ def _prepare(
         "action_dim": windows.action.shape[1],
         "relative_to": task.relative_to,
         "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
+        "max_prefix": task.max_prefix,
         **task.horizons,
     }
     if task.relative_to is not None:

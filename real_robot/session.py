@@ -36,6 +36,8 @@ class Episode:
         latencies: of its predictions, s.
         surprises: of its plans, where they were measured; see `Execution`.
         jumps, kinks: at the seams between chunks, in units of the action; see `Seam`.
+        kink: mean of all changes of the commands' travel from one tick to the next that are at no
+            seam, to compare with.
         ended: the state at the end, and why.
         kept: whether it counts, and its recording stays.
     """
@@ -51,6 +53,7 @@ class Episode:
     surprises: list[float] = field(default_factory=list)
     jumps: list[float] = field(default_factory=list)
     kinks: list[float] = field(default_factory=list)
+    kink: float | None = None
     ended: tuple[State, str] = (State.DISARMED, "")
     kept: bool = True
 
@@ -75,6 +78,7 @@ class Episode:
             "clamped": clamped,
             "seam_jump": float(np.mean(self.jumps)) if self.jumps else None,
             "seam_kink": float(np.mean(self.kinks)) if self.kinks else None,
+            "kink": self.kink,
             "ended": str(self.ended[0]),
             "reason": self.ended[1],
         }
@@ -229,6 +233,7 @@ class Session:
         this.latencies = self.planner.latencies[before:]
         this.jumps = [float(np.linalg.norm(seam.jump)) for seam in self.planner.seams]
         this.kinks = [float(np.linalg.norm(seam.kink)) for seam in self.planner.seams]
+        this.kink = _kink(this.ticks, {seam.tick for seam in self.planner.seams})
         this.ended = (self.supervisor.state, self.supervisor.reason)
         if self.supervisor.state in (State.RUNNING, State.HOLD):  # the next one starts anew
             self.supervisor.to(State.DISARMED, "the episode is over")
@@ -242,3 +247,14 @@ class Session:
 
     def close(self) -> None:
         self.driver.close()
+
+
+def _kink(ticks: Sequence[Tick], seams: set[int]) -> float | None:
+    """Mean length of the commands' second difference, but at some ticks; None without any."""
+    sent = {tick.tick: tick.command for tick in ticks if tick.sent and tick.command is not None}
+    kinks = [
+        np.linalg.norm(command - 2 * sent[at - 1] + sent[at - 2])
+        for at, command in sent.items()
+        if at not in seams and at - 1 in sent and at - 2 in sent
+    ]
+    return float(np.mean(kinks)) if kinks else None

@@ -9,6 +9,7 @@ from conftest import TINY, compose_config
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.models import Policy, build_policy, load_policy
+from ebt_policy.models.policy import TOLD_NOISE
 from ebt_policy.options import ConfigError
 
 QUICK_DIFFUSION = ("model=diffusion", "model.inference.steps=4")
@@ -34,10 +35,10 @@ NORMALIZER = Normalizer.fit(
 )
 
 
-def build(kind: str, *overrides: str) -> Policy:
+def build(kind: str, *overrides: str, **shape: Any) -> Policy:
     torch.manual_seed(0)
     config = compose_config(*TINY, *KINDS[kind], *overrides)
-    return build_policy({**config, "shape": SHAPE}, NORMALIZER).eval()
+    return build_policy({**config, "shape": SHAPE | shape}, NORMALIZER).eval()
 
 
 def observe(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -96,6 +97,49 @@ def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
     assert torch.equal(chunks[0][:, :4], first) and torch.equal(chunks[1][:, :4], second)
     same = torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-3)
     assert same == (kind == "bc")  # one pass from observations: there is nothing to fit
+
+
+def test_a_policy_can_be_told_what_is_committed(kind):
+    policy, obs = build(kind, max_prefix=6), observe(2)
+    read = policy.observe(obs)
+    assert read.shape == (2, 2, 20 + 6 * 3) and not read[..., 20:].any()
+    prefix = torch.rand(2, 4, 2)
+    told = policy.observe(obs, prefix)[:, :, 20:].unflatten(-1, (6, 3))
+    for step in told.unbind(1):
+        torch.testing.assert_close(step[:, :4], torch.cat([prefix, torch.ones(2, 4, 1)], dim=-1))
+        assert not step[:, 4:].any()
+    longer = torch.cat([prefix, torch.rand(2, 5, 2)], dim=1)  # as far as it can be told
+    assert policy.observe(obs, longer).shape == read.shape
+    chunks = [
+        policy.predict_chunk(obs, prefix=at.expand(2, 4, 2), generator=generators(0, 1)).actions
+        for at in (torch.tensor([30.1, 120.7]), torch.tensor([480.3, 390.9]))
+    ]
+    assert not torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-2)
+
+
+def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kind):
+    policy, batch = build(kind, max_prefix=6), training_batch(512)
+    drawn = policy.draw(batch)
+    counts = drawn["draws"]["committed"]
+    assert counts.shape == (512,) and set(counts.tolist()) == set(range(7))
+    assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot that stands has committed nothing
+    read = policy.features(drawn)
+    later = torch.arange(16) >= counts.unsqueeze(1)
+    other = torch.where(later.unsqueeze(-1), torch.rand(512, 16, 2), drawn["action"])
+    torch.testing.assert_close(policy.features({**drawn, "action": other}), read)
+    for count in range(7):  # as it is told when it predicts
+        row = counts.tolist().index(count)
+        alone = {"obs": batch["obs"][row : row + 1]}
+        prefix = batch["action"][row : row + 1, :count]
+        told = policy.features(alone, prefix) - read[row : row + 1]
+        assert told.abs().max() < 6 * TOLD_NOISE
+    loss, _ = policy(drawn)
+    assert loss.isfinite()
+
+
+def test_a_prefix_that_leaves_nothing_to_choose_is_refused():
+    with pytest.raises(ConfigError, match="max_prefix=16 must be less than the horizon 16"):
+        build("flow", max_prefix=16)
 
 
 def test_what_may_be_executed_is_what_is_chosen(kind):

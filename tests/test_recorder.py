@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -120,17 +119,3 @@ def test_only_its_own_stores_are_recorded_into(tmp_path):
     write_episodes(store, Episodes(rows, np.array([4])))
     with pytest.raises(ConfigError, match="records other things"):
         Recorder(store, LAYOUT)
-
-
-def test_recording_costs_little(tmp_path):
-    session, _, _, _ = point_session(record=tmp_path / "recorded", change={"episode_s": 30})
-    spent, add = [], session.recorder.add
-
-    def timed(tick, plan):
-        start = time.perf_counter()
-        add(tick, plan)
-        spent.append(time.perf_counter() - start)
-
-    session.recorder.add = timed
-    session.episode(0)
-    assert np.median(spent) < 0.002

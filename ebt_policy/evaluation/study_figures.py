@@ -104,34 +104,47 @@ def suite_overview(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def delay_curves(result: Mapping[str, Any]) -> Figure:
-    """Score and seams over the time that a prediction takes, of `benchmarks.delay`; the first
-    policy's."""
-    policy = result["entries"][0]["policy"]
-    entries = [entry for entry in result["entries"] if entry["policy"] == policy]
-    steps = next(entry for entry in entries if entry["way"] == "offline")
-    curves = {}
-    for entry in entries:
-        if entry is not steps:
-            curves.setdefault(entry["way"], []).append(entry)
-    figure = blank(11.5, 3.6)
+    """Score and seams over the time that a prediction takes, of `benchmarks.delay`."""
+    policies = list(dict.fromkeys(entry["policy"] for entry in result["entries"]))
+    ways = list(dict.fromkeys(entry["way"] for entry in result["entries"]))
+    ways.remove("offline")
+    colours = dict(zip(ways, PALETTE, strict=False))
+    figure = blank(11.5, 0.9 + 2.7 * len(policies))
     panels = {
         "score": "score",
         "success": "success",
         "seam_jump": "jump of the plan at seams, px",
         "seam_kink": "change of travel at seams, px",
     }
-    for ax, (metric, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        for colour, (way, curve) in zip(PALETTE, curves.items(), strict=False):
-            x = [entry["delay_ms"] for entry in curve]
-            low, high = np.array([entry[metric]["ci95"] for entry in curve]).T
-            ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            means = [entry[metric]["mean"] for entry in curve]
-            ax.plot(x, means, "-o", color=colour, markersize=3.5, linewidth=1.6, label=way)
-        if metric in steps:
-            label = "in steps, without time"
-            ax.axhline(steps[metric]["mean"], color=GREY, linestyle="--", label=label)
-        ax.set(title=title, xlabel="a prediction takes, ms")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    grid = figure.subplots(len(policies), 4, sharex=True, sharey="col", squeeze=False)
+    for row, policy in zip(grid, policies, strict=True):
+        curves: dict[str, list[Any]] = {}
+        for entry in result["entries"]:
+            if entry["policy"] == policy:
+                curves.setdefault(entry["way"], []).append(entry)
+        (steps,) = curves.pop("offline")
+        for ax, (metric, title) in zip(row, panels.items(), strict=True):
+            for way, curve in curves.items():
+                colour, x = colours[way], [entry["delay_ms"] for entry in curve]
+                low, high = np.array([entry[metric]["ci95"] for entry in curve]).T
+                ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+                means = [entry[metric]["mean"] for entry in curve]
+                ax.plot(x, means, "-o", color=colour, markersize=3.5, linewidth=1.6, label=way)
+            if metric in steps:
+                label = "in steps, without time"
+                ax.axhline(steps[metric]["mean"], color=GREY, linestyle="--", label=label)
+            elif metric == "seam_kink":
+                inside = [entry["kink"]["mean"] for entry in curves["asynchronous"]]
+                ax.plot(x, inside, ":", color=GREY, label="within chunks")
+            ax.set(title=title)
+        row[0].set_ylabel(policy)
+    for ax in grid[-1]:
+        ax.set_xlabel("a prediction takes, ms")
+    known: dict[str, Any] = {}
+    for ax in grid[0]:
+        handles, labels = ax.get_legend_handles_labels()
+        known |= dict(zip(labels, handles, strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -30,6 +30,9 @@ from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 FORMAT_VERSION = "1"
+# Of actions that a policy is told of in training, in units of their spread. Told exactly how a
+# demonstration went on, it goes on likewise and watches less (docs/experiments.md).
+TOLD_NOISE = 0.1
 
 
 class CheckpointError(ValueError):
@@ -46,6 +49,7 @@ class Shape:
             (where the robot is, for actions that are places to go to), None for numbers that are
             no places; None as a whole for absolute actions.
         cameras: name -> [H, W] of each camera that the policy sees.
+        max_prefix: so many committed actions the network is told of, at most; 0 for none.
     """
 
     obs_dim: int
@@ -55,6 +59,13 @@ class Shape:
     n_action_steps: int
     relative_to: list[int | None] | None = None
     cameras: dict[str, list[int]] | None = None
+    max_prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_prefix < self.horizon:
+            raise ConfigError(
+                f"max_prefix={self.max_prefix} must be less than the horizon {self.horizon}."
+            )
 
 
 @dataclass
@@ -112,8 +123,8 @@ class Policy(nn.Module, ABC):
         vision: encoder of the cameras of ``shape``, if it has any.
 
     Attributes:
-        tokens: the shape with what the network reads a time step as its observation: "obs", and
-            the features of all cameras.
+        tokens: the shape with what the network reads a time step as its observation: "obs", the
+            features of all cameras, and the actions that are committed.
         config: the sections it was built from, stored with a checkpoint.
         inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
@@ -129,8 +140,9 @@ class Policy(nn.Module, ABC):
         self.shape = shape
         self.normalizer = normalizer
         self.vision = vision
-        features = 0 if vision is None else vision.features
-        self.tokens = replace(shape, obs_dim=shape.obs_dim + features)
+        seen = 0 if vision is None else vision.features
+        told = shape.max_prefix * (shape.action_dim + 1)
+        self.tokens = replace(shape, obs_dim=shape.obs_dim + seen + told)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -144,7 +156,7 @@ class Policy(nn.Module, ABC):
         """The randomness of a training step on a normalised batch; tensors have B first."""
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["draws"]``, all the randomness of a training step, the crops included.
+        """Add ``batch["draws"]``, all the randomness of a training step: crops, prefixes, noise.
 
         Args:
             batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and the cameras' images
@@ -153,6 +165,10 @@ class Policy(nn.Module, ABC):
         draws = self.draws(batch)
         if self.vision is not None:
             draws = {**draws, "crop": self.vision.draw(batch["obs"])}
+        if longest := self.shape.max_prefix:  # half of the time a robot has just begun to move
+            count = torch.randint(-longest, longest + 1, (len(batch["obs"]),))
+            blur = TOLD_NOISE * torch.randn_like(batch["action"][:, :longest])
+            draws |= {"committed": count.clamp(min=0).to(blur.device), "blur": blur}
         return {**{key: batch[key] for key in self.keys}, "draws": draws}
 
     @abstractmethod
@@ -174,15 +190,40 @@ class Policy(nn.Module, ABC):
             "action": self._network_actions(batch["obs"], batch["action"]),
         }
 
-    def features(self, batch: dict[str, Any]) -> Tensor:
-        """What the network reads of a normalised batch: (B, To, Do and the cameras' features).
+    def features(self, batch: dict[str, Any], prefix: Tensor | None = None) -> Tensor:
+        """What the network reads of a normalised batch: (B, To, `tokens`' observation).
 
-        Images are cropped where ``batch["draws"]`` says, without draws at the centre.
+        Images are cropped, and actions committed, where ``batch["draws"]`` says; without draws at
+        the centre, and those of ``prefix`` (B, P, A).
         """
-        if self.vision is None:
-            return batch["obs"]
-        crop = batch["draws"]["crop"] if "draws" in batch else None
-        return torch.cat([batch["obs"], self.vision(batch, crop)], dim=-1)
+        draws, parts = batch.get("draws", {}), [batch["obs"]]
+        if self.vision is not None:
+            parts.append(self.vision(batch, draws.get("crop")))
+        if self.shape.max_prefix:
+            actions, count = prefix, None
+            if "committed" in draws:
+                actions = batch["action"][:, : self.shape.max_prefix] + draws["blur"]
+                count = draws["committed"]
+            parts.append(self._told(batch["obs"], actions, count))
+        return torch.cat(parts, dim=-1)
+
+    def _told(self, obs: Tensor, actions: Tensor | None, count: Tensor | None) -> Tensor:
+        """The first ``count`` (B,) of some actions (B, n, A), all without a count, as every step of
+        obs is told of them: (B, To, max_prefix * (A + 1)), the last of each saying whether it is.
+
+        A network that was not told in training hardly makes its chunks fit what is committed,
+        however they are descended (docs/experiments.md).
+        """
+        s = self.shape
+        told = obs.new_zeros(len(obs), s.max_prefix, s.action_dim + 1)
+        if actions is not None:
+            actions = actions[:, : s.max_prefix]
+            known = torch.cat([actions, torch.ones_like(actions[..., :1])], dim=-1)
+            if count is not None:
+                held = torch.arange(known.shape[1], device=obs.device) < count.unsqueeze(1)
+                known = known * held.unsqueeze(-1)
+            told = torch.cat([known, told[:, known.shape[1] :]], dim=1)
+        return told.flatten(1).unsqueeze(1).expand(-1, s.n_obs_steps, -1)
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Hook before a training step's `draw`: may add rows to the global batch."""
@@ -217,9 +258,9 @@ class Policy(nn.Module, ABC):
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         """Predict in the network's units, from obs (B, To, *) as `features` gives it."""
 
-    def observe(self, obs: dict[str, Tensor]) -> Tensor:
-        """`features` of an observation in env units, as `predict_chunk` takes it."""
-        return self.features({**obs, "obs": self.normalizer.normalize("obs", obs["obs"])})
+    def observe(self, obs: dict[str, Tensor], prefix: Tensor | None = None) -> Tensor:
+        """`features` of an observation in env units, and a prefix in the network's."""
+        return self.features({**obs, "obs": self.normalizer.normalize("obs", obs["obs"])}, prefix)
 
     def _network_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Actions (B, ..., A), env units, in the network's units, given obs (B, To, Do)."""
@@ -267,8 +308,8 @@ class Policy(nn.Module, ABC):
             obs: "obs" (B, To, Do), env units, the newest last, and under the name of each camera
                 (B, To, H, W, 3) uint8.
             prefix: (B, P, A), env units: the first P actions of the chunk, already committed (the
-                first To - 1 of a chunk lie in the past). The rest is made to fit them, but for
-                model=bc, which has no way to.
+                first To - 1 of a chunk lie in the past). The rest is made to fit them, as well as
+                the policy can: best where it was trained to, with ``task.max_prefix``.
             warm: (B, T, A), env units: an earlier plan for the same time, from which an
                 `EnergyPolicy` starts (see `EnergyInference`); the others ignore it.
             project: chunks (B, ..., T, A), env units, to the nearest that may be executed (a
@@ -305,7 +346,8 @@ class Policy(nn.Module, ABC):
                 project=None if project is None else self._within(seen, project),
                 deadline_s=deadline_s,
             )
-            chunk = self.refine(self.observe({**images, "obs": seen}), terms, generator)
+            read = self.observe({**images, "obs": seen}, terms.prefix)
+            chunk = self.refine(read, terms, generator)
             # Beyond the limits of the demonstrations nothing was learned.
             actions = self.env_actions(seen, self.normalizer.clamp("action", chunk.actions))
             if project is not None:
