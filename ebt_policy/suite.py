@@ -47,7 +47,7 @@ from ebt_policy.evaluation.summary import (
     write_atomic,
     write_results,
 )
-from ebt_policy.models.policy import CheckpointError, checkpoint_folder
+from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.options import ConfigError
 
 console = Console()

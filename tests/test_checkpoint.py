@@ -13,7 +13,7 @@ from conftest import TINY, compose_config
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.models import Policy, build_policy, load_policy
 from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.models.policy import CheckpointError
+from ebt_policy.models.base import CheckpointError
 from ebt_policy.training import checkpoint
 from ebt_policy.training.checkpoint import (
     load_trainer_state,

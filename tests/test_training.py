@@ -13,7 +13,7 @@ from torch import Tensor
 from training_runs import S2, assert_same_end, logged, losses
 
 from ebt_policy.models import load_policy
-from ebt_policy.models.policy import CheckpointError
+from ebt_policy.models.base import CheckpointError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
@@ -72,7 +72,7 @@ def test_a_checkpoint_holds_both_the_weights_and_their_average(tiny):
     names = [n for n, _ in load_policy(folder).named_parameters()]
     for name, average in zip(names, state["ema"]["shadow_params"], strict=True):
         assert torch.equal(averaged[name], average)
-    assert any(not torch.equal(averaged[name], state["policy"][name]) for name in names)
+    assert any(not torch.equal(averaged[name], state["model"][name]) for name in names)
 
 
 def test_saving_does_not_change_the_training(tiny):
@@ -362,9 +362,9 @@ def test_the_learned_step_size_keeps_its_own_rate(tiny):
 
 def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypatch):
     trainer = make_trainer("train.batch_size=7")
-    monkeypatch.setattr(trainer.windows, "gather", lambda index: {"index": index})
-    monkeypatch.setattr(trainer.policy, "normalize", lambda batch: batch)
-    count = len(trainer.windows)
+    monkeypatch.setattr(trainer.data, "gather", lambda index: {"index": index})
+    monkeypatch.setattr(trainer.model, "normalize", lambda batch: batch)
+    count = len(trainer.data)
     per_epoch = count // 7
     epochs = [
         torch.cat([trainer.batch(epoch * per_epoch + i)["index"] for i in range(per_epoch)])

@@ -21,7 +21,7 @@ from ebt_policy.evaluation.contestants import Contestant
 from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
 from ebt_policy.evaluation.summary import write_atomic
 from ebt_policy.models import Policy
-from ebt_policy.models.policy import checkpoint_folder
+from ebt_policy.models.base import checkpoint_folder
 from envs.rollout import RolloutPools
 from envs.spec import EnvSpec
 

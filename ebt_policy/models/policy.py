@@ -1,4 +1,4 @@
-"""What every policy is, with or without an energy: the interface, and how it is stored.
+"""What every policy is, with or without an energy.
 
 Shapes: B batch, T `horizon`, To `n_obs_steps`, Ta `n_action_steps`, Do observation and A action
 dimension, H x W pixels of a camera. Within a policy everything is in the units of its network (see
@@ -8,35 +8,25 @@ dimension, H x W pixels of a camera. Within a policy everything is in the units 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from yaml import YAMLError
+from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.data.windows import action_origin
 from ebt_policy.energy.noise import Generators
+from ebt_policy.models.base import Model, reading
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
-FORMAT_VERSION = "1"
 # Of actions that a policy is told of in training, in units of their spread. Told exactly how a
 # demonstration went on, it goes on likewise and watches less (docs/experiments.md).
 TOLD_NOISE = 0.1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another version."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ class Terms:
         return chunks
 
 
-class Policy(nn.Module, ABC):
+class Policy(Model):
     """Base of all policies.
 
     Args:
@@ -125,12 +115,10 @@ class Policy(nn.Module, ABC):
     Attributes:
         tokens: the shape with what the network reads a time step as its observation: "obs", the
             features of all cameras, and the actions that are committed.
-        config: the sections it was built from, stored with a checkpoint.
         inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
-    name: ClassVar[str]
-    config: dict[str, Any]
+    files = ("normalizer.json",)
     inference: Any = None
 
     def __init__(
@@ -151,10 +139,6 @@ class Policy(nn.Module, ABC):
 
     # -- training ---------------------------------------------------------------------------
 
-    @abstractmethod
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The randomness of a training step on a normalised batch; tensors have B first."""
-
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add ``batch["draws"]``, all the randomness of a training step: crops, prefixes, noise.
 
@@ -162,22 +146,15 @@ class Policy(nn.Module, ABC):
             batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and the cameras' images
                 (B, To, H, W, 3) uint8.
         """
-        draws = self.draws(batch)
+        drawn = super().draw(batch)
+        draws = drawn["draws"]
         if self.vision is not None:
-            draws = {**draws, "crop": self.vision.draw(batch["obs"])}
+            draws["crop"] = self.vision.draw(batch["obs"])
         if longest := self.shape.max_prefix:  # half of the time a robot has just begun to move
             count = torch.randint(-longest, longest + 1, (len(batch["obs"]),))
             blur = TOLD_NOISE * torch.randn_like(batch["action"][:, :longest])
             draws |= {"committed": count.clamp(min=0).to(blur.device), "blur": blur}
-        return {**{key: batch[key] for key in self.keys}, "draws": draws}
-
-    @abstractmethod
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and metrics of a drawn batch: a pure function, so that it compiles."""
-
-    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and metrics of a batch."""
-        return self(self.draw(batch))
+        return {**drawn, "draws": draws}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units.
@@ -224,33 +201,6 @@ class Policy(nn.Module, ABC):
                 known = known * held.unsqueeze(-1)
             told = torch.cat([known, told[:, known.shape[1] :]], dim=1)
         return told.flatten(1).unsqueeze(1).expand(-1, s.n_obs_steps, -1)
-
-    def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Hook before a training step's `draw`: may add rows to the global batch."""
-        return batch
-
-    def after_step(self, rows: dict[str, Tensor]) -> None:
-        """Hook after a training step whose metrics held the ``candidate`` of each row.
-
-        Args:
-            rows: what `keys` names, normalised, and "candidate" of the global batch.
-        """
-
-    def extra_training_state(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides weights, so that training resumes exactly."""
-        return {}
-
-    def load_extra_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `extra_training_state` gave."""
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: matrices are decayed, vectors (biases, norms) are not."""
-        matrices = [p for p in self.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.parameters() if p.ndim < 2]
-        return [
-            {"params": matrices, "lr": lr, "weight_decay": weight_decay},
-            {"params": vectors, "lr": lr, "weight_decay": 0.0},
-        ]
 
     # -- inference --------------------------------------------------------------------------
 
@@ -393,52 +343,23 @@ class Policy(nn.Module, ABC):
     # -- storage ----------------------------------------------------------------------------
 
     @property
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+    def _learned(self) -> dict[str, Any]:
+        return {"shape": asdict(self.shape)}
 
-    def save(self, folder: Path) -> None:
-        """Write weights, configuration and normaliser into an existing folder."""
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        OmegaConf.save(OmegaConf.create({**self.config, "shape": asdict(self.shape)}),
-                       folder / "config.yaml")  # fmt: skip
+    def _write(self, folder: Path) -> None:
         (folder / "normalizer.json").write_text(json.dumps(self.normalizer.to_json()))
-        (folder / "format_version").write_text(FORMAT_VERSION)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load a policy from a checkpoint or run folder.
-
-        Raises:
-            CheckpointError: missing, damaged, of another version, or of another kind of policy.
-        """
+    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
         from ebt_policy.models import build_policy  # the registry stands on this module
 
-        folder = checkpoint_folder(path)
-        for name in ("model.safetensors", "config.yaml", "normalizer.json", "format_version"):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
-        with _reading(folder / "format_version"):
-            version = (folder / "format_version").read_text().strip()
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder} has format {version}, this package reads {FORMAT_VERSION}; "
-                "use the package version that wrote it, or train again."
-            )
-        with _reading(folder / "normalizer.json"):
+        with reading(folder / "normalizer.json"):
             normalizer = Normalizer.from_json(json.loads((folder / "normalizer.json").read_text()))
-        with _reading(folder / "config.yaml"):
-            config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-            policy = build_policy(config, normalizer)  # type: ignore[arg-type]
-        with _reading(folder / "normalizer.json"):  # it must fit the shape, not only be whole
+        policy = build_policy(config, normalizer)
+        with reading(folder / "normalizer.json"):  # it must fit the shape, not only be whole
             normalizer.normalize("obs", torch.zeros(policy.shape.obs_dim))
             normalizer.normalize("action", torch.zeros(policy.shape.action_dim))
-        with _reading(folder / "model.safetensors"):
-            policy.load_state_dict(load_file(folder / "model.safetensors"))
-        if not isinstance(policy, cls):
-            raise CheckpointError(f"{folder} holds a {policy.name} policy, not {cls.name}.")
-        # The weights stay as they are while candidates descend; a graph of them would cost time.
-        return policy.to(device).eval().requires_grad_(False)
+        return policy
 
 
 def _image(obs: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
@@ -453,29 +374,3 @@ def _image(obs: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
             f"{str(image.dtype).removeprefix('torch.')}."
         )
     return image
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Whatever a damaged file leads to becomes one sentence that names the file."""
-    try:
-        yield
-    except (
-        SafetensorError, YAMLError, OmegaConfBaseException,
-        RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError,
-    ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CheckpointError(f"{file} cannot be read ({reason}).") from error
-
-
-def checkpoint_folder(path: str | Path) -> Path:
-    """A checkpoint folder as it is, or the newest one of a run folder."""
-    folder = Path(path)
-    if (folder / "checkpoints").is_dir():
-        found = sorted((folder / "checkpoints").glob("step_*"))
-        if not found:
-            raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
-        return found[-1]
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint at {folder}.")
-    return folder

@@ -1,1 +1,1 @@
-"""One trainer for every policy: resumable, on any number of processes and any device."""
+"""One trainer for every model: resumable, on any number of processes and any device."""

@@ -1,6 +1,6 @@
 """Checkpoints that a kill at any moment leaves whole.
 
-A checkpoint is a folder ``checkpoints/step_<n>``: the policy's own files (see `Policy.save`) and
+A checkpoint is a folder ``checkpoints/step_<n>``: the model's own files (see `Model.save`) and
 ``trainer_state.pt``. It is written under a temporary name, synced to disk and renamed.
 """
 
@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from ebt_policy.models.policy import CheckpointError, Policy
+from ebt_policy.models.base import CheckpointError, Model
 
 
-def save_checkpoint(run_dir: Path, step: int, policy: Policy, state: dict[str, Any]) -> Path:
+def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any]) -> Path:
     """Write a checkpoint and drop all but the newest two.
 
     Args:
-        policy: whose weights are for inference (the averaged ones).
+        model: whose weights are for inference (the averaged ones).
         state: all that training needs to go on: tensors, numbers, strings and containers of them.
     """
     parent = run_dir / "checkpoints"
@@ -30,7 +30,7 @@ def save_checkpoint(run_dir: Path, step: int, policy: Policy, state: dict[str, A
         shutil.rmtree(leftover)
     temporary = parent / f".writing_{step:08d}"
     temporary.mkdir()
-    policy.save(temporary)
+    model.save(temporary)
     torch.save(state, temporary / "trainer_state.pt")
     for file in temporary.iterdir():
         _sync(file)

@@ -1,4 +1,4 @@
-"""The trainer, one for every policy.
+"""The trainer, one for every model.
 
 A step is: gather a batch, draw its randomness, loss, backward, clip, AdamW, average. All of it
 depends on the seed and the step number alone, so that a run that was killed and resumed equals one
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -24,8 +24,7 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from torch import Tensor
 
-from ebt_policy.data.windows import Windows
-from ebt_policy.models.policy import Policy
+from ebt_policy.models.base import Model
 from ebt_policy.options import ConfigError
 from ebt_policy.training.checkpoint import (
     load_trainer_state,
@@ -88,6 +87,16 @@ class TrainConfig:
             )
 
 
+class Data(Protocol):
+    """What batches are gathered from."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """The rows of some indices, as `Model.normalize` takes them."""
+        ...
+
+
 class NonFiniteLoss(RuntimeError):
     """Training met a loss that is NaN or infinite."""
 
@@ -104,32 +113,32 @@ class Progress:
 
 
 class Trainer:
-    """Trains a policy in a run folder.
+    """Trains a model in a run folder.
 
     Args:
-        policy: untrained.
-        windows: the training data, env units.
+        model: untrained.
+        data: to train on.
         config: see `TrainConfig`.
         run_dir: gets ``checkpoints/`` and ``log.jsonl``.
         seed: of batches and draws.
         accelerator: device, precision and processes.
         validation: held-out data; its loss is logged at each checkpoint.
         log: metric log of the main process.
-        rollout: plays a few episodes with a policy and returns metrics to log.
+        rollout: tries the model out, say plays a few episodes, and returns metrics to log.
     """
 
     def __init__(
         self,
-        policy: Policy,
-        windows: Windows,
+        model: Model,
+        data: Data,
         config: TrainConfig,
         run_dir: Path,
         *,
         seed: int,
         accelerator: Accelerator,
-        validation: Windows | None = None,
+        validation: Data | None = None,
         log: MetricLog | None = None,
-        rollout: Callable[[Policy], dict[str, float]] | None = None,
+        rollout: Callable[[Any], dict[str, float]] | None = None,
     ) -> None:
         processes = accelerator.num_processes
         if config.batch_size % processes:
@@ -137,26 +146,27 @@ class Trainer:
                 f"train.batch_size={config.batch_size} must be a multiple of the "
                 f"{processes} processes."
             )
-        if len(windows) < config.batch_size:
+        if len(data) < config.batch_size:
             raise ConfigError(
-                f"there are {len(windows)} training windows, fewer than "
+                f"there are {len(data)} training windows, fewer than "
                 f"train.batch_size={config.batch_size}; lower it."
             )
-        self.policy, self.windows, self.config = policy, windows, config
+        self.model, self.data, self.config = model, data, config
         self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
         self.validation, self.log, self.rollout = validation, log, rollout
         self.progress = Progress(total_steps=config.steps)
+        self._order: tuple[int, Tensor] | None = None  # of the present epoch
         # Every process draws the same random numbers: they belong to the global batch.
         set_seed(seed)
         optimizer = torch.optim.AdamW(
-            policy.parameter_groups(config.lr, config.weight_decay), betas=(0.9, 0.95)
+            model.parameter_groups(config.lr, config.weight_decay), betas=(0.9, 0.95)
         )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         if config.compile and can_compile(accelerator.device):
-            policy.compile()
-        self.model, self.optimizer = accelerator.prepare(policy, optimizer)
+            model.compile()
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = EMAModel(
-            policy.parameters(), use_ema_warmup=True, power=config.ema_power, foreach=True
+            model.parameters(), use_ema_warmup=True, power=config.ema_power, foreach=True
         )
 
     # -- state ------------------------------------------------------------------------------
@@ -178,13 +188,13 @@ class Trainer:
         return self.progress.step
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(device=self.accelerator.device)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.policy.load_extra_training_state(state["extra"])
+        self.model.load_extra_training_state(state["extra"])
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"] is not None:
@@ -194,38 +204,40 @@ class Trainer:
         """Write a checkpoint of the present step (main process)."""
         scaler = self.accelerator.scaler
         state = {
-            # A copy: the policy itself takes its averaged weights while it is written.
-            "policy": {k: v.clone() for k, v in self.policy.state_dict().items()},
+            # A copy: the model itself takes its averaged weights while it is written.
+            "model": {k: v.clone() for k, v in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "extra": self.policy.extra_training_state(),
+            "extra": self.model.extra_training_state(),
             "progress": asdict(self.progress),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
-        self.policy.config["trained"] = {
+        self.model.config["trained"] = {
             "steps": self.progress.step,
             "seconds": round(self.progress.seconds, 1),
             "device": self.accelerator.device.type,
         }
         with self.averaged_weights():
-            return save_checkpoint(self.run_dir, self.progress.step, self.policy, state)
+            return save_checkpoint(self.run_dir, self.progress.step, self.model, state)
 
     def averaged_weights(self) -> _Averaged:
-        """Within this context the policy has its averaged weights."""
-        return _Averaged(self.ema, self.policy)
+        """Within this context the model has its averaged weights."""
+        return _Averaged(self.ema, self.model)
 
     # -- training ---------------------------------------------------------------------------
 
     def batch(self, step: int) -> dict[str, Any]:
         """Global batch of a step: epochs without replacement, each in an order of its own."""
-        size, count = self.config.batch_size, len(self.windows)
+        size, count = self.config.batch_size, len(self.data)
         per_epoch = count // size
         epoch, place = divmod(step, per_epoch)
-        order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        index = torch.randperm(count, generator=order)[place * size : (place + 1) * size]
-        return self.policy.normalize(self.windows.gather(index))
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(count, generator=generator)
+        index = self._order[1][place * size : (place + 1) * size]
+        return self.model.normalize(self.data.gather(index))
 
     def learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, then a cosine from 1 to 0.1."""
@@ -239,21 +251,21 @@ class Trainer:
         """One update; returns metrics."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.learning_rate_factor(self.progress.step)
-        batch = self.policy.draw(self.policy.before_step(self.batch(self.progress.step)))
+        batch = self.model.draw(self.model.before_step(self.batch(self.progress.step)))
         batch = _part(batch, self.accelerator.process_index, self.accelerator.num_processes)
-        loss, metrics = self.model(batch)
+        loss, metrics = self.wrapped(batch)
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         assert norm is not None
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.step(self.policy.parameters())
+        self.ema.step(self.model.parameters())
         candidate = metrics.pop("candidate", None)
         if candidate is not None:
             # The replay buffer, too, belongs to the global batch.
-            rows = {key: batch[key] for key in self.policy.keys}
+            rows = {key: batch[key] for key in self.model.keys}
             everyones: Any = self.accelerator.gather({**rows, "candidate": candidate})
-            self.policy.after_step(everyones)
+            self.model.after_step(everyones)
         self.progress.step += 1
         return {"loss": loss.detach(), "grad_norm_weights": norm, **metrics}
 
@@ -267,7 +279,7 @@ class Trainer:
         done = progress.step
         if progress.total_steps is not None and done >= progress.total_steps:
             return
-        self.policy.train()
+        self.model.train()
         last = newest_checkpoint(self.run_dir)
         device = self.accelerator.device
         mark, mark_step = time.perf_counter(), progress.step
@@ -347,10 +359,10 @@ class Trainer:
         left = max(budget - progress.seconds, 0.0)
         progress.total_steps = progress.step + max(int(rate * left), 1)
 
-    def _validate(self, held_out: Windows) -> dict[str, float]:
+    def _validate(self, held_out: Data) -> dict[str, float]:
         """Loss of the averaged weights on held-out windows, with the same draws each time.
 
-        Nothing where the policy breaks down on them: the training itself may still be sound.
+        Nothing where the model breaks down on them: the training itself may still be sound.
         """
         size, count = self.config.batch_size, len(held_out)
         losses = []
@@ -359,9 +371,9 @@ class Trainer:
             torch.manual_seed(self.seed)
             for start in range(0, count, size):
                 index = torch.arange(start, start + size) % count
-                batch = self.policy.draw(self.policy.normalize(held_out.gather(index)))
+                batch = self.model.draw(self.model.normalize(held_out.gather(index)))
                 try:
-                    losses.append(float(self.policy(batch)[0].detach()))
+                    losses.append(float(self.model(batch)[0].detach()))
                 except FloatingPointError:
                     return {}
         mean = sum(losses) / len(losses)
@@ -372,24 +384,24 @@ class Trainer:
             return
         # Rollouts draw from generators of their own; training goes on with the same numbers.
         with self.averaged_weights():
-            self.policy.eval()
-            values = self.rollout(self.policy)
-            self.policy.train()
+            self.model.eval()
+            values = self.rollout(self.model)
+            self.model.train()
         if values and self.log is not None:
             self.log.write(step=step, **values)
 
 
 class _Averaged:
-    def __init__(self, ema: EMAModel, policy: Policy) -> None:
-        self.ema, self.policy = ema, policy
+    def __init__(self, ema: EMAModel, model: Model) -> None:
+        self.ema, self.model = ema, model
 
-    def __enter__(self) -> Policy:
-        self.ema.store(self.policy.parameters())
-        self.ema.copy_to(self.policy.parameters())
-        return self.policy
+    def __enter__(self) -> Model:
+        self.ema.store(self.model.parameters())
+        self.ema.copy_to(self.model.parameters())
+        return self.model
 
     def __exit__(self, *error: object) -> None:
-        self.ema.restore(self.policy.parameters())
+        self.ema.restore(self.model.parameters())
 
 
 def can_compile(device: torch.device) -> bool:

@@ -1,0 +1,177 @@
+"""What the trainer trains and a checkpoint holds: the interface of all models, and their storage.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from yaml import YAMLError
+
+FORMAT_VERSION = "1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another version."""
+
+
+class Model(nn.Module, ABC):
+    """Base of all policies, language models, ...
+
+    Attributes:
+        name: of its kind, in configurations.
+        files: that a checkpoint has besides weights, configuration and version.
+        config: the sections it was built from, stored with a checkpoint.
+    """
+
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]] = ()
+    config: dict[str, Any]
+
+    # -- training ---------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def keys(self) -> tuple[str, ...]:
+        """What a batch holds of each row."""
+
+    def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch as the data has it, in the network's units."""
+        return batch
+
+    @abstractmethod
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The randomness of a training step on a normalised batch; tensors have B first."""
+
+    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add ``batch["draws"]``, all the randomness of a training step."""
+        return {**{key: batch[key] for key in self.keys}, "draws": self.draws(batch)}
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and metrics of a drawn batch: a pure function, so that it compiles."""
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and metrics of a batch."""
+        return self(self.draw(batch))
+
+    def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Hook before a training step's `draw`: may add rows to the global batch."""
+        return batch
+
+    def after_step(self, rows: dict[str, Tensor]) -> None:
+        """Hook after a training step whose metrics held the ``candidate`` of each row.
+
+        Args:
+            rows: what `keys` names, normalised, and "candidate" of the global batch.
+        """
+
+    def extra_training_state(self) -> dict[str, Any]:
+        """What a checkpoint must keep besides weights, so that training resumes exactly."""
+        return {}
+
+    def load_extra_training_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_training_state` gave."""
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: matrices are decayed, vectors (biases, norms) are not."""
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.ndim < 2]
+        return [
+            {"params": matrices, "lr": lr, "weight_decay": weight_decay},
+            {"params": vectors, "lr": lr, "weight_decay": 0.0},
+        ]
+
+    # -- storage ----------------------------------------------------------------------------
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and `files` into an existing folder."""
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        OmegaConf.save(OmegaConf.create({**self.config, **self._learned}), folder / "config.yaml")
+        self._write(folder)
+        (folder / "format_version").write_text(FORMAT_VERSION)
+
+    @property
+    def _learned(self) -> dict[str, Any]:
+        """Sections of its configuration that came from its data."""
+        return {}
+
+    def _write(self, folder: Path) -> None:
+        """Write `files`."""
+
+    @classmethod
+    @abstractmethod
+    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+        """An untrained model from what `save` wrote."""
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Load a model from a checkpoint or run folder.
+
+        Raises:
+            CheckpointError: missing, damaged, of another version, or of another kind of model.
+        """
+        folder = checkpoint_folder(path)
+        for name in ("model.safetensors", "config.yaml", *cls.files, "format_version"):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
+        with reading(folder / "format_version"):
+            version = (folder / "format_version").read_text().strip()
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder} has format {version}, this package reads {FORMAT_VERSION}; "
+                "use the package version that wrote it, or train again."
+            )
+        with reading(folder / "config.yaml"):
+            config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            model = cls._rebuild(config, folder)
+        with reading(folder / "model.safetensors"):
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        if not isinstance(model, cls):
+            raise CheckpointError(f"{folder} holds a {model.name} policy, not {cls.name}.")
+        # The weights stay as they are while candidates descend; a graph of them would cost time.
+        return model.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever a damaged file leads to becomes one sentence that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (
+        SafetensorError, YAMLError, OmegaConfBaseException,
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(f"{file} cannot be read ({reason}).") from error
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """A checkpoint folder as it is, or the newest one of a run folder."""
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        found = sorted((folder / "checkpoints").glob("step_*"))
+        if not found:
+            raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
+        return found[-1]
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {folder}.")
+    return folder
