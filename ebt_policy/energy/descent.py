@@ -75,10 +75,12 @@ def descend(
     normals: Tensor | None = None,
     momentum: float = 0.0,
     max_grad_norm: float | None = None,
+    mirror: Callable[[Tensor], Tensor] | None = None,
     project: Callable[[Tensor, int], Tensor] | None = None,
     frozen: Tensor | None = None,
     stop_grad_norm: float | None = None,
     stop_change: float | None = None,
+    only_down: bool = False,
     deadline_s: float | None = None,
     candidates: int = 1,
     select: Literal["energy", "drop"] = "energy",
@@ -111,6 +113,9 @@ def descend(
             training; otherwise drawn from ``generator``.
         momentum: Nesterov's mu; the gradient is taken at the look-ahead point x + mu v.
         max_grad_norm: clips the gradient norm of each unit by itself.
+        mirror: maps candidates to where the energy takes them and its gradient, which then moves
+            the candidate itself: mirror descent (Nemirovski & Yudin 1983). With softmax a candidate
+            is logits, and what the energy sees a distribution.
         project: maps candidates to the allowed set after each step (action limits), stopped units
             too; it is told how many steps are done, N after the last.
         frozen: boolean mask, broadcastable to (B, U, *); True entries never leave ``init``.
@@ -119,6 +124,8 @@ def descend(
             end, going straight on, and once that moves by less than this (root mean square, per
             unit of level) it goes there in one step and stops. The M candidates of a unit land
             together: going on for one costs as much as for all.
+        only_down: a unit whose energy rose in a step goes back to where it was, and stops there.
+            Not with ``levels``, at which energies do not compare, nor with momentum.
         deadline_s: wall-clock budget in seconds. The loop ends before a step that would overrun
             it, judged by the slowest step so far; one step is always taken. With ``levels`` the
             last affordable step covers what is left of the path, because a level-conditioned
@@ -140,6 +147,7 @@ def descend(
         DescentError: saying after how many steps energy, gradient or candidate was not finite.
     """
     count = _draw_steps(steps, generator)
+    seen = mirror if mirror is not None else _itself
     if init.ndim < 3 or candidates < 1 or init.shape[1] % candidates:
         want = f"(B, U, ...) with U a multiple of candidates={candidates}"
         raise ValueError(f"init must be {want}, got {tuple(init.shape)}.")
@@ -159,8 +167,12 @@ def descend(
     for name, value in positive.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
+    if mirror is not None and shared_start:
+        raise ValueError("shared_start is for energies of the candidate itself, without a mirror.")
     if stop_change is not None and levels is None:
         raise ValueError("stop_change needs levels: without them a path has no end to land on.")
+    if only_down and (levels is not None or momentum or not final_energy):
+        raise ValueError("only_down needs the final energy, and neither levels nor momentum.")
     if levels is not None and len(levels) != count + 1:
         raise ValueError(f"{count} steps need {count + 1} levels, got {len(levels)}.")
     if normals is not None and normals.shape != (len(init), count, *init.shape[1:]):
@@ -172,7 +184,8 @@ def descend(
         torch.set_grad_enabled(differentiable),
         double_backward_attention(differentiable),
     ):
-        start, levels = usable(init), None if levels is None else usable(levels)
+        start = usable(init)
+        levels = None if levels is None else usable(levels).to(start)
         sizes = _step_sizes(step_size, count, start, step_size_range, generator)
         x, velocity = start, torch.zeros_like(start)
         moving = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
@@ -200,7 +213,9 @@ def descend(
             if k == 0 and shared_start and deadline_s is None:
                 slope, value = shared_gradient(energy, look, told, candidates)
             else:
-                slope, value = energy_gradient(energy, look, told)
+                slope, value = energy_gradient(energy, seen(look), told)
+            if only_down and k > 0:
+                x, value, moving = _lower(path, energies[-1], x, value, moving)
             slope = slope if frozen is None else slope.masked_fill(frozen, 0.0)
             norm = slope.detach().flatten(2).norm(dim=-1)
             if max_grad_norm is not None:
@@ -224,7 +239,7 @@ def descend(
             velocity = momentum * velocity - _spread(size, slope) * slope
             if stop_grad_norm is not None:
                 moving = moving & (norm >= stop_grad_norm)
-            if stop_grad_norm is not None or stop_change is not None:
+            if stop_grad_norm is not None or stop_change is not None or only_down:
                 velocity = velocity.masked_fill(~_spread(moving, velocity), 0.0)
 
             before, x = x, x + velocity if project is None else project(x + velocity, done)
@@ -244,13 +259,29 @@ def descend(
             clock.tick(x)
         if final_energy:
             told = None if levels is None else levels[-1].expand(x.shape[:2])
-            energies.append(energy(x, told) if verify is None else verify(x))
+            value = energy(seen(x), told) if verify is None else verify(x)
+            if only_down and verify is None:
+                x, value, moving = _lower(path, energies[-1], x, value, moving)
+            energies.append(value)
         heights = torch.stack(energies)
         drop = heights[0] - heights[-1] if levels is None else lost
         result = Descent(x, path, heights, torch.stack(norms), used, drop)
         if not torch.compiler.is_compiling():
             _check_finite(result)
         return _best(result, candidates, select) if candidates > 1 else result
+
+
+def _lower(
+    path: list[Tensor], before: Tensor, x: Tensor, value: Tensor, moving: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Units whose energy rose in the last step back where they were, and stopped."""
+    rose = moving & (value > before)
+    x = path[-1] = torch.where(_spread(rose, x), path[-2], x)
+    return x, torch.where(rose, before, value), moving & ~rose
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _draw_steps(steps: int | tuple[int, int], generator: Generators) -> int:

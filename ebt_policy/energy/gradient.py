@@ -6,6 +6,7 @@ Shapes: B batch, U units, * the shape of a unit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,21 @@ from torch.func import grad_and_value
 
 EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
 """Energy of candidates (B, U, *) at levels (B, U) or None -> (B, U); units must be independent."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Stands where an energy does and has no energy: a network that gives the update itself.
+
+    Attributes:
+        field: candidates (B, U, *) and levels (B, U) or None -> what is to be added, (B, U, *).
+    """
+
+    field: Callable[[Tensor, Tensor | None], Tensor]
+
+    def __call__(self, x: Tensor, level: Tensor | None) -> Tensor:
+        """Zero, wherever it is asked for."""
+        return x.new_zeros(x.shape[:2])
 
 
 def usable(x: Tensor) -> Tensor:
@@ -33,6 +49,8 @@ def energy_gradient(
         ValueError: if the energy does not give one number a unit.
     """
     told = None if level is None else level.expand(x.shape[:2])
+    if isinstance(energy, Update):
+        return -energy.field(x, told), energy(x, told)
 
     def total(candidate: Tensor) -> tuple[Tensor, Tensor]:
         value = energy(candidate, told)

@@ -11,6 +11,9 @@ landscape it made is to be descended at inference.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -50,15 +53,52 @@ def _require(fine: bool, option: str, allowed: str, got: object) -> None:
         raise ValueError(f"objective.{option} must be {allowed}, got {got}.")
 
 
+@dataclass(frozen=True)
+class Space:
+    """What candidates are, and how far one is from its target.
+
+    Attributes:
+        error: candidates and targets -> (B, U), what training makes small.
+        mirror: see `descend`.
+        numbers: of a candidate whose target is the index of one of them; None where a target has
+            the shape of a candidate.
+    """
+
+    error: Callable[[Tensor, Tensor], Tensor] = squared_error
+    mirror: Callable[[Tensor], Tensor] | None = None
+    numbers: int | None = None
+
+    def empty(self, target: Tensor) -> Tensor:
+        """A candidate of zeros for each target."""
+        if self.numbers is None:
+            return torch.zeros_like(target)
+        return torch.zeros(*target.shape, self.numbers, device=target.device)
+
+
+EUCLIDEAN = Space()
+
+
+def surprisal(logits: Tensor, target: Tensor) -> Tensor:
+    """-log p of targets (B, U) under candidates (B, U, V): their cross-entropy, nats."""
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
+def simplex(numbers: int) -> Space:
+    """Distributions over V classes. A candidate is their logits, the energy sees probabilities."""
+    return Space(surprisal, partial(torch.softmax, dim=-1), numbers)
+
+
 class Objective(nn.Module, ABC):
     """Base of all objectives.
 
     Attributes:
+        space: of the candidates.
         level_conditioned: whether the energy is told the corruption level.
         replay: earlier predictions to go on from, or None.
         replay_fraction: rows of a batch to replay, as a fraction of it.
     """
 
+    space: Space = EUCLIDEAN
     level_conditioned: ClassVar[bool] = False
     replay: ReplayBuffer | None = None
     replay_fraction: float = 0.0
@@ -197,35 +237,54 @@ class S1(Objective):
     Args:
         steps: N.
         step_size: initial a.
+        start: standard deviation of n; 0 for candidates that all start alike.
+        told: tell the energy how many of the N steps are done.
     """
 
-    def __init__(self, steps: int = 2, step_size: float = 1.0) -> None:
+    def __init__(
+        self, steps: int = 2, step_size: float = 1.0, start: float = 1.0, told: bool = False
+    ) -> None:
         super().__init__()
         _require(steps >= 1, "steps", "at least 1", steps)
         _require(step_size > 0, "step_size", "positive", step_size)
-        self.steps = steps
+        _require(start >= 0, "start", "0 or more", start)
+        self.steps, self.start = steps, start
+        self.level_conditioned = told  # type: ignore[misc]  # set for each instance, read-only
         self.step_size = nn.Parameter(torch.tensor(float(step_size)))
 
     def draw(self, target: Tensor) -> dict[str, Any]:
-        return {"normal": torch.randn_like(target)}
+        # What is nothing but zeros is made where it is needed.
+        return {"normal": torch.randn_like(self.space.empty(target))} if self.start else {}
 
     def forward(
         self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        start = self.start * draws["normal"] if self.start else self.space.empty(target)
         found = descend(
             energy,
-            draws["normal"],
+            start,
             steps=self.steps,
-            step_size=self.step_size.clamp(min=1e-4),
             cut_graph=True,
             final_energy=False,
+            **self.descent_options(self.steps, learned=True),
         )
-        losses = torch.stack([squared_error(x, target).mean() for x in found.path[1:]])
+        losses = torch.stack([self.space.error(x, target).mean() for x in found.path[1:]])
         metrics = {"last_step_loss": losses[-1].detach(), "step_size": self.step_size.detach()}
         return losses.mean(), metrics
 
-    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
-        return {"step_size": self.step_size.detach().clamp(min=1e-4)}
+    def descent_options(
+        self, steps: int, level: float = 0.0, learned: bool = False
+    ) -> dict[str, Any]:
+        size = self.step_size if learned else self.step_size.detach()
+        chosen: dict[str, Any] = {
+            "step_size": size.clamp(min=1e-4),
+            "mirror": self.space.mirror,
+        }
+        if self.level_conditioned:
+            # Past the steps that it was trained for, the last one is repeated.
+            done = torch.arange(steps + 1, device=size.device) / self.steps
+            chosen["levels"] = done.clamp(max=(self.steps - 1) / self.steps)
+        return chosen
 
 
 class S2(Objective):
@@ -243,6 +302,7 @@ class S2(Objective):
         momentum: Nesterov's mu.
         replay: rows kept; 0 for none.
         replay_fraction: replayed rows in a batch, as a fraction of it.
+        start: standard deviation of the first candidates.
     """
 
     def __init__(
@@ -254,6 +314,7 @@ class S2(Objective):
         momentum: float = 0.0,
         replay: int = 192,
         replay_fraction: float = 0.5,
+        start: float = 1.0,
     ) -> None:
         super().__init__()
         _require(1 <= steps[0] <= steps[1], "steps", "an increasing range from 1 on", steps)
@@ -266,7 +327,8 @@ class S2(Objective):
         _require(replay_fraction > 0, "replay_fraction", "positive", replay_fraction)
         self.steps = (int(steps[0]), int(steps[1]))
         self.step_size, self.step_size_range = step_size, step_size_range
-        self.noise, self.momentum = cosine_noise(*noise), momentum
+        self.noise, self.momentum, self.noisy = cosine_noise(*noise), momentum, max(noise) > 0
+        self.start = start
         self.replay = ReplayBuffer(replay) if replay else None
         self.replay_fraction = replay_fraction
 
@@ -274,13 +336,14 @@ class S2(Objective):
         low, high = self.steps
         steps = int(torch.randint(low, high + 1, ()))
         shrink, stretch = self.step_size_range
-        factor = torch.rand(target.shape[:2], device=target.device, dtype=target.dtype)
-        shape = (target.shape[0], steps, *target.shape[1:])
+        factor = torch.rand(target.shape[:2], device=target.device)
+        empty = self.space.empty(target)
+        shape = (empty.shape[0], steps, *empty.shape[1:])
         return {
-            "normal": torch.randn_like(target),
+            "normal": self.start * torch.randn_like(empty),
             "steps": steps,
             "step_size": self.step_size * (shrink + (stretch - shrink) * factor),
-            "normals": torch.randn(shape, device=target.device, dtype=target.dtype),
+            "normals": torch.randn(shape, device=target.device) if self.noisy else None,
         }
 
     def forward(
@@ -294,16 +357,22 @@ class S2(Objective):
             noise=self.noise,
             normals=draws["normals"],
             momentum=self.momentum,
+            mirror=self.space.mirror,
             cut_graph=True,
             final_energy=False,
         )
         metrics = {"grad_norm": found.grad_norms[-1].mean()}
         if self.replay is not None:
             metrics["candidate"] = found.candidate.detach()
-        return squared_error(found.candidate, target).mean(), metrics
+        return self.space.error(found.candidate, target).mean(), metrics
 
     def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
-        return {"step_size": self.step_size, "noise": self.noise, "momentum": self.momentum}
+        return {
+            "step_size": self.step_size,
+            "noise": self.noise,
+            "momentum": self.momentum,
+            "mirror": self.space.mirror,
+        }
 
 
 class Contrastive(Objective):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,14 +16,23 @@ from ebt_policy.models.policy import Chunk, Policy, Shape
 from ebt_policy.models.vision import Vision, VisionEncoder
 from ebt_policy.options import ConfigError, options
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ebt_policy.models.text import LanguageModel
+
 __all__ = [
     "POLICIES",
     "Chunk",
     "Policy",
     "Shape",
+    "build_language_model",
     "build_policy",
     "load_policy",
 ]
+
+# Sections that a checkpoint keeps.
+KEPT = ("task", "size", "model", "objective", "vision", "train", "seed", "demos", "trained")
 
 # Names, not import paths in a configuration: loading a checkpoint never runs code that it names.
 POLICIES = {
@@ -32,6 +41,13 @@ POLICIES = {
     "flow_matching": "ebt_policy.baselines.flow_matching:FlowMatchingPolicy",
     "bc": "ebt_policy.baselines.behavior_cloning:BehaviorCloning",
     "ibc": "ebt_policy.baselines.implicit_bc:ImplicitBC",
+}
+
+
+LANGUAGE_MODELS = {
+    "ebt": "ebt_policy.models.text:EnergyLanguageModel",
+    "refiner": "ebt_policy.baselines.refiner:Refiner",
+    "transformer_pp": "ebt_policy.baselines.transformer_pp:TransformerPP",
 }
 
 
@@ -47,24 +63,54 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     Raises:
         ConfigError: for an unknown name or option.
     """
-    model = dict(config["model"])
-    name = model.pop("name")
-    if name not in POLICIES:
-        raise ConfigError(f"model={name} is unknown; there are {', '.join(POLICIES)}.")
-    module, cls = POLICIES[name].split(":")
+    build, given = _class_of(config, POLICIES)
     shape = options(Shape, config["shape"], "shape")
-    size = options(Size, {k: v for k, v in config["size"].items() if k != "name"}, "size")
     vision = None
     if shape.cameras:
         how = options(Vision, config.get("vision") or {}, "vision")
         vision = VisionEncoder(shape.cameras, how)
-    build = partial(getattr(import_module(module), cls), shape, normalizer, size, vision=vision)
-    if name == "ebt":
+    build = partial(build, shape, normalizer, _size(config), vision=vision)
+    if config["model"]["name"] == "ebt":
         build = partial(build, objective=build_objective(config["objective"]))
-    policy = options(build, model, "model")
-    kept = ("task", "size", "model", "objective", "vision", "train", "seed", "demos", "trained")
-    policy.config = {key: config[key] for key in kept if key in config}
-    return policy
+    return _built(build, given, config)
+
+
+def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> LanguageModel:
+    """Build an untrained language model.
+
+    Args:
+        config: sections ``task`` with its ``context``, ``size`` (see `Size`), ``model`` with its
+            ``name``, and ``objective`` for those that have guesses.
+        tokenizer: of its text.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    build, given = _class_of(config, LANGUAGE_MODELS)
+    build = partial(build, tokenizer, config["task"]["context"], _size(config))
+    if config.get("objective"):
+        build = partial(build, objective=build_objective(config["objective"]))
+    return _built(build, given, config)
+
+
+def _class_of(config: dict[str, Any], known: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """The class that the section ``model`` names, and the section's other options."""
+    given = dict(config["model"])
+    name = given.pop("name")
+    if name not in known:
+        raise ConfigError(f"model={name} is unknown; there are {', '.join(known)}.")
+    module, cls = known[name].split(":")
+    return getattr(import_module(module), cls), given
+
+
+def _size(config: dict[str, Any]) -> Size:
+    return options(Size, {k: v for k, v in config["size"].items() if k != "name"}, "size")
+
+
+def _built(build: Any, given: dict[str, Any], config: dict[str, Any]) -> Any:
+    model = options(build, given, "model")
+    model.config = {key: config[key] for key in KEPT if key in config}
+    return model
 
 
 def build_objective(config: dict[str, Any]) -> Objective:

@@ -18,6 +18,7 @@ from ebt_policy.energy import Descent, descend
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective, corrupt
 from ebt_policy.energy.transformer import Size
+from ebt_policy.models.landscape import LandscapeModel
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
@@ -65,7 +66,7 @@ class EnergyInference:
                 raise ConfigError(f"inference.{name} must be positive or null, got {value}.")
 
 
-class EnergyPolicy(Policy):
+class EnergyPolicy(LandscapeModel, Policy):
     """Energy-based transformer policy.
 
     Args:
@@ -111,53 +112,16 @@ class EnergyPolicy(Policy):
             )
         super().configure_inference(**changes)
 
-    def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        replay = self.objective.replay
-        count = int(len(batch["obs"]) * self.objective.replay_fraction)
-        if replay is None or len(replay) == 0 or count == 0:
-            return batch
-        old = replay.sample(count)
-        rows = {key: torch.cat([batch[key], old[key]]) for key in batch}
-        return {**rows, "replayed": old["candidate"]}
-
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
-        draws = self.objective.draw(batch["action"].unsqueeze(1))
-        if "replayed" in batch:  # these go on where earlier descents ended
-            draws["normal"][-len(batch["replayed"]) :] = batch["replayed"]
-        return draws
+    def target(self, batch: dict[str, Any]) -> Tensor:
+        return batch["action"].unsqueeze(1)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         context = self.net.encode(self.features(batch))
         return self.objective(
             partial(self.net, context),
-            batch["action"].unsqueeze(1),
+            self.target(batch),
             batch["draws"],
         )
-
-    def after_step(self, rows: dict[str, Tensor]) -> None:
-        if self.objective.replay is not None:
-            self.objective.replay.add(rows)
-
-    def extra_training_state(self) -> dict[str, Any]:
-        replay = self.objective.replay
-        return {"replay": replay.state_dict()} if replay is not None else {}
-
-    def load_extra_training_state(self, state: dict[str, Any]) -> None:
-        if self.objective.replay is not None:
-            device = next(self.parameters()).device
-            self.objective.replay.load_state_dict(state["replay"], device)
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        groups = super().parameter_groups(lr, weight_decay)
-        learned = list(self.objective.parameters())
-        if learned:
-            # A learned step size moves on its own scale: three times its value a unit of learning
-            # rate, as in the published recipes (500 and 1500 for text, 3000 and 9000 for images).
-            chosen = {id(p) for p in learned}
-            groups[1]["params"] = [p for p in groups[1]["params"] if id(p) not in chosen]
-            scale = 3.0 * float(learned[0].detach())
-            groups.append({"params": learned, "lr": lr * scale, "weight_decay": 0.0})
-        return groups
 
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
         """Verified energy of given chunks (B, M, T, A), env units -> (B, M)."""

@@ -1,0 +1,55 @@
+"""The sceptic's baseline: is it the energy that helps, or only the iteration?
+
+The energy language model's two streams, steps and loss, but the network gives the update of the
+guess itself, and no energy is differentiated. Shapes: B batch, U units, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ebt_policy.energy.causal import Observed
+from ebt_policy.energy.gradient import Update
+from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy.transformer import Size
+from ebt_policy.models.text import EnergyLanguageModel, Thinking
+from ebt_policy.options import ConfigError
+
+
+class Refiner(EnergyLanguageModel):
+    """See above; without an energy there is nothing to choose or to stop by."""
+
+    name = "refiner"
+    output = "update"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context: int,
+        size: Size,
+        *,
+        guess_layers: int | None,
+        inference: dict[str, Any],
+        objective: Objective,
+    ) -> None:
+        super().__init__(
+            tokenizer, context, size,
+            guess_layers=guess_layers, inference=inference, objective=objective,
+        )  # fmt: skip
+        self.configure_inference()
+
+    def configure_inference(self, **changes: Any) -> None:
+        super().configure_inference(**changes)
+        if self.inference != Thinking(steps=self.inference.steps):
+            raise ConfigError("model=refiner has no energy to choose or stop by: only steps.")
+
+    def energy(self, observed: Observed) -> Update:
+        def update(p: Tensor, level: Tensor | None) -> Tensor:
+            vector = self.net(observed, p @ self.embedding.weight, level)
+            return F.linear(vector, self.embedding.weight)
+
+        return Update(update)

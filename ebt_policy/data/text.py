@@ -1,0 +1,232 @@
+"""Text to learn from: corpora by name, files, or the hub's data sets, as arrays of tokens on disk.
+
+Shapes: N tokens of a corpus, B batch, S context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ebt_policy.data.fetch import cache_dir
+from ebt_policy.data.sources import local_data
+
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+HELD_OUT = 0.1  # of a text without splits of its own: its last part
+CHUNK = 1 << 20  # characters that are tokenised at once
+OWN = ("ebt_policy", "envs", "real_robot", "configs")  # packages whose text is always at hand
+
+
+class TextError(ValueError):
+    """Text that is missing or cannot be read."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text in parts.
+
+    Attributes:
+        name: for tables.
+        parts: the text of train and validation, and of test where a corpus has one.
+        origin: where it came from, for a line.
+    """
+
+    name: str
+    parts: dict[str, str]
+    origin: str
+
+
+def load_corpus(name: str | None, path: str | Sequence[str] | None) -> Corpus:
+    """A corpus by name, or the user's own.
+
+    Args:
+        name: ``wikitext2``, ``tinyshakespeare``, ``own`` (the text of this package itself, which
+            is always there), the name of a data set on the Hugging Face hub, as NAME or
+            NAME:CONFIGURATION, or None: the first of these that there is.
+        path: text files, or folders whose ``.txt`` and ``.md`` files are read.
+
+    Raises:
+        TextError: there is none, or it cannot be read.
+    """
+    if path is not None:
+        return _files([path] if isinstance(path, str) else list(path))
+    if name is None:
+        name = next((known for known in ZIPS if local_data("text", ZIPS[known][0])), "own")
+    if name in ZIPS:
+        return _published(name)
+    return _own() if name == "own" else _hub(name)
+
+
+# The archive of each, and its members: three parts, or one that is cut.
+ZIPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "wikitext2": (
+        "wikitext-2-v1.zip",
+        tuple(f"wikitext-2/wiki.{part}.tokens" for part in ("train", "valid", "test")),
+    ),
+    "tinyshakespeare": ("tinyshakespeare.zip", ("tinyshakespeare/input.txt",)),
+}
+
+
+def _published(name: str) -> Corpus:
+    archive, members = ZIPS[name]
+    file = local_data("text", archive)
+    if file is None:
+        raise TextError(
+            f"task.corpus={name} is looked for at $EBT_POLICY_DATA/text/{archive}, and is not "
+            "there; set the variable, or use task.path=YOUR.txt or task.corpus=own."
+        )
+    try:
+        with ZipFile(file) as zipped:
+            texts = [zipped.read(member).decode() for member in members]
+    except (BadZipFile, KeyError, UnicodeDecodeError, OSError) as error:
+        raise TextError(f"{file} cannot be read ({error}); fetch it again.") from error
+    parts: dict[str, str] = _cut(texts[0])
+    if len(texts) > 1:
+        parts = dict(zip(SPLITS, texts, strict=True))
+    return Corpus(name, parts, f"from {file}")
+
+
+def _files(paths: Sequence[str]) -> Corpus:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".md"))
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise TextError(f"there is no text at {path}; check task.path.")
+    if not files:
+        raise TextError(f"there is no .txt or .md file in {', '.join(paths)}; check task.path.")
+    texts = []
+    for file in files:
+        try:
+            texts.append(file.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise TextError(
+                f"{file} is no text in UTF-8 ({error}); convert or remove it."
+            ) from error
+    return Corpus(files[0].stem, _cut("\n".join(texts)), f"from {len(files)} files")
+
+
+def _own() -> Corpus:
+    """The text of this package: its code, comments and configuration."""
+    texts = []
+    for package in OWN:
+        spec = find_spec(package)
+        assert spec is not None and spec.submodule_search_locations is not None
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        files = (f for f in folder.rglob("*") if f.suffix in (".py", ".yaml"))
+        texts += [file.read_text("utf-8") for file in sorted(files)]
+    return Corpus("own", _cut("\n".join(texts)), "the text of this package")
+
+
+def _hub(name: str) -> Corpus:
+    if find_spec("datasets") is None:
+        raise TextError(
+            f"task.corpus={name} is none of {', '.join([*ZIPS, 'own'])}; data sets of the Hugging "
+            "Face hub need the package datasets: pip install datasets."
+        )
+    load_dataset: Any = import_module("datasets").load_dataset  # optional, and slow to import
+
+    which, _, configuration = name.partition(":")
+    try:
+        found: Any = load_dataset(which, configuration or None)
+        texts = {split: "\n".join(found[split]["text"]) for split in found}
+    except Exception as error:  # the library's own errors share no base
+        reason = " ".join(str(error).split())[:200]
+        raise TextError(
+            f"the data set {name} cannot be had ({reason}); it must have a column text."
+        ) from error
+    parts = {split: texts[split] for split in SPLITS if split in texts}
+    if "validation" not in parts:
+        parts = _cut(texts["train"])
+    return Corpus(which.rpartition("/")[2], parts, f"the hub's {name}")
+
+
+def _cut(text: str) -> dict[str, str]:
+    """The first 90 % to train on, the rest to validate on (as is usual for TinyShakespeare)."""
+    end = round(len(text) * (1 - HELD_OUT))
+    return {"train": text[:end], "validation": text[end:]}
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of whole lines."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + CHUNK) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def tokenized(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """The tokens (N,) of a text as a memory-mapped array, made once and kept in the cache."""
+    digest = hashlib.sha256(tokenizer.to_str().encode())
+    digest.update(text.encode())
+    file = cache_dir() / "tokens" / f"{digest.hexdigest()[:32]}.npy"
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_suffix(".lock")):
+                if not file.exists():
+                    _tokenize(text, tokenizer, file)
+        except OSError as error:
+            raise TextError(
+                f"tokens cannot be kept in {file.parent} ({error.strerror or error}); set "
+                "$EBT_POLICY_CACHE to a folder that can be written."
+            ) from error
+    return np.load(file, mmap_mode="r")
+
+
+def _tokenize(text: str, tokenizer: Tokenizer, file: Path) -> None:
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    encoded = tokenizer.encode_batch_fast(list(pieces(text)), add_special_tokens=False)
+    temporary = file.with_suffix(".tmp.npy")
+    np.save(temporary, np.concatenate([np.array(piece.ids, dtype) for piece in encoded]))
+    os.replace(temporary, file)
+
+
+class TokenWindows:
+    """Windows of S + 1 tokens, one from each place: the context, and what comes next.
+
+    Args:
+        tokens: (N,) of a text, memory-mapped or not.
+        context: S.
+        stride: places between the windows' starts.
+        device: where batches are made.
+
+    Raises:
+        TextError: the text is shorter than a window.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, context: int, *, stride: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        if len(tokens) <= context:
+            raise TextError(
+                f"a text of {len(tokens)} tokens has no window of task.context={context} and one "
+                "more; give more text, or a shorter context."
+            )
+        self.tokens, self.context, self.stride, self.device = tokens, context, stride, device
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - self.context - 1) // self.stride + 1
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """Rows of "tokens" (B, S + 1), int64."""
+        starts = index.numpy() * self.stride
+        rows = self.tokens[starts[:, None] + np.arange(self.context + 1)]
+        return {"tokens": torch.from_numpy(rows.astype(np.int64)).to(self.device)}

@@ -1,0 +1,186 @@
+"""The transformer of sequences: what was observed, and a guess of what comes next at each place.
+
+Shapes: B batch, S observed tokens, U units (guesses), M guesses a place, D width.
+
+As in `transformer` there are two streams through the same blocks. The *observed* stream is a plain
+causal transformer (the Llama recipe: RMSNorm, rotary positions, SwiGLU, no biases), computed once a
+prediction; generation goes on from its keys and values. The *guess* stream has M guesses of the
+token after each of the last U/M places. A guess sees the observed tokens up to its place and
+itself, no later token and no other guess, so that each has an energy of its own. It starts from
+what the observed stream made of its place, so that few blocks serve it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ebt_policy.energy.attention import (
+    Attention,
+    GatedFeedForward,
+    KeysValues,
+    Turns,
+    sinusoidal,
+    turns,
+)
+from ebt_policy.energy.transformer import Size
+
+
+class Observed(NamedTuple):
+    """What `observe` computes once.
+
+    Attributes:
+        keys_values: of each block.
+        last: (B, S, D) what the last block made of the tokens that were new, normalised.
+    """
+
+    keys_values: list[KeysValues]
+    last: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return self.keys_values[0][0].shape[2]
+
+
+class CausalBlock(nn.Module):
+    """Pre-norm block for both streams; guesses may be told a level (adaLN, Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.attention = Attention(width, heads, bias=False)
+        self.mlp = GatedFeedForward(width)
+
+    def observe(
+        self, x: Tensor, positions: Turns, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        """Tokens (B, Q, D) -> (B, Q, D), and all keys and values."""
+        seen, keys_values = self.attention.causal(self.norm1(x), positions, past)
+        x = x + seen
+        return x + self.mlp(self.norm2(x)), keys_values
+
+    def guess(
+        self, x: Tensor, positions: Turns, past: KeysValues, hidden: Tensor | None,
+        change: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Guesses (B, U, D) -> (B, U, D); change (B, U, 6 D) scales and shifts what enters
+        attention and feed-forward, and scales what they add."""
+        if change is None:
+            x = x + self.attention.apart(self.norm1(x), positions, past, hidden)
+            return x + self.mlp(self.norm2(x))
+        scale1, shift1, gate1, scale2, shift2, gate2 = change.chunk(6, dim=-1)
+        seen = self.norm1(x) * (1 + scale1) + shift1
+        x = x + (1 + gate1) * self.attention.apart(seen, positions, past, hidden)
+        return x + (1 + gate2) * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class CausalTransformer(nn.Module):
+    """Energy, or an update, of guesses of what comes next in a sequence.
+
+    Args:
+        size: the size dial.
+        guess_layers: blocks that guesses go through, the last ones; None for all.
+        output: ``energy``, ``update`` (a vector for each guess, for the baseline without an
+            energy), or None for the observed stream alone.
+        level: whether guesses are told a level.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        *,
+        guess_layers: int | None = None,
+        output: Literal["energy", "update"] | None = "energy",
+        level: bool = False,
+    ) -> None:
+        super().__init__()
+        if guess_layers is not None and not 1 <= guess_layers <= size.layers:
+            raise ValueError(
+                f"guess_layers={guess_layers} must be between 1 and the {size.layers} layers."
+            )
+        width = size.width
+        self.width, self.heads, self.output = width, size.heads, output
+        self.guess_layers = guess_layers or size.layers
+        self.blocks = nn.ModuleList(CausalBlock(width, size.heads) for _ in range(size.layers))
+        self.norm = nn.RMSNorm(width)
+        if output is not None:
+            self.guess_in = nn.Linear(width, width, bias=False)
+            self.place_in = nn.Linear(width, width, bias=False)
+            self.guess_norm = nn.RMSNorm(width)
+        self.level_in = self.changes = None
+        if level:
+            last = nn.Linear(width, 6 * width)
+            self.level_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
+            # One map for all blocks, and a table of each: six matrices a block would be half of it
+            # (Chen et al. 2023, "PixArt").
+            self.changes = nn.Parameter(torch.zeros(self.guess_layers, 6 * width))
+            nn.init.normal_(last.weight, std=0.02)
+            nn.init.zeros_(last.bias)
+        for name, matrix in self.named_parameters():
+            if matrix.ndim == 2 and "level_in" not in name and "changes" not in name:
+                # As GPT-2: what is added to the residual stream shrinks with the depth.
+                added = name.endswith("out.weight")
+                std = 0.02 / (2 * size.layers) ** 0.5 if added else 0.02
+                nn.init.normal_(matrix, std=std)
+
+    def _turns(self, start: int, stop: int, like: Tensor) -> Turns:
+        places = torch.arange(start, stop, device=like.device)
+        cos, sin = turns(places, self.width // self.heads)
+        return cos.to(like.dtype), sin.to(like.dtype)
+
+    def observe(self, tokens: Tensor, before: Observed | None = None) -> Observed:
+        """Tokens (B, S, D), after those that were observed before."""
+        start = 0 if before is None else before.length
+        at = self._turns(start, start + tokens.shape[1], tokens)
+        pasts = [None] * len(self.blocks) if before is None else before.keys_values
+        h, keys_values = tokens, []
+        for block, past in zip(self.blocks, pasts, strict=True):
+            h, kept = block.observe(h, at, past)  # type: ignore[operator]
+            keys_values.append(kept)
+        return Observed(keys_values, self.norm(h))
+
+    def forward(self, observed: Observed, guesses: Tensor, level: Tensor | None = None) -> Tensor:
+        """Energies (B, U), or updates (B, U, D).
+
+        Args:
+            observed: what `observe` returned.
+            guesses: (B, U, D), M adjacent ones for each of the last U/M places that were new.
+            level: (B, U) in [0, 1], given exactly when the network is told it.
+        """
+        if (level is None) != (self.level_in is None):
+            raise ValueError(
+                "this network "
+                + ("takes no level." if self.level_in is None else "must be given a level.")
+            )
+        units, places = guesses.shape[1], observed.last.shape[1]
+        if guesses.shape[-1] != self.width or units % places:
+            raise ValueError(
+                f"guesses must be (B, M * {places}, {self.width}), got {tuple(guesses.shape)}."
+            )
+        many, length = units // places, observed.length
+        at = self._turns(length - places + 1, length + 1, guesses)  # of what is guessed
+        hidden = None
+        if places > 1:
+            seen = torch.ones(places, length, dtype=torch.bool, device=guesses.device)
+            hidden = ~seen.tril(length - places)
+        place = self.place_in(observed.last)
+        if many > 1:
+            at = at[0].repeat_interleave(many, dim=0), at[1].repeat_interleave(many, dim=0)
+            place = place.repeat_interleave(many, dim=1)
+            hidden = None if hidden is None else hidden.repeat_interleave(many, dim=0)
+        told = None
+        if self.level_in is not None and level is not None:
+            told = self.level_in(sinusoidal(level, self.width))
+        h = self.guess_in(guesses) + place
+        last = self.guess_layers
+        for i, block in enumerate(self.blocks[-last:]):
+            past = observed.keys_values[len(self.blocks) - last + i]
+            change = None if told is None or self.changes is None else told + self.changes[i]
+            h = block.guess(h, at, past, hidden, change)  # type: ignore[operator]
+        vector = self.guess_norm(h)
+        # Low where a guess agrees with what the network makes of it: the first gradient, at a
+        # guess that says nothing, is the output of a plain transformer.
+        return vector if self.output == "update" else -(guesses * vector).sum(-1)

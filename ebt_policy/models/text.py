@@ -1,0 +1,245 @@
+"""Language models: what they all do, and the energy language model.
+
+Shapes: B batch, S context, U units (a guess for each place, or M of them adjacent), V vocabulary,
+D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ebt_policy.energy import Descent, descend
+from ebt_policy.energy.causal import CausalTransformer, Observed
+from ebt_policy.energy.gradient import EnergyFn
+from ebt_policy.energy.noise import Generators, draw_normal
+from ebt_policy.energy.objectives import Objective, simplex, surprisal
+from ebt_policy.energy.transformer import Size
+from ebt_policy.models.base import CheckpointError, Model, reading
+from ebt_policy.models.landscape import LandscapeModel
+from ebt_policy.options import ConfigError, options
+
+
+class LanguageModel(Model):
+    """Base of all language models: the observed stream, an embedding that is its output map, too.
+
+    Args:
+        tokenizer: of its text.
+        context: S, the longest sequence.
+        net: the network; its observed stream serves every language model.
+    """
+
+    files = ("tokenizer.json",)
+    inference: Any = None
+
+    def __init__(self, tokenizer: Tokenizer, context: int, net: CausalTransformer) -> None:
+        super().__init__()
+        if context < 1:
+            raise ConfigError(f"task.context must be at least 1, got {context}.")
+        self.tokenizer, self.context, self.net = tokenizer, context, net
+        self.vocabulary = tokenizer.get_vocab_size()
+        self.embedding = nn.Embedding(self.vocabulary, net.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ("tokens",)
+
+    def observe(self, tokens: Tensor, before: Observed | None = None) -> Observed:
+        """Tokens (B, S), after those observed before."""
+        return self.net.observe(self.embedding(tokens), before)
+
+    @abstractmethod
+    def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
+        """Logits (B, S, V) of what comes after each token that was new."""
+
+    def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
+        """-log p of each token (B, S + 1) but the first, given those before it: (B, S), nats."""
+        return surprisal(self.predict(self.observe(tokens[:, :-1]), generator), tokens[:, 1:])
+
+    def generate(
+        self, prompt: str, length: int, *, temperature: float = 1.0, top_k: int | None = None,
+        generator: torch.Generator | None = None, cached: bool = True,
+    ) -> Iterator[str]:  # fmt: skip
+        """The text that follows a prompt, piece by piece as it is made.
+
+        Args:
+            prompt: some text; nothing but its last S tokens is seen.
+            length: tokens to make.
+            temperature: 0 takes the most likely token.
+            top_k: draw among so many most likely tokens; None among all.
+            cached: keep keys and values; without, all is computed anew for every token.
+
+        Raises:
+            ConfigError: an empty prompt.
+        """
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        if not ids:
+            raise ConfigError("the prompt must not be empty.")
+        device = self.embedding.weight.device
+        told = len(self.tokenizer.decode(ids))
+        observed: Observed | None = None
+        for _ in range(length):
+            with torch.no_grad():
+                # When the context is full, half of it is forgotten, so that not every token asks
+                # for all to be observed anew.
+                if observed is not None and observed.length >= self.context:
+                    observed = None
+                if observed is None or not cached:
+                    keep = self.context if len(ids) <= self.context else self.context // 2
+                    new = ids[-max(keep, 1) :]
+                else:
+                    new = ids[-1:]
+                observed = self.observe(
+                    torch.tensor([new], device=device), observed if cached else None
+                )
+                last = Observed(observed.keys_values, observed.last[:, -1:])
+                logits = self.predict(last, generator)[0, -1].float().cpu()
+            ids.append(_draw(logits, temperature, top_k, generator))
+            text = self.tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):  # of a character whose bytes are not all there yet
+                yield text[told:]
+                told = len(text)
+
+    def configure_inference(self, **changes: Any) -> None:
+        """Change how it predicts.
+
+        Raises:
+            ConfigError: an unknown option or a value that it cannot have.
+        """
+        if self.inference is None:
+            if changes:
+                raise ConfigError(f"model={self.name} has no inference options.")
+            return
+        options(type(self.inference), changes, f"inference of model={self.name}")
+        self.inference = replace(self.inference, **changes)
+
+    def _write(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+        from ebt_policy.models import build_language_model  # the registry stands on this module
+
+        with reading(folder / "tokenizer.json"):
+            try:
+                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # the library's own errors share no base
+                raise CheckpointError(f"{folder}/tokenizer.json is damaged ({error}).") from error
+        return build_language_model(config, tokenizer)
+
+
+def _draw(
+    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
+) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], -1e30)
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How an energy language model predicts.
+
+    Args:
+        steps: of descent (thinking longer).
+        candidates: M guesses a place, of which that of the lowest energy is taken (wider).
+        stop_grad_norm: a guess stops early below this gradient norm; None never.
+        only_down: a guess whose energy rose goes back a step and stops there.
+    """
+
+    steps: int = 2
+    candidates: int = 1
+    stop_grad_norm: float | None = None
+    only_down: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "candidates"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1.")
+        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
+            raise ConfigError("inference.stop_grad_norm must be positive or null.")
+
+
+class EnergyLanguageModel(LandscapeModel, LanguageModel):
+    """The next token's distribution descends an energy (Gladstone et al. 2025, section 4).
+
+    Candidates are logits, the energy sees the mean embedding under their distribution, and its
+    gradient in the distribution moves the logits (mirror descent).
+
+    Args:
+        tokenizer, context: as in `LanguageModel`.
+        size: the size dial.
+        guess_layers: as in `CausalTransformer`.
+        inference: options of `Thinking`.
+        objective: how the landscape is learned.
+
+    Attributes:
+        output: what the network gives, see `CausalTransformer`.
+    """
+
+    name = "ebt"
+    output: ClassVar[Literal["energy", "update"]] = "energy"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context: int,
+        size: Size,
+        *,
+        guess_layers: int | None,
+        inference: dict[str, Any],
+        objective: Objective,
+    ) -> None:
+        told = objective.level_conditioned
+        net = CausalTransformer(size, guess_layers=guess_layers, output=self.output, level=told)
+        super().__init__(tokenizer, context, net)
+        self.objective = objective
+        objective.space = simplex(self.vocabulary)
+        self.inference = options(Thinking, inference, "model.inference")
+
+    def target(self, batch: dict[str, Any]) -> Tensor:
+        return batch["tokens"][:, 1:]
+
+    def energy(self, observed: Observed) -> EnergyFn:
+        """Of distributions (B, U, V), given what was observed."""
+
+        def energy(p: Tensor, level: Tensor | None) -> Tensor:
+            return self.net(observed, p @ self.embedding.weight, level)
+
+        return energy
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        observed = self.observe(batch["tokens"][:, :-1])
+        return self.objective(self.energy(observed), self.target(batch), batch["draws"])
+
+    def think(self, observed: Observed, generator: Generators = None) -> Descent:
+        """The descent behind `predict`."""
+        how = self.inference
+        places = observed.last.shape[1] * how.candidates
+        like = observed.last.new_empty(len(observed.last), places, self.vocabulary)
+        start = getattr(self.objective, "start", 1.0)
+        init = start * draw_normal(like, generator) if start else torch.zeros_like(like)
+        return descend(
+            self.energy(observed),
+            init,
+            steps=how.steps,
+            candidates=how.candidates,
+            stop_grad_norm=how.stop_grad_norm,
+            only_down=how.only_down,
+            generator=generator,
+            **self.objective.descent_options(how.steps),
+        )
+
+    def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
+        with torch.no_grad():
+            return self.think(observed, generator).candidate

@@ -1,0 +1,256 @@
+"""No language model sees what it is to predict: perturbed, differentiated, one place at a time,
+trained on noise; and each of these notices a mask that leaks.
+
+Shapes: B batch, S context, M guesses a place, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from ebt_policy.energy import descend
+from ebt_policy.energy.attention import Attention
+from ebt_policy.energy.causal import Observed
+from ebt_policy.models import build_language_model
+from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
+
+B, S, V, STEPS = 2, 7, 11, 3
+S1 = {"name": "s1", "steps": STEPS}
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "transformer_pp": ({"name": "transformer_pp"}, None),
+    "ebt": ({"name": "ebt"}, S1),
+    "ebt told": ({"name": "ebt"}, {**S1, "told": True, "start": 0.0}),
+    "ebt s2": ({"name": "ebt"}, {"name": "s2", "steps": [STEPS, STEPS], "replay": 0}),
+    "shallow ebt": ({"name": "ebt", "guess_layers": 1}, S1),
+    "refiner": ({"name": "refiner"}, S1),
+}
+
+
+def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
+    model, objective = KINDS[kind]
+    if objective is not None:
+        how = {"steps": STEPS, **inference}
+        model = {"guess_layers": None, **model, "inference": how}
+    config = {
+        "task": {"context": context},
+        "size": {"width": 16, "heads": 2, "layers": 3},
+        "model": model,
+        "objective": objective,
+    }
+    torch.manual_seed(0)
+    vocabulary = {chr(97 + i): i for i in range(V)}
+    made = build_language_model(config, Tokenizer(models.WordLevel(vocabulary, unk_token="a")))
+    with torch.no_grad():  # as large as after training: what leaks is to be seen
+        made.embedding.weight.normal_()
+        for name, matrix in made.net.named_parameters():
+            if matrix.ndim == 2:
+                matrix.normal_(std=0.3)
+            elif "step" not in name:
+                matrix.uniform_(0.5, 1.5)
+    return made.double()  # so that what differs differs by more than rounding
+
+
+def tokens(seed: int = 0, rows: int = B) -> torch.Tensor:
+    return torch.randint(V, (rows, S), generator=torch.Generator().manual_seed(seed))
+
+
+def generators(rows: int = B) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(rows)]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+def every_step(model: LanguageModel, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All that a model makes of the places (B, S) of some tokens, after every step."""
+    with torch.no_grad():
+        observed = model.observe(seen)
+        if not isinstance(model, EnergyLanguageModel):
+            return {"logits": model.predict(observed)}
+        found = model.think(observed, generators())
+        return {
+            **{f"guess {k}": guess for k, guess in enumerate(found.path)},
+            "energies": found.energies.movedim(0, -1),
+            "norms": found.grad_norms.movedim(0, -1),
+        }
+
+
+def leaks_backwards(model: LanguageModel) -> list[str]:
+    """What changes at the places before a token that is replaced."""
+    before, moved, found = every_step(model, tokens()), tokens(), []
+    for place in range(1, S):
+        moved = tokens()
+        moved[:, place] = (moved[:, place] + 1 + torch.arange(B)) % V
+        after = every_step(model, moved)
+        for name, value in before.items():
+            if not torch.allclose(after[name][:, :place], value[:, :place], rtol=1e-9):
+                found.append(f"{name} before {place}")
+    return found
+
+
+def leaks_between_guesses(model: EnergyLanguageModel, many: int = 1) -> bool:
+    """Whether a guess's energy, or update, depends on another guess."""
+    observed = model.observe(tokens())
+    p = torch.rand(B, S * many, V).double().softmax(-1).requires_grad_()
+    level = torch.full((B, S * many), 0.5).double() if model.objective.level_conditioned else None
+    energy: Any = model.energy(observed)
+    given = energy.field(p, level).sum(-1) if model.output == "update" else energy(p, level)
+    for unit in range(S * many):
+        (slope,) = torch.autograd.grad(given[:, unit].sum(), p, retain_graph=True)
+        assert slope[:, unit].any()
+        if slope[:, torch.arange(S * many) != unit].any():
+            return True
+    return False
+
+
+def one_place_at_a_time(model: LanguageModel) -> bool:
+    """Whether places predicted alone, from what came before them, equal those in parallel."""
+    together = every_step(model, tokens())
+    for place in range(S):
+        with torch.no_grad():
+            observed = model.observe(tokens()[:, : place + 1])
+            alone = Observed(observed.keys_values, observed.last[:, -1:])
+            if not isinstance(model, EnergyLanguageModel):
+                found = {"logits": model.predict(alone)}
+            else:
+                # The same start as the place has in parallel, and the same noise on the way.
+                options = model.objective.descent_options(STEPS)
+                options.pop("noise", None)
+                start = together["guess 0"][:, place : place + 1]
+                path = descend(model.energy(alone), start, steps=STEPS, **options).path
+                found = {f"guess {k}": guess for k, guess in enumerate(path)}
+        for name, value in found.items():
+            want = together[name][:, place : place + 1]
+            if not torch.allclose(value, want, rtol=1e-6, atol=1e-9):
+                return False
+    return True
+
+
+def test_a_later_token_changes_nothing_before_it(kind):
+    assert leaks_backwards(build(kind)) == []
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_guesses_do_not_see_each_other(kind, many):
+    model = build(kind)
+    if isinstance(model, EnergyLanguageModel):
+        assert not leaks_between_guesses(model, many)
+
+
+def test_in_parallel_as_one_place_at_a_time(kind):
+    if kind == "ebt s2":  # whose Langevin noise is drawn for all places together
+        return
+    assert one_place_at_a_time(build(kind))
+
+
+def test_a_place_is_predicted_from_all_that_came_before(kind):
+    """The other way round: nothing is hidden that may be seen."""
+    model = build(kind)
+    last = every_step(model, tokens())
+    for place in range(S):
+        moved = tokens()
+        moved[:, place] = (moved[:, place] + 1) % V
+        for name, value in every_step(model, moved).items():
+            if name != "guess 0":
+                assert not torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6), (name, place)
+
+
+# -- leaky masks ----------------------------------------------------------------------------------
+
+
+def see_the_next(monkeypatch):
+    """Guesses see one observed token too many: the one that they are to guess."""
+    apart = Attention.apart
+
+    def leaky(self, x, turns, past, hidden):
+        if hidden is not None:
+            hidden = hidden.clone()
+            hidden[:, 1:] = hidden[:, :-1]
+            hidden[:, 0] = False
+        return apart(self, x, turns, past, hidden)
+
+    monkeypatch.setattr(Attention, "apart", leaky)
+
+
+def see_each_other(monkeypatch):
+    """Guesses see the mean of all guesses."""
+    apart = Attention.apart
+
+    def leaky(self, x, turns, past, hidden):
+        return apart(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, hidden)
+
+    monkeypatch.setattr(Attention, "apart", leaky)
+
+
+def observe_backwards(monkeypatch):
+    """The observed stream is not causal."""
+    causal = Attention.causal
+
+    def leaky(self, x, turns, past=None):
+        return causal(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past)
+
+    monkeypatch.setattr(Attention, "causal", leaky)
+
+
+@pytest.mark.parametrize("kind", ["ebt", "refiner"])
+def test_the_suite_notices_guesses_that_see_the_next_token(kind, monkeypatch):
+    see_the_next(monkeypatch)
+    assert leaks_backwards(build(kind)) and not one_place_at_a_time(build(kind))
+
+
+@pytest.mark.parametrize("kind", ["ebt", "refiner"])
+def test_the_suite_notices_guesses_that_see_each_other(kind, monkeypatch):
+    see_each_other(monkeypatch)
+    model = build(kind)
+    assert isinstance(model, EnergyLanguageModel) and leaks_between_guesses(model)
+    assert not one_place_at_a_time(model)
+
+
+def test_the_suite_notices_an_observed_stream_that_is_not_causal(kind, monkeypatch):
+    observe_backwards(monkeypatch)
+    assert leaks_backwards(build(kind))
+    if kind != "ebt s2":
+        assert not one_place_at_a_time(build(kind))
+
+
+# -- noise ----------------------------------------------------------------------------------------
+
+
+def learns_noise(kind: str) -> float:
+    """Held-out surprisal, nats, after training on uniform random tokens, minus ln V."""
+    torch.manual_seed(0)
+    model = build(kind).float()
+    if isinstance(model, EnergyLanguageModel):
+        with torch.no_grad():
+            for parameter in model.objective.parameters():
+                parameter.fill_(0.3)
+    groups = model.parameter_groups(3e-3, 0.0)
+    optimizer = torch.optim.AdamW(groups)
+    for _ in range(150):
+        batch = {"tokens": torch.randint(V, (32, S + 1))}
+        loss, _ = model.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        return float(model.surprisal(torch.randint(V, (512, S + 1))).mean()) - math.log(V)
+
+
+@pytest.mark.slow
+def test_noise_cannot_be_predicted(kind):
+    assert learns_noise(kind) > -0.02  # the mean of 3,584 places
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ebt", "refiner"])
+def test_a_leak_predicts_noise(kind, monkeypatch):
+    see_the_next(monkeypatch)
+    assert learns_noise(kind) < -0.2
