@@ -1,45 +1,40 @@
-"""Train a policy: ``python -m ebt_policy.train task=push_t [model=ebt objective=flow ...]``.
+"""Train: ``python -m ebt_policy.train task=push_t [model=ebt objective=flow ...]``.
 
 Builds the task and the model from configuration, hands them to the trainer, and evaluates the
-result. Every option is in ``configs/train.yaml`` and the groups beside it.
+result. Every option is in ``configs/train.yaml``, for ``task=text`` in ``configs/train_text.yaml``,
+and the groups beside them.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from accelerate import Accelerator
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from yaml import YAMLError
 
-from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.entry import pick_device, report_errors
-from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import Protocol
-from ebt_policy.models import Policy, build_policy
-from ebt_policy.models.vision import Vision
+from ebt_policy.jobs.job import Job
+from ebt_policy.jobs.policy import PolicyJob
 from ebt_policy.options import ConfigError, options
-from ebt_policy.tasks import Task
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.trainer import TrainConfig, Trainer
-from envs.rollout import rollout
-from envs.spec import EnvSpec
 
 console = Console()
 
 # Settings that may change when a run goes on: what it learns stays the same, but for rounding.
 FREE = ("checkpoint_every", "rollout_every", "log_every", "compile", "inference")
 _ABSENT = object()
+KINDS = ("text",)  # tasks that are no policies, and have a configuration of their own
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,6 @@ class RunConfig:
     model: dict[str, Any]
     objective: dict[str, Any] | None
     size: dict[str, Any]
-    vision: dict[str, Any] | None
     seed: int
     run_dir: str
     resume: bool
@@ -58,38 +52,22 @@ class RunConfig:
     wandb: str
     train: dict[str, Any]
     evaluation: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluationConfig(Protocol):
-    """The evaluation at the end (``episodes``: 0 for none), and rollouts while training."""
-
-    rollout_episodes: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rollout_episodes < 0:
-            raise ConfigError(f"rollout_episodes must be at least 0, got {self.rollout_episodes}.")
+    vision: dict[str, Any] | None = None
 
 
 def train(config: dict[str, Any]) -> Path:
     """Train, evaluate and report; returns the run folder.
 
     Args:
-        config: resolved content of ``configs/train.yaml``.
+        config: resolved content of ``configs/train.yaml``, or that of another kind of task.
 
     Raises:
-        ConfigError, EpisodeError, CheckpointError: before any long work starts.
+        ConfigError, EpisodeError, TextError, CheckpointError: before any long work starts.
         NonFiniteLoss: with the step and the last good checkpoint.
     """
     run = options(RunConfig, config, "the configuration")
     train_config = options(TrainConfig, run.train, "train")
-    task, evaluation = Task.of(config), options(EvaluationConfig, run.evaluation, "evaluation")
-    spec = task.env_spec()
-    if task.cameras:  # says what is missing before anything is loaded
-        options(Vision, run.vision or {}, "vision")
-    if evaluation.episodes or (train_config.rollout_every and evaluation.rollout_episodes):
-        spec.check(videos=evaluation.episodes > 0 and evaluation.videos > 0)
+    job = job_of(config, train_config)
     check_mode(run.wandb)
     device = pick_device(run.device)
     accelerator = Accelerator(
@@ -100,23 +78,21 @@ def train(config: dict[str, Any]) -> Path:
     _claim(run_dir, config, accelerator)
 
     with accelerator.main_process_first():  # one downloads what all read
-        episodes, note = task.demonstrations()
+        note = job.fetch()
     if main:
         console.print(note, markup=False)
-    policy, windows, validation = _prepare(config, task, episodes, accelerator.device)
+    built = job.build(accelerator.device)
     if main:
+        model = built.model
         console.print(
-            f"{policy.name}, {policy.parameter_count:,} parameters, {len(windows):,} windows"
-            f"{' (mirror images included)' if task.mirror else ''}, on {accelerator.device.type}, "
-            f"in {run_dir}",
+            f"{model.name}, {model.parameter_count:,} parameters, {built.note}, on "
+            f"{accelerator.device.type}, in {run_dir}",
             markup=False,
         )
-    play = None
-    if main and train_config.rollout_every and evaluation.rollout_episodes:
-        play = _periodic_rollout(spec, evaluation)
     trainer = Trainer(
-        policy, windows, train_config, run_dir,
-        seed=run.seed, accelerator=accelerator, validation=validation, rollout=play,
+        built.model, built.data, train_config, run_dir,
+        seed=run.seed, accelerator=accelerator, validation=built.held_out,
+        rollout=job.tryout if main and job.tries_out else None,
     )  # fmt: skip
     resumed = trainer.resume() if run.resume else None
     if main:
@@ -128,66 +104,19 @@ def train(config: dict[str, Any]) -> Path:
     finally:
         if trainer.log is not None:
             trainer.log.close()
-    if main and evaluation.episodes:
-        evaluate(
-            [str(run_dir)],
-            evaluation,
-            output=run_dir / "evaluation",
-            device=accelerator.device,
-            command=" ".join(["python -m ebt_policy.train", *sys.argv[1:]]),
-        )
+    if main:
+        command = " ".join(["python -m ebt_policy.train", *_original])
+        job.evaluate(run_dir, accelerator.device, command)
     return run_dir
 
 
-def _prepare(
-    config: dict[str, Any], task: Task, episodes: Episodes, device: torch.device
-) -> tuple[Policy, Windows, Windows | None]:
-    """An untrained policy and its windows, to train on and held out."""
-    training, held_out = task.split(episodes, config["seed"])
-    windows = task.windows(training, device)
-    shape = {
-        "obs_dim": windows.obs.shape[1],
-        "action_dim": windows.action.shape[1],
-        "relative_to": task.relative_to,
-        "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
-        "max_prefix": task.max_prefix,
-        **task.horizons,
-    }
-    if task.relative_to is not None:
-        known = [i for i in task.relative_to if i is None or 0 <= i < shape["obs_dim"]]
-        if not len(known) == len(task.relative_to) == shape["action_dim"]:
-            raise ConfigError(
-                f"task.relative_to must name {shape['action_dim']} entries of an observation, one "
-                f"for each number of an action, from 0 to {shape['obs_dim'] - 1} or null; got "
-                f"{list(task.relative_to)}."
-            )
-    normalizer = fit_normalizer(windows, task.relative_to)
-    torch.manual_seed(config["seed"])
-    policy = build_policy({**config, "shape": shape}, normalizer)
-    if policy.vision is not None:
-        policy.vision.load_pretrained()
-    policy.config["demos"] = len(episodes) - task.validation_episodes
-    validation = None if held_out is None else task.windows(held_out, device)
-    return policy.to(device), windows, validation
+def job_of(config: dict[str, Any], train: TrainConfig) -> Job:
+    """What a configuration says is to be trained."""
+    if config["task"]["name"] == "text":
+        from ebt_policy.jobs.text import TextJob  # asks for libraries that robots do not
 
-
-def _periodic_rollout(spec: EnvSpec, evaluation: EvaluationConfig):
-    episodes = evaluation.rollout_episodes
-
-    def play(policy: Policy) -> dict[str, float]:
-        try:
-            results = rollout(
-                policy, spec, range(90_000, 90_000 + episodes), workers=evaluation.workers
-            )
-        except FloatingPointError as error:  # a landscape that is still too steep may learn better
-            console.print(f"no rollout: {error}", markup=False)
-            return {}
-        return {
-            "rollout_score": sum(r.score for r in results) / episodes,
-            "rollout_success": sum(r.success for r in results) / episodes,
-        }
-
-    return play
+        return TextJob(config, train)
+    return PolicyJob(config, train)
 
 
 def _differing(before: Any, now: Any) -> list[str]:
@@ -218,7 +147,7 @@ def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> N
         changed = [
             f"{section}.{key}".rstrip(".")
             for section in ("task", "model", "objective", "size", "vision", "seed", "train")
-            for key in _differing(before.get(section), config[section])
+            for key in _differing(before.get(section), config.get(section))
             if key not in FREE
         ]
         if changed:
@@ -235,21 +164,58 @@ def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> N
     accelerator.wait_for_everyone()
 
 
+_original: list[str] = []
+
+
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")
-def main(cfg: DictConfig) -> None:
+def _main(cfg: DictConfig) -> None:
     with report_errors():
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
-        overridden = HydraConfig.get().overrides.task
-        if config["model"]["name"] != "ebt":  # type: ignore[index]
-            if any(o.startswith("objective") for o in overridden):
-                raise ConfigError("objective=... belongs to model=ebt alone; leave it out.")
-            config["objective"] = None
-        if not config["task"].get("cameras"):  # type: ignore[union-attr]
-            if any(o.startswith("vision") for o in overridden):
-                raise ConfigError("vision=... belongs to tasks with cameras; leave it out.")
-            config["vision"] = None
-        train({str(k): v for k, v in config.items()})
+        train(without_what_is_not_theirs(config, HydraConfig.get().overrides.task))
+
+
+def without_what_is_not_theirs(
+    config: dict[Any, Any], overridden: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A composed configuration without the sections that its model and task have no use for.
+
+    Raises:
+        ConfigError: such a section was asked for.
+    """
+    unused = []
+    if config["model"]["name"] not in ("ebt", "refiner"):
+        unused.append(("objective", "model=ebt alone"))
+    if "vision" in config and not config["task"].get("cameras"):
+        unused.append(("vision", "tasks with cameras"))
+    for section, whose in unused:
+        if any(o.startswith(section) for o in overridden):
+            raise ConfigError(f"{section}=... belongs to {whose}; leave it out.")
+    return {str(k): None if k in dict(unused) else v for k, v in config.items()}
+
+
+def of_its_kind(arguments: Sequence[str]) -> list[str]:
+    """Arguments for hydra: what is no policy has configuration, models and recipes of its own.
+
+    ``task=text model=ebt`` is ``--config-name train_text model=text/ebt``.
+    """
+    kind = next((a.removeprefix("task=") for a in arguments if a.startswith("task=")), "")
+    if kind not in KINDS:
+        return list(arguments)
+    rest = []
+    for argument in arguments:
+        group, _, names = argument.partition("=")
+        if group in ("model", "objective"):
+            argument = f"{group}=" + ",".join(f"{kind}/{name}" for name in names.split(","))
+        if group != "task":
+            rest.append(argument)
+    return ["--config-name", f"train_{kind}", *rest]
+
+
+def main() -> None:
+    _original[:] = sys.argv[1:]
+    sys.argv[1:] = of_its_kind(sys.argv[1:])
+    _main()
 
 
 if __name__ == "__main__":

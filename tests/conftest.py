@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from ebt_policy.data.episodes import Episodes, write_episodes
+from ebt_policy.train import without_what_is_not_theirs
 from ebt_policy.training.trainer import can_compile
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
@@ -48,12 +49,7 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     with initialize_config_module("configs", version_base="1.3"):
         config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(config, dict)
-    config = {str(key): value for key, value in config.items()}
-    if config["model"]["name"] != "ebt":
-        config["objective"] = None
-    if not config["task"].get("cameras"):
-        config["vision"] = None
-    return config
+    return without_what_is_not_theirs(config)
 
 
 def compose_config(*overrides: str) -> dict[str, Any]:

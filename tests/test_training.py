@@ -259,18 +259,17 @@ def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
 @pytest.fixture
 def make_trainer(tiny, tmp_path):
     """An untrained Trainer for looking at its parts."""
-    from ebt_policy.tasks import Task
-    from ebt_policy.train import _prepare
+    from ebt_policy.train import job_of
 
     def make(*overrides: str) -> Trainer:
         config = tiny("run", *overrides)
-        accelerator = Accelerator(cpu=True)
-        task = Task.of(config)
-        policy, windows, _ = _prepare(config, task, task.demonstrations()[0], accelerator.device)
+        accelerator, how = Accelerator(cpu=True), TrainConfig(**config["train"])
+        job = job_of(config, how)
+        job.fetch()
+        model, data, _, _ = job.build(accelerator.device)
         return Trainer(
-            policy, windows, TrainConfig(**config["train"]), tmp_path / "run",
-            seed=config["seed"], accelerator=accelerator,
-        )  # fmt: skip
+            model, data, how, tmp_path / "run", seed=config["seed"], accelerator=accelerator
+        )
 
     return make
 

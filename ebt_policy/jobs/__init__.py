@@ -1,0 +1,1 @@
+"""What may be trained, each with its data and what shows how good it is."""
