@@ -16,6 +16,7 @@ from real_robot.background import ThreadBackground
 from real_robot.clock import MonotonicClock
 from real_robot.drivers.base import DriverError, Scored
 from real_robot.drivers.replay import Recording, ReplayDriver
+from real_robot.drivers.ros2 import Ros2Driver, RosNode, Topics, message_class, quality
 from real_robot.planner import Execution, Planner
 from real_robot.robots import load_robot
 from real_robot.session import Session, shapes_of, tick_s
@@ -146,6 +147,50 @@ def test_push_t_behind_ros(node, tmp_path):
     finally:
         session.close()
     assert len(Recording(str(tmp_path / "run"))) >= len(episode.ticks) - 1
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray", "TwistStamped"])
+def test_commands_of_every_type_arrive(ros_environment, kind):
+    """An arm of three numbers, in millimetres here and metres there, by real ROS 2."""
+    clock, heard = MonotonicClock(), []
+    at, to = f"/{kind}/tool", f"/{kind}/command"
+    arm, xyz = RosNode("arm"), ["x", "y", "z"]
+    tool = arm.node.create_publisher(message_class("PoseStamped"), at, quality("sensor"))
+    arm.node.create_subscription(message_class(kind), to, heard.append, quality("command"))
+    pose = message_class("PoseStamped")()
+    pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.1, 0.2, 0.3
+
+    def tell():
+        pose.header.stamp = arm.node.get_clock().now().to_msg()
+        tool.publish(pose)
+
+    arm.node.create_timer(0.02, tell)
+    arm.start()
+    part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
+    out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
+    topics = Topics(observe={"tool": part}, obs=["tool"], position="tool", command=out)
+    driver = Ros2Driver(topics, clock)
+    try:
+        driver.connect()
+        np.testing.assert_allclose(driver.read().position, [100, 200, 300])
+        end = clock.now() + 10.0
+        while not heard and clock.now() < end:  # it may take a moment until they have met
+            driver.send(np.array([110.0, 190.0, 300.0]), clock.now() + 0.1)
+            clock.wait_until(clock.now() + 0.1)
+    finally:
+        driver.close()
+        arm.close()
+    message = heard[0]
+    if kind == "Float64MultiArray":
+        np.testing.assert_allclose(message.data, [0.11, 0.19, 0.3])
+    elif kind == "JointTrajectory":
+        assert list(message.joint_names) == ["x", "y", "z"]
+        np.testing.assert_allclose(message.points[0].positions, [0.11, 0.19, 0.3])
+        assert 0.05 < message.points[0].time_from_start.nanosec * 1e-9 <= 0.1
+    else:  # a centimetre in a tenth of a second
+        linear = message.twist.linear
+        np.testing.assert_allclose([linear.x, linear.y, linear.z], [0.1, -0.1, 0], atol=0.03)
 
 
 @pytest.mark.ros

@@ -158,7 +158,7 @@ def test_a_place_is_predicted_from_all_that_came_before(kind):
         moved = tokens()
         moved[:, place] = (moved[:, place] + 1) % V
         for name, value in every_step(model, moved).items():
-            if name != "guess 0":
+            if name != "guess 0" and (kind, name) != ("refiner", "energies"):  # it has none
                 assert not torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6), (name, place)
 
 
