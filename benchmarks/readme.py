@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings import RESULTS
-from ebt_policy.evaluation.study_figures import energy_study, recovery_curves, save_figure
+from ebt_policy.evaluation.study_figures import (
+    delay_curves,
+    energy_study,
+    recovery_curves,
+    save_figure,
+)
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 from ebt_policy.recovery import OVERALL
 
@@ -158,6 +163,52 @@ def rollouts(result: dict[str, Any]) -> str:
     return markdown(("evaluation", "episodes a second", "the plain way"), rows, left=1)
 
 
+def delay(result: dict[str, Any], ms: int = 300) -> str:
+    """What each way to execute chunks makes of a policy that takes so long."""
+    rows = []
+    for entry in result["entries"]:
+        if entry["delay_ms"] == ms:
+            seams = (entry[key] for key in ("seam_jump", "seam_kink", "kink"))
+            rows.append(
+                (
+                    f"{entry['policy']}, {entry['way']}",
+                    *(_interval(entry[metric]) for metric in METRICS),
+                    *(f"{one['mean']:.1f}" for one in seams),
+                )
+            )
+    header = (f"a prediction takes {ms} ms", *METRICS, "jump, px", "kink, px", "within chunks, px")
+    return markdown(header, rows, left=1)
+
+
+def real_time(result: dict[str, Any]) -> str:
+    """The control loop in steps, in real time and through ROS 2."""
+    entries = result["entries"]
+
+    def row(name: str, cell: Callable[[dict[str, Any]], str], first: str = "") -> tuple[str, ...]:
+        return (name, first, *(cell(entry) for entry in entries.values()))
+
+    def times(key: str) -> Callable[[dict[str, Any]], str]:
+        return lambda e: " / ".join(f"{e[key][p]:.1f}" for p in ("p50", "p95", "p99"))
+
+    def ahead(entry: dict[str, Any]) -> str:
+        diff = entry.get("minus_in_steps")
+        return format_interval(diff["diff"], diff["ci95"], signed=True) if diff else ""
+
+    rows = [
+        row("score", lambda e: _interval(e["score"]), _interval(result["in_steps"]["score"])),
+        row("score minus that in steps", ahead),
+        row("ticks a second", lambda e: f"{e['rate_hz']:.2f}"),
+        row("ticks late by, p50 / p95 / p99 ms", times("late_ms")),
+        row("a chunk takes, p50 / p95 / p99 ms", times("latency_ms")),
+        row(
+            "left out / without a plan / limited ticks",
+            lambda e: f"{e['overruns']} / {e['starved']} / {e['clamped']}",
+        ),
+    ]
+    header = (f"{result['episodes']} episodes", "Push-T in steps", *entries)
+    return markdown(header, rows, left=1)
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "headline": lambda: headline(_stored("push_t"), _stored("speed")),
@@ -169,6 +220,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "mujoco": lambda: suite(_stored("mujoco")),
         "cameras": lambda: suite(_stored("cameras")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
+        "delay": lambda: delay(_stored("delay")),
+        "real_time": lambda: real_time(_stored("real_time")),
         "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
         "recovery_metaworld-peg-insert-side_disturbed": lambda: recovery_and_retries(
             _stored("recovery_metaworld-peg-insert-side_disturbed")
@@ -176,7 +229,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
 }
-FIGURES = {"energy": energy_study, "recovery_push_t": recovery_curves}
+FIGURES = {
+    "energy": energy_study,
+    "recovery_push_t": recovery_curves,
+    "delay": delay_curves,
+}
 
 
 def _stored(name: str) -> dict[str, Any]:

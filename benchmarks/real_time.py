@@ -1,6 +1,7 @@
 """The control loop in real time: ``python -m benchmarks.real_time [run=runs/push_t/ebt-xs-seed0]``.
 
-Settings: run (a checkpoint), episodes (20), folder (runs/real_time), ros (1; 0 leaves it out).
+Settings: run (a checkpoint), episodes (20), folder (runs/real_time), ros (1; 0 leaves it out), lift
+(a checkpoint of Lift, for the simulated arm; "" leaves it out).
 Plays the same seeds of Push-T in steps (as ``ebt_policy.eval`` does), in real time in this process,
 and through ROS 2 with the robot as a node in its own process; wants an idle machine, and up to ten
 minutes for each of the two. Writes ``docs/results/real_time.json``.
@@ -37,7 +38,9 @@ def in_real_time(robot: str, run: str, episodes: int, folder: Path) -> dict[str,
 
 
 def main() -> None:
-    given = settings(run="runs/push_t/ebt-xs-seed0", episodes=20, folder="runs/real_time", ros=1)
+    given = settings(
+        run="runs/push_t/ebt-xs-seed0", episodes=20, folder="runs/real_time", ros=1, lift=""
+    )
     torch.set_num_threads(1)
     one = load_contestants([given.run], torch.device("cpu"))[0]
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + given.episodes)
@@ -57,7 +60,12 @@ def main() -> None:
     for entry in entries.values():
         scores = [row["score"] for row in entry["each"]]
         entry["minus_in_steps"] = paired_difference(scores, steps)
+    if given.lift:
+        entries["sim_lift"] = in_real_time(
+            "sim_lift", given.lift, given.episodes, Path(given.folder)
+        )
     result = {
+        "episodes": given.episodes,
         "in_steps": {"score": mean_ci(steps), "each": steps},
         "entries": entries,
         "command": command("real_time"),

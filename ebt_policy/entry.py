@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +34,15 @@ def gather(arguments: Sequence[str], *names: str) -> list[str]:
         values = [a.removeprefix(name) for a in arguments if a.startswith(name)]
         if not values or any(v.startswith("[") or v == "null" for v in values):
             continue
-        quoted = ",".join("'" + v.replace("'", "\\'") + "'" for v in values)
+        quoted = ",".join(map(quote, values))
         rest = [a for a in arguments if not a.startswith(name)]
         arguments = [f"{name}[{quoted}]", *rest]
     return arguments
+
+
+def quote(value: str) -> str:
+    """A value as hydra takes it whatever it holds: backslashes count twice before a quote alone."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 @contextmanager

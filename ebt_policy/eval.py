@@ -1,8 +1,9 @@
-"""Evaluate policies: ``python -m ebt_policy.eval checkpoint=A [checkpoint=B@steps=2 ...]``.
+"""Evaluate: ``python -m ebt_policy.eval checkpoint=A [checkpoint=B@steps=2 ...]``.
 
 Plays seeded episodes, compares the policies on the same seeds, and leaves ``episodes.jsonl``,
 ``summary.json``, ``table.md``, MP4s and a self-contained ``report.html``. With ``perturb=`` see
-``recovery.py``, with ``suite=`` see ``suite.py``. Every option is in ``configs/eval.yaml``.
+``recovery.py``, with ``suite=`` see ``suite.py``, for language models ``language.py``. Every option
+is in ``configs/eval.yaml``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ebt_policy.entry import gather, pick_device, report_errors
 from ebt_policy.evaluation.contestants import (
     Contestant,
     check_worlds,
+    kind_of,
     load_contestants,
     parse_checkpoint,
 )
@@ -220,6 +222,11 @@ def _main(cfg: DictConfig) -> None:
             "command": " ".join(["python -m ebt_policy.eval", *_original]),
         }
         checkpoints = [str(text) for text in given]
+        if kind_of(checkpoints[0]) == "text":
+            from ebt_policy.language import evaluate_language  # asks for libraries robots do not
+
+            evaluate_language(checkpoints, corpus=cfg.corpus, **what)
+            return
         checked = options(Protocol, protocol, "the evaluation")
         if suite:
             evaluate_suite(checkpoints, checked, suite, **what)

@@ -1,12 +1,17 @@
 """Evaluating language models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=4] ...``.
 
-Shapes: B batch, S context.
+Leaves ``summary.json``, ``table.md`` and, for models with an energy, ``thinking.svg``: surprisal
+over the steps of a descent and over the guesses among which the lowest energy chooses, and the
+energy of easy and hard tokens while they descend.
+
+Shapes: B batch, S context, N steps.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +22,122 @@ from rich.markdown import Markdown
 
 import ebt_policy
 from ebt_policy.data.text import TokenWindows, load_corpus, tokenized
+from ebt_policy.energy.objectives import surprisal
 from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.stats import mean_ci
-from ebt_policy.evaluation.summary import write_atomic
-from ebt_policy.models.text import LanguageModel
+from ebt_policy.evaluation.study_figures import save_figure, thinking
+from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
+from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
+from ebt_policy.options import ConfigError
 
 console = Console()
 BATCH = 16
+FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
+WIDER = (1, 2, 4, 8)  # guesses a place
+STUDIED = 64  # windows
+
+
+def batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor]:
+    """Indices of windows in batches: all of them, or some, evenly spread."""
+    count = len(windows)
+    chosen = torch.arange(count)
+    if most is not None and most < count:
+        chosen = torch.linspace(0, count - 1, most).long()
+    return list(chosen.split(BATCH))
 
 
 def held_out_surprisal(
     model: LanguageModel, windows: TokenWindows, most: int | None = None
 ) -> torch.Tensor:
-    """-log p of every token of held-out windows, nats, (windows, S); of some, evenly spread."""
-    count = len(windows)
-    chosen = torch.arange(count)
-    if most is not None and most < count:
-        chosen = torch.linspace(0, count - 1, most).long()
+    """-log p of every token of held-out windows, nats: (windows, S)."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for index in chosen.split(BATCH):
+    for index in batches(windows, most):
         tokens = windows.gather(index)["tokens"]
         found.append(model.surprisal(tokens, generator).detach().cpu())
     return torch.cat(found)
 
 
 def evaluate_language(
-    checkpoints: list[str], *, output: Path, device: torch.device, command: str
+    checkpoints: Sequence[str],
+    *,
+    output: Path,
+    device: torch.device,
+    command: str,
+    corpus: str | None = None,
 ) -> dict[str, Any]:
     """Held-out perplexity of some models, with intervals; returns what ``summary.json`` holds.
+
+    Args:
+        checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
+        corpus: another text than that of their training: a name, or the path of a file.
 
     Raises:
         CheckpointError, ConfigError, TextError: before anything is computed.
     """
-    contestants = []
-    for text in checkpoints:
-        path, changes = parse_checkpoint(text)
-        for run in matching_runs(path):
-            model = LanguageModel.from_checkpoint(run, device)
-            model.configure_inference(**changes)
-            contestants.append((text, run, model))
-    entries: dict[str, list[Any]] = {}
+    contestants = {text: _load(text, device) for text in checkpoints}
+    held_out = {text: _held_out(models[0], corpus, device) for text, models in contestants.items()}
+    entries, thoughts = [], {}
     with progress_bar() as bar:
-        bars = [bar.add_task(text, total=None) for text, _, _ in contestants]
-        for (text, _run, model), task in zip(contestants, bars, strict=True):
-            given = model.config["task"]
-            corpus = load_corpus(given["corpus"], given["path"])
-            part = "test" if "test" in corpus.parts else "validation"
-            tokens = tokenized(corpus.parts[part], model.tokenizer)
-            windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
-            found = held_out_surprisal(model, windows)
-            bar.update(task, total=1, completed=1)
-            length = len(corpus.parts[part].encode()) / len(tokens)
-            row = {"corpus": corpus.name, "part": part, "bytes_per_token": length}
-            entries.setdefault(text, []).append((model, found.mean(1).numpy(), row))
-    result = {"entries": [_summary(*entry, command) for entry in entries.items()]}
+        for text, models in contestants.items():
+            task, (windows, about) = bar.add_task(text, total=len(models)), held_out[text]
+            losses = []
+            for model in models:
+                losses.append(held_out_surprisal(model, windows).mean(1).numpy())
+                bar.advance(task)
+            entries.append(_summary(text, models, np.stack(losses), about, command))
+            if isinstance(models[0], EnergyLanguageModel):
+                thoughts[text] = _thoughts(models, windows)
+                entries[-1]["thinking"] = thoughts[text]
+    result = {"entries": entries}
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-    write_atomic(output / "table.md", _table(result))
-    console.print(Markdown(_table(result)))
+    table = language_table(result)
+    write_atomic(output / "table.md", table)
+    if thoughts:
+        save_figure(thinking(thoughts), output / "thinking.svg")
+    console.print(Markdown(table))
+    console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
     return result
 
 
-def _summary(name: str, found: list[Any], command: str) -> dict[str, Any]:
-    model, _, row = found[0]
-    losses = mean_ci(np.stack([each for _, each, _ in found]))
-    trained = model.config.get("trained", {})
+def _load(text: str, device: torch.device) -> list[LanguageModel]:
+    path, changes = parse_checkpoint(text)
+    models = [LanguageModel.from_checkpoint(run, device) for run in matching_runs(path)]
+    if not models:
+        raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
+    for model in models:
+        model.configure_inference(**changes)
+    return models
+
+
+def _held_out(
+    model: LanguageModel, corpus: str | None, device: torch.device
+) -> tuple[TokenWindows, dict[str, Any]]:
+    given = model.config["task"]
+    text = load_corpus(given["corpus"], given["path"])
+    part = "test" if "test" in text.parts else "validation"
+    if corpus is not None:
+        file = Path(corpus).exists()
+        text = load_corpus(None if file else corpus, corpus if file else None)
+        part = "validation"
+    tokens = tokenized(text.parts[part], model.tokenizer)
+    windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
+    return windows, {
+        "corpus": text.name,
+        "part": part,
+        "bytes_per_token": len(text.parts[part].encode()) / len(tokens),
+    }
+
+
+def _summary(
+    name: str, models: list[LanguageModel], losses: np.ndarray, about: dict[str, Any], command: str
+) -> dict[str, Any]:
+    model, loss = models[0], mean_ci(losses)
+    trained = [m.config.get("trained", {}) for m in models]
+    low, high = loss["ci95"]
+    to_bits = 1 / (math.log(2) * about["bytes_per_token"])
     return {
         "name": name,
         "task": "text",
@@ -91,47 +145,80 @@ def _summary(name: str, found: list[Any], command: str) -> dict[str, Any]:
         "params": model.parameter_count,
         "objective": (model.config.get("objective") or {}).get("name"),
         "steps": getattr(model.inference, "steps", 1),
-        "train_seed": [m.config.get("seed") for m, _, _ in found],
-        "train_steps": trained.get("steps"),
-        "train_seconds": trained.get("seconds"),
-        "device": trained.get("device"),
-        **row,
-        "loss": losses,
-        "perplexity": _exponential(losses),
-        "bits_per_byte": _scaled(losses, 1 / (math.log(2) * row["bytes_per_token"])),
+        "train_seed": [m.config.get("seed") for m in models],
+        "train_steps": trained[0].get("steps"),
+        "train_seconds": trained[0].get("seconds"),
+        "device": trained[0].get("device"),
+        **about,
+        "loss": loss,
+        # Of the mean: a mean of exponentials is no perplexity.
+        "perplexity": {"mean": math.exp(loss["mean"]), "ci95": [math.exp(low), math.exp(high)]},
+        "bits_per_byte": {"mean": loss["mean"] * to_bits, "ci95": [low * to_bits, high * to_bits]},
         "command": command,
         "version": ebt_policy.__version__,
     }
 
 
-def _exponential(entry: dict[str, Any]) -> dict[str, Any]:
-    """Perplexity: of the mean, not the mean of exponentials."""
-    low, high = entry["ci95"]
-    return {"mean": math.exp(entry["mean"]), "ci95": [math.exp(low), math.exp(high)]}
+def _thoughts(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
+    """Surprisal over steps and guesses, and how energies of easy and hard tokens go down."""
+    longer, wider, energies = [], {}, None
+    how = models[0].inference
+    steps = FURTHER * how.steps
+    for model in models:
+        rows, generator = [], torch.Generator().manual_seed(0)
+        model.configure_inference(steps=steps, candidates=1)
+        for index in batches(windows, STUDIED):
+            tokens = windows.gather(index)["tokens"]
+            with torch.no_grad():
+                found = model.think(model.observe(tokens[:, :-1]), generator)
+            losses = torch.stack([surprisal(x, tokens[:, 1:]) for x in found.path])
+            rows.append(losses.mean(2).cpu())
+            if energies is None and len(found.path) == steps + 1:
+                energies = _by_difficulty(found.energies.cpu(), losses[-1].cpu())
+        longer.append(torch.cat(rows, dim=1).numpy())
+        for many in WIDER if getattr(model.objective, "start", 1.0) else ():
+            model.configure_inference(steps=how.steps, candidates=many)
+            wider.setdefault(many, []).append(
+                held_out_surprisal(model, windows, STUDIED).mean(1).numpy()
+            )
+        model.configure_inference(steps=how.steps, candidates=how.candidates)
+    return {
+        "trained_steps": how.steps,
+        "longer": [mean_ci(np.stack(each)) for each in zip(*longer, strict=True)],
+        "wider": [{"candidates": m, **mean_ci(np.stack(each))} for m, each in wider.items()],
+        "energies": energies,
+    }
 
 
-def _scaled(entry: dict[str, Any], factor: float) -> dict[str, Any]:
-    return {"mean": entry["mean"] * factor, "ci95": [x * factor for x in entry["ci95"]]}
+def _by_difficulty(energies: torch.Tensor, losses: torch.Tensor) -> dict[str, list[float]]:
+    """Mean energy (N + 1) above the last one of the third of easiest and of hardest tokens."""
+    order, third = losses.flatten().argsort(), losses.numel() // 3
+    flat = energies.flatten(1)
+    return {
+        name: (flat[:, chosen].mean(1) - flat[-1, chosen].mean()).tolist()
+        for name, chosen in (("easy tokens", order[:third]), ("hard tokens", order[-third:]))
+    }
 
 
-def _table(result: dict[str, Any]) -> str:
+def language_table(result: dict[str, Any]) -> str:
+    """Markdown."""
+
     def shown(entry: dict[str, Any], digits: int) -> str:
         low, high = entry["ci95"]
         return f"{entry['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-    lines = [
-        "| model | params | updates | loss, nats | perplexity | bits a byte |",
-        "| :-- | --: | --: | --: | --: | --: |",
-    ]
-    for e in result["entries"]:
-        lines.append(
-            f"| {e['name']} | {e['params'] / 1e6:.2f}M | {e['train_steps'] or 0:,} | "
-            f"{shown(e['loss'], 3)} | {shown(e['perplexity'], 2)} | "
-            f"{shown(e['bits_per_byte'], 3)} |"
+    rows = [
+        (
+            entry["name"],
+            format_count(entry["params"]),
+            f"{entry['train_steps'] or 0:,}",
+            format_interval(entry["loss"]["mean"], entry["loss"]["ci95"]),
+            shown(entry["perplexity"], 2),
+            shown(entry["bits_per_byte"], 3),
         )
-    corpora = sorted({f"{e['corpus']} ({e['part']})" for e in result["entries"]})
-    lines += [
-        "",
-        f"Mean and 95 % interval over windows of {', '.join(corpora)} and training seeds.",
+        for entry in result["entries"]
     ]
-    return "\n".join(lines) + "\n"
+    header = ("model", "params", "updates", "loss, nats", "perplexity", "bits a byte")
+    texts = ", ".join(sorted({f"{e['corpus']} ({e['part']})" for e in result["entries"]}))
+    note = f"Mean and 95 % interval over windows of {texts} and training seeds."
+    return f"{markdown(header, rows, left=1)}\n{note}\n"

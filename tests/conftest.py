@@ -45,16 +45,16 @@ TINY = (
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+def _composed(overrides: tuple[str, ...], name: str) -> dict[str, Any]:
     with initialize_config_module("configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+        config = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
     assert isinstance(config, dict)
     return without_what_is_not_theirs(config)
 
 
-def compose_config(*overrides: str) -> dict[str, Any]:
-    """The resolved content of configs/train.yaml with overrides."""
-    return copy.deepcopy(_composed(overrides))
+def compose_config(*overrides: str, config: str = "train") -> dict[str, Any]:
+    """The resolved content of configs/train.yaml, or another one, with overrides."""
+    return copy.deepcopy(_composed(overrides, config))
 
 
 @pytest.fixture(autouse=True)

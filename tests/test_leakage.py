@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
 
+from ebt_policy.data.tokenizer import make_tokenizer
 from ebt_policy.energy import descend
 from ebt_policy.energy.attention import Attention
 from ebt_policy.energy.causal import Observed
@@ -43,8 +43,8 @@ def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
         "objective": objective,
     }
     torch.manual_seed(0)
-    vocabulary = {chr(97 + i): i for i in range(V)}
-    made = build_language_model(config, Tokenizer(models.WordLevel(vocabulary, unk_token="a")))
+    letters = "abcdefghij"  # and one for what is none of them
+    made = build_language_model(config, make_tokenizer("char", [letters], 0))
     with torch.no_grad():  # as large as after training: what leaks is to be seen
         made.embedding.weight.normal_()
         for name, matrix in made.net.named_parameters():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -33,8 +34,12 @@ class TransformerPP(LanguageModel):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = batch["tokens"]
-        logits = self.predict(self.observe(tokens[:, :-1]))
+        logits = self._logits(self.observe(tokens[:, :-1]))
         return surprisal(logits, tokens[:, 1:]).mean(), {}
 
     def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
+        with torch.no_grad():
+            return self._logits(observed)
+
+    def _logits(self, observed: Observed) -> Tensor:
         return F.linear(observed.last, self.embedding.weight)

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ebt_policy.models import Policy, load_policy
+from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
 from envs.spec import EnvSpec
@@ -83,6 +85,17 @@ def matching_runs(path: Path) -> list[Path]:
     if has_magic(path.name) and not path.exists():
         return sorted(found for found in path.parent.glob(path.name) if found.is_dir())
     return [path]
+
+
+def kind_of(text: str) -> str:
+    """The name of the task that ``checkpoint=...`` was trained for; "" where none can be read."""
+    for run in matching_runs(parse_checkpoint(text)[0])[:1]:
+        try:
+            config: Any = OmegaConf.load(checkpoint_folder(run) / "config.yaml")
+            return str(config.task.name)
+        except (CheckpointError, OSError, YAMLError, OmegaConfBaseException):
+            return ""  # whoever loads it says what is wrong
+    return ""
 
 
 def load_contestants(checkpoints: list[str], device: torch.device) -> list[Contestant]:

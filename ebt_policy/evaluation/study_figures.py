@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -190,3 +191,35 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
         title="Unexpected: reliability", xlabel="predicted chance", ylabel="how often it was so"
     )
     return figure
+
+
+@styled
+def thinking(thoughts: Mapping[str, Any]) -> Figure:
+    """Surprisal over steps and guesses, and energies over the descent: name -> `language`'s."""
+    figure = blank(11.5, 3.4)
+    longer, wider, falls = figure.subplots(1, 3)
+    for colour, (name, found) in zip(PALETTE, thoughts.items(), strict=False):
+        x = np.arange(len(found["longer"]))[1:]
+        means, low, high = _bands(found["longer"][1:])
+        longer.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        longer.plot(x, means, "-o", color=colour, markersize=3.5, label=Path(name).name)
+        longer.axvline(found["trained_steps"], color=colour, linestyle=":", linewidth=1)
+        if found["wider"]:
+            counts = [entry["candidates"] for entry in found["wider"]]
+            means, low, high = _bands(found["wider"])
+            wider.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
+            wider.plot(counts, means, "-o", color=colour, markersize=3.5)
+        for style, (what, energies) in zip("-:", (found["energies"] or {}).items(), strict=False):
+            label = f"{Path(name).name}, {what}"
+            falls.plot(energies, style, color=colour, linewidth=1.6, label=label)
+    longer.set(title="thinking longer", xlabel="steps", ylabel="nats a token")
+    wider.set(title="thinking wider", xlabel="guesses, of which the lowest energy is taken")
+    falls.set(title="energy above its end", xlabel="steps")
+    for ax in (longer, falls):
+        ax.legend(fontsize=7)
+    return figure
+
+
+def _bands(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    low, high = np.array([entry["ci95"] for entry in entries]).T
+    return [entry["mean"] for entry in entries], low, high

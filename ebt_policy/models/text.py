@@ -84,24 +84,18 @@ class LanguageModel(Model):
         if not ids:
             raise ConfigError("the prompt must not be empty.")
         device = self.embedding.weight.device
-        told = len(self.tokenizer.decode(ids))
+        told, start = len(self.tokenizer.decode(ids)), max(len(ids) - self.context, 0)
         observed: Observed | None = None
         for _ in range(length):
+            if len(ids) - start > self.context:
+                # Half of it is forgotten, so that not every token asks for all to be observed anew.
+                start, observed = len(ids) - max(self.context // 2, 1), None
             with torch.no_grad():
-                # When the context is full, half of it is forgotten, so that not every token asks
-                # for all to be observed anew.
-                if observed is not None and observed.length >= self.context:
-                    observed = None
-                if observed is None or not cached:
-                    keep = self.context if len(ids) <= self.context else self.context // 2
-                    new = ids[-max(keep, 1) :]
-                else:
-                    new = ids[-1:]
-                observed = self.observe(
-                    torch.tensor([new], device=device), observed if cached else None
-                )
+                new = ids[start:] if observed is None else ids[-1:]
+                observed = self.observe(torch.tensor([new], device=device), observed)
                 last = Observed(observed.keys_values, observed.last[:, -1:])
                 logits = self.predict(last, generator)[0, -1].float().cpu()
+            observed = observed if cached else None
             ids.append(_draw(logits, temperature, top_k, generator))
             text = self.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # of a character whose bytes are not all there yet
