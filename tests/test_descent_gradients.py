@@ -11,7 +11,8 @@ import pytest
 import torch
 from landscapes import MODES, double_well, level_quadratic, normal
 
-from ebt_policy.energy import descend
+from ebt_policy.energy import Mirror, descend
+from ebt_policy.energy.gradient import Product, Update, energy_gradient
 
 
 def network(w1, w2):
@@ -82,3 +83,43 @@ def test_every_grad_mode_gives_the_same(mode, made_in):
     assert torch.equal(found.energies, want.energies)
     assert found.candidate.requires_grad == (mode is torch.enable_grad)
     assert not found.candidate.is_inference()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+    ).double()
+    energy, x = Product(lambda x, level: net(x)), torch.zeros(2, 4, 3, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        short, value = energy_gradient(energy, x, zero=True)
+        slope, want = energy_gradient(energy, x)
+    torch.testing.assert_close(short, slope)
+    torch.testing.assert_close(value, want)
+    if grad:  # and in training, whose loss is differentiated through it
+        mine, theirs = (
+            torch.autograd.grad(g.square().sum(), list(net.parameters()), retain_graph=True)
+            for g in (short, slope)
+        )
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_an_update_stands_where_an_energy_does():
+    field = lambda x, level: 0.5 * (1 - x)  # noqa: E731
+    found = descend(Update(field), torch.zeros(1, 2, 3), steps=3, step_size=1.0)
+    torch.testing.assert_close(found.candidate, torch.full((1, 2, 3), 0.875))
+    assert not found.energies.any()
+
+
+def test_mirror_descent_is_exponentiated_gradient():
+    """The gradient in the distribution moves the logits: p is multiplied by exp(-a dE/dp)."""
+    cost = torch.tensor([0.3, -0.2, 0.9])
+    mirror = Mirror(lambda x: x.softmax(-1), lambda slope: slope)
+    found = descend(
+        lambda p, level: (p * cost).sum(-1), torch.zeros(1, 1, 3), steps=4, step_size=0.5,
+        mirror=mirror,
+    )  # fmt: skip
+    want = (-2.0 * cost).softmax(-1)
+    torch.testing.assert_close(found.candidate.softmax(-1)[0, 0], want)
+    torch.testing.assert_close(found.energies[-1, 0, 0], (want * cost).sum())

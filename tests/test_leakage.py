@@ -98,12 +98,12 @@ def leaks_backwards(model: LanguageModel) -> list[str]:
 def leaks_between_guesses(model: EnergyLanguageModel, many: int = 1) -> bool:
     """Whether a guess's energy, or update, depends on another guess."""
     observed = model.observe(tokens())
-    p = torch.rand(B, S * many, V).double().softmax(-1).requires_grad_()
+    seen = torch.randn(B, S * many, 16).double().requires_grad_()
     level = torch.full((B, S * many), 0.5).double() if model.objective.level_conditioned else None
     energy: Any = model.energy(observed)
-    given = energy.field(p, level).sum(-1) if model.output == "update" else energy(p, level)
+    given = energy.field(seen, level).sum(-1) if model.name == "refiner" else energy(seen, level)
     for unit in range(S * many):
-        (slope,) = torch.autograd.grad(given[:, unit].sum(), p, retain_graph=True)
+        (slope,) = torch.autograd.grad(given[:, unit].sum(), seen, retain_graph=True)
         assert slope[:, unit].any()
         if slope[:, torch.arange(S * many) != unit].any():
             return True

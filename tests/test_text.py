@@ -224,7 +224,7 @@ def test_the_lowest_of_several_guesses_is_taken():
     found = many.think(observed, generators())
     alone = one.think(one.observe(tokens()), generators())
     assert found.candidate.shape == alone.candidate.shape == (B, 7, V)
-    again = many.energy(observed)(found.candidate.softmax(-1), None)
+    again = many.energy(observed)(many._seen(found.candidate), None)
     torch.testing.assert_close(again, found.energies[-1])
     every = build("ebt")
     every.configure_inference(candidates=4)
@@ -240,7 +240,7 @@ def test_only_down_never_ends_higher():
         up = plain.think(plain.observe(tokens()), generators()).energies.diff(dim=0) > 1e-9
         down = careful.think(careful.observe(tokens()), generators())
     assert up.any() and (down.energies.diff(dim=0) <= 1e-9).all()
-    energy = careful.energy(careful.observe(tokens()))(down.candidate.softmax(-1), None)
+    energy = careful.energy(careful.observe(tokens()))(careful._seen(down.candidate), None)
     torch.testing.assert_close(energy, down.energies[-1])
     assert (down.steps_used <= 6).all() and (down.steps_used < 6).any()
 

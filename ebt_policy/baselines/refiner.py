@@ -6,11 +6,10 @@ guess itself, and no energy is differentiated. Shapes: B batch, U units, V vocab
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from ebt_policy.energy.causal import Observed
 from ebt_policy.energy.gradient import Update
@@ -24,7 +23,6 @@ class Refiner(EnergyLanguageModel):
     """See above; without an energy there is nothing to choose or to stop by."""
 
     name = "refiner"
-    output = "update"
 
     def __init__(
         self,
@@ -48,8 +46,5 @@ class Refiner(EnergyLanguageModel):
             raise ConfigError("model=refiner has no energy to choose or stop by: only steps.")
 
     def energy(self, observed: Observed) -> Update:
-        def update(p: Tensor, level: Tensor | None) -> Tensor:
-            vector = self.net(observed, p @ self.embedding.weight, level)
-            return F.linear(vector, self.embedding.weight)
-
-        return Update(update)
+        """The network's vector moves the guess as a gradient in the mean embedding would."""
+        return Update(partial(self.net, observed))

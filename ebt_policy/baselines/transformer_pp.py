@@ -27,7 +27,7 @@ class TransformerPP(LanguageModel):
     name = "transformer_pp"
 
     def __init__(self, tokenizer: Tokenizer, context: int, size: Size) -> None:
-        super().__init__(tokenizer, context, CausalTransformer(size, output=None))
+        super().__init__(tokenizer, context, CausalTransformer(size, guesses=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}

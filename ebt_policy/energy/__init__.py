@@ -3,7 +3,7 @@
 Nothing here knows of robots, environments, configuration or logging; it imports torch alone.
 """
 
-from ebt_policy.energy.descent import Descent, DescentError, descend
+from ebt_policy.energy.descent import Descent, DescentError, Mirror, descend
 from ebt_policy.energy.objectives import OBJECTIVES, Objective
 from ebt_policy.energy.replay import ReplayBuffer
 from ebt_policy.energy.transformer import TwoStreamTransformer
@@ -12,6 +12,7 @@ __all__ = [
     "OBJECTIVES",
     "Descent",
     "DescentError",
+    "Mirror",
     "Objective",
     "ReplayBuffer",
     "TwoStreamTransformer",

@@ -12,7 +12,7 @@ what the observed stream made of its place, so that few blocks serve it.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +78,15 @@ class CausalBlock(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Energy, or an update, of guesses of what comes next in a sequence.
+    """A vector for each guess of what comes next in a sequence.
+
+    Of a `Product` energy it is the field: the first gradient, at a guess that says nothing, is then
+    the output of a plain transformer.
 
     Args:
         size: the size dial.
         guess_layers: blocks that guesses go through, the last ones; None for all.
-        output: ``energy``, ``update`` (a vector for each guess, for the baseline without an
-            energy), or None for the observed stream alone.
+        guesses: whether there is more than the observed stream.
         level: whether guesses are told a level.
     """
 
@@ -93,7 +95,7 @@ class CausalTransformer(nn.Module):
         size: Size,
         *,
         guess_layers: int | None = None,
-        output: Literal["energy", "update"] | None = "energy",
+        guesses: bool = True,
         level: bool = False,
     ) -> None:
         super().__init__()
@@ -102,11 +104,11 @@ class CausalTransformer(nn.Module):
                 f"guess_layers={guess_layers} must be between 1 and the {size.layers} layers."
             )
         width = size.width
-        self.width, self.heads, self.output = width, size.heads, output
+        self.width, self.heads = width, size.heads
         self.guess_layers = guess_layers or size.layers
         self.blocks = nn.ModuleList(CausalBlock(width, size.heads) for _ in range(size.layers))
         self.norm = nn.RMSNorm(width)
-        if output is not None:
+        if guesses:
             self.guess_in = nn.Linear(width, width, bias=False)
             self.place_in = nn.Linear(width, width, bias=False)
             self.guess_norm = nn.RMSNorm(width)
@@ -143,7 +145,7 @@ class CausalTransformer(nn.Module):
         return Observed(keys_values, self.norm(h))
 
     def forward(self, observed: Observed, guesses: Tensor, level: Tensor | None = None) -> Tensor:
-        """Energies (B, U), or updates (B, U, D).
+        """What the network makes of guesses: (B, U, D).
 
         Args:
             observed: what `observe` returned.
@@ -180,7 +182,4 @@ class CausalTransformer(nn.Module):
             past = observed.keys_values[len(self.blocks) - last + i]
             change = None if told is None or self.changes is None else told + self.changes[i]
             h = block.guess(h, at, past, hidden, change)  # type: ignore[operator]
-        vector = self.guess_norm(h)
-        # Low where a guess agrees with what the network makes of it: the first gradient, at a
-        # guess that says nothing, is the output of a plain transformer.
-        return vector if self.output == "update" else -(guesses * vector).sum(-1)
+        return self.guess_norm(h)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,21 @@ from ebt_policy.energy.noise import Generators, draw_normal
 
 class DescentError(FloatingPointError):
     """The energy, its gradient or the candidate became NaN or infinite."""
+
+
+class Mirror(NamedTuple):
+    """Where an energy takes candidates, and how its gradient there moves them.
+
+    Mirror descent (Nemirovski & Yudin 1983): the gradient at ``to(x)`` moves x itself. Candidates
+    may be logits, for instance, whose energy sees a distribution, or what comes of it.
+
+    Attributes:
+        to: candidates (B, U, *) -> (B, U, **).
+        back: gradients there (B, U, **) -> (B, U, *).
+    """
+
+    to: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -75,7 +90,7 @@ def descend(
     normals: Tensor | None = None,
     momentum: float = 0.0,
     max_grad_norm: float | None = None,
-    mirror: Callable[[Tensor], Tensor] | None = None,
+    mirror: Mirror | None = None,
     project: Callable[[Tensor, int], Tensor] | None = None,
     frozen: Tensor | None = None,
     stop_grad_norm: float | None = None,
@@ -85,6 +100,7 @@ def descend(
     candidates: int = 1,
     select: Literal["energy", "drop"] = "energy",
     shared_start: bool = False,
+    zero_start: bool = False,
     cut_graph: bool = False,
     final_energy: bool = True,
     verify: Callable[[Tensor], Tensor] | None = None,
@@ -113,9 +129,7 @@ def descend(
             training; otherwise drawn from ``generator``.
         momentum: Nesterov's mu; the gradient is taken at the look-ahead point x + mu v.
         max_grad_norm: clips the gradient norm of each unit by itself.
-        mirror: maps candidates to where the energy takes them and its gradient, which then moves
-            the candidate itself: mirror descent (Nemirovski & Yudin 1983). With softmax a candidate
-            is logits, and what the energy sees a distribution.
+        mirror: where the energy takes candidates, if not as they are.
         project: maps candidates to the allowed set after each step (action limits), stopped units
             too; it is told how many steps are done, N after the last.
         frozen: boolean mask, broadcastable to (B, U, *); True entries never leave ``init``.
@@ -135,6 +149,8 @@ def descend(
         shared_start: the first gradient of a unit's M candidates comes from one evaluation, for an
             energy that is quadratic at the start (see `shared_gradient`). Not with a deadline,
             which takes the first step as the measure of the others.
+        zero_start: the energy takes ``init`` as zeros: a `Product`'s first gradient then needs no
+            backward pass.
         cut_graph: detach the candidate between steps; the gradient of a loss then flows through
             the last step of each candidate only.
         final_energy: evaluate the energy once more at the end. Needed for M > 1.
@@ -147,7 +163,7 @@ def descend(
         DescentError: saying after how many steps energy, gradient or candidate was not finite.
     """
     count = _draw_steps(steps, generator)
-    seen = mirror if mirror is not None else _itself
+    to, back = mirror if mirror is not None else (_itself, _itself)
     if init.ndim < 3 or candidates < 1 or init.shape[1] % candidates:
         want = f"(B, U, ...) with U a multiple of candidates={candidates}"
         raise ValueError(f"init must be {want}, got {tuple(init.shape)}.")
@@ -213,7 +229,9 @@ def descend(
             if k == 0 and shared_start and deadline_s is None:
                 slope, value = shared_gradient(energy, look, told, candidates)
             else:
-                slope, value = energy_gradient(energy, seen(look), told)
+                zero = zero_start and k == 0 and momentum == 0
+                slope, value = energy_gradient(energy, to(look), told, zero=zero)
+                slope = back(slope)
             if only_down and k > 0:
                 x, value, moving = _lower(path, energies[-1], x, value, moving)
             slope = slope if frozen is None else slope.masked_fill(frozen, 0.0)
@@ -259,7 +277,7 @@ def descend(
             clock.tick(x)
         if final_energy:
             told = None if levels is None else levels[-1].expand(x.shape[:2])
-            value = energy(seen(x), told) if verify is None else verify(x)
+            value = energy(to(x), told) if verify is None else verify(x)
             if only_down and verify is None:
                 x, value, moving = _lower(path, energies[-1], x, value, moving)
             energies.append(value)

@@ -17,6 +17,22 @@ EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
+class Product:
+    """E(x) = -<x, f(x)>: low where a candidate agrees with what a network makes of it.
+
+    Its gradient is -f(x) - J_f^T x; where x is zero it is -f(0), and needs no backward pass.
+
+    Attributes:
+        field: candidates (B, U, *) and levels (B, U) or None -> f, (B, U, *).
+    """
+
+    field: Callable[[Tensor, Tensor | None], Tensor]
+
+    def __call__(self, x: Tensor, level: Tensor | None) -> Tensor:
+        return -(x * self.field(x, level)).flatten(2).sum(-1)
+
+
+@dataclass(frozen=True)
 class Update:
     """Stands where an energy does and has no energy: a network that gives the update itself.
 
@@ -38,9 +54,10 @@ def usable(x: Tensor) -> Tensor:
 
 
 def energy_gradient(
-    energy: EnergyFn, x: Tensor, level: Tensor | None = None
+    energy: EnergyFn, x: Tensor, level: Tensor | None = None, *, zero: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Gradient (B, U, *) and energy (B, U) at candidates x (B, U, *).
+    """Gradient (B, U, *) and energy (B, U) at candidates x (B, U, *), which are known to be zero or
+    not.
 
     With gradients on, both are differentiable in the energy's parameters and in x. Without, only
     the first derivative is computed. Compiled or not, the values are the same.
@@ -49,8 +66,8 @@ def energy_gradient(
         ValueError: if the energy does not give one number a unit.
     """
     told = None if level is None else level.expand(x.shape[:2])
-    if isinstance(energy, Update):
-        return -energy.field(x, told), energy(x, told)
+    if isinstance(energy, Update) or (zero and isinstance(energy, Product)):
+        return -energy.field(x, told), x.new_zeros(x.shape[:2])
 
     def total(candidate: Tensor) -> tuple[Tensor, Tensor]:
         value = energy(candidate, told)

@@ -13,14 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebt_policy.energy.descent import descend
+from ebt_policy.energy.descent import Mirror, descend
 from ebt_policy.energy.gradient import EnergyFn
 from ebt_policy.energy.noise import cosine_noise
 from ebt_policy.energy.replay import ReplayBuffer
@@ -59,20 +58,24 @@ class Space:
 
     Attributes:
         error: candidates and targets -> (B, U), what training makes small.
-        mirror: see `descend`.
+        mirror: see `Mirror`; None where the energy takes candidates as they are. It takes zeros to
+            zeros.
         numbers: of a candidate whose target is the index of one of them; None where a target has
             the shape of a candidate.
     """
 
     error: Callable[[Tensor, Tensor], Tensor] = squared_error
-    mirror: Callable[[Tensor], Tensor] | None = None
+    mirror: Mirror | None = None
     numbers: int | None = None
 
     def empty(self, target: Tensor) -> Tensor:
-        """A candidate of zeros for each target."""
+        """A candidate of zeros for each target; where they have a size of their own, all are one
+        that is expanded, so that what is to be made of it can be made once."""
         if self.numbers is None:
             return torch.zeros_like(target)
-        return torch.zeros(*target.shape, self.numbers, device=target.device)
+        dtype = target.dtype if target.is_floating_point() else None
+        zeros = torch.zeros(1, 1, self.numbers, device=target.device, dtype=dtype)
+        return zeros.expand(*target.shape, -1)
 
 
 EUCLIDEAN = Space()
@@ -81,11 +84,6 @@ EUCLIDEAN = Space()
 def surprisal(logits: Tensor, target: Tensor) -> Tensor:
     """-log p of targets (B, U) under candidates (B, U, V): their cross-entropy, nats."""
     return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-
-
-def simplex(numbers: int) -> Space:
-    """Distributions over V classes. A candidate is their logits, the energy sees probabilities."""
-    return Space(surprisal, partial(torch.softmax, dim=-1), numbers)
 
 
 class Objective(nn.Module, ABC):
@@ -279,6 +277,7 @@ class S1(Objective):
         chosen: dict[str, Any] = {
             "step_size": size.clamp(min=1e-4),
             "mirror": self.space.mirror,
+            "zero_start": self.start == 0,
         }
         if self.level_conditioned:
             # Past the steps that it was trained for, the last one is repeated.

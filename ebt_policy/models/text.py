@@ -9,18 +9,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ebt_policy.energy import Descent, descend
+from ebt_policy.energy import Descent, Mirror, descend
 from ebt_policy.energy.causal import CausalTransformer, Observed
-from ebt_policy.energy.gradient import EnergyFn
+from ebt_policy.energy.gradient import EnergyFn, Product
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.objectives import Objective, simplex, surprisal
+from ebt_policy.energy.objectives import Objective, Space, surprisal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.base import CheckpointError, Model, reading
 from ebt_policy.models.landscape import LandscapeModel
@@ -168,7 +170,7 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
     """The next token's distribution descends an energy (Gladstone et al. 2025, section 4).
 
     Candidates are logits, the energy sees the mean embedding under their distribution, and its
-    gradient in the distribution moves the logits (mirror descent).
+    gradient in the distribution moves the logits: mirror descent, exponentiated gradients.
 
     Args:
         tokenizer, context: as in `LanguageModel`.
@@ -176,13 +178,9 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         guess_layers: as in `CausalTransformer`.
         inference: options of `Thinking`.
         objective: how the landscape is learned.
-
-    Attributes:
-        output: what the network gives, see `CausalTransformer`.
     """
 
     name = "ebt"
-    output: ClassVar[Literal["energy", "update"]] = "energy"
 
     def __init__(
         self,
@@ -195,22 +193,32 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         objective: Objective,
     ) -> None:
         told = objective.level_conditioned
-        net = CausalTransformer(size, guess_layers=guess_layers, output=self.output, level=told)
+        net = CausalTransformer(size, guess_layers=guess_layers, level=told)
         super().__init__(tokenizer, context, net)
         self.objective = objective
-        objective.space = simplex(self.vocabulary)
+        objective.space = Space(surprisal, Mirror(self._seen, self._moved), self.vocabulary)
         self.inference = options(Thinking, inference, "model.inference")
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["tokens"][:, 1:]
 
+    def _seen(self, logits: Tensor) -> Tensor:
+        """The mean embedding (B, U, D) under the distributions of logits (B, U, V), measured from
+        that of a guess that says nothing."""
+        weight = self.embedding.weight
+        if logits.stride()[:2] == (0, 0):  # all alike
+            seen = (logits[:1, :1].softmax(-1) @ weight).expand(*logits.shape[:2], -1)
+        else:
+            seen = logits.softmax(-1) @ weight
+        return seen - weight.mean(dim=0)
+
+    def _moved(self, slope: Tensor) -> Tensor:
+        """The gradient in the distribution (B, U, V) from that in the mean embedding (B, U, D)."""
+        return F.linear(slope, self.embedding.weight)
+
     def energy(self, observed: Observed) -> EnergyFn:
-        """Of distributions (B, U, V), given what was observed."""
-
-        def energy(p: Tensor, level: Tensor | None) -> Tensor:
-            return self.net(observed, p @ self.embedding.weight, level)
-
-        return energy
+        """Of mean embeddings (B, U, D), given what was observed."""
+        return Product(partial(self.net, observed))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         observed = self.observe(batch["tokens"][:, :-1])
@@ -220,9 +228,9 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         """The descent behind `predict`."""
         how = self.inference
         places = observed.last.shape[1] * how.candidates
-        like = observed.last.new_empty(len(observed.last), places, self.vocabulary)
-        start = getattr(self.objective, "start", 1.0)
-        init = start * draw_normal(like, generator) if start else torch.zeros_like(like)
+        init = self.objective.space.empty(observed.last.new_empty(len(observed.last), places))
+        if start := getattr(self.objective, "start", 1.0):
+            init = start * draw_normal(init, generator)
         return descend(
             self.energy(observed),
             init,
