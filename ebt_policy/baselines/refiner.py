@@ -9,12 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from ebt_policy.energy.causal import Observed
 from ebt_policy.energy.gradient import Update
-from ebt_policy.energy.objectives import Objective
-from ebt_policy.energy.transformer import Size
 from ebt_policy.models.text import EnergyLanguageModel, Thinking
 from ebt_policy.options import ConfigError
 
@@ -23,22 +19,6 @@ class Refiner(EnergyLanguageModel):
     """See above; without an energy there is nothing to choose or to stop by."""
 
     name = "refiner"
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        context: int,
-        size: Size,
-        *,
-        guess_layers: int | None,
-        inference: dict[str, Any],
-        objective: Objective,
-    ) -> None:
-        super().__init__(
-            tokenizer, context, size,
-            guess_layers=guess_layers, inference=inference, objective=objective,
-        )  # fmt: skip
-        self.configure_inference()
 
     def configure_inference(self, **changes: Any) -> None:
         super().configure_inference(**changes)

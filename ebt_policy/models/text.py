@@ -198,6 +198,7 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         self.objective = objective
         objective.space = Space(surprisal, Mirror(self._seen, self._moved), self.vocabulary)
         self.inference = options(Thinking, inference, "model.inference")
+        self.configure_inference()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["tokens"][:, 1:]
