@@ -26,7 +26,8 @@ class Task:
         name: of the task, in tables and file names.
         family: whose demonstrations it has, one of `FAMILIES`; by default its name.
         scene: which task of its family.
-        demos, path: which demonstrations, as their loader understands them.
+        demos, path: which demonstrations, as their loader understands them; what a control loop
+            recorded serves every task.
         mask: a subset that a robomimic file names.
         actions: "delta" or "absolute", for robosuite.
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
@@ -97,7 +98,7 @@ class Task:
         if self.family == "push_t":
             episodes, note = load_push_t(path=self.path, demos=self.demos)
             return (aligned(episodes) if self.align else episodes), note
-        if self.family == "robosuite":
+        if self.family == "robosuite" and not sources.is_store(self.path):
             assert self.scene is not None
             episodes, origin = sources.load_robomimic(
                 self.name, self.scene, self.path, self.demos,
@@ -108,6 +109,11 @@ class Task:
         elif self.family == "adroit_door":
             episodes, origin = sources.load_adroit_door(self.path)
         else:
+            if self.family == "robosuite" and self.actions != "absolute":
+                raise ConfigError(
+                    f"{self.path} was recorded by a control loop, with goals as actions; leave "
+                    "task.actions=delta out."
+                )
             episodes, origin = sources.load_recorded(self.name, self.path)
         return episodes, f"{self.name}: {len(episodes)} demonstrations {origin}."
 

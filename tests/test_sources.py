@@ -8,7 +8,7 @@ from conftest import compose_config
 
 from ebt_policy.data import fetch as fetching
 from ebt_policy.data import sources
-from ebt_policy.data.episodes import EpisodeError
+from ebt_policy.data.episodes import EpisodeError, Episodes, write_episodes
 from ebt_policy.data.fetch import DownloadError
 from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
@@ -110,3 +110,15 @@ def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypat
 def test_settings_that_no_task_has(overrides, message):
     with pytest.raises(ConfigError, match=message):
         task(*overrides)
+
+
+def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"obs": rng.random((40, 23)), "action": rng.random((40, 10))}
+    write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40])))
+    where = f"task.path={tmp_path / 'mine'}"
+    found, note = Task.of(compose_config("task=lift", where)).demonstrations()
+    assert len(found) == 2 and found.arrays["action"].shape == (40, 10) and "mine" in note
+    steps = ("task.actions=delta", "task.relative_to=null")
+    with pytest.raises(ConfigError, match="goals as actions"):
+        Task.of(compose_config("task=lift", where, *steps)).demonstrations()

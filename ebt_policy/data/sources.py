@@ -36,6 +36,11 @@ def record_command(name: str) -> str:
     return f"python -m envs.record {task}"
 
 
+def is_store(path: str | None) -> bool:
+    """Whether a path is an episode store, as a control loop records one, and no other file."""
+    return path is not None and (Path(path).is_dir() or path.endswith(".zip"))
+
+
 def load_recorded(name: str, path: str | None) -> tuple[Episodes, str]:
     """Demonstrations with "obs", "action" and, if recorded here, "state" from an episode store.
 
