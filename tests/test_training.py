@@ -404,7 +404,7 @@ def test_the_seed_decides(tiny):
 
 
 def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
-    import ebt_policy.train as entry
+    import ebt_policy.jobs.policy as entry
 
     def rollout(policy, spec, seeds, workers):
         assert spec.max_steps == 20 and not policy.training and max(seeds) < 100_000
@@ -422,7 +422,7 @@ def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
 
 
 def test_a_rollout_that_breaks_down_does_not_end_the_training(tiny, monkeypatch):
-    import ebt_policy.train as entry
+    import ebt_policy.jobs.policy as entry
 
     def rollout(*_, **__):
         raise FloatingPointError("too steep")

@@ -155,7 +155,7 @@ class Trainer:
         self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
         self.validation, self.log, self.rollout = validation, log, rollout
         self.progress = Progress(total_steps=config.steps)
-        self._order: tuple[int, Tensor] | None = None  # of the present epoch
+        self._order: tuple[int, Tensor] | None = None  # of the present epoch, and its seed
         # Every process draws the same random numbers: they belong to the global batch.
         set_seed(seed)
         optimizer = torch.optim.AdamW(
@@ -233,9 +233,10 @@ class Trainer:
         size, count = self.config.batch_size, len(self.data)
         per_epoch = count // size
         epoch, place = divmod(step, per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(count, generator=generator)
+        seed = self.seed * 1_000_003 + epoch
+        if self._order is None or self._order[0] != seed:  # of long texts it takes a while
+            order = torch.Generator().manual_seed(seed)
+            self._order = seed, torch.randperm(count, generator=order)
         index = self._order[1][place * size : (place + 1) * size]
         return self.model.normalize(self.data.gather(index))
 
