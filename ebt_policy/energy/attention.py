@@ -43,9 +43,7 @@ Turns = tuple[Tensor, Tensor]
 
 def turns(positions: Tensor, head_width: int) -> Turns:
     """By how much queries and keys at positions (Q,) turn (Su et al. 2021, "RoFormer")."""
-    half = head_width // 2
-    exponents = torch.arange(half, device=positions.device, dtype=torch.float32) / half
-    angles = positions.float().unsqueeze(-1) * torch.exp(-9.2103 * exponents)  # 10,000 ** -exponent
+    angles = _angles(positions.float(), head_width // 2)
     return angles.cos(), angles.sin()
 
 
@@ -144,7 +142,11 @@ def sinusoidal(level: Tensor, width: int) -> Tensor:
 
     The level is scaled by 1000, the range that diffusion models feed to these features.
     """
-    half = width // 2
-    exponents = torch.arange(half, device=level.device, dtype=level.dtype) / half
-    angles = 1000.0 * level.unsqueeze(-1) * torch.exp(-9.2103 * exponents)  # 10,000 ** -exponent
+    angles = _angles(1000.0 * level, width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _angles(places: Tensor, count: int) -> Tensor:
+    """Places (...) times frequencies from 1 down to 1 / 10,000: (..., count)."""
+    exponents = torch.arange(count, device=places.device, dtype=places.dtype) / count
+    return places.unsqueeze(-1) * torch.exp(-9.2103 * exponents)  # 10,000 ** -exponent

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
+
+from ebt_policy.options import ConfigError, options
 
 FORMAT_VERSION = "1"
 
@@ -33,11 +36,13 @@ class Model(nn.Module, ABC):
         name: of its kind, in configurations.
         files: that a checkpoint has besides weights, configuration and version.
         config: the sections it was built from, stored with a checkpoint.
+        inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
+    inference: Any = None
 
     # -- training ---------------------------------------------------------------------------
 
@@ -92,6 +97,23 @@ class Model(nn.Module, ABC):
             {"params": matrices, "lr": lr, "weight_decay": weight_decay},
             {"params": vectors, "lr": lr, "weight_decay": 0.0},
         ]
+
+    # -- inference ---------------------------------------------------------------------------
+
+    def configure_inference(self, **changes: Any) -> None:
+        """Change how it predicts (steps, candidates, scheduler, ...).
+
+        Raises:
+            ConfigError: an unknown option or a value that it cannot have.
+        """
+        if self.inference is None:
+            if changes:
+                raise ConfigError(
+                    f"model={self.name} has no inference option {', '.join(sorted(changes))}."
+                )
+            return
+        options(type(self.inference), changes, f"inference of model={self.name}")
+        self.inference = replace(self.inference, **changes)
 
     # -- storage ----------------------------------------------------------------------------
 

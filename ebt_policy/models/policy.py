@@ -22,7 +22,7 @@ from ebt_policy.data.windows import action_origin
 from ebt_policy.energy.noise import Generators
 from ebt_policy.models.base import Model, reading
 from ebt_policy.models.vision import VisionEncoder
-from ebt_policy.options import ConfigError, options
+from ebt_policy.options import ConfigError
 
 # Of actions that a policy is told of in training, in units of their spread. Told exactly how a
 # demonstration went on, it goes on likewise and watches less (docs/experiments.md).
@@ -115,11 +115,9 @@ class Policy(Model):
     Attributes:
         tokens: the shape with what the network reads a time step as its observation: "obs", the
             features of all cameras, and the actions that are committed.
-        inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
     files = ("normalizer.json",)
-    inference: Any = None
 
     def __init__(
         self, shape: Shape, normalizer: Normalizer, vision: VisionEncoder | None = None
@@ -226,21 +224,6 @@ class Policy(Model):
         if not isinstance(origin, Tensor):
             return origin
         return origin.view(len(obs), *(1 for _ in actions.shape[2:]), -1).to(actions)
-
-    def configure_inference(self, **changes: Any) -> None:
-        """Change how chunks are predicted (steps, candidates, scheduler, ...).
-
-        Raises:
-            ConfigError: an unknown option or a value that it cannot have.
-        """
-        if self.inference is None:
-            if changes:
-                raise ConfigError(
-                    f"model={self.name} has no inference option {', '.join(sorted(changes))}."
-                )
-            return
-        options(type(self.inference), changes, f"inference of model={self.name}")
-        self.inference = replace(self.inference, **changes)
 
     def predict_chunk(
         self,

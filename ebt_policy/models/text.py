@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ class LanguageModel(Model):
     """
 
     files = ("tokenizer.json",)
-    inference: Any = None
 
     def __init__(self, tokenizer: Tokenizer, context: int, net: CausalTransformer) -> None:
         super().__init__()
@@ -103,19 +102,6 @@ class LanguageModel(Model):
             if not text.endswith("\ufffd"):  # of a character whose bytes are not all there yet
                 yield text[told:]
                 told = len(text)
-
-    def configure_inference(self, **changes: Any) -> None:
-        """Change how it predicts.
-
-        Raises:
-            ConfigError: an unknown option or a value that it cannot have.
-        """
-        if self.inference is None:
-            if changes:
-                raise ConfigError(f"model={self.name} has no inference options.")
-            return
-        options(type(self.inference), changes, f"inference of model={self.name}")
-        self.inference = replace(self.inference, **changes)
 
     def _write(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
