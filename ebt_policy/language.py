@@ -115,13 +115,11 @@ def _load(text: str, device: torch.device) -> list[LanguageModel]:
 def _held_out(
     model: LanguageModel, corpus: str | None, device: torch.device
 ) -> tuple[TokenWindows, dict[str, Any]]:
-    given = model.config["task"]
-    text = load_corpus(given["corpus"], given["path"])
-    part = "test" if "test" in text.parts else "validation"
+    given = model.config["task"]["corpus"], model.config["task"]["path"]
     if corpus is not None:
-        file = Path(corpus).exists()
-        text = load_corpus(None if file else corpus, corpus if file else None)
-        part = "validation"
+        given = (None, corpus) if Path(corpus).exists() else (corpus, None)
+    text = load_corpus(*given)
+    part = "test" if "test" in text.parts else "validation"
     tokens = tokenized(text.parts[part], model.tokenizer)
     windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
     return windows, {

@@ -13,6 +13,7 @@ from landscapes import MODES, double_well, level_quadratic, normal
 
 from ebt_policy.energy import Mirror, descend
 from ebt_policy.energy.gradient import Product, Update, energy_gradient
+from ebt_policy.models.text import negative_entropy
 
 
 def network(w1, w2):
@@ -112,14 +113,16 @@ def test_an_update_stands_where_an_energy_does():
     assert not found.energies.any()
 
 
-def test_mirror_descent_is_exponentiated_gradient():
-    """The gradient in the distribution moves the logits: p is multiplied by exp(-a dE/dp)."""
+def test_mirror_descent_reaches_the_gibbs_distribution():
+    """The gradient of <cost, p> - H(p) in the distribution moves the logits, to -cost."""
     cost = torch.tensor([0.3, -0.2, 0.9])
-    mirror = Mirror(lambda x: x.softmax(-1), lambda slope: slope)
+    mirror = Mirror(lambda x: x.softmax(-1), lambda slope: slope, negative_entropy)
     found = descend(
         lambda p, level: (p * cost).sum(-1), torch.zeros(1, 1, 3), steps=4, step_size=0.5,
         mirror=mirror,
     )  # fmt: skip
-    want = (-2.0 * cost).softmax(-1)
+    want = (-(1 - 0.5**4) * cost).softmax(-1)
     torch.testing.assert_close(found.candidate.softmax(-1)[0, 0], want)
-    torch.testing.assert_close(found.energies[-1, 0, 0], (want * cost).sum())
+    free = (want * cost).sum() + (want * want.log()).sum()
+    torch.testing.assert_close(found.energies[-1, 0, 0], free)
+    assert found.energies[-1] >= -(-cost).logsumexp(0)  # the lowest free energy that there is

@@ -18,10 +18,11 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
+from ebt_policy.data.questions import QUESTIONS
 from ebt_policy.data.text import TextError, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.data.tokenizer import UNKNOWN, make_tokenizer
 from ebt_policy.models.base import CheckpointError
-from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
+from ebt_policy.models.text import EnergyLanguageModel, LanguageModel, negative_entropy
 from ebt_policy.options import ConfigError
 from ebt_policy.train import main, of_its_kind, train
 
@@ -136,6 +137,34 @@ def test_corpora(text, tmp_path, monkeypatch):
     assert found.name == "tinyshakespeare" and len(found.parts["train"]) == round(0.9 * len(TEXT))
 
 
+def test_questions_and_answers_are_text_to_evaluate_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
+    (tmp_path / "reasoning").mkdir()
+    squad = [{"context": "Some text.", "qas": [{"question": "Why?", "answers": [{"text": "So."}]}]}]
+    written = {
+        "gsm8k": [{"question": "1 + 1?", "answer": "#### 2"}],
+        "squad": {"data": [{"paragraphs": squad}]},
+        "dyck_languages": {"examples": [{"input": "( [", "target": "] )"}]},
+    }
+    for name, content in written.items():
+        archive, member, _ = QUESTIONS[name]
+        lines = content if name == "gsm8k" else [content]
+        with zipfile.ZipFile(tmp_path / "reasoning" / archive, "a") as zipped:
+            zipped.writestr(member, "\n".join(map(json.dumps, lines)))
+    texts = [load_corpus(name, None).parts["test"] for name in written]
+    assert texts == [
+        "Question: 1 + 1?\nAnswer: #### 2",
+        "Question: Some text. Why?\nAnswer: So.",
+        "Question: ( [\nAnswer: ] )",
+    ]
+    with zipfile.ZipFile(tmp_path / "reasoning" / "bbh.zip", "a") as zipped:
+        zipped.writestr(QUESTIONS["multistep_arithmetic"].member, '{"wrong": []}')
+    with pytest.raises(TextError, match="cannot be read"):
+        load_corpus("multistep_arithmetic", None)
+    with pytest.raises(ConfigError, match="is for evaluation"):
+        train(tiny("run", "task.path=null", "task.corpus=gsm8k"))
+
+
 def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     (tmp_path / "text").mkdir()
@@ -217,6 +246,10 @@ def test_characters_of_several_bytes_are_written_whole():
     assert list(model.generate("a", 9, temperature=0.0)) == ["日", "本", "é", "!"]
 
 
+def free_energy(model, observed, logits):
+    return model.energy(observed)(model._seen(logits), None) + negative_entropy(logits)
+
+
 def test_the_lowest_of_several_guesses_is_taken():
     one, many = build("ebt"), build("ebt", candidates=4)
     assert isinstance(one, EnergyLanguageModel) and isinstance(many, EnergyLanguageModel)
@@ -224,7 +257,7 @@ def test_the_lowest_of_several_guesses_is_taken():
     found = many.think(observed, generators())
     alone = one.think(one.observe(tokens()), generators())
     assert found.candidate.shape == alone.candidate.shape == (B, 7, V)
-    again = many.energy(observed)(many._seen(found.candidate), None)
+    again = free_energy(many, observed, found.candidate)
     torch.testing.assert_close(again, found.energies[-1])
     every = build("ebt")
     every.configure_inference(candidates=4)
@@ -240,7 +273,7 @@ def test_only_down_never_ends_higher():
         up = plain.think(plain.observe(tokens()), generators()).energies.diff(dim=0) > 1e-9
         down = careful.think(careful.observe(tokens()), generators())
     assert up.any() and (down.energies.diff(dim=0) <= 1e-9).all()
-    energy = careful.energy(careful.observe(tokens()))(careful._seen(down.candidate), None)
+    energy = free_energy(careful, careful.observe(tokens()), down.candidate)
     torch.testing.assert_close(energy, down.energies[-1])
     assert (down.steps_used <= 6).all() and (down.steps_used < 6).any()
 
@@ -345,7 +378,7 @@ def test_what_is_no_policy_has_a_configuration_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare, own"),
+        (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare"),
         (["task.context=0"], "task.context must be at least 1"),
         (["model=transformer_pp", "objective=s2"], "objective=... belongs to"),
         (["model.guess_layers=9"], "guess_layers=9 must be between 1 and"),

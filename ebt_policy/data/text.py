@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ebt_policy.data.fetch import cache_dir
+from ebt_policy.data.questions import QUESTIONS
 from ebt_policy.data.sources import local_data
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
@@ -54,8 +55,9 @@ def load_corpus(name: str | None, path: str | Sequence[str] | None) -> Corpus:
 
     Args:
         name: ``wikitext2``, ``tinyshakespeare``, ``own`` (the text of this package itself, which
-            is always there), the name of a data set on the Hugging Face hub, as NAME or
-            NAME:CONFIGURATION, or None: the first of these that there is.
+            is always there), one of `QUESTIONS` (to evaluate on), the name of a data set on
+            the Hugging Face hub, as NAME or NAME:CONFIGURATION, or None: the first of these that
+            there is.
         path: text files, or folders whose ``.txt`` and ``.md`` files are read.
 
     Raises:
@@ -67,6 +69,8 @@ def load_corpus(name: str | None, path: str | Sequence[str] | None) -> Corpus:
         name = next((known for known in ZIPS if local_data("text", ZIPS[known][0])), "own")
     if name in ZIPS:
         return _published(name)
+    if name in QUESTIONS:
+        return _questions(name)
     return _own() if name == "own" else _hub(name)
 
 
@@ -82,21 +86,38 @@ ZIPS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def _published(name: str) -> Corpus:
     archive, members = ZIPS[name]
-    file = local_data("text", archive)
-    if file is None:
-        raise TextError(
-            f"task.corpus={name} is looked for at $EBT_POLICY_DATA/text/{archive}, and is not "
-            "there; set the variable, or use task.path=YOUR.txt or task.corpus=own."
-        )
-    try:
-        with ZipFile(file) as zipped:
-            texts = [zipped.read(member).decode() for member in members]
-    except (BadZipFile, KeyError, UnicodeDecodeError, OSError) as error:
-        raise TextError(f"{file} cannot be read ({error}); fetch it again.") from error
+    file, texts = _unzipped(name, "text", archive, members)
     parts: dict[str, str] = _cut(texts[0])
     if len(texts) > 1:
         parts = dict(zip(SPLITS, texts, strict=True))
     return Corpus(name, parts, f"from {file}")
+
+
+def _questions(name: str) -> Corpus:
+    questions = QUESTIONS[name]
+    file, (raw,) = _unzipped(name, "reasoning", questions.archive, (questions.member,))
+    try:
+        text = questions.text(raw)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise TextError(f"{file} cannot be read ({error!r}); fetch it again.") from error
+    return Corpus(name, {"test": text}, f"from {file}")
+
+
+def _unzipped(
+    name: str, folder: str, archive: str, members: Sequence[str]
+) -> tuple[Path, list[str]]:
+    """A published archive below $EBT_POLICY_DATA, and the text of some of its members."""
+    file = local_data(folder, archive)
+    if file is None:
+        raise TextError(
+            f"the corpus {name} is looked for at $EBT_POLICY_DATA/{folder}/{archive}, and is not "
+            "there; set the variable, or use a text file of your own."
+        )
+    try:
+        with ZipFile(file) as zipped:
+            return file, [zipped.read(member).decode() for member in members]
+    except (BadZipFile, KeyError, UnicodeDecodeError, OSError) as error:
+        raise TextError(f"{file} cannot be read ({error}); fetch it again.") from error
 
 
 def _files(paths: Sequence[str]) -> Corpus:
@@ -136,8 +157,8 @@ def _own() -> Corpus:
 def _hub(name: str) -> Corpus:
     if find_spec("datasets") is None:
         raise TextError(
-            f"task.corpus={name} is none of {', '.join([*ZIPS, 'own'])}; data sets of the Hugging "
-            "Face hub need the package datasets: pip install datasets."
+            f"the corpus {name} is none of {', '.join([*ZIPS, *QUESTIONS, 'own'])}; data sets "
+            "of the Hugging Face hub need the package datasets: pip install datasets."
         )
     load_dataset: Any = import_module("datasets").load_dataset  # optional, and slow to import
 

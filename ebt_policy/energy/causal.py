@@ -109,8 +109,8 @@ class CausalTransformer(nn.Module):
         self.blocks = nn.ModuleList(CausalBlock(width, size.heads) for _ in range(size.layers))
         self.norm = nn.RMSNorm(width)
         if guesses:
-            self.guess_in = nn.Linear(width, width, bias=False)
-            self.place_in = nn.Linear(width, width, bias=False)
+            # Guesses are embedded as tokens are; at first what is known weighs as much.
+            self.place = nn.Parameter(torch.full((width,), 0.02))
             self.guess_norm = nn.RMSNorm(width)
         self.level_in = self.changes = None
         if level:
@@ -168,7 +168,7 @@ class CausalTransformer(nn.Module):
         if places > 1:
             seen = torch.ones(places, length, dtype=torch.bool, device=guesses.device)
             hidden = ~seen.tril(length - places)
-        place = self.place_in(observed.last)
+        place = self.place * observed.last
         if many > 1:
             at = at[0].repeat_interleave(many, dim=0), at[1].repeat_interleave(many, dim=0)
             place = place.repeat_interleave(many, dim=1)
@@ -176,7 +176,7 @@ class CausalTransformer(nn.Module):
         told = None
         if self.level_in is not None and level is not None:
             told = self.level_in(sinusoidal(level, self.width))
-        h = self.guess_in(guesses) + place
+        h = guesses + place
         last = self.guess_layers
         for i, block in enumerate(self.blocks[-last:]):
             past = observed.keys_values[len(self.blocks) - last + i]

@@ -32,15 +32,18 @@ class Mirror(NamedTuple):
     """Where an energy takes candidates, and how its gradient there moves them.
 
     Mirror descent (Nemirovski & Yudin 1983): the gradient at ``to(x)`` moves x itself. Candidates
-    may be logits, for instance, whose energy sees a distribution, or what comes of it.
+    may be logits, for instance, whose energy sees a distribution, or what comes of it. The mirror's
+    own potential is a part of the energy: its gradient is x, so that descent has somewhere to end.
 
     Attributes:
         to: candidates (B, U, *) -> (B, U, **).
         back: gradients there (B, U, **) -> (B, U, *).
+        potential: candidates (B, U, *) -> (B, U), convex; of distributions the negative entropy.
     """
 
     to: Callable[[Tensor], Tensor]
     back: Callable[[Tensor], Tensor]
+    potential: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -129,7 +132,7 @@ def descend(
             training; otherwise drawn from ``generator``.
         momentum: Nesterov's mu; the gradient is taken at the look-ahead point x + mu v.
         max_grad_norm: clips the gradient norm of each unit by itself.
-        mirror: where the energy takes candidates, if not as they are.
+        mirror: where the energy takes candidates, if not as they are, and what is added to it.
         project: maps candidates to the allowed set after each step (action limits), stopped units
             too; it is told how many steps are done, N after the last.
         frozen: boolean mask, broadcastable to (B, U, *); True entries never leave ``init``.
@@ -163,7 +166,7 @@ def descend(
         DescentError: saying after how many steps energy, gradient or candidate was not finite.
     """
     count = _draw_steps(steps, generator)
-    to, back = mirror if mirror is not None else (_itself, _itself)
+    to = _itself if mirror is None else mirror.to
     if init.ndim < 3 or candidates < 1 or init.shape[1] % candidates:
         want = f"(B, U, ...) with U a multiple of candidates={candidates}"
         raise ValueError(f"init must be {want}, got {tuple(init.shape)}.")
@@ -231,7 +234,8 @@ def descend(
             else:
                 zero = zero_start and k == 0 and momentum == 0
                 slope, value = energy_gradient(energy, to(look), told, zero=zero)
-                slope = back(slope)
+                if mirror is not None:
+                    slope, value = mirror.back(slope) + look, value + mirror.potential(look)
             if only_down and k > 0:
                 x, value, moving = _lower(path, energies[-1], x, value, moving)
             slope = slope if frozen is None else slope.masked_fill(frozen, 0.0)
@@ -278,6 +282,8 @@ def descend(
         if final_energy:
             told = None if levels is None else levels[-1].expand(x.shape[:2])
             value = energy(to(x), told) if verify is None else verify(x)
+            if mirror is not None:
+                value = value + mirror.potential(x)
             if only_down and verify is None:
                 x, value, moving = _lower(path, energies[-1], x, value, moving)
             energies.append(value)

@@ -74,6 +74,10 @@ class TextJob(Job):
     def fetch(self) -> str:
         task = self.task
         self.corpus = load_corpus(task.corpus, task.path)
+        if "train" not in self.corpus.parts:
+            raise ConfigError(
+                f"task.corpus={task.corpus} is for evaluation; train on another text."
+            )
         text = self.corpus.parts["train"]
         self.tokenizer = make_tokenizer(task.tokenizer, pieces(text), task.vocab_size)
         self.tokens = {

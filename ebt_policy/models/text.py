@@ -152,11 +152,21 @@ class Thinking:
             raise ConfigError("inference.stop_grad_norm must be positive or null.")
 
 
+def negative_entropy(logits: Tensor) -> Tensor:
+    """-H of the distributions of logits (B, U, V): (B, U), nats."""
+    log_p = logits.log_softmax(-1)
+    return (log_p.exp() * log_p).sum(-1)
+
+
 class EnergyLanguageModel(LandscapeModel, LanguageModel):
     """The next token's distribution descends an energy (Gladstone et al. 2025, section 4).
 
-    Candidates are logits, the energy sees the mean embedding under their distribution, and its
-    gradient in the distribution moves the logits: mirror descent, exponentiated gradients.
+    A guess is a distribution p over tokens, with mean embedding e(p), and its energy a free energy,
+
+        E(p) = -<e(p), f(e(p))> - H(p),   f the network, H the entropy (Gibbs).
+
+    It is lowest at p = softmax(W f) where f is the same for all p. Candidates are logits, which
+    the gradient in p moves: mirror descent, exponentiated gradients.
 
     Args:
         tokenizer, context: as in `LanguageModel`.
@@ -182,7 +192,8 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         net = CausalTransformer(size, guess_layers=guess_layers, level=told)
         super().__init__(tokenizer, context, net)
         self.objective = objective
-        objective.space = Space(surprisal, Mirror(self._seen, self._moved), self.vocabulary)
+        mirror = Mirror(self._seen, self._moved, negative_entropy)
+        objective.space = Space(surprisal, mirror, self.vocabulary)
         self.inference = options(Thinking, inference, "model.inference")
         self.configure_inference()
 
