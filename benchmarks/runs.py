@@ -1,4 +1,4 @@
-"""Training runs of several policies and seeds, and their evaluation as one table."""
+"""Training runs of several models and seeds, and the evaluation of policies as one table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ebt_policy.evaluation.protocol import Protocol
 
 
 def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads: int) -> None:
-    """Train one policy in a process of its own, or go on with it; on Push-T unless they say."""
+    """Train one model in a process of its own, or go on with it; on Push-T unless they say."""
     run = f"{name}-seed{seed}"
     task = [] if any(override.startswith("task=") for override in overrides) else ["task=push_t"]
+    shown = "evaluation.final=false" if "task=text" in overrides else "evaluation.episodes=0"
     command = [
         sys.executable, "-m", "ebt_policy.train", *task, f"run_dir={folder / run}",
-        "resume=true", "train.rollout_every=0", "evaluation.episodes=0", f"seed={seed}", *overrides,
+        "resume=true", "train.rollout_every=0", shown, f"seed={seed}", *overrides,
     ]  # fmt: skip
     (folder / run).parent.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run}.log").open("a") as log:

@@ -25,7 +25,7 @@ from ebt_policy.data.text import TokenWindows, load_corpus, tokenized
 from ebt_policy.energy.objectives import surprisal
 from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
 from ebt_policy.evaluation.protocol import progress_bar
-from ebt_policy.evaluation.stats import mean_ci
+from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import save_figure, thinking
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
 from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
@@ -36,6 +36,7 @@ BATCH = 16
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 WIDER = (1, 2, 4, 8)  # guesses a place
 STUDIED = 64  # windows
+MOST = 2048  # windows, evenly spread, of a text that has more
 
 
 def batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor]:
@@ -78,19 +79,20 @@ def evaluate_language(
     """
     contestants = {text: _load(text, device) for text in checkpoints}
     held_out = {text: _held_out(models[0], corpus, device) for text, models in contestants.items()}
-    entries, thoughts = [], {}
+    entries, thoughts, found = [], {}, {}
     with progress_bar() as bar:
         for text, models in contestants.items():
             task, (windows, about) = bar.add_task(text, total=len(models)), held_out[text]
             losses = []
             for model in models:
-                losses.append(held_out_surprisal(model, windows).mean(1).numpy())
+                losses.append(held_out_surprisal(model, windows, MOST).mean(1).numpy())
                 bar.advance(task)
-            entries.append(_summary(text, models, np.stack(losses), about, command))
+            found[text] = np.stack(losses)
+            entries.append(_summary(text, models, found[text], about, command))
             if isinstance(models[0], EnergyLanguageModel):
                 thoughts[text] = _thoughts(models, windows)
                 entries[-1]["thinking"] = thoughts[text]
-    result = {"entries": entries}
+    result = {"entries": entries, "paired": _paired(found, held_out)}
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
     table = language_table(result)
@@ -125,6 +127,7 @@ def _held_out(
     return windows, {
         "corpus": text.name,
         "part": part,
+        "windows": min(len(windows), MOST),
         "bytes_per_token": len(text.parts[part].encode()) / len(tokens),
     }
 
@@ -155,6 +158,20 @@ def _summary(
         "command": command,
         "version": ebt_policy.__version__,
     }
+
+
+def _paired(
+    found: dict[str, np.ndarray], held_out: dict[str, tuple[TokenWindows, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What the first loses, less what each other does that read the same windows, in nats."""
+    first, *others = found
+    tokens = held_out[first][0].tokens
+    return [
+        {"a": first, "b": name, "metric": "loss", **paired_difference(found[first], found[name])}
+        for name in others
+        if found[name].shape[1] == found[first].shape[1]
+        and np.array_equal(held_out[name][0].tokens, tokens)
+    ]
 
 
 def _thoughts(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
@@ -218,5 +235,8 @@ def language_table(result: dict[str, Any]) -> str:
     ]
     header = ("model", "params", "updates", "loss, nats", "perplexity", "bits a byte")
     texts = ", ".join(sorted({f"{e['corpus']} ({e['part']})" for e in result["entries"]}))
-    note = f"Mean and 95 % interval over windows of {texts} and training seeds."
-    return f"{markdown(header, rows, left=1)}\n{note}\n"
+    notes = [f"Mean and 95 % interval over windows of {texts} and training seeds."]
+    for one in result["paired"]:
+        difference = format_interval(one["diff"], one["ci95"], signed=True)
+        notes.append(f"{one['a']} less {one['b']}: {difference} nats.")
+    return f"{markdown(header, rows, left=1)}\n{'  '.join(notes)}\n"
