@@ -27,7 +27,13 @@ from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import save_figure, thinking
-from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
+from ebt_policy.evaluation.summary import (
+    format_count,
+    format_interval,
+    markdown,
+    paired_table,
+    write_atomic,
+)
 from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
 from ebt_policy.options import ConfigError
 
@@ -78,11 +84,11 @@ def evaluate_language(
         CheckpointError, ConfigError, TextError: before anything is computed.
     """
     contestants = {text: _load(text, device) for text in checkpoints}
-    held_out = {text: _held_out(models[0], corpus, device) for text, models in contestants.items()}
+    texts = {name: held_out(models[0], corpus, device) for name, models in contestants.items()}
     entries, thoughts, found = [], {}, {}
     with progress_bar() as bar:
         for text, models in contestants.items():
-            task, (windows, about) = bar.add_task(text, total=len(models)), held_out[text]
+            task, (windows, about) = bar.add_task(text, total=len(models)), texts[text]
             losses = []
             for model in models:
                 losses.append(held_out_surprisal(model, windows, MOST).mean(1).numpy())
@@ -92,7 +98,7 @@ def evaluate_language(
             if isinstance(models[0], EnergyLanguageModel):
                 thoughts[text] = _thoughts(models, windows)
                 entries[-1]["thinking"] = thoughts[text]
-    result = {"entries": entries, "paired": _paired(found, held_out)}
+    result = {"entries": entries, "paired": _paired(found, texts)}
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
     table = language_table(result)
@@ -114,9 +120,14 @@ def _load(text: str, device: torch.device) -> list[LanguageModel]:
     return models
 
 
-def _held_out(
+def held_out(
     model: LanguageModel, corpus: str | None, device: torch.device
 ) -> tuple[TokenWindows, dict[str, Any]]:
+    """Windows of the text that a model did not learn from, or of another, and what it is.
+
+    Raises:
+        TextError: it cannot be had.
+    """
     given = model.config["task"]["corpus"], model.config["task"]["path"]
     if corpus is not None:
         given = (None, corpus) if Path(corpus).exists() else (corpus, None)
@@ -161,16 +172,16 @@ def _summary(
 
 
 def _paired(
-    found: dict[str, np.ndarray], held_out: dict[str, tuple[TokenWindows, dict[str, Any]]]
+    found: dict[str, np.ndarray], texts: dict[str, tuple[TokenWindows, dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """What the first loses, less what each other does that read the same windows, in nats."""
     first, *others = found
-    tokens = held_out[first][0].tokens
+    tokens = texts[first][0].tokens
     return [
         {"a": first, "b": name, "metric": "loss", **paired_difference(found[first], found[name])}
         for name in others
         if found[name].shape[1] == found[first].shape[1]
-        and np.array_equal(held_out[name][0].tokens, tokens)
+        and np.array_equal(texts[name][0].tokens, tokens)
     ]
 
 
@@ -235,8 +246,8 @@ def language_table(result: dict[str, Any]) -> str:
     ]
     header = ("model", "params", "updates", "loss, nats", "perplexity", "bits a byte")
     texts = ", ".join(sorted({f"{e['corpus']} ({e['part']})" for e in result["entries"]}))
-    notes = [f"Mean and 95 % interval over windows of {texts} and training seeds."]
-    for one in result["paired"]:
-        difference = format_interval(one["diff"], one["ci95"], signed=True)
-        notes.append(f"{one['a']} less {one['b']}: {difference} nats.")
-    return f"{markdown(header, rows, left=1)}\n{'  '.join(notes)}\n"
+    text = markdown(header, rows, left=1)
+    text += f"\nMean and 95 % interval over windows of {texts} and training seeds.\n"
+    if result["paired"]:
+        text += f"\nDifferences on the same windows, a - b:\n\n{paired_table(result['paired'])}"
+    return text

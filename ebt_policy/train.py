@@ -219,4 +219,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # As a module with a name, in which hydra's launchers find what other processes are to run.
+    from ebt_policy import train as named
+
+    named.main()

@@ -36,7 +36,7 @@ def _table(values: ArrayLike, what: str = "values") -> np.ndarray:
     return np.atleast_2d(x)
 
 
-def _resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+def resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Means of `RESAMPLES` resamples of each table (s_i, n), (RESAMPLES,) each.
 
     Episodes are drawn with replacement, the same ones for all tables; runs are drawn, too, for each
@@ -74,7 +74,7 @@ def mean_ci(values: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
         x = np.sort(x)  # independent of the order in which workers finished
     if x.min() == x.max():
         return {"mean": float(x[0, 0]), "ci95": [float(x[0, 0])] * 2}
-    lo, hi = np.quantile(_resampled_means([x], seed)[0], [0.025, 0.975])
+    lo, hi = np.quantile(resampled_means([x], seed)[0], [0.025, 0.975])
     return {"mean": float(x.mean()), "ci95": [float(lo), float(hi)]}
 
 
@@ -116,7 +116,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str,
     if len(x) == len(y) == 1:
         result = mean_ci(x - y, seed=seed)
         return {"diff": result["mean"], "ci95": result["ci95"]}
-    means = _resampled_means([x, y], seed)
+    means = resampled_means([x, y], seed)
     lo, hi = np.quantile(means[0] - means[1], [0.025, 0.975])
     return {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
 
@@ -157,7 +157,7 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
     first, *others = resampled
     return {
         "entries": {
-            name: {metric: _estimate(x) for metric, x in metrics.items()}
+            name: {metric: estimate(x) for metric, x in metrics.items()}
             for name, metrics in by_metric.items()
         },
         "paired": [
@@ -165,13 +165,13 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
                 "a": first,
                 "b": name,
                 "metric": metric,
-                **_estimate(x - by_metric[name][metric], "diff"),
+                **estimate(x - by_metric[name][metric], "diff"),
             }
             for name in others
             for metric, x in by_metric[first].items()
         ],
         "improvement": [
-            {"a": first, "b": name, **_estimate(_better(resampled[first], resampled[name]))}
+            {"a": first, "b": name, **estimate(_better(resampled[first], resampled[name]))}
             for name in others
         ],
     }
@@ -216,7 +216,7 @@ def _better(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return ((x > y) + (x == y) / 2).mean((1, 2, 3))
 
 
-def _estimate(values: np.ndarray, name: str = "mean") -> dict[str, Any]:
+def estimate(values: np.ndarray, name: str = "mean") -> dict[str, Any]:
     """An estimate with the percentiles of its resamples, (1 + R,), itself the first."""
     lo, hi = np.quantile(values[1:], [0.025, 0.975])
     return {name: float(values[0]), "ci95": [float(lo), float(hi)]}

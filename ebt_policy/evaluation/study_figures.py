@@ -220,6 +220,28 @@ def thinking(thoughts: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@styled
+def scaling_lines(result: Mapping[str, Any]) -> Figure:
+    """Held-out loss over an axis and over training FLOPs, with the fitted lines, of `scaling`."""
+    figure = blank(9.5, 3.8)
+    over_axis, over_flops = figure.subplots(1, 2, sharey=True)
+    for colour, (name, found) in zip(PALETTE, result["models"].items(), strict=False):
+        points = found["points"]
+        means, low, high = _bands([point["loss"] for point in points])
+        for ax, what in ((over_axis, "x"), (over_flops, "flops")):
+            x = np.array([point[what] for point in points])
+            error = np.array([np.subtract(means, low), np.subtract(high, means)])
+            ax.errorbar(x, means, error, fmt="o", color=colour, markersize=4, label=name)
+            order = np.log(x)
+            ax.plot(x, np.poly1d(np.polyfit(order, means, 1))(order), color=colour, linewidth=1)
+    for ax, label in ((over_axis, result["label"]), (over_flops, "FLOPs of training")):
+        ax.set_xscale("log")
+        ax.set_xlabel(label)
+    over_axis.set_ylabel("held-out loss, nats")
+    over_axis.legend()
+    return figure
+
+
 def _bands(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
     low, high = np.array([entry["ci95"] for entry in entries]).T
     return [entry["mean"] for entry in entries], low, high

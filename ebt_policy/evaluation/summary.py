@@ -246,17 +246,22 @@ def markdown_table(comparison: Mapping[str, Any]) -> str:
     text = markdown(header, rows, left=1)
     text += f"\n{interval_note(comparison)}\n"
     if comparison["paired"]:
-        pairs = [
-            (p["a"], p["b"], p["metric"], format_interval(p["diff"], p["ci95"], signed=True))
-            for p in comparison["paired"]
-        ]
         text += "\nPaired differences over the same seeds, a - b:\n\n"
-        text += markdown(("a", "b", "metric", "difference"), pairs, left=3)
+        text += paired_table(comparison["paired"])
     unpaired = unpaired_names(comparison)
     if unpaired:
         text += "\nNot paired, since the task or the seeds differ: "
         text += "; ".join(f"{_cell(a)} and {_cell(b)}" for a, b in unpaired) + ".\n"
     return text
+
+
+def paired_table(paired: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown of differences ``{a, b, metric, diff, ci95}``."""
+    rows = [
+        (p["a"], p["b"], p["metric"], format_interval(p["diff"], p["ci95"], signed=True))
+        for p in paired
+    ]
+    return markdown(("a", "b", "metric", "difference"), rows, left=3)
 
 
 def unpaired_names(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
