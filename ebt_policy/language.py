@@ -34,7 +34,8 @@ from ebt_policy.evaluation.summary import (
     paired_table,
     write_atomic,
 )
-from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
+from ebt_policy.models.masked import MaskedModel
+from ebt_policy.models.text import EnergyLanguageModel, TextModel
 from ebt_policy.options import ConfigError
 
 console = Console()
@@ -55,7 +56,7 @@ def batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor
 
 
 def held_out_surprisal(
-    model: LanguageModel, windows: TokenWindows, most: int | None = None
+    model: TextModel, windows: TokenWindows, most: int | None = None
 ) -> torch.Tensor:
     """-log p of every token of held-out windows, nats: (windows, S)."""
     generator = torch.Generator().manual_seed(0)
@@ -64,6 +65,27 @@ def held_out_surprisal(
         tokens = windows.gather(index)["tokens"]
         found.append(model.surprisal(tokens, generator).detach().cpu())
     return torch.cat(found)
+
+
+def habits(model: MaskedModel, windows: TokenWindows, most: int | None = None) -> dict[str, float]:
+    """What a model fills in on held-out windows, by its most likely tokens.
+
+    Returns ``accuracy``, ``largest_share``, the part of the masked places taken by the token that
+    it fills in most often, and ``true_largest_share``, by the most frequent one in truth.
+    """
+    generator = torch.Generator().manual_seed(0)
+    filled, truth = [], []
+    for index in batches(windows, most):
+        tokens = windows.gather(index)["tokens"]
+        places = model.places(tokens, generator)
+        filled.append(model.fill(tokens, places, generator).argmax(-1).flatten())
+        truth.append(tokens.gather(1, places).flatten())
+    guessed, true = torch.cat(filled), torch.cat(truth)
+    return {
+        "accuracy": float((guessed == true).float().mean()),
+        "largest_share": float(guessed.bincount().max() / len(guessed)),
+        "true_largest_share": float(true.bincount().max() / len(true)),
+    }
 
 
 def evaluate_language(
@@ -95,6 +117,10 @@ def evaluate_language(
                 bar.advance(task)
             found[text] = np.stack(losses)
             entries.append(_summary(text, models, found[text], about, command))
+            masked = [model for model in models if isinstance(model, MaskedModel)]
+            if masked:
+                each = [habits(model, windows, MOST) for model in masked]
+                entries[-1]["habits"] = {k: [one[k] for one in each] for k in each[0]}
             if isinstance(models[0], EnergyLanguageModel):
                 thoughts[text] = _thoughts(models, windows)
                 entries[-1]["thinking"] = thoughts[text]
@@ -110,9 +136,9 @@ def evaluate_language(
     return result
 
 
-def _load(text: str, device: torch.device) -> list[LanguageModel]:
+def _load(text: str, device: torch.device) -> list[TextModel]:
     path, changes = parse_checkpoint(text)
-    models = [LanguageModel.from_checkpoint(run, device) for run in matching_runs(path)]
+    models = [TextModel.from_checkpoint(run, device) for run in matching_runs(path)]
     if not models:
         raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
     for model in models:
@@ -121,7 +147,7 @@ def _load(text: str, device: torch.device) -> list[LanguageModel]:
 
 
 def held_out(
-    model: LanguageModel, corpus: str | None, device: torch.device
+    model: TextModel, corpus: str | None, device: torch.device
 ) -> tuple[TokenWindows, dict[str, Any]]:
     """Windows of the text that a model did not learn from, or of another, and what it is.
 
@@ -144,7 +170,7 @@ def held_out(
 
 
 def _summary(
-    name: str, models: list[LanguageModel], losses: np.ndarray, about: dict[str, Any], command: str
+    name: str, models: list[TextModel], losses: np.ndarray, about: dict[str, Any], command: str
 ) -> dict[str, Any]:
     model, loss = models[0], mean_ci(losses)
     trained = [m.config.get("trained", {}) for m in models]

@@ -37,7 +37,7 @@ from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
 from ebt_policy.language import MOST, held_out, held_out_surprisal
-from ebt_policy.models.text import LanguageModel
+from ebt_policy.models.text import TextModel
 from ebt_policy.options import ConfigError, options
 
 console = Console()
@@ -45,7 +45,7 @@ console = Console()
 # The trainer's setting that each axis moves, its places, and what is shown.
 AXES = {
     "data": ("train.steps", "500,1000,2000,4000", "tokens of training"),
-    "batch": ("train.batch_size", "4,8,16,32", "sequences in a batch"),
+    "batch": ("train.batch_size", "2,4,8,16", "sequences in a batch"),
     "depth": ("size.layers", "1,2,4,8", "layers"),
     "width": ("size.width", "16,32,64,128", "width"),
     "params": ("size", "4xs,3xs,2xs,xs", "parameters"),
@@ -53,9 +53,10 @@ AXES = {
 }
 BASE = {
     "size": "2xs",
+    "size.layers": "2",
     "task.tokenizer": "char",
     "task.context": "64",
-    "train.batch_size": "16",
+    "train.batch_size": "8",
     "train.minutes": "null",
     "train.steps": "1000",
     "train.lr": "2e-3",
@@ -121,6 +122,8 @@ def parse(arguments: Sequence[str]) -> tuple[Study, dict[str, str]]:
     study = options(Study, given, "the scaling study")
     name, places, _ = AXES[study.axis]
     settings = {"task": "text", **BASE, name: places, **rest}
+    if name == "size":  # a size of the dial has its own layers
+        settings.pop("size.layers")
     for taken in ("model", "seed", "run_dir", "resume"):
         if taken in rest:
             raise ConfigError(f"{taken}=... is what the study sets; leave it out.")
@@ -181,7 +184,7 @@ class _FlopCounter(TorchDispatchMode):
         return out
 
 
-def training_flops(model: LanguageModel, windows: TokenWindows) -> float:
+def training_flops(model: TextModel, windows: TokenWindows) -> float:
     """FLOPs of one training update: those of all matrix products, counted while it runs."""
     size = model.config["train"]["batch_size"]
     batch = model.draw(windows.gather(torch.arange(size) % len(windows)))
@@ -195,7 +198,7 @@ def point(study: Study, place: str, runs: Sequence[Path], device: torch.device) 
     """What some runs' held-out loss and training were; losses are kept beside the runs."""
     losses = []
     for run in runs:
-        model = LanguageModel.from_checkpoint(run, device)
+        model = TextModel.from_checkpoint(run, device)
         windows, _ = held_out(model, None, device)
         kept = run / "held_out.npy"
         if not kept.exists():
@@ -224,7 +227,7 @@ def scaling(arguments: Sequence[str]) -> dict[str, Any]:
         for name, place, runs in todo:
             points[name].append(point(study, place, runs, device))
             bar.advance(task)
-    text = LanguageModel.from_checkpoint(todo[0][2][0]).config["task"]
+    text = TextModel.from_checkpoint(todo[0][2][0]).config["task"]
     result = {
         "axis": study.axis,
         "label": AXES[study.axis][2],

@@ -184,8 +184,8 @@ def without_what_is_not_theirs(
         ConfigError: such a section was asked for.
     """
     unused = []
-    if config["model"]["name"] not in ("ebt", "refiner"):
-        unused.append(("objective", "model=ebt alone"))
+    if config["model"]["name"] not in ("ebt", "refiner", "masked_ebt"):
+        unused.append(("objective", "models that descend"))
     if "vision" in config and not config["task"].get("cameras"):
         unused.append(("vision", "tasks with cameras"))
     for section, whose in unused:

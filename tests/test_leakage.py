@@ -15,7 +15,7 @@ import torch
 from ebt_policy.data.tokenizer import make_tokenizer
 from ebt_policy.energy import descend
 from ebt_policy.energy.attention import Attention
-from ebt_policy.energy.causal import Observed
+from ebt_policy.energy.sequences import Observed
 from ebt_policy.models import build_language_model
 from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
 
@@ -191,12 +191,12 @@ def see_each_other(monkeypatch):
 
 def observe_backwards(monkeypatch):
     """The observed stream is not causal."""
-    causal = Attention.causal
+    ordered = Attention.ordered
 
-    def leaky(self, x, turns, past=None):
-        return causal(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past)
+    def leaky(self, x, turns, past=None, causal=True):
+        return ordered(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, causal)
 
-    monkeypatch.setattr(Attention, "causal", leaky)
+    monkeypatch.setattr(Attention, "ordered", leaky)
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])

@@ -22,7 +22,12 @@ from ebt_policy.data.questions import QUESTIONS
 from ebt_policy.data.text import TextError, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.data.tokenizer import UNKNOWN, make_tokenizer
 from ebt_policy.models.base import CheckpointError
-from ebt_policy.models.text import EnergyLanguageModel, LanguageModel, negative_entropy
+from ebt_policy.models.text import (
+    EnergyLanguageModel,
+    LanguageModel,
+    MeanEmbedding,
+    negative_entropy,
+)
 from ebt_policy.options import ConfigError
 from ebt_policy.train import main, of_its_kind, train
 
@@ -247,7 +252,9 @@ def test_characters_of_several_bytes_are_written_whole():
 
 
 def free_energy(model, observed, logits):
-    return model.energy(observed)(model._seen(logits), None) + negative_entropy(logits)
+    return model.energy(observed)(
+        MeanEmbedding(model.embedding).seen(logits), None
+    ) + negative_entropy(logits)
 
 
 def test_the_lowest_of_several_guesses_is_taken():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ebt_policy.energy.causal import Observed
 from ebt_policy.energy.gradient import Update
+from ebt_policy.energy.sequences import Observed
 from ebt_policy.models.text import EnergyLanguageModel, Thinking
 from ebt_policy.options import ConfigError
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ebt_policy.energy.causal import CausalTransformer, Observed
 from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.objectives import surprisal
+from ebt_policy.energy.sequences import CausalTransformer, Observed
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.text import LanguageModel
 

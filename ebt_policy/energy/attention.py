@@ -73,18 +73,19 @@ class Attention(nn.Module):
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
         return (q, k, v) if turns is None else (rotate(q, turns), rotate(k, turns), v)
 
-    def causal(
-        self, x: Tensor, turns: Turns, past: KeysValues | None = None
+    def ordered(
+        self, x: Tensor, turns: Turns, past: KeysValues | None = None, causal: bool = True
     ) -> tuple[Tensor, KeysValues]:
-        """Tokens x (B, Q, D) see themselves, those before them, and the past -> (B, Q, D), and all
-        keys and values."""
+        """Tokens x (B, Q, D) of a sequence see themselves, those before them (without ``causal``
+        those behind, too), and the past -> (B, Q, D), and all keys and values."""
         q, k, v = self._project(x, turns)
         mask = None
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
             later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
             mask = later.tril(k.shape[2] - q.shape[2])
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past is None)
+        causal = causal and past is None
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(merge_heads(seen)), (k, v)
 
     def apart(self, x: Tensor, turns: Turns, past: KeysValues, hidden: Tensor | None) -> Tensor:

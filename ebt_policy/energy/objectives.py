@@ -10,6 +10,7 @@ landscape it made is to be descended at inference.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,13 +78,24 @@ class Space:
         zeros = torch.zeros(1, 1, self.numbers, device=target.device, dtype=dtype)
         return zeros.expand(*target.shape, -1)
 
+    def clean(self, target: Tensor) -> Tensor:
+        """The candidate that is its target: of an index, logits that leave others 1/V in all."""
+        if self.numbers is None:
+            return target
+        return 2 * math.log(self.numbers) * F.one_hot(target, self.numbers).float()
+
 
 EUCLIDEAN = Space()
 
 
 def surprisal(logits: Tensor, target: Tensor) -> Tensor:
-    """-log p of targets (B, U) under candidates (B, U, V): their cross-entropy, nats."""
-    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    """-log p of targets (B, U) under candidates (B, U, V): their cross-entropy, nats.
+
+    Of units that hold several, (B, U, K) and (B, U, K, V), the mean.
+    """
+    losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+    losses = losses.view_as(target)
+    return losses if losses.ndim == 2 else losses.flatten(2).mean(-1)
 
 
 class Objective(nn.Module, ABC):
@@ -237,27 +249,43 @@ class S1(Objective):
         step_size: initial a.
         start: standard deviation of n; 0 for candidates that all start alike.
         told: tell the energy how many of the N steps are done.
+        corrupted: part of the candidates that start from their target instead, corrupted to a
+            random level: the landscape is then learned around the data, too.
     """
 
     def __init__(
-        self, steps: int = 2, step_size: float = 1.0, start: float = 1.0, told: bool = False
+        self,
+        steps: int = 2,
+        step_size: float = 1.0,
+        start: float = 1.0,
+        told: bool = False,
+        corrupted: float = 0.0,
     ) -> None:
         super().__init__()
         _require(steps >= 1, "steps", "at least 1", steps)
         _require(step_size > 0, "step_size", "positive", step_size)
         _require(start >= 0, "start", "0 or more", start)
-        self.steps, self.start = steps, start
+        _require(0 <= corrupted <= 1, "corrupted", "in [0, 1]", corrupted)
+        self.steps, self.start, self.corrupted = steps, start, corrupted
         self.level_conditioned = told  # type: ignore[misc]  # set for each instance, read-only
         self.step_size = nn.Parameter(torch.tensor(float(step_size)))
 
     def draw(self, target: Tensor) -> dict[str, Any]:
-        # What is nothing but zeros is made where it is needed.
-        return {"normal": torch.randn_like(self.space.empty(target))} if self.start else {}
+        if not self.start and not self.corrupted:
+            return {}  # what is nothing but zeros is made where it is needed
+        normal = torch.randn_like(self.space.empty(target))
+        start = self.start * normal
+        if self.corrupted:
+            level, which = torch.rand(2, *target.shape[:2], device=target.device)
+            near = corrupt(self.space.clean(target), normal, level)
+            which = which.reshape(*which.shape, *(1 for _ in normal.shape[2:]))
+            start = torch.where(which < self.corrupted, near, start)
+        return {"normal": start}
 
     def forward(
         self, energy: EnergyFn, target: Tensor, draws: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        start = self.start * draws["normal"] if self.start else self.space.empty(target)
+        start = draws["normal"] if draws else self.space.empty(target)
         found = descend(
             energy,
             start,
@@ -277,7 +305,7 @@ class S1(Objective):
         chosen: dict[str, Any] = {
             "step_size": size.clamp(min=1e-4),
             "mirror": self.space.mirror,
-            "zero_start": self.start == 0,
+            "zero_start": self.start == 0 and not (learned and self.corrupted),
         }
         if self.level_conditioned:
             # Past the steps that it was trained for, the last one is repeated.

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from ebt_policy.data.text import Corpus, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.data.tokenizer import make_tokenizer
 from ebt_policy.jobs.job import Built, Job
-from ebt_policy.language import evaluate_language, held_out_surprisal
+from ebt_policy.language import evaluate_language, habits, held_out_surprisal
 from ebt_policy.models import build_language_model
-from ebt_policy.models.text import LanguageModel
+from ebt_policy.models.masked import MaskedModel
+from ebt_policy.models.text import TextModel
 from ebt_policy.options import ConfigError, options
 from ebt_policy.training.trainer import TrainConfig
 
@@ -100,10 +101,13 @@ class TextJob(Job):
         note = f"{len(self.tokens['train']):,} tokens of {model.vocabulary:,} kinds"
         return Built(model.to(device), windows, self.held_out, note)
 
-    def tryout(self, model: LanguageModel) -> dict[str, float]:
+    def tryout(self, model: TextModel) -> dict[str, float]:
         assert self.held_out is not None
         found = held_out_surprisal(model, self.held_out, self.evaluation.windows)
-        return {"held_out_loss": float(found.mean())}
+        seen = {"held_out_loss": float(found.mean())}
+        if isinstance(model, MaskedModel):  # such models are known to fill in one word everywhere
+            seen |= habits(model, self.held_out, self.evaluation.windows)
+        return seen
 
     def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
         if self.evaluation.final:

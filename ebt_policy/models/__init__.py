@@ -19,7 +19,7 @@ from ebt_policy.options import ConfigError, options
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from ebt_policy.models.text import LanguageModel
+    from ebt_policy.models.text import TextModel
 
 __all__ = [
     "POLICIES",
@@ -48,6 +48,8 @@ LANGUAGE_MODELS = {
     "ebt": "ebt_policy.models.text:EnergyLanguageModel",
     "refiner": "ebt_policy.baselines.refiner:Refiner",
     "transformer_pp": "ebt_policy.baselines.transformer_pp:TransformerPP",
+    "masked_ebt": "ebt_policy.models.masked:MaskedEnergyModel",
+    "bert": "ebt_policy.baselines.bert:Bert",
 }
 
 
@@ -75,8 +77,8 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     return _built(build, given, config)
 
 
-def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> LanguageModel:
-    """Build an untrained language model.
+def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextModel:
+    """Build an untrained model of text.
 
     Args:
         config: sections ``task`` with its ``context``, ``size`` (see `Size`), ``model`` with its

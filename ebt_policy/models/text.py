@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,39 +19,70 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ebt_policy.energy import Descent, Mirror, descend
-from ebt_policy.energy.causal import CausalTransformer, Observed
 from ebt_policy.energy.gradient import EnergyFn, Product
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective, Space, surprisal
+from ebt_policy.energy.sequences import CausalTransformer, Observed
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.base import CheckpointError, Model, reading
 from ebt_policy.models.landscape import LandscapeModel
 from ebt_policy.options import ConfigError, options
 
 
-class LanguageModel(Model):
-    """Base of all language models: the observed stream, an embedding that is its output map, too.
+class TextModel(Model):
+    """Base of all models of text: a tokenizer, and an embedding that is the output map, too.
 
     Args:
         tokenizer: of its text.
         context: S, the longest sequence.
-        net: the network; its observed stream serves every language model.
+        width: D.
     """
 
     files = ("tokenizer.json",)
 
-    def __init__(self, tokenizer: Tokenizer, context: int, net: CausalTransformer) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: int, width: int) -> None:
         super().__init__()
         if context < 1:
             raise ConfigError(f"task.context must be at least 1, got {context}.")
-        self.tokenizer, self.context, self.net = tokenizer, context, net
+        self.tokenizer, self.context = tokenizer, context
         self.vocabulary = tokenizer.get_vocab_size()
-        self.embedding = nn.Embedding(self.vocabulary, net.width)
+        self.embedding = nn.Embedding(self.vocabulary, width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     @property
     def keys(self) -> tuple[str, ...]:
         return ("tokens",)
+
+    @abstractmethod
+    def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
+        """-log p of the tokens (B, S + 1) that it predicts: (B, ...), nats."""
+
+    def _write(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+        from ebt_policy.models import build_language_model  # the registry stands on this module
+
+        with reading(folder / "tokenizer.json"):
+            try:
+                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # the library's own errors share no base
+                raise CheckpointError(f"{folder}/tokenizer.json is damaged ({error}).") from error
+        return build_language_model(config, tokenizer)
+
+
+class LanguageModel(TextModel):
+    """Base of models that predict what comes next: they share the observed stream.
+
+    Args:
+        tokenizer, context: as in `TextModel`.
+        net: the network.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: int, net: CausalTransformer) -> None:
+        super().__init__(tokenizer, context, net.width)
+        self.net = net
 
     def observe(self, tokens: Tensor, before: Observed | None = None) -> Observed:
         """Tokens (B, S), after those observed before."""
@@ -103,20 +134,6 @@ class LanguageModel(Model):
                 yield text[told:]
                 told = len(text)
 
-    def _write(self, folder: Path) -> None:
-        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
-
-    @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
-        from ebt_policy.models import build_language_model  # the registry stands on this module
-
-        with reading(folder / "tokenizer.json"):
-            try:
-                tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            except Exception as error:  # the library's own errors share no base
-                raise CheckpointError(f"{folder}/tokenizer.json is damaged ({error}).") from error
-        return build_language_model(config, tokenizer)
-
 
 def _draw(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
@@ -153,9 +170,39 @@ class Thinking:
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """-H of the distributions of logits (B, U, V): (B, U), nats."""
+    """-H of the distributions of logits (B, U, V): (B, U), nats; the sum of a unit's several."""
     log_p = logits.log_softmax(-1)
-    return (log_p.exp() * log_p).sum(-1)
+    return (log_p.exp() * log_p).flatten(2).sum(-1)
+
+
+class MeanEmbedding:
+    """Where the energy sees distributions over tokens: their mean embedding.
+
+    Args:
+        embedding: of the tokens.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        self.embedding = embedding
+
+    @property
+    def mirror(self) -> Mirror:
+        """Of candidates that are logits; the potential makes their energy a free energy."""
+        return Mirror(self.seen, self.moved, negative_entropy)
+
+    def seen(self, logits: Tensor) -> Tensor:
+        """The mean embedding (B, U, D) under the distributions of logits (B, U, V), measured from
+        that of a guess that says nothing."""
+        weight = self.embedding.weight
+        if not any(logits.stride()[:-1]):  # all alike
+            seen = (logits[0, 0].softmax(-1) @ weight).expand(*logits.shape[:-1], -1)
+        else:
+            seen = logits.softmax(-1) @ weight
+        return seen - weight.mean(dim=0)
+
+    def moved(self, slope: Tensor) -> Tensor:
+        """The gradient in the distribution (B, U, V) from that in the mean embedding (B, U, D)."""
+        return F.linear(slope, self.embedding.weight)
 
 
 class EnergyLanguageModel(LandscapeModel, LanguageModel):
@@ -192,27 +239,13 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         net = CausalTransformer(size, guess_layers=guess_layers, level=told)
         super().__init__(tokenizer, context, net)
         self.objective = objective
-        mirror = Mirror(self._seen, self._moved, negative_entropy)
+        mirror = MeanEmbedding(self.embedding).mirror
         objective.space = Space(surprisal, mirror, self.vocabulary)
         self.inference = options(Thinking, inference, "model.inference")
         self.configure_inference()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["tokens"][:, 1:]
-
-    def _seen(self, logits: Tensor) -> Tensor:
-        """The mean embedding (B, U, D) under the distributions of logits (B, U, V), measured from
-        that of a guess that says nothing."""
-        weight = self.embedding.weight
-        if logits.stride()[:2] == (0, 0):  # all alike
-            seen = (logits[:1, :1].softmax(-1) @ weight).expand(*logits.shape[:2], -1)
-        else:
-            seen = logits.softmax(-1) @ weight
-        return seen - weight.mean(dim=0)
-
-    def _moved(self, slope: Tensor) -> Tensor:
-        """The gradient in the distribution (B, U, V) from that in the mean embedding (B, U, D)."""
-        return F.linear(slope, self.embedding.weight)
 
     def energy(self, observed: Observed) -> EnergyFn:
         """Of mean embeddings (B, U, D), given what was observed."""
@@ -232,11 +265,8 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         return descend(
             self.energy(observed),
             init,
-            steps=how.steps,
-            candidates=how.candidates,
-            stop_grad_norm=how.stop_grad_norm,
-            only_down=how.only_down,
             generator=generator,
+            **asdict(how),
             **self.objective.descent_options(how.steps),
         )
 

@@ -1,4 +1,4 @@
-"""The transformer of sequences: what was observed, and a guess of what comes next at each place.
+"""Transformers of sequences: what was observed, and a guess of what comes next at each place.
 
 Shapes: B batch, S observed tokens, U units (guesses), M guesses a place, D width.
 
@@ -7,7 +7,8 @@ causal transformer (the Llama recipe: RMSNorm, rotary positions, SwiGLU, no bias
 prediction; generation goes on from its keys and values. The *guess* stream has M guesses of the
 token after each of the last U/M places. A guess sees the observed tokens up to its place and
 itself, no later token and no other guess, so that each has an energy of its own. It starts from
-what the observed stream made of its place, so that few blocks serve it.
+what the observed stream made of its place, so that few blocks serve it. For text of which some
+tokens are to be filled in there is one stream, in both directions.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Observed(NamedTuple):
         return self.keys_values[0][0].shape[2]
 
 
-class CausalBlock(nn.Module):
+class SequenceBlock(nn.Module):
     """Pre-norm block for both streams; guesses may be told a level (adaLN, Peebles & Xie 2023)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -55,10 +56,10 @@ class CausalBlock(nn.Module):
         self.mlp = GatedFeedForward(width)
 
     def observe(
-        self, x: Tensor, positions: Turns, past: KeysValues | None
+        self, x: Tensor, positions: Turns, past: KeysValues | None = None, causal: bool = True
     ) -> tuple[Tensor, KeysValues]:
         """Tokens (B, Q, D) -> (B, Q, D), and all keys and values."""
-        seen, keys_values = self.attention.causal(self.norm1(x), positions, past)
+        seen, keys_values = self.attention.ordered(self.norm1(x), positions, past, causal)
         x = x + seen
         return x + self.mlp(self.norm2(x)), keys_values
 
@@ -75,6 +76,44 @@ class CausalBlock(nn.Module):
         seen = self.norm1(x) * (1 + scale1) + shift1
         x = x + (1 + gate1) * self.attention.apart(seen, positions, past, hidden)
         return x + (1 + gate2) * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+def initialize(module: nn.Module, layers: int) -> None:
+    """As GPT-2: what is added to the residual stream shrinks with the depth."""
+    for name, matrix in module.named_parameters():
+        if matrix.ndim == 2 and "level_in" not in name and "changes" not in name:
+            added = name.endswith("out.weight")
+            nn.init.normal_(matrix, std=0.02 / (2 * layers) ** 0.5 if added else 0.02)
+
+
+def turns_of(start: int, stop: int, like: Tensor, head_width: int) -> Turns:
+    """Those of the places from ``start`` to ``stop``, in the numbers of a tensor ``like``."""
+    cos, sin = turns(torch.arange(start, stop, device=like.device), head_width)
+    return cos.to(like.dtype), sin.to(like.dtype)
+
+
+class BidirectionalTransformer(nn.Module):
+    """One stream of the same blocks, in which all tokens see all.
+
+    Args:
+        size: the size dial.
+    """
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.width, self.head_width = size.width, size.width // size.heads
+        self.blocks = nn.ModuleList(
+            SequenceBlock(size.width, size.heads) for _ in range(size.layers)
+        )
+        self.norm = nn.RMSNorm(size.width)
+        initialize(self, size.layers)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        at = turns_of(0, tokens.shape[1], tokens, self.head_width)
+        for block in self.blocks:
+            tokens, _ = block.observe(tokens, at, causal=False)  # type: ignore[operator]
+        return self.norm(tokens)
 
 
 class CausalTransformer(nn.Module):
@@ -106,7 +145,7 @@ class CausalTransformer(nn.Module):
         width = size.width
         self.width, self.heads = width, size.heads
         self.guess_layers = guess_layers or size.layers
-        self.blocks = nn.ModuleList(CausalBlock(width, size.heads) for _ in range(size.layers))
+        self.blocks = nn.ModuleList(SequenceBlock(width, size.heads) for _ in range(size.layers))
         self.norm = nn.RMSNorm(width)
         if guesses:
             # Guesses are embedded as tokens are; at first what is known weighs as much.
@@ -121,22 +160,12 @@ class CausalTransformer(nn.Module):
             self.changes = nn.Parameter(torch.zeros(self.guess_layers, 6 * width))
             nn.init.normal_(last.weight, std=0.02)
             nn.init.zeros_(last.bias)
-        for name, matrix in self.named_parameters():
-            if matrix.ndim == 2 and "level_in" not in name and "changes" not in name:
-                # As GPT-2: what is added to the residual stream shrinks with the depth.
-                added = name.endswith("out.weight")
-                std = 0.02 / (2 * size.layers) ** 0.5 if added else 0.02
-                nn.init.normal_(matrix, std=std)
-
-    def _turns(self, start: int, stop: int, like: Tensor) -> Turns:
-        places = torch.arange(start, stop, device=like.device)
-        cos, sin = turns(places, self.width // self.heads)
-        return cos.to(like.dtype), sin.to(like.dtype)
+        initialize(self, size.layers)
 
     def observe(self, tokens: Tensor, before: Observed | None = None) -> Observed:
         """Tokens (B, S, D), after those that were observed before."""
         start = 0 if before is None else before.length
-        at = self._turns(start, start + tokens.shape[1], tokens)
+        at = turns_of(start, start + tokens.shape[1], tokens, self.width // self.heads)
         pasts = [None] * len(self.blocks) if before is None else before.keys_values
         h, keys_values = tokens, []
         for block, past in zip(self.blocks, pasts, strict=True):
@@ -163,7 +192,8 @@ class CausalTransformer(nn.Module):
                 f"guesses must be (B, M * {places}, {self.width}), got {tuple(guesses.shape)}."
             )
         many, length = units // places, observed.length
-        at = self._turns(length - places + 1, length + 1, guesses)  # of what is guessed
+        first = length - places + 1  # of what is guessed
+        at = turns_of(first, length + 1, guesses, self.width // self.heads)
         hidden = None
         if places > 1:
             seen = torch.ones(places, length, dtype=torch.bool, device=guesses.device)

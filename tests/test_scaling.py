@@ -1,0 +1,161 @@
+"""Scaling studies: the fit, the settings, the grid; and what may go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_text import TEXT
+
+from ebt_policy import scaling
+from ebt_policy.data.text import TokenWindows
+from ebt_policy.evaluation.scaling_law import Point, scaling_law
+from ebt_policy.options import ConfigError
+
+SMALL = (
+    "task.context=8", "size.width=16", "size.heads=2", "train.steps=4", "train.batch_size=2",
+    "train.warmup_steps=2", "device=cpu", "size.layers=1,2", "seeds=2",
+)  # fmt: skip
+
+
+def points(rate: float, level: float, flops: float = 1.0, noise: float = 0.0, seed: int = 0):
+    """Runs that follow a power law, at 1, 2, 4, 8."""
+    rng = np.random.default_rng(seed)
+    return [
+        Point(x, flops * x, 10 * x, level - rate * math.log(x) + noise * rng.normal(size=(3, 20)))
+        for x in (1, 2, 4, 8)
+    ]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.floats(0.05, 1.0), st.floats(0.05, 1.0), st.floats(-1, 1))
+def test_a_power_law_is_found(rate, base_rate, above):
+    found = scaling_law({"a": points(rate, 3 + above), "b": points(base_rate, 3)})
+    a = found["a"]
+    assert a["rate"]["mean"] == pytest.approx(rate, rel=1e-6)
+    assert a["ratio"]["mean"] == pytest.approx(rate / base_rate, rel=1e-6)
+    lead = (base_rate - rate) * math.log(8) / 2
+    assert a["same_place"]["mean"] == pytest.approx(above + lead, abs=1e-6)
+    assert a["equal_flops"]["mean"] == pytest.approx(above + lead, abs=1e-6)
+    assert found["b"]["ratio"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+
+
+def test_intervals_hold_what_made_the_losses_and_grow_with_the_noise():
+    widths = []
+    for noise in (0.01, 0.1):
+        law = scaling_law({"a": points(0.3, 3, noise=noise), "b": points(0.2, 3, noise=noise)})
+        low, high = law["a"]["rate"]["ci95"]
+        assert low < 0.3 < high
+        widths.append(high - low)
+    assert widths[1] > 5 * widths[0]
+
+
+def test_what_costs_more_is_compared_at_the_same_cost():
+    """Four times the FLOPs at each place: the lines meet in the middle of what both span."""
+    law = scaling_law({"a": points(0.2, 3, flops=4), "b": points(0.2, 3)})["a"]
+    assert law["same_place"]["mean"] == pytest.approx(0.0)
+    assert law["equal_flops"]["flops"] == pytest.approx(math.sqrt(4 * 8))
+    assert law["equal_flops"]["mean"] == pytest.approx(0.2 * math.log(4))
+    assert (
+        scaling_law({"a": points(0.2, 3, flops=100), "b": points(0.2, 3)})["a"]["equal_flops"]
+        is None
+    )
+
+
+def test_one_place_is_no_law():
+    with pytest.raises(ValueError, match="two places"):
+        scaling_law({"a": points(0.2, 3)[:1]})
+    with pytest.raises(ValueError, match="as many"):
+        scaling_law({"a": points(0.2, 3)[:2], "b": points(0.2, 3)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what is to grow"),
+        (["axis=height"], "axis must be one of data"),
+        (["axis=depth", "seeds=0"], "seeds must be at least 1"),
+        (["axis=depth", "seeds=two"], "seeds"),
+        (["axis=depth", "models=ebt,ebt"], "names one twice"),
+        (["axis=depth", "--multirun"], "write name=value"),
+        (["axis=depth", "seed=3"], "seed=... is what the study sets"),
+        (["axis=depth", "size.layers=2"], "needs several places"),
+        (["axis=depth", "size.width=16,32"], "size.width has several"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_clear_error(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        scaling.parse(arguments)
+
+
+def test_runs_are_named_by_what_the_axes_move():
+    """One folder of a run on all axes that it lies on."""
+    named = {}
+    for axis in scaling.AXES:
+        study, given = scaling.parse([f"axis={axis}", "seeds=1", "models=ebt"])
+        named[axis] = {place: run.name for _, place, (run,) in scaling.runs_of(study, given)}
+    assert named["depth"]["2"] == named["width"]["64"] == named["data"]["1000"]
+    assert named["depth"]["2"] == named["batch"]["8"] == "ebt-w64-l2-b8-n1000-seed0"
+    assert named["params"] == named["flops"] and len(set(named["params"].values())) == 4
+
+
+def test_flops_are_those_of_the_products():
+    """Of Transformer++: 2 for each weight and token, twice that again for the backward pass."""
+    from test_leakage import build
+
+    model = build("transformer_pp")
+    model.config = {"train": {"batch_size": 4}}
+    tokens = np.arange(40) % model.vocabulary
+    found = scaling.training_flops(model, TokenWindows(tokens, 8))
+    block = model.net.blocks[0]
+    width, layers = model.net.width, len(model.net.blocks)
+    weights = layers * sum(p.numel() for p in block.parameters() if p.ndim == 2)
+    weights += model.embedding.weight.numel()
+    attention = layers * 2 * 8 * width  # a query with each key, weights with each value
+    assert found == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        (),
+        pytest.param(
+            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), marks=pytest.mark.sweeps
+        ),
+        pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.sweeps),
+    ],
+)
+def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text(TEXT, "utf-8")
+    given = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL, *launcher]
+    result = scaling.scaling(given)
+    stored = json.loads((tmp_path / "results/scaling-depth/summary.json").read_text())
+    assert stored["models"] == json.loads(json.dumps(result["models"]))
+    ebt, base = result["models"]["ebt"], result["models"]["transformer_pp"]
+    assert [p["x"] for p in ebt["points"]] == [1, 2]
+    assert all(
+        a["flops"] > 2 * b["flops"] for a, b in zip(ebt["points"], base["points"], strict=True)
+    )
+    assert "level at equal FLOPs" in (tmp_path / "results/scaling-depth/table.md").read_text()
+    assert (tmp_path / "results/scaling-depth/scaling.svg").stat().st_size > 1000
+    assert len(list((tmp_path / "runs/scaling").iterdir())) == 8
+    (tmp_path / "runs/scaling/ebt-w16-l2-b2-n4-seed1/held_out.npy").unlink()
+    capfd.readouterr()
+    if not launcher:
+        assert scaling.scaling(given)["models"] == result["models"]
+        assert capfd.readouterr().out.count("resumed at step 4") == 8
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_ends_the_study(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a training failed"):
+        scaling.scaling(["axis=depth", "task.path=nothing.txt", *SMALL])
+    assert "there is no text at nothing.txt" in capfd.readouterr().err
