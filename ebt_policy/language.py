@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import ebt_policy
-from ebt_policy.data.text import TokenWindows, load_corpus, tokenized
-from ebt_policy.energy.objectives import surprisal
+from ebt_policy.data.text import TokenWindows
 from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
+from ebt_policy.evaluation.held_out import MOST, habits, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import save_figure, thinking
@@ -37,55 +37,9 @@ from ebt_policy.evaluation.summary import (
 from ebt_policy.models.masked import MaskedModel
 from ebt_policy.models.text import EnergyLanguageModel, TextModel
 from ebt_policy.options import ConfigError
+from ebt_policy.thinking import show_energies, study_thinking, thinking_table
 
 console = Console()
-BATCH = 16
-FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
-WIDER = (1, 2, 4, 8)  # guesses a place
-STUDIED = 64  # windows
-MOST = 2048  # windows, evenly spread, of a text that has more
-
-
-def batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor]:
-    """Indices of windows in batches: all of them, or some, evenly spread."""
-    count = len(windows)
-    chosen = torch.arange(count)
-    if most is not None and most < count:
-        chosen = torch.linspace(0, count - 1, most).long()
-    return list(chosen.split(BATCH))
-
-
-def held_out_surprisal(
-    model: TextModel, windows: TokenWindows, most: int | None = None
-) -> torch.Tensor:
-    """-log p of every token of held-out windows, nats: (windows, S)."""
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for index in batches(windows, most):
-        tokens = windows.gather(index)["tokens"]
-        found.append(model.surprisal(tokens, generator).detach().cpu())
-    return torch.cat(found)
-
-
-def habits(model: MaskedModel, windows: TokenWindows, most: int | None = None) -> dict[str, float]:
-    """What a model fills in on held-out windows, by its most likely tokens.
-
-    Returns ``accuracy``, ``largest_share``, the part of the masked places taken by the token that
-    it fills in most often, and ``true_largest_share``, by the most frequent one in truth.
-    """
-    generator = torch.Generator().manual_seed(0)
-    filled, truth = [], []
-    for index in batches(windows, most):
-        tokens = windows.gather(index)["tokens"]
-        places = model.places(tokens, generator)
-        filled.append(model.fill(tokens, places, generator).argmax(-1).flatten())
-        truth.append(tokens.gather(1, places).flatten())
-    guessed, true = torch.cat(filled), torch.cat(truth)
-    return {
-        "accuracy": float((guessed == true).float().mean()),
-        "largest_share": float(guessed.bincount().max() / len(guessed)),
-        "true_largest_share": float(true.bincount().max() / len(true)),
-    }
 
 
 def evaluate_language(
@@ -105,7 +59,10 @@ def evaluate_language(
     Raises:
         CheckpointError, ConfigError, TextError: before anything is computed.
     """
-    contestants = {text: _load(text, device) for text in checkpoints}
+    contestants = {
+        name: _load(text, device)
+        for name, text in zip(_names(checkpoints), checkpoints, strict=True)
+    }
     texts = {name: held_out(models[0], corpus, device) for name, models in contestants.items()}
     entries, thoughts, found = [], {}, {}
     with progress_bar() as bar:
@@ -122,18 +79,28 @@ def evaluate_language(
                 each = [habits(model, windows, MOST) for model in masked]
                 entries[-1]["habits"] = {k: [one[k] for one in each] for k in each[0]}
             if isinstance(models[0], EnergyLanguageModel):
-                thoughts[text] = _thoughts(models, windows)
+                thoughts[text] = study_thinking(models, windows)
                 entries[-1]["thinking"] = thoughts[text]
     result = {"entries": entries, "paired": _paired(found, texts)}
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-    table = language_table(result)
+    table = language_table(result) + thinking_table(result)
     write_atomic(output / "table.md", table)
     if thoughts:
         save_figure(thinking(thoughts), output / "thinking.svg")
     console.print(Markdown(table))
+    for name, found in thoughts.items():
+        if found["energies"]:
+            console.print(f"\nenergy of tokens, {name}, low to high:", markup=False)
+            console.print(show_energies(found["energies"]["tokens"]))
     console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
     return result
+
+
+def _names(checkpoints: Sequence[str]) -> list[str]:
+    """Of entries: the runs' own, if these differ."""
+    short = [text.rpartition("/")[2] for text in checkpoints]
+    return short if len(set(short)) == len(short) else list(checkpoints)
 
 
 def _load(text: str, device: torch.device) -> list[TextModel]:
@@ -144,29 +111,6 @@ def _load(text: str, device: torch.device) -> list[TextModel]:
     for model in models:
         model.configure_inference(**changes)
     return models
-
-
-def held_out(
-    model: TextModel, corpus: str | None, device: torch.device
-) -> tuple[TokenWindows, dict[str, Any]]:
-    """Windows of the text that a model did not learn from, or of another, and what it is.
-
-    Raises:
-        TextError: it cannot be had.
-    """
-    given = model.config["task"]["corpus"], model.config["task"]["path"]
-    if corpus is not None:
-        given = (None, corpus) if Path(corpus).exists() else (corpus, None)
-    text = load_corpus(*given)
-    part = "test" if "test" in text.parts else "validation"
-    tokens = tokenized(text.parts[part], model.tokenizer)
-    windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
-    return windows, {
-        "corpus": text.name,
-        "part": part,
-        "windows": min(len(windows), MOST),
-        "bytes_per_token": len(text.parts[part].encode()) / len(tokens),
-    }
 
 
 def _summary(
@@ -209,47 +153,6 @@ def _paired(
         if found[name].shape[1] == found[first].shape[1]
         and np.array_equal(texts[name][0].tokens, tokens)
     ]
-
-
-def _thoughts(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
-    """Surprisal over steps and guesses, and how energies of easy and hard tokens go down."""
-    longer, wider, energies = [], {}, None
-    how = models[0].inference
-    steps = FURTHER * how.steps
-    for model in models:
-        rows, generator = [], torch.Generator().manual_seed(0)
-        model.configure_inference(steps=steps, candidates=1)
-        for index in batches(windows, STUDIED):
-            tokens = windows.gather(index)["tokens"]
-            with torch.no_grad():
-                found = model.think(model.observe(tokens[:, :-1]), generator)
-            losses = torch.stack([surprisal(x, tokens[:, 1:]) for x in found.path])
-            rows.append(losses.mean(2).cpu())
-            if energies is None and len(found.path) == steps + 1:
-                energies = _by_difficulty(found.energies.cpu(), losses[-1].cpu())
-        longer.append(torch.cat(rows, dim=1).numpy())
-        for many in WIDER if getattr(model.objective, "start", 1.0) else ():
-            model.configure_inference(steps=how.steps, candidates=many)
-            wider.setdefault(many, []).append(
-                held_out_surprisal(model, windows, STUDIED).mean(1).numpy()
-            )
-        model.configure_inference(steps=how.steps, candidates=how.candidates)
-    return {
-        "trained_steps": how.steps,
-        "longer": [mean_ci(np.stack(each)) for each in zip(*longer, strict=True)],
-        "wider": [{"candidates": m, **mean_ci(np.stack(each))} for m, each in wider.items()],
-        "energies": energies,
-    }
-
-
-def _by_difficulty(energies: torch.Tensor, losses: torch.Tensor) -> dict[str, list[float]]:
-    """Mean energy (N + 1) above the last one of the third of easiest and of hardest tokens."""
-    order, third = losses.flatten().argsort(), losses.numel() // 3
-    flat = energies.flatten(1)
-    return {
-        name: (flat[:, chosen].mean(1) - flat[-1, chosen].mean()).tolist()
-        for name, chosen in (("easy tokens", order[:third]), ("hard tokens", order[-third:]))
-    }
 
 
 def language_table(result: dict[str, Any]) -> str:

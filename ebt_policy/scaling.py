@@ -32,11 +32,11 @@ from torch.utils.flop_counter import flop_registry
 import ebt_policy
 from ebt_policy.data.text import TokenWindows
 from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.evaluation.held_out import MOST, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
-from ebt_policy.language import MOST, held_out, held_out_surprisal
 from ebt_policy.models.text import TextModel
 from ebt_policy.options import ConfigError, options
 

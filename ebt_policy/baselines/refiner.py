@@ -19,6 +19,7 @@ class Refiner(EnergyLanguageModel):
     """See above; without an energy there is nothing to choose or to stop by."""
 
     name = "refiner"
+    has_energy = False
 
     def configure_inference(self, **changes: Any) -> None:
         super().configure_inference(**changes)

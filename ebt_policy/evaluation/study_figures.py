@@ -203,21 +203,26 @@ def thinking(thoughts: Mapping[str, Any]) -> Figure:
         means, low, high = _bands(found["longer"][1:])
         longer.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         longer.plot(x, means, "-o", color=colour, markersize=3.5, label=Path(name).name)
-        longer.axvline(found["trained_steps"], color=colour, linestyle=":", linewidth=1)
+        longer.axvline(found["steps"], color=colour, linestyle=":", linewidth=1)
         if found["wider"]:
             counts = [entry["candidates"] for entry in found["wider"]]
             means, low, high = _bands(found["wider"])
             wider.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
             wider.plot(counts, means, "-o", color=colour, markersize=3.5)
-        for style, (what, energies) in zip("-:", (found["energies"] or {}).items(), strict=False):
+        for style, (what, energies) in zip("-:", _descents(found), strict=False):
             label = f"{Path(name).name}, {what}"
             falls.plot(energies, style, color=colour, linewidth=1.6, label=label)
     longer.set(title="thinking longer", xlabel="steps", ylabel="nats a token")
     wider.set(title="thinking wider", xlabel="guesses, of which the lowest energy is taken")
     falls.set(title="energy above its end", xlabel="steps")
-    for ax in (longer, falls):
-        ax.legend(fontsize=7)
+    longer.legend(fontsize=7)
+    if falls.lines:
+        falls.legend(fontsize=7)
     return figure
+
+
+def _descents(found: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    return list(found["energies"]["descent"].items()) if found["energies"] else []
 
 
 @styled

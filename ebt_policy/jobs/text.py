@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 
 from ebt_policy.data.text import Corpus, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.data.tokenizer import make_tokenizer
+from ebt_policy.evaluation.held_out import habits, held_out_surprisal
 from ebt_policy.jobs.job import Built, Job
-from ebt_policy.language import evaluate_language, habits, held_out_surprisal
+from ebt_policy.language import evaluate_language
 from ebt_policy.models import build_language_model
 from ebt_policy.models.masked import MaskedModel
 from ebt_policy.models.text import TextModel

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -221,9 +221,13 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         guess_layers: as in `CausalTransformer`.
         inference: options of `Thinking`.
         objective: how the landscape is learned.
+
+    Attributes:
+        has_energy: False where a network gives the update itself.
     """
 
     name = "ebt"
+    has_energy: ClassVar[bool] = True
 
     def __init__(
         self,
