@@ -44,7 +44,7 @@ console = Console()
 
 # The trainer's setting that each axis moves, its places, and what is shown.
 AXES = {
-    "data": ("train.steps", "500,1000,2000,4000", "tokens of training"),
+    "data": ("train.steps", "250,500,1000,2000", "tokens of training"),
     "batch": ("train.batch_size", "2,4,8,16", "sequences in a batch"),
     "depth": ("size.layers", "1,2,4,8", "layers"),
     "width": ("size.width", "16,32,64,128", "width"),
