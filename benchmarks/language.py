@@ -10,21 +10,26 @@ repeated after a kill; on two cores it takes an hour.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.data.questions import QUESTIONS
+from ebt_policy.evaluation.summary import format_interval, markdown
 from ebt_policy.language import evaluate_language
 
 SIZE = ["size.width=128", "size.heads=4", "size.layers=4"]
-UPDATES = ["train.minutes=null", "train.steps=2000", "train.lr=1e-3"]
+UPDATES = ["train.minutes=null", "train.lr=1e-3"]
 CORPORA = {
     # nanoGPT's setting for a CPU, which publishes a validation loss of 1.88.
-    "tinyshakespeare": ["task.tokenizer=char", "task.context=64", "train.batch_size=12", *SIZE],
+    "tinyshakespeare": [
+        "task.tokenizer=char", "task.context=64", "train.batch_size=12", "train.steps=2000", *SIZE,
+    ],
     "wikitext2": [
-        "task.vocab_size=1024", "task.context=64", "train.batch_size=16", "size=xs",
+        "task.vocab_size=1024", "task.context=64", "train.batch_size=12", "train.steps=1500",
+        "size=xs",
     ],
 }  # fmt: skip
 OTHER_TEXTS = {"tinyshakespeare": [], "wikitext2": ["tinyshakespeare", *QUESTIONS]}
@@ -35,6 +40,78 @@ MODELS = {
     "refiner": ["model=refiner"],
     "ebt_s2": ["model=ebt", "objective=s2"],
 }
+ENTRIES = [*(name for name in MODELS if name != "ebt_s2"), "ebt_s2@steps=3"]  # it learns 2 to 3
+NAMES = {
+    "transformer_pp": "Transformer++",
+    "ebt": "energy, 2 steps",
+    "ebt_shallow": "energy, 2 steps, guesses through one block",
+    "refiner": "refiner, 2 steps",
+    "ebt_s2": "energy, System 2, 3 steps",
+}
+
+
+def _name(entry: str) -> str:
+    return NAMES[entry.partition("-seed")[0]]
+
+
+def quality(result: dict[str, Any], cost: dict[str, Any]) -> str:
+    """Held-out loss of all models, the difference to Transformer++, and what an update costs."""
+    times = {
+        entry["name"]: entry["times_transformer_pp"]
+        for entry in cost["entries"]
+        if entry["how"] == "compiled"
+    }
+    less = {one["b"]: one for one in result["paired"]}
+    rows = []
+    for entry in result["entries"]:
+        name, loss, perplexity = _name(entry["name"]), entry["loss"], entry["perplexity"]
+        ahead = ""
+        if one := less.get(entry["name"]):
+            low, high = one["ci95"]
+            ahead = format_interval(-one["diff"], (-high, -low), signed=True)
+        rows.append(
+            (
+                name,
+                f"{entry['params']:,}",
+                format_interval(loss["mean"], loss["ci95"]),
+                f"{perplexity['mean']:.2f}",
+                ahead,
+                f"{times[name]:.1f}x" if name in times else "",
+            )
+        )
+    header = (
+        "model", "parameters", "held-out loss, nats", "perplexity", "less Transformer++, nats",
+        "an update takes",
+    )  # fmt: skip
+    return markdown(header, rows, left=1)
+
+
+def other_texts(results: dict[str, Any]) -> str:
+    """Perplexity of all models on other texts than they learned from."""
+    names = [entry["name"] for entry in next(iter(results.values()))["entries"]]
+    rows = []
+    for corpus, result in results.items():
+        cells = []
+        for entry in result["entries"]:
+            low, high = entry["perplexity"]["ci95"]
+            cells.append(f"{entry['perplexity']['mean']:.1f} [{low:.1f}, {high:.1f}]")
+        rows.append((corpus, *cells))
+    return markdown(("perplexity", *map(_name, names)), rows, left=1)
+
+
+def thinking(results: dict[str, Any], which: str = "ebt_s2") -> str:
+    """What more steps and guesses make of a model's loss on several texts."""
+    rows, header = [], ("text", "perplexity")
+    for corpus, result in results.items():
+        entry = next(e for e in result["entries"] if e["name"].startswith(f"{which}-seed"))
+        found = entry["thinking"]
+        steps = {f"{k} steps": found["longer"][k] for k in (1, 2, 4, 6, 12)}
+        wide = {f"best of {one['candidates']}": one for one in found["wider"][1:]}
+        header = ("text", f"perplexity, {found['steps']} steps", *steps, *wide)
+        diffs = [one["against"] for one in (steps | wide).values()]
+        cells = (format_interval(d["diff"], d["ci95"], signed=True) for d in diffs)
+        rows.append((corpus, f"{math.exp(found['longer'][found['steps']]['mean']):.2f}", *cells))
+    return markdown(header, rows, left=1)
 
 
 def main() -> None:
@@ -48,7 +125,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for corpus in [None, *OTHER_TEXTS[given.corpus]]:
         results[corpus or given.corpus] = evaluate_language(
-            [str(folder / entry_of_runs(name)) for name in MODELS],
+            [str(folder / entry_of_runs(entry)) for entry in ENTRIES],
             corpus=corpus,
             output=folder / "evaluation" / (corpus or given.corpus),
             device=DEVICE,
