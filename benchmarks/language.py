@@ -107,6 +107,7 @@ def thinking(results: dict[str, Any], which: str = "ebt_s2") -> str:
         found = entry["thinking"]
         steps = {f"{k} steps": found["longer"][k] for k in (1, 2, 4, 6, 12)}
         wide = {f"best of {one['candidates']}": one for one in found["wider"][1:]}
+        wide["while the energy falls"] = found["adaptive"]
         header = ("text", f"perplexity, {found['steps']} steps", *steps, *wide)
         diffs = [one["against"] for one in (steps | wide).values()]
         cells = (format_interval(d["diff"], d["ci95"], signed=True) for d in diffs)

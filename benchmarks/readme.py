@@ -1,7 +1,7 @@
 """The tables and figures of the documents: ``python -m benchmarks.readme`` (``make results``).
 
 Reads ``docs/results/*.json``, rewrites what stands between the markers ``<!-- NAME:begin -->`` and
-``<!-- NAME:end -->`` of ``README.md`` and ``docs/experiments.md``, and draws the curves of
+``<!-- NAME:end -->`` of ``README.md`` and pages of ``docs``, and draws the curves of
 ``docs/assets``.
 """
 
@@ -14,15 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import language, masked_text
 from benchmarks.settings import RESULTS
 from ebt_policy.evaluation.study_figures import (
     delay_curves,
     energy_study,
     recovery_curves,
     save_figure,
+    scaling_lines,
 )
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 from ebt_policy.recovery import OVERALL
+from ebt_policy.scaling import scaling_table
+
+SCALED = ("data", "depth", "width")
 
 
 def _interval(value: dict[str, Any]) -> str:
@@ -222,17 +227,30 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "rollouts": lambda: rollouts(_stored("rollouts")),
         "delay": lambda: delay(_stored("delay")),
         "real_time": lambda: real_time(_stored("real_time")),
+        "language": lambda: language.quality(
+            _stored("language_tinyshakespeare")["tinyshakespeare"], _stored("language_speed")
+        ),
+        "other_texts": lambda: language.other_texts(_stored("language_wikitext2")),
+        "thinking": lambda: language.thinking(_stored("language_wikitext2")),
         "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
         "recovery_metaworld-peg-insert-side_disturbed": lambda: recovery_and_retries(
             _stored("recovery_metaworld-peg-insert-side_disturbed")
         ),
     },
-    "docs/experiments.md": {"ablations": lambda: scores(_stored("ablations"), minutes=False)},
+    "docs/experiments.md": {
+        "ablations": lambda: scores(_stored("ablations"), minutes=False),
+        "masked_text": lambda: masked_text.table(_stored("masked_text")),
+    },
+    "docs/scaling.md": {
+        f"scaling_{axis}": lambda axis=axis: scaling_table(_stored(f"scaling_{axis}"))
+        for axis in SCALED
+    },
 }
 FIGURES = {
     "energy": energy_study,
     "recovery_push_t": recovery_curves,
     "delay": delay_curves,
+    **{f"scaling_{axis}": scaling_lines for axis in SCALED},
 }
 
 

@@ -25,22 +25,30 @@ from ebt_policy.evaluation.summary import format_interval, markdown
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 WIDER = (1, 2, 4, 8)  # guesses a place
 SHOWN = (1, 2, 3, 4, 6, 8, 12)  # steps, in the table
-STUDIED = 256  # windows
+STUDIED = 128  # windows
 
 
 def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
     """Surprisal over steps and guesses, and what energies tell of tokens."""
     how = models[0].inference
-    longer, wider = [], {}
+    longer, wider, careful, used = [], {}, [], []
+    last = FURTHER * how.steps
+    adaptive = models[0].has_energy and not models[0].objective.level_conditioned
     for model in models:
         generator = torch.Generator().manual_seed(0)
-        model.configure_inference(steps=FURTHER * how.steps, candidates=1)
+        model.configure_inference(steps=last, candidates=1)
         rows = [_think(model, windows, index, generator)[0] for index in batches(windows, STUDIED)]
         longer.append(torch.cat(rows, dim=1).numpy())
         for many in WIDER if getattr(model.objective, "start", 1.0) else ():
             model.configure_inference(steps=how.steps, candidates=many)
             found = held_out_surprisal(model, windows, STUDIED)
             wider.setdefault(many, []).append(found.mean(1).numpy())
+        if adaptive:
+            generator = torch.Generator().manual_seed(0)
+            model.configure_inference(steps=last, candidates=1, only_down=True)
+            each = [_think(model, windows, i, generator) for i in batches(windows, STUDIED)]
+            careful.append(torch.cat([after[-1] for after, *_ in each]).numpy())
+            used.append(float(torch.cat([d.steps_used for _, d, _ in each]).float().mean()))
         model.configure_inference(**asdict(how))
     by_steps = np.stack(longer, axis=1)  # (N + 1, models, windows)
     return {
@@ -51,6 +59,14 @@ def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, An
             | {"against": _against(np.stack(x), np.stack(wider[1]))}
             for m, x in wider.items()
         ],
+        # As long as the energy falls, token by token.
+        "adaptive": {
+            **mean_ci(np.stack(careful)),
+            "against": _against(np.stack(careful), by_steps[how.steps]),
+            "steps_used": used,
+        }
+        if adaptive
+        else None,
         "energies": _energies(models, windows) if models[0].has_energy else None,
     }
 
@@ -113,7 +129,10 @@ def thinking_table(result: dict[str, Any]) -> str:
             continue
         steps = [(f"{k} steps", one) for k, one in enumerate(found["longer"]) if k in SHOWN]
         guesses = [(f"best of {one['candidates']}", one) for one in found["wider"]]
-        for what, one in steps + guesses:
+        stops = []
+        if one := found["adaptive"]:
+            stops = [(f"while the energy falls, {np.mean(one['steps_used']):.1f} steps", one)]
+        for what, one in steps + guesses + stops:
             rows.append(
                 (
                     entry["name"],
