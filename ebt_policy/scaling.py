@@ -47,7 +47,7 @@ AXES = {
     "data": ("train.steps", "250,500,1000,2000", "tokens of training"),
     "batch": ("train.batch_size", "2,4,8,16", "sequences in a batch"),
     "depth": ("size.layers", "1,2,4,8", "layers"),
-    "width": ("size.width", "16,32,64,128", "width"),
+    "width": ("size.width", "16,32,48,64", "width"),
     "params": ("size", "4xs,3xs,2xs,xs", "parameters"),
     "flops": ("size", "4xs,3xs,2xs,xs", "FLOPs of training"),
 }

@@ -25,7 +25,7 @@ from ebt_policy.evaluation.summary import format_interval, markdown
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 WIDER = (1, 2, 4, 8)  # guesses a place
 SHOWN = (1, 2, 3, 4, 6, 8, 12)  # steps, in the table
-STUDIED = 128  # windows
+STUDIED = 64  # windows
 
 
 def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ebt_policy.models.masked import MaskedModel
 from ebt_policy.models.text import TextModel
 
 BATCH = 16
-MOST = 2048  # windows, evenly spread, of a text that has more
+MOST = 1024  # windows, evenly spread, of a text that has more
 
 
 def held_out(
