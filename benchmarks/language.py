@@ -61,7 +61,8 @@ def quality(result: dict[str, Any], cost: dict[str, Any]) -> str:
         for entry in cost["entries"]
         if entry["how"] == "compiled"
     }
-    less = {one["b"]: one for one in result["paired"]}
+    first = result["entries"][0]["name"]
+    less = {one["b"]: one for one in result["paired"] if one["a"] == first}
     rows = []
     for entry in result["entries"]:
         name, loss, perplexity = _name(entry["name"]), entry["loss"], entry["perplexity"]

@@ -40,7 +40,7 @@ from ebt_policy.evaluation.landscape import energy_plane
 from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import percentiles
-from ebt_policy.evaluation.summary import entry_summary, write_results
+from ebt_policy.evaluation.summary import POLICIES, entry_summary, write_results
 from ebt_policy.models import Policy
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.options import ConfigError, options
@@ -136,6 +136,7 @@ def _report(
         output / "report.html",
         title=task.name,
         comparison=result,
+        shown=POLICIES,
         figures=figures,
         videos=videos,
         notes=[

@@ -1,8 +1,8 @@
 """Evaluating language models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=4] ...``.
 
-Leaves ``summary.json``, ``table.md`` and, for models with an energy, ``thinking.svg``: surprisal
-over the steps of a descent and over the guesses among which the lowest energy chooses, and the
-energy of easy and hard tokens while they descend.
+Leaves ``summary.json``, ``table.md`` and a self-contained ``report.html``; of models that descend
+they show surprisal over the steps and over the guesses among which the lowest energy chooses, and
+the energy of easy and hard tokens on the way.
 
 Shapes: B batch, S context, N steps.
 """
@@ -11,27 +11,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
 import ebt_policy
 from ebt_policy.data.text import TokenWindows
 from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
+from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.held_out import MOST, habits, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
-from ebt_policy.evaluation.study_figures import save_figure, thinking
+from ebt_policy.evaluation.study_figures import thinking
 from ebt_policy.evaluation.summary import (
+    Shown,
     format_count,
     format_interval,
-    markdown,
-    paired_table,
+    markdown_table,
+    or_missing,
     write_atomic,
 )
 from ebt_policy.models.masked import MaskedModel
@@ -84,17 +89,38 @@ def evaluate_language(
     result = {"entries": entries, "paired": _paired(found, texts)}
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-    table = language_table(result) + thinking_table(result)
+    table = markdown_table(result, TEXT) + thinking_table(result)
     write_atomic(output / "table.md", table)
-    if thoughts:
-        save_figure(thinking(thoughts), output / "thinking.svg")
     console.print(Markdown(table))
     for name, found in thoughts.items():
         if found["energies"]:
             console.print(f"\nenergy of tokens, {name}, low to high:", markup=False)
             console.print(show_energies(found["energies"]["tokens"]))
-    console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
+    figures = _figures(checkpoints, thoughts)
+    report = write_report(
+        output / "report.html", title="text", comparison=result, shown=TEXT, figures=figures,
+        notes=[f"Made by: {command}"],
+    )  # fmt: skip
+    console.print(f"report: {report}", markup=False, soft_wrap=True, highlight=False)
     return result
+
+
+def _figures(checkpoints: Sequence[str], thoughts: dict[str, Any]) -> list[tuple[str, str, Figure]]:
+    figures = []
+    if thoughts:
+        caption = (
+            "Surprisal over the steps of a descent, and over the guesses of which that of the "
+            "lowest energy is taken, with 95 % intervals; energies while they descend."
+        )
+        figures.append(("Thinking", caption, thinking(thoughts)))
+    for run in [run for text in checkpoints for run in matching_runs(parse_checkpoint(text)[0])]:
+        log = run / "log.jsonl"
+        if log.is_file():
+            try:
+                figures.append((f"Training of {run.name}", "", training_curve(log)))
+            except ValueError as error:  # say, a run killed before its first line
+                console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
+    return figures
 
 
 def _names(checkpoints: Sequence[str]) -> list[str]:
@@ -144,39 +170,52 @@ def _summary(
 def _paired(
     found: dict[str, np.ndarray], texts: dict[str, tuple[TokenWindows, dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """What the first loses, less what each other does that read the same windows, in nats."""
-    first, *others = found
-    tokens = texts[first][0].tokens
+    """Differences of loss, in nats, of those that read the same windows."""
     return [
-        {"a": first, "b": name, "metric": "loss", **paired_difference(found[first], found[name])}
-        for name in others
-        if found[name].shape[1] == found[first].shape[1]
-        and np.array_equal(texts[name][0].tokens, tokens)
+        {"a": a, "b": b, "metric": "loss", **paired_difference(found[a], found[b])}
+        for a, b in combinations(found, 2)
+        if found[a].shape[1] == found[b].shape[1]
+        and np.array_equal(texts[a][0].tokens, texts[b][0].tokens)
     ]
 
 
-def language_table(result: dict[str, Any]) -> str:
-    """Markdown."""
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    def shown(one: dict[str, Any], digits: int) -> str:
+        low, high = one["ci95"]
+        return f"{one['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-    def shown(entry: dict[str, Any], digits: int) -> str:
-        low, high = entry["ci95"]
-        return f"{entry['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return (
+        entry["name"],
+        format_count(entry["params"]),
+        f"{entry['train_steps'] or 0:,}",
+        format_interval(entry["loss"]["mean"], entry["loss"]["ci95"]),
+        shown(entry["perplexity"], 2),
+        shown(entry["bits_per_byte"], 3),
+    )
 
-    rows = [
+
+def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("text", f"{entry['corpus']} ({entry['part']}), {entry['windows']:,} windows"),
         (
-            entry["name"],
-            format_count(entry["params"]),
-            f"{entry['train_steps'] or 0:,}",
-            format_interval(entry["loss"]["mean"], entry["loss"]["ci95"]),
-            shown(entry["perplexity"], 2),
-            shown(entry["bits_per_byte"], 3),
-        )
-        for entry in result["entries"]
+            "model",
+            f"{entry['model']}, objective {or_missing(entry['objective'])}, {entry['steps']} steps",
+        ),
+        ("training", f"{or_missing(entry['train_steps'])} updates, seed {entry['train_seed']}"),
+        *((key, str(entry[key])) for key in ("device", "version", "command")),
     ]
-    header = ("model", "params", "updates", "loss, nats", "perplexity", "bits a byte")
+
+
+def _note(result: Mapping[str, Any]) -> str:
     texts = ", ".join(sorted({f"{e['corpus']} ({e['part']})" for e in result["entries"]}))
-    text = markdown(header, rows, left=1)
-    text += f"\nMean and 95 % interval over windows of {texts} and training seeds.\n"
-    if result["paired"]:
-        text += f"\nDifferences on the same windows, a - b:\n\n{paired_table(result['paired'])}"
-    return text
+    return f"Mean and 95 % interval over windows of {texts} and training seeds."
+
+
+TEXT = Shown(
+    header=("model", "params", "updates", "loss, nats", "perplexity", "bits a byte"),
+    row=_row,
+    metrics=("loss", "perplexity"),
+    facts=_facts,
+    note=_note,
+    what="window by window of the same text",
+)

@@ -13,6 +13,7 @@ import pytest
 from ebt_policy.evaluation import figures, summary
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.summary import (
+    POLICIES,
     comparison,
     entry_summary,
     markdown_table,
@@ -95,7 +96,7 @@ def test_a_policy_that_records_no_latency_says_so() -> None:
     entry = entry_summary("e", INFO, make_episodes([1.0], latency=None), "c")
     assert entry["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert entry["steps_used"] == {"mean": None}
-    assert "n/a / n/a / n/a" in markdown_table({"entries": [entry], "paired": []})
+    assert "n/a / n/a / n/a" in markdown_table({"entries": [entry], "paired": []}, POLICIES)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,9 @@ def test_every_pair_is_compared_once_and_unlike_entries_never() -> None:
     result = comparison([*three, other_seeds, other_task])
     pairs = {(p["a"], p["b"]) for p in result["paired"]}
     assert pairs == {("a", "b"), ("a", "c"), ("b", "c")} and len(result["paired"]) == 6
-    assert "Not paired" in markdown_table(result) and "d and e" in markdown_table(result)
+    assert "Not paired" in markdown_table(result, POLICIES) and "d and e" in markdown_table(
+        result, POLICIES
+    )
 
 
 def test_nothing_or_twins_cannot_be_compared(entries) -> None:
@@ -162,7 +165,7 @@ def test_results_on_disk_read_back_equal(tmp_path, entries) -> None:
         (name, seed) for name in ("energy", "diffusion") for seed in range(3)
     ]
     assert lines[0] == {"entry": "energy", **entries[0][1][0]}
-    assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result)
+    assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result, POLICIES)
 
 
 def test_a_failed_write_leaves_the_old_results_whole(tmp_path, entries, monkeypatch) -> None:
@@ -189,7 +192,7 @@ def test_incomplete_episodes_are_not_written(tmp_path, entries) -> None:
 
 
 def test_table_reads_well(entries) -> None:
-    table = markdown_table(comparison(entries))
+    table = markdown_table(comparison(entries), POLICIES)
     row = next(line for line in table.splitlines() if line.startswith("| energy | 0.341M"))
     assert "0.767 [0.500, 1.000]" in row
     assert "10.0 / 10.0 / 10.0" in row and row.endswith("| 15.0 |")
@@ -198,7 +201,7 @@ def test_table_reads_well(entries) -> None:
 
 
 def test_names_cannot_break_the_table() -> None:
-    table = markdown_table(comparison([make_entry("a|b\nc", [1.0])]))
+    table = markdown_table(comparison([make_entry("a|b\nc", [1.0])]), POLICIES)
     assert "| a\\|b c | 0.341M" in table and "over 1 episode an" in table
 
 
@@ -233,7 +236,7 @@ def all_figures(tmp_path, entries):
     frame = np.full((32, 32, 3), 255, dtype=np.uint8)
     chunks, energies = rng.uniform(0, 512, (4, 16, 2)), rng.normal(size=4)
     return {
-        "forest": figures.forest_plot(comparison(entries)),
+        "forest": figures.forest_plot(comparison(entries), ("score", "success")),
         "histogram": figures.score_histogram(entries),
         "descent": figures.energy_over_descent({"a": rng.normal(size=(5, 8)), "b": [[2.0], [1]]}),
         "landscape": figures.energy_landscape(x, y, bowl, path, path[-1:], ("u", "v")),
@@ -358,6 +361,7 @@ def report(tmp_path, entries, **changes) -> Page:
     options = {
         "title": "Push-T",
         "comparison": comparison(entries),
+        "shown": POLICIES,
         "figures": [
             (name, f"caption of {name}", figure)
             for name, figure in all_figures(tmp_path, entries).items()
@@ -420,4 +424,6 @@ def test_bad_videos_stop_the_report_before_it_is_written(tmp_path, entries, cont
 
 def test_an_empty_comparison_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="nothing to report"):
-        write_report(tmp_path / "r.html", title="t", comparison={"entries": [], "paired": []})
+        write_report(
+            tmp_path / "r.html", title="t", comparison={"entries": [], "paired": []}, shown=POLICIES
+        )

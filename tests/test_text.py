@@ -361,7 +361,9 @@ def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
     assert len(thought["longer"]) == 9
     assert [entry["candidates"] for entry in thought["wider"]] == [1, 2, 4, 8]
     assert thought["longer"][2]["mean"] == pytest.approx(thought["wider"][0]["mean"], rel=1e-5)
-    assert (tmp_path / "found" / "thinking.svg").read_text().startswith("<?xml")
+    report = (tmp_path / "found" / "report.html").read_text("utf-8")
+    for shown in ("Thinking", "bits a byte", "window by window", "Training of run"):
+        assert shown in report
     monkeypatch.setattr(sys, "argv", [*call[:2], "corpus=own", *call[3:]])
     evaluating.main()
     (entry,) = json.loads((tmp_path / "found" / "summary.json").read_text())["entries"]

@@ -96,13 +96,13 @@ def _array(value: ArrayLike, ndim: int, what: str) -> np.ndarray:
 
 
 @styled
-def forest_plot(comparison: Mapping[str, Any]) -> Figure:
-    """Dot and 95 % interval of score and success, one row an entry of `summary.comparison`."""
+def forest_plot(comparison: Mapping[str, Any], metrics: Sequence[str]) -> Figure:
+    """Dot and 95 % interval of each metric, one row an entry of a comparison."""
     entries = comparison["entries"]
     figure = blank(7.6, 0.95 + 0.36 * len(entries))
-    left, right = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     rows = np.arange(len(entries))[::-1]
-    for ax, metric in ((left, "score"), (right, "success")):
+    for ax, metric in zip(axes, metrics, strict=True):
         for row, entry in zip(rows, entries, strict=True):
             lo, hi = entry[metric]["ci95"]
             ax.plot([lo, hi], [row, row], color=BLUE, linewidth=2.4, alpha=0.5)
@@ -113,7 +113,7 @@ def forest_plot(comparison: Mapping[str, Any]) -> Figure:
         ax.tick_params(axis="y", length=0)
         ax.grid(False, axis="y")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    left.set_yticks(rows, [entry["name"] for entry in entries])
+    axes[0].set_yticks(rows, [entry["name"] for entry in entries])
     figure.supxlabel("mean and 95 % interval", fontsize=9)
     return figure
 

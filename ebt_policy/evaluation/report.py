@@ -19,12 +19,8 @@ from matplotlib.figure import Figure
 
 from ebt_policy.evaluation.figures import figure_to_svg, forest_plot
 from ebt_policy.evaluation.summary import (
-    MISSING,
-    format_count,
+    Shown,
     format_interval,
-    format_minutes,
-    format_number,
-    interval_note,
     unpaired_names,
     write_atomic,
 )
@@ -35,13 +31,15 @@ def write_report(
     *,
     title: str,
     comparison: Mapping[str, Any],
+    shown: Shown,
     figures: Sequence[tuple[str, str, Figure]] = (),
     videos: Sequence[tuple[str, str | os.PathLike[str]]] = (),
     notes: Sequence[str] = (),
 ) -> Path:
     """Write a self-contained HTML report and return its path.
 
-    `comparison` comes from `summary.comparison` or a `summary.json`; `figures` are (title, caption,
+    `comparison` comes from `summary.comparison` or a `summary.json`; `shown` says what of its
+    entries a person is to see; `figures` are (title, caption,
     Figure); `videos` (label, path of an MP4, H.264 for browsers); `notes` plain sentences. A forest
     plot of the entries is always drawn. All text is escaped. The file is written to a temporary
     name and renamed; its folder is made when missing.
@@ -59,21 +57,22 @@ def write_report(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(
-        interval=format_interval,
-        count=format_count,
-        number=format_number,
-        minutes=format_minutes,
-        orelse=lambda value: MISSING if value is None else value,
-    )
+    environment.filters.update(interval=format_interval)
     template = files("ebt_policy.evaluation").joinpath("report.html.j2").read_text("utf-8")
     html = environment.from_string(template).render(
         title=title,
-        entries=comparison["entries"],
+        header=shown.header,
+        rows=[shown.row(entry) for entry in comparison["entries"]],
+        facts=[(entry["name"], shown.facts(entry)) for entry in comparison["entries"]],
         paired=comparison["paired"],
         unpaired=unpaired_names(comparison),
-        interval_note=interval_note(comparison),
-        forest=_inline(forest_plot(comparison), "forest", "Score and success with 95 % intervals"),
+        what=shown.what,
+        interval_note=shown.note(comparison),
+        forest=_inline(
+            forest_plot(comparison, shown.metrics),
+            "forest",
+            f"{' and '.join(shown.metrics)} with 95 % intervals",
+        ),
         figures=pictures,
         videos=clips,
         notes=notes,

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -183,7 +183,7 @@ def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "episodes.jsonl", "".join(line + "\n" for line in lines))
-    write_atomic(out / "table.md", markdown_table(result))
+    write_atomic(out / "table.md", markdown_table(result, POLICIES))
     write_atomic(out / "summary.json", summary_json + "\n")
     return result
 
@@ -219,38 +219,63 @@ def write_atomic(path: str | os.PathLike[str], text: str) -> None:
         raise
 
 
-def markdown_table(comparison: Mapping[str, Any]) -> str:
-    """Render `comparison(...)` as Markdown: a row an entry, then the paired differences."""
-    entries = comparison["entries"]
-    rows = [
-        (
-            entry["name"],
-            format_count(entry["params"]),
-            MISSING if entry["steps"] is None else str(entry["steps"]),
-            format_interval(entry["score"]["mean"], entry["score"]["ci95"]),
-            format_interval(entry["success"]["mean"], entry["success"]["ci95"]),
-            " / ".join(format_number(entry["latency_ms"][p]) for p in ("p50", "p95", "p99")),
-            format_minutes(entry["train_seconds"]),
-        )
-        for entry in entries
-    ]
-    header = (
-        "policy",
-        "params",
-        "steps",
-        "score",
-        "success",
-        "chunk latency p50 / p95 / p99 (ms)",
-        "training (min)",
+class Shown(NamedTuple):
+    """What of a kind of entry a person is to see, in `table.md` and in the report.
+
+    Attributes:
+        header, row: of the table of results; the first cell is an entry's name.
+        metrics: those with intervals, to be drawn.
+        facts: how an entry was made: (term, text).
+        note: of a comparison, one sentence on its intervals.
+        what: the paired differences are over.
+    """
+
+    header: Sequence[str]
+    row: Callable[[Mapping[str, Any]], Sequence[str]]
+    metrics: Sequence[str]
+    facts: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
+    note: Callable[[Mapping[str, Any]], str]
+    what: str
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        entry["name"],
+        format_count(entry["params"]),
+        MISSING if entry["steps"] is None else str(entry["steps"]),
+        format_interval(entry["score"]["mean"], entry["score"]["ci95"]),
+        format_interval(entry["success"]["mean"], entry["success"]["ci95"]),
+        " / ".join(format_number(entry["latency_ms"][p]) for p in ("p50", "p95", "p99")),
+        format_minutes(entry["train_seconds"]),
     )
-    text = markdown(header, rows, left=1)
-    text += f"\n{interval_note(comparison)}\n"
+
+
+def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    steps = f"{or_missing(entry['steps'])} steps"
+    trained = f"{or_missing(entry['demos'])} demonstrations, {or_missing(entry['train_steps'])}"
+    return [
+        ("task", f"{entry['task']}, {entry['episodes']} episodes"),
+        (
+            "model",
+            f"{entry['model']}, objective {or_missing(entry['objective'])}, {steps} (mean used "
+            f"{format_number(entry['steps_used']['mean'])})",
+        ),
+        ("training", f"{trained} updates, seed {or_missing(entry['train_seed'])}"),
+        *((key, str(entry[key])) for key in ("device", "version", "command")),
+    ]
+
+
+def markdown_table(comparison: Mapping[str, Any], shown: Shown) -> str:
+    """Render a comparison as Markdown: a row an entry, then the paired differences."""
+    rows = [shown.row(entry) for entry in comparison["entries"]]
+    text = markdown(shown.header, rows, left=1)
+    text += f"\n{shown.note(comparison)}\n"
     if comparison["paired"]:
-        text += "\nPaired differences over the same seeds, a - b:\n\n"
+        text += f"\nPaired differences, a - b, {shown.what}:\n\n"
         text += paired_table(comparison["paired"])
     unpaired = unpaired_names(comparison)
     if unpaired:
-        text += "\nNot paired, since the task or the seeds differ: "
+        text += "\nNot paired, since they were not measured on the same: "
         text += "; ".join(f"{_cell(a)} and {_cell(b)}" for a, b in unpaired) + ".\n"
     return text
 
@@ -310,6 +335,11 @@ def format_interval(mean: float, ci: Sequence[float], signed: bool = False) -> s
     return f"{mid} [{lo}, {hi}]"
 
 
+def or_missing(value: Any) -> str:
+    """Its text, `n/a` for None."""
+    return MISSING if value is None else str(value)
+
+
 def format_count(count: int | None) -> str:
     """Parameters for a person: 340000 -> `0.34M`."""
     if count is None:
@@ -331,3 +361,16 @@ def format_number(value: float | None) -> str:
 def format_minutes(seconds: float | None) -> str:
     """Seconds as minutes, `n/a` when None."""
     return MISSING if seconds is None else f"{seconds / 60:.1f}"
+
+
+POLICIES = Shown(
+    header=(
+        "policy", "params", "steps", "score", "success", "chunk latency p50 / p95 / p99 (ms)",
+        "training (min)",
+    ),
+    row=_row,
+    metrics=METRICS,
+    facts=_facts,
+    note=interval_note,
+    what="episode by episode over the same seeds",
+)  # fmt: skip
