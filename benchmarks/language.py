@@ -133,6 +133,10 @@ def main() -> None:
             device=DEVICE,
             command=command("language"),
         )
+    for result in results.values():
+        for entry in result["entries"]:
+            if found := (entry.get("thinking") or {}).get("energies"):
+                del found["tokens"]  # that is the corpus's own text
     store(f"language_{given.corpus}.json", json.dumps(results, indent=1) + "\n")
 
 
