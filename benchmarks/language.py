@@ -28,7 +28,7 @@ CORPORA = {
         "task.tokenizer=char", "task.context=64", "train.batch_size=12", "train.steps=2000", *SIZE,
     ],
     "wikitext2": [
-        "task.vocab_size=1024", "task.context=64", "train.batch_size=12", "train.steps=1000",
+        "task.vocab_size=1024", "task.context=64", "train.batch_size=12", "train.steps=2000",
         "size=xs",
     ],
 }  # fmt: skip

@@ -41,7 +41,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
     ("overrides", "message"),
     [
         (["device=tpu"], "device must be auto, cpu or cuda, got tpu."),
-        (["model=bc", "objective=s2"], "objective=... belongs to model=ebt alone"),
+        (["model=bc", "objective=s2"], "objective=... belongs to models that descend"),
         (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
         (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),
         (["task.demos=robot"], "demos='robot' is unknown"),
