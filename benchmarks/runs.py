@@ -15,7 +15,10 @@ from ebt_policy.evaluation.protocol import Protocol
 
 
 def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads: int) -> None:
-    """Train one model in a process of its own, or go on with it; on Push-T unless they say."""
+    """Train one model in a process of its own, or go on with it; on Push-T unless they say.
+
+    A number of threads that the environment gives goes before `threads`.
+    """
     run = f"{name}-seed{seed}"
     task = [] if any(override.startswith("task=") for override in overrides) else ["task=push_t"]
     shown = "evaluation.final=false" if "task=text" in overrides else "evaluation.episodes=0"
@@ -26,7 +29,7 @@ def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads:
     (folder / run).parent.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run}.log").open("a") as log:
         done = subprocess.run(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}
+            command, stdout=log, stderr=log, env={"OMP_NUM_THREADS": str(threads), **os.environ}
         )
     if done.returncode:
         raise SystemExit(f"error: training {run} failed; see {log.name}")
