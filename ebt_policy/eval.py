@@ -2,8 +2,8 @@
 
 Plays seeded episodes, compares the policies on the same seeds, and leaves ``episodes.jsonl``,
 ``summary.json``, ``table.md``, MP4s and a self-contained ``report.html``. With ``perturb=`` see
-``recovery.py``, with ``suite=`` see ``suite.py``, for language models ``language.py``. Every option
-is in ``configs/eval.yaml``.
+``recovery.py``, with ``suite=`` see ``suite.py``, for language models ``language.py``, for those of
+images ``restoring.py``. Every option is in ``configs/eval.yaml``.
 """
 
 from __future__ import annotations
@@ -223,7 +223,13 @@ def _main(cfg: DictConfig) -> None:
             "command": " ".join(["python -m ebt_policy.eval", *_original]),
         }
         checkpoints = [str(text) for text in given]
-        if kind_of(checkpoints[0]) == "text":
+        kind = kind_of(checkpoints[0])
+        if kind == "image":
+            from ebt_policy.restoring import evaluate_images
+
+            evaluate_images(checkpoints, images=cfg.images, **what)
+            return
+        if kind == "text":
             from ebt_policy.language import evaluate_language  # asks for libraries robots do not
 
             evaluate_language(checkpoints, corpus=cfg.corpus, **what)

@@ -22,10 +22,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-import ebt_policy
 from ebt_policy.data.text import TokenWindows
-from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
-from ebt_policy.evaluation.figures import training_curve
+from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
 from ebt_policy.evaluation.held_out import MOST, habits, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
@@ -36,12 +34,10 @@ from ebt_policy.evaluation.summary import (
     format_count,
     format_interval,
     markdown_table,
-    or_missing,
     write_atomic,
 )
 from ebt_policy.models.masked import MaskedModel
 from ebt_policy.models.text import EnergyLanguageModel, TextModel
-from ebt_policy.options import ConfigError
 from ebt_policy.thinking import show_energies, study_thinking, thinking_table
 
 console = Console()
@@ -64,10 +60,7 @@ def evaluate_language(
     Raises:
         CheckpointError, ConfigError, TextError: before anything is computed.
     """
-    contestants = {
-        name: _load(text, device)
-        for name, text in zip(_names(checkpoints), checkpoints, strict=True)
-    }
+    contestants = load_entries(TextModel, checkpoints, device)
     texts = {name: held_out(models[0], corpus, device) for name, models in contestants.items()}
     entries, thoughts, found = [], {}, {}
     with progress_bar() as bar:
@@ -113,57 +106,22 @@ def _figures(checkpoints: Sequence[str], thoughts: dict[str, Any]) -> list[tuple
             "lowest energy is taken, with 95 % intervals; energies while they descend."
         )
         figures.append(("Thinking", caption, thinking(thoughts)))
-    for run in [run for text in checkpoints for run in matching_runs(parse_checkpoint(text)[0])]:
-        log = run / "log.jsonl"
-        if log.is_file():
-            try:
-                figures.append((f"Training of {run.name}", "", training_curve(log)))
-            except ValueError as error:  # say, a run killed before its first line
-                console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
-    return figures
-
-
-def _names(checkpoints: Sequence[str]) -> list[str]:
-    """Of entries: the runs' own, if these differ."""
-    short = [text.rpartition("/")[2] for text in checkpoints]
-    return short if len(set(short)) == len(short) else list(checkpoints)
-
-
-def _load(text: str, device: torch.device) -> list[TextModel]:
-    path, changes = parse_checkpoint(text)
-    models = [TextModel.from_checkpoint(run, device) for run in matching_runs(path)]
-    if not models:
-        raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
-    for model in models:
-        model.configure_inference(**changes)
-    return models
+    return figures + training_figures(checkpoints, console)
 
 
 def _summary(
     name: str, models: list[TextModel], losses: np.ndarray, about: dict[str, Any], command: str
 ) -> dict[str, Any]:
-    model, loss = models[0], mean_ci(losses)
-    trained = [m.config.get("trained", {}) for m in models]
+    loss = mean_ci(losses)
     low, high = loss["ci95"]
     to_bits = 1 / (math.log(2) * about["bytes_per_token"])
     return {
-        "name": name,
-        "task": "text",
-        "model": model.name,
-        "params": model.parameter_count,
-        "objective": (model.config.get("objective") or {}).get("name"),
-        "steps": getattr(model.inference, "steps", 1),
-        "train_seed": [m.config.get("seed") for m in models],
-        "train_steps": trained[0].get("steps"),
-        "train_seconds": trained[0].get("seconds"),
-        "device": trained[0].get("device"),
+        **made_by(name, models, command),
         **about,
         "loss": loss,
         # Of the mean: a mean of exponentials is no perplexity.
         "perplexity": {"mean": math.exp(loss["mean"]), "ci95": [math.exp(low), math.exp(high)]},
         "bits_per_byte": {"mean": loss["mean"] * to_bits, "ci95": [low * to_bits, high * to_bits]},
-        "command": command,
-        "version": ebt_policy.__version__,
     }
 
 
@@ -197,12 +155,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
 def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("text", f"{entry['corpus']} ({entry['part']}), {entry['windows']:,} windows"),
-        (
-            "model",
-            f"{entry['model']}, objective {or_missing(entry['objective'])}, {entry['steps']} steps",
-        ),
-        ("training", f"{or_missing(entry['train_steps'])} updates, seed {entry['train_seed']}"),
-        *((key, str(entry[key])) for key in ("device", "version", "command")),
+        *facts_of(entry),
     ]
 
 

@@ -1,7 +1,7 @@
 """The sceptic's baseline: is it the energy that helps, or only the iteration?
 
-The energy language model's two streams, steps and loss, but the network gives the update of the
-guess itself, and no energy is differentiated. Shapes: B batch, U units, V vocabulary.
+The energy model's network, steps and loss, but the network gives the update of the candidate
+itself, and no energy is differentiated. Shapes: B batch, U units, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import Any
 
 from ebt_policy.energy.gradient import Update
 from ebt_policy.energy.sequences import Observed
-from ebt_policy.models.text import EnergyLanguageModel, Thinking
+from ebt_policy.energy.transformer import Context
+from ebt_policy.models.image import EnergyImageModel
+from ebt_policy.models.landscape import LandscapeModel, Thinking
+from ebt_policy.models.text import EnergyLanguageModel
 from ebt_policy.options import ConfigError
 
 
-class Refiner(EnergyLanguageModel):
-    """See above; without an energy there is nothing to choose or to stop by."""
+class _OnlySteps(LandscapeModel):
+    """Without an energy there is nothing to choose or to stop by."""
 
     name = "refiner"
     has_energy = False
@@ -26,6 +29,18 @@ class Refiner(EnergyLanguageModel):
         if self.inference != Thinking(steps=self.inference.steps):
             raise ConfigError("model=refiner has no energy to choose or stop by: only steps.")
 
+
+class Refiner(_OnlySteps, EnergyLanguageModel):
+    """Of text."""
+
     def energy(self, observed: Observed) -> Update:
         """The network's vector moves the guess as a gradient in the mean embedding would."""
         return Update(partial(self.net, observed))
+
+
+class ImageRefiner(_OnlySteps, EnergyImageModel):
+    """Of images."""
+
+    def energy(self, context: Context) -> Update:
+        """The network's vector is the update."""
+        return Update(partial(self.net, context))

@@ -63,11 +63,21 @@ class Space:
             zeros.
         numbers: of a candidate whose target is the index of one of them; None where a target has
             the shape of a candidate.
+        noised: targets, normal noise and levels (B, U) -> what is observed of the targets, where
+            candidates start; None where they start from noise alone.
     """
 
     error: Callable[[Tensor, Tensor], Tensor] = squared_error
     mirror: Mirror | None = None
     numbers: int | None = None
+    noised: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def start(self, target: Tensor, normal: Tensor, level: Tensor | None = None) -> Tensor:
+        """Where candidates start from: as at inference, or nearer, at levels (B, U) in [0, 1]."""
+        if self.noised is not None:
+            at = target.new_zeros(target.shape[:2]) if level is None else level
+            return self.noised(target, normal, at)
+        return normal if level is None else corrupt(self.clean(target), normal, level)
 
     def empty(self, target: Tensor) -> Tensor:
         """A candidate of zeros for each target; where they have a size of their own, all are one
@@ -274,10 +284,10 @@ class S1(Objective):
         if not self.start and not self.corrupted:
             return {}  # what is nothing but zeros is made where it is needed
         normal = torch.randn_like(self.space.empty(target))
-        start = self.start * normal
+        start = self.space.start(target, self.start * normal)
         if self.corrupted:
             level, which = torch.rand(2, *target.shape[:2], device=target.device)
-            near = corrupt(self.space.clean(target), normal, level)
+            near = self.space.start(target, normal, level)
             which = which.reshape(*which.shape, *(1 for _ in normal.shape[2:]))
             start = torch.where(which < self.corrupted, near, start)
         return {"normal": start}
@@ -367,7 +377,7 @@ class S2(Objective):
         empty = self.space.empty(target)
         shape = (empty.shape[0], steps, *empty.shape[1:])
         return {
-            "normal": self.start * torch.randn_like(empty),
+            "normal": self.space.start(target, self.start * torch.randn_like(empty)),
             "steps": steps,
             "step_size": self.step_size * (shrink + (stretch - shrink) * factor),
             "normals": torch.randn(shape, device=target.device) if self.noisy else None,

@@ -166,6 +166,16 @@ class TwoStreamTransformer(nn.Module):
                 "this network "
                 + ("takes no level." if self.level_in is None else "must be given a level.")
             )
+        vector = self.vectors(context, candidate, level)
+        if self.output == "vector":
+            return vector
+        # E = <x, f(x)>: its gradient, f + J_f^T x, has a direct path to a vector output. It learned
+        # faster than a linear read-out and than |x - f(x)|^2 / 2 (docs/experiments.md).
+        return (candidate * vector).sum(dim=(-2, -1))
+
+    def vectors(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
+        """f (B, U, L, C) of the arguments of `forward`, whose products with a candidate's tokens
+        are the shares of these in its energy."""
         units = candidate.shape[1]
         condition = context.summary.unsqueeze(1).expand(-1, units, -1)
         if self.level_in is not None and level is not None:
@@ -178,12 +188,7 @@ class TwoStreamTransformer(nn.Module):
         vector = self.head(self.norm(h))
         if self.skip is not None:
             vector = vector + self.skip(condition) * candidate.flatten(0, 1)
-        vector = vector.unflatten(0, (-1, units))
-        if self.output == "vector":
-            return vector
-        # E = <x, f(x)>: its gradient, f + J_f^T x, has a direct path to a vector output. It learned
-        # faster than a linear read-out and than |x - f(x)|^2 / 2 (docs/experiments.md).
-        return (candidate * vector).sum(dim=(-2, -1))
+        return vector.unflatten(0, (-1, units))
 
 
 def _repeat(seen: KeysValues, units: int) -> KeysValues:

@@ -39,10 +39,10 @@ def write_report(
     """Write a self-contained HTML report and return its path.
 
     `comparison` comes from `summary.comparison` or a `summary.json`; `shown` says what of its
-    entries a person is to see; `figures` are (title, caption,
-    Figure); `videos` (label, path of an MP4, H.264 for browsers); `notes` plain sentences. A forest
-    plot of the entries is always drawn. All text is escaped. The file is written to a temporary
-    name and renamed; its folder is made when missing.
+    entries a person is to see, and a forest plot of what has intervals; `figures` are (title,
+    caption, Figure); `videos` (label, path of an MP4, H.264 for browsers); `notes` plain sentences.
+    All text is escaped. The file is written to a temporary name and renamed; its folder is made
+    when missing.
 
     Raises FileNotFoundError for a video that is not there and ValueError for one that is not an MP4
     or a comparison without entries, before anything is written.
@@ -72,7 +72,9 @@ def write_report(
             forest_plot(comparison, shown.metrics),
             "forest",
             f"{' and '.join(shown.metrics)} with 95 % intervals",
-        ),
+        )
+        if shown.metrics
+        else None,
         figures=pictures,
         videos=clips,
         notes=notes,

@@ -224,10 +224,10 @@ class Shown(NamedTuple):
 
     Attributes:
         header, row: of the table of results; the first cell is an entry's name.
-        metrics: those with intervals, to be drawn.
+        metrics: those with intervals, to be drawn; none where nothing was measured.
         facts: how an entry was made: (term, text).
         note: of a comparison, one sentence on its intervals.
-        what: the paired differences are over.
+        what: the paired differences are over; "" where there are none.
     """
 
     header: Sequence[str]

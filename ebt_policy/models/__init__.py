@@ -1,4 +1,4 @@
-"""Policies by name: building them from configuration and loading them from checkpoints."""
+"""Models by name: building them from configuration and loading them from checkpoints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ebt_policy.options import ConfigError, options
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from ebt_policy.models.image import ImageModel
     from ebt_policy.models.text import TextModel
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Chunk",
     "Policy",
     "Shape",
+    "build_image_model",
     "build_language_model",
     "build_policy",
     "load_policy",
@@ -50,6 +52,12 @@ LANGUAGE_MODELS = {
     "transformer_pp": "ebt_policy.baselines.transformer_pp:TransformerPP",
     "masked_ebt": "ebt_policy.models.masked:MaskedEnergyModel",
     "bert": "ebt_policy.baselines.bert:Bert",
+}
+
+IMAGE_MODELS = {
+    "ebt": "ebt_policy.models.image:EnergyImageModel",
+    "refiner": "ebt_policy.baselines.refiner:ImageRefiner",
+    "dit": "ebt_policy.baselines.dit:DiT",
 }
 
 
@@ -90,6 +98,25 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
     """
     build, given = _class_of(config, LANGUAGE_MODELS)
     build = partial(build, tokenizer, config["task"]["context"], _size(config))
+    if config.get("objective"):
+        build = partial(build, objective=build_objective(config["objective"]))
+    return _built(build, given, config)
+
+
+def build_image_model(config: dict[str, Any]) -> ImageModel:
+    """Build an untrained model of images.
+
+    Args:
+        config: sections ``shape`` (see `ImageShape`), ``size`` (see `Size`), ``model`` with its
+            ``name``, and ``objective`` for those that descend.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    from ebt_policy.models.image import ImageShape  # asks for diffusers, which takes a while
+
+    build, given = _class_of(config, IMAGE_MODELS)
+    build = partial(build, options(ImageShape, config["shape"], "task"), _size(config))
     if config.get("objective"):
         build = partial(build, objective=build_objective(config["objective"]))
     return _built(build, given, config)

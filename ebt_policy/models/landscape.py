@@ -1,8 +1,9 @@
-"""What models with an energy share: an objective, its replay buffer, its learned step size."""
+"""What models with an energy share: an objective and its replay buffer, and how they predict."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,31 @@ from torch import Tensor
 
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.models.base import Model
+from ebt_policy.options import ConfigError
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model with an energy predicts, where nothing else is to be chosen.
+
+    Args:
+        steps: of descent (thinking longer).
+        candidates: M guesses of each, of which that of the lowest energy is taken (wider).
+        stop_grad_norm: a guess stops early below this gradient norm; None never.
+        only_down: a guess whose energy rose goes back a step and stops there.
+    """
+
+    steps: int = 2
+    candidates: int = 1
+    stop_grad_norm: float | None = None
+    only_down: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "candidates"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1.")
+        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
+            raise ConfigError("inference.stop_grad_norm must be positive or null.")
 
 
 class LandscapeModel(Model):

@@ -19,8 +19,8 @@ from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective, Space, surprisal
 from ebt_policy.energy.sequences import BidirectionalTransformer
 from ebt_policy.energy.transformer import Size
-from ebt_policy.models.landscape import LandscapeModel
-from ebt_policy.models.text import MeanEmbedding, TextModel, Thinking
+from ebt_policy.models.landscape import LandscapeModel, Thinking
+from ebt_policy.models.text import MeanEmbedding, TextModel
 from ebt_policy.options import ConfigError, options
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from ebt_policy.energy.objectives import Objective, Space, surprisal
 from ebt_policy.energy.sequences import CausalTransformer, Observed
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.base import CheckpointError, Model, reading
-from ebt_policy.models.landscape import LandscapeModel
+from ebt_policy.models.landscape import LandscapeModel, Thinking
 from ebt_policy.options import ConfigError, options
 
 
@@ -143,30 +143,6 @@ def _draw(
     if top_k is not None:
         logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], -1e30)
     return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
-
-
-@dataclass(frozen=True)
-class Thinking:
-    """How an energy language model predicts.
-
-    Args:
-        steps: of descent (thinking longer).
-        candidates: M guesses a place, of which that of the lowest energy is taken (wider).
-        stop_grad_norm: a guess stops early below this gradient norm; None never.
-        only_down: a guess whose energy rose goes back a step and stops there.
-    """
-
-    steps: int = 2
-    candidates: int = 1
-    stop_grad_norm: float | None = None
-    only_down: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "candidates"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"inference.{name} must be at least 1.")
-        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
-            raise ConfigError("inference.stop_grad_norm must be positive or null.")
 
 
 def negative_entropy(logits: Tensor) -> Tensor:

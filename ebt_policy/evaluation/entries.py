@@ -1,0 +1,86 @@
+"""What evaluations that play no episodes share: an entry's models, and how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+
+import ebt_policy
+from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
+from ebt_policy.evaluation.figures import training_curve
+from ebt_policy.evaluation.summary import or_missing
+from ebt_policy.models.base import Model
+from ebt_policy.options import ConfigError
+
+M = TypeVar("M", bound=Model)
+
+
+def load_entries(
+    kind: type[M], checkpoints: Sequence[str], device: torch.device
+) -> dict[str, list[M]]:
+    """Name -> models of each ``RUN[@name=value,...]``; a * in RUN stands for training runs.
+
+    Raises:
+        CheckpointError, ConfigError: what is not there, or of another kind.
+    """
+    short = [text.rpartition("/")[2] for text in checkpoints]
+    names = short if len(set(short)) == len(short) else list(checkpoints)
+    entries = {}
+    for name, text in zip(names, checkpoints, strict=True):
+        path, changes = parse_checkpoint(text)
+        models = [kind.from_checkpoint(run, device) for run in matching_runs(path)]
+        if not models:
+            raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
+        for model in models:
+            model.configure_inference(**changes)
+        entries[name] = models
+    return entries
+
+
+def made_by(name: str, models: Sequence[Model], command: str) -> dict[str, Any]:
+    """What ``summary.json`` says of how an entry was trained and evaluated."""
+    first = models[0]
+    trained = first.config.get("trained", {})
+    return {
+        "name": name,
+        "task": first.config["task"]["name"],
+        "model": first.name,
+        "params": first.parameter_count,
+        "objective": (first.config.get("objective") or {}).get("name"),
+        "steps": getattr(first.inference, "steps", 1),
+        "train_seed": [model.config.get("seed") for model in models],
+        "train_steps": trained.get("steps"),
+        "train_seconds": trained.get("seconds"),
+        "device": trained.get("device"),
+        "command": command,
+        "version": ebt_policy.__version__,
+    }
+
+
+def facts_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same for the report."""
+    return [
+        (
+            "model",
+            f"{entry['model']}, objective {or_missing(entry['objective'])}, {entry['steps']} steps",
+        ),
+        ("training", f"{or_missing(entry['train_steps'])} updates, seed {entry['train_seed']}"),
+        *((key, str(entry[key])) for key in ("device", "version", "command")),
+    ]
+
+
+def training_figures(checkpoints: Sequence[str], console: Console) -> list[tuple[str, str, Figure]]:
+    """For the report: how each run learned, as far as its log tells."""
+    figures = []
+    for run in [run for text in checkpoints for run in matching_runs(parse_checkpoint(text)[0])]:
+        log = run / "log.jsonl"
+        if log.is_file():
+            try:
+                figures.append((f"Training of {run.name}", "", training_curve(log)))
+            except ValueError as error:  # say, a run killed before its first line
+                console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
+    return figures

@@ -1,0 +1,271 @@
+"""Models that take noise from images: what they all are, and the energy model.
+
+Noise is that of diffusion models (Ho et al. 2020): at level k of `LEVELS` an image y has become
+sqrt(abar_k) y + sqrt(1 - abar_k) n. Taking away the noise of a low level is denoising, of the last
+one, where nothing but noise is left, generation.
+
+Shapes: B batch, U units (candidates an image), C channels, S side, P side of a patch, L patches.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+from ebt_policy.energy import descend
+from ebt_policy.energy.gradient import EnergyFn
+from ebt_policy.energy.noise import Generators, draw_normal
+from ebt_policy.energy.objectives import Flow, Objective, Space
+from ebt_policy.energy.transformer import Context, Size, TwoStreamTransformer
+from ebt_policy.models.base import Model
+from ebt_policy.models.landscape import LandscapeModel, Thinking
+from ebt_policy.options import ConfigError, options
+
+LEVELS = 1000  # of noise, as in DDPM: linear betas from 0.0001 to 0.02
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What ties a model to its images.
+
+    Args:
+        side: S, pixels.
+        channels: C, 3 or 1.
+        patch: P, a divisor of S.
+        noise: the highest level that it is trained for; 1000 to make images of noise.
+        classes: of the images, told to the network; 0 for none.
+    """
+
+    side: int
+    channels: int
+    patch: int
+    noise: int
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.side % self.patch:
+            raise ConfigError(f"task.patch={self.patch} must divide task.side={self.side}.")
+        if not 1 <= self.noise <= LEVELS:
+            raise ConfigError(f"task.noise must be 1 to {LEVELS}, got {self.noise}.")
+
+
+class Restored(NamedTuple):
+    """What a model made of noisy images.
+
+    Attributes:
+        images: (B, C, S, S) in [-1, 1].
+        path: from the noisy images to these, N + 1 of them.
+        energies: (N + 1, B), before each step and at the end; None without an energy.
+        steps_used: (B,), passes or steps that each image took.
+    """
+
+    images: Tensor
+    path: list[Tensor]
+    energies: Tensor | None
+    steps_used: Tensor
+
+
+class PatchTransformer(nn.Module):
+    """`TwoStreamTransformer` over the patches of an image; what it is told is one context token.
+
+    Args:
+        shape: of the images.
+        size: the size dial.
+        output, level: as in `TwoStreamTransformer`.
+    """
+
+    def __init__(
+        self, shape: ImageShape, size: Size, *, output: Literal["energy", "vector"], level: bool
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.transformer = TwoStreamTransformer(
+            max(shape.classes, 1),
+            1,
+            shape.channels * shape.patch**2,
+            (shape.side // shape.patch) ** 2,
+            size,
+            output=output,
+            level=level,
+        )
+
+    def encode(self, labels: Tensor) -> Context:
+        """Classes (B,) -> context, once a prediction."""
+        told = F.one_hot(labels, max(self.shape.classes, 1)) if self.shape.classes else None
+        like = self.transformer.context_in.weight
+        token = like.new_ones(len(labels), 1) if told is None else told.to(like)
+        return self.transformer.encode(token.unsqueeze(1))
+
+    def forward(self, context: Context, images: Tensor, level: Tensor | None = None) -> Tensor:
+        """Images (B, U, C, S, S), levels (B, U) -> energies (B, U) or vectors (B, U, C, S, S)."""
+        out = self.transformer(context, self._patches(images), level)
+        return out if out.ndim == 2 else self._images(out)
+
+    def energy_map(self, context: Context, images: Tensor, level: Tensor | None = None) -> Tensor:
+        """The share of each patch in the energy of images: (B, U, S / P, S / P)."""
+        tokens = self._patches(images)
+        shares = (tokens * self.transformer.vectors(context, tokens, level)).sum(-1)
+        return shares.unflatten(-1, (self.shape.side // self.shape.patch, -1))
+
+    def _patches(self, images: Tensor) -> Tensor:
+        patch, rows = self.shape.patch, self.shape.side // self.shape.patch
+        split = images.unflatten(-1, (rows, patch)).unflatten(-3, (rows, patch))
+        # (B, U, C, rows, P, columns, P) -> (B, U, rows * columns, C * P * P)
+        return split.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+
+    def _images(self, tokens: Tensor) -> Tensor:
+        patch, rows = self.shape.patch, self.shape.side // self.shape.patch
+        split = tokens.unflatten(2, (rows, rows)).unflatten(-1, (-1, patch, patch))
+        return split.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
+
+
+class ImageModel(Model):
+    """Base of all models of images.
+
+    Args:
+        shape: of the images.
+        net: the network.
+    """
+
+    def __init__(self, shape: ImageShape, net: PatchTransformer) -> None:
+        super().__init__()
+        self.shape, self.net = shape, net
+        kept = torch.cat([torch.ones(1), DDPMScheduler(LEVELS).alphas_cumprod])
+        self.abar: Tensor
+        self.register_buffer("abar", kept, persistent=False)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ("image", "label")
+
+    def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bytes (B, S, S, C) -> (B, C, S, S) in [-1, 1]."""
+        return {**batch, "image": batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1}
+
+    def noised(self, images: Tensor, normal: Tensor, noise: Tensor) -> Tensor:
+        """Images (B, *, C, S, S) at levels (B, *) of noise, 0 for none."""
+        kept = self.abar[noise].reshape(*noise.shape, 1, 1, 1)
+        return kept.sqrt() * images + (1 - kept).sqrt() * normal
+
+    def degrade(self, images: Tensor, noise: int, generator: Generators) -> Tensor:
+        """Images (B, C, H, W) of any size with noise of a level."""
+        level = torch.full((len(images),), noise, device=images.device)
+        return self.noised(images, draw_normal(images, generator), level)
+
+    @abstractmethod
+    def restore(
+        self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
+    ) -> Restored:
+        """Take the noise from images (B, C, S, S).
+
+        Args:
+            noise: its level, which not every model looks at.
+            labels: classes (B,), where the model was trained with classes.
+        """
+
+    def encode(self, labels: Tensor | None, rows: int) -> Context:
+        """What the network is told.
+
+        Raises:
+            ConfigError: it needs classes, and they are not given.
+        """
+        if labels is None:
+            if self.shape.classes:
+                raise ConfigError("this model was trained with classes; say which.")
+            labels = torch.zeros(rows, dtype=torch.long, device=self.abar.device)
+        return self.net.encode(labels)
+
+    @property
+    def _learned(self) -> dict[str, Any]:
+        return {"shape": asdict(self.shape)}
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+        from ebt_policy.models import build_image_model  # the registry stands on this module
+
+        return build_image_model(config)
+
+
+class EnergyImageModel(LandscapeModel, ImageModel):
+    """The image itself descends an energy, from the noisy one on; it is told no level of noise.
+
+    Args:
+        shape: as in `ImageModel`.
+        size: the size dial.
+        inference: options of `Thinking`.
+        objective: how the landscape is learned: from noisy images (s1, s2), or, of models that make
+            images of noise, along the path from it.
+
+    Attributes:
+        has_energy: False where a network gives the update itself.
+    """
+
+    name = "ebt"
+    has_energy: ClassVar[bool] = True
+
+    def __init__(
+        self, shape: ImageShape, size: Size, *, inference: dict[str, Any], objective: Objective
+    ) -> None:
+        net = PatchTransformer(
+            shape,
+            size,
+            output="energy" if self.has_energy else "vector",
+            level=objective.level_conditioned,
+        )
+        super().__init__(shape, net)
+        self.objective = objective
+        if not isinstance(objective, Flow):
+            objective.space = Space(noised=self._observed)
+        elif shape.noise < LEVELS:
+            raise ConfigError(
+                f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
+                "objective=s1, s2 or corrupted."
+            )
+        self.inference = options(Thinking, inference, "model.inference")
+        self.configure_inference()
+
+    def _observed(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
+        """Targets with the noise that it is trained for at level 0, and less of it up to 1."""
+        return self.noised(target, normal, ((1 - level) * self.shape.noise).round().long())
+
+    def target(self, batch: dict[str, Any]) -> Tensor:
+        return batch["image"].unsqueeze(1)
+
+    def energy(self, context: Context) -> EnergyFn:
+        """Of images (B, U, C, S, S)."""
+        return partial(self.net, context)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        context = self.net.encode(batch["label"])
+        return self.objective(self.energy(context), self.target(batch), batch["draws"])
+
+    def restore(
+        self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
+    ) -> Restored:
+        how, context = self.inference, self.encode(labels, len(noisy))
+        start = noisy.unsqueeze(1).repeat_interleave(how.candidates, dim=1)
+        if how.candidates > 1 and noise == LEVELS:  # there all noise is alike
+            start = draw_normal(start, generator)
+        with torch.no_grad():
+            found = descend(
+                self.energy(context),
+                start,
+                generator=generator,
+                **asdict(how),
+                **self.objective.descent_options(how.steps),
+            )
+        energies = found.energies[:, :, 0] if self.has_energy else None
+        return Restored(
+            found.candidate[:, 0].clamp(-1, 1),
+            [x[:, 0] for x in found.path],
+            energies,
+            found.steps_used[:, 0],
+        )

@@ -1,0 +1,335 @@
+"""Models of images: how noise is put on and taken away, tiles, training and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from ebt_policy import eval as eval_entry
+from ebt_policy import train as train_entry
+from ebt_policy.models import build_image_model
+from ebt_policy.models.image import LEVELS, ImageModel
+from ebt_policy.models.tiling import Tiling
+from ebt_policy.options import ConfigError
+from ebt_policy.restoring import measures, restore_whole
+from ebt_policy.train import train
+
+SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1"}),
+    "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted": 0.5}),
+    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "told": True}),
+    "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "replay": 4, "noise": [0.0, 0.0]}),
+    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1"}),
+    "dit": ({"name": "dit", "inference": {"steps": 3}}, None),
+}
+
+
+def build(kind: str, **shape: int) -> ImageModel:
+    model, objective = KINDS[kind]
+    torch.manual_seed(0)
+    return build_image_model(
+        {
+            "shape": {**SHAPE, **shape},
+            "size": {"width": 16, "heads": 2, "layers": 1},
+            "model": model,
+            "objective": objective,
+        }
+    )
+
+
+def batch(model: ImageModel, rows: int = 4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    side, channels = model.shape.side, model.shape.channels
+    pixels = torch.randint(0, 256, (rows, side, side, channels), generator=generator)
+    labels = torch.arange(rows) % max(model.shape.classes, 1)
+    return model.normalize({"image": pixels.to(torch.uint8), "label": labels})
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+def test_bytes_become_numbers_from_minus_one_to_one():
+    model = build("s1")
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat(96).view(1, 8, 8, 3)
+    image = model.normalize({"image": pixels, "label": torch.zeros(1)})["image"]
+    assert image.shape == (1, 3, 8, 8) and image.unique().tolist() == [-1.0, 1.0]
+    assert torch.equal(image[0, :, 2, 5], pixels[0, 2, 5].float() / 127.5 - 1)
+
+
+def test_patches_are_squares_of_the_image_and_go_back():
+    model = build("s1", side=12)
+    image = torch.arange(3 * 144.0).view(1, 1, 3, 12, 12)
+    patches = model.net._patches(image)
+    assert patches.shape == (1, 1, 9, 48)
+    assert torch.equal(patches[0, 0, 5].view(3, 4, 4), image[0, 0, :, 4:8, 8:12])
+    assert torch.equal(model.net._images(patches), image)
+
+
+def test_noise_is_that_of_diffusion_models():
+    """From none to nearly nothing else; the level of 100 is a deviation of 43 of 255."""
+    model = build("s1")
+    clean = torch.full((2, 3, 64, 64), 0.5)
+    assert torch.equal(model.degrade(clean, 0, torch.Generator()), clean)
+    noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
+    kept = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
+    assert noisy.mean().item() == pytest.approx(0.5 * kept**0.5, abs=0.01)
+    assert noisy.std().item() == pytest.approx((1 - kept) ** 0.5, abs=0.01)
+    assert 127.5 * ((1 - kept) / kept) ** 0.5 == pytest.approx(43, abs=0.5)
+    gone = model.degrade(clean, LEVELS, torch.Generator().manual_seed(0))
+    assert gone.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_guesses_start_where_images_are_at_inference():
+    """At the noise of training, those of corrupted candidates at any lower level, too."""
+    clean = torch.full((200, 3, 8, 8), 0.5)
+    rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
+    model = build("s1")
+    kept = model.abar[100]
+    start = model.draws(rows)["normal"][:, 0] - kept.sqrt() * 0.5
+    assert start.std().item() == pytest.approx((1 - kept).sqrt().item(), rel=0.02)
+    spread = build("corrupted").draws(rows)["normal"][:, 0].flatten(1).std(1)
+    lower = (spread < 0.75 * (1 - kept).sqrt()).float().mean()
+    assert 0.15 < lower < 0.4  # half of half of them
+
+
+def test_loss_is_finite_and_reaches_every_parameter(kind):
+    model = build(kind)
+    loss, _ = model.loss(batch(model))
+    loss.backward()
+    assert loss.isfinite()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_energy_and_its_absence_have_equal_parameters():
+    assert build("s1").parameter_count == build("refiner").parameter_count
+
+
+def test_an_image_is_restored_by_itself(kind):
+    """Whatever else is in the batch."""
+    model = build(kind).eval()
+    noisy = model.degrade(batch(model)["image"], 100, torch.Generator().manual_seed(0))
+    found, alone = model.restore(noisy, 100), model.restore(noisy[:1], 100)
+    torch.testing.assert_close(found.images[:1], alone.images)
+    assert found.images.shape == noisy.shape and found.images.abs().max() <= 1
+    assert torch.equal(found.path[0], noisy)
+    assert len(found.path) == found.steps_used[0] + 1
+    assert (found.energies is None) == (kind in ("refiner", "dit"))
+
+
+def test_energies_of_patches_are_shares_of_the_energy():
+    model: Any = build("s1")
+    images = batch(model)["image"].unsqueeze(1)
+    context = model.encode(None, len(images))
+    shares = model.net.energy_map(context, images)
+    assert shares.shape == (4, 1, 2, 2)
+    torch.testing.assert_close(shares.sum((2, 3)), model.net(context, images))
+
+
+class Oracle(torch.nn.Module):
+    """Knows the clean image, and so the noise at every level."""
+
+    def __init__(self, clean: Tensor, abar: Tensor) -> None:
+        super().__init__()
+        self.clean, self.abar, self.levels = clean, abar, []
+
+    def encode(self, labels: Tensor) -> None:
+        return None
+
+    def forward(self, context: None, noisy: Tensor, told: Tensor) -> Tensor:
+        level = round(float((1 - told[0, 0]) * LEVELS))
+        self.levels.append(level)
+        kept = self.abar[level]
+        return (noisy - kept.sqrt() * self.clean.unsqueeze(1)) / (1 - kept).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("noise", "how", "levels"),
+    [
+        (100, {"steps": 4}, [100, 75, 50, 25]),
+        (100, {"steps": 1}, [100]),
+        (50, {"steps": 2}, [50, 25]),
+        (50, {"steps": 2, "told": False}, [100, 50]),
+        (200, {"steps": 2}, [100, 50]),
+        (2, {"steps": 5}, [2, 2, 1, 2, 1]),  # through both levels, as often as there are passes
+    ],
+)
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler):
+    model = build("dit")
+    clean = batch(model)["image"] * 0.9
+    noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
+    model.net = oracle = Oracle(clean, model.abar)  # type: ignore[assignment]
+    model.configure_inference(scheduler=scheduler, **how)
+    found = model.restore(noisy, noise, generator=torch.Generator().manual_seed(0))
+    assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
+    if noise <= 100:
+        torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+
+
+def test_classes_are_told_where_there_are_any():
+    model = build("s1", classes=3)
+    rows = batch(model)
+    loss, _ = model.loss(rows)
+    assert loss.isfinite()
+    first = model.restore(rows["image"], 100, torch.zeros(4, dtype=torch.long)).images
+    assert not torch.allclose(first, model.restore(rows["image"], 100, torch.ones(4).long()).images)
+    with pytest.raises(ConfigError, match="trained with classes"):
+        model.restore(rows["image"], 100)
+
+
+def test_options_that_cannot_be_are_one_clear_error():
+    for shape, message in (
+        ({"patch": 3}, r"task\.patch=3 must divide task\.side=8"),
+        ({"noise": 0}, r"task\.noise must be 1 to 1000"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build("s1", **shape)
+    sections = {"shape": SHAPE, "size": {"width": 16, "heads": 2, "layers": 1}}
+    with pytest.raises(ConfigError, match=r"task\.noise=1000, or use"):
+        build_image_model({**sections, "model": KINDS["s1"][0], "objective": {"name": "flow"}})
+    with pytest.raises(ConfigError, match="no energy to choose or stop by"):
+        build("refiner").configure_inference(candidates=2)
+    with pytest.raises(ConfigError, match=r"inference\.scheduler must be ddpm or ddim"):
+        build("dit").configure_inference(scheduler="euler")
+
+
+# -- tiles ---------------------------------------------------------------------------------------
+
+
+@given(
+    height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(4, 12),
+    overlap=st.integers(0, 3),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_tiles_go_back_together(height, width, side, overlap):
+    tiling = Tiling(height, width, side, overlap)
+    image = torch.rand(2, height, width)
+    tiles = tiling.cut(image)
+    assert tiles.shape == (len(tiling.places), 2, side, side)
+    torch.testing.assert_close(tiling.join(tiles), image)
+
+
+def test_tiles_meet_smoothly():
+    """Where one tile is 0 and its neighbour 1, what is between rises without a jump."""
+    tiling = Tiling(8, 14, 8, 2)
+    joined = tiling.join(torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]))
+    row = joined[0, 4]
+    assert row[5] == 0 and row[8] == 1 and (row.diff() >= 0).all() and row.diff().max() < 0.7
+
+
+def test_an_image_of_any_size_is_restored():
+    model = build("s1")
+    noisy = torch.rand(3, 13, 21) * 2 - 1
+    found = restore_whole(model, noisy, 100, 0, torch.Generator())
+    assert found.images.shape == (3, 13, 21) and len(found.path) == 3
+    assert found.energies is not None and found.energies.shape == (3,)
+
+
+def test_measures_agree_with_their_definitions():
+    clean = torch.rand(3, 3, 16, 16) * 2 - 1
+    noisy = (clean + 0.1 * torch.randn(3, 3, 16, 16)).clamp(-1, 1)
+    found = measures(noisy, clean)
+    mse = ((noisy - clean) * 127.5).square().mean((1, 2, 3)).numpy()
+    np.testing.assert_allclose(found["mse"], mse, rtol=1e-4)
+    np.testing.assert_allclose(found["psnr"], 10 * np.log10(255**2 / mse), rtol=1e-4)
+    assert (found["ssim"] < 1).all() and measures(clean, clean)["ssim"] == pytest.approx(1)
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of twelve pictures of 20 x 24 pixels."""
+    path = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        rough = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(rough).resize((24, 20), Image.Resampling.BICUBIC).save(path / f"{i}.png")
+    return path
+
+
+TINY = (
+    "size.width=16", "size.heads=2", "size.layers=1", "task.side=8", "device=cpu",
+    "train.steps=6", "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2",
+    "train.compile=false", "train.rollout_every=3", "train.log_every=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("objective=image/s2",),
+        ("model=image/dit", "model.inference.steps=2"),
+        ("objective=image/equilibrium", "task.noise=1000"),
+        ("task.channels=1",),
+    ],
+)
+def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
+    run = tmp_path / "run"
+    config = compose_config(
+        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, config="train_image"
+    )
+    train(config)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    made = "task.noise=1000" in overrides
+    assert any("held_out_psnr" in row for row in rows) != made
+    (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
+    assert (run / "evaluation/report.html").stat().st_size > 10_000
+    picture = run / "evaluation" / ("run.png" if made else "grid.png")
+    with Image.open(picture) as image:
+        assert image.size[0] > 300
+    if not made:
+        assert entry["noise"] == 100 and entry["noise_double"] == 200
+        assert entry["psnr"]["mean"] > 0 and entry["count"] == 1
+
+
+@pytest.mark.slow
+def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
+    """After some seconds images are nearer to the truth than they were."""
+    run = tmp_path / "run"
+    config = compose_config(
+        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
+        f"task.path={photos}", f"run_dir={run}", config="train_image",
+    )  # fmt: skip
+    train(config)
+    (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
+    assert entry["psnr"]["mean"] > entry["noisy_psnr"] + 2
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry):
+    runs = [tmp_path / "ebt", tmp_path / "refiner"]
+    for run in runs:
+        code, error = call_entry(
+            train_entry.main, "task=image", f"model={run.name}", *TINY, "evaluation.final=false",
+            f"task.path={photos}", f"run_dir={run}",
+        )  # fmt: skip
+        assert code == 0, error
+    output = tmp_path / "out"
+    code, error = call_entry(
+        eval_entry.main, f"checkpoint={runs[0]}", f"checkpoint={runs[1]}", f"images={photos}",
+        f"output={output}", "device=cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    result = json.loads((output / "summary.json").read_text())
+    assert [entry["count"] for entry in result["entries"]] == [12, 12]
+    assert len(result["paired"]) == 4 and len(result["entries"][0]["thinking"]["longer"]) == 9
+    code, error = call_entry(
+        train_entry.main, "task=image", *TINY, "task.classes=true", f"task.path={photos}",
+        f"run_dir={tmp_path / 'other'}",
+    )  # fmt: skip
+    assert code == 2 and "has no classes" in error and not (tmp_path / "other/log.jsonl").exists()

@@ -1,0 +1,214 @@
+"""Images to learn from: what is read, what is refused and how it is said, and crops."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ebt_policy.data.images import (
+    HELD_OUT,
+    STRIDE,
+    Crops,
+    ImageError,
+    Part,
+    dead_leaves,
+    decode,
+    load_images,
+)
+from ebt_policy.data.sources import local_data
+
+
+def photo(height: int = 20, width: int = 24, channels: int = 3, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def stored(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return stored(Image.fromarray(pixels.squeeze()))
+
+
+def test_pixels_come_as_they_are_and_grey_is_made_of_colours():
+    pixels = photo()
+    assert np.array_equal(decode(png(pixels), "a.png", 3), pixels)
+    grey = decode(png(pixels), "a.png", 1)
+    want = pixels @ np.array([0.299, 0.587, 0.114])
+    assert grey.shape == (20, 24, 1) and np.abs(grey[..., 0] - want).max() <= 1
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # taken with the camera turned
+    upright = decode(stored(turned, exif=exif), "turned.png", 3)
+    assert np.array_equal(upright, np.rot90(pixels, -1))
+
+
+def deep() -> bytes:
+    values = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    return stored(Image.fromarray(values))
+
+
+def deep_colours() -> bytes:
+    import cv2
+
+    return cv2.imencode(".png", np.zeros((20, 20, 3), np.uint16))[1].tobytes()
+
+
+BAD = {
+    "no image": (lambda: b"<html>404</html>", "is no image that can be read"),
+    "empty": (lambda: b"", "is no image that can be read"),
+    "truncated": (lambda: png(photo(200, 200))[:3000], "is no image that can be read"),
+    "truncated jpeg": (
+        lambda: stored(Image.fromarray(photo(200, 200)), "JPEG")[:3000],
+        "is no image that can be read",
+    ),
+    "16 bits": (deep, "has more than 8 bits"),
+    "16 bits, colours": (deep_colours, "has more than 8 bits"),
+    "transparent": (lambda: png(photo(channels=4)), "has the channels RGBA"),
+    "printed": (lambda: stored(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
+    "grey": (lambda: png(photo(channels=1)), r"is grey; .* task\.channels=1"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_used_is_named(what, tmp_path):
+    make, message = BAD[what]
+    with pytest.raises(ImageError, match=rf"bad\.png {message}"):
+        decode(make(), "bad.png", 3)
+
+
+def test_huge_images_are_refused_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for height in (11, 30):  # Pillow warns of the one and refuses the other
+        with pytest.raises(ImageError, match="is huge, beyond 100 pixels"):
+            decode(png(photo(height, 10)), "map.png", 3)
+
+
+def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
+    path.mkdir()
+    for i in range(good):
+        (path / f"{i:03}.png").write_bytes(png(photo(seed=i)))
+    for name, data in bad.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
+    path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
+    with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_damaged=true"):
+        load_images(None, str(path), 3)
+    gallery = load_images(None, str(path), 3, skip_damaged=True)
+    assert (
+        gallery.name == "mine" and "1 left out: " in gallery.origin and "zz.jpg" in gallery.origin
+    )
+    assert len(gallery.parts["validation"]) == 2 and len(gallery.parts["train"]) == 18
+    names = gallery.parts["train"].names + gallery.parts["validation"].names
+    assert len(set(names)) == 20
+
+
+def test_folders_without_an_image_are_one_sentence(tmp_path):
+    empty = folder(tmp_path / "empty", 0, {"notes.txt": b"no image"})
+    with pytest.raises(ImageError, match=r"there is no image \(.*\) in .*empty; check task\.path"):
+        load_images(None, str(empty), 3)
+    with pytest.raises(ImageError, match=r"there is no image at .*absent"):
+        load_images(None, str(tmp_path / "absent"), 3)
+    broken = folder(tmp_path / "broken", 0, {"a.png": b"", "b.png": b"x"})
+    with pytest.raises(ImageError, match=r"no image can be used: .*a\.png .*b\.png"):
+        load_images(None, str(broken), 3, skip_damaged=True)
+
+
+def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
+    with pytest.raises(ImageError, match=r"\$EBT_POLICY_DATA/bsds500/bsds500_images\.zip"):
+        load_images("bsds500", None, 3)
+    with pytest.raises(ImageError, match=r"task\.images=imagenet is unknown; there are bsds500"):
+        load_images("imagenet", None, 3)
+    (tmp_path / "bsds500").mkdir()
+    file = tmp_path / "bsds500/bsds500_images.zip"
+    file.write_bytes(b"PK")
+    with pytest.raises(ImageError, match=r"bsds500_images\.zip cannot be read .*; fetch it again"):
+        load_images("bsds500", None, 3)
+    with ZipFile(file, "w") as zipped:
+        zipped.writestr("bsds500/train/1.jpg", b"")
+    with pytest.raises(ImageError, match=r"bsds500_images\.zip cannot be read .*; fetch it again"):
+        load_images("bsds500", None, 3)
+    (tmp_path / "cifar10_jpeg").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / f"cifar10_jpeg/cifar10_{part}_jpeg.npz").write_bytes(b"no archive")
+    with pytest.raises(ImageError, match="fetch it again"):
+        load_images("cifar10", None, 3)
+
+
+def test_without_data_there_are_leaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
+    gallery = load_images(None, None, 3)
+    assert gallery.name == "leaves" and set(gallery.parts) == {"train", "validation", "test"}
+    again, other = dead_leaves("train", 3), dead_leaves("test", 3)
+    assert all(map(np.array_equal, again.pixels, gallery.parts["train"].pixels))
+    assert not np.array_equal(again.pixels[0], other.pixels[0])
+    assert dead_leaves("test", 1).pixels[0].shape == (128, 128, 1)
+    assert all(pixels.std() > 20 for pixels in again.pixels)  # covered, and not by one disc
+
+
+def test_published_sets():
+    if local_data("bsds500") is None:
+        pytest.skip("needs EBT_POLICY_DATA")
+    gallery = load_images("bsds500", None, 3)
+    assert {name: len(part) for name, part in gallery.parts.items()} == {
+        "train": 400, "validation": 32, "test": 68,
+    }  # fmt: skip
+    assert not set(gallery.parts["train"].names) & set(gallery.parts["test"].names)
+    grey = load_images("set12", None, 1)
+    assert {name: len(part) for name, part in grey.parts.items()} == {"test": 12}
+    with pytest.raises(ImageError, match="is grey"):
+        load_images("set12", None, 3)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(8, 21), st.integers(8, 30)), min_size=1, max_size=4),
+    channels=st.sampled_from([1, 3]),
+)
+@settings(max_examples=25, deadline=None)
+def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
+    pixels = [photo(*size, channels, seed=i) for i, size in enumerate(sizes)]
+    part = Part(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
+    crops = Crops(part, 8)
+    want = [
+        (crop, i)
+        for i, image in enumerate(pixels)
+        for top in range(0, image.shape[0] - 7, STRIDE)
+        for left in range(0, image.shape[1] - 7, STRIDE)
+        for crop in (image[top : top + 8, left : left + 8],) * 2
+    ]
+    assert len(crops) == len(want)
+    found = crops.gather(torch.arange(len(crops)))
+    assert found["image"].dtype == torch.uint8 and found["label"].tolist() == [i for _, i in want]
+    for k, (crop, _) in enumerate(want):
+        shown = crop if k % 2 == 0 else crop[:, ::-1]
+        assert np.array_equal(found["image"][k].numpy(), shown)
+
+
+def test_fewer_crops_are_evenly_spread_over_all():
+    part = Part([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
+    every, few = Crops(part, 8), Crops(part, 8, most=5)
+    assert len(few) == 5 and len(Crops(part, 8, most=10_000)) == len(every)
+    last = len(every) - 1
+    chosen = torch.tensor([0, last // 4, last // 2, 3 * last // 4, last])
+    assert torch.equal(few.gather(torch.arange(5))["image"], every.gather(chosen)["image"])
+
+
+def test_images_smaller_than_a_crop_are_named():
+    part = Part([photo(24, 24), photo(7, 24)], ["a.png", "thin.png"], [0, 0])
+    with pytest.raises(ImageError, match=r"thin\.png has 7 x 24 pixels, .* task\.side=8"):
+        Crops(part, 8)
