@@ -7,7 +7,7 @@ EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
 ALL := $(VENV)/.installed-extras
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: push_t experiments robots results test test-fast matrix check format benchmarks clean
+.PHONY: push_t experiments robots language results test test-fast matrix check format benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -26,6 +26,14 @@ robots: $(ALL) push_t ## the experiments on simulated robots: ten hours on 2 cor
 	for study in lift lift_disturbed metaworld-peg-insert-side metaworld-peg-insert-side_disturbed; do $(BIN)/python -m benchmarks.recovery study=$$study || exit 1; done
 	$(BIN)/python -m benchmarks.rollouts
 	$(BIN)/python -m benchmarks.films
+	$(BIN)/python -m benchmarks.readme
+
+language: $(READY) ## the experiments on language models: four hours on 2 cores
+	$(BIN)/python -m benchmarks.language corpus=tinyshakespeare
+	$(BIN)/python -m benchmarks.language corpus=wikitext2
+	$(BIN)/python -m benchmarks.language_speed
+	$(BIN)/python -m benchmarks.masked_text
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.readme
 
 test: $(ALL) ## all tests, with all simulators

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import language, masked_text
+from benchmarks import language, masked_text, scaling
 from benchmarks.settings import RESULTS
 from ebt_policy.evaluation.study_figures import (
     delay_curves,
@@ -26,8 +26,6 @@ from ebt_policy.evaluation.study_figures import (
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 from ebt_policy.recovery import OVERALL
 from ebt_policy.scaling import scaling_table
-
-SCALED = ("data", "depth", "width")
 
 
 def _interval(value: dict[str, Any]) -> str:
@@ -243,14 +241,14 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/scaling.md": {
         f"scaling_{axis}": lambda axis=axis: scaling_table(_stored(f"scaling_{axis}"))
-        for axis in SCALED
+        for axis in scaling.AXES
     },
 }
 FIGURES = {
     "energy": energy_study,
     "recovery_push_t": recovery_curves,
     "delay": delay_curves,
-    **{f"scaling_{axis}": scaling_lines for axis in SCALED},
+    **{f"scaling_{axis}": scaling_lines for axis in scaling.AXES},
 }
 
 
