@@ -1,0 +1,30 @@
+"""The scaling studies of docs/scaling.md: ``python -m benchmarks.scaling [seeds=3]``.
+
+Settings: seeds, folder. Runs `ebt_policy.scaling` along data, width and depth on WikiText-2 and
+writes ``docs/results/scaling_AXIS.json``. It may be repeated after a kill; on one core it takes an
+hour and a half.
+"""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.settings import settings, store
+from ebt_policy.scaling import scaling
+
+AXES = ("data", "width", "depth")
+CORPUS = "task.corpus=wikitext2"
+
+
+def main() -> None:
+    given = settings(seeds=3, folder="runs/scaling")
+    for axis in AXES:
+        arguments = [f"axis={axis}", CORPUS]
+        told = [f"seeds={given.seeds}", f"folder={given.folder}"]
+        result = scaling([*arguments, *told])
+        result["command"] = " ".join(["python -m ebt_policy.scaling", *arguments])
+        store(f"scaling_{axis}.json", json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
