@@ -227,7 +227,7 @@ def _main(cfg: DictConfig) -> None:
         if kind == "image":
             from ebt_policy.restoring import evaluate_images
 
-            evaluate_images(checkpoints, images=cfg.images, **what)
+            evaluate_images(checkpoints, images=cfg.images, noise=cfg.noise, **what)
             return
         if kind == "text":
             from ebt_policy.language import evaluate_language  # asks for libraries robots do not

@@ -166,12 +166,14 @@ def evaluate_images(
     device: torch.device,
     command: str,
     images: str | None = None,
+    noise: int | None = None,
 ) -> dict[str, Any]:
     """Restore held-out images with some models; returns what ``summary.json`` holds.
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
         images: other images than the test images of their training: a name, or a path.
+        noise: level, shown beside its double; that of the first one's training unless given.
 
     Raises:
         CheckpointError, ConfigError, ImageError: before anything is computed.
@@ -184,13 +186,15 @@ def evaluate_images(
     output.mkdir(parents=True, exist_ok=True)
     if making.pop():
         return _made(contestants, checkpoints, output, command)
+    low = noise or firsts[0].shape.noise
+    if not 1 <= low <= LEVELS:
+        raise ConfigError(f"noise must be 1 to {LEVELS}, got {low}.")
+    levels = [level for level in (low, 2 * low) if level <= LEVELS]
     sets = {name: tested(models[0], images, device) for name, models in contestants.items()}
     entries, tables, figures = [], {}, []
     pictures: list[list[np.ndarray]] = []
     with progress_bar() as bar:
         for name, models in contestants.items():
-            trained = models[0].shape.noise
-            levels = [level for level in (trained, 2 * trained) if level <= LEVELS]
             task = bar.add_task(name, total=len(models) * len(levels))
             entry: dict[str, Any] = {**made_by(name, models, command), **sets[name].about}
             for level in levels:
@@ -200,17 +204,17 @@ def evaluate_images(
                 for model in models:
                     found = restored(model, noisy, level, sets[name].labels)
                     after.append(measured([one.images for one in found], sets[name].images))
-                    if model is models[0] and level == trained:
+                    if model is models[0] and level == low:
                         pictures += _strips(name, found, sets[name].images)
                     bar.advance(task)
-                where = "" if level == trained else "_double"
+                where = "" if level == low else "_double"
                 table = {key: np.stack([one[key] for one in after]) for key in after[0]}
                 tables[name, level] = table
                 entry |= {key + where: mean_ci(value) for key, value in table.items()}
                 entry[f"noise{where}"] = level
                 entry[f"noisy_psnr{where}"] = float(before["psnr"].mean())
             if isinstance(models[0], EnergyImageModel):
-                entry["thinking"] = _thinking(models, sets[name])
+                entry["thinking"] = _thinking(models, sets[name], low)
             entries.append(entry)
     result = {"entries": entries, "paired": _paired(tables, sets)}
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
@@ -249,9 +253,9 @@ def _strips(name: str, found: Sequence[Restored], clean: Sequence[Tensor]) -> li
     return rows
 
 
-def _thinking(models: Sequence[Any], test: Tested) -> dict[str, Any]:
-    """PSNR, and energy above its end, after each step, at the noise of training."""
-    how, noise = models[0].inference, models[0].shape.noise
+def _thinking(models: Sequence[Any], test: Tested, noise: int) -> dict[str, Any]:
+    """PSNR, and energy above its end, after each step."""
+    how = models[0].inference
     noisy = noisy_versions(models[0], test.images, noise)
     last, by_model, energies = FURTHER * how.steps, [], []
     for model in models:
