@@ -16,12 +16,17 @@ from PIL import Image
 from benchmarks import (
     ablations,
     compare,
+    denoising,
     energy,
     films,
+    language,
+    language_speed,
     manipulation,
+    masked_text,
     pictures,
     recovery,
     rollouts,
+    scaling,
     speed,
 )
 from ebt_policy.data.normalize import Normalizer
@@ -30,7 +35,10 @@ from ebt_policy.models import build_policy
 from envs.perturb import Perturbation
 from envs.spec import EnvSpec
 
-MODULES = [speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts, films]
+MODULES = [
+    speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts, films, language,
+    language_speed, masked_text, scaling, denoising,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,135 @@
+"""Denoising compared: ``python -m benchmarks.denoising [seeds=3 updates=4000 parallel=2]``.
+
+Settings: seeds, updates, parallel, folder, set (cbsd68, or set12 in grey). Trains the energy model
+by its recipes, the refiner and DiT (up to the noise of the others' training, and up to its double)
+on BSDS500, and takes noise of both levels from CBSD68 or Set12 at several budgets of passes, beside
+BM3D, which is told the level. Writes ``docs/results/denoising_SET.json``. It may be repeated after
+a kill; needs $EBT_POLICY_DATA and the package bm3d.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.runs import entry_of_runs, train_all
+from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.evaluation.stats import mean_ci
+from ebt_policy.evaluation.summary import markdown
+from ebt_policy.models.image import ImageModel
+from ebt_policy.restoring import evaluate_images, measured, noisy_versions, tested
+
+NOISE = 100  # of training, as in the EBT paper
+IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null", "size=2xs"]
+SETS = {"cbsd68": (["task.channels=3"], None), "set12": (["task.channels=1"], "set12")}
+MODELS = {
+    "ebt": ["model=ebt"],
+    "ebt_s2": ["model=ebt", "objective=s2"],
+    "ebt_all_levels": ["model=ebt", "objective=corrupted", f"task.noise={2 * NOISE}"],
+    "refiner": ["model=refiner"],
+    "dit": ["model=dit"],
+    "dit_wide": ["model=dit", f"task.noise={2 * NOISE}"],
+}
+PASSES = {
+    "ebt": (1, 2, 3, 10),
+    "ebt_s2": (1, 2, 3, 10),
+    "ebt_all_levels": (1, 2, 3, 10),
+    "refiner": (1, 2, 3, 10),
+    "dit": (1, 2, 3, 10, 100, 300),
+    "dit_wide": (1, 2, 3, 10, 100),
+}
+HOW = {"dit": ",told=false"}  # as the paper ran it
+NAMES = {
+    "ebt": "energy, System 1",
+    "ebt_s2": "energy, System 2",
+    "ebt_all_levels": "energy, from all levels up to the double",
+    "refiner": "refiner, no energy",
+    "dit": "DiT, as the paper ran it",
+    "dit_wide": "DiT, trained up to the double, told the level",
+}
+
+
+def yardstick(run: Path, images: str | None) -> dict[str, Any]:
+    """BM3D, told the deviation, on the same noisy images."""
+    bm3d: Any = import_module("bm3d")
+    model = ImageModel.from_checkpoint(run, "cpu")
+    test = tested(model, images, torch.device("cpu"))
+    found: dict[str, Any] = {"name": "bm3d"}
+    for where, level in (("", NOISE), ("_double", 2 * NOISE)):
+        kept = float(model.abar[level])
+        deviation = ((1 - kept) / kept) ** 0.5 / 2  # of images in [0, 1]
+        clean = []
+        for noisy in noisy_versions(model, test.images, level):
+            seen = noisy.permute(1, 2, 0).numpy().astype(np.float64) / kept**0.5 / 2 + 0.5
+            made: Any = bm3d.bm3d_rgb if seen.shape[2] == 3 else bm3d.bm3d
+            out = np.atleast_3d(made(seen, deviation)).clip(0, 1)
+            clean.append(torch.from_numpy(out).permute(2, 0, 1).float() * 2 - 1)
+        for name, values in measured(clean, test.images).items():
+            found[name + where] = mean_ci(values)
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """PSNR and MSE at both levels of noise, for every budget of passes."""
+
+    def shown(entry: dict[str, Any], key: str, digits: int) -> str:
+        low, high = entry[key]["ci95"]
+        return f"{entry[key]['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    rows = []
+    for entry in [*result["entries"], result["bm3d"]]:
+        name = entry["name"].partition("-seed")[0]
+        cells = ((key, digits) for key, digits in
+                 (("psnr", 2), ("mse", 1), ("psnr_double", 2), ("mse_double", 1)))  # fmt: skip
+        rows.append(
+            (
+                NAMES.get(name, "BM3D, told the deviation"),
+                f"{entry['params']:,}" if "params" in entry else "",
+                str(entry.get("steps", "")),
+                *(shown(entry, *cell) for cell in cells),
+            )
+        )
+    header = (
+        "model", "parameters", "passes", "PSNR, dB", "MSE", "PSNR, twice the noise",
+        "MSE, twice the noise",
+    )  # fmt: skip
+    return markdown(header, rows, left=1)
+
+
+def main() -> None:
+    given = settings(seeds=3, updates=4000, parallel=2, folder="runs/denoising", set="cbsd68")
+    if given.set not in SETS:
+        raise SystemExit(f"error: set must be one of {', '.join(SETS)}.")
+    if find_spec("bm3d") is None:
+        raise SystemExit("error: the yardstick needs the package bm3d: pip install bm3d.")
+    how, images = SETS[given.set]
+    folder = Path(given.folder) / given.set
+    runs = {
+        name: [*IMAGES, *how, f"train.steps={given.updates}", *model]
+        for name, model in MODELS.items()
+    }
+    train_all(runs, range(given.seeds), folder, given.parallel)
+    entries = [
+        f"{name}@steps={steps}{HOW.get(name, '')}" for name in runs for steps in PASSES[name]
+    ]
+    result = evaluate_images(
+        [str(folder / entry_of_runs(entry)) for entry in entries],
+        output=folder / "evaluation",
+        device=DEVICE,
+        command=command("denoising"),
+        images=images,
+        noise=NOISE,
+    )
+    result["bm3d"] = yardstick(folder / "ebt-seed0", images)
+    store(f"denoising_{given.set}.json", json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
