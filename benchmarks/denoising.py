@@ -21,7 +21,7 @@ import torch
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.stats import mean_ci
-from ebt_policy.evaluation.summary import markdown
+from ebt_policy.evaluation.summary import format_interval, markdown
 from ebt_policy.models.image import ImageModel
 from ebt_policy.restoring import evaluate_images, measured, noisy_versions, tested
 
@@ -78,10 +78,6 @@ def yardstick(run: Path, images: str | None) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """PSNR and MSE at both levels of noise, for every budget of passes."""
 
-    def shown(entry: dict[str, Any], key: str, digits: int) -> str:
-        low, high = entry[key]["ci95"]
-        return f"{entry[key]['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
     rows = []
     for entry in [*result["entries"], result["bm3d"]]:
         name = entry["name"].partition("-seed")[0]
@@ -92,7 +88,7 @@ def table(result: dict[str, Any]) -> str:
                 NAMES.get(name, "BM3D, told the deviation"),
                 f"{entry['params']:,}" if "params" in entry else "",
                 str(entry.get("steps", "")),
-                *(shown(entry, *cell) for cell in cells),
+                *(format_interval(entry[k]["mean"], entry[k]["ci95"], digits=n) for k, n in cells),
             )
         )
     header = (

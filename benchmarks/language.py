@@ -95,8 +95,8 @@ def other_texts(results: dict[str, Any]) -> str:
     for corpus, result in results.items():
         cells = []
         for entry in result["entries"]:
-            low, high = entry["perplexity"]["ci95"]
-            cells.append(f"{entry['perplexity']['mean']:.1f} [{low:.1f}, {high:.1f}]")
+            found = entry["perplexity"]
+            cells.append(format_interval(found["mean"], found["ci95"], digits=1))
         rows.append((corpus, *cells))
     return markdown(("perplexity", *map(_name, names)), rows, left=1)
 

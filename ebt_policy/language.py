@@ -138,17 +138,16 @@ def _paired(
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    def shown(one: dict[str, Any], digits: int) -> str:
-        low, high = one["ci95"]
-        return f"{one['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    def shown(key: str, digits: int) -> str:
+        return format_interval(entry[key]["mean"], entry[key]["ci95"], digits=digits)
 
     return (
         entry["name"],
         format_count(entry["params"]),
         f"{entry['train_steps'] or 0:,}",
-        format_interval(entry["loss"]["mean"], entry["loss"]["ci95"]),
-        shown(entry["perplexity"], 2),
-        shown(entry["bits_per_byte"], 3),
+        shown("loss", 3),
+        shown("perplexity", 2),
+        shown("bits_per_byte", 3),
     )
 
 

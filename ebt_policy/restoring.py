@@ -320,15 +320,14 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     def shown(key: str, digits: int) -> str:
         if key not in entry:
             return ""
-        low, high = entry[key]["ci95"]
-        return f"{entry[key]['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return format_interval(entry[key]["mean"], entry[key]["ci95"], digits=digits)
 
     return (
         entry["name"],
         format_count(entry["params"]),
         str(entry["steps"]),
         shown("psnr", 2),
-        format_interval(entry["ssim"]["mean"], entry["ssim"]["ci95"]),
+        shown("ssim", 3),
         shown("mse", 1),
         shown("psnr_double", 2),
         shown("mse_double", 1),

@@ -327,11 +327,11 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def format_interval(mean: float, ci: Sequence[float], signed: bool = False) -> str:
+def format_interval(mean: float, ci: Sequence[float], signed: bool = False, digits: int = 3) -> str:
     """`0.943 [0.910, 0.971]`, or with signs, for a difference."""
     # Rounding first, then adding zero, keeps "-0.000" out of the tables.
-    spec = "+.3f" if signed else ".3f"
-    mid, lo, hi = (f"{round(float(v), 3) + 0.0:{spec}}" for v in (mean, *ci))
+    spec = f"{'+' if signed else ''}.{digits}f"
+    mid, lo, hi = (f"{round(float(v), digits) + 0.0:{spec}}" for v in (mean, *ci))
     return f"{mid} [{lo}, {hi}]"
 
 
