@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from ebt_policy.data.images import Part, load_images
+from ebt_policy.data.images import Gallery, Part, load_images
 from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
 from ebt_policy.evaluation.image_figures import image_grid, over_steps, png
 from ebt_policy.evaluation.protocol import progress_bar
@@ -78,6 +79,13 @@ class Tested(NamedTuple):
     about: dict[str, Any]
 
 
+@lru_cache(maxsize=1)  # entries mostly share it
+def _gallery(
+    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_damaged: bool
+) -> Gallery:
+    return load_images(name, path, channels, skip_damaged=skip_damaged)
+
+
 def tested(model: ImageModel, images: str | None, device: torch.device) -> Tested:
     """The middles of images that a model did not learn from, or of other ones.
 
@@ -85,10 +93,11 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
         ImageError: there are none.
     """
     task = model.config["task"]
-    given = task["images"], task["path"]
+    path = task["path"]
+    given = task["images"], tuple(path) if isinstance(path, list) else path
     if images is not None:
         given = (None, images) if Path(images).exists() else (images, None)
-    gallery = load_images(*given, model.shape.channels, skip_damaged=task["skip_damaged"])
+    gallery = _gallery(*given, model.shape.channels, task["skip_damaged"])
     held_out = [part for part in ("test", "validation", "train") if part in gallery.parts]
     if given[1] is not None and images is not None:  # another folder: all of it
         part = Part()

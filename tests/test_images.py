@@ -212,3 +212,10 @@ def test_images_smaller_than_a_crop_are_named():
     part = Part([photo(24, 24), photo(7, 24)], ["a.png", "thin.png"], [0, 0])
     with pytest.raises(ImageError, match=r"thin\.png has 7 x 24 pixels, .* task\.side=8"):
         Crops(part, 8)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 1), (5, 1), (9, 1), (10, 1), (16, 2)])
+def test_a_part_of_one_s_own_images_is_held_out(count, held_out, tmp_path):
+    gallery = load_images(None, str(folder(tmp_path / "mine", count, {})), 3)
+    assert len(gallery.parts["train"]) == count - held_out
+    assert len(gallery.parts.get("validation", Part())) == held_out

@@ -275,7 +275,7 @@ def _own(paths: Sequence[str]) -> tuple[Iterator[_File], str]:
                 data = file.read_bytes()
             except OSError as error:
                 raise ImageError(f"{file} cannot be read ({error.strerror or error}).") from error
-            held_out = len(files) > 1 and i % HELD_OUT == HELD_OUT // 2
+            held_out = len(files) > 1 and i % HELD_OUT == min(HELD_OUT // 2, len(files) - 1)
             yield _File("validation" if held_out else "train", str(file), data)
 
     return read(), f"from {len(files)} files"

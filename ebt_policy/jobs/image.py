@@ -75,6 +75,11 @@ class ImageJob(Job):
         )
         if "train" not in self.gallery.parts:
             raise ConfigError(f"task.images={task.images} is for evaluation; train on others.")
+        if self.evaluation.final and self.gallery.parts.keys() == {"train"}:
+            raise ConfigError(
+                f"{self.gallery.name} has a single image, none to evaluate on; give more, or "
+                "set evaluation.final=false."
+            )
         if task.classes and not self.gallery.classes:
             raise ConfigError(f"{self.gallery.name} has no classes; leave task.classes=false.")
         count = len(self.gallery.parts["train"])
