@@ -2,8 +2,8 @@
 
 Settings: seeds, updates (1500), parallel, folder. Trains BERT and the energy of all masked tokens,
 both forms of it, from noise and from corrupted truths, on TinyShakespeare's characters, and writes
-what each fills in while it learns, ``docs/results/masked_text.json``. It may be repeated after a
-kill; on two cores it takes an hour.
+what each has learned to fill in, ``docs/results/masked_text.json``. It may be repeated after a
+kill; on two cores it takes half an hour.
 """
 
 from __future__ import annotations
