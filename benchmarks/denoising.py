@@ -21,7 +21,7 @@ import torch
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.stats import mean_ci
-from ebt_policy.evaluation.summary import format_interval, markdown
+from ebt_policy.evaluation.summary import format_estimate, markdown
 from ebt_policy.models.image import ImageModel
 from ebt_policy.restoring import evaluate_images, measured, noisy_versions, tested
 
@@ -77,7 +77,6 @@ def yardstick(run: Path, images: str | None) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """PSNR and MSE at both levels of noise, for every budget of passes."""
-
     rows = []
     for entry in [*result["entries"], result["bm3d"]]:
         name = entry["name"].partition("-seed")[0]
@@ -88,7 +87,7 @@ def table(result: dict[str, Any]) -> str:
                 NAMES.get(name, "BM3D, told the deviation"),
                 f"{entry['params']:,}" if "params" in entry else "",
                 str(entry.get("steps", "")),
-                *(format_interval(entry[k]["mean"], entry[k]["ci95"], digits=n) for k, n in cells),
+                *(format_estimate(entry[key], digits) for key, digits in cells),
             )
         )
     header = (

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.data.questions import QUESTIONS
-from ebt_policy.evaluation.summary import format_interval, markdown
+from ebt_policy.evaluation.summary import format_estimate, format_interval, markdown
 from ebt_policy.language import evaluate_language
 
 SIZE = ["size.width=128", "size.heads=4", "size.layers=4"]
@@ -75,7 +75,7 @@ def quality(result: dict[str, Any], cost: dict[str, Any]) -> str:
             (
                 name,
                 f"{entry['params']:,}",
-                format_interval(loss["mean"], loss["ci95"]),
+                format_estimate(loss),
                 f"{perplexity['mean']:.2f}",
                 ahead,
                 f"{times[name]:.1f}x" if name in times else "",
@@ -93,10 +93,7 @@ def other_texts(results: dict[str, Any]) -> str:
     names = [entry["name"] for entry in next(iter(results.values()))["entries"]]
     rows = []
     for corpus, result in results.items():
-        cells = []
-        for entry in result["entries"]:
-            found = entry["perplexity"]
-            cells.append(format_interval(found["mean"], found["ci95"], digits=1))
+        cells = (format_estimate(entry["perplexity"], 1) for entry in result["entries"])
         rows.append((corpus, *cells))
     return markdown(("perplexity", *map(_name, names)), rows, left=1)
 

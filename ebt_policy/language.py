@@ -32,7 +32,7 @@ from ebt_policy.evaluation.study_figures import thinking
 from ebt_policy.evaluation.summary import (
     Shown,
     format_count,
-    format_interval,
+    format_estimate,
     markdown_table,
     write_atomic,
 )
@@ -138,16 +138,13 @@ def _paired(
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    def shown(key: str, digits: int) -> str:
-        return format_interval(entry[key]["mean"], entry[key]["ci95"], digits=digits)
-
     return (
         entry["name"],
         format_count(entry["params"]),
         f"{entry['train_steps'] or 0:,}",
-        shown("loss", 3),
-        shown("perplexity", 2),
-        shown("bits_per_byte", 3),
+        format_estimate(entry["loss"]),
+        format_estimate(entry["perplexity"], 2),
+        format_estimate(entry["bits_per_byte"]),
     )
 
 

@@ -30,14 +30,14 @@ from torchmetrics.functional.image import (
 
 from ebt_policy.data.images import Gallery, Part, load_images
 from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
-from ebt_policy.evaluation.image_figures import image_grid, over_steps, png
+from ebt_policy.evaluation.image_figures import Strip, image_grid, over_steps, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.summary import (
     Shown,
     format_count,
-    format_interval,
+    format_estimate,
     markdown_table,
     write_atomic,
 )
@@ -136,11 +136,10 @@ def restore_whole(
     path = [
         tiling.join(torch.cat(parts)) for parts in zip(*(one.path for one in found), strict=True)
     ]
-    energies = None
-    if found[0].energies is not None:
-        energies = torch.cat([one.energies for one in found], dim=1).sum(1)  # type: ignore[misc]
+    energies = [one.energies for one in found if one.energies is not None]
+    energy = torch.cat(energies, dim=1).sum(1) if energies else None
     used = torch.cat([one.steps_used for one in found]).float().mean()
-    return Restored(tiling.join(torch.cat([one.images for one in found])), path, energies, used)
+    return Restored(tiling.join(torch.cat([one.images for one in found])), path, energy, used)
 
 
 def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
@@ -160,6 +159,12 @@ def restored(
         restore_whole(model, image, noise, label, generator)
         for image, label in zip(noisy, labels, strict=True)
     ]
+
+
+def psnrs(found: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarray:
+    """`psnr` of images whose sizes differ: (N,)."""
+    each = [psnr(a[None], b[None]).reshape(1) for a, b in zip(found, clean, strict=True)]
+    return torch.cat(each).cpu().numpy()
 
 
 def measured(found: Sequence[Tensor], clean: Sequence[Tensor]) -> dict[str, np.ndarray]:
@@ -201,14 +206,13 @@ def evaluate_images(
     levels = [level for level in (low, 2 * low) if level <= LEVELS]
     sets = {name: tested(models[0], images, device) for name, models in contestants.items()}
     entries, tables, figures = [], {}, []
-    pictures: list[list[np.ndarray]] = []
+    pictures: list[Strip] = []
     with progress_bar() as bar:
         for name, models in contestants.items():
             task = bar.add_task(name, total=len(models) * len(levels))
             entry: dict[str, Any] = {**made_by(name, models, command), **sets[name].about}
             for level in levels:
                 noisy = noisy_versions(models[0], sets[name].images, level)
-                before = measured(noisy, sets[name].images)
                 after = []
                 for model in models:
                     found = restored(model, noisy, level, sets[name].labels)
@@ -221,7 +225,7 @@ def evaluate_images(
                 tables[name, level] = table
                 entry |= {key + where: mean_ci(value) for key, value in table.items()}
                 entry[f"noise{where}"] = level
-                entry[f"noisy_psnr{where}"] = float(before["psnr"].mean())
+                entry[f"noisy_psnr{where}"] = float(psnrs(noisy, sets[name].images).mean())
             if isinstance(models[0], EnergyImageModel):
                 entry["thinking"] = _thinking(models, sets[name], low)
             entries.append(entry)
@@ -252,13 +256,13 @@ def _reported(
     return result
 
 
-def _strips(name: str, found: Sequence[Restored], clean: Sequence[Tensor]) -> list[list[Any]]:
-    """Rows of pictures: the name, noisy, some steps, the last, clean."""
+def _strips(name: str, found: Sequence[Restored], clean: Sequence[Tensor]) -> list[Strip]:
+    """Of the first images: noisy, after some steps, after the last, and clean."""
     rows = []
     for one, truth in list(zip(found, clean, strict=True))[:SHOWN]:
         at = np.unique(np.linspace(0, len(one.path) - 1, min(4, len(one.path))).round().astype(int))
-        steps = [one.path[i] for i in at]
-        rows.append([name, *(x.clamp(-1, 1).cpu() for x in (*steps, truth)), at.tolist()])
+        shown = [x.cpu() for x in (*(one.path[i] for i in at), truth)]
+        rows.append(Strip(name, shown, [f"step {k}" if k else "noisy" for k in at] + ["clean"]))
     return rows
 
 
@@ -272,12 +276,9 @@ def _thinking(models: Sequence[Any], test: Tested, noise: int) -> dict[str, Any]
         found = restored(model, noisy, noise, test.labels)
         model.configure_inference(**asdict(how))
         steps = zip(*(one.path for one in found), strict=True)
-        by_model.append(
-            [measured([x.clamp(-1, 1) for x in path], test.images)["psnr"] for path in steps]
-        )
-        if found[0].energies is not None:
-            each = torch.stack([one.energies for one in found])  # type: ignore[misc]
-            energies.append((each - each[:, -1:]).mean(0).tolist())
+        by_model.append([psnrs([x.clamp(-1, 1) for x in path], test.images) for path in steps])
+        if each := [one.energies - one.energies[-1] for one in found if one.energies is not None]:
+            energies.append(torch.stack(each).mean(0).tolist())
     table = np.array(by_model).swapaxes(0, 1)  # (K + 1, models, N)
     return {
         "steps": how.steps,
@@ -316,7 +317,9 @@ def _made(
         labels = torch.arange(rows, device=noise.device).repeat_interleave(columns)
         told = labels if shape.classes else None
         found = model.restore(noise, LEVELS, told, generator)
-        grid = image_grid([["", *row] for row in found.images.cpu().unflatten(0, (rows, columns))])
+        grid = image_grid(
+            [Strip("", list(row), []) for row in found.images.cpu().unflatten(0, (rows, columns))]
+        )
         png(grid, output / f"{Path(name).name}.png")
         figures.append((f"Images of noise, {name}", "", grid))
         entries.append(made_by(name, contestants[name], command))
@@ -326,20 +329,16 @@ def _made(
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    def shown(key: str, digits: int) -> str:
-        if key not in entry:
-            return ""
-        return format_interval(entry[key]["mean"], entry[key]["ci95"], digits=digits)
-
+    double = "psnr_double" in entry  # not where the noise is too high to be doubled
     return (
         entry["name"],
         format_count(entry["params"]),
         str(entry["steps"]),
-        shown("psnr", 2),
-        shown("ssim", 3),
-        shown("mse", 1),
-        shown("psnr_double", 2),
-        shown("mse_double", 1),
+        format_estimate(entry["psnr"], 2),
+        format_estimate(entry["ssim"]),
+        format_estimate(entry["mse"], 1),
+        format_estimate(entry["psnr_double"], 2) if double else "",
+        format_estimate(entry["mse_double"], 1) if double else "",
     )
 
 

@@ -173,7 +173,7 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
             f"{file} is huge, beyond {Image.MAX_IMAGE_PIXELS:,} pixels; cut it to pieces."
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split()).replace(f" {data!r}", "").rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         shown = "no format that is known" if "identify" in reason else reason
         raise ImageError(f"{file} is no image that can be read ({shown}).") from error
     if deep or image.mode in ("I", "F") or ";16" in image.mode:

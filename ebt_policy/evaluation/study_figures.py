@@ -200,13 +200,13 @@ def thinking(thoughts: Mapping[str, Any]) -> Figure:
     longer, wider, falls = figure.subplots(1, 3)
     for colour, (name, found) in zip(PALETTE, thoughts.items(), strict=False):
         x = np.arange(len(found["longer"]))[1:]
-        means, low, high = _bands(found["longer"][1:])
+        means, low, high = bands(found["longer"][1:])
         longer.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         longer.plot(x, means, "-o", color=colour, markersize=3.5, label=Path(name).name)
         longer.axvline(found["steps"], color=colour, linestyle=":", linewidth=1)
         if found["wider"]:
             counts = [entry["candidates"] for entry in found["wider"]]
-            means, low, high = _bands(found["wider"])
+            means, low, high = bands(found["wider"])
             wider.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
             wider.plot(counts, means, "-o", color=colour, markersize=3.5)
         for style, (what, energies) in zip("-:", _descents(found), strict=False):
@@ -232,7 +232,7 @@ def scaling_lines(result: Mapping[str, Any]) -> Figure:
     over_axis, over_flops = figure.subplots(1, 2, sharey=True)
     for colour, (name, found) in zip(PALETTE, result["models"].items(), strict=False):
         points = found["points"]
-        means, low, high = _bands([point["loss"] for point in points])
+        means, low, high = bands([point["loss"] for point in points])
         for ax, what in ((over_axis, "x"), (over_flops, "flops")):
             x = np.array([point[what] for point in points])
             error = np.array([np.subtract(means, low), np.subtract(high, means)])
@@ -247,6 +247,7 @@ def scaling_lines(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _bands(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
+def bands(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Means, and lower and upper ends of the intervals, of entries ``{mean, ci95}``."""
     low, high = np.array([entry["ci95"] for entry in entries]).T
     return [entry["mean"] for entry in entries], low, high

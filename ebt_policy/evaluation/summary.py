@@ -335,6 +335,11 @@ def format_interval(mean: float, ci: Sequence[float], signed: bool = False, digi
     return f"{mid} [{lo}, {hi}]"
 
 
+def format_estimate(found: Mapping[str, Any], digits: int = 3) -> str:
+    """`format_interval` of ``{mean, ci95}``."""
+    return format_interval(found["mean"], found["ci95"], digits=digits)
+
+
 def or_missing(value: Any) -> str:
     """Its text, `n/a` for None."""
     return MISSING if value is None else str(value)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ebt_policy.data.images import Crops, Gallery, load_images
 from ebt_policy.jobs.job import Built, Job
 from ebt_policy.models import build_image_model
-from ebt_policy.models.image import ImageModel, ImageShape
+from ebt_policy.models.image import LEVELS, ImageModel, ImageShape
 from ebt_policy.options import ConfigError, options
 from ebt_policy.restoring import evaluate_images, psnr
 from ebt_policy.training.trainer import TrainConfig
@@ -104,7 +104,7 @@ class ImageJob(Job):
 
     @property
     def tries_out(self) -> bool:
-        return super().tries_out and self.task.noise < 1000
+        return super().tries_out and self.task.noise < LEVELS
 
     def tryout(self, model: ImageModel) -> dict[str, float]:
         if not self.tried:
