@@ -1,8 +1,8 @@
 """The scaling studies of docs/scaling.md: ``python -m benchmarks.scaling [seeds=3]``.
 
-Settings: seeds, folder. Runs `ebt_policy.scaling` along data, width and depth on WikiText-2 and
-writes ``docs/results/scaling_AXIS.json``. It may be repeated after a kill; on one core it takes an
-hour and a half.
+Settings: seeds, folder, parallel (trainings at once; more than one needs the extra sweeps). Runs
+`ebt_policy.scaling` along data, width and depth on WikiText-2 and writes
+``docs/results/scaling_AXIS.json``. It may be repeated after a kill; on two cores it takes TODO.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ CORPUS = "task.corpus=wikitext2"
 
 
 def main() -> None:
-    given = settings(seeds=3, folder="runs/scaling")
+    given = settings(seeds=3, folder="runs/scaling", parallel=1)
     for axis in AXES:
         arguments = [f"axis={axis}", CORPUS]
         told = [f"seeds={given.seeds}", f"folder={given.folder}"]
+        if given.parallel > 1:
+            told += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={given.parallel}"]
         result = scaling([*arguments, *told])
         result["command"] = " ".join(["python -m ebt_policy.scaling", *arguments])
         store(f"scaling_{axis}.json", json.dumps(result, indent=1) + "\n")

@@ -1,14 +1,15 @@
 """How language models scale: ``python -m ebt_policy.scaling axis=depth [seeds=3 ...]``.
 
-Trains the energy language model, the refiner and Transformer++ at the places of an axis with
-several seeds, as one hydra multirun of ``ebt_policy.train``, and fits how perplexity falls: rates,
-their ratio to Transformer++'s, and the levels beside them, with intervals. It may be repeated
-after a kill.
+Trains the energy language model, the refiner and Transformer++ at the places of an axis, each with
+the learning rate that suits it there and with several seeds, as hydra multiruns of
+``ebt_policy.train``, and fits how perplexity falls: rates, their ratio to Transformer++'s, and the
+levels beside them, with intervals. It may be repeated after a kill.
 
-Settings: axis (data, batch, depth, width, params or flops), seeds, models, folder (of the runs),
-output. All else goes to ``ebt_policy.train``, for every run: other places of the axis
-(``size.layers=2,4``), another text (``task.corpus=wikitext2``), or where runs are done
-(``hydra/launcher=joblib hydra.launcher.n_jobs=2``, ``hydra/launcher=submitit_slurm``).
+Settings: axis (data, batch, depth, width, params or flops), seeds, models, tune (whether learning
+rates are looked for, from ``train.lr``), folder (of the runs), output. All else goes to
+``ebt_policy.train``, for every run: other places of the axis (``size.layers=2,4``), another text
+(``task.corpus=wikitext2``), or where runs are done (``hydra/launcher=joblib
+hydra.launcher.n_jobs=2``, ``hydra/launcher=submitit_slurm``).
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.markdown import Markdown
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import ebt_policy
-from ebt_policy.data.text import TokenWindows
 from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.evaluation.flops import training_flops
 from ebt_policy.evaluation.held_out import MOST, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
@@ -39,12 +39,16 @@ from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
 from ebt_policy.models.text import TextModel
 from ebt_policy.options import ConfigError, options
+from ebt_policy.train import of_its_kind
 
 console = Console()
 
+Cell = tuple[str, str]  # a model at a place of the axis
+Names = tuple[str, ...]
+
 # The trainer's setting that each axis moves, its places, and what is shown.
 AXES = {
-    "data": ("train.steps", "250,500,1000,2000", "tokens of training"),
+    "data": ("train.steps", "250,500,1000,2000,4000", "tokens of training"),
     "batch": ("train.batch_size", "2,4,8,16", "sequences in a batch"),
     "depth": ("size.layers", "1,2,4,8", "layers"),
     "width": ("size.width", "16,32,48,64", "width"),
@@ -66,7 +70,8 @@ BASE = {
 }
 # What tells the runs of all axes apart, so that one serves every axis that it lies on.
 NAME = (
-    "${model.name}-w${size.width}-l${size.layers}-b${train.batch_size}-n${train.steps}-seed${seed}"
+    "${model.name}-w${size.width}-l${size.layers}-b${train.batch_size}-n${train.steps}"
+    "-lr${train.lr}-seed${seed}"
 )
 
 
@@ -78,6 +83,7 @@ class Study:
         axis: what grows, one of `AXES`.
         seeds: training seeds.
         models: names, the baseline last.
+        tune: whether each model has its own learning rate at each place, see `Grid.tuned`.
         folder: of the runs.
         output: of the results; default ``results/scaling-AXIS``.
     """
@@ -85,6 +91,7 @@ class Study:
     axis: str
     seeds: int = 3
     models: str = "ebt,refiner,transformer_pp"
+    tune: bool = True
     folder: str = "runs/scaling"
     output: str | None = None
 
@@ -114,7 +121,7 @@ def parse(arguments: Sequence[str]) -> tuple[Study, dict[str, str]]:
         if not equals:
             raise ConfigError(f"write name=value, got {argument!r}.")
         if name in Study.__dataclass_fields__:
-            given[name] = int(value) if name == "seeds" and value.isdigit() else value
+            given[name] = yaml.safe_load(value) if name in ("seeds", "tune") else value
         else:
             rest[name] = value
     if "axis" not in given:
@@ -133,101 +140,134 @@ def parse(arguments: Sequence[str]) -> tuple[Study, dict[str, str]]:
             f"axis={study.axis} moves {name}, which needs several places, and nothing else"
             + (f": {several[0]} has several, too." if several else ".")
         )
+    try:
+        float(settings["train.lr"])
+    except ValueError:
+        raise ConfigError(f"train.lr must be a number, got {settings['train.lr']}.") from None
     return study, settings
 
 
-def train_all(study: Study, settings: dict[str, str]) -> None:
-    """All runs, or what is missing of them.
+class Grid:
+    """The runs of a study: it trains those that are asked for, and reads their losses."""
 
-    Raises:
-        ConfigError: one failed; it has said why.
-    """
-    seeds = ",".join(map(str, range(study.seeds)))
-    command = [
-        sys.executable, "-m", "ebt_policy.train", "--multirun",
-        *(f"{name}={value}" for name, value in settings.items()),
-        f"model={study.models}", f"seed={seeds}", f"run_dir={study.folder}/{NAME}", "resume=true",
-    ]  # fmt: skip
-    if subprocess.run(command).returncode:
-        raise ConfigError("a training failed, see above; the study goes on where it was.")
+    def __init__(self, study: Study, settings: dict[str, str], device: torch.device) -> None:
+        self.study, self.settings, self.device = study, settings, device
+        self.moved, _, _ = AXES[study.axis]
+        self.places = settings[self.moved].split(",")
+        self.cells = [(model, place) for model in study.names for place in self.places]
 
+    def train(self, rates: Mapping[Cell, Collection[float]], seeds: Sequence[int]) -> None:
+        """Runs of cells with learning rates, for all seeds, as few multiruns; what is there stays.
 
-def runs_of(study: Study, settings: dict[str, str]) -> Iterator[tuple[str, str, list[Path]]]:
-    """Each model, each place, and the runs of all seeds there."""
-    from hydra import compose, initialize_config_module
+        Raises:
+            ConfigError: one failed; it has said why.
+        """
+        for models, places, shared in products(rates):
+            settings = self.settings | {self.moved: ",".join(places)}
+            settings |= {"train.lr": ",".join(map(str, shared)), "model": ",".join(models)}
+            command = [
+                sys.executable, "-m", "ebt_policy.train", "--multirun",
+                *(f"{name}={value}" for name, value in settings.items()),
+                f"seed={','.join(map(str, seeds))}", f"run_dir={self.study.folder}/{NAME}",
+                "resume=true",
+            ]  # fmt: skip
+            if subprocess.run(command).returncode:
+                raise ConfigError("a training failed, see above; the study goes on where it was.")
 
-    from ebt_policy.train import of_its_kind
+    def run(self, cell: Cell, rate: float, seed: int) -> Path:
+        """The folder of a run."""
+        model, place = cell
+        chosen = self.settings | {self.moved: place, "model": model}
+        chosen |= {"train.lr": str(rate), "seed": str(seed)}
+        chosen = {k: v for k, v in chosen.items() if not k.startswith("hydra")}
+        _, name, *overrides = of_its_kind([f"{k}={v}" for k, v in chosen.items()])
+        with initialize_config_module("configs", version_base="1.3"):
+            run_dir = f"run_dir={self.study.folder}/{NAME}"
+            return Path(compose(name, [*overrides, run_dir]).run_dir)
 
-    moved, _, _ = AXES[study.axis]
-    with initialize_config_module("configs", version_base="1.3"):
-        for model in study.names:
-            for place in settings[moved].split(","):
-                runs = []
-                for seed in range(study.seeds):
-                    chosen = {**settings, moved: place, "model": model, "seed": str(seed)}
-                    chosen = {k: v for k, v in chosen.items() if not k.startswith("hydra")}
-                    _, name, *overrides = of_its_kind([f"{k}={v}" for k, v in chosen.items()])
-                    overrides.append(f"run_dir={study.folder}/{NAME}")
-                    runs.append(Path(compose(name, overrides).run_dir))
-                yield model, place, runs
-
-
-class _FlopCounter(TorchDispatchMode):
-    """Torch's own counter follows modules, which a gradient inside the loss does not let it."""
-
-    flops = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def training_flops(model: TextModel, windows: TokenWindows) -> float:
-    """FLOPs of one training update: those of all matrix products, counted while it runs."""
-    size = model.config["train"]["batch_size"]
-    batch = model.draw(windows.gather(torch.arange(size) % len(windows)))
-    model.requires_grad_()
-    with _FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
-        model(batch)[0].backward()
-    return counter.flops
-
-
-def point(study: Study, place: str, runs: Sequence[Path], device: torch.device) -> Point:
-    """What some runs' held-out loss and training were; losses are kept beside the runs."""
-    losses = []
-    for run in runs:
-        model = TextModel.from_checkpoint(run, device)
-        windows, _ = held_out(model, None, device)
-        kept = run / "held_out.npy"
+    def losses(self, run: Path, part: str) -> np.ndarray:
+        """A trained run's loss on each window of a part of its text, nats; kept beside it."""
+        kept = run / f"{part}.npy"
         if not kept.exists():
+            model = TextModel.from_checkpoint(run, self.device)
+            windows, _ = held_out(model, None, self.device, part)
             found = held_out_surprisal(model, windows, MOST).mean(1).numpy()
             with kept.with_suffix(".tmp").open("wb") as file:
                 np.save(file, found)
             kept.with_suffix(".tmp").replace(kept)
-        losses.append(np.load(kept))
-    trained = model.config["train"]
-    flops = trained["steps"] * training_flops(model, windows)
-    tokens = trained["steps"] * trained["batch_size"] * model.context
-    params = model.parameter_count
-    x = {"data": tokens, "params": params, "flops": flops}.get(study.axis)
-    return Point(float(place) if x is None else x, flops, params, np.stack(losses))
+        return np.load(kept)
+
+    def tuned(self) -> dict[Cell, float]:
+        """Each cell's learning rate: where both half and twice of it are worse, for the first seed.
+
+        Walks from ``train.lr`` in factors of two, by the loss on the validation part.
+        """
+        start = float(self.settings["train.lr"])
+        tried: dict[Cell, dict[float, float]] = {cell: {} for cell in self.cells}
+        new = {cell: [start / 2, start, start * 2] for cell in self.cells}
+        best: dict[Cell, float] = {}
+        while new:
+            self.train(new, [0])
+            for cell, rates in new.items():
+                for rate in rates:
+                    found = self.losses(self.run(cell, rate, 0), "validation")
+                    tried[cell][rate] = float(found.mean())
+            best = {cell: min(known, key=known.__getitem__) for cell, known in tried.items()}
+            beside = {cell: (rate / 2, rate * 2) for cell, rate in best.items()}
+            new = {
+                cell: todo
+                for cell, near in beside.items()
+                if (todo := [rate for rate in near if rate not in tried[cell]])
+            }
+        return best
+
+    def point(self, cell: Cell, rate: float) -> Point:
+        """What a cell's runs cost and reached."""
+        runs = [self.run(cell, rate, seed) for seed in range(self.study.seeds)]
+        losses = np.stack([self.losses(run, "test") for run in runs])
+        model = TextModel.from_checkpoint(runs[0], self.device)
+        trained = model.config["train"]
+        batch = torch.arange(trained["batch_size"])
+        windows, _ = held_out(model, None, self.device, "validation")
+        flops = trained["steps"] * training_flops(model, windows.gather(batch % len(windows)))
+        tokens = trained["steps"] * trained["batch_size"] * model.context
+        params = model.parameter_count
+        x = {"data": tokens, "params": params, "flops": flops}.get(self.study.axis)
+        return Point(float(cell[1]) if x is None else x, flops, params, losses, rate)
+
+
+def products(rates: Mapping[Cell, Collection[float]]) -> list[tuple[Names, Names, list[float]]]:
+    """Cells and their learning rates as products of models, places and rates, which multiruns are.
+
+    >>> products({("a", "1"): [0.1], ("a", "2"): [0.1], ("b", "1"): [0.1], ("b", "2"): [0.1, 0.2]})
+    [(('a', 'b'), ('1', '2'), [0.1]), (('b',), ('2',), [0.2])]
+    """
+    places: dict[tuple[str, float], Names] = {}
+    for (model, place), several in rates.items():
+        for rate in several:
+            places[model, rate] = (*places.get((model, rate), ()), place)
+    models: dict[tuple[Names, float], Names] = {}
+    for (model, rate), at in places.items():
+        models[at, rate] = (*models.get((at, rate), ()), model)
+    shared: dict[tuple[Names, Names], list[float]] = {}
+    for (at, rate), names in models.items():
+        shared.setdefault((names, at), []).append(rate)
+    return [(names, at, several) for (names, at), several in shared.items()]
 
 
 def scaling(arguments: Sequence[str]) -> dict[str, Any]:
     """Train, fit, show; returns what ``summary.json`` holds."""
     study, settings = parse(arguments)
-    device = pick_device(settings.get("device", "auto"))
-    train_all(study, settings)
+    grid = Grid(study, settings, pick_device(settings.get("device", "auto")))
+    rates = grid.tuned() if study.tune else dict.fromkeys(grid.cells, float(settings["train.lr"]))
+    grid.train({cell: [rate] for cell, rate in rates.items()}, range(study.seeds))
     points: dict[str, list[Point]] = {name: [] for name in study.names}
     with progress_bar() as bar:
-        todo = list(runs_of(study, settings))
-        task = bar.add_task("held-out text", total=len(todo))
-        for name, place, runs in todo:
-            points[name].append(point(study, place, runs, device))
+        task = bar.add_task("held-out text", total=len(rates))
+        for cell, rate in rates.items():
+            points[cell[0]].append(grid.point(cell, rate))
             bar.advance(task)
-    text = TextModel.from_checkpoint(todo[0][2][0]).config["task"]
+    text = TextModel.from_checkpoint(grid.run(*next(iter(rates.items())), 0)).config["task"]
     result = {
         "axis": study.axis,
         "label": AXES[study.axis][2],
@@ -235,7 +275,7 @@ def scaling(arguments: Sequence[str]) -> dict[str, Any]:
         "seeds": study.seeds,
         "settings": {k: v for k, v in settings.items() if not k.startswith("hydra")},
         "models": scaling_law(points),
-        "device": device.type,
+        "device": grid.device.type,
         "command": " ".join(["python -m ebt_policy.scaling", *arguments]),
         "version": ebt_policy.__version__,
     }
@@ -250,19 +290,19 @@ def scaling(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """Markdown: losses at each place, then rates and levels."""
+    """Markdown: losses at each place, then rates and levels, then learning rates."""
     *_, base = result["models"]
     names = list(result["models"])
 
     def shown(found: dict[str, Any] | None, signed: bool = False) -> str:
         return "none" if found is None else format_interval(found["mean"], found["ci95"], signed)
 
-    rows = []
-    for at in zip(*(result["models"][name]["points"] for name in names), strict=True):
-        x = at[-1]["x"]
-        rows.append(
-            (format_count(int(x) if x == int(x) else x), *(shown(one["loss"]) for one in at))
-        )
+    def place(points: Sequence[dict[str, Any]]) -> str:
+        x = points[-1]["x"]
+        return format_count(int(x) if x == int(x) else x)
+
+    places = list(zip(*(result["models"][name]["points"] for name in names), strict=True))
+    rows = [(place(at), *(shown(one["loss"]) for one in at)) for at in places]
     text = markdown((result["label"], *(f"{name}, nats" for name in names)), rows, left=1)
     rows = []
     for name, found in result["models"].items():
@@ -273,6 +313,8 @@ def scaling_table(result: dict[str, Any]) -> str:
         rows.append((name, shown(found["rate"]), *against))
     header = ("model", "rate", "ratio", "level at each place", "level at equal FLOPs")
     text += "\n" + markdown(header, rows, left=1)
+    rows = [(place(at), *(f"{one['lr']:g}" for one in at)) for at in places]
+    text += "\n" + markdown((result["label"], *(f"{name}, lr" for name in names)), rows, left=1)
     text += (
         f"\nPerplexity falls as x^-rate; ratio is over {base}'s rate, levels are losses less its "
         f"own, nats. {result['seeds']} training seeds on {result['corpus']}; 95 % intervals over "

@@ -7,18 +7,22 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import get_class
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_text import TEXT
 
 from ebt_policy import scaling
 from ebt_policy.data.text import TokenWindows
+from ebt_policy.evaluation.flops import training_flops
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.options import ConfigError
 
 SMALL = (
     "task.context=8", "size.width=16", "size.heads=2", "train.steps=4", "train.batch_size=2",
-    "train.warmup_steps=2", "device=cpu", "size.layers=1,2", "seeds=2",
+    "train.warmup_steps=2", "device=cpu", "size.layers=1,2", "seeds=2", "tune=false",
 )  # fmt: skip
 
 
@@ -26,7 +30,9 @@ def points(rate: float, level: float, flops: float = 1.0, noise: float = 0.0, se
     """Runs that follow a power law, at 1, 2, 4, 8."""
     rng = np.random.default_rng(seed)
     return [
-        Point(x, flops * x, 10 * x, level - rate * math.log(x) + noise * rng.normal(size=(3, 20)))
+        Point(
+            x, flops * x, 10 * x, level - rate * math.log(x) + noise * rng.normal(size=(3, 20)), 1
+        )
         for x in (1, 2, 4, 8)
     ]
 
@@ -83,6 +89,9 @@ def test_one_place_is_no_law():
         (["axis=depth", "models=ebt,ebt"], "names one twice"),
         (["axis=depth", "--multirun"], "write name=value"),
         (["axis=depth", "seed=3"], "seed=... is what the study sets"),
+        (["axis=depth", "tune=perhaps"], "tune"),
+        (["axis=depth", "train.lr=fast"], "train.lr must be a number, got fast"),
+        (["axis=depth", "train.lr=1e-3,2e-3"], "train.lr has several"),
         (["axis=depth", "size.layers=2"], "needs several places"),
         (["axis=depth", "size.width=16,32"], "size.width has several"),
     ],
@@ -92,15 +101,56 @@ def test_settings_that_cannot_be_are_one_clear_error(arguments, message):
         scaling.parse(arguments)
 
 
+def grid(*arguments: str) -> scaling.Grid:
+    return scaling.Grid(*scaling.parse([*arguments]), torch.device("cpu"))
+
+
 def test_runs_are_named_by_what_the_axes_move():
     """One folder of a run on all axes that it lies on."""
     named = {}
     for axis in scaling.AXES:
-        study, given = scaling.parse([f"axis={axis}", "seeds=1", "models=ebt"])
-        named[axis] = {place: run.name for _, place, (run,) in scaling.runs_of(study, given)}
+        of = grid(f"axis={axis}", "models=ebt")
+        named[axis] = {place: of.run(("ebt", place), 0.002, 0).name for place in of.places}
     assert named["depth"]["2"] == named["width"]["64"] == named["data"]["1000"]
-    assert named["depth"]["2"] == named["batch"]["8"] == "ebt-w64-l2-b8-n1000-seed0"
+    assert named["depth"]["2"] == named["batch"]["8"] == "ebt-w64-l2-b8-n1000-lr0.002-seed0"
     assert named["params"] == named["flops"] and len(set(named["params"].values())) == 4
+
+
+def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch):
+    of = grid("axis=depth", "size.layers=1,2", "models=ebt,transformer_pp", "train.lr=2e-3")
+    best = {
+        ("ebt", "1"): 0.0005, ("ebt", "2"): 0.001,
+        ("transformer_pp", "1"): 0.008, ("transformer_pp", "2"): 0.002,
+    }  # fmt: skip
+    trained: list[tuple] = []
+
+    def train(rates, seeds):
+        assert seeds == [0]
+        trained.extend((cell, rate) for cell, several in rates.items() for rate in several)
+
+    monkeypatch.setattr(of, "train", train)
+    monkeypatch.setattr(of, "run", lambda cell, rate, seed: (cell, rate))
+    monkeypatch.setattr(
+        of, "losses", lambda run, part: np.full(3, abs(math.log(run[1] / best[run[0]])))
+    )
+    assert of.tuned() == best
+    assert len(trained) == len(set(trained)) == 5 + 4 + 5 + 3
+
+
+CELLS = st.tuples(st.sampled_from("abc"), st.sampled_from("1234"))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.dictionaries(CELLS, st.sets(st.sampled_from([0.1, 0.2, 0.4]), min_size=1)))
+def test_multiruns_do_what_is_asked_for_once(rates):
+    done = [
+        (model, place, rate)
+        for models, places, shared in scaling.products(rates)
+        for model in models
+        for place in places
+        for rate in shared
+    ]
+    assert sorted(done) == sorted((*cell, rate) for cell, of in rates.items() for rate in of)
 
 
 def test_flops_are_those_of_the_products():
@@ -108,15 +158,22 @@ def test_flops_are_those_of_the_products():
     from test_leakage import build
 
     model = build("transformer_pp")
-    model.config = {"train": {"batch_size": 4}}
     tokens = np.arange(40) % model.vocabulary
-    found = scaling.training_flops(model, TokenWindows(tokens, 8))
+    found = training_flops(model, TokenWindows(tokens, 8).gather(torch.arange(4)))
     block = model.net.blocks[0]
     width, layers = model.net.width, len(model.net.blocks)
     weights = layers * sum(p.numel() for p in block.parameters() if p.ndim == 2)
     weights += model.embedding.weight.numel()
     attention = layers * 2 * 8 * width  # a query with each key, weights with each value
     assert found == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
+
+
+@pytest.mark.sweeps
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_runs_can_be_done_elsewhere(launcher):
+    with initialize_config_module("configs", version_base="1.3"):
+        chosen = compose("train_text", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+        assert get_class(chosen.hydra.launcher._target_)
 
 
 @pytest.mark.slow
@@ -144,9 +201,10 @@ def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, 
         a["flops"] > 2 * b["flops"] for a, b in zip(ebt["points"], base["points"], strict=True)
     )
     assert "level at equal FLOPs" in (tmp_path / "results/scaling-depth/table.md").read_text()
+    assert {p["lr"] for p in ebt["points"]} == {0.002}
     assert (tmp_path / "results/scaling-depth/scaling.svg").stat().st_size > 1000
     assert len(list((tmp_path / "runs/scaling").iterdir())) == 8
-    (tmp_path / "runs/scaling/ebt-w16-l2-b2-n4-seed1/held_out.npy").unlink()
+    (tmp_path / "runs/scaling/ebt-w16-l2-b2-n4-lr0.002-seed1/test.npy").unlink()
     capfd.readouterr()
     if not launcher:
         assert scaling.scaling(given)["models"] == result["models"]

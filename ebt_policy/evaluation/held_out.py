@@ -19,9 +19,11 @@ MOST = 1024  # windows, evenly spread, of a text that has more
 
 
 def held_out(
-    model: TextModel, corpus: str | None, device: torch.device
+    model: TextModel, corpus: str | None, device: torch.device, part: str = "test"
 ) -> tuple[TokenWindows, dict[str, Any]]:
     """Windows of the text that a model did not learn from, or of another, and what it is.
+
+    Of its part ``test`` or ``validation``; a text without a test part has the latter for both.
 
     Raises:
         TextError: it cannot be had.
@@ -30,7 +32,7 @@ def held_out(
     if corpus is not None:
         given = (None, corpus) if Path(corpus).exists() else (corpus, None)
     text = load_corpus(*given)
-    part = "test" if "test" in text.parts else "validation"
+    part = part if part in text.parts else "validation"
     tokens = tokenized(text.parts[part], model.tokenizer)
     windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
     return windows, {

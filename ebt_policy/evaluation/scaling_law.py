@@ -27,12 +27,14 @@ class Point:
         flops: of one run's training.
         params: of the model.
         losses: (s, n) held-out loss of each run on each window, nats.
+        lr: learning rate of the runs.
     """
 
     x: float
     flops: float
     params: int
     losses: np.ndarray
+    lr: float
 
 
 def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict[str, Any]:
@@ -41,8 +43,8 @@ def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict
     Intervals are percentiles of 10,000 resamples: windows, the same for all, and the runs of each
     point. They cover the luck of windows and training seeds, not whether a power law is true.
 
-    Returns `{model: {points: [{x, flops, params, loss}], rate, ratio, same_place, equal_flops}}`
-    with `{mean, ci95}` each; `ratio` of rates is over the baseline's, the levels are losses less
+    Returns `{model: {points, rate, ratio, same_place, equal_flops}}` with `{mean, ci95}` each, of
+    points as `{x, flops, params, lr, loss}`; `ratio` of rates is over the baseline's, the levels are losses less
     the baseline's, nats: `same_place` the mean over the places, in their order, `equal_flops` in
     the middle of the FLOPs that both span, on each model's own line (None where they span nothing
     in common).
@@ -66,7 +68,8 @@ def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict
         at = _common_flops(of, points[base])
         result[name] = {
             "points": [
-                {"x": p.x, "flops": p.flops, "params": p.params, "loss": mean_ci(p.losses)}
+                {"x": p.x, "flops": p.flops, "params": p.params, "lr": p.lr}
+                | {"loss": mean_ci(p.losses)}
                 for p in of
             ],
             "rate": estimate(-slope),
