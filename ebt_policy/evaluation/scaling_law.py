@@ -44,10 +44,10 @@ def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict
     point. They cover the luck of windows and training seeds, not whether a power law is true.
 
     Returns `{model: {points, rate, ratio, same_place, equal_flops}}` with `{mean, ci95}` each, of
-    points as `{x, flops, params, lr, loss}`; `ratio` of rates is over the baseline's, the levels are losses less
-    the baseline's, nats: `same_place` the mean over the places, in their order, `equal_flops` in
-    the middle of the FLOPs that both span, on each model's own line (None where they span nothing
-    in common).
+    points as `{x, flops, params, lr, loss}`; `ratio` of rates is over the baseline's, the levels
+    are losses less the baseline's, nats: `same_place` the mean over the places, in their order,
+    `equal_flops` in the middle of the FLOPs that both span, on each model's own line (None where
+    they span nothing in common).
 
     Raises:
         ValueError: fewer than two places, or not as many for all models.
