@@ -68,10 +68,10 @@ def test_bytes_become_numbers_from_minus_one_to_one():
     assert torch.equal(image[0, :, 2, 5], pixels[0, 2, 5].float() / 127.5 - 1)
 
 
-def test_patches_are_squares_of_the_image_and_go_back():
+def testpatches_are_squares_of_the_image_and_go_back():
     model = build("s1", side=12)
     image = torch.arange(3 * 144.0).view(1, 1, 3, 12, 12)
-    patches = model.net._patches(image)
+    patches = model.net.patches(image)
     assert patches.shape == (1, 1, 9, 48)
     assert torch.equal(patches[0, 0, 5].view(3, 4, 4), image[0, 0, :, 4:8, 8:12])
     assert torch.equal(model.net._images(patches), image)
@@ -128,7 +128,7 @@ def test_an_image_is_restored_by_itself(kind):
     assert (found.energies is None) == (kind in ("refiner", "dit"))
 
 
-def test_energies_of_patches_are_shares_of_the_energy():
+def test_energies_ofpatches_are_shares_of_the_energy():
     model: Any = build("s1")
     images = batch(model)["image"].unsqueeze(1)
     context = model.encode(None, len(images))

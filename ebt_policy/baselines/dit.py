@@ -71,9 +71,11 @@ class DiT(ImageModel):
         predicted = self._noise_in(draws["noisy"], context, draws["level"])
         return (predicted - draws["normal"]).square().mean(), {}
 
+    def told(self, noise: Tensor) -> Tensor:
+        return (1.0 - noise.clamp(min=1) / LEVELS).unsqueeze(1)
+
     def _noise_in(self, noisy: Tensor, context: Any, level: Tensor) -> Tensor:
-        told = (1.0 - level / LEVELS).unsqueeze(1)
-        return self.net(context, noisy.unsqueeze(1), told)[:, 0]
+        return self.net(context, noisy.unsqueeze(1), self.told(level))[:, 0]
 
     def restore(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None

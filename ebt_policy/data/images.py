@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,15 @@ class Part:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def only(self, chosen: Iterable[int]) -> Part:
+        """Some of them, by number."""
+        kept = list(chosen)
+        return Part(
+            [self.pixels[i] for i in kept],
+            [self.names[i] for i in kept],
+            [self.labels[i] for i in kept],
+        )
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -63,6 +72,26 @@ class Gallery:
     parts: dict[str, Part]
     classes: tuple[str, ...]
     origin: str
+
+    def without(self, classes: Sequence[str]) -> Gallery:
+        """None of some classes to learn from; the test images stay.
+
+        Raises:
+            ImageError: a class that there is not, or none is left.
+        """
+        if unknown := [name for name in classes if name not in self.classes]:
+            known = ", ".join(self.classes) or "none"
+            raise ImageError(f"{self.name} has no class {unknown[0]}; its classes are: {known}.")
+        out = {self.classes.index(name) for name in classes}
+        if len(out) == len(self.classes) > 0:
+            raise ImageError("task.leave_out names every class; leave some to learn from.")
+        parts = {
+            name: part
+            if name == "test"
+            else part.only(i for i, label in enumerate(part.labels) if label not in out)
+            for name, part in self.parts.items()
+        }
+        return replace(self, parts=parts)
 
 
 class _File(NamedTuple):

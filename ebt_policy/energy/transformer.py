@@ -176,19 +176,34 @@ class TwoStreamTransformer(nn.Module):
     def vectors(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
         """f (B, U, L, C) of the arguments of `forward`, whose products with a candidate's tokens
         are the shares of these in its energy."""
+        (*_, h), condition = self._hidden(context, candidate, level)
+        vector = self.head(self.norm(h))
+        if self.skip is not None:
+            vector = vector + self.skip(condition) * candidate.flatten(0, 1)
+        return vector.unflatten(0, (-1, candidate.shape[1]))
+
+    def features(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
+        """What each block makes of candidates, the mean over their tokens: (B, U, layers, D)."""
+        hidden, _ = self._hidden(context, candidate, level)
+        means = torch.stack([h.mean(dim=1) for h in hidden], dim=1)
+        return means.unflatten(0, (-1, candidate.shape[1]))
+
+    def _hidden(
+        self, context: Context, candidate: Tensor, level: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Candidates (B * U, L, D) after each block, and the condition (B * U, 1, D)."""
         units = candidate.shape[1]
         condition = context.summary.unsqueeze(1).expand(-1, units, -1)
         if self.level_in is not None and level is not None:
             condition = condition + self.level_in(sinusoidal(level, self.width))
         condition = F.silu(condition).reshape(-1, 1, self.width)
         h = (self.candidate_in(candidate) + self.candidate_position).flatten(0, 1)
+        hidden = []
         # Units of a row see the same context, and not each other.
         for block, seen in zip(self.blocks, context.keys_values, strict=True):
             h, _ = block(h, _repeat(seen, units), condition)
-        vector = self.head(self.norm(h))
-        if self.skip is not None:
-            vector = vector + self.skip(condition) * candidate.flatten(0, 1)
-        return vector.unflatten(0, (-1, units))
+            hidden.append(h)
+        return hidden, condition
 
 
 def _repeat(seen: KeysValues, units: int) -> KeysValues:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -38,18 +39,47 @@ def image_grid(strips: Sequence[Strip]) -> Figure:
         ax.set_axis_off()
     for i, (strip, row) in enumerate(zip(strips, axes, strict=True)):
         for ax, image in zip(row, strip.images, strict=False):
-            pixels = np.clip(image.permute(1, 2, 0).numpy() * 0.5 + 0.5, 0, 1)
-            grey = pixels.shape[2] == 1
-            ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=1)
+            _show(ax, image)
         if i and strips[i - 1].name == strip.name:
             continue
         for ax, title in zip(row, strip.titles, strict=False):
             ax.set_title(title, fontsize=7)
-        row[0].text(
-            -0.06, 0.5, Path(strip.name).name, rotation=90, ha="right", va="center", fontsize=7,
-            transform=row[0].transAxes,
-        )  # fmt: skip
+        _aside(row[0], Path(strip.name).name)
     return figure
+
+
+@styled
+def energy_maps(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[Tensor]]]) -> Figure:
+    """Images, and below each how its energy is made up: of each row a name, images (C, S, S) in
+    [-1, 1] and the shares of their patches (R, R). All have one scale; red is what is high."""
+    columns = max(len(images) for _, images, _ in rows)
+    figure = blank(1.1 * columns + 0.3, 2.2 * len(rows) + 0.2)
+    axes = figure.subplots(2 * len(rows), columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    shares = np.concatenate([share.numpy().ravel() for _, _, maps in rows for share in maps])
+    low, middle, high = np.quantile(shares, [0.02, 0.5, 0.98])
+    reach = max(high - middle, middle - low)
+    for row, (name, images, maps) in enumerate(rows):
+        above, below = axes[2 * row], axes[2 * row + 1]
+        for pair in zip(above, below, images, maps, strict=False):
+            top, bottom, image, share = pair
+            _show(top, image)
+            bottom.imshow(share, cmap="coolwarm", vmin=middle - reach, vmax=middle + reach)
+        _aside(above[0], name)
+    return figure
+
+
+def _show(ax: Axes, image: Tensor) -> None:
+    pixels = np.clip(image.permute(1, 2, 0).numpy() * 0.5 + 0.5, 0, 1)
+    grey = pixels.shape[2] == 1
+    ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=1)
+
+
+def _aside(ax: Axes, name: str) -> None:
+    ax.text(
+        -0.06, 0.5, name, rotation=90, ha="right", va="center", fontsize=7, transform=ax.transAxes
+    )
 
 
 @styled

@@ -30,6 +30,7 @@ class ImageTask:
         images, path, channels, skip_damaged: see `load_images`.
         side, patch, noise: see `ImageShape`.
         classes: tell the model the class of an image.
+        leave_out: names of classes that are not learned from.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ImageTask:
     patch: int
     noise: int
     classes: bool
+    leave_out: list[str]
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -82,6 +84,7 @@ class ImageJob(Job):
             )
         if task.classes and not self.gallery.classes:
             raise ConfigError(f"{self.gallery.name} has no classes; leave task.classes=false.")
+        self.gallery = self.gallery.without(task.leave_out)
         count = len(self.gallery.parts["train"])
         return f"{self.gallery.name}: {count:,} images, {self.gallery.origin}."
 

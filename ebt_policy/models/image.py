@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from ebt_policy.energy import descend
-from ebt_policy.energy.gradient import EnergyFn
+from ebt_policy.energy.gradient import EnergyFn, energy_gradient
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Flow, Objective, Space
 from ebt_policy.energy.transformer import Context, Size, TwoStreamTransformer
@@ -106,16 +106,17 @@ class PatchTransformer(nn.Module):
 
     def forward(self, context: Context, images: Tensor, level: Tensor | None = None) -> Tensor:
         """Images (B, U, C, S, S), levels (B, U) -> energies (B, U) or vectors (B, U, C, S, S)."""
-        out = self.transformer(context, self._patches(images), level)
+        out = self.transformer(context, self.patches(images), level)
         return out if out.ndim == 2 else self._images(out)
 
     def energy_map(self, context: Context, images: Tensor, level: Tensor | None = None) -> Tensor:
         """The share of each patch in the energy of images: (B, U, S / P, S / P)."""
-        tokens = self._patches(images)
+        tokens = self.patches(images)
         shares = (tokens * self.transformer.vectors(context, tokens, level)).sum(-1)
         return shares.unflatten(-1, (self.shape.side // self.shape.patch, -1))
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def patches(self, images: Tensor) -> Tensor:
+        """Images (B, U, C, S, S) -> tokens (B, U, L, C P P)."""
         patch, rows = self.shape.patch, self.shape.side // self.shape.patch
         split = images.unflatten(-1, (rows, patch)).unflatten(-3, (rows, patch))
         # (B, U, C, rows, P, columns, P) -> (B, U, rows * columns, C * P * P)
@@ -170,6 +171,40 @@ class ImageModel(Model):
             noise: its level, which not every model looks at.
             labels: classes (B,), where the model was trained with classes.
         """
+
+    @abstractmethod
+    def told(self, noise: Tensor) -> Tensor | None:
+        """What the network is told of images (B,) with levels of noise: (B, 1), or None."""
+
+    def features(
+        self, images: Tensor, noise: int = 0, labels: Tensor | None = None,
+        generator: Generators = None,
+    ) -> Tensor:  # fmt: skip
+        """What the network makes of images (B, C, S, S) on its way, for a probe: (B, layers * D).
+
+        Args:
+            noise: level that is put on the images first.
+            labels: as in `restore`.
+        """
+        with torch.no_grad():
+            level = torch.full((len(images),), noise, device=images.device)
+            seen = self.degrade(images, noise, generator) if noise else images
+            context = self.encode(labels, len(images))
+            found = self.net.transformer.features(
+                context, self.net.patches(seen.unsqueeze(1)), self.told(level)
+            )
+        return found.flatten(1)
+
+    def oddness(self, images: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """By what images (B, C, S, S) that are unlike those of training may be known: (B,) each,
+        higher for the unlike.
+
+        ``restoring``: the error of what is made of them once noise of training was put on
+        (reconstruction as a detector, Graham et al. 2023).
+        """
+        noise = self.shape.noise
+        found = self.restore(self.degrade(images, noise, generator), noise, generator=generator)
+        return {"restoring": (found.images - images).square().flatten(1).mean(1)}
 
     def encode(self, labels: Tensor | None, rows: int) -> Context:
         """What the network is told.
@@ -235,6 +270,28 @@ class EnergyImageModel(LandscapeModel, ImageModel):
     def _observed(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
         """Targets with the noise that it is trained for at level 0, and less of it up to 1."""
         return self.noised(target, normal, ((1 - level) * self.shape.noise).round().long())
+
+    def told(self, noise: Tensor) -> Tensor | None:
+        """How many steps are done, where it is told: none."""
+        return noise.new_zeros(len(noise), 1).float() if self.objective.level_conditioned else None
+
+    def oddness(self, images: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """Also ``gradient``, the mean square of what a step takes away, and of an energy itself
+        ``energy``."""
+        found = super().oddness(images, generator)
+        energy = self.energy(self.encode(None, len(images)))
+        level = self.told(torch.zeros(len(images), device=images.device))
+        with torch.no_grad():
+            slope, energies = energy_gradient(energy, images.unsqueeze(1), level)
+        found |= {"gradient": slope.square().flatten(1).mean(1)}
+        return found | ({"energy": energies[:, 0]} if self.has_energy else {})
+
+    def energy_map(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The share of each patch in the energy of images (B, C, S, S): (B, S / P, S / P)."""
+        with torch.no_grad():
+            context = self.encode(labels, len(images))
+            level = self.told(torch.zeros(len(images), device=images.device))
+            return self.net.energy_map(context, images.unsqueeze(1), level)[:, 0]
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["image"].unsqueeze(1)
