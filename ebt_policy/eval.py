@@ -3,7 +3,7 @@
 Plays seeded episodes, compares the policies on the same seeds, and leaves ``episodes.jsonl``,
 ``summary.json``, ``table.md``, MP4s and a self-contained ``report.html``. With ``perturb=`` see
 ``recovery.py``, with ``suite=`` see ``suite.py``, for language models ``language.py``, for those of
-images ``restoring.py``. Every option is in ``configs/eval.yaml``.
+images ``restoring.py``, of video ``foreseeing.py``. Every option is in ``configs/eval.yaml``.
 """
 
 from __future__ import annotations
@@ -228,6 +228,11 @@ def _main(cfg: DictConfig) -> None:
             from ebt_policy.restoring import evaluate_images
 
             evaluate_images(checkpoints, images=cfg.images, noise=cfg.noise, **what)
+            return
+        if kind == "video":
+            from ebt_policy.foreseeing import evaluate_video
+
+            evaluate_video(checkpoints, **what)
             return
         if kind == "text":
             from ebt_policy.language import evaluate_language  # asks for libraries robots do not

@@ -1,8 +1,8 @@
 """Train: ``python -m ebt_policy.train task=push_t [model=ebt objective=flow ...]``.
 
 Builds the task and the model from configuration, hands them to the trainer, and evaluates the
-result. Every option is in ``configs/train.yaml``, for ``task=text`` and ``task=image`` in
-``configs/train_text.yaml`` and ``configs/train_image.yaml``, and the groups beside them.
+result. Every option is in ``configs/train.yaml``, for ``task=text``, ``image`` and ``video`` in
+``configs/train_text.yaml`` and so on, and the groups beside them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ console = Console()
 # Settings that may change when a run goes on: what it learns stays the same, but for rounding.
 FREE = ("checkpoint_every", "rollout_every", "log_every", "compile", "inference")
 _ABSENT = object()
-KINDS = ("text", "image")  # tasks that are no policies, and have a configuration of their own
+KINDS = (
+    "text",
+    "image",
+    "video",
+)  # tasks that are no policies, and have a configuration of their own
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,10 @@ def job_of(config: dict[str, Any], train: TrainConfig) -> Job:
         from ebt_policy.jobs.image import ImageJob
 
         return ImageJob(config, train)
+    if config["task"]["name"] == "video":
+        from ebt_policy.jobs.video import VideoJob
+
+        return VideoJob(config, train)
     return PolicyJob(config, train)
 
 

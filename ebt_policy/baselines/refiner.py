@@ -1,7 +1,7 @@
 """The sceptic's baseline: is it the energy that helps, or only the iteration?
 
 The energy model's network, steps and loss, but the network gives the update of the candidate
-itself, and no energy is differentiated. Shapes: B batch, U units, V vocabulary.
+itself, and no energy is differentiated. Shapes: B batch, U units.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from ebt_policy.energy.gradient import Update
-from ebt_policy.energy.sequences import Observed
 from ebt_policy.energy.transformer import Context
 from ebt_policy.models.image import EnergyImageModel
 from ebt_policy.models.landscape import LandscapeModel, Thinking
 from ebt_policy.models.text import EnergyLanguageModel
+from ebt_policy.models.video import EnergyVideoModel
 from ebt_policy.options import ConfigError
 
 
@@ -31,11 +31,11 @@ class _OnlySteps(LandscapeModel):
 
 
 class Refiner(_OnlySteps, EnergyLanguageModel):
-    """Of text."""
+    """Of text: the network's vector moves the guess as a gradient in the mean embedding would."""
 
-    def energy(self, observed: Observed) -> Update:
-        """The network's vector moves the guess as a gradient in the mean embedding would."""
-        return Update(partial(self.net, observed))
+
+class VideoRefiner(_OnlySteps, EnergyVideoModel):
+    """Of video, likewise."""
 
 
 class ImageRefiner(_OnlySteps, EnergyImageModel):

@@ -1,8 +1,8 @@
-"""Transformer++: the Llama recipe, the language baseline of the EBT paper.
+"""Transformer++: the Llama recipe, the baseline of the EBT paper for text and video.
 
 RMSNorm, rotary positions, SwiGLU, no biases (Touvron et al. 2023), here with the embedding as its
 output map, as the energy model has it: it is the observed stream of that model and nothing else.
-Shapes: B batch, S context, V vocabulary.
+Shapes: B batch, S context, V vocabulary, F features of a frame.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ebt_policy.energy.noise import Generators
-from ebt_policy.energy.objectives import surprisal
+from ebt_policy.energy.objectives import squared_error, surprisal
 from ebt_policy.energy.sequences import CausalTransformer, Observed
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.text import LanguageModel
+from ebt_policy.models.video import Foreseen, VideoModel
 
 
 class TransformerPP(LanguageModel):
@@ -43,3 +44,23 @@ class TransformerPP(LanguageModel):
 
     def _logits(self, observed: Observed) -> Tensor:
         return F.linear(observed.last, self.embedding.weight)
+
+
+class VideoTransformerPP(VideoModel):
+    """The change to the next frame from what the observed stream made of the last one."""
+
+    name = "transformer_pp"
+
+    def __init__(self, features: int, context: int, size: Size) -> None:
+        super().__init__(features, context, CausalTransformer(size, guesses=False))
+
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = batch["frames"]
+        found = self.change_out(self.observe(frames[:, :-1]).last)
+        return squared_error(found, self.changes(frames)).mean(), {}
+
+    def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
+        return Foreseen(self.change_out(observed.last), None)

@@ -19,8 +19,10 @@ from ebt_policy.options import ConfigError, options
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from ebt_policy.models.autoencoder import Autoencoder
     from ebt_policy.models.image import ImageModel
     from ebt_policy.models.text import TextModel
+    from ebt_policy.models.video import VideoModel
 
 __all__ = [
     "POLICIES",
@@ -30,6 +32,7 @@ __all__ = [
     "build_image_model",
     "build_language_model",
     "build_policy",
+    "build_video_model",
     "load_policy",
 ]
 
@@ -58,6 +61,13 @@ IMAGE_MODELS = {
     "ebt": "ebt_policy.models.image:EnergyImageModel",
     "refiner": "ebt_policy.baselines.refiner:ImageRefiner",
     "dit": "ebt_policy.baselines.dit:DiT",
+}
+
+VIDEO_MODELS = {
+    "ebt": "ebt_policy.models.video:EnergyVideoModel",
+    "refiner": "ebt_policy.baselines.refiner:VideoRefiner",
+    "transformer_pp": "ebt_policy.baselines.transformer_pp:VideoTransformerPP",
+    "autoencoder": "ebt_policy.models.autoencoder:Autoencoder",
 }
 
 
@@ -117,6 +127,25 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
 
     build, given = _class_of(config, IMAGE_MODELS)
     build = partial(build, options(ImageShape, config["shape"], "task"), _size(config))
+    if config.get("objective"):
+        build = partial(build, objective=build_objective(config["objective"]))
+    return _built(build, given, config)
+
+
+def build_video_model(config: dict[str, Any]) -> VideoModel | Autoencoder:
+    """Build an untrained model of video, or of its frames.
+
+    Args:
+        config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with
+            its ``context``, ``size`` (see `Size`), ``features``, their number, and ``objective``
+            for those that have guesses.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    build, given = _class_of(config, VIDEO_MODELS)
+    if config["model"]["name"] != "autoencoder":
+        build = partial(build, config["features"], config["task"]["context"], _size(config))
     if config.get("objective"):
         build = partial(build, objective=build_objective(config["objective"]))
     return _built(build, given, config)

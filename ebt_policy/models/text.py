@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ebt_policy.energy import Descent, Mirror, descend
-from ebt_policy.energy.gradient import EnergyFn, Product
-from ebt_policy.energy.noise import Generators, draw_normal
+from ebt_policy.energy import Mirror
+from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.objectives import Objective, Space, surprisal
 from ebt_policy.energy.sequences import CausalTransformer, Observed
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.base import CheckpointError, Model, reading
-from ebt_policy.models.landscape import LandscapeModel, Thinking
+from ebt_policy.models.landscape import Thinking
+from ebt_policy.models.sequence import SequenceLandscape
 from ebt_policy.options import ConfigError, options
 
 
@@ -181,7 +179,7 @@ class MeanEmbedding:
         return F.linear(slope, self.embedding.weight)
 
 
-class EnergyLanguageModel(LandscapeModel, LanguageModel):
+class EnergyLanguageModel(LanguageModel, SequenceLandscape):
     """The next token's distribution descends an energy (Gladstone et al. 2025, section 4).
 
     A guess is a distribution p over tokens, with mean embedding e(p), and its energy a free energy,
@@ -197,13 +195,7 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
         guess_layers: as in `CausalTransformer`.
         inference: options of `Thinking`.
         objective: how the landscape is learned.
-
-    Attributes:
-        has_energy: False where a network gives the update itself.
     """
-
-    name = "ebt"
-    has_energy: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -227,29 +219,8 @@ class EnergyLanguageModel(LandscapeModel, LanguageModel):
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["tokens"][:, 1:]
 
-    def energy(self, observed: Observed) -> EnergyFn:
-        """Of mean embeddings (B, U, D), given what was observed."""
-        return Product(partial(self.net, observed))
-
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        observed = self.observe(batch["tokens"][:, :-1])
-        return self.objective(self.energy(observed), self.target(batch), batch["draws"])
-
-    def think(self, observed: Observed, generator: Generators = None) -> Descent:
-        """The descent behind `predict`."""
-        how = self.inference
-        places = observed.last.shape[1] * how.candidates
-        init = self.objective.space.empty(observed.last.new_empty(len(observed.last), places))
-        if start := getattr(self.objective, "start", 1.0):
-            init = start * draw_normal(init, generator)
-        return descend(
-            self.energy(observed),
-            init,
-            generator=generator,
-            **asdict(how),
-            **self.objective.descent_options(how.steps),
-        )
+    def like(self, observed: Observed, units: int) -> Tensor:
+        return observed.last.new_empty(len(observed.last), units)
 
     def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
-        with torch.no_grad():
-            return self.think(observed, generator).candidate
+        return self.think(observed, generator).candidate

@@ -192,6 +192,36 @@ def make_backbone(how: Vision, *, download: bool = False) -> nn.Module:
     return backbone
 
 
+class Pooled(nn.Module):
+    """A pretrained model of timm, such as DINOv2: images (N, 3, h, w) in [0, 1] -> (N, features).
+
+    Args:
+        name: of the model, at the size and in the colours that it was trained for.
+
+    Raises:
+        ConfigError: an unknown name, or weights that cannot be had.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        timm = _timm()
+        try:
+            self.backbone = timm.create_model(name, pretrained=True, num_classes=0)
+        except (RuntimeError, LookupError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+            raise ConfigError(f"timm's model {name} cannot be had ({reason}).") from error
+        like = timm.data.resolve_model_data_config(self.backbone)
+        self.size = like["input_size"][1:]
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(like["mean"]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(like["std"]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        sized = F.interpolate(images, self.size, mode="bilinear", antialias=True)
+        return self.backbone((sized - self.mean) / self.std)
+
+
 def _group_norm(module: nn.Module) -> None:
     """Put group normalisation in the place of every batch normalisation."""
     for name, child in module.named_children():

@@ -1,0 +1,220 @@
+"""Videos to learn from: real robot recordings, or the user's files, as 8-bit frames in memory.
+
+Shapes: T frames of a clip, H x W pixels, F features of a frame, S context, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import cv2
+import numpy as np
+import torch
+from av.error import FFmpegError
+from torch import Tensor
+
+from ebt_policy.data.images import ImageError, decode
+from ebt_policy.data.sources import local_data
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+PIECES = 10  # of which one validates and one is for the test
+
+
+class VideoError(ValueError):
+    """Videos that are missing or cannot be used."""
+
+
+class Clip(NamedTuple):
+    """Frames (T, H, W, 3) uint8 that follow each other, and what they are called."""
+
+    frames: np.ndarray
+    name: str
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A set of videos.
+
+    Attributes:
+        name: for tables.
+        parts: train, validation and test.
+        origin: where it came from, for a line.
+        rate_hz: frames a second.
+    """
+
+    name: str
+    parts: dict[str, list[Clip]]
+    origin: str
+    rate_hz: float
+
+
+def split(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+    """Every tenth clip validates, every tenth is for the test; of fewer clips, tenths of each.
+
+    Raises:
+        VideoError: there are too few frames.
+    """
+    if len(clips) < PIECES:
+        clips = [
+            Clip(frames, f"{clip.name} {i}")
+            for clip in clips
+            for i, frames in enumerate(np.array_split(clip.frames, PIECES))
+            if len(frames)
+        ]
+    parts: dict[str, list[Clip]] = {"train": [], "validation": [], "test": []}
+    for i, clip in enumerate(clips):
+        part = {3: "validation", 6: "test"}.get(i % PIECES, "train")
+        parts[part].append(clip)
+    if not all(parts.values()):
+        raise VideoError("there are too few frames to learn from and to test on.")
+    return parts
+
+
+def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames (T, H, W, 3) of another size, uint8."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
+
+
+def load_g1(height: int, width: int, every: int) -> Footage:
+    """A real Unitree G1's head camera while it picks up a bottle: 93 episodes at 6 Hz.
+
+    Raises:
+        VideoError: it is not there, or damaged.
+    """
+    folder = "g1_pick_bottle"
+    files = [local_data(folder, f) for f in ("frames_96x72_stride5.npz", "lowdim.npz")]
+    if files[0] is None or files[1] is None:
+        raise VideoError(
+            f"the recording g1 is looked for at $EBT_POLICY_DATA/{folder}, and is not there; set "
+            "the variable, or use videos of your own."
+        )
+    try:
+        with np.load(files[0]) as stored, np.load(files[1]) as steps:
+            data, ends = stored["jpeg"].tobytes(), stored["offsets"].tolist()
+            episode = np.searchsorted(steps["episode_ends"], stored["step_index"], side="right")
+            rate = float(steps["fps"])
+            rate /= float(np.median(np.diff(stored["step_index"])))
+        frames = [decode(data[a:b], f"frame {i}", 3) for i, (a, b) in enumerate(pairwise(ends))]
+    except (OSError, KeyError, ValueError, ImageError) as error:
+        raise VideoError(f"{files[0]} cannot be read ({error}); fetch it again.") from error
+    clips = []
+    for number in np.unique(episode):
+        of = np.stack([frames[i] for i in np.flatnonzero(episode == number)[::every]])
+        clips.append(Clip(resized(of, height, width), f"g1 episode {number}"))
+    return Footage("g1", split(clips), f"from {files[0]}", rate / every)
+
+
+def load_own(paths: Sequence[str], height: int, width: int, every: int) -> Footage:
+    """Video files, or folders of them.
+
+    Raises:
+        VideoError: there are none, or one cannot be read; names it.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise VideoError(f"there is no video at {path}; check task.path.")
+    if not files:
+        raise VideoError(
+            f"there is no video ({', '.join(SUFFIXES)}) in {', '.join(paths)}; check task.path."
+        )
+    clips, rates = [], []
+    for file in files:
+        try:
+            frames, rate = read_video(file, height, width, every)
+        except (FFmpegError, OSError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise VideoError(
+                f"{file} is no video that can be read ({reason}); mend or remove it."
+            ) from error
+        clips.append(Clip(frames, str(file)))
+        rates.append(rate)
+    origin = f"from {len(files)} files"
+    return Footage(Path(paths[0]).stem, split(clips), origin, float(np.median(rates)))
+
+
+def read_video(file: Path, height: int, width: int, every: int) -> tuple[np.ndarray, float]:
+    """Every so many frames of a file, resized: (T, H, W, 3) uint8, and how many a second."""
+    frames = []
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 1)
+        for i, frame in enumerate(container.decode(stream)):
+            if i % every == 0:
+                pixels = frame.to_ndarray(format="rgb24")
+                frames.append(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+    if not frames:
+        raise ValueError("it has no frames")
+    return np.stack(frames), rate / every
+
+
+class Frames:
+    """Single frames as images: "image" (B, H, W, 3) uint8.
+
+    Args:
+        clips: of one size.
+        device: where batches are made.
+    """
+
+    def __init__(self, clips: Sequence[Clip], device: torch.device | str = "cpu") -> None:
+        self.pixels = torch.from_numpy(np.concatenate([clip.frames for clip in clips])).to(device)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        return {"image": self.pixels[index.to(self.pixels.device)]}
+
+
+class FrameWindows:
+    """Windows of S + 1 frames that follow each other, as features.
+
+    Args:
+        clips: (T, F) each; those of fewer frames are left out.
+        context: S.
+        stride: frames between the starts of windows.
+        device: where batches are made.
+
+    Raises:
+        VideoError: none is long enough.
+    """
+
+    def __init__(
+        self, clips: Sequence[Tensor], context: int, *, stride: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        starts: list[int] = []
+        numbers: list[int] = []  # of the clip of each window
+        first = 0
+        for number, clip in enumerate(clips):
+            of = range(first, first + max(len(clip) - context, 0), stride)
+            starts += of
+            numbers += [number] * len(of)
+            first += len(clip)
+        if not starts:
+            raise VideoError(
+                f"no clip has {context + 1} frames, for a context of {context}; lower "
+                "task.context or task.every."
+            )
+        self.frames = torch.cat(list(clips)).to(device)
+        self.starts, self.clip = torch.tensor(starts), torch.tensor(numbers)
+        self.length = context + 1
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """ "frames" (B, S + 1, F)."""
+        rows = self.starts[index][:, None] + torch.arange(self.length)
+        return {"frames": self.frames[rows.to(self.frames.device)]}

@@ -1,0 +1,111 @@
+"""Videos by name, and their features: what models of video learn from and are evaluated on.
+
+Shapes: T frames of a clip, F features of a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebt_policy.data.fetch import cache_dir
+from ebt_policy.data.push_t import load_push_t
+from ebt_policy.data.sources import local_data
+from ebt_policy.data.video import Clip, Footage, load_g1, load_own, resized, split
+from ebt_policy.models.autoencoder import FrameFeatures
+from ebt_policy.options import ConfigError
+from envs.frames import observations
+from envs.spec import EnvSpec
+
+PUSH_T = EnvSpec("envs:ebt_policy/PushTImage-v0", 300)
+PUSH_T_RATE = 10.0  # Hz, of the recorded states
+
+
+@dataclass(frozen=True)
+class VideoTask:
+    """The section ``task`` of a video model's configuration.
+
+    Args:
+        name: video.
+        videos, path: see `load_footage`.
+        height, width: of frames, pixels; videos of another size are resized.
+        every: take every so many frames.
+        context: S, frames that a prediction sees at most.
+        features: see `frame_features`; None for an autoencoder that is trained first.
+    """
+
+    name: str
+    videos: str | None
+    path: str | list[str] | None
+    height: int
+    width: int
+    every: int
+    context: int
+    features: str | None
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "every", "context"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def load_footage(task: VideoTask) -> Footage:
+    """The videos of a task: ``task.videos`` is ``g1`` (a real robot's camera), ``push_t`` (drawn
+    from the recorded states of demonstrations) or None for the first of these that there is;
+    ``task.path`` files of one's own, or folders of them.
+
+    Raises:
+        VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
+    """
+    path = tuple(task.path) if isinstance(task.path, list) else task.path
+    return _load(task.videos, path, task.height, task.width, task.every)
+
+
+@lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
+def _load(
+    name: str | None, path: str | tuple[str, ...] | None, height: int, width: int, every: int
+) -> Footage:
+    if path is not None:
+        return load_own([path] if isinstance(path, str) else list(path), height, width, every)
+    if name is None:
+        name = "g1" if local_data("g1_pick_bottle", "lowdim.npz") else "push_t"
+    if name == "g1":
+        return load_g1(height, width, every)
+    if name != "push_t":
+        raise ConfigError(f"task.videos={name} is unknown; there are g1, push_t, or task.path.")
+    episodes, origin = load_push_t()
+    seen = observations(PUSH_T, episodes.arrays["state"])["image"]
+    clips, first = [], 0
+    for i, end in enumerate(episodes.ends):
+        clips.append(Clip(resized(seen[first:end:every], height, width), f"episode {i}"))
+        first = end
+    return Footage("push_t", split(clips), f"drawn, {origin}", PUSH_T_RATE / every)
+
+
+def featured(
+    parts: Mapping[str, Sequence[Clip]], features: FrameFeatures
+) -> dict[str, list[Tensor]]:
+    """Features (T, F) of all clips; made once, and kept in the cache folder."""
+    return {part: _features(clips, features) for part, clips in parts.items()}
+
+
+def _features(clips: Sequence[Clip], features: FrameFeatures) -> list[Tensor]:
+    frames = np.concatenate([clip.frames for clip in clips])
+    digest = hashlib.sha256(frames.tobytes() + features.digest.encode()).hexdigest()
+    file = cache_dir() / "features" / f"{digest[:32]}.npy"
+    try:
+        found = torch.from_numpy(np.load(file))
+    except (OSError, ValueError, EOFError):  # none yet, or a damaged one
+        found = features.encode(torch.from_numpy(frames))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.stem}.{os.getpid()}.npy")
+        np.save(partial, found.numpy())
+        os.replace(partial, file)
+    return list(found.split([len(clip.frames) for clip in clips]))

@@ -1,0 +1,323 @@
+"""Evaluating models of video: ``python -m ebt_policy.eval checkpoint=RUN[@steps=3] ...``.
+
+How well the next frame of clips that were not learned from is foreseen, in feature space; of models
+with an energy also whether more steps help and whether the energy tells what is hard to foresee.
+Leaves ``summary.json``, ``table.md``, ``strips.png``, an MP4 of rollouts and a self-contained
+``report.html``.
+
+Shapes: N windows, S context, T frames of a clip, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from torch import Tensor
+
+from ebt_policy.data.video import Clip, Footage, FrameWindows
+from ebt_policy.evaluation.detection import Samples, auroc
+from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
+from ebt_policy.evaluation.image_figures import Strip, image_grid, over_places, png
+from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.report import write_report
+from ebt_policy.evaluation.stats import mean_ci, paired_difference
+from ebt_policy.evaluation.summary import (
+    Shown,
+    format_count,
+    format_estimate,
+    markdown_table,
+    write_atomic,
+)
+from ebt_policy.footage import VideoTask, featured, load_footage
+from ebt_policy.models.autoencoder import Autoencoder, FrameFeatures, Latents, frame_features
+from ebt_policy.models.video import EnergyVideoModel, VideoModel
+from ebt_policy.options import ConfigError, options
+from ebt_policy.restoring import psnr
+from envs.video import video_writer
+
+console = Console()
+
+BATCH = 64  # windows at once
+FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
+HARD = 0.25  # of the frames, those with the highest errors, are to be told by the energy
+SHOWN = 3  # clips in pictures and film
+COLUMNS = 8  # frames of a strip
+LONGEST = 64  # frames of a rollout
+ENLARGED = 3  # times the size of frames in the film
+
+
+class Tested(NamedTuple):
+    """Clips that were not learned from.
+
+    Attributes:
+        clips: their frames.
+        features: (T, F) of each.
+        windows: of all, one after the other.
+        encoder: what made the features.
+        about: which they are.
+    """
+
+    clips: list[Clip]
+    features: list[Tensor]
+    windows: FrameWindows
+    encoder: FrameFeatures
+    about: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """Errors (N, S) of what a model foresaw, and its energies (N, S)."""
+
+    errors: np.ndarray
+    energies: np.ndarray | None
+
+
+def tested(model: VideoModel, device: torch.device) -> Tested:
+    """The test clips of a model's training.
+
+    Raises:
+        VideoError, ConfigError: they, or their features, cannot be had.
+    """
+    task = options(VideoTask, model.config["task"], "task")
+    footage = load_footage(task)
+    encoder = frame_features(str(task.features), device)
+    features = featured({"test": footage.parts["test"]}, encoder)["test"]
+    if (count := features[0].shape[1]) != model.features:
+        raise ConfigError(
+            f"{task.features} makes {count} features a frame, the model learned from "
+            f"{model.features}: it is not what it was trained with."
+        )
+    windows = FrameWindows(features, model.context, stride=model.context, device=device)
+    about = {"videos": footage.name, "clips": len(features), "context": model.context}
+    return Tested(footage.parts["test"], features, windows, encoder, about)
+
+
+def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
+    """Errors and energies of a model on windows."""
+    generator = torch.Generator().manual_seed(0)
+    errors, energies = [], []
+    for index in torch.arange(len(windows)).split(BATCH):
+        rows = model.normalize(windows.gather(index))["frames"]
+        error, energy = model.errors(rows, generator)
+        errors.append(error.cpu())
+        if energy is not None:
+            energies.append(energy.cpu())
+    return Found(torch.cat(errors).numpy(), torch.cat(energies).numpy() if energies else None)
+
+
+def repeated(model: VideoModel, windows: FrameWindows) -> np.ndarray:
+    """Errors (N, S) of repeating the last frame."""
+    rows = model.normalize(windows.gather(torch.arange(len(windows))))["frames"]
+    return model.changes(rows).square().mean(-1).cpu().numpy()
+
+
+def by_clip(errors: np.ndarray, windows: FrameWindows) -> np.ndarray:
+    """Mean error of each clip that has a window, from those of windows (N, S)."""
+    clip = windows.clip.numpy()
+    return np.array([errors[clip == i].mean() for i in np.unique(clip)])
+
+
+def evaluate_video(
+    checkpoints: Sequence[str], *, output: Path, device: torch.device, command: str
+) -> dict[str, Any]:
+    """Evaluate some models; returns what ``summary.json`` holds.
+
+    Args:
+        checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
+
+    Raises:
+        CheckpointError, ConfigError, VideoError: before anything is computed.
+    """
+    contestants = load_entries(VideoModel, checkpoints, device)
+    tests = {name: tested(models[0], device) for name, models in contestants.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    entries, tables = [], {}
+    with progress_bar() as bar:
+        for name, models in contestants.items():
+            task, test = bar.add_task(name, total=len(models)), tests[name]
+            found = []
+            for model in models:
+                found.append(foreseen(model, test.windows))
+                bar.advance(task)
+            tables[name] = np.stack([by_clip(one.errors, test.windows) for one in found])
+            still = repeated(models[0], test.windows)
+            entry = {
+                **made_by(name, models, command),
+                **test.about,
+                "error": mean_ci(tables[name]),
+                "repeating": mean_ci(by_clip(still, test.windows)),
+                "by_place": np.mean([one.errors for one in found], axis=(0, 1)).tolist(),
+            }
+            if isinstance(models[0], EnergyVideoModel):
+                entry |= _energetic(models, found, test)
+            entries.append(entry)
+    result = {"entries": entries, "paired": _paired(tables, tests)}
+    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    table = markdown_table(result, VIDEO)
+    write_atomic(output / "table.md", table)
+    console.print(Markdown(table))
+    caption = "Error by place in the context; energy there; and error over the steps of a descent."
+    figures = [("Foreseeing", caption, over_places(entries))]
+    films = []
+    if (grid := _pictures(contestants, tests, output)) is not None:
+        figures.append(("Frames", "Truth, the next frame foreseen at each, and rollouts.", grid))
+        films = [("truth, and rollouts from its first frames", output / "rollouts.mp4")]
+    report = write_report(
+        output / "report.html", title="video", comparison=result, shown=VIDEO,
+        figures=figures + training_figures(checkpoints, console), videos=films,
+        notes=[f"Made by: {command}"],
+    )  # fmt: skip
+    console.print(f"report: {report}", markup=False, soft_wrap=True, highlight=False)
+    return result
+
+
+def _energetic(models: Sequence[Any], found: Sequence[Found], test: Tested) -> dict[str, Any]:
+    """What the energy tells, and what more steps bring."""
+    result: dict[str, Any] = {}
+    how, longer = models[0].inference, []
+    for steps in range(1, FURTHER * how.steps + 1):
+        errors = []
+        for model in models:
+            model.configure_inference(steps=steps)
+            errors.append(by_clip(foreseen(model, test.windows).errors, test.windows))
+            model.configure_inference(**asdict(how))
+        longer.append(mean_ci(np.stack(errors)))
+    result["thinking"] = {"steps": how.steps, "longer": longer}
+    seen = [one.energies for one in found if one.energies is not None]
+    if not seen:
+        return result
+    clip = np.repeat(test.windows.clip.numpy(), found[0].errors.shape[1])
+    samples = [
+        Samples(energy.ravel(), one.errors.ravel() > np.quantile(one.errors, 1 - HARD), clip)
+        for one, energy in zip(found, seen, strict=True)
+    ]
+    energies = np.stack(seen).mean(0)
+    first = np.unique(test.windows.clip.numpy(), return_index=True)[1]
+    return result | {
+        "hard": auroc(samples),
+        "energy_by_place": energies.mean(0).tolist(),
+        "energy_at_the_start": energies[first].mean(0).tolist(),
+    }
+
+
+def _paired(tables: Mapping[str, np.ndarray], tests: Mapping[str, Tested]) -> list[dict[str, Any]]:
+    """Differences of those that foresaw the same frames in the same units."""
+    return [
+        {"a": a, "b": b, "metric": "error", **paired_difference(tables[a], tables[b])}
+        for a, b in combinations(tables, 2)
+        if tests[a].about == tests[b].about
+        and torch.equal(tests[a].windows.frames, tests[b].windows.frames)
+    ]
+
+
+def _pictures(
+    contestants: Mapping[str, Sequence[VideoModel]], tests: Mapping[str, Tested], output: Path
+) -> Any:
+    """``strips.png`` and ``rollouts.mp4`` of the longest clips; None without a way back to frames.
+
+    Of the entries whose videos are the first one's.
+    """
+    test = next(iter(tests.values()))
+    context = test.about["context"]
+    longest = sorted(range(len(test.clips)), key=lambda i: -len(test.clips[i].frames))[:SHOWN]
+    shown = [name for name in tests if tests[name].about == test.about]
+    strips, film = [], []
+    for i in longest:
+        frames, features = test.clips[i].frames, test.features[i]
+        start = min(context, len(frames) // 2)
+        stop = min(len(frames), start + LONGEST)
+        at = np.unique(np.linspace(start, stop - 1, COLUMNS).round().astype(int))
+        rows = {"truth": frames[:stop]}
+        for name in shown:
+            model, encoder = contestants[name][0], tests[name].encoder
+            known = model.normalize({"frames": features[None].to(model.mean)})["frames"]
+            next_ones = _each_next(model, known[:, :stop])
+            ahead = torch.cat([known[:, :start], model.rollout(known[:, :start], stop - start)], 1)
+            for what, made in (("next frame", next_ones), ("rollout", ahead)):
+                raw = (made[0] * model.scale + model.mean).cpu()
+                decoded = encoder.decode(raw, *frames.shape[1:3])
+                if decoded is None:
+                    return None
+                rows[f"{Path(name).name}, {what}"] = decoded.numpy()
+        titles = [f"frame {k}" for k in at]
+        for name, of in rows.items():
+            images = [torch.from_numpy(of[k]).permute(2, 0, 1).float() / 127.5 - 1 for k in at]
+            strips.append(Strip(name, images, titles))
+        kept = [of for name, of in rows.items() if "next frame" not in name]
+        film += [np.concatenate([of[k] for of in kept], axis=1) for k in range(start, stop)]
+    with video_writer(output / "rollouts.mp4", fps=6) as add:
+        for frame in film:
+            add(frame.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1))
+    grid = image_grid(strips)
+    png(grid, output / "strips.png")
+    return grid
+
+
+def _each_next(model: VideoModel, frames: Tensor) -> Tensor:
+    """Each frame of (1, T, F) foreseen from those before it, as many as the context holds; the
+    first as it is."""
+    found = [frames[:, :1]]
+    for k in range(1, frames.shape[1]):
+        found.append(model.rollout(frames[:, max(k - model.context, 0) : k], 1))
+    return torch.cat(found, dim=1)
+
+
+def evaluate_autoencoder(
+    run: Path, footage: Footage, output: Path, device: torch.device
+) -> dict[str, Any]:
+    """What is left of test frames after an autoencoder: PSNR by clip, and ``frames.png``."""
+    encoder = Latents(Autoencoder.from_checkpoint(run).net, device)
+    ratios, strips = [], []
+    for clip in footage.parts["test"]:
+        frames = torch.from_numpy(clip.frames)
+        made = encoder.decode(encoder.encode(frames), *frames.shape[1:3])
+        assert made is not None
+        pair = [x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (frames, made)]
+        ratios.append(float(psnr(pair[1], pair[0]).mean()))
+        at = np.unique(np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int))
+        for name, images in zip(("frames", "decoded"), pair, strict=True):
+            strips.append(Strip(name, list(images[at]), []))
+    output.mkdir(parents=True, exist_ok=True)
+    result = {"psnr": mean_ci(ratios), "videos": footage.name}
+    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    png(image_grid(strips[: 2 * SHOWN]), output / "frames.png")
+    console.print(f"frames come back with {format_estimate(result['psnr'], 1)} dB: {output}")
+    return result
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        entry["name"],
+        format_count(entry["params"]),
+        str(entry["steps"]),
+        format_estimate(entry["error"]),
+        format_estimate(entry["repeating"]),
+        format_estimate(entry["hard"]) if "hard" in entry else "",
+    )
+
+
+def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    what = f"{entry['videos']}, {entry['clips']} test clips, context {entry['context']}"
+    return [("videos", what), *facts_of(entry)]
+
+
+VIDEO = Shown(
+    header=("model", "params", "steps", "error", "error of repeating the last frame",
+            "hard frames told by energy, AUROC"),
+    row=_row,
+    metrics=("error",),
+    facts=_facts,
+    note=lambda result: (
+        "Mean squared error of the change to the next frame in feature space, which had a mean "
+        "square of 1 in training; mean and 95 % interval over test clips and training seeds."
+    ),
+    what="clip by clip",
+)  # fmt: skip

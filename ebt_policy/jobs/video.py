@@ -1,0 +1,123 @@
+"""Training a model of video, or the autoencoder of its frames."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+
+from ebt_policy.data.video import Footage, Frames, FrameWindows
+from ebt_policy.footage import VideoTask, featured, load_footage
+from ebt_policy.foreseeing import evaluate_autoencoder, evaluate_video
+from ebt_policy.jobs.job import Built, Job
+from ebt_policy.models import build_video_model
+from ebt_policy.models.autoencoder import frame_features
+from ebt_policy.models.base import CheckpointError, checkpoint_folder
+from ebt_policy.options import ConfigError, options
+from ebt_policy.training.trainer import TrainConfig
+
+# How the autoencoder is trained that nobody asked for.
+FIRST = {"steps": 2000, "minutes": None, "batch_size": 16, "lr": 2e-3, "warmup_steps": 100,
+         "compile": False, "checkpoint_every": 500}  # fmt: skip
+FIRST_MODEL = {"name": "autoencoder", "channels": [16, 32, 64, 64], "latent": 4, "kl": 1e-3}
+
+
+@dataclass(frozen=True)
+class VideoEvaluation:
+    """The section ``evaluation``: whether the trained model is evaluated at the end."""
+
+    final: bool
+
+
+class VideoJob(Job):
+    """See `Job`."""
+
+    def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
+        super().__init__(config, train)
+        self.task = options(VideoTask, config["task"], "task")
+        self.evaluation = options(VideoEvaluation, config["evaluation"], "evaluation")
+        self.of_frames = config["model"]["name"] == "autoencoder"
+        self.footage: Footage | None = None
+        self.features = self.task.features
+
+    def fetch(self) -> str:
+        self.footage = load_footage(self.task)
+        clips = self.footage.parts["train"]
+        if self.features is None and not self.of_frames:
+            self.features = str(self._autoencoder(self.footage.name))
+        count = sum(len(clip.frames) for clip in clips)
+        return f"{self.footage.name}: {len(clips)} clips, {count:,} frames, {self.footage.origin}."
+
+    def _autoencoder(self, footage: str) -> Path:
+        """The run of an autoencoder for this footage and size of frames; trained if there is none.
+
+        Raises:
+            ConfigError: several processes are to train it at once.
+        """
+        task = self.task
+        folder = Path(self.config["run_dir"]).parent
+        folder /= f"autoencoder-{footage}-{task.height}x{task.width}"
+        try:
+            if int(checkpoint_folder(folder).name.removeprefix("step_")) >= FIRST["steps"]:
+                return folder
+        except CheckpointError:
+            pass  # none yet
+        if PartialState().num_processes > 1:
+            raise ConfigError(
+                "train the autoencoder by itself, in one process, before several are to use it: "
+                f"model=autoencoder run_dir={folder}, then task.features={folder}."
+            )
+        Console().print(f"task.features is not given: first an autoencoder, in {folder}")
+        from ebt_policy.train import train  # which stands on this module
+
+        train(
+            {
+                **self.config, "model": FIRST_MODEL, "objective": None, "seed": 0, "wandb": "off",
+                # The same, whoever asks for it first.
+                "task": {**self.config["task"], "context": 1}, "size": {"name": "none"},
+                "run_dir": str(folder), "resume": True,
+                "train": {**self.config["train"], **FIRST},
+            }
+        )  # fmt: skip
+        return folder
+
+    def build(self, device: torch.device) -> Built:
+        assert self.footage is not None
+        parts, context = self.footage.parts, self.task.context
+        if self.of_frames:
+            torch.manual_seed(self.config["seed"])
+            model = build_video_model(self.config)
+            frames, held_out = (Frames(parts[p], device) for p in ("train", "validation"))
+            return Built(model.to(device), frames, held_out, f"{len(frames):,} frames")
+        assert self.features is not None
+        clips = featured(parts, frame_features(self.features, device))
+        data = FrameWindows(clips["train"], context, device=device)
+        held_out = FrameWindows(clips["validation"], context, stride=context, device=device)
+        features = data.frames.shape[1]
+        torch.manual_seed(self.config["seed"])
+        model: Any = build_video_model({**self.config, "features": features})
+        model.fit(clips["train"])
+        # Where videos and features are found again is for the evaluation.
+        task = {**asdict(self.task), "features": str(self.features)}
+        if task["path"] is None:
+            task["videos"] = self.footage.name
+        model.config["task"] = task
+        note = f"{len(data):,} windows of {features} features a frame"
+        return Built(model.to(device), data, held_out, note)
+
+    @property
+    def tries_out(self) -> bool:
+        return False  # the loss on validation windows says it
+
+    def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
+        if self.evaluation.final:
+            assert self.footage is not None
+            output = run_dir / "evaluation"
+            if self.of_frames:
+                evaluate_autoencoder(run_dir, self.footage, output, device)
+            else:
+                evaluate_video([str(run_dir)], output=output, device=device, command=command)

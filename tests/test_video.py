@@ -1,0 +1,393 @@
+"""Models of video: clips and windows, features, foreseeing, training and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ebt_policy import eval as eval_entry
+from ebt_policy import train as train_entry
+from ebt_policy.data.sources import local_data
+from ebt_policy.data.video import Clip, FrameWindows, VideoError, load_g1, load_own, split
+from ebt_policy.footage import VideoTask, load_footage
+from ebt_policy.models import build_video_model
+from ebt_policy.models.autoencoder import Autoencoder, Latents, frame_features
+from ebt_policy.models.video import EnergyVideoModel, VideoModel
+from ebt_policy.options import ConfigError
+from ebt_policy.train import train
+from envs.video import video_writer
+
+F, S = 5, 4
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0}),
+    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0, "told": True}),
+    "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "noise": [0.0, 0.0], "replay": 4}),
+    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1", "start": 0.0}),
+    "transformer_pp": ({"name": "transformer_pp"}, None),
+}
+
+
+def build(kind: str) -> VideoModel:
+    model, objective = KINDS[kind]
+    torch.manual_seed(0)
+    made: Any = build_video_model(
+        {
+            "task": {"context": S}, "features": F, "model": model, "objective": objective,
+            "size": {"width": 16, "heads": 2, "layers": 2},
+        }
+    )  # fmt: skip
+    return made
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+def frames(rows: int = 3, length: int = S + 1) -> torch.Tensor:
+    return torch.randn(rows, length, F, generator=torch.Generator().manual_seed(1)).cumsum(1)
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+def clips(*lengths: int) -> list[Clip]:
+    return [Clip(np.full((n, 4, 4, 3), i, np.uint8), f"clip {i}") for i, n in enumerate(lengths)]
+
+
+@given(st.lists(st.integers(1, 12), min_size=10, max_size=25))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_each_clip_is_in_one_part(lengths):
+    given_clips = clips(*lengths)
+    parts = split(given_clips)
+    names = [clip.name for part in parts.values() for clip in part]
+    assert sorted(names) == sorted(clip.name for clip in given_clips)
+    assert all(parts.values())
+
+
+def test_few_clips_are_cut_to_pieces():
+    parts = split(clips(20, 31))
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 16, "validation": 2, "test": 2,
+    }  # fmt: skip
+    assert sum(len(clip.frames) for part in parts.values() for clip in part) == 51
+    with pytest.raises(VideoError, match="too few frames"):
+        split(clips(5))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 3))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_windows_never_cross_clips(lengths, context, stride):
+    features = [
+        torch.stack([torch.full((n,), i), torch.arange(n)], 1) for i, n in enumerate(lengths)
+    ]
+    if max(lengths) <= context:
+        with pytest.raises(VideoError, match=f"no clip has {context + 1} frames"):
+            FrameWindows(features, context, stride=stride)
+        return
+    windows = FrameWindows(features, context, stride=stride)
+    assert len(windows) == sum(len(range(0, n - context, stride)) for n in lengths)
+    rows = windows.gather(torch.arange(len(windows)))["frames"]
+    assert rows.shape == (len(windows), context + 1, 2)
+    assert (rows[:, :, 0] == windows.clip[:, None]).all() and (rows[:, :, 1].diff(dim=1) == 1).all()
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Twelve films of 16 frames: a bright square that goes right, at several heights."""
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(12):
+        with video_writer(folder / f"{i:02}.mp4", fps=10) as add:
+            for t in range(16):
+                frame = np.full((32, 48, 3), 40, np.uint8)
+                frame[i : i + 12, 2 * t : 2 * t + 12] = 220
+                add(frame)
+    return folder
+
+
+def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
+    footage = load_own([str(films)], 16, 24, 2)
+    assert {name: len(part) for name, part in footage.parts.items()} == {
+        "train": 10, "validation": 1, "test": 1,
+    }  # fmt: skip
+    frames = footage.parts["train"][0].frames
+    assert frames.shape == (8, 16, 24, 3) and footage.rate_hz == 5
+    bright = (frames[..., 0] > 130).any(1).argmax(1)
+    assert (np.diff(bright) > 0).all()  # the square goes right
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    with pytest.raises(VideoError, match="there is no video at"):
+        load_own([str(tmp_path / "none.mp4")], 8, 8, 1)
+    with pytest.raises(VideoError, match=r"there is no video \(.mp4"):
+        load_own([str(tmp_path)], 8, 8, 1)
+    (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
+    with pytest.raises(VideoError, match=r"bad\.mp4 is no video that can be read"):
+        load_own([str(tmp_path)], 8, 8, 1)
+
+
+def task(**given: Any) -> VideoTask:
+    defaults = {"name": "video", "videos": None, "path": None, "height": 24, "width": 32,
+                "every": 1, "context": 4, "features": None}  # fmt: skip
+    return VideoTask(**{**defaults, **given})
+
+
+def test_a_real_robot_is_there_where_its_recording_is():
+    if local_data("g1_pick_bottle", "lowdim.npz") is None:
+        with pytest.raises(VideoError, match="looked for at"):
+            load_g1(24, 32, 1)
+        return
+    footage = load_g1(24, 32, 1)
+    assert sum(len(c.frames) for part in footage.parts.values() for c in part) == 6532
+    assert sum(len(part) for part in footage.parts.values()) == 93 and footage.rate_hz == 6
+    # Episodes are not cut wrongly: within one, frames change little.
+    frames = footage.parts["train"][0].frames.astype(float)
+    assert np.abs(np.diff(frames, axis=0)).mean() < 15
+
+
+def test_an_unknown_name_is_one_clear_error():
+    with pytest.raises(ConfigError, match=r"task\.videos=cats is unknown; there are g1, push_t"):
+        load_footage(task(videos="cats"))
+    with pytest.raises(ConfigError, match=r"task\.every must be at least 1"):
+        task(every=0)
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def test_loss_is_finite_and_reaches_every_parameter(kind):
+    model = build(kind)
+    loss, _ = model.loss({"frames": frames()})
+    loss.backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    assert loss.isfinite() and unused == []
+
+
+def test_all_have_nearly_equal_parameters():
+    counts = {kind: build(kind).parameter_count for kind in ("s1", "refiner", "transformer_pp")}
+    assert counts["s1"] == counts["refiner"]
+    assert counts["s1"] - counts["transformer_pp"] == 1 + 2 * 16  # step size, place, norm
+
+
+def test_a_later_frame_changes_nothing_before_it(kind):
+    model = build(kind).eval()
+    rows = frames()
+    other = rows.clone()
+    other[:, -2:] += 1.0
+    generator = torch.Generator().manual_seed(0)
+    start = model.predict(model.observe(rows[:, :-1]), generator)
+    generator.manual_seed(0)
+    after = model.predict(model.observe(other[:, :-1]), generator)
+    torch.testing.assert_close(start.changes[:, :-1], after.changes[:, :-1])
+    assert not torch.allclose(start.changes[:, -1], after.changes[:, -1])
+
+
+def test_one_step_from_nothing_is_a_plain_transformers_output():
+    """Of size 1, as the energy's own gradient says (see `SequenceLandscape`)."""
+    model = build("s1")
+    assert isinstance(model, EnergyVideoModel)
+    model.configure_inference(steps=1)
+    seen = model.observe(frames()[:, :-1])
+    empty = torch.zeros(3, S, 16)
+    want = model.change_out(model.net(seen, empty))
+    torch.testing.assert_close(model.predict(seen).changes, want)
+
+
+def test_energies_are_what_the_formula_says():
+    model = build("s1")
+    assert isinstance(model, EnergyVideoModel)
+    seen = model.observe(frames()[:, :-1])
+    found = model.predict(seen)
+    e = found.changes @ model.change_out.weight
+    want = -(e * model.net(seen, e)).sum(-1) + found.changes.square().sum(-1) / 2
+    torch.testing.assert_close(found.energies, want)
+
+
+def test_units_are_those_of_training():
+    """Repeating the last frame has an error of 1, whatever the units of the features."""
+    model = build("transformer_pp")
+    some = [3.0 + 100 * x for x in frames(6, 20)]
+    model.fit(some)
+    rows = model.normalize({"frames": torch.stack(some)})["frames"]
+    assert rows.flatten(0, 1).std(0) == pytest.approx(torch.ones(F).numpy(), rel=1e-4)
+    assert model.changes(rows).square().mean().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_feature_that_never_varies_stays_harmless():
+    model = build("transformer_pp")
+    some = frames(6, 20)
+    some[..., 0] = 7.0
+    model.fit(list(some))
+    assert model.normalize({"frames": some})["frames"].isfinite().all()
+
+
+def test_a_rollout_goes_on_from_its_own_frames(kind):
+    model = build(kind).eval()
+    start = frames(2, S)
+    generator = torch.Generator().manual_seed(0)
+    ahead = model.rollout(start, 3, generator)
+    assert ahead.shape == (2, 3, F)
+    generator.manual_seed(0)
+    first = model.rollout(start, 1, generator)
+    torch.testing.assert_close(ahead[:, :1], first)
+    second = model.rollout(torch.cat([start, first], 1), 1, generator)
+    torch.testing.assert_close(ahead[:, 1:2], second)
+
+
+# -- features ------------------------------------------------------------------------------------
+
+
+def test_an_autoencoder_that_cannot_be_is_one_clear_error():
+    with pytest.raises(ConfigError, match="channels in multiples of 8"):
+        Autoencoder([12], 4, 0.0)
+    model = Autoencoder([8, 8, 8], 2, 0.0)
+    with pytest.raises(ConfigError, match=r"task\.height=10 .* multiples of 4"):
+        model.draws({"image": torch.zeros(1, 3, 10, 16)})
+
+
+def test_features_go_back_to_frames():
+    encoder = Latents(Autoencoder([8, 8], 3, 0.0).net, torch.device("cpu"))
+    pixels = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
+    features = encoder.encode(pixels)
+    assert features.shape == (5, 3 * 4 * 6)
+    made = encoder.decode(features, 8, 12)
+    assert made is not None and made.shape == pixels.shape and made.dtype == torch.uint8
+
+
+def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):
+    net = Autoencoder([8, 8], 3, 0.0).net
+    net.save_pretrained(tmp_path / "vae")
+    encoder = frame_features(str(tmp_path / "vae"), torch.device("cpu"))
+    pixels = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
+    torch.testing.assert_close(
+        encoder.encode(pixels), Latents(net, torch.device("cpu")).encode(pixels)
+    )
+
+
+def test_features_that_cannot_be_had_are_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="is no run of model=autoencoder, and no AutoencoderKL"):
+        frame_features(str(tmp_path / "none"), torch.device("cpu"))
+
+
+@pytest.mark.vision
+def test_a_backbone_of_timm_gives_features(monkeypatch):
+    import timm
+
+    make = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model",
+        lambda name, pretrained, **how: make(name, pretrained=False, **how),
+    )  # fmt: skip
+    encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
+    features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
+    assert features.shape == (2, 192)
+    assert encoder.decode(features, 24, 32) is None
+    with pytest.raises(ConfigError, match="timm's model resnet_of_mine cannot be had"):
+        frame_features("timm:resnet_of_mine", torch.device("cpu"))
+
+
+# -- training ------------------------------------------------------------------------------------
+
+TINY = (
+    "size.width=16", "size.heads=2", "size.layers=1", "device=cpu", "train.steps=6",
+    "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2", "train.compile=false",
+    "train.checkpoint_every=3", "train.log_every=1", "task.height=16", "task.width=24",
+    "task.context=4",
+)  # fmt: skip
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """An autoencoder that is trained in no time."""
+    from ebt_policy.jobs import video
+
+    monkeypatch.setitem(video.FIRST, "steps", 4)
+    monkeypatch.setitem(video.FIRST, "batch_size", 4)
+    monkeypatch.setitem(video.FIRST, "warmup_steps", 2)
+    monkeypatch.setitem(video.FIRST_MODEL, "channels", [8, 8])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides", [("objective=video/s2",), ("model=video/transformer_pp",), ()]
+)
+def test_training_leaves_a_report_pictures_and_a_film(
+    overrides, films, tmp_path, monkeypatch, short, capsys
+):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "runs" / "one"
+    config = compose_config(
+        *TINY, f"task.path={films}", f"run_dir={run}", *overrides, config="train_video"
+    )
+    train(config)
+    assert "first an autoencoder, in" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any("validation_loss" in row for row in rows)
+    (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
+    assert entry["error"]["mean"] > 0 and entry["clips"] == 1 and len(entry["by_place"]) == 4
+    assert ("hard" in entry) == (entry["model"] == "ebt")
+    assert (run / "evaluation/report.html").stat().st_size > 10_000
+    assert (run / "evaluation/rollouts.mp4").read_bytes()[4:8] == b"ftyp"
+    with Image.open(run / "evaluation/strips.png") as image:
+        assert image.size[0] > 300
+    # The autoencoder is there now.
+    config["run_dir"] = str(run.with_name("two"))
+    train(config)
+    assert "first an autoencoder" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call_entry):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    frames_run = tmp_path / "autoencoder"
+    given = [*TINY, f"task.path={films}", "evaluation.final=false"]
+    code, error = call_entry(
+        train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
+        f"task.path={films}", f"run_dir={frames_run}",
+    )  # fmt: skip
+    assert code == 0, error
+    assert json.loads((frames_run / "evaluation/summary.json").read_text())["psnr"]["mean"] > 3
+    runs = [tmp_path / "ebt", tmp_path / "refiner", tmp_path / "transformer_pp"]
+    for run in runs:
+        code, error = call_entry(
+            train_entry.main, "task=video", f"model={run.name}", *given,
+            f"task.features={frames_run}", f"run_dir={run}",
+        )  # fmt: skip
+        assert code == 0, error
+    code, error = call_entry(
+        eval_entry.main, *(f"checkpoint={run}" for run in runs), f"checkpoint={runs[0]}@steps=3",
+        f"output={tmp_path / 'out'}", "device=cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    result = json.loads((tmp_path / "out/summary.json").read_text())
+    assert len(result["entries"]) == 4 and len(result["paired"]) == 6
+
+
+@pytest.mark.slow
+def test_motion_that_never_changes_is_learned(films, tmp_path, monkeypatch):
+    """After some seconds the next frame is foreseen better than by repeating the last one."""
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    frames_run = tmp_path / "autoencoder"
+    common = [*TINY, f"task.path={films}"]
+    train(
+        compose_config(
+            *common, "model=video/autoencoder", "model.channels=[8,16]", "train.steps=150",
+            "train.lr=5e-3", f"run_dir={frames_run}", config="train_video",
+        )
+    )  # fmt: skip
+    run = tmp_path / "run"
+    config = compose_config(
+        *common, "train.steps=150", "train.batch_size=16", "train.lr=5e-3", "train.ema_power=0.6",
+        f"task.features={frames_run}", f"run_dir={run}", config="train_video",
+    )  # fmt: skip
+    train(config)
+    (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
+    assert entry["error"]["mean"] < 0.7 * entry["repeating"]["mean"]
