@@ -30,7 +30,7 @@ from torchmetrics.functional.image import (
 
 from ebt_policy.data.images import Gallery, Part, load_images
 from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
-from ebt_policy.evaluation.image_figures import Strip, image_grid, over_steps, png
+from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, over_steps, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
@@ -52,6 +52,8 @@ WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
 BATCH = 64  # tiles at once
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 SHOWN = 4  # images in the grid
+MAPPED = 8  # images whose energies are drawn patch by patch
+MAPS = "Parts of images, and the share of each patch in their energy; red is what is high."
 MADE = 4  # images of noise for each class, or rows of ten without classes
 
 
@@ -228,6 +230,9 @@ def evaluate_images(
                 entry[f"noisy_psnr{where}"] = float(psnrs(noisy, sets[name].images).mean())
             if isinstance(models[0], EnergyImageModel):
                 entry["thinking"] = _thinking(models, sets[name], low)
+                if models[0].has_energy:
+                    maps = _maps(models[0], sets[name], low)
+                    figures.append((f"Energy of patches, {name}", MAPS, maps))
             entries.append(entry)
     result = {"entries": entries, "paired": _paired(tables, sets)}
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
@@ -264,6 +269,24 @@ def _strips(name: str, found: Sequence[Restored], clean: Sequence[Tensor]) -> li
         shown = [x.cpu() for x in (*(one.path[i] for i in at), truth)]
         rows.append(Strip(name, shown, [f"step {k}" if k else "noisy" for k in at] + ["clean"]))
     return rows
+
+
+def _maps(model: EnergyImageModel, test: Tested, noise: int) -> Figure:
+    """Of the middles of the first images, clean and noisy."""
+    tiles = [
+        Tiling(image.shape[1], image.shape[2], model.shape.side).cut(image)
+        for image in test.images[:MAPPED]
+    ]
+    clean = torch.stack([of[len(of) // 2] for of in tiles])
+    noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
+    labels = torch.tensor(test.labels[:MAPPED], device=clean.device)
+    told = labels if model.shape.classes else None
+    return energy_maps(
+        [
+            (name, list(x.cpu()), list(model.energy_map(x, told).cpu()))
+            for name, x in (("clean", clean), ("noisy", noisy))
+        ]
+    )
 
 
 def _thinking(models: Sequence[Any], test: Tested, noise: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def energy_maps(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[Tensor]]]) 
         for pair in zip(above, below, images, maps, strict=False):
             top, bottom, image, share = pair
             _show(top, image)
-            bottom.imshow(share, cmap="coolwarm", vmin=middle - reach, vmax=middle + reach)
+            bottom.imshow(share.numpy(), cmap="coolwarm", vmin=middle - reach, vmax=middle + reach)
         _aside(above[0], name)
     return figure
 
