@@ -21,7 +21,7 @@ def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads:
     """
     run = f"{name}-seed{seed}"
     task = [] if any(override.startswith("task=") for override in overrides) else ["task=push_t"]
-    plays = not {"task=text", "task=image"} & set(overrides)
+    plays = not {"task=text", "task=image", "task=video"} & set(overrides)
     shown = "evaluation.episodes=0" if plays else "evaluation.final=false"
     command = [
         sys.executable, "-m", "ebt_policy.train", *task, f"run_dir={folder / run}",

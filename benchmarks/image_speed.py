@@ -1,0 +1,119 @@
+"""What an energy of images costs: ``python -m benchmarks.image_speed [size=2xs] [rounds=30]``.
+
+One training update and one pass or step of restoring, of the energy model against DiT and the
+refiner at equal size, batch 32 of 32 x 32 pixels, eager and compiled, timed in turns within one
+run; reported are medians and their ratios, and images a second. Writes
+``docs/results/image_speed.json``. Weights are untrained: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from benchmarks.settings import DEVICE, command, settings, store
+from benchmarks.speed import in_turns
+from ebt_policy.evaluation.summary import markdown
+from ebt_policy.models import build_image_model
+from ebt_policy.models.image import ImageModel
+from ebt_policy.train import of_its_kind, without_what_is_not_theirs
+
+BATCH, SIDE, NOISE = 32, 32, 100
+MODELS = {"energy": "ebt", "refiner": "refiner", "DiT": "dit"}
+MANY = 10  # steps or passes whose time is divided by their number
+
+
+def make(model: str, size: str) -> ImageModel:
+    with initialize_config_module("configs", version_base="1.3"):
+        _, name, *given = of_its_kind(["task=image", f"model={model}", f"size={size}"])
+        cfg: Any = OmegaConf.to_container(compose(name, given), resolve=True)
+    config = without_what_is_not_theirs(cfg)
+    shape = {"side": SIDE, "channels": 3, "patch": 4, "noise": NOISE, "classes": 0}
+    torch.manual_seed(0)
+    return build_image_model({**config, "shape": shape}).to(DEVICE)
+
+
+def update(model: ImageModel) -> Callable[[], None]:
+    """One training update as a function."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batch = {
+        "image": torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE) * 2 - 1,
+        "label": torch.zeros(BATCH, dtype=torch.long, device=DEVICE),
+    }
+
+    def step() -> None:
+        loss, _ = model(model.draw(batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def restoring(model: ImageModel) -> Callable[[], Any]:
+    """A batch restored in `MANY` passes."""
+    model.configure_inference(steps=MANY)
+    noisy = torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE) * 2 - 1
+    return lambda: model.restore(noisy, NOISE)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Milliseconds and ratios to DiT."""
+    rows = []
+    for what in ("update", "pass"):
+        for how in ("eager", "compiled") if what == "update" else ("eager",):
+            times = {name: result["ms"][f"{name}, {what}, {how}"] for name in MODELS}
+            rows.append(
+                (
+                    f"{what}, {how}",
+                    *(
+                        f"{times[name]:.1f} ms ({times[name] / times['DiT']:.2f}x)"
+                        for name in times
+                    ),
+                )
+            )
+    each = {name: 1e3 * BATCH / result["ms"][f"{name}, pass, eager"] for name in MODELS}
+    rows.append(
+        (
+            "images a second: energy and refiner 2 passes, DiT 10",
+            *(f"{each[name] / (10 if name == 'DiT' else 2):.0f}" for name in MODELS),
+        )
+    )
+    return markdown((f"batch of {BATCH}", *MODELS), rows, left=1)
+
+
+def main() -> None:
+    given = settings(size="2xs", rounds=30)
+    jobs: dict[str, Callable[[], Any]] = {}
+    for name, model in MODELS.items():
+        jobs[f"{name}, update, eager"] = update(make(model, given.size))
+        compiled = make(model, given.size)
+        compiled.compile()
+        jobs[f"{name}, update, compiled"] = update(compiled)
+        frozen = make(model, given.size).eval().requires_grad_(False)
+        jobs[f"{name}, pass, eager"] = restoring(frozen)
+    times = in_turns(jobs, given.rounds, DEVICE)
+    result = {
+        "ms": {
+            name: statistics.median(of) / (MANY if "pass" in name else 1)
+            for name, of in times.items()
+        },
+        "size": given.size, "params": {n: make(m, given.size).parameter_count for n, m in
+                                       MODELS.items()},
+        "batch": BATCH, "device": DEVICE.type, "machine": platform.machine(),
+        "threads": torch.get_num_threads(), "command": command("image_speed"),
+    }  # fmt: skip
+    store("image_speed.json", json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

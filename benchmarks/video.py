@@ -1,0 +1,104 @@
+"""Video compared: ``python -m benchmarks.video [seeds=3 updates=2000 videos=g1]``.
+
+Settings: seeds, updates, parallel, folder, videos (g1 or push_t). Trains the energy model, the
+refiner and Transformer++ at three sizes on the same features, with the same batches, and compares
+how well they foresee the next frame of test clips; then what the energy model of the largest size
+does with more steps and whether its energy tells what is hard. Writes
+``docs/results/video_VIDEOS.json``, ``docs/assets/video_VIDEOS.png`` and ``.mp4``. It may be
+repeated after a kill; g1 needs $EBT_POLICY_DATA; on two cores it takes TODO.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.runs import entry_of_runs, train_all
+from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.evaluation.summary import format_count, format_interval, markdown
+from ebt_policy.foreseeing import evaluate_video
+
+SIZES = ("4xs", "2xs", "s")
+MODELS = {
+    "ebt": ["model=ebt"],
+    "ebt_s2": ["model=ebt", "objective=s2"],
+    "refiner": ["model=refiner"],
+    "transformer_pp": ["model=transformer_pp"],
+}
+NAMES = {
+    "ebt": "energy, System 1",
+    "ebt_s2": "energy, System 2",
+    "refiner": "refiner, no energy",
+    "transformer_pp": "Transformer++",
+}
+FRAMES = {"g1": [], "push_t": ["task.height=64"]}  # what is square stays it
+
+
+def table(result: dict[str, Any]) -> str:
+    """Errors of all models at all sizes, and their distance to Transformer++ of the same size."""
+    entries = {entry["name"].partition("-seed")[0]: entry for entry in result["entries"]}
+    against = {}
+    for pair in result["paired"]:
+        a, b = (pair[side].partition("-seed")[0] for side in "ab")
+        against[a, b] = format_interval(pair["diff"], pair["ci95"], signed=True)
+    rows = []
+    for name, entry in entries.items():
+        kind, _, size = name.partition("-")
+        told = entry.get("hard")
+        rows.append(
+            (
+                NAMES[kind],
+                format_count(entry["params"]),
+                format_interval(entry["error"]["mean"], entry["error"]["ci95"]),
+                against.get((name, f"transformer_pp-{size}"), ""),
+                format_interval(told["mean"], told["ci95"]) if told else "",
+            )
+        )
+    still = next(iter(entries.values()))["repeating"]
+    shown = format_interval(still["mean"], still["ci95"])
+    rows.append(("repeating the last frame", "", shown, "", ""))
+    header = (
+        "model", "parameters", "error of the next frame", "less Transformer++'s",
+        "hard frames told by energy, AUROC",
+    )  # fmt: skip
+    return markdown(header, rows, left=1)
+
+
+def main() -> None:
+    given = settings(seeds=3, updates=2000, parallel=2, folder="runs/video_study", videos="g1")
+    if given.videos not in FRAMES:
+        raise SystemExit(f"error: videos must be one of {', '.join(FRAMES)}.")
+    folder = Path(given.folder) / given.videos
+    video = ["task=video", f"task.videos={given.videos}", *FRAMES[given.videos]]
+    frames = ["model=autoencoder", "train.steps=2000", "train.minutes=null", "train.batch_size=16",
+              "train.warmup_steps=100"]  # fmt: skip
+    train_all({"autoencoder": [*video, *frames]}, range(1), folder, 1)
+    common = [*video, f"task.features={folder / 'autoencoder-seed0'}", "train.minutes=null",
+              f"train.steps={given.updates}"]  # fmt: skip
+    runs = {
+        f"{name}-{size}": [*common, f"size={size}", *model]
+        for size in SIZES
+        for name, model in MODELS.items()
+    }
+    train_all(runs, range(given.seeds), folder, given.parallel)
+    output = folder / "evaluation"
+    result = evaluate_video(
+        [str(folder / entry_of_runs(name)) for name in runs],
+        output=output, device=DEVICE, command=command("video"),
+    )  # fmt: skip
+    store(f"video_{given.videos}.json", json.dumps(result, indent=1) + "\n")
+    seen = evaluate_video(  # of the largest alone: pictures that a page has room for
+        [str(folder / f"{name}-{SIZES[-1]}-seed0") for name in ("ebt", "transformer_pp")],
+        output=folder / "pictures", device=DEVICE, command=command("video"),
+    )  # fmt: skip
+    assert seen["entries"]
+    assets = Path("docs/assets")
+    for made, name in (("strips.png", "png"), ("rollouts.mp4", "mp4")):
+        shutil.copy(folder / "pictures" / made, assets / f"video_{given.videos}.{name}")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
