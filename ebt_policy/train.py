@@ -85,6 +85,8 @@ def train(config: dict[str, Any]) -> Path:
         note = job.fetch()
     if main:
         console.print(note, markup=False)
+    if (first := job.first()) is not None:
+        train(first)
     built = job.build(accelerator.device)
     if main:
         model = built.model

@@ -181,7 +181,7 @@ def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypat
         ("tinyshakespeare", None, "cannot be read"),
         (None, str(tmp_path / "none.txt"), "there is no text at"),
         (None, str(tmp_path / "latin.txt"), "no text in UTF-8"),
-        (None, str(tmp_path / "empty"), "no .txt or .md file"),
+        (None, str(tmp_path / "empty"), r"there is no text \(.txt, .md\)"),
     ):
         with pytest.raises(TextError, match=message):
             load_corpus(name, path)

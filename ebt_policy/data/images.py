@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ebt_policy.data.files import own_files
 from ebt_policy.data.sources import local_data
 
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it
@@ -285,18 +286,7 @@ READERS = {"bsds500": _bsds500, "cifar10": _cifar10, "set12": _set12}
 
 
 def _own(paths: Sequence[str]) -> tuple[Iterator[_File], str]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise ImageError(f"there is no image at {path}; check task.path.")
-    if not files:
-        raise ImageError(
-            f"there is no image ({', '.join(SUFFIXES)}) in {', '.join(paths)}; check task.path."
-        )
+    files = own_files(paths, SUFFIXES, "image", ImageError)
 
     def read() -> Iterator[_File]:
         for i, file in enumerate(files):

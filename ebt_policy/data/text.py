@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ebt_policy.data.fetch import cache_dir
+from ebt_policy.data.files import own_files
 from ebt_policy.data.questions import QUESTIONS
 from ebt_policy.data.sources import local_data
 
@@ -29,6 +30,7 @@ SPLITS: tuple[str, ...] = ("train", "validation", "test")
 HELD_OUT = 0.1  # of a text without splits of its own: its last part
 CHUNK = 1 << 20  # characters that are tokenised at once
 OWN = ("ebt_policy", "envs", "real_robot", "configs")  # packages whose text is always at hand
+SUFFIXES = (".txt", ".md")
 
 
 class TextError(ValueError):
@@ -121,16 +123,7 @@ def _unzipped(
 
 
 def _files(paths: Sequence[str]) -> Corpus:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".md"))
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise TextError(f"there is no text at {path}; check task.path.")
-    if not files:
-        raise TextError(f"there is no .txt or .md file in {', '.join(paths)}; check task.path.")
+    files = own_files(paths, SUFFIXES, "text", TextError)
     texts = []
     for file in files:
         try:

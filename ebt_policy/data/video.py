@@ -18,6 +18,7 @@ import torch
 from av.error import FFmpegError
 from torch import Tensor
 
+from ebt_policy.data.files import own_files
 from ebt_policy.data.images import ImageError, decode
 from ebt_policy.data.sources import local_data
 
@@ -117,18 +118,7 @@ def load_own(paths: Sequence[str], height: int, width: int, every: int) -> Foota
     Raises:
         VideoError: there are none, or one cannot be read; names it.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise VideoError(f"there is no video at {path}; check task.path.")
-    if not files:
-        raise VideoError(
-            f"there is no video ({', '.join(SUFFIXES)}) in {', '.join(paths)}; check task.path."
-        )
+    files = own_files(paths, SUFFIXES, "video", VideoError)
     clips, rates = [], []
     for file in files:
         try:

@@ -39,6 +39,11 @@ class Job(ABC):
     def fetch(self) -> str:
         """Get the data, which one process does before the others; a line about it."""
 
+    def first(self) -> dict[str, Any] | None:
+        """The configuration of what must be trained before this, if anything; called once the data
+        is there."""
+        return None
+
     @abstractmethod
     def build(self, device: torch.device) -> Built:
         """The model and its data on a device."""

@@ -17,7 +17,7 @@ from ebt_policy.jobs.job import Built, Job
 from ebt_policy.models import build_video_model
 from ebt_policy.models.autoencoder import frame_features
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
-from ebt_policy.options import ConfigError, options
+from ebt_policy.options import options
 from ebt_policy.training.trainer import TrainConfig
 
 # How the autoencoder is trained that nobody asked for.
@@ -47,43 +47,32 @@ class VideoJob(Job):
     def fetch(self) -> str:
         self.footage = load_footage(self.task)
         clips = self.footage.parts["train"]
-        if self.features is None and not self.of_frames:
-            self.features = str(self._autoencoder(self.footage.name))
         count = sum(len(clip.frames) for clip in clips)
         return f"{self.footage.name}: {len(clips)} clips, {count:,} frames, {self.footage.origin}."
 
-    def _autoencoder(self, footage: str) -> Path:
-        """The run of an autoencoder for this footage and size of frames; trained if there is none.
-
-        Raises:
-            ConfigError: several processes are to train it at once.
-        """
+    def first(self) -> dict[str, Any] | None:
+        """An autoencoder for this footage and size of frames, where no features are given."""
+        if self.features is not None or self.of_frames:
+            return None
+        assert self.footage is not None
         task = self.task
         folder = Path(self.config["run_dir"]).parent
-        folder /= f"autoencoder-{footage}-{task.height}x{task.width}"
+        folder /= f"autoencoder-{self.footage.name}-{task.height}x{task.width}"
+        self.features = str(folder)
         try:
             if int(checkpoint_folder(folder).name.removeprefix("step_")) >= FIRST["steps"]:
-                return folder
+                return None
         except CheckpointError:
             pass  # none yet
-        if PartialState().num_processes > 1:
-            raise ConfigError(
-                "train the autoencoder by itself, in one process, before several are to use it: "
-                f"model=autoencoder run_dir={folder}, then task.features={folder}."
-            )
-        Console().print(f"task.features is not given: first an autoencoder, in {folder}")
-        from ebt_policy.train import train  # which stands on this module
-
-        train(
-            {
-                **self.config, "model": FIRST_MODEL, "objective": None, "seed": 0, "wandb": "off",
-                # The same, whoever asks for it first.
-                "task": {**self.config["task"], "context": 1}, "size": {"name": "none"},
-                "run_dir": str(folder), "resume": True,
-                "train": {**self.config["train"], **FIRST},
-            }
-        )  # fmt: skip
-        return folder
+        if PartialState().is_main_process:
+            Console().print(f"task.features is not given: first an autoencoder, in {folder}")
+        return {
+            **self.config, "model": FIRST_MODEL, "objective": None, "seed": 0, "wandb": "off",
+            # The same, whoever asks for it first.
+            "task": {**self.config["task"], "context": 1}, "size": {"name": "none"},
+            "run_dir": str(folder), "resume": True,
+            "train": {**self.config["train"], **FIRST},
+        }  # fmt: skip
 
     def build(self, device: torch.device) -> Built:
         assert self.footage is not None
