@@ -19,16 +19,21 @@ from benchmarks import (
     denoising,
     energy,
     films,
+    generation,
+    image_speed,
     language,
     language_speed,
     manipulation,
     masked_text,
     pictures,
     recovery,
+    representation,
     rollouts,
     scaling,
     speed,
+    video,
 )
+from benchmarks.judge import Judge
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models import build_policy
@@ -37,7 +42,8 @@ from envs.spec import EnvSpec
 
 MODULES = [
     speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts, films, language,
-    language_speed, masked_text, scaling, denoising,
+    language_speed, masked_text, scaling, denoising, generation,
+    image_speed, representation, video,
 ]  # fmt: skip
 
 
@@ -180,3 +186,63 @@ def test_films_of_unequal_length_become_one(tmp_path):
     with Image.open(tmp_path / "x" / "both.webp") as film:
         assert film.size == (2 * films.SIDE, films.SIDE)
         assert film.n_frames > 1  # equal ones at the end are one, shown longer
+
+
+def test_a_probe_finds_what_is_there_and_nothing_more():
+    rng = np.random.default_rng(0)
+    labels = {part: rng.integers(0, 3, n) for part, n in
+              (("train", 300), ("validation", 100), ("test", 200))}  # fmt: skip
+    told = {part: np.eye(3)[of] + 0.1 * rng.normal(size=(len(of), 3)) for part, of in
+            labels.items()}  # fmt: skip
+    nothing = {part: rng.normal(size=(len(of), 3)) for part, of in labels.items()}
+    right, validated = representation.probed(lambda part: told[part], labels)
+    assert right.shape == (200,) and right.mean() > 0.98 and validated > 0.98
+    right, _ = representation.probed(lambda part: nothing[part], labels)
+    assert 0.2 < right.mean() < 0.47
+
+
+def test_a_detector_is_measured_against_what_is_usual():
+    rng = np.random.default_rng(0)
+    runs = [
+        {
+            "usual": {"energy": rng.normal(size=400)},
+            "odd": {"energy": rng.normal(3, size=300)},
+            "alike": {"energy": rng.normal(size=300)},
+        }
+        for _ in range(2)
+    ]
+    found = representation.detected(runs)["energy"]
+    assert found["odd"]["auroc"]["mean"] > 0.95
+    low, high = found["alike"]["auroc"]["ci95"]
+    assert low < 0.52 and high > 0.48 and found["odd"]["reliability"]["calibration_error"] < 0.1
+
+
+def test_images_are_as_far_from_others_as_their_features_are():
+    torch.manual_seed(0)
+    judge = Judge(4).eval().requires_grad_(False)
+    real = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
+    fid = generation.distance(judge, real)
+    same = generation.measured(fid, real)
+    dark = generation.measured(fid, real // 2)
+    assert same == pytest.approx(0, abs=1e-3) and dark > 10 * abs(same) + 1e-3
+    assert generation.judged(judge, real, torch.zeros(300)).shape == (300,)
+
+
+def test_models_of_video_stand_beside_the_baseline_of_their_size():
+    def entry(name: str, **more: object) -> dict:
+        value = {"mean": 0.5, "ci95": [0.4, 0.6]}
+        return {"name": f"{name}-seed*", "params": 1000, "error": value, "repeating": value, **more}
+
+    pair = {"metric": "error", "diff": -0.1, "ci95": [-0.2, 0.0]}
+    result = {
+        "entries": [
+            entry("ebt-4xs", hard={"mean": 0.7, "ci95": [0.6, 0.8]}), entry("transformer_pp-4xs"),
+            entry("transformer_pp-s"),
+        ],
+        "paired": [
+            {"a": "ebt-4xs-seed*", "b": "transformer_pp-4xs-seed*", **pair},
+            {"a": "ebt-4xs-seed*", "b": "transformer_pp-s-seed*", **pair, "diff": 9.0},
+        ],
+    }  # fmt: skip
+    table = video.table(result)
+    assert "-0.100 [-0.200, +0.000]" in table and "9.000" not in table and "0.700" in table
