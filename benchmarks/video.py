@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown
-from ebt_policy.foreseeing import evaluate_video
+from ebt_policy.foreseeing import SIGNALS, evaluate_video
 
 SIZES = ("4xs", "2xs", "s")
 MODELS = {
@@ -46,22 +46,22 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for name, entry in entries.items():
         kind, _, size = name.partition("-")
-        told = entry.get("hard")
+        told = entry["hard"]
         rows.append(
             (
                 NAMES[kind],
                 format_count(entry["params"]),
                 format_interval(entry["error"]["mean"], entry["error"]["ci95"]),
                 against.get((name, f"transformer_pp-{size}"), ""),
-                format_interval(told["mean"], told["ci95"]) if told else "",
+                *(f"{told[name]['mean']:.2f}" if name in told else "" for name in SIGNALS),
             )
         )
     still = next(iter(entries.values()))["repeating"]
     shown = format_interval(still["mean"], still["ci95"])
-    rows.append(("repeating the last frame", "", shown, "", ""))
+    rows.append(("repeating the last frame", "", shown, *("" for _ in range(1 + len(SIGNALS)))))
     header = (
         "model", "parameters", "error of the next frame", "less Transformer++'s",
-        "hard frames told by energy, AUROC",
+        *(f"hard told by {name}" for name in SIGNALS),
     )  # fmt: skip
     return markdown(header, rows, left=1)
 

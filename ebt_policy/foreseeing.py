@@ -48,7 +48,8 @@ console = Console()
 
 BATCH = 64  # windows at once
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
-HARD = 0.25  # of the frames, those with the highest errors, are to be told by the energy
+HARD = 0.25  # of the frames, those with the highest errors, are to be told by signals
+SIGNALS = ("energy", "last step", "change")
 SHOWN = 3  # clips in pictures and film
 COLUMNS = 8  # frames of a strip
 LONGEST = 64  # frames of a rollout
@@ -74,10 +75,10 @@ class Tested(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Errors (N, S) of what a model foresaw, and its energies (N, S)."""
+    """Errors (N, S) of what a model foresaw, and its signals (N, S)."""
 
     errors: np.ndarray
-    energies: np.ndarray | None
+    signals: dict[str, np.ndarray]
 
 
 def tested(model: VideoModel, device: torch.device) -> Tested:
@@ -101,16 +102,16 @@ def tested(model: VideoModel, device: torch.device) -> Tested:
 
 
 def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
-    """Errors and energies of a model on windows."""
+    """Errors and signals of a model on windows."""
     generator = torch.Generator().manual_seed(0)
-    errors, energies = [], []
+    errors, signals = [], []
     for index in torch.arange(len(windows)).split(BATCH):
         rows = model.normalize(windows.gather(index))["frames"]
-        error, energy = model.errors(rows, generator)
+        error, signal = model.errors(rows, generator)
         errors.append(error.cpu())
-        if energy is not None:
-            energies.append(energy.cpu())
-    return Found(torch.cat(errors).numpy(), torch.cat(energies).numpy() if energies else None)
+        signals.append(signal)
+    every = {name: torch.cat([one[name] for one in signals]).cpu().numpy() for name in signals[0]}
+    return Found(torch.cat(errors).numpy(), every)
 
 
 def repeated(model: VideoModel, windows: FrameWindows) -> np.ndarray:
@@ -155,9 +156,14 @@ def evaluate_video(
                 "error": mean_ci(tables[name]),
                 "repeating": mean_ci(by_clip(still, test.windows)),
                 "by_place": np.mean([one.errors for one in found], axis=(0, 1)).tolist(),
+                "hard": _told(found, test.windows),
             }
             if isinstance(models[0], EnergyVideoModel):
-                entry |= _energetic(models, found, test)
+                entry["thinking"] = _thinking(models, test)
+            if "energy" in found[0].signals:
+                first = np.unique(test.windows.clip.numpy(), return_index=True)[1]
+                energies = np.stack([one.signals["energy"] for one in found]).mean(0)
+                entry["energy_at_the_start"] = energies[first].mean(0).tolist()
             entries.append(entry)
     result = {"entries": entries, "paired": _paired(tables, tests)}
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
@@ -179,9 +185,8 @@ def evaluate_video(
     return result
 
 
-def _energetic(models: Sequence[Any], found: Sequence[Found], test: Tested) -> dict[str, Any]:
-    """What the energy tells, and what more steps bring."""
-    result: dict[str, Any] = {}
+def _thinking(models: Sequence[Any], test: Tested) -> dict[str, Any]:
+    """What more steps bring."""
     how, longer = models[0].inference, []
     for steps in range(1, FURTHER * how.steps + 1):
         errors = []
@@ -190,21 +195,21 @@ def _energetic(models: Sequence[Any], found: Sequence[Found], test: Tested) -> d
             errors.append(by_clip(foreseen(model, test.windows).errors, test.windows))
             model.configure_inference(**asdict(how))
         longer.append(mean_ci(np.stack(errors)))
-    result["thinking"] = {"steps": how.steps, "longer": longer}
-    seen = [one.energies for one in found if one.energies is not None]
-    if not seen:
-        return result
-    clip = np.repeat(test.windows.clip.numpy(), found[0].errors.shape[1])
-    samples = [
-        Samples(energy.ravel(), one.errors.ravel() > np.quantile(one.errors, 1 - HARD), clip)
-        for one, energy in zip(found, seen, strict=True)
-    ]
-    energies = np.stack(seen).mean(0)
-    first = np.unique(test.windows.clip.numpy(), return_index=True)[1]
-    return result | {
-        "hard": auroc(samples),
-        "energy_by_place": energies.mean(0).tolist(),
-        "energy_at_the_start": energies[first].mean(0).tolist(),
+    return {"steps": how.steps, "longer": longer}
+
+
+def _told(found: Sequence[Found], windows: FrameWindows) -> dict[str, Any]:
+    """Signal -> how well it tells the frames that are hard to foresee, area under the ROC curve."""
+    clip = np.repeat(windows.clip.numpy(), found[0].errors.shape[1])
+    hard = [one.errors.ravel() > np.quantile(one.errors, 1 - HARD) for one in found]
+    return {
+        name: auroc(
+            [
+                Samples(one.signals[name].ravel(), of, clip)
+                for one, of in zip(found, hard, strict=True)
+            ]
+        )
+        for name in found[0].signals
     }
 
 
@@ -300,7 +305,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
         str(entry["steps"]),
         format_estimate(entry["error"]),
         format_estimate(entry["repeating"]),
-        format_estimate(entry["hard"]) if "hard" in entry else "",
+        *(format_estimate(entry["hard"][k]) if k in entry["hard"] else "" for k in SIGNALS),
     )
 
 
@@ -311,7 +316,7 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 VIDEO = Shown(
     header=("model", "params", "steps", "error", "error of repeating the last frame",
-            "hard frames told by energy, AUROC"),
+            *(f"hard frames told by {name}, AUROC" for name in SIGNALS)),
     row=_row,
     metrics=("error",),
     facts=_facts,

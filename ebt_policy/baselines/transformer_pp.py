@@ -19,7 +19,7 @@ from ebt_policy.energy.objectives import squared_error, surprisal
 from ebt_policy.energy.sequences import CausalTransformer, Observed
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.text import LanguageModel
-from ebt_policy.models.video import Foreseen, VideoModel
+from ebt_policy.models.video import Foreseen, VideoModel, mean_square
 
 
 class TransformerPP(LanguageModel):
@@ -63,4 +63,5 @@ class VideoTransformerPP(VideoModel):
         return squared_error(found, self.changes(frames)).mean(), {}
 
     def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
-        return Foreseen(self.change_out(observed.last), None)
+        changes = self.change_out(observed.last)
+        return Foreseen(changes, {"change": mean_square(changes)})

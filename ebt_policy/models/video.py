@@ -30,11 +30,13 @@ class Foreseen(NamedTuple):
 
     Attributes:
         changes: (B, S, F) to the next frame.
-        energies: (B, S) of these; None without an energy.
+        signals: (B, S) each, by which what is hard to foresee may be known: ``change``, the mean
+            square of what is foreseen; of a descent ``last step``, that of its last step; of an
+            energy ``energy``.
     """
 
     changes: Tensor
-    energies: Tensor | None
+    signals: dict[str, Tensor]
 
 
 class VideoModel(Model):
@@ -93,12 +95,14 @@ class VideoModel(Model):
     def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
         """What comes after each frame that was new."""
 
-    def errors(self, frames: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor | None]:
+    def errors(
+        self, frames: Tensor, generator: Generators = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the change to each normalised frame (B, S + 1, F) but the first,
-        (B, S), and the energies (B, S) of what was foreseen."""
+        (B, S), and the signals of what was foreseen."""
         with torch.no_grad():
             found = self.predict(self.observe(frames[:, :-1]), generator)
-        return squared_error(found.changes, self.changes(frames)), found.energies
+        return squared_error(found.changes, self.changes(frames)), found.signals
 
     def rollout(self, frames: Tensor, length: int, generator: Generators = None) -> Tensor:
         """The frames that follow normalised ones (B, S, F), each from those before it:
@@ -125,9 +129,10 @@ class VideoModel(Model):
 class EnergyVideoModel(VideoModel, SequenceLandscape):
     """The change x to the next frame descends
 
-        E(x) = -<e(x), f(e(x))> + |x|^2 / 2,   e(x) = W^T x, f the network,
+        E(x) = -<e(x), f(e(x))> + c |x|^2 / 2,   e(x) = c W^T x, f the network, c = 1 / sqrt(F),
 
-    which is lowest at x = W f where f is the same for all x.
+    which is lowest at x = W f where f is the same for all x. With c a guess is as large as a token
+    of text, beside which what is known of its place counts as much.
 
     Args:
         features, context: as in `VideoModel`.
@@ -147,18 +152,22 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
     ) -> None:
         net = CausalTransformer(size, level=objective.level_conditioned)
         super().__init__(features, context, net)
-        self.objective = objective
-        objective.space = Space(squared_error, Mirror(self.seen, self.moved, half_square))
+        self.objective, self.small = objective, features**-0.5
+        objective.space = Space(squared_error, Mirror(self.seen, self.moved, self.potential))
         self.inference = options(Thinking, inference, "model.inference")
         self.configure_inference()
 
     def seen(self, changes: Tensor) -> Tensor:
         """(B, U, F) -> (B, U, D)."""
-        return changes @ self.change_out.weight
+        return self.small * (changes @ self.change_out.weight)
 
     def moved(self, slope: Tensor) -> Tensor:
         """(B, U, D) -> (B, U, F)."""
         return self.change_out(slope)
+
+    def potential(self, changes: Tensor) -> Tensor:
+        """c |x|^2 / 2 of units (B, U, F): (B, U)."""
+        return self.small * changes.square().flatten(2).sum(-1) / 2
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return self.changes(batch["frames"])
@@ -168,9 +177,15 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
 
     def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
         found = self.think(observed, generator)
-        return Foreseen(found.candidate, found.energies[-1] if self.has_energy else None)
+        signals = {
+            "change": mean_square(found.candidate),
+            "last step": mean_square(found.path[-1] - found.path[-2]),
+        }
+        if self.has_energy:
+            signals["energy"] = found.energies[-1]
+        return Foreseen(found.candidate, signals)
 
 
-def half_square(x: Tensor) -> Tensor:
-    """|x|^2 / 2 of units (B, U, F): (B, U)."""
-    return x.square().flatten(2).sum(-1) / 2
+def mean_square(x: Tensor) -> Tensor:
+    """(B, S, F) -> (B, S)."""
+    return x.square().mean(-1)
