@@ -7,7 +7,7 @@ EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
 ALL := $(VENV)/.installed-extras
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: push_t experiments robots language results test test-fast matrix check format benchmarks clean
+.PHONY: push_t experiments robots language vision results test test-fast matrix check format benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -34,6 +34,16 @@ language: $(READY) ## the experiments on language models: four hours on 2 cores
 	$(BIN)/python -m benchmarks.language_speed
 	$(BIN)/python -m benchmarks.masked_text
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.readme
+
+vision: $(READY) ## the experiments on images and video: six hours on 2 cores; asks for `pip install bm3d`
+	$(BIN)/python -m benchmarks.denoising set=cbsd68
+	$(BIN)/python -m benchmarks.denoising set=set12
+	$(BIN)/python -m benchmarks.representation
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.video videos=g1
+	$(BIN)/python -m benchmarks.video videos=push_t
+	$(BIN)/python -m benchmarks.image_speed
 	$(BIN)/python -m benchmarks.readme
 
 test: $(ALL) ## all tests, with all simulators

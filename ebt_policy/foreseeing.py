@@ -90,12 +90,12 @@ def tested(model: VideoModel, device: torch.device) -> Tested:
     task = options(VideoTask, model.config["task"], "task")
     footage = load_footage(task)
     encoder = frame_features(str(task.features), device)
-    features = featured({"test": footage.parts["test"]}, encoder)["test"]
-    if (count := features[0].shape[1]) != model.features:
+    if encoder.digest != model.encoder:
         raise ConfigError(
-            f"{task.features} makes {count} features a frame, the model learned from "
-            f"{model.features}: it is not what it was trained with."
+            f"{task.features} is not what made the features that the model learned from; put that "
+            "back, or train anew."
         )
+    features = featured({"test": footage.parts["test"]}, encoder)["test"]
     windows = FrameWindows(features, model.context, stride=model.context, device=device)
     about = {"videos": footage.name, "clips": len(features), "context": model.context}
     return Tested(footage.parts["test"], features, windows, encoder, about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -370,6 +371,14 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     assert code == 0, error
     result = json.loads((tmp_path / "out/summary.json").read_text())
     assert len(result["entries"]) == 4 and len(result["paired"]) == 6
+    # Features of another autoencoder are no longer those that were learned from.
+    shutil.rmtree(frames_run)
+    call_entry(
+        train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
+        "seed=1", "evaluation.final=false", f"task.path={films}", f"run_dir={frames_run}",
+    )  # fmt: skip
+    code, error = call_entry(eval_entry.main, f"checkpoint={runs[0]}", "device=cpu")
+    assert code == 2 and "is not what made the features" in error
 
 
 @pytest.mark.slow

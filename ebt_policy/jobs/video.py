@@ -83,13 +83,15 @@ class VideoJob(Job):
             frames, held_out = (Frames(parts[p], device) for p in ("train", "validation"))
             return Built(model.to(device), frames, held_out, f"{len(frames):,} frames")
         assert self.features is not None
-        clips = featured(parts, frame_features(self.features, device))
+        encoder = frame_features(self.features, device)
+        clips = featured(parts, encoder)
         data = FrameWindows(clips["train"], context, device=device)
         held_out = FrameWindows(clips["validation"], context, stride=context, device=device)
         features = data.frames.shape[1]
         torch.manual_seed(self.config["seed"])
-        model: Any = build_video_model({**self.config, "features": features})
+        model = build_video_model({**self.config, "features": features})
         model.fit(clips["train"])
+        model.encoder = encoder.digest
         # Where videos and features are found again is for the evaluation.
         task = {**asdict(self.task), "features": str(self.features)}
         if task["path"] is None:

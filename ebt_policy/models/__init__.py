@@ -19,10 +19,8 @@ from ebt_policy.options import ConfigError, options
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from ebt_policy.models.autoencoder import Autoencoder
     from ebt_policy.models.image import ImageModel
     from ebt_policy.models.text import TextModel
-    from ebt_policy.models.video import VideoModel
 
 __all__ = [
     "POLICIES",
@@ -132,8 +130,8 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
     return _built(build, given, config)
 
 
-def build_video_model(config: dict[str, Any]) -> VideoModel | Autoencoder:
-    """Build an untrained model of video, or of its frames.
+def build_video_model(config: dict[str, Any]) -> Any:
+    """Build an untrained `VideoModel`, or an `Autoencoder` of frames.
 
     Args:
         config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with

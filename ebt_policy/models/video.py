@@ -49,7 +49,12 @@ class VideoModel(Model):
         features: F.
         context: S, the frames that a prediction sees at most.
         net: the network.
+
+    Attributes:
+        encoder: digest of what made the features (see `FrameFeatures`), "" where it is not known.
     """
+
+    encoder = ""
 
     def __init__(self, features: int, context: int, net: CausalTransformer) -> None:
         super().__init__()
@@ -117,13 +122,15 @@ class VideoModel(Model):
 
     @property
     def _learned(self) -> dict[str, Any]:
-        return {"features": self.features}
+        return {"features": self.features, "encoder": self.encoder}
 
     @classmethod
     def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
         from ebt_policy.models import build_video_model  # the registry stands on this module
 
-        return build_video_model(config)
+        model = build_video_model(config)
+        model.encoder = config.get("encoder", "")
+        return model
 
 
 class EnergyVideoModel(VideoModel, SequenceLandscape):
