@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from ebt_policy.data.text import TokenWindows
 from ebt_policy.energy import Descent
-from ebt_policy.energy.objectives import surprisal
+from ebt_policy.energy.space import surprisal
 from ebt_policy.evaluation.held_out import batches, held_out_surprisal
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.summary import format_interval, markdown

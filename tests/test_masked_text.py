@@ -11,7 +11,8 @@ from conftest import compose_config
 from test_leakage import B, S, V, generators, tokens
 
 from ebt_policy.data.tokenizer import make_tokenizer
-from ebt_policy.energy.objectives import S1, Space, surprisal
+from ebt_policy.energy.objectives import S1
+from ebt_policy.energy.space import Space, surprisal
 from ebt_policy.models import build_language_model
 from ebt_policy.models.masked import MaskedModel
 from ebt_policy.options import ConfigError

@@ -14,16 +14,8 @@ from landscapes import level_quadratic, quadratic
 from torch import nn
 
 from ebt_policy.energy import OBJECTIVES, Objective, TwoStreamTransformer, descend
-from ebt_policy.energy.objectives import (
-    S1,
-    S2,
-    Contrastive,
-    Equilibrium,
-    Flow,
-    corrupt,
-    info_nce,
-    squared_error,
-)
+from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
+from ebt_policy.energy.space import corrupt, squared_error
 from ebt_policy.energy.transformer import Size
 
 # Every objective as the learning test runs it; the others run it so too.

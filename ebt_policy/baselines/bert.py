@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebt_policy.energy.noise import Generators
-from ebt_policy.energy.objectives import surprisal
+from ebt_policy.energy.space import surprisal
 from ebt_policy.models.masked import MaskedModel
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.objectives import corrupt
+from ebt_policy.energy.space import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
 from ebt_policy.models.policy import Chunk, Policy, Shape, Terms

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ebt_policy.energy.noise import Generators
-from ebt_policy.energy.objectives import squared_error, surprisal
 from ebt_policy.energy.sequences import CausalTransformer, Observed
+from ebt_policy.energy.space import squared_error, surprisal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.text import LanguageModel
 from ebt_policy.models.video import Foreseen, VideoModel, mean_square

@@ -16,7 +16,8 @@ from torch import Tensor
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy import Descent, descend
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.objectives import Objective, corrupt
+from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy.space import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.landscape import LandscapeModel
 from ebt_policy.models.network import ChunkTransformer

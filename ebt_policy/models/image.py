@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ebt_policy.energy import descend
 from ebt_policy.energy.gradient import EnergyFn, energy_gradient
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.objectives import Flow, Objective, Space
+from ebt_policy.energy.objectives import Flow, Objective
+from ebt_policy.energy.space import Space
 from ebt_policy.energy.transformer import Context, Size, TwoStreamTransformer
 from ebt_policy.models.base import Model
 from ebt_policy.models.landscape import LandscapeModel, Thinking

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ebt_policy.energy import descend
 from ebt_policy.energy.gradient import EnergyFn, Product
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.objectives import Objective, Space, surprisal
+from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sequences import BidirectionalTransformer
+from ebt_policy.energy.space import Space, surprisal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.landscape import LandscapeModel, Thinking
 from ebt_policy.models.text import MeanEmbedding, TextModel

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ebt_policy.energy import Mirror
 from ebt_policy.energy.noise import Generators
-from ebt_policy.energy.objectives import Objective, Space, surprisal
+from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sequences import CausalTransformer, Observed
+from ebt_policy.energy.space import Space, surprisal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.base import CheckpointError, Model, reading
 from ebt_policy.models.landscape import Thinking
