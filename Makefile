@@ -28,7 +28,7 @@ robots: $(ALL) push_t ## the experiments on simulated robots: ten hours on 2 cor
 	$(BIN)/python -m benchmarks.films
 	$(BIN)/python -m benchmarks.readme
 
-language: $(READY) ## the experiments on language models: four hours on 2 cores
+language: $(READY) ## the experiments on language models: seven hours on 2 cores
 	$(BIN)/python -m benchmarks.language corpus=tinyshakespeare
 	$(BIN)/python -m benchmarks.language corpus=wikitext2
 	$(BIN)/python -m benchmarks.language_speed
@@ -36,7 +36,7 @@ language: $(READY) ## the experiments on language models: four hours on 2 cores
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.readme
 
-vision: $(READY) ## the experiments on images and video: six hours on 2 cores; asks for `pip install bm3d`
+vision: $(READY) ## the experiments on images and video; asks for `pip install bm3d`
 	$(BIN)/python -m benchmarks.denoising set=cbsd68
 	$(BIN)/python -m benchmarks.denoising set=set12
 	$(BIN)/python -m benchmarks.representation

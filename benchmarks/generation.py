@@ -9,7 +9,7 @@ and fetches its network); ``features=judge``, the default, uses the classifier's
 distances compare with each other, and with no published ones.
 
 Writes ``docs/results/generation.json`` and ``docs/assets/generation.png``. It may be repeated
-after a kill; needs $EBT_POLICY_DATA; on two cores it takes TODO.
+after a kill; needs $EBT_POLICY_DATA.
 """
 
 from __future__ import annotations

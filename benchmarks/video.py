@@ -1,11 +1,11 @@
-"""Video compared: ``python -m benchmarks.video [seeds=3 updates=2000 videos=g1]``.
+"""Video compared: ``python -m benchmarks.video [seeds=3 updates=1000 videos=g1]``.
 
 Settings: seeds, updates, parallel, folder, videos (g1 or push_t). Trains the energy model, the
 refiner and Transformer++ at three sizes on the same features, with the same batches, and compares
 how well they foresee the next frame of test clips; then what the energy model of the largest size
 does with more steps and whether its energy tells what is hard. Writes
 ``docs/results/video_VIDEOS.json``, ``docs/assets/video_VIDEOS.png`` and ``.mp4``. It may be
-repeated after a kill; g1 needs $EBT_POLICY_DATA; on two cores it takes TODO.
+repeated after a kill; g1 needs $EBT_POLICY_DATA.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    given = settings(seeds=3, updates=2000, parallel=2, folder="runs/video_study", videos="g1")
+    given = settings(seeds=3, updates=1000, parallel=2, folder="runs/video_study", videos="g1")
     if given.videos not in FRAMES:
         raise SystemExit(f"error: videos must be one of {', '.join(FRAMES)}.")
     folder = Path(given.folder) / given.videos
