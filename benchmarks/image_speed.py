@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from benchmarks.settings import DEVICE, command, settings, store
-from benchmarks.speed import in_turns
+from benchmarks.speed import in_turns, update_on
 from ebt_policy.evaluation.summary import markdown
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import ImageModel
@@ -42,20 +42,11 @@ def make(model: str, size: str) -> ImageModel:
 
 def update(model: ImageModel) -> Callable[[], None]:
     """One training update as a function."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     batch = {
         "image": torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE) * 2 - 1,
         "label": torch.zeros(BATCH, dtype=torch.long, device=DEVICE),
     }
-
-    def step() -> None:
-        loss, _ = model(model.draw(batch))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return update_on(model, batch)
 
 
 def restoring(model: ImageModel) -> Callable[[], Any]:

@@ -26,6 +26,7 @@ from benchmarks.settings import DEVICE, command, settings
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.models import Policy, build_policy
+from ebt_policy.models.base import Model
 
 BATCH = 128
 SHAPE = {
@@ -67,16 +68,21 @@ def make(model: str, size: str, device: torch.device, *overrides: str) -> Policy
 
 def update(policy: Policy, device: torch.device) -> Callable[[], None]:
     """One training update as a function."""
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
     batch = {
         "obs": torch.rand(BATCH, 2, 20, device=device) * 2 - 1,
         "action": torch.rand(BATCH, 16, 2, device=device) * 2 - 1,
     }
+    return update_on(policy, batch)
+
+
+def update_on(model: Model, batch: dict[str, Any]) -> Callable[[], None]:
+    """One training update of any model on a normalised batch as a function."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        loss, _ = policy(policy.draw(batch))
+        loss, _ = model(model.draw(batch))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

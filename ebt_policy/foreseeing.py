@@ -39,7 +39,7 @@ from ebt_policy.evaluation.summary import (
 )
 from ebt_policy.footage import VideoTask, featured, load_footage
 from ebt_policy.models.autoencoder import Autoencoder, FrameFeatures, Latents, frame_features
-from ebt_policy.models.video import EnergyVideoModel, VideoModel
+from ebt_policy.models.video import EnergyVideoModel, VideoModel, mean_square
 from ebt_policy.options import ConfigError, options
 from ebt_policy.restoring import psnr
 from envs.video import video_writer
@@ -117,7 +117,7 @@ def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
 def repeated(model: VideoModel, windows: FrameWindows) -> np.ndarray:
     """Errors (N, S) of repeating the last frame."""
     rows = model.normalize(windows.gather(torch.arange(len(windows))))["frames"]
-    return model.changes(rows).square().mean(-1).cpu().numpy()
+    return mean_square(model.changes(rows)).cpu().numpy()
 
 
 def by_clip(errors: np.ndarray, windows: FrameWindows) -> np.ndarray:

@@ -34,11 +34,8 @@ console = Console()
 # Settings that may change when a run goes on: what it learns stays the same, but for rounding.
 FREE = ("checkpoint_every", "rollout_every", "log_every", "compile", "inference")
 _ABSENT = object()
-KINDS = (
-    "text",
-    "image",
-    "video",
-)  # tasks that are no policies, and have a configuration of their own
+# Tasks that are no policies, and have a configuration of their own.
+KINDS = ("text", "image", "video")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class FrameFeatures(ABC):
     def __init__(self, net: nn.Module, device: torch.device) -> None:
         self.net, self.device = net.to(device).eval().requires_grad_(False), device
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of its weights."""
         found = hashlib.sha256()
