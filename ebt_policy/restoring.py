@@ -42,14 +42,13 @@ from ebt_policy.evaluation.summary import (
     write_atomic,
 )
 from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel, Restored
-from ebt_policy.models.tiling import Tiling
+from ebt_policy.models.tiling import Tiling, restore_tiled
 from ebt_policy.options import ConfigError
 
 console = Console()
 
 MOST = 200  # images, evenly spread, of a set that has more
 WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
-BATCH = 64  # tiles at once
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 SHOWN = 4  # images in the grid
 MAPPED = 8  # images whose energies are drawn patch by patch
@@ -125,41 +124,11 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
     )
 
 
-def restore_whole(
-    model: ImageModel, noisy: Tensor, noise: int, label: int, generator: torch.Generator
-) -> Restored:
-    """Take the noise from an image of any size (C, H, W) in tiles; its energy is their sum."""
-    tiling = Tiling(noisy.shape[1], noisy.shape[2], model.shape.side)
-    found = []
-    for tiles in tiling.cut(noisy).split(BATCH):
-        labels = torch.full((len(tiles),), label, device=tiles.device)
-        told = labels if model.shape.classes else None
-        found.append(model.restore(tiles, noise, told, generator))
-    path = [
-        tiling.join(torch.cat(parts)) for parts in zip(*(one.path for one in found), strict=True)
-    ]
-    energies = [one.energies for one in found if one.energies is not None]
-    energy = torch.cat(energies, dim=1).sum(1) if energies else None
-    used = torch.cat([one.steps_used for one in found]).float().mean()
-    return Restored(tiling.join(torch.cat([one.images for one in found])), path, energy, used)
-
-
 def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
     """The same noise for every model."""
     return [
         model.degrade(image[None], noise, torch.Generator().manual_seed(i))[0]
         for i, image in enumerate(images)
-    ]
-
-
-def restored(
-    model: ImageModel, noisy: Sequence[Tensor], noise: int, labels: Sequence[int]
-) -> list[Restored]:
-    """What a model makes of some images of any size."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        restore_whole(model, image, noise, label, generator)
-        for image, label in zip(noisy, labels, strict=True)
     ]
 
 
@@ -217,7 +186,8 @@ def evaluate_images(
                 noisy = noisy_versions(models[0], sets[name].images, level)
                 after = []
                 for model in models:
-                    found = restored(model, noisy, level, sets[name].labels)
+                    draws = torch.Generator().manual_seed(0)
+                    found = restore_tiled(model, noisy, level, sets[name].labels, draws, SHOWN)
                     after.append(measured([one.images for one in found], sets[name].images))
                     if model is models[0] and level == low:
                         pictures += _strips(name, found, sets[name].images)
@@ -296,7 +266,7 @@ def _thinking(models: Sequence[Any], test: Tested, noise: int) -> dict[str, Any]
     last, by_model, energies = FURTHER * how.steps, [], []
     for model in models:
         model.configure_inference(steps=last, candidates=1)
-        found = restored(model, noisy, noise, test.labels)
+        found = restore_tiled(model, noisy, noise, test.labels, torch.Generator().manual_seed(0))
         model.configure_inference(**asdict(how))
         steps = zip(*(one.path for one in found), strict=True)
         by_model.append([psnrs([x.clamp(-1, 1) for x in path], test.images) for path in steps])

@@ -18,9 +18,9 @@ from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import LEVELS, ImageModel
-from ebt_policy.models.tiling import Tiling
+from ebt_policy.models.tiling import TOGETHER, Tiling, restore_tiled
 from ebt_policy.options import ConfigError
-from ebt_policy.restoring import measures, restore_whole
+from ebt_policy.restoring import measures
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
@@ -229,12 +229,21 @@ def test_tiles_meet_smoothly():
     assert row[5] == 0 and row[8] == 1 and (row.diff() >= 0).all() and row.diff().max() < 0.7
 
 
-def test_an_image_of_any_size_is_restored():
+def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
     model = build("s1")
-    noisy = torch.rand(3, 13, 21) * 2 - 1
-    found = restore_whole(model, noisy, 100, 0, torch.Generator())
-    assert found.images.shape == (3, 13, 21) and len(found.path) == 3
-    assert found.energies is not None and found.energies.shape == (3,)
+    noisy = [torch.rand(3, *size) * 2 - 1 for size in ((13, 21), (8, 8), (9, 30))]
+    for most in (2, 100):  # batches that end within an image, and one batch
+        monkeypatch.setitem(TOGETHER, "cpu", most)
+        found = restore_tiled(model, noisy, 100, [0, 0, 0], followed=2)
+        assert [len(one.path) for one in found] == [3, 3, 0]
+        for image, one in zip(noisy, found, strict=True):
+            (alone,) = restore_tiled(model, [image], 100, [0])
+            assert one.images.shape == image.shape
+            torch.testing.assert_close(one.images, alone.images)
+            torch.testing.assert_close(one.energies, alone.energies)
+            assert one.energies is not None and one.energies.shape == (3,)
+            for x, y in zip(one.path, alone.path, strict=False):
+                torch.testing.assert_close(x, y)
 
 
 def test_measures_agree_with_their_definitions():

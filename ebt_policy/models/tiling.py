@@ -1,15 +1,22 @@
 """Images of any size through a model of squares: overlapping tiles, put together smoothly.
 
-Shapes: C channels, H x W pixels, S side of a tile, N tiles.
+Shapes: C channels, H x W pixels, S side of a tile, N tiles, K steps.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ebt_policy.energy.noise import Generators
+from ebt_policy.models.image import ImageModel, Restored
+
+# Tiles at once: what stays in the cache of a processor, or is worth a launch on a GPU.
+TOGETHER = {"cpu": 64, "cuda": 2048}
 
 
 class Tiling:
@@ -51,6 +58,52 @@ class Tiling:
             total[:, y : y + side, x : x + side] += weight * tile
             weights[y : y + side, x : x + side] += weight
         return (total / weights)[:, : self.size[0], : self.size[1]]
+
+
+def restore_tiled(
+    model: ImageModel, noisy: Sequence[Tensor], noise: int, labels: Sequence[int],
+    generator: Generators = None, followed: int | None = None,
+) -> list[Restored]:  # fmt: skip
+    """Take the noise from images of any sizes, (C, H, W) each, as tiles that go together.
+
+    Args:
+        noise: its level.
+        labels: classes; only models that were trained with classes look at them.
+        followed: of how many images, the first ones, ``path`` is kept, as it is large; of all
+            unless given.
+
+    Returns:
+        Of each image what `ImageModel.restore` says, without the batch: ``images`` (C, H, W),
+        ``energies`` (K + 1,) summed over tiles, ``steps_used`` their mean.
+    """
+    tilings = [Tiling(image.shape[1], image.shape[2], model.shape.side) for image in noisy]
+    counts = [len(tiling.places) for tiling in tilings]
+    tiles = torch.cat([tiling.cut(image) for tiling, image in zip(tilings, noisy, strict=True)])
+    classes = torch.tensor(labels, device=tiles.device).repeat_interleave(
+        torch.tensor(counts, device=tiles.device)
+    )
+    keep = sum(counts[:followed])
+    parts: list[Restored] = []
+    most = TOGETHER.get(tiles.device.type, TOGETHER["cpu"])
+    for at, batch in zip(range(0, len(tiles), most), tiles.split(most), strict=True):
+        told = classes[at : at + most] if model.shape.classes else None
+        found = model.restore(batch, noise, told, generator)
+        kept = max(0, keep - at)
+        # Clones, since a slice would hold all of it.
+        parts.append(found._replace(path=[x[:kept].clone() for x in found.path]))
+    images = torch.cat([part.images for part in parts]).split(counts)
+    paths = [torch.cat(of) for of in zip(*(part.path for part in parts), strict=True)]
+    energies = [part.energies for part in parts if part.energies is not None]
+    sums = [e.sum(1) for e in torch.cat(energies, dim=1).split(counts, dim=1)] if energies else None
+    used = torch.cat([part.steps_used for part in parts]).float().split(counts)
+    made, at = [], 0
+    for i, (tiling, count) in enumerate(zip(tilings, counts, strict=True)):
+        whole = at + count <= keep
+        path = [tiling.join(x[at : at + count]) for x in paths] if whole else []
+        energy = None if sums is None else sums[i]
+        made.append(Restored(tiling.join(images[i]), path, energy, used[i].mean()))
+        at += count
+    return made
 
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
