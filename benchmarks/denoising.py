@@ -1,10 +1,10 @@
 """Denoising compared: ``python -m benchmarks.denoising [seeds=3 updates=4000 parallel=2]``.
 
-Settings: seeds, updates, parallel, folder, set (cbsd68, or set12 in grey). Trains the energy model
-by its recipes, the refiner and DiT (up to the noise of the others' training, and up to its double)
-on BSDS500, and takes noise of both levels from CBSD68 or Set12 at several budgets of passes, beside
-BM3D, which is told the level. Writes ``docs/results/denoising_SET.json``. It may be repeated after
-a kill; needs $EBT_POLICY_DATA and the package bm3d.
+Settings: seeds, updates, parallel, folder, size, set (cbsd68, or set12 in grey). Trains the energy
+model by its recipes, the refiner and DiT (up to the noise of the others' training, and up to its
+double) on BSDS500, and takes noise of both levels from CBSD68 or Set12 at several budgets of
+passes, beside BM3D, which is told the level. Writes ``docs/results/denoising_SET_SIZE.json``. It
+may be repeated after a kill; needs $EBT_POLICY_DATA and the package bm3d.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ebt_policy.models.image import ImageModel
 from ebt_policy.restoring import evaluate_images, measured, noisy_versions, tested
 
 NOISE = 100  # of training, as in the EBT paper
-IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null", "size=2xs"]
+IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]
 SETS = {"cbsd68": (["task.channels=3"], None), "set12": (["task.channels=1"], "set12")}
 MODELS = {
     "ebt": ["model=ebt"],
@@ -98,15 +98,17 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    given = settings(seeds=3, updates=4000, parallel=2, folder="runs/denoising", set="cbsd68")
+    given = settings(
+        seeds=3, updates=4000, parallel=2, folder="runs/denoising", size="2xs", set="cbsd68"
+    )
     if given.set not in SETS:
         raise SystemExit(f"error: set must be one of {', '.join(SETS)}.")
     if find_spec("bm3d") is None:
         raise SystemExit("error: the yardstick needs the package bm3d: pip install bm3d.")
     how, images = SETS[given.set]
-    folder = Path(given.folder) / given.set
+    folder = Path(given.folder) / f"{given.set}_{given.size}"
     runs = {
-        name: [*IMAGES, *how, f"train.steps={given.updates}", *model]
+        name: [*IMAGES, *how, f"size={given.size}", f"train.steps={given.updates}", *model]
         for name, model in MODELS.items()
     }
     train_all(runs, range(given.seeds), folder, given.parallel)
@@ -121,8 +123,9 @@ def main() -> None:
         images=images,
         noise=NOISE,
     )
+    result["seeds"], result["updates"] = given.seeds, given.updates
     result["bm3d"] = yardstick(folder / "ebt-seed0", images)
-    store(f"denoising_{given.set}.json", json.dumps(result, indent=1) + "\n")
+    store(f"denoising_{given.set}_{given.size}.json", json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 

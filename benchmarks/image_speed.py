@@ -1,9 +1,9 @@
-"""What an energy of images costs: ``python -m benchmarks.image_speed [size=2xs] [rounds=30]``.
+"""What an energy of images costs: ``python -m benchmarks.image_speed [size=2xs batch=32]``.
 
-One training update and one pass or step of restoring, of the energy model against DiT and the
-refiner at equal size, batch 32 of 32 x 32 pixels, eager and compiled, timed in turns within one
-run; reported are medians and their ratios, and images a second. Writes
-``docs/results/image_speed.json``. Weights are untrained: speed does not depend on them.
+Settings: size, batch, rounds. One training update and one pass or step of restoring, of the energy
+model against DiT and the refiner at equal size, of images of 32 x 32 pixels, eager and compiled,
+timed in turns within one run; reported are medians and their ratios, and images a second. Writes
+``docs/results/image_speed_DEVICE.json``. Weights are untrained: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ebt_policy.models import build_image_model
 from ebt_policy.models.image import ImageModel
 from ebt_policy.train import of_its_kind, without_what_is_not_theirs
 
-BATCH, SIDE, NOISE = 32, 32, 100
+SIDE, NOISE = 32, 100
 MODELS = {"energy": "ebt", "refiner": "refiner", "DiT": "dit"}
 MANY = 10  # steps or passes whose time is divided by their number
 
@@ -40,19 +40,19 @@ def make(model: str, size: str) -> ImageModel:
     return build_image_model({**config, "shape": shape}).to(DEVICE)
 
 
-def update(model: ImageModel) -> Callable[[], None]:
+def update(model: ImageModel, rows: int) -> Callable[[], None]:
     """One training update as a function."""
     batch = {
-        "image": torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE) * 2 - 1,
-        "label": torch.zeros(BATCH, dtype=torch.long, device=DEVICE),
+        "image": torch.rand(rows, 3, SIDE, SIDE, device=DEVICE) * 2 - 1,
+        "label": torch.zeros(rows, dtype=torch.long, device=DEVICE),
     }
     return update_on(model, batch)
 
 
-def restoring(model: ImageModel) -> Callable[[], Any]:
+def restoring(model: ImageModel, rows: int) -> Callable[[], Any]:
     """A batch restored in `MANY` passes."""
     model.configure_inference(steps=MANY)
-    noisy = torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE) * 2 - 1
+    noisy = torch.rand(rows, 3, SIDE, SIDE, device=DEVICE) * 2 - 1
     return lambda: model.restore(noisy, NOISE)
 
 
@@ -71,26 +71,26 @@ def table(result: dict[str, Any]) -> str:
                     ),
                 )
             )
-    each = {name: 1e3 * BATCH / result["ms"][f"{name}, pass, eager"] for name in MODELS}
+    each = {name: 1e3 * result["batch"] / result["ms"][f"{name}, pass, eager"] for name in MODELS}
     rows.append(
         (
             "images a second: energy and refiner 2 passes, DiT 10",
             *(f"{each[name] / (10 if name == 'DiT' else 2):.0f}" for name in MODELS),
         )
     )
-    return markdown((f"batch of {BATCH}", *MODELS), rows, left=1)
+    return markdown((f"batch of {result['batch']}", *MODELS), rows, left=1)
 
 
 def main() -> None:
-    given = settings(size="2xs", rounds=30)
+    given = settings(size="2xs", rounds=30, batch=32)
     jobs: dict[str, Callable[[], Any]] = {}
     for name, model in MODELS.items():
-        jobs[f"{name}, update, eager"] = update(make(model, given.size))
+        jobs[f"{name}, update, eager"] = update(make(model, given.size), given.batch)
         compiled = make(model, given.size)
         compiled.compile()
-        jobs[f"{name}, update, compiled"] = update(compiled)
+        jobs[f"{name}, update, compiled"] = update(compiled, given.batch)
         frozen = make(model, given.size).eval().requires_grad_(False)
-        jobs[f"{name}, pass, eager"] = restoring(frozen)
+        jobs[f"{name}, pass, eager"] = restoring(frozen, given.batch)
     times = in_turns(jobs, given.rounds, DEVICE)
     result = {
         "ms": {
@@ -99,10 +99,11 @@ def main() -> None:
         },
         "size": given.size, "params": {n: make(m, given.size).parameter_count for n, m in
                                        MODELS.items()},
-        "batch": BATCH, "device": DEVICE.type, "machine": platform.machine(),
-        "threads": torch.get_num_threads(), "command": command("image_speed"),
+        "batch": given.batch, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.machine(),
+        "command": command("image_speed"),
     }  # fmt: skip
-    store("image_speed.json", json.dumps(result, indent=1) + "\n")
+    store(f"image_speed_{DEVICE.type}.json", json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 

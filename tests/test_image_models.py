@@ -20,7 +20,7 @@ from ebt_policy.models import build_image_model
 from ebt_policy.models.image import LEVELS, ImageModel
 from ebt_policy.models.tiling import TOGETHER, Tiling, restore_tiled
 from ebt_policy.options import ConfigError
-from ebt_policy.restoring import measures
+from ebt_policy.restoring import measured, measures, psnrs
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
@@ -254,6 +254,16 @@ def test_measures_agree_with_their_definitions():
     np.testing.assert_allclose(found["mse"], mse, rtol=1e-4)
     np.testing.assert_allclose(found["psnr"], 10 * np.log10(255**2 / mse), rtol=1e-4)
     assert (found["ssim"] < 1).all() and measures(clean, clean)["ssim"] == pytest.approx(1)
+
+
+def test_images_of_several_sizes_are_measured_as_one_by_one():
+    sizes = ((16, 16), (20, 16), (16, 16), (16, 20), (20, 16))
+    clean = [torch.rand(3, *size) * 2 - 1 for size in sizes]
+    found = [(x + 0.1 * torch.randn(x.shape)).clamp(-1, 1) for x in clean]
+    alone = [measures(a[None], b[None]) for a, b in zip(found, clean, strict=True)]
+    for name, values in measured(found, clean).items():
+        np.testing.assert_allclose(values, [one[name].item() for one in alone], rtol=1e-5)
+    np.testing.assert_allclose(psnrs(found, clean), measured(found, clean)["psnr"], rtol=1e-6)
 
 
 # -- training ------------------------------------------------------------------------------------

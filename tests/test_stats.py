@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ebt_policy.evaluation.stats import (
     aggregates,
     mean_ci,
     paired_difference,
+    paired_differences,
     percentiles,
     wilson,
 )
@@ -133,6 +135,17 @@ def test_bad_counts_are_refused(k, n) -> None:
 def test_whole_counts_of_any_type_are_accepted() -> None:
     assert wilson(np.int64(2), np.int64(4)) == wilson(2, 4)  # type: ignore[arg-type]
     assert wilson(2.0, 4.0) == wilson(2, 4)  # type: ignore[arg-type]
+
+
+def test_many_pairs_are_found_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    values = {"a": rng.random((3, 40)), "b": rng.random((2, 40)), "c": rng.random(40)}
+    found = paired_differences({**values, "d": values["c"] + 1})
+    assert list(found) == [*((a, b) for a, b in combinations("abcd", 2))]
+    assert found["a", "b"]["diff"] == paired_difference(values["a"], values["b"])["diff"]
+    one = paired_difference(values["a"], values["c"])
+    np.testing.assert_allclose(found["a", "c"]["ci95"], one["ci95"], atol=5e-3)  # other draws
+    assert found["c", "d"] == paired_difference(values["c"], values["c"] + 1)
 
 
 def test_pairs_of_different_length_are_refused() -> None:

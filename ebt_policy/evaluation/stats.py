@@ -10,6 +10,7 @@ Shapes: n episodes, s training runs that played the same ones, K tasks, R resamp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 from zlib import crc32
 
@@ -110,15 +111,32 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str,
 
     Raises ValueError when the numbers of episodes differ, or when a value is missing or not finite.
     """
-    x, y = _table(a, "a"), _table(b, "b")
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"a and b must pair up: a has {x.shape[1]} values, b has {y.shape[1]}.")
-    if len(x) == len(y) == 1:
-        result = mean_ci(x - y, seed=seed)
-        return {"diff": result["mean"], "ci95": result["ci95"]}
-    means = resampled_means([x, y], seed)
-    lo, hi = np.quantile(means[0] - means[1], [0.025, 0.975])
-    return {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
+    return paired_differences({"a": a, "b": b}, seed=seed)["a", "b"]
+
+
+def paired_differences(
+    values: Mapping[str, ArrayLike], *, seed: int = 0
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """`paired_difference` of every two of some named values; episodes are drawn once for all."""
+    tables = {name: _table(x, name) for name, x in values.items()}
+    for a, b in combinations(tables, 2):
+        counts = [tables[name].shape[1] for name in (a, b)]
+        if counts[0] != counts[1]:
+            raise ValueError(f"{a} and {b} must pair up: they have {counts[0]} and {counts[1]}.")
+    several = any(len(x) > 1 for x in tables.values())
+    means = dict(
+        zip(tables, resampled_means(list(tables.values()), seed) if several else (), strict=False)
+    )
+    found = {}
+    for a, b in combinations(tables, 2):
+        x, y = tables[a], tables[b]
+        if len(x) == len(y) == 1:
+            result = mean_ci(x - y, seed=seed)
+            found[a, b] = {"diff": result["mean"], "ci95": result["ci95"]}
+        else:
+            lo, hi = np.quantile(means[a] - means[b], [0.025, 0.975])
+            found[a, b] = {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
+    return found
 
 
 def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) -> dict[str, Any]:
