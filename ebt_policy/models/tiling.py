@@ -16,7 +16,7 @@ from ebt_policy.energy.noise import Generators
 from ebt_policy.models.image import ImageModel, Restored
 
 # Tiles at once: what stays in the cache of a processor, or is worth a launch on a GPU.
-TOGETHER = {"cpu": 64, "cuda": 2048}
+TOGETHER = {"cpu": 32, "cuda": 2048}
 
 
 class Tiling:
