@@ -65,6 +65,7 @@ class Tested(NamedTuple):
         windows: of all, one after the other.
         encoder: what made the features.
         about: which they are.
+        rate_hz: frames a second.
     """
 
     clips: list[Clip]
@@ -72,6 +73,7 @@ class Tested(NamedTuple):
     windows: FrameWindows
     encoder: FrameFeatures
     about: dict[str, Any]
+    rate_hz: float
 
 
 class Found(NamedTuple):
@@ -98,7 +100,7 @@ def tested(model: VideoModel, device: torch.device) -> Tested:
     features = featured({"test": footage.parts["test"]}, encoder)["test"]
     windows = FrameWindows(features, model.context, stride=model.context, device=device)
     about = {"videos": footage.name, "clips": len(features), "context": model.context}
-    return Tested(footage.parts["test"], features, windows, encoder, about)
+    return Tested(footage.parts["test"], features, windows, encoder, about, footage.rate_hz)
 
 
 def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
@@ -258,7 +260,7 @@ def _pictures(
             strips.append(Strip(name, images, titles))
         kept = [of for name, of in rows.items() if "next frame" not in name]
         film += [np.concatenate([of[k] for of in kept], axis=1) for k in range(start, stop)]
-    with video_writer(output / "rollouts.mp4", fps=6) as add:
+    with video_writer(output / "rollouts.mp4", fps=test.rate_hz) as add:
         for frame in film:
             add(frame.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1))
     grid = image_grid(strips)

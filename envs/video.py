@@ -13,7 +13,7 @@ import numpy as np
 
 
 @contextmanager
-def video_writer(path: str | Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
+def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Open an MP4 file (h264, yuv420p) and give the function that appends a frame.
 
         with video_writer("episode.mp4", fps=20) as add:
@@ -31,7 +31,7 @@ def video_writer(path: str | Path, fps: int) -> Iterator[Callable[[np.ndarray], 
     shape: tuple[int, ...] | None = None
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("h264", rate=Fraction(fps))
+            stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"
             stream.thread_count = 1  # the rollout's workers already use the cores
 
