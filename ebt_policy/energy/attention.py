@@ -147,6 +147,21 @@ def sinusoidal(level: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def embed_level(net: nn.Module | None, level: Tensor | None, width: int) -> Tensor | None:
+    """What a network is told of levels (...): (..., D) of its `net` over `sinusoidal` features.
+
+    Returns:
+        None where it is told none, which is where `net` is None.
+
+    Raises:
+        ValueError: a level is missing, or given to a network without one.
+    """
+    if (level is None) != (net is None):
+        need = "takes no level." if net is None else "must be given a level."
+        raise ValueError(f"this network {need}")
+    return None if net is None or level is None else net(sinusoidal(level, width))
+
+
 def _angles(places: Tensor, count: int) -> Tensor:
     """Places (...) times frequencies from 1 down to 1 / 10,000: (..., count)."""
     exponents = torch.arange(count, device=places.device, dtype=places.dtype) / count

@@ -23,7 +23,7 @@ from ebt_policy.energy.attention import (
     GatedFeedForward,
     KeysValues,
     Turns,
-    sinusoidal,
+    embed_level,
     turns,
 )
 from ebt_policy.energy.transformer import Size
@@ -181,11 +181,6 @@ class CausalTransformer(nn.Module):
             guesses: (B, U, D), M adjacent ones for each of the last U/M places that were new.
             level: (B, U) in [0, 1], given exactly when the network is told it.
         """
-        if (level is None) != (self.level_in is None):
-            raise ValueError(
-                "this network "
-                + ("takes no level." if self.level_in is None else "must be given a level.")
-            )
         units, places = guesses.shape[1], observed.last.shape[1]
         if guesses.shape[-1] != self.width or units % places:
             raise ValueError(
@@ -203,9 +198,7 @@ class CausalTransformer(nn.Module):
             at = at[0].repeat_interleave(many, dim=0), at[1].repeat_interleave(many, dim=0)
             place = place.repeat_interleave(many, dim=1)
             hidden = None if hidden is None else hidden.repeat_interleave(many, dim=0)
-        told = None
-        if self.level_in is not None and level is not None:
-            told = self.level_in(sinusoidal(level, self.width))
+        told = embed_level(self.level_in, level, self.width)
         h = guesses + place
         last = self.guess_layers
         for i, block in enumerate(self.blocks[-last:]):

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebt_policy.energy.attention import Attention, FeedForward, KeysValues, sinusoidal
+from ebt_policy.energy.attention import Attention, FeedForward, KeysValues, embed_level
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,6 @@ class TwoStreamTransformer(nn.Module):
             raise ValueError(
                 f"candidates must be (B, U, {want[0]}, {want[1]}), got {tuple(candidate.shape)}."
             )
-        if (level is None) != (self.level_in is None):
-            raise ValueError(
-                "this network "
-                + ("takes no level." if self.level_in is None else "must be given a level.")
-            )
         vector = self.vectors(context, candidate, level)
         if self.output == "vector":
             return vector
@@ -194,8 +189,9 @@ class TwoStreamTransformer(nn.Module):
         """Candidates (B * U, L, D) after each block, and the condition (B * U, 1, D)."""
         units = candidate.shape[1]
         condition = context.summary.unsqueeze(1).expand(-1, units, -1)
-        if self.level_in is not None and level is not None:
-            condition = condition + self.level_in(sinusoidal(level, self.width))
+        told = embed_level(self.level_in, level, self.width)
+        if told is not None:
+            condition = condition + told
         condition = F.silu(condition).reshape(-1, 1, self.width)
         h = (self.candidate_in(candidate) + self.candidate_position).flatten(0, 1)
         hidden = []
