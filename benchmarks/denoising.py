@@ -10,6 +10,7 @@ may be repeated after a kill; needs $EBT_POLICY_DATA and the package bm3d.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,26 +76,48 @@ def yardstick(run: Path, images: str | None) -> dict[str, Any]:
     return found
 
 
-def table(result: dict[str, Any]) -> str:
-    """PSNR and MSE at both levels of noise, for every budget of passes."""
-    rows = []
-    for entry in [*result["entries"], result["bm3d"]]:
-        name = entry["name"].partition("-seed")[0]
-        cells = ((key, digits) for key, digits in
-                 (("psnr", 2), ("mse", 1), ("psnr_double", 2), ("mse_double", 1)))  # fmt: skip
-        rows.append(
-            (
-                NAMES.get(name, "BM3D, told the deviation"),
-                f"{entry['params']:,}" if "params" in entry else "",
-                str(entry.get("steps", "")),
-                *(format_estimate(entry[key], digits) for key, digits in cells),
-            )
+HEADLINE = {  # entries, as `table` has them all
+    "ebt": (1, 2),
+    "ebt_all_levels": (2,),
+    "refiner": (2,),
+    "dit": (1, 100, 300),
+    "dit_wide": (1, 10, 100),
+}
+MEASURES = {
+    "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
+    "mse_double": ("MSE, twice the noise", 1),
+}  # fmt: skip
+
+
+def table(
+    result: dict[str, Any],
+    chosen: Mapping[str, Sequence[int]] = PASSES,
+    measures: Sequence[str] = tuple(MEASURES),
+) -> str:
+    """What was measured at both levels of noise, for chosen models and budgets of passes."""
+    found = {
+        (entry["name"].partition("-seed")[0], entry["steps"]): entry for entry in result["entries"]
+    }
+    rows = [
+        (
+            NAMES[name],
+            f"{entry['params']:,}",
+            str(steps),
+            *(format_estimate(entry[key], MEASURES[key][1]) for key in measures),
         )
-    header = (
-        "model", "parameters", "passes", "PSNR, dB", "MSE", "PSNR, twice the noise",
-        "MSE, twice the noise",
-    )  # fmt: skip
-    return markdown(header, rows, left=1)
+        for name, budgets in chosen.items()
+        for steps in budgets
+        if (entry := found.get((name, steps))) is not None
+    ]
+    bm3d = (format_estimate(result["bm3d"][key], MEASURES[key][1]) for key in measures)
+    rows.append(("BM3D, told the deviation", "", "", *bm3d))
+    titles = (MEASURES[key][0] for key in measures)
+    return markdown(("model", "parameters", "passes", *titles), rows, left=1)
+
+
+def headline(result: dict[str, Any]) -> str:
+    """PSNR of a few models and budgets."""
+    return table(result, HEADLINE, ("psnr", "psnr_double"))
 
 
 def main() -> None:

@@ -196,6 +196,7 @@ def evaluate_images(
     sets = {name: tested(models[0], images, device) for name, models in contestants.items()}
     entries, tables, figures = [], {}, []
     pictures: list[Strip] = []
+    thought: set[str] = set()  # runs, whatever the steps of their entries
     with progress_bar() as bar:
         for name, models in contestants.items():
             task = bar.add_task(name, total=len(models) * len(levels))
@@ -216,7 +217,9 @@ def evaluate_images(
                 entry |= {key + where: mean_ci(value) for key, value in table.items()}
                 entry[f"noise{where}"] = level
                 entry[f"noisy_psnr{where}"] = float(psnrs(noisy, sets[name].images).mean())
-            if isinstance(models[0], EnergyImageModel):
+            runs = name.partition("@")[0]
+            if isinstance(models[0], EnergyImageModel) and runs not in thought:
+                thought.add(runs)
                 entry["thinking"] = _thinking(models, sets[name], low)
                 if models[0].has_energy:
                     maps = _maps(models[0], sets[name], low)
@@ -230,10 +233,10 @@ def evaluate_images(
     grid = image_grid(pictures)
     png(grid, output / "grid.png")
     figures.append(("Images", "Noisy, after each step, and clean.", grid))
-    thought = {entry["name"]: entry["thinking"] for entry in entries if "thinking" in entry}
-    if thought:
+    longer = {entry["name"]: entry["thinking"] for entry in entries if "thinking" in entry}
+    if longer:
         caption = "Over the steps of a descent, with 95 % intervals."
-        figures.append(("Thinking longer", caption, over_steps(thought)))
+        figures.append(("Thinking longer", caption, over_steps(longer)))
     return _reported(result, IMAGES, figures, checkpoints, output, command)
 
 

@@ -253,3 +253,20 @@ def test_models_of_video_stand_beside_the_baseline_of_their_size():
     }  # fmt: skip
     table = video.table(result)
     assert "-0.100 [-0.200, +0.000]" in table and "9.000" not in table and "| 0.70 |" in table
+
+
+def test_the_headline_of_denoising_is_part_of_its_table():
+    values = {key: {"mean": 1.25, "ci95": [1.0, 1.5]} for key in denoising.MEASURES}
+    entries = [
+        {"name": f"{name}-seed*@steps={steps}{denoising.HOW.get(name, '')}", "params": 1000,
+         "steps": steps, **values}
+        for name, budgets in denoising.PASSES.items()
+        for steps in budgets
+    ]  # fmt: skip
+    result = {"entries": entries, "bm3d": values}
+    rows = denoising.table(result).splitlines()
+    assert len(rows) == len(entries) + 3  # and the header's two, and BM3D's
+    assert rows[2].startswith("| energy, System 1 | 1,000 | 1 | 1.25 [1.00, 1.50] | 1.2 [1.0, 1.5]")
+    some = denoising.headline(result).splitlines()
+    assert len(some) == sum(map(len, denoising.HEADLINE.values())) + 3
+    assert "twice the noise" in some[0] and "MSE" not in some[0]
