@@ -27,6 +27,7 @@ MODELS = {
     "refiner": ["model=refiner"],
     "transformer_pp": ["model=transformer_pp"],
 }
+STEPS = {"ebt": (2, 1), "ebt_s2": (2, 1), "refiner": (2, 1)}  # of what descends
 NAMES = {
     "ebt": "energy, System 1",
     "ebt_s2": "energy, System 2",
@@ -36,31 +37,39 @@ NAMES = {
 FRAMES = {"g1": [], "push_t": ["task.height=64"]}  # what is square stays it
 
 
+def of_entry(name: str) -> tuple[str, str, str]:
+    """Model, size and steps ("" of what does not descend) of an entry's name."""
+    run, _, how = name.partition("@")
+    model, _, size = run.partition("-seed")[0].partition("-")
+    return model, size, how.removeprefix("steps=")
+
+
 def table(result: dict[str, Any]) -> str:
     """Errors of all models at all sizes, and their distance to Transformer++ of the same size."""
-    entries = {entry["name"].partition("-seed")[0]: entry for entry in result["entries"]}
-    against = {}
-    for pair in result["paired"]:
-        a, b = (pair[side].partition("-seed")[0] for side in "ab")
-        against[a, b] = format_interval(pair["diff"], pair["ci95"], signed=True)
+    against = {
+        of_entry(pair["a"]): format_interval(pair["diff"], pair["ci95"], signed=True)
+        for pair in result["paired"]
+        if of_entry(pair["b"]) == ("transformer_pp", of_entry(pair["a"])[1], "")
+    }
     rows = []
-    for name, entry in entries.items():
-        kind, _, size = name.partition("-")
+    for entry in result["entries"]:
+        this = of_entry(entry["name"])
         told = entry["hard"]
         rows.append(
             (
-                NAMES[kind],
+                NAMES[this[0]],
                 format_count(entry["params"]),
+                this[2],
                 format_interval(entry["error"]["mean"], entry["error"]["ci95"]),
-                against.get((name, f"transformer_pp-{size}"), ""),
+                against.get(this, ""),
                 *(f"{told[name]['mean']:.2f}" if name in told else "" for name in SIGNALS),
             )
         )
-    still = next(iter(entries.values()))["repeating"]
+    still = result["entries"][0]["repeating"]
     shown = format_interval(still["mean"], still["ci95"])
-    rows.append(("repeating the last frame", "", shown, *("" for _ in range(1 + len(SIGNALS)))))
+    rows.append(("repeating the last frame", "", "", shown, *("" for _ in range(1 + len(SIGNALS)))))
     header = (
-        "model", "parameters", "error of the next frame", "less Transformer++'s",
+        "model", "parameters", "steps", "error of the next frame", "less Transformer++'s",
         *(f"hard told by {name}" for name in SIGNALS),
     )  # fmt: skip
     return markdown(header, rows, left=1)
@@ -75,8 +84,9 @@ def main() -> None:
     frames = ["model=autoencoder", "train.steps=2000", "train.minutes=null", "train.batch_size=16",
               "train.warmup_steps=100"]  # fmt: skip
     train_all({"autoencoder": [*video, *frames]}, range(1), folder, 1)
+    # Compiling would take longer than training.
     common = [*video, f"task.features={folder / 'autoencoder-seed0'}", "train.minutes=null",
-              f"train.steps={given.updates}"]  # fmt: skip
+              "train.compile=false", f"train.steps={given.updates}"]  # fmt: skip
     runs = {
         f"{name}-{size}": [*common, f"size={size}", *model]
         for size in SIZES
@@ -84,8 +94,14 @@ def main() -> None:
     }
     train_all(runs, range(given.seeds), folder, given.parallel)
     output = folder / "evaluation"
+    entries = [
+        f"{model}-{size}" + (f"@steps={steps}" if steps else "")
+        for size in SIZES
+        for model in MODELS
+        for steps in STEPS.get(model, ("",))
+    ]
     result = evaluate_video(
-        [str(folder / entry_of_runs(name)) for name in runs],
+        [str(folder / entry_of_runs(entry)) for entry in entries],
         output=output, device=DEVICE, command=command("video"),
     )  # fmt: skip
     store(f"video_{given.videos}.json", json.dumps(result, indent=1) + "\n")

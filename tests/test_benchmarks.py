@@ -232,7 +232,7 @@ def test_models_of_video_stand_beside_the_baseline_of_their_size():
     def entry(name: str, **more: object) -> dict:
         value = {"mean": 0.5, "ci95": [0.4, 0.6]}
         return {
-            "name": f"{name}-seed*",
+            "name": name,
             "params": 1000,
             "error": value,
             "repeating": value,
@@ -243,16 +243,18 @@ def test_models_of_video_stand_beside_the_baseline_of_their_size():
     pair = {"metric": "error", "diff": -0.1, "ci95": [-0.2, 0.0]}
     result = {
         "entries": [
-            entry("ebt-4xs", hard={"energy": {"mean": 0.7}}), entry("transformer_pp-4xs"),
-            entry("transformer_pp-s"),
+            entry("ebt-4xs-seed*@steps=2", hard={"energy": {"mean": 0.7}}),
+            entry("ebt-4xs-seed*@steps=1"), entry("transformer_pp-4xs-seed*"),
+            entry("transformer_pp-s-seed*"),
         ],
         "paired": [
-            {"a": "ebt-4xs-seed*", "b": "transformer_pp-4xs-seed*", **pair},
-            {"a": "ebt-4xs-seed*", "b": "transformer_pp-s-seed*", **pair, "diff": 9.0},
+            {"a": "ebt-4xs-seed*@steps=2", "b": "transformer_pp-4xs-seed*", **pair},
+            {"a": "ebt-4xs-seed*@steps=2", "b": "transformer_pp-s-seed*", **pair, "diff": 9.0},
         ],
     }  # fmt: skip
     table = video.table(result)
     assert "-0.100 [-0.200, +0.000]" in table and "9.000" not in table and "| 0.70 |" in table
+    assert table.splitlines()[3].startswith("| energy, System 1 | 1.0k | 1 |")
 
 
 def test_the_headline_of_denoising_is_part_of_its_table():
