@@ -254,7 +254,7 @@ def test_models_of_video_stand_beside_the_baseline_of_their_size():
     }  # fmt: skip
     table = video.table(result)
     assert "-0.100 [-0.200, +0.000]" in table and "9.000" not in table and "| 0.70 |" in table
-    assert table.splitlines()[3].startswith("| energy, System 1 | 1.0k | 1 |")
+    assert table.splitlines()[3].startswith("| energy, System 1 | 1k | 1 | ")
 
 
 def test_the_headline_of_denoising_is_part_of_its_table():
