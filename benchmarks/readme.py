@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import language, masked_text, scaling
+from benchmarks import image_speed, language, masked_text, representation, scaling
 from benchmarks.settings import RESULTS
 from ebt_policy.evaluation.study_figures import (
     delay_curves,
@@ -238,6 +238,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/experiments.md": {
         "ablations": lambda: scores(_stored("ablations"), minutes=False),
         "masked_text": lambda: masked_text.table(_stored("masked_text")),
+    },
+    "docs/vision.md": {
+        "probe": lambda: representation.probe_table(_stored("representation")),
+        "detectors": lambda: representation.detector_table(_stored("representation")),
+        "image_speed_cuda": lambda: image_speed.table(_stored("image_speed_cuda")),
     },
     "docs/scaling.md": {
         f"scaling_{axis}": lambda axis=axis: scaling_table(_stored(f"scaling_{axis}"))

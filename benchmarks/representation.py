@@ -100,6 +100,11 @@ def probe_model(
     return best[1], best[2]
 
 
+def evenly(images: Tensor) -> Tensor:
+    """`TOLD` of some images at most, of all classes, which come one after the other."""
+    return images[np.linspace(0, len(images) - 1, min(TOLD, len(images))).round().astype(int)]
+
+
 def kinds_of(gallery: Gallery, model: ImageModel) -> dict[str, Tensor]:
     """What was learned from, first, and what was not: images (N, C, S, S) each."""
     images, labels = images_of(gallery, "test", model)
@@ -109,8 +114,8 @@ def kinds_of(gallery: Gallery, model: ImageModel) -> dict[str, Tensor]:
     natural = model.normalize(crops.gather(torch.arange(len(crops))))["image"]
     generator = torch.Generator().manual_seed(0)
     return {
-        "learned classes": images[~out][:TOLD],
-        "classes left out": images[out][:TOLD],
+        "learned classes": evenly(images[~out]),
+        "classes left out": evenly(images[out]),
         "crops of CBSD68": natural,
         "uniform noise": torch.rand(TOLD, *images.shape[1:], generator=generator) * 2 - 1,
     }
@@ -120,6 +125,11 @@ def oddness(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(0)
     parts = [model.oddness(x.to(DEVICE), generator) for x in images.split(BATCH)]
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
+
+def roughness(images: Tensor) -> np.ndarray:
+    """What needs no model: how neighbouring pixels differ, (N,)."""
+    return images.diff(dim=-1).abs().flatten(1).mean(1).numpy()
 
 
 def detected(found: Sequence[Mapping[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
@@ -155,9 +165,8 @@ def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Tensor]) -> None:
     png(energy_maps(made), Path("docs/assets/energy_maps.png"))
 
 
-def tables(result: Mapping[str, Any]) -> str:
-    """Markdown: the probe, then the detectors."""
-    probe = result["probe"]
+def probe_table(result: Mapping[str, Any]) -> str:
+    """What linear probes tell."""
     rows = [
         (
             NAMES[name],
@@ -167,22 +176,26 @@ def tables(result: Mapping[str, Any]) -> str:
             if "ahead" in of
             else "",
         )
-        for name, of in probe.items()
+        for name, of in result["probe"].items()
     ]
     header = ("linear probe on", "accuracy", "noise on the images, by seed", "less DiT's")
-    text = markdown(header, rows, left=1)
+    return markdown(header, rows, left=1)
+
+
+def detector_table(result: Mapping[str, Any]) -> str:
+    """How well each signal tells each kind of images, and whether it is calibrated."""
     kinds = list(next(iter(next(iter(result["detected"].values())).values())))
     rows = [
         (
             f"{NAMES[name]}: {signal}",
             *(format_interval(by[k]["auroc"]["mean"], by[k]["auroc"]["ci95"]) for k in kinds),
-            *(f"{by[k]['reliability']['calibration_error']:.3f}" for k in kinds[:2]),
+            *(f"{by[k]['reliability']['calibration_error']:.3f}" for k in kinds),
         )
         for name, signals in result["detected"].items()
         for signal, by in signals.items()
     ]
-    header = ("area under the ROC curve", *kinds, *(f"calibration error, {k}" for k in kinds[:2]))
-    return text + "\n" + markdown(header, rows, left=1)
+    header = ("area under the ROC curve", *kinds, *(f"calibration error, {k}" for k in kinds))
+    return markdown(header, rows, left=1)
 
 
 def main() -> None:
@@ -224,6 +237,8 @@ def main() -> None:
                 seen.append({kind: oddness(model, x) for kind, x in kinds.items()})
                 bar.advance(task)
             result["detected"][name] = detected(seen)
+    plain = {kind: {"roughness": roughness(x)} for kind, x in kinds.items()}
+    result["detected"]["pixels"] = detected([plain])
     for name, of in result["probe"].items():
         of["accuracy"] = mean_ci(right[name])
         if name != "dit":
@@ -234,7 +249,8 @@ def main() -> None:
     }  # fmt: skip
     draw_maps(first, kinds)
     store("representation.json", json.dumps(result, indent=1) + "\n")
-    console.print(Markdown(tables(result)))
+    for table in (probe_table(result), detector_table(result)):
+        console.print(Markdown(table))
 
 
 if __name__ == "__main__":
