@@ -3,8 +3,9 @@
 Settings: seeds, updates, parallel, folder, size, set (cbsd68, or set12 in grey). Trains the energy
 model by its recipes, the refiner and DiT (up to the noise of the others' training, and up to its
 double) on BSDS500, and takes noise of both levels from CBSD68 or Set12 at several budgets of
-passes, beside BM3D, which is told the level. Writes ``docs/results/denoising_SET_SIZE.json``. It
-may be repeated after a kill; needs $EBT_POLICY_DATA and the package bm3d.
+passes, beside BM3D, which is told the level. Writes ``docs/results/denoising_SET_SIZE.json`` and
+``docs/assets/denoising_SET_SIZE.png``. It may be repeated after a kill; needs $EBT_POLICY_DATA and
+the package bm3d.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import torch
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.evaluation.image_figures import Strip, image_grid, png
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.summary import format_estimate, markdown
 from ebt_policy.models.image import ImageModel
-from ebt_policy.restoring import evaluate_images, measured, noisy_versions, tested
+from ebt_policy.models.tiling import restore_tiled
+from ebt_policy.restoring import evaluate_images, measured, noisy_versions, psnrs, tested
 
 NOISE = 100  # of training, as in the EBT paper
 IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]
@@ -83,10 +86,48 @@ HEADLINE = {  # entries, as `table` has them all
     "dit": (1, 100, 300),
     "dit_wide": (1, 10, 100),
 }
+DRAWN = {
+    ("ebt", 2): "energy, System 1\n2 steps",
+    ("ebt_all_levels", 2): "energy, all levels\n2 steps",
+    ("refiner", 2): "refiner\n2 steps",
+    ("dit", 100): "DiT, as the paper\nran it, 100 passes",
+    ("dit_wide", 1): "DiT, told the level\n1 pass",
+}
+PICTURES = 2
 MEASURES = {
     "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
     "mse_double": ("MSE, twice the noise", 1),
 }  # fmt: skip
+
+
+def draw(folder: Path, path: Path) -> None:
+    """What models of the first seed make of images with noise of both levels.
+
+    The images are drawn here: those that were tested on may not be given away.
+    """
+    models = {}
+    for (name, steps), title in DRAWN.items():
+        models[title] = ImageModel.from_checkpoint(folder / f"{name}-seed0", DEVICE)
+        how = {"told": False} if name == "dit" else {}
+        models[title].configure_inference(steps=steps, **how)
+    first = next(iter(models.values()))
+    clean = tested(first, "leaves", DEVICE).images[:PICTURES]
+    strips = []
+    for level, where in ((NOISE, "noise of training"), (2 * NOISE, "twice the noise")):
+        noisy = noisy_versions(first, clean, level)
+        columns = {"noisy": noisy}
+        for title, model in models.items():
+            found = restore_tiled(model, noisy, level, [0] * len(noisy), followed=0)
+            columns[title] = [one.images for one in found]
+        for i, truth in enumerate(clean):
+            row = [of[i] for of in columns.values()]
+            ratios = psnrs(row, [truth] * len(row))
+            titles = [
+                f"{name}\n{ratio:.1f} dB" for name, ratio in zip(columns, ratios, strict=True)
+            ]
+            shown = [x.cpu() for x in (*row, truth)]
+            strips.append(Strip(f"{where}, {i + 1}", shown, [*titles, "clean"]))
+    png(image_grid(strips), path)
 
 
 def table(
@@ -149,6 +190,7 @@ def main() -> None:
     result["seeds"], result["updates"] = given.seeds, given.updates
     result["bm3d"] = yardstick(folder / "ebt-seed0", images)
     store(f"denoising_{given.set}_{given.size}.json", json.dumps(result, indent=1) + "\n")
+    draw(folder, Path(f"docs/assets/denoising_{given.set}_{given.size}.png"))
     print(table(result))
 
 

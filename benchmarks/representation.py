@@ -8,8 +8,9 @@ CIFAR-10 but two of its classes, without labels, and asks of each, frozen,
 - how well energy and error of restoring tell what is unlike: the two classes, crops of CBSD68, and
   nothing but noise; and whether a signal, calibrated on half of the images, comes true on the rest.
 
-Writes ``docs/results/representation.json`` and ``docs/assets/energy_maps.png``. It may be repeated
-after a kill; needs $EBT_POLICY_DATA.
+Writes ``docs/results/representation.json``, and pictures of patches and their energies into its
+folder.
+It may be repeated after a kill; needs $EBT_POLICY_DATA.
 """
 
 from __future__ import annotations
@@ -155,14 +156,15 @@ def detected(found: Sequence[Mapping[str, dict[str, np.ndarray]]]) -> dict[str, 
     return result
 
 
-def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Tensor]) -> None:
+def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Tensor], path: Path) -> None:
     """Ten images of each kind, the first row noisy ones, and the energies of their patches."""
     chosen = {name: images[:: len(images) // 10][:10] for name, images in kinds.items()}
     first, clean = next(iter(chosen.items()))
     noisy = model.degrade(clean, model.shape.noise, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     made = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
-    png(energy_maps(made), Path("docs/assets/energy_maps.png"))
+    png(energy_maps(made), path)
+    console.print(f"energies of patches: {path}")
 
 
 def probe_table(result: Mapping[str, Any]) -> str:
@@ -247,7 +249,7 @@ def main() -> None:
         "params": first.parameter_count, "updates": given.updates, "seeds": given.seeds,
         "left_out": list(LEFT_OUT), "device": DEVICE.type, "command": command("representation"),
     }  # fmt: skip
-    draw_maps(first, kinds)
+    draw_maps(first, kinds, folder / "energy_maps.png")
     store("representation.json", json.dumps(result, indent=1) + "\n")
     for table in (probe_table(result), detector_table(result)):
         console.print(Markdown(table))

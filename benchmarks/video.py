@@ -4,14 +4,13 @@ Settings: seeds, updates, parallel, folder, videos (g1 or push_t). Trains the en
 refiner and Transformer++ at three sizes on the same features, with the same batches, and compares
 how well they foresee the next frame of test clips; then what the energy model of the largest size
 does with more steps and whether its energy tells what is hard. Writes
-``docs/results/video_VIDEOS.json``, ``docs/assets/video_VIDEOS.png`` and ``.mp4``. It may be
-repeated after a kill; g1 needs $EBT_POLICY_DATA.
+``docs/results/video_VIDEOS.json``, and strips of frames and rollouts as an MP4 into its folder's
+``pictures``. It may be repeated after a kill; g1 needs $EBT_POLICY_DATA.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +104,10 @@ def main() -> None:
         output=output, device=DEVICE, command=command("video"),
     )  # fmt: skip
     store(f"video_{given.videos}.json", json.dumps(result, indent=1) + "\n")
-    seen = evaluate_video(  # of the largest alone: pictures that a page has room for
+    evaluate_video(  # of the largest alone: pictures that are not too many to look at
         [str(folder / f"{name}-{SIZES[-1]}-seed0") for name in ("ebt", "transformer_pp")],
         output=folder / "pictures", device=DEVICE, command=command("video"),
     )  # fmt: skip
-    assert seen["entries"]
-    assets = Path("docs/assets")
-    for made, name in (("strips.png", "png"), ("rollouts.mp4", "mp4")):
-        shutil.copy(folder / "pictures" / made, assets / f"video_{given.videos}.{name}")
     print(table(result))
 
 
