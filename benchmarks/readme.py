@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import image_speed, language, masked_text, representation, scaling
+from benchmarks import (
+    denoising,
+    image_speed,
+    language,
+    masked_text,
+    representation,
+    scaling,
+    video,
+)
 from benchmarks.settings import RESULTS
 from ebt_policy.evaluation.study_figures import (
     delay_curves,
@@ -225,6 +233,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "rollouts": lambda: rollouts(_stored("rollouts")),
         "delay": lambda: delay(_stored("delay")),
         "real_time": lambda: real_time(_stored("real_time")),
+        "denoising": lambda: denoising.headline(_stored("denoising_cbsd68_s")),
         "language": lambda: language.quality(
             _stored("language_tinyshakespeare")["tinyshakespeare"], _stored("language_speed")
         ),
@@ -240,6 +249,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "masked_text": lambda: masked_text.table(_stored("masked_text")),
     },
     "docs/vision.md": {
+        "denoising_cbsd68_s": lambda: denoising.table(_stored("denoising_cbsd68_s")),
+        "video_g1": lambda: video.table(_stored("video_g1")),
         "probe": lambda: representation.probe_table(_stored("representation")),
         "detectors": lambda: representation.detector_table(_stored("representation")),
         "image_speed_cuda": lambda: image_speed.table(_stored("image_speed_cuda")),
