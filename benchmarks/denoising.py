@@ -57,6 +57,25 @@ NAMES = {
     "dit": "DiT, as the paper ran it",
     "dit_wide": "DiT, trained up to the double, told the level",
 }
+HEADLINE = {  # entries, as `table` has them all
+    "ebt": (1, 2),
+    "ebt_all_levels": (2,),
+    "refiner": (2,),
+    "dit": (1, 100, 300),
+    "dit_wide": (1, 10, 100),
+}
+DRAWN = {
+    ("ebt", 2): "energy, System 1\n2 steps",
+    ("ebt_all_levels", 2): "energy, all levels\n2 steps",
+    ("refiner", 2): "refiner\n2 steps",
+    ("dit", 100): "DiT, as the paper\nran it, 100 passes",
+    ("dit_wide", 1): "DiT, told the level\n1 pass",
+}
+PICTURES = 2
+MEASURES = {
+    "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
+    "mse_double": ("MSE, twice the noise", 1),
+}  # fmt: skip
 
 
 def yardstick(run: Path, images: str | None) -> dict[str, Any]:
@@ -77,27 +96,6 @@ def yardstick(run: Path, images: str | None) -> dict[str, Any]:
         for name, values in measured(clean, test.images).items():
             found[name + where] = mean_ci(values)
     return found
-
-
-HEADLINE = {  # entries, as `table` has them all
-    "ebt": (1, 2),
-    "ebt_all_levels": (2,),
-    "refiner": (2,),
-    "dit": (1, 100, 300),
-    "dit_wide": (1, 10, 100),
-}
-DRAWN = {
-    ("ebt", 2): "energy, System 1\n2 steps",
-    ("ebt_all_levels", 2): "energy, all levels\n2 steps",
-    ("refiner", 2): "refiner\n2 steps",
-    ("dit", 100): "DiT, as the paper\nran it, 100 passes",
-    ("dit_wide", 1): "DiT, told the level\n1 pass",
-}
-PICTURES = 2
-MEASURES = {
-    "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
-    "mse_double": ("MSE, twice the noise", 1),
-}  # fmt: skip
 
 
 def draw(folder: Path, path: Path) -> None:
@@ -135,7 +133,8 @@ def table(
     chosen: Mapping[str, Sequence[int]] = PASSES,
     measures: Sequence[str] = tuple(MEASURES),
 ) -> str:
-    """What was measured at both levels of noise, for chosen models and budgets of passes."""
+    """What was measured at both levels of noise, for those of chosen models and budgets of passes
+    that a result has."""
     found = {
         (entry["name"].partition("-seed")[0], entry["steps"]): entry for entry in result["entries"]
     }

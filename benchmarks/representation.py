@@ -9,8 +9,7 @@ CIFAR-10 but two of its classes, without labels, and asks of each, frozen,
   nothing but noise; and whether a signal, calibrated on half of the images, comes true on the rest.
 
 Writes ``docs/results/representation.json``, and pictures of patches and their energies into its
-folder.
-It may be repeated after a kill; needs $EBT_POLICY_DATA.
+folder. It may be repeated after a kill; needs $EBT_POLICY_DATA.
 """
 
 from __future__ import annotations

@@ -25,7 +25,13 @@ from torch import Tensor
 
 from ebt_policy.data.video import Clip, Footage, FrameWindows
 from ebt_policy.evaluation.detection import Samples, auroc
-from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
+from ebt_policy.evaluation.entries import (
+    facts_of,
+    first_of_runs,
+    load_entries,
+    made_by,
+    training_figures,
+)
 from ebt_policy.evaluation.image_figures import Strip, image_grid, over_places, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
@@ -160,7 +166,7 @@ def evaluate_video(
                 "by_place": np.mean([one.errors for one in found], axis=(0, 1)).tolist(),
                 "hard": _told(found, test.windows),
             }
-            if isinstance(models[0], EnergyVideoModel):
+            if isinstance(models[0], EnergyVideoModel) and name in first_of_runs(contestants):
                 entry["thinking"] = _thinking(models, test)
             if "energy" in found[0].signals:
                 first = np.unique(test.windows.clip.numpy(), return_index=True)[1]

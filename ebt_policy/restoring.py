@@ -28,7 +28,13 @@ from torchmetrics.functional.image import (
 )
 
 from ebt_policy.data.images import Gallery, Part, load_images
-from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
+from ebt_policy.evaluation.entries import (
+    facts_of,
+    first_of_runs,
+    load_entries,
+    made_by,
+    training_figures,
+)
 from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, over_steps, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
@@ -196,7 +202,6 @@ def evaluate_images(
     sets = {name: tested(models[0], images, device) for name, models in contestants.items()}
     entries, tables, figures = [], {}, []
     pictures: list[Strip] = []
-    thought: set[str] = set()  # runs, whatever the steps of their entries
     with progress_bar() as bar:
         for name, models in contestants.items():
             task = bar.add_task(name, total=len(models) * len(levels))
@@ -217,9 +222,7 @@ def evaluate_images(
                 entry |= {key + where: mean_ci(value) for key, value in table.items()}
                 entry[f"noise{where}"] = level
                 entry[f"noisy_psnr{where}"] = float(psnrs(noisy, sets[name].images).mean())
-            runs = name.partition("@")[0]
-            if isinstance(models[0], EnergyImageModel) and runs not in thought:
-                thought.add(runs)
+            if isinstance(models[0], EnergyImageModel) and name in first_of_runs(contestants):
                 entry["thinking"] = _thinking(models, sets[name], low)
                 if models[0].has_energy:
                     maps = _maps(models[0], sets[name], low)
@@ -233,10 +236,10 @@ def evaluate_images(
     grid = image_grid(pictures)
     png(grid, output / "grid.png")
     figures.append(("Images", "Noisy, after each step, and clean.", grid))
-    longer = {entry["name"]: entry["thinking"] for entry in entries if "thinking" in entry}
-    if longer:
+    thought = {entry["name"]: entry["thinking"] for entry in entries if "thinking" in entry}
+    if thought:
         caption = "Over the steps of a descent, with 95 % intervals."
-        figures.append(("Thinking longer", caption, over_steps(longer)))
+        figures.append(("Thinking longer", caption, over_steps(thought)))
     return _reported(result, IMAGES, figures, checkpoints, output, command)
 
 

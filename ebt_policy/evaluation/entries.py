@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +39,15 @@ def load_entries(
             model.configure_inference(**changes)
         entries[name] = models
     return entries
+
+
+def first_of_runs(names: Iterable[str]) -> set[str]:
+    """Of entries that differ only in how the same runs predict the first ones: what does not depend
+    on that is measured once."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(name.partition("@")[0], name)
+    return set(found.values())
 
 
 def made_by(name: str, models: Sequence[Model], command: str) -> dict[str, Any]:

@@ -123,10 +123,9 @@ def paired_differences(
         counts = [tables[name].shape[1] for name in (a, b)]
         if counts[0] != counts[1]:
             raise ValueError(f"{a} and {b} must pair up: they have {counts[0]} and {counts[1]}.")
-    several = any(len(x) > 1 for x in tables.values())
-    means = dict(
-        zip(tables, resampled_means(list(tables.values()), seed) if several else (), strict=False)
-    )
+    means: dict[str, np.ndarray] = {}
+    if any(len(x) > 1 for x in tables.values()):
+        means = dict(zip(tables, resampled_means(list(tables.values()), seed), strict=True))
     found = {}
     for a, b in combinations(tables, 2):
         x, y = tables[a], tables[b]

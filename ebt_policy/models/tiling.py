@@ -92,18 +92,20 @@ def restore_tiled(
         # Clones, since a slice would hold all of it.
         parts.append(found._replace(path=[x[:kept].clone() for x in found.path]))
     images = torch.cat([part.images for part in parts]).split(counts)
-    paths = [torch.cat(of) for of in zip(*(part.path for part in parts), strict=True)]
+    passes = [torch.cat(of) for of in zip(*(part.path for part in parts), strict=True)]
+    paths = list(zip(*(x.split(counts[:followed]) for x in passes), strict=True)) if keep else []
     energies = [part.energies for part in parts if part.energies is not None]
     sums = [e.sum(1) for e in torch.cat(energies, dim=1).split(counts, dim=1)] if energies else None
     used = torch.cat([part.steps_used for part in parts]).float().split(counts)
-    made, at = [], 0
-    for i, (tiling, count) in enumerate(zip(tilings, counts, strict=True)):
-        whole = at + count <= keep
-        path = [tiling.join(x[at : at + count]) for x in paths] if whole else []
-        energy = None if sums is None else sums[i]
-        made.append(Restored(tiling.join(images[i]), path, energy, used[i].mean()))
-        at += count
-    return made
+    return [
+        Restored(
+            tiling.join(images[i]),
+            [tiling.join(x) for x in paths[i]] if i < len(paths) else [],
+            None if sums is None else sums[i],
+            used[i].mean(),
+        )
+        for i, tiling in enumerate(tilings)
+    ]
 
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
