@@ -22,12 +22,13 @@ import torch
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.evaluation.denoising import measured, noisy_versions, psnrs, tested
 from ebt_policy.evaluation.image_figures import Strip, image_grid, png
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.summary import format_estimate, markdown
 from ebt_policy.models.image import ImageModel
 from ebt_policy.models.tiling import restore_tiled
-from ebt_policy.restoring import evaluate_images, measured, noisy_versions, psnrs, tested
+from ebt_policy.restoring import evaluate_images
 
 NOISE = 100  # of training, as in the EBT paper
 IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]
@@ -115,7 +116,7 @@ def draw(folder: Path, path: Path) -> None:
         noisy = noisy_versions(first, clean, level)
         columns = {"noisy": noisy}
         for title, model in models.items():
-            found = restore_tiled(model, noisy, level, [0] * len(noisy), followed=0)
+            found = restore_tiled(model, noisy, level, [0] * len(noisy), follow=False)
             columns[title] = [one.images for one in found]
         for i, truth in enumerate(clean):
             row = [of[i] for of in columns.values()]

@@ -24,6 +24,7 @@ from rich.markdown import Markdown
 from torch import Tensor
 
 from ebt_policy.data.video import Clip, Footage, FrameWindows
+from ebt_policy.evaluation.denoising import psnr
 from ebt_policy.evaluation.detection import Samples, auroc
 from ebt_policy.evaluation.entries import (
     facts_of,
@@ -47,7 +48,6 @@ from ebt_policy.footage import VideoTask, featured, load_footage
 from ebt_policy.models.autoencoder import Autoencoder, FrameFeatures, Latents, frame_features
 from ebt_policy.models.video import EnergyVideoModel, VideoModel, mean_square
 from ebt_policy.options import ConfigError, options
-from ebt_policy.restoring import psnr
 from envs.video import video_writer
 
 console = Console()

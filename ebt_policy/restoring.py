@@ -1,20 +1,21 @@
 """Evaluating models of images: ``python -m ebt_policy.eval checkpoint=RUN[@steps=3] ...``.
 
 Takes the noise from images that were not learned from, that of training and twice as high a level,
-and leaves ``summary.json``, ``table.md``, ``grid.png`` and a self-contained ``report.html``. Models
-that make images of noise alone show some.
+and leaves ``summary.json``, ``table.md``, ``grid.png`` and a self-contained ``report.html``;
+``restored.jsonl`` has what was measured, run by run, so that an evaluation goes on after a kill.
+Models that make images of noise alone show some.
 
 Shapes: N images, C channels, H x W pixels, K steps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,20 +23,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
-from ebt_policy.data.images import Gallery, Part, load_images
+from ebt_policy.evaluation.denoising import Tested, measured, noisy_versions, psnrs, tested
 from ebt_policy.evaluation.entries import (
     facts_of,
     first_of_runs,
     load_entries,
     made_by,
+    runs_of,
     training_figures,
 )
 from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, over_steps, png
+from ebt_policy.evaluation.pieces import PieceLog, fingerprint
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import mean_ci, paired_differences
@@ -46,126 +45,17 @@ from ebt_policy.evaluation.summary import (
     markdown_table,
     write_atomic,
 )
-from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel, Restored
+from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel
 from ebt_policy.models.tiling import Tiling, restore_tiled
 from ebt_policy.options import ConfigError
 
 console = Console()
 
-MOST = 200  # images, evenly spread, of a set that has more
-WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 SHOWN = 4  # images in the grid
 MAPPED = 8  # images whose energies are drawn patch by patch
 MAPS = "Parts of images, and the share of each patch in their energy; red is what is high."
 MADE = 4  # images of noise for each class, or rows of ten without classes
-
-
-def psnr(images: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal to noise ratio of images (N, C, H, W) in [-1, 1]: (N,), dB."""
-    found: Any = peak_signal_noise_ratio(
-        images, clean, data_range=(-1.0, 1.0), reduction="none", dim=(1, 2, 3)
-    )
-    return found
-
-
-def measures(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
-    """Of images (N, C, H, W) in [-1, 1]: ``psnr`` in dB, ``ssim`` and ``mse`` of 8-bit values."""
-    ssim: Any = structural_similarity_index_measure(images, clean, data_range=2.0, reduction="none")
-    error = (images - clean).square().flatten(1).mean(1) * 127.5**2
-    found = {"psnr": psnr(images, clean), "ssim": ssim, "mse": error}
-    return {name: value.reshape(len(images)).cpu().numpy() for name, value in found.items()}
-
-
-class Tested(NamedTuple):
-    """Images to restore: (C, H, W) in [-1, 1] each, and what they are."""
-
-    images: list[Tensor]
-    labels: list[int]
-    about: dict[str, Any]
-
-
-@lru_cache(maxsize=1)  # entries mostly share it
-def _gallery(
-    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_damaged: bool
-) -> Gallery:
-    return load_images(name, path, channels, skip_damaged=skip_damaged)
-
-
-def tested(model: ImageModel, images: str | None, device: torch.device) -> Tested:
-    """The middles of images that a model did not learn from, or of other ones.
-
-    Raises:
-        ImageError: there are none.
-    """
-    task = model.config["task"]
-    path = task["path"]
-    given = task["images"], tuple(path) if isinstance(path, list) else path
-    if images is not None:
-        given = (None, images) if Path(images).exists() else (images, None)
-    gallery = _gallery(*given, model.shape.channels, task["skip_damaged"])
-    held_out = [part for part in ("test", "validation", "train") if part in gallery.parts]
-    if given[1] is not None and images is not None:  # another folder: all of it
-        part = Part()
-        for one in gallery.parts.values():
-            part.pixels.extend(one.pixels)
-            part.labels.extend(one.labels)
-        held_out = ["all"]
-    else:
-        part = gallery.parts[held_out[0]]
-    if held_out[0] == "train":
-        raise ConfigError(f"{gallery.name} has no images but those it learned from; give images=.")
-    chosen = np.unique(np.linspace(0, len(part) - 1, min(MOST, len(part))).round().astype(int))
-    middles = []
-    for i in chosen:
-        pixels = part.pixels[i]
-        top, left = (max(0, (side - WINDOW) // 2) for side in pixels.shape[:2])
-        middle = torch.tensor(pixels[top : top + WINDOW, left : left + WINDOW])
-        middles.append(middle.permute(2, 0, 1).float() / 127.5 - 1)
-    return Tested(
-        [image.to(device) for image in middles],
-        [part.labels[i] for i in chosen],
-        {"images": gallery.name, "part": held_out[0], "count": len(chosen)},
-    )
-
-
-def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
-    """The same noise for every model."""
-    return [
-        model.degrade(image[None], noise, torch.Generator().manual_seed(i))[0]
-        for i, image in enumerate(images)
-    ]
-
-
-def psnrs(found: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarray:
-    """`psnr` of images whose sizes may differ: (N,)."""
-
-    def of(images: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
-        return {"psnr": psnr(images, truth).reshape(-1).cpu().numpy()}
-
-    return _by_size(of, found, clean)["psnr"]
-
-
-def measured(found: Sequence[Tensor], clean: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """`measures` of images whose sizes may differ: (N,) each."""
-    return _by_size(measures, found, clean)
-
-
-def _by_size(
-    of: Callable[[Tensor, Tensor], dict[str, np.ndarray]],
-    found: Sequence[Tensor],
-    clean: Sequence[Tensor],
-) -> dict[str, np.ndarray]:
-    """Images of one size together, which is many times faster than one by one."""
-    sizes: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(clean):
-        sizes.setdefault(image.shape, []).append(i)
-    order = np.argsort(np.concatenate(list(sizes.values())))
-    parts = [
-        of(torch.stack([found[i] for i in index]), torch.stack([clean[i] for i in index]))
-        for index in sizes.values()
-    ]
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 def evaluate_images(
@@ -200,32 +90,32 @@ def evaluate_images(
         raise ConfigError(f"noise must be 1 to {LEVELS}, got {low}.")
     levels = [level for level in (low, 2 * low) if level <= LEVELS]
     sets = {name: tested(models[0], images, device) for name, models in contestants.items()}
+    log = PieceLog(output / "restored.jsonl", "found")
     entries, tables, figures = [], {}, []
     pictures: list[Strip] = []
     with progress_bar() as bar:
-        for name, models in contestants.items():
+        for text, (name, models) in zip(checkpoints, contestants.items(), strict=True):
             task = bar.add_task(name, total=len(models) * len(levels))
-            entry: dict[str, Any] = {**made_by(name, models, command), **sets[name].about}
+            test, runs = sets[name], runs_of(text)
+            entry: dict[str, Any] = {**made_by(name, models, command), **test.about}
             for level in levels:
-                noisy = noisy_versions(models[0], sets[name].images, level)
+                noisy = noisy_versions(models[0], test.images, level)
                 after = []
-                for model in models:
-                    draws = torch.Generator().manual_seed(0)
-                    found = restore_tiled(model, noisy, level, sets[name].labels, draws, SHOWN)
-                    after.append(measured([one.images for one in found], sets[name].images))
-                    if model is models[0] and level == low:
-                        pictures += _strips(name, found, sets[name].images)
+                for run, model in zip(runs, models, strict=True):
+                    after.append(_once(log, _restored, run, model, noisy, level, test))
                     bar.advance(task)
                 where = "" if level == low else "_double"
-                table = {key: np.stack([one[key] for one in after]) for key in after[0]}
+                table = {key: np.array([one[key] for one in after]) for key in after[0]}
                 tables[name, level] = table
                 entry |= {key + where: mean_ci(value) for key, value in table.items()}
                 entry[f"noise{where}"] = level
-                entry[f"noisy_psnr{where}"] = float(psnrs(noisy, sets[name].images).mean())
+                entry[f"noisy_psnr{where}"] = float(psnrs(noisy, test.images).mean())
+            noisy = noisy_versions(models[0], test.images, low)
+            pictures += _strips(name, models[0], noisy, low, test)
             if isinstance(models[0], EnergyImageModel) and name in first_of_runs(contestants):
-                entry["thinking"] = _thinking(models, sets[name], low)
+                entry["thinking"] = _thinking(log, runs, models, noisy, low, test)
                 if models[0].has_energy:
-                    maps = _maps(models[0], sets[name], low)
+                    maps = _maps(models[0], test, low)
                     figures.append((f"Energy of patches, {name}", MAPS, maps))
             entries.append(entry)
     result = {"entries": entries, "paired": _paired(tables, sets)}
@@ -255,10 +145,76 @@ def _reported(
     return result
 
 
-def _strips(name: str, found: Sequence[Restored], clean: Sequence[Tensor]) -> list[Strip]:
+def _once(
+    log: PieceLog, what: Callable[..., Any], run: Path, model: ImageModel, noisy: Sequence[Tensor],
+    level: int, test: Tested,
+) -> Any:  # fmt: skip
+    """What the log has of a run, or else measured and written there."""
+    seen = hashlib.sha256(str([image.shape for image in test.images]).encode())
+    for image in test.images:
+        seen.update(image.cpu().numpy().tobytes())
+    identity = {
+        "key": f"{what.__name__.strip('_')} from level {level}",
+        "checkpoint": fingerprint(run),
+        "inference": asdict(model.inference),
+        "images": seen.hexdigest()[:16],
+    }
+    if (found := log.get(identity)) is None:
+        found = what(model, noisy, level, test)
+        log.add(identity, found)
+    return found
+
+
+def _restored(
+    model: ImageModel, noisy: Sequence[Tensor], level: int, test: Tested
+) -> dict[str, list[float]]:
+    """Measures of what is made of each image."""
+    draws = torch.Generator().manual_seed(0)
+    found = restore_tiled(model, noisy, level, test.labels, draws, follow=False)
+    measures = measured([one.images for one in found], test.images)
+    return {name: values.tolist() for name, values in measures.items()}
+
+
+def _thinking(
+    log: PieceLog, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor], level: int,
+    test: Tested,
+) -> dict[str, Any]:  # fmt: skip
+    """PSNR and energy after each step of descents that are longer than those that predict."""
+    thought = [
+        _once(log, _thought, run, model, noisy, level, test)
+        for run, model in zip(runs, models, strict=True)
+    ]
+    ratios = np.array([one["psnr"] for one in thought]).swapaxes(0, 1)  # (K + 1, models, N)
+    energies = [one["energy"] for one in thought if one["energy"] is not None]
+    return {
+        "steps": models[0].inference.steps,
+        "longer": [mean_ci(x) for x in ratios],
+        "energy": np.mean(energies, axis=0).tolist() if energies else None,
+    }
+
+
+def _thought(
+    model: EnergyImageModel, noisy: Sequence[Tensor], level: int, test: Tested
+) -> dict[str, Any]:
+    """PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
+    how = model.inference
+    model.configure_inference(steps=FURTHER * how.steps, candidates=1)
+    found = restore_tiled(model, noisy, level, test.labels, torch.Generator().manual_seed(0))
+    model.configure_inference(**asdict(how))
+    steps = zip(*(one.path for one in found), strict=True)
+    ratios = [psnrs([x.clamp(-1, 1) for x in path], test.images).tolist() for path in steps]
+    above = [one.energies - one.energies[-1] for one in found if one.energies is not None]
+    return {"psnr": ratios, "energy": torch.stack(above).mean(0).tolist() if above else None}
+
+
+def _strips(
+    name: str, model: ImageModel, noisy: Sequence[Tensor], level: int, test: Tested
+) -> list[Strip]:
     """Of the first images: noisy, after some steps, after the last, and clean."""
+    draws = torch.Generator().manual_seed(0)
+    found = restore_tiled(model, noisy[:SHOWN], level, test.labels[:SHOWN], draws)
     rows = []
-    for one, truth in list(zip(found, clean, strict=True))[:SHOWN]:
+    for one, truth in zip(found, test.images, strict=False):
         at = np.unique(np.linspace(0, len(one.path) - 1, min(4, len(one.path))).round().astype(int))
         shown = [x.cpu() for x in (*(one.path[i] for i in at), truth)]
         rows.append(Strip(name, shown, [f"step {k}" if k else "noisy" for k in at] + ["clean"]))
@@ -281,27 +237,6 @@ def _maps(model: EnergyImageModel, test: Tested, noise: int) -> Figure:
             for name, x in (("clean", clean), ("noisy", noisy))
         ]
     )
-
-
-def _thinking(models: Sequence[Any], test: Tested, noise: int) -> dict[str, Any]:
-    """PSNR, and energy above its end, after each step."""
-    how = models[0].inference
-    noisy = noisy_versions(models[0], test.images, noise)
-    last, by_model, energies = FURTHER * how.steps, [], []
-    for model in models:
-        model.configure_inference(steps=last, candidates=1)
-        found = restore_tiled(model, noisy, noise, test.labels, torch.Generator().manual_seed(0))
-        model.configure_inference(**asdict(how))
-        steps = zip(*(one.path for one in found), strict=True)
-        by_model.append([psnrs([x.clamp(-1, 1) for x in path], test.images) for path in steps])
-        if each := [one.energies - one.energies[-1] for one in found if one.energies is not None]:
-            energies.append(torch.stack(each).mean(0).tolist())
-    table = np.array(by_model).swapaxes(0, 1)  # (K + 1, models, N)
-    return {
-        "steps": how.steps,
-        "longer": [mean_ci(x) for x in table],
-        "energy": np.mean(energies, axis=0).tolist() if energies else None,
-    }
 
 
 def _paired(

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from ebt_policy import eval as eval_entry
+from ebt_policy import restoring
 from ebt_policy import train as train_entry
+from ebt_policy.evaluation.denoising import measured, measures, psnrs
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import LEVELS, ImageModel
 from ebt_policy.models.tiling import TOGETHER, Tiling, restore_tiled
 from ebt_policy.options import ConfigError
-from ebt_policy.restoring import measured, measures, psnrs
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
@@ -234,8 +235,9 @@ def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
     noisy = [torch.rand(3, *size) * 2 - 1 for size in ((13, 21), (8, 8), (9, 30))]
     for most in (2, 100):  # batches that end within an image, and one batch
         monkeypatch.setitem(TOGETHER, "cpu", most)
-        found = restore_tiled(model, noisy, 100, [0, 0, 0], followed=2)
-        assert [len(one.path) for one in found] == [3, 3, 0]
+        found = restore_tiled(model, noisy, 100, [0, 0, 0])
+        lean = restore_tiled(model, noisy, 100, [0, 0, 0], follow=False)
+        assert [len(one.path) for one in found + lean] == [3, 3, 3, 0, 0, 0]
         for image, one in zip(noisy, found, strict=True):
             (alone,) = restore_tiled(model, [image], 100, [0])
             assert one.images.shape == image.shape
@@ -330,7 +332,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry):
+def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monkeypatch):
     runs = [tmp_path / "ebt", tmp_path / "refiner"]
     for run in runs:
         code, error = call_entry(
@@ -339,12 +341,28 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry):
         )  # fmt: skip
         assert code == 0, error
     output = tmp_path / "out"
-    code, error = call_entry(
-        eval_entry.main, f"checkpoint={runs[0]}", f"checkpoint={runs[1]}", f"images={photos}",
-        f"output={output}", "device=cpu",
+    comparing = (
+        f"checkpoint={runs[0]}", f"checkpoint={runs[1]}", f"images={photos}", f"output={output}",
+        "device=cpu",
     )  # fmt: skip
+    code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((output / "summary.json").read_text())
+    # Killed while it wrote the second of its pieces, it goes on from there.
+    log = output / "restored.jsonl"
+    pieces = log.read_text().splitlines(keepends=True)
+    log.write_text(pieces[0] + pieces[1][:50])
+    again = []
+    monkeypatch.setattr(
+        restoring, "restore_tiled", lambda *a, **k: again.append(a) or restore_tiled(*a, **k)
+    )
+    code, error = call_entry(eval_entry.main, *comparing)
+    assert code == 0, error
+    assert json.loads((output / "summary.json").read_text()) == result
+    assert log.read_text().splitlines(keepends=True) == pieces
+    assert len(again) == len(pieces) - 1 + len(runs)  # and the images in the grid
+    code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
+    assert code == 0 and len(log.read_text().splitlines()) == len(pieces) + 2, error
     assert [entry["count"] for entry in result["entries"]] == [12, 12]
     assert len(result["paired"]) == 4 and len(result["entries"][0]["thinking"]["longer"]) == 9
     code, error = call_entry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +40,11 @@ def load_entries(
             model.configure_inference(**changes)
         entries[name] = models
     return entries
+
+
+def runs_of(text: str) -> list[Path]:
+    """The training runs that ``RUN[@name=value,...]`` stands for."""
+    return matching_runs(parse_checkpoint(text)[0])
 
 
 def first_of_runs(names: Iterable[str]) -> set[str]:
@@ -85,7 +91,7 @@ def facts_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 def training_figures(checkpoints: Sequence[str], console: Console) -> list[tuple[str, str, Figure]]:
     """For the report: how each run learned, as far as its log tells."""
     figures = []
-    for run in [run for text in checkpoints for run in matching_runs(parse_checkpoint(text)[0])]:
+    for run in [run for text in checkpoints for run in runs_of(text)]:
         log = run / "log.jsonl"
         if log.is_file():
             try:

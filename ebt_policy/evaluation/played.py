@@ -1,6 +1,6 @@
-"""Long evaluations piece by piece: what was played is stored at once and never played again.
+"""Episodes of long evaluations: what was played is stored at once and never played again.
 
-A piece is one training run, evaluated one way. Its line in a JSONL log holds
+A piece is one training run, evaluated one way. Its line in a `PieceLog` holds
 
     key          which entry, run and condition (or task)
     checkpoint   a hash of what was loaded: a run that was trained anew is played anew
@@ -10,18 +10,15 @@ A piece is one training run, evaluated one way. Its line in a JSONL log holds
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ebt_policy.evaluation.contestants import Contestant
+from ebt_policy.evaluation.pieces import PieceLog, fingerprint
 from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
-from ebt_policy.evaluation.summary import write_atomic
 from ebt_policy.models import Policy
-from ebt_policy.models.base import checkpoint_folder
 from envs.rollout import RolloutPools
 from envs.spec import EnvSpec
 
@@ -73,12 +70,15 @@ def play_pieces(
     """
     seeds = protocol.seeds
     prints = {run: fingerprint(run) for run in {piece.run for piece in pieces}}
+    window = [seeds.start, seeds.stop]
     identities = {
-        piece.key: {"checkpoint": prints[piece.run], "seeds": [seeds.start, seeds.stop]}
+        piece.key: {"key": piece.key, "checkpoint": prints[piece.run], "seeds": window}
         for piece in pieces
     }
     output.mkdir(parents=True, exist_ok=True)
-    done = _read(output / log, identities)
+    kept = PieceLog(output / log, "episodes")
+    before = {key: kept.get(identity) for key, identity in identities.items()}
+    done: dict[str, Episodes] = {key: found for key, found in before.items() if found is not None}
     todo = [piece for piece in pieces if piece.key not in done]
     with progress_bar() as bar, RolloutPools(protocol.processes) as pools:
         task = bar.add_task("", total=len(pieces) * len(seeds), completed=len(done) * len(seeds))
@@ -94,34 +94,5 @@ def play_pieces(
             )
             rows = [asdict(result) for result in results]
             done[piece.key] = [{key: row[key] for key in keys} for row in rows]
-            line = {"key": piece.key, **identities[piece.key], "episodes": done[piece.key]}
-            with (output / log).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            kept.add(identities[piece.key], done[piece.key])
     return done
-
-
-def fingerprint(run: Path) -> str:
-    """A short hash of the weights and the configuration that a run is loaded from."""
-    folder, digest = checkpoint_folder(run), hashlib.sha256()
-    for name in ("model.safetensors", "config.yaml", "normalizer.json"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _read(log: Path, identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Episodes]:
-    """What was played before, by key; half a line that a kill left is taken out of the log."""
-    text = log.read_text("utf-8") if log.is_file() else ""
-    lines, whole = [], ""
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-        whole += line + "\n"
-    if whole != text:
-        write_atomic(log, whole)
-    return {
-        line["key"]: line["episodes"]
-        for line in lines
-        if line["key"] in identities and identities[line["key"]].items() <= line.items()
-    }

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ebt_policy.data.images import Crops, Gallery, load_images
+from ebt_policy.evaluation.denoising import psnr
 from ebt_policy.jobs.job import Built, Job
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import LEVELS, ImageModel, ImageShape
 from ebt_policy.options import ConfigError, options
-from ebt_policy.restoring import evaluate_images, psnr
+from ebt_policy.restoring import evaluate_images
 from ebt_policy.training.trainer import TrainConfig
 
 HELD_OUT = 1024  # crops whose loss is seen at checkpoints

@@ -62,15 +62,14 @@ class Tiling:
 
 def restore_tiled(
     model: ImageModel, noisy: Sequence[Tensor], noise: int, labels: Sequence[int],
-    generator: Generators = None, followed: int | None = None,
+    generator: Generators = None, follow: bool = True,
 ) -> list[Restored]:  # fmt: skip
     """Take the noise from images of any sizes, (C, H, W) each, as tiles that go together.
 
     Args:
         noise: its level.
         labels: classes; only models that were trained with classes look at them.
-        followed: of how many images, the first ones, ``path`` is kept, as it is large; of all
-            unless given.
+        follow: whether ``path`` is kept, which is large.
 
     Returns:
         Of each image what `ImageModel.restore` says, without the batch: ``images`` (C, H, W),
@@ -82,25 +81,21 @@ def restore_tiled(
     classes = torch.tensor(labels, device=tiles.device).repeat_interleave(
         torch.tensor(counts, device=tiles.device)
     )
-    keep = sum(counts[:followed])
     parts: list[Restored] = []
     most = TOGETHER.get(tiles.device.type, TOGETHER["cpu"])
-    for at, batch in zip(range(0, len(tiles), most), tiles.split(most), strict=True):
-        told = classes[at : at + most] if model.shape.classes else None
-        found = model.restore(batch, noise, told, generator)
-        kept = max(0, keep - at)
-        # Clones, since a slice would hold all of it.
-        parts.append(found._replace(path=[x[:kept].clone() for x in found.path]))
+    for batch, told in zip(tiles.split(most), classes.split(most), strict=True):
+        found = model.restore(batch, noise, told if model.shape.classes else None, generator)
+        parts.append(found if follow else found._replace(path=[]))
     images = torch.cat([part.images for part in parts]).split(counts)
-    passes = [torch.cat(of) for of in zip(*(part.path for part in parts), strict=True)]
-    paths = list(zip(*(x.split(counts[:followed]) for x in passes), strict=True)) if keep else []
+    steps = zip(*(part.path for part in parts), strict=True)
+    paths = [torch.cat(of).split(counts) for of in steps]
     energies = [part.energies for part in parts if part.energies is not None]
     sums = [e.sum(1) for e in torch.cat(energies, dim=1).split(counts, dim=1)] if energies else None
     used = torch.cat([part.steps_used for part in parts]).float().split(counts)
     return [
         Restored(
             tiling.join(images[i]),
-            [tiling.join(x) for x in paths[i]] if i < len(paths) else [],
+            [tiling.join(x[i]) for x in paths],
             None if sums is None else sums[i],
             used[i].mean(),
         )

@@ -1,0 +1,64 @@
+"""Long evaluations piece by piece: what was measured is stored at once and not measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.evaluation.summary import write_atomic
+from ebt_policy.models.base import checkpoint_folder
+
+
+class PieceLog:
+    """A JSONL file with a line for each piece.
+
+    A line holds its ``key``, whatever else must be the same for what was found to hold (such as a
+    hash of the weights), and what was found.
+
+    Args:
+        file: in a folder that exists; half a line that a kill left is taken out.
+        found: the name in a line of what was found.
+    """
+
+    def __init__(self, file: Path, found: str) -> None:
+        self.file, self.found = file, found
+        text = file.read_text("utf-8") if file.is_file() else ""
+        self._lines: list[dict[str, Any]] = []
+        whole = ""
+        for line in text.splitlines():
+            try:
+                self._lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+            whole += line + "\n"
+        if whole != text:
+            write_atomic(file, whole)
+
+    def get(self, identity: Mapping[str, Any]) -> Any:
+        """What was found last, all that is given being the same; None if nothing was.
+
+        Args:
+            identity: as JSON would give it back, so lists and no tuples.
+        """
+        for line in reversed(self._lines):
+            if identity.items() <= line.items():
+                return line[self.found]
+        return None
+
+    def add(self, identity: Mapping[str, Any], found: Any) -> None:
+        line = {**identity, self.found: found}
+        self._lines.append(line)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def fingerprint(run: Path) -> str:
+    """A short hash of the weights and the configuration that a run is loaded from."""
+    folder, digest = checkpoint_folder(run), hashlib.sha256()
+    for name in ("model.safetensors", "config.yaml", "normalizer.json"):
+        if (folder / name).exists():  # only policies have a normalizer
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
