@@ -72,7 +72,7 @@ def probed(
     """A linear probe, from the features of a part: right or wrong (n,) on the test part, and the
     share of the validation part that it tells."""
     scaler = StandardScaler()
-    probe = LogisticRegression(max_iter=300)
+    probe = LogisticRegression(max_iter=3000)  # 300 are too few, and more so for some models
     probe.fit(scaler.fit_transform(features("train")), labels["train"])
     right = {
         part: np.equal(probe.predict(scaler.transform(features(part))), labels[part])
