@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
 ALL := $(VENV)/.installed-extras
+# A test file's fixtures are mostly made once: workers take neighbouring tests, until one has none left.
+IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: push_t experiments robots language vision results test test-fast matrix check format benchmarks clean
@@ -47,7 +49,7 @@ vision: $(READY) ## the experiments on images and video; asks for `pip install b
 	$(BIN)/python -m benchmarks.readme
 
 test: $(ALL) ## all tests, with all simulators
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 matrix: $(EXTRAS:%=matrix-%) ## each extra alone, installed from nothing, and its tests
 
@@ -60,7 +62,7 @@ matrix-%:
 	rm -rf $(VENV)-$*
 
 test-fast: $(READY) ## the tests that neither train nor compile nor install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 results: $(READY) ## the documents' tables and figures from the stored results
 	$(BIN)/python -m benchmarks.readme
