@@ -28,7 +28,7 @@ from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.summary import format_estimate, markdown
 from ebt_policy.models.image import ImageModel
 from ebt_policy.models.tiling import restore_tiled
-from ebt_policy.restoring import evaluate_images
+from ebt_policy.restoring import RestoringOptions, evaluate_images
 
 NOISE = 100  # of training, as in the EBT paper
 IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]
@@ -181,11 +181,10 @@ def main() -> None:
     ]
     result = evaluate_images(
         [str(folder / entry_of_runs(entry)) for entry in entries],
+        RestoringOptions(images, NOISE),
         output=folder / "evaluation",
         device=DEVICE,
         command=command("denoising"),
-        images=images,
-        noise=NOISE,
     )
     result["seeds"], result["updates"] = given.seeds, given.updates
     result["bm3d"] = yardstick(folder / "ebt-seed0", images)

@@ -110,7 +110,7 @@ def table(result: dict[str, Any]) -> str:
         for entry in result["entries"]
     ]
     real = result["real"]
-    rows.append(("images of the training part", "", f"{real['distance']:.2f}",
+    rows.append(("other real images", "", f"{real['distance']:.2f}",
                  f"{real['accuracy']:.2f}"))  # fmt: skip
     header = (
         "model",
@@ -134,16 +134,17 @@ def main() -> None:
     train_all(runs, range(given.seeds), folder, given.parallel)
     real = {
         part: torch.from_numpy(np.stack(gallery.parts[part].pixels)).permute(0, 3, 1, 2)
-        for part in ("train", "test")
+        for part in ("validation", "test")
     }
     fid = distance(judge if given.features == "judge" else 2048, real["test"])
-    some = torch.linspace(0, len(real["train"]) - 1, given.images).long()
-    labels = torch.tensor(gallery.parts["train"].labels)[some]
+    others = real["validation"]  # what neither the models nor the judge learned from
+    some = torch.linspace(0, len(others) - 1, min(given.images, len(others))).long()
+    labels = torch.tensor(gallery.parts["validation"].labels)[some]
     result: dict[str, Any] = {
         "entries": [],
         "real": {
-            "distance": measured(fid, real["train"][some]),
-            "accuracy": float(judged(judge, real["train"][some], labels).mean()),
+            "distance": measured(fid, others[some]),
+            "accuracy": float(judged(judge, others[some], labels).mean()),
         },
         "features": given.features, "images": given.images, "updates": given.updates,
         "device": DEVICE.type, "command": command("generation"),

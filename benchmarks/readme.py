@@ -253,6 +253,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "video_g1": lambda: video.table(_stored("video_g1")),
         "probe": lambda: representation.probe_table(_stored("representation")),
         "detectors": lambda: representation.detector_table(_stored("representation")),
+        "image_speed_cpu": lambda: image_speed.table(_stored("image_speed_cpu")),
         "image_speed_cuda": lambda: image_speed.table(_stored("image_speed_cuda")),
     },
     "docs/scaling.md": {

@@ -2,10 +2,9 @@
 
 Settings: seeds, updates, parallel, folder, videos (g1 or push_t). Trains the energy model, the
 refiner and Transformer++ at three sizes on the same features, with the same batches, and compares
-how well they foresee the next frame of test clips; then what the energy model of the largest size
-does with more steps and whether its energy tells what is hard. Writes
-``docs/results/video_VIDEOS.json``, and strips of frames and rollouts as an MP4 into its folder's
-``pictures``. It may be repeated after a kill; g1 needs $EBT_POLICY_DATA.
+how well they foresee the next frame of test clips, what more steps bring and whether energies tell
+what is hard. Writes ``docs/results/video_VIDEOS.json``, and strips of frames and rollouts as an MP4
+into its folder's ``pictures``. It may be repeated after a kill; g1 needs $EBT_POLICY_DATA.
 """
 
 from __future__ import annotations

@@ -224,17 +224,23 @@ def _main(cfg: DictConfig) -> None:
         }
         checkpoints = [str(text) for text in given]
         kind = kind_of(checkpoints[0])
-        if kind == "image":
-            from ebt_policy.restoring import evaluate_images
+        for key, of in ONLY_FOR.items():
+            if cfg.get(key) is not None and kind and kind != of:
+                raise ConfigError(f"{key}= is for {of}; {checkpoints[0]} holds {kind}.")
+        if kind == "a model of images":
+            from ebt_policy.restoring import RestoringOptions, evaluate_images
 
-            evaluate_images(checkpoints, images=cfg.images, noise=cfg.noise, **what)
+            chosen = {"images": cfg.images, "noise": cfg.noise}
+            evaluate_images(
+                checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what
+            )
             return
-        if kind == "video":
+        if kind in ("a model of video", "an autoencoder"):
             from ebt_policy.foreseeing import evaluate_video
 
             evaluate_video(checkpoints, **what)
             return
-        if kind == "text":
+        if kind == "a model of text":
             from ebt_policy.language import evaluate_language  # asks for libraries robots do not
 
             evaluate_language(checkpoints, corpus=cfg.corpus, **what)
@@ -249,6 +255,8 @@ def _main(cfg: DictConfig) -> None:
             evaluate(checkpoints, checked, **what)
 
 
+ONLY_FOR = {"suite": "a policy", "perturb": "a policy", "corpus": "a model of text",
+            "images": "a model of images", "noise": "a model of images"}  # fmt: skip
 _original: list[str] = []
 
 

@@ -105,7 +105,8 @@ def tested(model: VideoModel, device: torch.device) -> Tested:
         )
     features = featured({"test": footage.parts["test"]}, encoder)["test"]
     windows = FrameWindows(features, model.context, stride=model.context, device=device)
-    about = {"videos": footage.name, "clips": len(features), "context": model.context}
+    clips = len(np.unique(windows.clip.numpy()))  # those that are long enough
+    about = {"videos": footage.name, "clips": clips, "context": model.context}
     return Tested(footage.parts["test"], features, windows, encoder, about, footage.rate_hz)
 
 
@@ -236,21 +237,23 @@ def _pictures(
 ) -> Any:
     """``strips.png`` and ``rollouts.mp4`` of the longest clips; None without a way back to frames.
 
-    Of the entries whose videos are the first one's.
+    Of the entries whose frames and context are the first one's.
     """
     test = next(iter(tests.values()))
     context = test.about["context"]
-    longest = sorted(range(len(test.clips)), key=lambda i: -len(test.clips[i].frames))[:SHOWN]
-    shown = [name for name in tests if tests[name].about == test.about]
+    longest = sorted(range(len(test.clips)), key=lambda i: -len(test.clips[i].frames))
+    longest = [i for i in longest if len(test.clips[i].frames) > 1][:SHOWN]
+    shown = [name for name in tests if _same_frames(tests[name], test)]
     strips, film = [], []
     for i in longest:
-        frames, features = test.clips[i].frames, test.features[i]
+        frames = test.clips[i].frames
         start = min(context, len(frames) // 2)
         stop = min(len(frames), start + LONGEST)
         at = np.unique(np.linspace(start, stop - 1, COLUMNS).round().astype(int))
         rows = {"truth": frames[:stop]}
         for name in shown:
             model, encoder = contestants[name][0], tests[name].encoder
+            features = tests[name].features[i]
             known = model.normalize({"frames": features[None].to(model.mean)})["frames"]
             next_ones = _each_next(model, known[:, :stop])
             ahead = torch.cat([known[:, :start], model.rollout(known[:, :start], stop - start)], 1)
@@ -259,7 +262,7 @@ def _pictures(
                 decoded = encoder.decode(raw, *frames.shape[1:3])
                 if decoded is None:
                     return None
-                rows[f"{Path(name).name}, {what}"] = decoded.numpy()
+                rows[f"{name}, {what}"] = decoded.numpy()
         titles = [f"frame {k}" for k in at]
         for name, of in rows.items():
             images = [torch.from_numpy(of[k]).permute(2, 0, 1).float() / 127.5 - 1 for k in at]
@@ -272,6 +275,11 @@ def _pictures(
     grid = image_grid(strips)
     png(grid, output / "strips.png")
     return grid
+
+
+def _same_frames(one: Tested, other: Tested) -> bool:
+    pairs = zip(one.clips, other.clips, strict=False)
+    return one.about == other.about and all(np.array_equal(a.frames, b.frames) for a, b in pairs)
 
 
 def _each_next(model: VideoModel, frames: Tensor) -> Tensor:

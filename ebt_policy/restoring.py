@@ -10,10 +10,9 @@ Shapes: N images, C channels, H x W pixels, K steps.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +57,31 @@ MAPS = "Parts of images, and the share of each patch in their energy; red is wha
 MADE = 4  # images of noise for each class, or rows of ten without classes
 
 
+@dataclass(frozen=True)
+class RestoringOptions:
+    """What models of images are evaluated on.
+
+    Args:
+        images: other images than the test images of their training: a name, or a path.
+        noise: level, shown beside its double; None for that of the first one's training.
+    """
+
+    images: str | None = None
+    noise: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not 1 <= self.noise <= LEVELS:
+            raise ConfigError(f"noise must be 1 to {LEVELS}, got {self.noise}.")
+
+
 def evaluate_images(
-    checkpoints: Sequence[str],
-    *,
-    output: Path,
-    device: torch.device,
+    checkpoints: Sequence[str], how: RestoringOptions, *, output: Path, device: torch.device,
     command: str,
-    images: str | None = None,
-    noise: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Restore held-out images with some models; returns what ``summary.json`` holds.
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
-        images: other images than the test images of their training: a name, or a path.
-        noise: level, shown beside its double; that of the first one's training unless given.
 
     Raises:
         CheckpointError, ConfigError, ImageError: before anything is computed.
@@ -85,11 +94,9 @@ def evaluate_images(
     output.mkdir(parents=True, exist_ok=True)
     if making.pop():
         return _made(contestants, checkpoints, output, command)
-    low = noise or firsts[0].shape.noise
-    if not 1 <= low <= LEVELS:
-        raise ConfigError(f"noise must be 1 to {LEVELS}, got {low}.")
+    low = firsts[0].shape.noise if how.noise is None else how.noise
     levels = [level for level in (low, 2 * low) if level <= LEVELS]
-    sets = {name: tested(models[0], images, device) for name, models in contestants.items()}
+    sets = {name: tested(models[0], how.images, device) for name, models in contestants.items()}
     log = PieceLog(output / "restored.jsonl", "found")
     entries, tables, figures = [], {}, []
     pictures: list[Strip] = []
@@ -150,14 +157,11 @@ def _once(
     level: int, test: Tested,
 ) -> Any:  # fmt: skip
     """What the log has of a run, or else measured and written there."""
-    seen = hashlib.sha256(str([image.shape for image in test.images]).encode())
-    for image in test.images:
-        seen.update(image.cpu().numpy().tobytes())
     identity = {
         "key": f"{what.__name__.strip('_')} from level {level}",
         "checkpoint": fingerprint(run),
         "inference": asdict(model.inference),
-        "images": seen.hexdigest()[:16],
+        "images": test.digest,
     }
     if (found := log.get(identity)) is None:
         found = what(model, noisy, level, test)
@@ -172,7 +176,8 @@ def _restored(
     draws = torch.Generator().manual_seed(0)
     found = restore_tiled(model, noisy, level, test.labels, draws, follow=False)
     measures = measured([one.images for one in found], test.images)
-    return {name: values.tolist() for name, values in measures.items()}
+    used = [float(one.steps_used) for one in found]
+    return {"steps_used": used} | {name: values.tolist() for name, values in measures.items()}
 
 
 def _thinking(
@@ -246,7 +251,7 @@ def _paired(
     same: dict[Any, list[str]] = {}
     for name, level in tables:
         test = sets[name]
-        same.setdefault((level, *test.about.values(), test.images[0].shape), []).append(name)
+        same.setdefault((level, test.digest), []).append(name)
     return [
         {"a": a, "b": b, "metric": f"{metric}, noise {level}", **difference}
         for (level, *_), names in same.items()
@@ -276,7 +281,7 @@ def _made(
         grid = image_grid(
             [Strip("", list(row), []) for row in found.images.cpu().unflatten(0, (rows, columns))]
         )
-        png(grid, output / f"{Path(name).name}.png")
+        png(grid, output / f"{name.replace('/', '-')}.png")
         figures.append((f"Images of noise, {name}", "", grid))
         entries.append(made_by(name, contestants[name], command))
     result = {"entries": entries, "paired": []}
@@ -289,7 +294,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         entry["name"],
         format_count(entry["params"]),
-        str(entry["steps"]),
+        f"{entry['steps_used']['mean']:.4g}",
         format_estimate(entry["psnr"], 2),
         format_estimate(entry["ssim"]),
         format_estimate(entry["mse"], 1),

@@ -39,7 +39,7 @@ def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, An
         model.configure_inference(steps=last, candidates=1)
         rows = [_think(model, windows, index, generator)[0] for index in batches(windows, STUDIED)]
         longer.append(torch.cat(rows, dim=1).numpy())
-        for many in WIDER if getattr(model.objective, "start", 1.0) else ():
+        for many in WIDER if model.varied_starts else ():
             model.configure_inference(steps=how.steps, candidates=many)
             found = held_out_surprisal(model, windows, STUDIED)
             wider.setdefault(many, []).append(found.mean(1).numpy())

@@ -183,7 +183,7 @@ def test_weights_must_fit_the_configuration(saved):
 def test_another_kind_of_policy_is_named(saved):
     from ebt_policy.baselines.behavior_cloning import BehaviorCloning
 
-    with pytest.raises(CheckpointError, match="holds a ebt policy, not bc"):
+    with pytest.raises(CheckpointError, match="holds model=ebt, not BehaviorCloning"):
         BehaviorCloning.from_checkpoint(saved)
 
 

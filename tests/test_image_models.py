@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose_config
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import Tensor
 from ebt_policy import eval as eval_entry
 from ebt_policy import restoring
 from ebt_policy import train as train_entry
+from ebt_policy.baselines.ddim import DDIM
 from ebt_policy.evaluation.denoising import measured, measures, psnrs
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import LEVELS, ImageModel
@@ -160,6 +162,7 @@ class Oracle(torch.nn.Module):
     [
         (100, {"steps": 4}, [100, 75, 50, 25]),
         (100, {"steps": 1}, [100]),
+        (100, {"steps": 6}, [100, 83, 67, 50, 33, 17]),  # where steps do not divide the levels
         (50, {"steps": 2}, [50, 25]),
         (50, {"steps": 2, "told": False}, [100, 50]),
         (200, {"steps": 2}, [100, 50]),
@@ -177,6 +180,41 @@ def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler)
     assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
     if noise <= 100:
         torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
+    how = {"num_train_timesteps": 40, "prediction_type": prediction, "timestep_spacing": "trailing"}
+    ours, theirs = DDIM(**how), DDIMScheduler(**how)
+    x = y = torch.randn(2, 3)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(steps)
+    for t in ours.timesteps:
+        predicted = torch.randn(2, 3)
+        x, y = ours.step(predicted, t, x).prev_sample, theirs.step(predicted, t, y).prev_sample
+        torch.testing.assert_close(x, y)
+
+
+def test_steps_that_all_leave_out_are_filled_up():
+    """A batch of tiles that all stop early, beside one that does not."""
+    model = build("s1")
+    model.configure_inference(steps=5)
+    images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]
+    free = [one.energies for one in restore_tiled(model, images, 100, [0, 0])]
+    model.configure_inference(stop_grad_norm=1e9)
+    for one, energies in zip(restore_tiled(model, images, 100, [0, 0]), free, strict=True):
+        assert len(one.path) == len(one.energies) == len(energies) == 6
+        assert one.energies is not None and (one.energies == one.energies[0]).all()
+
+
+def test_candidates_need_starts_that_differ():
+    with pytest.raises(ConfigError, match="start from the same place"):
+        build("s1").configure_inference(candidates=2)
+    model = build("s1", noise=LEVELS)
+    model.configure_inference(candidates=3)
+    found = model.restore(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
+    torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
 
 
 def test_classes_are_told_where_there_are_any():
@@ -209,13 +247,10 @@ def test_options_that_cannot_be_are_one_clear_error():
 # -- tiles ---------------------------------------------------------------------------------------
 
 
-@given(
-    height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(4, 12),
-    overlap=st.integers(0, 3),
-)  # fmt: skip
+@given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
-def test_tiles_go_back_together(height, width, side, overlap):
-    tiling = Tiling(height, width, side, overlap)
+def test_tiles_go_back_together(height, width, side):
+    tiling = Tiling(height, width, side)
     image = torch.rand(2, height, width)
     tiles = tiling.cut(image)
     assert tiles.shape == (len(tiling.places), 2, side, side)
@@ -224,7 +259,7 @@ def test_tiles_go_back_together(height, width, side, overlap):
 
 def test_tiles_meet_smoothly():
     """Where one tile is 0 and its neighbour 1, what is between rises without a jump."""
-    tiling = Tiling(8, 14, 8, 2)
+    tiling = Tiling(8, 14, 8)
     joined = tiling.join(torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]))
     row = joined[0, 4]
     assert row[5] == 0 and row[8] == 1 and (row.diff() >= 0).all() and row.diff().max() < 0.7
@@ -363,6 +398,15 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     assert len(again) == len(pieces) - 1 + len(runs)  # and the images in the grid
     code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
     assert code == 0 and len(log.read_text().splitlines()) == len(pieces) + 2, error
+    for wrong, message in (
+        (["noise=abc"], "noise must be int or null, got 'abc'"),
+        (["noise=0"], "noise must be 1 to 1000, got 0"),
+        (["images=no_photos"], "images=no_photos is neither a path nor one of bsds500"),
+        (["perturb=all"], "perturb= is for a policy"),
+        ([f"checkpoint={tmp_path}/*bt", f"checkpoint={runs[0]}"], "ebt is listed twice"),
+    ):
+        code, error = call_entry(eval_entry.main, *comparing[:1], *wrong, "device=cpu")
+        assert code == 2 and message in error, error
     assert [entry["count"] for entry in result["entries"]] == [12, 12]
     assert len(result["paired"]) == 4 and len(result["entries"][0]["thinking"]["longer"]) == 9
     code, error = call_entry(

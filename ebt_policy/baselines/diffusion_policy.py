@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from ebt_policy.baselines.ddim import DDIM
 from ebt_policy.baselines.unet1d import ConditionalUnet1d
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
@@ -121,7 +121,7 @@ class DiffusionPolicy(Policy):
 
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         how = self.inference
-        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler
+        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
         scheduler = kind(
             **SCHEDULE, prediction_type=self.prediction, clip_sample_range=self.clip_range
         )

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from ebt_policy.baselines.ddim import DDIM
 from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.image import LEVELS, ImageModel, ImageShape, PatchTransformer, Restored
@@ -82,7 +82,7 @@ class DiT(ImageModel):
     ) -> Restored:
         how = self.inference
         top = min(noise, self.shape.noise) if how.told else self.shape.noise
-        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIMScheduler
+        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")
         extra = {"generator": generator} if how.scheduler == "ddpm" else {}

@@ -7,7 +7,6 @@ itself, and no energy is differentiated. Shapes: B batch, U units.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from ebt_policy.energy.gradient import Update
 from ebt_policy.energy.transformer import Context
@@ -24,8 +23,7 @@ class _OnlySteps(LandscapeModel):
     name = "refiner"
     has_energy = False
 
-    def configure_inference(self, **changes: Any) -> None:
-        super().configure_inference(**changes)
+    def _check_inference(self) -> None:
         if self.inference != Thinking(steps=self.inference.steps):
             raise ConfigError("model=refiner has no energy to choose or stop by: only steps.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 
 def own_files(
@@ -26,8 +27,26 @@ def own_files(
             files.append(path)
         else:
             raise error(f"there is no {what} at {path}; check task.path.")
+    files = list({file.resolve(): file for file in files}.values())  # once each
     if not files:
         raise error(
             f"there is no {what} ({', '.join(suffixes)}) in {', '.join(paths)}; check task.path."
         )
     return files
+
+
+def held_out_by_name(files: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Which part each file is for: "train", or, a tenth of them each, those of some names.
+
+    Drawn by a file's name alone, so that what was learned from is not held out once others came or
+    went. Of few files each part gets one at least, as long as there are any for it.
+    """
+    drawn = [crc32(file.name.encode()) for file in files]
+    parts = [names[draw % 10] if draw % 10 < len(names) else "train" for draw in drawn]
+    if len(files) <= len(names):
+        return ["train"] * len(files)
+    order = sorted(range(len(files)), key=drawn.__getitem__)
+    for name in (*names, "train"):
+        if name not in parts:
+            parts[next(i for i in order if parts.count(parts[i]) > 1)] = name
+    return parts

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ebt_policy.data.files import own_files
+from ebt_policy.data.files import held_out_by_name, own_files
 from ebt_policy.data.sources import local_data
 
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it
@@ -142,7 +142,7 @@ def load_images(
         origin = f"from {found[0]}"
         files, classes = _whole(READERS[name], [file for file in found if file is not None])
     else:
-        known = ", ".join([*ARCHIVES, "leaves"])
+        known = ", ".join(NAMES)
         raise ImageError(f"task.images={name} is unknown; there are {known}, or use task.path.")
     parts, damaged = _decoded(files, channels, skip_damaged)
     if damaged:
@@ -170,8 +170,8 @@ def _decoded(
         except ImageError as error:
             if not skip_damaged:
                 raise ImageError(
-                    f"{error} Mend or remove it, or leave such files out with "
-                    "task.skip_damaged=true."
+                    f"{error} Mend or remove it, or train with task.skip_damaged=true to leave "
+                    "such files out."
                 ) from error
             damaged.append(str(error))
             continue
@@ -215,7 +215,9 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
     if image.mode not in ("L", "RGB"):
         raise ImageError(f"{file} has the channels {image.mode}; convert it to RGB or grey.")
     if channels == 3 and image.mode == "L":
-        raise ImageError(f"{file} is grey; give images with colours, or set task.channels=1.")
+        raise ImageError(
+            f"{file} is grey; give images with colours, or train with task.channels=1."
+        )
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -280,6 +282,7 @@ def _set12(files: list[Path]) -> _Read:
 
 
 READERS = {"bsds500": _bsds500, "cifar10": _cifar10, "set12": _set12}
+NAMES = (*READERS, "leaves")
 
 
 # -- one's own, and what is always there ---------------------------------------------------------
@@ -289,13 +292,13 @@ def _own(paths: Sequence[str]) -> tuple[Iterator[_File], str]:
     files = own_files(paths, SUFFIXES, "image", ImageError)
 
     def read() -> Iterator[_File]:
-        for i, file in enumerate(files):
+        parts = held_out_by_name(files, ["validation"])
+        for part, file in zip(parts, files, strict=True):
             try:
                 data = file.read_bytes()
             except OSError as error:
                 raise ImageError(f"{file} cannot be read ({error.strerror or error}).") from error
-            held_out = len(files) > 1 and i % HELD_OUT == min(HELD_OUT // 2, len(files) - 1)
-            yield _File("validation" if held_out else "train", str(file), data)
+            yield _File(part, str(file), data)
 
     return read(), f"from {len(files)} files"
 

@@ -18,7 +18,7 @@ import torch
 from av.error import FFmpegError
 from torch import Tensor
 
-from ebt_policy.data.files import own_files
+from ebt_policy.data.files import held_out_by_name, own_files
 from ebt_policy.data.images import ImageError, decode
 from ebt_policy.data.sources import local_data
 
@@ -54,13 +54,17 @@ class Footage:
     rate_hz: float
 
 
-def split(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
+def split(clips: Sequence[Clip], of: Sequence[str] | None = None) -> dict[str, list[Clip]]:
     """Every tenth clip validates, every tenth is for the test; of fewer clips, tenths of each.
+
+    Args:
+        of: the part of each clip, where there are enough, if not by its place.
 
     Raises:
         VideoError: there are too few frames.
     """
     if len(clips) < PIECES:
+        of = None
         clips = [
             Clip(frames, f"{clip.name} {i}")
             for clip in clips
@@ -70,7 +74,7 @@ def split(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     parts: dict[str, list[Clip]] = {"train": [], "validation": [], "test": []}
     for i, clip in enumerate(clips):
         part = {3: "validation", 6: "test"}.get(i % PIECES, "train")
-        parts[part].append(clip)
+        parts[part if of is None else of[i]].append(clip)
     if not all(parts.values()):
         raise VideoError("there are too few frames to learn from and to test on.")
     return parts
@@ -130,14 +134,17 @@ def load_own(paths: Sequence[str], height: int, width: int, every: int) -> Foota
             ) from error
         clips.append(Clip(frames, str(file)))
         rates.append(rate)
+    parts = split(clips, held_out_by_name(files, ["validation", "test"]))
     origin = f"from {len(files)} files"
-    return Footage(Path(paths[0]).stem, split(clips), origin, float(np.median(rates)))
+    return Footage(Path(paths[0]).stem, parts, origin, float(np.median(rates)))
 
 
 def read_video(file: Path, height: int, width: int, every: int) -> tuple[np.ndarray, float]:
     """Every so many frames of a file, resized: (T, H, W, 3) uint8, and how many a second."""
     frames = []
     with av.open(str(file)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no pictures")
         stream = container.streams.video[0]
         rate = float(stream.average_rate or 1)
         for i, frame in enumerate(container.decode(stream)):

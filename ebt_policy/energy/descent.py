@@ -60,6 +60,7 @@ class Descent:
         steps_used: (B, U), steps that each unit really took.
         drop: (B, U), energy lost on the way: first minus last. Energies at different levels do not
             compare, so with ``levels`` it is the loss to first order, sum_k <dE/dx_k, x_k-x_{k+1}>.
+        chosen: (B, U), which of the candidates in ``path`` each unit ended as; None without choice.
     """
 
     candidate: Tensor
@@ -68,6 +69,15 @@ class Descent:
     grad_norms: Tensor
     steps_used: Tensor
     drop: Tensor
+    chosen: Tensor | None = None
+
+    @property
+    def route(self) -> list[Tensor]:
+        """The path of each unit's candidate alone: (B, U, *) each."""
+        if self.chosen is None:
+            return self.path
+        rows = torch.arange(len(self.chosen), device=self.chosen.device).unsqueeze(1)
+        return [x[rows, self.chosen] for x in self.path]
 
     @property
     def diverged(self) -> Tensor:
@@ -374,4 +384,5 @@ def _best(result: Descent, candidates: int, select: str) -> Descent:
         result.grad_norms[:, rows, units],
         result.steps_used[rows, units],
         result.drop[rows, units],
+        units,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -14,10 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ebt_policy.models import Policy, load_policy
-from ebt_policy.models.base import CheckpointError, checkpoint_folder
+from ebt_policy.models.base import CheckpointError, Model, checkpoint_folder, kind_in
 from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
 from envs.spec import EnvSpec
+
+M = TypeVar("M", bound=Model)
 
 
 @dataclass
@@ -45,23 +48,27 @@ class Contestant:
 
     def info(self) -> dict[str, Any]:
         """What a summary says of it (see `summary.POLICY_KEYS`); means over the runs."""
-        config = self.policy.config
-        trained = [policy.config.get("trained", {}) for policy in self.policies]
-        seeds = [policy.config.get("seed") for policy in self.policies]
-        steps = [one["steps"] for one in trained if "steps" in one]
-        seconds = [one["seconds"] for one in trained if "seconds" in one]
-        return {
-            "task": config["task"]["name"],
-            "model": self.policy.name,
-            "params": self.policy.parameter_count,
-            "objective": (config.get("objective") or {}).get("name"),
-            "steps": getattr(self.policy.inference, "steps", 1),
-            "demos": config.get("demos"),
-            "train_seed": seeds[0] if len(seeds) == 1 else seeds,
-            "train_steps": round(sum(steps) / len(steps)) if steps else None,
-            "train_seconds": round(sum(seconds) / len(seconds), 1) if seconds else None,
-            "device": trained[0].get("device"),
-        }
+        return {**made(self.policies), "demos": self.policy.config.get("demos")}
+
+
+def made(models: Sequence[Model]) -> dict[str, Any]:
+    """What the training runs of an entry are; times and steps are means over them."""
+    first = models[0]
+    trained = [model.config.get("trained", {}) for model in models]
+    seeds = [model.config.get("seed") for model in models]
+    steps = [one["steps"] for one in trained if "steps" in one]
+    seconds = [one["seconds"] for one in trained if "seconds" in one]
+    return {
+        "task": first.config["task"]["name"],
+        "model": first.name,
+        "params": first.parameter_count,
+        "objective": (first.config.get("objective") or {}).get("name"),
+        "steps": getattr(first.inference, "steps", 1),
+        "train_seed": seeds[0] if len(seeds) == 1 else seeds,
+        "train_steps": round(sum(steps) / len(steps)) if steps else None,
+        "train_seconds": round(sum(seconds) / len(seconds), 1) if seconds else None,
+        "device": trained[0].get("device"),
+    }
 
 
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
@@ -88,12 +95,12 @@ def matching_runs(path: Path) -> list[Path]:
 
 
 def kind_of(text: str) -> str:
-    """The name of the task that ``checkpoint=...`` was trained for; "" where none can be read."""
+    """What ``checkpoint=...`` models (see `kind_in`); "" where nothing can be read."""
     for run in matching_runs(parse_checkpoint(text)[0])[:1]:
         try:
             config: Any = OmegaConf.load(checkpoint_folder(run) / "config.yaml")
-            return str(config.task.name)
-        except (CheckpointError, OSError, YAMLError, OmegaConfBaseException):
+            return kind_in(config)
+        except (CheckpointError, OSError, LookupError, YAMLError, OmegaConfBaseException):
             return ""  # whoever loads it says what is wrong
     return ""
 
@@ -104,31 +111,44 @@ def load_contestants(checkpoints: list[str], device: torch.device) -> list[Conte
     Raises:
         CheckpointError, ConfigError: something is missing, damaged or listed twice.
     """
-    contestants = [_load(text, device) for text in checkpoints]
-    _tell_apart(contestants)
+    contestants = []
+    for text in checkpoints:
+        path, changes = parse_checkpoint(text)
+        runs, policies = load_runs(text, partial(load_policy, device=device))
+        name = path.resolve().name
+        if runs != [path]:  # training runs of one policy
+            name = path.name.replace("-seed*", "").replace("*", "")
+        words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
+        name += f" ({', '.join(words)})" if words else ""
+        contestants.append(Contestant(name, [run.resolve() for run in runs], policies))
+    names = told_apart([(one.name, one.runs) for one in contestants])
+    for one, name in zip(contestants, names, strict=True):
+        one.name = name
     return contestants
 
 
-def _load(text: str, device: torch.device) -> Contestant:
+def load_runs(text: str, load: Callable[[Path], M]) -> tuple[list[Path], list[M]]:
+    """The training runs that one ``checkpoint=...`` stands for, and their models, which predict as
+    it says.
+
+    Raises:
+        CheckpointError, ConfigError: there are none, or they differ in more than their seed.
+    """
     path, changes = parse_checkpoint(text)
-    runs, name = matching_runs(path), path.resolve().name
+    runs = matching_runs(path)
     if not runs:
         raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
-    if runs != [path]:  # training runs of one policy
-        name = path.name.replace("-seed*", "").replace("*", "")
-    policies = [load_policy(run, device) for run in runs]
-    for policy in policies:
-        policy.configure_inference(**changes)
-    kinds = {(p.name, p.parameter_count, str(p.config["task"])) for p in policies}
-    seeds = [policy.config.get("seed") for policy in policies]
+    models = [load(run) for run in runs]
+    kinds = {(m.name, m.parameter_count, str(m.config.get("task"))) for m in models}
+    seeds = [model.config.get("seed") for model in models]
     if len(kinds) > 1 or len(set(seeds)) < len(seeds):
         raise ConfigError(
             f"checkpoint={text} must match runs that differ in their seed alone; it matches "
             f"{', '.join(run.name for run in runs)}."
         )
-    words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
-    name += f" ({', '.join(words)})" if words else ""
-    return Contestant(name, [run.resolve() for run in runs], policies)
+    for model in models:
+        model.configure_inference(**changes)
+    return runs, models
 
 
 def check_worlds(contestants: Sequence[Contestant], *, videos: bool) -> None:
@@ -147,13 +167,19 @@ def share_a_world(contestants: Sequence[Contestant]) -> bool:
     return all(spec == specs[0] for spec in specs)
 
 
-def _tell_apart(contestants: list[Contestant]) -> None:
-    """Put parent folders before equal names until no two are equal."""
-    seen = [(one.runs, one.name) for one in contestants]
-    if repeated := [name for runs, name in seen if seen.count((runs, name)) > 1]:
+def told_apart(entries: Sequence[tuple[str, list[Path]]]) -> list[str]:
+    """Names of entries, given them with their runs (absolute paths), with parent folders before
+    equal ones until no two are equal.
+
+    Raises:
+        ConfigError: two are the same.
+    """
+    if repeated := [name for name, runs in entries if entries.count((name, runs)) > 1]:
         raise ConfigError(f"{repeated[0]} is listed twice; name each checkpoint once.")
-    for depth in range(2, 1 + max(len(one.runs[0].parts) for one in contestants)):
-        names = [one.name for one in contestants]
-        for one in contestants:
-            if names.count(one.name) > 1 and depth <= len(one.runs[0].parts):
-                one.name = f"{one.runs[0].parts[-depth]}/{one.name}"
+    names = [name for name, _ in entries]
+    for depth in range(2, 1 + max(len(runs[0].parts) for _, runs in entries)):
+        seen = list(names)
+        for i, (_, runs) in enumerate(entries):
+            if seen.count(names[i]) > 1 and depth <= len(runs[0].parts):
+                names[i] = f"{runs[0].parts[-depth]}/{names[i]}"
+    return names

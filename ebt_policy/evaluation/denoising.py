@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from ebt_policy.data.images import Gallery, Part, load_images
+from ebt_policy.data.images import NAMES, Gallery, Part, load_images
 from ebt_policy.models.image import ImageModel
 from ebt_policy.options import ConfigError
 
@@ -43,11 +44,19 @@ def measures(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
 
 
 class Tested(NamedTuple):
-    """Images to restore: (C, H, W) in [-1, 1] each, and what they are."""
+    """Images to restore.
+
+    Attributes:
+        images: (C, H, W) in [-1, 1] each.
+        labels: their classes.
+        about: what they are.
+        digest: a short hash of the images.
+    """
 
     images: list[Tensor]
     labels: list[int]
     about: dict[str, Any]
+    digest: str
 
 
 @lru_cache(maxsize=1)  # entries mostly share it
@@ -68,6 +77,9 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
     given = task["images"], tuple(path) if isinstance(path, list) else path
     if images is not None:
         given = (None, images) if Path(images).exists() else (images, None)
+        if given[0] is not None and given[0] not in NAMES:
+            known = ", ".join(NAMES)
+            raise ConfigError(f"images={images} is neither a path nor one of {known}.")
     gallery = _gallery(*given, model.shape.channels, task["skip_damaged"])
     held_out = [part for part in ("test", "validation", "train") if part in gallery.parts]
     if given[1] is not None and images is not None:  # another folder: all of it
@@ -87,10 +99,14 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
         top, left = (max(0, (side - WINDOW) // 2) for side in pixels.shape[:2])
         middle = torch.tensor(pixels[top : top + WINDOW, left : left + WINDOW])
         middles.append(middle.permute(2, 0, 1).float() / 127.5 - 1)
+    seen = hashlib.sha256(str([image.shape for image in middles]).encode())
+    for image in middles:
+        seen.update(image.numpy().tobytes())
     return Tested(
         [image.to(device) for image in middles],
         [part.labels[i] for i in chosen],
         {"images": gallery.name, "part": held_out[0], "count": len(chosen)},
+        seen.hexdigest()[:16],
     )
 
 

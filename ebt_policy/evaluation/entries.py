@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +12,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import ebt_policy
-from ebt_policy.evaluation.contestants import matching_runs, parse_checkpoint
+from ebt_policy.evaluation.contestants import (
+    load_runs,
+    made,
+    matching_runs,
+    parse_checkpoint,
+    told_apart,
+)
 from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.summary import or_missing
 from ebt_policy.models.base import Model
-from ebt_policy.options import ConfigError
 
 M = TypeVar("M", bound=Model)
 
@@ -26,20 +32,16 @@ def load_entries(
     """Name -> models of each ``RUN[@name=value,...]``; a * in RUN stands for training runs.
 
     Raises:
-        CheckpointError, ConfigError: what is not there, or of another kind.
+        CheckpointError, ConfigError: what is not there, of another kind, or listed twice.
     """
-    short = [text.rpartition("/")[2] for text in checkpoints]
-    names = short if len(set(short)) == len(short) else list(checkpoints)
-    entries = {}
-    for name, text in zip(names, checkpoints, strict=True):
+    named, models = [], []
+    for text in checkpoints:
         path, changes = parse_checkpoint(text)
-        models = [kind.from_checkpoint(run, device) for run in matching_runs(path)]
-        if not models:
-            raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
-        for model in models:
-            model.configure_inference(**changes)
-        entries[name] = models
-    return entries
+        runs, found = load_runs(text, partial(kind.from_checkpoint, device=device))
+        name = path.resolve().name + (f"@{text.rpartition('@')[2]}" if changes else "")
+        named.append((name, [run.resolve() for run in runs]))
+        models.append(found)
+    return dict(zip(told_apart(named), models, strict=True))
 
 
 def runs_of(text: str) -> list[Path]:
@@ -58,22 +60,7 @@ def first_of_runs(names: Iterable[str]) -> set[str]:
 
 def made_by(name: str, models: Sequence[Model], command: str) -> dict[str, Any]:
     """What ``summary.json`` says of how an entry was trained and evaluated."""
-    first = models[0]
-    trained = first.config.get("trained", {})
-    return {
-        "name": name,
-        "task": first.config["task"]["name"],
-        "model": first.name,
-        "params": first.parameter_count,
-        "objective": (first.config.get("objective") or {}).get("name"),
-        "steps": getattr(first.inference, "steps", 1),
-        "train_seed": [model.config.get("seed") for model in models],
-        "train_steps": trained.get("steps"),
-        "train_seconds": trained.get("seconds"),
-        "device": trained.get("device"),
-        "command": command,
-        "version": ebt_policy.__version__,
-    }
+    return {"name": name, **made(models), "command": command, "version": ebt_policy.__version__}
 
 
 def facts_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def over_steps(thoughts: Mapping[str, Any]) -> Figure:
     """Signal to noise and energy over the steps of descents: name -> `restoring`'s."""
     figure = blank(8.5, 3.3)
     quality, energy = figure.subplots(1, 2)
-    for colour, (name, found) in zip(PALETTE, thoughts.items(), strict=False):
+    for colour, (name, found) in zip(cycle(PALETTE), thoughts.items(), strict=False):
         means, low, high = bands(found["longer"])
         x = np.arange(len(means))
         quality.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -106,7 +107,7 @@ def over_places(entries: Sequence[Mapping[str, Any]]) -> Figure:
     """Of models of video: error and energy over the context, and error over steps."""
     figure = blank(11, 3.3)
     error, energy, steps = figure.subplots(1, 3)
-    for colour, entry in zip(PALETTE, entries, strict=False):
+    for colour, entry in zip(cycle(PALETTE), entries, strict=False):
         name = Path(entry["name"]).name
         x = np.arange(1, len(entry["by_place"]) + 1)
         error.plot(x, entry["by_place"], color=colour, label=name)

@@ -15,7 +15,7 @@ from ebt_policy.jobs.job import Built, Job
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import LEVELS, ImageModel, ImageShape
 from ebt_policy.options import ConfigError, options
-from ebt_policy.restoring import evaluate_images
+from ebt_policy.restoring import RestoringOptions, evaluate_images
 from ebt_policy.training.trainer import TrainConfig
 
 HELD_OUT = 1024  # crops whose loss is seen at checkpoints
@@ -122,5 +122,5 @@ class ImageJob(Job):
 
     def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
         if self.evaluation.final:
-            output = run_dir / "evaluation"
-            evaluate_images([str(run_dir)], output=output, device=device, command=command)
+            what: Any = {"output": run_dir / "evaluation", "device": device, "command": command}
+            evaluate_images([str(run_dir)], RestoringOptions(), **what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from ebt_policy.data.video import Footage, Frames, FrameWindows
+from ebt_policy.data.video import PIECES, Footage, Frames, FrameWindows, VideoError
 from ebt_policy.footage import VideoTask, featured, load_footage
 from ebt_policy.foreseeing import evaluate_autoencoder, evaluate_video
 from ebt_policy.jobs.job import Built, Job
@@ -46,6 +47,8 @@ class VideoJob(Job):
 
     def fetch(self) -> str:
         self.footage = load_footage(self.task)
+        if not self.of_frames:
+            _check_lengths(self.footage, self.task.context)
         clips = self.footage.parts["train"]
         count = sum(len(clip.frames) for clip in clips)
         return f"{self.footage.name}: {len(clips)} clips, {count:,} frames, {self.footage.origin}."
@@ -57,7 +60,9 @@ class VideoJob(Job):
         assert self.footage is not None
         task = self.task
         folder = Path(self.config["run_dir"]).parent
-        folder /= f"autoencoder-{self.footage.name}-{task.height}x{task.width}"
+        seen = sha256(b"".join(clip.frames.tobytes() for clip in self.footage.parts["train"]))
+        name = f"{self.footage.name}-{task.height}x{task.width}-{seen.hexdigest()[:6]}"
+        folder /= f"autoencoder-{name}"
         self.features = str(folder)
         try:
             if int(checkpoint_folder(folder).name.removeprefix("step_")) >= FIRST["steps"]:
@@ -112,3 +117,19 @@ class VideoJob(Job):
                 evaluate_autoencoder(run_dir, self.footage, output, device)
             else:
                 evaluate_video([str(run_dir)], output=output, device=device, command=command)
+
+
+def _check_lengths(footage: Footage, context: int) -> None:
+    """Before anything is trained.
+
+    Raises:
+        VideoError: a part has no clip that is longer than the context.
+    """
+    for part, clips in footage.parts.items():
+        longest = max(len(clip.frames) for clip in clips)
+        if longest <= context:
+            raise VideoError(
+                f"the clips of {footage.name} for {part} have {longest} frames at most; a context "
+                f"of {context} needs {context + 1}. Lower task.context or task.every, or give more "
+                f"(fewer than {PIECES} videos are cut into {PIECES} each)."
+            )

@@ -34,6 +34,7 @@ class Autoencoder(Model):
     """
 
     name = "autoencoder"
+    kind = "an autoencoder"
 
     def __init__(self, channels: list[int], latent: int, kl: float) -> None:
         super().__init__()

@@ -33,13 +33,15 @@ class Model(nn.Module, ABC):
     """Base of all policies, language models, ...
 
     Attributes:
-        name: of its kind, in configurations.
+        name: of its class, in configurations.
+        kind: what it models, as `kind_in` says it of a checkpoint; "" to take any.
         files: that a checkpoint has besides weights, configuration and version.
         config: the sections it was built from, stored with a checkpoint.
         inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
     name: ClassVar[str]
+    kind: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
     inference: Any = None
@@ -150,9 +152,7 @@ class Model(nn.Module, ABC):
             CheckpointError: missing, damaged, of another version, or of another kind of model.
         """
         folder = checkpoint_folder(path)
-        for name in ("model.safetensors", "config.yaml", *cls.files, "format_version"):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
+        _need(folder, "model.safetensors", "config.yaml", "format_version")
         with reading(folder / "format_version"):
             version = (folder / "format_version").read_text().strip()
         if version != FORMAT_VERSION:
@@ -162,13 +162,31 @@ class Model(nn.Module, ABC):
             )
         with reading(folder / "config.yaml"):
             config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            if cls.kind and (found := kind_in(config)) != cls.kind:
+                raise CheckpointError(f"{folder} holds {found}, not {cls.kind}.")
+        _need(folder, *cls.files)
+        with reading(folder / "config.yaml"):
             model = cls._rebuild(config, folder)
         with reading(folder / "model.safetensors"):
             model.load_state_dict(load_file(folder / "model.safetensors"))
         if not isinstance(model, cls):
-            raise CheckpointError(f"{folder} holds a {model.name} policy, not {cls.name}.")
+            raise CheckpointError(f"{folder} holds model={model.name}, not {cls.__name__}.")
         # The weights stay as they are while candidates descend; a graph of them would cost time.
         return model.to(device).eval().requires_grad_(False)
+
+
+def kind_in(config: Any) -> str:
+    """What a checkpoint's configuration says that it models."""
+    if config["model"]["name"] == "autoencoder":
+        return "an autoencoder"
+    of = {"text": "text", "image": "images", "video": "video"}.get(config["task"]["name"])
+    return f"a model of {of}" if of else "a policy"
+
+
+def _need(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
 
 
 @contextmanager

@@ -52,6 +52,8 @@ class ImageShape:
     classes: int
 
     def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ConfigError(f"task.side must be at least 1, got {self.side}.")
         if self.patch < 1 or self.side % self.patch:
             raise ConfigError(f"task.patch={self.patch} must divide task.side={self.side}.")
         if not 1 <= self.noise <= LEVELS:
@@ -63,7 +65,7 @@ class Restored(NamedTuple):
 
     Attributes:
         images: (B, C, S, S) in [-1, 1].
-        path: from the noisy images to these, N + 1 of them.
+        path: from the noisy images to these, N + 1 of them, N the passes or steps asked for.
         energies: (N + 1, B), before each step and at the end; None without an energy.
         steps_used: (B,), passes or steps that each image took.
     """
@@ -136,6 +138,8 @@ class ImageModel(Model):
         shape: of the images.
         net: the network.
     """
+
+    kind = "a model of images"
 
     def __init__(self, shape: ImageShape, net: PatchTransformer) -> None:
         super().__init__()
@@ -272,6 +276,10 @@ class EnergyImageModel(LandscapeModel, ImageModel):
         """Targets with the noise that it is trained for at level 0, and less of it up to 1."""
         return self.noised(target, normal, ((1 - level) * self.shape.noise).round().long())
 
+    @property
+    def varied_starts(self) -> bool:
+        return self.shape.noise == LEVELS  # else all start from the noisy image
+
     def told(self, noise: Tensor) -> Tensor | None:
         """How many steps are done, where it is told: none."""
         return noise.new_zeros(len(noise), 1).float() if self.objective.level_conditioned else None
@@ -310,7 +318,7 @@ class EnergyImageModel(LandscapeModel, ImageModel):
     ) -> Restored:
         how, context = self.inference, self.encode(labels, len(noisy))
         start = noisy.unsqueeze(1).repeat_interleave(how.candidates, dim=1)
-        if how.candidates > 1 and noise == LEVELS:  # there all noise is alike
+        if how.candidates > 1:  # of one that makes images of noise, all of which is alike
             start = draw_normal(start, generator)
         with torch.no_grad():
             found = descend(
@@ -320,10 +328,13 @@ class EnergyImageModel(LandscapeModel, ImageModel):
                 **asdict(how),
                 **self.objective.descent_options(how.steps),
             )
-        energies = found.energies[:, :, 0] if self.has_energy else None
+        path, energies = [x[:, 0] for x in found.route], found.energies[:, :, 0]
+        left = how.steps + 1 - len(path)  # steps not taken, since all had stopped
+        path += path[-1:] * left
+        energies = torch.cat([energies, energies[-1:].expand(left, -1)])
         return Restored(
             found.candidate[:, 0].clamp(-1, 1),
-            [x[:, 0] for x in found.path],
-            energies,
+            path,
+            energies if self.has_energy else None,
             found.steps_used[:, 0],
         )

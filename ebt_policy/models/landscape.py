@@ -47,6 +47,23 @@ class LandscapeModel(Model):
 
     objective: Objective
 
+    @property
+    def varied_starts(self) -> bool:
+        """Whether guesses start from different places, so that there is something to choose."""
+        return bool(getattr(self.objective, "start", 1.0))
+
+    def configure_inference(self, **changes: Any) -> None:
+        super().configure_inference(**changes)
+        self._check_inference()
+
+    def _check_inference(self) -> None:
+        """Raise ConfigError where this model cannot predict as it was told to."""
+        if self.inference.candidates > 1 and not self.varied_starts:
+            raise ConfigError(
+                f"inference.candidates={self.inference.candidates} brings nothing: all guesses of "
+                "this model start from the same place; leave it at 1."
+            )
+
     @abstractmethod
     def target(self, batch: dict[str, Any]) -> Tensor:
         """What candidates are to become: (B, U, ...)."""

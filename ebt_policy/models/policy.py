@@ -117,6 +117,7 @@ class Policy(Model):
             features of all cameras, and the actions that are committed.
     """
 
+    kind = "a policy"
     files = ("normalizer.json",)
 
     def __init__(

@@ -38,8 +38,8 @@ class SequenceLandscape(LandscapeModel):
     inference: Thinking
 
     @abstractmethod
-    def observe(self, sequence: Tensor, before: Observed | None = None) -> Observed:
-        """A sequence (B, S, ...), after what was observed before."""
+    def observe(self, sequence: Tensor) -> Observed:
+        """A sequence (B, S, ...)."""
 
     @abstractmethod
     def like(self, observed: Observed, units: int) -> Tensor:

@@ -37,6 +37,7 @@ class TextModel(Model):
         width: D.
     """
 
+    kind = "a model of text"
     files = ("tokenizer.json",)
 
     def __init__(self, tokenizer: Tokenizer, context: int, width: int) -> None:

@@ -24,14 +24,11 @@ class Tiling:
 
     Args:
         height, width: of the image.
-        side: S.
-        overlap: of neighbouring tiles, pixels; a quarter of S unless given.
+        side: S; neighbours overlap by a quarter of it.
     """
 
-    def __init__(self, height: int, width: int, side: int, overlap: int | None = None) -> None:
-        overlap = side // 4 if overlap is None else overlap
-        if not 0 <= overlap < side:
-            raise ValueError(f"overlap must be 0 to {side - 1}, got {overlap}.")
+    def __init__(self, height: int, width: int, side: int) -> None:
+        overlap = side // 4
         self.size, self.side = (height, width), side
         self.full = (max(height, side), max(width, side))
         tops, lefts = (_starts(length, side, overlap) for length in self.full)

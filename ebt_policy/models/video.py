@@ -55,6 +55,7 @@ class VideoModel(Model):
         encoder: digest of what made the features (see `FrameFeatures`), "" where it is not known.
     """
 
+    kind = "a model of video"
     encoder = ""
 
     def __init__(self, features: int, context: int, net: CausalTransformer) -> None:
@@ -93,9 +94,9 @@ class VideoModel(Model):
         """Of normalised frames (B, S + 1, F): (B, S, F)."""
         return frames.diff(dim=1) / self.step
 
-    def observe(self, sequence: Tensor, before: Observed | None = None) -> Observed:
-        """Normalised frames (B, S, F), after those observed before."""
-        return self.net.observe(self.frame_in(sequence), before)
+    def observe(self, sequence: Tensor) -> Observed:
+        """Normalised frames (B, S, F)."""
+        return self.net.observe(self.frame_in(sequence))
 
     @abstractmethod
     def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
@@ -187,7 +188,7 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
         found = self.think(observed, generator)
         signals = {
             "change": mean_square(found.candidate),
-            "last step": mean_square(found.path[-1] - found.path[-2]),
+            "last step": mean_square(found.route[-1] - found.route[-2]),
         }
         if self.has_energy:
             signals["energy"] = found.energies[-1]
