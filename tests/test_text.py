@@ -209,7 +209,9 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
 
 @pytest.mark.parametrize("many", [1, 3])
 def test_surprisal_is_that_of_a_distribution(kind, many):
-    model = build(kind, **({} if kind in ("transformer_pp", "refiner") else {"candidates": many}))
+    model = build(kind)
+    if isinstance(model, EnergyLanguageModel) and model.has_energy and model.varied_starts:
+        model.configure_inference(candidates=many)
     logits = model.predict(model.observe(tokens()), generators())
     assert logits.shape == (B, 7, V) and not logits.requires_grad
     found = model.surprisal(tokens(), generators())
