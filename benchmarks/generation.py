@@ -1,4 +1,4 @@
-"""Images made of noise, class by class: ``python -m benchmarks.generation [seeds=3 updates=6000]``.
+"""Images made of noise, class by class: ``python -m benchmarks.generation [seeds=3 updates=3000]``.
 
 Settings: seeds, updates, parallel, folder, images (made by each training run at each budget),
 features. Trains the energy model by equilibrium matching, its vector twin without an energy, and
@@ -47,7 +47,7 @@ MODELS = {
 }
 NAMES = {"ebt": "energy, equilibrium", "refiner": "the same without an energy", "dit": "DiT, DDIM"}
 PASSES = (5, 10, 25, 50)
-SHOWN = 4  # images of each class in the picture
+SHOWN = 2  # images of each class in the picture
 BATCH = 250
 
 
@@ -123,7 +123,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     given = settings(
-        seeds=3, updates=6000, parallel=2, folder="runs/generation", images=2000, features="judge"
+        seeds=3, updates=3000, parallel=2, folder="runs/generation", images=2000, features="judge"
     )
     if given.features not in ("judge", "inception"):
         raise SystemExit("error: features must be judge or inception.")

@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks import (
     denoising,
+    generation,
     image_speed,
     language,
     masked_text,
@@ -250,6 +251,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/vision.md": {
         "denoising_cbsd68_s": lambda: denoising.table(_stored("denoising_cbsd68_s")),
+        "generation": lambda: generation.table(_stored("generation")),
         "video_g1": lambda: video.table(_stored("video_g1")),
         "probe": lambda: representation.probe_table(_stored("representation")),
         "detectors": lambda: representation.detector_table(_stored("representation")),
