@@ -40,6 +40,7 @@ language: $(READY) ## the experiments on language models: seven hours on 2 cores
 
 vision: $(READY) ## the experiments on images and video; asks for `pip install bm3d`
 	$(BIN)/python -m benchmarks.denoising set=cbsd68
+	$(BIN)/python -m benchmarks.denoising set=bsd68 updates=2000
 	$(BIN)/python -m benchmarks.denoising set=set12 updates=2000
 	$(BIN)/python -m benchmarks.representation
 	$(BIN)/python -m benchmarks.generation

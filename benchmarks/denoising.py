@@ -1,11 +1,12 @@
 """Denoising compared: ``python -m benchmarks.denoising [seeds=3 updates=4000 parallel=2]``.
 
-Settings: seeds, updates, parallel, folder, size, set (cbsd68, or set12 in grey). Trains the energy
-model by its recipes, the refiner and DiT (up to the noise of the others' training, and up to its
-double) on BSDS500, and takes noise of both levels from CBSD68 or Set12 at several budgets of
-passes, beside BM3D, which is told the level. Writes ``docs/results/denoising_SET_SIZE.json`` and
-``docs/assets/denoising_SET_SIZE.png``. It may be repeated after a kill; needs $EBT_POLICY_DATA and
-the package bm3d.
+Settings: seeds, updates, parallel, folder, size, set (cbsd68, or in grey bsd68 or set12, which
+share their training). Trains the energy model by its recipes, the refiner and DiT (up to the noise
+of the others' training, and up to its double) on BSDS500, and takes noise of both levels from the
+set at several budgets of passes, beside BM3D, which is told the level. Writes
+``docs/results/denoising_SET_SIZE.json`` and, of the models, ``docs/assets/denoising_KIND_SIZE.png``
+with KIND colour or grey. It may be repeated after a kill; needs $EBT_POLICY_DATA and the package
+bm3d.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from ebt_policy.restoring import RestoringOptions, evaluate_images
 
 NOISE = 100  # of training, as in the EBT paper
 IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]
-SETS = {"cbsd68": (["task.channels=3"], None), "set12": (["task.channels=1"], "set12")}
+SETS = {"cbsd68": ("colour", None), "bsd68": ("grey", None), "set12": ("grey", "set12")}
+CHANNELS = {"colour": 3, "grey": 1}
 MODELS = {
     "ebt": ["model=ebt"],
     "ebt_s2": ["model=ebt", "objective=s2"],
@@ -169,12 +171,11 @@ def main() -> None:
         raise SystemExit(f"error: set must be one of {', '.join(SETS)}.")
     if find_spec("bm3d") is None:
         raise SystemExit("error: the yardstick needs the package bm3d: pip install bm3d.")
-    how, images = SETS[given.set]
-    folder = Path(given.folder) / f"{given.set}_{given.size}"
-    runs = {
-        name: [*IMAGES, *how, f"size={given.size}", f"train.steps={given.updates}", *model]
-        for name, model in MODELS.items()
-    }
+    kind, images = SETS[given.set]
+    folder = Path(given.folder) / f"{kind}_{given.size}"
+    common = [*IMAGES, f"task.channels={CHANNELS[kind]}", f"size={given.size}",
+              f"train.steps={given.updates}"]  # fmt: skip
+    runs = {name: [*common, *model] for name, model in MODELS.items()}
     train_all(runs, range(given.seeds), folder, given.parallel)
     entries = [
         f"{name}@steps={steps}{HOW.get(name, '')}" for name in runs for steps in PASSES[name]
@@ -182,14 +183,14 @@ def main() -> None:
     result = evaluate_images(
         [str(folder / entry_of_runs(entry)) for entry in entries],
         RestoringOptions(images, NOISE),
-        output=folder / "evaluation",
+        output=folder / "evaluation" / given.set,
         device=DEVICE,
         command=command("denoising"),
     )
     result["seeds"], result["updates"] = given.seeds, given.updates
     result["bm3d"] = yardstick(folder / "ebt-seed0", images)
     store(f"denoising_{given.set}_{given.size}.json", json.dumps(result, indent=1) + "\n")
-    draw(folder, Path(f"docs/assets/denoising_{given.set}_{given.size}.png"))
+    draw(folder, Path(f"docs/assets/denoising_{kind}_{given.size}.png"))
     print(table(result))
 
 
