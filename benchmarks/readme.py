@@ -251,6 +251,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/vision.md": {
         "denoising_cbsd68_s": lambda: denoising.table(_stored("denoising_cbsd68_s")),
+        "denoising_set12_2xs": lambda: denoising.table(_stored("denoising_set12_2xs")),
         "generation": lambda: generation.table(_stored("generation")),
         "video_g1": lambda: video.table(_stored("video_g1")),
         "probe": lambda: representation.probe_table(_stored("representation")),
