@@ -254,6 +254,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "denoising_set12_2xs": lambda: denoising.table(_stored("denoising_set12_2xs")),
         "generation": lambda: generation.table(_stored("generation")),
         "video_g1": lambda: video.table(_stored("video_g1")),
+        "video_push_t": lambda: video.table(_stored("video_push_t")),
         "probe": lambda: representation.probe_table(_stored("representation")),
         "detectors": lambda: representation.detector_table(_stored("representation")),
         "image_speed_cpu": lambda: image_speed.table(_stored("image_speed_cpu")),
