@@ -252,6 +252,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/vision.md": {
         "denoising_cbsd68_s": lambda: denoising.table(_stored("denoising_cbsd68_s")),
         "denoising_set12_2xs": lambda: denoising.table(_stored("denoising_set12_2xs")),
+        "denoising_bsd68_2xs": lambda: denoising.table(_stored("denoising_bsd68_2xs")),
         "generation": lambda: generation.table(_stored("generation")),
         "video_g1": lambda: video.table(_stored("video_g1")),
         "video_push_t": lambda: video.table(_stored("video_push_t")),
