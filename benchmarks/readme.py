@@ -250,12 +250,15 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "masked_text": lambda: masked_text.table(_stored("masked_text")),
     },
     "docs/vision.md": {
-        "denoising_cbsd68_s": lambda: denoising.table(_stored("denoising_cbsd68_s")),
-        "denoising_set12_2xs": lambda: denoising.table(_stored("denoising_set12_2xs")),
-        "denoising_bsd68_2xs": lambda: denoising.table(_stored("denoising_bsd68_2xs")),
+        **{
+            name: lambda name=name: denoising.table(_stored(name))
+            for name in ("denoising_cbsd68_s", "denoising_set12_2xs", "denoising_bsd68_2xs")
+        },
         "generation": lambda: generation.table(_stored("generation")),
-        "video_g1": lambda: video.table(_stored("video_g1")),
-        "video_push_t": lambda: video.table(_stored("video_push_t")),
+        **{
+            f"video_{videos}": lambda videos=videos: video.table(_stored(f"video_{videos}"))
+            for videos in video.FRAMES
+        },
         "probe": lambda: representation.probe_table(_stored("representation")),
         "detectors": lambda: representation.detector_table(_stored("representation")),
         "image_speed_cpu": lambda: image_speed.table(_stored("image_speed_cpu")),
