@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,14 @@ TOLD = 2000  # images of each kind that are to be told apart
 DIT_STEPS = 10  # of restoring
 BATCH = 256
 console = Console()
+
+
+class Kind(NamedTuple):
+    """Images (N, C, S, S), and the numbers (N,) of those that they are parts of: a bootstrap draws
+    these. None where each is its own."""
+
+    images: Tensor
+    sources: np.ndarray | None = None
 
 
 def images_of(gallery: Gallery, part: str, model: ImageModel) -> tuple[Tensor, np.ndarray]:
@@ -105,19 +113,21 @@ def evenly(images: Tensor) -> Tensor:
     return images[np.linspace(0, len(images) - 1, min(TOLD, len(images))).round().astype(int)]
 
 
-def kinds_of(gallery: Gallery, model: ImageModel) -> dict[str, Tensor]:
-    """What was learned from, first, and what was not: images (N, C, S, S) each."""
+def kinds_of(gallery: Gallery, model: ImageModel) -> dict[str, Kind]:
+    """What was learned from, first, and what was not."""
     images, labels = images_of(gallery, "test", model)
     out = torch.from_numpy(np.isin(labels, [gallery.classes.index(name) for name in LEFT_OUT]))
     other = load_images("bsds500", None, model.shape.channels).parts["test"]
     crops = Crops(other, model.shape.side, most=TOLD)
-    natural = model.normalize(crops.gather(torch.arange(len(crops))))["image"]
+    every = torch.arange(len(crops))
+    natural = model.normalize(crops.gather(every))["image"]
     generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(TOLD, *images.shape[1:], generator=generator) * 2 - 1
     return {
-        "learned classes": evenly(images[~out]),
-        "classes left out": evenly(images[out]),
-        "crops of CBSD68": natural,
-        "uniform noise": torch.rand(TOLD, *images.shape[1:], generator=generator) * 2 - 1,
+        "learned classes": Kind(evenly(images[~out])),
+        "classes left out": Kind(evenly(images[out])),
+        "crops of CBSD68": Kind(natural, crops.sources(every).numpy()),
+        "uniform noise": Kind(noise),
     }
 
 
@@ -132,19 +142,27 @@ def roughness(images: Tensor) -> np.ndarray:
     return images.diff(dim=-1).abs().flatten(1).mean(1).numpy()
 
 
-def detected(found: Sequence[Mapping[str, dict[str, np.ndarray]]]) -> dict[str, Any]:
+def detected(
+    found: Sequence[Mapping[str, dict[str, np.ndarray]]], seen: Mapping[str, Kind]
+) -> dict[str, Any]:
     """Signal -> kind -> area under the ROC curve and calibration, over training runs."""
-    usual, *kinds = found[0]
+    usual, *kinds = seen
+    sources = {
+        kind: np.arange(len(of.images)) if of.sources is None else of.sources
+        for kind, of in seen.items()
+    }
     result: dict[str, Any] = {}
     for signal in found[0][usual]:
         result[signal] = {}
         for kind in kinds:
-            samples = []
-            for of in found:
-                a, b = of[usual][signal], of[kind][signal]
-                odd = np.repeat([False, True], [len(a), len(b)])
-                samples.append(Samples(np.concatenate([a, b]), odd, np.arange(len(odd))))
-            even = [np.arange(len(s.signal)) % 2 == 0 for s in samples]
+            one, other = sources[usual], sources[kind]
+            drawn = np.concatenate([one, other + len(one)])  # a source is of one kind
+            odd = np.repeat([False, True], [len(one), len(other)])
+            samples = [
+                Samples(np.concatenate([of[usual][signal], of[kind][signal]]), odd, drawn)
+                for of in found
+            ]
+            even = [drawn % 2 == 0 for _ in samples]  # no source in both halves
             predicted = [
                 Calibration(s.signal[e], s.happened[e])(s.signal[~e])
                 for s, e in zip(samples, even, strict=True)
@@ -155,9 +173,9 @@ def detected(found: Sequence[Mapping[str, dict[str, np.ndarray]]]) -> dict[str, 
     return result
 
 
-def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Tensor], path: Path) -> None:
+def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Kind], path: Path) -> None:
     """Ten images of each kind, the first row noisy ones, and the energies of their patches."""
-    chosen = {name: images[:: len(images) // 10][:10] for name, images in kinds.items()}
+    chosen = {name: of.images[:: len(of.images) // 10][:10] for name, of in kinds.items()}
     first, clean = next(iter(chosen.items()))
     noisy = model.degrade(clean, model.shape.noise, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
@@ -235,11 +253,11 @@ def main() -> None:
         for name, several in models.items():
             seen = []
             for model in several:
-                seen.append({kind: oddness(model, x) for kind, x in kinds.items()})
+                seen.append({kind: oddness(model, of.images) for kind, of in kinds.items()})
                 bar.advance(task)
-            result["detected"][name] = detected(seen)
-    plain = {kind: {"roughness": roughness(x)} for kind, x in kinds.items()}
-    result["detected"]["pixels"] = detected([plain])
+            result["detected"][name] = detected(seen, kinds)
+    plain = {kind: {"roughness": roughness(of.images)} for kind, of in kinds.items()}
+    result["detected"]["pixels"] = detected([plain], kinds)
     for name, of in result["probe"].items():
         of["accuracy"] = mean_ci(right[name])
         if name != "dit":

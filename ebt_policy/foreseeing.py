@@ -261,9 +261,11 @@ def _pictures(
                 raw = (made[0] * model.scale + model.mean).cpu()
                 decoded = encoder.decode(raw, *frames.shape[1:3])
                 if decoded is None:
-                    return None
+                    break
                 rows[f"{name}, {what}"] = decoded.numpy()
         titles = [f"frame {k}" for k in at]
+        if len(rows) == 1:  # none has a way back to frames
+            return None
         for name, of in rows.items():
             images = [torch.from_numpy(of[k]).permute(2, 0, 1).float() / 127.5 - 1 for k in at]
             strips.append(Strip(name, images, titles))

@@ -23,7 +23,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.evaluation.denoising import Tested, measured, noisy_versions, psnrs, tested
+from ebt_policy.evaluation.denoising import (
+    WINDOW,
+    Tested,
+    measured,
+    noisy_versions,
+    psnrs,
+    tested,
+)
 from ebt_policy.evaluation.entries import (
     facts_of,
     first_of_runs,
@@ -52,6 +59,7 @@ console = Console()
 
 FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
 SHOWN = 4  # images in the grid
+STEPS_SHOWN = 8  # of each, evenly spread where there are more
 MAPPED = 8  # images whose energies are drawn patch by patch
 MAPS = "Parts of images, and the share of each patch in their energy; red is what is high."
 MADE = 4  # images of noise for each class, or rows of ten without classes
@@ -91,12 +99,15 @@ def evaluate_images(
     making = {model.shape.noise == LEVELS for model in firsts}
     if len(making) > 1:
         raise ConfigError("models that make images and models that denoise do not compare.")
-    output.mkdir(parents=True, exist_ok=True)
     if making.pop():
+        if how != RestoringOptions():
+            raise ConfigError("images= and noise= are for models that denoise; these make images.")
+        output.mkdir(parents=True, exist_ok=True)
         return _made(contestants, checkpoints, output, command)
     low = firsts[0].shape.noise if how.noise is None else how.noise
     levels = [level for level in (low, 2 * low) if level <= LEVELS]
     sets = {name: tested(models[0], how.images, device) for name, models in contestants.items()}
+    output.mkdir(parents=True, exist_ok=True)
     log = PieceLog(output / "restored.jsonl", "found")
     entries, tables, figures = [], {}, []
     pictures: list[Strip] = []
@@ -215,12 +226,13 @@ def _thought(
 def _strips(
     name: str, model: ImageModel, noisy: Sequence[Tensor], level: int, test: Tested
 ) -> list[Strip]:
-    """Of the first images: noisy, after some steps, after the last, and clean."""
+    """Of the first images: noisy, after each step (some of many), and clean."""
     draws = torch.Generator().manual_seed(0)
     found = restore_tiled(model, noisy[:SHOWN], level, test.labels[:SHOWN], draws)
     rows = []
     for one, truth in zip(found, test.images, strict=False):
-        at = np.unique(np.linspace(0, len(one.path) - 1, min(4, len(one.path))).round().astype(int))
+        last = len(one.path) - 1
+        at = np.unique(np.linspace(0, last, min(last, STEPS_SHOWN) + 1).round().astype(int))
         shown = [x.cpu() for x in (*(one.path[i] for i in at), truth)]
         rows.append(Strip(name, shown, [f"step {k}" if k else "noisy" for k in at] + ["clean"]))
     return rows
@@ -313,7 +325,10 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _note(result: Mapping[str, Any]) -> str:
     sets = ", ".join(sorted({f"{e['images']} ({e['part']})" for e in result["entries"]}))
-    return f"Mean and 95 % interval over images of {sets} and training seeds."
+    return (
+        f"Mean and 95 % interval over images of {sets} and training seeds; of each image the "
+        f"middle {WINDOW} x {WINDOW} pixels."
+    )
 
 
 IMAGES = Shown(

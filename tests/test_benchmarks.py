@@ -211,10 +211,26 @@ def test_a_detector_is_measured_against_what_is_usual():
         }
         for _ in range(2)
     ]
-    found = representation.detected(runs)["energy"]
+    counts = {"usual": 400, "odd": 300, "alike": 300}
+    kinds = {name: representation.Kind(torch.zeros(n)) for name, n in counts.items()}
+    found = representation.detected(runs, kinds)["energy"]
     assert found["odd"]["auroc"]["mean"] > 0.95
     low, high = found["alike"]["auroc"]["ci95"]
     assert low < 0.52 and high > 0.48 and found["odd"]["reliability"]["calibration_error"] < 0.1
+
+
+def test_parts_of_one_image_are_no_independent_samples():
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=20)  # of 20 images, of which there are 15 parts each
+    runs = [{"usual": {"energy": rng.normal(size=300)},
+             "parts": {"energy": np.repeat(shift, 15) + rng.normal(size=300)}}]  # fmt: skip
+    widths = []
+    for sources in (None, np.repeat(np.arange(20), 15)):
+        kinds = {"usual": representation.Kind(torch.zeros(300)),
+                 "parts": representation.Kind(torch.zeros(300), sources)}  # fmt: skip
+        low, high = representation.detected(runs, kinds)["energy"]["parts"]["auroc"]["ci95"]
+        widths.append(high - low)
+    assert widths[1] > 1.5 * widths[0]
 
 
 def test_images_are_as_far_from_others_as_their_features_are():

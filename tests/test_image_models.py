@@ -19,11 +19,13 @@ from ebt_policy import eval as eval_entry
 from ebt_policy import restoring
 from ebt_policy import train as train_entry
 from ebt_policy.baselines.ddim import DDIM
+from ebt_policy.evaluation import denoising
 from ebt_policy.evaluation.denoising import measured, measures, psnrs
 from ebt_policy.models import build_image_model
-from ebt_policy.models.image import LEVELS, ImageModel
+from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel
 from ebt_policy.models.tiling import TOGETHER, Tiling, restore_tiled
 from ebt_policy.options import ConfigError
+from ebt_policy.restoring import RestoringOptions, evaluate_images
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
@@ -182,6 +184,20 @@ def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler)
         torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+def test_any_number_of_passes_is_that_many(scheduler):
+    """Trailing levels of diffusers are one too many for some, and its last one starts anew."""
+    model = build("dit")
+    clean = batch(model)["image"] * 0.9
+    noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
+    for steps in (*range(1, 101, 7), 28, 29, 30, 31, 58, 62, 97):
+        model.net = oracle = Oracle(clean, model.abar)  # type: ignore[assignment]
+        model.configure_inference(scheduler=scheduler, steps=steps)
+        found = model.restore(noisy, 100, generator=torch.Generator().manual_seed(0))
+        assert len(oracle.levels) == steps == len(found.path) - 1
+        torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
@@ -226,6 +242,46 @@ def test_classes_are_told_where_there_are_any():
     assert not torch.allclose(first, model.restore(rows["image"], 100, torch.ones(4).long()).images)
     with pytest.raises(ConfigError, match="trained with classes"):
         model.restore(rows["image"], 100)
+    model.config["task"] = {"images": "leaves", "path": None, "skip_damaged": False}
+    with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
+        denoising.tested(model, None, torch.device("cpu"))
+
+
+def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
+    model = build(kind).eval()
+    images = batch(model)["image"]
+    found = model.features(images)
+    layers, width = 1, 16
+    assert found.shape == (4, layers * width) and found.std(0).min() > 0
+    torch.testing.assert_close(model.features(images[1:2]), found[1:2], atol=1e-5, rtol=1e-4)
+    noisy = [
+        model.features(images, 50, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(noisy[0], noisy[1]) and not torch.allclose(noisy[0], noisy[2])
+
+
+def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
+    model = build(kind).eval()
+    images = batch(model)["image"]
+    generator = torch.Generator().manual_seed(0)
+    found = model.oddness(images, generator)
+    generator.manual_seed(0)
+    restored = model.restore(model.degrade(images, 100, generator), 100, generator=generator)
+    error = (restored.images - images).square().flatten(1).mean(1)
+    torch.testing.assert_close(found["restoring"], error)
+    if not isinstance(model, EnergyImageModel):
+        assert set(found) == {"restoring"}
+        return
+    level = model.told(torch.zeros(4))
+    asked = images.unsqueeze(1).requires_grad_()
+    value = model.net(model.encode(None, 4), asked, level)
+    if not model.has_energy:
+        torch.testing.assert_close(found["gradient"], value.square().flatten(1).mean(1))
+        return
+    torch.testing.assert_close(found["energy"], value[:, 0])
+    (slope,) = torch.autograd.grad(value.sum(), asked)
+    torch.testing.assert_close(found["gradient"], slope.square().flatten(1).mean(1))
 
 
 def test_options_that_cannot_be_are_one_clear_error():
@@ -348,7 +404,14 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     picture = run / "evaluation" / ("run.png" if made else "grid.png")
     with Image.open(picture) as image:
         assert image.size[0] > 300
-    if not made:
+    if made:
+        with pytest.raises(ConfigError, match="are for models that denoise"):
+            evaluate_images(
+                [str(run)], RestoringOptions("leaves"), output=tmp_path / "out",
+                device=torch.device("cpu"), command="",
+            )  # fmt: skip
+        assert not (tmp_path / "out").exists()
+    else:
         assert entry["noise"] == 100 and entry["noise_double"] == 200
         assert entry["psnr"]["mean"] > 0 and entry["count"] == 1
 

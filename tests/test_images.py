@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from zipfile import ZipFile
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -61,8 +62,6 @@ def deep() -> bytes:
 
 
 def deep_colours() -> bytes:
-    import cv2
-
     return cv2.imencode(".png", np.zeros((20, 20, 3), np.uint16))[1].tobytes()
 
 
@@ -77,6 +76,10 @@ BAD = {
     "16 bits": (deep, "has more than 8 bits"),
     "16 bits, colours": (deep_colours, "has more than 8 bits"),
     "transparent": (lambda: png(photo(channels=4)), "has the channels RGBA"),
+    "deep, of another kind": (  # Pillow would cut it to 8 bits and not say so
+        lambda: cv2.imencode(".jp2", np.zeros((64, 64, 3), np.uint16))[1].tobytes(),
+        "is no image that can be read",
+    ),
     "printed": (lambda: stored(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
     "grey": (lambda: png(photo(channels=1)), r"is grey; .* task\.channels=1"),
 }
@@ -107,6 +110,7 @@ def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
 
 def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
+    (path / "folder.png").mkdir()  # no file
     with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_damaged=true"):
         load_images(None, str(path), 3)
     gallery = load_images(None, str(path), 3, skip_damaged=True)
@@ -115,6 +119,27 @@ def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     )
     names = gallery.parts["train"].names + gallery.parts["validation"].names
     assert len(set(names)) == 20
+    (path / "zz.jpg").unlink()
+    (path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (path / "small.png").write_bytes(png(photo(7, 24)))
+    with pytest.raises(ImageError, match=r"gone\.png cannot be read \(No such file"):
+        load_images(None, str(path), 3)
+    gallery = load_images(None, str(path), 3, skip_damaged=True, smallest=8)
+    assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
+
+
+def test_folders_in_a_folder_are_classes(tmp_path):
+    for i, name in enumerate(("cats", "dogs")):
+        folder(tmp_path / name, HELD_OUT, {})
+        for file in (tmp_path / name).iterdir():
+            file.rename(file.with_name(f"{i}{file.name}"))
+    gallery = load_images(None, str(tmp_path), 3)
+    assert gallery.classes == ("cats", "dogs")
+    for part in gallery.parts.values():
+        assert all(gallery.classes[k] in n for k, n in zip(part.labels, part.names, strict=True))
+    assert load_images(None, [str(tmp_path / "cats"), str(tmp_path / "dogs")], 3).classes == ()
+    (tmp_path / "loose.png").write_bytes(png(photo()))
+    assert load_images(None, str(tmp_path), 3).classes == ()
 
 
 def test_folders_without_an_image_are_one_sentence(tmp_path):
@@ -193,6 +218,7 @@ def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
     ]
     assert len(crops) == len(want)
     found = crops.gather(torch.arange(len(crops)))
+    assert torch.equal(crops.sources(torch.arange(len(crops))), found["label"])
     assert found["image"].dtype == torch.uint8 and found["label"].tolist() == [i for _, i in want]
     for k, (crop, _) in enumerate(want):
         shown = crop if k % 2 == 0 else crop[:, ::-1]

@@ -159,6 +159,24 @@ def test_equilibrium_fades_to_zero_at_the_data():
     assert fast > 0
 
 
+@pytest.mark.parametrize("fade", [0.1, 0.2, 0.5, 1.0])
+def test_equilibrium_arrives_with_any_number_of_steps(fade):
+    """On the field of one demonstration at 0, seen from a distance 1: a Huber loss."""
+
+    def energy(x: torch.Tensor, level: torch.Tensor | None = None) -> torch.Tensor:
+        far = x.flatten(2).norm(dim=-1)
+        return torch.where(far < fade, far.square() / (2 * fade), far - fade / 2)
+
+    objective = Equilibrium(fade=fade)
+    start = torch.nn.functional.normalize(torch.randn(1, 1, 4), dim=-1)
+    for steps in (1, 2, 3, 5, 8, 10, 25, 50, 250):
+        x = descend(energy, start, steps=steps, **objective.descent_options(steps)).candidate
+        assert x.norm() < 0.2 * fade, steps
+        near = 0.3 * start
+        options = objective.descent_options(steps, level=0.7)
+        assert descend(energy, near, steps=steps, **options).candidate.norm() < 0.2 * fade, steps
+
+
 def test_s1_averages_the_loss_of_its_steps():
     objective = S1(steps=3, step_size=0.5)
     y = torch.randn(4, 2, 3)

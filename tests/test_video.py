@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ebt_policy import eval as eval_entry
+from ebt_policy import foreseeing
 from ebt_policy import train as train_entry
 from ebt_policy.data.sources import local_data
 from ebt_policy.data.video import Clip, FrameWindows, VideoError, load_g1, load_own, split
@@ -261,6 +262,42 @@ def test_features_go_back_to_frames():
     assert features.shape == (5, 3 * 4 * 6)
     made = encoder.decode(features, 8, 12)
     assert made is not None and made.shape == pixels.shape and made.dtype == torch.uint8
+
+
+def test_frames_that_features_cannot_hold_are_told_at_once():
+    encoder = Latents(Autoencoder([8, 8, 8], 3, 0.0).net, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"task\.width=18 must be multiples of 4"):
+        encoder.encode(torch.zeros(2, 8, 18, 3, dtype=torch.uint8))
+
+
+class Encoder:
+    """Features that may have no way back."""
+
+    def __init__(self, back: bool) -> None:
+        self.back = back
+
+    def decode(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | None:
+        shape = len(features), height, width, 3
+        return torch.zeros(shape, dtype=torch.uint8) if self.back else None
+
+
+def test_pictures_are_of_those_whose_features_go_back(tmp_path):
+    (clip,) = clips(10)
+    features = frames(1, 10)[0]
+    models = {name: [build("transformer_pp")] for name in ("one", "other")}
+
+    def drawn(*back: bool) -> Any:
+        encoders = [Encoder(b) for b in back]
+        tests: Any = {
+            name: foreseeing.Tested([clip], [features], None, encoder, {"context": S}, 5.0)  # type: ignore[arg-type]
+            for name, encoder in zip(models, encoders, strict=True)
+        }
+        return foreseeing._pictures(models, tests, tmp_path)
+
+    assert drawn(False, False) is None and not list(tmp_path.iterdir())
+    few, many = drawn(False, True), drawn(True, True)
+    assert len(few.axes) < len(many.axes)
+    assert (tmp_path / "rollouts.mp4").stat().st_size > 0
 
 
 def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):

@@ -1,4 +1,4 @@
-"""DDIM (Song et al. 2021), whose steps meet.
+"""DDIM (Song et al. 2021), whose steps meet, and the levels of N steps.
 
 diffusers' scheduler takes T // N levels a step, T of N steps, wherever the next one starts: unless
 N divides T, the two differ, and what a step leaves is taken for another level of noise.
@@ -10,6 +10,13 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
 from torch import Tensor
+
+
+def set_steps(scheduler: Any, steps: int) -> None:
+    """As a scheduler's ``set_timesteps`` with trailing levels, but never one too many: where
+    T / N is rounded down, as of 100 levels and 29 steps, diffusers adds a step from level -1."""
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = scheduler.timesteps[:steps]
 
 
 class DDIM(DDIMScheduler):

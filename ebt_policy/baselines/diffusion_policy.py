@@ -14,7 +14,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from ebt_policy.baselines.ddim import DDIM
+from ebt_policy.baselines.ddim import DDIM, set_steps
 from ebt_policy.baselines.unet1d import ConditionalUnet1d
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
@@ -125,7 +125,7 @@ class DiffusionPolicy(Policy):
         scheduler = kind(
             **SCHEDULE, prediction_type=self.prediction, clip_sample_range=self.clip_range
         )
-        scheduler.set_timesteps(how.steps)
+        set_steps(scheduler, how.steps)
         context = self.net.encode(obs)
         x = draw_normal(
             obs.new_empty(len(obs), self.shape.horizon, self.shape.action_dim), generator

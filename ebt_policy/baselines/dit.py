@@ -14,7 +14,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from ebt_policy.baselines.ddim import DDIM
+from ebt_policy.baselines.ddim import DDIM, set_steps
 from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.image import LEVELS, ImageModel, ImageShape, PatchTransformer, Restored
@@ -91,7 +91,7 @@ class DiT(ImageModel):
         with torch.no_grad():
             context = self.encode(labels, len(noisy))
             for k in range(again):
-                scheduler.set_timesteps((how.steps + k) // again)
+                set_steps(scheduler, (how.steps + k) // again)
                 for t in scheduler.timesteps:
                     level = torch.full((len(x),), int(t) + 1, device=x.device)
                     predicted = self._noise_in(x, context, level)

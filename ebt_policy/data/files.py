@@ -22,7 +22,8 @@ def own_files(
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
+            found = (f for f in path.rglob("*") if f.suffix.lower() in suffixes)
+            files += sorted(f for f in found if not f.is_dir())
         elif path.is_file():
             files.append(path)
         else:

@@ -25,6 +25,7 @@ from ebt_policy.data.sources import local_data
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it
 STRIDE = 4  # pixels between the places of crops
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # of which 16 bits a channel are noticed
 
 
 class ImageError(ValueError):
@@ -98,7 +99,7 @@ class Gallery:
 class _File(NamedTuple):
     part: str
     name: str
-    data: bytes
+    data: bytes | Path
     label: int = 0
 
 
@@ -106,17 +107,20 @@ _Read = tuple[Iterable[_File], tuple[str, ...]]  # files, and the names of their
 
 
 def load_images(
-    name: str | None, path: str | Sequence[str] | None, channels: int, *, skip_damaged: bool = False
-) -> Gallery:
+    name: str | None, path: str | Sequence[str] | None, channels: int, *,
+    skip_damaged: bool = False, smallest: int = 1,
+) -> Gallery:  # fmt: skip
     """A set of images by name, or the user's own.
 
     Args:
         name: ``bsds500`` (train and test to learn from, CBSD68 to test on), ``cifar10``, ``set12``
             (to test on), ``leaves`` (made by `dead_leaves`, always there), or None: the first of
             these that can be learned from.
-        path: image files, or folders in which they are looked for.
+        path: image files, or folders in which they are looked for. Folders in a single one are
+            the classes of what they hold, where they hold all.
         channels: 3, or 1: colours then become grey.
         skip_damaged: leave out what cannot be used, and say so, instead of an error.
+        smallest: pixels that an image must have each way.
 
     Raises:
         ImageError: there are none, or one cannot be used; names it.
@@ -126,7 +130,8 @@ def load_images(
         name = next(learned, "leaves")
     classes: tuple[str, ...] = ()
     if path is not None:
-        files, origin = _own([path] if isinstance(path, str) else list(path))
+        files, classes = _own([path] if isinstance(path, str) else list(path))
+        origin = f"from {len(files)} files"
         name = Path(path if isinstance(path, str) else path[0]).stem
     elif name == "leaves":
         parts = {part: dead_leaves(part, channels) for part in LEAVES}
@@ -144,7 +149,7 @@ def load_images(
     else:
         known = ", ".join(NAMES)
         raise ImageError(f"task.images={name} is unknown; there are {known}, or use task.path.")
-    parts, damaged = _decoded(files, channels, skip_damaged)
+    parts, damaged = _decoded(files, channels, skip_damaged, smallest)
     if damaged:
         origin += f", {len(damaged)} left out: {' '.join(damaged)}"
     return Gallery(str(name), parts, classes, origin)
@@ -160,18 +165,19 @@ def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list
 
 
 def _decoded(
-    files: Iterable[_File], channels: int, skip_damaged: bool
+    files: Iterable[_File], channels: int, skip_damaged: bool, smallest: int
 ) -> tuple[dict[str, Part], list[str]]:
     parts: dict[str, Part] = {}
     damaged = []
     for file in files:
         try:
-            pixels = decode(file.data, file.name, channels)
+            pixels = decode(_contents(file), file.name, channels)
+            _check_size(pixels, file.name, smallest)
         except ImageError as error:
             if not skip_damaged:
                 raise ImageError(
-                    f"{error} Mend or remove it, or train with task.skip_damaged=true to leave "
-                    "such files out."
+                    f"{error} Mend or remove it; in training, task.skip_damaged=true leaves such "
+                    "files out."
                 ) from error
             damaged.append(str(error))
             continue
@@ -184,6 +190,23 @@ def _decoded(
     return parts, damaged
 
 
+def _contents(file: _File) -> bytes:
+    if isinstance(file.data, bytes):
+        return file.data
+    try:
+        return file.data.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{file.name} cannot be read ({error.strerror or error}).") from error
+
+
+def _check_size(pixels: np.ndarray, file: str, smallest: int) -> None:
+    height, width = pixels.shape[:2]
+    if min(height, width) < smallest:
+        raise ImageError(
+            f"{file} has {height} x {width} pixels, less than a crop of task.side={smallest}."
+        )
+
+
 def decode(data: bytes, file: str, channels: int) -> np.ndarray:
     """The pixels (H, W, C) uint8 of an image file's bytes, the right way up.
 
@@ -194,7 +217,7 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data)) as opened:
+            with Image.open(BytesIO(data), formats=FORMATS) as opened:
                 deep = ";16" in str(opened.tile)  # Pillow would cut colours of 16 bits in silence
                 opened.load()
                 image = ImageOps.exif_transpose(opened)
@@ -288,19 +311,14 @@ NAMES = (*READERS, "leaves")
 # -- one's own, and what is always there ---------------------------------------------------------
 
 
-def _own(paths: Sequence[str]) -> tuple[Iterator[_File], str]:
+def _own(paths: Sequence[str]) -> tuple[list[_File], tuple[str, ...]]:
     files = own_files(paths, SUFFIXES, "image", ImageError)
-
-    def read() -> Iterator[_File]:
-        parts = held_out_by_name(files, ["validation"])
-        for part, file in zip(parts, files, strict=True):
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise ImageError(f"{file} cannot be read ({error.strerror or error}).") from error
-            yield _File(part, str(file), data)
-
-    return read(), f"from {len(files)} files"
+    below = [file.relative_to(paths[0]).parts[:-1] for file in files] if len(paths) == 1 else []
+    classes = tuple(sorted({place[0] for place in below})) if below and all(below) else ()
+    labels = [classes.index(place[0]) for place in below] if classes else [0] * len(files)
+    parts = held_out_by_name(files, ["validation"])
+    found = zip(parts, files, labels, strict=True)
+    return [_File(part, str(file), file, label) for part, file, label in found], classes
 
 
 LEAVES = {"train": 64, "validation": 8, "test": 16}  # images of each part
@@ -355,12 +373,7 @@ class Crops:
         self, part: Part, side: int, *, most: int | None = None, device: torch.device | str = "cpu"
     ) -> None:
         for name, pixels in zip(part.names, part.pixels, strict=True):
-            if min(pixels.shape[:2]) < side:
-                height, width = pixels.shape[:2]
-                raise ImageError(
-                    f"{name} has {height} x {width} pixels, less than a crop of task.side={side}; "
-                    "remove it, or lower task.side."
-                )
+            _check_size(pixels, name, side)
         self.side, self.device = side, torch.device(device)
         flat = np.concatenate([pixels.reshape(-1, pixels.shape[2]) for pixels in part.pixels])
         self.pixels = torch.from_numpy(flat).to(self.device)
@@ -376,12 +389,19 @@ class Crops:
     def __len__(self) -> int:
         return self.count
 
-    def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """Rows of "image" (B, S, S, C) uint8 and "label" (B,) int64."""
+    def _among_all(self, index: Tensor) -> tuple[Tensor, Tensor]:
         if self.count < self.all:
             index = index * (self.all - 1) // max(self.count - 1, 1)
+        return index, torch.searchsorted(self.ends, index // 2, right=True)
+
+    def sources(self, index: Tensor) -> Tensor:
+        """The numbers (B,) of the images that crops are of."""
+        return self._among_all(index)[1]
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """Rows of "image" (B, S, S, C) uint8 and "label" (B,) int64."""
+        index, image = self._among_all(index)
         place, mirrored = index // 2, index % 2 == 1
-        image = torch.searchsorted(self.ends, place, right=True)
         place = place - (self.ends[image] - self.grid[image].prod(dim=1))
         across = self.grid[image, 1]
         top, left = STRIDE * (place // across), STRIDE * (place % across)

@@ -164,9 +164,15 @@ class Equilibrium(Flow):
     Energy-Based Models"), truncated-decay variant. Demonstrations are the minima, so descent may
     go on as long as one likes and stop where the gradient vanishes.
 
+    N steps of 1/N would stop short: where the field fades, at a distance d from the end, a step a
+    leaves (1 - a / fade) d. So the steps have `REACH` / N, but no more than the fade, with which
+    one from there lands, and no less than 1/N, with which they get there.
+
     Args:
         fade: the last part of the path, over which the field decays.
     """
+
+    REACH = 2.0  # times the path; of a fade of 0.2 that leaves e^-6 of its length, however many
 
     def __init__(self, fade: float = 0.2, samples: int = 1) -> None:
         super().__init__(level=False, samples=samples)
@@ -175,6 +181,10 @@ class Equilibrium(Flow):
 
     def pace(self, level: Tensor) -> Tensor:
         return ((1 - level) / self.fade).clamp(max=1.0)
+
+    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+        longest = min(self.fade, self.REACH / steps)
+        return {"step_size": max((1.0 - level) / steps, longest)}
 
 
 class S1(Objective):

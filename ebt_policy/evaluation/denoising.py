@@ -71,6 +71,7 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
 
     Raises:
         ImageError: there are none.
+        ConfigError: none but those it learned from, or without the classes that it is to be told.
     """
     task = model.config["task"]
     path = task["path"]
@@ -81,6 +82,11 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
             known = ", ".join(NAMES)
             raise ConfigError(f"images={images} is neither a path nor one of {known}.")
     gallery = _gallery(*given, model.shape.channels, task["skip_damaged"])
+    if model.shape.classes not in (0, len(gallery.classes)):
+        raise ConfigError(
+            f"the model is told which of {model.shape.classes} classes an image has, and "
+            f"{gallery.name} has {len(gallery.classes) or 'none'}; give other images=."
+        )
     held_out = [part for part in ("test", "validation", "train") if part in gallery.parts]
     if given[1] is not None and images is not None:  # another folder: all of it
         part = Part()

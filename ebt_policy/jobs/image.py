@@ -74,8 +74,9 @@ class ImageJob(Job):
     def fetch(self) -> str:
         task = self.task
         self.gallery = load_images(
-            task.images, task.path, task.channels, skip_damaged=task.skip_damaged
-        )
+            task.images, task.path, task.channels, skip_damaged=task.skip_damaged,
+            smallest=task.side,
+        )  # fmt: skip
         if "train" not in self.gallery.parts:
             raise ConfigError(f"task.images={task.images} is for evaluation; train on others.")
         if self.evaluation.final and self.gallery.parts.keys() == {"train"}:

@@ -64,11 +64,7 @@ class Autoencoder(Model):
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         count, _, height, width = batch["image"].shape
-        if height % self.shrinks or width % self.shrinks:
-            raise ConfigError(
-                f"task.height={height} and task.width={width} must be multiples of {self.shrinks} "
-                f"for an autoencoder of this depth."
-            )
+        _check_sides(height, width, self.shrinks)
         shape = (count, self.latent, height // self.shrinks, width // self.shrinks)
         return {"normal": torch.randn(shape, device=batch["image"].device)}
 
@@ -86,6 +82,14 @@ class Autoencoder(Model):
         from ebt_policy.models import build_video_model  # the registry stands on this module
 
         return build_video_model(config)
+
+
+def _check_sides(height: int, width: int, shrinks: int) -> None:
+    if height % shrinks or width % shrinks:
+        raise ConfigError(
+            f"task.height={height} and task.width={width} must be multiples of {shrinks} for an "
+            "autoencoder of this depth."
+        )
 
 
 def signed(frames: Tensor) -> Tensor:
@@ -141,13 +145,18 @@ class Latents(FrameFeatures):
 
     net: AutoencoderKL
 
+    @property
+    def _shrinks(self) -> int:
+        return 2 ** (len(self.net.config["block_out_channels"]) - 1)
+
     def _encode(self, frames: Tensor) -> Tensor:
+        _, height, width, _ = frames.shape
+        _check_sides(height, width, self._shrinks)
         found: Any = self.net.encode(signed(frames))
         return found.latent_dist.mean
 
     def _decode(self, features: Tensor, height: int, width: int) -> Tensor:
-        shrinks = 2 ** (len(self.net.config["block_out_channels"]) - 1)
-        places: Any = features.unflatten(1, (-1, height // shrinks, width // shrinks))
+        places: Any = features.unflatten(1, (-1, height // self._shrinks, width // self._shrinks))
         made: Any = self.net.decode(places)
         return made.sample
 
