@@ -5,7 +5,7 @@ share their training). Trains the energy model by its recipes, the refiner and D
 of the others' training, and up to its double) on BSDS500, and takes noise of both levels from the
 set at several budgets of passes, beside BM3D, which is told the level. Writes
 ``docs/results/denoising_SET_SIZE.json`` and, of the models, ``docs/assets/denoising_KIND_SIZE.png``
-with KIND colour or grey. It may be repeated after a kill; needs $EBT_POLICY_DATA and the package
+and ``energy_maps_KIND_SIZE.png`` with KIND colour or grey. It may be repeated after a kill; needs $EBT_POLICY_DATA and the package
 bm3d.
 """
 
@@ -24,10 +24,10 @@ import torch
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.denoising import measured, noisy_versions, psnrs, tested
-from ebt_policy.evaluation.image_figures import Strip, image_grid, png
+from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, png
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.summary import format_estimate, markdown
-from ebt_policy.models.image import ImageModel
+from ebt_policy.models.image import EnergyImageModel, ImageModel
 from ebt_policy.models.tiling import restore_tiled
 from ebt_policy.restoring import RestoringOptions, evaluate_images
 
@@ -75,6 +75,7 @@ DRAWN = {
     ("dit_wide", 1): "DiT, told the level\n1 pass",
 }
 PICTURES = 2
+TILES = 8
 MEASURES = {
     "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
     "mse_double": ("MSE, twice the noise", 1),
@@ -129,6 +130,18 @@ def draw(folder: Path, path: Path) -> None:
             shown = [x.cpu() for x in (*row, truth)]
             strips.append(Strip(f"{where}, {i + 1}", shown, [*titles, "clean"]))
     png(image_grid(strips), path)
+
+
+def draw_maps(folder: Path, path: Path) -> None:
+    """Tiles of images drawn here, clean, noisy and restored, and the energies of their patches."""
+    model = EnergyImageModel.from_checkpoint(folder / "ebt-seed0", DEVICE)
+    side = model.shape.side
+    images = tested(model, "leaves", DEVICE).images[:TILES]
+    clean = torch.stack([image[:, :side, :side] for image in images])
+    noisy = model.degrade(clean, NOISE, torch.Generator().manual_seed(0))
+    shown = {"clean": clean, "noisy": noisy, "restored": model.restore(noisy, NOISE).images}
+    rows = [(name, list(x.cpu()), list(model.energy_map(x).cpu())) for name, x in shown.items()]
+    png(energy_maps(rows), path)
 
 
 def table(
@@ -191,6 +204,7 @@ def main() -> None:
     result["bm3d"] = yardstick(folder / "ebt-seed0", images)
     store(f"denoising_{given.set}_{given.size}.json", json.dumps(result, indent=1) + "\n")
     draw(folder, Path(f"docs/assets/denoising_{kind}_{given.size}.png"))
+    draw_maps(folder, Path(f"docs/assets/energy_maps_{kind}_{given.size}.png"))
     print(table(result))
 
 
