@@ -39,7 +39,7 @@ language: $(READY) ## the experiments on language models: seven hours on 2 cores
 	$(BIN)/python -m benchmarks.readme
 
 vision: $(READY) ## the experiments on images and video; asks for `pip install bm3d`
-	$(BIN)/python -m benchmarks.denoising set=cbsd68
+	$(BIN)/python -m benchmarks.denoising set=cbsd68 updates=2000
 	$(BIN)/python -m benchmarks.denoising set=bsd68 updates=2000
 	$(BIN)/python -m benchmarks.denoising set=set12 updates=2000
 	$(BIN)/python -m benchmarks.representation

@@ -252,7 +252,12 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/vision.md": {
         **{
             name: lambda name=name: denoising.table(_stored(name))
-            for name in ("denoising_cbsd68_s", "denoising_set12_2xs", "denoising_bsd68_2xs")
+            for name in (
+                "denoising_cbsd68_s",
+                "denoising_cbsd68_2xs",
+                "denoising_set12_2xs",
+                "denoising_bsd68_2xs",
+            )
         },
         "generation": lambda: generation.table(_stored("generation")),
         **{
