@@ -249,6 +249,7 @@ def main() -> None:
             result["probe"][name] = {"noise": [noise for _, noise in found]}
         right["pixels"], _ = probed(lambda part: images[part].flatten(1).numpy(), labels)
         result["probe"]["pixels"] = {}
+        bar.advance(task)
         task = bar.add_task("detectors", total=len(models) * given.seeds)
         for name, several in models.items():
             seen = []
