@@ -5,8 +5,8 @@ share their training). Trains the energy model by its recipes, the refiner and D
 of the others' training, and up to its double) on BSDS500, and takes noise of both levels from the
 set at several budgets of passes, beside BM3D, which is told the level. Writes
 ``docs/results/denoising_SET_SIZE.json`` and, of the models, ``docs/assets/denoising_KIND_SIZE.png``
-and ``energy_maps_KIND_SIZE.png`` with KIND colour or grey. It may be repeated after a kill; needs $EBT_POLICY_DATA and the package
-bm3d.
+and ``energy_maps_KIND_SIZE.png`` with KIND colour or grey. It may be repeated after a kill; needs
+$EBT_POLICY_DATA and the package bm3d.
 """
 
 from __future__ import annotations
