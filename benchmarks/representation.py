@@ -162,12 +162,11 @@ def detected(
                 Samples(np.concatenate([of[usual][signal], of[kind][signal]]), odd, drawn)
                 for of in found
             ]
-            even = [drawn % 2 == 0 for _ in samples]  # no source in both halves
+            even = drawn % 2 == 0  # no source in both halves
             predicted = [
-                Calibration(s.signal[e], s.happened[e])(s.signal[~e])
-                for s, e in zip(samples, even, strict=True)
+                Calibration(s.signal[even], s.happened[even])(s.signal[~even]) for s in samples
             ]
-            came = [s.happened[~e] for s, e in zip(samples, even, strict=True)]
+            came = [s.happened[~even] for s in samples]
             true = reliability(np.concatenate(predicted), np.concatenate(came).astype(float))
             result[signal][kind] = {"auroc": auroc(samples), "reliability": true}
     return result

@@ -159,6 +159,12 @@ class Oracle(torch.nn.Module):
         return (noisy - kept.sqrt() * self.clean.unsqueeze(1)) / (1 - kept).sqrt()
 
 
+def with_oracle(model: ImageModel, clean: Tensor) -> Oracle:
+    """A model whose network is one."""
+    model.net = oracle = Oracle(clean, model.abar)  # type: ignore[assignment]
+    return oracle
+
+
 @pytest.mark.parametrize(
     ("noise", "how", "levels"),
     [
@@ -176,7 +182,7 @@ def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler)
     model = build("dit")
     clean = batch(model)["image"] * 0.9
     noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
-    model.net = oracle = Oracle(clean, model.abar)  # type: ignore[assignment]
+    oracle = with_oracle(model, clean)
     model.configure_inference(scheduler=scheduler, **how)
     found = model.restore(noisy, noise, generator=torch.Generator().manual_seed(0))
     assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
@@ -191,7 +197,7 @@ def test_any_number_of_passes_is_that_many(scheduler):
     clean = batch(model)["image"] * 0.9
     noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
     for steps in (*range(1, 101, 7), 28, 29, 30, 31, 58, 62, 97):
-        model.net = oracle = Oracle(clean, model.abar)  # type: ignore[assignment]
+        oracle = with_oracle(model, clean)
         model.configure_inference(scheduler=scheduler, steps=steps)
         found = model.restore(noisy, 100, generator=torch.Generator().manual_seed(0))
         assert len(oracle.levels) == steps == len(found.path) - 1

@@ -287,9 +287,10 @@ def test_pictures_are_of_those_whose_features_go_back(tmp_path):
     models = {name: [build("transformer_pp")] for name in ("one", "other")}
 
     def drawn(*back: bool) -> Any:
-        encoders = [Encoder(b) for b in back]
-        tests: Any = {
-            name: foreseeing.Tested([clip], [features], None, encoder, {"context": S}, 5.0)  # type: ignore[arg-type]
+        encoders: list[Any] = [Encoder(b) for b in back]
+        windows: Any = None  # pictures need none
+        tests = {
+            name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0)
             for name, encoder in zip(models, encoders, strict=True)
         }
         return foreseeing._pictures(models, tests, tmp_path)
