@@ -14,16 +14,17 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from benchmarks.settings import settings
 from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.evaluation.image_figures import side_by_side
 from envs.perturb import Perturbation
 from envs.rollout import rollout
 from envs.spec import EVALUATION_SEED
 
 ASSETS = Path("docs/assets")
-SIDE = 176  # px of a panel
+SIDE = 172  # px of a panel
 EVERY = 3  # so many frames become one
 HOLD = 12  # frames for which the end of the longest episode is shown
 MILLISECONDS = 60  # a frame; the robots act every 50, so this is some two and a half times as fast
@@ -46,30 +47,36 @@ def film(checkpoint: str, seed: int, perturbation: Perturbation) -> list[np.ndar
     with tempfile.TemporaryDirectory() as folder:
         (episode,) = rollout(one.policy, spec, [seed], workers=1, videos=1, video_dir=folder)
         print(f"{checkpoint}: score {episode.score:.2f}, {episode.length} steps", flush=True)
-        with av.open(str(episode.video)) as video:
-            return [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        return frames_of(Path(str(episode.video)))
 
 
-def side_by_side(films: Mapping[str, Sequence[np.ndarray]], target: Path) -> None:
-    """One animation of several films, each with its title; those that end stand still."""
+def together(films: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """One film of several, beside each other with their titles; those that end stand still."""
     thinned = {title: [*frames[:-1:EVERY], frames[-1]] for title, frames in films.items()}
     longest = max(map(len, thinned.values())) + HOLD
-    pictures = []
-    for at in range(longest):
-        whole = Image.new("RGB", (len(films) * SIDE, SIDE), "white")
-        pencil = ImageDraw.Draw(whole)
-        for i, (title, frames) in enumerate(thinned.items()):
-            panel = Image.fromarray(frames[min(at, len(frames) - 1)])
-            panel = panel.resize((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS)
-            whole.paste(panel, (i * SIDE, 0))
-            pencil.text((i * SIDE + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
-        pictures.append(whole)
+    return [
+        side_by_side(
+            {title: frames[min(at, len(frames) - 1)] for title, frames in thinned.items()}, SIDE
+        )
+        for at in range(longest)
+    ]
+
+
+def animation(frames: Sequence[np.ndarray], target: Path, milliseconds: float) -> None:
+    """Write frames (H, W, 3) uint8 as an animated WebP, which pages of GitHub play."""
+    pictures = [Image.fromarray(frame) for frame in frames]
     target.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(
-        target, save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0,
+        target, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0,
         quality=55, method=4,
     )  # fmt: skip
     print(f"written to {target}: {len(pictures)} pictures, {target.stat().st_size // 1024} KB")
+
+
+def frames_of(video: Path) -> list[np.ndarray]:
+    """All frames (H, W, 3) uint8 of a video."""
+    with av.open(str(video)) as opened:
+        return [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
 
 
 def main() -> None:
@@ -79,7 +86,7 @@ def main() -> None:
             title: film(str(Path(given.runs) / runs / entry), given.seed, what)
             for entry, title in POLICIES.items()
         }
-        side_by_side(played, ASSETS / f"{name}.webp")
+        animation(together(played), ASSETS / f"{name}.webp", MILLISECONDS)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ NAMES = {
     "refiner": "refiner, no energy",
     "transformer_pp": "Transformer++",
 }
+AUTOENCODER = ["model=autoencoder", "train.steps=2000", "train.minutes=null",
+               "train.batch_size=16", "train.warmup_steps=100"]  # fmt: skip
 FRAMES = {"g1": [], "push_t": ["task.height=64"]}  # what is square stays it
 
 
@@ -79,9 +81,7 @@ def main() -> None:
         raise SystemExit(f"error: videos must be one of {', '.join(FRAMES)}.")
     folder = Path(given.folder) / given.videos
     video = ["task=video", f"task.videos={given.videos}", *FRAMES[given.videos]]
-    frames = ["model=autoencoder", "train.steps=2000", "train.minutes=null", "train.batch_size=16",
-              "train.warmup_steps=100"]  # fmt: skip
-    train_all({"autoencoder": [*video, *frames]}, range(1), folder, 1)
+    train_all({"autoencoder": [*video, *AUTOENCODER]}, range(1), folder, 1)
     # Compiling would take longer than training.
     common = [*video, f"task.features={folder / 'autoencoder-seed0'}", "train.minutes=null",
               "train.compile=false", f"train.steps={given.updates}"]  # fmt: skip

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from envs.frames import observations
 from envs.spec import EnvSpec
 
 PUSH_T = EnvSpec("envs:ebt_policy/PushTImage-v0", 300)
+PUSH_T_DEMOS: dict[str, Literal["expert"] | None] = {"push_t": None, "push_t_expert": "expert"}
 PUSH_T_RATE = 10.0  # Hz, of the recorded states
 
 
@@ -58,8 +60,8 @@ class VideoTask:
 
 def load_footage(task: VideoTask) -> Footage:
     """The videos of a task: ``task.videos`` is ``g1`` (a real robot's camera), ``push_t`` (drawn
-    from the recorded states of demonstrations) or None for the first of these that there is;
-    ``task.path`` files of one's own, or folders of them.
+    from the recorded states of demonstrations), ``push_t_expert`` (of those that are shipped) or
+    None for the first of these that there is; ``task.path`` files of one's own, or folders of them.
 
     Raises:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
@@ -78,15 +80,16 @@ def _load(
         name = "g1" if local_data("g1_pick_bottle", "lowdim.npz") else "push_t"
     if name == "g1":
         return load_g1(height, width, every)
-    if name != "push_t":
-        raise ConfigError(f"task.videos={name} is unknown; there are g1, push_t, or task.path.")
-    episodes, origin = load_push_t()
-    seen = observations(PUSH_T, episodes.arrays["state"])["image"]
-    clips, first = [], 0
-    for i, end in enumerate(episodes.ends):
-        clips.append(Clip(resized(seen[first:end:every], height, width), f"episode {i}"))
-        first = end
-    return Footage("push_t", split(clips), f"drawn, {origin}", PUSH_T_RATE / every)
+    if name not in PUSH_T_DEMOS:
+        known = ", ".join(("g1", *PUSH_T_DEMOS))
+        raise ConfigError(f"task.videos={name} is unknown; there are {known}, or task.path.")
+    episodes, origin = load_push_t(demos=PUSH_T_DEMOS[name])
+    lengths = zip(episodes.ends, episodes.lengths, strict=True)
+    kept = [np.arange(end - length, end, every) for end, length in lengths]
+    seen = observations(PUSH_T, episodes.arrays["state"][np.concatenate(kept)])["image"]
+    parts = np.split(seen, np.cumsum([len(rows) for rows in kept])[:-1])
+    clips = [Clip(resized(of, height, width), f"episode {i}") for i, of in enumerate(parts)]
+    return Footage(name, split(clips), f"drawn, {origin}", PUSH_T_RATE / every)
 
 
 def featured(

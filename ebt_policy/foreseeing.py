@@ -33,7 +33,13 @@ from ebt_policy.evaluation.entries import (
     made_by,
     training_figures,
 )
-from ebt_policy.evaluation.image_figures import Strip, image_grid, over_places, png
+from ebt_policy.evaluation.image_figures import (
+    Strip,
+    image_grid,
+    over_places,
+    png,
+    side_by_side,
+)
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
@@ -59,7 +65,7 @@ SIGNALS = ("energy", "last step", "change")
 SHOWN = 3  # clips in pictures and film
 COLUMNS = 8  # frames of a strip
 LONGEST = 64  # frames of a rollout
-ENLARGED = 3  # times the size of frames in the film
+TALL = 192  # px of frames in the film
 
 
 class Tested(NamedTuple):
@@ -240,40 +246,39 @@ def _pictures(
     Of the entries whose frames and context are the first one's.
     """
     test = next(iter(tests.values()))
-    context = test.about["context"]
+    shown = {
+        name: (contestants[name][0], one.features, one.encoder)
+        for name, one in tests.items()
+        if isinstance(one.encoder, Latents) and _same_frames(one, test)
+    }
+    if not shown:
+        return None
     longest = sorted(range(len(test.clips)), key=lambda i: -len(test.clips[i].frames))
     longest = [i for i in longest if len(test.clips[i].frames) > 1][:SHOWN]
-    shown = [name for name in tests if _same_frames(tests[name], test)]
-    strips, film = [], []
-    for i in longest:
-        frames = test.clips[i].frames
-        start = min(context, len(frames) // 2)
-        stop = min(len(frames), start + LONGEST)
-        at = np.unique(np.linspace(start, stop - 1, COLUMNS).round().astype(int))
-        rows = {"truth": frames[:stop]}
-        for name in shown:
-            model, encoder = contestants[name][0], tests[name].encoder
-            features = tests[name].features[i]
-            known = model.normalize({"frames": features[None].to(model.mean)})["frames"]
-            next_ones = _each_next(model, known[:, :stop])
-            ahead = torch.cat([known[:, :start], model.rollout(known[:, :start], stop - start)], 1)
-            for what, made in (("next frame", next_ones), ("rollout", ahead)):
-                raw = (made[0] * model.scale + model.mean).cpu()
-                decoded = encoder.decode(raw, *frames.shape[1:3])
-                if decoded is None:
-                    break
-                rows[f"{name}, {what}"] = decoded.numpy()
-        titles = [f"frame {k}" for k in at]
-        if len(rows) == 1:  # none has a way back to frames
-            return None
-        for name, of in rows.items():
-            images = [torch.from_numpy(of[k]).permute(2, 0, 1).float() / 127.5 - 1 for k in at]
-            strips.append(Strip(name, images, titles))
-        kept = [of for name, of in rows.items() if "next frame" not in name]
-        film += [np.concatenate([of[k] for of in kept], axis=1) for k in range(start, stop)]
+    strips = []
     with video_writer(output / "rollouts.mp4", fps=test.rate_hz) as add:
-        for frame in film:
-            add(frame.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1))
+        for i in longest:
+            frames = test.clips[i].frames
+            start = min(test.about["context"], len(frames) // 2)
+            stop = min(len(frames), start + LONGEST)
+            film, rows = {"truth": frames[:stop]}, {"truth": frames[:stop]}
+            for name, (model, features, encoder) in shown.items():
+                known = model.normalize({"frames": features[i][None].to(model.mean)})["frames"]
+                ahead = model.rollout(known[:, :start], stop - start)
+                made = {
+                    f"{name}, next frame": _each_next(model, known[:, :stop]),
+                    f"{name}, rollout": torch.cat([known[:, :start], ahead], 1),
+                }
+                for what, of in made.items():
+                    raw = (of[0] * model.scale + model.mean).cpu()
+                    rows[what] = encoder.decode(raw, *frames.shape[1:3]).numpy()
+                film[Path(name).name] = rows[f"{name}, rollout"]
+            at = np.unique(np.linspace(start, stop - 1, COLUMNS).round().astype(int))
+            for name, of in rows.items():
+                images = [torch.from_numpy(of[k]).permute(2, 0, 1).float() / 127.5 - 1 for k in at]
+                strips.append(Strip(name, images, [f"frame {k}" for k in at]))
+            for k in range(start, stop):
+                add(side_by_side({name: of[k] for name, of in film.items()}, TALL))
     grid = image_grid(strips)
     png(grid, output / "strips.png")
     return grid
@@ -302,7 +307,6 @@ def evaluate_autoencoder(
     for clip in footage.parts["test"]:
         frames = torch.from_numpy(clip.frames)
         made = encoder.decode(encoder.encode(frames), *frames.shape[1:3])
-        assert made is not None
         pair = [x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (frames, made)]
         ratios.append(float(psnr(pair[1], pair[0]).mean()))
         at = np.unique(np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int))

@@ -7,6 +7,7 @@ import re
 import shutil
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ebt_policy import eval as eval_entry
-from ebt_policy import foreseeing
+from ebt_policy import footage, foreseeing
 from ebt_policy import train as train_entry
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.data.push_t import load_push_t
 from ebt_policy.data.sources import local_data
 from ebt_policy.data.video import Clip, FrameWindows, VideoError, load_g1, load_own, split
 from ebt_policy.footage import VideoTask, load_footage
 from ebt_policy.models import build_video_model
-from ebt_policy.models.autoencoder import Autoencoder, Latents, frame_features
+from ebt_policy.models.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
 from ebt_policy.models.video import EnergyVideoModel, VideoModel
 from ebt_policy.options import ConfigError
 from ebt_policy.train import train
@@ -38,12 +41,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }
 
 
-def build(kind: str) -> VideoModel:
+def build(kind: str, features: int = F) -> VideoModel:
     model, objective = KINDS[kind]
     torch.manual_seed(0)
     made: Any = build_video_model(
         {
-            "task": {"context": S}, "features": F, "model": model, "objective": objective,
+            "task": {"context": S}, "features": features, "model": model, "objective": objective,
             "size": {"width": 16, "heads": 2, "layers": 2},
         }
     )  # fmt: skip
@@ -117,10 +120,10 @@ def films(tmp_path_factory):
 
 
 def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
-    footage = load_own([str(films)], 16, 24, 2)
-    assert sum(map(len, footage.parts.values())) == 12 and all(footage.parts.values())
-    frames = footage.parts["train"][0].frames
-    assert frames.shape == (8, 16, 24, 3) and footage.rate_hz == 5
+    found = load_own([str(films)], 16, 24, 2)
+    assert sum(map(len, found.parts.values())) == 12 and all(found.parts.values())
+    frames = found.parts["train"][0].frames
+    assert frames.shape == (8, 16, 24, 3) and found.rate_hz == 5
     bright = (frames[..., 0] > 130).any(1).argmax(1)
     assert (np.diff(bright) > 0).all()  # the square goes right
 
@@ -146,11 +149,11 @@ def test_a_real_robot_is_there_where_its_recording_is():
         with pytest.raises(VideoError, match="looked for at"):
             load_g1(24, 32, 1)
         return
-    footage = load_g1(24, 32, 1)
-    assert sum(len(c.frames) for part in footage.parts.values() for c in part) == 6532
-    assert sum(len(part) for part in footage.parts.values()) == 93 and footage.rate_hz == 6
+    found = load_g1(24, 32, 1)
+    assert sum(len(c.frames) for part in found.parts.values() for c in part) == 6532
+    assert sum(len(part) for part in found.parts.values()) == 93 and found.rate_hz == 6
     # Episodes are not cut wrongly: within one, frames change little.
-    frames = footage.parts["train"][0].frames.astype(float)
+    frames = found.parts["train"][0].frames.astype(float)
     assert np.abs(np.diff(frames, axis=0)).mean() < 15
 
 
@@ -159,6 +162,23 @@ def test_an_unknown_name_is_one_clear_error():
         load_footage(task(videos="cats"))
     with pytest.raises(ConfigError, match=r"task\.every must be at least 1"):
         task(every=0)
+
+
+def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
+
+    def ten(demos: Any) -> tuple[Episodes, str]:
+        assert demos == "expert"
+        episodes, said = load_push_t(demos=demos)
+        kept = [{k: rows[:6] for k, rows in episodes.episode(i).items()} for i in range(10)]
+        arrays = {k: np.concatenate([one[k] for one in kept]) for k in kept[0]}
+        return Episodes(arrays, np.arange(6, 61, 6), episodes.attrs), said
+
+    monkeypatch.setattr(footage, "load_push_t", ten)
+    found = load_footage(task(videos="push_t_expert", every=4))
+    assert found.name == "push_t_expert" and found.rate_hz == 2.5
+    shapes = [clip.frames.shape for part in found.parts.values() for clip in part]
+    assert shapes == [(2, 24, 32, 3)] * 10
 
 
 # -- models --------------------------------------------------------------------------------------
@@ -244,50 +264,14 @@ def test_a_rollout_goes_on_from_its_own_frames(kind):
     torch.testing.assert_close(ahead[:, 1:2], second)
 
 
-# -- features ------------------------------------------------------------------------------------
-
-
-def test_an_autoencoder_that_cannot_be_is_one_clear_error():
-    with pytest.raises(ConfigError, match="channels in multiples of 8"):
-        Autoencoder([12], 4, 0.0)
-    model = Autoencoder([8, 8, 8], 2, 0.0)
-    with pytest.raises(ConfigError, match=r"task\.height=10 .* multiples of 4"):
-        model.draws({"image": torch.zeros(1, 3, 10, 16)})
-
-
-def test_features_go_back_to_frames():
-    encoder = Latents(Autoencoder([8, 8], 3, 0.0).net, torch.device("cpu"))
-    pixels = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
-    features = encoder.encode(pixels)
-    assert features.shape == (5, 3 * 4 * 6)
-    made = encoder.decode(features, 8, 12)
-    assert made is not None and made.shape == pixels.shape and made.dtype == torch.uint8
-
-
-def test_frames_that_features_cannot_hold_are_told_at_once():
-    encoder = Latents(Autoencoder([8, 8, 8], 3, 0.0).net, torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"task\.width=18 must be multiples of 4"):
-        encoder.encode(torch.zeros(2, 8, 18, 3, dtype=torch.uint8))
-
-
-class Encoder:
-    """Features that may have no way back."""
-
-    def __init__(self, back: bool) -> None:
-        self.back = back
-
-    def decode(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor | None:
-        shape = len(features), height, width, 3
-        return torch.zeros(shape, dtype=torch.uint8) if self.back else None
-
-
 def test_pictures_are_of_those_whose_features_go_back(tmp_path):
+    here = torch.device("cpu")
+    back, none = Latents(Autoencoder([8, 8], 1, 0.0).net, here), Backbone(torch.nn.Flatten(), here)
     (clip,) = clips(10)
-    features = frames(1, 10)[0]
-    models = {name: [build("transformer_pp")] for name in ("one", "other")}
+    features = back.encode(torch.from_numpy(clip.frames))
+    models = {name: [build("transformer_pp", 4)] for name in ("one", "other")}
 
-    def drawn(*back: bool) -> Any:
-        encoders: list[Any] = [Encoder(b) for b in back]
+    def drawn(*encoders: FrameFeatures) -> Any:
         windows: Any = None  # pictures need none
         tests = {
             name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0)
@@ -295,42 +279,13 @@ def test_pictures_are_of_those_whose_features_go_back(tmp_path):
         }
         return foreseeing._pictures(models, tests, tmp_path)
 
-    assert drawn(False, False) is None and not list(tmp_path.iterdir())
-    few, many = drawn(False, True), drawn(True, True)
+    assert drawn(none, none) is None and not list(tmp_path.iterdir())
+    few, many = drawn(none, back), drawn(back, back)
     assert len(few.axes) < len(many.axes)
-    assert (tmp_path / "rollouts.mp4").stat().st_size > 0
-
-
-def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):
-    net = Autoencoder([8, 8], 3, 0.0).net
-    net.save_pretrained(tmp_path / "vae")
-    encoder = frame_features(str(tmp_path / "vae"), torch.device("cpu"))
-    pixels = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
-    torch.testing.assert_close(
-        encoder.encode(pixels), Latents(net, torch.device("cpu")).encode(pixels)
-    )
-
-
-def test_features_that_cannot_be_had_are_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="is no run of model=autoencoder, and no AutoencoderKL"):
-        frame_features(str(tmp_path / "none"), torch.device("cpu"))
-
-
-@pytest.mark.vision
-def test_a_backbone_of_timm_gives_features(monkeypatch):
-    import timm
-
-    make = timm.create_model
-    monkeypatch.setattr(
-        timm, "create_model",
-        lambda name, pretrained, **how: make(name, pretrained=False, **how),
-    )  # fmt: skip
-    encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
-    features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
-    assert features.shape == (2, 192)
-    assert encoder.decode(features, 24, 32) is None
-    with pytest.raises(ConfigError, match="timm's model resnet_of_mine cannot be had"):
-        frame_features("timm:resnet_of_mine", torch.device("cpu"))
+    with av.open(str(tmp_path / "rollouts.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 10 - S  # what follows the frames that are given
+    assert frames[0].shape[1] > 2.9 * frames[0].shape[0]  # truth and both
 
 
 # -- training ------------------------------------------------------------------------------------

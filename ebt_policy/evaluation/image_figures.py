@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ebt_policy.evaluation.figures import PALETTE, blank, styled
 from ebt_policy.evaluation.study_figures import bands
+
+GAP = 4  # px between the panels of a film
 
 
 class Strip(NamedTuple):
@@ -124,6 +127,26 @@ def over_places(entries: Sequence[Mapping[str, Any]]) -> Figure:
     steps.set(title="error", xlabel="steps")
     error.legend(fontsize=7)
     return figure
+
+
+def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 of one size beside each other, each with its title: a frame of a
+    film (H', W', 3) uint8.
+
+    Args:
+        panels: title -> picture.
+        height: H', to which they are resized.
+    """
+    rows, columns, _ = next(iter(panels.values())).shape
+    width = round(columns * height / rows)
+    whole = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
+    pencil = ImageDraw.Draw(whole)
+    for i, (title, picture) in enumerate(panels.items()):
+        panel = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+        left = i * (width + GAP)
+        whole.paste(panel, (left, 0))
+        pencil.text((left + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
+    return np.asarray(whole)
 
 
 def png(figure: Figure, path: Path) -> None:

@@ -98,7 +98,7 @@ def signed(frames: Tensor) -> Tensor:
 
 
 class FrameFeatures(ABC):
-    """Frames to features, and back where that is possible.
+    """Frames to features.
 
     Args:
         net: frozen.
@@ -122,26 +122,12 @@ class FrameFeatures(ABC):
         parts = [self._encode(x.to(self.device)).flatten(1).cpu() for x in frames.split(BATCH)]
         return torch.cat(parts)
 
-    @torch.no_grad()
-    def decode(self, features: Tensor, height: int, width: int) -> Tensor | None:
-        """(N, F) -> (N, H, W, 3) uint8 on the CPU; None where there is no way back."""
-        parts = []
-        for x in features.split(BATCH):
-            if (images := self._decode(x.to(self.device), height, width)) is None:
-                return None
-            pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            parts.append(pixels.permute(0, 2, 3, 1).cpu())
-        return torch.cat(parts)
-
     @abstractmethod
     def _encode(self, frames: Tensor) -> Tensor: ...
 
-    @abstractmethod
-    def _decode(self, features: Tensor, height: int, width: int) -> Tensor | None: ...
-
 
 class Latents(FrameFeatures):
-    """The means of an AutoencoderKL's latents."""
+    """The means of an AutoencoderKL's latents, from which there is a way back to frames."""
 
     net: AutoencoderKL
 
@@ -155,10 +141,17 @@ class Latents(FrameFeatures):
         found: Any = self.net.encode(signed(frames))
         return found.latent_dist.mean
 
-    def _decode(self, features: Tensor, height: int, width: int) -> Tensor:
-        places: Any = features.unflatten(1, (-1, height // self._shrinks, width // self._shrinks))
-        made: Any = self.net.decode(places)
-        return made.sample
+    @torch.no_grad()
+    def decode(self, features: Tensor, height: int, width: int) -> Tensor:
+        """(N, F) -> (N, H, W, 3) uint8, on the CPU."""
+        shape = (-1, height // self._shrinks, width // self._shrinks)
+        parts = []
+        for x in features.split(BATCH):
+            places: Any = x.to(self.device).unflatten(1, shape)
+            made: Any = self.net.decode(places)
+            pixels = ((made.sample + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            parts.append(pixels.permute(0, 2, 3, 1).cpu())
+        return torch.cat(parts)
 
 
 class Backbone(FrameFeatures):
@@ -166,9 +159,6 @@ class Backbone(FrameFeatures):
 
     def _encode(self, frames: Tensor) -> Tensor:
         return self.net((signed(frames) + 1) / 2)
-
-    def _decode(self, features: Tensor, height: int, width: int) -> None:
-        return None
 
 
 def frame_features(name: str, device: torch.device) -> FrameFeatures:

@@ -1,0 +1,63 @@
+"""Features of frames: an autoencoder trained here, one of diffusers, a backbone of timm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ebt_policy.models.autoencoder import Autoencoder, Latents, frame_features
+from ebt_policy.options import ConfigError
+
+
+def test_an_autoencoder_that_cannot_be_is_one_clear_error():
+    with pytest.raises(ConfigError, match="channels in multiples of 8"):
+        Autoencoder([12], 4, 0.0)
+    model = Autoencoder([8, 8, 8], 2, 0.0)
+    with pytest.raises(ConfigError, match=r"task\.height=10 .* multiples of 4"):
+        model.draws({"image": torch.zeros(1, 3, 10, 16)})
+
+
+def test_features_go_back_to_frames():
+    encoder = Latents(Autoencoder([8, 8], 3, 0.0).net, torch.device("cpu"))
+    pixels = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
+    features = encoder.encode(pixels)
+    assert features.shape == (5, 3 * 4 * 6)
+    made = encoder.decode(features, 8, 12)
+    assert made.shape == pixels.shape and made.dtype == torch.uint8
+
+
+def test_frames_that_features_cannot_hold_are_told_at_once():
+    encoder = Latents(Autoencoder([8, 8, 8], 3, 0.0).net, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"task\.width=18 must be multiples of 4"):
+        encoder.encode(torch.zeros(2, 8, 18, 3, dtype=torch.uint8))
+
+
+def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):
+    net = Autoencoder([8, 8], 3, 0.0).net
+    net.save_pretrained(tmp_path / "vae")
+    encoder = frame_features(str(tmp_path / "vae"), torch.device("cpu"))
+    pixels = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
+    torch.testing.assert_close(
+        encoder.encode(pixels), Latents(net, torch.device("cpu")).encode(pixels)
+    )
+
+
+def test_features_that_cannot_be_had_are_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="is no run of model=autoencoder, and no AutoencoderKL"):
+        frame_features(str(tmp_path / "none"), torch.device("cpu"))
+
+
+@pytest.mark.vision
+def test_a_backbone_of_timm_gives_features(monkeypatch):
+    import timm
+
+    make = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model",
+        lambda name, pretrained, **how: make(name, pretrained=False, **how),
+    )  # fmt: skip
+    encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
+    features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
+    assert features.shape == (2, 192)
+    with pytest.raises(ConfigError, match="timm's model resnet_of_mine cannot be had"):
+        frame_features("timm:resnet_of_mine", torch.device("cpu"))
