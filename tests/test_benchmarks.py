@@ -36,6 +36,7 @@ from benchmarks import (
 from benchmarks.judge import Judge
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.contestants import parse_checkpoint
+from ebt_policy.evaluation.image_figures import GAP
 from ebt_policy.models import build_policy
 from envs.perturb import Perturbation
 from envs.spec import EnvSpec
@@ -182,9 +183,9 @@ def test_all_ways_of_playing_play_the_same_episodes():
 def test_films_of_unequal_length_become_one(tmp_path):
     films_ = {"a": [np.full((32, 32, 3), 25 * i, np.uint8) for i in range(9)], "b": []}
     films_["b"] = films_["a"][:2]
-    films.side_by_side(films_, tmp_path / "x" / "both.webp")
+    films.animation(films.together(films_), tmp_path / "x" / "both.webp", 60)
     with Image.open(tmp_path / "x" / "both.webp") as film:
-        assert film.size == (2 * films.SIDE, films.SIDE)
+        assert film.size == (2 * films.SIDE + GAP, films.SIDE)
         assert film.n_frames > 1  # equal ones at the end are one, shown longer
 
 
