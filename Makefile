@@ -14,7 +14,7 @@ INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
 
-experiments: $(READY) ## all experiments behind README.md, from training to tables: seven hours on 2 cores
+experiments: $(READY) ## all experiments behind docs/push_t.md, from training to tables: seven hours on 2 cores
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.ablations
 	$(BIN)/python -m benchmarks.energy
@@ -46,6 +46,7 @@ vision: $(READY) ## the experiments on images and video; asks for `pip install b
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.video videos=g1
 	$(BIN)/python -m benchmarks.video videos=push_t
+	$(BIN)/python -m benchmarks.video_film
 	$(BIN)/python -m benchmarks.image_speed
 	$(BIN)/python -m benchmarks.readme
 

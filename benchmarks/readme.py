@@ -166,6 +166,28 @@ def suite(result: dict[str, Any]) -> str:
     return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
 
 
+SUITES = {
+    "metaworld_10": "ten tasks of Meta-World",
+    "mujoco": "Lift, Can, Square, Adroit's door",
+    "cameras": "Push-T, Lift, a drawer, from cameras",
+}
+COMPARED = {  # entry of a suite -> its column in the README
+    "ebt (steps 2, candidates 8)": "energy, 2 steps, best of 8",
+    "flow_matching (steps 2)": "flow matching, 2 steps",
+    "diffusion (ddim, steps 10)": "DDIM-10",
+    "diffusion (ddpm, steps 100)": "DDPM-100",
+}
+
+
+def suites(results: dict[str, dict[str, Any]]) -> str:
+    """Mean success over the tasks of each suite: title -> result."""
+    rows = []
+    for title, result in results.items():
+        entries = {entry["name"]: entry for entry in result["entries"]}
+        rows.append((title, *(_interval(entries[name]["mean"]) for name in COMPARED)))
+    return markdown(("success", *COMPARED.values()), rows, left=1)
+
+
 def rollouts(result: dict[str, Any]) -> str:
     """Episodes a second of each way to evaluate a policy."""
     rows = [
@@ -224,26 +246,35 @@ def real_time(result: dict[str, Any]) -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "headline": lambda: headline(_stored("push_t"), _stored("speed")),
+        "suites": lambda: suites({title: _stored(name) for name, title in SUITES.items()}),
+        "language": lambda: _language(),
+        "denoising": lambda: denoising.headline(_stored("denoising_cbsd68_s")),
+    },
+    "docs/push_t.md": {
         "push_t": lambda: scores(_stored("push_t")),
         "speed": lambda: speed(_stored("speed")),
         "recovery": lambda: recovery(_stored("recovery_push_t")),
         "energy": lambda: energy(_stored("energy")),
-        "metaworld_10": lambda: suite(_stored("metaworld_10")),
-        "mujoco": lambda: suite(_stored("mujoco")),
-        "cameras": lambda: suite(_stored("cameras")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
+    },
+    "docs/simulated_robots.md": {
+        **{name: lambda name=name: suite(_stored(name)) for name in SUITES},
+        **{
+            name: lambda name=name: recovery_and_retries(_stored(name))
+            for name in (
+                "recovery_lift_disturbed",
+                "recovery_metaworld-peg-insert-side_disturbed",
+            )
+        },
+    },
+    "docs/real_robot.md": {
         "delay": lambda: delay(_stored("delay")),
         "real_time": lambda: real_time(_stored("real_time")),
-        "denoising": lambda: denoising.headline(_stored("denoising_cbsd68_s")),
-        "language": lambda: language.quality(
-            _stored("language_tinyshakespeare")["tinyshakespeare"], _stored("language_speed")
-        ),
+    },
+    "docs/language.md": {
+        "language": lambda: _language(),
         "other_texts": lambda: language.other_texts(_stored("language_wikitext2")),
         "thinking": lambda: language.thinking(_stored("language_wikitext2")),
-        "recovery_lift_disturbed": lambda: recovery_and_retries(_stored("recovery_lift_disturbed")),
-        "recovery_metaworld-peg-insert-side_disturbed": lambda: recovery_and_retries(
-            _stored("recovery_metaworld-peg-insert-side_disturbed")
-        ),
     },
     "docs/experiments.md": {
         "ablations": lambda: scores(_stored("ablations"), minutes=False),
@@ -280,6 +311,11 @@ FIGURES = {
     "delay": delay_curves,
     **{f"scaling_{axis}": scaling_lines for axis in scaling.AXES},
 }
+
+
+def _language() -> str:
+    characters = _stored("language_tinyshakespeare")["tinyshakespeare"]
+    return language.quality(characters, _stored("language_speed"))
 
 
 def _stored(name: str) -> dict[str, Any]:

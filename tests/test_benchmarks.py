@@ -32,6 +32,7 @@ from benchmarks import (
     scaling,
     speed,
     video,
+    video_film,
 )
 from benchmarks.judge import Judge
 from ebt_policy.data.normalize import Normalizer
@@ -44,7 +45,7 @@ from envs.spec import EnvSpec
 MODULES = [
     speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts, films, language,
     language_speed, masked_text, scaling, denoising, generation,
-    image_speed, representation, video,
+    image_speed, representation, video, video_film,
 ]  # fmt: skip
 
 
