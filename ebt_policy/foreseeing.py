@@ -3,7 +3,8 @@
 How well the next frame of clips that were not learned from is foreseen, in feature space; of models
 with an energy also whether more steps help and whether the energy tells what is hard to foresee.
 Leaves ``summary.json``, ``table.md``, ``strips.png``, an MP4 of rollouts and a self-contained
-``report.html``.
+``report.html``; ``foreseen.jsonl`` has what was measured, run by run, so that an evaluation goes on
+after a kill.
 
 Shapes: N windows, S context, T frames of a clip, F features.
 """
@@ -11,8 +12,9 @@ Shapes: N windows, S context, T frames of a clip, F features.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ from ebt_policy.evaluation.entries import (
     first_of_runs,
     load_entries,
     made_by,
+    runs_of,
     training_figures,
 )
 from ebt_policy.evaluation.image_figures import (
@@ -40,6 +43,7 @@ from ebt_policy.evaluation.image_figures import (
     png,
     side_by_side,
 )
+from ebt_policy.evaluation.pieces import PieceLog, fingerprint
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
@@ -78,6 +82,7 @@ class Tested(NamedTuple):
         encoder: what made the features.
         about: which they are.
         rate_hz: frames a second.
+        digest: of features and windows.
     """
 
     clips: list[Clip]
@@ -86,6 +91,7 @@ class Tested(NamedTuple):
     encoder: FrameFeatures
     about: dict[str, Any]
     rate_hz: float
+    digest: str
 
 
 class Found(NamedTuple):
@@ -113,7 +119,9 @@ def tested(model: VideoModel, device: torch.device) -> Tested:
     windows = FrameWindows(features, model.context, stride=model.context, device=device)
     clips = len(np.unique(windows.clip.numpy()))  # those that are long enough
     about = {"videos": footage.name, "clips": clips, "context": model.context}
-    return Tested(footage.parts["test"], features, windows, encoder, about, footage.rate_hz)
+    read = sha256(windows.frames.cpu().numpy().tobytes() + windows.starts.numpy().tobytes())
+    digest = f"{read.hexdigest()[:16]} context {model.context}"
+    return Tested(footage.parts["test"], features, windows, encoder, about, footage.rate_hz, digest)
 
 
 def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
@@ -155,13 +163,14 @@ def evaluate_video(
     contestants = load_entries(VideoModel, checkpoints, device)
     tests = {name: tested(models[0], device) for name, models in contestants.items()}
     output.mkdir(parents=True, exist_ok=True)
+    log = PieceLog(output / "foreseen.jsonl", "found")
     entries, tables = [], {}
     with progress_bar() as bar:
-        for name, models in contestants.items():
-            task, test = bar.add_task(name, total=len(models)), tests[name]
+        for text, (name, models) in zip(checkpoints, contestants.items(), strict=True):
+            task, test, runs = bar.add_task(name, total=len(models)), tests[name], runs_of(text)
             found = []
-            for model in models:
-                found.append(foreseen(model, test.windows))
+            for run, model in zip(runs, models, strict=True):
+                found.append(_foreseen_once(log, run, model, test))
                 bar.advance(task)
             tables[name] = np.stack([by_clip(one.errors, test.windows) for one in found])
             still = repeated(models[0], test.windows)
@@ -174,7 +183,7 @@ def evaluate_video(
                 "hard": _told(found, test.windows),
             }
             if isinstance(models[0], EnergyVideoModel) and name in first_of_runs(contestants):
-                entry["thinking"] = _thinking(models, test)
+                entry["thinking"] = _thinking(log, runs, models, test)
             if "energy" in found[0].signals:
                 first = np.unique(test.windows.clip.numpy(), return_index=True)[1]
                 energies = np.stack([one.signals["energy"] for one in found]).mean(0)
@@ -200,16 +209,44 @@ def evaluate_video(
     return result
 
 
-def _thinking(models: Sequence[Any], test: Tested) -> dict[str, Any]:
+def _once(
+    log: PieceLog, key: str, run: Path, model: VideoModel, test: Tested, find: Callable[[], Any]
+) -> Any:
+    """What the log has of a run, or else what is found now."""
+    how = asdict(model.inference) if isinstance(model, EnergyVideoModel) else None
+    identity = {
+        "key": key, "checkpoint": fingerprint(run), "inference": how, "frames": test.digest,
+    }  # fmt: skip
+    return log.once(identity, find)
+
+
+def _foreseen_once(log: PieceLog, run: Path, model: VideoModel, test: Tested) -> Found:
+    def find() -> dict[str, Any]:
+        found = foreseen(model, test.windows)
+        signals = {name: values.tolist() for name, values in found.signals.items()}
+        return {"errors": found.errors.tolist(), "signals": signals}
+
+    kept = _once(log, "foreseen", run, model, test, find)
+    signals = {name: np.array(values) for name, values in kept["signals"].items()}
+    return Found(np.array(kept["errors"]), signals)
+
+
+def _thinking(
+    log: PieceLog, runs: Sequence[Path], models: Sequence[Any], test: Tested
+) -> dict[str, Any]:
     """What more steps bring."""
     how, longer = models[0].inference, []
     for steps in range(1, FURTHER * how.steps + 1):
         errors = []
-        for model in models:
+        for run, model in zip(runs, models, strict=True):
             model.configure_inference(steps=steps)
-            errors.append(by_clip(foreseen(model, test.windows).errors, test.windows))
+
+            def find(model: VideoModel = model) -> list[float]:
+                return by_clip(foreseen(model, test.windows).errors, test.windows).tolist()
+
+            errors.append(_once(log, "error of clips", run, model, test, find))
             model.configure_inference(**asdict(how))
-        longer.append(mean_ci(np.stack(errors)))
+        longer.append(mean_ci(np.array(errors)))
     return {"steps": how.steps, "longer": longer}
 
 

@@ -174,10 +174,7 @@ def _once(
         "inference": asdict(model.inference),
         "images": test.digest,
     }
-    if (found := log.get(identity)) is None:
-        found = what(model, noisy, level, test)
-        log.add(identity, found)
-    return found
+    return log.once(identity, lambda: what(model, noisy, level, test))
 
 
 def _restored(

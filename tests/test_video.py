@@ -24,6 +24,7 @@ from ebt_policy.data.push_t import load_push_t
 from ebt_policy.data.sources import local_data
 from ebt_policy.data.video import Clip, FrameWindows, VideoError, load_g1, load_own, split
 from ebt_policy.footage import VideoTask, load_footage
+from ebt_policy.foreseeing import foreseen
 from ebt_policy.models import build_video_model
 from ebt_policy.models.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
 from ebt_policy.models.video import EnergyVideoModel, VideoModel
@@ -274,7 +275,7 @@ def test_pictures_are_of_those_whose_features_go_back(tmp_path):
     def drawn(*encoders: FrameFeatures) -> Any:
         windows: Any = None  # pictures need none
         tests = {
-            name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0)
+            name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0, "")
             for name, encoder in zip(models, encoders, strict=True)
         }
         return foreseeing._pictures(models, tests, tmp_path)
@@ -367,13 +368,24 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
             f"task.features={frames_run}", f"run_dir={run}",
         )  # fmt: skip
         assert code == 0, error
-    code, error = call_entry(
-        eval_entry.main, *(f"checkpoint={run}" for run in runs), f"checkpoint={runs[0]}@steps=3",
+    comparing = (
+        *(f"checkpoint={run}" for run in runs), f"checkpoint={runs[0]}@steps=3",
         f"output={tmp_path / 'out'}", "device=cpu",
     )  # fmt: skip
+    code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((tmp_path / "out/summary.json").read_text())
     assert len(result["entries"]) == 4 and len(result["paired"]) == 6
+    # Killed while it wrote its third piece, it goes on from there.
+    log = tmp_path / "out/foreseen.jsonl"
+    pieces = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(pieces[:2]) + pieces[2][:50])
+    again = []
+    monkeypatch.setattr(foreseeing, "foreseen", lambda *a: again.append(a) or foreseen(*a))
+    code, error = call_entry(eval_entry.main, *comparing)
+    assert code == 0, error
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == result
+    assert log.read_text().splitlines(keepends=True) == pieces and len(again) == len(pieces) - 2
     for wrong, message in (
         ([f"checkpoint={runs[0]}", f"checkpoint={runs[0]}/"], "ebt is listed twice"),
         ([f"checkpoint={tmp_path}/*"], "must match runs that differ in their seed alone|holds an"),

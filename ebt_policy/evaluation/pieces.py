@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ class PieceLog:
         self._lines.append(line)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def once(self, identity: Mapping[str, Any], find: Callable[[], Any]) -> Any:
+        """What was found before, or else is found now, as JSON has it, and added."""
+        if (found := self.get(identity)) is None:
+            found = find()
+            self.add(identity, found)
+        return found
 
 
 def fingerprint(run: Path) -> str:
