@@ -1,4 +1,4 @@
-"""A film of what models of video foresee: ``python -m benchmarks.video_film [updates=6000]``.
+"""A film of what models of video foresee: ``python -m benchmarks.video_film [updates=3000]``.
 
 Settings: updates, size, folder. Trains an autoencoder, the energy model and Transformer++ on Push-T
 as it is drawn from the demonstrations that are shipped here, and shows three test clips, each next
@@ -23,7 +23,7 @@ MILLISECONDS = 100  # a frame, as fast as it was recorded
 
 
 def main() -> None:
-    given = settings(updates=6000, size="s", folder="runs/video_film")
+    given = settings(updates=3000, size="s", folder="runs/video_film")
     folder = Path(given.folder)
     video = ["task=video", "task.videos=push_t_expert", "task.height=64"]
     train_all({"autoencoder": [*video, *AUTOENCODER]}, range(1), folder, 1)
