@@ -1,1 +1,1 @@
-"""Measurements behind the README, as commands. Never run as tests."""
+"""Measurements behind README and docs, as commands. Never run as tests."""

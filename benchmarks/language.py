@@ -82,7 +82,7 @@ def quality(result: dict[str, Any], cost: dict[str, Any]) -> str:
             )
         )
     header = (
-        "model", "parameters", "held-out loss, nats", "perplexity", "less Transformer++, nats",
+        "model", "parameters", "held-out loss, nats", "perplexity", "minus Transformer++'s, nats",
         "an update takes",
     )  # fmt: skip
     return markdown(header, rows, left=1)

@@ -46,6 +46,7 @@ HEADLINE = {  # entry of push_t.json -> chunk of speed.json
     "ebt_12500 (steps 2, candidates 1)": "energy, 2 steps",
     "flow_matching (steps 2)": "flow matching, 2 steps",
     "diffusion (ddim, steps 2)": "DDIM-2",
+    "diffusion (ddim, steps 4)": "DDIM-4",
     "diffusion (ddim, steps 10)": "DDIM-10",
     "diffusion (ddpm, steps 100)": "DDPM-100",
 }
@@ -231,6 +232,7 @@ def real_time(result: dict[str, Any]) -> str:
     rows = [
         row("score", lambda e: _interval(e["score"]), _interval(result["in_steps"]["score"])),
         row("score minus that in steps", ahead),
+        row("success", lambda e: _interval(e["success"])),
         row("ticks a second", lambda e: f"{e['rate_hz']:.2f}"),
         row("ticks late by, p50 / p95 / p99 ms", times("late_ms")),
         row("a chunk takes, p50 / p95 / p99 ms", times("latency_ms")),

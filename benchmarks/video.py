@@ -69,7 +69,7 @@ def table(result: dict[str, Any]) -> str:
     shown = format_interval(still["mean"], still["ci95"])
     rows.append(("repeating the last frame", "", "", shown, *("" for _ in range(1 + len(SIGNALS)))))
     header = (
-        "model", "parameters", "steps", "error of the next frame", "less Transformer++'s",
+        "model", "parameters", "steps", "error of the next frame", "minus Transformer++'s",
         *(f"hard told by {name}" for name in SIGNALS),
     )  # fmt: skip
     return markdown(header, rows, left=1)
