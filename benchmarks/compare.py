@@ -1,4 +1,4 @@
-"""Policies compared on Push-T: ``python -m benchmarks.compare [minutes=10] [seeds=3] [parallel=2]``.
+"""Policies compared on Push-T: ``python -m benchmarks.compare [minutes=10 seeds=3 parallel=2]``.
 
 Trains every policy on Push-T with several training seeds, each for the same wall-clock minutes,
 ``parallel`` at a time on an equal share of the cores, plays the same ``episodes=100`` with each,
