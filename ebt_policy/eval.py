@@ -238,7 +238,8 @@ def _main(cfg: DictConfig) -> None:
         if kind in ("a model of video", "an autoencoder"):
             from ebt_policy.foreseeing import evaluate_video
 
-            evaluate_video(checkpoints, **what)
+            other = None if cfg.footage is None else str(cfg.footage)
+            evaluate_video(checkpoints, footage=other, **what)
             return
         if kind == "a model of text":
             from ebt_policy.language import evaluate_language  # asks for libraries robots do not
@@ -256,7 +257,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 ONLY_FOR = {"suite": "a policy", "perturb": "a policy", "corpus": "a model of text",
-            "images": "a model of images", "noise": "a model of images"}  # fmt: skip
+            "images": "a model of images", "noise": "a model of images",
+            "footage": "a model of video"}  # fmt: skip
 _original: list[str] = []
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from envs.spec import EnvSpec
 
 PUSH_T = EnvSpec("envs:ebt_policy/PushTImage-v0", 300)
 PUSH_T_DEMOS: dict[str, Literal["expert"] | None] = {"push_t": None, "push_t_expert": "expert"}
+NAMES = ("g1", *PUSH_T_DEMOS)
 PUSH_T_RATE = 10.0  # Hz, of the recorded states
 
 
@@ -70,6 +72,20 @@ def load_footage(task: VideoTask) -> Footage:
     return _load(task.videos, path, task.height, task.width, task.every)
 
 
+def other_footage(task: VideoTask, given: str) -> Footage:
+    """Videos to test on that are not those of the training: a name as ``task.videos``, of which the
+    test part counts, or a path, all of which does; in the frames of the task.
+
+    Raises:
+        VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
+    """
+    if Path(given).exists():
+        return load_own([given], task.height, task.width, task.every, whole=True)
+    if given not in NAMES:
+        raise ConfigError(f"footage={given} is neither a path nor one of {', '.join(NAMES)}.")
+    return _load(given, None, task.height, task.width, task.every)
+
+
 @lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
 def _load(
     name: str | None, path: str | tuple[str, ...] | None, height: int, width: int, every: int
@@ -81,7 +97,7 @@ def _load(
     if name == "g1":
         return load_g1(height, width, every)
     if name not in PUSH_T_DEMOS:
-        known = ", ".join(("g1", *PUSH_T_DEMOS))
+        known = ", ".join(NAMES)
         raise ConfigError(f"task.videos={name} is unknown; there are {known}, or task.path.")
     episodes, origin = load_push_t(demos=PUSH_T_DEMOS[name])
     lengths = zip(episodes.ends, episodes.lengths, strict=True)

@@ -54,7 +54,7 @@ from ebt_policy.evaluation.summary import (
     markdown_table,
     write_atomic,
 )
-from ebt_policy.footage import VideoTask, featured, load_footage
+from ebt_policy.footage import VideoTask, featured, load_footage, other_footage
 from ebt_policy.models.autoencoder import Autoencoder, FrameFeatures, Latents, frame_features
 from ebt_policy.models.video import EnergyVideoModel, VideoModel, mean_square
 from ebt_policy.options import ConfigError, options
@@ -101,14 +101,14 @@ class Found(NamedTuple):
     signals: dict[str, np.ndarray]
 
 
-def tested(model: VideoModel, device: torch.device) -> Tested:
-    """The test clips of a model's training.
+def tested(model: VideoModel, other: str | None, device: torch.device) -> Tested:
+    """The test clips of a model's training, or `other_footage`.
 
     Raises:
         VideoError, ConfigError: they, or their features, cannot be had.
     """
     task = options(VideoTask, model.config["task"], "task")
-    footage = load_footage(task)
+    footage = load_footage(task) if other is None else other_footage(task, other)
     encoder = frame_features(str(task.features), device)
     if encoder.digest != model.encoder:
         raise ConfigError(
@@ -150,18 +150,20 @@ def by_clip(errors: np.ndarray, windows: FrameWindows) -> np.ndarray:
 
 
 def evaluate_video(
-    checkpoints: Sequence[str], *, output: Path, device: torch.device, command: str
-) -> dict[str, Any]:
+    checkpoints: Sequence[str], *, output: Path, device: torch.device, command: str,
+    footage: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate some models; returns what ``summary.json`` holds.
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
+        footage: other videos than those of their training, see `other_footage`.
 
     Raises:
         CheckpointError, ConfigError, VideoError: before anything is computed.
     """
     contestants = load_entries(VideoModel, checkpoints, device)
-    tests = {name: tested(models[0], device) for name, models in contestants.items()}
+    tests = {name: tested(models[0], footage, device) for name, models in contestants.items()}
     output.mkdir(parents=True, exist_ok=True)
     log = PieceLog(output / "foreseen.jsonl", "found")
     entries, tables = [], {}

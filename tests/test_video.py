@@ -395,6 +395,19 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     ):
         code, error = call_entry(eval_entry.main, *wrong, "device=cpu")
         assert code == 2 and re.search(message, error), error
+    # Other videos: all of a folder, of which no clip is cut; what they are is said.
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(films / "00.mp4", other / "mine.mp4")
+    code, error = call_entry(
+        eval_entry.main, *comparing[:-2], f"footage={other}", f"output={tmp_path / 'mine'}",
+        "device=cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    entries = json.loads((tmp_path / "mine/summary.json").read_text())["entries"]
+    assert all((one["videos"], one["clips"]) == ("other", 1) for one in entries)
+    code, error = call_entry(eval_entry.main, *comparing[:1], "footage=cats", "device=cpu")
+    assert code == 2 and "footage=cats is neither a path nor one of g1, push_t" in error
     # Frames that differ from the first one's are compared with no other, and not drawn.
     slow = tmp_path / "slow"
     code, error = call_entry(

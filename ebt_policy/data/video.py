@@ -116,8 +116,13 @@ def load_g1(height: int, width: int, every: int) -> Footage:
     return Footage("g1", split(clips), f"from {files[0]}", rate / every)
 
 
-def load_own(paths: Sequence[str], height: int, width: int, every: int) -> Footage:
+def load_own(
+    paths: Sequence[str], height: int, width: int, every: int, *, whole: bool = False
+) -> Footage:
     """Video files, or folders of them.
+
+    Args:
+        whole: nothing is to be learned from them: all is for the test, no clip is cut.
 
     Raises:
         VideoError: there are none, or one cannot be read; names it.
@@ -134,7 +139,10 @@ def load_own(paths: Sequence[str], height: int, width: int, every: int) -> Foota
             ) from error
         clips.append(Clip(frames, str(file)))
         rates.append(rate)
-    parts = split(clips, held_out_by_name(files, ["validation", "test"]))
+    if whole:
+        parts = {"test": clips}
+    else:
+        parts = split(clips, held_out_by_name(files, ["validation", "test"]))
     origin = f"from {len(files)} files"
     return Footage(Path(paths[0]).stem, parts, origin, float(np.median(rates)))
 
