@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from ebt_policy.evaluation.figures import PALETTE, blank, styled
 from ebt_policy.evaluation.study_figures import bands
 
+LINE = 20  # letters
 GAP = 4  # px between the panels of a film
 
 
@@ -35,7 +37,7 @@ class Strip(NamedTuple):
 
 @styled
 def image_grid(strips: Sequence[Strip]) -> Figure:
-    """Rows of pictures; of several with one name the first has name and titles."""
+    """Rows of pictures; of several with one name, or one name's titles, the first alone has them."""
     columns = max(len(strip.images) for strip in strips)
     figure = blank(1.3 * columns + 0.3, 1.3 * len(strips) + 0.3)
     axes = figure.subplots(len(strips), columns, squeeze=False)
@@ -44,10 +46,12 @@ def image_grid(strips: Sequence[Strip]) -> Figure:
     for i, (strip, row) in enumerate(zip(strips, axes, strict=True)):
         for ax, image in zip(row, strip.images, strict=False):
             _show(ax, image)
-        if i and strips[i - 1].name == strip.name:
+        above = strips[i - 1] if i else Strip("", [], [])
+        if above.name == strip.name and i:
             continue
-        for ax, title in zip(row, strip.titles, strict=False):
-            ax.set_title(title, fontsize=7)
+        if above.titles != strip.titles:
+            for ax, title in zip(row, strip.titles, strict=False):
+                ax.set_title(title, fontsize=7)
         _aside(row[0], Path(strip.name).name)
     return figure
 
@@ -81,8 +85,16 @@ def _show(ax: Axes, image: Tensor) -> None:
 
 
 def _aside(ax: Axes, name: str) -> None:
+    """What a row is, beside it, in lines as long as the row is high."""
     ax.text(
-        -0.06, 0.5, name, rotation=90, ha="right", va="center", fontsize=7, transform=ax.transAxes
+        -0.06,
+        0.5,
+        fill(name, LINE),
+        rotation=90,
+        ha="right",
+        va="center",
+        fontsize=7,
+        transform=ax.transAxes,
     )
 
 
