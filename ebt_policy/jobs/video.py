@@ -24,7 +24,7 @@ from ebt_policy.training.trainer import TrainConfig
 # How the autoencoder is trained that nobody asked for.
 FIRST = {"steps": 2000, "minutes": None, "batch_size": 16, "lr": 2e-3, "warmup_steps": 100,
          "compile": False, "checkpoint_every": 500}  # fmt: skip
-FIRST_MODEL = {"name": "autoencoder", "channels": [16, 32, 64, 64], "latent": 4, "kl": 1e-3}
+FIRST_MODEL = {"name": "autoencoder", "channels": [16, 32, 64, 64], "latent": 4, "kl": 1e-4}
 
 
 @dataclass(frozen=True)

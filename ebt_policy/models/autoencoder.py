@@ -25,7 +25,10 @@ BATCH = 64  # frames at once
 class Autoencoder(Model):
     """Diffusers' AutoencoderKL (Rombach et al. 2022), small: frames to latents and back.
 
-        loss = |y - dec(z)| + kl KL(q(z | y), N(0, 1)) / F,   z ~ q(z | y)
+        loss = |y - dec(z)|^2 + kl KL(q(z | y), N(0, 1)) / F,   z ~ q(z | y)
+
+    The error is squared, as an absolute one is least where what is small is left out altogether: of
+    Push-T's frames it lost the agent, and with it what moves the T.
 
     Args:
         channels: of each stage; the side is halved between stages.
@@ -73,7 +76,7 @@ class Autoencoder(Model):
         found: Any = self.net.encode(images)
         likely = found.latent_dist
         made: Any = self.net.decode(likely.mean + likely.std * normal)
-        error = (made.sample - images).abs().mean()
+        error = (made.sample - images).square().mean()
         divergence = likely.kl().mean() / normal[0].numel()
         return error + self.kl * divergence, {"error": error.detach(), "kl": divergence.detach()}
 
