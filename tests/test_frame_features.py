@@ -61,3 +61,16 @@ def test_a_backbone_of_timm_gives_features(monkeypatch):
     assert features.shape == (2, 192)
     with pytest.raises(ConfigError, match="timm's model resnet_of_mine cannot be had"):
         frame_features("timm:resnet_of_mine", torch.device("cpu"))
+
+
+def test_the_autoencoders_loss_is_what_it_says():
+    model = Autoencoder([8, 8], 3, 0.5)
+    batch = model.normalize({"image": torch.randint(0, 256, (4, 8, 12, 3), dtype=torch.uint8)})
+    batch["draws"] = model.draws(batch)
+    loss, told = model(batch)
+    likely = model.net.encode(batch["image"]).latent_dist
+    made = model.net.decode(likely.mean + likely.std * batch["draws"]["normal"]).sample
+    squared = (made - batch["image"]).square().mean()  # an absolute error loses what is small
+    divergence = likely.kl().mean() / (3 * 4 * 6)
+    torch.testing.assert_close(told["error"], squared)
+    torch.testing.assert_close(loss, squared + 0.5 * divergence)
