@@ -37,7 +37,7 @@ class Strip(NamedTuple):
 
 @styled
 def image_grid(strips: Sequence[Strip]) -> Figure:
-    """Rows of pictures; of several with one name, or one name's titles, the first alone has them."""
+    """Rows of pictures; where names or titles repeat those above, they are left out."""
     columns = max(len(strip.images) for strip in strips)
     figure = blank(1.3 * columns + 0.3, 1.3 * len(strips) + 0.3)
     axes = figure.subplots(len(strips), columns, squeeze=False)
