@@ -272,8 +272,7 @@ def _paired(tables: Mapping[str, np.ndarray], tests: Mapping[str, Tested]) -> li
     return [
         {"a": a, "b": b, "metric": "error", **paired_difference(tables[a], tables[b])}
         for a, b in combinations(tables, 2)
-        if tests[a].about == tests[b].about
-        and torch.equal(tests[a].windows.frames, tests[b].windows.frames)
+        if tests[a].digest == tests[b].digest
     ]
 
 
