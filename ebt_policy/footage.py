@@ -43,6 +43,7 @@ class VideoTask:
         every: take every so many frames.
         context: S, frames that a prediction sees at most.
         features: see `frame_features`; None for an autoencoder that is trained first.
+        skip_damaged: see `load_own`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class VideoTask:
     every: int
     context: int
     features: str | None
+    skip_damaged: bool = False
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "every", "context"):
@@ -69,7 +71,7 @@ def load_footage(task: VideoTask) -> Footage:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
     """
     path = tuple(task.path) if isinstance(task.path, list) else task.path
-    return _load(task.videos, path, task.height, task.width, task.every)
+    return _load(task.videos, path, task.height, task.width, task.every, task.skip_damaged)
 
 
 def other_footage(task: VideoTask, given: str) -> Footage:
@@ -80,18 +82,23 @@ def other_footage(task: VideoTask, given: str) -> Footage:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
     """
     if Path(given).exists():
-        return load_own([given], task.height, task.width, task.every, whole=True)
+        return load_own(
+            [given], task.height, task.width, task.every, whole=True,
+            skip_damaged=task.skip_damaged,
+        )  # fmt: skip
     if given not in NAMES:
         raise ConfigError(f"footage={given} is neither a path nor one of {', '.join(NAMES)}.")
-    return _load(given, None, task.height, task.width, task.every)
+    return _load(given, None, task.height, task.width, task.every, False)
 
 
 @lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
 def _load(
-    name: str | None, path: str | tuple[str, ...] | None, height: int, width: int, every: int
-) -> Footage:
+    name: str | None, path: str | tuple[str, ...] | None, height: int, width: int, every: int,
+    skip_damaged: bool,
+) -> Footage:  # fmt: skip
     if path is not None:
-        return load_own([path] if isinstance(path, str) else list(path), height, width, every)
+        paths = [path] if isinstance(path, str) else list(path)
+        return load_own(paths, height, width, every, skip_damaged=skip_damaged)
     if name is None:
         name = "g1" if local_data("g1_pick_bottle", "lowdim.npz") else "push_t"
     if name == "g1":

@@ -135,8 +135,18 @@ def test_what_is_no_video_is_named(tmp_path):
     with pytest.raises(VideoError, match=r"there is no video \(.mp4"):
         load_own([str(tmp_path)], 8, 8, 1)
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
-    with pytest.raises(VideoError, match=r"bad\.mp4 is no video that can be read"):
+    with pytest.raises(VideoError, match=r"bad\.mp4 is no video .* task\.skip_damaged=true"):
         load_own([str(tmp_path)], 8, 8, 1)
+
+
+def test_damaged_videos_are_left_out_where_told(films, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
+    with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
+        load_own([str(tmp_path)], 8, 8, 1, skip_damaged=True)
+    given = task(path=[str(films), str(tmp_path)], skip_damaged=True)
+    found = load_footage(given)
+    assert sum(map(len, found.parts.values())) == 12
+    assert "from 12 files, 1 left out:" in found.origin and "bad.mp4" in found.origin
 
 
 def task(**given: Any) -> VideoTask:

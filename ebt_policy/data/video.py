@@ -117,33 +117,44 @@ def load_g1(height: int, width: int, every: int) -> Footage:
 
 
 def load_own(
-    paths: Sequence[str], height: int, width: int, every: int, *, whole: bool = False
-) -> Footage:
+    paths: Sequence[str], height: int, width: int, every: int, *, whole: bool = False,
+    skip_damaged: bool = False,
+) -> Footage:  # fmt: skip
     """Video files, or folders of them.
 
     Args:
         whole: nothing is to be learned from them: all is for the test, no clip is cut.
+        skip_damaged: leave out what cannot be read, and say so, instead of an error.
 
     Raises:
         VideoError: there are none, or one cannot be read; names it.
     """
-    files = own_files(paths, SUFFIXES, "video", VideoError)
-    clips, rates = [], []
-    for file in files:
+    clips, rates, files, damaged = [], [], [], []
+    for file in own_files(paths, SUFFIXES, "video", VideoError):
         try:
             frames, rate = read_video(file, height, width, every)
         except (FFmpegError, OSError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise VideoError(
-                f"{file} is no video that can be read ({reason}); mend or remove it."
-            ) from error
+            said = f"{file} is no video that can be read ({reason})."
+            if not skip_damaged:
+                raise VideoError(
+                    f"{said} Mend or remove it; in training, task.skip_damaged=true leaves such "
+                    "files out."
+                ) from error
+            damaged.append(said)
+            continue
+        files.append(file)
         clips.append(Clip(frames, str(file)))
         rates.append(rate)
+    if not clips:
+        raise VideoError(f"no video can be used: {' '.join(damaged)}")
     if whole:
         parts = {"test": clips}
     else:
         parts = split(clips, held_out_by_name(files, ["validation", "test"]))
     origin = f"from {len(files)} files"
+    if damaged:
+        origin += f", {len(damaged)} left out: {' '.join(damaged)}".removesuffix(".")
     return Footage(Path(paths[0]).stem, parts, origin, float(np.median(rates)))
 
 
