@@ -55,7 +55,13 @@ from ebt_policy.evaluation.summary import (
     write_atomic,
 )
 from ebt_policy.footage import VideoTask, featured, load_footage, other_footage
-from ebt_policy.models.autoencoder import Autoencoder, FrameFeatures, Latents, frame_features
+from ebt_policy.models.autoencoder import (
+    Autoencoder,
+    FrameFeatures,
+    Latents,
+    frame_features,
+    signed,
+)
 from ebt_policy.models.video import EnergyVideoModel, VideoModel, mean_square
 from ebt_policy.options import ConfigError, options
 from envs.video import video_writer
@@ -299,21 +305,19 @@ def _pictures(
             frames = test.clips[i].frames
             start = min(test.about["context"], len(frames) // 2)
             stop = min(len(frames), start + LONGEST)
-            film, rows = {"truth": frames[:stop]}, {"truth": frames[:stop]}
+            at = np.unique(np.linspace(start, stop - 1, COLUMNS).round().astype(int))
+            film, rows = {"truth": frames[:stop]}, {"truth": frames[at]}
             for name, (model, features, encoder) in shown.items():
                 known = model.normalize({"frames": features[i][None].to(model.mean)})["frames"]
                 ahead = model.rollout(known[:, :start], stop - start)
-                made = {
-                    f"{name}, next frame": _each_next(model, known[:, :stop]),
-                    f"{name}, rollout": torch.cat([known[:, :start], ahead], 1),
-                }
-                for what, of in made.items():
-                    raw = (of[0] * model.scale + model.mean).cpu()
-                    rows[what] = encoder.decode(raw, *frames.shape[1:3]).numpy()
-                film[Path(name).name] = rows[f"{name}, rollout"]
-            at = np.unique(np.linspace(start, stop - 1, COLUMNS).round().astype(int))
+                made = [known[:, :start], ahead, *_each_next(model, known, at)]
+                raw = (torch.cat(made, 1)[0] * model.scale + model.mean).cpu()
+                decoded = encoder.decode(raw, *frames.shape[1:3]).numpy()
+                film[Path(name).name] = decoded[:stop]
+                rows[f"{name}, next frame"] = decoded[stop:]
+                rows[f"{name}, rollout"] = decoded[at]
             for name, of in rows.items():
-                images = [torch.from_numpy(of[k]).permute(2, 0, 1).float() / 127.5 - 1 for k in at]
+                images = list(signed(torch.from_numpy(of)))
                 strips.append(Strip(name, images, [f"frame {k}" for k in at]))
             for k in range(start, stop):
                 add(side_by_side({name: of[k] for name, of in film.items()}, TALL))
@@ -327,13 +331,9 @@ def _same_frames(one: Tested, other: Tested) -> bool:
     return one.about == other.about and all(np.array_equal(a.frames, b.frames) for a, b in pairs)
 
 
-def _each_next(model: VideoModel, frames: Tensor) -> Tensor:
-    """Each frame of (1, T, F) foreseen from those before it, as many as the context holds; the
-    first as it is."""
-    found = [frames[:, :1]]
-    for k in range(1, frames.shape[1]):
-        found.append(model.rollout(frames[:, max(k - model.context, 0) : k], 1))
-    return torch.cat(found, dim=1)
+def _each_next(model: VideoModel, frames: Tensor, at: np.ndarray) -> list[Tensor]:
+    """Some of (1, T, F), each foreseen from the frames before it, as many as the context holds."""
+    return [model.rollout(frames[:, max(k - model.context, 0) : k], 1) for k in at]
 
 
 def evaluate_autoencoder(
@@ -345,7 +345,7 @@ def evaluate_autoencoder(
     for clip in footage.parts["test"]:
         frames = torch.from_numpy(clip.frames)
         made = encoder.decode(encoder.encode(frames), *frames.shape[1:3])
-        pair = [x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (frames, made)]
+        pair = [signed(frames), signed(made)]
         ratios.append(float(psnr(pair[1], pair[0]).mean()))
         at = np.unique(np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int))
         for name, images in zip(("frames", "decoded"), pair, strict=True):
