@@ -47,7 +47,7 @@ def film(checkpoint: str, seed: int, perturbation: Perturbation) -> list[np.ndar
     with tempfile.TemporaryDirectory() as folder:
         (episode,) = rollout(one.policy, spec, [seed], workers=1, videos=1, video_dir=folder)
         print(f"{checkpoint}: score {episode.score:.2f}, {episode.length} steps", flush=True)
-        return frames_of(Path(str(episode.video)))
+        return frames_of(str(episode.video))
 
 
 def together(films: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -73,9 +73,9 @@ def animation(frames: Sequence[np.ndarray], target: Path, milliseconds: float) -
     print(f"written to {target}: {len(pictures)} pictures, {target.stat().st_size // 1024} KB")
 
 
-def frames_of(video: Path) -> list[np.ndarray]:
-    """All frames (H, W, 3) uint8 of a video."""
-    with av.open(str(video)) as opened:
+def frames_of(video: str) -> list[np.ndarray]:
+    """All frames (H, W, 3) uint8 of a video file."""
+    with av.open(video) as opened:
         return [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
 
 

@@ -32,8 +32,7 @@ NAMES = {
     "refiner": "refiner, no energy",
     "transformer_pp": "Transformer++",
 }
-AUTOENCODER = ["model=autoencoder", "train.steps=1000", "train.minutes=null",
-               "train.batch_size=16", "train.warmup_steps=100"]  # fmt: skip
+AUTOENCODER = ["model=autoencoder", "train.steps=1000", "train.minutes=null"]
 FRAMES = {"g1": [], "push_t": ["task.height=64"]}  # what is square stays it
 
 
