@@ -70,8 +70,8 @@ def load_footage(task: VideoTask) -> Footage:
     Raises:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
     """
-    path = tuple(task.path) if isinstance(task.path, list) else task.path
-    return _load(task.videos, path, task.height, task.width, task.every, task.skip_damaged)
+    paths = (task.path,) if isinstance(task.path, str) else tuple(task.path or ())
+    return _load(task.videos, paths, False, *_how(task))
 
 
 def other_footage(task: VideoTask, given: str) -> Footage:
@@ -82,23 +82,23 @@ def other_footage(task: VideoTask, given: str) -> Footage:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
     """
     if Path(given).exists():
-        return load_own(
-            [given], task.height, task.width, task.every, whole=True,
-            skip_damaged=task.skip_damaged,
-        )  # fmt: skip
+        return _load(None, (given,), True, *_how(task))
     if given not in NAMES:
         raise ConfigError(f"footage={given} is neither a path nor one of {', '.join(NAMES)}.")
-    return _load(given, None, task.height, task.width, task.every, False)
+    return _load(given, (), False, *_how(task))
+
+
+def _how(task: VideoTask) -> tuple[int, int, int, bool]:
+    return task.height, task.width, task.every, task.skip_damaged
 
 
 @lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
 def _load(
-    name: str | None, path: str | tuple[str, ...] | None, height: int, width: int, every: int,
+    name: str | None, paths: tuple[str, ...], whole: bool, height: int, width: int, every: int,
     skip_damaged: bool,
 ) -> Footage:  # fmt: skip
-    if path is not None:
-        paths = [path] if isinstance(path, str) else list(path)
-        return load_own(paths, height, width, every, skip_damaged=skip_damaged)
+    if paths:
+        return load_own(paths, height, width, every, whole=whole, skip_damaged=skip_damaged)
     if name is None:
         name = "g1" if local_data("g1_pick_bottle", "lowdim.npz") else "push_t"
     if name == "g1":

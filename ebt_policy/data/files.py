@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
+MEND = "Mend or remove it; in training, task.skip_damaged=true leaves such files out."
+
+
+def left_out(damaged: Sequence[str]) -> str:
+    """For the line that says where data came from: what each file that cannot be used has."""
+    return f", {len(damaged)} left out: {' '.join(damaged)}" if damaged else ""
+
 
 def own_files(
     paths: Sequence[str], suffixes: Sequence[str], what: str, error: type[ValueError]

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ebt_policy.data.files import held_out_by_name, own_files
+from ebt_policy.data.files import MEND, held_out_by_name, left_out, own_files
 from ebt_policy.data.sources import local_data
 
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it
@@ -150,9 +150,7 @@ def load_images(
         known = ", ".join(NAMES)
         raise ImageError(f"task.images={name} is unknown; there are {known}, or use task.path.")
     parts, damaged = _decoded(files, channels, skip_damaged, smallest)
-    if damaged:
-        origin += f", {len(damaged)} left out: {' '.join(damaged)}"
-    return Gallery(str(name), parts, classes, origin)
+    return Gallery(str(name), parts, classes, origin + left_out(damaged))
 
 
 def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list[_File], Any]:
@@ -175,10 +173,7 @@ def _decoded(
             _check_size(pixels, file.name, smallest)
         except ImageError as error:
             if not skip_damaged:
-                raise ImageError(
-                    f"{error} Mend or remove it; in training, task.skip_damaged=true leaves such "
-                    "files out."
-                ) from error
+                raise ImageError(f"{error} {MEND}") from error
             damaged.append(str(error))
             continue
         part = parts.setdefault(file.part, Part())

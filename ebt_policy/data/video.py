@@ -18,7 +18,7 @@ import torch
 from av.error import FFmpegError
 from torch import Tensor
 
-from ebt_policy.data.files import held_out_by_name, own_files
+from ebt_policy.data.files import MEND, held_out_by_name, left_out, own_files
 from ebt_policy.data.images import ImageError, decode
 from ebt_policy.data.sources import local_data
 
@@ -137,10 +137,7 @@ def load_own(
             reason = " ".join(str(error).split()).rstrip(".")
             said = f"{file} is no video that can be read ({reason})."
             if not skip_damaged:
-                raise VideoError(
-                    f"{said} Mend or remove it; in training, task.skip_damaged=true leaves such "
-                    "files out."
-                ) from error
+                raise VideoError(f"{said} {MEND}") from error
             damaged.append(said)
             continue
         files.append(file)
@@ -152,9 +149,7 @@ def load_own(
         parts = {"test": clips}
     else:
         parts = split(clips, held_out_by_name(files, ["validation", "test"]))
-    origin = f"from {len(files)} files"
-    if damaged:
-        origin += f", {len(damaged)} left out: {' '.join(damaged)}".removesuffix(".")
+    origin = f"from {len(files)} files{left_out(damaged)}".removesuffix(".")
     return Footage(Path(paths[0]).stem, parts, origin, float(np.median(rates)))
 
 
