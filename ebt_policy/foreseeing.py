@@ -106,6 +106,12 @@ class Found(NamedTuple):
     errors: np.ndarray
     signals: dict[str, np.ndarray]
 
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Found:
+        """As the log has it."""
+        signals = {name: np.array(values) for name, values in kept["signals"].items()}
+        return cls(np.array(kept["errors"]), signals)
+
 
 def tested(model: VideoModel, other: str | None, device: torch.device) -> Tested:
     """The test clips of a model's training, or `other_footage`.
@@ -175,10 +181,11 @@ def evaluate_video(
     entries, tables = [], {}
     with progress_bar() as bar:
         for text, (name, models) in zip(checkpoints, contestants.items(), strict=True):
-            task, test, runs = bar.add_task(name, total=len(models)), tests[name], runs_of(text)
+            task, test = bar.add_task(name, total=len(models)), tests[name]
+            prints = [fingerprint(run) for run in runs_of(text)]
             found = []
-            for run, model in zip(runs, models, strict=True):
-                found.append(_foreseen_once(log, run, model, test))
+            for checkpoint, model in zip(prints, models, strict=True):
+                found.append(Found.of(_once(log, _foreseen, checkpoint, model, test)))
                 bar.advance(task)
             tables[name] = np.stack([by_clip(one.errors, test.windows) for one in found])
             still = repeated(models[0], test.windows)
@@ -191,7 +198,7 @@ def evaluate_video(
                 "hard": _told(found, test.windows),
             }
             if isinstance(models[0], EnergyVideoModel) and name in first_of_runs(contestants):
-                entry["thinking"] = _thinking(log, runs, models, test)
+                entry["thinking"] = _thinking(log, prints, models, test)
             if "energy" in found[0].signals:
                 first = np.unique(test.windows.clip.numpy(), return_index=True)[1]
                 energies = np.stack([one.signals["energy"] for one in found]).mean(0)
@@ -218,41 +225,38 @@ def evaluate_video(
 
 
 def _once(
-    log: PieceLog, key: str, run: Path, model: VideoModel, test: Tested, find: Callable[[], Any]
-) -> Any:
-    """What the log has of a run, or else what is found now."""
-    how = asdict(model.inference) if isinstance(model, EnergyVideoModel) else None
+    log: PieceLog, what: Callable[[VideoModel, Tested], Any], checkpoint: str, model: VideoModel,
+    test: Tested,
+) -> Any:  # fmt: skip
+    """What the log has of a checkpoint (its fingerprint), or else measured and written there."""
     identity = {
-        "key": key, "checkpoint": fingerprint(run), "inference": how, "frames": test.digest,
-    }  # fmt: skip
-    return log.once(identity, find)
+        "key": what.__name__.strip("_"),
+        "checkpoint": checkpoint,
+        "inference": asdict(model.inference) if isinstance(model, EnergyVideoModel) else None,
+        "frames": test.digest,
+    }
+    return log.once(identity, lambda: what(model, test))
 
 
-def _foreseen_once(log: PieceLog, run: Path, model: VideoModel, test: Tested) -> Found:
-    def find() -> dict[str, Any]:
-        found = foreseen(model, test.windows)
-        signals = {name: values.tolist() for name, values in found.signals.items()}
-        return {"errors": found.errors.tolist(), "signals": signals}
+def _foreseen(model: VideoModel, test: Tested) -> dict[str, Any]:
+    errors, signals = foreseen(model, test.windows)
+    return {"errors": errors.tolist(), "signals": {k: x.tolist() for k, x in signals.items()}}
 
-    kept = _once(log, "foreseen", run, model, test, find)
-    signals = {name: np.array(values) for name, values in kept["signals"].items()}
-    return Found(np.array(kept["errors"]), signals)
+
+def _errors_of_clips(model: VideoModel, test: Tested) -> list[float]:
+    return by_clip(foreseen(model, test.windows).errors, test.windows).tolist()
 
 
 def _thinking(
-    log: PieceLog, runs: Sequence[Path], models: Sequence[Any], test: Tested
+    log: PieceLog, checkpoints: Sequence[str], models: Sequence[Any], test: Tested
 ) -> dict[str, Any]:
     """What more steps bring."""
     how, longer = models[0].inference, []
     for steps in range(1, FURTHER * how.steps + 1):
         errors = []
-        for run, model in zip(runs, models, strict=True):
+        for checkpoint, model in zip(checkpoints, models, strict=True):
             model.configure_inference(steps=steps)
-
-            def find(model: VideoModel = model) -> list[float]:
-                return by_clip(foreseen(model, test.windows).errors, test.windows).tolist()
-
-            errors.append(_once(log, "error of clips", run, model, test, find))
+            errors.append(_once(log, _errors_of_clips, checkpoint, model, test))
             model.configure_inference(**asdict(how))
         longer.append(mean_ci(np.array(errors)))
     return {"steps": how.steps, "longer": longer}
