@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from ebt_policy.data.video import PIECES, Footage, Frames, FrameWindows, VideoError
@@ -24,7 +26,11 @@ from ebt_policy.training.trainer import TrainConfig
 # How the autoencoder is trained that nobody asked for.
 FIRST = {"steps": 2000, "minutes": None, "batch_size": 16, "lr": 2e-3, "warmup_steps": 100,
          "compile": False, "checkpoint_every": 500}  # fmt: skip
-FIRST_MODEL = {"name": "autoencoder", "channels": [16, 32, 64, 64], "latent": 4, "kl": 1e-4}
+FIRST_MODEL: Any = OmegaConf.to_container(
+    OmegaConf.create(
+        resources.files("configs").joinpath("model/video/autoencoder.yaml").read_text()
+    )
+)
 
 
 @dataclass(frozen=True)
