@@ -245,11 +245,20 @@ def real_time(result: dict[str, Any]) -> str:
     return markdown(header, rows, left=1)
 
 
+def _stored(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _language() -> str:
+    characters = _stored("language_tinyshakespeare")["tinyshakespeare"]
+    return language.quality(characters, _stored("language_speed"))
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "headline": lambda: headline(_stored("push_t"), _stored("speed")),
         "suites": lambda: suites({title: _stored(name) for name, title in SUITES.items()}),
-        "language": lambda: _language(),
+        "language": _language,
         "denoising": lambda: denoising.headline(_stored("denoising_cbsd68_s")),
     },
     "docs/push_t.md": {
@@ -274,7 +283,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "real_time": lambda: real_time(_stored("real_time")),
     },
     "docs/language.md": {
-        "language": lambda: _language(),
+        "language": _language,
         "other_texts": lambda: language.other_texts(_stored("language_wikitext2")),
         "thinking": lambda: language.thinking(_stored("language_wikitext2")),
     },
@@ -313,15 +322,6 @@ FIGURES = {
     "delay": delay_curves,
     **{f"scaling_{axis}": scaling_lines for axis in scaling.AXES},
 }
-
-
-def _language() -> str:
-    characters = _stored("language_tinyshakespeare")["tinyshakespeare"]
-    return language.quality(characters, _stored("language_speed"))
-
-
-def _stored(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def render(text: str, tables: dict[str, Callable[[], str]]) -> str:

@@ -20,7 +20,9 @@ def test_tables_are_those_of_the_stored_results(monkeypatch):
         assert render(text, tables) == text, "run make results"
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(((?!http)[^)#]+)", text):

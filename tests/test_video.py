@@ -1,4 +1,4 @@
-"""Models of video: clips and windows, features, foreseeing, training and what it leaves."""
+"""Video: clips and windows, training models of it and what that leaves, evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -25,43 +24,9 @@ from ebt_policy.data.sources import local_data
 from ebt_policy.data.video import Clip, FrameWindows, VideoError, load_g1, load_own, split
 from ebt_policy.footage import VideoTask, load_footage
 from ebt_policy.foreseeing import foreseen
-from ebt_policy.models import build_video_model
-from ebt_policy.models.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
-from ebt_policy.models.video import EnergyVideoModel, VideoModel
 from ebt_policy.options import ConfigError
 from ebt_policy.train import train
 from envs.video import video_writer
-
-F, S = 5, 4
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0}),
-    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0, "told": True}),
-    "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "noise": [0.0, 0.0], "replay": 4}),
-    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1", "start": 0.0}),
-    "transformer_pp": ({"name": "transformer_pp"}, None),
-}
-
-
-def build(kind: str, features: int = F) -> VideoModel:
-    model, objective = KINDS[kind]
-    torch.manual_seed(0)
-    made: Any = build_video_model(
-        {
-            "task": {"context": S}, "features": features, "model": model, "objective": objective,
-            "size": {"width": 16, "heads": 2, "layers": 2},
-        }
-    )  # fmt: skip
-    return made
-
-
-@pytest.fixture(params=KINDS)
-def kind(request) -> str:
-    return request.param
-
-
-def frames(rows: int = 3, length: int = S + 1) -> torch.Tensor:
-    return torch.randn(rows, length, F, generator=torch.Generator().manual_seed(1)).cumsum(1)
-
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -190,113 +155,6 @@ def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path
     assert found.name == "push_t_expert" and found.rate_hz == 2.5
     shapes = [clip.frames.shape for part in found.parts.values() for clip in part]
     assert shapes == [(2, 24, 32, 3)] * 10
-
-
-# -- models --------------------------------------------------------------------------------------
-
-
-def test_loss_is_finite_and_reaches_every_parameter(kind):
-    model = build(kind)
-    loss, _ = model.loss({"frames": frames()})
-    loss.backward()
-    unused = [name for name, p in model.named_parameters() if p.grad is None]
-    assert loss.isfinite() and unused == []
-
-
-def test_all_have_nearly_equal_parameters():
-    counts = {kind: build(kind).parameter_count for kind in ("s1", "refiner", "transformer_pp")}
-    assert counts["s1"] == counts["refiner"]
-    assert counts["s1"] - counts["transformer_pp"] == 1 + 2 * 16  # step size, place, norm
-
-
-def test_a_later_frame_changes_nothing_before_it(kind):
-    model = build(kind).eval()
-    rows = frames()
-    other = rows.clone()
-    other[:, -2:] += 1.0
-    generator = torch.Generator().manual_seed(0)
-    start = model.predict(model.observe(rows[:, :-1]), generator)
-    generator.manual_seed(0)
-    after = model.predict(model.observe(other[:, :-1]), generator)
-    torch.testing.assert_close(start.changes[:, :-1], after.changes[:, :-1])
-    assert not torch.allclose(start.changes[:, -1], after.changes[:, -1])
-
-
-def test_one_step_from_nothing_is_a_plain_transformers_output():
-    """Of size 1, as the energy's own gradient says (see `SequenceLandscape`)."""
-    model = build("s1")
-    assert isinstance(model, EnergyVideoModel)
-    model.configure_inference(steps=1)
-    seen = model.observe(frames()[:, :-1])
-    empty = torch.zeros(3, S, 16)
-    want = model.change_out(model.net(seen, empty))
-    torch.testing.assert_close(model.predict(seen).changes, want)
-
-
-def test_energies_are_what_the_formula_says():
-    model = build("s1")
-    assert isinstance(model, EnergyVideoModel)
-    seen = model.observe(frames()[:, :-1])
-    found = model.predict(seen)
-    small = F**-0.5
-    e = small * found.changes @ model.change_out.weight
-    want = -(e * model.net(seen, e)).sum(-1) + small * found.changes.square().sum(-1) / 2
-    torch.testing.assert_close(found.signals["energy"], want)
-
-
-def test_units_are_those_of_training():
-    """Repeating the last frame has an error of 1, whatever the units of the features."""
-    model = build("transformer_pp")
-    some = [3.0 + 100 * x for x in frames(6, 20)]
-    model.fit(some)
-    rows = model.normalize({"frames": torch.stack(some)})["frames"]
-    assert rows.flatten(0, 1).std(0) == pytest.approx(torch.ones(F).numpy(), rel=1e-4)
-    assert model.changes(rows).square().mean().item() == pytest.approx(1.0, rel=1e-4)
-
-
-def test_a_feature_that_never_varies_stays_harmless():
-    model = build("transformer_pp")
-    some = frames(6, 20)
-    some[..., 0] = 7.0
-    model.fit(list(some))
-    assert model.normalize({"frames": some})["frames"].isfinite().all()
-
-
-def test_a_rollout_goes_on_from_its_own_frames(kind):
-    model = build(kind).eval()
-    start = frames(2, S)
-    generator = torch.Generator().manual_seed(0)
-    ahead = model.rollout(start, 3, generator)
-    assert ahead.shape == (2, 3, F)
-    generator.manual_seed(0)
-    first = model.rollout(start, 1, generator)
-    torch.testing.assert_close(ahead[:, :1], first)
-    second = model.rollout(torch.cat([start, first], 1), 1, generator)
-    torch.testing.assert_close(ahead[:, 1:2], second)
-
-
-def test_pictures_are_of_those_whose_features_go_back(tmp_path):
-    here = torch.device("cpu")
-    back, none = Latents(Autoencoder([8, 8], 1, 0.0).net, here), Backbone(torch.nn.Flatten(), here)
-    (clip,) = clips(10)
-    features = back.encode(torch.from_numpy(clip.frames))
-    models = {name: [build("transformer_pp", 4)] for name in ("one", "other")}
-
-    def drawn(*encoders: FrameFeatures) -> Any:
-        windows: Any = None  # pictures need none
-        tests = {
-            name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0, "")
-            for name, encoder in zip(models, encoders, strict=True)
-        }
-        return foreseeing._pictures(models, tests, tmp_path)
-
-    assert drawn(none, none) is None and not list(tmp_path.iterdir())
-    few, many = drawn(none, back), drawn(back, back)
-    assert len(few.axes) < len(many.axes)
-    with av.open(str(tmp_path / "rollouts.mp4")) as film:
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-    assert len(frames) == 10 - S  # what follows the frames that are given
-    assert frames[0].shape[1] > 2.9 * frames[0].shape[0]  # truth and both
 
 
 # -- training ------------------------------------------------------------------------------------

@@ -46,13 +46,12 @@ def image_grid(strips: Sequence[Strip]) -> Figure:
     for i, (strip, row) in enumerate(zip(strips, axes, strict=True)):
         for ax, image in zip(row, strip.images, strict=False):
             _show(ax, image)
-        above = strips[i - 1] if i else Strip("", [], [])
-        if above.name == strip.name and i:
-            continue
-        if above.titles != strip.titles:
+        above = strips[i - 1] if i else None
+        if above is None or above.titles != strip.titles:
             for ax, title in zip(row, strip.titles, strict=False):
                 ax.set_title(title, fontsize=7)
-        _aside(row[0], Path(strip.name).name)
+        if above is None or above.name != strip.name:
+            _aside(row[0], Path(strip.name).name)
     return figure
 
 
