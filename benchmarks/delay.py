@@ -24,7 +24,7 @@ from benchmarks.settings import command, settings, store
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.stats import mean_ci
 from ebt_policy.evaluation.study_figures import delay_curves, save_figure
-from ebt_policy.evaluation.summary import write_atomic
+from ebt_policy.output import write_atomic
 from envs.rollout import rollout
 from envs.spec import EVALUATION_SEED
 from real_robot.background import SimulatedBackground

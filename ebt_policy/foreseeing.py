@@ -52,7 +52,6 @@ from ebt_policy.evaluation.summary import (
     format_count,
     format_estimate,
     markdown_table,
-    write_atomic,
 )
 from ebt_policy.footage import VideoTask, featured, load_footage, other_footage
 from ebt_policy.models.autoencoder import (
@@ -64,6 +63,7 @@ from ebt_policy.models.autoencoder import (
 )
 from ebt_policy.models.video import EnergyVideoModel, VideoModel, mean_square
 from ebt_policy.options import ConfigError, options
+from ebt_policy.output import write_atomic
 from envs.video import video_writer
 
 console = Console()

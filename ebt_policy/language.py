@@ -34,10 +34,10 @@ from ebt_policy.evaluation.summary import (
     format_count,
     format_estimate,
     markdown_table,
-    write_atomic,
 )
 from ebt_policy.models.masked import MaskedModel
 from ebt_policy.models.text import EnergyLanguageModel, TextModel
+from ebt_policy.output import write_atomic
 from ebt_policy.thinking import show_energies, study_thinking, thinking_table
 
 console = Console()

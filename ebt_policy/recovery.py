@@ -37,8 +37,9 @@ from ebt_policy.evaluation.played import Piece, pieces_of, play_pieces
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
-from ebt_policy.evaluation.summary import METRICS, format_interval, markdown, write_atomic
+from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 from ebt_policy.options import ConfigError
+from ebt_policy.output import write_atomic
 from envs.perturb import Kind, Perturbation, kinds
 from envs.spec import EnvSpec
 

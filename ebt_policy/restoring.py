@@ -49,11 +49,11 @@ from ebt_policy.evaluation.summary import (
     format_count,
     format_estimate,
     markdown_table,
-    write_atomic,
 )
 from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel
 from ebt_policy.models.tiling import Tiling, restore_tiled
 from ebt_policy.options import ConfigError
+from ebt_policy.output import write_atomic
 
 console = Console()
 

@@ -36,9 +36,10 @@ from ebt_policy.evaluation.held_out import MOST, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
-from ebt_policy.evaluation.summary import format_count, format_interval, markdown, write_atomic
+from ebt_policy.evaluation.summary import format_count, format_interval, markdown
 from ebt_policy.models.text import TextModel
 from ebt_policy.options import ConfigError, options
+from ebt_policy.output import write_atomic
 from ebt_policy.train import of_its_kind
 
 console = Console()

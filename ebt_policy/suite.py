@@ -44,11 +44,11 @@ from ebt_policy.evaluation.summary import (
     entry_summary,
     format_interval,
     markdown,
-    write_atomic,
     write_results,
 )
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.options import ConfigError
+from ebt_policy.output import write_atomic
 
 console = Console()
 TASK = "{task}"  # in a checkpoint: each task in turn

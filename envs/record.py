@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -31,6 +29,7 @@ from ebt_policy.data.sources import recording
 from ebt_policy.entry import gather, report_errors
 from ebt_policy.models import load_policy
 from ebt_policy.options import ConfigError, options
+from ebt_policy.output import exclusive
 from ebt_policy.recovery import known_perturbations, parse_perturbations
 from ebt_policy.tasks import Task
 from envs.perturb import Perturbation
@@ -69,7 +68,8 @@ def record(
         on_progress: called with (successes, attempts), at the start and after each episode.
 
     Raises:
-        FileExistsError: `output` exists, or is being recorded by another process.
+        FileExistsError: `output` exists.
+        ConfigError: `output` is being recorded by another process.
         ValueError: the interrupted recording beside `output` has other attributes, or the policy
             hardly ever succeeds.
         RuntimeError: a worker failed.
@@ -80,7 +80,8 @@ def record(
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another output")
     partial = output.with_name(output.name + ".partial")
-    with _alone(output):
+    # Two processes that append to one interrupted recording would mix their episodes.
+    with exclusive(output.with_name(f".{output.name}.lock"), output):
         kept, seed = _resume(partial, attrs)
         notify = on_progress or (lambda successes, attempts: None)
         notify(kept, seed)
@@ -103,21 +104,6 @@ def record(
         write(output, finished)
         shutil.rmtree(partial)
         return finished
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Two processes that append to one interrupted recording would mix their episodes."""
-    lock = FileLock(output.with_name(f".{output.name}.lock"), blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FileExistsError(f"another process is recording {output}; wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 class _Counter:

@@ -15,7 +15,7 @@ import ebt_policy
 from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
 from ebt_policy.evaluation.stats import mean_ci, percentiles, wilson
 from ebt_policy.evaluation.study_figures import save_figure
-from ebt_policy.evaluation.summary import write_atomic
+from ebt_policy.output import write_atomic
 from real_robot.robots import Robot
 from real_robot.session import Episode
 from real_robot.supervisor import State

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from conftest import compose_config
 
 from ebt_policy.data.episodes import read_episodes
+from ebt_policy.options import ConfigError
 from envs import record as module
 from envs.perturb import Kind
 from envs.record import main, record
@@ -156,7 +158,7 @@ def test_existing_output_is_left_alone(lottery, tmp_path):
 
 def test_two_recordings_do_not_mix(lottery, tmp_path):
     def beside(*_):
-        with pytest.raises(FileExistsError, match="another process is recording"):
+        with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
             record(Noise(), lottery(), 2, output, attrs=ATTRS, workers=1)
 
     output = tmp_path / "demos.zarr"

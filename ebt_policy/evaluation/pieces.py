@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.evaluation.summary import write_atomic
 from ebt_policy.models.base import checkpoint_folder
+from ebt_policy.output import write_atomic
 
 
 class PieceLog:

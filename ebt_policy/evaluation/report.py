@@ -22,8 +22,8 @@ from ebt_policy.evaluation.summary import (
     Shown,
     format_interval,
     unpaired_names,
-    write_atomic,
 )
+from ebt_policy.output import write_atomic
 
 
 def write_report(

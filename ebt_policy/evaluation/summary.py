@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, wilson
+from ebt_policy.output import write_atomic
 
 Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
 
@@ -201,22 +201,6 @@ def _json(value: Any, indent: int | None = None) -> str:
         raise TypeError(f"{type(item).__name__} cannot be written as JSON")
 
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=plain)
-
-
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 `text` so that `path` is at every moment either the old file or the new one."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files private; results are to share
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class Shown(NamedTuple):
