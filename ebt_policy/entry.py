@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ebt_policy.energy.descent import DescentError
+from ebt_policy.modules import take_modules
 from ebt_policy.options import ConfigError
 
 
@@ -24,20 +26,58 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def gather(arguments: Sequence[str], *names: str) -> list[str]:
-    """Settings that may be repeated, ``name=a name=b``, as one list: hydra knows each name once.
+# Options whose values are paths, or names where a path may stand: hydra's grammar reads brackets,
+# commas, quotes and spaces, and has no letters but English ones.
+PATHS = (
+    *("run_dir", "output", "checkpoint", "images", "corpus", "footage"),
+    *("bag", "record", "recording", "rerun"),
+    *(f"task.{name}" for name in ("path", "images", "corpus", "videos", "tokenizer", "features")),
+)
+TEXTS = ("prompt",)
 
-    Their values are quoted, since they may hold what hydra's grammar has other uses for.
+
+def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
+    """Turn what a user typed into arguments that hydra reads as it was meant.
+
+    ``--module NAME`` is imported, values of `PATHS` and `TEXTS` are quoted, and a leading ``~`` of
+    a path becomes the home folder.
+
+    Args:
+        repeated: options that may occur several times; they become one list.
+
+    Raises:
+        ConfigError: a module cannot be imported.
     """
-    arguments = list(arguments)
-    for name in (f"{name}=" for name in names):
-        values = [a.removeprefix(name) for a in arguments if a.startswith(name)]
-        if not values or any(v.startswith("[") or v == "null" for v in values):
-            continue
-        quoted = ",".join(map(quote, values))
-        rest = [a for a in arguments if not a.startswith(name)]
-        arguments = [f"{name}[{quoted}]", *rest]
-    return arguments
+    arguments = take_modules(arguments)
+    sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
+    result: list[str] = []
+    values: dict[str, list[str]] = {name: [] for name in repeated}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in (*PATHS, *TEXTS, *repeated):
+            result.append(argument)
+        elif name in repeated and not _is_hydra_value(value, sweep):
+            values[name].append(quote(_expanded(name, value)))
+        elif name in repeated or _is_hydra_value(value, sweep):
+            result.append(argument)
+        else:
+            result.append(f"{name}={quote(_expanded(name, value))}")
+    return [*(f"{name}=[{','.join(all_)}]" for name, all_ in values.items() if all_), *result]
+
+
+def _is_hydra_value(value: str, sweep: bool) -> bool:
+    """Whether a value is written in hydra's grammar: null, a list, quoted, or a sweep."""
+    if value in ("", "null", "???"):
+        return True
+    if os.path.exists(value):
+        return False
+    listed = value.startswith("[") and value.endswith("]")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return listed or quoted or (sweep and "," in value)
+
+
+def _expanded(name: str, value: str) -> str:
+    return os.path.expanduser(value) if name in PATHS else value
 
 
 def quote(value: str) -> str:

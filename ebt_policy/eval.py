@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.entry import gather, pick_device, report_errors
+from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.evaluation.contestants import (
     Contestant,
     check_worlds,
@@ -264,7 +264,8 @@ _original: list[str] = []
 
 def main() -> None:
     _original[:] = sys.argv[1:]
-    sys.argv[1:] = gather(sys.argv[1:], "checkpoint", "perturb")
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(sys.argv[1:], "checkpoint", "perturb")
     _main()
 
 

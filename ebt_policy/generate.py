@@ -13,7 +13,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from ebt_policy.entry import pick_device, quote, report_errors
+from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models.text import LanguageModel
 from ebt_policy.options import ConfigError
@@ -41,10 +41,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    for i, argument in enumerate(sys.argv):
-        name, equals, value = argument.partition("=")
-        if equals and name in ("prompt", "checkpoint"):
-            sys.argv[i] = f"{name}={quote(value)}"
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
     _main()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from inspect import Parameter, signature
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+# For options that infinity means something to; of all others it is refused, as NaN always is.
+FloatOrInfinity = Annotated[float, "infinity"]
 
 
 class ConfigError(ValueError):
@@ -35,9 +38,9 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
         raise ConfigError(f"{where} needs the option {', '.join(absent)}.")
     for name, value in given.items():
         if not _is_a(value, known[name].annotation):
-            raise ConfigError(
-                f"{where}: {name} must be {_name(known[name].annotation)}, got {value!r}."
-            )
+            no_number = isinstance(value, float) and not math.isfinite(value)
+            wanted = "a finite number" if no_number else _name(known[name].annotation)
+            raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
     return call(**given)
 
 
@@ -46,13 +49,19 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is Any or origin is Literal:  # whoever takes a literal says best what is allowed
         return True
     if origin in (UnionType, Union):  # the second with a literal in it
-        return any(_is_a(value, one) for one in inner)
+        return any(_is_a(value, each) for each in inner)
+    if origin is Annotated:
+        return _is_a(value, inner[0]) or (isinstance(value, float) and math.isinf(value))
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_is_a(item, *inner) for item in value)
     if origin is tuple:  # YAML has lists
         fits = isinstance(value, list | tuple) and len(value) == len(inner)
         return fits and all(map(_is_a, value, inner))
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float if kind is float else origin or kind)
+    if kind is float:  # a finite number: NaN passes every check of a range
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, origin or kind)
 
 
 def _name(kind: Any) -> str:
@@ -61,6 +70,11 @@ def _name(kind: Any) -> str:
         return " or ".join(map(_name, inner))
     if get_origin(kind) is Literal:
         return ", ".join(map(str, inner))
+    if get_origin(kind) is Annotated:
+        return "a number or .inf"
     if get_origin(kind) is tuple:
         return f"[{', '.join(map(_name, inner))}]"
-    return {type(None): "null", dict: "a section"}.get(get_origin(kind) or kind) or kind.__name__
+    if get_origin(kind) is list:
+        return f"a list of {_name(inner[0])}"
+    known = {type(None): "null", dict: "a section"}
+    return known.get(get_origin(kind) or kind) or kind.__name__

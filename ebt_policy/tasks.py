@@ -12,7 +12,9 @@ from ebt_policy.data import robomimic, sources
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import aligned, load_push_t, mirrored
 from ebt_policy.data.windows import Windows
+from ebt_policy.modules import is_user_module
 from ebt_policy.options import ConfigError, options
+from envs import registered
 from envs.spec import EnvSpec
 
 FAMILIES = ("push_t", "robosuite", "metaworld", "adroit_door")
@@ -149,6 +151,33 @@ class Task:
         return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
 
     def env_spec(self) -> EnvSpec:
-        """Its environment, with the horizons that its policies use."""
+        """Return its environment, with the horizons that its policies use.
+
+        Raises:
+            ConfigError: neither this package nor a module of the command line has it.
+        """
         horizons = {k: v for k, v in self.horizons.items() if k != "horizon"}
+        _check_known(self.env.get("env_id"))
         return options(EnvSpec, {**self.env, **horizons}, "task.env")
+
+
+def _check_known(env_id: Any) -> None:
+    """Refuse environments of modules that nobody asked for: making one would import its module,
+    and a configuration may come with somebody else's checkpoint."""
+    module, colon, name = str(env_id).partition(":")
+    if not colon:
+        raise ConfigError(
+            f"task.env.env_id={env_id} must be module:name; the environments of this package are "
+            "those of the module envs, as envs:ebt_policy/PushT-v0."
+        )
+    if module == "envs" and name in registered():
+        return
+    if module == "envs":
+        raise ConfigError(
+            f"task.env.env_id={env_id} is unknown; there are {', '.join(registered())}."
+        )
+    if not is_user_module(module):
+        raise ConfigError(
+            f"task.env.env_id={env_id} belongs to the module {module}, which is not of this "
+            f"package; to run its code, add --module {module} to the command."
+        )

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from yaml import YAMLError
 
-from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.jobs.job import Job
 from ebt_policy.jobs.policy import PolicyJob
 from ebt_policy.options import ConfigError, options
@@ -225,7 +225,8 @@ def of_its_kind(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     _original[:] = sys.argv[1:]
-    sys.argv[1:] = of_its_kind(sys.argv[1:])
+    with report_errors():
+        sys.argv[1:] = of_its_kind(hydra_arguments(sys.argv[1:]))
     _main()
 
 

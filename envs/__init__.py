@@ -26,3 +26,8 @@ _TASKS = {
 
 for _name, (_entry, _steps, _kwargs) in _TASKS.items():
     gymnasium.register(f"ebt_policy/{_name}", _entry, max_episode_steps=_steps, kwargs=_kwargs)
+
+
+def registered() -> list[str]:
+    """Return the gymnasium ids of all environments here."""
+    return [f"ebt_policy/{name}" for name in _TASKS]

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from ebt_policy.data import push_t
 from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
 from ebt_policy.data.sources import recording
-from ebt_policy.entry import gather, report_errors
+from ebt_policy.entry import hydra_arguments, report_errors
 from ebt_policy.models import load_policy
 from ebt_policy.options import ConfigError, options
 from ebt_policy.output import exclusive
@@ -244,7 +244,8 @@ def run(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = gather(sys.argv[1:], "perturb")
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(sys.argv[1:], "perturb")
     _main()
 
 

@@ -50,13 +50,18 @@ class EnvSpec:
         """Build the environment with the time limit of this spec.
 
         Raises:
-            ValueError: the environment does not know the perturbation, or its simulator is not
-                installed.
+            ValueError: the environment is unknown or does not take these arguments, does not know
+                the perturbation, or its simulator is not installed.
             RenderingError: it is to draw frames, and cannot.
         """
         kwargs = {"max_episode_steps": self.max_steps, "render_mode": render_mode, **self.kwargs}
         try:
             env = gymnasium.make(self.env_id, **kwargs)
+        except (gymnasium.error.Error, TypeError) as error:  # TypeError: an unknown argument
+            raise ValueError(
+                f"{self.env_id} cannot be made with {self.kwargs or 'no arguments'} ({error}); "
+                "check task.env."
+            ) from error
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package not in EXTRAS:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ebt_policy.data.episodes import Episodes, write_episodes
-from ebt_policy.entry import gather, report_errors
+from ebt_policy.entry import hydra_arguments, report_errors
 from ebt_policy.options import ConfigError, options
 from real_robot.drivers.ros2 import observed
 from real_robot.drivers.ros_messages import MessageError
@@ -117,7 +117,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = gather(sys.argv[1:], "bag")
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(sys.argv[1:], "bag")
     _main()
 
 

@@ -59,7 +59,7 @@ def test_a_backbone_of_timm_gives_features(monkeypatch):
     encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
     features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
     assert features.shape == (2, 192)
-    with pytest.raises(ConfigError, match="timm's model resnet_of_mine cannot be had"):
+    with pytest.raises(ConfigError, match="resnet_of_mine is no model of timm"):
         frame_features("timm:resnet_of_mine", torch.device("cpu"))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import compose_config
 
+from ebt_policy import modules
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.options import ConfigError
 from envs import record as module
@@ -60,6 +61,7 @@ def lottery(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "lottery_env.py").write_text(LOTTERY)
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(modules, "_imported", {"lottery_env"})
     return lambda **kwargs: EnvSpec("lottery_env:Lottery-v0", 50, 2, 8, kwargs)
 
 

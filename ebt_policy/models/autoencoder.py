@@ -181,7 +181,8 @@ def frame_features(name: str, device: torch.device) -> FrameFeatures:
     if (folder / "checkpoints").is_dir() or (folder / "format_version").is_file():
         return Latents(Autoencoder.from_checkpoint(folder).net, device)
     try:
-        net: Any = AutoencoderKL.from_pretrained(name)
+        # Weights as safetensors alone: other formats are unpickled, and a checkpoint may name this.
+        net: Any = AutoencoderKL.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:200]
         raise ConfigError(

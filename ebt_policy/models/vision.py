@@ -54,13 +54,7 @@ class Vision:
             raise ConfigError(f"vision.crop must be above 0 and at most 1, got {self.crop}.")
         if min(self.shrink, self.keypoints) < 1:
             raise ConfigError("vision.shrink and vision.keypoints must be at least 1.")
-        timm = _timm()
-        if not timm.is_model(self.backbone):
-            near = get_close_matches(self.backbone, timm.list_models())
-            raise ConfigError(
-                f"vision.backbone={self.backbone} is no model of timm {timm.__version__}; "
-                f"{'near it are ' + ', '.join(near) if near else 'say, resnet18 is one'}."
-            )
+        _check_model(self.backbone, "vision.backbone")
 
 
 class VisionEncoder(nn.Module):
@@ -204,7 +198,7 @@ class Pooled(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        timm = _timm()
+        timm = _check_model(name, "task.features=timm:NAME")
         try:
             self.backbone = timm.create_model(name, pretrained=True, num_classes=0)
         except (RuntimeError, LookupError, ValueError, OSError) as error:
@@ -233,6 +227,23 @@ def _group_norm(module: nn.Module) -> None:
             setattr(module, name, norm)
         else:
             _group_norm(child)
+
+
+def _check_model(name: str, option: str) -> ModuleType:
+    """Return timm, which must know a model by this name: a checkpoint may name it, and prefixes as
+    in ``hf-hub:NAME`` would load what anybody published or put into a folder.
+
+    Raises:
+        ConfigError: timm is not installed, or has no such model.
+    """
+    timm = _timm()
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models())
+        raise ConfigError(
+            f"{option}: {name} is no model of timm {timm.__version__}; "
+            f"{'near it are ' + ', '.join(near) if near else 'say, resnet18 is one'}."
+        )
+    return timm
 
 
 def _timm() -> ModuleType:

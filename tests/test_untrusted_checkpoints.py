@@ -1,0 +1,189 @@
+"""Somebody else's checkpoint: whatever name stands in its configuration, none of its code runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, compose_config
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ebt_policy import foreseeing, modules
+from ebt_policy.eval import main as eval_main
+from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.models.base import checkpoint_folder
+from ebt_policy.models.image import ImageModel
+from ebt_policy.models.text import LanguageModel
+from ebt_policy.models.video import VideoModel
+from ebt_policy.options import ConfigError
+from ebt_policy.train import train
+from envs.video import video_writer
+
+CANARY = "canary_payload"
+FORMS = (CANARY, f"{CANARY}:Thing-v0", f"{CANARY}.Thing", f"./{CANARY}.py")
+PAYLOAD = """
+from pathlib import Path
+Path(__file__).with_suffix(".sang").touch()
+import gymnasium
+class Thing(gymnasium.Env): ...
+gymnasium.register("Thing-v0", Thing)
+"""
+FAST = (
+    "train.steps=1", "train.batch_size=4", "train.warmup_steps=1", "size.width=16", "size.heads=2",
+    "size.layers=1", "device=cpu", "train.minutes=null", "train.compile=false",
+    "train.rollout_every=0",
+)  # fmt: skip
+
+
+def play(run: Path) -> None:
+    """Load a policy and make the environment that it was trained for."""
+    (entry,) = load_contestants([str(run)], torch.device("cpu"))
+    entry.env_spec.make().close()
+
+
+def load_text(run: Path) -> None:
+    LanguageModel.from_checkpoint(run)
+
+
+def load_image(run: Path) -> None:
+    ImageModel.from_checkpoint(run)
+
+
+def foresee(run: Path) -> None:
+    """Load a model of video and the features that it was trained on."""
+    foreseeing.tested(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
+
+
+def train_policy(tmp_path: Path, demonstrations: Path, *overrides: str) -> Path:
+    return train(
+        compose_config(
+            *TINY, *FAST, f"task.path={demonstrations}", f"run_dir={tmp_path}/run", *overrides
+        )
+    )
+
+
+def train_text(tmp_path: Path, _: Path) -> Path:
+    (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    where = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
+    given = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
+    return train(compose_config(*given, *where, config="train_text"))
+
+
+def train_image(tmp_path: Path, _: Path) -> Path:
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    given = (*FAST, "task.side=8", "evaluation.final=false", "model=image/dit")
+    where = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
+    return train(compose_config(*given, *where, config="train_image"))
+
+
+def train_video(tmp_path: Path, _: Path) -> Path:
+    for i in range(12):
+        with video_writer(tmp_path / f"{i}.mp4", fps=10) as add:
+            for t in range(8):
+                add(np.full((32, 48, 3), 20 * i + t, np.uint8))
+    given = (*FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
+             f"task.path={tmp_path}")  # fmt: skip
+    features = f"{tmp_path}/features"
+    made = ("model=video/autoencoder", "model.channels=[8,8]", f"run_dir={features}")
+    train(compose_config(*given, *made, config="train_video"))
+    run = (f"task.features={features}", f"run_dir={tmp_path}/run")
+    return train(compose_config(*given, *run, config="train_video"))
+
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "energy policy": (train_policy, play),
+    "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), play),
+    "text": (train_text, load_text),
+    "image": (train_image, load_image),
+    "video": (train_video, foresee),
+}
+
+
+def strings(section: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Places of all strings in a nested configuration, and of options that may be strings."""
+    if isinstance(section, dict | list):
+        items = section.items() if isinstance(section, dict) else enumerate(section)
+        for key, value in items:
+            yield from strings(value, (*place, key))
+    elif isinstance(section, str) or section is None:
+        yield place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_string_of_a_checkpoint_is_imported(kind, demonstrations, tmp_path, monkeypatch):
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    make, use = KINDS[kind]
+    run = make(tmp_path, demonstrations)
+    use(run)  # the checkpoint as it is works
+    monkeypatch.chdir(checkpoint_folder(run))
+    Path(f"{CANARY}.py").write_text(PAYLOAD)
+    monkeypatch.syspath_prepend("")
+    # Nothing is looked for on a network.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file = checkpoint_folder(run) / "config.yaml"
+    config: Any = OmegaConf.to_container(OmegaConf.load(file))
+    places = list(strings(config))
+    assert ("model", "name") in places and ("task", "name") in places
+    for place in places:
+        section = config
+        for key in place[:-1]:
+            section = section[key]
+        honest = section[place[-1]]
+        for name in FORMS:
+            section[place[-1]] = name
+            OmegaConf.save(OmegaConf.create(config), file)
+            try:
+                use(run)
+            except (ValueError, OSError) as error:  # what an entry turns into a sentence
+                assert str(error)
+            assert not Path(f"{CANARY}.sang").exists(), f"{'.'.join(map(str, place))} was imported"
+        section[place[-1]] = honest
+    assert CANARY not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_module_of_the_command_line_may_be_named(
+    demonstrations, tmp_path, monkeypatch, call_entry
+):
+    run = train_policy(tmp_path, demonstrations)
+    file = checkpoint_folder(run) / "config.yaml"
+    text = file.read_text().replace("envs:ebt_policy/PushT-v0", "my_envs:Mine-v0")
+    file.write_text(text)
+    (tmp_path / "my_envs.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'envs.push_t:PushTEnv')\n"
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    # Processes that play import the module, too.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setattr(modules, "_imported", set())
+    monkeypatch.chdir(tmp_path)
+    given = [f"checkpoint={run}", "episodes=1", "videos=0", "workers=1", "output=results"]
+    code, error = call_entry(eval_main, *given)
+    assert code == 2 and "to run its code, add --module my_envs to the command" in error
+    assert "my_envs" not in sys.modules
+    assert call_entry(eval_main, "--module", "my_envs", *given) == (0, "")
+    code, error = call_entry(eval_main, "--module=none_such", *given)
+    assert code == 2 and "--module none_such cannot be imported" in error
+
+
+@pytest.mark.parametrize("name", ["", "-m"])
+def test_a_module_needs_a_name(name):
+    with pytest.raises(ConfigError, match="needs the name of a Python module"):
+        modules.take_modules(["--module", name])
+
+
+def test_modules_are_taken_out_of_the_arguments():
+    rest = modules.take_modules(["task=push_t", "--module", "json", "seed=1", "--module=math"])
+    assert rest == ["task=push_t", "seed=1"]
+    assert modules.is_user_module("json") and modules.is_user_module("math")
