@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ebt_policy.energy.descent import DescentError
+from ebt_policy.interruption import Terminated, termination_interrupts
 from ebt_policy.modules import take_modules
 from ebt_policy.options import ConfigError
 
@@ -85,18 +86,29 @@ def quote(value: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a full stop, to stand in a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Print what a user can mend as one sentence and exit with 2; bugs keep their traceback."""
+    """Print what a user can mend as one sentence and exit with 2; bugs keep their traceback.
+
+    Ctrl-C exits with 130. A request to terminate is handled alike and exits with 143: what has
+    begun is finished or removed, and locks are released.
+    """
     from ebt_policy.training.trainer import NonFiniteLoss
 
     # Messages hold paths: unwrapped they can be copied, escaped their brackets stay.
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        yield
+        with termination_interrupts():
+            yield
     except (ValueError, OSError, NonFiniteLoss, DescentError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted; a training goes on from its last checkpoint with resume=true")
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        console.print(escape(f"interrupted{f': {interruption}' if str(interruption) else ''}"))
+        sys.exit(143 if isinstance(interruption, Terminated) else 130)

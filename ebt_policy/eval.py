@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,19 @@ from ebt_policy.evaluation.figures import (
     training_curve,
 )
 from ebt_policy.evaluation.landscape import energy_plane
-from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
+from ebt_policy.evaluation.played import pieces_of, play_pieces
+from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.stats import percentiles
-from ebt_policy.evaluation.summary import POLICIES, entry_summary, write_results
+from ebt_policy.evaluation.summary import EPISODE_KEYS, POLICIES, entry_summary, write_results
 from ebt_policy.models import Policy
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.options import ConfigError, options
+from ebt_policy.output import output_folder
 from ebt_policy.recovery import evaluate_recovery
 from ebt_policy.suite import Suite, evaluate_suite
 from ebt_policy.tasks import Task
-from envs.rollout import RolloutPools, batched
+from envs.rollout import batched
 from envs.spec import EVALUATION_SEED, EnvSpec
 
 console = Console()
@@ -82,25 +84,23 @@ def evaluate(
     Raises:
         CheckpointError, ConfigError: before anything is played.
     """
-    seeds = protocol.seeds
     contestants = load_contestants(checkpoints, device)
     check_worlds(contestants, videos=protocol.videos > 0)
+    pieces = {one.name: pieces_of(one, one.task_name, one.env_spec) for one in contestants}
+    played = play_pieces(
+        list(chain(*pieces.values())), protocol, output, "played.jsonl", EPISODE_KEYS
+    )
     entries: list[Any] = []
-    with RolloutPools(protocol.processes) as pools, progress_bar() as bar:
-        for one in contestants:
-            task = bar.add_task(one.name, total=protocol.episodes * len(one.policies))
-            rows: list[dict[str, Any]] = []
-            for policy in one.policies:
-                results = pools.of(one.env_spec).rollout(
-                    policy, seeds, videos=0 if rows else protocol.videos,
-                    video_dir=video_folder(output, one.name),
-                    on_episode=lambda _, task=task: bar.advance(task),
-                )  # fmt: skip
-                rows += [_row(r) | {"train_seed": policy.config.get("seed")} for r in results]
-            summary = entry_summary(one.name, one.info(), rows, command)
-            # The rollouts' latency is a batch's; a robot waits for a batch of one.
-            summary["latency_ms"] = batch_one_latency(one.policy, one.env_spec, protocol.seed)
-            entries.append((summary, rows))
+    for one in contestants:
+        rows = [
+            row | {"train_seed": piece.policy.config.get("seed")}
+            for piece in pieces[one.name]
+            for row in played[piece.key]
+        ]
+        summary = entry_summary(one.name, one.info(), rows, command)
+        # The rollouts' latency is a batch's; a robot waits for a batch of one.
+        summary["latency_ms"] = batch_one_latency(one.policy, one.env_spec, protocol.seed)
+        entries.append((summary, rows))
     result = write_results(output, entries)
     console.print(Markdown((output / "table.md").read_text()))
     report = _report(contestants, entries, result, output, command)
@@ -189,11 +189,6 @@ def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
     ]
 
 
-def _row(result: Any) -> dict[str, Any]:
-    row = asdict(result)
-    return {k: v for k, v in row.items() if k != "rows"}
-
-
 def _default_output(given: list[str], suite: Suite | None) -> Path:
     """``results/`` and what is evaluated, on which suite, and how."""
     words = []
@@ -208,7 +203,7 @@ def _default_output(given: list[str], suite: Suite | None) -> Path:
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         if "checkpoint" not in cfg or not cfg.checkpoint:
-            raise ConfigError("say what to evaluate: checkpoint=runs/... (may be repeated).")
+            raise ConfigError("missing required option checkpoint=RUN (may be repeated).")
         given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
         suite = None
         if cfg.get("suite"):
@@ -222,38 +217,43 @@ def _main(cfg: DictConfig) -> None:
             "device": pick_device(cfg.device),
             "command": " ".join(["python -m ebt_policy.eval", *_original]),
         }
-        checkpoints = [str(text) for text in given]
-        kind = kind_of(checkpoints[0])
-        for key, of in ONLY_FOR.items():
-            if cfg.get(key) is not None and kind and kind != of:
-                raise ConfigError(f"{key}= is for {of}; {checkpoints[0]} holds {kind}.")
-        if kind == "a model of images":
-            from ebt_policy.restoring import RestoringOptions, evaluate_images
+        with output_folder(what["output"], "output"):
+            _evaluate_kind(cfg, [str(text) for text in given], protocol, suite, what)
 
-            chosen = {"images": cfg.images, "noise": cfg.noise}
-            evaluate_images(
-                checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what
-            )
-            return
-        if kind in ("a model of video", "an autoencoder"):
-            from ebt_policy.foreseeing import evaluate_video
 
-            other = None if cfg.footage is None else str(cfg.footage)
-            evaluate_video(checkpoints, footage=other, **what)
-            return
-        if kind == "a model of text":
-            from ebt_policy.language import evaluate_language  # asks for libraries robots do not
+def _evaluate_kind(
+    cfg: DictConfig, checkpoints: list[str], protocol: dict[str, Any], suite: Suite | None,
+    what: dict[str, Any],
+) -> None:  # fmt: skip
+    kind = kind_of(checkpoints[0])
+    for key, of in ONLY_FOR.items():
+        if cfg.get(key) is not None and kind and kind != of:
+            raise ConfigError(f"{key}= is for {of}; {checkpoints[0]} holds {kind}.")
+    if kind == "a model of images":
+        from ebt_policy.restoring import RestoringOptions, evaluate_images
 
-            evaluate_language(checkpoints, corpus=cfg.corpus, **what)
-            return
-        checked = options(Protocol, protocol, "the evaluation")
-        if suite:
-            evaluate_suite(checkpoints, checked, suite, **what)
-        elif cfg.perturb:
-            words = cfg.perturb if isinstance(cfg.perturb, str) else list(cfg.perturb)
-            evaluate_recovery(checkpoints, checked, words, **what)
-        else:
-            evaluate(checkpoints, checked, **what)
+        chosen = {"images": cfg.images, "noise": cfg.noise}
+        evaluate_images(checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what)
+        return
+    if kind in ("a model of video", "an autoencoder"):
+        from ebt_policy.foreseeing import evaluate_video
+
+        other = None if cfg.footage is None else str(cfg.footage)
+        evaluate_video(checkpoints, footage=other, **what)
+        return
+    if kind == "a model of text":
+        from ebt_policy.language import evaluate_language  # asks for libraries robots do not
+
+        evaluate_language(checkpoints, corpus=cfg.corpus, **what)
+        return
+    checked = options(Protocol, protocol, "the evaluation")
+    if suite:
+        evaluate_suite(checkpoints, checked, suite, **what)
+    elif cfg.perturb:
+        words = cfg.perturb if isinstance(cfg.perturb, str) else list(cfg.perturb)
+        evaluate_recovery(checkpoints, checked, words, **what)
+    else:
+        evaluate(checkpoints, checked, **what)
 
 
 ONLY_FOR = {"suite": "a policy", "perturb": "a policy", "corpus": "a model of text",

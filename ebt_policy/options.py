@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from inspect import Parameter, signature
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 # For options that infinity means something to; of all others it is refused, as NaN always is.
@@ -28,7 +29,7 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
     Raises:
         ConfigError: naming options that are unknown, missing or of another type.
     """
-    known = signature(call, eval_str=True).parameters
+    known = _parameters(call)
     if unknown := sorted(set(given) - set(known)):
         raise ConfigError(
             f"{where} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
@@ -42,6 +43,15 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
             wanted = "a finite number" if no_number else _name(known[name].annotation)
             raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
     return call(**given)
+
+
+def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:
+    """Return the parameters of a callable with evaluated annotations, by name."""
+    if not is_dataclass(call):
+        return dict(signature(call, eval_str=True).parameters)
+    # Inherited fields are annotated in the words of another module.
+    kinds = get_type_hints(call, include_extras=True)
+    return {n: p.replace(annotation=kinds[n]) for n, p in signature(call).parameters.items()}
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -7,9 +7,9 @@ result. Every option is in ``configs/train.yaml``, for ``task=text``, ``image`` 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import hydra
 from accelerate import Accelerator
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from ebt_policy.entry import hydra_arguments, pick_device, report_errors
+from ebt_policy.entry import first_line, hydra_arguments, pick_device, report_errors
 from ebt_policy.jobs.job import Job
 from ebt_policy.jobs.policy import PolicyJob
 from ebt_policy.options import ConfigError, options
+from ebt_policy.output import check_free_space, output_folder, write_atomic
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.trainer import TrainConfig, Trainer
@@ -34,6 +36,9 @@ console = Console()
 # Settings that may change when a run goes on: what it learns stays the same, but for rounding.
 FREE = ("checkpoint_every", "rollout_every", "log_every", "compile", "inference")
 _ABSENT = object()
+# Bytes a parameter: weights, their average, two moments of AdamW, in three checkpoints (two are
+# kept, and one is being written).
+CHECKPOINTS = 3 * 16
 # Tasks that are no policies, and have a configuration of their own.
 KINDS = ("text", "image", "video")
 
@@ -67,6 +72,8 @@ def train(config: dict[str, Any]) -> Path:
         NonFiniteLoss: with the step and the last good checkpoint.
     """
     run = options(RunConfig, config, "the configuration")
+    if not 0 <= run.seed < 1 << 32:
+        raise ConfigError(f"seed must be from 0 to {(1 << 32) - 1}, got {run.seed}.")
     train_config = options(TrainConfig, run.train, "train")
     job = job_of(config, train_config)
     check_mode(run.wandb)
@@ -75,9 +82,17 @@ def train(config: dict[str, Any]) -> Path:
         cpu=device.type == "cpu", mixed_precision=train_config.mixed_precision
     )
     run_dir = Path(run.run_dir)
-    main = accelerator.is_main_process
-    _claim(run_dir, config, accelerator)
+    with output_folder(run_dir, "run_dir") if accelerator.is_main_process else nullcontext():
+        _check_same_run(run_dir, config)
+        _train(run, run_dir, config, job, train_config, accelerator)
+    return run_dir
 
+
+def _train(
+    run: RunConfig, run_dir: Path, config: dict[str, Any], job: Job, train_config: TrainConfig,
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
+    main = accelerator.is_main_process
     with accelerator.main_process_first():  # one downloads what all read
         note = job.fetch()
     if main:
@@ -99,6 +114,8 @@ def train(config: dict[str, Any]) -> Path:
     )  # fmt: skip
     resumed = trainer.resume() if run.resume else None
     if main:
+        check_free_space(run_dir, CHECKPOINTS * built.model.parameter_count, "run_dir")
+        write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         trainer.log = MetricLog(run_dir, wandb=run.wandb, config=config, resume_step=resumed)
         if resumed is not None:
             console.print(f"resumed at step {resumed:,}")
@@ -110,7 +127,6 @@ def train(config: dict[str, Any]) -> Path:
     if main:
         command = " ".join(["python -m ebt_policy.train", *_original])
         job.evaluate(run_dir, accelerator.device, command)
-    return run_dir
 
 
 def job_of(config: dict[str, Any], train: TrainConfig) -> Job:
@@ -138,41 +154,40 @@ def _differing(before: Any, now: Any) -> list[str]:
     return [key for key in keys if before.get(key, _ABSENT) != now.get(key, _ABSENT)]
 
 
-def _claim(run_dir: Path, config: dict[str, Any], accelerator: Accelerator) -> None:
-    """Make the run folder ours, or say why it cannot be."""
+def _check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
+    """Refuse a folder that holds a run, unless it is to be resumed with the same settings.
+
+    Raises:
+        ConfigError: naming the settings that differ.
+    """
     stored = run_dir / "config.yaml"
-    if newest_checkpoint(run_dir) is not None:
-        if not config["resume"]:
-            raise ConfigError(
-                f"{run_dir} already holds a run: add resume=true to go on with it, or give "
-                "another run_dir=..."
-            )
-        try:
-            before = OmegaConf.to_container(OmegaConf.load(stored))
-            assert isinstance(before, dict)
-        except (OSError, YAMLError, AssertionError) as error:
-            raise ConfigError(
-                f"{stored} cannot be read, so the run cannot go on with its settings; give another "
-                "run_dir=..."
-            ) from error
-        changed = [
-            f"{section}.{key}".rstrip(".")
-            for section in ("task", "model", "objective", "size", "vision", "seed", "train")
-            for key in _differing(before.get(section), config.get(section))
-            if key not in FREE
-        ]
-        if changed:
-            raise ConfigError(
-                f"{run_dir} was trained with other settings of {', '.join(changed)} (see its "
-                "config.yaml); give another run_dir=... for the new ones."
-            )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = stored.with_suffix(".tmp")
-        OmegaConf.save(OmegaConf.create(config), temporary)
-        os.replace(temporary, stored)
-    accelerator.wait_for_everyone()
+    if newest_checkpoint(run_dir) is None:
+        return
+    if not config["resume"]:
+        raise ConfigError(
+            f"{run_dir} already holds a run: add resume=true to resume it, or give another "
+            "run_dir=..."
+        )
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(stored))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{stored} cannot be read ({first_line(error)}), so the run cannot be resumed with its "
+            "settings; give another run_dir=..."
+        ) from error
+    if not isinstance(before, dict):
+        raise ConfigError(f"{stored} holds no settings of a run; give another run_dir=...")
+    changed = [
+        f"{section}.{key}".rstrip(".")
+        for section in ("task", "model", "objective", "size", "vision", "seed", "train")
+        for key in _differing(before.get(section), config.get(section))
+        if key not in FREE
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run_dir} was trained with other settings of {', '.join(changed)} (see its "
+            "config.yaml); give another run_dir=... for the new ones."
+        )
 
 
 _original: list[str] = []

@@ -69,7 +69,6 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["task.env.max_steps=many"], "task.env: max_steps must be int, got 'many'."),
         (["task.horizon=long"], "task: horizon must be int, got 'long'."),
         (["seed=null"], "the configuration: seed must be int, got None."),
-        (["run_dir=5"], "the configuration: run_dir must be str, got 5."),
         (["+model.wings=2"], "model has no option wings; it has actions_per_token, inference"),
         (["model.actions_per_token=two"], "model: actions_per_token must be int, got 'two'."),
         (["model.inference.stop_grad_norm=-1"], "stop_grad_norm must be positive or null"),

@@ -15,12 +15,13 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.baselines.ddim import DDIM, set_steps
+from ebt_policy.baselines.sampling import CandidateInference, SamplingPolicy
 from ebt_policy.baselines.unet1d import ConditionalUnet1d
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
+from ebt_policy.models.policy import Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
@@ -36,8 +37,8 @@ SCHEDULE = {
 
 
 @dataclass(frozen=True)
-class DiffusionInference:
-    """How a diffusion policy predicts.
+class DiffusionInference(CandidateInference):
+    """How a diffusion policy predicts; its other options are those of `CandidateInference`.
 
     Args:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic, for few steps).
@@ -48,13 +49,14 @@ class DiffusionInference:
     steps: int = TRAIN_STEPS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scheduler not in ("ddpm", "ddim"):
             raise ConfigError(f"inference.scheduler must be ddpm or ddim, got {self.scheduler}.")
         if not 1 <= self.steps <= TRAIN_STEPS:
             raise ConfigError(f"inference.steps must be 1 to {TRAIN_STEPS}, got {self.steps}.")
 
 
-class DiffusionPolicy(Policy):
+class DiffusionPolicy(SamplingPolicy):
     """The network predicts the noise n in x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n, or v.
 
     v = sqrt(abar_t) n - sqrt(1 - abar_t) y (Salimans & Ho 2022) gives y at every level; the noise
@@ -119,29 +121,44 @@ class DiffusionPolicy(Policy):
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
         return (predicted[:, 0] - draws["target"]).square().mean(), {}
 
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
-        how = self.inference
-        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
+    def sample(self, context: Any, noise: Tensor, terms: Terms, generator: Generators) -> Tensor:
+        options, x = self.inference, noise
+        kind = DDPMScheduler if options.scheduler == "ddpm" else DDIM
         scheduler = kind(
             **SCHEDULE, prediction_type=self.prediction, clip_sample_range=self.clip_range
         )
-        set_steps(scheduler, how.steps)
-        context = self.net.encode(obs)
-        x = draw_normal(
-            obs.new_empty(len(obs), self.shape.horizon, self.shape.action_dim), generator
-        )
+        set_steps(scheduler, options.steps)
         # diffusers draws DDPM's noise itself; it takes one generator or a list of them as we do.
-        extra = {"generator": generator} if how.scheduler == "ddpm" else {}
+        extra = {"generator": generator} if options.scheduler == "ddpm" else {}
         for t in scheduler.timesteps:
-            if (
-                prefix := terms.prefix
-            ) is not None:  # inpainting: a committed action is as noisy as the others
+            if (prefix := terms.prefix) is not None:
+                # Inpainting: a committed action is as noisy as the others.
                 length = prefix.shape[1]
-                normal, now = draw_normal(prefix, generator), t.view(1)
-                noisy = scheduler.add_noise(prefix, normal, now)  # type: ignore[arg-type]
-                x = torch.cat([noisy, x[:, length:]], dim=1)
-            level = obs.new_full((len(obs), 1), 1.0 - float(t) / TRAIN_STEPS)
-            predicted = self.net(context, x.unsqueeze(1), level)[:, 0]
+                held = prefix.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
+                normal, now = draw_normal(held, generator), t.view(1)
+                noisy = scheduler.add_noise(held, normal, now)  # type: ignore[arg-type]
+                x = torch.cat([noisy, x[:, :, length:]], dim=2)
+            predicted = self.net(context, x, _level(x, int(t)))
             x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
-        used = torch.full((len(obs),), how.steps, device=obs.device)
-        return Chunk(actions=x, steps_used=used)
+        return x
+
+    def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
+        """At the time step whose share of signal a / (a + s) is nearest to the level.
+
+        With x = a y, -grad_y log p(x) = a / s n, n the noise that the network sees in x: the score
+        is -n / s (Song et al. 2021, "Score-Based Generative Modeling"). With v it is s x + a v.
+        """
+        signal = self.train_schedule.alphas_cumprod.sqrt()
+        noise = (1 - self.train_schedule.alphas_cumprod).sqrt()
+        t = int((signal / (signal + noise) - level).abs().argmin())
+        a, s = float(signal[t]), float(noise[t])
+        x = a * chunks
+        predicted = self.net(context, x, _level(x, t))
+        if self.prediction == "v_prediction":
+            predicted = s * x + a * predicted
+        return a / s * predicted
+
+
+def _level(x: Tensor, t: int) -> Tensor:
+    """What the network reads for chunks (B, M, ...) of time step t: (B, M)."""
+    return x.new_full(x.shape[:2], 1.0 - t / TRAIN_STEPS)

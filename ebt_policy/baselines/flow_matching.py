@@ -12,28 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebt_policy.baselines.sampling import CandidateInference, SamplingPolicy
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.energy.noise import Generators, draw_normal
+from ebt_policy.energy.noise import Generators
 from ebt_policy.energy.space import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.network import ChunkTransformer
-from ebt_policy.models.policy import Chunk, Policy, Shape, Terms
+from ebt_policy.models.policy import Shape, Terms
 from ebt_policy.models.vision import VisionEncoder
 from ebt_policy.options import ConfigError, options
 
 
 @dataclass(frozen=True)
-class FlowInference:
-    """How a flow policy predicts: Euler steps."""
+class FlowInference(CandidateInference):
+    """How a flow policy predicts: Euler steps, and the options of `CandidateInference`."""
 
     steps: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1:
             raise ConfigError(f"inference.steps must be at least 1, got {self.steps}.")
 
 
-class FlowMatchingPolicy(Policy):
+class FlowMatchingPolicy(SamplingPolicy):
     """x = g y + (1 - g) n; the network learns the velocity y - n; Euler steps from n to y."""
 
     name = "flow_matching"
@@ -66,17 +68,20 @@ class FlowMatchingPolicy(Policy):
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
-        steps = self.inference.steps
-        context = self.net.encode(obs)
-        like = obs.new_empty(len(obs), 1, self.shape.horizon, self.shape.action_dim)
-        noise = x = draw_normal(like, generator)
+    def sample(self, context: Any, noise: Tensor, terms: Terms, generator: Generators) -> Tensor:
+        steps, x = self.inference.steps, noise
         for k in range(steps):
-            level = obs.new_full((len(obs), 1), k / steps)
+            level = noise.new_full(noise.shape[:2], k / steps)
             x = x + self.net(context, x, level) / steps
             if terms.prefix is not None:
                 length = terms.prefix.shape[1]
-                at = corrupt(terms.prefix.unsqueeze(1), noise[:, :, :length], level + 1 / steps)
+                held = terms.prefix.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
+                at = corrupt(held, noise[:, :, :length], level + 1 / steps)
                 x = torch.cat([at, x[:, :, length:]], dim=2)
-        used = torch.full((len(obs),), steps, device=obs.device)
-        return Chunk(actions=x[:, 0], steps_used=used)
+        return x
+
+    def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
+        """See `Flow.verify`: with x = g y, -grad_y log p_g(x) = g / (1 - g) (x - g v(x, g))."""
+        x = level * chunks
+        velocity = self.net(context, x, x.new_full(x.shape[:2], level))
+        return level / (1 - level) * (x - level * velocity)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ebt_policy.energy.attention import double_backward_attention
 from ebt_policy.energy.deadline import Deadline
 from ebt_policy.energy.gradient import EnergyFn, energy_gradient, shared_gradient, usable
 from ebt_policy.energy.noise import Generators, draw_normal
+from ebt_policy.energy.selection import VOTES, Rule, best_of, vote
 
 
 class DescentError(FloatingPointError):
@@ -111,7 +112,7 @@ def descend(
     only_down: bool = False,
     deadline_s: float | None = None,
     candidates: int = 1,
-    select: Literal["energy", "drop"] = "energy",
+    select: Rule = "energy",
     shared_start: bool = False,
     zero_start: bool = False,
     cut_graph: bool = False,
@@ -158,7 +159,8 @@ def descend(
             last affordable step covers what is left of the path, because a level-conditioned
             candidate is unfinished before it.
         candidates: M; the best of each unit's M is returned.
-        select: the best has the lowest final ``"energy"`` or lost the most (``"drop"``).
+        select: the best has the lowest final ``"energy"``, lost the most (``"drop"``), or is what
+            the candidates vote for (see `vote`): ``"medoid"``, ``"density"``, ``"first"``.
         shared_start: the first gradient of a unit's M candidates comes from one evaluation, for an
             energy that is quadratic at the start (see `shared_gradient`). Not with a deadline,
             which takes the first step as the measure of the others.
@@ -182,8 +184,9 @@ def descend(
         raise ValueError(f"init must be {want}, got {tuple(init.shape)}.")
     if candidates > 1 and not final_energy:
         raise ValueError("choosing among candidates needs final_energy=True.")
-    if select not in ("energy", "drop"):
-        raise ValueError(f'select must be "energy" or "drop", got {select!r}.')
+    if select not in ("energy", "drop", *VOTES):
+        known = ", ".join(("energy", "drop", *VOTES))
+        raise ValueError(f"select must be one of {known}, got {select!r}.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
     if not (callable(noise) or noise >= 0):
@@ -373,10 +376,12 @@ def _check_finite(result: Descent) -> None:
 
 def _best(result: Descent, candidates: int, select: str) -> Descent:
     """Keep the best of each unit's M adjacent candidates."""
-    score = result.energies[-1] if select == "energy" else -result.drop
-    winner = score.unflatten(1, (-1, candidates)).argmin(-1)  # (B, U)
-    units = torch.arange(winner.shape[1], device=winner.device) * candidates + winner
-    rows = torch.arange(len(winner), device=winner.device).unsqueeze(1)
+    if select in VOTES:
+        score = vote(select, result.candidate, candidates)
+    else:
+        score = result.energies[-1] if select == "energy" else -result.drop
+    units = best_of(score, candidates)  # (B, U)
+    rows = torch.arange(len(units), device=units.device).unsqueeze(1)
     return Descent(
         result.candidate[rows, units],
         result.path,

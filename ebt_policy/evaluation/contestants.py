@@ -42,6 +42,11 @@ class Contestant:
         return self.policies[0]
 
     @property
+    def task_name(self) -> str:
+        """Return the name of its task."""
+        return self.policy.config["task"]["name"]
+
+    @property
     def env_spec(self) -> EnvSpec:
         """Where it plays, and how far it sees and acts."""
         return Task.of(self.policy.config).env_spec()

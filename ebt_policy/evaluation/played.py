@@ -5,6 +5,7 @@ A piece is one training run, evaluated one way. Its line in a `PieceLog` holds
     key          which entry, run and condition (or task)
     checkpoint   a hash of what was loaded: a run that was trained anew is played anew
     seeds        [first, last + 1] of the episodes
+    videos       how many of them were filmed
     episodes     one object an episode, in the order of their seeds
 """
 
@@ -15,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from ebt_policy.evaluation.contestants import Contestant
 from ebt_policy.evaluation.pieces import PieceLog, fingerprint
 from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
@@ -22,6 +25,7 @@ from ebt_policy.models import Policy
 from envs.rollout import RolloutPools
 from envs.spec import EnvSpec
 
+console = Console()
 Episodes = list[dict[str, Any]]
 
 
@@ -67,18 +71,29 @@ def play_pieces(
 
     Raises:
         ConfigError: no episodes are to be played.
+        OSError: the log cannot be written.
     """
     seeds = protocol.seeds
     prints = {run: fingerprint(run) for run in {piece.run for piece in pieces}}
     window = [seeds.start, seeds.stop]
     identities = {
-        piece.key: {"key": piece.key, "checkpoint": prints[piece.run], "seeds": window}
+        piece.key: {
+            "key": piece.key, "checkpoint": prints[piece.run], "seeds": window,
+            "videos": protocol.videos if piece.filmed else 0,
+        }
         for piece in pieces
-    }
+    }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     kept = PieceLog(output / log, "episodes")
     before = {key: kept.get(identity) for key, identity in identities.items()}
-    done: dict[str, Episodes] = {key: found for key, found in before.items() if found is not None}
+    done: dict[str, Episodes] = {
+        key: found for key, found in before.items() if found is not None and _videos_exist(found)
+    }
+    if done:
+        console.print(
+            f"{len(done)} of {len(pieces)} were played before; remove {output / log} to play them "
+            "again", markup=False, soft_wrap=True,
+        )  # fmt: skip
     todo = [piece for piece in pieces if piece.key not in done]
     with progress_bar() as bar, RolloutPools(protocol.processes) as pools:
         task = bar.add_task("", total=len(pieces) * len(seeds), completed=len(done) * len(seeds))
@@ -96,3 +111,7 @@ def play_pieces(
             done[piece.key] = [{key: row[key] for key in keys} for row in rows]
             kept.add(identities[piece.key], done[piece.key])
     return done
+
+
+def _videos_exist(episodes: Episodes) -> bool:
+    return all(Path(row["video"]).is_file() for row in episodes if row.get("video"))

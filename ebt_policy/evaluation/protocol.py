@@ -37,10 +37,15 @@ class Protocol:
         """The seeds to play.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there are none, or they are too large.
         """
         if self.episodes < 1:
             raise ConfigError("episodes must be at least 1.")
+        if self.seed + self.episodes > 1 << 32:  # as NumPy takes them
+            raise ConfigError(
+                f"seed={self.seed} and episodes={self.episodes} go beyond the last seed, "
+                f"{(1 << 32) - 1}."
+            )
         return range(self.seed, self.seed + self.episodes)
 
     @property

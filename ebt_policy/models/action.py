@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy import Descent, descend
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy.selection import VOTES, Rule
 from ebt_policy.energy.space import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.landscape import LandscapeModel
@@ -34,7 +35,9 @@ class EnergyInference:
         steps: descent steps.
         candidates: M chunks descended together, of which the best is taken.
         level: at which finished candidates are verified (see `Objective.verify`).
-        select: the best has the lowest verified ``energy`` or the largest ``drop`` on its way.
+        select: the best has the lowest verified ``energy``, the largest ``drop`` on its way, or is
+            what the candidates vote for without an energy: ``medoid``, ``density`` or ``first``
+            (see `ebt_policy.energy.selection`).
         stop_grad_norm: a candidate stops early below this gradient norm; None never. For landscapes
             that are flat at the data; along levels the gradient never fades.
         stop_change: along levels, a candidate lands early where its path is straight (see
@@ -46,7 +49,7 @@ class EnergyInference:
     steps: int = 2
     candidates: int = 8
     level: float = 0.5
-    select: Literal["energy", "drop"] = "energy"
+    select: Rule = "energy"
     stop_grad_norm: float | None = None
     stop_change: float | None = None
     warm_level: float = 0.5
@@ -59,8 +62,10 @@ class EnergyInference:
         for name in ("level", "warm_level"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ConfigError(f"inference.{name} must lie between 0 and 1, got {value}.")
-        if self.select not in ("energy", "drop"):
-            raise ConfigError(f"inference.select must be energy or drop, got {self.select}.")
+        if self.select not in (known := ("energy", "drop", *VOTES)):
+            raise ConfigError(
+                f"inference.select must be one of {', '.join(known)}, got {self.select}."
+            )
         for name in ("stop_grad_norm", "stop_change"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ebt_policy.models.base import CheckpointError, Model
 
@@ -23,18 +24,30 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
     Args:
         model: whose weights are for inference (the averaged ones).
         state: all that training needs to go on: tensors, numbers, strings and containers of them.
+
+    Raises:
+        OSError: it cannot be written, say, as the disk is full; nothing of it is left.
     """
     parent = run_dir / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(".writing_*"):
         shutil.rmtree(leftover)
     temporary = parent / f".writing_{step:08d}"
-    temporary.mkdir()
-    model.save(temporary)
-    torch.save(state, temporary / "trainer_state.pt")
-    for file in temporary.iterdir():
-        _sync(file)
-    _sync(temporary)
+    try:
+        temporary.mkdir()
+        model.save(temporary)
+        torch.save(state, temporary / "trainer_state.pt")
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in three libraries
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"the checkpoint of step {step:,} cannot be written into {parent} ({reason}); "
+            f"{shutil.disk_usage(parent).free >> 20:,} MiB are free there. Free some space, then "
+            "run the same command with resume=true to resume."
+        ) from error
     final = parent / f"step_{step:08d}"
     if final.exists():  # the same step, written before a kill: equal, and already whole
         shutil.rmtree(temporary)

@@ -29,7 +29,7 @@ class MetricLog:
     def __init__(
         self, run_dir: Path, *, wandb: str, config: dict[str, Any], resume_step: int | None
     ) -> None:
-        path = run_dir / "log.jsonl"
+        path = self._path = run_dir / "log.jsonl"
         if resume_step is not None and path.exists():
             _drop_after(path, resume_step)
         self._file = path.open("a" if resume_step is not None else "w", buffering=1)
@@ -38,7 +38,10 @@ class MetricLog:
             self._run = _start_wandb(run_dir, wandb, config, resume_step is not None)
 
     def write(self, **values: Any) -> None:
-        self._file.write(json.dumps(values) + "\n")
+        try:
+            self._file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written ({error.strerror or error}).") from error
         if self._run is not None:
             self._run.log(values, step=values.get("step"))
 

@@ -24,6 +24,7 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from torch import Tensor
 
+from ebt_policy.interruption import DeferredInterruption
 from ebt_policy.models.base import Model
 from ebt_policy.options import ConfigError
 from ebt_policy.training.checkpoint import (
@@ -203,7 +204,12 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"])
 
     def save(self) -> Path:
-        """Write a checkpoint of the present step (main process)."""
+        """Write a checkpoint of the present step (main process).
+
+        Raises:
+            NonFiniteLoss: the averaged weights hold NaN or infinity.
+            OSError: it cannot be written.
+        """
         scaler = self.accelerator.scaler
         state = {
             # A copy: the model itself takes its averaged weights while it is written.
@@ -222,6 +228,8 @@ class Trainer:
             "device": self.accelerator.device.type,
         }
         with self.averaged_weights():
+            if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+                raise _not_finite(self.progress.step, newest_checkpoint(self.run_dir))
             return save_checkpoint(self.run_dir, self.progress.step, self.model, state)
 
     def averaged_weights(self) -> _Averaged:
@@ -275,8 +283,12 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, with progress, logs, rollouts and checkpoints.
 
+        The first Ctrl-C or SIGTERM saves a checkpoint; several processes agree on it at a log line.
+
         Raises:
             NonFiniteLoss: naming the step and the last good checkpoint.
+            KeyboardInterrupt: naming the checkpoint to resume from.
+            OSError: a checkpoint or the log cannot be written.
         """
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         done = progress.step
@@ -288,7 +300,11 @@ class Trainer:
         mark, mark_step = time.perf_counter(), progress.step
         sum_loss = torch.zeros((), device=device)
         bad_step = torch.zeros((), device=device, dtype=torch.long)
-        with TrainingProgress(progress, enabled=main) as bar:
+        alone, stopping = self.accelerator.num_processes == 1, False
+        with (
+            TrainingProgress(progress, enabled=main) as bar,
+            DeferredInterruption() as interruption,
+        ):
             while progress.total_steps is None or progress.step < progress.total_steps:
                 try:
                     metrics = self.train_step()
@@ -303,17 +319,21 @@ class Trainer:
                     fine = fine & metrics["grad_norm_weights"].isfinite()
                 bad_step = torch.where((bad_step == 0) & ~fine, step, bad_step)
                 ending = step == progress.total_steps
-                log_now = ending or step % config.log_every == 0
-                save_now = ending or step % config.checkpoint_every == 0
+                stopping = alone and interruption.received is not None
+                log_now = ending or stopping or step % config.log_every == 0
+                save_due = ending or step % config.checkpoint_every == 0
                 values: dict[str, float] = {}
-                if (log_now or save_now) and int(bad_step):
+                if (log_now or save_due) and int(bad_step):
                     raise _not_finite(int(bad_step), last)
                 if log_now:
                     now = time.perf_counter()
-                    # The mean over processes: all must plan the same number of steps.
-                    mine = [float(sum_loss) / (step - mark_step), now - mark]
+                    # The mean over processes: all must plan the same number of steps, and stop at
+                    # the same one.
+                    asked = float(interruption.received is not None)
+                    mine = [float(sum_loss) / (step - mark_step), now - mark, asked]
                     shared: Any = self.accelerator.reduce(torch.tensor(mine, device=device), "mean")
-                    mean, seconds = shared.tolist()
+                    mean, seconds, asked = shared.tolist()
+                    stopping = asked > 0
                     progress.seconds += seconds
                     rate = (step - mark_step) / seconds
                     mark, mark_step, sum_loss = now, step, torch.zeros_like(sum_loss)
@@ -323,13 +343,18 @@ class Trainer:
                     values |= {"steps_per_second": rate, "seconds": progress.seconds}
                     bar.update(mean, rate)
                 paused = time.perf_counter()
-                if save_now and main and self.validation is not None:
+                if save_due and main and self.validation is not None:
                     values |= self._validate(self.validation)
                 # First, as a run that resumes at a checkpoint writes no line up to it again.
                 if values and self.log is not None:
                     self.log.write(step=step, **values)
-                if save_now and main:
+                if (save_due or stopping) and main:
                     last = self.save()
+                if stopping and not ending:
+                    raise interruption.error(
+                        f"saved step {step:,} in {last or self.run_dir}; run the same command with "
+                        "resume=true to resume"
+                    )
                 if config.rollout_every and step % config.rollout_every == 0 and not ending:
                     self._rollout(step)
                 mark += time.perf_counter() - paused  # not training time
@@ -426,8 +451,9 @@ def can_compile(device: torch.device) -> bool:
 
 def _not_finite(step: int, last: Path | None) -> NonFiniteLoss:
     return NonFiniteLoss(
-        f"the loss or its gradient is not finite in step {step}; the last good checkpoint is "
-        f"{last or 'none yet'}; train again with a lower train.lr and another run_dir."
+        f"the loss, its gradient or the weights are not finite in step {step}; the last good "
+        f"checkpoint is {last or 'none yet'}; train again with a lower train.lr and another "
+        "run_dir."
     )
 
 

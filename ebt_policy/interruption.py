@@ -1,0 +1,69 @@
+"""Ctrl-C and requests to terminate: work in progress is finished or removed, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+
+class Terminated(KeyboardInterrupt):
+    """A request to terminate (SIGTERM), as schedulers of clusters and containers send it."""
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, where nobody else handles it."""
+
+    def interrupt(*_: object) -> None:
+        raise Terminated
+
+    if not _may_handle() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class DeferredInterruption:
+    """A context in which the first SIGINT or SIGTERM is only noted; a second one acts at once.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before: dict[int, Any] = {}
+        if _may_handle():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.__exit__()
+        os.write(2, b"\nstopping after this step; once more to quit at once\n")
+
+    def error(self, message: str) -> KeyboardInterrupt:
+        """What to raise once the work is in a state to be left."""
+        kind = Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
+        return kind(message)
+
+
+def _may_handle() -> bool:
+    """Python lets the main thread alone set signal handlers."""
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,205 @@
+"""Choosing one of several candidates: the rules alone, and in every policy that samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import TINY, compose_config
+from torch import Tensor
+
+from ebt_policy.data.normalize import Normalizer
+from ebt_policy.energy.selection import best_of, line_integral, vote
+from ebt_policy.models import build_policy
+from ebt_policy.options import ConfigError
+
+SHAPE = {"obs_dim": 3, "action_dim": 2, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8}
+MODELS = {
+    "flow": ("model=flow_matching",),
+    "ddim": ("model=diffusion", "model.inference.scheduler=ddim", "model.inference.steps=4"),
+    "ddpm": ("model=diffusion", "model.inference.steps=4"),
+    "epsilon": ("model=diffusion", "model.prediction=epsilon", "model.inference.steps=4"),
+    "unet": ("model=diffusion", "model.network=unet", "model.inference.steps=4"),
+    "energy": ("model=ebt",),
+}
+
+
+def build(*overrides: str):
+    torch.manual_seed(0)
+    data = {"obs": torch.randn(50, 3), "action": torch.randn(50, 2)}
+    policy = build_policy(
+        {**compose_config(*TINY, *overrides), "shape": SHAPE}, Normalizer.fit(data)
+    )
+    with torch.no_grad():  # fresh networks end in zeros
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return policy.eval()
+
+
+def test_the_lowest_score_of_each_unit_wins():
+    score = torch.tensor([[3.0, 1.0, 2.0, 0.0, 5.0, 4.0]])
+    assert best_of(score, 3).tolist() == [[1, 3]]
+    assert best_of(score, 1).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_the_medoid_is_nearest_to_all_others():
+    x = torch.tensor([[0.0, 4.0, 5.0, 6.0, 100.0]]).view(1, 5, 1)
+    assert best_of(vote("medoid", x, 5), 5).item() == 2
+    two_units = torch.cat([x, x.flip(1)], dim=1)
+    assert best_of(vote("medoid", two_units, 5), 5).tolist() == [[2, 7]]
+
+
+def test_density_finds_the_crowd_and_the_medoid_the_middle():
+    """Of a crowd, stragglers on the other side and one between them."""
+    x = torch.tensor([-10.2, -10.1, -9.9, -10.0, 0.0, 8.0, 9.0, 11.0, 12.0]).view(1, 9, 1)
+    assert vote("density", x, 9).argmin() < 4
+    assert x.flatten()[vote("medoid", x, 9).argmin()] == 0.0
+
+
+def test_density_is_that_of_gaussian_kernels_half_as_wide_as_the_median_distance():
+    x = torch.randn(2, 5, 3, 2, dtype=torch.float64)
+    flat = x.flatten(2)
+    for row, score in zip(flat, vote("density", x, 5), strict=True):
+        distance = torch.cdist(row, row)
+        pairs = distance[~torch.eye(5, dtype=torch.bool)].sort().values
+        width = 0.5 * pairs[(len(pairs) - 1) // 2]
+        density = (-distance.square() / (2 * width**2)).exp().sum(1)
+        torch.testing.assert_close(score, -density.log())
+
+
+@pytest.mark.parametrize("rule", ["medoid", "density", "first"])
+def test_equal_candidates_are_no_division_by_zero(rule):
+    score = vote(rule, torch.ones(2, 4, 3), 4)
+    assert score.isfinite().all()
+
+
+def test_the_first_rule_takes_the_first():
+    assert best_of(vote("first", torch.randn(3, 8, 2), 4), 4).tolist() == [[0, 4]] * 3
+
+
+def test_an_unknown_rule_is_named():
+    with pytest.raises(ValueError, match="one of medoid, density, first, got 'best'"):
+        vote("best", torch.randn(1, 2, 3), 2)
+
+
+def test_the_line_integral_of_a_gradient_is_the_difference_of_its_potential():
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+
+    def potential(x: Tensor) -> Tensor:
+        return (x.pow(4).sum(-1) + (x[..., 0] * x[..., 1])).squeeze(-1)
+
+    def field(points: Tensor) -> Tensor:
+        points = points.detach().requires_grad_()
+        return torch.autograd.grad(potential(points).sum(), points)[0]
+
+    found = line_integral(field, x, 3)
+    mean = x.unflatten(1, (2, 3)).mean(2).repeat_interleave(3, dim=1)
+    torch.testing.assert_close(found, potential(x) - potential(mean))
+
+
+class Gaussian(torch.nn.Module):
+    """What a network would learn of actions that are normal, mean 1 and standard deviation 0.5.
+
+    Args:
+        policy: whose levels and target it speaks in: "velocity", "v" or "noise".
+    """
+
+    def __init__(self, policy, target: str) -> None:
+        super().__init__()
+        self.target, self.schedule = target, getattr(policy, "train_schedule", None)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        return obs
+
+    def forward(self, context: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        if self.schedule is None:
+            a, s = level, 1 - level
+        else:
+            abar = self.schedule.alphas_cumprod[((1 - level) * 100).round().long()]
+            a, s = abar.sqrt(), (1 - abar).sqrt()
+        a, s = a[..., None, None], s[..., None, None]
+        variance = a**2 * 0.25 + s**2
+        noise = s * (x - a) / variance  # E[n | x] and E[y | x] of jointly normal x, n and y
+        clean = 1 + a * 0.25 * (x - a) / variance
+        return {"velocity": clean - noise, "v": a * noise - s * clean, "noise": noise}[self.target]
+
+
+@pytest.mark.parametrize(
+    ("model", "target"), [("flow", "velocity"), ("ddim", "v"), ("epsilon", "noise")]
+)
+def test_the_score_field_is_the_gradient_of_the_blurred_likelihood(model, target):
+    policy = build(*MODELS[model])
+    policy.net = Gaussian(policy, target)
+    chunks = torch.randn(2, 3, 16, 2)
+    field = policy.score_field(None, chunks, 0.5)
+    # Seen at x = a y + s n with a = s: the data blurred by normal noise of deviation s / a = 1.
+    expected = (chunks - 1) / (0.25 + 1)
+    tolerance = 0.05 if model != "flow" else 1e-5  # the nearest of 100 levels
+    torch.testing.assert_close(field, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_vote_takes_one_of_the_candidates(model):
+    policy, obs = build(*MODELS[model]), {"obs": torch.randn(3, 2, 3)}
+    rules = ["first", "medoid", "density"] + ["line_integral"] * (model != "energy")
+    rows = [torch.Generator().manual_seed(i) for i in range(3)]
+    chosen = {}
+    for rule in rules:
+        policy.configure_inference(candidates=6, select=rule)
+        rows = [torch.Generator().manual_seed(i) for i in range(3)]
+        chosen[rule] = policy.predict_chunk(obs, generator=rows).actions
+        assert chosen[rule].shape == (3, 16, 2)
+    rest = [chosen[rule] for rule in rules[1:]]
+    assert not all(torch.equal(chosen["first"], other) for other in rest)
+
+
+@pytest.mark.parametrize("model", ["flow", "ddim", "ddpm", "unet"])
+def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
+    policy, obs = build(*MODELS[model]), torch.randn(2, 2, 3)
+    policy.configure_inference(candidates=4, select="medoid")
+
+    def predict(rows: list[int]) -> Tensor:
+        generators = [torch.Generator().manual_seed(i) for i in rows]
+        return policy.predict_chunk({"obs": obs[rows]}, generator=generators).actions
+
+    torch.testing.assert_close(predict([0, 1])[1], predict([1])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["flow", "ddim", "ddpm"])
+def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model):
+    policy, obs = build(*MODELS[model]), {"obs": torch.randn(2, 2, 3)}
+    policy.configure_inference(candidates=4, select="medoid")
+    prefix = torch.full((2, 3, 2), 0.25)
+    chunk = policy.predict_chunk(obs, prefix=prefix, project=lambda x: x.clamp(-0.3, 0.3))
+    assert torch.equal(chunk.actions[:, :3], prefix) and chunk.actions.abs().max() <= 0.3
+
+
+def test_the_best_is_chosen_among_what_may_be_executed():
+    """Two samples of three agree once they are cut to the limits, though not before."""
+    policy = build(*MODELS["flow"])
+    policy.configure_inference(candidates=3, select="density")
+    heights = torch.tensor([0.0, 0.9, 1.4]).view(1, 3, 1, 1)
+    policy.sample = lambda context, noise, terms, generator: heights.expand_as(noise)
+    limit = lambda x: x.clamp(max=0.5)  # noqa: E731
+    network = policy._network_actions(torch.zeros(1, 2, 3), torch.full((1, 1, 2), 0.5))
+    heights = network.max() + torch.tensor([-3.0, 0.5, 1.5]).view(1, 3, 1, 1)
+    actions = policy.predict_chunk({"obs": torch.zeros(1, 2, 3)}, project=limit).actions
+    torch.testing.assert_close(actions, torch.full_like(actions, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("flow", {"select": "energy"}, "without an energy, got energy"),
+        ("ddim", {"select": "best"}, "one of medoid, density, first, line_integral"),
+        ("energy", {"select": "line_integral"}, "one of energy, drop, medoid, density, first"),
+        ("flow", {"candidates": 0}, "inference.candidates must be at least 1, got 0"),
+        ("flow", {"level": 1.0}, "inference.level must lie between 0 and 1"),
+        ("flow", {"level": math.nan}, "level must be a finite number, got nan"),
+    ],
+)
+def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(*MODELS[model]).configure_inference(**changes)
