@@ -90,13 +90,27 @@ def test_joined_episodes():
         ({"a": np.zeros((3, 1))}, [2, 2, 3], "strictly increasing"),
         ({"a": np.zeros((2, 1))}, [3], '"a" has shape .2, 1.'),
         ({"a": np.array(["x", "y"])}, [2], '"a" has type'),
-        ({"a": np.array([[0.0], [1.0], [np.nan]])}, [3], '"a" has NaN or infinity, first in row 2'),
-        ({"a": np.array([[0.0], [-np.inf]])}, [2], "first in row 1"),
+        ({"a": np.zeros((2, 0))}, [2], '"a" has shape .2, 0., which holds no numbers'),
+        (
+            {"a": np.array([[0.0], [1.0], [np.nan]])},
+            [1, 3],
+            r'"a" has NaN or infinity in float32, first nan in row 2 \(episode 1\)',
+        ),
+        ({"a": np.array([[0.0], [-np.inf]])}, [2], "first -inf in row 1"),
+        ({"a": np.array([0.0, 1e300])}, [2], r"first 1e\+300 in row 1"),  # infinite in float32
+        ({"a": np.zeros(3)}, [1.5, 3.0], "must be integers, not float64"),
     ],
 )
 def test_wrong_episodes_are_refused(arrays, ends, message):
     with pytest.raises(EpisodeError, match=message):
         Episodes(arrays, np.array(ends))
+
+
+def test_all_wrong_arrays_are_told_at_once():
+    arrays = {f"a{i}": np.full((2, 1), np.nan) for i in range(7)}
+    with pytest.raises(EpisodeError, match=r'"a0" has .*"a4" has .* And 2 more\.$') as told:
+        Episodes(arrays, np.array([2]))
+    assert '"a5"' not in str(told.value)
 
 
 # --- round trips -------------------------------------------------------------------------------
@@ -196,7 +210,7 @@ def test_write_never_replaces_other_things(tmp_path):
     assert_same(read_episodes(tmp_path / "empty"), make())
 
 
-@pytest.mark.parametrize("key", ["", "a/b", ".hidden", "__x"])
+@pytest.mark.parametrize("key", ["", "a/b", "a\\b", ".hidden", "__x"])
 def test_bad_key(tmp_path, key):
     with pytest.raises(EpisodeError, match="cannot be a key"):
         write_episodes(tmp_path / "s", Episodes({key: np.zeros((2, 1))}, np.array([2])))
@@ -428,14 +442,117 @@ def foreign(path: Path, arrays: dict[str, np.ndarray], ends: np.ndarray, zarr_fo
         (np.ones((5, 2)), np.array([2.0, 5.0]), "must be integers"),
         (np.ones((5, 2)), np.array([[2, 5]]), "episode_ends"),
         (np.ones((5, 2)), np.zeros(0, np.int64), "no episodes"),
-        (np.array([[1.0], [np.nan]]), np.array([2]), '"x" has NaN or infinity, first in row 1'),
-        (np.array([[np.inf], [1.0]]), np.array([2]), '"x" has NaN or infinity, first in row 0'),
+        (np.array([[1.0], [np.nan]]), np.array([2]), '"x" has NaN or infinity .* in row 1'),
+        (np.array([[np.inf], [1.0]]), np.array([2]), '"x" has NaN or infinity .* in row 0'),
         (np.ones((2, 1), complex), np.array([2]), '"x" has type complex128'),
     ],
 )
 def test_foreign_store_with_wrong_content(tmp_path, zarr_format, values, ends, message):
     foreign(tmp_path / "s", {"x": values}, ends, zarr_format)
     refused(tmp_path / "s", message)
+
+
+@FORMATS
+def test_chunks_that_zarr_leaves_out_are_fill_values(tmp_path, zarr_format):
+    """By its specification; zarr itself stores no chunk of nothing but fill values."""
+    action = np.random.default_rng(0).normal(size=(150, 4))
+    action[50:100] = 0
+    root = zarr.create_group(tmp_path / "s", zarr_format=zarr_format)
+    arrays = {"action": (action, 0), "never": (np.zeros((150, 1)), 0), "one": (action * 0 + 1, 1)}
+    for key, (values, fill) in arrays.items():
+        array = root.create_array(
+            f"data/{key}", shape=values.shape, dtype="f4", chunks=(50, 1), fill_value=fill
+        )
+        array[...] = values
+    root.create_array("meta/episode_ends", data=np.array([60, 150]))
+    for path in (tmp_path / "s", rezip(tmp_path / "s")):
+        with pytest.warns(UserWarning, match=r"4 of 12 chunks of data/action .* read as 0\.0"):
+            assert np.array_equal(
+                read_episodes(path, ["action"]).arrays["action"], action.astype("f4")
+            )
+        with pytest.warns(UserWarning, match=r"12 of 12 chunks of data/one .* read as 1\.0"):
+            assert (read_episodes(path, ["one"]).arrays["one"] == 1).all()
+        with pytest.warns(UserWarning, match="3 of 3 chunks of data/never"):
+            assert not read_episodes(path, ["never"]).arrays["never"].any()
+
+
+@FORMATS
+def test_absurd_shapes_are_one_sentence(tmp_path, zarr_format):
+    rows = 10**15
+    root = zarr.create_group(tmp_path / "s", zarr_format=zarr_format)
+    for key, chunk in {"many": 1, "huge": rows}.items():
+        root.create_array(f"data/{key}", shape=(rows,), dtype="f8", chunks=(chunk,))
+    root.create_array("meta/episode_ends", data=np.array([rows]))
+    with pytest.raises(EpisodeError, match="of 1,000,000,000,000,000 chunks nearly all are miss"):
+        read_episodes(tmp_path / "s", ["many"])
+    with (
+        pytest.warns(UserWarning, match="1 of 1 chunks"),
+        pytest.raises(EpisodeError, match="data/huge is damaged .*Unable to allocate"),
+    ):
+        read_episodes(tmp_path / "s", ["huge"])
+
+
+@FORMATS
+@pytest.mark.parametrize("linked", ["data", "data/action", "meta/episode_ends", "."])
+def test_linked_folders_are_read(tmp_path, zarr_format, linked):
+    path, elsewhere = tmp_path / "s", tmp_path / "disk"
+    write_episodes(path, make(), zarr_format)
+    (path / linked).rename(elsewhere)
+    (path / linked).symlink_to(elsewhere)
+    assert_same(read_episodes(path), make())
+    append_episodes(path, make((3,), 1))
+    assert len(read_episodes(path)) == 3
+    elsewhere.rename(tmp_path / "gone")
+    message = "is a link to .*disk, which is not there|does not exist"
+    with pytest.raises(EpisodeError, match=message):
+        read_episodes(path)
+
+
+@FORMATS
+def test_links_that_lead_nowhere_are_named_where_they_are_needed(tmp_path, zarr_format):
+    path = tmp_path / "s"
+    write_episodes(path, make(), zarr_format)
+    shutil.rmtree(path / "data" / "image")
+    (path / "data" / "image").symlink_to(tmp_path / "unmounted")
+    assert list(read_episodes(path, ["action"]).arrays) == ["action"]
+    with pytest.raises(EpisodeError, match=r"data/image is a link to .*unmounted, which is not th"):
+        read_episodes(path)
+    chunk = chunk_of(path, "data/zero")
+    chunk.unlink()
+    chunk.symlink_to(tmp_path / "annex")
+    with pytest.raises(EpisodeError, match=r"data/zero/.* is a link to .*annex"):
+        read_episodes(path, ["zero"])
+
+
+def test_links_around_a_store_are_no_endless_loop(tmp_path):
+    path = tmp_path / "s"
+    write_episodes(path, make())
+    for name in ("a", "b", "c"):
+        (path / "data" / name).symlink_to(path)
+    (path / "self").symlink_to("self")
+    assert_same(read_episodes(path), make())
+    append_episodes(path, make((3,), 1))
+    assert len(read_episodes(path)) == 3
+
+
+@NAMES
+def test_writing_to_a_link_replaces_what_it_leads_to(tmp_path, name):
+    (tmp_path / "disk").mkdir()
+    write_episodes(tmp_path / "disk" / name, make((2,)))
+    (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    write_episodes(tmp_path / name, make())
+    assert (tmp_path / name).is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "disk", name,
+    ]  # fmt: skip
+    assert_same(read_episodes(tmp_path / "disk" / name), make())
+
+
+@NAMES
+def test_paths_and_keys_may_hold_any_character(tmp_path, name):
+    folder = tmp_path / "a [1]* {b}=c, 'd' größe"
+    episodes = Episodes({"arm [0]*": np.ones((2, 1)), "größe": np.zeros((2, 2))}, np.array([2]))
+    write_episodes(folder / name, episodes)
+    assert_same(read_episodes(folder / name), episodes)
 
 
 @FORMATS

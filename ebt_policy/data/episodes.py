@@ -24,11 +24,18 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore, ZipStore
 
-from ebt_policy.data.zarr_store import EpisodeError, Store, is_episode_store, open_store
+from ebt_policy.data.files import below, dangles, listed
+from ebt_policy.data.zarr_store import (
+    ALL_CHUNKS,
+    EpisodeError,
+    Store,
+    is_episode_store,
+    open_store,
+)
 
 _CHUNK_BYTES = 1 << 20
-# Zarr leaves out chunks of nothing but zeros. Ours are all there, so that a chunk that is not there
-# is a lost one.
+# Zarr leaves out chunks of nothing but zeros. Ours are all there, and say so, so that a chunk that
+# is not there is a lost one.
 _ALL_CHUNKS = {"array.write_empty_chunks": True}
 
 
@@ -42,8 +49,7 @@ class Episodes:
         attrs: what JSON can hold, e.g. {"rate_hz": 10, "units": {...}, "roles": {...}}.
 
     Raises:
-        EpisodeError: no episodes, ends out of order, an array of another length than ends[-1],
-            values that are not numbers, NaN or infinity.
+        EpisodeError: see `check_episodes`.
     """
 
     arrays: dict[str, np.ndarray]
@@ -51,7 +57,7 @@ class Episodes:
     attrs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.arrays, self.ends, "Episodes")
+        check_episodes(self.arrays, self.ends, "Episodes")
         object.__setattr__(self, "ends", np.asarray(self.ends, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -119,7 +125,7 @@ def read_episodes(path: str | os.PathLike[str], keys: Sequence[str] | None = Non
                 stacklevel=2,
             )
         arrays = {name.removeprefix("data/"): store.read(name, committed) for name in names}
-        _check(arrays, ends, str(path))
+        check_episodes(arrays, ends, str(path))
         return Episodes(arrays, ends, dict(store.root.attrs))
 
 
@@ -130,13 +136,13 @@ def write_episodes(
 
     All is written under a temporary name beside `path` and then renamed, so `path` is always
     absent, the old store or the new one, whole. Only an episode store, an empty folder or a file
-    with a name in ".zip" is ever replaced.
+    with a name in ".zip" is ever replaced; where `path` is a link, what it leads to is.
 
     Raises:
         EpisodeError: `path` exists and is something else, a bad key, attributes JSON cannot hold.
         OSError: the disk refused.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     zipped = path.suffix == ".zip"
     if path.is_dir():
         replaceable = not zipped and (is_episode_store(path) or not any(path.iterdir()))
@@ -145,7 +151,7 @@ def write_episodes(
     if not replaceable:
         raise EpisodeError(f"{path} exists and is no episode store: choose another name.")
     for key in episodes.arrays:
-        if not key or "/" in key or key.startswith((".", "__")):
+        if not key or "/" in key or "\\" in key or key.startswith((".", "__")):
             raise EpisodeError(f'{path}: "{key}" cannot be a key: use a plain name.')
     try:
         json.dumps(episodes.attrs, allow_nan=False)
@@ -263,37 +269,63 @@ def _write(store: LocalStore | ZipStore, episodes: Episodes, zarr_format: Litera
             row_bytes = max(1, array.nbytes // len(array))
             rows = max(1, _CHUNK_BYTES // row_bytes)
             chunks = (rows, *(max(1, size) for size in array.shape[1:]))
-            groups[group].create_array(key, data=array, chunks=chunks, compressors=compressor)
+            groups[group].create_array(
+                key, data=array, chunks=chunks, compressors=compressor,
+                attributes={ALL_CHUNKS: True},
+            )  # fmt: skip
 
 
 def _read_ends(store: Store) -> np.ndarray:
     ends = store.read("meta/episode_ends")
-    if ends.dtype.kind not in "iu":
-        raise EpisodeError(f"{store.path}: episode_ends must be integers, not {ends.dtype}.")
-    _check({}, ends, str(store.path))
+    check_episodes({}, ends, str(store.path))
     return ends
 
 
-def _check(arrays: dict[str, np.ndarray], ends: np.ndarray, where: str) -> None:
+def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, where: str) -> None:
+    """Check arrays and episode ends as `Episodes` wants them.
+
+    Args:
+        where: their file, for messages.
+
+    Raises:
+        EpisodeError: no episodes, ends that are no integers or out of order, and of each array
+            another length than ends[-1], values that are no numbers, NaN, infinity, or numbers
+            beyond the range of float32, in which networks calculate.
+    """
     ends = np.asarray(ends)
     if ends.ndim != 1 or len(ends) == 0:
         raise EpisodeError(f"{where}: there are no episodes (episode_ends is empty).")
+    if ends.dtype.kind not in "iu":
+        raise EpisodeError(f"{where}: episode_ends must be integers, not {ends.dtype}.")
     if (ends <= 0).any() or (np.diff(ends.astype(np.int64)) <= 0).any():
         raise EpisodeError(
             f"{where}: episode_ends must be above 0 and strictly increasing (no empty episode)."
         )
-    for key, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            raise EpisodeError(
-                f'{where}: "{key}" has type {array.dtype}, not numbers: leave it out.'
+    problems = [_problem(key, array, ends) for key, array in arrays.items()]
+    if found := [f"{problem}." for problem in problems if problem]:
+        raise EpisodeError(f"{where}: {listed(found)}")
+
+
+def _problem(key: str, array: np.ndarray, ends: np.ndarray) -> str:
+    """What is wrong with an array, or nothing."""
+    if array.dtype.kind not in "biuf":
+        return f'"{key}" has type {array.dtype}, not numbers: leave it out'
+    if array.ndim == 0 or len(array) != ends[-1]:
+        return f'"{key}" has shape {array.shape}, but the episodes end at row {ends[-1]}'
+    if array.size == 0:
+        return f'"{key}" has shape {array.shape}, which holds no numbers: leave it out'
+    if array.dtype.kind == "f":
+        limit = min(np.finfo(array.dtype).max, np.finfo(np.float32).max)
+        usable = (array >= -limit) & (array <= limit)  # NaN is neither
+        if not usable.all():
+            row = int(np.argmin(usable.reshape(len(array), -1).all(axis=1)))
+            episode = int(np.searchsorted(ends, row, side="right"))
+            value = array[row][~usable[row]].flat[0]
+            return (
+                f'"{key}" has NaN or infinity in float32, first {value} in row {row} (episode '
+                f"{episode}): repair such rows or leave their episodes out"
             )
-        if array.ndim == 0 or len(array) != ends[-1]:
-            raise EpisodeError(
-                f'{where}: "{key}" has shape {array.shape}, but the episodes end at row {ends[-1]}.'
-            )
-        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-            row = int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
-            raise EpisodeError(f'{where}: "{key}" has NaN or infinity, first in row {row}.')
+    return ""
 
 
 def _remove(path: Path) -> None:
@@ -305,13 +337,13 @@ def _remove(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Fsync a file, or a folder with all that is in it."""
-    if path.is_dir():
-        for child in path.iterdir():
-            _sync(child)
-        _sync_entry(path)
-    else:
-        with path.open("rb+") as file:
+    files = [f for f in below(path) if not dangles(f)] if path.is_dir() else [path]
+    for name in files:
+        with name.open("rb+") as file:
             os.fsync(file.fileno())
+    if path.is_dir():
+        for folder in {path, *(file.parent for file in files)}:
+            _sync_entry(folder)
 
 
 def _sync_entry(folder: Path) -> None:
