@@ -6,7 +6,6 @@ Shapes: T frames of a clip, F features of a frame.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.data.fetch import cache_dir
+from ebt_policy.data.array_cache import cached_array
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.data.sources import local_data
 from ebt_policy.data.video import Clip, Footage, load_g1, load_own, resized, split
@@ -88,17 +87,19 @@ def other_footage(task: VideoTask, given: str) -> Footage:
     return _load(given, (), False, *_how(task))
 
 
-def _how(task: VideoTask) -> tuple[int, int, int, bool]:
-    return task.height, task.width, task.every, task.skip_damaged
+def _how(task: VideoTask) -> tuple[int, int, int, int, bool]:
+    return task.height, task.width, task.every, task.context + 1, task.skip_damaged
 
 
 @lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
 def _load(
     name: str | None, paths: tuple[str, ...], whole: bool, height: int, width: int, every: int,
-    skip_damaged: bool,
+    shortest: int, skip_damaged: bool,
 ) -> Footage:  # fmt: skip
     if paths:
-        return load_own(paths, height, width, every, whole=whole, skip_damaged=skip_damaged)
+        return load_own(
+            paths, height, width, every, shortest=shortest, whole=whole, skip_damaged=skip_damaged
+        )
     if name is None:
         name = "g1" if local_data("g1_pick_bottle", "lowdim.npz") else "push_t"
     if name == "g1":
@@ -125,13 +126,7 @@ def featured(
 def _features(clips: Sequence[Clip], features: FrameFeatures) -> list[Tensor]:
     frames = np.concatenate([clip.frames for clip in clips])
     digest = hashlib.sha256(frames.tobytes() + features.digest.encode()).hexdigest()
-    file = cache_dir() / "features" / f"{digest[:32]}.npy"
-    try:
-        found = torch.from_numpy(np.load(file))
-    except (OSError, ValueError, EOFError):  # none yet, or a damaged one
-        found = features.encode(torch.from_numpy(frames))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.stem}.{os.getpid()}.npy")
-        np.save(partial, found.numpy())
-        os.replace(partial, file)
+    name = f"features/{digest[:32]}.npy"
+    found = cached_array(name, lambda: features.encode(torch.from_numpy(frames)).numpy())
+    found = torch.from_numpy(np.array(found))
     return list(found.split([len(clip.frames) for clip in clips]))

@@ -487,7 +487,7 @@ def test_absurd_shapes_are_one_sentence(tmp_path, zarr_format):
         read_episodes(tmp_path / "s", ["many"])
     with (
         pytest.warns(UserWarning, match="1 of 1 chunks"),
-        pytest.raises(EpisodeError, match="data/huge is damaged .*Unable to allocate"),
+        pytest.raises(EpisodeError, match=r"data/huge is damaged .*Unable to allocate"),
     ):
         read_episodes(tmp_path / "s", ["huge"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from ebt_policy.data.files import held_out_by_name
 from ebt_policy.data.images import (
@@ -54,6 +56,42 @@ def test_pixels_come_as_they_are_and_grey_is_made_of_colours():
     exif[0x0112] = 6  # taken with the camera turned
     upright = decode(stored(turned, exif=exif), "turned.png", 3)
     assert np.array_equal(upright, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_that_pillow_cannot_write_anew_still_turns_the_pixels(orientation):
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2)
+    exif += struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif += struct.pack("<HHII", 0x010E, 12, 1, 60) + bytes(68)  # a number where text belongs
+    image = Image.fromarray(photo())
+    good = Image.Exif()
+    good[0x0112] = orientation
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(stored(image, "PNG", exif=good))))
+    assert np.array_equal(decode(stored(image, "PNG", exif=exif), "a.png", 3), np.asarray(wanted))
+
+
+def test_an_exif_that_cannot_be_read_leaves_the_pixels(monkeypatch):
+    def fail(self):
+        raise struct.error("unpack requires a buffer of 2 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert np.array_equal(decode(png(photo()), "a.png", 3), photo())
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, struct.error, MemoryError, KeyError])
+def test_whatever_a_decoder_raises_names_the_file(error, monkeypatch, tmp_path):
+    path = folder(tmp_path / "mine", 3, {"bad.png": png(photo(20, 20))})
+    load = PngImageFile.load
+
+    def fail(self):
+        if self.size == (20, 20):
+            raise error("oops")
+        return load(self)
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(ImageError, match=r"bad\.png is no image that can be read \(.*oops"):
+        load_images(None, str(path), 3)
+    assert "1 left out: " in load_images(None, str(path), 3, skip_damaged=True).origin
 
 
 def deep() -> bytes:
@@ -126,6 +164,28 @@ def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
         load_images(None, str(path), 3)
     gallery = load_images(None, str(path), 3, skip_damaged=True, smallest=8)
     assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
+
+
+def test_all_damaged_files_are_named_at_once(tmp_path):
+    path = folder(tmp_path / "mine", 1, {f"bad{i}.png": b"" for i in range(7)})
+    with pytest.raises(ImageError, match=r"bad0\.png .*bad4\.png .* And 2 more\. Mend or remove"):
+        load_images(None, str(path), 3)
+
+
+def test_linked_folders_are_looked_into(tmp_path):
+    cats, path = folder(tmp_path / "cats [1]*", 3, {}), tmp_path / "mine"
+    path.mkdir()
+    (path / "cats").symlink_to(cats)
+    (path / "cats" / "around").symlink_to(path)
+    folder(path / "dogs", 4, {"dog.png": png(photo(seed=9))})
+    for i in range(4):
+        (path / "dogs" / f"{i:03}.png").unlink()
+    gallery = load_images(None, str(path), 3)
+    assert gallery.classes == ("cats", "dogs")
+    assert sum(map(len, gallery.parts.values())) == 4
+    (path / "birds").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ImageError, match=r"mine/birds cannot be read \(No such file"):
+        load_images(None, str(path), 3)
 
 
 def test_folders_in_a_folder_are_classes(tmp_path):

@@ -105,8 +105,46 @@ def test_tokens_are_made_once_and_kept(text, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_one_clear_error(text, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "file"))
-    with pytest.raises(TextError, match=r"EBT_POLICY_CACHE"):
+    with pytest.raises(OSError, match=r"EBT_POLICY_CACHE"):
         tokenized(TEXT, make_tokenizer("char", [TEXT], 0))
+
+
+def test_tokens_that_a_crash_left_incomplete_are_made_again(text, tmp_path):
+    tokenizer = make_tokenizer("char", [TEXT], 0)
+    first = np.array(tokenized(TEXT, tokenizer))
+    (file,) = (tmp_path / "cache" / "tokens").glob("*.npy")
+    for size in (file.stat().st_size // 2, 0):
+        file.write_bytes(file.read_bytes()[:size])
+        np.testing.assert_array_equal(tokenized(TEXT, tokenizer), first)
+    assert len(tokenized("", tokenizer)) == 0
+
+
+def test_the_mark_of_some_editors_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("words", "utf-8-sig")
+    assert load_corpus(None, str(tmp_path / "a.txt")).parts["train"] == "word"
+
+
+@pytest.mark.parametrize(
+    ("splits", "parts"),
+    [
+        ({"train": ["a" * 10], "test": ["b"]}, {"train": 9, "validation": 1, "test": 1}),
+        ({"test": ["b"]}, {"test": 1}),
+        ({"other": ["a"]}, "has no text in train, validation, test; it has other"),
+        ({"train": [None]}, "cannot be had .* must have a column text"),
+    ],
+)
+def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
+    library = type(
+        "Library", (), {"load_dataset": lambda *_: {k: {"text": v} for k, v in splits.items()}}
+    )
+    monkeypatch.setattr("ebt_policy.data.text.find_spec", lambda name: True)
+    monkeypatch.setattr("ebt_policy.data.text.import_module", lambda name: library)
+    if isinstance(parts, str):
+        with pytest.raises(TextError, match=parts):
+            load_corpus("someone/something", None)
+    else:
+        found = load_corpus("someone/something", None).parts
+        assert {name: len(text) for name, text in found.items()} == parts
 
 
 def test_windows_are_what_follows_each_place():
@@ -176,7 +214,12 @@ def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypat
     (tmp_path / "text" / "tinyshakespeare.zip").write_bytes(b"no archive")
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xe4")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "more").symlink_to(tmp_path / "unmounted")
     for name, path, message in (
+        (None, str(tmp_path / "blank.txt"), r"there is no text in .*blank\.txt: empty files"),
+        (None, str(tmp_path / "notes"), r"notes/more cannot be read \(No such file"),
         ("wikitext2", None, r"looked for at \$EBT_POLICY_DATA/text/wikitext-2-v1.zip"),
         ("tinyshakespeare", None, "cannot be read"),
         (None, str(tmp_path / "none.txt"), "there is no text at"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import struct
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,7 +25,15 @@ from ebt_policy import train as train_entry
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.data.sources import local_data
-from ebt_policy.data.video import Clip, FrameWindows, VideoError, load_g1, load_own, split
+from ebt_policy.data.video import (
+    Clip,
+    FrameWindows,
+    VideoError,
+    load_g1,
+    load_own,
+    read_video,
+    split,
+)
 from ebt_policy.footage import VideoTask, load_footage
 from ebt_policy.foreseeing import foreseen
 from ebt_policy.options import ConfigError
@@ -112,6 +124,62 @@ def test_damaged_videos_are_left_out_where_told(films, tmp_path):
     found = load_footage(given)
     assert sum(map(len, found.parts.values())) == 12
     assert "from 12 files, 1 left out:" in found.origin and "bad.mp4" in found.origin
+
+
+def test_videos_taken_upright_are_turned_as_they_say(films, tmp_path):
+    raw = bytearray((films / "00.mp4").read_bytes())
+    matrix = raw.index(b"tkhd") + 44
+    turned = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # clockwise, as by a telephone
+    raw[matrix : matrix + 36] = struct.pack(">9i", *turned)
+    (tmp_path / "a:[0]*.mp4").write_bytes(raw)
+    plain, _ = read_video(films / "00.mp4", 32, 48, 1)
+    upright, _ = read_video(tmp_path / "a:[0]*.mp4", 48, 32, 1)
+    assert np.array_equal(upright, np.rot90(plain, -1, axes=(1, 2)))
+
+
+def test_videos_of_several_rates_are_not_mixed(films, tmp_path):
+    for fps in (10, 25):
+        with video_writer(tmp_path / f"{fps}.mp4", fps=fps) as add:
+            for _ in range(16):
+                add(np.zeros((32, 48, 3), np.uint8))
+    with pytest.raises(VideoError, match=r"10\.mp4 has 10 frames .*25\.mp4 25: .* to one rate"):
+        load_own([str(tmp_path)], 8, 8, 2)
+
+
+def test_videos_that_end_early_are_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
+    with video_writer(tmp_path / "whole.mp4", fps=10) as add:
+        for frame in noise:
+            add(frame)
+    mp4 = (tmp_path / "whole.mp4").read_bytes()
+    with av.open(io.BytesIO(mp4), "r") as source, av.open(str(tmp_path / "whole.mkv"), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    mkv = (tmp_path / "whole.mkv").read_bytes()
+    assert len(read_video(tmp_path / "whole.mkv", 8, 8, 1)[0]) == 30
+    for name, cut, why in (
+        ("short.mp4", mp4[:-200], ""),
+        ("short.mkv", mkv[: len(mkv) // 2], r"it ends after \d+ of 30 frames"),
+    ):
+        (tmp_path / name).write_bytes(cut)
+        with pytest.raises(VideoError, match=rf"{name} is no video that can be read \(.*{why}"):
+            load_own([str(tmp_path / name)], 8, 8, 1)
+
+
+def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
+    files = sorted(films.iterdir())
+    for file in files:
+        shutil.copy(file, tmp_path / file.name)
+    held_out = Path(load_own([str(tmp_path)], 8, 8, 1).parts["validation"][0].name)
+    with video_writer(held_out, fps=10) as add:
+        for _ in range(3):
+            add(np.zeros((32, 48, 3), np.uint8))
+    found = load_footage(task(path=[str(tmp_path)], context=4))
+    assert sum(map(len, found.parts.values())) == 11 and all(found.parts.values())
+    assert f"{held_out} has 3 frames, a window needs 5" in found.origin
 
 
 def task(**given: Any) -> VideoTask:
@@ -214,7 +282,7 @@ def test_clips_shorter_than_the_context_are_told_before_anything_is_trained(
         train_entry.main, "task=video", *TINY, "task.context=20", f"task.path={films}",
         f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert code == 2 and re.search(r"for train have 16 frames at most; .* needs 21", error), error
+    assert code == 2 and re.search(r"00\.mp4 has 16 frames, a window needs 21 \(", error), error
     assert not list(tmp_path.glob("autoencoder*"))
 
 

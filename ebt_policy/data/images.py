@@ -11,21 +11,31 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ebt_policy.data.files import MEND, held_out_by_name, left_out, own_files
+from ebt_policy.data.files import MEND, held_out_by_name, left_out, listed, own_files, reason
 from ebt_policy.data.sources import local_data
 
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it
 STRIDE = 4  # pixels between the places of crops
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # of which 16 bits a channel are noticed
+# What turns pixels the right way up, by EXIF's orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -158,8 +168,9 @@ def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list
     try:
         found, classes = read(files)
         return list(found), classes
-    except (BadZipFile, KeyError, ValueError, OSError) as error:
-        raise ImageError(f"{files[0]} cannot be read ({error}); fetch it again.") from error
+    except Exception as error:  # the libraries' own errors share no base
+        named = " or ".join(map(str, files))
+        raise ImageError(f"{named} cannot be read ({reason(error)}); fetch it again.") from error
 
 
 def _decoded(
@@ -172,16 +183,16 @@ def _decoded(
             pixels = decode(_contents(file), file.name, channels)
             _check_size(pixels, file.name, smallest)
         except ImageError as error:
-            if not skip_damaged:
-                raise ImageError(f"{error} {MEND}") from error
             damaged.append(str(error))
             continue
         part = parts.setdefault(file.part, Part())
         part.pixels.append(pixels)
         part.names.append(file.name)
         part.labels.append(file.label)
+    if damaged and not skip_damaged:
+        raise ImageError(f"{listed(damaged)} {MEND}")
     if not parts:
-        raise ImageError(f"no image can be used: {' '.join(damaged)}")
+        raise ImageError(f"no image can be used: {listed(damaged)}")
     return parts, damaged
 
 
@@ -215,14 +226,14 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
             with Image.open(BytesIO(data), formats=FORMATS) as opened:
                 deep = ";16" in str(opened.tile)  # Pillow would cut colours of 16 bits in silence
                 opened.load()
-                image = ImageOps.exif_transpose(opened)
+                image = _upright(opened)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{file} is huge, beyond {Image.MAX_IMAGE_PIXELS:,} pixels; cut it to pieces."
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        shown = "no format that is known" if "identify" in reason else reason
+    except Exception as error:  # Pillow's share no base
+        unknown = isinstance(error, UnidentifiedImageError)
+        shown = "no format that is known" if unknown else reason(error)
         raise ImageError(f"{file} is no image that can be read ({shown}).") from error
     if deep or image.mode in ("I", "F") or ";16" in image.mode:
         raise ImageError(f"{file} has more than 8 bits a channel; convert it to 8.")
@@ -238,6 +249,20 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
         )
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says; where that cannot be understood, it stays as it is.
+
+    Pillow's own `exif_transpose` writes the EXIF anew, and fails at any entry that is not as it
+    should be.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's share no base
+        orientation = None
+    turn = TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 # -- what is published ---------------------------------------------------------------------------

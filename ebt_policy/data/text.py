@@ -6,23 +6,21 @@ Shapes: N tokens of a corpus, B batch, S context.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ebt_policy.data.fetch import cache_dir
-from ebt_policy.data.files import own_files
+from ebt_policy.data.array_cache import cached_array
+from ebt_policy.data.files import listed, own_files, reason
 from ebt_policy.data.questions import QUESTIONS
 from ebt_policy.data.sources import local_data
 
@@ -100,7 +98,7 @@ def _questions(name: str) -> Corpus:
     file, (raw,) = _unzipped(name, "reasoning", questions.archive, (questions.member,))
     try:
         text = questions.text(raw)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # JSON of any other shape
         raise TextError(f"{file} cannot be read ({error!r}); fetch it again.") from error
     return Corpus(name, {"test": text}, f"from {file}")
 
@@ -118,21 +116,26 @@ def _unzipped(
     try:
         with ZipFile(file) as zipped:
             return file, [zipped.read(member).decode() for member in members]
-    except (BadZipFile, KeyError, UnicodeDecodeError, OSError) as error:
-        raise TextError(f"{file} cannot be read ({error}); fetch it again.") from error
+    except Exception as error:  # those of zipfile and its decompressors share no base
+        raise TextError(f"{file} cannot be read ({reason(error)}); fetch it again.") from error
 
 
 def _files(paths: Sequence[str]) -> Corpus:
     files = own_files(paths, SUFFIXES, "text", TextError)
-    texts = []
+    texts, damaged = [], []
     for file in files:
         try:
-            texts.append(file.read_text("utf-8"))
+            texts.append(file.read_text("utf-8-sig"))  # without the mark that some editors write
         except UnicodeDecodeError as error:
-            raise TextError(
-                f"{file} is no text in UTF-8 ({error}); convert or remove it."
-            ) from error
-    return Corpus(files[0].stem, _cut("\n".join(texts)), f"from {len(files)} files")
+            damaged.append(f"{file} is no text in UTF-8 ({error}); convert or remove it.")
+        except OSError as error:
+            damaged.append(f"{file} cannot be read ({error.strerror or error}).")
+    if damaged:
+        raise TextError(listed(damaged))
+    text = "\n".join(texts)
+    if not text.strip():
+        raise TextError(f"there is no text in {', '.join(paths)}: empty files; check task.path.")
+    return Corpus(files[0].stem, _cut(text), f"from {len(files)} files")
 
 
 def _own() -> Corpus:
@@ -160,13 +163,16 @@ def _hub(name: str) -> Corpus:
         found: Any = load_dataset(which, configuration or None)
         texts = {split: "\n".join(found[split]["text"]) for split in found}
     except Exception as error:  # the library's own errors share no base
-        reason = " ".join(str(error).split())[:200]
         raise TextError(
-            f"the data set {name} cannot be had ({reason}); it must have a column text."
+            f"the data set {name} cannot be had ({reason(error)}); it must have a column text."
         ) from error
     parts = {split: texts[split] for split in SPLITS if split in texts}
-    if "validation" not in parts:
-        parts = _cut(texts["train"])
+    if not any(parts.values()):
+        raise TextError(
+            f"the data set {name} has no text in {', '.join(SPLITS)}; it has {', '.join(texts)}."
+        )
+    if "validation" not in parts and "train" in parts:
+        parts |= _cut(parts["train"])
     return Corpus(which.rpartition("/")[2], parts, f"the hub's {name}")
 
 
@@ -186,30 +192,20 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def tokenized(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens (N,) of a text as a memory-mapped array, made once and kept in the cache."""
+    """Return the tokens (N,) of a text as a memory-mapped array, made once and kept in the cache.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
     digest = hashlib.sha256(tokenizer.to_str().encode())
     digest.update(text.encode())
-    file = cache_dir() / "tokens" / f"{digest.hexdigest()[:32]}.npy"
-    if not file.exists():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock")):
-                if not file.exists():
-                    _tokenize(text, tokenizer, file)
-        except OSError as error:
-            raise TextError(
-                f"tokens cannot be kept in {file.parent} ({error.strerror or error}); set "
-                "$EBT_POLICY_CACHE to a folder that can be written."
-            ) from error
-    return np.load(file, mmap_mode="r")
+    return cached_array(f"tokens/{digest.hexdigest()[:32]}.npy", lambda: _tokenize(text, tokenizer))
 
 
-def _tokenize(text: str, tokenizer: Tokenizer, file: Path) -> None:
+def _tokenize(text: str, tokenizer: Tokenizer) -> np.ndarray:
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     encoded = tokenizer.encode_batch_fast(list(pieces(text)), add_special_tokens=False)
-    temporary = file.with_suffix(".tmp.npy")
-    np.save(temporary, np.concatenate([np.array(piece.ids, dtype) for piece in encoded]))
-    os.replace(temporary, file)
+    return np.concatenate([np.zeros(0, dtype), *(np.array(piece.ids, dtype) for piece in encoded)])
 
 
 class TokenWindows:
@@ -231,8 +227,8 @@ class TokenWindows:
     ) -> None:  # fmt: skip
         if len(tokens) <= context:
             raise TextError(
-                f"a text of {len(tokens)} tokens has no window of task.context={context} and one "
-                "more; give more text, or a shorter context."
+                f"a text, or its part that is held out, of {len(tokens)} tokens has no window of "
+                f"task.context={context} and one more; give more text, or a shorter context."
             )
         self.tokens, self.context, self.stride, self.device = tokens, context, stride, device
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ebt_policy.data.files import reason
 from ebt_policy.options import ConfigError
 
 UNKNOWN = "\ufffd"  # of a character that training did not see
@@ -35,9 +36,9 @@ def make_tokenizer(kind: str, text: Iterable[str], vocab_size: int) -> Tokenizer
             return Tokenizer.from_file(str(Path(kind)))
         return Tokenizer.from_pretrained(kind)
     except Exception as error:  # the library's own errors share no base
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"task.tokenizer={kind} cannot be had ({reason}); use {KINDS} that can be reached."
+            f"task.tokenizer={kind} cannot be had ({reason(error)}); use {KINDS} that can be "
+            "reached."
         ) from error
 
 

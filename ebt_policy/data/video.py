@@ -15,15 +15,16 @@ import av
 import cv2
 import numpy as np
 import torch
-from av.error import FFmpegError
 from torch import Tensor
 
-from ebt_policy.data.files import MEND, held_out_by_name, left_out, own_files
-from ebt_policy.data.images import ImageError, decode
+from ebt_policy.data.files import MEND, held_out_by_name, left_out, listed, own_files, reason
+from ebt_policy.data.images import decode
 from ebt_policy.data.sources import local_data
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PIECES = 10  # of which one validates and one is for the test
+WHOLE = 0.9  # share of the frames that a file announces below which it was cut short
+SAME_RATE = 1.05  # ratio of rates up to which videos show motion at one speed
 
 
 class VideoError(ValueError):
@@ -107,8 +108,9 @@ def load_g1(height: int, width: int, every: int) -> Footage:
             rate = float(steps["fps"])
             rate /= float(np.median(np.diff(stored["step_index"])))
         frames = [decode(data[a:b], f"frame {i}", 3) for i, (a, b) in enumerate(pairwise(ends))]
-    except (OSError, KeyError, ValueError, ImageError) as error:
-        raise VideoError(f"{files[0]} cannot be read ({error}); fetch it again.") from error
+    except Exception as error:  # the libraries' own errors share no base
+        named = " or ".join(map(str, files))
+        raise VideoError(f"{named} cannot be read ({reason(error)}); fetch it again.") from error
     clips = []
     for number in np.unique(episode):
         of = np.stack([frames[i] for i in np.flatnonzero(episode == number)[::every]])
@@ -117,57 +119,87 @@ def load_g1(height: int, width: int, every: int) -> Footage:
 
 
 def load_own(
-    paths: Sequence[str], height: int, width: int, every: int, *, whole: bool = False,
-    skip_damaged: bool = False,
+    paths: Sequence[str], height: int, width: int, every: int, *, shortest: int = 1,
+    whole: bool = False, skip_damaged: bool = False,
 ) -> Footage:  # fmt: skip
-    """Video files, or folders of them.
+    """Load video files, or folders of them.
 
     Args:
+        shortest: frames that a window needs. Clips of fewer are left out before some are held out.
         whole: nothing is to be learned from them: all is for the test, no clip is cut.
         skip_damaged: leave out what cannot be read, and say so, instead of an error.
 
     Raises:
-        VideoError: there are none, or one cannot be read; names it.
+        VideoError: there are none, some cannot be read, or they differ in rate; names them.
     """
-    clips, rates, files, damaged = [], [], [], []
+    clips, files, damaged, short = [], [], [], []
+    rates: dict[float, Path] = {}
     for file in own_files(paths, SUFFIXES, "video", VideoError):
         try:
             frames, rate = read_video(file, height, width, every)
-        except (FFmpegError, OSError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            said = f"{file} is no video that can be read ({reason})."
-            if not skip_damaged:
-                raise VideoError(f"{said} {MEND}") from error
-            damaged.append(said)
+        except Exception as error:  # FFmpeg's, OpenCV's and our own share no base
+            damaged.append(f"{file} is no video that can be read ({reason(error)}).")
+            continue
+        if len(frames) < shortest:
+            short.append(
+                f"{file} has {len(frames)} frames, a window needs {shortest} (lower task.context "
+                "or task.every)."
+            )
             continue
         files.append(file)
         clips.append(Clip(frames, str(file)))
-        rates.append(rate)
+        rates.setdefault(rate, file)
+    if damaged and not skip_damaged:
+        raise VideoError(f"{listed(damaged)} {MEND}")
     if not clips:
-        raise VideoError(f"no video can be used: {' '.join(damaged)}")
+        raise VideoError(f"no video can be used: {listed(damaged + short)}")
+    slow, fast = min(rates), max(rates)
+    if fast > SAME_RATE * slow:
+        raise VideoError(
+            f"{rates[slow]} has {slow * every:g} frames a second and {rates[fast]} "
+            f"{fast * every:g}: the same motion would differ; convert them to one rate."
+        )
     if whole:
         parts = {"test": clips}
     else:
         parts = split(clips, held_out_by_name(files, ["validation", "test"]))
-    origin = f"from {len(files)} files{left_out(damaged)}".removesuffix(".")
-    return Footage(Path(paths[0]).stem, parts, origin, float(np.median(rates)))
+    origin = f"from {len(files)} files{left_out(damaged + short)}".removesuffix(".")
+    return Footage(Path(paths[0]).stem, parts, origin, slow)
 
 
 def read_video(file: Path, height: int, width: int, every: int) -> tuple[np.ndarray, float]:
-    """Every so many frames of a file, resized: (T, H, W, 3) uint8, and how many a second."""
-    frames = []
-    with av.open(str(file)) as container:
+    """Read every so many frames of a file, the right way up, resized.
+
+    Returns:
+        (T, H, W, 3) uint8, and how many of them a second has.
+
+    Raises:
+        ValueError: no pictures, no rate, or fewer frames than the file says. FFmpeg raises others.
+    """
+    frames, count = [], 0
+    with (
+        file.open("rb") as data,
+        av.open(data) as container,
+    ):  # FFmpeg reads "a:b.mp4" as a protocol
         if not container.streams.video:
             raise ValueError("it has no pictures")
         stream = container.streams.video[0]
-        rate = float(stream.average_rate or 1)
-        for i, frame in enumerate(container.decode(stream)):
-            if i % every == 0:
-                pixels = frame.to_ndarray(format="rgb24")
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise ValueError("it does not say how many frames a second it has")
+        for count, frame in enumerate(container.decode(stream), 1):
+            if (count - 1) % every == 0:
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                pixels = np.ascontiguousarray(pixels)
                 frames.append(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
-    if not frames:
-        raise ValueError("it has no frames")
-    return np.stack(frames), rate / every
+        if not frames:
+            raise ValueError("it has no frames")
+        announced = stream.frames
+        if not announced and len(container.streams) == 1:  # else it lasts as long as its sound
+            announced = round((container.duration or 0) / av.time_base * rate)
+        if count < WHOLE * announced:
+            raise ValueError(f"it ends after {count} of {announced} frames")
+    return np.stack(frames), float(rate) / every
 
 
 class Frames:
