@@ -14,10 +14,9 @@ import h5py
 import numpy as np
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.robomimic import RATE_HZ, from_six_dimensional
+from ebt_policy.data.robomimic import RATE_HZ, ROBOSUITE, ROBOT, from_six_dimensional
 from envs.robosuite_env import RobosuiteEnv, controllers, robosuite
 
-ROBOSUITE_TYPE = 1  # robomimic's number of this kind of environment
 VALIDATION = 0.1  # fraction of the demonstrations in the subset "valid"
 
 
@@ -94,7 +93,7 @@ def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
     return {
         "env_name": env.scene.env_name,
         "env_version": robosuite.__version__,
-        "type": ROBOSUITE_TYPE,
+        "type": ROBOSUITE,
         "env_kwargs": {
             "has_renderer": False,
             "has_offscreen_renderer": False,
@@ -103,7 +102,7 @@ def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
             "use_camera_obs": False,
             "control_freq": RATE_HZ,
             "controller_configs": controller,
-            "robots": ["Panda"] * env.scene.arms,
+            "robots": [ROBOT] * env.scene.arms,
             "camera_depths": False,
             "camera_heights": 84,
             "camera_widths": 84,

@@ -214,6 +214,65 @@ def damage(path, how):
                 data["demo_0/actions"] = np.zeros((5, 8))
             elif how == "nan":
                 data["demo_0/actions"][2, 3] = np.nan
+            elif how == "zero orientation":
+                data["demo_1/obs/robot0_eef_quat"][3] = 0
+            elif how == "more observations":
+                del data["demo_1/obs/object"]
+                data["demo_1/obs/object"] = np.zeros((9, 14))
+            elif how == "other states":
+                del data["demo_2/states"]
+                data["demo_2/states"] = np.zeros((4, 11))
+            elif how == "an array of observations":
+                del data["demo_1/obs"]
+                data["demo_1/obs"] = np.zeros((7, 19))
+            elif how == "an array of data":
+                del file["data"]
+                file["data"] = np.zeros(3)
+            elif how == "a group of actions":
+                del data["demo_1/actions"]
+                data.create_group("demo_1/actions")
+            elif how == "words":
+                del data["demo_0/obs/object"]
+                data["demo_0/obs/object"] = np.full((5, 14), "x", dtype=h5py.string_dtype())
+            elif how == "no rows":
+                del data["demo_0/actions"]
+                data["demo_0/actions"] = np.zeros((0, 7))
+            elif how == "absurd":
+                del data["demo_0/obs/object"]
+                data.create_dataset("demo_0/obs/object", (10**13, 14), "f4", chunks=(1, 14))
+            elif how == "absurd actions":
+                del data["demo_0/actions"]
+                data.create_dataset("demo_0/actions", (10**14, 7), "f4", chunks=(1, 7))
+            elif how == "fewer samples":
+                data["demo_0"].attrs["num_samples"] = 3
+            elif how == "notes":
+                data.create_group("notes")
+            elif how == "many":
+                for i in range(10, 17):
+                    data.create_group(f"demo_{i}")
+            elif how in ("link", "dangling link", "soft link", "array elsewhere", "virtual array"):
+                with h5py.File(path.with_name("other.hdf5"), "w") as other:
+                    other["rows"] = np.zeros((5, 7))
+                    other.create_group("demo")
+                if how == "link":
+                    data["demo_9"] = h5py.ExternalLink("other.hdf5", "demo")
+                elif how == "dangling link":
+                    data["demo_9"] = h5py.ExternalLink("none.hdf5", "demo")
+                elif how == "soft link":
+                    file["hidden"] = h5py.ExternalLink("other.hdf5", "/")
+                    data["demo_9"] = h5py.SoftLink("/hidden/demo")
+                elif how == "array elsewhere":
+                    del data["demo_0/actions"]
+                    raw = path.with_name("raw.bin")
+                    raw.write_bytes(bytes(5 * 7 * 8))
+                    data.create_dataset(
+                        "demo_0/actions", (5, 7), "f8", external=[(str(raw), 0, 280)]
+                    )
+                else:
+                    del data["demo_0/actions"]
+                    virtual = h5py.VirtualLayout((5, 7), "f8")
+                    virtual[...] = h5py.VirtualSource("other.hdf5", "rows", (5, 7))
+                    data.create_virtual_dataset("demo_0/actions", virtual)
             elif how == "none":
                 for name in list(data):
                     del data[name]
@@ -231,15 +290,33 @@ def damage(path, how):
         ("bad env_args", "cannot be understood"),
         ("unknown env", "those of 'Coffee_D0', which is not among the tasks"),
         ("other env", "another environment than PickPlaceCan: those of Lift"),
-        ("controller", "controller JOINT_POSITION at 20 Hz; only OSC_POSE"),
+        ("controller", "controller type JOINT_POSITION at 20 Hz; only OSC_POSE"),
         ("version", r"robosuite 1\.2; versions 1\.4 and 1\.5 are understood"),
         ("raw", r"demo_1 has no observations, only states: add them with .*states_to_obs"),
-        ("no key", "demo_1 lacks the observation robot0_eef_quat"),
-        ("no actions", "truncated or no robomimic file"),
-        ("wide actions", r"actions must be \(rows, 7\), they are \(5, 8\)"),
-        ("nan", '"action" has NaN or infinity'),
+        ("no key", "demo_1 lacks robot0_eef_quat"),
+        ("no actions", "can.hdf5: demo_0 lacks actions"),
+        ("wide actions", r"demo_0 has actions of shape \(5, 8\), not \(rows, 7\)"),
+        ("nan", "demo_0 has NaN or infinity in actions, first in row 2"),
+        ("zero orientation", "demo_1 has no orientation .* robot0_eef_quat, first in row 3"),
+        ("more observations", "demo_1 has 9 rows of object, but 7 actions"),
+        ("other states", "demo_2 has states of 11 numbers, others have 9"),
+        ("an array of observations", "demo_1 has an array in place of the group obs"),
+        ("an array of data", "has an array in place of the group data: it is no robomimic file"),
+        ("a group of actions", "demo_1 has a group in place of the array actions"),
+        ("words", "demo_0 has object of type object, not numbers"),
+        ("no rows", r"demo_0 has actions of shape \(0, 7\)"),
+        ("absurd", r"demo_0 has 10000000000000 rows of object, but 5 actions"),
+        ("absurd actions", r"cannot be read \(Unable to allocate"),
+        ("fewer samples", r"demo_0 has 5 actions, but says that it has 3 \(num_samples\)"),
+        ("notes", r"group data holds notes, which is no demonstration .* task\.mask"),
+        ("many", r"demo_10 lacks actions\. .*demo_14 lacks actions\. And 2 more\."),
+        ("link", "demo_9 has demo_9 in another file, which is not followed"),
+        ("dangling link", "demo_9 has demo_9 in another file, which is not followed"),
+        ("soft link", "demo_9 has demo_9 in another file, which is not followed"),
+        ("array elsewhere", "demo_0 has actions in another file, which is not followed"),
+        ("virtual array", "demo_0 has actions in another file, which is not followed"),
         ("none", "holds no demonstrations"),
-        ("foreign", "does not say its environment"),
+        ("foreign", "lacks data: it is no robomimic file"),
     ],
 )
 def test_damage_is_told_in_one_sentence(tmp_path, how, message):
@@ -247,7 +324,101 @@ def test_damage_is_told_in_one_sentence(tmp_path, how, message):
     damage(path, how)
     with pytest.raises(EpisodeError, match=message) as told:
         load_robomimic("Can", path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(told.value) and str(path) in str(told.value)
+
+
+def test_subsets_name_what_is_there(tmp_path):
+    import h5py
+
+    path = tmp_path / "can [1]* größe.hdf5"
+    write(path)
+    with h5py.File(path, "a") as file:
+        file["mask/gone"] = np.array([b"demo_1", b"demo_7"])
+        file["mask/elsewhere"] = h5py.ExternalLink("other.hdf5", "names")
+        file.create_group("data/notes")
+        file["data/demo_8"] = h5py.SoftLink("/data/demo_1")
+        file["mask/linked"] = np.array([b"demo_8"])
+    for mask, message in (("gone", "demo_7, which the file does not hold"), ("elsewhere", "elsew")):
+        with pytest.raises(EpisodeError, match=message):
+            load_robomimic("Can", path, mask=mask)
+    assert load_robomimic("Can", path, mask="train").lengths.tolist() == [5, 4]
+    assert load_robomimic("Can", path, mask="linked").lengths.tolist() == [7]
+
+
+# -- what a file says of its actions ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
+@pytest.mark.parametrize(
+    ("ranges", "moves", "turns", "clipped"),
+    [
+        ({}, 0.05, 0.5, 1),
+        (
+            {"output_max": [0.02] * 3 + [0.3] * 3, "output_min": [-0.02] * 3 + [-0.3] * 3},
+            0.02,
+            0.3,
+            1,
+        ),
+        ({"input_max": 0.5, "input_min": -0.5}, 0.1, 1.0, 0.5),
+    ],
+)
+def test_goals_are_made_in_the_scale_of_the_controller(
+    tmp_path, version, ranges, moves, turns, clipped
+):
+    told = write(tmp_path / "can.hdf5", version, args=env_args(version, **ranges))
+    episodes = load_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
+    parts, _, actions = told[0]
+    goals = from_six_dimensional(episodes.episode(0)["action"].astype(np.float64))
+    clipped_to = actions[:, :6].clip(-clipped, clipped)
+    way = goals[:, :3] - parts["robot0_eef_pos"]
+    np.testing.assert_allclose(way, moves * clipped_to[:, :3], atol=1e-6)
+    here = Rotation.from_matrix(Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ FLANGE)
+    turned = Rotation.from_rotvec(goals[:, 3:6]) * here.inv()
+    np.testing.assert_allclose(turned.as_rotvec(), turns * clipped_to[:, 3:], atol=1e-5)
+    if ranges:
+        with pytest.raises(
+            EpisodeError, match=r"its controller turns .* set task\.actions=absolute"
+        ):
+            load_robomimic("Can", tmp_path / "can.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("where", "changes", "message"),
+    [
+        ("controller", {"impedance_mode": "variable_kp"}, "controller impedance_mode variable_kp"),
+        ("controller", {"goal_update_mode": "desired"}, "controller goal_update_mode desired"),
+        ("controller", {"position_limits": [-1, 1]}, "controller position_limits"),
+        ("controller", {"input_ref_frame": "eef"}, "controller input_ref_frame eef"),
+        ("controller", {"control_delta": False, "input_ref_frame": "base"}, "input_ref_frame base"),
+        ("controller", {"output_max": 0.1}, "only ranges around zero"),
+        ("controller", {"input_max": 0, "input_min": 0}, "only ranges around zero"),
+        ("controller", {"output_max": "far"}, "cannot be understood"),
+        ("kwargs", {"robots": ["Sawyer"]}, "with the robots Sawyer"),
+        ("kwargs", {"robots": "UR5e"}, "with the robots UR5e"),
+        ("kwargs", {"robots": ["Panda", "Panda"]}, "played by 1 Panda"),
+        ("kwargs", {"gripper_types": "RethinkGripper"}, "the grippers RethinkGripper"),
+        ("kwargs", {"controller_configs": []}, "no controller of the arms"),
+        ("kwargs", {"control_freq": 10}, "at 10 Hz; only OSC_POSE at 20 Hz"),
+        ("args", {"type": 3}, "a simulator that robomimic numbers 3"),
+    ],
+)
+def test_what_changes_the_meaning_of_actions_is_refused(tmp_path, where, changes, message):
+    args = env_args("1.5.1")
+    kwargs = args["env_kwargs"]
+    controller = kwargs["controller_configs"]["body_parts"]["right"]
+    {"args": args, "kwargs": kwargs, "controller": controller}[where].update(changes)
+    write(tmp_path / "can.hdf5", args=args)
+    with pytest.raises(EpisodeError, match=message):
+        load_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
+
+
+def test_what_means_the_same_is_read(tmp_path):
+    args = env_args("1.5.1", input_ref_frame="base", impedance_mode="fixed", position_limits=None)
+    kwargs = args["env_kwargs"]
+    arms = {"arms": kwargs["controller_configs"].pop("body_parts")}
+    kwargs |= {"robots": "Panda", "controller_configs": {"type": "BASIC", "body_parts": arms}}
+    write(tmp_path / "can.hdf5", args=args)
+    assert len(load_robomimic("Can", tmp_path / "can.hdf5")) == 3
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -258,10 +258,9 @@ def _upright(image: Image.Image) -> Image.Image:
     should be.
     """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's share no base
-        orientation = None
-    turn = TURNS.get(orientation)
+        return image
     return image if turn is None else image.transpose(turn)
 
 

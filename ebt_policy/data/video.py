@@ -177,10 +177,8 @@ def read_video(file: Path, height: int, width: int, every: int) -> tuple[np.ndar
         ValueError: no pictures, no rate, or fewer frames than the file says. FFmpeg raises others.
     """
     frames, count = [], 0
-    with (
-        file.open("rb") as data,
-        av.open(data) as container,
-    ):  # FFmpeg reads "a:b.mp4" as a protocol
+    # Opened here, as FFmpeg takes what is before a colon in a name for a protocol.
+    with file.open("rb") as data, av.open(data, "r") as container:
         if not container.streams.video:
             raise ValueError("it has no pictures")
         stream = container.streams.video[0]
