@@ -281,7 +281,8 @@ def _decoded(message: Any, topic: str) -> np.ndarray:
 
 def _unpacked(message: Any) -> np.ndarray:
     """(H, W, 3) RGB of a CompressedImage (JPEG or PNG)."""
-    image = cv2.imdecode(np.frombuffer(message.data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
         raise MessageError("a compressed image cannot be decoded")
     return image[..., ::-1]
