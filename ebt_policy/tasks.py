@@ -11,7 +11,7 @@ import torch
 from ebt_policy.data import robomimic, sources
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import aligned, load_push_t, mirrored
-from ebt_policy.data.windows import Windows
+from ebt_policy.data.windows import Windows, long_enough
 from ebt_policy.modules import is_user_module
 from ebt_policy.options import ConfigError, options
 from envs import registered
@@ -116,22 +116,28 @@ class Task:
                     f"{self.path} was recorded by a control loop, with goals as actions; leave "
                     "task.actions=delta out."
                 )
-            episodes, origin = sources.load_recorded(self.name, self.path)
+            rate_hz = robomimic.RATE_HZ if self.family == "robosuite" else None
+            episodes, origin = sources.load_recorded(self.name, self.path, rate_hz)
         return episodes, f"{self.name}: {len(episodes)} demonstrations {origin}."
 
     def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
         """Split at random into those to train on, with their mirror images, and those held out.
 
+        Episodes too short for a window are left out before, with a warning.
+
         Raises:
             ConfigError: none would be left to train on.
+            ValueError: all are too short.
         """
+        usable = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
         count = self.validation_episodes
-        if not 0 <= count < len(episodes):
+        if not 0 <= count < len(usable):
             raise ConfigError(
-                f"task.validation_episodes={count} must leave some of the {len(episodes)} "
-                "demonstrations to train on."
+                f"task.validation_episodes={count} must leave some of the {len(usable)} "
+                f"demonstrations that are long enough for a window of task.horizon={self.horizon} "
+                "to train on."
             )
-        order = np.random.default_rng(seed).permutation(len(episodes))
+        order = np.random.default_rng(seed).permutation(usable)
         training = episodes.select(np.sort(order[count:]))
         held_out = episodes.select(np.sort(order[:count])) if count else None
         return (training + mirrored(training) if self.mirror else training), held_out

@@ -154,8 +154,8 @@ def _spans(bag: Path, robot: Robot, times: Times, max_gap_s: float) -> list[tupl
     if gaps:
         silent, again, topic = max(gaps, key=lambda gap: gap[1] - gap[0])
         warnings.warn(
-            f"{bag} is cut into {len(spans)} episodes at {len(gaps)} gaps of more than "
-            f"max_gap_s={max_gap_s:g}, the longest of {again - silent:,.2f} s without {topic}, "
+            f"{bag} is cut into {len(spans)} episodes where a topic is silent for more than "
+            f"max_gap_s={max_gap_s:g}; the longest gap is {again - silent:,.2f} s without {topic}, "
             f"{silent - min(at[0] for at in times.values()):.2f} s from the start.",
             stacklevel=3,
         )

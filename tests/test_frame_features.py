@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ebt_policy.models.autoencoder import Autoencoder, Latents, frame_features
 from ebt_policy.options import ConfigError
@@ -45,6 +48,47 @@ def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):
 def test_features_that_cannot_be_had_are_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="is no run of model=autoencoder, and no AutoencoderKL"):
         frame_features(str(tmp_path / "none"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda name, value: {}, "it lacks 1 weights, decoder.conv_in.bias among them"),
+        (lambda name, value: {name: value * torch.nan}, "its weights have NaN or infinity"),
+        (lambda name, value: {name: torch.zeros(3, 3)}, "expected shape"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(tmp_path, change, why):
+    Autoencoder([8, 8], 3, 0.0).net.save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = "decoder.conv_in.bias"
+    save_file(weights | change(name, weights.pop(name)), file)
+    with pytest.raises(ConfigError, match=rf"task\.features=.*vae .*{why}"):
+        frame_features(str(tmp_path / "vae"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"{"])
+@pytest.mark.parametrize("file", ["diffusion_pytorch_model.safetensors", "config.json"])
+def test_damaged_files_of_weights_are_one_sentence(tmp_path, file, content):
+    Autoencoder([8, 8], 3, 0.0).net.save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"task\.features=.*vae .* no AutoencoderKL") as told:
+        frame_features(str(tmp_path / "vae"), torch.device("cpu"))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("error", [AttributeError, TypeError, struct.error, AssertionError])
+def test_whatever_timm_raises_is_one_sentence(monkeypatch, error):
+    import timm
+
+    def fail(*_, **__):
+        raise error("oops")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ConfigError, match=r"timm's model resnet18 cannot be had \(oops\)"):
+        frame_features("timm:resnet18", torch.device("cpu"))
 
 
 @pytest.mark.vision

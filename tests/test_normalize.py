@@ -87,6 +87,8 @@ def test_follows_the_module_but_stays_out_of_the_state():
         {"a": {"min": [2.0], "max": [1.0]}},
         {"a": {"min": [float("nan")], "max": [1.0]}},
         {"a": {"min": [0.0], "max": [float("inf")]}},
+        {"a": {"min": [0.0], "max": [1e300]}},  # infinite in float32
+        {"a": {"min": [-(10**400)], "max": [0.0]}},
         {"a": {"min": ["0"], "max": [1.0]}},
         {"a": {"min": 0.0, "max": 1.0}},
     ],

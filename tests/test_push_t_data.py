@@ -172,6 +172,25 @@ def test_data_folder_without_the_file(offline, monkeypatch):
     assert "own expert" in load_push_t()[1]
 
 
+@pytest.mark.parametrize(
+    ("attrs", "message"),
+    [
+        ({"rate_hz": 20}, "says rate_hz=20, the task has 10"),
+        ({"units": {"action": "m"}}, "action is in 'm', the task's is in px"),
+        ({"rate_hz": 10.0, "units": {"state": "x, y: px", "time": "s"}}, None),
+        ({"rate_hz": None, "units": "px"}, None),
+    ],
+)
+def test_other_rates_and_units_are_refused(offline, attrs, message):
+    arrays = {"state": np.ones((9, 5)), "action": np.ones((9, 2))}
+    write_episodes(offline / "a", Episodes(arrays, np.array([9]), attrs))
+    if message is None:
+        assert len(load_push_t(offline / "a")[0]) == 1
+        return
+    with pytest.raises(EpisodeError, match=message):
+        load_push_t(offline / "a")
+
+
 def test_wrong_files(offline):
     with pytest.raises(EpisodeError, match="does not exist"):
         load_push_t(offline / "absent.zip")

@@ -53,12 +53,18 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
         ({"observations": np.zeros((7, 38))}, "observations must be 39 wide"),
         ({"actions": np.zeros((7, 27))}, "actions 28"),
         ({"episode_ends": np.array([3, 8])}, "the episodes end at row 8"),
+        ({"episode_ends": np.array([1, 7])}, "episode 0 has a single row"),
+        ({"episode_ends": np.array([3.5, 7])}, "must be integers"),
+        ({"observations": np.full((7, 39), np.nan)}, r'"obs" has NaN .* row 0 \(episode 0\)'),
+        ({"actions": np.full((7, 28), "x")}, "cannot be read .*; download it again"),
+        ({"observations": np.full((7, 39), {})}, "cannot be read .*; download it again"),
     ],
 )
 def test_other_files_are_no_adroit_demonstrations(tmp_path, changes, message):
     path = door(tmp_path / "door.npz", **changes)
-    with pytest.raises(EpisodeError, match=message):
+    with pytest.raises(EpisodeError, match=message) as told:
         sources.load_adroit_door(path)
+    assert path in str(told.value)
 
 
 def test_damaged_or_missing_adroit_files(nowhere):
@@ -68,6 +74,10 @@ def test_damaged_or_missing_adroit_files(nowhere):
         sources.load_adroit_door("gone.npz")
     path = door(nowhere / "door.npz")
     (nowhere / "door.npz").write_bytes((nowhere / "door.npz").read_bytes()[:300])
+    with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
+        sources.load_adroit_door(path)
+    with (nowhere / "door.npz").open("wb") as file:
+        np.save(file, np.zeros(3))  # one array, which NumPy opens as something else
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         sources.load_adroit_door(path)
 
@@ -119,6 +129,12 @@ def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
     where = f"task.path={tmp_path / 'mine'}"
     found, note = Task.of(compose_config("task=lift", where)).demonstrations()
     assert len(found) == 2 and found.arrays["action"].shape == (40, 10) and "mine" in note
+    write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40]), {"rate_hz": 50}))
+    with pytest.raises(EpisodeError, match="mine says rate_hz=50, the task has 20"):
+        Task.of(compose_config("task=lift", where)).demonstrations()
+    write_episodes(tmp_path / "mine", Episodes({"action": arrays["action"]}, np.array([20, 40])))
+    with pytest.raises(EpisodeError, match="mine has no obs, which lift needs; it has action"):
+        Task.of(compose_config("task=lift", where)).demonstrations()
     steps = ("task.actions=delta", "task.relative_to=null")
     with pytest.raises(ConfigError, match="goals as actions"):
         Task.of(compose_config("task=lift", where, *steps)).demonstrations()

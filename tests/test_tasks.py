@@ -18,11 +18,15 @@ def task(**changes) -> Task:
     return Task.of({"task": {**compose_config()["task"], **changes}})
 
 
-def episodes(n: int) -> Episodes:
-    """Each of three rows that hold its number."""
-    rows = np.repeat(np.arange(n, dtype=np.float32), 3)[:, None]
+ROWS = 9
+
+
+def episodes(n: int, short: int = 0) -> Episodes:
+    """`n` of nine rows that hold their number, and then short ones of three."""
+    lengths = [ROWS] * n + [3] * short
+    rows = np.repeat(np.arange(n + short, dtype=np.float32), lengths)[:, None]
     arrays = {k: np.tile(rows, d) for k, d in {"obs": 20, "state": 5, "action": 2}.items()}
-    return Episodes(arrays, 3 * np.arange(1, n + 1))
+    return Episodes(arrays, np.cumsum(lengths))
 
 
 @settings(deadline=None)  # the first example composes the configuration
@@ -31,18 +35,34 @@ def test_split_covers_all_once(n, share, seed):
     count = int(n * share)
     some = task(validation_episodes=count, mirror=False)
     numbers = [
-        [] if part is None else part.arrays["obs"][::3, 0].tolist()
+        [] if part is None else part.arrays["obs"][::ROWS, 0].tolist()
         for part in some.split(episodes(n), seed)
     ]
     assert sorted(numbers[0] + numbers[1]) == list(range(n)) and len(numbers[1]) == count
     again, _ = some.split(episodes(n), seed)
-    assert again.arrays["obs"][::3, 0].tolist() == numbers[0]
+    assert again.arrays["obs"][::ROWS, 0].tolist() == numbers[0]
 
 
 @pytest.mark.parametrize(("n", "held_out"), [(1, 1), (5, 6), (5, -1)])
 def test_a_split_that_leaves_nothing_is_refused(n, held_out):
     with pytest.raises(ConfigError, match="must leave some"):
         task(validation_episodes=held_out).split(episodes(n), 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_episodes_too_short_for_a_window_are_not_held_out(seed):
+    some = task(validation_episodes=1, mirror=False)
+    with pytest.warns(UserWarning, match="3 of 6 episodes are too short for a window of 16 rows"):
+        training, held_out = some.split(episodes(3, short=3), seed)
+    assert held_out is not None and held_out.lengths.tolist() == [ROWS]
+    assert training.lengths.tolist() == [ROWS] * 2
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ConfigError, match="some of the 1 demonstrations"),
+    ):
+        some.split(episodes(1, short=3), seed)
+    with pytest.raises(ValueError, match="None of the 3 episodes gives a window"):
+        some.split(episodes(0, short=3), seed)
 
 
 def test_mirror_images_are_learned_from_but_not_held_out():

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -304,6 +304,32 @@ def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, where: str) 
     problems = [_problem(key, array, ends) for key, array in arrays.items()]
     if found := [f"{problem}." for problem in problems if problem]:
         raise EpisodeError(f"{where}: {listed(found)}")
+
+
+def check_meaning(
+    attrs: Mapping[str, Any], where: str, *, rate_hz: float, units: Mapping[str, str] | None = None
+) -> None:
+    """Check that what a store says of its numbers is what they are taken for.
+
+    Args:
+        attrs: of the store, see `Episodes`. What they do not say is not checked.
+        where: their file, for messages.
+        rate_hz: rows a second.
+        units: key -> what a store's words for its unit must contain.
+
+    Raises:
+        EpisodeError: another rate, or another unit.
+    """
+    if (rate := attrs.get("rate_hz")) not in (None, rate_hz):
+        raise EpisodeError(
+            f"{where} says rate_hz={rate!r}, the task has {rate_hz} rows a second: resample it."
+        )
+    told = attrs.get("units")
+    for key, unit in (units or {}).items():
+        if isinstance(told, Mapping) and unit not in str(told.get(key, unit)):
+            raise EpisodeError(
+                f"{where} says that {key} is in {told[key]!r}, the task's is in {unit}: convert it."
+            )
 
 
 def _problem(key: str, array: np.ndarray, ends: np.ndarray) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 # motion: the channel is constant.
 _CONSTANT = 1e-6
 _TINY = 1e-30
+_LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Normalizer(nn.Module):
@@ -152,10 +152,10 @@ def _channels(key: str, entry: Any, name: str) -> np.ndarray:
     if (
         not isinstance(values, list | tuple)
         or not values
-        or not all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        or not all(isinstance(v, int | float) and abs(v) <= _LARGEST for v in values)
     ):
         raise ValueError(
-            f'Normalizer key "{key}": "{name}" must be a non-empty list of finite numbers '
-            "(refit it on data without NaN or infinity, or restore the file)."
+            f'Normalizer key "{key}": "{name}" must be a non-empty list of finite numbers of '
+            "float32 (refit it on data without NaN or infinity, or restore the file)."
         )
     return np.asarray(values, dtype=np.float64)

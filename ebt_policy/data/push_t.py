@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
 from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
@@ -185,6 +185,8 @@ def _read(path: Path) -> Episodes:
     # Only these two: the images beside them are 700 MB decompressed, and the observation is
     # computed from the state so that it is the same function everywhere.
     episodes = read_episodes(path, keys=("state", "action"))
+    where, rate_hz = str(path), ATTRS["rate_hz"]
+    check_meaning(episodes.attrs, where, rate_hz=rate_hz, units={"state": "px", "action": "px"})
     for key, width in (("state", 5), ("action", 2)):
         shape = episodes.arrays[key].shape
         if len(shape) != 2 or shape[1] != width:

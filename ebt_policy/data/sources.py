@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ebt_policy.data import robomimic
-from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes
+from ebt_policy.data.episodes import (
+    EpisodeError,
+    Episodes,
+    check_episodes,
+    check_meaning,
+    read_episodes,
+)
 from ebt_policy.data.fetch import DownloadError
+from ebt_policy.data.files import reason
 
 RECORDINGS = Path("demos")  # where `python -m envs.record` writes, as runs/ and results/
 
@@ -41,17 +47,30 @@ def is_store(path: str | None) -> bool:
     return path is not None and (Path(path).is_dir() or path.endswith(".zip"))
 
 
-def load_recorded(name: str, path: str | None) -> tuple[Episodes, str]:
+def load_recorded(
+    name: str, path: str | None, rate_hz: float | None = None
+) -> tuple[Episodes, str]:
     """Demonstrations with "obs", "action" and, if recorded here, "state" from an episode store.
 
+    Args:
+        rate_hz: of the task, which a store that says its own must have.
+
     Raises:
-        EpisodeError: there is none, or it is malformed.
+        EpisodeError: there is none, it is malformed, or has no such arrays.
     """
     file = Path(path) if path is not None else recording(name)
     if not file.exists():
         how = f"record them with: {record_command(name)}" if path is None else "check task.path"
         raise EpisodeError(f"There are no demonstrations of {name} at {file}; {how}")
-    return read_episodes(file), f"from {file}"
+    episodes = read_episodes(file)
+    if missing := [key for key in ("obs", "action") if key not in episodes.arrays]:
+        raise EpisodeError(
+            f"{file} has no {' and no '.join(missing)}, which {name} needs; it has "
+            f"{', '.join(episodes.arrays)}."
+        )
+    if rate_hz is not None:
+        check_meaning(episodes.attrs, str(file), rate_hz=rate_hz)
+    return episodes, f"from {file}"
 
 
 def load_robomimic(
@@ -112,11 +131,16 @@ def load_adroit_door(path: str | None) -> tuple[Episodes, str]:
         with np.load(file) as stored:
             obs, actions = stored["observations"], stored["actions"].clip(-1.0, 1.0)
             ends = stored["episode_ends"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise EpisodeError(f"{file} cannot be read ({error}); download it again.") from error
+    except Exception as error:  # those of NumPy and of what it stands on share no base
+        raise EpisodeError(
+            f"{file} cannot be read ({reason(error)}); download it again."
+        ) from error
     if obs.shape[1:] != (39,) or actions.shape[1:] != (28,):
         raise EpisodeError(f"{file}: observations must be 39 wide and actions 28.")
+    check_episodes({"obs": obs, "action": actions}, ends, str(file))
     whole = Episodes({"obs": obs, "action": actions}, ends)
+    if (single := np.flatnonzero(whole.lengths < 2)).size:
+        raise EpisodeError(f"{file}: episode {single[0]} has a single row, of which none is used.")
     # The first observation of each was made before the simulator had placed palm and handle.
     episodes = [
         {key: rows[1:] for key, rows in whole.episode(i).items()} for i in range(len(whole))

@@ -16,6 +16,35 @@ from torch import Tensor
 from ebt_policy.data.normalize import Normalizer
 
 
+def long_enough(
+    lengths: np.ndarray, *, horizon: int, n_obs_steps: int, n_action_steps: int
+) -> np.ndarray:
+    """Return which episodes give a window, (E,) bool, and warn of those that do not.
+
+    Args:
+        lengths: (E,) rows of each episode.
+        horizon, n_obs_steps, n_action_steps: T, To, Ta.
+
+    Raises:
+        ValueError: none does.
+    """
+    needed = horizon - n_action_steps - n_obs_steps + 2
+    enough = lengths >= needed
+    if not enough.any():
+        raise ValueError(
+            f"None of the {len(lengths)} episodes gives a window: with horizon={horizon}, "
+            f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
+            f"{needed} rows; the longest has {int(lengths.max(initial=0))}."
+        )
+    if not enough.all():
+        warnings.warn(
+            f"{int((~enough).sum())} of {len(lengths)} episodes are too short for a window of "
+            f"{horizon} rows and are left out.",
+            stacklevel=3,
+        )
+    return enough
+
+
 class Windows:
     """Windows of `horizon` rows over episodes, gathered a batch at a time without a Python loop.
 
@@ -79,19 +108,7 @@ class Windows:
         first, last = np.concatenate([[0], bounds[:-1]]), bounds - 1
         length = last - first + 1
         count = np.maximum(length - horizon + n_action_steps + n_obs_steps - 1, 0)
-        if count.sum() == 0:
-            raise ValueError(
-                f"None of the {len(count)} episodes gives a window: with horizon={horizon}, "
-                f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
-                f"{horizon - n_action_steps - n_obs_steps + 2} rows; the longest has "
-                f"{int(length.max(initial=0))}."
-            )
-        if (count == 0).any():
-            warnings.warn(
-                f"{int((count == 0).sum())} of {len(count)} episodes are too short for a window of "
-                f"{horizon} rows and are left out.",
-                stacklevel=2,
-            )
+        long_enough(length, horizon=horizon, n_obs_steps=n_obs_steps, n_action_steps=n_action_steps)
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         start = np.repeat(first, count) + within - (n_obs_steps - 1)
         self._start = torch.from_numpy(start).to(self.device)

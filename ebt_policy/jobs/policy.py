@@ -84,7 +84,7 @@ class PolicyJob(Job):
         policy = build_policy({**config, "shape": shape}, normalizer)
         if policy.vision is not None:
             policy.vision.load_pretrained()
-        policy.config["demos"] = len(episodes) - task.validation_episodes
+        policy.config["demos"] = len(training) // (2 if task.mirror else 1)
         images = " (mirror images included)" if task.mirror else ""
         return Built(
             policy.to(device),

@@ -15,6 +15,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from ebt_policy.data.files import reason
 from ebt_policy.models.base import Model
 from ebt_policy.models.vision import Pooled
 from ebt_policy.options import ConfigError
@@ -182,11 +183,17 @@ def frame_features(name: str, device: torch.device) -> FrameFeatures:
         return Latents(Autoencoder.from_checkpoint(folder).net, device)
     try:
         # Weights as safetensors alone: other formats are unpickled, and a checkpoint may name this.
-        net: Any = AutoencoderKL.from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")[:200]
+        found: Any = AutoencoderKL.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True
+        )
+        net, loaded = found
+        if absent := loaded["missing_keys"]:  # diffusers would leave them as they were drawn
+            raise ValueError(f"it lacks {len(absent)} weights, {sorted(absent)[0]} among them")
+        if not all(value.isfinite().all() for value in net.state_dict().values()):
+            raise ValueError("its weights have NaN or infinity")
+    except Exception as error:  # those of diffusers and of what it stands on share no base
         raise ConfigError(
             f"task.features={name} is no run of model=autoencoder, and no AutoencoderKL that can "
-            f"be had ({reason})."
+            f"be had ({reason(error)})."
         ) from error
     return Latents(net, device)

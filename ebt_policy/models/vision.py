@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ebt_policy.data.files import reason
 from ebt_policy.options import ConfigError
 
 GROUP = 16  # channels that group normalisation takes together, as in Diffusion Policy
@@ -174,11 +175,10 @@ def make_backbone(how: Vision, *, download: bool = False) -> nn.Module:
         backbone = timm.create_model(
             how.backbone, pretrained=download, features_only=True, out_indices=(how.stage,)
         )
-    except (RuntimeError, AssertionError, LookupError, ValueError, OSError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    except Exception as error:  # those of timm and of what it stands on share no base
         raise ConfigError(
             f"vision.backbone={how.backbone} cannot be used with vision.stage={how.stage} and "
-            f"vision.pretrained={str(how.pretrained).lower()} ({reason})."
+            f"vision.pretrained={str(how.pretrained).lower()} ({reason(error)})."
         ) from error
     if how.pretrained:
         return timm.layers.freeze_batch_norm_2d(backbone)
@@ -201,10 +201,11 @@ class Pooled(nn.Module):
         timm = _check_model(name, "task.features=timm:NAME")
         try:
             self.backbone = timm.create_model(name, pretrained=True, num_classes=0)
-        except (RuntimeError, LookupError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-            raise ConfigError(f"timm's model {name} cannot be had ({reason}).") from error
-        like = timm.data.resolve_model_data_config(self.backbone)
+            like = timm.data.resolve_model_data_config(self.backbone)
+            if like["input_size"][0] != 3:
+                raise ValueError(f"it takes images of {like['input_size'][0]} channels, not of 3")
+        except Exception as error:  # those of timm and of what it stands on share no base
+            raise ConfigError(f"timm's model {name} cannot be had ({reason(error)}).") from error
         self.size = like["input_size"][1:]
         self.mean: Tensor
         self.std: Tensor
