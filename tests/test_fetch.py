@@ -77,7 +77,7 @@ def test_several_at_once_download_once(server, url):
 def test_a_cache_that_cannot_be_written_is_named(url, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DownloadError, match=r"Could not write to the cache at .*EBT_POLICY_CACHE"):
+    with pytest.raises(DownloadError, match=r"Could not use the cache at .*EBT_POLICY_CACHE"):
         fetch(f"{url}/file", "data.bin")
 
 

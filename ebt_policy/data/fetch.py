@@ -47,9 +47,9 @@ def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
             that cannot be written.
     """
     target = cache_dir() / filename
-    if _whole(target, sha256):
-        return target
     try:
+        if _whole(target, sha256):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
             return _fetch(url, target, sha256)
@@ -57,7 +57,7 @@ def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
         raise
     except OSError as error:
         raise DownloadError(
-            f"Could not write to the cache at {target.parent} ({error.strerror or error}): set "
+            f"Could not use the cache at {target.parent} ({error.strerror or error}): set "
             "EBT_POLICY_CACHE to a folder that can be written."
         ) from error
 
@@ -127,7 +127,7 @@ def _download(url: str, part: Path) -> None:
         resumed = response.status_code == 206 and span.startswith(f"bytes {have}-")
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
+        total = start + int(length) if length and length.isdecimal() else None
         with part.open("ab" if resumed else "wb") as file, _progress() as progress:
             task = progress.add_task(part.stem, total=total, completed=start)
             for block in response.iter_content(_BLOCK):
