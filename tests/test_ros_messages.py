@@ -99,9 +99,10 @@ def test_compressed_images():
     message.data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
     part = Part("/camera", "CompressedImage", size=[8, 8])
     np.testing.assert_array_equal(part.read(message), image)
-    message.data = b"no image"
-    with pytest.raises(MessageError, match="cannot be decoded"):
-        part.read(message)
+    for data in (b"no image", b""):
+        message.data = data
+        with pytest.raises(MessageError, match="cannot be decoded"):
+            part.read(message)
 
 
 @pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray"])
