@@ -47,11 +47,12 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
 
 def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the parameters of a callable with evaluated annotations, by name."""
+    known = signature(call, eval_str=not is_dataclass(call)).parameters
     if not is_dataclass(call):
-        return dict(signature(call, eval_str=True).parameters)
+        return dict(known)
     # Inherited fields are annotated in the words of another module.
     kinds = get_type_hints(call, include_extras=True)
-    return {n: p.replace(annotation=kinds[n]) for n, p in signature(call).parameters.items()}
+    return {name: option.replace(annotation=kinds[name]) for name, option in known.items()}
 
 
 def _is_a(value: Any, kind: Any) -> bool:

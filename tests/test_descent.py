@@ -330,7 +330,10 @@ def test_the_drop_along_levels_leaves_out_what_the_levels_change():
         ({"candidates": 3}, "multiple of candidates=3"),
         ({"candidates": 0}, "multiple of candidates=0"),
         ({"candidates": 2, "final_energy": False}, "final_energy=True"),
-        ({"candidates": 2, "select": "highest"}, '"energy" or "drop"'),
+        (
+            {"candidates": 2, "select": "highest"},
+            "one of energy, drop, medoid, .*'highest'",
+        ),
         ({"noise": 0.1, "generator": [torch.Generator()]}, "1 generators for a batch of 2 rows"),
         ({"init": torch.zeros(2, 4)}, r"init must be \(B, U, ...\)"),
         ({"energy": lambda x, level: x.sum((1, 2))}, r"energy must be \(2, 4\), one a unit"),

@@ -74,7 +74,7 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to evaluate: checkpoint=runs/..."),
+        ([], "missing required option checkpoint=RUN"),
         (["checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN", "checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
@@ -83,7 +83,10 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
         (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, level"),
         (["checkpoint=RUN@steps=0"], "at least 1"),
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
-        (["checkpoint=RUN@select=luck"], "must be energy or drop, got luck."),
+        (
+            ["checkpoint=RUN@select=luck"],
+            "must be one of energy, drop, medoid, density",
+        ),
         (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
         (["checkpoint=RUN", "episodes=0"], "episodes must be at least 1."),

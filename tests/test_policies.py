@@ -327,7 +327,10 @@ def test_what_cannot_be_built_is_named():
         ({"size": {**config["size"], "width": 18}}, "multiple of twice heads"),
         ({"model": {**config["model"], "actions_per_token": 5}}, "must divide the horizon 16"),
         ({"model": {**config["model"], "inference": {"steps": 0}}}, "at least 1"),
-        ({"model": {**config["model"], "inference": {"select": "luck"}}}, "energy or drop"),
+        (
+            {"model": {**config["model"], "inference": {"select": "luck"}}},
+            "one of energy, drop",
+        ),
     ]
     for change, message in bad:
         with pytest.raises(ValueError, match=message) as caught:

@@ -57,13 +57,13 @@ def test_density_finds_the_crowd_and_the_medoid_the_middle():
     assert x.flatten()[vote("medoid", x, 9).argmin()] == 0.0
 
 
-def test_density_is_that_of_gaussian_kernels_half_as_wide_as_the_median_distance():
+def test_density_is_that_of_gaussian_kernels_a_quarter_of_the_median_distance_wide():
     x = torch.randn(2, 5, 3, 2, dtype=torch.float64)
     flat = x.flatten(2)
     for row, score in zip(flat, vote("density", x, 5), strict=True):
         distance = torch.cdist(row, row)
         pairs = distance[~torch.eye(5, dtype=torch.bool)].sort().values
-        width = 0.5 * pairs[(len(pairs) - 1) // 2]
+        width = 0.25 * pairs[(len(pairs) - 1) // 2]
         density = (-distance.square() / (2 * width**2)).exp().sum(1)
         torch.testing.assert_close(score, -density.log())
 

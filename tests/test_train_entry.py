@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ebt_policy.entry import hydra_arguments
 from ebt_policy.evaluation.summary import POLICY_KEYS
 from ebt_policy.train import main
 
@@ -153,13 +154,52 @@ def test_a_diverged_training_ends_with_one_sentence(run_main, tiny_arguments):
     assert_one_sentence(error)
 
 
-def test_interrupting_says_how_to_go_on(run_main, tiny_arguments, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("name", ["x (1)", "données", "数据", "John's", "a=b", "a,b", "[c]", "$d"])
+def test_paths_are_taken_as_they_are(name, run_main, tiny_arguments, demonstrations, tmp_path):
+    store = tmp_path / f"{name}.zarr"
+    shutil.copytree(demonstrations, store)
+    given = [a for a in tiny_arguments("run") if not a.startswith(("task.path=", "run_dir="))]
+    run = tmp_path / f"{name} run"
+    code, error = run_main([*given, f"task.path={store}", f"run_dir={run}", "train.steps=1"])
+    assert (code, error) == (0, "") and (run / "checkpoints").is_dir()
 
-    monkeypatch.setattr("ebt_policy.training.trainer.Trainer.train_step", interrupt)
-    code, error = run_main(tiny_arguments("run"))
-    assert code == 130 and "resume=true" in error and "Traceback" not in error
+
+def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    assert hydra_arguments(["task.path=[a,b]", "output=null", "run_dir=~/runs/1"]) == [
+        "task.path=[a,b]", "output=null", "run_dir='/home/user/runs/1'",
+    ]  # fmt: skip
+    assert hydra_arguments(["task.path='quoted already'", "seed=1"]) == [
+        "task.path='quoted already'", "seed=1",
+    ]  # fmt: skip
+    assert hydra_arguments(["-m", "run_dir=a,b", "task.path=c"]) == [
+        "-m", "run_dir=a,b", "task.path='c'",
+    ]  # fmt: skip
+    assert hydra_arguments(["checkpoint=a b", "x=1", "checkpoint=~/c@d=1"], "checkpoint") == [
+        "checkpoint=['a b','/home/user/c@d=1']", "x=1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("train.lr", "nan"), ("train.lr", "inf"), ("train.max_grad_norm", "nan"),
+        ("train.weight_decay", "nan"), ("train.weight_decay", "-5"), ("train.ema_power", "nan"),
+        ("train.rollout_every", "-4"), ("model.inference.level", "nan"), ("seed", "-1"),
+        ("seed", "5000000000"), ("task.relative_to", "[a,b]"), ("task.validation_episodes", "-1"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused(option, value, run_main, tiny_arguments, tmp_path):
+    code, error = run_main(tiny_arguments("run", f"{option}={value}"))
+    assert code == 2
+    assert_one_sentence(error)
+    assert option.rpartition(".")[2] in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_minutes_that_are_no_number_are_refused(run_main, tiny_arguments):
+    code, error = run_main(tiny_arguments("run", "train.minutes=nan", "train.steps=null"))
+    assert code == 2 and "minutes must be a finite number, got nan" in error
 
 
 @pytest.mark.slow

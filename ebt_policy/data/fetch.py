@@ -30,9 +30,8 @@ class DownloadError(OSError):
 def cache_dir() -> Path:
     """Folder for downloads: $EBT_POLICY_CACHE, else the user's cache folder. It may not exist."""
     folder = os.environ.get("EBT_POLICY_CACHE")
-    return (
-        Path(folder) if folder else Path(platformdirs.user_cache_dir("ebt_policy", appauthor=False))
-    )
+    default = platformdirs.user_cache_dir("ebt_policy", appauthor=False)
+    return Path(folder or default).expanduser()
 
 
 def fetch(url: str, filename: str, sha256: str | None = None) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
 from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
+from ebt_policy.data.sources import local_data
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 # The archive has no published checksum, so its content is checked: see `content_digest`.
@@ -151,11 +152,8 @@ def load_push_t(
         return _shipped("")
     if path is not None:
         return _describe(_read(Path(path)), f"from {path}")
-    local = os.environ.get("EBT_POLICY_DATA")
-    if local:
-        file = Path(local) / "pusht" / "pusht_cchi_v7_replay.zarr.zip"
-        if file.exists():
-            return _describe(_read(file), f"by humans, from {file}")
+    if (file := local_data("pusht", "pusht_cchi_v7_replay.zarr.zip")) is not None:
+        return _describe(_read(file), f"by humans, from {file}")
     try:
         episodes = _download()
     except DownloadError as error:

@@ -23,10 +23,21 @@ RECORDINGS = Path("demos")  # where `python -m envs.record` writes, as runs/ and
 
 
 def local_data(*parts: str) -> Path | None:
-    """A file below $EBT_POLICY_DATA, if it is there."""
-    folder = os.environ.get("EBT_POLICY_DATA")
-    file = Path(folder, *parts) if folder else None
-    return file if file is not None and file.exists() else None
+    """Return a file below $EBT_POLICY_DATA, or None if it is not there.
+
+    Raises:
+        EpisodeError: the variable names no folder.
+    """
+    named = os.environ.get("EBT_POLICY_DATA")
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise EpisodeError(
+            f"EBT_POLICY_DATA={named} is no folder; correct the variable, or unset it."
+        )
+    file = folder.joinpath(*parts)
+    return file if file.exists() else None
 
 
 def recording(name: str) -> Path:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 Rule = Literal["energy", "drop", "medoid", "density", "line_integral", "first"]
 VOTES = ("medoid", "density", "first")  # rules that ask for the candidates and nothing else
-WIDTH = 0.5  # of a kernel, as a share of the median distance: of the whole it joins two modes
+# Width of a kernel, as a share of the median distance: much wider ones join neighbouring modes
+# (docs/experiments.md).
+WIDTH = 0.25
 # Gauss-Legendre nodes and weights on [0, 1]: exact for polynomials up to degree 7.
 NODES = (0.0694318442, 0.3300094782, 0.6699905218, 0.9305681558)
 WEIGHTS = (0.1739274226, 0.3260725774, 0.3260725774, 0.1739274226)

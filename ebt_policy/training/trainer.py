@@ -84,6 +84,9 @@ class TrainConfig:
                      "checkpoint_every", "log_every"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name} must be positive, got {getattr(self, name)}.")
+        for name in ("weight_decay", "rollout_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} must be at least 0, got {getattr(self, name)}.")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ConfigError(
                 f"train.mixed_precision must be no, bf16 or fp16, got {self.mixed_precision}."

@@ -1,0 +1,134 @@
+"""The folder of a training run: one owner, nothing lost by signals, full disks or bad weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from test_train_entry import assert_one_sentence
+from training_runs import assert_same_end
+
+from ebt_policy.output import output_folder
+from ebt_policy.train import main, train
+from ebt_policy.training.trainer import Trainer
+
+
+@pytest.fixture
+def run_main(call_entry):
+    """Run the entry; returns its exit code and what it wrote to stderr."""
+    return lambda arguments: call_entry(main, *arguments)
+
+
+def signal_in_step(monkeypatch, step: int, number: int) -> None:
+    """Let the training receive a signal in the middle of a step."""
+    train_step = Trainer.train_step
+
+    def interrupted(trainer: Trainer):
+        if trainer.progress.step == step - 1:
+            os.kill(os.getpid(), number)
+        return train_step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_is_saved_and_resumes(
+    number, exit_code, run_main, tiny, tiny_arguments, tmp_path, monkeypatch
+):
+    straight = train(tiny("straight"))
+    with monkeypatch.context() as context:
+        signal_in_step(context, 7, number)
+        code, error = run_main(tiny_arguments("run"))
+    run, before = tmp_path / "run", signal.getsignal(number)
+    assert code == exit_code
+    assert f"interrupted: saved step 7 in {run}/checkpoints/step_00000007" in error
+    assert "run the same command with resume=true" in error and "Traceback" not in error
+    assert sorted(os.listdir(run)) == ["checkpoints", "config.yaml", "log.jsonl"]
+    assert run_main(tiny_arguments("run", "resume=true"))[0] == 0
+    assert_same_end(straight, run)
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_acts_at_once(run_main, tiny_arguments, tmp_path, monkeypatch):
+    def twice(trainer: Trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", twice)
+    code, error = run_main(tiny_arguments("run"))
+    assert code == 130 and "interrupted" in error and "saved" not in error
+
+
+def test_a_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_path, monkeypatch):
+    """Before training a signal ends the entry at once, and no empty folder stays."""
+    monkeypatch.setattr(
+        "ebt_policy.tasks.Task.demonstrations", lambda _: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    code, error = run_main(tiny_arguments("run"))
+    assert (code, error) == (143, "interrupted\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_folder_takes_one_training(run_main, tiny_arguments, tmp_path):
+    with output_folder(tmp_path / "run", "run_dir"):
+        code, error = run_main(tiny_arguments("run"))
+        assert code == 2 and f"run is in use by process {os.getpid()} on" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_without_space_for_checkpoints_is_said_before(
+    run_main, tiny_arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ebt_policy.train.CHECKPOINTS", 1 << 40)
+    code, error = run_main(tiny_arguments("run"))
+    assert code == 2 and "MiB of free disk space" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    run_main, tiny, tiny_arguments, tmp_path, monkeypatch
+):
+    straight, save = train(tiny("straight", "train.checkpoint_every=4")), torch.save
+
+    def full(state, file):
+        if state["progress"]["step"] == 8:
+            Path(file).write_bytes(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed")
+        save(state, file)
+
+    with monkeypatch.context() as context:
+        context.setattr(torch, "save", full)
+        code, error = run_main(tiny_arguments("run", "train.checkpoint_every=4"))
+    run = tmp_path / "run"
+    assert code == 2 and "the checkpoint of step 8 cannot be written into" in error
+    assert os.listdir(run / "checkpoints") == ["step_00000004"]
+    assert run_main(tiny_arguments("run", "train.checkpoint_every=4", "resume=true"))[0] == 0
+    assert_same_end(straight, run)
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    run_main, tiny_arguments, tmp_path, monkeypatch
+):
+    step = EMAModel.step
+
+    def spoilt(average: EMAModel, parameters) -> None:
+        step(average, parameters)
+        average.shadow_params[0].fill_(math.nan)
+
+    monkeypatch.setattr(EMAModel, "step", spoilt)
+    code, error = run_main(tiny_arguments("run"))
+    assert code == 2 and "the weights are not finite in step 10" in error
+    assert not list((tmp_path / "run").glob("checkpoints/step_*"))
+
+
+def test_a_run_whose_settings_are_no_yaml_is_one_sentence(run_main, tiny_arguments, tmp_path):
+    assert run_main(tiny_arguments("run"))[0] == 0
+    (tmp_path / "run" / "config.yaml").write_text("task: ${foo")
+    code, error = run_main(tiny_arguments("run", "resume=true"))
+    assert code == 2 and "config.yaml cannot be read" in error
+    assert_one_sentence(error)
