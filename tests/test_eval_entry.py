@@ -11,7 +11,9 @@ from conftest import TINY, compose_config
 from ebt_policy.eval import main
 from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.options import ConfigError
+from ebt_policy.output import output_folder
 from ebt_policy.train import train
+from envs.rollout import RolloutPool
 
 SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
 
@@ -71,9 +73,41 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
     assert not Path("results").exists()
 
 
+@pytest.mark.slow
+def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkeypatch):
+    """A report that cannot be made costs nothing: the same command goes on from what was played."""
+    out, given = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
+
+    def broken(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr("ebt_policy.eval.write_report", broken)
+        code, error = run_main(*given)
+    assert code == 2 and "No space left on device" in error
+    assert len((out / "played.jsonl").read_text().splitlines()) == 1
+    assert not list(out.glob(".lock*"))
+    monkeypatch.setattr(RolloutPool, "rollout", broken)
+    assert run_main(*given) == (0, "")
+    assert json.loads((out / "summary.json").read_text())["entries"][0]["episodes"] == 3
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, monkeypatch):
+    monkeypatch.setattr("ebt_policy.eval.load_contestants", None)  # nothing is even loaded
+    Path("taken").write_text("")
+    code, error = run_main(f"checkpoint={trained}", "output=taken", *SHORT)
+    assert code == 2 and error.startswith("error: output=taken cannot be written (")
+    with output_folder(Path("mine"), "output"):
+        code, error = run_main(f"checkpoint={trained}", "output=mine", *SHORT)
+        assert code == 2 and "mine is in use by process" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["checkpoint=RUN", "seed=4294967295", "episodes=2"], "beyond the last seed, 4294967295"),
+        (["checkpoint=RUN", "seed=99999999999"], "beyond the last seed"),
+        (["checkpoint=RUN@level=.nan"], "level must be a finite number, got nan"),
         ([], "missing required option checkpoint=RUN"),
         (["checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN", "checkpoint=nowhere"], "there is no checkpoint at nowhere."),

@@ -10,6 +10,8 @@ from ebt_policy.data import fetch as fetching
 from ebt_policy.data import sources
 from ebt_policy.data.episodes import EpisodeError, Episodes, write_episodes
 from ebt_policy.data.fetch import DownloadError
+from ebt_policy.data.push_t import load_push_t
+from ebt_policy.data.sources import load_adroit_door, local_data
 from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
 
@@ -138,3 +140,18 @@ def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
     steps = ("task.actions=delta", "task.relative_to=null")
     with pytest.raises(ConfigError, match="goals as actions"):
         Task.of(compose_config("task=lift", where, *steps)).demonstrations()
+
+
+@pytest.mark.parametrize("load", [lambda: load_push_t(), lambda: load_adroit_door(None)])
+def test_a_variable_that_points_nowhere_is_said_before_any_download(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path / "typo"))
+    monkeypatch.setattr("ebt_policy.data.push_t._download", None)
+    with pytest.raises(EpisodeError, match=r"EBT_POLICY_DATA=.*typo is no folder; correct"):
+        load()
+
+
+def test_the_data_folder_may_be_below_home(tmp_path, monkeypatch):
+    (tmp_path / "here").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("EBT_POLICY_DATA", "~")
+    assert local_data("here") == tmp_path / "here"
