@@ -312,7 +312,7 @@ def test_signals_are_the_emergency_stop_and_handlers_come_back():
     estop = EStop()
     operator = Operator(Supervisor(MonotonicClock()), estop)
     before = signal.getsignal(signal.SIGTERM)
-    with listening(operator, estop):
+    with listening(operator):
         signal.raise_signal(signal.SIGTERM)
         assert estop.pressed.is_set() and estop.reason == "SIGTERM" and operator.quits.is_set()
         with pytest.raises(KeyboardInterrupt):

@@ -54,10 +54,14 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
     )  # fmt: skip
     assert code == 0, said
     assert 18 <= json.loads((tmp_path / "again/summary.json").read_text())["ticks"] <= 20
-    code, said = call_entry(
-        main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay")
-    )
+    shadow = tmp_path / "shadow"
+    code, said = call_entry(  # it ends where the recording does
+        main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay"),
+        f"output={shadow}", "robot.episode_s=60",
+    )  # fmt: skip
     assert code == 0, said
+    seen = json.loads((shadow / "summary.json").read_text())
+    assert seen["each"][0]["seconds"] == pytest.approx(2, abs=0.2) and seen["ticks"] <= 20
 
 
 def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
@@ -80,7 +84,23 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.confirm=true", "is started by a person with a key, but there is no terminal"),
         ("robot.driver.name=hexapod", "robot.driver.name must be"),
         ("robot=ros2_push_t", "video=true films simulated robots"),
-        ("keep=best", "keep must be all or solved"),
+        ("keep=best", "keep must be one of completed, solved, all"),
+        ("seed=-1", "seed must be at least 0"),
+        ("speed=nan", "speed must be"),
+        ("robot.episode_s=nan", "episode_s must be"),
+        ("robot.episode_s=inf", "episode_s must be"),
+        ("robot.rate_hz=-10", "rate_hz must be"),
+        ("robot.watch.inference_s=inf", "inference_s must be"),
+        ("robot.watch.observation_s=nan", "observation_s must be"),
+        ("robot.watch.clamps=0", "clamps must be"),
+        ("execution.wait=nan", "wait must be"),
+        ("execution.deadline_s=inf", "deadline_s must be"),
+        ("execution.surprise=-1", "surprise must be"),
+        ("execution.surprise=nan", "surprise must be"),
+        ("robot.limits.workspace.x=[nan,512]", "workspace.x must be"),
+        ("robot.limits.workspace.x=[0,inf]", "workspace.x must be"),
+        ("robot.limits.lead=inf", "lead must be"),
+        ("robot.limits.velocity=nan", "velocity must be"),
     ],
 )
 def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, message):
@@ -120,7 +140,9 @@ def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
         press(b"r")
         hear("a person let it go on")
         press(b" ")
-        hear("emergency stop: space bar")
+        hear("stopped: emergency stop: space bar (a re-arms it, q quits)")
+        press(b"r")  # lets no stopped robot go on
+        press(b"s")
         press(b"a")  # looked at: checked again, and the next episode waits for its start
         hear("checked and warmed up")
         press(b"s")
@@ -129,7 +151,7 @@ def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
         hear("results:")
         os.close(terminal)
     assert program.returncode == 0
-    assert len(read_episodes(tmp_path / "run")) == 2
+    assert len(read_episodes(tmp_path / "run")) == 1  # what ended in the stop is no demonstration
 
 
 @pytest.mark.slow
@@ -147,8 +169,9 @@ def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
         program.send_signal(number)
         said = program.communicate()[0].decode()
     if number == signal.SIGINT:
-        assert program.returncode == 3 and "emergency stop: Ctrl-C" in said
-        assert len(read_episodes(store)) == 1 and (tmp_path / "out/summary.json").exists()
+        assert program.returncode == 3 and "stopped: emergency stop: Ctrl-C" in said
+        assert not store.exists() and not journal.exists()  # a stopped episode is not kept
+        assert (tmp_path / "out/summary.json").exists()
     else:
         assert journal.exists() and not store.exists()
         again = subprocess.run(
