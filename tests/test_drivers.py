@@ -279,6 +279,13 @@ def test_without_ros_it_says_what_to_install(monkeypatch):
         ("robot.driver.command.type=Pose", "not known"),
         ("+robot.driver.colour=red", "has no option colour"),
         ("robot.driver.observe.agent.names=[]", "needs names"),
+        ("robot.driver.observe.agent.scale=nan", "/push_t/agent: scale must be finite"),
+        ("robot.driver.observe.agent.scale=0", "/push_t/agent: scale must not be 0"),
+        ("robot.driver.observe.block.scale=[1,2]", "scale must be a number or 3 of them"),
+        ("+robot.driver.command.offset=inf", "/push_t/command: offset must be finite"),
+        ("+robot.driver.observe.block.frame.rpy=[0,0,nan]", "the frame table: rpy must be finite"),
+        ("+robot.driver.connect_s=nan", "connect_s must be"),
+        ("robot.driver.simulates.publish_hz=-1", "publish_hz must be"),
     ],
 )
 def test_wrong_topics_are_one_clear_error(change, message):

@@ -99,7 +99,10 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("execution.surprise=nan", "surprise must be"),
         ("robot.limits.workspace.x=[nan,512]", "workspace.x must be"),
         ("robot.limits.workspace.x=[0,inf]", "workspace.x must be"),
-        ("robot.limits.lead=inf", "lead must be"),
+        ("robot.limits.workspace.x=[5,null]", "workspace.x must be"),
+        ("robot.limits.workspace.x=[9,1]", "workspace.x must be"),
+        ("robot.limits.workspace.x=wide", "workspace.x must be"),
+        ("robot.limits.lead=-1", "lead must be positive"),
         ("robot.limits.velocity=nan", "velocity must be"),
     ],
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,6 +64,13 @@ class Simulated:
     publish_hz: float
     reset: str
     score: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.publish_hz < math.inf:
+            raise ConfigError(
+                "robot.driver.simulates.publish_hz must be positive and finite, got "
+                f"{self.publish_hz}."
+            )
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,10 @@ class Topics:
                 )
         if self.transform not in (None, *TRANSFORMS):
             raise ConfigError(f"robot.driver.transform must be one of {', '.join(TRANSFORMS)}.")
+        if not 0 < self.connect_s < math.inf:
+            raise ConfigError(
+                f"robot.driver.connect_s must be positive and finite, got {self.connect_s}."
+            )
         if self.stamps not in ("header", "arrival"):
             raise ConfigError(f"robot.driver.stamps must be header or arrival, got {self.stamps}.")
 
