@@ -1,10 +1,13 @@
-"""Which episodes a run plays, keeps and reports: on a simulated clock, with and without a person."""
+"""Which episodes a run plays, keeps and reports, with and without a person beside the robot."""
 
 import errno
+import itertools
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
-from doubles import SECTION, point_session
+from doubles import point_session
 
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.options import ConfigError
@@ -19,21 +22,25 @@ LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
 
 def played(session, keys=None, **given):
-    """Play on; `keys` are those that a person presses, by the clock's seconds from now."""
+    """Play as `run` does.
+
+    Args:
+        keys: seconds from now -> key that a person presses; None without a person.
+        given: options of the run.
+    """
     operator = Operator(session.supervisor, session.estop)
     for seconds, key in (keys or {}).items():
         session.clock.at(session.clock.now() + seconds, lambda key=key: operator.key(key))
     options, mover = RunOptions(checkpoint="x", **given), Mover("x", 0, session.planner, {})
     episodes = []
-    play(
-        session, session.robot, options, mover, None, operator, keys is not None, episodes, []
-    )  # fmt: skip
+    person = keys is not None
+    play(session, session.robot, options, mover, Path(), operator, person, episodes, [])
     return episodes
 
 
 def slow(**more):
     """A session whose policy never answers in time."""
-    return point_session(delay=lambda: 9.0, change={"watch": {**SECTION["watch"]}}, **more)
+    return point_session(delay=9.0, **more)
 
 
 @pytest.mark.parametrize("keep", ["completed", "solved"])
@@ -147,18 +154,18 @@ def test_a_stop_is_not_released_before_it_was_seen():
 # -- a disk that is full -----------------------------------------------------------------------
 
 
-def full_from(monkeypatch, write_number, part=0):
-    """From a write on the disk takes only a part of one row, and then nothing; gives a switch."""
-    usual, state = os.write, {"count": 0, "full": True, "part": part}
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_from(monkeypatch, number, part=0):
+    """From a write on the disk takes `part` bytes; gives a switch, "full"."""
+    usual, state, count = os.write, {"full": True}, itertools.count(1)
 
     def write(file, content):
-        state["count"] += 1
-        if not state["full"] or state["count"] < write_number:
+        if next(count) < number or not state["full"]:
             return usual(file, content)
-        if state["part"]:
-            taken, state["part"] = usual(file, content[: state["part"]]), 0
-            return taken
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return usual(file, content[:part]) if part else no_space()
 
     monkeypatch.setattr("real_robot.record.os.write", write)
     return state
@@ -168,15 +175,15 @@ def full_from(monkeypatch, write_number, part=0):
 @pytest.mark.parametrize("keep", ["completed", "all"])
 def test_a_full_disk_stops_the_robot_and_loses_nothing(tmp_path, monkeypatch, keep, part):
     store = tmp_path / "run"
-    session, driver, _, clock = point_session(record=store)
-    full_from(monkeypatch, 41 + 22, part)
+    session, driver, _, _ = point_session(record=store)
+    full_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
     episodes = played(session, episodes=3, keep=keep)
     assert [e.ended[0] for e in episodes] == [State.RUNNING, State.FAULT]
     assert episodes[1].ended[1] == f"record={store} cannot be written (No space left on device)."
     assert driver.held and [e.kept for e in episodes] == [True, False]
     assert len(read_episodes(store)) == 1
     monkeypatch.undo()
-    assert Recorder(store, LAYOUT).recovered == 20  # a header, and whole rows
+    assert Recorder(store, LAYOUT).recovered == 20
     assert len(read_episodes(store)) == 2
 
 
@@ -193,11 +200,7 @@ def test_a_person_makes_space_and_goes_on(tmp_path, monkeypatch):
 def test_an_episode_that_cannot_be_put_into_the_store_stays_in_the_journal(tmp_path, monkeypatch):
     store = tmp_path / "run"
     session, _, _, _ = point_session(record=store)
-
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("real_robot.record.write_episodes", refuse)
+    monkeypatch.setattr("real_robot.record.write_episodes", no_space)
     episodes = played(session, episodes=2)
     assert [e.ended[0] for e in episodes] == [State.FAULT] and not store.exists()
     monkeypatch.undo()
@@ -207,6 +210,18 @@ def test_an_episode_that_cannot_be_put_into_the_store_stays_in_the_journal(tmp_p
 def test_space_for_an_episode_is_checked_before_anything_moves(tmp_path):
     with pytest.raises(ConfigError, match=r"record=.* needs [\d,]+ MiB of free disk space"):
         Recorder(tmp_path / "run", LAYOUT, longest=1 << 50)
+
+
+def test_nothing_is_written_while_the_policy_does_not_move_the_robot(tmp_path):
+    session, _, _, _ = point_session(record=tmp_path / "run", change={"confirm": True})
+    sizes = []
+
+    def measure(tick):
+        sizes.append((tmp_path / ".run.journal").stat().st_size)
+
+    session.loop.observers = [*session.loop.observers, measure]
+    played(session, {30.0: "s"})
+    assert sizes[0] == sizes[299] and len(read_episodes(tmp_path / "run").arrays["obs"]) == 40
 
 
 def test_two_programs_do_not_record_into_one_store(tmp_path):
@@ -228,10 +243,9 @@ def test_a_film_that_cannot_be_written_stops_nothing(tmp_path, fails):
     shown, path = [], tmp_path / "film.mp4"
 
     def frame():
-        import numpy as np
-
         shown.append(1)
-        return np.zeros((16, 16, 3) if fails == "at the end" or len(shown) < 9 else (8, 8, 3), "u1")
+        side = 8 if fails == "in the middle" and len(shown) == 9 else 16
+        return np.zeros((side, side, 3), np.uint8)
 
     if fails == "at first":
         (tmp_path / "file").write_text("")
