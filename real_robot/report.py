@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import ebt_policy
 from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
-from ebt_policy.evaluation.stats import mean_ci, percentiles, wilson
+from ebt_policy.evaluation.stats import mean_ci, percentiles, success_rate
 from ebt_policy.evaluation.study_figures import save_figure
 from ebt_policy.output import write_atomic
 from real_robot.robots import Robot
@@ -43,7 +43,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
             for (state, reason), times in stops.most_common()
         ],
         "score": mean_ci([row["score"] for row in scored]) if scored else None,
-        "success": wilson(sum(r["success"] for r in scored), len(scored)) if scored else None,
+        "success": success_rate([row["success"] for row in scored]) if scored else None,
         "rate_hz": float(np.mean([row["rate_hz"] for row in rows])) if rows else None,
         "late_ms": percentiles([1e3 * tick.late for tick in ticks]) if ticks else None,
         "latency_ms": percentiles(latencies) if latencies else None,
