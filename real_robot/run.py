@@ -59,7 +59,10 @@ KEEP = ("completed", "solved", "all")
 UNWRITTEN, FAULTY, HELD, INTERRUPTED = 2, 3, 4, 130  # exit codes, see docs/real_robot.md
 REMEDIES = {State.HOLD: "r lets it go on, q quits", State.FAULT: "a re-arms it, q quits"}
 # Options that are paths: they may hold what hydra's grammar has other uses for.
-PATHS = ("checkpoint", "recording", "record", "rerun", "output", "robot.driver.store")
+PATHS = (
+    *("checkpoint", "recording", "record", "rerun", "output"),
+    *("robot.driver.store", "robot.limits.workspace.model"),
+)
 
 
 @dataclass(frozen=True)
@@ -357,7 +360,8 @@ def _main(cfg: DictConfig) -> None:
     with report_errors():
         section: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
         robot = options(Robot, section.pop("robot"), "robot")
-        section["execution"] = options(Execution, section["execution"], "execution")
+        if isinstance(execution := section["execution"], dict):
+            section["execution"] = options(Execution, execution, "execution")
         given = options(RunOptions, section, "the run")
         try:
             code = run(robot, given, shlex.join(["python", "-m", "real_robot.run", *_original]))

@@ -106,8 +106,12 @@ def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
     if unknown := sorted(set(section) - set(wanted)):
         raise SafetyError(f"limits: {unknown[0]} is unknown; there are {', '.join(wanted)}.")
     low, high = _numbers(section["position"], (len(names), 2), "position").T.copy()
-    space, workspace = dict(section["workspace"]), None
+    space, workspace = section["workspace"], None
+    if not isinstance(space, Mapping):
+        raise SafetyError(f"limits: workspace must be a section, x: [low, high], ...; got {space}.")
     if "model" in space:
+        if absent := [name for name in ("site", "box") if name not in space]:
+            raise SafetyError(f"limits: workspace.{absent[0]} must be given with a model.")
         from real_robot.kinematics import tool_place  # needs MuJoCo
 
         box = _box(space["box"], 3, "workspace.box")

@@ -174,6 +174,8 @@ class Session:
             ConfigError: the robot does not see what the policy reads.
         """
         self.driver.connect()
+        if self.loop.active:
+            self.driver.check_alone()
         seen = self.first_observation()
         if self._store is not None and self.recorder is None:
             rate, name = 1 / self.planner.dt, self.robot.name

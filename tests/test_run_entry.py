@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.train import train
-from real_robot.run import main
+from real_robot.robots import load_robot
+from real_robot.run import RunOptions, main, results_folder
 
 PATIENCE = 120.0  # seconds until what must happen has not
 # A busy machine is slow, which is no fault here.
@@ -108,6 +110,9 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.limits.workspace.x=[5,null]", "workspace.x must be"),
         ("robot.limits.workspace.x=[9,1]", "workspace.x must be"),
         ("robot.limits.workspace.x=wide", "workspace.x must be"),
+        ("robot.limits.workspace=3", "workspace must be a section"),
+        ("+robot.limits.workspace.model=arm.xml", "workspace.site must be given"),
+        ("execution=null", "execution must be"),
         ("robot.limits.lead=-1", "lead must be positive"),
         ("robot.limits.velocity=nan", "velocity must be"),
     ],
@@ -117,6 +122,41 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
     code, said = call_entry(main, *arguments(change, *more))
     assert code == 2 and message in said and said.count("error:") == 1, said
     assert "Traceback" not in said
+
+
+def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
+    call_entry, arguments, trained, tmp_path
+):
+    names = [f'{what} it\'s "a" [1], ü=x' for what in ("~run", "out", "store")]
+    run, out, store = (tmp_path / name for name in names)
+    run.symlink_to(trained)
+    code, said = call_entry(
+        main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,candidates=3",
+        f"output={out}", f"record={store}",
+    )  # fmt: skip
+    assert code == 0, said
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["policy"].endswith(f"{Path(trained).name} (steps 2, candidates 3)")
+    assert len(read_episodes(store)) == 1
+
+
+def test_why_the_robot_was_held_is_said_without_a_dashboard(call_entry, arguments, tmp_path):
+    code, said = call_entry(main, *arguments("robot.watch.inference_s=0.0001"))
+    assert code == 4 and said == "held: the policy did not answer for 0.0001 s\n"
+    assert "the policy did not answer" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_results_of_an_earlier_run_stay(call_entry, arguments, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "table.md").write_text("mine")
+    code, said = call_entry(main, *arguments())
+    assert code == 2 and "out has results of another run (table.md); give another folder" in said
+    monkeypatch.chdir(tmp_path)
+    robot, given = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
+    with results_folder(robot, given) as one, results_folder(robot, given) as other:
+        assert one == Path("results/sim_push_t-first@steps=2")
+        assert other == Path("results/sim_push_t-first@steps=2-2")
+    assert not Path("results").exists()
 
 
 @contextmanager

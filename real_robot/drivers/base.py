@@ -52,6 +52,13 @@ class Driver(ABC):
             DriverError: it cannot be reached.
         """
 
+    def check_alone(self) -> None:  # noqa: B027
+        """Check, before the first command, that nobody else commands the robot.
+
+        Raises:
+            DriverError: another program does.
+        """
+
     def reset(self, seed: int) -> None:  # noqa: B027
         """An episode begins; a simulated robot starts that of a seed (see `EnvSpec`), at rest.
 
