@@ -15,7 +15,7 @@ from real_robot.best_effort import BestEffort, Film
 from real_robot.operator import Operator
 from real_robot.record import Layout, Recorder, recording_into
 from real_robot.report import summarize, table
-from real_robot.run import Mover, RunOptions, exit_code, play
+from real_robot.run import Mover, RunOptions, exit_code, finish, play
 from real_robot.supervisor import State
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
@@ -232,6 +232,18 @@ def test_two_programs_do_not_record_into_one_store(tmp_path):
         with recording_into(store.with_name("other")):
             pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("keys", "code"), [(None, 2), ({1.0: " ", 2.0: "q"}, 3)])
+def test_results_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys, keys, code):
+    session, _, _, _ = point_session()
+    episodes = played(session, keys)
+    monkeypatch.setattr("real_robot.run.write_run", no_space)
+    mover, given = Mover("x", 0, session.planner, {}), RunOptions(checkpoint="x")
+    assert finish(tmp_path, mover, session.robot, given, episodes, [], "command") == code
+    shown = capsys.readouterr()
+    assert "ticks a second" in shown.out
+    assert f"error: output={tmp_path} cannot be written (No space left on device)" in shown.err
 
 
 # -- outputs that a run can do without -----------------------------------------------------------
