@@ -67,8 +67,10 @@ class BestEffort:
             self._try(lambda: output(tick))
 
     def close(self) -> None:
-        if self._output is not None:
-            self._try(self._output.close)
+        """Make the file whole, once."""
+        output, self._output = self._output, None
+        if output is not None:
+            self._try(output.close)
 
     def _try(self, act: Callable[[], object]) -> None:
         try:

@@ -376,7 +376,7 @@ def _main(cfg: DictConfig) -> None:
 def quoted(argument: str) -> str:
     """``name=value`` as hydra takes it, whatever the path holds that is its value."""
     name, _, value = argument.partition("=")
-    written = value in ("", "null") or (value[0] == value[-1] and value[0] in "'\"")
+    written = value in ("", "null") or (len(value) > 1 and value[0] == value[-1] in ("'", '"'))
     return argument if name.lstrip("+") not in PATHS or written else f"{name}={quote(value)}"
 
 
