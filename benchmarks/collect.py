@@ -31,7 +31,8 @@ from real_robot.background import ThreadBackground
 from real_robot.clock import MonotonicClock
 from real_robot.loop import Tick
 from real_robot.robots import load_robot
-from real_robot.session import Session, tick_s
+from real_robot.run import HELD
+from real_robot.session import Episode, Session, tick_s
 from real_robot.teleop import SIDE, Hand
 
 FIRST_SEED = 2 * EVALUATION_SEED  # no start that anything is evaluated on
@@ -93,7 +94,7 @@ def collect(checkpoint: str, wanted: int, store_path: Path) -> dict[str, Any]:
     with session.heart:
         for seed in range(FIRST_SEED, FIRST_SEED + LONGEST):
             mouse.begin(seed)
-            episodes.append(session.episode(seed, keep=lambda episode: bool(episode.success)))
+            episodes.append(session.episode(seed, keep=solved))
             kept = sum(episode.kept for episode in episodes)
             print(f"episode {len(episodes)}: {kept} of {wanted} kept", flush=True)
             if kept >= wanted:
@@ -111,9 +112,16 @@ def collect(checkpoint: str, wanted: int, store_path: Path) -> dict[str, Any]:
     }
 
 
+def solved(episode: Episode) -> bool:
+    """As ``keep=solved``."""
+    return episode.completed and bool(episode.success)
+
+
 def run(*arguments: str) -> str:
-    """One command of the docs."""
-    subprocess.run([sys.executable, "-m", *arguments], check=True)
+    """One command of the docs; an episode in which the robot was held counts as played."""
+    command = [sys.executable, "-m", *arguments]
+    if (code := subprocess.run(command).returncode) not in (0, HELD):
+        raise subprocess.CalledProcessError(code, command)
     return " ".join(["python", "-m", *arguments])
 
 
@@ -134,7 +142,7 @@ def main() -> None:
     )  # fmt: skip
     ran = run(
         "real_robot.run", "robot=sim_push_t", f"checkpoint={learned}", "video=true",
-        f"episodes={given.episodes}", f"output={output}", "live=false",
+        f"episodes={given.episodes}", "keep=all", f"output={output}", "live=false",
     )  # fmt: skip
     summary = json.loads((output / "summary.json").read_text())
     each = summary["each"]

@@ -22,7 +22,7 @@ from rich.progress import track
 from benchmarks.runs import train_all
 from benchmarks.settings import command, settings, store
 from ebt_policy.evaluation.contestants import load_contestants
-from ebt_policy.evaluation.stats import mean_ci
+from ebt_policy.evaluation.stats import mean_ci, success_rate
 from ebt_policy.evaluation.study_figures import delay_curves, save_figure
 from ebt_policy.output import write_atomic
 from envs.rollout import rollout
@@ -90,7 +90,8 @@ def summarize(runs: list[list[dict]]) -> dict[str, Any]:
         if key not in ("seed", "ended")
     }
     held = sum(row.get("ended") in ("hold", "fault") for rows in runs for row in rows)
-    return {key: mean_ci(values) for key, values in table.items()} | {"held": held}
+    means = {key: mean_ci(values) for key, values in table.items()}
+    return means | {"success": success_rate(table["success"]), "held": held}
 
 
 def run_of(policy: str, way: str, seed: int, folder: Path) -> str | None:

@@ -32,7 +32,7 @@ from ebt_policy.data.images import load_images
 from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.image_figures import Strip, image_grid, png
 from ebt_policy.evaluation.protocol import progress_bar
-from ebt_policy.evaluation.stats import mean_ci
+from ebt_policy.evaluation.stats import success_rate
 from ebt_policy.evaluation.summary import format_interval, markdown
 from ebt_policy.models.image import LEVELS, ImageModel
 
@@ -171,7 +171,7 @@ def main() -> None:
                 result["entries"].append(
                     {
                         "model": name, "params": models[0].parameter_count, "steps": passes,
-                        "distance": distances, "accuracy": mean_ci(np.stack(right)),
+                        "distance": distances, "accuracy": success_rate(np.stack(right)),
                     }
                 )  # fmt: skip
     png(image_grid(strips), Path("docs/assets/generation.png"))

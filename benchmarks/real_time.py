@@ -22,18 +22,18 @@ from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.stats import mean_ci, paired_difference
 from envs.rollout import rollout
 from envs.spec import EVALUATION_SEED
+from real_robot.run import HELD
 
 
 def in_real_time(robot: str, run: str, episodes: int, folder: Path) -> dict[str, Any]:
-    """What ``real_robot.run`` measured."""
+    """What ``real_robot.run`` measured; an episode in which the robot was held counts as played."""
     output = folder / robot
-    subprocess.run(
-        [
-            sys.executable, "-m", "real_robot.run", f"robot={robot}", f"checkpoint={run}",
-            f"episodes={episodes}", f"output={output}", "live=false", "device=cpu",
-        ],
-        check=True,
-    )  # fmt: skip
+    command = [
+        sys.executable, "-m", "real_robot.run", f"robot={robot}", f"checkpoint={run}",
+        f"episodes={episodes}", "keep=all", f"output={output}", "live=false", "device=cpu",
+    ]  # fmt: skip
+    if (code := subprocess.run(command).returncode) not in (0, HELD):
+        raise subprocess.CalledProcessError(code, command)
     return json.loads((output / "summary.json").read_text())
 
 
@@ -41,6 +41,9 @@ def main() -> None:
     given = settings(
         run="runs/push_t/ebt-xs-seed0", episodes=20, folder="runs/real_time", ros=1, lift=""
     )
+    for robot in ("sim_push_t", "ros2_push_t", "sim_lift"):
+        if (present := Path(given.folder) / robot).exists():
+            sys.exit(f"error: {present} exists; remove it, or say another folder=...")
     torch.set_num_threads(1)
     one = load_contestants([given.run], torch.device("cpu"))[0]
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + given.episodes)

@@ -34,7 +34,7 @@ from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.image_figures import energy_maps, png
 from ebt_policy.evaluation.protocol import progress_bar
-from ebt_policy.evaluation.stats import mean_ci, paired_difference
+from ebt_policy.evaluation.stats import paired_difference, success_rate
 from ebt_policy.evaluation.summary import format_interval, markdown
 from ebt_policy.models import build_image_model
 from ebt_policy.models.image import EnergyImageModel, ImageModel
@@ -259,7 +259,7 @@ def main() -> None:
     plain = {kind: {"roughness": roughness(of.images)} for kind, of in kinds.items()}
     result["detected"]["pixels"] = detected([plain], kinds)
     for name, of in result["probe"].items():
-        of["accuracy"] = mean_ci(right[name])
+        of["accuracy"] = success_rate(right[name])
         if name != "dit":
             of["ahead"] = paired_difference(right[name], right["dit"])
     result |= {

@@ -39,7 +39,21 @@ def write_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
-    """Own a folder for results while a program writes them; create it if missing.
+    """Own a folder for results while a program writes them, see `writable_folder`.
+
+    Raises:
+        ConfigError: as there, or another program is writing there.
+    """
+    with (
+        writable_folder(folder, option, need_bytes=need_bytes),
+        exclusive(folder / ".lock", folder),
+    ):
+        yield
+
+
+@contextmanager
+def writable_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
+    """Check that a folder can be written into; create it if missing.
 
     Folders that were created and are still empty at the end are removed again.
 
@@ -48,8 +62,7 @@ def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> I
         need_bytes: free space that the results need at least.
 
     Raises:
-        ConfigError: the folder cannot be created or written, its disk is too full, or another
-            program is writing there.
+        ConfigError: the folder cannot be created or written, or its disk is too full.
     """
     created = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
@@ -63,8 +76,7 @@ def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> I
         ) from error
     try:
         check_free_space(folder, need_bytes, option)
-        with exclusive(folder / ".lock", folder):
-            yield
+        yield
     finally:
         _remove_empty(created)
 

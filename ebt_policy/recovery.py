@@ -35,7 +35,7 @@ from ebt_policy.evaluation.contestants import (
 )
 from ebt_policy.evaluation.played import Piece, pieces_of, play_pieces
 from ebt_policy.evaluation.protocol import Protocol
-from ebt_policy.evaluation.stats import mean_ci, paired_difference
+from ebt_policy.evaluation.stats import mean_ci, paired_difference, success_rate
 from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 from ebt_policy.options import ConfigError
@@ -163,7 +163,11 @@ def summarise(
                 "strength": strength,
                 "unit": known[kind].unit if kind in known else None,
             }
-            entries.append({"name": name, **where, **{m: mean_ci(values[m]) for m in values}})
+            means = {m: mean_ci(values[m]) for m in values}
+            # Over several conditions the success of an episode is a mean, such as 1/3.
+            if np.isin(values["success"], (0, 1)).all():
+                means["success"] = success_rate(values["success"])
+            entries.append({"name": name, **where, **means})
             if name != first:
                 reference = references[kind, strength]
                 paired += [

@@ -1,7 +1,8 @@
-"""A live view of the control loop in the terminal."""
+"""What the terminal shows of a run: a live view of the control loop, and a line for each stop."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from real_robot.loop import Tick
 from real_robot.operator import KEYS
 from real_robot.session import Session
-from real_robot.supervisor import State
+from real_robot.supervisor import SAID, Change, State, Supervisor
 
 COLOURS = {
     State.DISARMED: "dim",
@@ -25,6 +27,7 @@ COLOURS = {
     State.HOLD: "yellow",
     State.FAULT: "bold red",
 }
+POLL_S = 0.05
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -52,10 +55,10 @@ class Dashboard:
         table = Table.grid(padding=(0, 2))
         ticks, session = list(self._ticks), self.session
         if session is None:
-            return Panel("starting", title=self._title)
+            return Panel("starting", title=escape(self._title))
         supervisor = session.supervisor
         colour = COLOURS[supervisor.state]
-        table.add_row("state", f"[{colour}]{supervisor.state}[/] {supervisor.reason}")
+        table.add_row("state", f"[{colour}]{supervisor.state}[/] {escape(supervisor.reason)}")
         if len(ticks) > 1:
             span = ticks[-1].began - ticks[0].began
             rate = (len(ticks) - 1) / max(span, 1e-9)
@@ -70,7 +73,7 @@ class Dashboard:
             table.add_row("chunk", _percentiles(session.planner.latencies[-100:]))
         if self._energies:
             table.add_row("energy", f"{self._energies[-1]:.2f} {sparkline(list(self._energies))}")
-        return Panel(table, title=self._title, subtitle=KEYS, border_style=colour)
+        return Panel(table, title=escape(self._title), subtitle=KEYS, border_style=colour)
 
 
 def sparkline(values: list[float]) -> str:
@@ -93,3 +96,50 @@ def shown(dashboard: Dashboard, console: Console, live: bool) -> Iterator[Any]:
         return
     with Live(dashboard, console=console, refresh_per_second=4):
         yield
+
+
+@contextmanager
+def announced(
+    supervisor: Supervisor, console: Console, remedies: dict[State, str]
+) -> Iterator[None]:
+    """Print a line whenever the robot is held or stopped, or a person lets it go on.
+
+    A thread of its own prints: a terminal that is slow, or paused, must not delay the loop.
+
+    Args:
+        remedies: what a person can do about a state; a state beyond `SAID` is printed if it is
+            among them.
+    """
+    ended, told = threading.Event(), max(len(supervisor.changes) - 1, 1)  # from now
+
+    def tell() -> None:
+        nonlocal told
+        changes = supervisor.changes[told:]
+        for before, change in zip([supervisor.changes[told - 1], *changes], changes, strict=False):
+            if line := _line(before, change, remedies):
+                console.print(line, soft_wrap=True, highlight=False)
+        told += len(changes)
+
+    def watch() -> None:
+        while not ended.wait(POLL_S):
+            tell()
+
+    thread = threading.Thread(target=watch, daemon=True, name="announcer")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        tell()
+
+
+def _line(before: Change, change: Change, remedies: dict[State, str]) -> str:
+    """What is printed of a change of state; "" for one that no person needs to know."""
+    remedy = f" ({remedies[change.state]})" if change.state in remedies else ""
+    word, colour = SAID.get(change.state, str(change.state)), COLOURS[change.state]
+    if change.state in SAID or remedy:
+        return f"[{colour}]{word}:[/] {escape(change.reason + remedy)}"
+    if change.state is State.RUNNING and before.state is State.HOLD:
+        return f"[{colour}]{word}:[/] {escape(change.reason)}"
+    return ""

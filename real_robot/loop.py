@@ -41,10 +41,10 @@ class Watch:
 
     def __post_init__(self) -> None:
         for name in ("observation_s", "inference_s", "command_s", "heartbeat_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"watch.{name} must be positive, got {getattr(self, name)}.")
+            if not 0 < (value := getattr(self, name)) < np.inf:
+                raise ConfigError(f"robot.watch.{name} must be positive and finite, got {value}.")
         if self.clamps < 1:
-            raise ConfigError(f"watch.clamps must be at least 1, got {self.clamps}.")
+            raise ConfigError(f"robot.watch.clamps must be at least 1, got {self.clamps}.")
 
 
 @dataclass

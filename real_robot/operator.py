@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from real_robot.supervisor import EStop, State, Supervisor
 
 KEYS = "space stop, h hold, r go on, s start, a re-arm, q quit"
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Operator:
     """What a person asks for.
 
     Attributes:
-        quits: set by q: the run ends, the robot is held.
+        quits: set by q, a signal or a closed terminal: the run ends, the robot is held.
     """
 
     def __init__(self, supervisor: Supervisor, estop: EStop) -> None:
@@ -36,30 +38,35 @@ class Operator:
             self._supervisor.to(State.RUNNING, "a person let it go on")
         elif pressed == "s" and self._supervisor.state is State.READY:
             self._supervisor.to(State.RUNNING, "started by a person")
-        elif pressed == "a":
+        elif pressed == "a" and self._supervisor.rearm():  # a stop that was not seen yet stays
             self._estop.release()
-            self._supervisor.rearm()
         elif pressed == "q":
             self.quits.set()
 
+    def leave(self, reason: str) -> None:
+        """Stop the robot and end the run."""
+        self._estop.press(reason)
+        self.quits.set()
+
 
 @contextmanager
-def listening(operator: Operator, estop: EStop) -> Iterator[bool]:
+def listening(operator: Operator) -> Iterator[bool]:
     """Keys and signals act while this is open; gives whether there is a terminal for keys.
 
-    Ctrl-C and SIGTERM are the emergency stop; a second one ends the program.
+    Ctrl-C, SIGTERM and a terminal that is closed are the emergency stop and end the run; Ctrl-C or
+    SIGTERM during that ends the program at once.
     """
 
     def stop(number: int, _frame: object) -> None:
-        if estop.pressed.is_set():
+        if operator.quits.is_set() and number in ENDING:
             raise KeyboardInterrupt
-        estop.press("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        operator.quits.set()
+        operator.leave("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (*ENDING, signal.SIGHUP) if os.name == "posix" else ENDING
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         if os.name == "posix" and sys.stdin.isatty():
-            with _keys(operator.key):
+            with _keys(operator):
                 yield True
         else:
             yield False
@@ -69,8 +76,8 @@ def listening(operator: Operator, estop: EStop) -> Iterator[bool]:
 
 
 @contextmanager
-def _keys(press: Callable[[str], None]) -> Iterator[None]:
-    """Give each key of the terminal as it is pressed, from a thread."""
+def _keys(operator: Operator) -> Iterator[None]:
+    """Give each key of the terminal to the operator as it is pressed, from a thread."""
     import termios
     import tty
 
@@ -79,8 +86,16 @@ def _keys(press: Callable[[str], None]) -> Iterator[None]:
 
     def read() -> None:
         while not ended.is_set():
-            if select.select([terminal], [], [], 0.05)[0]:
-                press(os.read(terminal, 1).decode(errors="ignore"))
+            if not select.select([terminal], [], [], 0.05)[0]:
+                continue
+            try:
+                pressed = os.read(terminal, 1)
+            except OSError:
+                pressed = b""
+            if not pressed:  # nobody could stop the robot by a key any more
+                operator.leave("the terminal was closed")
+                return
+            operator.key(pressed.decode(errors="ignore"))
 
     tty.setcbreak(terminal)
     thread = threading.Thread(target=read, daemon=True, name="keys")
@@ -90,4 +105,5 @@ def _keys(press: Callable[[str], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        termios.tcsetattr(terminal, termios.TCSADRAIN, saved)
+        with contextlib.suppress(termios.error):  # one that was closed
+            termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

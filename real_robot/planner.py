@@ -65,8 +65,10 @@ class Execution:
             raise ConfigError(f"execution.mode must be blocking, async or frozen, got {self.mode}.")
         if not 0 <= self.wait < 1:
             raise ConfigError(f"execution.wait must be in [0, 1) of a tick, got {self.wait}.")
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise ConfigError(f"execution.deadline_s must be positive, got {self.deadline_s}.")
+        if self.deadline_s is not None and not 0 < self.deadline_s < math.inf:
+            raise ConfigError(
+                f"execution.deadline_s must be positive and finite, got {self.deadline_s}."
+            )
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 While an episode runs, each tick is one write to a journal; whatever ends the program, the journal
 has all ticks until then. At the end of the episode, or when the recorder is opened again after a
-kill, the journal becomes an episode of the store, in which training finds "obs" and "action".
+kill or a full disk, the journal becomes an episode of the store, in which training finds "obs" and
+"action".
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,30 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.data.episodes import Episodes, append_episodes, write_episodes
-from ebt_policy.data.zarr_store import is_episode_store, open_store
+from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
 from ebt_policy.options import ConfigError
+from ebt_policy.output import MIB, check_free_space, exclusive, writable_folder
 from real_robot.loop import Tick
 from real_robot.planner import Plan
 from real_robot.supervisor import State
 
 STATES = list(State)
+
+
+class RecordError(OSError):
+    """A recording that cannot be written; the journal keeps what was recorded until then."""
+
+
+@contextmanager
+def recording_into(store: Path) -> Iterator[None]:
+    """Own a store while recording into it: a second recorder would take the first one's journal.
+
+    Raises:
+        ConfigError: its folder cannot be written, or another program records into it.
+    """
+    lock = store.with_name(f".{store.name}.lock")
+    with writable_folder(store.parent, "record"), exclusive(lock, store):
+        yield
 
 
 @dataclass(frozen=True)
@@ -80,15 +100,18 @@ class Recorder:
     Args:
         store: a new folder, or a store that was recorded from the same kind of robot.
         layout: of the rows.
+        longest: ticks of the longest episode, for which the disk must have space.
 
     Attributes:
-        recovered: ticks of the episode that a kill had left, 0 if there was none.
+        recovered: ticks of the interrupted episode that was found, 0 if there was none.
 
     Raises:
-        ConfigError: the folder is something else, or holds rows of another robot.
+        ConfigError: the folder is something else, or holds rows of another robot, or the disk has
+            no space for an episode.
+        RecordError: the interrupted episode cannot be written.
     """
 
-    def __init__(self, store: Path, layout: Layout) -> None:
+    def __init__(self, store: Path, layout: Layout, longest: int = 0) -> None:
         if store.suffix == ".zip" or (store.exists() and not is_episode_store(store)):
             raise ConfigError(f"{store} is no episode store; record into a folder of its own.")
         if store.exists() and _kept(store) != layout.shapes():
@@ -98,18 +121,36 @@ class Recorder:
         self.store, self.layout = store, layout
         self._journal = store.with_name(f".{store.name}.journal")
         self._file: int | None = None
-        self.recovered = self._finish() if self._journal.exists() else 0
+        self._written = 0  # bytes of whole rows in the journal
+        self._failure: RecordError | None = None
+        # Each row is written twice, into the journal and into the store.
+        self._needed = 2 * longest * layout.dtype.itemsize + MIB
+        self.recovered = self._recover()
+        self._check_space()
 
     def begin(self) -> None:
-        """Start an episode."""
+        """Start an episode, before anything moves.
+
+        Raises:
+            ConfigError: the disk has no space for it.
+            RecordError: it cannot be written.
+        """
         assert self._file is None
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        os.write(self._file, self._header())
+        self._failure = None
+        self._check_space()
+        self._recover()
+        with self._explained():
+            self._file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._written = 0
+        self._write(self._header())
 
     def add(self, tick: Tick, plan: Plan | None) -> None:
-        """Record a tick; one without an observation is nothing to learn from."""
-        if self._file is None or tick.observation is None:
+        """Record a tick; only those at which the policy moves the robot are to learn from.
+
+        Raises:
+            RecordError: it cannot be written; nothing more is recorded of this episode.
+        """
+        if self._file is None or tick.observation is None or tick.state is not State.RUNNING:
             return
         row = np.zeros(1, self.layout.dtype)
         for name in self.layout.values:
@@ -125,23 +166,71 @@ class Recorder:
             row["latency"], row["steps"] = plan.seconds, plan.steps
             row["energy"] = np.nan if plan.energy is None else plan.energy
             row["surprise"] = plan.surprise or 0.0
-        os.write(self._file, row.tobytes())  # one write: a kill leaves whole rows
+        self._write(row.tobytes())
 
     def end(self) -> int:
-        """The episode is over; returns how many ticks of it were kept."""
+        """End the episode; returns how many ticks of it were kept.
+
+        Raises:
+            RecordError: not all of it could be written; the journal stays for `begin`, or for the
+                next recorder.
+        """
+        if self._failure is not None:
+            raise self._failure
         if self._file is None:
             return 0
-        os.fsync(self._file)
-        os.close(self._file)
-        self._file = None
-        return self._finish()
+        with self._explained():
+            try:
+                os.fsync(self._file)
+            finally:
+                self._close()
+            return self._finish()
 
     def discard(self) -> None:
-        """Drop the episode at hand."""
+        """Drop the current episode; one that could not be written to its end stays."""
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        self._journal.unlink(missing_ok=True)
+            self._close()
+            self._journal.unlink(missing_ok=True)
+
+    def _check_space(self) -> None:
+        folder = self.store.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        check_free_space(folder, self._needed, "record")
+
+    def _recover(self) -> int:
+        """Make an interrupted episode one of the store; returns its ticks."""
+        with self._explained():
+            return self._finish() if self._journal.exists() else 0
+
+    def _write(self, content: bytes) -> None:
+        """Append to the journal in one write, so that a kill leaves whole rows.
+
+        A full disk takes a part of it, or nothing; the journal then ends with the last whole row.
+        """
+        assert self._file is not None
+        try:
+            with self._explained():
+                if os.write(self._file, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except RecordError as error:
+            self._failure = error
+            os.ftruncate(self._file, self._written)
+            self._close()
+            raise
+        self._written += len(content)
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EpisodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RecordError(f"record={self.store} cannot be written ({reason}).") from error
 
     def _header(self) -> bytes:
         return (json.dumps(_plain(self.layout.dtype.descr)) + "\n").encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +14,14 @@ from matplotlib.figure import Figure
 
 import ebt_policy
 from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
-from ebt_policy.evaluation.stats import mean_ci, percentiles, wilson
+from ebt_policy.evaluation.stats import mean_ci, percentiles, success_rate
 from ebt_policy.evaluation.study_figures import save_figure
 from ebt_policy.output import write_atomic
 from real_robot.robots import Robot
 from real_robot.session import Episode
-from real_robot.supervisor import State
+from real_robot.supervisor import SAID, State
 
+RESULTS = ("summary.json", "table.md", "timeline.svg", "videos")
 SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545"}
 
 
@@ -32,10 +34,16 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     kinks = [k for episode in episodes for k in episode.kinks]
     surprises = [x for episode in episodes for x in episode.surprises]
     scored = [row for row in rows if row["score"] is not None]
+    stops = Counter((change.state, change.reason) for e in episodes for change in e.stops)
     return {
         "episodes": len(rows),
+        "completed": sum(episode.completed for episode in episodes if episode.ticks),
+        "stops": [
+            {"state": str(state), "reason": reason, "times": times}
+            for (state, reason), times in stops.most_common()
+        ],
         "score": mean_ci([row["score"] for row in scored]) if scored else None,
-        "success": wilson(sum(r["success"] for r in scored), len(scored)) if scored else None,
+        "success": success_rate([row["success"] for row in scored]) if scored else None,
         "rate_hz": float(np.mean([row["rate_hz"] for row in rows])) if rows else None,
         "late_ms": percentiles([1e3 * tick.late for tick in ticks]) if ticks else None,
         "latency_ms": percentiles(latencies) if latencies else None,
@@ -59,6 +67,12 @@ def table(summary: dict[str, Any]) -> str:
         return f"p50 {entry['p50']:.1f}, p95 {entry['p95']:.1f}, p99 {entry['p99']:.1f}"
 
     rows = [("episodes", str(summary["episodes"]))]
+    if summary["stops"]:
+        ended = summary["episodes"] - summary["completed"]
+        rows.append(("ended by a hold or a stop", f"{ended} of {summary['episodes']}"))
+    for stop in summary["stops"]:
+        again = f" ({stop['times']} times)" if stop["times"] > 1 else ""
+        rows.append((SAID[State(stop["state"])], stop["reason"].replace("|", r"\|") + again))
     for name in ("score", "success"):
         if (found := summary[name]) is not None:
             low, high = found["ci95"]
@@ -114,23 +128,30 @@ def write_run(
     robot: Robot,
     given: Any,
     episodes: Sequence[Episode],
+    summary: dict[str, Any],
     command: str,
-) -> dict[str, Any]:
-    """Write all of it into a folder; returns the summary."""
-    summary = {
+) -> None:
+    """Write all of it into a folder, the numbers first.
+
+    Args:
+        given: the options of the run.
+        summary: see `summarize`.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    content = {
         "robot": robot.name,
         "policy": name,
         "params": params,
         "mode": given.mode,
         "speed": given.speed,
         "execution": asdict(given.execution),
-        **summarize(episodes),
+        **summary,
         "command": command,
         "version": ebt_policy.__version__,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(output / "summary.json", json.dumps(content, indent=2) + "\n")
     write_atomic(output / "table.md", table(summary))
     if episodes and episodes[0].ticks:
         save_figure(timeline(episodes, robot.action), output / "timeline.svg")
-    return summary

@@ -18,7 +18,7 @@ class RerunLog:
         path: of the recording, in .rrd.
 
     Raises:
-        ConfigError: rerun-sdk is not installed.
+        ConfigError: rerun-sdk is not installed, or the file exists or cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,11 +26,17 @@ class RerunLog:
             self._rerun: Any = importlib.import_module("rerun")
         except ModuleNotFoundError as error:
             raise ConfigError("rerun= needs rerun-sdk: pip install 'ebt_policy[rerun]'.") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise ConfigError(f"rerun={path} exists; give another name.") from error
+        except OSError as error:
+            raise ConfigError(f"rerun={path} cannot be written ({error.strerror}).") from error
         self._stream = self._rerun.RecordingStream("ebt_policy")
         self._stream.save(str(path))
         self.session: Session | None = None
-        self._state = ""
+        self._path, self._state = path, ""
 
     def __call__(self, tick: Tick) -> None:
         session, stream, scalars = self.session, self._stream, self._rerun.Scalars
@@ -60,6 +66,8 @@ class RerunLog:
             stream.log("state", self._rerun.TextLog(reason))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is left; a recording without ticks is removed."""
         self._stream.flush(timeout_sec=10.0)
         self._stream.disconnect()
+        if not self._state:
+            self._path.unlink(missing_ok=True)

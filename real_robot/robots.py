@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,8 +50,8 @@ class Robot:
 
     def __post_init__(self) -> None:
         for name in ("rate_hz", "episode_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"robot.{name} must be positive, got {getattr(self, name)}.")
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"robot.{name} must be positive and finite, got {value}.")
         _ = self.safety, self.timeouts  # wrong ones are told before anything is loaded
 
     @cached_property

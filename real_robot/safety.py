@@ -106,11 +106,15 @@ def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
     if unknown := sorted(set(section) - set(wanted)):
         raise SafetyError(f"limits: {unknown[0]} is unknown; there are {', '.join(wanted)}.")
     low, high = _numbers(section["position"], (len(names), 2), "position").T.copy()
-    space, workspace = dict(section["workspace"]), None
+    space, workspace = section["workspace"], None
+    if not isinstance(space, Mapping):
+        raise SafetyError(f"limits: workspace must be a section, x: [low, high], ...; got {space}.")
     if "model" in space:
+        if absent := [name for name in ("site", "box") if name not in space]:
+            raise SafetyError(f"limits: workspace.{absent[0]} must be given with a model.")
         from real_robot.kinematics import tool_place  # needs MuJoCo
 
-        box = _numbers(space["box"], (3, 2), "workspace.box")
+        box = _box(space["box"], 3, "workspace.box")
         place = tool_place(space["model"], space["site"], names)
         workspace = Workspace(box[:, 0], box[:, 1], place)
     elif unknown := sorted(set(space) - set(names)):
@@ -119,14 +123,23 @@ def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
             f"({', '.join(names)})."
         )
     else:
-        for name, (least, most) in space.items():
+        for name, sides in space.items():
             i = list(names).index(name)
+            ((least, most),) = _box(sides, 1, f"workspace.{name}")
             low[i], high[i] = max(low[i], least), min(high[i], most)
     given = {
         name: _numbers(section[name], (len(names),), name)
         for name in ("velocity", "acceleration", "lead")
     }
     return Limits(tuple(names), low, high, workspace=workspace, **given)
+
+
+def _box(given: Any, dimensions: int, name: str) -> np.ndarray:
+    """The sides [low, high] of a box, (dimensions, 2); NaN would pass every comparison unseen."""
+    box = _numbers(given, (dimensions, 2), name)
+    if not np.isfinite(box).all() or not (box[:, 0] < box[:, 1]).all():
+        raise SafetyError(f"limits: {name} must be finite, every low below its high, got {given}.")
+    return box
 
 
 def _numbers(given: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -143,9 +156,8 @@ def _numbers(given: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
             raise ValueError(numbers.shape)
     except (TypeError, ValueError):
         one = "[low, high]" if shape[1:] else "a number"
-        raise SafetyError(
-            f"limits: {name} must be {one}, or a list with one for each of {shape[0]}, got {given}."
-        ) from None
+        many = f", or a list with one for each of {shape[0]}" if shape[0] > 1 else ""
+        raise SafetyError(f"limits: {name} must be {one}{many}, got {given}.") from None
     return np.broadcast_to(numbers, shape).copy()
 
 

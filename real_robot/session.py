@@ -13,12 +13,12 @@ from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.models import Policy
 from ebt_policy.options import ConfigError
 from real_robot.clock import Clock
-from real_robot.drivers.base import Driver, Observation, Scored
+from real_robot.drivers.base import Driver, DriverError, Observation, Scored
 from real_robot.loop import ControlLoop, Heart, Senses, Tick
 from real_robot.planner import Plans
-from real_robot.record import Layout, Recorder
+from real_robot.record import Layout, Recorder, RecordError
 from real_robot.robots import Robot
-from real_robot.supervisor import EStop, State, Supervisor
+from real_robot.supervisor import STOPPED, Change, EStop, State, Supervisor
 
 FIRST_OBSERVATION_S = 10.0
 
@@ -39,6 +39,8 @@ class Episode:
         kink: mean of all changes of the commands' travel from one tick to the next that are at no
             seam, to compare with.
         ended: the state at the end, and why.
+        stops: each time the robot was held or stopped.
+        looked_at: whether a person let the robot go on, or re-armed it, after the episode.
         kept: whether it counts, and its recording stays.
     """
 
@@ -55,7 +57,14 @@ class Episode:
     kinks: list[float] = field(default_factory=list)
     kink: float | None = None
     ended: tuple[State, str] = (State.DISARMED, "")
+    stops: list[Change] = field(default_factory=list)
+    looked_at: bool = False
     kept: bool = True
+
+    @property
+    def completed(self) -> bool:
+        """Whether it ended by itself or was ended by a person's key, not by a hold or a stop."""
+        return self.ended[0] not in STOPPED
 
     def summary(self) -> dict[str, Any]:
         """Numbers for a table: times in ms."""
@@ -81,6 +90,8 @@ class Episode:
             "kink": self.kink,
             "ended": str(self.ended[0]),
             "reason": self.ended[1],
+            "stops": [[str(change.state), change.reason] for change in self.stops],
+            "kept": self.kept,
         }
 
 
@@ -150,24 +161,36 @@ class Session:
 
     def _record(self, tick: Tick) -> None:
         if self.recorder is not None:
-            self.recorder.add(tick, self.planner.plan)
+            try:
+                self.recorder.add(tick, self.planner.plan)
+            except RecordError as error:
+                self.loop.fault(str(error))
 
     def prepare(self) -> Observation:
         """Connect, see, warm up: only then is the robot READY.
 
         Raises:
-            DriverError, PolicyError: what is not ready.
+            DriverError, PolicyError, RecordError: what is not ready.
             ConfigError: the robot does not see what the policy reads.
         """
         self.driver.connect()
+        if self.loop.active:
+            self.driver.check_alone()
         seen = self.first_observation()
         if self._store is not None and self.recorder is None:
             rate, name = 1 / self.planner.dt, self.robot.name
             layout = Layout.of(seen.values, self.robot.action, rate, name)
-            self.recorder = Recorder(self._store, layout)
+            self.recorder = Recorder(self._store, layout, self._longest)
         self.planner.warm_up(seen.values, seen.position)
         self.supervisor.to(State.READY, "checked and warmed up")
         return seen
+
+    @property
+    def _longest(self) -> int:
+        """Ticks of an episode at most; a recording that stands in for a robot ends by itself."""
+        if (seconds := self.driver.seconds) is not None:
+            return int(seconds / self.planner.dt + 1e-6) + 1
+        return round(self.robot.episode_s * self.robot.rate_hz)
 
     def first_observation(self) -> Observation:
         """Wait for one that the policy can read."""
@@ -195,18 +218,26 @@ class Session:
         """Run until the task is solved, the time is over, a fault, or `quits`.
 
         The robot starts by itself, unless its configuration wants a person to. What was recorded
-        is kept where `keep` says so, and always when the program is interrupted.
+        is kept where `keep` says so, and always when the program is interrupted. A robot that is
+        held or stopped at the end stays in that state until the next episode, or until it is
+        re-armed.
         """
         this = Episode(seed)
-        self.driver.reset(seed)
+        if self.supervisor.state in (State.RUNNING, State.HOLD):  # of the episode before
+            self._ready("a new episode")
+        changes = len(self.supervisor.changes)
+        try:
+            self.driver.reset(seed)
+            if self.recorder is not None:
+                self.recorder.begin()
+        except (DriverError, RecordError, ConfigError) as error:
+            self.loop.fault(str(error))
         self.planner.reset(seed)
         before = len(self.planner.latencies)
         overruns, starved = self.loop.overruns, self.loop.starved
         if not self.robot.confirm:
             self.supervisor.to(State.RUNNING, "started")
-        if self.recorder is not None:
-            self.recorder.begin()
-        limit = round(self.robot.episode_s * self.robot.rate_hz)
+        limit = self._longest
 
         def done(tick: Tick) -> bool:
             if tick.state is State.READY:  # a person has yet to start it
@@ -235,15 +266,24 @@ class Session:
         this.kinks = [float(np.linalg.norm(seam.kink)) for seam in self.planner.seams]
         this.kink = _kink(this.ticks, {seam.tick for seam in self.planner.seams})
         this.ended = (self.supervisor.state, self.supervisor.reason)
-        if self.supervisor.state in (State.RUNNING, State.HOLD):  # the next one starts anew
-            self.supervisor.to(State.DISARMED, "the episode is over")
-            self.supervisor.to(State.READY, "checked before")
+        if self.supervisor.state is State.RUNNING:
+            self._ready("the episode is over")
         this.kept = keep(this)
-        if self.recorder is not None and this.kept:
-            self.recorder.end()
-        elif self.recorder is not None:
-            self.recorder.discard()
+        try:
+            if self.recorder is not None and this.kept:
+                self.recorder.end()
+            elif self.recorder is not None:
+                self.recorder.discard()
+        except RecordError as error:
+            this.kept = False
+            self.loop.fault(str(error))
+            this.ended = (self.supervisor.state, self.supervisor.reason)
+        this.stops = [c for c in self.supervisor.changes[changes:] if c.state in STOPPED]
         return this
+
+    def _ready(self, reason: str) -> None:
+        self.supervisor.to(State.DISARMED, reason)
+        self.supervisor.to(State.READY, "checked before")
 
     def close(self) -> None:
         self.driver.close()

@@ -7,6 +7,7 @@ without commands or heartbeats, or with the emergency stop pressed, it holds. En
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -23,6 +24,7 @@ from real_robot.drivers.ros2 import RosNode, message_class, quality
 from real_robot.drivers.ros_messages import MessageError
 from real_robot.drivers.sim import SimRobot
 from real_robot.robots import Robot
+from real_robot.run import quoted
 
 
 class SimNode:
@@ -111,7 +113,7 @@ class SimNode:
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="run")
-def main(cfg: DictConfig) -> None:
+def _main(cfg: DictConfig) -> None:
     with report_errors():
         section: Any = OmegaConf.to_container(cfg.robot, resolve=True)
         robot = options(Robot, section, "robot")
@@ -126,6 +128,11 @@ def main(cfg: DictConfig) -> None:
         Console().print(f"{robot.name} is simulated; Ctrl-C ends it", highlight=False)
         ended.wait()
         node.close()
+
+
+def main() -> None:
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    _main()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ class State(StrEnum):
     FAULT = "fault"
 
 
+# The robot stands, and a person is to look; with a word for it.
+SAID = {State.HOLD: "held", State.FAULT: "stopped"}
+STOPPED = tuple(SAID)
 ALLOWED = {  # from -> to; every state may fault and be disarmed, but for leaving a fault unseen
     State.DISARMED: {State.READY, State.FAULT},
     State.READY: {State.RUNNING, State.FAULT, State.DISARMED},
@@ -60,11 +63,11 @@ class Supervisor:
         return self.changes[-1].reason
 
     def to(self, state: State, reason: str) -> bool:
-        """Change the state, where it may be changed so; whether it was."""
+        """Change the state, where it may be changed so; whether it was. A reason is one line."""
         with self._lock:
             if state not in ALLOWED[self.state]:
                 return False
-            self.changes.append(Change(self._clock.now(), state, reason))
+            self.changes.append(Change(self._clock.now(), state, " ".join(reason.split())))
             return True
 
     def rearm(self) -> bool:

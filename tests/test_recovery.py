@@ -13,8 +13,15 @@ from training_runs import copied
 
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.stats import wilson
 from ebt_policy.options import ConfigError
-from ebt_policy.recovery import evaluate_recovery, parse_perturbations, summarise, table
+from ebt_policy.recovery import (
+    UNDISTURBED,
+    evaluate_recovery,
+    parse_perturbations,
+    summarise,
+    table,
+)
 from ebt_policy.train import train
 from envs import rollout
 from envs.perturb import Kind, Perturbation
@@ -142,6 +149,8 @@ def test_curves_and_pairs_come_from_all_runs():
     overall = [e for e in result["entries"] if e["kind"] == "all" and e["name"] == "a"]
     alone = [e for e in result["entries"] if e["kind"] == "kick" and e["name"] == "a"]
     assert overall[0]["score"] == alone[0]["score"]
+    never = [e["success"] for e in result["entries"] if e["kind"] != UNDISTURBED][2:]
+    assert never == [wilson(0, 20)] * 2  # of one run, by itself and over all that disturb
     assert "| mean of all disturbed |" in table(result)
 
 

@@ -2,16 +2,24 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.train import train
-from real_robot.run import main
+from real_robot.robots import load_robot
+from real_robot.run import RunOptions, main, results_folder
+
+PATIENCE = 120.0  # seconds until what must happen has not
+# A busy machine is slow, which is no fault here.
+PATIENT = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def trained(tmp_path_factory, demonstrations):
 def arguments(trained, tmp_path):
     def make(*more, robot="sim_push_t"):
         base = [f"robot={robot}", "robot.episode_s=2", "live=false", f"output={tmp_path / 'out'}"]
-        return [*base, f"checkpoint={trained}", *more]
+        return [*base, *PATIENT, f"checkpoint={trained}", *more]
 
     return make
 
@@ -40,8 +48,8 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
     assert code == 0, said
     out = tmp_path / "out"
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["episodes"] == 2 and 38 <= summary["ticks"] + summary["overruns"] <= 40
-    assert summary["rate_hz"] == pytest.approx(10, abs=1) and summary["score"]["mean"] >= 0
+    assert summary["episodes"] == 2 and summary["ticks"] + summary["overruns"] >= 38
+    assert summary["ticks"] <= 40 and 0 < summary["rate_hz"] < 11 and summary["score"]["mean"] >= 0
     assert {"p50", "p95", "p99"} <= set(summary["late_ms"]) and summary["latency_ms"]["p50"] > 0
     assert (out / "timeline.svg").read_text().count("<path") > 5
     assert sorted(p.name for p in (out / "videos").iterdir()) == [
@@ -49,15 +57,19 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
     ]  # fmt: skip
     assert len(read_episodes(store)) == 2
     code, said = call_entry(  # the recording again, on the robot and in its place
-        main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false",
+        main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false", *PATIENT,
         f"output={tmp_path / 'again'}",
     )  # fmt: skip
     assert code == 0, said
-    assert 18 <= json.loads((tmp_path / "again/summary.json").read_text())["ticks"] <= 20
-    code, said = call_entry(
-        main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay")
-    )
+    again = json.loads((tmp_path / "again/summary.json").read_text())
+    assert again["ticks"] + again["overruns"] >= 18 and again["ticks"] <= 20
+    shadow = tmp_path / "shadow"
+    code, said = call_entry(  # it ends where the recording does
+        main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay"),
+        f"output={shadow}", "robot.episode_s=60",
+    )  # fmt: skip
     assert code == 0, said
+    assert json.loads((shadow / "summary.json").read_text())["ticks"] <= 20
 
 
 def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
@@ -80,7 +92,29 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.confirm=true", "is started by a person with a key, but there is no terminal"),
         ("robot.driver.name=hexapod", "robot.driver.name must be"),
         ("robot=ros2_push_t", "video=true films simulated robots"),
-        ("keep=best", "keep must be all or solved"),
+        ("keep=best", "keep must be one of completed, solved, all"),
+        ("seed=-1", "seed must be at least 0"),
+        ("speed=nan", "speed must be"),
+        ("robot.episode_s=nan", "episode_s must be"),
+        ("robot.episode_s=inf", "episode_s must be"),
+        ("robot.rate_hz=-10", "rate_hz must be"),
+        ("robot.watch.inference_s=inf", "inference_s must be"),
+        ("robot.watch.observation_s=nan", "observation_s must be"),
+        ("robot.watch.clamps=0", "clamps must be"),
+        ("execution.wait=nan", "wait must be"),
+        ("execution.deadline_s=inf", "deadline_s must be"),
+        ("execution.surprise=-1", "surprise must be"),
+        ("execution.surprise=nan", "surprise must be"),
+        ("robot.limits.workspace.x=[nan,512]", "workspace.x must be"),
+        ("robot.limits.workspace.x=[0,inf]", "workspace.x must be"),
+        ("robot.limits.workspace.x=[5,null]", "workspace.x must be"),
+        ("robot.limits.workspace.x=[9,1]", "workspace.x must be"),
+        ("robot.limits.workspace.x=wide", "workspace.x must be"),
+        ("robot.limits.workspace=3", "workspace must be a section"),
+        ("+robot.limits.workspace.model=arm.xml", "workspace.site must be given"),
+        ("execution=null", "execution must be"),
+        ("robot.limits.lead=-1", "lead must be positive"),
+        ("robot.limits.velocity=nan", "velocity must be"),
     ],
 )
 def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, message):
@@ -90,46 +124,123 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
-def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
-    import pty
+def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
+    call_entry, arguments, trained, tmp_path
+):
+    names = [f'{what} it\'s "a" [1], ü=x' for what in ("~run", "out", "store")]
+    run, out, store = (tmp_path / name for name in names)
+    run.symlink_to(trained)
+    code, said = call_entry(
+        main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,candidates=3",
+        f"output={out}", f"record={store}",
+    )  # fmt: skip
+    assert code == 0, said
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["policy"].endswith(f"{Path(trained).name} (steps 2, candidates 3)")
+    assert len(read_episodes(store)) == 1
+
+
+def test_why_the_robot_was_held_is_said_without_a_dashboard(call_entry, arguments, tmp_path):
+    code, said = call_entry(main, *arguments("robot.watch.inference_s=0.0001"))
+    assert code == 4 and said == "held: the policy did not answer for 0.0001 s\n"
+    assert "the policy did not answer" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_results_of_an_earlier_run_stay(call_entry, arguments, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "table.md").write_text("mine")
+    code, said = call_entry(main, *arguments())
+    assert code == 2 and "out has results of another run (table.md); give another folder" in said
+    monkeypatch.chdir(tmp_path)
+    robot, given = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
+    with results_folder(robot, given) as one, results_folder(robot, given) as other:
+        assert one == Path("results/sim_push_t-first@steps=2")
+        assert other == Path("results/sim_push_t-first@steps=2-2")
+    assert not Path("results").exists()
+
+
+@contextmanager
+def at_a_terminal(command):
+    """A program at a pseudo-terminal: gives it, what waits for its words, what presses keys."""
+    import pty  # not everywhere
 
     person, terminal = pty.openpty()
-    command = [sys.executable, "-m", "real_robot.run", *arguments("episodes=2", "live=true")]
-    command = [word for word in command if word not in ("live=false", "robot.episode_s=2")]
-    command += ["robot.confirm=true", f"record={tmp_path / 'run'}"]
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as program:
+        os.close(terminal)
         said = ""
 
-        def hear(what, seconds=90):
+        def hear(what):
             nonlocal said
-            end = time.monotonic() + seconds
+            end = time.monotonic() + PATIENCE
             while what not in said:
+                ready, _, _ = select.select([person], [], [], 1.0)
                 assert time.monotonic() < end, said[-2000:]
-                said += os.read(person, 4096).decode(errors="ignore")
-            said = ""
+                said += os.read(person, 4096).decode(errors="ignore") if ready else ""
+            said = said.partition(what)[2]
 
         def press(key):
             os.write(person, key)
 
-        hear("checked and warmed up")
+        try:
+            yield program, hear, press
+        finally:
+            program.kill()
+            os.close(person)
+
+
+def of_a_terminal(arguments, *more):
+    command = [sys.executable, "-m", "real_robot.run", *arguments(*more)]
+    return [word for word in command if word != "robot.episode_s=2"]
+
+
+@pytest.mark.slow
+def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
+    more = ("episodes=2", "live=true", "robot.confirm=true", f"record={tmp_path / 'run'}")
+    with at_a_terminal(of_a_terminal(arguments, *more)) as (program, hear, press):
+        hear("s starts it")
         press(b"s")
         hear("started by a person")
         press(b"h")
-        hear("held by a person")
+        hear("held by a person (r lets it go on, q quits)")
         press(b"r")
         hear("a person let it go on")
         press(b" ")
-        hear("emergency stop: space bar")
+        hear("emergency stop: space bar (a re-arms it, q quits)")
+        press(b"r")  # lets no stopped robot go on
+        press(b"s")
         press(b"a")  # looked at: checked again, and the next episode waits for its start
-        hear("checked and warmed up")
+        hear("s starts it")
         press(b"s")
         hear("started by a person")
         press(b"q")
+        hear("recorded: 1 episodes")  # what ended in the stop is no demonstration
+        assert program.wait(PATIENCE) == 0
+    assert len(read_episodes(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
+def test_an_emergency_stop_waits_for_a_person_in_the_only_episode_too(arguments, tmp_path):
+    journal = tmp_path / ".run.journal"
+    with at_a_terminal(of_a_terminal(arguments, f"record={tmp_path / 'run'}")) as (
+        program, hear, press,
+    ):  # fmt: skip
+        for key in (b"a", b"q"):
+            wait_for(lambda: journal.exists())
+            press(b" ")
+            hear("emergency stop: space bar (a re-arms it, q quits)")
+            wait_for(lambda: not journal.exists())  # dropped, and it waits
+            assert program.poll() is None
+            press(key)
         hear("results:")
-        os.close(terminal)
-    assert program.returncode == 0
-    assert len(read_episodes(tmp_path / "run")) == 2
+        assert program.wait(PATIENCE) == 3
+    assert not (tmp_path / "run").exists() and (tmp_path / "out" / "summary.json").exists()
+
+
+def wait_for(happened):
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -140,15 +251,13 @@ def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
     command[command.index("robot.episode_s=2")] = "robot.episode_s=60"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         journal = tmp_path / ".recorded.journal"
-        end = time.monotonic() + 60
-        while not (journal.exists() and journal.stat().st_size > 5000):
-            assert time.monotonic() < end and program.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: journal.exists() and journal.stat().st_size > 5000)
         program.send_signal(number)
         said = program.communicate()[0].decode()
     if number == signal.SIGINT:
-        assert program.returncode == 3 and "emergency stop: Ctrl-C" in said
-        assert len(read_episodes(store)) == 1 and (tmp_path / "out/summary.json").exists()
+        assert program.returncode == 3 and "stopped: emergency stop: Ctrl-C" in said
+        assert not store.exists() and not journal.exists()  # a stopped episode is not kept
+        assert (tmp_path / "out/summary.json").exists()
     else:
         assert journal.exists() and not store.exists()
         again = subprocess.run(

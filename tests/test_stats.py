@@ -16,6 +16,7 @@ from ebt_policy.evaluation.stats import (
     paired_difference,
     paired_differences,
     percentiles,
+    success_rate,
     wilson,
 )
 
@@ -33,6 +34,14 @@ def test_wilson_equals_the_closed_formula(case: tuple[int, int]) -> None:
     assert result["mean"] == p
     assert result["ci95"] == pytest.approx([centre - half, centre + half], abs=1e-9)
     assert 0.0 <= result["ci95"][0] <= p <= result["ci95"][1] <= 1.0
+
+
+def test_a_success_rate_of_one_run_is_wilsons_and_of_several_the_bootstrap() -> None:
+    assert success_rate([0, 0]) == success_rate([[False, False]]) == wilson(0, 2)
+    several = [[1, 0, 1, 1], [0, 0, 1, 1]]
+    assert success_rate(several) == mean_ci(several)
+    with pytest.raises(ValueError, match="0 or 1 each"):
+        success_rate([0.5, 1])
 
 
 @settings(max_examples=20, deadline=None)

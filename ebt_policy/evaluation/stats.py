@@ -98,6 +98,20 @@ def wilson(successes: int, n: int) -> dict[str, Any]:
     return {"mean": float(successes / n), "ci95": [float(ci.low), float(ci.high)]}
 
 
+def success_rate(successes: ArrayLike) -> dict[str, Any]:
+    """Share of successes, each 0 or 1, (n,) of one run or (s, n) of s training runs.
+
+    Of one run with the interval of `wilson`; of several with that of `mean_ci`, since `wilson`
+    would take runs that share a training for independent.
+
+    Raises ValueError when `successes` is empty, of another shape or not 0 or 1.
+    """
+    x = _table(successes, "successes")
+    if not np.isin(x, (0, 1)).all():
+        raise ValueError("successes must be 0 or 1 each.")
+    return wilson(int(x.sum()), x.size) if len(x) == 1 else mean_ci(x)
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
     """Mean of a - b over the same episodes, with a percentile bootstrap interval.
 

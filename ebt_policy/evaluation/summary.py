@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, wilson
+from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, success_rate
 from ebt_policy.output import write_atomic
 
 Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
@@ -86,11 +86,7 @@ def entry_summary(
         **{key: policy_info[key] for key in POLICY_KEYS},
         "episodes": scores.shape[1],
         "score": mean_ci(scores),
-        "success": (
-            wilson(int(successes.sum()), successes.size)
-            if len(successes) == 1
-            else mean_ci(successes)
-        ),
+        "success": success_rate(successes),
         "latency_ms": percentiles(latencies) if latencies else no_latency,
         "steps_used": {"mean": mean_ci(steps_used)["mean"] if steps_used else None},
         "command": command,

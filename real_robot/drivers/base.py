@@ -38,9 +38,11 @@ class Driver(ABC):
 
     Attributes:
         press: what a driver calls when the robot's own emergency stop is pressed, with its name.
+        seconds: how long an episode lasts at most, None for a robot without an end of its own.
     """
 
     press: Callable[[str], None] = staticmethod(lambda reason: None)
+    seconds: float | None = None
 
     @abstractmethod
     def connect(self) -> None:
@@ -48,6 +50,13 @@ class Driver(ABC):
 
         Raises:
             DriverError: it cannot be reached.
+        """
+
+    def check_alone(self) -> None:  # noqa: B027
+        """Check, before the first command, that nobody else commands the robot.
+
+        Raises:
+            DriverError: another program does.
         """
 
     def reset(self, seed: int) -> None:  # noqa: B027

@@ -46,6 +46,7 @@ class ReplayDriver(Driver):
 
     def __init__(self, recording: Recording, clock: Clock) -> None:
         self._recording, self._clock = recording, clock
+        self.seconds = float(recording.times[-1])
         self._start: float | None = None
 
     def connect(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,6 +64,13 @@ class Simulated:
     publish_hz: float
     reset: str
     score: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.publish_hz < math.inf:
+            raise ConfigError(
+                "robot.driver.simulates.publish_hz must be positive and finite, got "
+                f"{self.publish_hz}."
+            )
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,10 @@ class Topics:
                 )
         if self.transform not in (None, *TRANSFORMS):
             raise ConfigError(f"robot.driver.transform must be one of {', '.join(TRANSFORMS)}.")
+        if not 0 < self.connect_s < math.inf:
+            raise ConfigError(
+                f"robot.driver.connect_s must be positive and finite, got {self.connect_s}."
+            )
         if self.stamps not in ("header", "arrival"):
             raise ConfigError(f"robot.driver.stamps must be header or arrival, got {self.stamps}.")
 
@@ -200,6 +212,7 @@ class Ros2Driver(Driver):
         self._lock = threading.Lock()
         self._newest: dict[str, tuple[np.ndarray, float]] = {}
         self._rejected = ""
+        self._commands = False  # whether the robot has one of this program's
 
     def connect(self) -> None:
         if self._ros is None:
@@ -221,6 +234,11 @@ class Ros2Driver(Driver):
             )
             ros.start()
         self._await_all()
+
+    def check_alone(self) -> None:
+        topic = self.topics.out.topic
+        if self._ros is not None and self._ros.node.count_publishers(topic) > 1:
+            raise DriverError(f"another program commands the robot on {topic}; end it first.")
 
     def _await_all(self) -> None:
         """Wait until something usable came on every topic."""
@@ -278,6 +296,7 @@ class Ros2Driver(Driver):
             raise DriverError("the robot is not connected.")
         with self._lock:
             position = self._newest[self.topics.position][0]
+        self._commands = True
         self._publish(command, position, due - self._clock.now())
 
     def _publish(self, command: np.ndarray, position: np.ndarray, seconds: float) -> None:
@@ -290,8 +309,8 @@ class Ros2Driver(Driver):
     def stop(self) -> None:
         with self._lock:
             newest = self._newest.get(self.topics.position)
-        if self._ros is None or newest is None:
-            return
+        if self._ros is None or newest is None or not self._commands:
+            return  # a robot that is only watched is another program's
         try:
             self._publish(newest[0], newest[0], 0.5)
         except (DriverError, ConfigError):

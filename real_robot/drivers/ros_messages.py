@@ -27,10 +27,21 @@ class MessageError(ValueError):
 
 
 def _numbers(given: float | Sequence[float], count: int, what: str) -> np.ndarray:
-    row = np.broadcast_to(np.asarray(given, dtype=np.float64), (count,))
+    """One number, or one for each of `count`, as (count,)."""
+    try:
+        row = np.broadcast_to(np.asarray(given, dtype=np.float64), (count,))
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what} must be a number or {count} of them, got {given}.") from None
     if not np.isfinite(row).all():
         raise ConfigError(f"{what} must be finite, got {given}.")
     return row
+
+
+def _check_units(part: Part | Out, width: int) -> None:
+    """Refuse units that no message could be converted with, before one arrives."""
+    if not _numbers(part.scale, width, f"{part.topic}: scale").all():
+        raise ConfigError(f"{part.topic}: scale must not be 0, got {part.scale}.")
+    _numbers(part.offset, width, f"{part.topic}: offset")
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Frame:
     id: str
     xyz: Sequence[float] = (0.0, 0.0, 0.0)
     rpy: Sequence[float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("xyz", "rpy"):
+            _numbers(getattr(self, name), 3, f"the frame {self.id}: {name}")
 
     def enter(self, xyz: np.ndarray, turn: Rotation) -> tuple[np.ndarray, Rotation]:
         own = Rotation.from_euler("xyz", self.rpy)
@@ -87,6 +102,8 @@ class Part:
             raise ConfigError(f"{self.topic}: a pose has {', '.join(FIELDS)}, not {unknown[0]}.")
         if self.value not in ("position", "velocity", "effort"):
             raise ConfigError(f"{self.topic}: value must be position, velocity or effort.")
+        if not self.image:
+            _check_units(self, self.width)
 
     @property
     def image(self) -> bool:
@@ -199,6 +216,7 @@ class Out:
             raise ConfigError(f"{self.topic}: commands of type {self.type} are not known.")
         if self.type == "JointTrajectory" and not self.names:
             raise ConfigError(f"{self.topic}: JointTrajectory needs names.")
+        _check_units(self, len(self.names) or max(np.size(self.scale), np.size(self.offset)))
 
     def message(
         self, command: np.ndarray, position: np.ndarray, seconds: float, messages: Any

@@ -32,7 +32,7 @@ class SimRobot(Scored):
         self, spec: EnvSpec, clock: Clock, *, command_s: float, film: bool = False
     ) -> None:
         if not command_s > 0:
-            raise ConfigError(f"watch.command_s must be positive, got {command_s}.")
+            raise ConfigError(f"robot.watch.command_s must be positive, got {command_s}.")
         self._env = spec.make("rgb_array" if film else None)
         self._scene: Any = self._env.unwrapped
         if not hasattr(self._scene, "advance"):

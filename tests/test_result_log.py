@@ -1,0 +1,53 @@
+"""Long evaluations: what was measured is kept, whatever happens to the disk it should go to."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from ebt_policy.evaluation import pieces
+from ebt_policy.evaluation.pieces import PieceLog
+
+ONE, TWO = {"key": "one", "seeds": [1, 2]}, {"key": "two", "seeds": [1, 2]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_cannot_be_written_is_kept_in_the_cache(tmp_path, cache, monkeypatch):
+    file = tmp_path / "played.jsonl"
+    PieceLog(file, "episodes").add(ONE, [1.0])
+    append = pieces._append
+
+    def full(path: Path, line) -> None:
+        if path == file:
+            with path.open("a") as stream:
+                stream.write(json.dumps(line)[:5])  # the disk takes the beginning of a line
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, line)
+
+    with monkeypatch.context() as context:
+        context.setattr(pieces, "_append", full)
+        with pytest.raises(OSError, match=r"No space left on device.*free some space, then run"):
+            PieceLog(file, "episodes").add(TWO, [2.0])
+    (spare,) = cache.rglob("*.jsonl")
+    log = PieceLog(file, "episodes")
+    assert log.get(ONE) == [1.0] and log.get(TWO) == [2.0]
+    assert not spare.exists() and len(file.read_text().splitlines()) == 2
+    assert PieceLog(file, "episodes").get(TWO) == [2.0]
+    assert PieceLog(tmp_path / "other.jsonl", "episodes").get(TWO) is None
+
+
+def test_half_a_line_is_taken_out(tmp_path):
+    file = tmp_path / "played.jsonl"
+    PieceLog(file, "episodes").add(ONE, [1.0])
+    with file.open("a") as stream:
+        stream.write('{"key": "tw')
+    assert PieceLog(file, "episodes").get(ONE) == [1.0]
+    assert len(file.read_text().splitlines()) == 1
