@@ -31,7 +31,7 @@ def pick_device(name: str) -> torch.device:
 # commas, quotes and spaces, and has no letters but English ones.
 PATHS = (
     *("run_dir", "output", "checkpoint", "images", "corpus", "footage"),
-    *("bag", "record", "recording", "rerun"),
+    *("bag", "record", "recording", "rerun", "robot.driver.store", "robot.limits.workspace.model"),
     *(f"task.{name}" for name in ("path", "images", "corpus", "videos", "tokenizer", "features")),
 )
 TEXTS = ("prompt",)
@@ -54,7 +54,8 @@ def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
     result: list[str] = []
     values: dict[str, list[str]] = {name: [] for name in repeated}
     for argument in arguments:
-        name, equals, value = argument.partition("=")
+        added, equals, value = argument.partition("=")
+        name = added.lstrip("+")
         if not equals or name not in (*PATHS, *TEXTS, *repeated):
             result.append(argument)
         elif name in repeated and not _is_hydra_value(value, sweep):
@@ -62,7 +63,7 @@ def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
         elif name in repeated or _is_hydra_value(value, sweep):
             result.append(argument)
         else:
-            result.append(f"{name}={quote(_expanded(name, value))}")
+            result.append(f"{added}={quote(_expanded(name, value))}")
     return [*(f"{name}=[{','.join(all_)}]" for name, all_ in values.items() if all_), *result]
 
 

@@ -18,7 +18,7 @@ import torch
 from ebt_policy.models import Policy
 from ebt_policy.models.action import EnergyPolicy
 from ebt_policy.models.policy import Chunk
-from ebt_policy.options import ConfigError
+from ebt_policy.options import ConfigError, FloatOrInfinity
 from envs.rollout import batched, noise_seed
 from envs.spec import EnvSpec
 from real_robot.background import Background, Done
@@ -56,7 +56,7 @@ class Execution:
     warm: bool = False
     deadline_s: float | None = None
     wait: float = 0.5
-    surprise: float | None = None
+    surprise: FloatOrInfinity | None = None
 
     def __post_init__(self) -> None:
         if self.surprise is not None and not self.surprise > 0:

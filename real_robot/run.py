@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from ebt_policy.entry import pick_device, quote, report_errors
+from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.options import ConfigError, options
 from ebt_policy.output import output_folder
@@ -58,11 +58,6 @@ MODES = {  # and what each needs
 KEEP = ("completed", "solved", "all")
 UNWRITTEN, FAULTY, HELD, INTERRUPTED = 2, 3, 4, 130  # exit codes, see docs/real_robot.md
 REMEDIES = {State.HOLD: "r lets it go on, q quits", State.FAULT: "a re-arms it, q quits"}
-# Options that are paths: they may hold what hydra's grammar has other uses for.
-PATHS = (
-    *("checkpoint", "recording", "record", "rerun", "output"),
-    *("robot.driver.store", "robot.limits.workspace.model"),
-)
 
 
 @dataclass(frozen=True)
@@ -373,16 +368,10 @@ def _main(cfg: DictConfig) -> None:
     sys.exit(code)
 
 
-def quoted(argument: str) -> str:
-    """``name=value`` as hydra takes it, whatever the path holds that is its value."""
-    name, _, value = argument.partition("=")
-    written = value in ("", "null") or (len(value) > 1 and value[0] == value[-1] in ("'", '"'))
-    return argument if name.lstrip("+") not in PATHS or written else f"{name}={quote(value)}"
-
-
 def main() -> None:
     _original[:] = sys.argv[1:]
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
     _main()
 
 

@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ebt_policy.entry import report_errors
+from ebt_policy.entry import hydra_arguments, report_errors
 from ebt_policy.options import ConfigError, options
 from envs.spec import EnvSpec
 from real_robot.clock import Clock, MonotonicClock
@@ -24,7 +24,6 @@ from real_robot.drivers.ros2 import RosNode, message_class, quality
 from real_robot.drivers.ros_messages import MessageError
 from real_robot.drivers.sim import SimRobot
 from real_robot.robots import Robot
-from real_robot.run import quoted
 
 
 class SimNode:
@@ -131,7 +130,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
     _main()
 
 
