@@ -9,7 +9,7 @@ behaviour cloning, which it trains in the same way. Robots: what they hold is ta
 are pushed, with the runs that ``benchmarks.manipulation`` trained, and with others that it trains
 on demonstrations in each of which the object is taken away (STUDY_disturbed). Writes
 ``docs/results/recovery_STUDY.json``. Repeated after a kill it goes on. On two cores Push-T takes
-two and a half hours.
+six hours.
 """
 
 from __future__ import annotations
@@ -78,14 +78,17 @@ STUDIES = {
             "ebt_12500@steps=2,candidates=8",
             "ebt_12500@steps=4,candidates=8",
             "ebt_12500@steps=2,candidates=1",
-            "diffusion@scheduler=ddim,steps=10",
+            "flow_matching@steps=2,candidates=8,select=medoid",
+            "flow_matching@steps=2,candidates=8,select=density",
+            "flow_matching@steps=2,candidates=8,select=line_integral",
             "flow_matching@steps=2",
+            "diffusion@scheduler=ddim,steps=10",
             "bc",
             "ibc@samples=32",  # with all its samples it plays for hours, no better
         ),
         ("all",),
         workers=25,
-        episodes=50,
+        episodes=100,
         train={"ibc": ["model=ibc", "train.minutes=10"]},
     ),
     **{task: robots(task) for task in DISTURBED},

@@ -94,7 +94,7 @@ def test_an_unknown_study_is_refused(monkeypatch, tmp_path):
 
 
 SUITES = {  # its own runs, those of others that it may play, its entries
-    "compare": (compare.RUNS, {}, compare.ENTRIES + compare.AGAIN),
+    "compare": (compare.RUNS, {}, compare.TABLE + compare.NEXT + compare.SELECTION),
     "ablations": (ablations.RUNS, {}, ablations.ENTRIES),
     "manipulation": ({m: [f"model={m}"] for m in manipulation.MODELS}, {}, manipulation.ENTRIES),
     **{
