@@ -110,6 +110,20 @@ def report_errors() -> Iterator[None]:
     except (ValueError, OSError, NonFiniteLoss, DescentError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        console.print(
+            f"[bold red]error:[/] out of memory ({escape(first_line(error))}); use a smaller "
+            "train.batch_size or size."
+        )
+        sys.exit(2)
     except KeyboardInterrupt as interruption:
         console.print(escape(f"interrupted{f': {interruption}' if str(interruption) else ''}"))
         sys.exit(143 if isinstance(interruption, Terminated) else 130)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether this is what PyTorch raises without memory, on a GPU or on the CPU."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)

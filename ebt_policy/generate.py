@@ -8,32 +8,51 @@ seed, device.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.models.text import LanguageModel
-from ebt_policy.options import ConfigError
+from ebt_policy.options import ConfigError, options
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """See ``configs/generate.yaml``."""
+
+    checkpoint: str | None
+    prompt: str
+    length: int
+    temperature: float
+    top_k: int
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            raise ConfigError("missing required option checkpoint=RUN, a run of a language model.")
+        for name, least in {"length": 1, "temperature": 0, "top_k": 0, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="generate")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
-        if not cfg.get("checkpoint"):
-            raise ConfigError("say what is to write: checkpoint=runs/text/...")
-        if cfg.length < 1 or cfg.temperature < 0 or cfg.top_k < 0:
-            raise ConfigError("length must be at least 1, temperature and top_k at least 0.")
-        path, changes = parse_checkpoint(cfg.checkpoint)
-        model = LanguageModel.from_checkpoint(path, pick_device(cfg.device))
+        given: Any = OmegaConf.to_container(cfg, resolve=True)
+        config = options(GenerateOptions, given, "the configuration")
+        path, changes = parse_checkpoint(str(config.checkpoint))
+        model = LanguageModel.from_checkpoint(path, pick_device(config.device))
         model.configure_inference(**changes)
-        generator = torch.Generator().manual_seed(cfg.seed)
-        sys.stdout.write(cfg.prompt)
+        sys.stdout.write(config.prompt)
         for piece in model.generate(
-            cfg.prompt, cfg.length, temperature=cfg.temperature, top_k=cfg.top_k or None,
-            generator=generator,
+            config.prompt, config.length, temperature=config.temperature,
+            top_k=config.top_k or None, generator=torch.Generator().manual_seed(config.seed),
         ):  # fmt: skip
             sys.stdout.write(piece)
             sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -179,8 +180,10 @@ def _check_known(env_id: Any) -> None:
     if module == "envs" and name in registered():
         return
     if module == "envs":
+        near = get_close_matches(name, registered(), cutoff=0.4) or registered()[:1]
         raise ConfigError(
-            f"task.env.env_id={env_id} is unknown; there are {', '.join(registered())}."
+            f"task.env.env_id={env_id} is unknown; near it are "
+            f"{', '.join(f'envs:{other}' for other in near)}."
         )
     if not is_user_module(module):
         raise ConfigError(

@@ -42,6 +42,9 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
     ("overrides", "message"),
     [
         (["device=tpu"], "device must be auto, cpu or cuda, got tpu."),
+        (["size.width=1000000000000"], "out of memory ("),
+        (["model.name=[1]"], "model=[1] is unknown"),
+        (["objective.name=[1]"], "objective=[1] is unknown"),
         (["model=bc", "objective=s2"], "objective=... belongs to models that descend"),
         (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
         (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),

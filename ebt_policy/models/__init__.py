@@ -153,7 +153,7 @@ def _class_of(config: dict[str, Any], known: dict[str, str]) -> tuple[Any, dict[
     """The class that the section ``model`` names, and the section's other options."""
     given = dict(config["model"])
     name = given.pop("name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(f"model={name} is unknown; there are {', '.join(known)}.")
     module, cls = known[name].split(":")
     return getattr(import_module(module), cls), given
@@ -173,7 +173,7 @@ def build_objective(config: dict[str, Any]) -> Objective:
     """Build the training objective of an energy policy from its ``name`` and options."""
     arguments = dict(config)
     name = arguments.pop("name")
-    if name not in OBJECTIVES:
+    if not isinstance(name, str) or name not in OBJECTIVES:
         raise ConfigError(f"objective={name} is unknown; there are {', '.join(OBJECTIVES)}.")
     return options(OBJECTIVES[name], arguments, f"objective={name}")
 
