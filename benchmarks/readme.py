@@ -41,30 +41,60 @@ def _interval(value: dict[str, Any]) -> str:
     return format_interval(value["mean"], value["ci95"])
 
 
-HEADLINE = {  # entry of push_t.json -> chunk of speed.json
-    "ebt_12500 (steps 2, candidates 8)": "energy, 2 steps, best of 8",
-    "ebt_12500 (steps 2, candidates 1)": "energy, 2 steps",
-    "flow_matching (steps 2)": "flow matching, 2 steps",
-    "diffusion (ddim, steps 2)": "DDIM-2",
-    "diffusion (ddim, steps 4)": "DDIM-4",
-    "diffusion (ddim, steps 10)": "DDIM-10",
-    "diffusion (ddpm, steps 100)": "DDPM-100",
-}
+HEADLINE = (  # stored result, its entry, the chunk of speed.json
+    ("push_t_selection", "ebt_12500 (steps 2, candidates 8)", "energy, 2 steps, best of 8"),
+    (
+        "push_t_selection", "flow_matching (steps 2, candidates 8, select line_integral)",
+        "flow matching, 2 steps, line integral of 8",
+    ),
+    (
+        "push_t_selection", "flow_matching (steps 2, candidates 8, select density)",
+        "flow matching, 2 steps, densest of 8",
+    ),
+    ("push_t_selection", "ebt_12500 (steps 2, candidates 1)", "energy, 2 steps"),
+    ("push_t_selection", "flow_matching (steps 2, candidates 1)", "flow matching, 2 steps"),
+    ("push_t", "diffusion (ddim, steps 4)", "DDIM-4"),
+    ("push_t", "diffusion (ddpm, steps 100)", "DDPM-100"),
+)  # fmt: skip
+FIRST_SEED = {"push_t": 100_000, "push_t_selection": 500_000}
 
 
-def headline(result: dict[str, Any], speed: dict[str, Any]) -> str:
+def headline(stored: Callable[[str], dict[str, Any]]) -> str:
     """Quality and waiting time side by side, at equal updates."""
-    entries = {entry["name"]: entry for entry in result["entries"]}
-    times = speed["inference"]["compiled"]
+    times = stored("speed")["inference"]["compiled"]
+    rows = []
+    for result, name, chunk in HEADLINE:
+        (entry,) = (entry for entry in stored(result)["entries"] if entry["name"] == name)
+        rows.append(
+            (
+                chunk,
+                *(_interval(entry[metric]) for metric in METRICS),
+                f"{times[chunk]['p50']:.1f} ms",
+                f"{FIRST_SEED[result]:,}",
+            )
+        )
+    return markdown(("policy", *METRICS, "a chunk, compiled", "seeds from"), rows, left=1)
+
+
+def selection(result: dict[str, Any]) -> str:
+    """Every rule to choose a candidate, and the first entry minus each other."""
+    first = result["entries"][0]["name"]
+    ahead = {
+        (pair["b"], pair["metric"]): format_interval(pair["diff"], pair["ci95"], signed=True)
+        for pair in result["paired"]
+        if pair["a"] == first
+    }
     rows = [
         (
-            chunk,
-            *(_interval(entries[name][metric]) for metric in METRICS),
-            f"{times[chunk]['p50']:.1f} ms",
+            entry["name"],
+            f"{entry['train_steps']:,}",
+            *(_interval(entry[metric]) for metric in METRICS),
+            *(ahead.get((entry["name"], metric), "") for metric in METRICS),
         )
-        for name, chunk in HEADLINE.items()
+        for entry in result["entries"]
     ]
-    return markdown(("policy", *METRICS, "a chunk, compiled"), rows, left=1)
+    header = ("policy", "updates", *METRICS, *(f"first minus it, {m}" for m in METRICS))
+    return markdown(header, rows, left=1)
 
 
 def scores(result: dict[str, Any], minutes: bool = True) -> str:
@@ -256,13 +286,14 @@ def _language() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
-        "headline": lambda: headline(_stored("push_t"), _stored("speed")),
+        "headline": lambda: headline(_stored),
         "suites": lambda: suites({title: _stored(name) for name, title in SUITES.items()}),
         "language": _language,
         "denoising": lambda: denoising.headline(_stored("denoising_cbsd68_s")),
     },
     "docs/push_t.md": {
         "push_t": lambda: scores(_stored("push_t")),
+        "selection": lambda: selection(_stored("push_t_selection")),
         "speed": lambda: speed(_stored("speed")),
         "recovery": lambda: recovery(_stored("recovery_push_t")),
         "energy": lambda: energy(_stored("energy")),

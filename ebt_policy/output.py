@@ -81,6 +81,20 @@ def writable_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) ->
         _remove_empty(created)
 
 
+@contextmanager
+def output_store(store: Path, option: str) -> Iterator[None]:
+    """Own a file or folder that lies beside others, and may exist, while a program writes it.
+
+    Raises:
+        ConfigError: its folder cannot be written, or another program is writing it.
+    """
+    with (
+        writable_folder(store.parent, option),
+        exclusive(store.with_name(f".{store.name}.lock"), store),
+    ):
+        yield
+
+
 def _remove_empty(folders: list[Path]) -> None:
     """Remove folders, the innermost first, up to the first that holds something."""
     with suppress(OSError, ValueError):

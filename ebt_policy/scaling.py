@@ -39,7 +39,7 @@ from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown
 from ebt_policy.models.text import TextModel
 from ebt_policy.options import ConfigError, options
-from ebt_policy.output import write_atomic
+from ebt_policy.output import output_folder, write_atomic
 from ebt_policy.train import of_its_kind
 
 console = Console()
@@ -259,34 +259,36 @@ def products(rates: Mapping[Cell, Collection[float]]) -> list[tuple[Names, Names
 def scaling(arguments: Sequence[str]) -> dict[str, Any]:
     """Train, fit, show; returns what ``summary.json`` holds."""
     study, settings = parse(arguments)
-    grid = Grid(study, settings, pick_device(settings.get("device", "auto")))
-    rates = grid.tuned() if study.tune else dict.fromkeys(grid.cells, float(settings["train.lr"]))
-    grid.train({cell: [rate] for cell, rate in rates.items()}, range(study.seeds))
-    points: dict[str, list[Point]] = {name: [] for name in study.names}
-    with progress_bar() as bar:
-        task = bar.add_task("held-out text", total=len(rates))
-        for cell, rate in rates.items():
-            points[cell[0]].append(grid.point(cell, rate))
-            bar.advance(task)
-    text = TextModel.from_checkpoint(grid.run(*next(iter(rates.items())), 0)).config["task"]
-    result = {
-        "axis": study.axis,
-        "label": AXES[study.axis][2],
-        "corpus": text["corpus"] or text["path"],
-        "seeds": study.seeds,
-        "settings": {k: v for k, v in settings.items() if not k.startswith("hydra")},
-        "models": scaling_law(points),
-        "device": grid.device.type,
-        "command": " ".join(["python -m ebt_policy.scaling", *arguments]),
-        "version": ebt_policy.__version__,
-    }
     output = Path(study.output or f"results/scaling-{study.axis}")
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-    write_atomic(output / "table.md", scaling_table(result))
-    save_figure(scaling_lines(result), output / "scaling.svg")
-    console.print(Markdown(scaling_table(result)))
-    console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
+    with output_folder(output, "output"):
+        grid = Grid(study, settings, pick_device(settings.get("device", "auto")))
+        rates = (
+            grid.tuned() if study.tune else dict.fromkeys(grid.cells, float(settings["train.lr"]))
+        )
+        grid.train({cell: [rate] for cell, rate in rates.items()}, range(study.seeds))
+        points: dict[str, list[Point]] = {name: [] for name in study.names}
+        with progress_bar() as bar:
+            task = bar.add_task("held-out text", total=len(rates))
+            for cell, rate in rates.items():
+                points[cell[0]].append(grid.point(cell, rate))
+                bar.advance(task)
+        text = TextModel.from_checkpoint(grid.run(*next(iter(rates.items())), 0)).config["task"]
+        result = {
+            "axis": study.axis,
+            "label": AXES[study.axis][2],
+            "corpus": text["corpus"] or text["path"],
+            "seeds": study.seeds,
+            "settings": {k: v for k, v in settings.items() if not k.startswith("hydra")},
+            "models": scaling_law(points),
+            "device": grid.device.type,
+            "command": " ".join(["python -m ebt_policy.scaling", *arguments]),
+            "version": ebt_policy.__version__,
+        }
+        write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+        write_atomic(output / "table.md", scaling_table(result))
+        save_figure(scaling_lines(result), output / "scaling.svg")
+        console.print(Markdown(scaling_table(result)))
+        console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
     return result
 
 

@@ -29,7 +29,7 @@ from ebt_policy.data.sources import recording
 from ebt_policy.entry import hydra_arguments, report_errors
 from ebt_policy.models import load_policy
 from ebt_policy.options import ConfigError, options
-from ebt_policy.output import exclusive
+from ebt_policy.output import output_store
 from ebt_policy.recovery import known_perturbations, parse_perturbations
 from ebt_policy.tasks import Task
 from envs.perturb import Perturbation
@@ -69,7 +69,7 @@ def record(
 
     Raises:
         FileExistsError: `output` exists.
-        ConfigError: `output` is being recorded by another process.
+        ConfigError: `output` cannot be written, or is being recorded by another process.
         ValueError: the interrupted recording beside `output` has other attributes, or the policy
             hardly ever succeeds.
         RuntimeError: a worker failed.
@@ -80,8 +80,7 @@ def record(
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another output")
     partial = output.with_name(output.name + ".partial")
-    # Two processes that append to one interrupted recording would mix their episodes.
-    with exclusive(output.with_name(f".{output.name}.lock"), output):
+    with output_store(output, "output"):  # two processes would mix their episodes
         kept, seed = _resume(partial, attrs)
         notify = on_progress or (lambda successes, attempts: None)
         notify(kept, seed)
@@ -213,7 +212,6 @@ def run(config: dict[str, Any]) -> None:
         spec = replace(spec, perturbation=_perturbation(settings.perturb, spec))
         source += f", disturbed by {spec.perturbation}"
     output = Path(settings.output or recording(task.name))
-    output.parent.mkdir(parents=True, exist_ok=True)
     attrs: dict[str, Any] = {"source": f"Successful episodes in {spec.env_id}: {source}."}
     attrs = {**(push_t.ATTRS if task.family == "push_t" else {}), **attrs}
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

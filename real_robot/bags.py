@@ -24,6 +24,7 @@ from ebt_policy.data.episodes import Episodes, check_episodes, write_episodes
 from ebt_policy.data.files import listed, reason
 from ebt_policy.entry import hydra_arguments, report_errors
 from ebt_policy.options import ConfigError, options
+from ebt_policy.output import output_store
 from real_robot.drivers.ros2 import PACKAGES, observed
 from real_robot.drivers.ros_messages import MessageError
 from real_robot.robots import Robot
@@ -203,10 +204,11 @@ def _main(cfg: DictConfig) -> None:
         given: Any = OmegaConf.to_container(cfg, resolve=True)
         robot = options(Robot, given["robot"], "robot")
         if not given["bag"] or not given["output"]:
-            raise ConfigError("say what is to be converted: bag=BAG output=STORE.")
+            raise ConfigError("missing required option bag=BAG or output=STORE.")
         bags = [given["bag"]] if isinstance(given["bag"], str) else given["bag"]
         output = Path(given["output"])
-        episodes = convert([Path(bag) for bag in bags], robot, output, given["max_gap_s"])
+        with output_store(output, "output"):
+            episodes = convert([Path(bag) for bag in bags], robot, output, given["max_gap_s"])
         steps = int(episodes.ends[-1])
         console.print(f"{output}: {len(episodes)} episodes, {steps} steps", soft_wrap=True)
 

@@ -22,7 +22,7 @@ import numpy as np
 from ebt_policy.data.episodes import Episodes, append_episodes, write_episodes
 from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
 from ebt_policy.options import ConfigError
-from ebt_policy.output import MIB, check_free_space, exclusive, writable_folder
+from ebt_policy.output import MIB, check_free_space
 from real_robot.loop import Tick
 from real_robot.planner import Plan
 from real_robot.supervisor import State
@@ -32,18 +32,6 @@ STATES = list(State)
 
 class RecordError(OSError):
     """A recording that cannot be written; the journal keeps what was recorded until then."""
-
-
-@contextmanager
-def recording_into(store: Path) -> Iterator[None]:
-    """Own a store while recording into it: a second recorder would take the first one's journal.
-
-    Raises:
-        ConfigError: its folder cannot be written, or another program records into it.
-    """
-    lock = store.with_name(f".{store.name}.lock")
-    with writable_folder(store.parent, "record"), exclusive(lock, store):
-        yield
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rich.markup import escape
 from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.options import ConfigError, options
-from ebt_policy.output import output_folder
+from ebt_policy.output import output_folder, output_store
 from envs.spec import EVALUATION_SEED
 from real_robot.background import ThreadBackground
 from real_robot.best_effort import BestEffort, Film
@@ -38,7 +38,7 @@ from real_robot.drivers.replay import Recording
 from real_robot.drivers.sim import SimRobot
 from real_robot.operator import Operator, listening
 from real_robot.planner import Execution, Planner, PolicyError, Recorded
-from real_robot.record import RecordError, recording_into
+from real_robot.record import RecordError
 from real_robot.report import RESULTS, summarize, table, write_run
 from real_robot.rerun_log import RerunLog
 from real_robot.robots import Robot
@@ -286,7 +286,7 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
     with ExitStack() as stack:
         output = stack.enter_context(results_folder(robot, given))
         if given.record is not None:
-            stack.enter_context(recording_into(Path(given.record)))
+            stack.enter_context(output_store(Path(given.record), "record"))
         stack.callback(driver.close)
         if given.mode == "teleop":
             driver.connect()  # the window shows its scene

@@ -116,7 +116,7 @@ def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
         convert([bag], load_robot("sim_push_t"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
     code, said = call_entry(main, "robot=ros2_push_t")
-    assert code == 2 and "say what is to be converted" in said
+    assert code == 2 and "missing required option bag=BAG or output=STORE" in said
 
 
 def refused(tmp_path, message, bag, **options):

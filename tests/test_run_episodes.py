@@ -11,9 +11,10 @@ from doubles import point_session
 
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.options import ConfigError
+from ebt_policy.output import output_store
 from real_robot.best_effort import BestEffort, Film
 from real_robot.operator import Operator
-from real_robot.record import Layout, Recorder, recording_into
+from real_robot.record import Layout, Recorder
 from real_robot.report import summarize, table
 from real_robot.run import Mover, RunOptions, exit_code, finish, play
 from real_robot.supervisor import State
@@ -226,10 +227,13 @@ def test_nothing_is_written_while_the_policy_does_not_move_the_robot(tmp_path):
 
 def test_two_programs_do_not_record_into_one_store(tmp_path):
     store = tmp_path / "new" / "run"
-    with recording_into(store):
-        with pytest.raises(ConfigError, match=r"run is in use by process"), recording_into(store):
+    with output_store(store, "record"):
+        with (
+            pytest.raises(ConfigError, match=r"run is in use by process"),
+            output_store(store, "record"),
+        ):
             pass
-        with recording_into(store.with_name("other")):
+        with output_store(store.with_name("other"), "record"):
             pass
     assert not list(tmp_path.iterdir())
 

@@ -1,8 +1,10 @@
-"""Somebody else's checkpoint: whatever name stands in its configuration, none of its code runs."""
+"""Somebody else's checkpoint or data: whatever name stands in it, none of its code runs."""
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from conftest import TINY, compose_config
 from omegaconf import OmegaConf
 from PIL import Image
 
 from ebt_policy import foreseeing, modules
+from ebt_policy.data.episodes import EpisodeError, read_episodes
 from ebt_policy.eval import main as eval_main
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.models.base import checkpoint_folder
@@ -175,6 +179,42 @@ def test_a_module_of_the_command_line_may_be_named(
     assert call_entry(eval_main, "--module", "my_envs", *given) == (0, "")
     code, error = call_entry(eval_main, "--module=none_such", *given)
     assert code == 2 and "--module none_such cannot be imported" in error
+
+
+class Canary:
+    """An object whose unpickling leaves a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"filters": [{"id": "pickle"}]},
+        {"filters": None, "compressor": {"id": "pickle"}},
+        {"dtype": "|O", "fill_value": "", "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]},
+    ],
+)
+def test_no_store_of_episodes_is_unpickled(metadata, tmp_path):
+    store = tmp_path / "store"
+    root = zarr.open_group(str(store), mode="w", zarr_format=2)
+    rows = {"data/state": np.zeros((10, 5), "f4"), "data/action": np.ones((10, 2), "f4")}
+    for key, values in (rows | {"meta/episode_ends": np.array([10])}).items():
+        array = root.create_array(
+            key, shape=values.shape, chunks=values.shape, dtype=values.dtype, compressors=None
+        )
+        array[:] = values
+    assert len(read_episodes(store)) == 1
+    described = store / "data" / "action" / ".zarray"
+    described.write_text(json.dumps(json.loads(described.read_text()) | metadata))
+    (store / "data" / "action" / "0.0").write_bytes(pickle.dumps(Canary(tmp_path / "sang")))
+    with pytest.raises(EpisodeError, match="data/action"):
+        read_episodes(store)
+    assert not (tmp_path / "sang").exists()
 
 
 @pytest.mark.parametrize("name", ["", "-m"])
