@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from training_runs import S2, assert_same_end, logged, losses
+from training_runs import S2, assert_identical, assert_same_end, logged, losses
 
 from ebt_policy.models import load_policy
 from ebt_policy.models.base import CheckpointError
@@ -82,14 +82,17 @@ def test_saving_does_not_change_the_training(tiny):
     assert_same_end(rarely, often)
 
 
-def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny):
+def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monkeypatch):
     settings = ("train.checkpoint_every=4", "train.log_every=5", *S2)
-    with_it = train(tiny("with", *settings))
-    lines = logged(with_it)
+    validated = train(tiny("validated", *settings))
+    lines = logged(validated)
     assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
     assert [x["step"] for x in lines if "loss" in x] == [5, 10]
-    again = train(tiny("again", *settings))
-    assert_same_end(with_it, again)
+    monkeypatch.setattr(Trainer, "_validate", lambda self, held_out: {})
+    plain = train(tiny("plain", *settings))
+    assert losses(validated) == losses(plain)
+    ends = [newest_checkpoint(run) for run in (validated, plain)]
+    assert_identical(*(load_trainer_state(folder) for folder in ends if folder is not None))
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
