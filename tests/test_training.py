@@ -14,9 +14,18 @@ from training_runs import S2, assert_identical, assert_same_end, logged, losses
 
 from ebt_policy.models import load_policy
 from ebt_policy.models.base import CheckpointError
+from ebt_policy.options import ConfigError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
-from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
+from ebt_policy.training.progress import TrainingProgress
+from ebt_policy.training.trainer import (
+    VALIDATED,
+    NonFiniteLoss,
+    Progress,
+    TrainConfig,
+    Trainer,
+    _part,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -233,6 +242,20 @@ def test_bad_settings_are_refused_before_training(override, message, tiny):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["batch_size", "lr", "warmup_steps", "max_grad_norm",
+                                  "ema_power", "checkpoint_every", "log_every"])  # fmt: skip
+def test_numbers_that_must_be_positive_are_named(name, tiny):
+    settings = tiny("run")["train"]
+    with pytest.raises(ConfigError, match=f"^train.{name} must be positive, got 0.$"):
+        TrainConfig(**{**settings, name: 0})
+
+
+def test_a_budget_of_no_minutes_is_refused(tiny):
+    settings = {**tiny("run")["train"], "steps": None, "minutes": 0}
+    with pytest.raises(ConfigError, match=r"^train\.minutes must be positive, got 0\.$"):
+        TrainConfig(**settings)
+
+
 def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler found\nmore lines")
@@ -379,6 +402,59 @@ def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypat
     assert torch.equal(trainer.batch(3)["index"], trainer.batch(3)["index"])
     trainer.seed = 1
     assert not torch.equal(trainer.batch(0)["index"], epochs[0][:7])
+
+
+class HeldOut:
+    """As many windows as are asked for, which are those of a trainer's data over and over."""
+
+    def __init__(self, trainer: Trainer, count: int) -> None:
+        self.data, self.count = trainer.data, count
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        self.asked += index.tolist()
+        return self.data.gather(index % len(self.data))
+
+
+def test_the_held_out_loss_is_of_evenly_spread_windows_with_the_same_draws(make_trainer):
+    trainer = make_trainer("train.batch_size=64")
+    many, few = HeldOut(trainer, 5000), HeldOut(trainer, 100)
+    first = trainer._validate(many)
+    assert many.asked[0] == 0 and many.asked[VALIDATED - 1] == 4999
+    steps = {b - a for a, b in pairwise(many.asked)}
+    assert len(many.asked) == VALIDATED and steps == {4, 5}
+    assert trainer._validate(many) == first and math.isfinite(first["validation_loss"])
+    trainer.seed += 1
+    assert trainer._validate(many) != first
+    trainer._validate(few)  # batches as in training, so the last one is filled up from the first
+    assert few.asked == [*range(100), *range(28)]
+
+
+@pytest.mark.parametrize("failure", [FloatingPointError, None], ids=["raises", "nan"])
+def test_a_held_out_loss_that_is_not_finite_is_left_out(failure, make_trainer, monkeypatch):
+    trainer = make_trainer()
+
+    def broken(batch):
+        if failure is not None:
+            raise failure
+        return torch.tensor(math.nan), {}
+
+    monkeypatch.setattr(trainer.model, "forward", broken)
+    assert trainer._validate(HeldOut(trainer, 20)) == {}
+
+
+def test_the_progress_line_follows_the_training(capsys):
+    counter = Progress(step=3)
+    with TrainingProgress(counter, enabled=True) as line:
+        counter.step, counter.total_steps = 5, 20
+        line.update(0.12345, 67.89)
+    assert "5/20 loss 0.1235  67.9 steps/s" in capsys.readouterr().out
+    with TrainingProgress(counter, enabled=False) as line:
+        line.update(0.12345, 67.89)
+    assert capsys.readouterr().out.strip() == ""
 
 
 @pytest.mark.parametrize(
