@@ -57,6 +57,7 @@ def test_only_a_resumed_run_goes_on_under_its_id(wandb, tmp_path):
         start(tmp_path / folder, resume_step).close()
     first, resumed, other, again = [settings["id"] for settings in wandb.begun]
     assert first == resumed and len({first, other, again}) == 3
+    assert all(settings["resume"] == "allow" for settings in wandb.begun)
 
 
 def test_an_unknown_mode_and_a_missing_package_are_named(monkeypatch):

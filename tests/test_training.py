@@ -373,6 +373,23 @@ def test_learning_rate_warms_up_and_falls_to_a_tenth(make_trainer):
     assert trainer.learning_rate_factor(500) == 1.0
 
 
+def test_every_update_has_the_learning_rate_of_its_step(tiny):
+    lines = logged(train(tiny("run", "train.warmup_steps=4", "train.lr=0.008")))
+    falling = [0.1 + 0.45 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    assert [x["lr"] / 0.008 for x in lines] == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling])
+
+
+def test_a_log_line_has_metrics_and_the_speed_since_the_last_one(tiny):
+    lines = logged(train(tiny("run", "train.log_every=5", "train.checkpoint_every=100")))
+    first, last = lines
+    assert first.keys() == {
+        "step", "loss", "grad_norm", "grad_norm_weights", "lr", "steps_per_second", "seconds",
+    }  # fmt: skip
+    assert last.keys() == first.keys() | {"validation_loss"}
+    assert last["seconds"] - first["seconds"] == pytest.approx(5 / last["steps_per_second"])
+    assert first["seconds"] == pytest.approx(5 / first["steps_per_second"], rel=1e-5)
+
+
 def test_the_learned_step_size_keeps_its_own_rate(tiny):
     run = train(tiny("run", "objective=s1", "objective.step_size=7.0", "train.lr=0.001"))
     folder = newest_checkpoint(run)
@@ -431,6 +448,12 @@ def test_the_held_out_loss_is_of_evenly_spread_windows_with_the_same_draws(make_
     assert trainer._validate(many) != first
     trainer._validate(few)  # batches as in training, so the last one is filled up from the first
     assert few.asked == [*range(100), *range(28)]
+
+
+def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
+    trainer, given = make_trainer("train.batch_size=8"), iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(trainer.model, "forward", lambda batch: (torch.tensor(next(given)), {}))
+    assert trainer._validate(HeldOut(trainer, 20)) == {"validation_loss": 3.0}
 
 
 @pytest.mark.parametrize("failure", [FloatingPointError, None], ids=["raises", "nan"])

@@ -126,6 +126,14 @@ def test_one_process_that_was_asked_for_trains(monkeypatch):
     assert accelerator.num_processes == 1 and devices(accelerator) == "cpu"
 
 
+def test_one_process_of_several_that_were_asked_for_is_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ConfigError, match=r"^`accelerate launch` was asked for several processes"):
+        join_processes(torch.device("cpu"), "no")
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
