@@ -9,7 +9,7 @@ ALL := $(VENV)/.installed-extras
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: push_t experiments robots language vision results test test-fast matrix check format benchmarks clean
+.PHONY: push_t experiments robots language vision results test test-fast mutation matrix check format benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -53,6 +53,10 @@ vision: $(READY) ## the experiments on images and video; asks for `pip install b
 test: $(ALL) ## all tests, with all simulators
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
+mutation: $(READY) ## which small changes of descent, trainer and safety no test notices; MUTANTS='real_robot.safety.*' for some
+	$(BIN)/pip $(INSTALL) mutmut
+	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
+
 matrix: $(EXTRAS:%=matrix-%) ## each extra alone, installed from nothing, and its tests
 
 matrix-%:
@@ -93,4 +97,4 @@ $(ALL): $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(EXTRAS:%=$(VENV)-%) build dist *.egg-info
+	rm -rf $(VENV) $(EXTRAS:%=$(VENV)-%) build dist mutants *.egg-info

@@ -29,6 +29,7 @@ from ebt_policy.options import ConfigError, options
 from ebt_policy.output import check_free_space, output_folder, write_atomic
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
+from ebt_policy.training.processes import devices, join_processes
 from ebt_policy.training.trainer import TrainConfig, Trainer
 
 console = Console()
@@ -78,9 +79,7 @@ def train(config: dict[str, Any]) -> Path:
     job = job_of(config, train_config)
     check_mode(run.wandb)
     device = pick_device(run.device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision=train_config.mixed_precision
-    )
+    accelerator = join_processes(device, train_config.mixed_precision)
     run_dir = Path(run.run_dir)
     with output_folder(run_dir, "run_dir") if accelerator.is_main_process else nullcontext():
         _check_same_run(run_dir, config)
@@ -104,7 +103,7 @@ def _train(
         model = built.model
         console.print(
             f"{model.name}, {model.parameter_count:,} parameters, {built.note}, on "
-            f"{accelerator.device.type}, in {run_dir}",
+            f"{devices(accelerator)}, in {run_dir}",
             markup=False,
         )
     trainer = Trainer(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_module
+from hypothesis import Phase, settings
 from omegaconf import OmegaConf
 
 from ebt_policy.data.episodes import Episodes, write_episodes
@@ -24,6 +25,8 @@ from ebt_policy.training.trainer import can_compile
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# A mutant is killed by any example: the same ones each time, and no search for the smallest.
+settings.register_profile("mutation", derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 TINY = (
     "size.width=16",

@@ -115,7 +115,7 @@ def test_the_prefix_is_what_was_sent_and_what_will_be():
     episode = session.episode(0)
     sent = {tick.tick: tick.command for tick in episode.ticks}
     prefixes = [call["prefix"] for call in policy.calls if call["prefix"] is not None][:3]
-    asked = [8 + 2 - 3 + 8 * i for i in range(len(prefixes))]  # it arrives when 8 were executed
+    asked = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
     for start, prefix in zip(asked, prefixes, strict=True):
         executed = np.stack([sent[start - 1 + i] for i in range(prefix.shape[1])])
         np.testing.assert_allclose(prefix[0].numpy(), executed, atol=1e-5)
@@ -216,13 +216,14 @@ def test_what_the_robot_gives_must_be_what_the_policy_reads():
 
 
 def test_robots_without_all_limits_are_refused():
-    for change, error in (
-        ({"limits": {k: v for k, v in SECTION["limits"].items() if k != "velocity"}}, SafetyError),
-        ({"watch": SECTION["watch"] | {"inference_s": 0}}, ConfigError),
-        ({"watch": {"clamps": 3}}, ConfigError),
-        ({"rate_hz": 0.0}, ConfigError),
+    slow = {k: v for k, v in SECTION["limits"].items() if k != "velocity"}
+    for change, error, message in (
+        ({"limits": slow}, SafetyError, "velocity must be given"),
+        ({"watch": SECTION["watch"] | {"inference_s": 0}}, ConfigError, "inference_s"),
+        ({"watch": {"clamps": 3}}, ConfigError, "needs the option observation_s"),
+        ({"rate_hz": 0.0}, ConfigError, r"robot\.rate_hz must be positive"),
     ):
-        with pytest.raises(error):
+        with pytest.raises(error, match=message):
             Robot(**{**SECTION, **change})
     with pytest.raises(ConfigError, match=r"driver\.name must be"):
         Robot(**{**SECTION, "driver": {"name": "hexapod"}}).connect(SimulatedClock())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ebt_policy.options import ConfigError
-from ebt_policy.training.log import MetricLog
+from ebt_policy.training.log import MetricLog, check_mode
 
 
 @pytest.fixture
@@ -57,6 +57,28 @@ def test_only_a_resumed_run_goes_on_under_its_id(wandb, tmp_path):
         start(tmp_path / folder, resume_step).close()
     first, resumed, other, again = [settings["id"] for settings in wandb.begun]
     assert first == resumed and len({first, other, again}) == 3
+    assert all(settings["resume"] == "allow" for settings in wandb.begun)
+
+
+def test_an_unknown_mode_and_a_missing_package_are_named(monkeypatch):
+    check_mode("off")
+    with pytest.raises(ConfigError, match=r"^wandb must be one of off, online, offline, got on\.$"):
+        check_mode("on")
+    monkeypatch.setattr("ebt_policy.training.log.find_spec", lambda name: None)
+    check_mode("off")
+    with pytest.raises(ConfigError, match=r"^wandb=offline needs the package wandb: pip install"):
+        check_mode("offline")
+
+
+def test_a_resumed_log_drops_later_and_broken_lines(tmp_path):
+    lines = '{"step": 1}\n{"step": 2}\n{"note": 0}\n{"step": 3}\n{"st'
+    (tmp_path / "log.jsonl").write_text(lines)
+    start(tmp_path, resume_step=2, mode="off").close()
+    kept = '{"step": 1}\n{"step": 2}\n{"note": 0}\n'
+    assert (tmp_path / "log.jsonl").read_text() == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    start(tmp_path, mode="off").close()
+    assert (tmp_path / "log.jsonl").read_text() == ""
 
 
 def test_a_refusal_is_one_sentence(wandb, tmp_path):

@@ -6,6 +6,7 @@ Shapes: B batch, U units.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -279,6 +280,21 @@ def test_inference_options_suit_the_descent(name):
         assert options["step_size"] * 5 == pytest.approx(1)
 
 
+def test_flow_goes_the_rest_of_the_way_from_a_level():
+    options = Flow().descent_options(4, level=0.6)
+    assert options["step_size"] == pytest.approx(0.1) and not options["shared_start"]
+    assert options["levels"].tolist() == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+    assert Flow().descent_options(4)["shared_start"]
+
+
+def test_candidates_that_start_as_zeros_are_announced_so():
+    assert S1(start=0.0).descent_options(2)["zero_start"]
+    assert not S1().descent_options(2)["zero_start"]
+    near = S1(start=0.0, corrupted=0.5)  # which starts some in training elsewhere
+    assert near.descent_options(2)["zero_start"]
+    assert not near.descent_options(2, learned=True)["zero_start"]
+
+
 # -- compiled -------------------------------------------------------------------------------------
 
 
@@ -315,28 +331,51 @@ def test_compiled_equals_eager(name):
     ("name", "options", "message"),
     [
         ("flow", {"samples": 0}, "objective.samples must be at least 1, got 0"),
-        ("equilibrium", {"fade": 0.0}, "objective.fade"),
-        ("equilibrium", {"fade": 1.5}, "objective.fade"),
-        ("s1", {"steps": 0}, "objective.steps"),
-        ("s1", {"step_size": -1.0}, "objective.step_size"),
-        ("s2", {"steps": (0, 2)}, "objective.steps"),
-        ("s2", {"steps": (3, 2)}, "objective.steps"),
-        ("s2", {"step_size": 0.0}, "objective.step_size"),
-        ("s2", {"step_size_range": (2.0, 0.5)}, "objective.step_size_range"),
-        ("s2", {"noise": (-0.1, 0.0)}, "objective.noise"),
-        ("s2", {"momentum": 1.0}, "objective.momentum"),
-        ("s2", {"replay": -1}, "objective.replay"),
-        ("s2", {"replay_fraction": 0.0}, "objective.replay_fraction"),
-        ("contrastive", {"negatives": 0}, "objective.negatives"),
-        ("contrastive", {"steps": 0}, "objective.steps"),
-        ("contrastive", {"step_size": 0.0}, "objective.step_size"),
-        ("contrastive", {"noise": (0.1, -1.0)}, "objective.noise"),
-        ("contrastive", {"regularizer": -1.0}, "objective.regularizer"),
+        ("equilibrium", {"fade": 0.0}, "objective.fade must be in (0, 1], got 0.0"),
+        ("equilibrium", {"fade": 1.5}, "objective.fade must be in (0, 1], got 1.5"),
+        ("s1", {"steps": 0}, "objective.steps must be at least 1, got 0"),
+        ("s1", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
+        ("s1", {"start": -0.1}, "objective.start must be 0 or more, got -0.1"),
+        ("s1", {"corrupted": 1.1}, "objective.corrupted must be in [0, 1], got 1.1"),
+        ("s1", {"corrupted": -0.1}, "objective.corrupted must be in [0, 1], got -0.1"),
+        ("s2", {"steps": (0, 2)}, "objective.steps must be an increasing range from 1 on, got (0"),
+        ("s2", {"steps": (3, 2)}, "objective.steps must be an increasing range from 1 on, got (3"),
+        ("s2", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
+        ("s2", {"step_size_range": (0.0, 2.0)}, "step_size_range must be positive and increasing"),
+        ("s2", {"step_size_range": (2.0, 0.5)}, "step_size_range must be positive and increasing"),
+        ("s2", {"noise": (-0.1, 0.0)}, "objective.noise must be not negative, got (-0.1"),
+        ("s2", {"momentum": 1.0}, "objective.momentum must be in [0, 1), got 1.0"),
+        ("s2", {"momentum": -0.1}, "objective.momentum must be in [0, 1), got -0.1"),
+        ("s2", {"replay": -1}, "objective.replay must be 0 or more rows, got -1"),
+        ("s2", {"replay_fraction": 0.0}, "objective.replay_fraction must be positive, got 0.0"),
+        ("contrastive", {"negatives": 0}, "objective.negatives must be at least 1, got 0"),
+        ("contrastive", {"steps": 0}, "objective.steps must be at least 1, got 0"),
+        ("contrastive", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
+        ("contrastive", {"noise": (0.1, -1.0)}, "objective.noise must be not negative, got (0.1"),
+        ("contrastive", {"regularizer": -1.0}, "objective.regularizer must be 0 or more, got -1.0"),
     ],
 )
 def test_bad_options_are_refused(name, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         OBJECTIVES[name](**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("flow", {"samples": 1}),
+        ("equilibrium", {"fade": 1.0}),
+        ("s1", {"steps": 1, "start": 0.0, "corrupted": 1.0}),
+        ("s2", {"steps": (1, 1), "step_size_range": (1.0, 1.0), "noise": (0.0, 0.0)}),
+        ("contrastive", {"negatives": 1, "steps": 1, "noise": (0.0, 0.0), "regularizer": 0.0}),
+    ],
+)
+def test_options_at_their_limits_are_taken(name, options):
+    y = torch.randn(4, 2, 3)
+    objective = OBJECTIVES[name](**options)
+    energy = level_quadratic if objective.level_conditioned else quadratic()
+    loss, _ = objective(energy, y, objective.draw(y))
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.9])

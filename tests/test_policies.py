@@ -80,9 +80,9 @@ def test_chunk_is_in_env_units_within_the_demonstrated_limits(kind):
     assert (chunk.actions >= LOW - 1e-3).all() and (chunk.actions <= HIGH + 1e-3).all()
     assert chunk.steps_used.shape == (3,) and (chunk.steps_used >= 1).all()
     assert not chunk.actions.requires_grad
-    has_energy = kind in ENERGIES
+    assert (chunk.energy is not None) == (kind in (*ENERGIES, "ibc"))
+    assert (chunk.grad_norm is not None) == (kind in ENERGIES)
     for value in (chunk.energy, chunk.grad_norm):
-        assert (value is not None) == has_energy or kind == "ibc"
         assert value is None or (value.shape == (3,) and value.isfinite().all())
 
 

@@ -137,10 +137,28 @@ def test_braking_takes_what_physics_says():
 
 
 def test_a_robot_outside_its_limits_does_not_move():
-    limits = build()
-    outside = Motion.rest(np.array([11.0, 0.0]))
-    with pytest.raises(SafetyError, match="stands outside its limits: x is at 11, allowed are 0"):
-        limit(limits, np.array([5.0, 0.0]), outside, DT, np.array([11.0, 0.0]))
+    outside = Motion.rest(np.array([5.0, 1.5]))
+    with pytest.raises(SafetyError) as refusal:
+        limit(build(), np.array([5.0, 0.0]), outside, DT, outside.position)
+    assert str(refusal.value) == (
+        "the robot stands outside its limits: y is at 1.5, allowed are -1 to 1; bring it back by "
+        "hand."
+    )
+
+
+def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
+    limits, motion = build(lead=(np.inf, 0.3)), Motion.rest(np.array([5.0, 0.0]))
+    with pytest.raises(SafetyError) as refusal:
+        limit(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
+    assert str(refusal.value) == (
+        "the robot is not where it was sent: y is at 0.9, was sent to 0, and may be 0.3 behind; "
+        "see what blocks it."
+    )
+
+
+def test_chunks_of_single_precision_become_commands_of_double_precision():
+    chunks, rest = np.zeros((1, 4, A), np.float32), Motion.rest(np.array([5.0, 0.0]))
+    assert limit_chunks(build(), chunks, rest, DT).dtype == np.float64
 
 
 def test_names_and_shapes_are_checked():
@@ -158,6 +176,15 @@ WHOLE = {
     "lead": [2, None],
     "workspace": {"x": [1, 9]},
 }
+
+
+def test_without_limits_a_robot_is_not_armed():
+    with pytest.raises(SafetyError) as refusal:
+        limits_of({}, ["x", "y"])
+    assert str(refusal.value) == (
+        "limits: position, velocity, acceleration, workspace, lead must be given; without all of "
+        "position, velocity, acceleration, lead, workspace the robot is not armed."
+    )
 
 
 def test_limits_from_a_configuration():
@@ -181,8 +208,8 @@ def test_every_limit_is_mandatory(name):
         ({"velocity": [1, -1]}, "velocity must be positive"),
         ({"position": [10, 0]}, "every low must be below its high"),
         ({"position": 3}, r"position must be \[low, high\]"),
-        ({"workspace": {"z": [0, 1]}}, "workspace has z, which is no number of the action"),
-        ({"jerk": 3}, "jerk is unknown"),
+        ({"workspace": {"z": [0, 1]}}, r"z, which is no number of the action \(x, y\)\."),
+        ({"jerk": 3}, "jerk is unknown; there are position, velocity, acceleration, lead, work"),
         ({"acceleration": "fast"}, "acceleration must be a number"),
         ({"acceleration": float("nan")}, "acceleration must be 2 numbers"),
     ],
@@ -202,6 +229,30 @@ def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
     with pytest.raises(SafetyError, match="would leave its workspace"):
         limit(limits, np.array([5.35, 0.0]), motion, DT, here)  # inside, but too fast to brake
     assert limit(limits, np.array([5.1, 0.0]), motion, DT, here).command[0] == pytest.approx(5.1)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_the_workspace_is_used_up_to_where_braking_ends(direction):
+    """From a travel of 0.5 a tick, which may change by 0.2, braking takes 0.3 + 0.1 more."""
+    motion = Motion(np.array([5.0, 0.0]), np.array([0.5 * direction, 0.0]))
+    wanted, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction
+    for room, allowed in ((1e-6, True), (-1e-6, False)):
+        ends = sorted((5.0 - 9.0 * direction, stop + room * direction))
+        low, high = np.array([ends[0], -9, -9]), np.array([ends[1], 9, 9])
+        box = Workspace(low, high, lambda q: np.array([q[0], q[1], 0]))
+        limits, command = build(workspace=box), np.array([wanted, 0.0])
+        if allowed:
+            found = limit(limits, command, motion, DT, motion.position)
+            assert found.command[0] == pytest.approx(wanted)
+        else:
+            with pytest.raises(SafetyError, match="would leave its workspace"):
+                limit(limits, command, motion, DT, motion.position)
+
+
+def test_a_workspace_holds_its_own_faces():
+    box = Workspace(np.zeros(3), np.ones(3), lambda q: q)
+    assert box.holds(np.zeros(3)) and box.holds(np.ones(3))
+    assert not box.holds(np.array([0, 0, 1.001])) and not box.holds(np.array([-0.001, 0, 0]))
 
 
 @pytest.mark.robomimic
@@ -226,6 +277,9 @@ def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
     assert limit(limits, np.array([0.1, 0.1]), motion, DT, here).command.tolist() == [0.1, 0.1]
     with pytest.raises(SafetyError, match="would leave its workspace"):
         limit(limits, np.array([0.3, 0.0]), motion, DT, here)  # y = 2 sin 0.3 = 0.59
-    section["workspace"]["site"] = "hand"
+    section["workspace"]["box"] = box[:2]
+    with pytest.raises(SafetyError, match=r"workspace\.box must be \[low, high\], or a list .* 3"):
+        limits_of(section, ["shoulder", "elbow"])
+    section["workspace"] |= {"box": box, "site": "hand"}
     with pytest.raises(ValueError, match="no site or body hand"):
         limits_of(section, ["shoulder", "elbow"])

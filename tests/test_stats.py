@@ -135,9 +135,19 @@ def test_percentiles_of_a_table_are_refused() -> None:
         percentiles([[1.0, 2.0]])
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 4), (1, -2), (0.5, 2), (1, 2.5)])
-def test_bad_counts_are_refused(k, n) -> None:
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("k", "n", "message"),
+    [
+        (0, 0, "n is 0: evaluate at least one episode"),
+        (1, -2, "n is -2: evaluate at least one episode"),
+        (3, 2, "between 0 and n; got 3 of 2"),
+        (-1, 4, "between 0 and n; got -1 of 4"),
+        (0.5, 2, "whole numbers; got 0.5 of 2"),
+        (1, 2.5, "whole numbers; got 1 of 2.5"),
+    ],
+)
+def test_bad_counts_are_refused(k, n, message) -> None:
+    with pytest.raises(ValueError, match=message):
         wilson(k, n)
 
 
@@ -257,7 +267,8 @@ def test_policies_share_the_luck_of_the_episodes_on_each_task() -> None:
     luck = {task: rng.normal(size=(1, 40)) for task in ("lift", "can")}
     a = {task: x + 0.1 for task, x in luck.items()}
     result = aggregates({"a": a, "b": luck})
-    for pair in result["paired"]:
+    for metric in ("mean", "iqm"):
+        (pair,) = (pair for pair in result["paired"] if pair["metric"] == metric)
         assert [pair["diff"], *pair["ci95"]] == pytest.approx([0.1] * 3)
     assert result["improvement"] == [{"a": "a", "b": "b", "mean": 1.0, "ci95": [1.0, 1.0]}]
     same = aggregates({"a": luck, "b": luck})

@@ -107,7 +107,7 @@ def test_missing_wandb_is_named(run_main, tiny_arguments, monkeypatch):
 def test_unknown_overrides_are_named_by_hydra(override, run_main, tiny_arguments):
     code, error = run_main(tiny_arguments("run", override))
     assert code == 1
-    assert override.split("=")[1] in error or "wings" in error
+    assert ("wings" if "wings" in override else override.split("=")[1]) in error
     assert "Traceback" not in error
 
 
@@ -245,8 +245,8 @@ def test_leaves_policy_logs_results_report_and_video(tiny_arguments, tmp_path):
     assert len(videos) == 1 and videos[0].stat().st_size > 1000
     assert b"ftyp" in videos[0].read_bytes()[:16]
     report = (results / "report.html").read_text()
-    assert report.startswith("<!doctype html>") or report.startswith("<!DOCTYPE html>")
-    assert "http-equiv" in report or "<svg" in report or "data:image/png" in report
+    assert report.startswith("<!DOCTYPE html>")
+    assert "<svg" in report and "data:video/mp4;base64," in report
 
 
 @pytest.mark.slow

@@ -10,13 +10,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from training_runs import S2, assert_same_end, logged, losses
+from training_runs import S2, assert_identical, assert_same_end, logged, losses
 
 from ebt_policy.models import load_policy
 from ebt_policy.models.base import CheckpointError
+from ebt_policy.options import ConfigError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
-from ebt_policy.training.trainer import NonFiniteLoss, TrainConfig, Trainer, _part
+from ebt_policy.training.progress import TrainingProgress
+from ebt_policy.training.trainer import (
+    VALIDATED,
+    NonFiniteLoss,
+    Progress,
+    TrainConfig,
+    Trainer,
+    _part,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -82,14 +91,17 @@ def test_saving_does_not_change_the_training(tiny):
     assert_same_end(rarely, often)
 
 
-def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny):
+def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monkeypatch):
     settings = ("train.checkpoint_every=4", "train.log_every=5", *S2)
-    with_it = train(tiny("with", *settings))
-    lines = logged(with_it)
+    validated = train(tiny("validated", *settings))
+    lines = logged(validated)
     assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
     assert [x["step"] for x in lines if "loss" in x] == [5, 10]
-    again = train(tiny("again", *settings))
-    assert_same_end(with_it, again)
+    monkeypatch.setattr(Trainer, "_validate", lambda self, held_out: {})
+    plain = train(tiny("plain", *settings))
+    assert losses(validated) == losses(plain)
+    ends = [newest_checkpoint(run) for run in (validated, plain)]
+    assert_identical(*(load_trainer_state(folder) for folder in ends if folder is not None))
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
@@ -230,6 +242,20 @@ def test_bad_settings_are_refused_before_training(override, message, tiny):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["batch_size", "lr", "warmup_steps", "max_grad_norm",
+                                  "ema_power", "checkpoint_every", "log_every"])  # fmt: skip
+def test_numbers_that_must_be_positive_are_named(name, tiny):
+    settings = tiny("run")["train"]
+    with pytest.raises(ConfigError, match=f"^train.{name} must be positive, got 0.$"):
+        TrainConfig(**{**settings, name: 0})
+
+
+def test_a_budget_of_no_minutes_is_refused(tiny):
+    settings = {**tiny("run")["train"], "steps": None, "minutes": 0}
+    with pytest.raises(ConfigError, match=r"^train\.minutes must be positive, got 0\.$"):
+        TrainConfig(**settings)
+
+
 def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler found\nmore lines")
@@ -347,6 +373,23 @@ def test_learning_rate_warms_up_and_falls_to_a_tenth(make_trainer):
     assert trainer.learning_rate_factor(500) == 1.0
 
 
+def test_every_update_has_the_learning_rate_of_its_step(tiny):
+    lines = logged(train(tiny("run", "train.warmup_steps=4", "train.lr=0.008")))
+    falling = [0.1 + 0.45 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    assert [x["lr"] / 0.008 for x in lines] == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling])
+
+
+def test_a_log_line_has_metrics_and_the_speed_since_the_last_one(tiny):
+    lines = logged(train(tiny("run", "train.log_every=5", "train.checkpoint_every=100")))
+    first, last = lines
+    assert first.keys() == {
+        "step", "loss", "grad_norm", "grad_norm_weights", "lr", "steps_per_second", "seconds",
+    }  # fmt: skip
+    assert last.keys() == first.keys() | {"validation_loss"}
+    assert last["seconds"] - first["seconds"] == pytest.approx(5 / last["steps_per_second"])
+    assert first["seconds"] == pytest.approx(5 / first["steps_per_second"], rel=1e-5)
+
+
 def test_the_learned_step_size_keeps_its_own_rate(tiny):
     run = train(tiny("run", "objective=s1", "objective.step_size=7.0", "train.lr=0.001"))
     folder = newest_checkpoint(run)
@@ -376,6 +419,65 @@ def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypat
     assert torch.equal(trainer.batch(3)["index"], trainer.batch(3)["index"])
     trainer.seed = 1
     assert not torch.equal(trainer.batch(0)["index"], epochs[0][:7])
+
+
+class HeldOut:
+    """As many windows as are asked for, which are those of a trainer's data over and over."""
+
+    def __init__(self, trainer: Trainer, count: int) -> None:
+        self.data, self.count = trainer.data, count
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        self.asked += index.tolist()
+        return self.data.gather(index % len(self.data))
+
+
+def test_the_held_out_loss_is_of_evenly_spread_windows_with_the_same_draws(make_trainer):
+    trainer = make_trainer("train.batch_size=64")
+    many, few = HeldOut(trainer, 5000), HeldOut(trainer, 100)
+    first = trainer._validate(many)
+    assert many.asked[0] == 0 and many.asked[VALIDATED - 1] == 4999
+    steps = {b - a for a, b in pairwise(many.asked)}
+    assert len(many.asked) == VALIDATED and steps == {4, 5}
+    assert trainer._validate(many) == first and math.isfinite(first["validation_loss"])
+    trainer.seed += 1
+    assert trainer._validate(many) != first
+    trainer._validate(few)  # batches as in training, so the last one is filled up from the first
+    assert few.asked == [*range(100), *range(28)]
+
+
+def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
+    trainer, given = make_trainer("train.batch_size=8"), iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(trainer.model, "forward", lambda batch: (torch.tensor(next(given)), {}))
+    assert trainer._validate(HeldOut(trainer, 20)) == {"validation_loss": 3.0}
+
+
+@pytest.mark.parametrize("failure", [FloatingPointError, None], ids=["raises", "nan"])
+def test_a_held_out_loss_that_is_not_finite_is_left_out(failure, make_trainer, monkeypatch):
+    trainer = make_trainer()
+
+    def broken(batch):
+        if failure is not None:
+            raise failure
+        return torch.tensor(math.nan), {}
+
+    monkeypatch.setattr(trainer.model, "forward", broken)
+    assert trainer._validate(HeldOut(trainer, 20)) == {}
+
+
+def test_the_progress_line_follows_the_training(capsys):
+    counter = Progress(step=3)
+    with TrainingProgress(counter, enabled=True) as line:
+        counter.step, counter.total_steps = 5, 20
+        line.update(0.12345, 67.89)
+    assert "5/20 loss 0.1235  67.9 steps/s" in capsys.readouterr().out
+    with TrainingProgress(counter, enabled=False) as line:
+        line.update(0.12345, 67.89)
+    assert capsys.readouterr().out.strip() == ""
 
 
 @pytest.mark.parametrize(

@@ -6,58 +6,148 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from training_runs import S2, assert_same_end, logged, losses
 
 from ebt_policy.models import load_policy
+from ebt_policy.options import ConfigError
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+from ebt_policy.training.processes import devices, join_processes
+from ebt_policy.training.trainer import TrainConfig, Trainer
+
+# What the README says. torchrun finds a free port, so that trainings can run side by side.
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def launch(arguments: list[str], processes: int) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    command += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "ebt_policy.train", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def start(launcher: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a training with a launcher, such as `TWO`."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "ebt_policy.train", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train_in_two(arguments: Sequence[str]) -> str:
+    """Train in two processes; returns what they printed."""
+    process = start(TWO, arguments)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert output.count("2 processes") == 1, "the main process alone prints"
+    return output
+
+
+def processes_of(run: Path) -> int:
+    """How many processes trained the newest checkpoint, as it says itself."""
+    return load_policy(run).config["trained"]["processes"]
+
+
+def assert_trained_alike(one: Path, two: Path) -> None:
+    """A run of one process and one of two end alike, but for the order of their sums."""
+    assert (processes_of(one), processes_of(two)) == (1, 2)
+    assert [x["step"] for x in logged(two)] == [x["step"] for x in logged(one)]
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    weights = [dict(load_policy(run).named_parameters()) for run in (one, two)]
+    for name, weight in weights[0].items():
+        # Softmax ignores the bias of keys: its gradient is rounding, which Adam scales up.
+        if not name.endswith("qkv.bias"):
+            torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), S2], ids=["flow", "s2"])
 def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
     settings = ("train.steps=20", "train.checkpoint_every=10", *overrides)
-    launch(tiny_arguments("two", *settings), processes=2)
-    one, two = train(tiny("one", *settings)), Path(tiny("two")["run_dir"])
-    assert [x["step"] for x in logged(two)] == list(range(1, 21))
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
-    for a, b in zip(load_policy(one).parameters(), load_policy(two).parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    train_in_two(tiny_arguments("two", *settings))
+    assert_trained_alike(train(tiny("one", *settings)), Path(tiny("two")["run_dir"]))
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_plan_of_their_minutes(tiny, tiny_arguments):
-    settings = (
-        "train.steps=null",
-        "train.minutes=0.05",
-        "train.warmup_steps=5",
-        "train.log_every=1",
-    )
-    launch(tiny_arguments("two", *settings, "train.checkpoint_every=5"), processes=2)
-    folder = newest_checkpoint(Path(tiny("two")["run_dir"]))
-    assert folder is not None
+def test_two_processes_share_one_plan_of_their_minutes_and_one_evaluates(tiny, tiny_arguments):
+    settings = ["train.steps=null", "train.minutes=0.05", "train.warmup_steps=5"]
+    settings += ["train.checkpoint_every=5", "evaluation.episodes=1", "evaluation.videos=0"]
+    output = train_in_two(tiny_arguments("two", *settings))
+    run = Path(tiny("two")["run_dir"])
+    folder = newest_checkpoint(run)
+    assert folder is not None and processes_of(run) == 2
     progress = load_trainer_state(folder)["progress"]
     assert progress["step"] == progress["total_steps"] > 5
+    assert output.count("report: ") == 1 and (run / "evaluation" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_arguments):
+    settings = ("train.steps=100", "train.checkpoint_every=3")
+    run = Path(tiny("two")["run_dir"])
+    launcher = start(TWO, tiny_arguments("two", *settings))
+    while _log_length(run) < 7:
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    for process in psutil.Process(launcher.pid).children():
+        if process.environ().get("RANK") == "1":
+            process.kill()
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    cause = errors.partition("Root Cause")[2]
+    assert re.search(r"rank +: 1 .*\n.*SIGKILL", cause)
+    assert load_policy(run).config["trained"]["steps"] < 100
+    train_in_two(tiny_arguments("two", *settings, "resume=true"))
+    assert_trained_alike(train(tiny("one", *settings)), run)
+
+
+@pytest.mark.slow
+def test_accelerate_that_starts_one_process_of_two_is_refused(tiny, tiny_arguments):
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    process = start(launcher, tiny_arguments("run"))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0 and "torchrun --standalone" in errors
+    assert not Path(tiny("run")["run_dir"]).exists()
+
+
+def test_one_process_that_was_asked_for_trains(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    accelerator = join_processes(torch.device("cpu"), "no")
+    assert accelerator.num_processes == 1 and devices(accelerator) == "cpu"
+
+
+def test_one_process_of_several_that_were_asked_for_is_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ConfigError, match=r"^`accelerate launch` was asked for several processes"):
+        join_processes(torch.device("cpu"), "no")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="2 processes need 2 GPUs, but PyTorch sees 1"):
+        join_processes(torch.device("cuda"), "no")
+
+
+def test_a_batch_that_processes_cannot_share_equally_is_refused(tiny):
+    config = TrainConfig(**tiny("run", "train.batch_size=15")["train"])
+    accelerator: Any = SimpleNamespace(num_processes=2)
+    model: Any = None
+    data: Any = range(100)
+    with pytest.raises(ConfigError, match="batch_size=15 must be a multiple of the 2 processes"):
+        Trainer(model, data, config, Path("run"), seed=0, accelerator=accelerator)
 
 
 def _train_quietly(config: dict[str, Any]) -> None:

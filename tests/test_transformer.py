@@ -100,6 +100,20 @@ def test_output_shapes(output):
     assert net(net.encode(obs), x).shape == ((B, U) if output == "energy" else (B, U, L, C))
 
 
+def test_features_are_the_mean_over_tokens_of_each_block():
+    net, (obs, x) = build(layers=3), inputs()
+    made = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda _, given, result: made.append(result[0]))
+    with torch.no_grad():
+        context = net.encode(obs)
+        made.clear()
+        features = net.features(context, x)
+    assert features.shape == (B, U, 3, 16)
+    want = torch.stack([h.view(B, U, L, 16).mean(2) for h in made], dim=2)
+    torch.testing.assert_close(features, want)
+
+
 def test_the_energy_is_the_product_of_candidate_and_vector():
     energy, vector, (obs, x) = build("energy"), build("vector"), inputs()
     vector.load_state_dict(energy.state_dict())

@@ -54,7 +54,7 @@ def test_each_clip_is_in_one_part(lengths):
     parts = split(given_clips)
     names = [clip.name for part in parts.values() for clip in part]
     assert sorted(names) == sorted(clip.name for clip in given_clips)
-    assert all(parts.values())
+    assert set(parts) == {"train", "validation", "test"} and all(parts.values())
 
 
 def test_few_clips_are_cut_to_pieces():

@@ -168,7 +168,8 @@ class Trainer:
             model.parameter_groups(config.lr, config.weight_decay), betas=(0.9, 0.95)
         )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        if config.compile and can_compile(accelerator.device):
+        quiet = not accelerator.is_main_process
+        if config.compile and can_compile(accelerator.device, quiet=quiet):
             model.compile()
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = EMAModel(
@@ -229,6 +230,7 @@ class Trainer:
             "steps": self.progress.step,
             "seconds": round(self.progress.seconds, 1),
             "device": self.accelerator.device.type,
+            "processes": self.accelerator.num_processes,
         }
         with self.averaged_weights():
             if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
@@ -438,16 +440,18 @@ class _Averaged:
         self.ema.restore(self.model.parameters())
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` works here; says in a line what it lacks where it does not."""
+def can_compile(device: torch.device, *, quiet: bool = False) -> bool:
+    """Return whether `torch.compile` works here; if not, print what is missing unless ``quiet``."""
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except (RuntimeError, OSError) as error:  # say, no C++ compiler or no headers of Python
         reason = str(error).strip().splitlines()[0]
-        Console(stderr=True).print(
-            f"torch.compile does not work here ({reason}): training goes on without it, slower.",
-            markup=False,
-        )
+        if not quiet:
+            Console(stderr=True).print(
+                f"torch.compile does not work here ({reason}): training goes on without it, "
+                "slower.",
+                markup=False,
+            )
         return False
     return True
 

@@ -1,0 +1,62 @@
+"""The processes of a training, which ``torchrun`` starts."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from ebt_policy.options import ConfigError
+
+# The main process downloads data and plays rollouts alone; the others wait for it this long.
+WAIT = timedelta(hours=1)
+LAUNCH = "torchrun --standalone --nproc_per_node N -m ebt_policy.train ..."
+
+
+def join_processes(device: torch.device, mixed_precision: str) -> Accelerator:
+    """Return this process's accelerator, connected with the other processes of its launch.
+
+    Args:
+        device: the kind of device to train on; with several processes, each gets its own GPU.
+        mixed_precision: see `TrainConfig`.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes, or ``accelerate launch`` was asked for
+            several processes and started one.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cuda" and processes > (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"{processes} processes need {processes} GPUs, but PyTorch sees {gpus}; start {gpus}, "
+            "or use device=cpu."
+        )
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+    )
+    if accelerator.num_processes == 1 and _several_were_asked_for():
+        raise ConfigError(
+            "`accelerate launch` was asked for several processes and started only this one; start "
+            f"them with {LAUNCH}"
+        )
+    return accelerator
+
+
+def devices(accelerator: Accelerator) -> str:
+    """Return what a training runs on, as it prints it: ``cpu``, or ``2 processes, cuda``."""
+    count, kind = accelerator.num_processes, accelerator.device.type
+    return kind if count == 1 else f"{count} processes, {kind}"
+
+
+def _several_were_asked_for() -> bool:
+    """Whether this process comes from `accelerate launch --num_processes N`, N > 1, without GPUs.
+
+    It then sets ``ACCELERATE_USE_CPU`` and an address to meet at, as for several processes, but
+    starts one, without a rank.
+    """
+    names = os.environ.keys()
+    return {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= names and "RANK" not in names
