@@ -147,7 +147,7 @@ def test_a_robot_outside_its_limits_does_not_move():
 
 
 def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
-    limits, motion = build(lead=(np.inf, 0.3)), Motion.rest(np.array([5.0, 0.0]))
+    limits, motion = build(lead=(2.0, 0.3)), Motion.rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError) as refusal:
         limit(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
     assert str(refusal.value) == (
