@@ -70,10 +70,12 @@ def headline(stored: Callable[[str], dict[str, Any]]) -> str:
                 chunk,
                 *(_interval(entry[metric]) for metric in METRICS),
                 f"{times[chunk]['p50']:.1f} ms",
+                f"{times[chunk]['ddpm_100_takes']:.0f}x",
                 f"{FIRST_SEED[result]:,}",
             )
         )
-    return markdown(("policy", *METRICS, "a chunk, compiled", "seeds from"), rows, left=1)
+    header = ("policy", *METRICS, "a chunk, compiled", "DDPM-100 takes", "seeds from")
+    return markdown(header, rows, left=1)
 
 
 def selection(result: dict[str, Any]) -> str:
