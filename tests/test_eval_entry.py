@@ -171,6 +171,14 @@ def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):
     assert code == 2 and str(weights) in error and error.count("\n") == 1
 
 
+def test_a_configuration_that_is_no_text_is_named(run_main, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "damaged")
+    (config,) = (tmp_path / "damaged" / "checkpoints").rglob("config.yaml")
+    config.write_bytes(b"\x00\xff")
+    code, error = run_main(f"checkpoint={tmp_path}/damaged", *SHORT)
+    assert code == 2 and f"{config} cannot be read" in error and error.count("\n") == 1
+
+
 def test_checkpoint_arguments_are_parsed(tmp_path):
     assert parse_checkpoint("runs/a") == (Path("runs/a"), {})
     path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=drop")

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ebt_policy.models import Policy, load_policy
-from ebt_policy.models.base import CheckpointError, Model, checkpoint_folder, kind_in
+from ebt_policy.models.base import Model, checkpoint_folder, kind_in
 from ebt_policy.options import ConfigError
 from ebt_policy.tasks import Task
 from envs.spec import EnvSpec
@@ -105,7 +105,7 @@ def kind_of(text: str) -> str:
         try:
             config: Any = OmegaConf.load(checkpoint_folder(run) / "config.yaml")
             return kind_in(config)
-        except (CheckpointError, OSError, LookupError, YAMLError, OmegaConfBaseException):
+        except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException):
             return ""  # whoever loads it says what is wrong
     return ""
 
