@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import (
+    compare,
     denoising,
     generation,
     image_speed,
@@ -56,7 +57,7 @@ HEADLINE = (  # stored result, its entry, the chunk of speed.json
     ("push_t", "diffusion (ddim, steps 4)", "DDIM-4"),
     ("push_t", "diffusion (ddpm, steps 100)", "DDPM-100"),
 )  # fmt: skip
-FIRST_SEED = {"push_t": 100_000, "push_t_selection": 500_000}
+FIRST_SEED = {result: seed for result, _, seed, _ in compare.PARTS.values()}
 
 
 def headline(stored: Callable[[str], dict[str, Any]]) -> str:

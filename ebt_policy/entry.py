@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from ebt_policy.data.files import reason
 from ebt_policy.energy.descent import DescentError
 from ebt_policy.interruption import Terminated, termination_interrupts
 from ebt_policy.modules import take_modules
@@ -56,15 +57,15 @@ def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
     for argument in arguments:
         added, equals, value = argument.partition("=")
         name = added.lstrip("+")
-        if not equals or name not in (*PATHS, *TEXTS, *repeated):
+        known = equals and name in (*PATHS, *TEXTS, *repeated)
+        if not known or _is_hydra_value(value, sweep):
             result.append(argument)
-        elif name in repeated and not _is_hydra_value(value, sweep):
+        elif name in repeated:
             values[name].append(quote(_expanded(name, value)))
-        elif name in repeated or _is_hydra_value(value, sweep):
-            result.append(argument)
         else:
             result.append(f"{added}={quote(_expanded(name, value))}")
-    return [*(f"{name}=[{','.join(all_)}]" for name, all_ in values.items() if all_), *result]
+    lists = [f"{name}=[{','.join(several)}]" for name, several in values.items() if several]
+    return [*lists, *result]
 
 
 def _is_hydra_value(value: str, sweep: bool) -> bool:
@@ -85,12 +86,6 @@ def _expanded(name: str, value: str) -> str:
 def quote(value: str) -> str:
     """A value as hydra takes it whatever it holds: backslashes count twice before a quote alone."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without a full stop, to stand in a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 @contextmanager
@@ -114,7 +109,7 @@ def report_errors() -> Iterator[None]:
         if not _out_of_memory(error):
             raise
         console.print(
-            f"[bold red]error:[/] out of memory ({escape(first_line(error))}); use a smaller "
+            f"[bold red]error:[/] out of memory ({escape(reason(error))}); use a smaller "
             "train.batch_size or size."
         )
         sys.exit(2)

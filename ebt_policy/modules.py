@@ -1,7 +1,7 @@
 """Modules of the user's own, which the command line names and a file never does.
 
 A checkpoint, a data set or a recording may come from anybody. What they name is looked up among
-this package's own names and those of the modules imported here.
+the names of this package and of the modules imported here.
 """
 
 from __future__ import annotations

@@ -174,8 +174,7 @@ def _check_known(env_id: Any) -> None:
     module, colon, name = str(env_id).partition(":")
     if not colon:
         raise ConfigError(
-            f"task.env.env_id={env_id} must be module:name; the environments of this package are "
-            "those of the module envs, as envs:ebt_policy/PushT-v0."
+            f"task.env.env_id={env_id} must be module:name, for example envs:ebt_policy/PushT-v0."
         )
     if module == "envs" and name in registered():
         return

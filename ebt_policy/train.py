@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from ebt_policy.entry import first_line, hydra_arguments, pick_device, report_errors
+from ebt_policy.data.files import reason
+from ebt_policy.entry import hydra_arguments, pick_device, report_errors
 from ebt_policy.jobs.job import Job
 from ebt_policy.jobs.policy import PolicyJob
 from ebt_policy.options import ConfigError, options
@@ -171,7 +172,7 @@ def _check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
         before = OmegaConf.to_container(OmegaConf.load(stored))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"{stored} cannot be read ({first_line(error)}), so the run cannot be resumed with its "
+            f"{stored} cannot be read ({reason(error)}), so the run cannot be resumed with its "
             "settings; give another run_dir=..."
         ) from error
     if not isinstance(before, dict):

@@ -2,8 +2,8 @@
 
 Reads what the robot's configuration observes and commands (MCAP or SQLite, by `rosbags`; no ROS is
 needed), at the robot's rate; ``bag=`` may be repeated. A bag is an episode, or several where it is
-cut because an observed topic was silent for longer than ``max_gap_s``. Times are those of the
-recording.
+cut because an observed topic was silent for longer than ``max_gap_s``. Message times are the times
+of recording.
 """
 
 from __future__ import annotations

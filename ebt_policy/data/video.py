@@ -168,7 +168,7 @@ def load_own(
 
 
 def read_video(file: Path, height: int, width: int, every: int) -> tuple[np.ndarray, float]:
-    """Read every so many frames of a file, the right way up, resized.
+    """Read every N-th frame of a file (N = `every`), upright and resized.
 
     Returns:
         (T, H, W, 3) uint8, and how many of them a second has.

@@ -41,7 +41,7 @@ class Store:
         path: for messages.
         root: group.
         files: relative to the root.
-        dangling: those of them that are links to something that is not there.
+        dangling: the files that are links without a target.
     """
 
     path: Path

@@ -22,7 +22,7 @@ from ebt_policy.energy.attention import double_backward_attention
 from ebt_policy.energy.deadline import Deadline
 from ebt_policy.energy.gradient import EnergyFn, energy_gradient, shared_gradient, usable
 from ebt_policy.energy.noise import Generators, draw_normal
-from ebt_policy.energy.selection import VOTES, Rule, best_of, vote
+from ebt_policy.energy.selection import VOTES, WITH_ENERGY, Rule, best_of, vote
 
 
 class DescentError(FloatingPointError):
@@ -184,9 +184,8 @@ def descend(
         raise ValueError(f"init must be {want}, got {tuple(init.shape)}.")
     if candidates > 1 and not final_energy:
         raise ValueError("choosing among candidates needs final_energy=True.")
-    if select not in ("energy", "drop", *VOTES):
-        known = ", ".join(("energy", "drop", *VOTES))
-        raise ValueError(f"select must be one of {known}, got {select!r}.")
+    if select not in WITH_ENERGY:
+        raise ValueError(f"select must be one of {', '.join(WITH_ENERGY)}, got {select!r}.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
     if not (callable(noise) or noise >= 0):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Rule = Literal["energy", "drop", "medoid", "density", "line_integral", "first"]
 VOTES = ("medoid", "density", "first")  # rules that ask for the candidates and nothing else
+WITH_ENERGY = ("energy", "drop", *VOTES)  # rules where candidates have energies
 # Width of a kernel, as a share of the median distance: much wider ones join neighbouring modes
 # (docs/experiments.md).
 WIDTH = 0.25

@@ -32,19 +32,13 @@ class PieceLog:
         place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
         self._spare = cache_dir() / "unwritten" / f"{place}.jsonl"
         text = file.read_text("utf-8") if file.is_file() else ""
+        spare = self._spare.read_text("utf-8") if self._spare.is_file() else ""
         self._lines: list[dict[str, Any]] = []
         whole = ""
-        for line in text.splitlines():
-            try:
+        for line in [*text.splitlines(), *spare.splitlines()]:
+            with suppress(json.JSONDecodeError):
                 self._lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-            whole += line + "\n"
-        if self._spare.is_file():
-            for line in self._spare.read_text("utf-8").splitlines():
-                with suppress(json.JSONDecodeError):
-                    self._lines.append(json.loads(line))
-                    whole += line + "\n"
+                whole += line + "\n"
         if whole != text:
             write_atomic(file, whole)
             self._spare.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from ebt_policy.data.normalize import Normalizer
 from ebt_policy.energy import Descent, descend
 from ebt_policy.energy.noise import Generators, draw_normal
 from ebt_policy.energy.objectives import Objective
-from ebt_policy.energy.selection import VOTES, Rule
+from ebt_policy.energy.selection import WITH_ENERGY, Rule
 from ebt_policy.energy.space import corrupt
 from ebt_policy.energy.transformer import Size
 from ebt_policy.models.landscape import LandscapeModel
@@ -62,9 +62,9 @@ class EnergyInference:
         for name in ("level", "warm_level"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ConfigError(f"inference.{name} must lie between 0 and 1, got {value}.")
-        if self.select not in (known := ("energy", "drop", *VOTES)):
+        if self.select not in WITH_ENERGY:
             raise ConfigError(
-                f"inference.select must be one of {', '.join(known)}, got {self.select}."
+                f"inference.select must be one of {', '.join(WITH_ENERGY)}, got {self.select}."
             )
         for name in ("stop_grad_norm", "stop_change"):
             value = getattr(self, name)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ebt_policy.data.files import reason
 from ebt_policy.models.base import CheckpointError, Model
 
 
@@ -42,9 +43,8 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
         _sync(temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in three libraries
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())
         raise OSError(
-            f"the checkpoint of step {step:,} cannot be written into {parent} ({reason}); "
+            f"the checkpoint of step {step:,} cannot be written into {parent} ({reason(error)}); "
             f"{shutil.disk_usage(parent).free >> 20:,} MiB are free there. Free some space, then "
             "run the same command with resume=true to resume."
         ) from error
