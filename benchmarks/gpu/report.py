@@ -1,0 +1,131 @@
+"""Tables of the results of one card, in Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.evaluation.summary import markdown
+
+Cases = dict[str, dict[str, Any]]
+
+
+def tables(folder: Path) -> str:
+    """Return a heading and a table for each section that is stored in a card's folder."""
+    parts = []
+    for section, (title, table) in TABLES.items():
+        file = folder / f"{section}.json"
+        if not file.exists():
+            continue
+        stored = json.loads(file.read_text())
+        parts.append(f"### {title}\n\n{table(stored['cases'])}")
+        if failed := stored["failed"]:
+            lines = "\n".join(f"- {name}: {reason}" for name, reason in failed.items())
+            parts.append(f"Failed:\n\n{lines}\n")
+    return "\n".join(parts)
+
+
+def card(cases: Cases) -> str:
+    """Measured rates."""
+    rows = [(name, _number(value), unit) for name, of in cases.items() for unit, value in of.items()]
+    return markdown(("rate", "value", "unit"), [(a, b, c.replace("_", " ")) for a, b, c in rows], 1)
+
+
+def latency(cases: Cases) -> str:
+    """Median latency by the way to run, its ratio to the floor, and DDPM-100 over it."""
+    by_row: dict[str, Cases] = {}
+    for name, case in cases.items():
+        what, _, run = name.rpartition(", ")
+        by_row.setdefault(what, {})[run] = case
+    rows = []
+    for what, runs in by_row.items():
+        best = min(case["p50_ms"] for case in runs.values())
+        rival = by_row.get(_rival(what), {})
+        slow = min((case["p50_ms"] for case in rival.values()), default=None)
+        rows.append(
+            (
+                what,
+                *(_number(runs.get(run, {}).get("p50_ms")) for run in ("eager", "compiled", "graph")),
+                _number(min(case["times_floor"] for case in runs.values())),
+                "" if slow is None else f"{slow / best:.1f}x",
+            )
+        )  # fmt: skip
+    header = ("median, ms", "eager", "compiled", "graph", "times the floor", "DDPM-100 takes")
+    return markdown(header, rows, 1)
+
+
+def _rival(what: str) -> str:
+    """The row of DDPM-100 at the same size and batch."""
+    size, batch, *_ = what.split(", ")
+    return f"{size}, {batch}, DDPM-100"
+
+
+def training(cases: Cases) -> str:
+    """Speed of updates."""
+    return _columns(
+        cases,
+        {
+            "update_ms": "update, ms",
+            "samples_per_second": "samples/s",
+            "share_of_bf16_peak": "share of bf16 peak",
+            "share_kernels": "share in kernels",
+            "launches": "launches",
+            "synchronisations": "synchronisations",
+            "share_gathering_data": "share gathering data",
+            "memory_gib": "GiB",
+        },
+    )
+
+
+def push_t(cases: Cases) -> str:
+    """Seconds until the goal is reached."""
+    return _columns(
+        cases, {"goal": "goal", "seconds_to_goal": "seconds to it", "best_score": "best score"}
+    )
+
+
+def text(cases: Cases) -> str:
+    """Speed of language models, and of attention."""
+    names = {
+        "update_ms": "update, ms",
+        "tokens_per_second": "tokens/s",
+        "share_of_bf16_peak": "share of bf16 peak",
+        "ms": "attention, ms",
+        "memory_gib": "GiB",
+    }
+    return _columns(cases, names)
+
+
+def images(cases: Cases) -> str:
+    """Speed of policies that see, and of denoising."""
+    names = {
+        "samples_per_second": "samples/s",
+        "share_gathering_data": "share gathering data",
+        "images_per_second": "images/s",
+        "times_floor": "times the floor",
+        "memory_gib": "GiB",
+    }
+    return _columns(cases, names)
+
+
+TABLES: dict[str, tuple[str, Callable[[Cases], str]]] = {
+    "card": ("Rates of the card", card),
+    "latency": ("Latency of a chunk", latency),
+    "training": ("Training policies", training),
+    "push_t": ("Push-T from nothing", push_t),
+    "text": ("Language models", text),
+    "images": ("Cameras and images", images),
+}
+
+
+def _columns(cases: Cases, columns: dict[str, str]) -> str:
+    """A row a case, a column a result; columns that no case has are left out."""
+    shown = {key: name for key, name in columns.items() if any(key in c for c in cases.values())}
+    rows = [(name, *(_number(case.get(key)) for key in shown)) for name, case in cases.items()]
+    return markdown(("case", *shown.values()), rows, 1)
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -1,0 +1,158 @@
+"""Speed of training policies: updates of the trainer itself on random windows."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.card import precision, seconds_of
+from benchmarks.gpu.results import Case
+from benchmarks.settings import DEVICE
+from benchmarks.speed import make
+from ebt_policy.data.windows import Windows
+from ebt_policy.evaluation.flops import training_flops
+from ebt_policy.models.base import Model
+from ebt_policy.training.trainer import Data, TrainConfig, Trainer
+
+MODELS = {"energy": "ebt", "diffusion": "diffusion", "flow matching": "flow_matching"}
+SIZES = ("m", "xs", "l")  # the most wanted first
+BATCHES = (256, 1024)
+PRECISIONS = ("bf16", "tf32", "fp32")
+PROFILED = 10  # updates
+SECONDS = 75.0  # a case takes at most, most of it to compile
+
+
+def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
+    """Return the cases in the order of how much they are wanted."""
+    sizes, batches, kinds = (
+        (("4xs",), (8,), ("bf16", "fp32")) if toy else (SIZES, BATCHES, PRECISIONS)
+    )
+    return [
+        Case(
+            case_name(size, batch, kind, name),
+            partial(measure, MODELS[name], size, batch, kind, rates, 3 if toy else 50),
+            SECONDS,
+        )
+        for size, batch, kind, name in product(sizes, batches, kinds, MODELS)
+    ]
+
+
+def case_name(size: str, batch: int, kind: str, model: str) -> str:
+    """Return the key of a case among the results."""
+    return f"{size}, batch {batch}, {kind}, {model}"
+
+
+def measure(
+    model: str, size: str, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int
+) -> dict[str, Any]:
+    """Return the speed of compiled updates of a policy."""
+    policy = make(model, size, DEVICE)
+    windows = random_windows(2 * batch)
+    result = speed_of(policy, windows, batch, kind, rates, rounds)
+    return result | {"parameters": policy.parameter_count}
+
+
+def random_windows(count: int, cameras: tuple[str, ...] = (), side: int = 96) -> Windows:
+    """Return windows of one long random episode, on the device, with images of each camera."""
+    rows = count + 32
+    arrays: dict[str, Any] = {
+        "obs": 512 * torch.rand(rows, 20),
+        "action": 512 * torch.rand(rows, 2),
+        **{name: torch.randint(256, (rows, side, side, 3), dtype=torch.uint8) for name in cameras},
+    }
+    return Windows(
+        arrays, [rows], horizon=16, n_obs_steps=2, n_action_steps=8, device=DEVICE, cameras=cameras
+    )
+
+
+def speed_of(
+    model: Model, data: Data, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int
+) -> dict[str, Any]:
+    """Return what the trainer does in a second, and where the time of an update goes.
+
+    Args:
+        model: untrained, on the device.
+        data: to train on.
+        batch: of an update.
+        kind: precision, one of `card.PRECISIONS`.
+        rates: of the card.
+        rounds: updates to time.
+    """
+    flops = training_flops(model, data.gather(torch.arange(batch)))
+    with tempfile.TemporaryDirectory() as folder, precision(kind):
+        trainer = Trainer(
+            model, data, config(batch, kind), Path(folder), seed=0, accelerator=accelerator(kind)
+        )
+        trainer.model.train()
+        if DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times = seconds_of(trainer.train_step, rounds)
+        waiting = seconds_of(lambda: trainer.batch(trainer.progress.step), rounds)
+        median = statistics.median(times)
+        rate = rates[f"matrix product, {kind}"]["teraflops"]
+        return {
+            "update_ms": 1e3 * median,
+            "updates_per_second": 1 / median,
+            "samples_per_second": batch / median,
+            "gigaflops_per_update": flops / 1e9,
+            "share_of_peak": flops / median / (1e12 * rate),
+            "share_of_bf16_peak": flops
+            / median
+            / (1e12 * rates["matrix product, bf16"]["teraflops"]),
+            "share_gathering_data": statistics.median(waiting) / median,
+            "memory_gib": peak_gib(),
+            **where_time_goes(trainer, median),
+        }
+
+
+def where_time_goes(trainer: Trainer, update_seconds: float) -> dict[str, float]:
+    """Return kernels, launches and host synchronisations of an update; nothing on a CPU."""
+    if DEVICE.type != "cuda":
+        return {}
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED):
+            trainer.train_step()
+        torch.cuda.synchronize()
+    events = profiler.key_averages()
+    kernels_us = sum(e.self_device_time_total for e in events)
+    launches = sum(e.count for e in events if "Launch" in e.key)
+    waits = sum(e.count for e in events if "Synchronize" in e.key) - 1  # the last is ours
+    return {
+        "kernel_ms": kernels_us / PROFILED / 1e3,
+        "share_kernels": kernels_us / PROFILED / 1e6 / update_seconds,
+        "launches": launches / PROFILED,
+        "synchronisations": waits / PROFILED,
+    }
+
+
+def peak_gib() -> float:
+    """Return the most memory of the device that was allocated since the last reset, GiB."""
+    return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
+
+
+def accelerator(kind: str) -> Accelerator:
+    """Return an accelerator of one process, forgetting what an earlier one was set to."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=DEVICE.type == "cpu", mixed_precision="bf16" if kind == "bf16" else "no"
+    )
+
+
+def config(batch: int, kind: str) -> TrainConfig:
+    """Return a configuration of the trainer as in ``configs/train.yaml``."""
+    return TrainConfig(
+        steps=100_000, minutes=None, batch_size=batch, lr=1e-3, weight_decay=0.01,
+        warmup_steps=500, max_grad_norm=1.0, ema_power=0.75,
+        mixed_precision="bf16" if kind == "bf16" else "no", compile=True,
+        checkpoint_every=100_000, rollout_every=0, log_every=100_000,
+    )  # fmt: skip
