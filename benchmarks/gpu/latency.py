@@ -89,7 +89,7 @@ def measure(
 
 
 def constraints(obs: torch.Tensor) -> dict[str, Any]:
-    """Return a committed prefix near the agent, and the limits of a robot, as a planner has them."""
+    """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
     start = obs[:, -1:, 18:20]
     limits = Limits(
         ("x", "y"), np.zeros(2), np.full(2, 512.0), np.full(2, 200.0), np.full(2, 1000.0),

@@ -30,9 +30,9 @@ FULL = [
     "evaluation.rollout_episodes=50",
 ]  # fmt: skip
 TOY = [
-    "train.minutes=null", "train.steps=4", "train.rollout_every=2", "train.log_every=1",
-    "train.batch_size=8", "train.compile=false", "size=4xs", "task.env.max_steps=10",
-    "evaluation.rollout_episodes=1", "evaluation.workers=1",
+    "task.demos=expert", "train.minutes=null", "train.steps=4", "train.rollout_every=2",
+    "train.log_every=1", "train.batch_size=8", "train.compile=false", "size=4xs",
+    "task.env.max_steps=10", "evaluation.rollout_episodes=1", "evaluation.workers=1",
 ]  # fmt: skip
 
 

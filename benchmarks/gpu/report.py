@@ -10,6 +10,17 @@ from typing import Any
 from ebt_policy.evaluation.summary import markdown
 
 Cases = dict[str, dict[str, Any]]
+RUNS = ("eager", "compiled", "graph")  # ways to run a prediction
+
+
+def cards(output: Path) -> str:
+    """Return the tables of every card that is stored in a folder of results."""
+    parts = []
+    for folder in sorted(folder for folder in output.glob("*") if folder.is_dir()):
+        made = json.loads((folder / "card.json").read_text())
+        heading = f"{made['card']}, PyTorch {made['torch']}, version {made['version']}"
+        parts.append(f"{heading}:\n\n{tables(folder)}")
+    return "\n".join(parts) or "No GPU has been measured with this benchmark yet.\n"
 
 
 def tables(folder: Path) -> str:
@@ -29,8 +40,12 @@ def tables(folder: Path) -> str:
 
 def card(cases: Cases) -> str:
     """Measured rates."""
-    rows = [(name, _number(value), unit) for name, of in cases.items() for unit, value in of.items()]
-    return markdown(("rate", "value", "unit"), [(a, b, c.replace("_", " ")) for a, b, c in rows], 1)
+    rows = [
+        (name, _number(value), unit.replace("_", " "))
+        for name, case in cases.items()
+        for unit, value in case.items()
+    ]
+    return markdown(("rate", "value", "unit"), rows, 1)
 
 
 def latency(cases: Cases) -> str:
@@ -47,12 +62,12 @@ def latency(cases: Cases) -> str:
         rows.append(
             (
                 what,
-                *(_number(runs.get(run, {}).get("p50_ms")) for run in ("eager", "compiled", "graph")),
+                *(_number(runs.get(run, {}).get("p50_ms")) for run in RUNS),
                 _number(min(case["times_floor"] for case in runs.values())),
                 "" if slow is None else f"{slow / best:.1f}x",
             )
-        )  # fmt: skip
-    header = ("median, ms", "eager", "compiled", "graph", "times the floor", "DDPM-100 takes")
+        )
+    header = ("median, ms", *RUNS, "times the floor", "DDPM-100 takes")
     return markdown(header, rows, 1)
 
 

@@ -1,4 +1,4 @@
-"""Language models: Transformer++ against an energy, and the attention that is differentiated twice."""
+"""Language models: Transformer++ against an energy; attention that is differentiated twice."""
 
 from __future__ import annotations
 

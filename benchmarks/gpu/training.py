@@ -143,9 +143,7 @@ def accelerator(kind: str) -> Accelerator:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=DEVICE.type == "cpu", mixed_precision="bf16" if kind == "bf16" else "no"
-    )
+    return Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="bf16" if kind == "bf16" else "no")
 
 
 def config(batch: int, kind: str) -> TrainConfig:

@@ -166,7 +166,8 @@ class Policy(Model):
         if longest := self.shape.max_prefix:  # half of the time a robot has just begun to move
             count = torch.randint(-longest, longest + 1, (len(batch["obs"]),))
             blur = TOLD_NOISE * torch.randn_like(batch["action"][:, :longest])
-            draws |= {"committed": count.clamp(min=0).to(blur.device, non_blocking=True), "blur": blur}
+            count = count.clamp(min=0).to(blur.device, non_blocking=True)
+            draws |= {"committed": count, "blur": blur}
         return {**drawn, "draws": draws}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

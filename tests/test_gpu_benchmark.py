@@ -1,0 +1,206 @@
+"""The GPU benchmark, rehearsed on the CPU, and that what a GPU runs never makes the host wait."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.gpu import fetch, latency, pack
+from benchmarks.gpu.card import floor_seconds
+from benchmarks.gpu.report import tables
+from benchmarks.gpu.results import Case, SectionResults, TimeBudget
+from benchmarks.gpu.training import random_windows
+from benchmarks.speed import SHAPE, make
+from ebt_policy.energy import descent
+from ebt_policy.evaluation.flops import Work
+
+SECTIONS = ("card", "latency", "training", "push_t", "text", "images")
+CPU = torch.device("cpu")
+
+
+def case(name: str, log: list[str], seconds: float = 0.0, fails: bool = False) -> Case:
+    def measure() -> dict:
+        log.append(name)
+        if fails:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate ...")
+        return {"ms": 1.5}
+
+    return Case(name, measure, seconds)
+
+
+def test_each_case_is_stored_as_it_is_measured_and_not_measured_again(tmp_path):
+    log: list[str] = []
+    stored = tmp_path / "latency.json"
+
+    def check() -> dict:
+        assert list(json.loads(stored.read_text())["cases"]) == ["a"]
+        return {"ms": 2.5}
+
+    results = SectionResults("latency", tmp_path, "command", toy=False)
+    assert results.run([case("a", log), Case("b", check, 0.0)], TimeBudget(1))
+    again = SectionResults("latency", tmp_path, "command", toy=False)
+    assert again.run([case("a", log), case("b", log), case("c", log)], TimeBudget(1))
+    assert log == ["a", "c"]
+    assert json.loads(stored.read_text())["cases"]["b"] == {"ms": 2.5}
+
+
+@pytest.mark.parametrize("changed", ["version", "torch", "card", "toy"])
+def test_results_of_another_version_are_measured_anew(tmp_path, changed):
+    log: list[str] = []
+    SectionResults("text", tmp_path, "", toy=False).run([case("a", log)], TimeBudget(1))
+    stored = json.loads((tmp_path / "text.json").read_text())
+    (tmp_path / "text.json").write_text(json.dumps({**stored, changed: "another"}))
+    SectionResults("text", tmp_path, "", toy=False).run([case("a", log)], TimeBudget(1))
+    assert log == ["a", "a"]
+
+
+def test_a_case_that_fails_is_noted_and_tried_again(tmp_path, capsys):
+    log: list[str] = []
+    results = SectionResults("text", tmp_path, "", toy=False)
+    assert not results.run([case("a", log, fails=True), case("b", log)], TimeBudget(1))
+    assert "a: failed: CUDA out of memory.\n" in capsys.readouterr().out
+    assert "- a: CUDA out of memory." in tables(tmp_path)
+    assert SectionResults("text", tmp_path, "", toy=False).run([case("a", log)], TimeBudget(1))
+    assert log == ["a", "b", "a"] and "Failed" not in tables(tmp_path)
+
+
+def test_a_case_that_does_not_fit_in_the_time_left_does_not_start(tmp_path, capsys):
+    log: list[str] = []
+    results = SectionResults("text", tmp_path, "", toy=False)
+    assert not results.run([case("a", log, seconds=90.0), case("b", log, 10.0)], TimeBudget(1))
+    assert log == ["b"] and "a: not started, it may take 90 s" in capsys.readouterr().out
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+    rates = {
+        "matrix product, bf16": {"teraflops": 500.0},
+        "copy": {"gigabytes_per_second": 4000.0},
+    }
+    assert floor_seconds(Work(5e14, 4e12), rates, "bf16") == pytest.approx(1.0)
+    assert floor_seconds(Work(5e13, 8e12), rates, "bf16") == pytest.approx(2.0)
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    # Without compiling, which is tested elsewhere and takes minutes.
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": root}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
+    done = run("benchmarks.gpu", "toy=1", "minutes=60", "output=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for section in SECTIONS:
+        stored = json.loads((tmp_path / "out" / "cpu" / f"{section}.json").read_text())
+        assert stored["cases"] and stored["failed"] == {}, section
+    assert done.stdout.count("| :-- |") == len(SECTIONS)
+    assert "| 4xs, batch 1, energy, 2 steps, best of 8, constrained |" in done.stdout
+    assert " 1.0x |" in done.stdout  # DDPM-100 beside itself
+    again = run("benchmarks.gpu", "toy=1", "minutes=0", "output=out", cwd=tmp_path)
+    assert again.returncode == 0 and "not started" not in again.stdout
+    taken = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
+    assert taken.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
+
+
+def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path):
+    messages = {
+        ("sections=speed", "toy=1"): "unknown section 'speed'; available: all, latency, training",
+        ("minutes=soon",): "minutes must be of type float",
+    }
+    if not torch.cuda.is_available():
+        messages[()] = "there is no GPU; toy=1 rehearses"
+    for arguments, message in messages.items():
+        done = run("benchmarks.gpu", *arguments, "output=out", cwd=tmp_path)
+        assert done.returncode == 1 and message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_from_elsewhere_join_those_that_are_here():
+    made = {"version": "1", "torch": "2", "card": "GPU", "toy": False, "command": ""}
+    here = {**made, "cases": {"a": {"ms": 1}, "b": {"ms": 2}}, "failed": {"c": "why"}}
+    new = {**made, "cases": {"b": {"ms": 3}, "c": {"ms": 4}}, "failed": {"d": "why"}}
+    joined = fetch.merged(here, new)
+    assert joined["cases"] == {"a": {"ms": 1}, "b": {"ms": 3}, "c": {"ms": 4}}
+    assert joined["failed"] == {"d": "why"}
+    assert fetch.merged({**here, "version": "0"}, new) == new
+
+
+def test_what_a_machine_has_is_read_from_a_list(tmp_path):
+    (tmp_path / "has.txt").write_text("Torch==2.11.0+cu130\nzipp\n\nscikit_learn @ file:///x\n")
+    assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
+    with pytest.raises(SystemExit, match="cannot be read"):
+        pack.installed(tmp_path / "missing.txt")
+    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.needed())
+    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.needed())
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts operations after which the host needs values that a GPU has to compute first."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        indices = args[1] if name == "index" else ()
+        masks = any(x is not None and x.dtype == torch.bool for x in indices)
+        if name in self.OPERATIONS or masks:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def host_waits(job: Callable[[], object]) -> list[str]:
+    with HostWaits() as waits:
+        job()
+    return waits.found
+
+
+def test_host_waits_are_seen():
+    x = torch.arange(4.0)
+    for job in (lambda: float(x[0]), lambda: bool(x.any()), lambda: x[x > 1], x.nonzero):
+        assert host_waits(job)
+    assert not host_waits(lambda: x[torch.tensor([1, 2])] * 2)
+
+
+@pytest.mark.parametrize("model", ["ebt", "diffusion", "flow_matching", "bc"])
+def test_a_loss_never_makes_the_host_wait(model, monkeypatch):
+    # The descent's own check runs in eager mode alone; on a GPU training is compiled.
+    monkeypatch.setattr(descent, "_check_finite", lambda result: None)
+    shape = {**SHAPE, "max_prefix": 4}
+    policy, windows = make(model, "4xs", CPU, shape=shape), random_windows(16)
+
+    def update() -> None:
+        batch = policy.draw(policy.normalize(windows.gather(torch.arange(8))))
+        policy(batch)[0].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+
+    assert host_waits(update) == []
+
+
+# Schedulers of diffusers read their time steps, which stay on the host.
+@pytest.mark.parametrize("predictor", [p for p in latency.PREDICTORS if not p.startswith("DD")])
+def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
+    monkeypatch.setattr(descent, "_check_finite", lambda result: None)
+    model, options = latency.PREDICTORS[predictor]
+    policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix": latency.PREFIX})
+    policy.eval().requires_grad_(False).configure_inference(**options)
+    obs = {"obs": torch.rand(1, 2, 20) * 512}
+    given = SimpleNamespace(**latency.constraints(obs["obs"]))
+    policy.predict_on_device(obs)
+    assert host_waits(lambda: policy.predict_on_device(obs)) == []
+    held = lambda: policy.predict_on_device(obs, prefix=given.prefix)  # noqa: E731
+    assert host_waits(held) == []
