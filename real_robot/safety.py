@@ -242,7 +242,8 @@ def reach(
         measured: (A,) where the robot is; for arrays.
     """
     xp: Any = _library(motion.position)
-    slowing, longest = limits.acceleration * dt**2, limits.velocity * dt
+    slowing: Any = limits.acceleration * dt**2
+    longest = limits.velocity * dt
     at, travel = motion.position, motion.travel
     up = xp.minimum(longest, stopping_travel(limits.high - at, slowing))
     down = xp.minimum(longest, stopping_travel(at - limits.low, slowing))

@@ -107,7 +107,9 @@ def graphed(
 ) -> Callable[..., Any]:
     """Return a prediction that replays one CUDA graph, with new observations of the same shape."""
     held = {key: value.to(DEVICE) for key, value in obs.items()}
-    held_given = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    held_given: dict[str, Any] = {
+        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in given.items()
+    }
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
