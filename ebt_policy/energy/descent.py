@@ -363,9 +363,10 @@ def _spread(per_unit: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_finite(result: Descent) -> None:
-    every = (result.path, result.energies, result.grad_norms)
-    if all(bool(x.isfinite().all()) for x in (result.candidate, *every[1:])):
+    ends = (result.candidate, result.energies, result.grad_norms)
+    if bool(torch.stack([x.isfinite().all() for x in ends]).all()):  # a GPU is waited for once
         return
+    every = (result.path, *ends[1:])
     bad = min(k for rows in every for k, x in enumerate(rows) if not bool(x.isfinite().all()))
     raise DescentError(
         f"the descent met NaN or Inf after {bad} of {len(result.grad_norms)} steps; "
