@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from benchmarks.gpu.training import random_windows
 from benchmarks.speed import SHAPE, make
 from ebt_policy.energy import descent
 from ebt_policy.evaluation.flops import Work
+from real_robot.safety import ChunkProjection, Motion
 
 SECTIONS = ("card", "latency", "training", "push_t", "text", "images")
 CPU = torch.device("cpu")
@@ -113,7 +116,7 @@ def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
     assert taken.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
 
 
-def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path):
+def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
     messages = {
         ("sections=speed", "toy=1"): "unknown section 'speed'; available: all, latency, training",
         ("minutes=soon",): "minutes must be of type float",
@@ -121,8 +124,9 @@ def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path):
     if not torch.cuda.is_available():
         messages[()] = "there is no GPU; toy=1 rehearses"
     for arguments, message in messages.items():
-        done = run("benchmarks.gpu", *arguments, "output=out", cwd=tmp_path)
-        assert done.returncode == 1 and message in done.stderr
+        monkeypatch.setattr(sys, "argv", ["gpu", *arguments, f"output={tmp_path / 'out'}"])
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            import_module("benchmarks.gpu.__main__").main()
     assert not (tmp_path / "out").exists()
 
 
@@ -204,3 +208,27 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
     assert host_waits(lambda: policy.predict_on_device(obs)) == []
     held = lambda: policy.predict_on_device(obs, prefix=given.prefix)  # noqa: E731
     assert host_waits(held) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_one_compiled_program_serves_every_prefix_and_every_motion():
+    policy = make("ebt", "4xs", CPU, shape={**SHAPE, "max_prefix": 8}).eval().requires_grad_(False)
+    policy.configure_inference(steps=2, candidates=2)
+    limits, bounds = latency.LIMITS, latency.LIMITS.bounds()
+    obs, start = {"obs": torch.rand(1, 2, 20) * 512}, torch.tensor([[200.0, 300.0]])
+
+    def chunk(length: int) -> torch.Tensor:
+        motion = Motion.rest(start[0].numpy() + length)
+        project = ChunkProjection(limits, bounds, motion, 0.1, length)
+        prefix = start.expand(1, length, 2)
+        noise = torch.Generator().manual_seed(length)
+        return policy.predict_chunk(obs, prefix=prefix, project=project, generator=noise).actions
+
+    lengths = (1, 2, 5, 8)
+    eager = [chunk(length) for length in lengths]
+    policy.compile_prediction()
+    compiled = [chunk(lengths[0])]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled += [chunk(length) for length in lengths[1:]]
+    torch.testing.assert_close(compiled, eager, atol=1e-2, rtol=1e-4)

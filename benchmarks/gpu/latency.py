@@ -40,6 +40,10 @@ RUNS = ("compiled", "graph", "eager")
 PREFIX = 4  # committed actions
 COMPILE_SECONDS = 60.0
 ROBOT_DT = 0.1
+LIMITS = Limits(
+    ("x", "y"), np.zeros(2), np.full(2, 512.0), np.full(2, 200.0), np.full(2, 1000.0),
+    np.full(2, np.inf),
+)  # fmt: skip
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
@@ -91,14 +95,10 @@ def measure(
 def constraints(obs: torch.Tensor) -> dict[str, Any]:
     """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
     start = obs[:, -1:, 18:20]
-    limits = Limits(
-        ("x", "y"), np.zeros(2), np.full(2, 512.0), np.full(2, 200.0), np.full(2, 1000.0),
-        np.full(2, np.inf),
-    )  # fmt: skip
     motion = Motion.rest(start[0, 0].numpy())
     return {
         "prefix": start.expand(-1, PREFIX, -1),
-        "project": ChunkProjection(limits, limits.bounds(DEVICE), motion, ROBOT_DT, PREFIX),
+        "project": ChunkProjection(LIMITS, LIMITS.bounds(DEVICE), motion, ROBOT_DT, PREFIX),
     }
 
 
