@@ -299,6 +299,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "selection": lambda: selection(_stored("push_t_selection")),
         "speed": lambda: speed(_stored("speed")),
         "recovery": lambda: recovery(_stored("recovery_push_t")),
+        "recovery_selection": lambda: recovery(_stored("recovery_push_t_selection")),
         "energy": lambda: energy(_stored("energy")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
     },
