@@ -54,7 +54,11 @@ HEADLINE = (  # stored result, its entry, the chunk of speed.json
     ),
     ("push_t_selection", "ebt_12500 (steps 2, candidates 1)", "energy, 2 steps"),
     ("push_t_selection", "flow_matching (steps 2, candidates 1)", "flow matching, 2 steps"),
-    ("push_t", "diffusion (ddim, steps 4)", "DDIM-4"),
+    (
+        "push_t_selection", "diffusion (ddim, steps 4, candidates 8, select density)",
+        "DDIM-4, densest of 8",
+    ),
+    ("push_t_selection", "diffusion (ddim, steps 4, candidates 1)", "DDIM-4"),
     ("push_t", "diffusion (ddpm, steps 100)", "DDPM-100"),
 )  # fmt: skip
 FIRST_SEED = {result: seed for result, _, seed, _ in compare.PARTS.values()}
