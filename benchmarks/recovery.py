@@ -1,8 +1,8 @@
 """Recovery of every policy: ``python -m benchmarks.recovery [study=push_t]``.
 
 Settings: study (push_t, push_t_selection, lift, metaworld-peg-insert-side, or one of the latter two
-followed by _disturbed), runs (the folder of its training runs: runs/compare, or runs/manipulation/STUDY), seeds
-(3), folder (runs/recovery/STUDY).
+followed by _disturbed), runs (the folder of its training runs: runs/compare, or
+runs/manipulation/STUDY), seeds (3), folder (runs/recovery/STUDY).
 
 Push-T: plays all perturbations with the runs that ``benchmarks.compare`` trained, and with implicit
 behaviour cloning, which it trains in the same way; every baseline draws one sample.
