@@ -19,6 +19,7 @@ experiments: $(READY) ## all experiments behind docs/push_t.md, from training to
 	$(BIN)/python -m benchmarks.ablations
 	$(BIN)/python -m benchmarks.energy
 	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.recovery study=push_t_selection
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.readme

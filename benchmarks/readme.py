@@ -55,7 +55,11 @@ HEADLINE = (  # stored result, its entry, the chunk of speed.json
     ),
     ("push_t_selection", "ebt_12500 (steps 2, candidates 1)", "energy, 2 steps"),
     ("push_t_selection", "flow_matching (steps 2, candidates 1)", "flow matching, 2 steps"),
-    ("push_t", "diffusion (ddim, steps 4)", "DDIM-4"),
+    (
+        "push_t_selection", "diffusion (ddim, steps 4, candidates 8, select density)",
+        "DDIM-4, densest of 8",
+    ),
+    ("push_t_selection", "diffusion (ddim, steps 4, candidates 1)", "DDIM-4"),
     ("push_t", "diffusion (ddpm, steps 100)", "DDPM-100"),
 )  # fmt: skip
 FIRST_SEED = {result: seed for result, _, seed, _ in compare.PARTS.values()}
@@ -300,6 +304,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "selection": lambda: selection(_stored("push_t_selection")),
         "speed": lambda: speed(_stored("speed")),
         "recovery": lambda: recovery(_stored("recovery_push_t")),
+        "recovery_selection": lambda: recovery(_stored("recovery_push_t_selection")),
         "energy": lambda: energy(_stored("energy")),
         "rollouts": lambda: rollouts(_stored("rollouts")),
     },

@@ -89,7 +89,7 @@ def test_every_suite_says_what_it_is_learned_from():
 def test_an_unknown_study_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmark", "study=can"])
-    with pytest.raises(SystemExit, match="study must be one of push_t, lift"):
+    with pytest.raises(SystemExit, match="study must be one of push_t, push_t_selection"):
         recovery.main()
 
 
@@ -100,7 +100,9 @@ SUITES = {  # its own runs, those of others that it may play, its entries
     **{
         f"recovery of {name}": (
             study.train,
-            compare.RUNS if name == "push_t" else {m: [f"model={m}"] for m in manipulation.MODELS},
+            compare.RUNS
+            if name.startswith("push_t")
+            else {m: [f"model={m}"] for m in manipulation.MODELS},
             study.entries,
         )
         for name, study in recovery.STUDIES.items()

@@ -280,8 +280,11 @@ def test_the_best_of_m_is_the_argmin(units, m, seed):
             assert torch.equal(best.energies[:, b, u], every.energies[:, b, winner])
             assert torch.equal(best.grad_norms[:, b, u], every.grad_norms[:, b, winner])
             assert best.energies[-1, b, u] <= every.energies[-1, b, u * m]
+            assert best.chosen is None or best.chosen[b, u] == winner
     assert best.steps_used.shape == (2, units)
     assert best.path[-1].shape == init.shape
+    assert (best.chosen is None) == (m == 1)
+    assert torch.equal(best.route[-1], best.candidate)  # each unit's own path
 
 
 def test_select_drop_takes_the_candidate_that_lost_the_most():
