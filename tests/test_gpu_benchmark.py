@@ -8,17 +8,17 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu import fetch, latency, pack
 from benchmarks.gpu.card import floor_seconds
 from benchmarks.gpu.report import tables
 from benchmarks.gpu.results import Case, SectionResults, TimeBudget
-from benchmarks.gpu.training import random_windows
 from benchmarks.speed import SHAPE, make
 from ebt_policy.energy import descent
 from ebt_policy.evaluation.flops import Work
@@ -149,50 +149,61 @@ def test_what_a_machine_has_is_read_from_a_list(tmp_path):
     assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.needed())
 
 
-class HostWaits(TorchDispatchMode):
-    """Counts operations after which the host needs values that a GPU has to compute first."""
+# Where a GPU is missing, tensors without values stand in for its own: PyTorch refuses to tell
+# their values, and a tensor of the host that is sent to them shows.
+DEVICE = torch.device("meta")
 
-    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2")
+
+class SentTensors(TorchDispatchMode):
+    """Notes each tensor of the host that is copied to the device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__
-        indices = args[1] if name == "index" else ()
-        masks = any(x is not None and x.dtype == torch.bool for x in indices)
-        if name in self.OPERATIONS or masks:
+        tensors = [x for x in tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
+        if name in ("_to_copy", "copy_") and len({x.device.type for x in tensors}) > 1:
             self.found.append(name)
-        return func(*args, **(kwargs or {}))
+        return out
 
 
-def host_waits(job: Callable[[], object]) -> list[str]:
-    with HostWaits() as waits:
+def sent(job: Callable[[], object]) -> list[str]:
+    with SentTensors() as tensors:
         job()
-    return waits.found
+    return tensors.found
 
 
-def test_host_waits_are_seen():
-    x = torch.arange(4.0)
-    for job in (lambda: float(x[0]), lambda: bool(x.any()), lambda: x[x > 1], x.nonzero):
-        assert host_waits(job)
-    assert not host_waits(lambda: x[torch.tensor([1, 2])] * 2)
+def test_what_makes_the_host_wait_is_seen():
+    x = torch.rand(4, device=DEVICE)
+    assert sent(lambda: torch.arange(4).to(DEVICE)) == ["_to_copy"]
+    assert sent(lambda: x * 2 + torch.arange(4, device=DEVICE)) == []
+    for ask in (lambda: float(x[0]), lambda: bool(x.any()), lambda: x.tolist()):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            ask()
 
 
-@pytest.mark.parametrize("model", ["ebt", "diffusion", "flow_matching", "bc"])
-def test_a_loss_never_makes_the_host_wait(model, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [("ebt", []), ("ebt", ["objective=s1"]), ("ebt", ["objective=equilibrium"]),
+     ("diffusion", []), ("flow_matching", []), ("bc", [])],
+)  # fmt: skip
+def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch):
     # The descent's own check runs in eager mode alone; on a GPU training is compiled.
     monkeypatch.setattr(descent, "_check_finite", lambda result: None)
-    shape = {**SHAPE, "max_prefix": 4}
-    policy, windows = make(model, "4xs", CPU, shape=shape), random_windows(16)
+    policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix": 4}).to(DEVICE)
+    batch = {
+        "obs": torch.rand(8, 2, 20, device=DEVICE), "action": torch.rand(8, 16, 2, device=DEVICE),
+    }  # fmt: skip
 
-    def update() -> None:
-        batch = policy.draw(policy.normalize(windows.gather(torch.arange(8))))
-        policy(batch)[0].backward()
+    def loss() -> None:
+        policy(policy.draw(policy.normalize(batch)))[0].backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
 
-    assert host_waits(update) == []
+    loss()  # a schedule of diffusers is sent once
+    assert sent(loss) == []
 
 
 # Schedulers of diffusers read their time steps, which stay on the host.
@@ -202,12 +213,13 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
     model, options = latency.PREDICTORS[predictor]
     policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix": latency.PREFIX})
     policy.eval().requires_grad_(False).configure_inference(**options)
-    obs = {"obs": torch.rand(1, 2, 20) * 512}
-    given = SimpleNamespace(**latency.constraints(obs["obs"]))
-    policy.predict_on_device(obs)
-    assert host_waits(lambda: policy.predict_on_device(obs)) == []
-    held = lambda: policy.predict_on_device(obs, prefix=given.prefix)  # noqa: E731
-    assert host_waits(held) == []
+    policy.to(DEVICE)
+    obs = {"obs": torch.rand(1, 2, 20, device=DEVICE)}
+    motion = Motion.rest(np.array([200.0, 300.0]))
+    project = ChunkProjection(latency.LIMITS, latency.LIMITS.bounds(DEVICE), motion, 0.1, 4)
+    prefix = torch.rand(1, 4, 2, device=DEVICE)
+    assert sent(lambda: policy.predict_on_device(obs)) == []
+    assert sent(lambda: policy.predict_on_device(obs, prefix=prefix, project=project)) == []
 
 
 @pytest.mark.slow

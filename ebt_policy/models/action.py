@@ -169,11 +169,10 @@ class EnergyPolicy(LandscapeModel, Policy):
             level, steps = how.warm_level, how.warm_steps
             earlier = terms.warm.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
-        chosen = self.objective.descent_options(steps, level)
+        with obs.device:  # made there, where sending them would make the host wait
+            chosen = self.objective.descent_options(steps, level)
         levels = chosen.get("levels")
-        if levels is not None:
-            chosen["levels"] = levels = levels.to(obs.device)
-        elif terms.committed is not None:
+        if levels is None and terms.committed is not None:
             chosen["frozen"] = terms.committed.view(1, 1, -1, 1)
             init = torch.where(chosen["frozen"], terms.fit(init), init)
         # Who lands early is beyond the level of the others: no end of its path is to be foreseen.

@@ -164,10 +164,10 @@ class Policy(Model):
         if self.vision is not None:
             draws["crop"] = self.vision.draw(batch["obs"])
         if longest := self.shape.max_prefix:  # half of the time a robot has just begun to move
-            count = torch.randint(-longest, longest + 1, (len(batch["obs"]),))
-            blur = TOLD_NOISE * torch.randn_like(batch["action"][:, :longest])
-            count = count.clamp(min=0).to(blur.device, non_blocking=True)
-            draws |= {"committed": count, "blur": blur}
+            action = batch["action"]
+            count = torch.randint(-longest, longest + 1, (len(action),), device=action.device)
+            blur = TOLD_NOISE * torch.randn_like(action[:, :longest])
+            draws |= {"committed": count.clamp(min=0), "blur": blur}
         return {**drawn, "draws": draws}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
