@@ -54,7 +54,7 @@ def measure_policy(
     shape = {**SHAPE, "cameras": {name: [SIDE, SIDE] for name in CAMERAS}}
     policy = make(model, size, DEVICE, f"vision={vision}", shape=shape)
     windows = random_windows(2 * batch, CAMERAS, SIDE)
-    result = speed_of(policy, windows, batch, kind, rates, 2 if toy else 30)
+    result = speed_of(policy, windows, batch, kind, rates, 1 if toy else 10)
     return result | {"parameters": policy.parameter_count}
 
 

@@ -43,7 +43,7 @@ class RandomTokens:
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
     """Return the cases in the order of how much they are wanted."""
-    context, batch, rounds = (16, 2, 2) if toy else (512, 32, 20)
+    context, batch, rounds = (16, 2, 1) if toy else (512, 32, 10)
     sizes = {"toy": (32, 2, 2)} if toy else SIZES
     models = [
         Case(

@@ -1,4 +1,8 @@
-"""Speed of training policies: updates of the trainer itself on random windows."""
+"""Speed of training policies: updates of the trainer itself on random windows.
+
+Every loss is compiled. Cases with ``graphs`` replay forward and backward passes as CUDA graphs,
+which saves launches where small kernels are over sooner than they are launched.
+"""
 
 from __future__ import annotations
 
@@ -35,28 +39,24 @@ def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
     sizes, batches, kinds = (
         (("4xs",), (8,), ("bf16", "fp32")) if toy else (SIZES, BATCHES, PRECISIONS)
     )
-    return [
-        Case(
-            case_name(size, batch, kind, name),
-            partial(measure, MODELS[name], size, batch, kind, rates, 3 if toy else 50),
-            SECONDS,
-        )
-        for size, batch, kind, name in product(sizes, batches, kinds, MODELS)
-    ]
-
-
-def case_name(size: str, batch: int, kind: str, model: str) -> str:
-    """Return the key of a case among the results."""
-    return f"{size}, batch {batch}, {kind}, {model}"
+    wanted = []
+    for size, batch, kind, name in product(sizes, batches, kinds, MODELS):
+        graphs = (False, True) if DEVICE.type == "cuda" and kind == "bf16" else (False,)
+        for replay in graphs:
+            job = partial(measure, MODELS[name], size, batch, kind, rates, replay, toy)
+            key = f"{size}, batch {batch}, {kind}, {name}{', graphs' * replay}"
+            wanted.append(Case(key, job, SECONDS))
+    return wanted
 
 
 def measure(
-    model: str, size: str, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int
-) -> dict[str, Any]:
-    """Return the speed of compiled updates of a policy."""
+    model: str, size: str, batch: int, kind: str, rates: dict[str, dict[str, Any]],
+    graphs: bool, toy: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the speed of updates of a policy."""
     policy = make(model, size, DEVICE)
     windows = random_windows(2 * batch)
-    result = speed_of(policy, windows, batch, kind, rates, rounds)
+    result = speed_of(policy, windows, batch, kind, rates, 1 if toy else 20, graphs=graphs)
     return result | {"parameters": policy.parameter_count}
 
 
@@ -74,8 +74,9 @@ def random_windows(count: int, cameras: tuple[str, ...] = (), side: int = 96) ->
 
 
 def speed_of(
-    model: Model, data: Data, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int
-) -> dict[str, Any]:
+    model: Model, data: Data, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int,
+    *, graphs: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return what the trainer does in a second, and where the time of an update goes.
 
     Args:
@@ -84,9 +85,11 @@ def speed_of(
         batch: of an update.
         kind: precision, one of `card.PRECISIONS`.
         rates: of the card.
-        rounds: updates to time.
+        rounds: updates in each of five rounds.
+        graphs: replay the compiled passes as CUDA graphs.
     """
     flops = training_flops(model, data.gather(torch.arange(batch)))
+    model.compile(mode="reduce-overhead" if graphs else None)
     with tempfile.TemporaryDirectory() as folder, precision(kind):
         trainer = Trainer(
             model, data, config(batch, kind), Path(folder), seed=0, accelerator=accelerator(kind)
@@ -94,9 +97,13 @@ def speed_of(
         trainer.model.train()
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        times = seconds_of(trainer.train_step, rounds)
-        waiting = seconds_of(lambda: trainer.batch(trainer.progress.step), rounds)
-        median = statistics.median(times)
+
+        def updates() -> None:  # without waiting between them, as in training
+            for _ in range(rounds):
+                trainer.train_step()
+
+        median = statistics.median(seconds_of(updates, rounds=5)) / rounds
+        gathering = seconds_of(lambda: trainer.batch(trainer.progress.step), rounds)
         rate = rates[f"matrix product, {kind}"]["teraflops"]
         return {
             "update_ms": 1e3 * median,
@@ -107,7 +114,7 @@ def speed_of(
             "share_of_bf16_peak": flops
             / median
             / (1e12 * rates["matrix product, bf16"]["teraflops"]),
-            "share_gathering_data": statistics.median(waiting) / median,
+            "share_gathering_data": statistics.median(gathering) / median,
             "memory_gib": peak_gib(),
             **where_time_goes(trainer, median),
         }
@@ -147,10 +154,10 @@ def accelerator(kind: str) -> Accelerator:
 
 
 def config(batch: int, kind: str) -> TrainConfig:
-    """Return a configuration of the trainer as in ``configs/train.yaml``."""
+    """Return a configuration of the trainer for a model that is compiled already."""
     return TrainConfig(
         steps=100_000, minutes=None, batch_size=batch, lr=1e-3, weight_decay=0.01,
         warmup_steps=500, max_grad_norm=1.0, ema_power=0.75,
-        mixed_precision="bf16" if kind == "bf16" else "no", compile=True,
+        mixed_precision="bf16" if kind == "bf16" else "no", compile=False,
         checkpoint_every=100_000, rollout_every=0, log_every=100_000,
     )  # fmt: skip
