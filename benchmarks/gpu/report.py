@@ -85,6 +85,7 @@ def training(cases: Cases) -> str:
             "update_ms": "update, ms",
             "samples_per_second": "samples/s",
             "share_of_bf16_peak": "share of bf16 peak",
+            "times_floor": "times the floor",
             "share_kernels": "share in kernels",
             "launches": "launches",
             "synchronisations": "synchronisations",
@@ -107,6 +108,7 @@ def text(cases: Cases) -> str:
         "update_ms": "update, ms",
         "tokens_per_second": "tokens/s",
         "share_of_bf16_peak": "share of bf16 peak",
+        "times_floor": "times the floor",
         "ms": "attention, ms",
         "memory_gib": "GiB",
     }

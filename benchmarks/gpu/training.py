@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.card import precision, seconds_of
+from benchmarks.gpu.card import floor_seconds, precision, seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.settings import DEVICE
 from benchmarks.speed import make
 from ebt_policy.data.windows import Windows
-from ebt_policy.evaluation.flops import training_flops
+from ebt_policy.evaluation.flops import Work, training_work
 from ebt_policy.models.base import Model
 from ebt_policy.training.trainer import Data, TrainConfig, Trainer
 
@@ -88,7 +88,9 @@ def speed_of(
         rounds: updates in each of five rounds.
         graphs: replay the compiled passes as CUDA graphs.
     """
-    flops = training_flops(model, data.gather(torch.arange(batch)))
+    work = training_work(model, data.gather(torch.arange(batch)))
+    if kind == "bf16":  # it was counted in single precision
+        work = Work(work.flops, work.bytes / 2)
     model.compile(mode="reduce-overhead" if graphs else None)
     with tempfile.TemporaryDirectory() as folder, precision(kind):
         trainer = Trainer(
@@ -104,16 +106,16 @@ def speed_of(
 
         median = statistics.median(seconds_of(updates, rounds=5)) / rounds
         gathering = seconds_of(lambda: trainer.batch(trainer.progress.step), rounds)
-        rate = rates[f"matrix product, {kind}"]["teraflops"]
+        peak = rates["matrix product, bf16"]["teraflops"]
+        floor = floor_seconds(work, rates, kind)
         return {
             "update_ms": 1e3 * median,
             "updates_per_second": 1 / median,
             "samples_per_second": batch / median,
-            "gigaflops_per_update": flops / 1e9,
-            "share_of_peak": flops / median / (1e12 * rate),
-            "share_of_bf16_peak": flops
-            / median
-            / (1e12 * rates["matrix product, bf16"]["teraflops"]),
+            "gigaflops_per_update": work.flops / 1e9,
+            "share_of_bf16_peak": work.flops / median / (1e12 * peak),
+            "floor_ms": 1e3 * floor,
+            "times_floor": median / floor,
             "share_gathering_data": statistics.median(gathering) / median,
             "memory_gib": peak_gib(),
             **where_time_goes(trainer, median),

@@ -49,8 +49,8 @@ def count_work(job: Callable[[], object]) -> Work:
     return Work(counter.flops, counter.bytes)
 
 
-def training_flops(model: Model, batch: Any) -> float:
-    """Return the FLOPs of one training update on a batch of data: those of matrix products."""
+def training_work(model: Model, batch: Any) -> Work:
+    """Return the work of the loss of one training update on a batch of data, and its gradient."""
     batch = model.draw(model.normalize(batch))
     model.requires_grad_()
-    return count_work(lambda: model(batch)[0].backward()).flops
+    return count_work(lambda: model(batch)[0].backward())
