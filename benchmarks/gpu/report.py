@@ -49,32 +49,21 @@ def card(cases: Cases) -> str:
 
 
 def latency(cases: Cases) -> str:
-    """Median latency by the way to run, its ratio to the floor, and DDPM-100 over it."""
-    by_row: dict[str, Cases] = {}
-    for name, case in cases.items():
-        what, _, run = name.rpartition(", ")
-        by_row.setdefault(what, {})[run] = case
+    """Median latency by the way to run, the ratio of the best to its floor and to DDPM-100's."""
     rows = []
-    for what, runs in by_row.items():
-        best = min(case["p50_ms"] for case in runs.values())
-        rival = by_row.get(_rival(what), {})
-        slow = min((case["p50_ms"] for case in rival.values()), default=None)
+    for name, case in cases.items():
+        size, batch, *_ = name.split(", ")
+        rival = cases.get(f"{size}, {batch}, DDPM-100")
         rows.append(
             (
-                what,
-                *(_number(runs.get(run, {}).get("p50_ms")) for run in RUNS),
-                _number(min(case["times_floor"] for case in runs.values())),
-                "" if slow is None else f"{slow / best:.1f}x",
+                name,
+                *(_number(case["runs"].get(run, {}).get("p50_ms")) for run in RUNS),
+                _number(case["times_floor"]),
+                "" if rival is None else f"{rival['best_ms'] / case['best_ms']:.1f}x",
             )
         )
     header = ("median, ms", *RUNS, "times the floor", "DDPM-100 takes")
     return markdown(header, rows, 1)
-
-
-def _rival(what: str) -> str:
-    """The row of DDPM-100 at the same size and batch."""
-    size, batch, *_ = what.split(", ")
-    return f"{size}, {batch}, DDPM-100"
 
 
 def training(cases: Cases) -> str:

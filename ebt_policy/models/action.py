@@ -181,8 +181,7 @@ class EnergyPolicy(LandscapeModel, Policy):
 
         def project(x: Tensor, done: int) -> Tensor:
             if done == steps:
-                # Beyond the demonstrations' limits nothing was learned; on the way there is noise.
-                return terms.fit(self.normalizer.clamp("action", x))
+                return self.admit(x, terms)
             if bound is None:
                 return x
             return bound.fit(x) if levels is None else _on_the_path(x, noise, levels[done], bound)
@@ -205,8 +204,11 @@ class EnergyPolicy(LandscapeModel, Policy):
 
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         found = self.descend(obs, terms, generator)
+        actions, stops = found.candidate[:, 0], self.inference.stop_grad_norm is not None
+        if stops or terms.deadline_s is not None:  # perhaps before the last step
+            actions = self.admit(actions, terms)
         return Chunk(
-            actions=found.candidate[:, 0],
+            actions=actions,
             steps_used=found.steps_used[:, 0],
             energy=found.energies[-1, :, 0],
             grad_norm=found.grad_norms[-1, :, 0],

@@ -220,7 +220,17 @@ class Policy(Model):
 
     @abstractmethod
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
-        """Predict in the network's units, from obs (B, To, *) as `features` gives it."""
+        """Predict in the network's units, from obs (B, To, *) as `features` gives it.
+
+        The actions are what `admit` makes of a prediction.
+        """
+
+    def admit(self, chunks: Tensor, terms: Terms) -> Tensor:
+        """Chunks (B, ..., T, A), network units, within the demonstrations' limits and on the terms.
+
+        Beyond the limits of the demonstrations nothing was learned.
+        """
+        return terms.fit(self.normalizer.clamp("action", chunks))
 
     def observe(self, obs: dict[str, Tensor], prefix: Tensor | None = None) -> Tensor:
         """`features` of an observation in env units, and a prefix in the network's."""
@@ -336,11 +346,7 @@ class Policy(Model):
             else:
                 features = self.observe(obs)
             chunk = self.refine(features, terms, generator)
-            # Beyond the limits of the demonstrations nothing was learned.
-            actions = self.env_actions(state, self.normalizer.clamp("action", chunk.actions))
-            if project is not None:
-                actions = project(actions)
-            chunk.actions = terms.hold(actions, held)
+            chunk.actions = terms.hold(self.env_actions(state, chunk.actions), held)
             return chunk
 
     def _checked(self, rows: int, actions: Tensor | None, what: str, lengths: range) -> Any:
