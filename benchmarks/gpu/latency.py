@@ -46,7 +46,7 @@ LIMITS = Limits(
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
     """Return the cases in the order of how much they are wanted."""
-    sizes, batches, rounds = (("4xs",), (1, 2), 3) if toy else (SIZES, BATCHES, 100)
+    sizes, batches, rounds = (("4xs",), (1,), 1) if toy else (SIZES, BATCHES, 100)
     wanted = []
     for batch, size, predictor in product(batches, sizes, PREDICTORS):
         constraints = (False, True) if predictor.startswith("energy") and batch == 1 else (False,)

@@ -169,8 +169,7 @@ class EnergyPolicy(LandscapeModel, Policy):
             level, steps = how.warm_level, how.warm_steps
             earlier = terms.warm.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
-        with obs.device:  # made there, where sending them would make the host wait
-            chosen = self.objective.descent_options(steps, level)
+        chosen = self.objective.descent_options(steps, level, device=obs.device)
         levels = chosen.get("levels")
         if levels is None and terms.committed is not None:
             chosen["frozen"] = terms.committed.view(1, 1, -1, 1)
