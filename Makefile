@@ -9,7 +9,7 @@ ALL := $(VENV)/.installed-extras
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: push_t experiments robots language vision results test test-fast mutation matrix check format benchmarks clean
+.PHONY: push_t experiments robots language vision results test test-fast mutation matrix check format gpu benchmarks clean
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -82,6 +82,9 @@ check: $(ALL) ## lint, format and types
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu: $(READY) ## latency and training speed on this machine's GPU, in nine minutes; what is stored is not measured again
+	$(BIN)/python -m benchmarks.gpu
 
 benchmarks: $(READY) ## speed ratios of training steps and of chunk latency
 	$(BIN)/python -m benchmarks.speed

@@ -25,6 +25,7 @@ from benchmarks import (
     scaling,
     video,
 )
+from benchmarks.gpu.report import cards
 from benchmarks.settings import RESULTS
 from ebt_policy.evaluation.study_figures import (
     delay_curves,
@@ -350,6 +351,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "image_speed_cpu": lambda: image_speed.table(_stored("image_speed_cpu")),
         "image_speed_cuda": lambda: image_speed.table(_stored("image_speed_cuda")),
     },
+    "docs/gpu.md": {"gpu": lambda: cards(RESULTS / "gpu")},
     "docs/scaling.md": {
         f"scaling_{axis}": lambda axis=axis: scaling_table(_stored(f"scaling_{axis}"))
         for axis in scaling.AXES

@@ -12,7 +12,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,14 @@ CHUNKS = {
 console = Console()
 
 
-def make(model: str, size: str, device: torch.device, *overrides: str) -> Policy:
-    """An untrained policy of the packaged configuration."""
+def make(
+    model: str,
+    size: str,
+    device: torch.device,
+    *overrides: str,
+    shape: Mapping[str, Any] = SHAPE,
+) -> Policy:
+    """Return an untrained policy of the packaged configuration."""
     with initialize_config_module("configs", version_base="1.3"):
         cfg = compose("train", [f"model={model}", f"size={size}", *overrides])
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -75,7 +81,7 @@ def make(model: str, size: str, device: torch.device, *overrides: str) -> Policy
     limits = {"obs": torch.rand(64, 20) * 512, "action": torch.rand(64, 2) * 512}
     torch.manual_seed(0)
     kept = {str(k): v for k, v in config.items()}
-    return build_policy({**kept, "shape": SHAPE}, Normalizer.fit(limits)).to(device)
+    return build_policy({**kept, "shape": dict(shape)}, Normalizer.fit(limits)).to(device)
 
 
 def update(policy: Policy, device: torch.device) -> Callable[[], None]:

@@ -31,7 +31,7 @@ from rich.markdown import Markdown
 
 import ebt_policy
 from ebt_policy.entry import pick_device, report_errors
-from ebt_policy.evaluation.flops import training_flops
+from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.held_out import MOST, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
@@ -230,7 +230,7 @@ class Grid:
         trained = model.config["train"]
         batch = torch.arange(trained["batch_size"])
         windows, _ = held_out(model, None, self.device, "validation")
-        flops = trained["steps"] * training_flops(model, windows.gather(batch % len(windows)))
+        flops = trained["steps"] * training_work(model, windows.gather(batch % len(windows))).flops
         tokens = trained["steps"] * trained["batch_size"] * model.context
         params = model.parameter_count
         x = {"data": tokens, "params": params, "flops": flops}.get(self.study.axis)

@@ -23,7 +23,7 @@ from envs.rollout import batched, noise_seed
 from envs.spec import EnvSpec
 from real_robot.background import Background, Done
 from real_robot.clock import Clock
-from real_robot.safety import Limits, Motion, limit_chunks
+from real_robot.safety import ChunkProjection, Limits, Motion
 
 WARM_UPS = 6
 WARM_UP_S = 300.0  # compiling takes a minute or two
@@ -211,6 +211,7 @@ class Planner(Plans):
             raise ConfigError("execution.surprise is for energy policies; leave it out.")
         super().__init__(dt, background)
         self.policy, self.limits, self.how, self._clock = policy, limits, how, clock
+        self._bounds = limits.bounds(policy.device)
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -342,11 +343,7 @@ class Planner(Plans):
             earlier += [earlier[-1]] * (s.horizon - left)
             warm = torch.tensor(np.stack(earlier), dtype=torch.float32).unsqueeze(0)
 
-        def project(chunks: torch.Tensor) -> torch.Tensor:
-            free = chunks[..., first:, :].cpu().numpy()
-            allowed = torch.from_numpy(limit_chunks(self.limits, free, motion, self.dt))
-            return torch.cat([chunks[..., :first, :], allowed.to(chunks)], dim=-2)
-
+        project = ChunkProjection(self.limits, self._bounds, motion, self.dt, first)
         generator, how, policy = self._generator, self.how, self.policy
 
         def job() -> tuple[Chunk, float | None]:

@@ -1,4 +1,7 @@
-"""Limits of a robot, and the nearest command that keeps them: pure functions of NumPy arrays.
+"""Limits of a robot, and the nearest command that keeps them: pure functions.
+
+They take NumPy arrays where one command is sent, and PyTorch tensors where chunks of commands are
+predicted, on whatever device that happens.
 
 A command is the place (A,) where the robot is to be at the next tick; commands come every `dt`
 seconds. Positions, velocities and accelerations are those of the commands. A numbers of an action,
@@ -12,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 UNSEEN = 1e-5  # of the range: policies compute in single precision
 SLACK = 1e-9  # of rounding, relative to the largest number involved
 Place = Callable[[np.ndarray], np.ndarray]  # command (A,) -> where the tool is (3,), m
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class SafetyError(ValueError):
@@ -81,6 +87,19 @@ class Limits:
         for name in ("velocity", "acceleration", "lead"):
             if not (getattr(self, name) > 0).all():
                 raise SafetyError(f"limits: {name} must be positive.")
+
+    def bounds(self, device: torch.device | str = "cpu") -> Bounds:
+        """Return the limits that hold along a chunk, on a device."""
+        return Bounds(*(torch.from_numpy(getattr(self, n)).to(device) for n in Bounds._fields))
+
+
+class Bounds(NamedTuple):
+    """The limits of `Limits` as tensors of double precision, for `limit_chunks`."""
+
+    low: Tensor
+    high: Tensor
+    velocity: Tensor
+    acceleration: Tensor
 
 
 def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
@@ -162,19 +181,24 @@ def _numbers(given: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Motion:
+class Motion(Generic[Array]):
     """The last command (A,) and how far it was from the one before it (A,): one tick's travel."""
 
-    position: np.ndarray
-    travel: np.ndarray
+    position: Array
+    travel: Array
 
-    @classmethod
-    def rest(cls, position: np.ndarray) -> Motion:
+    @staticmethod
+    def rest(position: np.ndarray) -> Motion[np.ndarray]:
         position = np.asarray(position, dtype=np.float64)
-        return cls(position, np.zeros_like(position))
+        return Motion(position, np.zeros_like(position))
 
-    def then(self, command: np.ndarray) -> Motion:
+    def then(self, command: Array) -> Motion[Array]:
         return Motion(command, command - self.position)
+
+    def to(self, device: torch.device | str) -> Motion[Tensor]:
+        """Return the same motion as tensors of double precision."""
+        both = (torch.as_tensor(x, dtype=torch.float64) for x in (self.position, self.travel))
+        return Motion(*(x.to(device, non_blocking=True) for x in both))
 
 
 @dataclass(frozen=True)
@@ -191,7 +215,7 @@ class Limited:
     clamped: np.ndarray
 
 
-def stopping_travel(room: np.ndarray, slowing: np.ndarray) -> np.ndarray:
+def stopping_travel(room: Array, slowing: Array) -> Array:
     """The longest travel of one tick after which braking ends within `room`.
 
     Travels u, u - s, u - 2s, ... add up to at most `room` if u <= room / (n + 1) + s n / 2, where n
@@ -201,35 +225,45 @@ def stopping_travel(room: np.ndarray, slowing: np.ndarray) -> np.ndarray:
         room: (...) distance to the limit.
         slowing: s, by how much travel may change from one tick to the next.
     """
-    ahead = np.maximum(room, 0.0)
-    ticks = np.floor((np.sqrt(1 + 8 * ahead / slowing) - 1) / 2)
-    return np.where(room >= 0, ahead / (ticks + 1) + slowing * ticks / 2, room)
+    xp: Any = _library(room)
+    ahead = xp.clip(room, 0.0, None)
+    ticks = xp.floor((xp.sqrt(1 + 8 * ahead / slowing) - 1) / 2)
+    return xp.where(room >= 0, ahead / (ticks + 1) + slowing * ticks / 2, room)
 
 
 def reach(
-    limits: Limits, motion: Motion, dt: float, measured: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    limits: Limits | Bounds, motion: Motion[Array], dt: float, measured: np.ndarray | None = None
+) -> tuple[Array, Array]:
     """The allowed commands: lowest and highest (..., A); where none is, low is above high.
 
     Args:
+        limits: `Limits` for arrays, `Bounds` for tensors.
         motion: (..., A).
-        measured: (A,) where the robot is.
+        measured: (A,) where the robot is; for arrays.
     """
-    slowing, longest = limits.acceleration * dt**2, limits.velocity * dt
+    xp: Any = _library(motion.position)
+    slowing: Any = limits.acceleration * dt**2
+    longest = limits.velocity * dt
     at, travel = motion.position, motion.travel
-    up = np.minimum(longest, stopping_travel(limits.high - at, slowing))
-    down = np.minimum(longest, stopping_travel(at - limits.low, slowing))
-    low = at + np.maximum(-down, travel - slowing)
-    high = at + np.minimum(up, travel + slowing)
+    up = xp.minimum(longest, stopping_travel(limits.high - at, slowing))
+    down = xp.minimum(longest, stopping_travel(at - limits.low, slowing))
+    low = at + xp.maximum(-down, travel - slowing)
+    high = at + xp.minimum(up, travel + slowing)
     if measured is not None:
+        assert isinstance(limits, Limits)
         low = np.maximum(low, measured - limits.lead)
         high = np.minimum(high, measured + limits.lead)
-    low, high = np.maximum(low, limits.low), np.minimum(high, limits.high)
+    low, high = xp.maximum(low, limits.low), xp.minimum(high, limits.high)
     # Where exactly one command is left, rounding may have put its ends the wrong way round.
-    slack = SLACK * (1 + np.abs(at) + np.abs(limits.high) + np.abs(limits.low))
+    slack = SLACK * (1 + xp.abs(at) + xp.abs(limits.high) + xp.abs(limits.low))
     touching = (low > high) & (low - high <= slack)
-    one = np.clip((low + high) / 2, limits.low, limits.high)
-    return np.where(touching, one, low), np.where(touching, one, high)
+    one = xp.clip((low + high) / 2, limits.low, limits.high)
+    return xp.where(touching, one, low), xp.where(touching, one, high)
+
+
+def _library(x: Any) -> Any:
+    """The library whose functions take `x`; those used here have the same names in both."""
+    return torch if isinstance(x, Tensor) else np
 
 
 def limit(
@@ -271,22 +305,62 @@ def brake(limits: Limits, motion: Motion, dt: float) -> np.ndarray:
     return np.clip(motion.position, np.minimum(low, high), high)
 
 
-def limit_chunks(limits: Limits, chunks: np.ndarray, motion: Motion, dt: float) -> np.ndarray:
+def limit_chunks(
+    limits: Limits | Bounds, chunks: Array, motion: Motion[Array], dt: float, first: Any = 0
+) -> Array:
     """Chunks of commands (..., n, A), each command the nearest that is allowed after the last.
 
     Where the robot will be is not known yet; `lead` is left to `limit` at each tick.
 
     Args:
-        motion: (A,) before the first of them.
+        limits: `Limits` for arrays, `Bounds` for tensors.
+        chunks: of double precision.
+        motion: (A,) before the first command that may be chosen.
+        first: index of that command; those before it stay as they are. For tensors a tensor, so
+            that one compiled program serves all.
     """
-    allowed = np.empty_like(chunks, dtype=np.float64)
+    xp: Any = _library(chunks)
     shape = (*chunks.shape[:-2], chunks.shape[-1])
-    motion = Motion(np.broadcast_to(motion.position, shape), np.broadcast_to(motion.travel, shape))
+    motion = Motion(*(xp.broadcast_to(x, shape) for x in (motion.position, motion.travel)))
+    allowed = []
     for i in range(chunks.shape[-2]):
+        wanted, fixed = chunks[..., i, :], first > i
         low, high = reach(limits, motion, dt)
-        allowed[..., i, :] = np.clip(chunks[..., i, :], np.minimum(low, high), high)
-        motion = motion.then(allowed[..., i, :])
-    return allowed
+        command = xp.where(fixed, wanted, xp.clip(wanted, xp.minimum(low, high), high))
+        after = motion.then(command)
+        motion = Motion(
+            xp.where(fixed, motion.position, after.position),
+            xp.where(fixed, motion.travel, after.travel),
+        )
+        allowed.append(command)
+    return xp.stack(allowed, -2)
+
+
+class ChunkProjection:
+    """A policy's projection (see `Policy.predict_chunk`) to what `limit_chunks` allows.
+
+    Args:
+        limits, motion, dt, first: of `limit_chunks`.
+        bounds: the same limits on the policy's device.
+    """
+
+    def __init__(
+        self, limits: Limits, bounds: Bounds, motion: Motion[np.ndarray], dt: float, first: int
+    ) -> None:
+        device = bounds.low.device
+        self.limits, self.bounds, self.dt, self.first = limits, bounds, dt, first
+        self.motion, self.motion_there = motion, motion.to(device)
+        self.first_there = torch.tensor(first).to(device, non_blocking=True)
+
+    def __call__(self, chunks: Tensor) -> Tensor:
+        """Chunks (..., n, A) -> the nearest that are allowed, of the same precision."""
+        wanted = chunks.double()
+        if torch.compiler.is_compiling() or not wanted.is_cpu:
+            bounds, motion = self.bounds, self.motion_there
+            return limit_chunks(bounds, wanted, motion, self.dt, self.first_there).to(chunks)
+        # Uncompiled on the CPU, where a call of NumPy takes a third of the time of one of PyTorch.
+        allowed = limit_chunks(self.limits, wanted.numpy(), self.motion, self.dt, self.first)
+        return torch.from_numpy(allowed).to(chunks)
 
 
 def _braking(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:

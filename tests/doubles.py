@@ -142,6 +142,7 @@ class Wanderer:
         obs_dim=2, action_dim=2, horizon=16, n_obs_steps=2, n_action_steps=8, cameras=None
     )
     parameter_count = 0
+    device = torch.device("cpu")
 
     def __init__(self, reach: float = 6.0) -> None:
         self.reach = reach

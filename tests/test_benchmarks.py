@@ -158,7 +158,7 @@ def test_latencies_are_ratios_of_one_run(monkeypatch):
     monkeypatch.setattr(
         speed, "CHUNKS", {k: speed.CHUNKS[k] for k in ("DDPM-100", "energy, 2 steps, best of 8")}
     )
-    result = speed.inference("xs", 2, torch.device("cpu"))
+    result = speed.inference("4xs", 2, torch.device("cpu"))
     for latency in result.values():
         assert latency["DDPM-100"]["ddpm_100_takes"] == 1.0
         assert latency["energy, 2 steps, best of 8"]["p50"] > 0

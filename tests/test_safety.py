@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from real_robot.safety import (
+    ChunkProjection,
     Limits,
     Motion,
     SafetyError,
@@ -156,9 +158,30 @@ def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
     )
 
 
-def test_chunks_of_single_precision_become_commands_of_double_precision():
-    chunks, rest = np.zeros((1, 4, A), np.float32), Motion.rest(np.array([5.0, 0.0]))
-    assert limit_chunks(build(), chunks, rest, DT).dtype == np.float64
+@pytest.mark.parametrize("first", [0, 4, 9])
+def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(first):
+    limits, rest = build(), Motion.rest(np.array([5.0, 0.0]))
+    chunks = np.random.default_rng(0).normal(size=(3, 2, 9, A)) * 50
+    expected = (
+        np.concatenate(
+            [chunks[..., :first, :], limit_chunks(limits, chunks[..., first:, :], rest, DT)],
+            axis=-2,
+        )
+        if first < 9
+        else chunks
+    )
+    tensors = torch.from_numpy(chunks), rest.to("cpu"), DT, torch.tensor(first)
+    np.testing.assert_array_equal(limit_chunks(limits, chunks, rest, DT, first), expected)
+    np.testing.assert_array_equal(limit_chunks(limits.bounds(), *tensors).numpy(), expected)
+
+
+def test_chunks_of_a_policy_are_limited_in_double_precision():
+    limits, rest = build(), Motion.rest(np.array([5.0, 0.0]))
+    chunks = np.random.default_rng(0).normal(size=(1, 4, A)).astype(np.float32)
+    found = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
+    expected = limit_chunks(limits, chunks.astype(np.float64), rest, DT, 1)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
 
 
 def test_names_and_shapes_are_checked():

@@ -16,7 +16,7 @@ from test_text import TEXT
 
 from ebt_policy import scaling
 from ebt_policy.data.text import TokenWindows
-from ebt_policy.evaluation.flops import training_flops
+from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.options import ConfigError
 
@@ -159,7 +159,7 @@ def test_flops_are_those_of_the_products():
 
     model = build("transformer_pp")
     tokens = np.arange(40) % model.vocabulary
-    found = training_flops(model, TokenWindows(tokens, 8).gather(torch.arange(4)))
+    found = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops
     block = model.net.blocks[0]
     width, layers = model.net.width, len(model.net.blocks)
     weights = layers * sum(p.numel() for p in block.parameters() if p.ndim == 2)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.data.windows import Windows, action_origin, fit_normalizer
+from ebt_policy.data.windows import Windows, action_origin, fit_normalizer, origin_index
 
 
 def make(lengths):
@@ -146,5 +146,5 @@ def test_relative_actions_do_not_depend_on_where_the_robot_is():
         np.testing.assert_allclose(near[key], far[key], atol=1e-3)
     assert action_origin(torch.zeros(3, 2, 5), None) == 0.0
     obs = torch.arange(12.0).view(1, 3, 4)
-    assert torch.equal(action_origin(obs, [3, 1]), torch.tensor([[[11.0, 9.0]]]))
-    assert torch.equal(action_origin(obs, [3, None]), torch.tensor([[[11.0, 0.0]]]))
+    assert torch.equal(action_origin(obs, origin_index([3, 1])), torch.tensor([[[11.0, 9.0]]]))
+    assert torch.equal(action_origin(obs, origin_index([3, None])), torch.tensor([[[11.0, 0.0]]]))

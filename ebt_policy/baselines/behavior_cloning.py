@@ -46,4 +46,4 @@ class BehaviorCloning(Policy):
 
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         used = torch.ones(len(obs), dtype=torch.long, device=obs.device)
-        return Chunk(actions=self._regress(obs), steps_used=used)
+        return Chunk(actions=self.admit(self._regress(obs), terms), steps_used=used)

@@ -133,11 +133,10 @@ class DiffusionPolicy(SamplingPolicy):
         for t in scheduler.timesteps:
             if (prefix := terms.prefix) is not None:
                 # Inpainting: a committed action is as noisy as the others.
-                length = prefix.shape[1]
-                held = prefix.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
+                held = prefix.unsqueeze(1).expand_as(x)
                 normal, now = draw_normal(held, generator), t.view(1)
                 noisy = scheduler.add_noise(held, normal, now)  # type: ignore[arg-type]
-                x = torch.cat([noisy, x[:, :, length:]], dim=2)
+                x = terms.hold(x, noisy)
             predicted = self.net(context, x, _level(x, int(t)))
             x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
         return x

@@ -74,10 +74,8 @@ class FlowMatchingPolicy(SamplingPolicy):
             level = noise.new_full(noise.shape[:2], k / steps)
             x = x + self.net(context, x, level) / steps
             if terms.prefix is not None:
-                length = terms.prefix.shape[1]
-                held = terms.prefix.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
-                at = corrupt(held, noise[:, :, :length], level + 1 / steps)
-                x = torch.cat([at, x[:, :, length:]], dim=2)
+                held = terms.prefix.unsqueeze(1)
+                x = terms.hold(x, corrupt(held, noise, level + 1 / steps))
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:

@@ -115,7 +115,7 @@ class ImplicitBC(Policy):
             repeats = -(-how.samples // parents.shape[1])
             x = parents.repeat(1, repeats, 1, 1)[:, : how.samples]
             x = x + spread * half * draw_normal(like, generator)
-            x = terms.fit(self.normalizer.clamp("action", x))
+            x = self.admit(x, terms)
             energy = self.net(context, x)
             spread *= how.shrink
         best = energy.argmin(dim=1)

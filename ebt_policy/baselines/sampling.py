@@ -73,10 +73,10 @@ class SamplingPolicy(Policy):
             len(obs), options.candidates, self.shape.horizon, self.shape.action_dim
         )
         x = self.sample(context, draw_normal(like, generator), terms, generator)
+        x = self.admit(x, terms)  # what is chosen is what is executed
         used = torch.full((len(obs),), options.steps, device=obs.device)
         if options.candidates == 1:
             return Chunk(actions=x[:, 0], steps_used=used)
-        x = terms.fit(self.normalizer.clamp("action", x))  # what is chosen is what is executed
         if options.select == "line_integral":
             field = partial(self.score_field, context, level=options.level)
             score = line_integral(field, x, options.candidates)

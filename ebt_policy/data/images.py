@@ -430,6 +430,6 @@ class Crops:
         rows = rows[:, None] + down * self.width[image, None]
         chosen = rows[:, :, None] + (left[:, None] + right)[:, None, :]
         return {
-            "image": self.pixels[chosen.to(self.device)],
-            "label": self.labels[image].to(self.device),
+            "image": self.pixels[chosen.to(self.device, non_blocking=True)],
+            "label": self.labels[image].to(self.device, non_blocking=True),
         }

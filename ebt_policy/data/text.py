@@ -239,4 +239,5 @@ class TokenWindows:
         """Rows of "tokens" (B, S + 1), int64."""
         starts = index.numpy() * self.stride
         rows = self.tokens[starts[:, None] + np.arange(self.context + 1)]
-        return {"tokens": torch.from_numpy(rows.astype(np.int64)).to(self.device)}
+        tokens = torch.from_numpy(rows.astype(np.int64))
+        return {"tokens": tokens.to(self.device, non_blocking=True)}

@@ -215,7 +215,7 @@ class Frames:
         return len(self.pixels)
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        return {"image": self.pixels[index.to(self.pixels.device)]}
+        return {"image": self.pixels[index.to(self.pixels.device, non_blocking=True)]}
 
 
 class FrameWindows:
@@ -258,4 +258,4 @@ class FrameWindows:
     def gather(self, index: Tensor) -> dict[str, Tensor]:
         """ "frames" (B, S + 1, F)."""
         rows = self.starts[index][:, None] + torch.arange(self.length)
-        return {"frames": self.frames[rows.to(self.frames.device)]}
+        return {"frames": self.frames[rows.to(self.frames.device, non_blocking=True)]}

@@ -133,7 +133,7 @@ class Windows:
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the windows `index` (B,), each in 0..W-1: observed (B, To) and all (B, T)."""
-        index = index.to(self.device)
+        index = index.to(self.device, non_blocking=True)
         rows = self._start[index, None] + self._offset
         rows = rows.clamp(self._first[index, None], self._last[index, None])
         return rows[:, : self.n_obs_steps], rows
@@ -150,18 +150,30 @@ class Windows:
         return {"obs": self.obs[observed], "action": self.action[rows], **images}
 
 
-def action_origin(obs: Tensor, relative_to: Sequence[int | None] | None) -> Tensor | float:
-    """From where the actions of a chunk are measured: (B, 1, A), or 0.0 for absolute actions.
+def origin_index(relative_to: Sequence[int | None] | None) -> Tensor | None:
+    """Return the entries (A,) of an observation that `action_origin` reads.
+
+    Args:
+        relative_to: A entries of an observation, in the units of the action; None for a number
+            that stays absolute, None as a whole for absolute actions.
+    """
+    if relative_to is None:
+        return None
+    return torch.tensor([-1 if i is None else i for i in relative_to])
+
+
+def action_origin(obs: Tensor, index: Tensor | None) -> Tensor | float:
+    """Return where the actions of a chunk are measured from: (B, 1, A), or 0.0 if absolute.
 
     Args:
         obs: (B, To, Do), the newest last.
-        relative_to: A entries of an observation, in the units of the action; None for a number
-            that stays absolute.
+        index: what `origin_index` returned, on the same device.
     """
-    if relative_to is None:
+    if index is None:
         return 0.0
-    newest = torch.nn.functional.pad(obs[:, -1:], (0, 1))  # a zero, for what stays absolute
-    return newest[..., [obs.shape[-1] if i is None else i for i in relative_to]]
+    # The last entry is a zero, for what stays absolute.
+    newest = torch.nn.functional.pad(obs[:, -1:], (0, 1))
+    return newest[..., index]
 
 
 def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:
@@ -171,5 +183,7 @@ def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -
     the scale of the noise of denoising, beside which what matters of an action must not be small.
     """
     observed, rows = windows.rows(torch.arange(len(windows)))  # without images: they are many
-    action = windows.action[rows] - action_origin(windows.obs[observed], relative_to)
+    index = origin_index(relative_to)
+    index = None if index is None else index.to(windows.device)
+    action = windows.action[rows] - action_origin(windows.obs[observed], index)
     return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))

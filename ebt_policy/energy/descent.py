@@ -342,7 +342,10 @@ def _step_sizes(
     """(N, 1, 1) or (N, B, U)."""
     if not isinstance(step_size, Tensor) and not step_size > 0:
         raise ValueError(f"step_size must be positive, got {step_size}.")
-    size = torch.as_tensor(step_size, device=x.device, dtype=x.dtype)
+    if isinstance(step_size, Tensor):
+        size = step_size.to(x)
+    else:
+        size = torch.full((), step_size, device=x.device, dtype=x.dtype)
     if size.ndim and size.shape not in ((count,), x.shape[:2]):
         shapes = f"a number, ({count},) or {tuple(x.shape[:2])}"
         raise ValueError(f"step_size must be {shapes}, got {tuple(size.shape)}.")
@@ -363,9 +366,10 @@ def _spread(per_unit: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_finite(result: Descent) -> None:
-    every = (result.path, result.energies, result.grad_norms)
-    if all(bool(x.isfinite().all()) for x in (result.candidate, *every[1:])):
+    ends = (result.candidate, result.energies, result.grad_norms)
+    if bool(torch.stack([x.isfinite().all() for x in ends]).all()):  # a GPU is waited for once
         return
+    every = (result.path, *ends[1:])
     bad = min(k for rows in every for k, x in enumerate(rows) if not bool(x.isfinite().all()))
     raise DescentError(
         f"the descent met NaN or Inf after {bad} of {len(result.grad_norms)} steps; "

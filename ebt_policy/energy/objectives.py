@@ -66,11 +66,14 @@ class Objective(nn.Module, ABC):
         """Scalar loss and metrics; with a replay buffer the metrics hold its new ``candidate``."""
 
     @abstractmethod
-    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+    def descent_options(
+        self, steps: int, level: float = 0.0, device: torch.device | None = None
+    ) -> dict[str, Any]:
         """Arguments of `descend` at inference, besides the number of steps.
 
         Args:
             level: of corruption that candidates start from, 0 for noise.
+            device: of the candidates, where levels are made.
         """
 
     def verify(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
@@ -126,12 +129,14 @@ class Flow(Objective):
         loss = squared_error(step.candidate - start, velocity).mean()
         return loss, {"grad_norm": step.grad_norms.mean()}
 
-    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+    def descent_options(
+        self, steps: int, level: float = 0.0, device: torch.device | None = None
+    ) -> dict[str, Any]:
         chosen: dict[str, Any] = {"step_size": (1.0 - level) / steps}
         if self.level_conditioned:
             # At level 0 a candidate is noise and says nothing of the demonstrations: the field is
             # E[y | context] - x, so the first step needs one evaluation for all candidates.
-            levels = torch.linspace(level, 1.0, steps + 1)
+            levels = torch.linspace(level, 1.0, steps + 1, device=device)
             chosen |= {"levels": levels, "shared_start": level == 0}
         return chosen
 
@@ -182,7 +187,9 @@ class Equilibrium(Flow):
     def pace(self, level: Tensor) -> Tensor:
         return ((1 - level) / self.fade).clamp(max=1.0)
 
-    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+    def descent_options(
+        self, steps: int, level: float = 0.0, device: torch.device | None = None
+    ) -> dict[str, Any]:
         longest = min(self.fade, self.REACH / steps)
         return {"step_size": max((1.0 - level) / steps, longest)}
 
@@ -251,8 +258,9 @@ class S1(Objective):
         return losses.mean(), metrics
 
     def descent_options(
-        self, steps: int, level: float = 0.0, learned: bool = False
-    ) -> dict[str, Any]:
+        self, steps: int, level: float = 0.0, device: torch.device | None = None,
+        *, learned: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
         size = self.step_size if learned else self.step_size.detach()
         chosen: dict[str, Any] = {
             "step_size": size.clamp(min=1e-4),
@@ -345,7 +353,9 @@ class S2(Objective):
             metrics["candidate"] = found.candidate.detach()
         return self.space.error(found.candidate, target).mean(), metrics
 
-    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+    def descent_options(
+        self, steps: int, level: float = 0.0, device: torch.device | None = None
+    ) -> dict[str, Any]:
         return {
             "step_size": self.step_size,
             "noise": self.noise,
@@ -411,7 +421,9 @@ class Contrastive(Objective):
         loss = info_nce(positive, negatives) + self.regularizer * both.square().mean()
         return loss, {"energy_gap": (negatives.mean() - positive.mean()).detach()}
 
-    def descent_options(self, steps: int, level: float = 0.0) -> dict[str, Any]:
+    def descent_options(
+        self, steps: int, level: float = 0.0, device: torch.device | None = None
+    ) -> dict[str, Any]:
         # Gradients of a classifier-like landscape vary by orders of magnitude: clip each unit's.
         return {"step_size": self.step_size, "noise": self.noise, "max_grad_norm": 10.0}
 

@@ -1,32 +1,56 @@
-"""What training costs, counted while it runs."""
+"""Operations and memory traffic of a computation, counted while it runs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ebt_policy.models.base import Model
 
 
-class _FlopCounter(TorchDispatchMode):
+class Work(NamedTuple):
+    """Work of all matrix products and convolutions.
+
+    Attributes:
+        flops: floating-point operations, two for a multiplication and an addition.
+        bytes: size of their operands and results, each counted once a product. Elementwise
+            operations count nothing: a compiler can fuse them with the products.
+    """
+
+    flops: float
+    bytes: float
+
+
+class _WorkCounter(TorchDispatchMode):
     """Torch's own counter follows modules, which a gradient inside the loss does not let it."""
 
     flops = 0.0
+    bytes = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func._overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
         return out
 
 
-def training_flops(model: Model, batch: Any) -> float:
-    """FLOPs of one training update on a batch of data: those of all matrix products."""
+def count_work(job: Callable[[], object]) -> Work:
+    """Run an uncompiled ``job`` once and return the work it does."""
+    with _WorkCounter() as counter, sdpa_kernel(SDPBackend.MATH):
+        job()
+    return Work(counter.flops, counter.bytes)
+
+
+def training_work(model: Model, batch: Any) -> Work:
+    """Return the work of the loss of one training update on a batch of data, and its gradient."""
     batch = model.draw(model.normalize(batch))
     model.requires_grad_()
-    with _FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
-        model(batch)[0].backward()
-    return counter.flops
+    return count_work(lambda: model(batch)[0].backward())

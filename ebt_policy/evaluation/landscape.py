@@ -50,7 +50,7 @@ def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     The plane is spanned by the two principal components of the final candidates; the energy is the
     verified one, by which candidates compare.
     """
-    device = next(policy.parameters()).device
+    device = policy.device
     before = policy.inference
     policy.configure_inference(candidates=1)
     try:

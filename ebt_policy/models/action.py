@@ -149,12 +149,14 @@ class EnergyPolicy(LandscapeModel, Policy):
         how, terms = self.inference, terms or Terms()
         like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
         noise = draw_normal(like, generator)
-        whole = terms == Terms() and how.stop_grad_norm is None and how.stop_change is None
+        # What asks the clock or the candidates whether to go on cannot be compiled as one piece.
+        asks = (terms.deadline_s, how.stop_grad_norm, how.stop_change)
+        whole = all(option is None for option in asks)
         search = self._compiled if whole and self._compiled is not None else self._search
         return search(obs, noise, terms, generator)
 
     def compile_prediction(self) -> None:
-        # As one piece, all steps and the verification; what rarely happens stays as it is.
+        # As one piece: all steps, a committed prefix, a robot's limits and the verification.
         self._compiled = torch.compile(self._search)
         if self.vision is not None:
             self.vision.compile()
@@ -167,23 +169,18 @@ class EnergyPolicy(LandscapeModel, Policy):
             level, steps = how.warm_level, how.warm_steps
             earlier = terms.warm.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
-        chosen = self.objective.descent_options(steps, level)
+        chosen = self.objective.descent_options(steps, level, device=obs.device)
         levels = chosen.get("levels")
-        if levels is not None:
-            chosen["levels"] = levels = levels.to(obs.device)
-        elif terms.prefix is not None:
-            length = terms.prefix.shape[1]
-            mask = torch.arange(self.shape.horizon, device=obs.device) < length
-            init = torch.where(mask.view(1, 1, -1, 1), terms.fit(init), init)
-            chosen["frozen"] = mask.view(1, 1, -1, 1)
+        if levels is None and terms.committed is not None:
+            chosen["frozen"] = terms.committed.view(1, 1, -1, 1)
+            init = torch.where(chosen["frozen"], terms.fit(init), init)
         # Who lands early is beyond the level of the others: no end of its path is to be foreseen.
         bound = terms if how.stop_change is None else replace(terms, project=None)
         bound = bound if bound.project is not None or bound.prefix is not None else None
 
         def project(x: Tensor, done: int) -> Tensor:
             if done == steps:
-                # Beyond the demonstrations' limits nothing was learned; on the way there is noise.
-                return terms.fit(self.normalizer.clamp("action", x))
+                return self.admit(x, terms)
             if bound is None:
                 return x
             return bound.fit(x) if levels is None else _on_the_path(x, noise, levels[done], bound)
@@ -206,8 +203,11 @@ class EnergyPolicy(LandscapeModel, Policy):
 
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
         found = self.descend(obs, terms, generator)
+        actions, stops = found.candidate[:, 0], self.inference.stop_grad_norm is not None
+        if stops or terms.deadline_s is not None:  # perhaps before the last step
+            actions = self.admit(actions, terms)
         return Chunk(
-            actions=found.candidate[:, 0],
+            actions=actions,
             steps_used=found.steps_used[:, 0],
             energy=found.energies[-1, :, 0],
             grad_norm=found.grad_norms[-1, :, 0],

@@ -123,6 +123,11 @@ class Model(nn.Module, ABC):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def save(self, folder: Path) -> None:
         """Write weights, configuration and `files` into an existing folder."""
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}

@@ -93,8 +93,7 @@ class LandscapeModel(Model):
 
     def load_extra_training_state(self, state: dict[str, Any]) -> None:
         if self.objective.replay is not None:
-            device = next(self.parameters()).device
-            self.objective.replay.load_state_dict(state["replay"], device)
+            self.objective.replay.load_state_dict(state["replay"], self.device)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(lr, weight_decay)

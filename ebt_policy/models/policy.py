@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ebt_policy.data.normalize import Normalizer
-from ebt_policy.data.windows import action_origin
+from ebt_policy.data.windows import action_origin, origin_index
 from ebt_policy.energy.noise import Generators
 from ebt_policy.models.base import Model, reading
 from ebt_policy.models.vision import VisionEncoder
@@ -80,14 +81,19 @@ class Chunk:
 class Terms:
     """What a chunk is to be made on, in the network's units; see `Policy.predict_chunk`.
 
+    All tensors have the same shape whatever the length of the prefix, so that a compiled prediction
+    serves every length.
+
     Attributes:
-        prefix: (B, P, A) its first actions, committed already.
+        prefix: (B, T, A) its first actions, committed already; beyond them anything.
+        committed: (T, 1) bool, True for the actions of ``prefix``; given exactly with it.
         warm: (B, T, A) an earlier plan to start from.
         project: chunks (B, ..., T, A) -> the nearest that may be executed.
         deadline_s: wall-clock budget.
     """
 
     prefix: Tensor | None = None
+    committed: Tensor | None = None
     warm: Tensor | None = None
     project: Callable[[Tensor], Tensor] | None = None
     deadline_s: float | None = None
@@ -96,12 +102,16 @@ class Terms:
         """Finished chunks (B, ..., T, A) on these terms."""
         if self.project is not None:
             chunks = self.project(chunks)
-        if self.prefix is not None:
-            between = (1,) * (chunks.ndim - self.prefix.ndim)
-            held = self.prefix.view(len(chunks), *between, *self.prefix.shape[1:])
-            rest = chunks[..., self.prefix.shape[1] :, :]
-            chunks = torch.cat([held.expand(*rest.shape[:-2], -1, -1), rest], dim=-2)
-        return chunks
+        return self.hold(chunks, self.prefix)
+
+    def hold(self, chunks: Tensor, prefix: Tensor | None) -> Tensor:
+        """Chunks (B, ..., T, A) that begin with a prefix (B, ..., T, A), where one is committed."""
+        if prefix is None or self.committed is None:
+            return chunks
+        between = (1,) * (chunks.ndim - prefix.ndim)
+        return torch.where(
+            self.committed, prefix.view(len(chunks), *between, *prefix.shape[1:]), chunks
+        )
 
 
 class Policy(Model):
@@ -129,6 +139,10 @@ class Policy(Model):
         self.vision = vision
         seen = 0 if vision is None else vision.features
         told = shape.max_prefix * (shape.action_dim + 1)
+        self._origin_index: (
+            Tensor | None
+        )  # on the device beforehand: a list would be sent each time
+        self.register_buffer("_origin_index", origin_index(shape.relative_to), persistent=False)
         self.tokens = replace(shape, obs_dim=shape.obs_dim + seen + told)
 
     @property
@@ -150,9 +164,10 @@ class Policy(Model):
         if self.vision is not None:
             draws["crop"] = self.vision.draw(batch["obs"])
         if longest := self.shape.max_prefix:  # half of the time a robot has just begun to move
-            count = torch.randint(-longest, longest + 1, (len(batch["obs"]),))
-            blur = TOLD_NOISE * torch.randn_like(batch["action"][:, :longest])
-            draws |= {"committed": count.clamp(min=0).to(blur.device), "blur": blur}
+            action = batch["action"]
+            count = torch.randint(-longest, longest + 1, (len(action),), device=action.device)
+            blur = TOLD_NOISE * torch.randn_like(action[:, :longest])
+            draws |= {"committed": count.clamp(min=0), "blur": blur}
         return {**drawn, "draws": draws}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -205,7 +220,17 @@ class Policy(Model):
 
     @abstractmethod
     def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
-        """Predict in the network's units, from obs (B, To, *) as `features` gives it."""
+        """Predict in the network's units, from obs (B, To, *) as `features` gives it.
+
+        The actions are what `admit` makes of a prediction.
+        """
+
+    def admit(self, chunks: Tensor, terms: Terms) -> Tensor:
+        """Chunks (B, ..., T, A), network units, within the demonstrations' limits and on the terms.
+
+        Beyond the limits of the demonstrations nothing was learned.
+        """
+        return terms.fit(self.normalizer.clamp("action", chunks))
 
     def observe(self, obs: dict[str, Tensor], prefix: Tensor | None = None) -> Tensor:
         """`features` of an observation in env units, and a prefix in the network's."""
@@ -221,7 +246,7 @@ class Policy(Model):
         return moved + self._origin(obs, moved)
 
     def _origin(self, obs: Tensor, actions: Tensor) -> Tensor | float:
-        origin = action_origin(obs, self.shape.relative_to)
+        origin = action_origin(obs, self._origin_index)
         if not isinstance(origin, Tensor):
             return origin
         return origin.view(len(obs), *(1 for _ in actions.shape[2:]), -1).to(actions)
@@ -257,57 +282,89 @@ class Policy(Model):
             ValueError: for wrong shapes, a missing camera, NaN or Inf in the observation, the
                 prefix or the earlier plan.
         """
-        s = self.shape
-        device = next(self.parameters()).device
+        s, device = self.shape, self.device
         with torch.inference_mode(False), torch.no_grad():
+            # Checked where the tensors are: to ask a GPU for an answer would make the host wait.
             if "obs" not in obs:
                 raise ValueError(f'the observation must have the key "obs", got {sorted(obs)}.')
-            seen = obs["obs"].to(device, torch.float32, copy=True)
-            if seen.ndim != 3 or tuple(seen.shape[1:]) != (s.n_obs_steps, s.obs_dim):
+            state = obs["obs"]
+            if state.ndim != 3 or tuple(state.shape[1:]) != (s.n_obs_steps, s.obs_dim):
                 raise ValueError(
                     f"the observation must be (B, {s.n_obs_steps}, {s.obs_dim}), "
-                    f"got {tuple(seen.shape)}."
+                    f"got {tuple(state.shape)}."
                 )
-            if not bool(seen.isfinite().all()):
+            if not bool(state.isfinite().all()):
                 raise ValueError("the observation holds NaN or Inf; check the sensor.")
-            images = {
-                name: _image(obs, name, (len(seen), s.n_obs_steps, *size, 3)).to(device)
+            moved = {
+                name: _image(obs, name, (len(state), s.n_obs_steps, *size, 3)).to(
+                    device, non_blocking=True
+                )
                 for name, size in (s.cameras or {}).items()
             }
+            moved["obs"] = state.to(device, torch.float32, non_blocking=True, copy=True)
+            actions = {
+                "prefix": self._checked(len(state), prefix, "prefix", range(s.horizon + 1)),
+                "warm": self._checked(
+                    len(state), warm, "earlier plan", range(s.horizon, s.horizon + 1)
+                ),
+            }
+            return self.predict_on_device(
+                moved, **actions, project=project, deadline_s=deadline_s, generator=generator
+            )
+
+    def predict_on_device(
+        self,
+        obs: dict[str, Tensor],
+        *,
+        prefix: Tensor | None = None,
+        warm: Tensor | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
+        deadline_s: float | None = None,
+        generator: Generators = None,
+    ) -> Chunk:
+        """Predict as `predict_chunk` does, from valid tensors that are on the policy's device.
+
+        Nothing in it makes the host wait for the device, unless ``project``, ``deadline_s``, a
+        generator of the host or an option that stops a descent early does.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            state = obs["obs"]
             terms = Terms(
-                prefix=self._given(seen, prefix, "prefix", range(s.horizon + 1)),
-                warm=self._given(seen, warm, "earlier plan", range(s.horizon, s.horizon + 1)),
-                project=None if project is None else self._within(seen, project),
+                warm=None if warm is None else self._network_actions(state, warm),
+                project=None if project is None else self._within(state, project),
                 deadline_s=deadline_s,
             )
-            read = self.observe({**images, "obs": seen}, terms.prefix)
-            chunk = self.refine(read, terms, generator)
-            # Beyond the limits of the demonstrations nothing was learned.
-            actions = self.env_actions(seen, self.normalizer.clamp("action", chunk.actions))
-            if project is not None:
-                actions = project(actions)
-            if prefix is not None:
-                actions[:, : prefix.shape[1]] = prefix.to(actions)
-            chunk.actions = actions
+            held = None
+            if prefix is not None and prefix.shape[1]:
+                own = self._network_actions(state, prefix)
+                count, horizon = prefix.shape[1], self.shape.horizon
+                padding = (0, 0, 0, horizon - count)
+                held = F.pad(prefix, padding)
+                committed = torch.arange(horizon, device=state.device).unsqueeze(1) < count
+                terms = replace(terms, prefix=F.pad(own, padding), committed=committed)
+                features = self.observe(obs, own)
+            else:
+                features = self.observe(obs)
+            chunk = self.refine(features, terms, generator)
+            chunk.actions = terms.hold(self.env_actions(state, chunk.actions), held)
             return chunk
 
-    def _given(self, obs: Tensor, actions: Tensor | None, what: str, lengths: range) -> Any:
-        """Actions (B, n, A) that a caller gave, env units, in the network's; None if None."""
+    def _checked(self, rows: int, actions: Tensor | None, what: str, lengths: range) -> Any:
+        """Actions (B, n, A) that a caller gave, env units, on the policy's device; None if None."""
         if actions is None:
             return None
         s = self.shape
-        if actions.ndim != 3 or actions.shape[::2] != (len(obs), s.action_dim):
+        if actions.ndim != 3 or actions.shape[::2] != (rows, s.action_dim):
             raise ValueError(
-                f"the {what} must be ({len(obs)}, P, {s.action_dim}), got {tuple(actions.shape)}."
+                f"the {what} must be ({rows}, P, {s.action_dim}), got {tuple(actions.shape)}."
             )
         if actions.shape[1] not in lengths:
             raise ValueError(
                 f"the {what} has {actions.shape[1]} actions, the horizon is {s.horizon}."
             )
-        own = actions.to(obs.device, torch.float32, copy=True)
-        if not bool(own.isfinite().all()):
+        if not bool(actions.isfinite().all()):
             raise ValueError(f"the {what} holds NaN or Inf; give actions in env units.")
-        return self._network_actions(obs, own)
+        return actions.to(self.device, torch.float32, non_blocking=True, copy=True)
 
     def _within(self, obs: Tensor, project: Callable[[Tensor], Tensor]):
         """The same projection in the network's units."""

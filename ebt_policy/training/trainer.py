@@ -165,7 +165,9 @@ class Trainer:
         # Every process draws the same random numbers: they belong to the global batch.
         set_seed(seed)
         optimizer = torch.optim.AdamW(
-            model.parameter_groups(config.lr, config.weight_decay), betas=(0.9, 0.95)
+            model.parameter_groups(config.lr, config.weight_decay),
+            betas=(0.9, 0.95),
+            fused=accelerator.device.type == "cuda" or None,  # one launch for all parameters
         )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         quiet = not accelerator.is_main_process

@@ -1,0 +1,52 @@
+"""Measure on this machine's GPU: ``python -m benchmarks.gpu [sections=latency,text minutes=9]``.
+
+Settings: sections (all, or some of them, separated by commas), minutes (of all together), toy (1
+for the smallest sizes, a rehearsal that also runs on a CPU), output (docs/results/gpu). Every case
+is stored in ``OUTPUT/CARD/SECTION.json`` as soon as it is measured; the next call measures what is
+missing, in the same order. A case that does not fit in the time left is not started. At the end the
+results are printed as tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import card, images, latency, push_t, text, training
+from benchmarks.gpu.report import tables
+from benchmarks.gpu.results import SectionResults, TimeBudget, card_folder, card_name
+from benchmarks.settings import DEVICE, RESULTS, command, settings
+
+SECTIONS = {
+    "latency": latency.cases,
+    "training": training.cases,
+    "push_t": push_t.cases,
+    "text": text.cases,
+    "images": images.cases,
+}  # the most wanted first
+
+
+def main() -> None:
+    given = settings(sections="all", minutes=9.0, toy=0, output=str(RESULTS / "gpu"))
+    wanted = list(SECTIONS) if given.sections == "all" else given.sections.split(",")
+    if unknown := [name for name in wanted if name not in SECTIONS]:
+        sys.exit(f"error: unknown section {unknown[0]!r}; available: all, {', '.join(SECTIONS)}.")
+    if DEVICE.type == "cpu" and not given.toy:
+        sys.exit("error: there is no GPU; toy=1 rehearses the benchmark on the CPU.")
+    budget, toy = TimeBudget(given.minutes), bool(given.toy)
+    folder = card_folder(Path(given.output))
+    print(f"{card_name()}, PyTorch {torch.__version__}, results in {folder}", flush=True)
+    rates = SectionResults("card", folder, command("gpu"), toy)
+    if not rates.run(card.ceilings(toy), budget):
+        sys.exit("error: the rates of the card are not measured; see above.")
+    for name in wanted:
+        print(f"{name}, {budget.seconds_left:.0f} s left", flush=True)
+        results = SectionResults(name, folder, command("gpu"), toy)
+        results.run(SECTIONS[name](rates.cases, toy), budget)
+    print(tables(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Take results from another machine: ``python -m benchmarks.gpu.fetch from=FOLDER``.
+
+Settings: from (a folder that holds ``CARD/SECTION.json`` files, at any depth), output
+(docs/results/gpu). Rehearsals are left out; a section that is stored here already takes the cases
+that are new, of the same version and card.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.report import TABLES
+from benchmarks.settings import RESULTS, settings
+from ebt_policy.output import write_atomic
+
+MADE_BY = ("version", "torch", "card")
+
+
+def merged(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return a section's results with those of another run of it; other versions are replaced."""
+    if any(stored.get(key) != new[key] for key in MADE_BY):
+        return new
+    cases = {**stored["cases"], **new["cases"]}
+    failed = {name: why for name, why in new["failed"].items() if name not in cases}
+    return {**new, "cases": cases, "failed": failed}
+
+
+def main() -> None:
+    given = settings(**{"from": "", "output": str(RESULTS / "gpu")})
+    source = Path(getattr(given, "from"))
+    files = [file for file in sorted(source.rglob("*.json")) if file.stem in TABLES]
+    if not getattr(given, "from") or not files:
+        sys.exit(f"error: from={source} must be a folder that holds results of benchmarks.gpu.")
+    for file in files:
+        new = json.loads(file.read_text())
+        if new["toy"]:
+            continue
+        target = Path(given.output) / file.parent.name / file.name
+        stored = json.loads(target.read_text()) if target.exists() else {}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, json.dumps(merged(stored, new), indent=1) + "\n")
+        print(f"{target}: {len(new['cases'])} cases")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Latency of a chunk: every policy, size, batch and way to run it.
+
+``eager`` and ``compiled`` call `Policy.predict_chunk`, as a control loop does, and copy the actions
+to the host. ``graph`` replays one CUDA graph of the compiled prediction. ``constrained`` adds a
+committed prefix and a robot's limits. Weights are untrained: latency does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.card import floor_seconds, seconds_of
+from benchmarks.gpu.results import Case
+from benchmarks.settings import DEVICE
+from benchmarks.speed import SHAPE, make
+from ebt_policy.evaluation.flops import count_work
+from ebt_policy.models import Chunk, Policy
+from real_robot.safety import ChunkProjection, Limits, Motion
+
+PREDICTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "candidates": 8}),
+    "DDPM-100": ("diffusion", {"scheduler": "ddpm", "steps": 100}),
+    "flow matching, 2 steps": ("flow_matching", {"steps": 2, "candidates": 1}),
+    "energy, 2 steps": ("ebt", {"steps": 2, "candidates": 1}),
+    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
+    "DDIM-10": ("diffusion", {"scheduler": "ddim", "steps": 10}),
+    "flow matching, 4 steps": ("flow_matching", {"steps": 4, "candidates": 1}),
+    "energy, 4 steps": ("ebt", {"steps": 4, "candidates": 1}),
+}
+SIZES = ("m", "xs", "s", "l")  # the most wanted first
+BATCHES = (1, 64)
+PREFIX = 4  # committed actions
+SECONDS = 75.0  # a case takes at most, most of it to compile
+ROBOT_DT = 0.1
+LIMITS = Limits(
+    ("x", "y"), np.zeros(2), np.full(2, 512.0), np.full(2, 200.0), np.full(2, 1000.0),
+    np.full(2, np.inf),
+)  # fmt: skip
+
+
+def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
+    """Return the cases in the order of how much they are wanted."""
+    sizes, batches, rounds = (("4xs",), (1,), 1) if toy else (SIZES, BATCHES, 100)
+    wanted = []
+    for batch, size, predictor in product(batches, sizes, PREDICTORS):
+        constraints = (False, True) if predictor.startswith("energy") and batch == 1 else (False,)
+        for constrained in constraints:
+            name = f"{size}, batch {batch}, {predictor}{', constrained' * constrained}"
+            job = partial(measure, size, batch, predictor, constrained, rates, rounds)
+            wanted.append(Case(name, job, SECONDS))
+    return wanted
+
+
+def measure(
+    size: str, batch: int, predictor: str, constrained: bool,
+    rates: dict[str, dict[str, Any]], rounds: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return medians and 99th percentiles, ms, and the ratio of the best to its floor."""
+    model, options = PREDICTORS[predictor]
+    shape = {**SHAPE, "max_prefix": PREFIX} if constrained else SHAPE
+    policy = make(model, size, DEVICE, shape=shape).eval().requires_grad_(False)
+    policy.configure_inference(**options)
+    obs = {"obs": torch.rand(batch, 2, 20) * 512}
+    given = constraints(obs["obs"]) if constrained else {}
+    floor_ms = 1e3 * floor_seconds(
+        count_work(lambda: policy.predict_chunk(obs, **given)), rates, "fp32"
+    )
+
+    def times(chunk: Callable[..., Chunk]) -> dict[str, float]:
+        ms = 1e3 * np.array(seconds_of(lambda: chunk(obs, **given).actions.cpu(), rounds))
+        return {"p50_ms": float(np.median(ms)), "p99_ms": float(np.quantile(ms, 0.99))}
+
+    runs = {"eager": times(policy.predict_chunk)}
+    policy.compile_prediction()
+    runs["compiled"] = times(policy.predict_chunk)
+    result: dict[str, Any] = {"runs": runs, "floor_ms": floor_ms}
+    if DEVICE.type == "cuda":
+        try:
+            runs["graph"] = times(graphed(policy, obs, given))
+        except RuntimeError as error:  # something in it cannot be captured
+            result["graph_failed"] = str(error).splitlines()[0]
+    best = min(run["p50_ms"] for run in runs.values())
+    return {**result, "best_ms": best, "times_floor": best / floor_ms}
+
+
+def constraints(obs: torch.Tensor) -> dict[str, Any]:
+    """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
+    start = obs[:, -1:, 18:20]
+    motion = Motion.rest(start[0, 0].numpy())
+    return {
+        "prefix": start.expand(-1, PREFIX, -1),
+        "project": ChunkProjection(LIMITS, LIMITS.bounds(DEVICE), motion, ROBOT_DT, PREFIX),
+    }
+
+
+def graphed(
+    policy: Policy, obs: dict[str, torch.Tensor], given: dict[str, Any]
+) -> Callable[..., Chunk]:
+    """Return a prediction that replays one CUDA graph, with new observations of the same shape."""
+    held = {key: value.to(DEVICE) for key, value in obs.items()}
+    held_given: dict[str, Any] = {
+        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in given.items()
+    }
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            policy.predict_on_device(held, **held_given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chunk = policy.predict_on_device(held, **held_given)
+
+    def replay(new: dict[str, torch.Tensor], **_: Any) -> Chunk:
+        for key, value in new.items():
+            held[key].copy_(value, non_blocking=True)
+        graph.replay()
+        return chunk
+
+    return replay

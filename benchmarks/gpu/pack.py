@@ -1,0 +1,147 @@
+"""Pack what a GPU machine without a network needs: ``python -m benchmarks.gpu.pack has=FILE``.
+
+Settings: has (a text file of the packages that are installed there, one name a line, as
+``pip list --format freeze`` prints them), python (its version, 3.12), folder (gpu_kit). Downloads
+the wheels of the other packages that this project needs there, for Linux on x86-64, and writes the
+Push-T demonstrations without images. The folder then holds
+
+    wheels/       to be installed without dependencies
+    data/         what $EBT_POLICY_DATA names
+    run.sh        installs and measures: ``bash gpu_kit/run.sh minutes=9``, from the repository
+
+The results come back with ``python -m benchmarks.gpu.fetch from=FOLDER``.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from benchmarks.settings import settings
+from ebt_policy.data.episodes import write_episodes
+from ebt_policy.data.push_t import load_push_t
+from ebt_policy.output import write_atomic
+
+LARGEST_MB = 60
+NOT_NEEDED = {
+    "av",  # films
+    "opencv-python",  # opencv-python-headless is the same module
+    "httpx2", "httpcore2", "truststore",  # downloads
+    "importlib-metadata", "pre-commit",
+}  # fmt: skip
+BESIDES = {"jvp-flash-attention": "0.14.0"}  # measured by the section text, needed by nothing
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(39, 16, -1)] + [
+    "manylinux2014_x86_64", "manylinux1_x86_64",
+]  # fmt: skip
+RUN = """\
+#!/usr/bin/env bash
+# Install what this machine lacks beside the repository, and measure: run from the repository.
+set -euo pipefail
+kit=$(cd "$(dirname "$0")" && pwd)
+site=${KIT_SITE:-/tmp/ebt_policy_site}
+python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade \\
+    --target "$site" "$kit"/wheels/*.whl
+export PYTHONPATH="$site:$PWD" EBT_POLICY_DATA="$kit/data"
+python3 -m benchmarks.gpu "$@"
+"""
+
+
+def needed() -> dict[str, str]:
+    """Return the packages that ``ebt_policy`` and its extra ``vision`` ask for: name -> version."""
+    versions: dict[str, str] = {}
+    todo = [("ebt_policy", "vision")]
+    while todo:
+        name, extra = todo.pop()
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:  # for another platform
+            continue
+        if canonical(name) in versions:
+            continue
+        versions[canonical(name)] = found.version
+        for text in found.requires or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                todo.append((requirement.name, ""))
+    del versions["ebt-policy"]
+    return versions
+
+
+def canonical(name: str) -> str:
+    """Return the name of a package as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def installed(file: Path) -> set[str]:
+    """Return the names in a list of packages.
+
+    Raises:
+        SystemExit: it cannot be read, or holds none.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        sys.exit(f"error: has={file} cannot be read ({error.strerror}).")
+    names = {canonical(re.split(r"[=\s@]", line.strip())[0]) for line in lines if line.strip()}
+    if not names:
+        sys.exit(f"error: has={file} names no package.")
+    return names
+
+
+def download(name: str, version: str, python: str, folder: Path) -> None:
+    """Put one wheel into a folder, built here where the index has only its source."""
+    wanted = f"{name}=={version}"
+    platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = subprocess.run(
+        [*pip, "download", "--no-deps", "--only-binary=:all:", "--python-version", python,
+         "--implementation", "cp", *platforms, "--dest", str(folder), wanted],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if wheel.returncode:
+        built = subprocess.run(
+            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), wanted],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if built.returncode:
+            sys.exit(f"error: no wheel of {wanted} could be had:\n{wheel.stderr}{built.stderr}")
+
+
+def main() -> None:
+    given = settings(has="", python="3.12", folder="gpu_kit")
+    if not given.has:
+        sys.exit("error: missing required setting has=FILE, the packages of the GPU machine.")
+    if platform.machine() != "x86_64":
+        sys.exit("error: wheels that have to be built here would not run on x86-64.")
+    missing = {
+        name: version
+        for name, version in sorted({**needed(), **BESIDES}.items())
+        if name not in installed(Path(given.has)) | NOT_NEEDED and not name.startswith("nvidia")
+    }
+    folder = Path(given.folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "wheels").mkdir(parents=True)
+    for name, version in missing.items():
+        print(f"{name} {version}", flush=True)
+        download(name, version, given.python, folder / "wheels")
+    episodes, note = load_push_t()
+    target = folder / "data" / "pusht" / "pusht_cchi_v7_replay.zarr.zip"
+    target.parent.mkdir(parents=True)
+    write_episodes(target, episodes)
+    print(note)
+    write_atomic(folder / "run.sh", RUN)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    print(f"{folder}: {size:.1f} MB")
+    if size > LARGEST_MB:
+        sys.exit(f"error: {size:.1f} MB are more than the {LARGEST_MB} that may travel.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Tables of the results of one card, in Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ebt_policy.evaluation.summary import markdown
+
+Cases = dict[str, dict[str, Any]]
+RUNS = ("eager", "compiled", "graph")  # ways to run a prediction
+
+
+def cards(output: Path) -> str:
+    """Return the tables of every card that is stored in a folder of results."""
+    parts = []
+    for folder in sorted(folder for folder in output.glob("*") if folder.is_dir()):
+        made = json.loads((folder / "card.json").read_text())
+        heading = f"{made['card']}, PyTorch {made['torch']}, version {made['version']}"
+        parts.append(f"{heading}:\n\n{tables(folder)}")
+    return "\n".join(parts) or "No GPU has been measured with this benchmark yet.\n"
+
+
+def tables(folder: Path) -> str:
+    """Return a heading and a table for each section that is stored in a card's folder."""
+    parts = []
+    for section, (title, table) in TABLES.items():
+        file = folder / f"{section}.json"
+        if not file.exists():
+            continue
+        stored = json.loads(file.read_text())
+        parts.append(f"### {title}\n\n{table(stored['cases'])}")
+        if failed := stored["failed"]:
+            lines = "\n".join(f"- {name}: {reason}" for name, reason in failed.items())
+            parts.append(f"Failed:\n\n{lines}\n")
+    return "\n".join(parts)
+
+
+def card(cases: Cases) -> str:
+    """Measured rates."""
+    rows = [
+        (name, _number(value), unit.replace("_", " "))
+        for name, case in cases.items()
+        for unit, value in case.items()
+    ]
+    return markdown(("rate", "value", "unit"), rows, 1)
+
+
+def latency(cases: Cases) -> str:
+    """Median latency by the way to run, the ratio of the best to its floor and to DDPM-100's."""
+    rows = []
+    for name, case in cases.items():
+        size, batch, *_ = name.split(", ")
+        rival = cases.get(f"{size}, {batch}, DDPM-100")
+        rows.append(
+            (
+                name,
+                *(_number(case["runs"].get(run, {}).get("p50_ms")) for run in RUNS),
+                _number(case["times_floor"]),
+                "" if rival is None else f"{rival['best_ms'] / case['best_ms']:.1f}x",
+            )
+        )
+    header = ("median, ms", *RUNS, "times the floor", "DDPM-100 takes")
+    return markdown(header, rows, 1)
+
+
+def training(cases: Cases) -> str:
+    """Speed of updates."""
+    return _columns(
+        cases,
+        {
+            "update_ms": "update, ms",
+            "samples_per_second": "samples/s",
+            "share_of_bf16_peak": "share of bf16 peak",
+            "times_floor": "times the floor",
+            "share_kernels": "share in kernels",
+            "launches": "launches",
+            "synchronisations": "synchronisations",
+            "share_gathering_data": "share gathering data",
+            "memory_gib": "GiB",
+        },
+    )
+
+
+def push_t(cases: Cases) -> str:
+    """Seconds until the goal is reached."""
+    return _columns(
+        cases, {"goal": "goal", "seconds_to_goal": "seconds to it", "best_score": "best score"}
+    )
+
+
+def text(cases: Cases) -> str:
+    """Speed of language models, and of attention."""
+    names = {
+        "update_ms": "update, ms",
+        "tokens_per_second": "tokens/s",
+        "share_of_bf16_peak": "share of bf16 peak",
+        "times_floor": "times the floor",
+        "ms": "attention, ms",
+        "memory_gib": "GiB",
+    }
+    return _columns(cases, names)
+
+
+def images(cases: Cases) -> str:
+    """Speed of policies that see, and of denoising."""
+    names = {
+        "samples_per_second": "samples/s",
+        "share_gathering_data": "share gathering data",
+        "images_per_second": "images/s",
+        "times_floor": "times the floor",
+        "memory_gib": "GiB",
+    }
+    return _columns(cases, names)
+
+
+TABLES: dict[str, tuple[str, Callable[[Cases], str]]] = {
+    "card": ("Rates of the card", card),
+    "latency": ("Latency of a chunk", latency),
+    "training": ("Training policies", training),
+    "push_t": ("Push-T from nothing", push_t),
+    "text": ("Language models", text),
+    "images": ("Cameras and images", images),
+}
+
+
+def _columns(cases: Cases, columns: dict[str, str]) -> str:
+    """A row a case, a column a result; columns that no case has are left out."""
+    shown = {key: name for key, name in columns.items() if any(key in c for c in cases.values())}
+    rows = [(name, *(_number(case.get(key)) for key in shown)) for name, case in cases.items()]
+    return markdown(("case", *shown.values()), rows, 1)
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -1,0 +1,131 @@
+"""Results of a section on one card: every case is stored as soon as it is measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ebt_policy
+from benchmarks.settings import DEVICE
+from ebt_policy.output import write_atomic
+
+
+def card_name() -> str:
+    """Return the name of the GPU, or ``CPU``."""
+    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+
+
+def card_folder(output: Path) -> Path:
+    """Return the folder of this card's results, say ``nvidia-h200`` for ``NVIDIA H200``."""
+    return output / re.sub(r"[^a-z0-9]+", "-", card_name().lower()).strip("-")
+
+
+class TimeBudget:
+    """Wall-clock time of a whole benchmark.
+
+    Args:
+        minutes: from now on.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    @property
+    def seconds_left(self) -> float:
+        return self._end - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        name: its key among the results of the section.
+        measure: returns what is stored, as JSON.
+        seconds: what it takes at most; a case that does not fit in the time left does not start.
+    """
+
+    name: str
+    measure: Callable[[], dict[str, Any]]
+    seconds: float
+
+
+class SectionResults:
+    """The file of a section, ``CARD/SECTION.json``.
+
+    Results of another version of this package or of PyTorch are dropped.
+
+    Args:
+        section: its name.
+        folder: of the card.
+        command: stored with the results.
+        toy: whether sizes are those of a rehearsal; such results do not count as measured.
+    """
+
+    def __init__(self, section: str, folder: Path, command: str, toy: bool) -> None:
+        self.path = folder / f"{section}.json"
+        made_by = {
+            "version": ebt_policy.__version__,
+            "torch": torch.__version__,
+            "card": card_name(),
+            "toy": toy,
+        }
+        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
+        same = all(stored.get(key) == value for key, value in made_by.items())
+        cases = stored["cases"] if same else {}
+        self._content = {**made_by, "command": command, "failed": {}, "cases": cases}
+
+    @property
+    def cases(self) -> dict[str, dict[str, Any]]:
+        """Return what was measured: name of a case -> its results."""
+        return self._content["cases"]
+
+    def run(self, cases: Iterable[Case], budget: TimeBudget) -> bool:
+        """Measure the cases that are not stored, in their order; return whether all are now.
+
+        A case that fails is noted with its reason and is tried again the next time.
+        """
+        complete = True
+        for case in cases:
+            if case.name in self.cases:
+                continue
+            if case.seconds > budget.seconds_left:
+                print(
+                    f"  {case.name}: not started, it may take {case.seconds:.0f} s of the "
+                    f"{max(budget.seconds_left, 0):.0f} s left",
+                    flush=True,
+                )
+                complete = False
+                continue
+            start = time.perf_counter()
+            try:
+                result = case.measure()
+            except (RuntimeError, ImportError, OSError) as error:  # out of memory is a RuntimeError
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self._content["failed"][case.name] = reason
+                print(f"  {case.name}: failed: {reason}", flush=True)
+                complete = False
+            else:
+                self.cases[case.name] = result
+                seconds = time.perf_counter() - start
+                print(f"  {case.name}: {_short(result)} ({seconds:.0f} s)", flush=True)
+            self._write()
+            if DEVICE.type == "cuda":
+                torch.cuda.empty_cache()
+        return complete
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, json.dumps(self._content, indent=1) + "\n")
+
+
+def _short(result: dict[str, Any]) -> str:
+    numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
+    return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())

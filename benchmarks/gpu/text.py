@@ -1,0 +1,124 @@
+"""Language models: Transformer++ against an energy; attention that is differentiated twice."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu.card import seconds_of
+from benchmarks.gpu.results import Case
+from benchmarks.gpu.training import peak_gib, speed_of
+from benchmarks.language_speed import OURS
+from benchmarks.settings import DEVICE
+from ebt_policy.models import build_language_model
+from ebt_policy.models.base import Model
+
+SIZES = {"m": (288, 8, 6), "l": (512, 8, 9)}
+MODELS = ("Transformer++", "energy, 2 steps", "energy, 2 steps, guesses through one block")
+VOCABULARY = 4096
+
+
+class RandomTokens:
+    """Sequences of random tokens, as the trainer takes data."""
+
+    def __init__(self, rows: int, context: int) -> None:
+        self.tokens = torch.randint(1, VOCABULARY, (rows, context + 1), device=DEVICE)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """Rows of "tokens" (B, S + 1)."""
+        return {"tokens": self.tokens[index.to(DEVICE, non_blocking=True)]}
+
+
+def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
+    """Return the cases in the order of how much they are wanted."""
+    context, batch, rounds = (16, 2, 1) if toy else (512, 32, 10)
+    sizes = {"toy": (32, 2, 2)} if toy else SIZES
+    models = [
+        Case(
+            f"{size}, context {context}, bf16, {name}",
+            partial(measure, name, sizes[size], context, batch, rates, rounds),
+            120,
+        )
+        for size in sizes
+        for name in MODELS
+    ]
+    kernels: dict[str, Callable[..., Tensor]] = {"math": math_attention}
+    if DEVICE.type == "cuda":  # its kernel is written in Triton
+        kernels["jvp_flash_attention"] = flash_attention
+    attention = [
+        Case(
+            f"attention differentiated twice, context {context}, {name}",
+            partial(measure_attention, kernel, batch, context, rounds),
+            60,
+        )
+        for name, kernel in kernels.items()
+    ]
+    return [*models, *attention]
+
+
+def measure(
+    name: str, size: tuple[int, int, int], context: int, batch: int,
+    rates: dict[str, dict[str, Any]], rounds: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the speed of updates of a language model."""
+    model = language_model(name, size, context).to(DEVICE)
+    result = speed_of(model, RandomTokens(2 * batch, context), batch, "bf16", rates, rounds)
+    tokens = result["samples_per_second"] * context
+    return result | {"tokens_per_second": tokens, "parameters": model.parameter_count}
+
+
+def language_model(name: str, size: tuple[int, int, int], context: int) -> Model:
+    """Return an untrained language model of `benchmarks.language_speed`."""
+    section, objective = OURS[name]
+    words = {str(i): i for i in range(VOCABULARY)}
+    width, heads, layers = size
+    return build_language_model(
+        {
+            "model": section if objective is None else {**section, "inference": {"steps": 2}},
+            "objective": objective,
+            "task": {"context": context},
+            "size": {"width": width, "heads": heads, "layers": layers},
+        },
+        Tokenizer(WordLevel(words, unk_token="0")),
+    )
+
+
+def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention that PyTorch can differentiate twice."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the package jvp_flash_attention."""
+    from jvp_flash_attention.jvp_attention import attention  # pyright: ignore
+
+    return attention(q, k, v, causal=True)
+
+
+def measure_attention(
+    attention: Callable[..., Tensor], batch: int, context: int, rounds: int
+) -> dict[str, Any]:
+    """Return the time of attention, its gradient in the queries, and the gradient of that."""
+    shape = (batch, 8, context, 64)
+    q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3))
+
+    def twice() -> None:
+        (gradient,) = torch.autograd.grad(attention(q, k, v).sum(), q, create_graph=True)
+        torch.autograd.grad(gradient.square().sum(), (q, k, v))
+
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return {"ms": 1e3 * statistics.median(seconds_of(twice, rounds)), "memory_gib": peak_gib()}

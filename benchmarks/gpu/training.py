@@ -1,0 +1,165 @@
+"""Speed of training policies: updates of the trainer itself on random windows.
+
+Every loss is compiled. Cases with ``graphs`` replay forward and backward passes as CUDA graphs,
+which saves launches where small kernels are over sooner than they are launched.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.card import floor_seconds, precision, seconds_of
+from benchmarks.gpu.results import Case
+from benchmarks.settings import DEVICE
+from benchmarks.speed import make
+from ebt_policy.data.windows import Windows
+from ebt_policy.evaluation.flops import Work, training_work
+from ebt_policy.models.base import Model
+from ebt_policy.training.trainer import Data, TrainConfig, Trainer
+
+MODELS = {"energy": "ebt", "diffusion": "diffusion", "flow matching": "flow_matching"}
+SIZES = ("m", "xs", "l")  # the most wanted first
+BATCHES = (256, 1024)
+PRECISIONS = ("bf16", "tf32", "fp32")
+PROFILED = 10  # updates
+SECONDS = 75.0  # a case takes at most, most of it to compile
+
+
+def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
+    """Return the cases in the order of how much they are wanted."""
+    sizes, batches, kinds = (
+        (("4xs",), (8,), ("bf16", "fp32")) if toy else (SIZES, BATCHES, PRECISIONS)
+    )
+    wanted = []
+    for size, batch, kind, name in product(sizes, batches, kinds, MODELS):
+        graphs = (False, True) if DEVICE.type == "cuda" and kind == "bf16" else (False,)
+        for replay in graphs:
+            job = partial(measure, MODELS[name], size, batch, kind, rates, replay, toy)
+            key = f"{size}, batch {batch}, {kind}, {name}{', graphs' * replay}"
+            wanted.append(Case(key, job, SECONDS))
+    return wanted
+
+
+def measure(
+    model: str, size: str, batch: int, kind: str, rates: dict[str, dict[str, Any]],
+    graphs: bool, toy: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the speed of updates of a policy."""
+    policy = make(model, size, DEVICE)
+    windows = random_windows(2 * batch)
+    result = speed_of(policy, windows, batch, kind, rates, 1 if toy else 20, graphs=graphs)
+    return result | {"parameters": policy.parameter_count}
+
+
+def random_windows(count: int, cameras: tuple[str, ...] = (), side: int = 96) -> Windows:
+    """Return windows of one long random episode, on the device, with images of each camera."""
+    rows = count + 32
+    arrays: dict[str, Any] = {
+        "obs": 512 * torch.rand(rows, 20),
+        "action": 512 * torch.rand(rows, 2),
+        **{name: torch.randint(256, (rows, side, side, 3), dtype=torch.uint8) for name in cameras},
+    }
+    return Windows(
+        arrays, [rows], horizon=16, n_obs_steps=2, n_action_steps=8, device=DEVICE, cameras=cameras
+    )
+
+
+def speed_of(
+    model: Model, data: Data, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int,
+    *, graphs: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what the trainer does in a second, and where the time of an update goes.
+
+    Args:
+        model: untrained, on the device.
+        data: to train on.
+        batch: of an update.
+        kind: precision, one of `card.PRECISIONS`.
+        rates: of the card.
+        rounds: updates in each of five rounds.
+        graphs: replay the compiled passes as CUDA graphs.
+    """
+    work = training_work(model, data.gather(torch.arange(batch)))
+    if kind == "bf16":  # it was counted in single precision
+        work = Work(work.flops, work.bytes / 2)
+    model.compile(mode="reduce-overhead" if graphs else None)
+    with tempfile.TemporaryDirectory() as folder, precision(kind):
+        trainer = Trainer(
+            model, data, config(batch, kind), Path(folder), seed=0, accelerator=accelerator(kind)
+        )
+        trainer.model.train()
+        if DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+        def updates() -> None:  # without waiting between them, as in training
+            for _ in range(rounds):
+                trainer.train_step()
+
+        median = statistics.median(seconds_of(updates, rounds=5)) / rounds
+        gathering = seconds_of(lambda: trainer.batch(trainer.progress.step), rounds)
+        peak = rates["matrix product, bf16"]["teraflops"]
+        floor = floor_seconds(work, rates, kind)
+        return {
+            "update_ms": 1e3 * median,
+            "updates_per_second": 1 / median,
+            "samples_per_second": batch / median,
+            "gigaflops_per_update": work.flops / 1e9,
+            "share_of_bf16_peak": work.flops / median / (1e12 * peak),
+            "floor_ms": 1e3 * floor,
+            "times_floor": median / floor,
+            "share_gathering_data": statistics.median(gathering) / median,
+            "memory_gib": peak_gib(),
+            **where_time_goes(trainer, median),
+        }
+
+
+def where_time_goes(trainer: Trainer, update_seconds: float) -> dict[str, float]:
+    """Return kernels, launches and host synchronisations of an update; nothing on a CPU."""
+    if DEVICE.type != "cuda":
+        return {}
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED):
+            trainer.train_step()
+        torch.cuda.synchronize()
+    events = profiler.key_averages()
+    kernels_us = sum(e.self_device_time_total for e in events)
+    launches = sum(e.count for e in events if "Launch" in e.key)
+    waits = sum(e.count for e in events if "Synchronize" in e.key) - 1  # the last is ours
+    return {
+        "kernel_ms": kernels_us / PROFILED / 1e3,
+        "share_kernels": kernels_us / PROFILED / 1e6 / update_seconds,
+        "launches": launches / PROFILED,
+        "synchronisations": waits / PROFILED,
+    }
+
+
+def peak_gib() -> float:
+    """Return the most memory of the device that was allocated since the last reset, GiB."""
+    return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
+
+
+def accelerator(kind: str) -> Accelerator:
+    """Return an accelerator of one process, forgetting what an earlier one was set to."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="bf16" if kind == "bf16" else "no")
+
+
+def config(batch: int, kind: str) -> TrainConfig:
+    """Return a configuration of the trainer for a model that is compiled already."""
+    return TrainConfig(
+        steps=100_000, minutes=None, batch_size=batch, lr=1e-3, weight_decay=0.01,
+        warmup_steps=500, max_grad_norm=1.0, ema_power=0.75,
+        mixed_precision="bf16" if kind == "bf16" else "no", compile=False,
+        checkpoint_every=100_000, rollout_every=0, log_every=100_000,
+    )  # fmt: skip
