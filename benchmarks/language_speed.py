@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from benchmarks.settings import DEVICE, command, settings, store
+from benchmarks.settings import DEVICE, command, settings, store, wait
 from ebt_policy.models import build_language_model
 
 S1 = {"name": "s1", "steps": 2, "start": 0.0}
@@ -67,34 +67,38 @@ class Update:
         """Seconds."""
         shape = (self.given.batch, self.given.context + 1)
         tokens = torch.randint(1, self.given.vocabulary, shape, device=DEVICE)
-        _wait()
+        wait()
         start = time.perf_counter()
         self.loss(self.model, tokens).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        _wait()
+        wait()
         return time.perf_counter() - start
 
 
-def _wait() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+def untrained(name: str, size: dict[str, int], context: int, vocabulary: int) -> Any:
+    """Return a language model of this package, one of `OURS`.
+
+    Args:
+        size: width, heads and layers.
+    """
+    section, objective = OURS[name]
+    words = {str(i): i for i in range(vocabulary)}
+    return build_language_model(
+        {
+            "model": section if objective is None else {**section, "inference": {"steps": 2}},
+            "objective": objective,
+            "task": {"context": context},
+            "size": size,
+        },
+        Tokenizer(WordLevel(words, unk_token="0")),
+    )
 
 
 def ours(name: str, given: Any, compiled: bool) -> Update:
     """A model of this package."""
-    section, objective = OURS[name]
-    words = {str(i): i for i in range(given.vocabulary)}
-    model = dict(section) if objective is None else {**section, "inference": {"steps": 2}}
-    made: Any = build_language_model(
-        {
-            "model": model,
-            "objective": objective,
-            "task": {"context": given.context},
-            "size": {"width": given.width, "heads": given.heads, "layers": given.layers},
-        },
-        Tokenizer(WordLevel(words, unk_token="0")),
-    )
+    size = {"width": given.width, "heads": given.heads, "layers": given.layers}
+    made = untrained(name, size, given.context, given.vocabulary)
     if compiled:
         made.compile()
     return Update(made, lambda model, tokens: model(model.draw({"tokens": tokens}))[0], given)

@@ -33,6 +33,12 @@ def settings(**defaults: Any) -> SimpleNamespace:
     return SimpleNamespace(**found)
 
 
+def wait() -> None:
+    """Wait until the device is done."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def store(name: str, text: str) -> None:
     """Write ``docs/results/NAME``, whole or not at all."""
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.settings import DEVICE, command, settings
+from benchmarks.settings import DEVICE, command, settings, wait
 from ebt_policy.data.normalize import Normalizer
 from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.models import Policy, build_policy
@@ -66,6 +66,14 @@ CHUNKS = {
 console = Console()
 
 
+def composed(*overrides: str) -> dict[str, Any]:
+    """Return the packaged configuration of a policy's training, with overrides."""
+    with initialize_config_module("configs", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    return {str(k): v for k, v in config.items()}
+
+
 def make(
     model: str,
     size: str,
@@ -74,14 +82,10 @@ def make(
     shape: Mapping[str, Any] = SHAPE,
 ) -> Policy:
     """Return an untrained policy of the packaged configuration."""
-    with initialize_config_module("configs", version_base="1.3"):
-        cfg = compose("train", [f"model={model}", f"size={size}", *overrides])
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    config = composed(f"model={model}", f"size={size}", *overrides)
     limits = {"obs": torch.rand(64, 20) * 512, "action": torch.rand(64, 2) * 512}
     torch.manual_seed(0)
-    kept = {str(k): v for k, v in config.items()}
-    return build_policy({**kept, "shape": dict(shape)}, Normalizer.fit(limits)).to(device)
+    return build_policy({**config, "shape": dict(shape)}, Normalizer.fit(limits)).to(device)
 
 
 def update(policy: Policy, device: torch.device) -> Callable[[], None]:
@@ -117,17 +121,12 @@ def in_turns(
             job()
     for _ in range(rounds):
         for name, job in jobs.items():
-            _wait(device)
+            wait()
             start = time.perf_counter()
             job()
-            _wait(device)
+            wait()
             times[name].append((time.perf_counter() - start) * 1e3)
     return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def training(size: str, rounds: int, device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
+from benchmarks.settings import DEVICE, wait
 from ebt_policy.evaluation.flops import Work
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -26,12 +26,6 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def wait() -> None:
-    """Wait until the device is done."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def seconds_of(job: Callable[[], Any], rounds: int, warm_up: int = 3) -> list[float]:

@@ -73,6 +73,6 @@ def measure_denoising(
         "times_floor": median / floor,
         "side": image_speed.SIDE,
         "batch": rows,
-        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "parameters": denoiser.parameter_count,
         "threads": torch.get_num_threads(),
     }

@@ -18,21 +18,16 @@ import torch
 from benchmarks.gpu.card import floor_seconds, seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.settings import DEVICE
-from benchmarks.speed import SHAPE, make
+from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.evaluation.flops import count_work
+from ebt_policy.evaluation.stats import percentiles
 from ebt_policy.models import Chunk, Policy
 from real_robot.safety import ChunkProjection, Limits, Motion
 
-PREDICTORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "candidates": 8}),
-    "DDPM-100": ("diffusion", {"scheduler": "ddpm", "steps": 100}),
-    "flow matching, 2 steps": ("flow_matching", {"steps": 2, "candidates": 1}),
-    "energy, 2 steps": ("ebt", {"steps": 2, "candidates": 1}),
-    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
-    "DDIM-10": ("diffusion", {"scheduler": "ddim", "steps": 10}),
-    "flow matching, 4 steps": ("flow_matching", {"steps": 4, "candidates": 1}),
-    "energy, 4 steps": ("ebt", {"steps": 4, "candidates": 1}),
-}
+PREDICTORS = (  # of `speed.CHUNKS`, the most wanted first
+    "energy, 2 steps, best of 8", "DDPM-100", "flow matching, 2 steps", "energy, 2 steps",
+    "energy, 4 steps, best of 8", "DDIM-10", "flow matching, 4 steps", "energy, 4 steps",
+)  # fmt: skip
 SIZES = ("m", "xs", "s", "l")  # the most wanted first
 BATCHES = (1, 64)
 PREFIX = 4  # committed actions
@@ -62,7 +57,7 @@ def measure(
     rates: dict[str, dict[str, Any]], rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return medians and 99th percentiles, ms, and the ratio of the best to its floor."""
-    model, options = PREDICTORS[predictor]
+    model, options = CHUNKS[predictor]
     shape = {**SHAPE, "max_prefix": PREFIX} if constrained else SHAPE
     policy = make(model, size, DEVICE, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(**options)
@@ -73,8 +68,8 @@ def measure(
     )
 
     def times(chunk: Callable[..., Chunk]) -> dict[str, float]:
-        ms = 1e3 * np.array(seconds_of(lambda: chunk(obs, **given).actions.cpu(), rounds))
-        return {"p50_ms": float(np.median(ms)), "p99_ms": float(np.quantile(ms, 0.99))}
+        seconds = seconds_of(lambda: chunk(obs, **given).actions.cpu(), rounds)
+        return {f"{name}_ms": 1e3 * value for name, value in percentiles(seconds).items()}
 
     runs = {"eager": times(policy.predict_chunk)}
     policy.compile_prediction()

@@ -111,7 +111,8 @@ def download(name: str, version: str, python: str, folder: Path) -> None:
             capture_output=True, text=True,
         )  # fmt: skip
         if built.returncode:
-            sys.exit(f"error: no wheel of {wanted} could be had:\n{wheel.stderr}{built.stderr}")
+            why = f"{wheel.stderr}{built.stderr}"
+            sys.exit(f"error: {wanted} could be neither downloaded nor built:\n{why}")
 
 
 def main() -> None:
@@ -120,10 +121,11 @@ def main() -> None:
         sys.exit("error: missing required setting has=FILE, the packages of the GPU machine.")
     if platform.machine() != "x86_64":
         sys.exit("error: wheels that have to be built here would not run on x86-64.")
+    there = installed(Path(given.has)) | NOT_NEEDED
     missing = {
         name: version
         for name, version in sorted({**needed(), **BESIDES}.items())
-        if name not in installed(Path(given.has)) | NOT_NEEDED and not name.startswith("nvidia")
+        if name not in there and not name.startswith("nvidia")
     }
     folder = Path(given.folder)
     shutil.rmtree(folder, ignore_errors=True)

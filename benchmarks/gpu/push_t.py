@@ -64,7 +64,7 @@ def measure(name: str, toy: bool) -> dict[str, Any]:
 
 
 def rollouts(log: Path) -> list[dict[str, float]]:
-    """Return score and success after so many updates and seconds of training (without rollouts).
+    """Return the curve of score and success over updates and seconds of training alone.
 
     Args:
         log: of a run whose rollouts fall on log lines.

@@ -10,6 +10,23 @@ from typing import Any
 from ebt_policy.evaluation.summary import markdown
 
 Cases = dict[str, dict[str, Any]]
+COLUMNS = {
+    "update_ms": "update, ms",
+    "samples_per_second": "samples/s",
+    "tokens_per_second": "tokens/s",
+    "images_per_second": "images/s",
+    "share_of_bf16_peak": "share of bf16 peak",
+    "times_floor": "times the floor",
+    "share_kernels": "share in kernels",
+    "launches": "launches",
+    "synchronisations": "synchronisations",
+    "share_gathering_data": "share gathering data",
+    "goal": "goal",
+    "seconds_to_goal": "seconds to it",
+    "best_score": "best score",
+    "ms": "attention, ms",
+    "memory_gib": "GiB",
+}
 RUNS = ("eager", "compiled", "graph")  # ways to run a prediction
 
 
@@ -66,71 +83,21 @@ def latency(cases: Cases) -> str:
     return markdown(header, rows, 1)
 
 
-def training(cases: Cases) -> str:
-    """Speed of updates."""
-    return _columns(
-        cases,
-        {
-            "update_ms": "update, ms",
-            "samples_per_second": "samples/s",
-            "share_of_bf16_peak": "share of bf16 peak",
-            "times_floor": "times the floor",
-            "share_kernels": "share in kernels",
-            "launches": "launches",
-            "synchronisations": "synchronisations",
-            "share_gathering_data": "share gathering data",
-            "memory_gib": "GiB",
-        },
-    )
-
-
-def push_t(cases: Cases) -> str:
-    """Seconds until the goal is reached."""
-    return _columns(
-        cases, {"goal": "goal", "seconds_to_goal": "seconds to it", "best_score": "best score"}
-    )
-
-
-def text(cases: Cases) -> str:
-    """Speed of language models, and of attention."""
-    names = {
-        "update_ms": "update, ms",
-        "tokens_per_second": "tokens/s",
-        "share_of_bf16_peak": "share of bf16 peak",
-        "times_floor": "times the floor",
-        "ms": "attention, ms",
-        "memory_gib": "GiB",
-    }
-    return _columns(cases, names)
-
-
-def images(cases: Cases) -> str:
-    """Speed of policies that see, and of denoising."""
-    names = {
-        "samples_per_second": "samples/s",
-        "share_gathering_data": "share gathering data",
-        "images_per_second": "images/s",
-        "times_floor": "times the floor",
-        "memory_gib": "GiB",
-    }
-    return _columns(cases, names)
+def speeds(cases: Cases) -> str:
+    """A row a case, a column a result of `COLUMNS` that a case has."""
+    shown = {key: name for key, name in COLUMNS.items() if any(key in c for c in cases.values())}
+    rows = [(name, *(_number(case.get(key)) for key in shown)) for name, case in cases.items()]
+    return markdown(("case", *shown.values()), rows, 1)
 
 
 TABLES: dict[str, tuple[str, Callable[[Cases], str]]] = {
     "card": ("Rates of the card", card),
     "latency": ("Latency of a chunk", latency),
-    "training": ("Training policies", training),
-    "push_t": ("Push-T from nothing", push_t),
-    "text": ("Language models", text),
-    "images": ("Cameras and images", images),
+    "training": ("Training policies", speeds),
+    "push_t": ("Push-T from nothing", speeds),
+    "text": ("Language models", speeds),
+    "images": ("Cameras and images", speeds),
 }
-
-
-def _columns(cases: Cases, columns: dict[str, str]) -> str:
-    """A row a case, a column a result; columns that no case has are left out."""
-    shown = {key: name for key, name in columns.items() if any(key in c for c in cases.values())}
-    rows = [(name, *(_number(case.get(key)) for key in shown)) for name, case in cases.items()]
-    return markdown(("case", *shown.values()), rows, 1)
 
 
 def _number(value: Any) -> str:

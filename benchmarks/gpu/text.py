@@ -9,20 +9,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.card import seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.gpu.training import peak_gib, speed_of
-from benchmarks.language_speed import OURS
+from benchmarks.language_speed import untrained
 from benchmarks.settings import DEVICE
-from ebt_policy.models import build_language_model
-from ebt_policy.models.base import Model
 
-SIZES = {"m": (288, 8, 6), "l": (512, 8, 9)}
+SIZES = {
+    "m": {"width": 288, "heads": 8, "layers": 6}, "l": {"width": 512, "heads": 8, "layers": 9},
+}  # fmt: skip
 MODELS = ("Transformer++", "energy, 2 steps", "energy, 2 steps, guesses through one block")
 VOCABULARY = 4096
 
@@ -44,7 +42,7 @@ class RandomTokens:
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
     """Return the cases in the order of how much they are wanted."""
     context, batch, rounds = (16, 2, 1) if toy else (512, 32, 10)
-    sizes = {"toy": (32, 2, 2)} if toy else SIZES
+    sizes = {"toy": {"width": 32, "heads": 2, "layers": 2}} if toy else SIZES
     models = [
         Case(
             f"{size}, context {context}, bf16, {name}",
@@ -69,30 +67,14 @@ def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
 
 
 def measure(
-    name: str, size: tuple[int, int, int], context: int, batch: int,
+    name: str, size: dict[str, int], context: int, batch: int,
     rates: dict[str, dict[str, Any]], rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the speed of updates of a language model."""
-    model = language_model(name, size, context).to(DEVICE)
+    model = untrained(name, size, context, VOCABULARY).to(DEVICE)
     result = speed_of(model, RandomTokens(2 * batch, context), batch, "bf16", rates, rounds)
     tokens = result["samples_per_second"] * context
     return result | {"tokens_per_second": tokens, "parameters": model.parameter_count}
-
-
-def language_model(name: str, size: tuple[int, int, int], context: int) -> Model:
-    """Return an untrained language model of `benchmarks.language_speed`."""
-    section, objective = OURS[name]
-    words = {str(i): i for i in range(VOCABULARY)}
-    width, heads, layers = size
-    return build_language_model(
-        {
-            "model": section if objective is None else {**section, "inference": {"steps": 2}},
-            "objective": objective,
-            "task": {"context": context},
-            "size": {"width": width, "heads": heads, "layers": layers},
-        },
-        Tokenizer(WordLevel(words, unk_token="0")),
-    )
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

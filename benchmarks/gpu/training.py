@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.card import floor_seconds, precision, seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.settings import DEVICE
-from benchmarks.speed import make
+from benchmarks.speed import composed, make
 from ebt_policy.data.windows import Windows
 from ebt_policy.evaluation.flops import Work, training_work
 from ebt_policy.models.base import Model
+from ebt_policy.training.processes import join_processes
 from ebt_policy.training.trainer import Data, TrainConfig, Trainer
 
 MODELS = {"energy": "ebt", "diffusion": "diffusion", "flow matching": "flow_matching"}
@@ -93,9 +94,7 @@ def speed_of(
         work = Work(work.flops, work.bytes / 2)
     model.compile(mode="reduce-overhead" if graphs else None)
     with tempfile.TemporaryDirectory() as folder, precision(kind):
-        trainer = Trainer(
-            model, data, config(batch, kind), Path(folder), seed=0, accelerator=accelerator(kind)
-        )
+        trainer = trainer_of(model, data, batch, kind, Path(folder))
         trainer.model.train()
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -147,19 +146,13 @@ def peak_gib() -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
 
 
-def accelerator(kind: str) -> Accelerator:
-    """Return an accelerator of one process, forgetting what an earlier one was set to."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="bf16" if kind == "bf16" else "no")
-
-
-def config(batch: int, kind: str) -> TrainConfig:
-    """Return a configuration of the trainer for a model that is compiled already."""
-    return TrainConfig(
-        steps=100_000, minutes=None, batch_size=batch, lr=1e-3, weight_decay=0.01,
-        warmup_steps=500, max_grad_norm=1.0, ema_power=0.75,
-        mixed_precision="bf16" if kind == "bf16" else "no", compile=False,
-        checkpoint_every=100_000, rollout_every=0, log_every=100_000,
-    )  # fmt: skip
+def trainer_of(model: Model, data: Data, batch: int, kind: str, folder: Path) -> Trainer:
+    """Return a trainer, configured as usual, of a model that is compiled already."""
+    mixed = "bf16" if kind == "bf16" else "no"
+    config = composed(
+        "train.minutes=null", "train.steps=100000", "train.compile=false",
+        f"train.batch_size={batch}", f"train.mixed_precision={mixed}",
+    )["train"]  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision
+    accelerator = join_processes(DEVICE, mixed)
+    return Trainer(model, data, TrainConfig(**config), folder, seed=0, accelerator=accelerator)

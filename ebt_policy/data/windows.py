@@ -150,7 +150,9 @@ class Windows:
         return {"obs": self.obs[observed], "action": self.action[rows], **images}
 
 
-def origin_index(relative_to: Sequence[int | None] | None) -> Tensor | None:
+def origin_index(
+    relative_to: Sequence[int | None] | None, device: torch.device | str = "cpu"
+) -> Tensor | None:
     """Return the entries (A,) of an observation that `action_origin` reads.
 
     Args:
@@ -159,7 +161,7 @@ def origin_index(relative_to: Sequence[int | None] | None) -> Tensor | None:
     """
     if relative_to is None:
         return None
-    return torch.tensor([-1 if i is None else i for i in relative_to])
+    return torch.tensor([-1 if i is None else i for i in relative_to], device=device)
 
 
 def action_origin(obs: Tensor, index: Tensor | None) -> Tensor | float:
@@ -183,7 +185,6 @@ def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -
     the scale of the noise of denoising, beside which what matters of an action must not be small.
     """
     observed, rows = windows.rows(torch.arange(len(windows)))  # without images: they are many
-    index = origin_index(relative_to)
-    index = None if index is None else index.to(windows.device)
+    index = origin_index(relative_to, windows.device)
     action = windows.action[rows] - action_origin(windows.obs[observed], index)
     return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))

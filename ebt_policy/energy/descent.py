@@ -340,12 +340,12 @@ def _step_sizes(
     generator: Generators,
 ) -> Tensor:
     """(N, 1, 1) or (N, B, U)."""
-    if not isinstance(step_size, Tensor) and not step_size > 0:
-        raise ValueError(f"step_size must be positive, got {step_size}.")
     if isinstance(step_size, Tensor):
         size = step_size.to(x)
-    else:
+    elif step_size > 0:
         size = torch.full((), step_size, device=x.device, dtype=x.dtype)
+    else:
+        raise ValueError(f"step_size must be positive, got {step_size}.")
     if size.ndim and size.shape not in ((count,), x.shape[:2]):
         shapes = f"a number, ({count},) or {tuple(x.shape[:2])}"
         raise ValueError(f"step_size must be {shapes}, got {tuple(size.shape)}.")
