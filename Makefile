@@ -21,15 +21,15 @@ experiments: $(READY) ## all experiments behind docs/push_t.md, from training to
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.recovery study=push_t_selection
 	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.pictures
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_figures
+	$(BIN)/python -m benchmarks.render_tables
 
 robots: $(ALL) push_t ## the experiments on simulated robots: ten hours on 2 cores
 	for suite in metaworld_10 mujoco cameras; do $(BIN)/python -m benchmarks.manipulation suite=$$suite || exit 1; done
 	for study in lift lift_disturbed metaworld-peg-insert-side metaworld-peg-insert-side_disturbed; do $(BIN)/python -m benchmarks.recovery study=$$study || exit 1; done
 	$(BIN)/python -m benchmarks.rollouts
-	$(BIN)/python -m benchmarks.films
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_rollouts
+	$(BIN)/python -m benchmarks.render_tables
 
 language: $(READY) ## the experiments on language models: seven hours on 2 cores
 	$(BIN)/python -m benchmarks.language corpus=tinyshakespeare
@@ -37,7 +37,7 @@ language: $(READY) ## the experiments on language models: seven hours on 2 cores
 	$(BIN)/python -m benchmarks.language_speed
 	$(BIN)/python -m benchmarks.masked_text
 	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_tables
 
 vision: $(READY) ## the experiments on images and video; asks for `pip install bm3d`
 	$(BIN)/python -m benchmarks.denoising set=cbsd68 updates=2000
@@ -47,14 +47,14 @@ vision: $(READY) ## the experiments on images and video; asks for `pip install b
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.video videos=g1
 	$(BIN)/python -m benchmarks.video videos=push_t
-	$(BIN)/python -m benchmarks.video_film
+	$(BIN)/python -m benchmarks.render_video
 	$(BIN)/python -m benchmarks.image_speed
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_tables
 
 test: $(ALL) ## all tests, with all simulators
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-mutation: $(READY) ## which small changes of descent, trainer and safety no test notices; MUTANTS='real_robot.safety.*' for some
+mutation: $(READY) ## which small changes of descent, trainer and safety no test notices; MUTANTS='ebt_policy.real_robot.safety.*' for some
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
@@ -72,7 +72,7 @@ test-fast: $(READY) ## the tests that neither train nor compile nor install
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 results: $(READY) ## the documents' tables and figures from the stored results
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_tables
 
 check: $(ALL) ## lint, format and types
 	$(BIN)/ruff check .

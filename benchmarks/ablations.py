@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.runs import evaluate_all, train_all
 from benchmarks.settings import command, settings
+from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.evaluation.protocol import Protocol
-from envs.spec import EVALUATION_SEED
 
 RUNS = {
     "whole": [],

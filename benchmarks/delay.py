@@ -21,17 +21,17 @@ from rich.progress import track
 
 from benchmarks.runs import train_all
 from benchmarks.settings import command, settings, store
+from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.contestants import load_contestants
-from ebt_policy.evaluation.stats import mean_ci, success_rate
+from ebt_policy.evaluation.statistics import mean_ci, success_rate
 from ebt_policy.evaluation.study_figures import delay_curves, save_figure
-from ebt_policy.output import write_atomic
-from envs.rollout import rollout
-from envs.spec import EVALUATION_SEED
-from real_robot.background import SimulatedBackground
-from real_robot.clock import SimulatedClock
-from real_robot.planner import Execution, Planner
-from real_robot.robots import load_robot
-from real_robot.session import Session, shapes_of, tick_s
+from ebt_policy.io.output import write_atomic
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
+from ebt_policy.real_robot.inference_worker import SimulatedBackground
+from ebt_policy.real_robot.planner import Execution, Planner
+from ebt_policy.real_robot.robots import load_robot
 
 DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
 WAYS = {

@@ -23,13 +23,13 @@ import torch
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.denoising import measured, noisy_versions, psnrs, tested
 from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, png
-from ebt_policy.evaluation.stats import mean_ci
+from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.summary import format_estimate, markdown
-from ebt_policy.models.image import EnergyImageModel, ImageModel
-from ebt_policy.models.tiling import restore_tiled
-from ebt_policy.restoring import RestoringOptions, evaluate_images
+from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image.metrics import measured, noisy_versions, psnrs, tested
+from ebt_policy.image.model import EnergyImageModel, ImageModel
+from ebt_policy.image.tiling import restore_tiled
 
 NOISE = 100  # of training, as in the EBT paper
 IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]

@@ -27,15 +27,15 @@ from torch import Tensor
 
 from benchmarks.settings import command, settings, store
 from benchmarks.speed import in_turns
+from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.envs.perturbations import Perturbation, event
+from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.protocol import Protocol, progress_bar
-from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.tasks import Task
-from envs.perturb import Perturbation, event
-from envs.rollout import RolloutPool, noise_seed
-from envs.spec import EVALUATION_SEED
+from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.energy import EnergyPolicy
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",

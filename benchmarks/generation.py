@@ -25,16 +25,16 @@ from rich.markdown import Markdown
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks.judge import Judge, trained_judge
+from benchmarks.classifier import Judge, trained_judge
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.data.images import load_images
 from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.image_figures import Strip, image_grid, png
 from ebt_policy.evaluation.protocol import progress_bar
-from ebt_policy.evaluation.stats import success_rate
+from ebt_policy.evaluation.statistics import success_rate
 from ebt_policy.evaluation.summary import format_interval, markdown
-from ebt_policy.models.image import LEVELS, ImageModel
+from ebt_policy.image.data import load_images
+from ebt_policy.image.model import LEVELS, ImageModel
 
 CIFAR = [
     "task=image", "task.images=cifar10", "task.classes=true", f"task.noise={LEVELS}", "size=xs",

@@ -21,8 +21,7 @@ from omegaconf import OmegaConf
 from benchmarks.settings import DEVICE, command, settings, store
 from benchmarks.speed import in_turns, update_on
 from ebt_policy.evaluation.summary import markdown
-from ebt_policy.models import build_image_model
-from ebt_policy.models.image import ImageModel
+from ebt_policy.image.model import ImageModel, build_image_model
 from ebt_policy.train import of_its_kind, without_what_is_not_theirs
 
 SIDE, NOISE = 32, 100
@@ -31,7 +30,7 @@ PASSES = (1, 2, 10)  # of restoring; of the last, a pass's time is a part
 
 
 def make(model: str, size: str) -> ImageModel:
-    with initialize_config_module("configs", version_base="1.3"):
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         _, name, *given = of_its_kind(["task=image", f"model={model}", f"size={size}"])
         cfg: Any = OmegaConf.to_container(compose(name, given), resolve=True)
     config = without_what_is_not_theirs(cfg)

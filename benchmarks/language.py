@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.data.questions import QUESTIONS
 from ebt_policy.evaluation.summary import format_estimate, format_interval, markdown
-from ebt_policy.language import evaluate_language
+from ebt_policy.language.evaluate import evaluate_language
+from ebt_policy.language.qa_datasets import QUESTIONS
 
 SIZE = ["size.width=128", "size.heads=4", "size.layers=4"]
 UPDATES = ["train.minutes=null", "train.lr=1e-3"]

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from benchmarks.settings import DEVICE, command, settings, store, wait
-from ebt_policy.models import build_language_model
+from ebt_policy.language.model import build_language_model
 
 S1 = {"name": "s1", "steps": 2, "start": 0.0}
 OURS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {

@@ -24,10 +24,10 @@ import yaml
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.data.sources import recording
+from ebt_policy.data.demonstrations import recording
+from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.evaluation.protocol import Protocol
-from ebt_policy.suite import Suite, evaluate_suite
-from envs.spec import EVALUATION_SEED
+from ebt_policy.policies.suite import Suite, evaluate_suite
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def demonstrations(name: str, count: int, folder: Path, disturbed: str = "") -> 
     """Record a scripted expert's demonstrations of a task, once; returns what selects them.
 
     Args:
-        disturbed: what goes wrong in every one, as ``envs.record`` takes it.
+        disturbed: what goes wrong in every one, as ``ebt_policy.record`` takes it.
     """
     if name in ("adroit_door", "push_t_image"):  # shown by humans
         return []
@@ -86,7 +86,7 @@ def demonstrations(name: str, count: int, folder: Path, disturbed: str = "") -> 
     kind = [f"demos-{count}", *([disturbed.replace("=", "-")] if disturbed else [])]
     path = folder / "-".join(kind) / recording(name).name
     if not path.exists():
-        recorder = [sys.executable, "-m", "envs.record", *task_overrides(name), "workers=2"]
+        recorder = [sys.executable, "-m", "ebt_policy.record", *task_overrides(name), "workers=2"]
         recorder += [f"episodes={count}", f"output={path}"]
         subprocess.run(recorder + [f"perturb={disturbed}"] * bool(disturbed), check=True)
     return [f"task.path={path}", "task.validation_episodes=0"]

@@ -14,10 +14,10 @@ from typing import Any
 
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.held_out import MOST, habits, held_out, held_out_surprisal
-from ebt_policy.evaluation.stats import mean_ci
+from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.summary import markdown
-from ebt_policy.models.masked import MaskedModel
+from ebt_policy.language.masked_lm import MaskedModel
+from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
 
 TEXT = [
     "task=text", "task.corpus=tinyshakespeare", "task.tokenizer=char", "task.context=64",

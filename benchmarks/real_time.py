@@ -18,18 +18,18 @@ from typing import Any
 import torch
 
 from benchmarks.settings import command, settings, store
+from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.contestants import load_contestants
-from ebt_policy.evaluation.stats import mean_ci, paired_difference
-from envs.rollout import rollout
-from envs.spec import EVALUATION_SEED
-from real_robot.run import HELD
+from ebt_policy.evaluation.statistics import mean_ci, paired_difference
+from ebt_policy.real_robot.run import HELD
 
 
 def in_real_time(robot: str, run: str, episodes: int, folder: Path) -> dict[str, Any]:
-    """What ``real_robot.run`` measured; an episode in which the robot was held counts as played."""
+    """What ``ebt_policy.real_robot.run`` measured; an episode in which the robot was held counts as played."""
     output = folder / robot
     command = [
-        sys.executable, "-m", "real_robot.run", f"robot={robot}", f"checkpoint={run}",
+        sys.executable, "-m", "ebt_policy.real_robot.run", f"robot={robot}", f"checkpoint={run}",
         f"episodes={episodes}", "keep=all", f"output={output}", "live=false", "device=cpu",
     ]  # fmt: skip
     if (code := subprocess.run(command).returncode) not in (0, HELD):
@@ -52,7 +52,9 @@ def main() -> None:
         "sim_push_t": in_real_time("sim_push_t", given.run, given.episodes, Path(given.folder))
     }
     if given.ros:
-        node = subprocess.Popen([sys.executable, "-m", "real_robot.sim_node", "robot=ros2_push_t"])
+        node = subprocess.Popen(
+            [sys.executable, "-m", "ebt_policy.real_robot.sim_node", "robot=ros2_push_t"]
+        )
         try:
             entries["ros2_push_t"] = in_real_time(
                 "ros2_push_t", given.run, given.episodes, Path(given.folder)

@@ -24,9 +24,9 @@ from benchmarks.compare import SELECTION_SEED
 from benchmarks.manipulation import EFFORTS, MODELS, demonstrations, task_overrides
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.evaluation.protocol import Protocol
-from ebt_policy.recovery import evaluate_recovery
-from envs.spec import EVALUATION_SEED
+from ebt_policy.policies.robustness import evaluate_recovery
 
 
 @dataclass(frozen=True)

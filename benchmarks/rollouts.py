@@ -4,7 +4,7 @@ Settings: checkpoint (as ``ebt_policy.eval`` takes it), episodes (50), workers (
 The same policy plays the same episodes of Push-T in several ways, in turns within one run:
 
 - one environment, one policy call a chunk: the plain way;
-- ours, `envs.rollout.RolloutPool`;
+- ours, `ebt_policy.envs.rollout.RolloutPool`;
 - gymnasium's `AsyncVectorEnv`, all environments in step, as Diffusion Policy evaluates;
 - lerobot's `rollout` on a `SyncVectorEnv`, its default (0.4.4 fails on an `AsyncVectorEnv`), where
   it is installed (``pip install "lerobot[pusht]"``, in an environment of its own).
@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.settings import DEVICE, command, settings, store
+from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
+from ebt_policy.envs.rollout import RolloutPool, batched, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
-from ebt_policy.models import Policy
-from envs.rollout import RolloutPool, batched, noise_seed
-from envs.spec import EVALUATION_SEED, EnvSpec
+from ebt_policy.policies import Policy
 
 Play = Callable[[Sequence[int]], list[float]]  # seeds -> scores
 OBS = "environment_state"  # lerobot's name for what is not an image

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ebt_policy.output import write_atomic
+from ebt_policy.io.output import write_atomic
 
 RESULTS = Path("docs/results")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.settings import DEVICE, command, settings, wait
-from ebt_policy.data.normalize import Normalizer
-from ebt_policy.evaluation.stats import percentiles
-from ebt_policy.models import Policy, build_policy
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.models.base import Model
+from ebt_policy.policies import Policy, build_policy
 
 BATCH = 128
 SHAPE = {
@@ -68,7 +68,7 @@ console = Console()
 
 def composed(*overrides: str) -> dict[str, Any]:
     """Return the packaged configuration of a policy's training, with overrides."""
-    with initialize_config_module("configs", version_base="1.3"):
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(config, dict)
     return {str(k): v for k, v in config.items()}

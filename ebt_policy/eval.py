@@ -21,7 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.entry import hydra_arguments, pick_device, report_errors
+from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.config import ConfigError, options
+from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
+from ebt_policy.envs.rollout import batched
 from ebt_policy.evaluation.contestants import (
     Contestant,
     check_worlds,
@@ -36,21 +39,18 @@ from ebt_policy.evaluation.figures import (
     score_histogram,
     training_curve,
 )
-from ebt_policy.evaluation.landscape import energy_plane
-from ebt_policy.evaluation.played import pieces_of, play_pieces
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.evaluation.report import write_report
-from ebt_policy.evaluation.stats import percentiles
+from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.evaluation.summary import EPISODE_KEYS, POLICIES, entry_summary, write_results
-from ebt_policy.models import Policy
-from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.options import ConfigError, options
-from ebt_policy.output import output_folder
-from ebt_policy.recovery import evaluate_recovery
-from ebt_policy.suite import Suite, evaluate_suite
-from ebt_policy.tasks import Task
-from envs.rollout import batched
-from envs.spec import EVALUATION_SEED, EnvSpec
+from ebt_policy.io.output import output_folder
+from ebt_policy.policies import Policy
+from ebt_policy.policies.cached_rollouts import pieces_of, play_pieces
+from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.energy_slice import energy_plane
+from ebt_policy.policies.robustness import evaluate_recovery
+from ebt_policy.policies.suite import Suite, evaluate_suite
 
 console = Console()
 LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest
@@ -199,7 +199,7 @@ def _default_output(given: list[str], suite: Suite | None) -> Path:
     return Path("results") / (f"{suite.name}-{name}" if suite else name)[:200]
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="eval")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="eval")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         if "checkpoint" not in cfg or not cfg.checkpoint:
@@ -230,19 +230,21 @@ def _evaluate_kind(
         if cfg.get(key) is not None and kind and kind != of:
             raise ConfigError(f"{key}= is for {of}; {checkpoints[0]} holds {kind}.")
     if kind == "a model of images":
-        from ebt_policy.restoring import RestoringOptions, evaluate_images
+        from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 
         chosen = {"images": cfg.images, "noise": cfg.noise}
         evaluate_images(checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what)
         return
     if kind in ("a model of video", "an autoencoder"):
-        from ebt_policy.foreseeing import evaluate_video
+        from ebt_policy.video.evaluate import evaluate_video
 
         other = None if cfg.footage is None else str(cfg.footage)
         evaluate_video(checkpoints, footage=other, **what)
         return
     if kind == "a model of text":
-        from ebt_policy.language import evaluate_language  # asks for libraries robots do not
+        from ebt_policy.language.evaluate import (
+            evaluate_language,  # asks for libraries robots do not
+        )
 
         evaluate_language(checkpoints, corpus=cfg.corpus, **what)
         return

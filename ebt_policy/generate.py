@@ -15,10 +15,10 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.entry import hydra_arguments, pick_device, report_errors
+from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.config import ConfigError, options
 from ebt_policy.evaluation.contestants import parse_checkpoint
-from ebt_policy.models.text import LanguageModel
-from ebt_policy.options import ConfigError, options
+from ebt_policy.language.model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GenerateOptions:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="generate")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="generate")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         given: Any = OmegaConf.to_container(cfg, resolve=True)

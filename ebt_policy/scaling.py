@@ -30,16 +30,16 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import ebt_policy
-from ebt_policy.entry import pick_device, report_errors
+from ebt_policy.cli import pick_device, report_errors
+from ebt_policy.config import ConfigError, options
 from ebt_policy.evaluation.flops import training_work
-from ebt_policy.evaluation.held_out import MOST, held_out, held_out_surprisal
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
 from ebt_policy.evaluation.summary import format_count, format_interval, markdown
-from ebt_policy.models.text import TextModel
-from ebt_policy.options import ConfigError, options
-from ebt_policy.output import output_folder, write_atomic
+from ebt_policy.io.output import output_folder, write_atomic
+from ebt_policy.language.metrics import MOST, held_out, held_out_surprisal
+from ebt_policy.language.model import TextModel
 from ebt_policy.train import of_its_kind
 
 console = Console()
@@ -182,7 +182,7 @@ class Grid:
         chosen |= {"train.lr": str(rate), "seed": str(seed)}
         chosen = {k: v for k, v in chosen.items() if not k.startswith("hydra")}
         _, name, *overrides = of_its_kind([f"{k}={v}" for k, v in chosen.items()])
-        with initialize_config_module("configs", version_base="1.3"):
+        with initialize_config_module("ebt_policy.configs", version_base="1.3"):
             run_dir = f"run_dir={self.study.folder}/{NAME}"
             return Path(compose(name, [*overrides, run_dir]).run_dir)
 

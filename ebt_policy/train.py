@@ -22,15 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from ebt_policy.data.files import reason
-from ebt_policy.entry import hydra_arguments, pick_device, report_errors
-from ebt_policy.jobs.job import Job
-from ebt_policy.jobs.policy import PolicyJob
-from ebt_policy.options import ConfigError, options
-from ebt_policy.output import check_free_space, output_folder, write_atomic
+from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.config import ConfigError, options
+from ebt_policy.io.output import check_free_space, output_folder, write_atomic
+from ebt_policy.io.paths import reason
+from ebt_policy.policies.task import PolicyJob
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.processes import devices, join_processes
+from ebt_policy.training.task import Job
 from ebt_policy.training.trainer import TrainConfig, Trainer
 
 console = Console()
@@ -132,15 +132,15 @@ def _train(
 def job_of(config: dict[str, Any], train: TrainConfig) -> Job:
     """What a configuration says is to be trained."""
     if config["task"]["name"] == "text":
-        from ebt_policy.jobs.text import TextJob  # asks for libraries that robots do not
+        from ebt_policy.language.task import TextJob  # asks for libraries that robots do not
 
         return TextJob(config, train)
     if config["task"]["name"] == "image":
-        from ebt_policy.jobs.image import ImageJob
+        from ebt_policy.image.task import ImageJob
 
         return ImageJob(config, train)
     if config["task"]["name"] == "video":
-        from ebt_policy.jobs.video import VideoJob
+        from ebt_policy.video.task import VideoJob
 
         return VideoJob(config, train)
     return PolicyJob(config, train)
@@ -193,7 +193,7 @@ def _check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
 _original: list[str] = []
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="train")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="train")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         config = OmegaConf.to_container(cfg, resolve=True)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import gymnasium
 
-from envs.scenes import METAWORLD, ROBOSUITE
+from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 _TASKS = {
-    "PushT-v0": ("envs.push_t:PushTEnv", 300, {}),
-    "PushTImage-v0": ("envs.push_t:PushTEnv", 300, {"pixels": True}),
-    "AdroitDoor-v0": ("envs.adroit_env:AdroitDoorEnv", 300, {}),
+    "PushT-v0": ("ebt_policy.envs.push_t:PushTEnv", 300, {}),
+    "PushTImage-v0": ("ebt_policy.envs.push_t:PushTEnv", 300, {"pixels": True}),
+    "AdroitDoor-v0": ("ebt_policy.envs.adroit_env:AdroitDoorEnv", 300, {}),
     **{
-        f"{scene}-v0": ("envs.robosuite_env:RobosuiteEnv", steps, {"scene": scene})
+        f"{scene}-v0": ("ebt_policy.envs.robosuite_env:RobosuiteEnv", steps, {"scene": scene})
         for scene, steps in ROBOSUITE.items()
     },
     **{
-        f"MetaWorld-{scene}-v3": ("envs.metaworld_env:MetaWorldEnv", 500, {"scene": scene})
+        f"MetaWorld-{scene}-v3": (
+            "ebt_policy.envs.metaworld_env:MetaWorldEnv",
+            500,
+            {"scene": scene},
+        )
         for scene in METAWORLD
     },
 }

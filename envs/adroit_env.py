@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 from farama_notifications import notifications
 
-from envs.mujoco_env import MujocoManipulationEnv  # chooses how MuJoCo renders; before the next
+from ebt_policy.envs.mujoco_env import (
+    MujocoManipulationEnv,  # chooses how MuJoCo renders; before the next
+)
 
 # At each import, in each process, it warns of rewards, of which none are used here.
 notifications.pop("gymnasium_robotics", None)

@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.headless import require_rendering
-from envs.perturb import Kind
+from ebt_policy.envs.perturbations import Kind
+from ebt_policy.envs.rendering import require_rendering
 
 TRIES = 16  # directions tried until what is moved lies free
 PERTURBATIONS = {"delay": Kind("steps", (1, 2, 4)), "freeze": Kind("steps", (4, 8, 16))}

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from envs.manipulation import Expert
-from envs.mujoco_env import MujocoManipulationEnv  # chooses how MuJoCo renders; before Meta-World
+from ebt_policy.envs.manipulation import Expert
+from ebt_policy.envs.mujoco_env import (
+    MujocoManipulationEnv,  # chooses how MuJoCo renders; before Meta-World
+)
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # isort: skip
 from metaworld.policies import ENV_POLICY_MAP  # isort: skip

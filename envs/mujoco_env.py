@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.headless import choose_backend
-from envs.manipulation import ManipulationEnv
+from ebt_policy.envs.manipulation import ManipulationEnv
+from ebt_policy.envs.rendering import choose_backend
 
 choose_backend()  # before MuJoCo is imported
 import mujoco as _mujoco  # noqa: E402

@@ -12,7 +12,7 @@ import sys
 from multiprocessing import Pipe
 from typing import Any
 
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
 
 
 class WorkerProcess:
@@ -22,7 +22,11 @@ class WorkerProcess:
         self._connection, theirs = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from envs.worker import main; main({theirs.fileno()})"],
+            [
+                sys.executable,
+                "-c",
+                f"from ebt_policy.envs.worker import main; main({theirs.fileno()})",
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},

@@ -25,7 +25,7 @@ from pymunk.space_debug_draw_options import SpaceDebugColor
 from shapely import MultiPolygon
 
 from ebt_policy.data.push_t import observation
-from envs.perturb import Kind
+from ebt_policy.envs.perturbations import Kind
 
 SIZE = 512.0  # side of the square workspace, px
 SEEN = 96  # side of the frames that a policy sees, px: Diffusion Policy's

@@ -22,8 +22,8 @@ from ebt_policy.data.robomimic import (
     layout,
     observation,
 )
-from envs.headless import choose_backend
-from envs.manipulation import Expert, ManipulationEnv
+from ebt_policy.envs.manipulation import Expert, ManipulationEnv
+from ebt_policy.envs.rendering import choose_backend
 
 choose_backend()  # robosuite imports MuJoCo
 logging.disable(logging.WARNING)  # it tells each program of files and robots that it does without
@@ -105,7 +105,7 @@ class RobosuiteEnv(ManipulationEnv):
         return np.ascontiguousarray(drawn[::-1])
 
     def expert(self, rng: np.random.Generator) -> Expert:
-        from envs.robosuite_experts import EXPERTS
+        from ebt_policy.envs.robosuite_experts import EXPERTS
 
         if self._name not in EXPERTS:
             raise ValueError(

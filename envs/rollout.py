@@ -19,9 +19,9 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import torch
 
-from envs.process import WorkerProcess
-from envs.spec import EnvSpec
-from envs.worker import Order, Played
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.process import WorkerProcess
+from ebt_policy.envs.worker import Order, Played
 
 
 class Policy(Protocol):
@@ -58,7 +58,7 @@ class EpisodeResult:
         retries: grasps since the perturbation, if there was one.
         chunks: one record a prediction, in order.
         video: path of its MP4, or None.
-        rows: what each step saw and did, when collected; see `envs.worker.Played`.
+        rows: what each step saw and did, when collected; see `ebt_policy.envs.worker.Played`.
     """
 
     seed: int

@@ -1,7 +1,7 @@
 """A rollout worker: a process that owns one environment and plays whole seeded episodes.
 
 It must not import torch: a worker starts in about a second and stays small. The parent
-(`envs.rollout`) sends an `Order` for each episode, and the worker then asks for one chunk of
+(`ebt_policy.envs.rollout`) sends an `Order` for each episode, and the worker then asks for one chunk of
 actions after the other until the episode is over. It ends when the parent closes the pipe.
 
     parent -> worker   EnvSpec, once | Order | chunk (T, A)
@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
 
 Shoot = Callable[[np.ndarray | None], None]  # films a frame with the plan (n, A) still ahead
 VIDEO_SPEED = 2  # videos play at twice the environment's rate
@@ -133,7 +133,7 @@ def _expert_rng(seed: int) -> np.random.Generator:
 @contextmanager
 def _film(env: gymnasium.Env, path: str) -> Iterator[Shoot]:
     """The video of one episode, with the plan drawn where the environment knows how to."""
-    from envs.video import video_writer  # most workers never film
+    from ebt_policy.envs.mp4_writer import video_writer  # most workers never film
 
     draw = getattr(env.unwrapped, "draw_plan", None)
     with video_writer(path, VIDEO_SPEED * env.metadata.get("render_fps", 10)) as add:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from envs.video import video_writer
-from real_robot.loop import Tick
+from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.real_robot.loop import Tick
 
 
 class Output(Protocol):

@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from real_robot.loop import Tick
-from real_robot.operator import KEYS
-from real_robot.session import Session
-from real_robot.supervisor import SAID, Change, State, Supervisor
+from ebt_policy.real_robot.episode_runner import Session
+from ebt_policy.real_robot.keyboard import KEYS
+from ebt_policy.real_robot.loop import Tick
+from ebt_policy.real_robot.supervisor import SAID, Change, State, Supervisor
 
 COLOURS = {
     State.DISARMED: "dim",

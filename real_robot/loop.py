@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ebt_policy.options import ConfigError
-from real_robot.clock import Clock
-from real_robot.drivers.base import Driver, DriverError, Observation
-from real_robot.planner import Plans, PolicyError
-from real_robot.safety import Limits, Motion, SafetyError, brake, limit
-from real_robot.supervisor import EStop, State, Supervisor
+from ebt_policy.config import ConfigError
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation
+from ebt_policy.real_robot.planner import Plans, PolicyError
+from ebt_policy.real_robot.safety import Limits, Motion, SafetyError, brake, limit
+from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ebt_policy.models import Policy
-from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.models.policy import Chunk
-from ebt_policy.options import ConfigError, FloatOrInfinity
-from envs.rollout import batched, noise_seed
-from envs.spec import EnvSpec
-from real_robot.background import Background, Done
-from real_robot.clock import Clock
-from real_robot.safety import ChunkProjection, Limits, Motion
+from ebt_policy.config import ConfigError, FloatOrInfinity
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.rollout import batched, noise_seed
+from ebt_policy.policies import Policy
+from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.inference_worker import Background, Done
+from ebt_policy.real_robot.safety import ChunkProjection, Limits, Motion
 
 WARM_UPS = 6
 WARM_UP_S = 300.0  # compiling takes a minute or two

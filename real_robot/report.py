@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 
 import ebt_policy
 from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
-from ebt_policy.evaluation.stats import mean_ci, percentiles, success_rate
+from ebt_policy.evaluation.statistics import mean_ci, percentiles, success_rate
 from ebt_policy.evaluation.study_figures import save_figure
-from ebt_policy.output import write_atomic
-from real_robot.robots import Robot
-from real_robot.session import Episode
-from real_robot.supervisor import SAID, State
+from ebt_policy.io.output import write_atomic
+from ebt_policy.real_robot.episode_runner import Episode
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.supervisor import SAID, State
 
 RESULTS = ("summary.json", "table.md", "timeline.svg", "videos")
 SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545"}

@@ -6,9 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.options import ConfigError
-from real_robot.loop import Tick
-from real_robot.session import Session
+from ebt_policy.config import ConfigError
+from ebt_policy.real_robot.episode_runner import Session
+from ebt_policy.real_robot.loop import Tick
 
 
 class RerunLog:

@@ -10,15 +10,15 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from ebt_policy.options import ConfigError, options
-from envs.spec import EnvSpec
-from real_robot.clock import Clock
-from real_robot.drivers.base import Driver
-from real_robot.drivers.replay import Recording, ReplayDriver
-from real_robot.drivers.ros2 import Ros2Driver, Ros2Sim, Topics
-from real_robot.drivers.sim import SimRobot
-from real_robot.loop import Watch
-from real_robot.safety import Limits, limits_of
+from ebt_policy.config import ConfigError, options
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import Driver
+from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver
+from ebt_policy.real_robot.drivers.ros2 import Ros2Driver, Ros2Sim, Topics
+from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.loop import Watch
+from ebt_policy.real_robot.safety import Limits, limits_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Robot:
 
 def load_robot(name: str, *overrides: str) -> Robot:
     """A robot of ``configs/robot`` by its name, with overrides as on the command line."""
-    with initialize_config_module("configs", version_base="1.3"):
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         config = compose("run", [f"robot={name}", *overrides])
     section: Any = OmegaConf.to_container(config.robot, resolve=True)
     return options(Robot, section, "robot")

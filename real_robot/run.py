@@ -1,4 +1,4 @@
-"""Run a policy on a robot: ``python -m real_robot.run robot=sim_push_t checkpoint=RUN``.
+"""Run a policy on a robot: ``python -m ebt_policy.real_robot.run robot=sim_push_t checkpoint=RUN``.
 
 Leaves ``summary.json``, ``table.md`` and ``timeline.svg`` in its output folder, the videos of
 simulated robots, and with ``record=`` an episode store to learn from. Every option is in
@@ -24,27 +24,27 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from ebt_policy.entry import hydra_arguments, pick_device, report_errors
+from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.config import ConfigError, options
+from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.evaluation.contestants import load_contestants
-from ebt_policy.options import ConfigError, options
-from ebt_policy.output import output_folder, output_store
-from envs.spec import EVALUATION_SEED
-from real_robot.background import ThreadBackground
-from real_robot.best_effort import BestEffort, Film
-from real_robot.clock import Clock, MonotonicClock
-from real_robot.dashboard import Dashboard, announced, shown
-from real_robot.drivers.base import Driver, DriverError, Scored
-from real_robot.drivers.replay import Recording
-from real_robot.drivers.sim import SimRobot
-from real_robot.operator import Operator, listening
-from real_robot.planner import Execution, Planner, PolicyError, Recorded
-from real_robot.record import RecordError
-from real_robot.report import RESULTS, summarize, table, write_run
-from real_robot.rerun_log import RerunLog
-from real_robot.robots import Robot
-from real_robot.session import Episode, Session, shapes_of, tick_s
-from real_robot.supervisor import STOPPED, State
-from real_robot.teleop import Hand
+from ebt_policy.io.output import output_folder, output_store
+from ebt_policy.real_robot.best_effort import BestEffort, Film
+from ebt_policy.real_robot.clock import Clock, MonotonicClock
+from ebt_policy.real_robot.dashboard import Dashboard, announced, shown
+from ebt_policy.real_robot.drivers.base import Driver, DriverError, Scored
+from ebt_policy.real_robot.drivers.replay import Recording
+from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.episode_runner import Episode, Session, shapes_of, tick_s
+from ebt_policy.real_robot.inference_worker import ThreadBackground
+from ebt_policy.real_robot.keyboard import Operator, listening
+from ebt_policy.real_robot.planner import Execution, Planner, PolicyError, Recorded
+from ebt_policy.real_robot.recorder import RecordError
+from ebt_policy.real_robot.report import RESULTS, summarize, table, write_run
+from ebt_policy.real_robot.rerun_log import RerunLog
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.supervisor import STOPPED, State
+from ebt_policy.real_robot.teleop import Hand
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -350,7 +350,7 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
 _original: list[str] = []
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="run")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="run")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         section: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
@@ -359,7 +359,9 @@ def _main(cfg: DictConfig) -> None:
             section["execution"] = options(Execution, execution, "execution")
         given = options(RunOptions, section, "the run")
         try:
-            code = run(robot, given, shlex.join(["python", "-m", "real_robot.run", *_original]))
+            code = run(
+                robot, given, shlex.join(["python", "-m", "ebt_policy.real_robot.run", *_original])
+            )
         except (DriverError, PolicyError) as error:
             raise ConfigError(str(error)) from error
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A simulated robot as a ROS 2 node: ``python -m real_robot.sim_node robot=ros2_push_t``.
+"""A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=ros2_push_t``.
 
 It publishes what `drivers.ros2` observes and moves as that commands, with the watchdogs of a robot:
 without commands or heartbeats, or with the emergency stop pressed, it holds. Ends with Ctrl-C.
@@ -15,15 +15,15 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ebt_policy.entry import hydra_arguments, report_errors
-from ebt_policy.options import ConfigError, options
-from envs.spec import EnvSpec
-from real_robot.clock import Clock, MonotonicClock
-from real_robot.drivers.base import DriverError
-from real_robot.drivers.ros2 import RosNode, message_class, quality
-from real_robot.drivers.ros_messages import MessageError
-from real_robot.drivers.sim import SimRobot
-from real_robot.robots import Robot
+from ebt_policy.cli import hydra_arguments, report_errors
+from ebt_policy.config import ConfigError, options
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.real_robot.clock import Clock, MonotonicClock
+from ebt_policy.real_robot.drivers.base import DriverError
+from ebt_policy.real_robot.drivers.ros2 import RosNode, message_class, quality
+from ebt_policy.real_robot.drivers.ros_messages import MessageError
+from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.robots import Robot
 
 
 class SimNode:
@@ -111,7 +111,7 @@ class SimNode:
             self._seed, self._token = seed, token
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="run")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="run")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         section: Any = OmegaConf.to_container(cfg.robot, resolve=True)

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
-from real_robot.clock import Clock
+from ebt_policy.real_robot.clock import Clock
 
 
 class State(StrEnum):

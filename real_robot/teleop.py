@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.options import ConfigError
-from real_robot.background import Background
-from real_robot.drivers.base import DriverError
-from real_robot.planner import Plans
-from real_robot.safety import Motion
+from ebt_policy.config import ConfigError
+from ebt_policy.real_robot.drivers.base import DriverError
+from ebt_policy.real_robot.inference_worker import Background
+from ebt_policy.real_robot.planner import Plans
+from ebt_policy.real_robot.safety import Motion
 
 DEVICES = ("mouse", "keyboard", "gamepad")
 SIDE = 512  # px of the window

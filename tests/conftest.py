@@ -49,7 +49,7 @@ TINY = (
 
 @cache
 def _composed(overrides: tuple[str, ...], name: str) -> dict[str, Any]:
-    with initialize_config_module("configs", version_base="1.3"):
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         config = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
     assert isinstance(config, dict)
     return without_what_is_not_theirs(config)

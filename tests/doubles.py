@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebt_policy.models.policy import Chunk
-from real_robot.background import SimulatedBackground
-from real_robot.clock import SimulatedClock
-from real_robot.drivers.base import DriverError, Observation, Scored
-from real_robot.planner import Execution, Planner
-from real_robot.robots import Robot
-from real_robot.session import Session, shapes_of, tick_s
+from ebt_policy.policies.base import Chunk
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.base import DriverError, Observation, Scored
+from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
+from ebt_policy.real_robot.inference_worker import SimulatedBackground
+from ebt_policy.real_robot.planner import Execution, Planner
+from ebt_policy.real_robot.robots import Robot
 
 RATE = 10
 SECTION: dict[str, Any] = {

@@ -18,29 +18,29 @@ from benchmarks import (
     compare,
     denoising,
     energy,
-    films,
     generation,
     image_speed,
     language,
     language_speed,
     manipulation,
     masked_text,
-    pictures,
     recovery,
     representation,
     rollouts,
     scaling,
     speed,
     video,
-    video_film,
 )
-from benchmarks.judge import Judge
-from ebt_policy.data.normalize import Normalizer
+from benchmarks import render_figures as pictures
+from benchmarks import render_rollouts as films
+from benchmarks import render_video as video_film
+from benchmarks.classifier import Judge
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.evaluation.image_figures import GAP
-from ebt_policy.models import build_policy
-from envs.perturb import Perturbation
-from envs.spec import EnvSpec
+from ebt_policy.policies import build_policy
 
 MODULES = [
     speed, compare, ablations, energy, recovery, pictures, manipulation, rollouts, films, language,
@@ -131,7 +131,7 @@ def test_every_run_and_entry_can_be_configured(own, others, entries):
 
 
 def test_a_chunk_after_an_event_is_the_first_that_shows_it():
-    spec = EnvSpec("envs:ebt_policy/PushT-v0", 300, perturbation=Perturbation("agent", 100))
+    spec = EnvSpec("ebt_policy/PushT-v0", 300, perturbation=Perturbation("agent", 100))
     env = spec.make()
     for seed in range(5):
         env.reset(seed=seed)
@@ -168,7 +168,7 @@ def test_latencies_are_ratios_of_one_run(monkeypatch):
 def test_all_ways_of_playing_play_the_same_episodes():
     policy = speed.make("ebt", "xs", torch.device("cpu"))
     policy.configure_inference(steps=1, candidates=1)
-    spec, seeds = EnvSpec("envs:ebt_policy/PushT-v0", 20), range(100_000, 100_003)
+    spec, seeds = EnvSpec("ebt_policy/PushT-v0", 20), range(100_000, 100_003)
     with ExitStack() as stack:
         envs = gymnasium.vector.SyncVectorEnv([lambda: rollouts.Named(spec.make())] * 2)
         stack.callback(envs.close)

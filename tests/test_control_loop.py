@@ -13,16 +13,16 @@ import torch
 from doubles import RATE, SECTION, Wanderer, point_session
 from rich.console import Console
 
-from ebt_policy.options import ConfigError
-from real_robot.background import ThreadBackground
-from real_robot.clock import MonotonicClock, SimulatedClock
-from real_robot.dashboard import announced
-from real_robot.loop import Heart
-from real_robot.operator import Operator, listening
-from real_robot.planner import Planner, PolicyError
-from real_robot.robots import Robot
-from real_robot.safety import SafetyError
-from real_robot.supervisor import EStop, State, Supervisor
+from ebt_policy.config import ConfigError
+from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
+from ebt_policy.real_robot.dashboard import announced
+from ebt_policy.real_robot.inference_worker import ThreadBackground
+from ebt_policy.real_robot.keyboard import Operator, listening
+from ebt_policy.real_robot.loop import Heart
+from ebt_policy.real_robot.planner import Planner, PolicyError
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.safety import SafetyError
+from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
 DT = 1 / RATE
 PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
@@ -230,7 +230,7 @@ def test_robots_without_all_limits_are_refused():
 
 
 def test_a_surprised_policy_holds_the_robot(monkeypatch):
-    from ebt_policy.models.action import EnergyPolicy
+    from ebt_policy.policies.energy import EnergyPolicy
 
     class Surprised(Wanderer, EnergyPolicy):
         __init__ = Wanderer.__init__
@@ -254,7 +254,7 @@ def test_a_surprised_policy_holds_the_robot(monkeypatch):
 @pytest.mark.rerun
 def test_a_run_as_a_rerun_recording(tmp_path):
     pytest.importorskip("rerun")
-    from real_robot.rerun_log import RerunLog
+    from ebt_policy.real_robot.rerun_log import RerunLog
 
     session, _, _, _ = point_session()
     log = RerunLog(tmp_path / "logs" / "run.rrd")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from landscapes import MODES, double_well, few, normal, quadratic, slope
 
 from ebt_policy.energy import DescentError, descend
-from ebt_policy.energy.noise import cosine_noise, draw_normal
+from ebt_policy.energy.sampling import cosine_noise, draw_normal
 
 # -- the plain loop -------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ import torch
 from landscapes import MODES, double_well, level_quadratic, normal
 
 from ebt_policy.energy import Mirror, descend
-from ebt_policy.energy.gradient import Product, Update, energy_gradient
-from ebt_policy.models.text import negative_entropy
+from ebt_policy.energy.gradients import Product, Update, energy_gradient
+from ebt_policy.language.model import negative_entropy
 
 
 def network(w1, w2):

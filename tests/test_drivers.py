@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from doubles import Wanderer, point_session
 
-from ebt_policy.options import ConfigError
-from real_robot.background import ThreadBackground
-from real_robot.clock import MonotonicClock, SimulatedClock
-from real_robot.drivers.base import DriverError, Scored
-from real_robot.drivers.replay import Recording, ReplayDriver
-from real_robot.drivers.ros2 import Ros2Driver, RosNode, Topics, message_class, quality
-from real_robot.planner import Execution, Planner
-from real_robot.robots import load_robot
-from real_robot.session import Session, shapes_of, tick_s
-from real_robot.supervisor import State
+from ebt_policy.config import ConfigError
+from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
+from ebt_policy.real_robot.drivers.base import DriverError, Scored
+from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver
+from ebt_policy.real_robot.drivers.ros2 import Ros2Driver, RosNode, Topics, message_class, quality
+from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
+from ebt_policy.real_robot.inference_worker import ThreadBackground
+from ebt_policy.real_robot.planner import Execution, Planner
+from ebt_policy.real_robot.robots import load_robot
+from ebt_policy.real_robot.supervisor import State
 
 DOMAIN = str(os.getpid() % 90 + 10)
 PATIENCE = 300.0  # seconds until what must happen has not: a busy machine is slow
@@ -46,7 +46,7 @@ def ros_environment():
 
 @contextmanager
 def sim_node():
-    command = [sys.executable, "-m", "real_robot.sim_node", "robot=ros2_push_t"]
+    command = [sys.executable, "-m", "ebt_policy.real_robot.sim_node", "robot=ros2_push_t"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
         assert node.stdout is not None and "is simulated" in node.stdout.readline()
         try:
@@ -117,7 +117,7 @@ def session_on(robot, **more):
     def predict(obs, prefix=None, project=None, **_):
         import torch
 
-        from ebt_policy.models.policy import Chunk  # goes right, slowly
+        from ebt_policy.policies.base import Chunk  # goes right, slowly
 
         here = obs["obs"][:, -1:, 18:]
         actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])

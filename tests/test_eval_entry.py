@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
+from ebt_policy.config import ConfigError
+from ebt_policy.envs.rollout import RolloutPool
 from ebt_policy.eval import main
 from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
-from ebt_policy.options import ConfigError
-from ebt_policy.output import output_folder
+from ebt_policy.io.output import output_folder
 from ebt_policy.train import train
-from envs.rollout import RolloutPool
 
 SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
 

@@ -12,9 +12,9 @@ import torch
 from doubles import RATE, SECTION, Wanderer, point_session
 
 from ebt_policy.data.episodes import read_episodes
-from real_robot.drivers.base import DriverError, Observation
-from real_robot.record import Recorder
-from real_robot.supervisor import State
+from ebt_policy.real_robot.drivers.base import DriverError, Observation
+from ebt_policy.real_robot.recorder import Recorder
+from ebt_policy.real_robot.supervisor import State
 
 DT = 1 / RATE
 RUNS, CLAMPS = 480, 20  # ten runs of each fault in each mode

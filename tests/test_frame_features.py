@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ebt_policy.models.autoencoder import Autoencoder, Latents, frame_features
-from ebt_policy.options import ConfigError
+from ebt_policy.config import ConfigError
+from ebt_policy.video.autoencoder import Autoencoder, Latents, frame_features
 
 
 def test_an_autoencoder_that_cannot_be_is_one_clear_error():

@@ -22,7 +22,7 @@ from benchmarks.gpu.results import Case, SectionResults, TimeBudget
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.energy import descent
 from ebt_policy.evaluation.flops import Work
-from real_robot.safety import ChunkProjection, Motion
+from ebt_policy.real_robot.safety import ChunkProjection, Motion
 
 SECTIONS = ("card", "latency", "training", "push_t", "text", "images")
 CPU = torch.device("cpu")

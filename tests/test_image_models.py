@@ -14,15 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from ebt_policy import eval as eval_entry
-from ebt_policy import restoring
 from ebt_policy import train as train_entry
-from ebt_policy.baselines.ddim import DDIM
-from ebt_policy.evaluation import denoising
-from ebt_policy.models import build_image_model
-from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel
-from ebt_policy.models.tiling import restore_tiled
-from ebt_policy.options import ConfigError
-from ebt_policy.restoring import RestoringOptions, evaluate_images
+from ebt_policy.config import ConfigError
+from ebt_policy.image import evaluate as restoring
+from ebt_policy.image import metrics as denoising
+from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel, build_image_model
+from ebt_policy.image.tiling import restore_tiled
+from ebt_policy.models.ddim import DDIM
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}

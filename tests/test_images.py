@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from ebt_policy.data.files import held_out_by_name
-from ebt_policy.data.images import (
+from ebt_policy.data.demonstrations import local_data
+from ebt_policy.image.data import (
     HELD_OUT,
     STRIDE,
     Crops,
@@ -27,7 +27,7 @@ from ebt_policy.data.images import (
     decode,
     load_images,
 )
-from ebt_policy.data.sources import local_data
+from ebt_policy.io.paths import held_out_by_name
 
 
 def photo(height: int = 20, width: int = 24, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from ebt_policy.data.tokenizer import make_tokenizer
 from ebt_policy.energy import descend
 from ebt_policy.energy.attention import Attention
-from ebt_policy.energy.sequences import Observed
-from ebt_policy.models import build_language_model
-from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
+from ebt_policy.energy.causal import Observed
+from ebt_policy.language.model import EnergyLanguageModel, LanguageModel, build_language_model
+from ebt_policy.language.tokenizer import make_tokenizer
 
 B, S, V, STEPS = 2, 7, 11, 3
 S1 = {"name": "s1", "steps": STEPS}

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs  # registers them
-from envs import headless
-from envs.frames import observations
-from envs.headless import RenderingError
-from envs.scenes import METAWORLD, ROBOSUITE
-from envs.spec import EnvSpec
+from ebt_policy.envs import rendering as headless
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.render_cache import observations
+from ebt_policy.envs.rendering import RenderingError
+from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 
 def needs(extra: str, module: str):
@@ -58,13 +57,11 @@ def rendering() -> bool:
 
 
 def test_importing_the_package_loads_no_simulator():
-    code = (
-        "import sys, envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
-    )
+    code = "import sys, ebt_policy.envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert sum(name.startswith("ebt_policy/MetaWorld-") for name in gymnasium.registry) == 50
-    assert envs
+
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -199,16 +196,14 @@ def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
         pytest.skip("nothing draws here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     states, _ = play(made(name), 3, steps=2)
-    spec = EnvSpec(
-        f"envs:ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32}
-    )
+    spec = EnvSpec(f"ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32})
     shown = observations(spec, states)
     assert shown["agentview"].shape == (3, 32, 32, 3) and shown["obs"].shape == (3, 9)
     env = spec.make()
     obs, _ = env.reset(seed=8, options={"state": states[1]})
     np.testing.assert_array_equal(obs["agentview"], shown["agentview"][1])
     env.close()
-    monkeypatch.setattr("envs.frames._draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("ebt_policy.envs.render_cache._draw", lambda *_: pytest.fail("drawn again"))
     np.testing.assert_array_equal(observations(spec, states)["obs"], shown["obs"])
 
 

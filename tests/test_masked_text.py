@@ -10,12 +10,12 @@ import torch
 from conftest import compose_config
 from test_leakage import B, S, V, generators, tokens
 
-from ebt_policy.data.tokenizer import make_tokenizer
+from ebt_policy.config import ConfigError
+from ebt_policy.energy.candidate_space import Space, surprisal
 from ebt_policy.energy.objectives import S1
-from ebt_policy.energy.space import Space, surprisal
-from ebt_policy.models import build_language_model
-from ebt_policy.models.masked import MaskedModel
-from ebt_policy.options import ConfigError
+from ebt_policy.language.masked_lm import MaskedModel
+from ebt_policy.language.model import build_language_model
+from ebt_policy.language.tokenizer import make_tokenizer
 from ebt_policy.train import train
 
 NOISE = {"name": "s1", "steps": 2}

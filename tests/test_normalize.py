@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.normalizer import Normalizer
 
 ROWS = hnp.arrays(
     np.float32,

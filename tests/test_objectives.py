@@ -15,9 +15,9 @@ from landscapes import level_quadratic, quadratic
 from torch import nn
 
 from ebt_policy.energy import OBJECTIVES, Objective, TwoStreamTransformer, descend
+from ebt_policy.energy.candidate_space import corrupt, squared_error
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
-from ebt_policy.energy.space import corrupt, squared_error
-from ebt_policy.energy.transformer import Size
+from ebt_policy.energy.two_stream import Size
 
 # Every objective as the learning test runs it; the others run it so too.
 MADE = {

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envs.perturb import EVENT_STEPS, Perturbation, Perturbed, kinds
-from envs.push_t import MARGIN, RADIUS, SIZE, PushTEnv
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import EVENT_STEPS, Perturbation, Perturbed, kinds
+from ebt_policy.envs.push_t import MARGIN, RADIUS, SIZE, PushTEnv
 
-PUSH_T = "envs:ebt_policy/PushT-v0"
+PUSH_T = "ebt_policy/PushT-v0"
 CENTRE = np.array([256.0, 256.0])
 ROUNDING = 1e-6  # px, of the simulator's own positions
 

@@ -7,8 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from envs.perturb import Perturbation
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Perturbation
 
 WORLDS = {
     "lift": ("Lift-v0", "robosuite", "robomimic"),
@@ -28,7 +28,9 @@ ROBOTS = [
 
 def spec(name: str, kind: str, strength: float) -> EnvSpec:
     return EnvSpec(
-        f"envs:ebt_policy/{WORLDS[name][0]}", 500, perturbation=Perturbation(kind, strength)
+        f"ebt_policy/{WORLDS[name][0]}",
+        500,
+        perturbation=Perturbation(kind, strength),
     )
 
 
@@ -85,6 +87,6 @@ def test_a_missing_simulator_is_said_with_the_extra(monkeypatch):
     def missing(*_, **__):
         raise ModuleNotFoundError("No module named 'robosuite'", name="robosuite.controllers")
 
-    monkeypatch.setattr("envs.spec.gymnasium.make", missing)
+    monkeypatch.setattr("ebt_policy.envs.env_spec.gymnasium.make", missing)
     with pytest.raises(ValueError, match=r"needs robosuite, .* 'ebt_policy\[robomimic\]'"):
-        EnvSpec("envs:ebt_policy/Lift-v0", 400).check(videos=False)
+        EnvSpec("ebt_policy/Lift-v0", 400).check(videos=False)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.data.normalize import Normalizer
-from ebt_policy.models import Policy, build_policy, load_policy
-from ebt_policy.models.policy import TOLD_NOISE
-from ebt_policy.options import ConfigError
+from ebt_policy.config import ConfigError
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.policies import Policy, build_policy, load_policy
+from ebt_policy.policies.base import TOLD_NOISE
 
 QUICK_DIFFUSION = ("model=diffusion", "model.inference.steps=4")
 KINDS = {

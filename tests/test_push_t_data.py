@@ -10,7 +10,6 @@ import pytest
 
 from ebt_policy.data import push_t
 from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, write_episodes
-from ebt_policy.data.fetch import DownloadError, cache_dir
 from ebt_policy.data.push_t import (
     KEYPOINTS,
     aligned,
@@ -20,6 +19,7 @@ from ebt_policy.data.push_t import (
     mirrored,
     observation,
 )
+from ebt_policy.io.download import DownloadError, cache_dir
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("EBT_POLICY_DATA"), reason="EBT_POLICY_DATA is not set"

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_tables_are_those_of_the_stored_results(monkeypatch):
     monkeypatch.chdir(ROOT)
-    from benchmarks.readme import TABLES, render
+    from benchmarks.render_tables import TABLES, render
 
     for document, tables in TABLES.items():
         text = Path(document).read_text()

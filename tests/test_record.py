@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import compose_config
 
-from ebt_policy import modules
+from ebt_policy import plugins as modules
+from ebt_policy import record as module
+from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import read_episodes
-from ebt_policy.options import ConfigError
-from envs import record as module
-from envs.perturb import Kind
-from envs.record import main, record
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Kind
+from ebt_policy.record import main, record
 
 ATTRS = {"rate_hz": 10, "units": {"state": "px"}, "source": "a test"}
 
@@ -232,7 +232,7 @@ def test_an_expert_of_the_environment_plays(lottery, tmp_path):
 @pytest.mark.metaworld
 def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entry):
     pytest.importorskip("metaworld")
-    from ebt_policy.tasks import Task
+    from ebt_policy.policies.demonstrations import Task
 
     monkeypatch.chdir(tmp_path)
     command = ["task=metaworld", "task.scene=reach", "episodes=3", "workers=1"]
@@ -246,14 +246,14 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
 
 def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):
     from ebt_policy.data.episodes import EpisodeError
-    from ebt_policy.tasks import Task
+    from ebt_policy.policies.demonstrations import Task
 
     monkeypatch.chdir(tmp_path)
     task = Task.of(compose_config("task=metaworld", "task.scene=door-open"))
-    with pytest.raises(EpisodeError, match=r"envs\.record task=metaworld task\.scene=door-open"):
+    with pytest.raises(EpisodeError, match=r"ebt_policy\.record task=metaworld task\.scene=door-open"):
         task.demonstrations()
     lift = Task.of(compose_config("task=lift", "task.demos=expert"))
-    with pytest.raises(EpisodeError, match=r"record it with: python -m envs\.record task=lift"):
+    with pytest.raises(EpisodeError, match=r"record it with: python -m ebt_policy\.record task=lift"):
         lift.demonstrations()
 
 

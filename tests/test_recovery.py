@@ -11,11 +11,14 @@ import pytest
 import torch
 from training_runs import copied
 
+from ebt_policy.config import ConfigError
+from ebt_policy.envs import rollout
+from ebt_policy.envs.perturbations import Kind, Perturbation
+from ebt_policy.envs.push_t import PushTEnv
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.protocol import Protocol
-from ebt_policy.evaluation.stats import wilson
-from ebt_policy.options import ConfigError
-from ebt_policy.recovery import (
+from ebt_policy.evaluation.statistics import wilson
+from ebt_policy.policies.robustness import (
     UNDISTURBED,
     evaluate_recovery,
     parse_perturbations,
@@ -23,9 +26,6 @@ from ebt_policy.recovery import (
     table,
 )
 from ebt_policy.train import train
-from envs import rollout
-from envs.perturb import Kind, Perturbation
-from envs.push_t import PushTEnv
 
 KNOWN = {"kick": Kind("px", (10.0, 20.0)), "delay": Kind("steps", (1.0,))}
 PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=2)

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy import ReplayBuffer
 from ebt_policy.energy.objectives import S2
-from ebt_policy.energy.transformer import Size
-from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.models.policy import Shape
+from ebt_policy.energy.two_stream import Size
+from ebt_policy.policies.base import Shape
+from ebt_policy.policies.energy import EnergyPolicy
 
 
 def rows(numbers):

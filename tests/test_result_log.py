@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.evaluation import pieces
-from ebt_policy.evaluation.pieces import PieceLog
+from ebt_policy.evaluation import result_cache as pieces
+from ebt_policy.evaluation.result_cache import PieceLog
 
 ONE, TWO = {"key": "one", "seeds": [1, 2]}, {"key": "two", "seeds": [1, 2]}
 

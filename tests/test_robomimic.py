@@ -434,9 +434,9 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_recording_goes_the_way_of_the_published_files(tmp_path, monkeypatch, call_entry):
     import h5py
 
-    from ebt_policy.tasks import Task
-    from envs.record import main
-    from envs.robosuite_env import RobosuiteEnv
+    from ebt_policy.envs.robosuite_env import RobosuiteEnv
+    from ebt_policy.policies.demonstrations import Task
+    from ebt_policy.record import main
 
     monkeypatch.chdir(tmp_path)
     assert call_entry(main, "task=lift", "episodes=2", "workers=1")[0] == 0

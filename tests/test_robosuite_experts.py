@@ -9,8 +9,8 @@ import pytest
 if importlib.util.find_spec("robosuite") is None:
     pytest.skip("without robomimic", allow_module_level=True)
 
-from envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
-from envs.robosuite_experts import EXPERTS
+from ebt_policy.envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
+from ebt_policy.envs.robosuite_experts import EXPERTS
 
 pytestmark = [pytest.mark.robomimic, pytest.mark.slow]
 JOINTS = {"Lift": "cube_joint0", "Can": "Can_joint0", "Square": "SquareNut_joint0"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.perturb import Perturbation
-from envs.rollout import RolloutPool, rollout
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Perturbation
+from ebt_policy.envs.rollout import RolloutPool, rollout
 
 SHORT = EnvSpec("ebt_policy/PushT-v0", max_steps=20, n_obs_steps=2, n_action_steps=8)
 SEEDS = [100_003, 100_000, 7, 100_001, 100_002]
@@ -73,7 +73,7 @@ def counting(tmp_path, monkeypatch):
 FILMED = """
 import numpy as np
 from gymnasium import register, spaces
-from envs import manipulation
+from ebt_policy.envs import manipulation
 
 manipulation.require_rendering = lambda: None
 
@@ -165,7 +165,7 @@ class Indexed:
 
 
 def test_workers_stay_free_of_torch():
-    code = "import sys, envs.worker, envs.push_t, envs.video; sys.exit('torch' in sys.modules)"
+    code = "import sys, ebt_policy.envs.worker, ebt_policy.envs.push_t, ebt_policy.envs.mp4_writer; sys.exit('torch' in sys.modules)"
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 
@@ -324,7 +324,7 @@ def test_videos_need_a_folder():
 
 
 def test_video_writer_refuses_nonsense(tmp_path):
-    from envs.video import video_writer
+    from ebt_policy.envs.mp4_writer import video_writer
 
     frame = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="no frame"), video_writer(tmp_path / "a.mp4", 10):

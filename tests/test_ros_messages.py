@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ebt_policy.options import ConfigError
-from real_robot.drivers.ros_messages import Frame, MessageError, Out, Part
+from ebt_policy.config import ConfigError
+from ebt_policy.real_robot.drivers.ros_messages import Frame, MessageError, Out, Part
 
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy")
 
-from real_robot.drivers.ros2 import message_class  # noqa: E402
+from ebt_policy.real_robot.drivers.ros2 import message_class  # noqa: E402
 
 NUMBER = st.floats(-1e3, 1e3)
 JOINTS = Part("/joints", "JointState", names=["elbow", "wrist"], scale=[1000, 2], offset=[5, 0])

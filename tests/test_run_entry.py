@@ -1,4 +1,4 @@
-"""`python -m real_robot.run` as a user starts it, in real time, with a policy of a second."""
+"""`python -m ebt_policy.real_robot.run` as a user starts it, in real time, with a policy of a second."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ebt_policy.data.episodes import read_episodes
+from ebt_policy.real_robot.robots import load_robot
+from ebt_policy.real_robot.run import RunOptions, main, results_folder
 from ebt_policy.train import train
-from real_robot.robots import load_robot
-from real_robot.run import RunOptions, main, results_folder
 
 PATIENCE = 120.0  # seconds until what must happen has not
 # A busy machine is slow, which is no fault here.
@@ -189,7 +189,7 @@ def at_a_terminal(command):
 
 
 def of_a_terminal(arguments, *more):
-    command = [sys.executable, "-m", "real_robot.run", *arguments(*more)]
+    command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments(*more)]
     return [word for word in command if word != "robot.episode_s=2"]
 
 
@@ -247,7 +247,7 @@ def wait_for(happened):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
     store = tmp_path / "recorded"
-    command = [sys.executable, "-m", "real_robot.run", *arguments(f"record={store}")]
+    command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments(f"record={store}")]
     command[command.index("robot.episode_s=2")] = "robot.episode_s=60"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         journal = tmp_path / ".recorded.journal"

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from doubles import point_session
 
+from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import read_episodes
-from ebt_policy.options import ConfigError
-from ebt_policy.output import output_store
-from real_robot.best_effort import BestEffort, Film
-from real_robot.operator import Operator
-from real_robot.record import Layout, Recorder
-from real_robot.report import summarize, table
-from real_robot.run import Mover, RunOptions, exit_code, finish, play
-from real_robot.supervisor import State
+from ebt_policy.io.output import output_store
+from ebt_policy.real_robot.best_effort import BestEffort, Film
+from ebt_policy.real_robot.keyboard import Operator
+from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.report import summarize, table
+from ebt_policy.real_robot.run import Mover, RunOptions, exit_code, finish, play
+from ebt_policy.real_robot.supervisor import State
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
@@ -168,7 +168,7 @@ def full_from(monkeypatch, number, part=0):
             return usual(file, content)
         return usual(file, content[:part]) if part else no_space()
 
-    monkeypatch.setattr("real_robot.record.os.write", write)
+    monkeypatch.setattr("ebt_policy.real_robot.recorder.os.write", write)
     return state
 
 
@@ -201,7 +201,7 @@ def test_a_person_makes_space_and_goes_on(tmp_path, monkeypatch):
 def test_an_episode_that_cannot_be_put_into_the_store_stays_in_the_journal(tmp_path, monkeypatch):
     store = tmp_path / "run"
     session, _, _, _ = point_session(record=store)
-    monkeypatch.setattr("real_robot.record.write_episodes", no_space)
+    monkeypatch.setattr("ebt_policy.real_robot.recorder.write_episodes", no_space)
     episodes = played(session, episodes=2)
     assert [e.ended[0] for e in episodes] == [State.FAULT] and not store.exists()
     monkeypatch.undo()
@@ -242,7 +242,7 @@ def test_two_programs_do_not_record_into_one_store(tmp_path):
 def test_results_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys, keys, code):
     session, _, _, _ = point_session()
     episodes = played(session, keys)
-    monkeypatch.setattr("real_robot.run.write_run", no_space)
+    monkeypatch.setattr("ebt_policy.real_robot.run.write_run", no_space)
     mover, given = Mover("x", 0, session.planner, {}), RunOptions(checkpoint="x")
     assert finish(tmp_path, mover, session.robot, given, episodes, [], "command") == code
     shown = capsys.readouterr()

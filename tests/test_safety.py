@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from real_robot.safety import (
+from ebt_policy.real_robot.safety import (
     ChunkProjection,
     Limits,
     Motion,

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from ebt_policy.options import ConfigError
-from envs.spec import EnvSpec
-from real_robot.clock import SimulatedClock
-from real_robot.drivers.base import DriverError
-from real_robot.drivers.sim import SimRobot
+from ebt_policy.config import ConfigError
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.base import DriverError
+from ebt_policy.real_robot.drivers.sim import SimRobot
 
-PUSH_T = EnvSpec("envs:ebt_policy/PushT-v0", 300)
-LIFT = EnvSpec("envs:ebt_policy/Lift-v0", 400, kwargs={"actions": "absolute"})
+PUSH_T = EnvSpec("ebt_policy/PushT-v0", 300)
+LIFT = EnvSpec("ebt_policy/Lift-v0", 400, kwargs={"actions": "absolute"})
 
 
 def robot(spec=PUSH_T, seed=5, **more):
@@ -114,7 +114,7 @@ def test_an_arm_in_time_is_the_arm_in_steps():
     rest = sim.read().position
     clock.wait_until(clock.now() + 1.0)
     np.testing.assert_allclose(sim.read().position[:3], rest[:3], atol=2e-3)
-    relative = EnvSpec("envs:ebt_policy/Lift-v0", 400, kwargs={"actions": "delta"})
+    relative = EnvSpec("ebt_policy/Lift-v0", 400, kwargs={"actions": "delta"})
     with pytest.raises(ValueError, match="only absolute goals"):
         moving, other = robot(relative)
         other.wait_until(other.now() + 1.0)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from conftest import compose_config
 
-from ebt_policy.data import fetch as fetching
-from ebt_policy.data import sources
+from ebt_policy.config import ConfigError
+from ebt_policy.data import demonstrations as sources
+from ebt_policy.data.demonstrations import load_adroit_door, local_data
 from ebt_policy.data.episodes import EpisodeError, Episodes, write_episodes
-from ebt_policy.data.fetch import DownloadError
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.data.sources import load_adroit_door, local_data
-from ebt_policy.options import ConfigError
-from ebt_policy.tasks import Task
+from ebt_policy.io import download as fetching
+from ebt_policy.io.download import DownloadError
+from ebt_policy.policies.demonstrations import Task
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_damaged_or_missing_adroit_files(nowhere):
 def test_without_a_network_the_command_that_records_is_told(nowhere):
     with pytest.raises(DownloadError) as told:
         task("task=lift").demonstrations()
-    for part in ("robomimic", "check the network", "python -m envs.record task=lift"):
+    for part in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
         assert part in str(told.value)
     assert "\n" not in str(told.value)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.evaluation.stats import (
+from ebt_policy.evaluation.statistics import (
     aggregates,
     mean_ci,
     paired_difference,

@@ -13,14 +13,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from training_runs import changed, copied
 
+from ebt_policy.config import ConfigError, options
+from ebt_policy.envs import rollout
 from ebt_policy.eval import evaluate, main
 from ebt_policy.evaluation import figures
 from ebt_policy.evaluation.protocol import Protocol
 from ebt_policy.evaluation.study_figures import suite_overview
-from ebt_policy.options import ConfigError, options
-from ebt_policy.suite import Suite, evaluate_suite, interval_note, load_suite
+from ebt_policy.policies.suite import Suite, evaluate_suite, interval_note, load_suite
 from ebt_policy.train import train
-from envs import rollout
 
 PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=1)
 SUITE = Suite("two", ["push-near", "push-far"])
@@ -193,10 +193,13 @@ def test_the_command_plays_goes_on_and_names_what_is_wrong(
 def test_the_suites_that_there_are_can_be_read():
     from importlib.resources import files
 
-    names = [file.name.removesuffix(".yaml") for file in (files("configs") / "suite").iterdir()]
+    names = [
+        file.name.removesuffix(".yaml")
+        for file in (files("ebt_policy.configs") / "suite").iterdir()
+    ]
     assert {"metaworld_10", "mujoco"} <= set(names)
     for name in names:
-        with initialize_config_module("configs", version_base="1.3"):
+        with initialize_config_module("ebt_policy.configs", version_base="1.3"):
             section = OmegaConf.to_container(compose("eval", [f"suite={name}"]).suite)
         assert options(Suite, section, "suite").name == name  # type: ignore[arg-type]
 

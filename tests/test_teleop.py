@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ebt_policy.config import ConfigError
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.options import ConfigError
-from envs.spec import EnvSpec
-from real_robot.background import SimulatedBackground
-from real_robot.clock import SimulatedClock
-from real_robot.drivers.sim import SimRobot
-from real_robot.robots import Robot, load_robot
-from real_robot.session import Session, tick_s
-from real_robot.teleop import Hand
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.episode_runner import Session, tick_s
+from ebt_policy.real_robot.inference_worker import SimulatedBackground
+from ebt_policy.real_robot.robots import Robot, load_robot
+from ebt_policy.real_robot.teleop import Hand
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def screen(monkeypatch):
 def desk(device, record=None, **change):
     robot: Robot = load_robot("sim_push_t", *(f"robot.{k}={v}" for k, v in change.items()))
     clock = SimulatedClock()
-    driver = SimRobot(EnvSpec("envs:ebt_policy/PushT-v0", 300), clock, command_s=0.3, film=True)
+    driver = SimRobot(EnvSpec("ebt_policy/PushT-v0", 300), clock, command_s=0.3, film=True)
     driver.connect()
     dt = tick_s(robot, 1.0)
     background = SimulatedBackground(clock, lambda: 0.0)

@@ -18,17 +18,17 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
-from ebt_policy.data.questions import QUESTIONS
-from ebt_policy.data.text import TextError, TokenWindows, load_corpus, pieces, tokenized
-from ebt_policy.data.tokenizer import UNKNOWN, make_tokenizer
-from ebt_policy.models.base import CheckpointError
-from ebt_policy.models.text import (
+from ebt_policy.config import ConfigError
+from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.model import (
     EnergyLanguageModel,
     LanguageModel,
     MeanEmbedding,
     negative_entropy,
 )
-from ebt_policy.options import ConfigError
+from ebt_policy.language.qa_datasets import QUESTIONS
+from ebt_policy.language.tokenizer import UNKNOWN, make_tokenizer
+from ebt_policy.models.base import CheckpointError
 from ebt_policy.train import main, of_its_kind, train
 
 TEXT = "the quick brown fox jumps over the lazy dog. naïve 日本\n" * 60
@@ -98,7 +98,7 @@ def test_tokens_are_made_once_and_kept(text, tmp_path, monkeypatch):
     tokenizer = make_tokenizer("char", [TEXT], 0)
     first = tokenized(TEXT, tokenizer)
     assert isinstance(first, np.memmap) and first.dtype == np.uint16 and len(first) == len(TEXT)
-    monkeypatch.setattr("ebt_policy.data.text._tokenize", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("ebt_policy.language.data._tokenize", lambda *_: pytest.fail("made again"))
     np.testing.assert_array_equal(tokenized(TEXT, tokenizer), first)
 
 
@@ -137,8 +137,8 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
     library = type(
         "Library", (), {"load_dataset": lambda *_: {k: {"text": v} for k, v in splits.items()}}
     )
-    monkeypatch.setattr("ebt_policy.data.text.find_spec", lambda name: True)
-    monkeypatch.setattr("ebt_policy.data.text.import_module", lambda name: library)
+    monkeypatch.setattr("ebt_policy.language.data.find_spec", lambda name: True)
+    monkeypatch.setattr("ebt_policy.language.data.import_module", lambda name: library)
     if isinstance(parts, str):
         with pytest.raises(TextError, match=parts):
             load_corpus("someone/something", None)
@@ -228,7 +228,7 @@ def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypat
     ):
         with pytest.raises(TextError, match=message):
             load_corpus(name, path)
-    monkeypatch.setattr("ebt_policy.data.text.find_spec", lambda name: None)
+    monkeypatch.setattr("ebt_policy.language.data.find_spec", lambda name: None)
     with pytest.raises(TextError, match="pip install datasets"):
         load_corpus("someone/something", None)
 

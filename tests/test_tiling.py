@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.evaluation.denoising import measured, measures, psnrs
-from ebt_policy.models import build_image_model
-from ebt_policy.models.tiling import TOGETHER, Tiling, restore_tiled
+from ebt_policy.image.metrics import measured, measures, psnrs
+from ebt_policy.image.model import build_image_model
+from ebt_policy.image.tiling import TOGETHER, Tiling, restore_tiled
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 12))

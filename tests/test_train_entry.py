@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebt_policy.entry import hydra_arguments
+from ebt_policy.cli import hydra_arguments
 from ebt_policy.evaluation.summary import POLICY_KEYS
 from ebt_policy.train import main
 

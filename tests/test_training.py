@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from training_runs import S2, assert_identical, assert_same_end, logged, losses
 
-from ebt_policy.models import load_policy
+from ebt_policy.config import ConfigError
 from ebt_policy.models.base import CheckpointError
-from ebt_policy.options import ConfigError
+from ebt_policy.policies import load_policy
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 from ebt_policy.training.progress import TrainingProgress
@@ -506,7 +506,7 @@ def test_the_seed_decides(tiny):
 
 
 def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
-    import ebt_policy.jobs.policy as entry
+    import ebt_policy.policies.task as entry
 
     def rollout(policy, spec, seeds, workers):
         assert spec.max_steps == 20 and not policy.training and max(seeds) < 100_000
@@ -524,7 +524,7 @@ def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
 
 
 def test_a_rollout_that_breaks_down_does_not_end_the_training(tiny, monkeypatch):
-    import ebt_policy.jobs.policy as entry
+    import ebt_policy.policies.task as entry
 
     def rollout(*_, **__):
         raise FloatingPointError("too steep")

@@ -20,8 +20,8 @@ import pytest
 import torch
 from training_runs import S2, assert_same_end, logged, losses
 
-from ebt_policy.models import load_policy
-from ebt_policy.options import ConfigError
+from ebt_policy.config import ConfigError
+from ebt_policy.policies import load_policy
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
 from ebt_policy.training.processes import devices, join_processes

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ebt_policy.energy import TwoStreamTransformer, descend
 from ebt_policy.energy.attention import Attention, double_backward_attention, sinusoidal
-from ebt_policy.energy.transformer import Size
+from ebt_policy.energy.two_stream import Size
 
 B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
 

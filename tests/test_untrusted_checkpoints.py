@@ -18,17 +18,18 @@ from conftest import TINY, compose_config
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ebt_policy import foreseeing, modules
+from ebt_policy import plugins as modules
+from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import EpisodeError, read_episodes
+from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.eval import main as eval_main
 from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.image.model import ImageModel
+from ebt_policy.language.model import LanguageModel
 from ebt_policy.models.base import checkpoint_folder
-from ebt_policy.models.image import ImageModel
-from ebt_policy.models.text import LanguageModel
-from ebt_policy.models.video import VideoModel
-from ebt_policy.options import ConfigError
 from ebt_policy.train import train
-from envs.video import video_writer
+from ebt_policy.video import evaluate as foreseeing
+from ebt_policy.video.model import VideoModel
 
 CANARY = "canary_payload"
 FORMS = (CANARY, f"{CANARY}:Thing-v0", f"{CANARY}.Thing", f"./{CANARY}.py")
@@ -161,11 +162,11 @@ def test_a_module_of_the_command_line_may_be_named(
 ):
     run = train_policy(tmp_path, demonstrations)
     file = checkpoint_folder(run) / "config.yaml"
-    text = file.read_text().replace("envs:ebt_policy/PushT-v0", "my_envs:Mine-v0")
+    text = file.read_text().replace("ebt_policy/PushT-v0", "my_envs:Mine-v0")
     file.write_text(text)
     (tmp_path / "my_envs.py").write_text(
         "import gymnasium\n"
-        "gymnasium.register('Mine-v0', 'envs.push_t:PushTEnv')\n"
+        "gymnasium.register('Mine-v0', 'ebt_policy.envs.push_t:PushTEnv')\n"
     )  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     # Processes that play import the module, too.

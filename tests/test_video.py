@@ -20,12 +20,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ebt_policy import eval as eval_entry
-from ebt_policy import footage, foreseeing
 from ebt_policy import train as train_entry
+from ebt_policy.config import ConfigError
+from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.data.sources import local_data
-from ebt_policy.data.video import (
+from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.train import train
+from ebt_policy.video import datasets as footage
+from ebt_policy.video import evaluate as foreseeing
+from ebt_policy.video.data import (
     Clip,
     FrameWindows,
     VideoError,
@@ -34,11 +38,8 @@ from ebt_policy.data.video import (
     read_video,
     split,
 )
-from ebt_policy.footage import VideoTask, load_footage
-from ebt_policy.foreseeing import foreseen
-from ebt_policy.options import ConfigError
-from ebt_policy.train import train
-from envs.video import video_writer
+from ebt_policy.video.datasets import VideoTask, load_footage
+from ebt_policy.video.evaluate import foreseen
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -238,7 +239,7 @@ TINY = (
 @pytest.fixture
 def short(monkeypatch):
     """An autoencoder that is trained in no time."""
-    from ebt_policy.jobs import video
+    from ebt_policy.video import task as video
 
     monkeypatch.setitem(video.FIRST, "steps", 4)
     monkeypatch.setitem(video.FIRST, "batch_size", 4)

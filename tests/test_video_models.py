@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ebt_policy import foreseeing
-from ebt_policy.data.video import Clip
-from ebt_policy.models import build_video_model
-from ebt_policy.models.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
-from ebt_policy.models.video import EnergyVideoModel, VideoModel
+from ebt_policy.video import evaluate as foreseeing
+from ebt_policy.video.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
+from ebt_policy.video.data import Clip
+from ebt_policy.video.model import EnergyVideoModel, VideoModel, build_video_model
 
 F, S = 5, 4
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {

@@ -17,23 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import assert_same_end
 
-import envs  # noqa: F401  registers the environments
-from ebt_policy.data.fetch import cache_dir
-from ebt_policy.data.normalize import Normalizer
+import ebt_policy.envs  # noqa: F401  registers the environments
+from ebt_policy.config import ConfigError
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.windows import Windows, fit_normalizer
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.push_t import PushTEnv
+from ebt_policy.envs.render_cache import observations
+from ebt_policy.envs.rollout import rollout
 from ebt_policy.eval import batch_one_latency
-from ebt_policy.evaluation.landscape import energy_plane
-from ebt_policy.models import Policy, build_policy, load_policy
-from ebt_policy.models.vision import Vision, VisionEncoder, crop, spatial_softmax
-from ebt_policy.options import ConfigError
-from ebt_policy.tasks import Task
+from ebt_policy.io.download import cache_dir
+from ebt_policy.policies import Policy, build_policy, load_policy
+from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.energy_slice import energy_plane
+from ebt_policy.policies.vision import Vision, VisionEncoder, crop, spatial_softmax
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
-from envs.frames import observations
-from envs.push_t import PushTEnv
-from envs.rollout import rollout
-from envs.spec import EnvSpec
 
 pytestmark = pytest.mark.vision
 SIDE = 96
@@ -286,7 +286,7 @@ def test_windows_gather_images_beside_observations():
             Windows(wrong, [8, 20], cameras=["eye"], **sizes)
 
 
-PIXELS = EnvSpec("envs:ebt_policy/PushTImage-v0", 300)
+PIXELS = EnvSpec("ebt_policy/PushTImage-v0", 300)
 
 
 @pytest.fixture(autouse=True, scope="session")

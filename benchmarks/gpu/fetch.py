@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.report import TABLES
 from benchmarks.settings import RESULTS, settings
-from ebt_policy.output import write_atomic
+from ebt_policy.io.output import write_atomic
 
 MADE_BY = ("version", "torch", "card")
 

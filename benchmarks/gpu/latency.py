@@ -20,9 +20,9 @@ from benchmarks.gpu.results import Case
 from benchmarks.settings import DEVICE
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.evaluation.flops import count_work
-from ebt_policy.evaluation.stats import percentiles
-from ebt_policy.models import Chunk, Policy
-from real_robot.safety import ChunkProjection, Limits, Motion
+from ebt_policy.evaluation.statistics import percentiles
+from ebt_policy.policies import Chunk, Policy
+from ebt_policy.real_robot.safety import ChunkProjection, Limits, Motion
 
 PREDICTORS = (  # of `speed.CHUNKS`, the most wanted first
     "energy, 2 steps, best of 8", "DDPM-100", "flow matching, 2 steps", "energy, 2 steps",

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from benchmarks.settings import settings
 from ebt_policy.data.episodes import write_episodes
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.output import write_atomic
+from ebt_policy.io.output import write_atomic
 
 LARGEST_MB = 60
 NOT_NEEDED = {

@@ -14,7 +14,7 @@ import torch
 
 import ebt_policy
 from benchmarks.settings import DEVICE
-from ebt_policy.output import write_atomic
+from ebt_policy.io.output import write_atomic
 
 
 def card_name() -> str:

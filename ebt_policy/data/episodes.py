@@ -24,7 +24,6 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore, ZipStore
 
-from ebt_policy.data.files import below, dangles, listed
 from ebt_policy.data.zarr_store import (
     ALL_CHUNKS,
     EpisodeError,
@@ -32,6 +31,7 @@ from ebt_policy.data.zarr_store import (
     is_episode_store,
     open_store,
 )
+from ebt_policy.io.paths import below, dangles, listed
 
 _CHUNK_BYTES = 1 << 20
 # Zarr leaves out chunks of nothing but zeros. Ours are all there, and say so, so that a chunk that

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
-from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
-from ebt_policy.data.sources import local_data
+from ebt_policy.io.download import DownloadError, cache_dir, fetch
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 # The archive has no published checksum, so its content is checked: see `content_digest`.

@@ -25,9 +25,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ebt_policy.data.episodes import EpisodeError, Episodes
-from ebt_policy.data.fetch import fetch_from_hub
-from ebt_policy.data.files import SHOWN, listed, reason
 from ebt_policy.data.hdf5 import h5py_module, member, read_rows, subgroup
+from ebt_policy.io.download import fetch_from_hub
+from ebt_policy.io.paths import SHOWN, listed, reason
 
 HUB = "amandlek/robomimic"  # data set on the Hugging Face hub, where robomimic keeps its files
 SCALE = np.array([0.05] * 3 + [0.5] * 3)  # m and rad, what a relative action of 1 asks for

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.normalizer import Normalizer
 
 
 def long_enough(

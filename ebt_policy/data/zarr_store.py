@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
-from ebt_policy.data.files import below, dangles
+from ebt_policy.io.paths import below, dangles
 
 ALL_CHUNKS = "all_chunks_stored"  # attribute of an array of which no chunk may be absent
 _MOST_ABSENT = 1_000_000  # chunks; an array of more is nothing but a damaged shape

@@ -5,8 +5,8 @@ Nothing here knows of robots, environments, configuration or logging; it imports
 
 from ebt_policy.energy.descent import Descent, DescentError, Mirror, descend
 from ebt_policy.energy.objectives import OBJECTIVES, Objective
-from ebt_policy.energy.replay import ReplayBuffer
-from ebt_policy.energy.transformer import TwoStreamTransformer
+from ebt_policy.energy.replay_buffer import ReplayBuffer
+from ebt_policy.energy.two_stream import TwoStreamTransformer
 
 __all__ = [
     "OBJECTIVES",

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ebt_policy.energy.attention import double_backward_attention
 from ebt_policy.energy.deadline import Deadline
-from ebt_policy.energy.gradient import EnergyFn, energy_gradient, shared_gradient, usable
-from ebt_policy.energy.noise import Generators, draw_normal
+from ebt_policy.energy.gradients import EnergyFn, energy_gradient, shared_gradient, usable
+from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import VOTES, WITH_ENERGY, Rule, best_of, vote
 
 

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ebt_policy.energy.candidate_space import EUCLIDEAN, Space, corrupt, squared_error
 from ebt_policy.energy.descent import descend
-from ebt_policy.energy.gradient import EnergyFn
-from ebt_policy.energy.noise import cosine_noise
-from ebt_policy.energy.replay import ReplayBuffer
-from ebt_policy.energy.space import EUCLIDEAN, Space, corrupt, squared_error
+from ebt_policy.energy.gradients import EnergyFn
+from ebt_policy.energy.replay_buffer import ReplayBuffer
+from ebt_policy.energy.sampling import cosine_noise
 
 
 def info_nce(positive: Tensor, negatives: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ebt_policy.models import Policy, load_policy
+from ebt_policy.config import ConfigError
+from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.models.base import Model, checkpoint_folder, kind_in
-from ebt_policy.options import ConfigError
-from ebt_policy.tasks import Task
-from envs.spec import EnvSpec
+from ebt_policy.policies import Policy, load_policy
+from ebt_policy.policies.demonstrations import Task
 
 M = TypeVar("M", bound=Model)
 

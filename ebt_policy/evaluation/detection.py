@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from ebt_policy.evaluation.stats import wilson
+from ebt_policy.evaluation.statistics import wilson
 
 RESAMPLES = 1000
 

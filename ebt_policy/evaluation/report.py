@@ -23,7 +23,7 @@ from ebt_policy.evaluation.summary import (
     format_interval,
     unpaired_names,
 )
-from ebt_policy.output import write_atomic
+from ebt_policy.io.output import write_atomic
 
 
 def write_report(

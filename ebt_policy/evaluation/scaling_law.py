@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.evaluation.stats import estimate, mean_ci, resampled_means
+from ebt_policy.evaluation.statistics import estimate, mean_ci, resampled_means
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ebt_policy.evaluation.figures import BLUE, GREY, INK, ORANGE, PALETTE, STYLE, blank, styled
-from ebt_policy.output import write_atomic
+from ebt_policy.io.output import write_atomic
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

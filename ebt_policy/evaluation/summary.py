@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ebt_policy.evaluation.stats import mean_ci, paired_difference, percentiles, success_rate
-from ebt_policy.output import write_atomic
+from ebt_policy.evaluation.statistics import mean_ci, paired_difference, percentiles, success_rate
+from ebt_policy.io.output import write_atomic
 
 Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
 

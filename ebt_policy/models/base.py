@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from ebt_policy.options import ConfigError, options
+from ebt_policy.config import ConfigError, options
 
 FORMAT_VERSION = "1"
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ebt_policy.data.files import reason
+from ebt_policy.io.paths import reason
 from ebt_policy.models.base import CheckpointError, Model
 
 

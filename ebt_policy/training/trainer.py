@@ -24,9 +24,9 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from torch import Tensor
 
-from ebt_policy.interruption import DeferredInterruption
+from ebt_policy.config import ConfigError
+from ebt_policy.io.interruption import DeferredInterruption
 from ebt_policy.models.base import Model
-from ebt_policy.options import ConfigError
 from ebt_policy.training.checkpoint import (
     load_trainer_state,
     newest_checkpoint,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import Episodes, read_episodes
-from ebt_policy.options import ConfigError
-from real_robot.clock import Clock
-from real_robot.drivers.base import Driver, DriverError, Observation
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation
 
 ADDED = (
     "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time", "late", "age",

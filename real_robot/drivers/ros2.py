@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from ebt_policy.config import ConfigError, options
 from ebt_policy.data import push_t
-from ebt_policy.options import ConfigError, options
-from real_robot.clock import Clock
-from real_robot.drivers.base import Driver, DriverError, Observation, Scored
-from real_robot.drivers.ros_messages import Frame, MessageError, Out, Part
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation, Scored
+from ebt_policy.real_robot.drivers.ros_messages import Frame, MessageError, Out, Part
 
 PACKAGES = {
     "JointState": "sensor_msgs", "Image": "sensor_msgs", "CompressedImage": "sensor_msgs",

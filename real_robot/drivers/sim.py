@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.options import ConfigError
-from envs.spec import EnvSpec
-from real_robot.clock import Clock
-from real_robot.drivers.base import DriverError, Observation, Scored
+from ebt_policy.config import ConfigError
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import DriverError, Observation, Scored
 
 ROUNDING = 1e-6  # of a physics step, so that a tick's worth of steps is not one short
 

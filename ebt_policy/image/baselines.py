@@ -1,0 +1,122 @@
+"""Models of images without an energy: DiT, the baseline of the EBT paper, and the refiner.
+
+DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and shifted by what it is told (the
+level of noise, the class), with diffusers' DDPM and DDIM. Shapes: B batch, C channels, S side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from ebt_policy.config import ConfigError, options
+from ebt_policy.energy.gradients import Update
+from ebt_policy.energy.sampling import Generators
+from ebt_policy.energy.two_stream import Context, Size
+from ebt_policy.image.model import (
+    IMAGE_MODELS,
+    LEVELS,
+    EnergyImageModel,
+    ImageModel,
+    ImageShape,
+    PatchTransformer,
+    Restored,
+)
+from ebt_policy.models.ddim import DDIM, set_steps
+from ebt_policy.models.no_energy import NoEnergyMixin
+
+
+@dataclass(frozen=True)
+class DiTInference:
+    """How a DiT takes noise away.
+
+    Args:
+        scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic).
+        steps: passes. More than there are levels go through them again (Gladstone et al. 2025 so
+            give it 300 passes at twice the noise that it was trained for).
+        told: start at the level of noise that images have, as far as it was trained; else always at
+            the highest that it was trained for, as the paper ran it.
+    """
+
+    scheduler: Literal["ddpm", "ddim"] = "ddim"
+    steps: int = 100
+    told: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in ("ddpm", "ddim"):
+            raise ConfigError(f"inference.scheduler must be ddpm or ddim, got {self.scheduler}.")
+        if self.steps < 1:
+            raise ConfigError("inference.steps must be at least 1.")
+
+
+@IMAGE_MODELS.register("dit")
+class DiT(ImageModel):
+    """The network predicts the noise n in sqrt(abar_k) y + sqrt(1 - abar_k) n, told the level k.
+
+    Args:
+        shape: as in `ImageModel`; levels up to ``shape.noise`` are learned, all alike.
+        size: the size dial.
+        inference: options of `DiTInference`.
+    """
+
+    name = "dit"
+
+    def __init__(self, shape: ImageShape, size: Size, *, inference: dict[str, Any]) -> None:
+        super().__init__(shape, PatchTransformer(shape, size, output="vector", level=True))
+        self.inference = options(DiTInference, inference, "model.inference")
+
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = batch["image"]
+        level = torch.randint(1, self.shape.noise + 1, (len(images),), device=images.device)
+        normal = torch.randn_like(images)
+        return {"noisy": self.noised(images, normal, level), "normal": normal, "level": level}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        draws = batch["draws"]
+        context = self.net.encode(batch["label"])
+        predicted = self._noise_in(draws["noisy"], context, draws["level"])
+        return (predicted - draws["normal"]).square().mean(), {}
+
+    def told(self, noise: Tensor) -> Tensor:
+        return (1.0 - noise.clamp(min=1) / LEVELS).unsqueeze(1)
+
+    def _noise_in(self, noisy: Tensor, context: Any, level: Tensor) -> Tensor:
+        return self.net(context, noisy.unsqueeze(1), self.told(level))[:, 0]
+
+    def restore(
+        self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
+    ) -> Restored:
+        how = self.inference
+        top = min(noise, self.shape.noise) if how.told else self.shape.noise
+        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
+        betas = DDPMScheduler(LEVELS).betas[:top].numpy()
+        scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")
+        extra = {"generator": generator} if how.scheduler == "ddpm" else {}
+        again = math.ceil(how.steps / top)
+        x, path = noisy, [noisy]
+        with torch.no_grad():
+            context = self.encode(labels, len(noisy))
+            for k in range(again):
+                set_steps(scheduler, (how.steps + k) // again)
+                for t in scheduler.timesteps:
+                    level = torch.full((len(x),), int(t) + 1, device=x.device)
+                    predicted = self._noise_in(x, context, level)
+                    x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
+                    path.append(x)
+        used = torch.full((len(x),), how.steps, device=x.device)
+        return Restored(x.clamp(-1, 1), path, None, used)
+
+
+@IMAGE_MODELS.register("refiner")
+class ImageRefiner(NoEnergyMixin, EnergyImageModel):
+    """The energy model's network, whose vector is the update of the image."""
+
+    def energy(self, context: Context) -> Update:
+        """The network's vector is the update."""
+        return Update(partial(self.net, context))

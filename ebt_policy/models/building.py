@@ -1,0 +1,62 @@
+"""Models from configuration: the class that it names, called with its checked options."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ebt_policy.config import options
+from ebt_policy.energy.two_stream import Size
+from ebt_policy.models.energy_model import OBJECTIVES
+from ebt_policy.registry import Registry
+
+# Sections that a checkpoint keeps.
+KEPT = (
+    "task",
+    "size",
+    "model",
+    "objective",
+    "vision",
+    "train",
+    "seed",
+    "demos",
+    "trained",
+    "needs",
+)
+
+
+def build_model(
+    registry: Registry[Any], config: dict[str, Any], *arguments: Any, **more: Any
+) -> Any:
+    """Build an untrained model.
+
+    Args:
+        registry: of the domain's models.
+        config: sections ``model`` with its ``name``, and ``objective`` for models that descend an
+            energy.
+        arguments, more: of the class, besides the options of the section ``model``.
+
+    Raises:
+        ConfigError: for an unknown name or option.
+    """
+    given = dict(config["model"])
+    cls = registry.get(given.pop("name"), config.get("needs"))
+    if config.get("objective"):
+        more["objective"] = build_objective(config["objective"], config.get("needs"))
+    model = options(partial(cls, *arguments, **more), given, "model")
+    model.config = {key: config[key] for key in KEPT if key in config}
+    if (module := cls.__module__.partition(".")[0]) != "ebt_policy":
+        model.config["needs"] = module
+    return model
+
+
+def build_size(config: dict[str, Any]) -> Size:
+    """Return the size dial of the section ``size``."""
+    return options(Size, {k: v for k, v in config["size"].items() if k != "name"}, "size")
+
+
+def build_objective(config: dict[str, Any], needs: str | None = None) -> Any:
+    """Build the training objective of an energy model from its ``name`` and options."""
+    arguments = dict(config)
+    name = arguments.pop("name")
+    return options(OBJECTIVES.get(name, needs), arguments, f"objective={name}")

@@ -1,0 +1,119 @@
+"""What models with an energy share: an objective and its replay buffer, and how they predict."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.config import ConfigError
+from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, Objective
+from ebt_policy.models.base import Model
+from ebt_policy.registry import Registry
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", "ebt_policy.objectives")
+for _name, _objective in {
+    "flow": Flow,
+    "equilibrium": Equilibrium,
+    "s1": S1,
+    "s2": S2,
+    "contrastive": Contrastive,
+}.items():
+    OBJECTIVES.register(_name)(_objective)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model with an energy predicts, where nothing else is to be chosen.
+
+    Args:
+        steps: of descent (thinking longer).
+        candidates: M guesses of each, of which that of the lowest energy is taken (wider).
+        stop_grad_norm: a guess stops early below this gradient norm; None never.
+        only_down: a guess whose energy rose goes back a step and stops there.
+    """
+
+    steps: int = 2
+    candidates: int = 1
+    stop_grad_norm: float | None = None
+    only_down: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "candidates"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1.")
+        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
+            raise ConfigError("inference.stop_grad_norm must be positive or null.")
+
+
+class LandscapeModel(Model):
+    """Base of models whose energy is learned by an `Objective`.
+
+    Attributes:
+        objective: a submodule, set by the class that derives from this one.
+    """
+
+    objective: Objective
+
+    @property
+    def varied_starts(self) -> bool:
+        """Whether guesses start from different places, so that there is something to choose."""
+        return bool(getattr(self.objective, "start", 1.0))
+
+    def configure_inference(self, **changes: Any) -> None:
+        super().configure_inference(**changes)
+        self._check_inference()
+
+    def _check_inference(self) -> None:
+        """Raise ConfigError where this model cannot predict as it was told to."""
+        if self.inference.candidates > 1 and not self.varied_starts:
+            raise ConfigError(
+                f"inference.candidates={self.inference.candidates} brings nothing: all guesses of "
+                "this model start from the same place; leave it at 1."
+            )
+
+    @abstractmethod
+    def target(self, batch: dict[str, Any]) -> Tensor:
+        """What candidates are to become: (B, U, ...)."""
+
+    def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        replay = self.objective.replay
+        count = int(len(batch[self.keys[0]]) * self.objective.replay_fraction)
+        if replay is None or len(replay) == 0 or count == 0:
+            return batch
+        old = replay.sample(count)
+        rows = {key: torch.cat([batch[key], old[key]]) for key in batch}
+        return {**rows, "replayed": old["candidate"]}
+
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        draws = self.objective.draw(self.target(batch))
+        if "replayed" in batch:  # these go on where earlier descents ended
+            draws["normal"][-len(batch["replayed"]) :] = batch["replayed"]
+        return draws
+
+    def after_step(self, rows: dict[str, Tensor]) -> None:
+        if self.objective.replay is not None:
+            self.objective.replay.add(rows)
+
+    def extra_training_state(self) -> dict[str, Any]:
+        replay = self.objective.replay
+        return {"replay": replay.state_dict()} if replay is not None else {}
+
+    def load_extra_training_state(self, state: dict[str, Any]) -> None:
+        if self.objective.replay is not None:
+            self.objective.replay.load_state_dict(state["replay"], self.device)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        groups = super().parameter_groups(lr, weight_decay)
+        learned = list(self.objective.parameters())
+        if learned:
+            # A learned step size moves on its own scale: three times its value a unit of learning
+            # rate, as in the published recipes (500 and 1500 for text, 3000 and 9000 for images).
+            chosen = {id(p) for p in learned}
+            groups[1]["params"] = [p for p in groups[1]["params"] if id(p) not in chosen]
+            scale = 3.0 * float(learned[0].detach())
+            groups.append({"params": learned, "lr": lr * scale, "weight_decay": 0.0})
+        return groups

@@ -1,0 +1,21 @@
+"""The sceptic's baseline: is it the energy that helps, or only the iteration?
+
+The energy model's network, steps and loss, but the network gives the update of the candidate
+itself, and no energy is differentiated.
+"""
+
+from __future__ import annotations
+
+from ebt_policy.config import ConfigError
+from ebt_policy.models.energy_model import LandscapeModel, Thinking
+
+
+class NoEnergyMixin(LandscapeModel):
+    """Without an energy there is nothing to choose or to stop by."""
+
+    name = "refiner"
+    has_energy = False
+
+    def _check_inference(self) -> None:
+        if self.inference != Thinking(steps=self.inference.steps):
+            raise ConfigError("model=refiner has no energy to choose or stop by: only steps.")

@@ -1,0 +1,50 @@
+"""Behaviour cloning: the same network regresses the chunk in one pass (mean squared error)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.energy.sampling import Generators
+from ebt_policy.energy.two_stream import Size
+from ebt_policy.policies.base import POLICIES, Chunk, Policy, Shape, Terms
+from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.vision import VisionEncoder
+
+
+@POLICIES.register("bc")
+class BehaviorCloning(Policy):
+    """A zero chunk goes in, the demonstrated chunk is asked for. Averages modes, by design."""
+
+    name = "bc"
+
+    def __init__(
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Size,
+        *,
+        actions_per_token: int,
+        vision: VisionEncoder | None = None,
+    ) -> None:
+        super().__init__(shape, normalizer, vision)
+        self.net = ChunkTransformer(
+            self.tokens, size, actions_per_token, output="vector", level=False
+        )
+
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def _regress(self, obs: Tensor) -> Tensor:
+        empty = obs.new_zeros(len(obs), 1, self.shape.horizon, self.shape.action_dim)
+        return self.net(self.net.encode(obs), empty)[:, 0]
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self._regress(self.features(batch)) - batch["action"]).square().mean(), {}
+
+    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+        used = torch.ones(len(obs), dtype=torch.long, device=obs.device)
+        return Chunk(actions=self.admit(self._regress(obs), terms), steps_used=used)

@@ -1,0 +1,86 @@
+"""Flow matching with a vector output: the energy policy's sceptical twin, same network, no energy.
+
+Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and
+Fast". Shapes: B batch, T horizon, A action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebt_policy.config import ConfigError, options
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.energy.candidate_space import corrupt
+from ebt_policy.energy.sampling import Generators
+from ebt_policy.energy.two_stream import Size
+from ebt_policy.policies.base import POLICIES, Shape, Terms
+from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
+from ebt_policy.policies.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class FlowInference(CandidateInference):
+    """How a flow policy predicts: Euler steps, and the options of `CandidateInference`."""
+
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ConfigError(f"inference.steps must be at least 1, got {self.steps}.")
+
+
+@POLICIES.register("flow_matching")
+class FlowMatchingPolicy(SamplingPolicy):
+    """x = g y + (1 - g) n; the network learns the velocity y - n; Euler steps from n to y."""
+
+    name = "flow_matching"
+
+    def __init__(
+        self,
+        shape: Shape,
+        normalizer: Normalizer,
+        size: Size,
+        *,
+        actions_per_token: int,
+        inference: dict[str, Any],
+        vision: VisionEncoder | None = None,
+    ) -> None:
+        super().__init__(shape, normalizer, vision)
+        self.net = ChunkTransformer(
+            self.tokens, size, actions_per_token, output="vector", level=True
+        )
+        self.inference = options(FlowInference, inference, "model.inference")
+
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        action = batch["action"]
+        level = torch.rand(len(action), 1, device=action.device)
+        return {"normal": torch.randn_like(action), "level": level}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        action, normal = batch["action"].unsqueeze(1), batch["draws"]["normal"].unsqueeze(1)
+        level = batch["draws"]["level"]
+        context = self.net.encode(self.features(batch))
+        velocity = self.net(context, corrupt(action, normal, level), level)
+        return (velocity - (action - normal)).square().mean(), {}
+
+    def sample(self, context: Any, noise: Tensor, terms: Terms, generator: Generators) -> Tensor:
+        steps, x = self.inference.steps, noise
+        for k in range(steps):
+            level = noise.new_full(noise.shape[:2], k / steps)
+            x = x + self.net(context, x, level) / steps
+            if terms.prefix is not None:
+                held = terms.prefix.unsqueeze(1)
+                x = terms.hold(x, corrupt(held, noise, level + 1 / steps))
+        return x
+
+    def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
+        """See `Flow.verify`: with x = g y, -grad_y log p_g(x) = g / (1 - g) (x - g v(x, g))."""
+        x = level * chunks
+        velocity = self.net(context, x, x.new_full(x.shape[:2], level))
+        return level / (1 - level) * (x - level * velocity)

@@ -1,0 +1,261 @@
+"""Suites: the same policies on many tasks, in one table.
+
+``python -m ebt_policy.eval suite=metaworld_10 "checkpoint=runs/{task}/ebt-seed*"`` leaves in its
+output folder
+
+    suite.jsonl   one line a training run and task, as soon as it was played (see `played`)
+    <task>/       what an evaluation of the task leaves: episodes.jsonl, summary.json, table.md
+    suite.json    {"entries": [...], "paired": [...], "improvement": [...], ...}, of success rates
+    suite.md      the same, to read
+    suite.svg     means over the tasks, and the success on each
+
+Repeated after a kill it goes on. How tasks become one number, and what its interval covers, is said
+in `stats.aggregates`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from ebt_policy.config import ConfigError
+from ebt_policy.evaluation.contestants import (
+    Contestant,
+    check_worlds,
+    load_contestants,
+    matching_runs,
+    parse_checkpoint,
+    share_a_world,
+)
+from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.statistics import aggregates
+from ebt_policy.evaluation.study_figures import save_figure, suite_overview
+from ebt_policy.evaluation.summary import (
+    EPISODE_KEYS,
+    METRICS,
+    entry_summary,
+    format_interval,
+    markdown,
+    write_results,
+)
+from ebt_policy.io.output import write_atomic
+from ebt_policy.models.base import CheckpointError, checkpoint_folder
+from ebt_policy.policies.cached_rollouts import Episodes, pieces_of, play_pieces
+
+console = Console()
+TASK = "{task}"  # in a checkpoint: each task in turn
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The section ``suite`` of a configuration: its name, and the names of its tasks."""
+
+    name: str
+    tasks: list[str]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ConfigError(f"suite={self.name} has no tasks; give some: suite.tasks=[lift,can].")
+        if repeated := sorted({t for t in self.tasks if self.tasks.count(t) > 1}):
+            raise ConfigError(f"suite={self.name} lists the task {repeated[0]} twice.")
+
+
+def evaluate_suite(
+    checkpoints: list[str],
+    protocol: Protocol,
+    suite: Suite,
+    *,
+    output: Path,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Play every task of the suite with every policy; returns what ``suite.json`` holds.
+
+    Raises:
+        CheckpointError, ConfigError: before anything is played.
+    """
+    by_task = load_suite(checkpoints, suite, device)
+    check_worlds(list(chain(*by_task.values())), videos=protocol.videos > 0)
+    pieces = {
+        (task, one.name): pieces_of(one, task, one.env_spec)
+        for task, contestants in by_task.items()
+        for one in contestants
+    }
+    done = play_pieces(list(chain(*pieces.values())), protocol, output, "suite.jsonl", EPISODE_KEYS)
+    summaries: dict[str, list[dict[str, Any]]] = {}
+    successes: dict[str, dict[str, list[list[float]]]] = {}
+    for task, contestants in by_task.items():
+        entries = []
+        for one in contestants:
+            runs = [done[piece.key] for piece in pieces[task, one.name]]
+            entries.append(_entry(one, runs, command))
+            table = [[float(episode["success"]) for episode in run] for run in runs]
+            successes.setdefault(one.name, {})[task] = table
+        summaries[task] = write_results(output / task, entries)["entries"]
+    result = summarise(suite, summaries, aggregates(successes), command)
+    write_suite(output, result)
+    console.print(Markdown(tables(result)))
+    console.print(f"figure: {output / 'suite.svg'}", markup=False, soft_wrap=True)
+    return result
+
+
+def load_suite(
+    checkpoints: Sequence[str], suite: Suite, device: torch.device
+) -> dict[str, list[Contestant]]:
+    """Task -> its contestants, in the order of `checkpoints` and under the same names everywhere.
+
+    Raises:
+        CheckpointError, ConfigError: runs are missing (all of them are named) or damaged, play
+            another world than those beside them, or are more on one task than on another.
+    """
+    for text in checkpoints:
+        if TASK not in text and len(suite.tasks) > 1:
+            raise ConfigError(
+                f"checkpoint={text} is the same on all tasks of suite={suite.name}; "
+                f"write {TASK} where the name of the task belongs, as in runs/{TASK}/ebt."
+            )
+    texts = {task: [text.replace(TASK, task) for text in checkpoints] for task in suite.tasks}
+    if missing := [text for given in texts.values() for text in given if _is_missing(text)]:
+        raise ConfigError(
+            f"suite={suite.name} lacks {', '.join(missing)}; train what is missing, or choose the "
+            "tasks that are there with suite.tasks=[...]."
+        )
+    by_task = {task: load_contestants(given, device) for task, given in texts.items()}
+    for task, contestants in by_task.items():
+        if not share_a_world(contestants):
+            raise ConfigError(
+                f"suite= compares policies of one task, with equal time limits, but those given "
+                f"for {task} differ."
+            )
+    for text, ones in zip(checkpoints, zip(*by_task.values(), strict=True), strict=True):
+        counts = {task: len(one.runs) for task, one in zip(by_task, ones, strict=True)}
+        if len(set(counts.values())) > 1:
+            raise ConfigError(
+                f"checkpoint={text} needs as many training runs on every task; there are "
+                f"{', '.join(f'{count} of {task}' for task, count in counts.items())}."
+            )
+        if len({one.name for one in ones}) > 1:  # the task is part of the run's own name
+            for one in ones:
+                one.name = text
+    return by_task
+
+
+def _is_missing(text: str) -> bool:
+    try:
+        return not [checkpoint_folder(run) for run in matching_runs(parse_checkpoint(text)[0])]
+    except CheckpointError:
+        return True
+
+
+def _entry(
+    one: Contestant, runs: Sequence[Episodes], command: str
+) -> tuple[dict[str, Any], Episodes]:
+    """Summary and episodes of a policy on one task, as `evaluate` has them but for the latency."""
+    rows = [
+        episode | {"train_seed": policy.config.get("seed")}
+        for policy, episodes in zip(one.policies, runs, strict=True)
+        for episode in episodes
+    ]
+    summary = entry_summary(one.name, one.info(), rows, command)
+    # That of a batch, in which nobody waits; one robot's is measured where tasks are not many.
+    summary["latency_ms"] = dict.fromkeys(summary["latency_ms"])
+    return summary, rows
+
+
+def summarise(
+    suite: Suite,
+    summaries: Mapping[str, Sequence[Mapping[str, Any]]],
+    over_tasks: Mapping[str, Any],
+    command: str,
+) -> dict[str, Any]:
+    """Put together what ``suite.json`` holds.
+
+    Args:
+        summaries: task -> `summary.entry_summary` of each policy.
+        over_tasks: their successes, by `stats.aggregates`.
+    """
+    entries = []
+    for of_one in zip(*summaries.values(), strict=True):
+        name, seeds = of_one[0]["name"], of_one[0]["train_seed"]
+        on_tasks = {
+            task: {metric: summary[metric] for metric in METRICS}
+            for task, summary in zip(summaries, of_one, strict=True)
+        }
+        runs = len(seeds) if isinstance(seeds, list) else 1
+        entries.append(
+            {"name": name, "runs": runs, **over_tasks["entries"][name], "tasks": on_tasks}
+        )
+    return {
+        "suite": suite.name,
+        "command": command,
+        "episodes": next(iter(summaries.values()))[0]["episodes"],
+        "entries": entries,
+        "paired": over_tasks["paired"],
+        "improvement": over_tasks["improvement"],
+    }
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Markdown: each policy over all tasks, the first against the others, success on each task."""
+
+    def cell(value: Mapping[str, Any]) -> str:
+        return format_interval(value["mean"], value["ci95"])
+
+    entries = result["entries"]
+    rows = [(e["name"], str(e["runs"]), cell(e["iqm"]), cell(e["mean"])) for e in entries]
+    header = ("success over all tasks", "runs a task", "interquartile mean", "mean")
+    text = markdown(header, rows, left=1)
+    if result["paired"]:
+        pairs = []
+        for better in result["improvement"]:
+            a, b = better["a"], better["b"]
+            diffs = {
+                p["metric"]: format_interval(p["diff"], p["ci95"], signed=True)
+                for p in result["paired"]
+                if p["b"] == b
+            }
+            pairs.append((a, b, diffs["iqm"], diffs["mean"], cell(better)))
+        text += "\nThe first against each other, a - b, and the chance that a run of a does better "
+        text += "on a task than one of b:\n\n"
+        header = ("a", "b", "interquartile mean", "mean", "chance of a better run")
+        text += markdown(header, pairs, left=2)
+    text += "\n" + markdown(
+        ("success", *(entry["name"] for entry in entries)),
+        [
+            (task, *(cell(entry["tasks"][task]["success"]) for entry in entries))
+            for task in entries[0]["tasks"]
+        ],
+        left=1,
+    )
+    return f"{text}\n{interval_note(result)}\n"
+
+
+def interval_note(result: Mapping[str, Any]) -> str:
+    """What the intervals cover, for a person."""
+    entries = result["entries"]
+    note = (
+        f"95 % intervals, {result['episodes']} episodes a run and task. Over all tasks: stratified "
+        "bootstrap (Agarwal et al. 2021) of each run's success rate on a task; within each task "
+        "episodes are drawn again, the same ones for all policies, and the training runs of each "
+        "policy by themselves; the tasks are given, not drawn. On one task: Wilson for one run, "
+        "bootstrap over runs and episodes for several."
+    )
+    if alone := [entry["name"] for entry in entries if entry["runs"] == 1]:
+        whose = "all" if len(alone) == len(entries) else ", ".join(alone)
+        note += f" With one training run a task ({whose}) intervals cover the episodes alone."
+    return note
+
+
+def write_suite(output: Path, result: Mapping[str, Any]) -> None:
+    """Write ``suite.md``, ``suite.svg`` and ``suite.json``."""
+    write_atomic(output / "suite.md", tables(result))
+    save_figure(suite_overview(result), output / "suite.svg")
+    write_atomic(output / "suite.json", json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,112 @@
+"""Training a policy on demonstrations, and playing with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ebt_policy.config import ConfigError, options
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.data.windows import fit_normalizer
+from ebt_policy.envs.rollout import rollout
+from ebt_policy.eval import evaluate
+from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.policies.base import Policy, build_policy
+from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.vision import Vision
+from ebt_policy.training.task import Built, Job
+from ebt_policy.training.trainer import TrainConfig
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Protocol):
+    """The evaluation at the end (``episodes``: 0 for none), and rollouts while training."""
+
+    rollout_episodes: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rollout_episodes < 0:
+            raise ConfigError(f"rollout_episodes must be at least 0, got {self.rollout_episodes}.")
+
+
+class PolicyJob(Job):
+    """See `Job`."""
+
+    def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
+        super().__init__(config, train)
+        self.task = Task.of(config)
+        self.evaluation = options(EvaluationConfig, config["evaluation"], "evaluation")
+        self.spec = self.task.env_spec()
+        if self.task.cameras:  # says what is missing before anything is loaded
+            options(Vision, config["vision"] or {}, "vision")
+        if self.evaluation.episodes or self.tries_out:
+            self.spec.check(videos=self.evaluation.episodes > 0 and self.evaluation.videos > 0)
+        self.episodes: Episodes | None = None
+
+    @property
+    def tries_out(self) -> bool:
+        return super().tries_out and self.evaluation.rollout_episodes > 0
+
+    def fetch(self) -> str:
+        self.episodes, note = self.task.demonstrations()
+        return note
+
+    def build(self, device: torch.device) -> Built:
+        task, config, episodes = self.task, self.config, self.episodes
+        assert episodes is not None
+        training, held_out = task.split(episodes, config["seed"])
+        windows = task.windows(training, device)
+        shape = {
+            "obs_dim": windows.obs.shape[1],
+            "action_dim": windows.action.shape[1],
+            "relative_to": task.relative_to,
+            "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
+            "max_prefix": task.max_prefix,
+            **task.horizons,
+        }
+        if task.relative_to is not None:
+            known = [i for i in task.relative_to if i is None or 0 <= i < shape["obs_dim"]]
+            if not len(known) == len(task.relative_to) == shape["action_dim"]:
+                raise ConfigError(
+                    f"task.relative_to must name {shape['action_dim']} entries of an observation, "
+                    f"one for each number of an action, from 0 to {shape['obs_dim'] - 1} or null; "
+                    f"got {list(task.relative_to)}."
+                )
+        normalizer = fit_normalizer(windows, task.relative_to)
+        torch.manual_seed(config["seed"])
+        policy = build_policy({**config, "shape": shape}, normalizer)
+        if policy.vision is not None:
+            policy.vision.load_pretrained()
+        policy.config["demos"] = len(training) // (2 if task.mirror else 1)
+        images = " (mirror images included)" if task.mirror else ""
+        return Built(
+            policy.to(device),
+            windows,
+            None if held_out is None else task.windows(held_out, device),
+            f"{len(windows):,} windows{images}",
+        )
+
+    def tryout(self, model: Policy) -> dict[str, float]:
+        episodes = self.evaluation.rollout_episodes
+        seeds = range(90_000, 90_000 + episodes)
+        try:
+            results = rollout(model, self.spec, seeds, workers=self.evaluation.workers)
+        except FloatingPointError as error:  # a landscape that is still too steep may learn better
+            console.print(f"no rollout: {error}", markup=False)
+            return {}
+        return {
+            "rollout_score": sum(r.score for r in results) / episodes,
+            "rollout_success": sum(r.success for r in results) / episodes,
+        }
+
+    def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
+        if self.evaluation.episodes:
+            output = run_dir / "evaluation"
+            evaluate([str(run_dir)], self.evaluation, output=output, device=device, command=command)

@@ -1,0 +1,47 @@
+"""Models of video without an energy. Shapes: B batch, S context, F features of a frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ebt_policy.energy.candidate_space import squared_error
+from ebt_policy.energy.causal import CausalTransformer, Observed
+from ebt_policy.energy.sampling import Generators
+from ebt_policy.energy.two_stream import Size
+from ebt_policy.models.no_energy import NoEnergyMixin
+from ebt_policy.video.model import (
+    VIDEO_MODELS,
+    EnergyVideoModel,
+    Foreseen,
+    VideoModel,
+    mean_square,
+)
+
+
+@VIDEO_MODELS.register("transformer_pp")
+class VideoTransformerPP(VideoModel):
+    """The change to the next frame from what the observed stream made of the last one."""
+
+    name = "transformer_pp"
+
+    def __init__(self, features: int, context: int, size: Size) -> None:
+        super().__init__(features, context, CausalTransformer(size, guesses=False))
+
+    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = batch["frames"]
+        found = self.change_out(self.observe(frames[:, :-1]).last)
+        return squared_error(found, self.changes(frames)).mean(), {}
+
+    def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
+        changes = self.change_out(observed.last)
+        return Foreseen(changes, {"change": mean_square(changes)})
+
+
+@VIDEO_MODELS.register("refiner")
+class VideoRefiner(NoEnergyMixin, EnergyVideoModel):
+    """The energy model's network, whose vector is the update of the change."""

@@ -1,0 +1,104 @@
+"""What a rollout must know of an environment and of the policy's horizons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ebt_policy.envs.perturbations import Perturbation, Perturbed
+
+EXTRAS = {  # package -> the extra that brings it
+    "robosuite": "robomimic",
+    "h5py": "robomimic",
+    "metaworld": "metaworld",
+    "gymnasium_robotics": "adroit",
+    "mujoco": "robomimic,metaworld,adroit",
+}
+EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment, its time limit, and how much a policy sees and executes.
+
+    Attributes:
+        env_id: gymnasium id; "module:id" imports `module` first.
+        max_steps: time limit of an episode, environment steps.
+        n_obs_steps: To, observations that the policy sees (the newest last).
+        n_action_steps: Ta, actions executed of each predicted chunk.
+        kwargs: further arguments of `gymnasium.make`.
+        perturbation: what goes wrong in every episode, if anything.
+    """
+
+    env_id: str
+    max_steps: int
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    perturbation: Perturbation | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "n_obs_steps", "n_action_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def make(self, render_mode: str | None = None) -> gymnasium.Env:
+        """Build the environment with the time limit of this spec.
+
+        Raises:
+            ValueError: the environment is unknown or does not take these arguments, does not know
+                the perturbation, or its simulator is not installed.
+            RenderingError: it is to draw frames, and cannot.
+        """
+        kwargs = {"max_episode_steps": self.max_steps, "render_mode": render_mode, **self.kwargs}
+        try:
+            env = gymnasium.make(self.env_id, **kwargs)
+        except (gymnasium.error.Error, TypeError) as error:  # TypeError: an unknown argument
+            raise ValueError(
+                f"{self.env_id} cannot be made with {self.kwargs or 'no arguments'} ({error}); "
+                "check task.env."
+            ) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRAS:
+                raise
+            raise ValueError(
+                f"{self.env_id} needs {package}, which is not installed: "
+                f"pip install 'ebt_policy[{EXTRAS[package]}]'."
+            ) from error
+        return env if self.perturbation is None else Perturbed(env, self.perturbation)
+
+    def check(self, *, videos: bool) -> None:
+        """Raise now, before long work, what `make` would raise later."""
+        self.make("rgb_array" if videos else None).close()
+
+    @staticmethod
+    def stack(observations: Sequence[Any]) -> dict[str, np.ndarray]:
+        """To observations of an environment, the newest last, by name: each (To, ...).
+
+        One that is an array is the low-dimensional part, "obs"; a dictionary has it under this
+        name and beside it the image of each camera (H, W, 3) uint8.
+        """
+        named = [o if isinstance(o, dict) else {"obs": o} for o in observations]
+        return {name: np.stack([one[name] for one in named]) for name in named[0]}
+
+    def plan(self, chunk: np.ndarray) -> np.ndarray:
+        """The part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).
+
+        A chunk starts at the oldest of the To observations; its action To - 1 is the one to take
+        right after the newest. The first Ta of the plan are executed.
+
+        Raises:
+            ValueError: the chunk is too short for Ta actions.
+        """
+        needed = self.n_obs_steps - 1 + self.n_action_steps
+        if len(chunk) < needed:
+            raise ValueError(
+                f"the policy predicts {len(chunk)} actions but n_obs_steps={self.n_obs_steps} and "
+                f"n_action_steps={self.n_action_steps} need {needed}; lower n_action_steps"
+            )
+        return chunk[self.n_obs_steps - 1 :]
