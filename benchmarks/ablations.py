@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.runs import evaluate_all, train_all
 from benchmarks.settings import command, settings
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 
 RUNS = {
     "whole": [],
@@ -58,7 +58,7 @@ def main() -> None:
     budget = ["train.minutes=null", f"train.steps={given.steps}"]
     runs = {name: [*budget, *overrides] for name, overrides in RUNS.items()}
     train_all(runs, range(given.seeds), folder, given.parallel)
-    protocol = Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=20)
+    protocol = EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=20)
     evaluate_all("ablations", ENTRIES, folder, protocol, command("ablations"))
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from benchmarks.settings import DEVICE
-from ebt_policy.image.data import Crops, Gallery
+from ebt_policy.image.data import Crops, ImageDataset
 from ebt_policy.models.base import Model
 from ebt_policy.training.trainer import TrainConfig, Trainer
 
@@ -68,7 +68,7 @@ class Judge(Model):
         return cls(config["classes"])
 
 
-def trained_judge(gallery: Gallery, folder: Path) -> Judge:
+def trained_judge(gallery: ImageDataset, folder: Path) -> Judge:
     """Trained in a folder, or what is there; it goes on after a kill."""
     torch.manual_seed(0)
     trainer = Trainer(

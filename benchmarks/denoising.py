@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, png
+from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.summary import format_estimate, markdown
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
@@ -128,7 +128,7 @@ def draw(folder: Path, path: Path) -> None:
                 f"{name}\n{ratio:.1f} dB" for name, ratio in zip(columns, ratios, strict=True)
             ]
             shown = [x.cpu() for x in (*row, truth)]
-            strips.append(Strip(f"{where}, {i + 1}", shown, [*titles, "clean"]))
+            strips.append(ImageRow(f"{where}, {i + 1}", shown, [*titles, "clean"]))
     png(image_grid(strips), path)
 
 

@@ -33,8 +33,8 @@ from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
-from ebt_policy.evaluation.protocol import Protocol, progress_bar
-from ebt_policy.policies.demonstrations import Task
+from ebt_policy.evaluation.protocol import EvalConfig, progress_bar
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
@@ -53,7 +53,7 @@ console = Console()
 Signals = dict[str, np.ndarray]  # each (episodes, EARLY); NaN where there is no such chunk
 
 
-class Watched(NamedTuple):
+class SignalRecord(NamedTuple):
     """What one training run saw in one condition, and (episodes,) which of its episodes failed."""
 
     signals: Signals
@@ -83,7 +83,7 @@ class Demonstrations:
     """The observations that a policy was trained on, to measure distances from."""
 
     def __init__(self, policy: EnergyPolicy) -> None:
-        task = Task.of(policy.config)
+        task = PolicyTaskConfig.of(policy.config)
         training, _ = task.split(task.demonstrations()[0], policy.config["seed"])
         windows = task.windows(training)
         seen = windows.gather(torch.arange(len(windows)))["obs"]
@@ -121,7 +121,9 @@ def signals(
     }
 
 
-def watch(policy: EnergyPolicy, known: Demonstrations, pool: RolloutPool, seeds: range) -> Watched:
+def watch(
+    policy: EnergyPolicy, known: Demonstrations, pool: RolloutPool, seeds: range
+) -> SignalRecord:
     """Play and compute the signals of the first chunks; the first of all has no plan before it."""
     recorder = Recorder(policy)
     results = pool.rollout(recorder, seeds)
@@ -131,7 +133,7 @@ def watch(policy: EnergyPolicy, known: Demonstrations, pool: RolloutPool, seeds:
         if len(obs) > 1:
             for name, values in signals(policy, known, obs[1:], plans[:-1]).items():
                 table[name][i, 1 : len(obs)] = values.numpy()
-    return Watched(table, np.array([not result.success for result in results]))
+    return SignalRecord(table, np.array([not result.success for result in results]))
 
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
@@ -152,13 +154,13 @@ def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, S
     return found
 
 
-def play(checkpoint: str, protocol: Protocol) -> tuple[dict[str, list[Watched]], np.ndarray]:
+def play(checkpoint: str, protocol: EvalConfig) -> tuple[dict[str, list[SignalRecord]], np.ndarray]:
     """Every condition with every training run; and of each episode the chunk after its event."""
     (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
     spec = one.env_spec
     policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
     known = [Demonstrations(policy) for policy in policies]
-    played: dict[str, list[Watched]] = {}
+    played: dict[str, list[SignalRecord]] = {}
     with progress_bar() as bar:
         task = bar.add_task("signals", total=len(policies) * (1 + len(EVENTS)))
         for what in (None, *EVENTS):
@@ -170,7 +172,7 @@ def play(checkpoint: str, protocol: Protocol) -> tuple[dict[str, list[Watched]],
     return played, np.array([chunk_after_event(s, spec.n_action_steps) for s in protocol.seeds])
 
 
-def judge(played: Mapping[str, Sequence[Watched]], chunks: np.ndarray) -> dict[str, Any]:
+def judge(played: Mapping[str, Sequence[SignalRecord]], chunks: np.ndarray) -> dict[str, Any]:
     """Areas under the ROC curve for failures and unexpected observations, and reliability.
 
     Args:
@@ -216,7 +218,7 @@ def _together(parts: Sequence[Samples]) -> Samples:
     return Samples(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _failures(conditions: Sequence[Watched], name: str) -> Samples:
+def _failures(conditions: Sequence[SignalRecord], name: str) -> Samples:
     """The mean of a signal over the first chunks of an episode, and whether the episode failed."""
     found = []
     for one in conditions:
@@ -251,7 +253,7 @@ def cost(checkpoint: str) -> list[float]:
 
 def main() -> None:
     given = settings(runs="runs/compare/ebt_12500-seed*", episodes=100, folder="runs/energy")
-    protocol = Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=20)
+    protocol = EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=20)
     entries = [f"{given.runs}@steps=2,candidates={m}" for m in CANDIDATES]
     entries += [f"{given.runs}@{how}" for how in LANDING]
     table = evaluate(

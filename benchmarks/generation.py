@@ -29,7 +29,7 @@ from benchmarks.classifier import Judge, trained_judge
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.contestants import matching_runs
-from ebt_policy.evaluation.image_figures import Strip, image_grid, png
+from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
 from ebt_policy.evaluation.summary import format_interval, markdown
@@ -167,7 +167,9 @@ def main() -> None:
                     if model is models[0] and passes == PASSES[-1]:
                         row = made[: SHOWN * len(gallery.classes)].float() / 127.5 - 1
                         rows = row.unflatten(0, (SHOWN, -1))
-                        strips += [Strip(NAMES[name], list(one), gallery.classes) for one in rows]
+                        strips += [
+                            ImageRow(NAMES[name], list(one), gallery.classes) for one in rows
+                        ]
                 result["entries"].append(
                     {
                         "model": name, "params": models[0].parameter_count, "steps": passes,

@@ -26,7 +26,7 @@ from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.data.demonstrations import recording
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.policies.suite import Suite, evaluate_suite
 
 
@@ -110,7 +110,7 @@ def main() -> None:
     output = folder / "evaluation" / suite.name
     evaluate_suite(
         [str(folder / "{task}" / entry_of_runs(entry)) for entry in ENTRIES],
-        Protocol(given.episodes, EVALUATION_SEED, videos=0, workers=12),
+        EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=12),
         suite,
         output=output,
         device=DEVICE,

@@ -25,7 +25,7 @@ from benchmarks.manipulation import EFFORTS, MODELS, demonstrations, task_overri
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.policies.robustness import evaluate_recovery
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     train_all(study.to_train(runs), range(given.seeds), runs, parallel=2)
     evaluate_recovery(
         [str(runs / entry_of_runs(entry)) for entry in study.entries],
-        Protocol(study.episodes, study.seed, videos=1, workers=study.workers),
+        EvalConfig(study.episodes, study.seed, videos=1, workers=study.workers),
         study.perturbations,
         output=folder,
         device=DEVICE,

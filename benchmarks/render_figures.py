@@ -22,9 +22,9 @@ from benchmarks.settings import settings
 from ebt_policy.envs.push_t import SIZE
 from ebt_policy.envs.rollout import batched
 from ebt_policy.evaluation.figures import GREY, ORANGE, STYLE
-from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.policies.energy_slice import Plane, energy_plane
+from ebt_policy.policies.energy_slice import EnergySlice, energy_plane
 
 STEPS = 4
 SLOW = 5  # chunks whose descent is shown step by step
@@ -34,7 +34,7 @@ LONGEST = 26  # chunks
 class Scene:
     """The two panels for one chunk, drawn again and again with other candidates."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: EnergySlice) -> None:
         self.plane = plane
         self.figure = Figure(figsize=(6.6, 3.5), dpi=100, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
@@ -78,7 +78,7 @@ class Scene:
 
 def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
     """Pictures of an episode and how long each is shown, ms."""
-    spec = Task.of(policy.config).env_spec()
+    spec = PolicyTaskConfig.of(policy.config).env_spec()
     env = spec.make(render_mode="rgb_array")
     obs, _ = env.reset(seed=seed)
     recent, over = [obs] * spec.n_obs_steps, False

@@ -35,7 +35,7 @@ from ebt_policy.evaluation.image_figures import energy_maps, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
 from ebt_policy.evaluation.summary import format_interval, markdown
-from ebt_policy.image.data import Crops, Gallery, load_images
+from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 
 LEFT_OUT = ("frog", "truck")
@@ -61,7 +61,7 @@ class Kind(NamedTuple):
     sources: np.ndarray | None = None
 
 
-def images_of(gallery: Gallery, part: str, model: ImageModel) -> tuple[Tensor, np.ndarray]:
+def images_of(gallery: ImageDataset, part: str, model: ImageModel) -> tuple[Tensor, np.ndarray]:
     """(N, C, S, S) in [-1, 1], and classes (N,)."""
     of = gallery.parts[part]
     pixels = torch.from_numpy(np.stack(of.pixels))
@@ -112,7 +112,7 @@ def evenly(images: Tensor) -> Tensor:
     return images[np.linspace(0, len(images) - 1, min(TOLD, len(images))).round().astype(int)]
 
 
-def kinds_of(gallery: Gallery, model: ImageModel) -> dict[str, Kind]:
+def kinds_of(gallery: ImageDataset, model: ImageModel) -> dict[str, Kind]:
     """What was learned from, first, and what was not."""
     images, labels = images_of(gallery, "test", model)
     out = torch.from_numpy(np.isin(labels, [gallery.classes.index(name) for name in LEFT_OUT]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.settings import DEVICE, store
 from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 
 
 def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads: int) -> None:
@@ -52,7 +52,7 @@ def entry_of_runs(entry: str) -> str:
 
 
 def evaluate_all(
-    name: str, entries: Sequence[str], folder: Path, protocol: Protocol, command: str
+    name: str, entries: Sequence[str], folder: Path, protocol: EvalConfig, command: str
 ) -> None:
     """Evaluate entries of the runs in a folder; ``docs/results/NAME.json`` and ``.md``."""
     output = folder / "evaluation" / name

@@ -33,7 +33,7 @@ from ebt_policy.real_robot.inference_worker import ThreadBackground
 from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.run import HELD
-from ebt_policy.real_robot.teleop import SIDE, Hand
+from ebt_policy.real_robot.teleop import SIDE, TeleopSource
 
 FIRST_SEED = 2 * EVALUATION_SEED  # no start that anything is evaluated on
 LONGEST = 100  # episodes, until enough are solved
@@ -84,7 +84,7 @@ def collect(checkpoint: str, wanted: int, store_path: Path) -> dict[str, Any]:
     driver.connect()
     dt, limits = tick_s(robot, 1.0), robot.safety
     background = ThreadBackground(clock)
-    hand = Hand("mouse", driver.render, limits.low, limits.high, dt, background)
+    hand = TeleopSource("mouse", driver.render, limits.low, limits.high, dt, background)
     mouse = ScriptedMouse(checkpoint, limits.low, limits.high)
     session = Session(robot, driver, hand, clock, {}, record=store_path)
     session.loop.observers = [*session.loop.observers, mouse]

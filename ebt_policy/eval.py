@@ -26,8 +26,8 @@ from ebt_policy.config import ConfigError, options
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batched
 from ebt_policy.evaluation.contestants import (
-    Contestant,
-    check_worlds,
+    EvalEntry,
+    check_envs,
     kind_of,
     load_contestants,
     parse_checkpoint,
@@ -39,14 +39,14 @@ from ebt_policy.evaluation.figures import (
     score_histogram,
     training_curve,
 )
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.evaluation.summary import EPISODE_KEYS, POLICIES, entry_summary, write_results
 from ebt_policy.io.output import output_folder
 from ebt_policy.policies import Policy
 from ebt_policy.policies.cached_rollouts import pieces_of, play_pieces
-from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.energy_slice import energy_plane
 from ebt_policy.policies.robustness import evaluate_recovery
@@ -73,7 +73,7 @@ def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, flo
 
 def evaluate(
     checkpoints: list[str],
-    protocol: Protocol,
+    protocol: EvalConfig,
     *,
     output: Path,
     device: torch.device,
@@ -85,7 +85,7 @@ def evaluate(
         CheckpointError, ConfigError: before anything is played.
     """
     contestants = load_contestants(checkpoints, device)
-    check_worlds(contestants, videos=protocol.videos > 0)
+    check_envs(contestants, videos=protocol.videos > 0)
     pieces = {one.name: pieces_of(one, one.task_name, one.env_spec) for one in contestants}
     played = play_pieces(
         list(chain(*pieces.values())), protocol, output, "played.jsonl", EPISODE_KEYS
@@ -109,10 +109,10 @@ def evaluate(
 
 
 def _report(
-    contestants: list[Contestant], entries: list[Any], result: dict[str, Any], output: Path,
+    contestants: list[EvalEntry], entries: list[Any], result: dict[str, Any], output: Path,
     command: str,
 ) -> Path:  # fmt: skip
-    task = Task.of(contestants[0].policy.config)
+    task = PolicyTaskConfig.of(contestants[0].policy.config)
     figures = [("Scores", "Best reward of each episode.", score_histogram(entries))]
     energetic = [one for one in contestants if isinstance(one.policy, EnergyPolicy)]
     if energetic:
@@ -148,7 +148,7 @@ def _report(
     )
 
 
-def _energy_figures(one: Contestant) -> list[tuple[str, str, Figure]]:
+def _energy_figures(one: EvalEntry) -> list[tuple[str, str, Figure]]:
     """Pictures of the landscape at the start of an episode."""
     assert isinstance(one.policy, EnergyPolicy)
     spec = one.env_spec
@@ -248,7 +248,7 @@ def _evaluate_kind(
 
         evaluate_language(checkpoints, corpus=cfg.corpus, **what)
         return
-    checked = options(Protocol, protocol, "the evaluation")
+    checked = options(EvalConfig, protocol, "the evaluation")
     if suite:
         evaluate_suite(checkpoints, checked, suite, **what)
     elif cfg.perturb:

@@ -33,7 +33,7 @@ from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import EpisodeResult, Policy, RolloutPool
 from ebt_policy.io.output import output_store
 from ebt_policy.policies import load_policy
-from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.robustness import known_perturbations, parse_perturbations
 
 console = Console()
@@ -186,7 +186,7 @@ def run(config: dict[str, Any]) -> None:
         ConfigError, CheckpointError, FileExistsError: before anything is played.
     """
     settings = options(RecordConfig, config, "the configuration")
-    task = Task.of(config)
+    task = PolicyTaskConfig.of(config)
     policy, spec, source = None, task.env_spec(), "Scripted expert"
     if settings.checkpoint is not None:
         policy = load_policy(settings.checkpoint)
@@ -195,7 +195,7 @@ def run(config: dict[str, Any]) -> None:
                 f"{settings.checkpoint} is a policy for task={policy.config['task']['name']}, "
                 f"not for {task.name}."
             )
-        spec = Task.of(policy.config).env_spec()
+        spec = PolicyTaskConfig.of(policy.config).env_spec()
         trained = policy.config.get("trained", {}).get("steps", 0)
         source = (
             f"{policy.name} policy of {policy.parameter_count:,} parameters, trained for "

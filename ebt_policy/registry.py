@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from ebt_policy.config import ConfigError
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class Registry(Generic[T]):
@@ -29,14 +30,14 @@ class Registry(Generic[T]):
         self.option, self.group = option, group
         self._items: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[C], C]:
         """Return a decorator that gives a class this name.
 
         Raises:
             ValueError: another class has it.
         """
 
-        def add(item: T) -> T:
+        def add(item: Any) -> Any:
             if self._items.get(name, item) is not item:
                 raise ValueError(f"{self.option}={name} is registered twice.")
             self._items[name] = item

@@ -26,11 +26,11 @@ from ebt_policy.cli import hydra_arguments, pick_device, report_errors
 from ebt_policy.config import ConfigError, options
 from ebt_policy.io.output import check_free_space, output_folder, write_atomic
 from ebt_policy.io.paths import reason
-from ebt_policy.policies.task import PolicyJob
+from ebt_policy.policies.task import PolicyTrainingTask
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.processes import devices, join_processes
-from ebt_policy.training.task import Job
+from ebt_policy.training.task import TrainingTask
 from ebt_policy.training.trainer import TrainConfig, Trainer
 
 console = Console()
@@ -89,7 +89,7 @@ def train(config: dict[str, Any]) -> Path:
 
 
 def _train(
-    run: RunConfig, run_dir: Path, config: dict[str, Any], job: Job, train_config: TrainConfig,
+    run: RunConfig, run_dir: Path, config: dict[str, Any], job: TrainingTask, train_config: TrainConfig,
     accelerator: Accelerator,
 ) -> None:  # fmt: skip
     main = accelerator.is_main_process
@@ -129,21 +129,23 @@ def _train(
         job.evaluate(run_dir, accelerator.device, command)
 
 
-def job_of(config: dict[str, Any], train: TrainConfig) -> Job:
+def job_of(config: dict[str, Any], train: TrainConfig) -> TrainingTask:
     """What a configuration says is to be trained."""
     if config["task"]["name"] == "text":
-        from ebt_policy.language.task import TextJob  # asks for libraries that robots do not
+        from ebt_policy.language.task import (
+            TextTrainingTask,  # asks for libraries that robots do not
+        )
 
-        return TextJob(config, train)
+        return TextTrainingTask(config, train)
     if config["task"]["name"] == "image":
-        from ebt_policy.image.task import ImageJob
+        from ebt_policy.image.task import ImageTrainingTask
 
-        return ImageJob(config, train)
+        return ImageTrainingTask(config, train)
     if config["task"]["name"] == "video":
-        from ebt_policy.video.task import VideoJob
+        from ebt_policy.video.task import VideoTrainingTask
 
-        return VideoJob(config, train)
-    return PolicyJob(config, train)
+        return VideoTrainingTask(config, train)
+    return PolicyTrainingTask(config, train)
 
 
 def _differing(before: Any, now: Any) -> list[str]:

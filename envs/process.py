@@ -39,7 +39,7 @@ class WorkerProcess:
         return self._connection.fileno()
 
     def send(self, message: Any) -> None:
-        """Send an `Order`, or the chunk (T, A) that the worker waits for.
+        """Send an `EpisodeRequest`, or the chunk (T, A) that the worker waits for.
 
         Raises:
             RuntimeError: the worker failed; its traceback is in the message.
@@ -50,7 +50,7 @@ class WorkerProcess:
             raise RuntimeError(self._fate()) from None
 
     def receive(self) -> Any:
-        """The worker's next observations (To, Do), or the finished episode, `Played`.
+        """The worker's next observations (To, Do), or the finished episode, `EpisodeOutcome`.
 
         Raises:
             RuntimeError: the worker failed; its traceback is in the message.

@@ -21,7 +21,7 @@ import torch
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.process import WorkerProcess
-from ebt_policy.envs.worker import Order, Played
+from ebt_policy.envs.worker import EpisodeOutcome, EpisodeRequest
 
 
 class Policy(Protocol):
@@ -58,7 +58,7 @@ class EpisodeResult:
         retries: grasps since the perturbation, if there was one.
         chunks: one record a prediction, in order.
         video: path of its MP4, or None.
-        rows: what each step saw and did, when collected; see `ebt_policy.envs.worker.Played`.
+        rows: what each step saw and did, when collected; see `ebt_policy.envs.worker.EpisodeOutcome`.
     """
 
     seed: int
@@ -70,7 +70,7 @@ class EpisodeResult:
     video: str | None = None
     rows: dict[str, np.ndarray] | None = None
 
-    def finish(self, played: Played) -> EpisodeResult:
+    def finish(self, played: EpisodeOutcome) -> EpisodeResult:
         """Take over what a worker played."""
         self.score, self.success, self.length = played.score, played.success, played.length
         self.retries, self.rows = played.retries, played.rows
@@ -164,7 +164,7 @@ class RolloutPool:
         def start(worker: WorkerProcess) -> None:
             if (result := next(todo, None)) is not None:
                 playing[worker] = _Episode(result)
-                worker.send(Order(result.seed, result.video, collect))
+                worker.send(EpisodeRequest(result.seed, result.video, collect))
 
         for worker in self._workers:
             start(worker)
@@ -174,7 +174,7 @@ class RolloutPool:
             batch: list[tuple[WorkerProcess, _Episode, dict[str, np.ndarray]]] = []
             for worker in [w for w in self._workers if w in playing]:
                 message = worker.receive()
-                while isinstance(message, Played):
+                while isinstance(message, EpisodeOutcome):
                     result = playing.pop(worker).result.finish(message)
                     start(worker)
                     if on_episode is not None:
@@ -205,7 +205,7 @@ class RolloutPool:
         def start(worker: WorkerProcess) -> None:
             if (result := next(todo, None)) is not None:
                 playing[worker] = result
-                worker.send(Order(result.seed, collect=True, expert=True))
+                worker.send(EpisodeRequest(result.seed, collect=True, expert=True))
 
         with self._at_work():
             for worker in self._workers:

@@ -1,7 +1,7 @@
 """A rollout worker: a process that owns one environment and plays whole seeded episodes.
 
 It must not import torch: a worker starts in about a second and stays small. The parent
-(`ebt_policy.envs.rollout`) sends an `Order` for each episode, and the worker then asks for one chunk of
+(`ebt_policy.envs.rollout`) sends an `EpisodeRequest` for each episode, and the worker then asks for one chunk of
 actions after the other until the episode is over. It ends when the parent closes the pipe.
 
     parent -> worker   EnvSpec, once | Order | chunk (T, A)
@@ -29,7 +29,7 @@ VIDEO_SPEED = 2  # videos play at twice the environment's rate
 
 
 @dataclass(frozen=True)
-class Order:
+class EpisodeRequest:
     """An episode to play: its seed, where to write its video, whether to return its steps, and
     whether the environment's own expert plays it, instead of the parent."""
 
@@ -40,7 +40,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Played:
+class EpisodeOutcome:
     """An episode that is over.
 
     Attributes:
@@ -59,7 +59,7 @@ class Played:
     rows: dict[str, np.ndarray] | None
 
 
-class Player:
+class EpisodeWorker:
     """Plays episodes in one environment, asking `connection` for chunks of actions."""
 
     def __init__(self, spec: EnvSpec, connection: Connection):
@@ -67,7 +67,7 @@ class Player:
         self._connection = connection
         self._envs: dict[str | None, gymnasium.Env] = {}
 
-    def play(self, order: Order) -> Played:
+    def play(self, order: EpisodeRequest) -> EpisodeOutcome:
         """Run one episode from reset to termination or time limit."""
         if order.video is None:
             return self._play(self._env(None), order, lambda plan: None)
@@ -75,7 +75,7 @@ class Player:
         with _film(env, order.video) as shoot:
             return self._play(env, order, shoot)
 
-    def _play(self, env: gymnasium.Env, order: Order, shoot: Shoot) -> Played:
+    def _play(self, env: gymnasium.Env, order: EpisodeRequest, shoot: Shoot) -> EpisodeOutcome:
         to, ta = self._spec.n_obs_steps, self._spec.n_action_steps
         obs, info = env.reset(seed=order.seed)
         recent = deque([obs] * to, maxlen=to)  # the first observation fills the missing past
@@ -112,7 +112,7 @@ class Player:
                 if over:
                     break
         shoot(None)
-        return Played(
+        return EpisodeOutcome(
             score,
             success,
             length,
@@ -150,7 +150,7 @@ def _film(env: gymnasium.Env, path: str) -> Iterator[Shoot]:
 def serve(connection: Connection) -> None:
     """Receive the spec, then play every ordered episode until the parent closes the pipe."""
     try:
-        player = Player(connection.recv(), connection)
+        player = EpisodeWorker(connection.recv(), connection)
         while True:
             connection.send(("done", player.play(connection.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -14,8 +14,8 @@ from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.policies import Policy
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation, Scored
-from ebt_policy.real_robot.loop import ControlLoop, Heart, Senses, Tick
-from ebt_policy.real_robot.planner import Plans
+from ebt_policy.real_robot.loop import ControlLoop, LoopWatchdog, ObservationReader, Tick
+from ebt_policy.real_robot.planner import ActionSource
 from ebt_policy.real_robot.recorder import Layout, Recorder, RecordError
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import STOPPED, Change, EStop, State, Supervisor
@@ -35,7 +35,7 @@ class Episode:
         overruns, starved: see `ControlLoop`.
         latencies: of its predictions, s.
         surprises: of its plans, where they were measured; see `Execution`.
-        jumps, kinks: at the seams between chunks, in units of the action; see `Seam`.
+        jumps, kinks: at the seams between chunks, in units of the action; see `ChunkTransition`.
         kink: mean of all changes of the commands' travel from one tick to the next that are at no
             seam, to compare with.
         ended: the state at the end, and why.
@@ -124,7 +124,7 @@ class Session:
         self,
         robot: Robot,
         driver: Driver,
-        planner: Plans,
+        planner: ActionSource,
         clock: Clock,
         shapes: dict[str, tuple[int, ...]],
         *,
@@ -157,7 +157,9 @@ class Session:
             observers=[*observers, self._record],
         )
         timeout = robot.timeouts.heartbeat_s
-        self.heart = self.loop.heart = Heart(clock, timeout, self.loop.fault) if heart else None
+        self.heart = self.loop.heart = (
+            LoopWatchdog(clock, timeout, self.loop.fault) if heart else None
+        )
 
     def _record(self, tick: Tick) -> None:
         if self.recorder is not None:
@@ -194,7 +196,7 @@ class Session:
 
     def first_observation(self) -> Observation:
         """Wait for one that the policy can read."""
-        senses = Senses(self.driver, self.loop.shapes, len(self.robot.action))
+        senses = ObservationReader(self.driver, self.loop.shapes, len(self.robot.action))
         end = self.clock.now() + FIRST_OBSERVATION_S
         while True:
             senses.look()

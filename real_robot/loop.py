@@ -16,13 +16,13 @@ import numpy as np
 from ebt_policy.config import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation
-from ebt_policy.real_robot.planner import Plans, PolicyError
+from ebt_policy.real_robot.planner import ActionSource, PolicyError
 from ebt_policy.real_robot.safety import Limits, Motion, SafetyError, brake, limit
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchdogTimeouts:
     """How long, in seconds, things may take until the robot is held.
 
     Args:
@@ -84,7 +84,7 @@ class Tick:
         return self.clamped is not None and bool(self.clamped.any())
 
 
-class Senses:
+class ObservationReader:
     """The newest valid observation of a robot.
 
     Args:
@@ -127,7 +127,7 @@ class Senses:
         return ""
 
 
-class Heart:
+class LoopWatchdog:
     """Stops the robot from another thread when the loop does not beat: it hangs, or died."""
 
     def __init__(self, clock: Clock, timeout_s: float, stop: Callable[[str], None]) -> None:
@@ -149,7 +149,7 @@ class Heart:
             self._last = None
             self._stop(f"the control loop did not beat for {self._timeout:g} s")
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> LoopWatchdog:
         threading.Thread(target=self._watch, daemon=True, name="heart").start()
         return self
 
@@ -172,7 +172,7 @@ class ControlLoop:
         supervisor: of this run; it must be READY to run.
         estop: the emergency stop.
         clock: of everything here.
-        shapes: name -> shape of what the policy reads, see `Senses`.
+        shapes: name -> shape of what the policy reads, see `ObservationReader`.
         active: whether commands are sent; without, everything else happens (shadow mode).
         observers: called with every `Tick`, after its command was sent.
 
@@ -182,16 +182,16 @@ class ControlLoop:
     """
 
     driver: Driver
-    planner: Plans
+    planner: ActionSource
     limits: Limits
-    watch: Watch
+    watch: WatchdogTimeouts
     supervisor: Supervisor
     estop: EStop
     clock: Clock
     shapes: dict[str, tuple[int, ...]]
     active: bool = True
     observers: Sequence[Callable[[Tick], None]] = ()
-    heart: Heart | None = None
+    heart: LoopWatchdog | None = None
     overruns: int = 0
     starved: int = 0
     _clamps: int = field(default=0, init=False)
@@ -201,7 +201,7 @@ class ControlLoop:
 
     def run(self, done: Callable[[Tick], bool]) -> None:
         """Tick until `done` says so; the robot is stopped then, whatever happened."""
-        self.senses = Senses(self.driver, self.shapes, len(self.limits.names))
+        self.senses = ObservationReader(self.driver, self.shapes, len(self.limits.names))
         self._motion, self._held, self._clamps = None, True, 0
         dt, begin, tick, over = self.planner.dt, self.clock.now(), 0, False
         try:

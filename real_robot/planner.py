@@ -98,7 +98,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Seam:
+class ChunkTransition:
     """Where one chunk took over from another.
 
     Attributes:
@@ -112,7 +112,7 @@ class Seam:
     kink: np.ndarray
 
 
-class Plans(ABC):
+class ActionSource(ABC):
     """Who has the action of each tick: a policy's `Planner`, a recording, a person's hand.
 
     Args:
@@ -128,7 +128,7 @@ class Plans(ABC):
     def __init__(self, dt: float, background: Background) -> None:
         self.dt, self.background = dt, background
         self.plan: Plan | None = None
-        self.seams: list[Seam] = []
+        self.seams: list[ChunkTransition] = []
         self.latencies: list[float] = []
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
@@ -160,7 +160,7 @@ class Plans(ABC):
         return ""
 
 
-class Recorded(Plans):
+class Recorded(ActionSource):
     """Actions (n, A) that were recorded, one a tick, whatever is observed."""
 
     def __init__(self, actions: np.ndarray, dt: float, background: Background) -> None:
@@ -180,7 +180,7 @@ class Recorded(Plans):
         return self.plan.at(tick)
 
 
-class Planner(Plans):
+class Planner(ActionSource):
     """Asks a policy for chunks in time, and has the action of each tick.
 
     Args:
@@ -400,7 +400,7 @@ class Planner(Plans):
         )
         new = self.plan.at(start)
         if new is not None and before is not None:
-            self.seams.append(Seam(start, new - before, np.zeros_like(new)))
+            self.seams.append(ChunkTransition(start, new - before, np.zeros_like(new)))
 
     def _chunk(self, done: Done) -> tuple[Chunk, float | None]:
         if (error := done.error) is not None:

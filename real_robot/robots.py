@@ -17,7 +17,7 @@ from ebt_policy.real_robot.drivers.base import Driver
 from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver
 from ebt_policy.real_robot.drivers.ros2 import Ros2Driver, Ros2Sim, Topics
 from ebt_policy.real_robot.drivers.sim import SimRobot
-from ebt_policy.real_robot.loop import Watch
+from ebt_policy.real_robot.loop import WatchdogTimeouts
 from ebt_policy.real_robot.safety import Limits, limits_of
 
 
@@ -32,7 +32,7 @@ class Robot:
         episode_s: time limit of an episode.
         action: names of the A numbers of an action.
         limits: see `limits_of`.
-        watch: see `Watch`.
+        watch: see `WatchdogTimeouts`.
         confirm: whether a person starts each episode.
 
     Raises:
@@ -59,8 +59,8 @@ class Robot:
         return limits_of(self.limits, self.action)
 
     @cached_property
-    def timeouts(self) -> Watch:
-        return options(Watch, self.watch, "robot.watch")
+    def timeouts(self) -> WatchdogTimeouts:
+        return options(WatchdogTimeouts, self.watch, "robot.watch")
 
     def connect(self, clock: Clock, *, film: bool = False) -> Driver:
         """Its driver, not connected yet.

@@ -44,7 +44,7 @@ from ebt_policy.real_robot.report import RESULTS, summarize, table, write_run
 from ebt_policy.real_robot.rerun_log import RerunLog
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import STOPPED, State
-from ebt_policy.real_robot.teleop import Hand
+from ebt_policy.real_robot.teleop import TeleopSource
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -113,7 +113,7 @@ class Mover:
 
     name: str
     params: int
-    plans: Planner | Recorded | Hand
+    plans: Planner | Recorded | TeleopSource
     shapes: dict[str, tuple[int, ...]]
 
 
@@ -129,7 +129,7 @@ def mover_of(robot: Robot, given: RunOptions, driver: Driver, clock: Clock) -> M
             raise ConfigError("mode=teleop is for simulated robots that move in a plane.")
         low, high = robot.safety.low, robot.safety.high
         return Mover(
-            given.input, 0, Hand(given.input, driver.render, low, high, dt, background), {}
+            given.input, 0, TeleopSource(given.input, driver.render, low, high, dt, background), {}
         )
     one = load_contestants([str(given.checkpoint)], pick_device(given.device))[0]
     if len(one.policies) > 1:
@@ -196,13 +196,13 @@ def play(session: Session, robot: Robot, given: RunOptions, mover: Mover, output
     usual = session.loop.observers
 
     def left() -> bool:
-        return operator.quits.is_set() or (isinstance(hand, Hand) and hand.quits)
+        return operator.quits.is_set() or (isinstance(hand, TeleopSource) and hand.quits)
 
     def quits() -> bool:
-        return left() or (isinstance(hand, Hand) and hand.kept is not None)
+        return left() or (isinstance(hand, TeleopSource) and hand.kept is not None)
 
     def keep(episode: Episode) -> bool:
-        if isinstance(hand, Hand) and hand.kept is not None:
+        if isinstance(hand, TeleopSource) and hand.kept is not None:
             return hand.kept
         if given.keep == "all":
             return True
@@ -291,7 +291,7 @@ def run(robot: Robot, given: RunOptions, command: str) -> int:
         if given.mode == "teleop":
             driver.connect()  # the window shows its scene
         mover = mover_of(robot, given, driver, clock)
-        if isinstance(mover.plans, Hand):
+        if isinstance(mover.plans, TeleopSource):
             stack.callback(mover.plans.close)
         if isinstance(mover.plans, Recorded):
             robot = replace(robot, episode_s=len(mover.plans) / robot.rate_hz)

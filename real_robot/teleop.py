@@ -14,7 +14,7 @@ import numpy as np
 from ebt_policy.config import ConfigError
 from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.inference_worker import Background
-from ebt_policy.real_robot.planner import Plans
+from ebt_policy.real_robot.planner import ActionSource
 from ebt_policy.real_robot.safety import Motion
 
 DEVICES = ("mouse", "keyboard", "gamepad")
@@ -24,7 +24,7 @@ DEAD = 0.1  # of a gamepad's axis
 HELP = "mouse, arrows or stick move; Backspace drops the episode, Enter keeps it, Esc quits"
 
 
-class Hand(Plans):
+class TeleopSource(ActionSource):
     """A person in front of a window that shows the scene, in the plane of a two-number action.
 
     Args:

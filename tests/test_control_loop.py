@@ -18,7 +18,7 @@ from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announced
 from ebt_policy.real_robot.inference_worker import ThreadBackground
 from ebt_policy.real_robot.keyboard import Operator, listening
-from ebt_policy.real_robot.loop import Heart
+from ebt_policy.real_robot.loop import LoopWatchdog
 from ebt_policy.real_robot.planner import Planner, PolicyError
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.safety import SafetyError
@@ -295,7 +295,7 @@ def test_a_thread_predicts_waits_and_leaves_a_hanging_job_behind():
 
 def test_a_loop_that_hangs_is_stopped_from_another_thread():
     clock, said = SimulatedClock(), []
-    heart = Heart(clock, 0.05, said.append)
+    heart = LoopWatchdog(clock, 0.05, said.append)
     clock.wait_until(1.0)
     heart.check()
     assert not said  # it does not beat before it began
@@ -305,7 +305,7 @@ def test_a_loop_that_hangs_is_stopped_from_another_thread():
         heart.check()
     assert said == ["the control loop did not beat for 0.05 s"]  # once
     stopped = threading.Event()
-    with Heart(MonotonicClock(), 0.05, lambda reason: stopped.set()) as heart:
+    with LoopWatchdog(MonotonicClock(), 0.05, lambda reason: stopped.set()) as heart:
         heart.beat()
         assert stopped.wait(PATIENCE)
 

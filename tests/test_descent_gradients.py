@@ -11,8 +11,8 @@ import pytest
 import torch
 from landscapes import MODES, double_well, level_quadratic, normal
 
-from ebt_policy.energy import Mirror, descend
-from ebt_policy.energy.gradients import Product, Update, energy_gradient
+from ebt_policy.energy import MirrorMap, descend
+from ebt_policy.energy.gradients import BilinearEnergy, DirectUpdate, energy_gradient
 from ebt_policy.language.model import negative_entropy
 
 
@@ -91,7 +91,7 @@ def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
     net = torch.nn.Sequential(
         torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
     ).double()
-    energy, x = Product(lambda x, level: net(x)), torch.zeros(2, 4, 3, dtype=torch.float64)
+    energy, x = BilinearEnergy(lambda x, level: net(x)), torch.zeros(2, 4, 3, dtype=torch.float64)
     with torch.set_grad_enabled(grad):
         short, value = energy_gradient(energy, x, zero=True)
         slope, want = energy_gradient(energy, x)
@@ -108,7 +108,7 @@ def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
 
 def test_an_update_stands_where_an_energy_does():
     field = lambda x, level: 0.5 * (1 - x)  # noqa: E731
-    found = descend(Update(field), torch.zeros(1, 2, 3), steps=3, step_size=1.0)
+    found = descend(DirectUpdate(field), torch.zeros(1, 2, 3), steps=3, step_size=1.0)
     torch.testing.assert_close(found.candidate, torch.full((1, 2, 3), 0.875))
     assert not found.energies.any()
 
@@ -116,7 +116,7 @@ def test_an_update_stands_where_an_energy_does():
 def test_mirror_descent_reaches_the_gibbs_distribution():
     """The gradient of <cost, p> - H(p) in the distribution moves the logits, to -cost."""
     cost = torch.tensor([0.3, -0.2, 0.9])
-    mirror = Mirror(lambda x: x.softmax(-1), lambda slope: slope, negative_entropy)
+    mirror = MirrorMap(lambda x: x.softmax(-1), lambda slope: slope, negative_entropy)
     found = descend(
         lambda p, level: (p * cost).sum(-1), torch.zeros(1, 1, 3), steps=4, step_size=0.5,
         mirror=mirror,

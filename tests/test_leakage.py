@@ -14,7 +14,7 @@ import torch
 
 from ebt_policy.energy import descend
 from ebt_policy.energy.attention import Attention
-from ebt_policy.energy.causal import Observed
+from ebt_policy.energy.causal import EncodedContext
 from ebt_policy.language.model import EnergyLanguageModel, LanguageModel, build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer
 
@@ -118,7 +118,7 @@ def one_place_at_a_time(model: LanguageModel) -> bool:
     for place in range(S):
         with torch.no_grad():
             observed = model.observe(tokens()[:, : place + 1])
-            alone = Observed(observed.keys_values, observed.last[:, -1:])
+            alone = EncodedContext(observed.keys_values, observed.last[:, -1:])
             if not isinstance(model, EnergyLanguageModel):
                 found = {"logits": model.predict(alone)}
             else:

@@ -63,7 +63,6 @@ def test_importing_the_package_loads_no_simulator():
     assert sum(name.startswith("ebt_policy/MetaWorld-") for name in gymnasium.registry) == 50
 
 
-
 @pytest.mark.parametrize("name", SAMPLE)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of boxes without limits
 def test_gymnasium_accepts_it(name):

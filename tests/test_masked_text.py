@@ -11,7 +11,7 @@ from conftest import compose_config
 from test_leakage import B, S, V, generators, tokens
 
 from ebt_policy.config import ConfigError
-from ebt_policy.energy.candidate_space import Space, surprisal
+from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
 from ebt_policy.energy.objectives import S1
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import build_language_model
@@ -104,7 +104,7 @@ def test_the_lowest_of_several_fillings_is_taken():
 def test_guesses_start_from_noise_or_from_a_corrupted_truth():
     target = torch.randint(V, (400, 2))
     objective = S1(corrupted=0.5, start=0.1)
-    objective.space = Space(surprisal, None, V)
+    objective.space = CandidateSpace(surprisal, None, V)
     start = objective.draw(target)["normal"]
     spread = start.std(-1)
     near = surprisal(start, target) < 0.7

@@ -17,7 +17,7 @@ from torch import nn
 from ebt_policy.energy import OBJECTIVES, Objective, TwoStreamTransformer, descend
 from ebt_policy.energy.candidate_space import corrupt, squared_error
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 
 # Every objective as the learning test runs it; the others run it so too.
 MADE = {
@@ -40,7 +40,7 @@ class TwoModes(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.objective = objective
-        size = Size(width=32, heads=2, layers=1)
+        size = TransformerConfig(width=32, heads=2, layers=1)
         self.net = TwoStreamTransformer(
             1, 1, 2, 1, size, output="energy", level=objective.level_conditioned
         )

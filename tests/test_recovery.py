@@ -16,7 +16,7 @@ from ebt_policy.envs import rollout
 from ebt_policy.envs.perturbations import Kind, Perturbation
 from ebt_policy.envs.push_t import PushTEnv
 from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.evaluation.statistics import wilson
 from ebt_policy.policies.robustness import (
     UNDISTURBED,
@@ -28,7 +28,7 @@ from ebt_policy.policies.robustness import (
 from ebt_policy.train import train
 
 KNOWN = {"kick": Kind("px", (10.0, 20.0)), "delay": Kind("steps", (1.0,))}
-PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=2)
+PROTOCOL = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy import ReplayBuffer
 from ebt_policy.energy.objectives import S2
-from ebt_policy.energy.two_stream import Size
-from ebt_policy.policies.base import Shape
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.policies.base import PolicyShape
 from ebt_policy.policies.energy import EnergyPolicy
 
 
@@ -114,11 +114,11 @@ def test_bad_input_is_refused():
 def policy(**objective):
     torch.manual_seed(0)
     limits = {key: torch.tensor([[-1.0, -1.0], [1.0, 1.0]]) for key in ("obs", "action")}
-    shape = Shape(obs_dim=2, action_dim=2, horizon=4, n_obs_steps=2, n_action_steps=2)
+    shape = PolicyShape(obs_dim=2, action_dim=2, horizon=4, n_obs_steps=2, n_action_steps=2)
     return EnergyPolicy(
         shape,
         Normalizer.fit(limits),
-        Size(8, 2, 1),
+        TransformerConfig(8, 2, 1),
         actions_per_token=2,
         inference={},
         objective=S2(**{"replay": 6, **objective}),

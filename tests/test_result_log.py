@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ebt_policy.evaluation import result_cache as pieces
-from ebt_policy.evaluation.result_cache import PieceLog
+from ebt_policy.evaluation.result_cache import ResultCache
 
 ONE, TWO = {"key": "one", "seeds": [1, 2]}, {"key": "two", "seeds": [1, 2]}
 
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def test_what_cannot_be_written_is_kept_in_the_cache(tmp_path, cache, monkeypatch):
     file = tmp_path / "played.jsonl"
-    PieceLog(file, "episodes").add(ONE, [1.0])
+    ResultCache(file, "episodes").add(ONE, [1.0])
     append = pieces._append
 
     def full(path: Path, line) -> None:
@@ -35,19 +35,19 @@ def test_what_cannot_be_written_is_kept_in_the_cache(tmp_path, cache, monkeypatc
     with monkeypatch.context() as context:
         context.setattr(pieces, "_append", full)
         with pytest.raises(OSError, match=r"No space left on device.*free some space, then run"):
-            PieceLog(file, "episodes").add(TWO, [2.0])
+            ResultCache(file, "episodes").add(TWO, [2.0])
     (spare,) = cache.rglob("*.jsonl")
-    log = PieceLog(file, "episodes")
+    log = ResultCache(file, "episodes")
     assert log.get(ONE) == [1.0] and log.get(TWO) == [2.0]
     assert not spare.exists() and len(file.read_text().splitlines()) == 2
-    assert PieceLog(file, "episodes").get(TWO) == [2.0]
-    assert PieceLog(tmp_path / "other.jsonl", "episodes").get(TWO) is None
+    assert ResultCache(file, "episodes").get(TWO) == [2.0]
+    assert ResultCache(tmp_path / "other.jsonl", "episodes").get(TWO) is None
 
 
 def test_half_a_line_is_taken_out(tmp_path):
     file = tmp_path / "played.jsonl"
-    PieceLog(file, "episodes").add(ONE, [1.0])
+    ResultCache(file, "episodes").add(ONE, [1.0])
     with file.open("a") as stream:
         stream.write('{"key": "tw')
-    assert PieceLog(file, "episodes").get(ONE) == [1.0]
+    assert ResultCache(file, "episodes").get(ONE) == [1.0]
     assert len(file.read_text().splitlines()) == 1

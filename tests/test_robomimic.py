@@ -435,12 +435,12 @@ def test_a_recording_goes_the_way_of_the_published_files(tmp_path, monkeypatch, 
     import h5py
 
     from ebt_policy.envs.robosuite_env import RobosuiteEnv
-    from ebt_policy.policies.demonstrations import Task
+    from ebt_policy.policies.demonstrations import PolicyTaskConfig
     from ebt_policy.record import main
 
     monkeypatch.chdir(tmp_path)
     assert call_entry(main, "task=lift", "episodes=2", "workers=1")[0] == 0
-    task = Task.of(compose_config("task=lift"))
+    task = PolicyTaskConfig.of(compose_config("task=lift"))
     episodes, note = task.demonstrations()
     assert note == "lift: 2 demonstrations by a scripted expert, from demos/lift.hdf5."
     env = RobosuiteEnv("Lift", "absolute")

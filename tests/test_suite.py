@@ -17,12 +17,12 @@ from ebt_policy.config import ConfigError, options
 from ebt_policy.envs import rollout
 from ebt_policy.eval import evaluate, main
 from ebt_policy.evaluation import figures
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.evaluation.study_figures import suite_overview
 from ebt_policy.policies.suite import Suite, evaluate_suite, interval_note, load_suite
 from ebt_policy.train import train
 
-PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=1)
+PROTOCOL = EvalConfig(episodes=2, seed=5, videos=0, workers=1)
 SUITE = Suite("two", ["push-near", "push-far"])
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from ebt_policy.real_robot.drivers.sim import SimRobot
 from ebt_policy.real_robot.episode_runner import Session, tick_s
 from ebt_policy.real_robot.inference_worker import SimulatedBackground
 from ebt_policy.real_robot.robots import Robot, load_robot
-from ebt_policy.real_robot.teleop import Hand
+from ebt_policy.real_robot.teleop import TeleopSource
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def desk(device, record=None, **change):
     driver.connect()
     dt = tick_s(robot, 1.0)
     background = SimulatedBackground(clock, lambda: 0.0)
-    hand = Hand(device, driver.render, robot.safety.low, robot.safety.high, dt, background)
+    hand = TeleopSource(device, driver.render, robot.safety.low, robot.safety.high, dt, background)
     session = Session(robot, driver, hand, clock, {}, heart=False, record=record)
     session.prepare()
     return session, hand

@@ -22,8 +22,8 @@ from ebt_policy.config import ConfigError
 from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.language.model import (
     EnergyLanguageModel,
+    ExpectedEmbedding,
     LanguageModel,
-    MeanEmbedding,
     negative_entropy,
 )
 from ebt_policy.language.qa_datasets import QUESTIONS
@@ -298,7 +298,7 @@ def test_characters_of_several_bytes_are_written_whole():
 
 def free_energy(model, observed, logits):
     return model.energy(observed)(
-        MeanEmbedding(model.embedding).seen(logits), None
+        ExpectedEmbedding(model.embedding).seen(logits), None
     ) + negative_entropy(logits)
 
 

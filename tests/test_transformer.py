@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from ebt_policy.energy import TwoStreamTransformer, descend
 from ebt_policy.energy.attention import Attention, double_backward_attention, sinusoidal
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 
 B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
 
 
 def build(output: Any = "energy", level=False, **size):
     torch.manual_seed(0)
-    width = Size(**{"width": 16, "heads": 2, "layers": 2, **size})
+    width = TransformerConfig(**{"width": 16, "heads": 2, "layers": 2, **size})
     return TwoStreamTransformer(OBS, K, C, L, width, output=output, level=level)
 
 
@@ -126,7 +126,7 @@ def test_tokens_wider_than_the_network_pass_around_it(output):
     """A share of the candidate is added to the vector, so its square to the energy."""
     torch.manual_seed(0)
     wide = TwoStreamTransformer(
-        OBS, K, 20, L, Size(width=16, heads=2, layers=1), output=output, level=True
+        OBS, K, 20, L, TransformerConfig(width=16, heads=2, layers=1), output=output, level=True
     )
     obs, x, level = inputs()[0], torch.randn(B, U, L, 20), torch.rand(B, U)
     context = wide.encode(obs)

@@ -38,7 +38,7 @@ from ebt_policy.video.data import (
     read_video,
     split,
 )
-from ebt_policy.video.datasets import VideoTask, load_footage
+from ebt_policy.video.datasets import VideoTaskConfig, load_footage
 from ebt_policy.video.evaluate import foreseen
 
 # -- data ----------------------------------------------------------------------------------------
@@ -183,10 +183,10 @@ def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
     assert f"{held_out} has 3 frames, a window needs 5" in found.origin
 
 
-def task(**given: Any) -> VideoTask:
+def task(**given: Any) -> VideoTaskConfig:
     defaults = {"name": "video", "videos": None, "path": None, "height": 24, "width": 32,
                 "every": 1, "context": 4, "features": None}  # fmt: skip
-    return VideoTask(**{**defaults, **given})
+    return VideoTaskConfig(**{**defaults, **given})
 
 
 def test_a_real_robot_is_there_where_its_recording_is():

@@ -73,7 +73,7 @@ def test_a_later_frame_changes_nothing_before_it(kind):
 
 
 def test_one_step_from_nothing_is_a_plain_transformers_output():
-    """Of size 1, as the energy's own gradient says (see `SequenceLandscape`)."""
+    """Of size 1, as the energy's own gradient says (see `SequenceEnergyModel`)."""
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
     model.configure_inference(steps=1)
@@ -135,7 +135,7 @@ def test_pictures_are_of_those_whose_features_go_back(tmp_path):
     def drawn(*encoders: FrameFeatures) -> Any:
         windows: Any = None  # pictures need none
         tests = {
-            name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0, "")
+            name: foreseeing.EvalSet([clip], [features], windows, encoder, {"context": S}, 5.0, "")
             for name, encoder in zip(models, encoders, strict=True)
         }
         return foreseeing._pictures(models, tests, tmp_path)

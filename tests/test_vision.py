@@ -29,9 +29,9 @@ from ebt_policy.envs.rollout import rollout
 from ebt_policy.eval import batch_one_latency
 from ebt_policy.io.download import cache_dir
 from ebt_policy.policies import Policy, build_policy, load_policy
-from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy_slice import energy_plane
-from ebt_policy.policies.vision import Vision, VisionEncoder, crop, spatial_softmax
+from ebt_policy.policies.vision import VisionConfig, VisionEncoder, crop, spatial_softmax
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
 
@@ -125,7 +125,7 @@ def test_one_image_does_not_touch_another(pretrained):
     """No batch statistics: averaged weights would not fit them, and rollouts are batched."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
-    how = Vision(backbone="test_resnet", pretrained=pretrained, keypoints=4)
+    how = VisionConfig(backbone="test_resnet", pretrained=pretrained, keypoints=4)
     encoder = VisionEncoder({"left": [40, 48], "right": [32, 32]}, how).train()
     images = {
         "left": torch.randint(0, 256, (3, 2, 40, 48, 3), dtype=torch.uint8),
@@ -149,11 +149,11 @@ def test_wrong_settings_are_one_sentence(monkeypatch):
         ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 28 x 28 pixels"),
     ]:
         with pytest.raises(ConfigError, match=message) as caught:
-            VisionEncoder({"image": [32, 32]}, Vision(**{"backbone": "test_resnet", **wrong}))
+            VisionEncoder({"image": [32, 32]}, VisionConfig(**{"backbone": "test_resnet", **wrong}))
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'ebt_policy\[vision\]'"):
-        Vision()
+        VisionConfig()
 
 
 # -- policies ------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_demonstrations_look_as_the_environment_does():
 
 
 def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
-    episodes, _ = Task.of(
+    episodes, _ = PolicyTaskConfig.of(
         {"task": {**compose_config()["task"], "path": str(demonstrations)}}
     ).demonstrations()
     frames = observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
@@ -356,7 +356,7 @@ def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
 
 
 def test_the_shipped_demonstrations_need_no_frames():
-    task = Task.of(compose_config(*IMAGE, "task.demos=expert", "task.mirror=false"))
+    task = PolicyTaskConfig.of(compose_config(*IMAGE, "task.demos=expert", "task.mirror=false"))
     episodes, _ = task.demonstrations()
     windows = task.windows(episodes.select([0]))
     assert windows.images["image"].shape == (len(windows.obs), SIDE, SIDE, 3)
@@ -373,7 +373,7 @@ def trained(tiny) -> Path:
 def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     policy: Any = load_policy(trained)
     assert policy.shape.cameras == {"image": [SIDE, SIDE]} and policy.config["vision"]
-    spec = Task.of(policy.config).env_spec()
+    spec = PolicyTaskConfig.of(policy.config).env_spec()
     results = rollout(policy, spec, [100_000, 100_001], workers=2)
     assert [len(r.chunks) for r in results] == [3, 3]
     monkeypatch.setattr("ebt_policy.eval.LATENCY_CALLS", 2)
@@ -405,7 +405,7 @@ def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
 def test_what_cannot_see_is_said_before_anything_is_loaded(
     tiny, tiny_arguments, call_entry, monkeypatch
 ):
-    monkeypatch.setattr(Task, "demonstrations", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(PolicyTaskConfig, "demonstrations", lambda self: pytest.fail("loaded"))
     code, error = call_entry(main, *tiny_arguments("run", "vision=small"))
     assert code == 2 and "tasks with cameras" in error
     monkeypatch.setitem(sys.modules, "timm", None)

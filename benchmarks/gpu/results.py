@@ -71,16 +71,16 @@ class SectionResults:
 
     def __init__(self, section: str, folder: Path, command: str, toy: bool) -> None:
         self.path = folder / f"{section}.json"
-        made_by = {
+        entry_metadata = {
             "version": ebt_policy.__version__,
             "torch": torch.__version__,
             "card": card_name(),
             "toy": toy,
         }
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        same = all(stored.get(key) == value for key, value in made_by.items())
+        same = all(stored.get(key) == value for key, value in entry_metadata.items())
         cases = stored["cases"] if same else {}
-        self._content = {**made_by, "command": command, "failed": {}, "cases": cases}
+        self._content = {**entry_metadata, "command": command, "failed": {}, "cases": cases}
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebt_policy.energy.descent import Mirror
+from ebt_policy.energy.descent import MirrorMap
 
 
 def squared_error(candidate: Tensor, target: Tensor) -> Tensor:
@@ -38,12 +38,12 @@ def corrupt(target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Space:
+class CandidateSpace:
     """What candidates are, and how far one is from its target.
 
     Attributes:
         error: candidates and targets -> (B, U), what training makes small.
-        mirror: see `Mirror`; None where the energy takes candidates as they are. It takes zeros to
+        mirror: see `MirrorMap`; None where the energy takes candidates as they are. It takes zeros to
             zeros.
         numbers: of a candidate whose target is the index of one of them; None where a target has
             the shape of a candidate.
@@ -52,7 +52,7 @@ class Space:
     """
 
     error: Callable[[Tensor, Tensor], Tensor] = squared_error
-    mirror: Mirror | None = None
+    mirror: MirrorMap | None = None
     numbers: int | None = None
     noised: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
@@ -79,4 +79,4 @@ class Space:
         return 2 * math.log(self.numbers) * F.one_hot(target, self.numbers).float()
 
 
-EUCLIDEAN = Space()
+EUCLIDEAN = CandidateSpace()

@@ -26,10 +26,10 @@ from ebt_policy.energy.attention import (
     embed_level,
     turns,
 )
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 
 
-class Observed(NamedTuple):
+class EncodedContext(NamedTuple):
     """What `observe` computes once.
 
     Attributes:
@@ -99,7 +99,7 @@ class BidirectionalTransformer(nn.Module):
         size: the size dial.
     """
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: TransformerConfig) -> None:
         super().__init__()
         self.width, self.head_width = size.width, size.width // size.heads
         self.blocks = nn.ModuleList(
@@ -119,7 +119,7 @@ class BidirectionalTransformer(nn.Module):
 class CausalTransformer(nn.Module):
     """A vector for each guess of what comes next in a sequence.
 
-    Of a `Product` energy it is the field: the first gradient, at a guess that says nothing, is then
+    Of a `BilinearEnergy` energy it is the field: the first gradient, at a guess that says nothing, is then
     the output of a plain transformer.
 
     Args:
@@ -131,7 +131,7 @@ class CausalTransformer(nn.Module):
 
     def __init__(
         self,
-        size: Size,
+        size: TransformerConfig,
         *,
         guess_layers: int | None = None,
         guesses: bool = True,
@@ -162,7 +162,7 @@ class CausalTransformer(nn.Module):
             nn.init.zeros_(last.bias)
         initialize(self, size.layers)
 
-    def observe(self, tokens: Tensor, before: Observed | None = None) -> Observed:
+    def observe(self, tokens: Tensor, before: EncodedContext | None = None) -> EncodedContext:
         """Tokens (B, S, D), after those that were observed before."""
         start = 0 if before is None else before.length
         at = turns_of(start, start + tokens.shape[1], tokens, self.width // self.heads)
@@ -171,9 +171,11 @@ class CausalTransformer(nn.Module):
         for block, past in zip(self.blocks, pasts, strict=True):
             h, kept = block.observe(h, at, past)  # type: ignore[operator]
             keys_values.append(kept)
-        return Observed(keys_values, self.norm(h))
+        return EncodedContext(keys_values, self.norm(h))
 
-    def forward(self, observed: Observed, guesses: Tensor, level: Tensor | None = None) -> Tensor:
+    def forward(
+        self, observed: EncodedContext, guesses: Tensor, level: Tensor | None = None
+    ) -> Tensor:
         """What the network makes of guesses: (B, U, D).
 
         Args:

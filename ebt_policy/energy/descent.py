@@ -20,7 +20,12 @@ from torch import Tensor
 
 from ebt_policy.energy.attention import double_backward_attention
 from ebt_policy.energy.deadline import Deadline
-from ebt_policy.energy.gradients import EnergyFn, energy_gradient, shared_gradient, usable
+from ebt_policy.energy.gradients import (
+    EnergyFn,
+    energy_gradient,
+    shared_gradient,
+    to_autograd_tensor,
+)
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import VOTES, WITH_ENERGY, Rule, best_of, vote
 
@@ -29,7 +34,7 @@ class DescentError(FloatingPointError):
     """The energy, its gradient or the candidate became NaN or infinite."""
 
 
-class Mirror(NamedTuple):
+class MirrorMap(NamedTuple):
     """Where an energy takes candidates, and how its gradient there moves them.
 
     Mirror descent (Nemirovski & Yudin 1983): the gradient at ``to(x)`` moves x itself. Candidates
@@ -48,7 +53,7 @@ class Mirror(NamedTuple):
 
 
 @dataclass
-class Descent:
+class DescentResult:
     """What a descent found.
 
     Attributes:
@@ -104,7 +109,7 @@ def descend(
     normals: Tensor | None = None,
     momentum: float = 0.0,
     max_grad_norm: float | None = None,
-    mirror: Mirror | None = None,
+    mirror: MirrorMap | None = None,
     project: Callable[[Tensor, int], Tensor] | None = None,
     frozen: Tensor | None = None,
     stop_grad_norm: float | None = None,
@@ -119,7 +124,7 @@ def descend(
     final_energy: bool = True,
     verify: Callable[[Tensor], Tensor] | None = None,
     generator: Generators = None,
-) -> Descent:
+) -> DescentResult:
     """Follow the negative energy gradient from ``init``.
 
     Works with gradients on (training: the result is differentiable in the energy's parameters),
@@ -164,7 +169,7 @@ def descend(
         shared_start: the first gradient of a unit's M candidates comes from one evaluation, for an
             energy that is quadratic at the start (see `shared_gradient`). Not with a deadline,
             which takes the first step as the measure of the others.
-        zero_start: the energy takes ``init`` as zeros: a `Product`'s first gradient then needs no
+        zero_start: the energy takes ``init`` as zeros: a `BilinearEnergy`'s first gradient then needs no
             backward pass.
         cut_graph: detach the candidate between steps; the gradient of a loss then flows through
             the last step of each candidate only.
@@ -215,8 +220,8 @@ def descend(
         torch.set_grad_enabled(differentiable),
         double_backward_attention(differentiable),
     ):
-        start = usable(init)
-        levels = None if levels is None else usable(levels).to(start)
+        start = to_autograd_tensor(init)
+        levels = None if levels is None else to_autograd_tensor(levels).to(start)
         sizes = _step_sizes(step_size, count, start, step_size_range, generator)
         x, velocity = start, torch.zeros_like(start)
         moving = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
@@ -301,7 +306,7 @@ def descend(
             energies.append(value)
         heights = torch.stack(energies)
         drop = heights[0] - heights[-1] if levels is None else lost
-        result = Descent(x, path, heights, torch.stack(norms), used, drop)
+        result = DescentResult(x, path, heights, torch.stack(norms), used, drop)
         if not torch.compiler.is_compiling():
             _check_finite(result)
         return _best(result, candidates, select) if candidates > 1 else result
@@ -365,7 +370,7 @@ def _spread(per_unit: Tensor, x: Tensor) -> Tensor:
     return per_unit.reshape(*per_unit.shape, *(1 for _ in x.shape[2:]))
 
 
-def _check_finite(result: Descent) -> None:
+def _check_finite(result: DescentResult) -> None:
     ends = (result.candidate, result.energies, result.grad_norms)
     if bool(torch.stack([x.isfinite().all() for x in ends]).all()):  # a GPU is waited for once
         return
@@ -377,7 +382,7 @@ def _check_finite(result: Descent) -> None:
     )
 
 
-def _best(result: Descent, candidates: int, select: str) -> Descent:
+def _best(result: DescentResult, candidates: int, select: str) -> DescentResult:
     """Keep the best of each unit's M adjacent candidates."""
     if select in VOTES:
         score = vote(select, result.candidate, candidates)
@@ -385,7 +390,7 @@ def _best(result: Descent, candidates: int, select: str) -> Descent:
         score = result.energies[-1] if select == "energy" else -result.drop
     units = best_of(score, candidates)  # (B, U)
     rows = torch.arange(len(units), device=units.device).unsqueeze(1)
-    return Descent(
+    return DescentResult(
         result.candidate[rows, units],
         result.path,
         result.energies[:, rows, units],

@@ -17,7 +17,7 @@ EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Product:
+class BilinearEnergy:
     """E(x) = -<x, f(x)>: low where a candidate agrees with what a network makes of it.
 
     Its gradient is -f(x) - J_f^T x; where x is zero it is -f(0), and needs no backward pass.
@@ -33,7 +33,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Update:
+class DirectUpdate:
     """Stands where an energy does and has no energy: a network that gives the update itself.
 
     Attributes:
@@ -47,7 +47,7 @@ class Update:
         return x.new_zeros(x.shape[:2])
 
 
-def usable(x: Tensor) -> Tensor:
+def to_autograd_tensor(x: Tensor) -> Tensor:
     """Inference tensors cannot enter a gradient; their copies can."""
     # torch.compile cannot ask, and would leave the whole descent uncompiled in silence.
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
@@ -66,7 +66,7 @@ def energy_gradient(
         ValueError: if the energy does not give one number a unit.
     """
     told = None if level is None else level.expand(x.shape[:2])
-    if isinstance(energy, Update) or (zero and isinstance(energy, Product)):
+    if isinstance(energy, DirectUpdate) or (zero and isinstance(energy, BilinearEnergy)):
         return -energy.field(x, told), x.new_zeros(x.shape[:2])
 
     def total(candidate: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebt_policy.energy.candidate_space import EUCLIDEAN, Space, corrupt, squared_error
+from ebt_policy.energy.candidate_space import EUCLIDEAN, CandidateSpace, corrupt, squared_error
 from ebt_policy.energy.descent import descend
 from ebt_policy.energy.gradients import EnergyFn
 from ebt_policy.energy.replay_buffer import ReplayBuffer
@@ -50,7 +50,7 @@ class Objective(nn.Module, ABC):
         replay_fraction: rows of a batch to replay, as a fraction of it.
     """
 
-    space: Space = EUCLIDEAN
+    space: CandidateSpace = EUCLIDEAN
     level_conditioned: ClassVar[bool] = False
     replay: ReplayBuffer | None = None
     replay_fraction: float = 0.0

@@ -25,7 +25,7 @@ from ebt_policy.energy.attention import Attention, FeedForward, KeysValues, embe
 
 
 @dataclass(frozen=True)
-class Size:
+class TransformerConfig:
     """The size dial of the network.
 
     Args:
@@ -105,7 +105,7 @@ class TwoStreamTransformer(nn.Module):
         context_tokens: int,
         token_dim: int,
         tokens: int,
-        size: Size,
+        size: TransformerConfig,
         *,
         output: Literal["energy", "vector"],
         level: bool,

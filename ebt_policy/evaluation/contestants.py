@@ -18,13 +18,13 @@ from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.models.base import Model, checkpoint_folder, kind_in
 from ebt_policy.policies import Policy, load_policy
-from ebt_policy.policies.demonstrations import Task
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
 
 M = TypeVar("M", bound=Model)
 
 
 @dataclass
-class Contestant:
+class EvalEntry:
     """A policy, trained once or with several seeds, and how it is to predict.
 
     Attributes:
@@ -49,7 +49,7 @@ class Contestant:
     @property
     def env_spec(self) -> EnvSpec:
         """Where it plays, and how far it sees and acts."""
-        return Task.of(self.policy.config).env_spec()
+        return PolicyTaskConfig.of(self.policy.config).env_spec()
 
     def info(self) -> dict[str, Any]:
         """What a summary says of it (see `summary.POLICY_KEYS`); means over the runs."""
@@ -110,7 +110,7 @@ def kind_of(text: str) -> str:
     return ""
 
 
-def load_contestants(checkpoints: list[str], device: torch.device) -> list[Contestant]:
+def load_contestants(checkpoints: list[str], device: torch.device) -> list[EvalEntry]:
     """Load what several ``checkpoint=...`` name, with names that differ.
 
     Raises:
@@ -125,8 +125,8 @@ def load_contestants(checkpoints: list[str], device: torch.device) -> list[Conte
             name = path.name.replace("-seed*", "").replace("*", "")
         words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
         name += f" ({', '.join(words)})" if words else ""
-        contestants.append(Contestant(name, [run.resolve() for run in runs], policies))
-    names = told_apart([(one.name, one.runs) for one in contestants])
+        contestants.append(EvalEntry(name, [run.resolve() for run in runs], policies))
+    names = unique_names([(one.name, one.runs) for one in contestants])
     for one, name in zip(contestants, names, strict=True):
         one.name = name
     return contestants
@@ -156,7 +156,7 @@ def load_runs(text: str, load: Callable[[Path], M]) -> tuple[list[Path], list[M]
     return runs, models
 
 
-def check_worlds(contestants: Sequence[Contestant], *, videos: bool) -> None:
+def check_envs(contestants: Sequence[EvalEntry], *, videos: bool) -> None:
     """Raise now what would stop the evaluation later (see `EnvSpec.check`), each world once."""
     checked: list[EnvSpec] = []
     for spec in (one.env_spec for one in contestants):
@@ -165,14 +165,14 @@ def check_worlds(contestants: Sequence[Contestant], *, videos: bool) -> None:
             checked.append(spec)
 
 
-def share_a_world(contestants: Sequence[Contestant]) -> bool:
+def share_env(contestants: Sequence[EvalEntry]) -> bool:
     """Whether all play the same environment with the same time limit."""
     # How far a policy sees and acts is its own; the world is not.
     specs = [replace(one.env_spec, n_obs_steps=1, n_action_steps=1) for one in contestants]
     return all(spec == specs[0] for spec in specs)
 
 
-def told_apart(entries: Sequence[tuple[str, list[Path]]]) -> list[str]:
+def unique_names(entries: Sequence[tuple[str, list[Path]]]) -> list[str]:
     """Names of entries, given them with their runs (absolute paths), with parent folders before
     equal ones until no two are equal.
 

@@ -17,7 +17,7 @@ from ebt_policy.evaluation.contestants import (
     made,
     matching_runs,
     parse_checkpoint,
-    told_apart,
+    unique_names,
 )
 from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.summary import or_missing
@@ -41,7 +41,7 @@ def load_entries(
         name = path.resolve().name + (f"@{text.rpartition('@')[2]}" if changes else "")
         named.append((name, [run.resolve() for run in runs]))
         models.append(found)
-    return dict(zip(told_apart(named), models, strict=True))
+    return dict(zip(unique_names(named), models, strict=True))
 
 
 def runs_of(text: str) -> list[Path]:
@@ -58,12 +58,12 @@ def first_of_runs(names: Iterable[str]) -> set[str]:
     return set(found.values())
 
 
-def made_by(name: str, models: Sequence[Model], command: str) -> dict[str, Any]:
+def entry_metadata(name: str, models: Sequence[Model], command: str) -> dict[str, Any]:
     """What ``summary.json`` says of how an entry was trained and evaluated."""
     return {"name": name, **made(models), "command": command, "version": ebt_policy.__version__}
 
 
-def facts_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+def metadata_rows(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The same for the report."""
     return [
         (

@@ -21,7 +21,7 @@ LINE = 20  # letters
 GAP = 4  # px between the panels of a film
 
 
-class Strip(NamedTuple):
+class ImageRow(NamedTuple):
     """A row of pictures.
 
     Attributes:
@@ -36,7 +36,7 @@ class Strip(NamedTuple):
 
 
 @styled
-def image_grid(strips: Sequence[Strip]) -> Figure:
+def image_grid(strips: Sequence[ImageRow]) -> Figure:
     """Rows of pictures; where names or titles repeat those above, they are left out."""
     columns = max(len(strip.images) for strip in strips)
     figure = blank(1.3 * columns + 0.3, 1.3 * len(strips) + 0.3)

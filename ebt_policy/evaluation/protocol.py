@@ -12,7 +12,7 @@ from ebt_policy.config import ConfigError
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalConfig:
     """What is played: one episode a seed, the first few of them filmed.
 
     Args:

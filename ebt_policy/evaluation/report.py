@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from ebt_policy.evaluation.figures import figure_to_svg, forest_plot
 from ebt_policy.evaluation.summary import (
-    Shown,
+    ReportSpec,
     format_interval,
     unpaired_names,
 )
@@ -31,7 +31,7 @@ def write_report(
     *,
     title: str,
     comparison: Mapping[str, Any],
-    shown: Shown,
+    shown: ReportSpec,
     figures: Sequence[tuple[str, str, Figure]] = (),
     videos: Sequence[tuple[str, str | os.PathLike[str]]] = (),
     notes: Sequence[str] = (),

@@ -14,7 +14,7 @@ from ebt_policy.io.output import write_atomic
 from ebt_policy.models.base import checkpoint_folder
 
 
-class PieceLog:
+class ResultCache:
     """A JSONL file with a line for each piece.
 
     A line holds its ``key``, whatever else must be the same for what was found to hold (such as a

@@ -199,7 +199,7 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=plain)
 
 
-class Shown(NamedTuple):
+class ReportSpec(NamedTuple):
     """What of a kind of entry a person is to see, in `table.md` and in the report.
 
     Attributes:
@@ -245,7 +245,7 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def markdown_table(comparison: Mapping[str, Any], shown: Shown) -> str:
+def markdown_table(comparison: Mapping[str, Any], shown: ReportSpec) -> str:
     """Render a comparison as Markdown: a row an entry, then the paired differences."""
     rows = [shown.row(entry) for entry in comparison["entries"]]
     text = markdown(shown.header, rows, left=1)
@@ -348,7 +348,7 @@ def format_minutes(seconds: float | None) -> str:
     return MISSING if seconds is None else f"{seconds / 60:.1f}"
 
 
-POLICIES = Shown(
+POLICIES = ReportSpec(
     header=(
         "policy", "params", "steps", "score", "success", "chunk latency p50 / p95 / p99 (ms)",
         "training (min)",

@@ -16,17 +16,17 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import ConfigError, options
-from ebt_policy.energy.gradients import Update
+from ebt_policy.energy.gradients import DirectUpdate
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Context, Size
+from ebt_policy.energy.two_stream import Context, TransformerConfig
 from ebt_policy.image.model import (
     IMAGE_MODELS,
     LEVELS,
+    DenoisingResult,
     EnergyImageModel,
     ImageModel,
     ImageShape,
     PatchTransformer,
-    Restored,
 )
 from ebt_policy.models.ddim import DDIM, set_steps
 from ebt_policy.models.no_energy import NoEnergyMixin
@@ -67,7 +67,9 @@ class DiT(ImageModel):
 
     name = "dit"
 
-    def __init__(self, shape: ImageShape, size: Size, *, inference: dict[str, Any]) -> None:
+    def __init__(
+        self, shape: ImageShape, size: TransformerConfig, *, inference: dict[str, Any]
+    ) -> None:
         super().__init__(shape, PatchTransformer(shape, size, output="vector", level=True))
         self.inference = options(DiTInference, inference, "model.inference")
 
@@ -91,7 +93,7 @@ class DiT(ImageModel):
 
     def restore(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
-    ) -> Restored:
+    ) -> DenoisingResult:
         how = self.inference
         top = min(noise, self.shape.noise) if how.told else self.shape.noise
         kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
@@ -110,13 +112,13 @@ class DiT(ImageModel):
                     x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
                     path.append(x)
         used = torch.full((len(x),), how.steps, device=x.device)
-        return Restored(x.clamp(-1, 1), path, None, used)
+        return DenoisingResult(x.clamp(-1, 1), path, None, used)
 
 
 @IMAGE_MODELS.register("refiner")
 class ImageRefiner(NoEnergyMixin, EnergyImageModel):
     """The energy model's network, whose vector is the update of the image."""
 
-    def energy(self, context: Context) -> Update:
+    def energy(self, context: Context) -> DirectUpdate:
         """The network's vector is the update."""
-        return Update(partial(self.net, context))
+        return DirectUpdate(partial(self.net, context))

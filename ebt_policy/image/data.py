@@ -43,7 +43,7 @@ class ImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
+class ImageSplit:
     """Some images.
 
     Attributes:
@@ -59,10 +59,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def only(self, chosen: Iterable[int]) -> Part:
+    def only(self, chosen: Iterable[int]) -> ImageSplit:
         """Some of them, by number."""
         kept = list(chosen)
-        return Part(
+        return ImageSplit(
             [self.pixels[i] for i in kept],
             [self.names[i] for i in kept],
             [self.labels[i] for i in kept],
@@ -70,7 +70,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class ImageDataset:
     """A set of images.
 
     Attributes:
@@ -81,11 +81,11 @@ class Gallery:
     """
 
     name: str
-    parts: dict[str, Part]
+    parts: dict[str, ImageSplit]
     classes: tuple[str, ...]
     origin: str
 
-    def without(self, classes: Sequence[str]) -> Gallery:
+    def without(self, classes: Sequence[str]) -> ImageDataset:
         """None of some classes to learn from; the test images stay.
 
         Raises:
@@ -119,7 +119,7 @@ _Read = tuple[Iterable[_File], tuple[str, ...]]  # files, and the names of their
 def load_images(
     name: str | None, path: str | Sequence[str] | None, channels: int, *,
     skip_damaged: bool = False, smallest: int = 1,
-) -> Gallery:  # fmt: skip
+) -> ImageDataset:  # fmt: skip
     """A set of images by name, or the user's own.
 
     Args:
@@ -145,7 +145,7 @@ def load_images(
         name = Path(path if isinstance(path, str) else path[0]).stem
     elif name == "leaves":
         parts = {part: dead_leaves(part, channels) for part in LEAVES}
-        return Gallery(name, parts, (), "made for it")
+        return ImageDataset(name, parts, (), "made for it")
     elif name in ARCHIVES:
         found = [local_data(*file) for file in ARCHIVES[name]]
         if None in found:
@@ -160,7 +160,7 @@ def load_images(
         known = ", ".join(NAMES)
         raise ImageError(f"task.images={name} is unknown; there are {known}, or use task.path.")
     parts, damaged = _decoded(files, channels, skip_damaged, smallest)
-    return Gallery(str(name), parts, classes, origin + left_out(damaged))
+    return ImageDataset(str(name), parts, classes, origin + left_out(damaged))
 
 
 def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list[_File], Any]:
@@ -175,8 +175,8 @@ def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list
 
 def _decoded(
     files: Iterable[_File], channels: int, skip_damaged: bool, smallest: int
-) -> tuple[dict[str, Part], list[str]]:
-    parts: dict[str, Part] = {}
+) -> tuple[dict[str, ImageSplit], list[str]]:
+    parts: dict[str, ImageSplit] = {}
     damaged = []
     for file in files:
         try:
@@ -185,7 +185,7 @@ def _decoded(
         except ImageError as error:
             damaged.append(str(error))
             continue
-        part = parts.setdefault(file.part, Part())
+        part = parts.setdefault(file.part, ImageSplit())
         part.pixels.append(pixels)
         part.names.append(file.name)
         part.labels.append(file.label)
@@ -344,14 +344,14 @@ LEAVES = {"train": 64, "validation": 8, "test": 16}  # images of each part
 LEAVES_SIDE = 128
 
 
-def dead_leaves(part: str, channels: int) -> Part:
+def dead_leaves(part: str, channels: int) -> ImageSplit:
     """Images that need no data: discs that hide each other, as dead leaves do (Matheron 1968).
 
     With radii r drawn as r^-3 they have the edges and the spectrum of natural images (Lee, Mumford
     & Huang 2001, "Occlusion Models for Natural Images"). Always the same.
     """
     rng = np.random.default_rng(list(LEAVES).index(part))
-    side, made = LEAVES_SIDE, Part()
+    side, made = LEAVES_SIDE, ImageSplit()
     for i in range(LEAVES[part]):
         image = np.zeros((side, side, 3), np.uint8)
         smallest, largest = 2.0, 64.0
@@ -389,7 +389,12 @@ class Crops:
     """
 
     def __init__(
-        self, part: Part, side: int, *, most: int | None = None, device: torch.device | str = "cpu"
+        self,
+        part: ImageSplit,
+        side: int,
+        *,
+        most: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, pixels in zip(part.names, part.pixels, strict=True):
             _check_size(pixels, name, side)

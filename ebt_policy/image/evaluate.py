@@ -25,27 +25,27 @@ from torch import Tensor
 
 from ebt_policy.config import ConfigError
 from ebt_policy.evaluation.entries import (
-    facts_of,
+    entry_metadata,
     first_of_runs,
     load_entries,
-    made_by,
+    metadata_rows,
     runs_of,
     training_figures,
 )
-from ebt_policy.evaluation.image_figures import Strip, energy_maps, image_grid, over_steps, png
+from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, over_steps, png
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
-from ebt_policy.evaluation.result_cache import PieceLog, fingerprint
+from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_differences
 from ebt_policy.evaluation.summary import (
-    Shown,
+    ReportSpec,
     format_count,
     format_estimate,
     markdown_table,
 )
 from ebt_policy.image.metrics import (
     WINDOW,
-    Tested,
+    EvalSet,
     measured,
     noisy_versions,
     psnrs,
@@ -108,14 +108,14 @@ def evaluate_images(
     levels = [level for level in (low, 2 * low) if level <= LEVELS]
     sets = {name: tested(models[0], how.images, device) for name, models in contestants.items()}
     output.mkdir(parents=True, exist_ok=True)
-    log = PieceLog(output / "restored.jsonl", "found")
+    log = ResultCache(output / "restored.jsonl", "found")
     entries, tables, figures = [], {}, []
-    pictures: list[Strip] = []
+    pictures: list[ImageRow] = []
     with progress_bar() as bar:
         for text, (name, models) in zip(checkpoints, contestants.items(), strict=True):
             task = bar.add_task(name, total=len(models) * len(levels))
             test, runs = sets[name], runs_of(text)
-            entry: dict[str, Any] = {**made_by(name, models, command), **test.about}
+            entry: dict[str, Any] = {**entry_metadata(name, models, command), **test.about}
             for level in levels:
                 noisy = noisy_versions(models[0], test.images, level)
                 after = []
@@ -152,7 +152,7 @@ def evaluate_images(
 
 
 def _reported(
-    result: dict[str, Any], shown: Shown, figures: list[tuple[str, str, Figure]],
+    result: dict[str, Any], shown: ReportSpec, figures: list[tuple[str, str, Figure]],
     checkpoints: Sequence[str], output: Path, command: str,
 ) -> dict[str, Any]:  # fmt: skip
     report = write_report(
@@ -164,8 +164,8 @@ def _reported(
 
 
 def _once(
-    log: PieceLog, what: Callable[..., Any], run: Path, model: ImageModel, noisy: Sequence[Tensor],
-    level: int, test: Tested,
+    log: ResultCache, what: Callable[..., Any], run: Path, model: ImageModel, noisy: Sequence[Tensor],
+    level: int, test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a run, or else measured and written there."""
     identity = {
@@ -178,7 +178,7 @@ def _once(
 
 
 def _restored(
-    model: ImageModel, noisy: Sequence[Tensor], level: int, test: Tested
+    model: ImageModel, noisy: Sequence[Tensor], level: int, test: EvalSet
 ) -> dict[str, list[float]]:
     """Measures of what is made of each image."""
     draws = torch.Generator().manual_seed(0)
@@ -189,8 +189,8 @@ def _restored(
 
 
 def _thinking(
-    log: PieceLog, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor], level: int,
-    test: Tested,
+    log: ResultCache, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor], level: int,
+    test: EvalSet,
 ) -> dict[str, Any]:  # fmt: skip
     """PSNR and energy after each step of descents that are longer than those that predict."""
     thought = [
@@ -207,7 +207,7 @@ def _thinking(
 
 
 def _thought(
-    model: EnergyImageModel, noisy: Sequence[Tensor], level: int, test: Tested
+    model: EnergyImageModel, noisy: Sequence[Tensor], level: int, test: EvalSet
 ) -> dict[str, Any]:
     """PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
     how = model.inference
@@ -221,8 +221,8 @@ def _thought(
 
 
 def _strips(
-    name: str, model: ImageModel, noisy: Sequence[Tensor], level: int, test: Tested
-) -> list[Strip]:
+    name: str, model: ImageModel, noisy: Sequence[Tensor], level: int, test: EvalSet
+) -> list[ImageRow]:
     """Of the first images: noisy, after each step (some of many), and clean."""
     draws = torch.Generator().manual_seed(0)
     found = restore_tiled(model, noisy[:SHOWN], level, test.labels[:SHOWN], draws)
@@ -231,11 +231,11 @@ def _strips(
         last = len(one.path) - 1
         at = np.unique(np.linspace(0, last, min(last, STEPS_SHOWN) + 1).round().astype(int))
         shown = [x.cpu() for x in (*(one.path[i] for i in at), truth)]
-        rows.append(Strip(name, shown, [f"step {k}" if k else "noisy" for k in at] + ["clean"]))
+        rows.append(ImageRow(name, shown, [f"step {k}" if k else "noisy" for k in at] + ["clean"]))
     return rows
 
 
-def _maps(model: EnergyImageModel, test: Tested, noise: int) -> Figure:
+def _maps(model: EnergyImageModel, test: EvalSet, noise: int) -> Figure:
     """Of the middles of the first images, clean and noisy."""
     tiles = [
         Tiling(image.shape[1], image.shape[2], model.shape.side).cut(image)
@@ -254,7 +254,7 @@ def _maps(model: EnergyImageModel, test: Tested, noise: int) -> Figure:
 
 
 def _paired(
-    tables: Mapping[tuple[str, int], dict[str, np.ndarray]], sets: Mapping[str, Tested]
+    tables: Mapping[tuple[str, int], dict[str, np.ndarray]], sets: Mapping[str, EvalSet]
 ) -> list[dict[str, Any]]:
     """Differences between those that restored the same images from the same noise."""
     same: dict[Any, list[str]] = {}
@@ -288,11 +288,14 @@ def _made(
         told = labels if shape.classes else None
         found = model.restore(noise, LEVELS, told, generator)
         grid = image_grid(
-            [Strip("", list(row), []) for row in found.images.cpu().unflatten(0, (rows, columns))]
+            [
+                ImageRow("", list(row), [])
+                for row in found.images.cpu().unflatten(0, (rows, columns))
+            ]
         )
         png(grid, output / f"{name.replace('/', '-')}.png")
         figures.append((f"Images of noise, {name}", "", grid))
-        entries.append(made_by(name, contestants[name], command))
+        entries.append(entry_metadata(name, contestants[name], command))
     result = {"entries": entries, "paired": []}
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
     return _reported(result, MADE_OF_NOISE, figures, checkpoints, output, command)
@@ -316,7 +319,7 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = f"level {entry['noise']}, {entry['noisy_psnr']:.2f} dB"
     return [
         ("images", f"{entry['images']} ({entry['part']}), {entry['count']:,}; noise of {told}"),
-        *facts_of(entry),
+        *metadata_rows(entry),
     ]
 
 
@@ -328,7 +331,7 @@ def _note(result: Mapping[str, Any]) -> str:
     )
 
 
-IMAGES = Shown(
+IMAGES = ReportSpec(
     header=(
         "model", "params", "passes", "PSNR, dB", "SSIM", "MSE", "PSNR, twice the noise",
         "MSE, twice the noise",
@@ -339,11 +342,11 @@ IMAGES = Shown(
     note=_note,
     what="image by image with the same noise",
 )  # fmt: skip
-MADE_OF_NOISE = Shown(
+MADE_OF_NOISE = ReportSpec(
     header=("model", "params", "passes"),
     row=lambda entry: (entry["name"], format_count(entry["params"]), str(entry["steps"])),
     metrics=(),
-    facts=facts_of,
+    facts=metadata_rows,
     note=lambda result: "Images made of noise alone.",
     what="",
 )

@@ -20,7 +20,7 @@ from torchmetrics.functional.image import (
 )
 
 from ebt_policy.config import ConfigError
-from ebt_policy.image.data import NAMES, Gallery, Part, load_images
+from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
 from ebt_policy.image.model import ImageModel
 
 MOST = 200  # images, evenly spread, of a set that has more
@@ -43,7 +43,7 @@ def measures(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
     return {name: value.reshape(len(images)).cpu().numpy() for name, value in found.items()}
 
 
-class Tested(NamedTuple):
+class EvalSet(NamedTuple):
     """Images to restore.
 
     Attributes:
@@ -62,11 +62,11 @@ class Tested(NamedTuple):
 @lru_cache(maxsize=1)  # entries mostly share it
 def _gallery(
     name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_damaged: bool
-) -> Gallery:
+) -> ImageDataset:
     return load_images(name, path, channels, skip_damaged=skip_damaged)
 
 
-def tested(model: ImageModel, images: str | None, device: torch.device) -> Tested:
+def tested(model: ImageModel, images: str | None, device: torch.device) -> EvalSet:
     """The middles of images that a model did not learn from, or of other ones.
 
     Raises:
@@ -89,7 +89,7 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
         )
     held_out = [part for part in ("test", "validation", "train") if part in gallery.parts]
     if given[1] is not None and images is not None:  # another folder: all of it
-        part = Part()
+        part = ImageSplit()
         for one in gallery.parts.values():
             part.pixels.extend(one.pixels)
             part.labels.extend(one.labels)
@@ -108,7 +108,7 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> Teste
     seen = hashlib.sha256(str([image.shape for image in middles]).encode())
     for image in middles:
         seen.update(image.numpy().tobytes())
-    return Tested(
+    return EvalSet(
         [image.to(device) for image in middles],
         [part.labels[i] for i in chosen],
         {"images": gallery.name, "part": held_out[0], "count": len(chosen)},

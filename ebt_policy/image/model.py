@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from ebt_policy.config import ConfigError, options
 from ebt_policy.energy import descend
-from ebt_policy.energy.candidate_space import Space
+from ebt_policy.energy.candidate_space import CandidateSpace
 from ebt_policy.energy.gradients import EnergyFn, energy_gradient
 from ebt_policy.energy.objectives import Flow, Objective
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.two_stream import Context, Size, TwoStreamTransformer
+from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
 from ebt_policy.models.base import Model
 from ebt_policy.models.building import build_model, build_size
-from ebt_policy.models.energy_model import LandscapeModel, Thinking
+from ebt_policy.models.energy_model import DescentInference, EnergyModel
 from ebt_policy.registry import Registry
 
 LEVELS = 1000  # of noise, as in DDPM: linear betas from 0.0001 to 0.02
@@ -62,7 +62,7 @@ class ImageShape:
             raise ConfigError(f"task.noise must be 1 to {LEVELS}, got {self.noise}.")
 
 
-class Restored(NamedTuple):
+class DenoisingResult(NamedTuple):
     """What a model made of noisy images.
 
     Attributes:
@@ -88,7 +88,12 @@ class PatchTransformer(nn.Module):
     """
 
     def __init__(
-        self, shape: ImageShape, size: Size, *, output: Literal["energy", "vector"], level: bool
+        self,
+        shape: ImageShape,
+        size: TransformerConfig,
+        *,
+        output: Literal["energy", "vector"],
+        level: bool,
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -171,7 +176,7 @@ class ImageModel(Model):
     @abstractmethod
     def restore(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
-    ) -> Restored:
+    ) -> DenoisingResult:
         """Take the noise from images (B, C, S, S).
 
         Args:
@@ -241,7 +246,7 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
     """Build an untrained model of images.
 
     Args:
-        config: sections ``shape`` (see `ImageShape`), ``size`` (see `Size`), ``model`` with its
+        config: sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`), ``model`` with its
             ``name``, and ``objective`` for those that descend.
 
     Raises:
@@ -252,13 +257,13 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
 
 
 @IMAGE_MODELS.register("ebt")
-class EnergyImageModel(LandscapeModel, ImageModel):
+class EnergyImageModel(EnergyModel, ImageModel):
     """The image itself descends an energy, from the noisy one on; it is told no level of noise.
 
     Args:
         shape: as in `ImageModel`.
         size: the size dial.
-        inference: options of `Thinking`.
+        inference: options of `DescentInference`.
         objective: how the landscape is learned: from noisy images (s1, s2), or, of models that make
             images of noise, along the path from it.
 
@@ -270,7 +275,12 @@ class EnergyImageModel(LandscapeModel, ImageModel):
     has_energy: ClassVar[bool] = True
 
     def __init__(
-        self, shape: ImageShape, size: Size, *, inference: dict[str, Any], objective: Objective
+        self,
+        shape: ImageShape,
+        size: TransformerConfig,
+        *,
+        inference: dict[str, Any],
+        objective: Objective,
     ) -> None:
         net = PatchTransformer(
             shape,
@@ -281,13 +291,13 @@ class EnergyImageModel(LandscapeModel, ImageModel):
         super().__init__(shape, net)
         self.objective = objective
         if not isinstance(objective, Flow):
-            objective.space = Space(noised=self._observed)
+            objective.space = CandidateSpace(noised=self._observed)
         elif shape.noise < LEVELS:
             raise ConfigError(
                 f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
                 "objective=s1, s2 or corrupted."
             )
-        self.inference = options(Thinking, inference, "model.inference")
+        self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
     def _observed(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
@@ -333,7 +343,7 @@ class EnergyImageModel(LandscapeModel, ImageModel):
 
     def restore(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
-    ) -> Restored:
+    ) -> DenoisingResult:
         how, context = self.inference, self.encode(labels, len(noisy))
         start = noisy.unsqueeze(1).repeat_interleave(how.candidates, dim=1)
         if how.candidates > 1:  # of one that makes images of noise, all of which is alike
@@ -350,7 +360,7 @@ class EnergyImageModel(LandscapeModel, ImageModel):
         left = how.steps + 1 - len(path)  # steps not taken, since all had stopped
         path += path[-1:] * left
         energies = torch.cat([energies, energies[-1:].expand(left, -1)])
-        return Restored(
+        return DenoisingResult(
             found.candidate[:, 0].clamp(-1, 1),
             path,
             energies if self.has_energy else None,

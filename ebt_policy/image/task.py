@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ebt_policy.config import ConfigError, options
-from ebt_policy.image.data import Crops, Gallery, load_images
+from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.image.metrics import psnr
 from ebt_policy.image.model import LEVELS, ImageModel, ImageShape, build_image_model
-from ebt_policy.training.task import Built, Job
+from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
 
 HELD_OUT = 1024  # crops whose loss is seen at checkpoints
@@ -22,7 +22,7 @@ TRIED = 64  # of them, restored while training
 
 
 @dataclass(frozen=True)
-class ImageTask:
+class ImageTaskConfig:
     """The section ``task`` of an image model's configuration.
 
     Args:
@@ -60,14 +60,14 @@ class ImageEvaluation:
     final: bool
 
 
-class ImageJob(Job):
-    """See `Job`."""
+class ImageTrainingTask(TrainingTask):
+    """See `TrainingTask`."""
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
-        self.task = options(ImageTask, config["task"], "task")
+        self.task = options(ImageTaskConfig, config["task"], "task")
         self.evaluation = options(ImageEvaluation, config["evaluation"], "evaluation")
-        self.gallery: Gallery | None = None
+        self.gallery: ImageDataset | None = None
         self.tried: dict[str, Tensor] = {}
 
     def fetch(self) -> str:
@@ -89,7 +89,7 @@ class ImageJob(Job):
         count = len(self.gallery.parts["train"])
         return f"{self.gallery.name}: {count:,} images, {self.gallery.origin}."
 
-    def build(self, device: torch.device) -> Built:
+    def build(self, device: torch.device) -> TrainingSetup:
         task, gallery = self.task, self.gallery
         assert gallery is not None
         crops = Crops(gallery.parts["train"], task.side, device=device)
@@ -104,7 +104,7 @@ class ImageJob(Job):
         # Where the images are found again, and what they were called, is for the evaluation.
         model.config["task"] = {**self.config["task"], "images": task.images or
                                 (None if task.path else gallery.name)}  # fmt: skip
-        return Built(model.to(device), crops, held_out, f"{len(crops):,} crops")
+        return TrainingSetup(model.to(device), crops, held_out, f"{len(crops):,} crops")
 
     @property
     def tries_out(self) -> bool:

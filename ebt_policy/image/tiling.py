@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.image.model import ImageModel, Restored
+from ebt_policy.image.model import DenoisingResult, ImageModel
 
 # Tiles at once: what stays in the cache of a processor, or is worth a launch on a GPU.
 TOGETHER = {"cpu": 32, "cuda": 2048}
@@ -60,7 +60,7 @@ class Tiling:
 def restore_tiled(
     model: ImageModel, noisy: Sequence[Tensor], noise: int, labels: Sequence[int],
     generator: Generators = None, follow: bool = True,
-) -> list[Restored]:  # fmt: skip
+) -> list[DenoisingResult]:  # fmt: skip
     """Take the noise from images of any sizes, (C, H, W) each, as tiles that go together.
 
     Args:
@@ -78,7 +78,7 @@ def restore_tiled(
     classes = torch.tensor(labels, device=tiles.device).repeat_interleave(
         torch.tensor(counts, device=tiles.device)
     )
-    parts: list[Restored] = []
+    parts: list[DenoisingResult] = []
     most = TOGETHER.get(tiles.device.type, TOGETHER["cpu"])
     for batch, told in zip(tiles.split(most), classes.split(most), strict=True):
         found = model.restore(batch, noise, told if model.shape.classes else None, generator)
@@ -90,7 +90,7 @@ def restore_tiled(
     sums = [e.sum(1) for e in torch.cat(energies, dim=1).split(counts, dim=1)] if energies else None
     used = torch.cat([part.steps_used for part in parts]).float().split(counts)
     return [
-        Restored(
+        DenoisingResult(
             tiling.join(images[i]),
             [tiling.join(x[i]) for x in paths],
             None if sums is None else sums[i],

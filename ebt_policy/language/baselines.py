@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ebt_policy.energy.candidate_space import surprisal
-from ebt_policy.energy.causal import CausalTransformer, Observed
+from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import LANGUAGE_MODELS, EnergyLanguageModel, LanguageModel
 from ebt_policy.models.no_energy import NoEnergyMixin
@@ -32,7 +32,7 @@ class TransformerPP(LanguageModel):
 
     name = "transformer_pp"
 
-    def __init__(self, tokenizer: Tokenizer, context: int, size: Size) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: int, size: TransformerConfig) -> None:
         super().__init__(tokenizer, context, CausalTransformer(size, guesses=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -43,11 +43,11 @@ class TransformerPP(LanguageModel):
         logits = self._logits(self.observe(tokens[:, :-1]))
         return surprisal(logits, tokens[:, 1:]).mean(), {}
 
-    def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
+    def predict(self, observed: EncodedContext, generator: Generators = None) -> Tensor:
         with torch.no_grad():
             return self._logits(observed)
 
-    def _logits(self, observed: Observed) -> Tensor:
+    def _logits(self, observed: EncodedContext) -> Tensor:
         return F.linear(observed.last, self.embedding.weight)
 
 

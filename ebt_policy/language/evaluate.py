@@ -22,13 +22,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.evaluation.entries import facts_of, load_entries, made_by, training_figures
+from ebt_policy.evaluation.entries import (
+    entry_metadata,
+    load_entries,
+    metadata_rows,
+    training_figures,
+)
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
 from ebt_policy.evaluation.study_figures import thinking
 from ebt_policy.evaluation.summary import (
-    Shown,
+    ReportSpec,
     format_count,
     format_estimate,
     markdown_table,
@@ -116,7 +121,7 @@ def _summary(
     low, high = loss["ci95"]
     to_bits = 1 / (math.log(2) * about["bytes_per_token"])
     return {
-        **made_by(name, models, command),
+        **entry_metadata(name, models, command),
         **about,
         "loss": loss,
         # Of the mean: a mean of exponentials is no perplexity.
@@ -151,7 +156,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
 def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("text", f"{entry['corpus']} ({entry['part']}), {entry['windows']:,} windows"),
-        *facts_of(entry),
+        *metadata_rows(entry),
     ]
 
 
@@ -160,7 +165,7 @@ def _note(result: Mapping[str, Any]) -> str:
     return f"Mean and 95 % interval over windows of {texts} and training seeds."
 
 
-TEXT = Shown(
+TEXT = ReportSpec(
     header=("model", "params", "updates", "loss, nats", "perplexity", "bits a byte"),
     row=_row,
     metrics=("loss", "perplexity"),

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from ebt_policy.config import ConfigError, options
 from ebt_policy.energy import descend
-from ebt_policy.energy.candidate_space import Space, surprisal
+from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
 from ebt_policy.energy.causal import BidirectionalTransformer
-from ebt_policy.energy.gradients import EnergyFn, Product
+from ebt_policy.energy.gradients import BilinearEnergy, EnergyFn
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.two_stream import Size
-from ebt_policy.language.model import LANGUAGE_MODELS, MeanEmbedding, TextModel
-from ebt_policy.models.energy_model import LandscapeModel, Thinking
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.language.model import LANGUAGE_MODELS, ExpectedEmbedding, TextModel
+from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 
 class MaskedModel(TextModel):
@@ -34,7 +34,9 @@ class MaskedModel(TextModel):
         masked: the part.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: int, size: Size, *, masked: float) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, context: int, size: TransformerConfig, *, masked: float
+    ) -> None:
         super().__init__(tokenizer, context, size.width)
         if not 0 < masked < 1:
             raise ConfigError(f"model.masked must be between 0 and 1, got {masked}.")
@@ -63,7 +65,7 @@ class MaskedModel(TextModel):
 
 
 @LANGUAGE_MODELS.register("masked_ebt")
-class MaskedEnergyModel(LandscapeModel, MaskedModel):
+class MaskedEnergyModel(EnergyModel, MaskedModel):
     """The distributions of all masked tokens descend one energy (Gladstone et al. 2025).
 
     They stand in the stream as tokens do, by their mean embeddings, and see each other. The energy
@@ -73,7 +75,7 @@ class MaskedEnergyModel(LandscapeModel, MaskedModel):
     Args:
         tokenizer, context, size, masked: as in `MaskedModel`.
         energy: ``scalar`` or ``product``.
-        inference: options of `Thinking`.
+        inference: options of `DescentInference`.
         objective: how the landscape is learned; not told a level, and without replay.
     """
 
@@ -83,7 +85,7 @@ class MaskedEnergyModel(LandscapeModel, MaskedModel):
         self,
         tokenizer: Tokenizer,
         context: int,
-        size: Size,
+        size: TransformerConfig,
         *,
         masked: float,
         energy: str,
@@ -97,9 +99,9 @@ class MaskedEnergyModel(LandscapeModel, MaskedModel):
             raise ConfigError("model=masked_ebt needs objective.told=false and objective.replay=0.")
         self.head = nn.Linear(size.width, 1) if energy == "scalar" else None
         self.objective = objective
-        mirror = MeanEmbedding(self.embedding).mirror
-        objective.space = Space(surprisal, mirror, self.vocabulary)
-        self.inference = options(Thinking, inference, "model.inference")
+        mirror = ExpectedEmbedding(self.embedding).mirror
+        objective.space = CandidateSpace(surprisal, mirror, self.vocabulary)
+        self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
@@ -120,7 +122,7 @@ class MaskedEnergyModel(LandscapeModel, MaskedModel):
 
         head = self.head
         if head is None:
-            return Product(read)
+            return BilinearEnergy(read)
         return lambda e, level: head(read(e, level)).flatten(2).sum(-1)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

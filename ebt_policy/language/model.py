@@ -17,16 +17,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ebt_policy.config import ConfigError, options
-from ebt_policy.energy import Mirror
-from ebt_policy.energy.candidate_space import Space, surprisal
-from ebt_policy.energy.causal import CausalTransformer, Observed
+from ebt_policy.energy import MirrorMap
+from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
+from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.base import CheckpointError, Model, reading
 from ebt_policy.models.building import build_model, build_size
-from ebt_policy.models.energy_model import Thinking
-from ebt_policy.models.sequence_energy import SequenceLandscape
+from ebt_policy.models.energy_model import DescentInference
+from ebt_policy.models.sequence_energy import SequenceEnergyModel
 from ebt_policy.registry import Registry
 
 LANGUAGE_MODELS: Registry[type[TextModel]] = Registry("model", "ebt_policy.language_models")
@@ -36,7 +36,7 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
     """Build an untrained model of text.
 
     Args:
-        config: sections ``task`` with its ``context``, ``size`` (see `Size`), ``model`` with its
+        config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`), ``model`` with its
             ``name``, and ``objective`` for those that have guesses.
         tokenizer: of its text.
 
@@ -102,12 +102,12 @@ class LanguageModel(TextModel):
         super().__init__(tokenizer, context, net.width)
         self.net = net
 
-    def observe(self, tokens: Tensor, before: Observed | None = None) -> Observed:
+    def observe(self, tokens: Tensor, before: EncodedContext | None = None) -> EncodedContext:
         """Tokens (B, S), after those observed before."""
         return self.net.observe(self.embedding(tokens), before)
 
     @abstractmethod
-    def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
+    def predict(self, observed: EncodedContext, generator: Generators = None) -> Tensor:
         """Logits (B, S, V) of what comes after each token that was new."""
 
     def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
@@ -135,7 +135,7 @@ class LanguageModel(TextModel):
             raise ConfigError("the prompt must not be empty.")
         device = self.embedding.weight.device
         told, start = len(self.tokenizer.decode(ids)), max(len(ids) - self.context, 0)
-        observed: Observed | None = None
+        observed: EncodedContext | None = None
         for _ in range(length):
             if len(ids) - start > self.context:
                 # Half of it is forgotten, so that not every token asks for all to be observed anew.
@@ -143,7 +143,7 @@ class LanguageModel(TextModel):
             with torch.no_grad():
                 new = ids[start:] if observed is None else ids[-1:]
                 observed = self.observe(torch.tensor([new], device=device), observed)
-                last = Observed(observed.keys_values, observed.last[:, -1:])
+                last = EncodedContext(observed.keys_values, observed.last[:, -1:])
                 logits = self.predict(last, generator)[0, -1].float().cpu()
             observed = observed if cached else None
             ids.append(_draw(logits, temperature, top_k, generator))
@@ -169,7 +169,7 @@ def negative_entropy(logits: Tensor) -> Tensor:
     return (log_p.exp() * log_p).flatten(2).sum(-1)
 
 
-class MeanEmbedding:
+class ExpectedEmbedding:
     """Where the energy sees distributions over tokens: their mean embedding.
 
     Args:
@@ -180,9 +180,9 @@ class MeanEmbedding:
         self.embedding = embedding
 
     @property
-    def mirror(self) -> Mirror:
+    def mirror(self) -> MirrorMap:
         """Of candidates that are logits; the potential makes their energy a free energy."""
-        return Mirror(self.seen, self.moved, negative_entropy)
+        return MirrorMap(self.seen, self.moved, negative_entropy)
 
     def seen(self, logits: Tensor) -> Tensor:
         """The mean embedding (B, U, D) under the distributions of logits (B, U, V), measured from
@@ -200,7 +200,7 @@ class MeanEmbedding:
 
 
 @LANGUAGE_MODELS.register("ebt")
-class EnergyLanguageModel(LanguageModel, SequenceLandscape):
+class EnergyLanguageModel(LanguageModel, SequenceEnergyModel):
     """The next token's distribution descends an energy (Gladstone et al. 2025, section 4).
 
     A guess is a distribution p over tokens, with mean embedding e(p), and its energy a free energy,
@@ -214,7 +214,7 @@ class EnergyLanguageModel(LanguageModel, SequenceLandscape):
         tokenizer, context: as in `LanguageModel`.
         size: the size dial.
         guess_layers: as in `CausalTransformer`.
-        inference: options of `Thinking`.
+        inference: options of `DescentInference`.
         objective: how the landscape is learned.
     """
 
@@ -222,7 +222,7 @@ class EnergyLanguageModel(LanguageModel, SequenceLandscape):
         self,
         tokenizer: Tokenizer,
         context: int,
-        size: Size,
+        size: TransformerConfig,
         *,
         guess_layers: int | None,
         inference: dict[str, Any],
@@ -232,16 +232,16 @@ class EnergyLanguageModel(LanguageModel, SequenceLandscape):
         net = CausalTransformer(size, guess_layers=guess_layers, level=told)
         super().__init__(tokenizer, context, net)
         self.objective = objective
-        mirror = MeanEmbedding(self.embedding).mirror
-        objective.space = Space(surprisal, mirror, self.vocabulary)
-        self.inference = options(Thinking, inference, "model.inference")
+        mirror = ExpectedEmbedding(self.embedding).mirror
+        objective.space = CandidateSpace(surprisal, mirror, self.vocabulary)
+        self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["tokens"][:, 1:]
 
-    def like(self, observed: Observed, units: int) -> Tensor:
+    def like(self, observed: EncodedContext, units: int) -> Tensor:
         return observed.last.new_empty(len(observed.last), units)
 
-    def predict(self, observed: Observed, generator: Generators = None) -> Tensor:
+    def predict(self, observed: EncodedContext, generator: Generators = None) -> Tensor:
         return self.think(observed, generator).candidate

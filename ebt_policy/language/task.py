@@ -16,12 +16,12 @@ from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import habits, held_out_surprisal
 from ebt_policy.language.model import TextModel, build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer
-from ebt_policy.training.task import Built, Job
+from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
-class Text:
+class TextTaskConfig:
     """The section ``task`` of a language model's configuration.
 
     Args:
@@ -57,12 +57,12 @@ class TextEvaluation:
     final: bool
 
 
-class TextJob(Job):
-    """See `Job`."""
+class TextTrainingTask(TrainingTask):
+    """See `TrainingTask`."""
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
-        self.task = options(Text, config["task"], "task")
+        self.task = options(TextTaskConfig, config["task"], "task")
         self.evaluation = options(TextEvaluation, config["evaluation"], "evaluation")
         self.corpus: Corpus | None = None
         self.tokenizer: Tokenizer | None = None
@@ -86,7 +86,7 @@ class TextJob(Job):
         }
         return f"{self.corpus.name}: {len(text):,} characters, {self.corpus.origin}."
 
-    def build(self, device: torch.device) -> Built:
+    def build(self, device: torch.device) -> TrainingSetup:
         assert self.tokenizer is not None and self.corpus is not None
         torch.manual_seed(self.config["seed"])
         model = build_language_model(self.config, self.tokenizer)
@@ -99,7 +99,7 @@ class TextJob(Job):
             self.tokens["validation"], context, stride=context, device=device
         )
         note = f"{len(self.tokens['train']):,} tokens of {model.vocabulary:,} kinds"
-        return Built(model.to(device), windows, self.held_out, note)
+        return TrainingSetup(model.to(device), windows, self.held_out, note)
 
     def tryout(self, model: TextModel) -> dict[str, float]:
         assert self.held_out is not None

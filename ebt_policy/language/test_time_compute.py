@@ -15,7 +15,7 @@ import rich.text
 import torch
 from scipy.stats import spearmanr
 
-from ebt_policy.energy import Descent
+from ebt_policy.energy import DescentResult
 from ebt_policy.energy.candidate_space import surprisal
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.summary import format_interval, markdown
@@ -73,7 +73,7 @@ def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, An
 
 def _think(
     model: Any, windows: TokenWindows, index: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, Descent, torch.Tensor]:
+) -> tuple[torch.Tensor, DescentResult, torch.Tensor]:
     """Surprisal of windows after each step (N + 1, B), the descent, and each token's (B, S)."""
     tokens = windows.gather(index)["tokens"]
     with torch.no_grad():

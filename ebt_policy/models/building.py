@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ebt_policy.config import options
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.energy_model import OBJECTIVES
 from ebt_policy.registry import Registry
 
@@ -50,9 +50,11 @@ def build_model(
     return model
 
 
-def build_size(config: dict[str, Any]) -> Size:
+def build_size(config: dict[str, Any]) -> TransformerConfig:
     """Return the size dial of the section ``size``."""
-    return options(Size, {k: v for k, v in config["size"].items() if k != "name"}, "size")
+    return options(
+        TransformerConfig, {k: v for k, v in config["size"].items() if k != "name"}, "size"
+    )
 
 
 def build_objective(config: dict[str, Any], needs: str | None = None) -> Any:

@@ -26,7 +26,7 @@ for _name, _objective in {
 
 
 @dataclass(frozen=True)
-class Thinking:
+class DescentInference:
     """How a model with an energy predicts, where nothing else is to be chosen.
 
     Args:
@@ -49,7 +49,7 @@ class Thinking:
             raise ConfigError("inference.stop_grad_norm must be positive or null.")
 
 
-class LandscapeModel(Model):
+class EnergyModel(Model):
     """Base of models whose energy is learned by an `Objective`.
 
     Attributes:

@@ -7,15 +7,15 @@ itself, and no energy is differentiated.
 from __future__ import annotations
 
 from ebt_policy.config import ConfigError
-from ebt_policy.models.energy_model import LandscapeModel, Thinking
+from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 
-class NoEnergyMixin(LandscapeModel):
+class NoEnergyMixin(EnergyModel):
     """Without an energy there is nothing to choose or to stop by."""
 
     name = "refiner"
     has_energy = False
 
     def _check_inference(self) -> None:
-        if self.inference != Thinking(steps=self.inference.steps):
+        if self.inference != DescentInference(steps=self.inference.steps):
             raise ConfigError("model=refiner has no energy to choose or stop by: only steps.")

@@ -13,18 +13,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebt_policy.energy import Descent, descend
-from ebt_policy.energy.causal import CausalTransformer, Observed
-from ebt_policy.energy.gradients import EnergyFn, Product, Update
+from ebt_policy.energy import DescentResult, descend
+from ebt_policy.energy.causal import CausalTransformer, EncodedContext
+from ebt_policy.energy.gradients import BilinearEnergy, DirectUpdate, EnergyFn
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.models.energy_model import LandscapeModel, Thinking
+from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 
-class SequenceLandscape(LandscapeModel):
+class SequenceEnergyModel(EnergyModel):
     """A guess x descends E(x) = -<e(x), f(e(x))> + P(x), f the network given what was observed.
 
     e is the mirror's map of guesses into the network's width and P its potential; x moves by the
-    gradient in e (see `Mirror`). Where f is the same for all guesses, one step of size 1 from a
+    gradient in e (see `MirrorMap`). Where f is the same for all guesses, one step of size 1 from a
     guess that says nothing ends where a plain transformer's output would be.
 
     Attributes:
@@ -35,25 +35,25 @@ class SequenceLandscape(LandscapeModel):
     name = "ebt"
     has_energy: ClassVar[bool] = True
     net: CausalTransformer
-    inference: Thinking
+    inference: DescentInference
 
     @abstractmethod
-    def observe(self, sequence: Tensor) -> Observed:
+    def observe(self, sequence: Tensor) -> EncodedContext:
         """A sequence (B, S, ...)."""
 
     @abstractmethod
-    def like(self, observed: Observed, units: int) -> Tensor:
+    def like(self, observed: EncodedContext, units: int) -> Tensor:
         """As a target of so many units is, of any value."""
 
-    def energy(self, observed: Observed) -> EnergyFn:
+    def energy(self, observed: EncodedContext) -> EnergyFn:
         """Of guesses as the network sees them (B, U, D), given what was observed."""
-        return (Product if self.has_energy else Update)(partial(self.net, observed))
+        return (BilinearEnergy if self.has_energy else DirectUpdate)(partial(self.net, observed))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         observed = self.observe(batch[self.keys[0]][:, :-1])
         return self.objective(self.energy(observed), self.target(batch), batch["draws"])
 
-    def think(self, observed: Observed, generator: Generators = None) -> Descent:
+    def think(self, observed: EncodedContext, generator: Generators = None) -> DescentResult:
         """The descent of guesses of what comes after each place that was new."""
         how = self.inference
         units = observed.last.shape[1] * how.candidates

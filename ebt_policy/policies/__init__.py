@@ -1,6 +1,6 @@
 """Policies of robots: all of them predict chunks of actions from observations."""
 
-from ebt_policy.policies.base import POLICIES, Chunk, Policy, Shape, build_policy, load_policy
+from ebt_policy.policies.base import POLICIES, Chunk, Policy, PolicyShape, build_policy, load_policy
 from ebt_policy.policies.behavior_cloning import BehaviorCloning
 from ebt_policy.policies.diffusion import DiffusionPolicy
 from ebt_policy.policies.energy import EnergyPolicy
@@ -16,7 +16,7 @@ __all__ = [
     "FlowMatchingPolicy",
     "ImplicitBC",
     "Policy",
-    "Shape",
+    "PolicyShape",
     "build_policy",
     "load_policy",
 ]

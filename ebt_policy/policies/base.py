@@ -24,7 +24,7 @@ from ebt_policy.data.windows import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.models.base import Model, reading
 from ebt_policy.models.building import build_model, build_size
-from ebt_policy.policies.vision import Vision, VisionEncoder
+from ebt_policy.policies.vision import VisionConfig, VisionEncoder
 from ebt_policy.registry import Registry
 
 # Of actions that a policy is told of in training, in units of their spread. Told exactly how a
@@ -33,7 +33,7 @@ TOLD_NOISE = 0.1
 
 
 @dataclass(frozen=True)
-class Shape:
+class PolicyShape:
     """What ties a policy to its task (names as in Diffusion Policy).
 
     Args:
@@ -80,7 +80,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ChunkConstraints:
     """What a chunk is to be made on, in the network's units; see `Policy.predict_chunk`.
 
     All tensors have the same shape whatever the length of the prefix, so that a compiled prediction
@@ -133,7 +133,7 @@ class Policy(Model):
     files = ("normalizer.json",)
 
     def __init__(
-        self, shape: Shape, normalizer: Normalizer, vision: VisionEncoder | None = None
+        self, shape: PolicyShape, normalizer: Normalizer, vision: VisionEncoder | None = None
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -221,13 +221,13 @@ class Policy(Model):
     # -- inference --------------------------------------------------------------------------
 
     @abstractmethod
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
         """Predict in the network's units, from obs (B, To, *) as `features` gives it.
 
         The actions are what `admit` makes of a prediction.
         """
 
-    def admit(self, chunks: Tensor, terms: Terms) -> Tensor:
+    def admit(self, chunks: Tensor, terms: ChunkConstraints) -> Tensor:
         """Chunks (B, ..., T, A), network units, within the demonstrations' limits and on the terms.
 
         Beyond the limits of the demonstrations nothing was learned.
@@ -331,7 +331,7 @@ class Policy(Model):
         """
         with torch.inference_mode(False), torch.no_grad():
             state = obs["obs"]
-            terms = Terms(
+            terms = ChunkConstraints(
                 warm=None if warm is None else self._network_actions(state, warm),
                 project=None if project is None else self._within(state, project),
                 deadline_s=deadline_s,
@@ -424,18 +424,18 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     """Build an untrained policy.
 
     Args:
-        config: sections ``shape`` (see `Shape`), ``size`` (see `Size`), ``model`` with its
-            ``name``, ``objective`` for energy policies, and ``vision`` (see `Vision`) for those
+        config: sections ``shape`` (see `PolicyShape`), ``size`` (see `TransformerConfig`), ``model`` with its
+            ``name``, ``objective`` for energy policies, and ``vision`` (see `VisionConfig`) for those
             that see.
         normalizer: fitted on the training data.
 
     Raises:
         ConfigError: for an unknown name or option.
     """
-    shape = options(Shape, config["shape"], "shape")
+    shape = options(PolicyShape, config["shape"], "shape")
     vision = None
     if shape.cameras:
-        how = options(Vision, config.get("vision") or {}, "vision")
+        how = options(VisionConfig, config.get("vision") or {}, "vision")
         vision = VisionEncoder(shape.cameras, how)
     if config["model"]["name"] != "ebt":
         config = {**config, "objective": None}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Size
-from ebt_policy.policies.base import POLICIES, Chunk, Policy, Shape, Terms
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.vision import VisionEncoder
 
@@ -23,9 +23,9 @@ class BehaviorCloning(Policy):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: PolicyShape,
         normalizer: Normalizer,
-        size: Size,
+        size: TransformerConfig,
         *,
         actions_per_token: int,
         vision: VisionEncoder | None = None,
@@ -45,6 +45,6 @@ class BehaviorCloning(Policy):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return (self._regress(self.features(batch)) - batch["action"]).square().mean(), {}
 
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
         used = torch.ones(len(obs), dtype=torch.long, device=obs.device)
         return Chunk(actions=self.admit(self._regress(obs), terms), steps_used=used)

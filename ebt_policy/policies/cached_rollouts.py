@@ -1,6 +1,6 @@
 """Episodes of long evaluations: what was played is stored at once and never played again.
 
-A piece is one training run, evaluated one way. Its line in a `PieceLog` holds
+A piece is one training run, evaluated one way. Its line in a `ResultCache` holds
 
     key          which entry, run and condition (or task)
     checkpoint   a hash of what was loaded: a run that was trained anew is played anew
@@ -20,16 +20,16 @@ from rich.console import Console
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.rollout import RolloutPools
-from ebt_policy.evaluation.contestants import Contestant
-from ebt_policy.evaluation.protocol import Protocol, progress_bar, video_folder
-from ebt_policy.evaluation.result_cache import PieceLog, fingerprint
+from ebt_policy.evaluation.contestants import EvalEntry
+from ebt_policy.evaluation.protocol import EvalConfig, progress_bar, video_folder
+from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.policies.base import Policy
 
 console = Console()
 Episodes = list[dict[str, Any]]
 
 
-class Piece(NamedTuple):
+class RolloutJob(NamedTuple):
     """A training run to be played one way.
 
     Attributes:
@@ -51,16 +51,16 @@ class Piece(NamedTuple):
         return f"{self.entry} | {self.run.name} | {self.where}"
 
 
-def pieces_of(one: Contestant, where: str, spec: EnvSpec) -> list[Piece]:
+def pieces_of(one: EvalEntry, where: str, spec: EnvSpec) -> list[RolloutJob]:
     """A piece for each training run of a contestant, the first of them filmed."""
     return [
-        Piece(one.name, where, run, policy, spec, filmed=run == one.runs[0])
+        RolloutJob(one.name, where, run, policy, spec, filmed=run == one.runs[0])
         for run, policy in zip(one.runs, one.policies, strict=True)
     ]
 
 
 def play_pieces(
-    pieces: Sequence[Piece], protocol: Protocol, output: Path, log: str, keys: Sequence[str]
+    pieces: Sequence[RolloutJob], protocol: EvalConfig, output: Path, log: str, keys: Sequence[str]
 ) -> dict[str, Episodes]:
     """Play the pieces that the log does not have yet; key -> episodes of every piece.
 
@@ -84,7 +84,7 @@ def play_pieces(
         for piece in pieces
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    kept = PieceLog(output / log, "episodes")
+    kept = ResultCache(output / log, "episodes")
     before = {key: kept.get(identity) for key, identity in identities.items()}
     done: dict[str, Episodes] = {
         key: found for key, found in before.items() if found is not None and _videos_exist(found)

@@ -10,8 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ebt_policy.config import ConfigError
-from ebt_policy.energy.two_stream import Context, Size, TwoStreamTransformer
-from ebt_policy.policies.base import Shape
+from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
+from ebt_policy.policies.base import PolicyShape
 
 
 class ChunkTransformer(nn.Module):
@@ -26,8 +26,8 @@ class ChunkTransformer(nn.Module):
 
     def __init__(
         self,
-        shape: Shape,
-        size: Size,
+        shape: PolicyShape,
+        size: TransformerConfig,
         actions_per_token: int,
         *,
         output: Literal["energy", "vector"],

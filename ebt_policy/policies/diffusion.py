@@ -17,9 +17,9 @@ from torch import Tensor
 from ebt_policy.config import ConfigError, options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.ddim import DDIM, set_steps
-from ebt_policy.policies.base import POLICIES, Shape, Terms
+from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
 from ebt_policy.policies.unet1d import ConditionalUnet1d
@@ -74,9 +74,9 @@ class DiffusionPolicy(SamplingPolicy):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: PolicyShape,
         normalizer: Normalizer,
-        size: Size,
+        size: TransformerConfig,
         *,
         prediction: Literal["epsilon", "v_prediction"],
         network: str,
@@ -122,7 +122,9 @@ class DiffusionPolicy(SamplingPolicy):
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
         return (predicted[:, 0] - draws["target"]).square().mean(), {}
 
-    def sample(self, context: Any, noise: Tensor, terms: Terms, generator: Generators) -> Tensor:
+    def sample(
+        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+    ) -> Tensor:
         options, x = self.inference, noise
         kind = DDPMScheduler if options.scheduler == "ddpm" else DDIM
         scheduler = kind(

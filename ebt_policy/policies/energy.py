@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ebt_policy.config import ConfigError, options
 from ebt_policy.data.normalizer import Normalizer
-from ebt_policy.energy import Descent, descend
+from ebt_policy.energy import DescentResult, descend
 from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import WITH_ENERGY, Rule
-from ebt_policy.energy.two_stream import Size
-from ebt_policy.models.energy_model import LandscapeModel
-from ebt_policy.policies.base import POLICIES, Chunk, Policy, Shape, Terms
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.models.energy_model import EnergyModel
+from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.vision import VisionEncoder
 
@@ -73,7 +73,7 @@ class EnergyInference:
 
 
 @POLICIES.register("ebt")
-class EnergyPolicy(LandscapeModel, Policy):
+class EnergyPolicy(EnergyModel, Policy):
     """Energy-based transformer policy.
 
     Args:
@@ -88,9 +88,9 @@ class EnergyPolicy(LandscapeModel, Policy):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: PolicyShape,
         normalizer: Normalizer,
-        size: Size,
+        size: TransformerConfig,
         *,
         actions_per_token: int,
         inference: dict[str, Any],
@@ -108,7 +108,7 @@ class EnergyPolicy(LandscapeModel, Policy):
         )
         self.inference = options(EnergyInference, inference, "model.inference")
         self.configure_inference()
-        self._compiled: Callable[..., Descent] | None = None
+        self._compiled: Callable[..., DescentResult] | None = None
 
     def configure_inference(self, **changes: Any) -> None:
         stop_change = changes.get("stop_change", self.inference.stop_change)
@@ -140,14 +140,14 @@ class EnergyPolicy(LandscapeModel, Policy):
             )
 
     def descend(
-        self, obs: Tensor, terms: Terms | None = None, generator: Generators = None
-    ) -> Descent:
+        self, obs: Tensor, terms: ChunkConstraints | None = None, generator: Generators = None
+    ) -> DescentResult:
         """The descent behind `predict_chunk`, in the network's units, one unit a candidate.
 
         Args:
             obs: as `observe` gives it; the rest is `refine`'s.
         """
-        how, terms = self.inference, terms or Terms()
+        how, terms = self.inference, terms or ChunkConstraints()
         like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
         noise = draw_normal(like, generator)
         # What asks the clock or the candidates whether to go on cannot be compiled as one piece.
@@ -162,7 +162,9 @@ class EnergyPolicy(LandscapeModel, Policy):
         if self.vision is not None:
             self.vision.compile()
 
-    def _search(self, obs: Tensor, noise: Tensor, terms: Terms, generator: Generators) -> Descent:
+    def _search(
+        self, obs: Tensor, noise: Tensor, terms: ChunkConstraints, generator: Generators
+    ) -> DescentResult:
         how = self.inference
         context = self.net.encode(obs)
         init, level, steps = noise, 0.0, how.steps
@@ -202,7 +204,7 @@ class EnergyPolicy(LandscapeModel, Policy):
             **chosen,
         )
 
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
         found = self.descend(obs, terms, generator)
         actions, stops = found.candidate[:, 0], self.inference.stop_grad_norm is not None
         if stops or terms.deadline_s is not None:  # perhaps before the last step
@@ -215,7 +217,7 @@ class EnergyPolicy(LandscapeModel, Policy):
         )
 
 
-def _on_the_path(x: Tensor, noise: Tensor, level: Tensor, terms: Terms) -> Tensor:
+def _on_the_path(x: Tensor, noise: Tensor, level: Tensor, terms: ChunkConstraints) -> Tensor:
     """Candidates x (B, M, T, A) at a level in (0, 1), moved so that their paths end on the terms.
 
     x = g y + (1 - g) n: the end y that a candidate is heading for is put on the terms, and the

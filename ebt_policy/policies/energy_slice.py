@@ -18,7 +18,7 @@ CANDIDATES = 16
 
 
 @dataclass
-class Plane:
+class EnergySlice:
     """Energy on a plane through the chosen chunk, and the descents projected into it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plane:
     best: int
 
 
-def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0) -> Plane:
+def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0) -> EnergySlice:
     """Descend several candidates for one observation and cut the landscape through the winner.
 
     Args:
@@ -80,7 +80,7 @@ def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     chunks = policy.env_actions(one["obs"], points.view(shape).to(device))
     surface = policy.energies(one, chunks).view(GRID, GRID).cpu()
     shown = [policy.env_actions(rows["obs"], p[:, 0]) for p in found.path]
-    return Plane(
+    return EnergySlice(
         x=x.numpy(),
         y=y.numpy(),
         energy=surface.numpy(),

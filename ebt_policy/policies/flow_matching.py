@@ -16,8 +16,8 @@ from ebt_policy.config import ConfigError, options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Size
-from ebt_policy.policies.base import POLICIES, Shape, Terms
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
 from ebt_policy.policies.vision import VisionEncoder
@@ -43,9 +43,9 @@ class FlowMatchingPolicy(SamplingPolicy):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: PolicyShape,
         normalizer: Normalizer,
-        size: Size,
+        size: TransformerConfig,
         *,
         actions_per_token: int,
         inference: dict[str, Any],
@@ -69,7 +69,9 @@ class FlowMatchingPolicy(SamplingPolicy):
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 
-    def sample(self, context: Any, noise: Tensor, terms: Terms, generator: Generators) -> Tensor:
+    def sample(
+        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+    ) -> Tensor:
         steps, x = self.inference.steps, noise
         for k in range(steps):
             level = noise.new_full(noise.shape[:2], k / steps)

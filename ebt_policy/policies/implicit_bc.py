@@ -17,8 +17,8 @@ from ebt_policy.config import ConfigError, options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.objectives import info_nce
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.two_stream import Size
-from ebt_policy.policies.base import POLICIES, Chunk, Policy, Shape, Terms
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.vision import VisionEncoder
 
@@ -59,9 +59,9 @@ class ImplicitBC(Policy):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: PolicyShape,
         normalizer: Normalizer,
-        size: Size,
+        size: TransformerConfig,
         *,
         negatives: int,
         actions_per_token: int,
@@ -96,7 +96,7 @@ class ImplicitBC(Policy):
         hit = (energy.argmin(dim=1) == 0).float().mean()
         return info_nce(energy[:, :1], energy[:, 1:]), {"top1": hit.detach()}
 
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
         how = self.inference
         context = self.net.encode(obs)
         low, high = self.normalizer.box("action")

@@ -31,28 +31,28 @@ from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Kind, Perturbation, kinds
 from ebt_policy.evaluation.contestants import (
-    Contestant,
-    check_worlds,
+    EvalEntry,
+    check_envs,
     load_contestants,
-    share_a_world,
+    share_env,
 )
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
 from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
 from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
 from ebt_policy.io.output import write_atomic
-from ebt_policy.policies.cached_rollouts import Piece, pieces_of, play_pieces
+from ebt_policy.policies.cached_rollouts import RolloutJob, pieces_of, play_pieces
 
 console = Console()
 Condition = Perturbation | None
-Played = dict[str, np.ndarray]  # metric -> (training runs, episodes)
+EpisodeOutcome = dict[str, np.ndarray]  # metric -> (training runs, episodes)
 UNDISTURBED = "undisturbed"
 OVERALL = "all"  # the mean over all conditions with a perturbation
 
 
 def evaluate_recovery(
     checkpoints: list[str],
-    protocol: Protocol,
+    protocol: EvalConfig,
     perturbations: str | Sequence[str],
     *,
     output: Path,
@@ -65,9 +65,9 @@ def evaluate_recovery(
         CheckpointError, ConfigError: before anything is played.
     """
     contestants = load_contestants(checkpoints, device)
-    if not share_a_world(contestants):
+    if not share_env(contestants):
         raise ConfigError("perturb= compares policies of one task, with equal time limits.")
-    check_worlds(contestants, videos=protocol.videos > 0)
+    check_envs(contestants, videos=protocol.videos > 0)
     known = known_perturbations(contestants[0].env_spec)
     conditions = parse_perturbations(perturbations, known)
     grasps = any(kind.held for kind in known.values())
@@ -114,12 +114,12 @@ def known_perturbations(spec: EnvSpec) -> dict[str, Kind]:
 
 
 def play_conditions(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[EvalEntry],
     conditions: Sequence[Condition],
-    protocol: Protocol,
+    protocol: EvalConfig,
     output: Path,
     metrics: Sequence[str] = METRICS,
-) -> dict[str, dict[Condition, Played]]:
+) -> dict[str, dict[Condition, EpisodeOutcome]]:
     """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played.
 
     Raises:
@@ -134,7 +134,7 @@ def play_conditions(
     }
     done = play_pieces(list(chain(*pieces.values())), protocol, output, "recovery.jsonl", metrics)
 
-    def values(runs: Sequence[Piece]) -> Played:
+    def values(runs: Sequence[RolloutJob]) -> EpisodeOutcome:
         return {
             m: np.array([[float(e[m]) for e in done[run.key]] for run in runs]) for m in metrics
         }
@@ -146,7 +146,9 @@ def play_conditions(
 
 
 def summarise(
-    played: Mapping[str, Mapping[Condition, Played]], known: Mapping[str, Kind], command: str
+    played: Mapping[str, Mapping[Condition, EpisodeOutcome]],
+    known: Mapping[str, Kind],
+    command: str,
 ) -> dict[str, Any]:
     """Means with intervals for every policy and condition, and overall; pairs with the first.
 
@@ -187,7 +189,9 @@ def summarise(
     }
 
 
-def _cells(by_condition: Mapping[Condition, Played]) -> list[tuple[tuple[str, float], Played]]:
+def _cells(
+    by_condition: Mapping[Condition, EpisodeOutcome],
+) -> list[tuple[tuple[str, float], EpisodeOutcome]]:
     """Conditions as (kind, strength), and the mean over all that disturb."""
     cells = [
         ((c.kind, c.strength) if c else (UNDISTURBED, 0.0), values)

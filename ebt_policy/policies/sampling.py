@@ -18,7 +18,7 @@ from torch import Tensor
 from ebt_policy.config import ConfigError
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import VOTES, Rule, best_of, line_integral, vote
-from ebt_policy.policies.base import Chunk, Policy, Terms
+from ebt_policy.policies.base import Chunk, ChunkConstraints, Policy
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class SamplingPolicy(Policy):
     net: Any
 
     @abstractmethod
-    def sample(self, context: Any, noise: Tensor, terms: Terms, generator: Generators) -> Tensor:
+    def sample(
+        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+    ) -> Tensor:
         """Return chunks (B, M, T, A) in the network's units, sampled from ``noise``, as large."""
 
     @abstractmethod
@@ -66,7 +68,7 @@ class SamplingPolicy(Policy):
             level: of corruption at which the network judges them.
         """
 
-    def refine(self, obs: Tensor, terms: Terms, generator: Generators) -> Chunk:
+    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
         options = self.inference
         context = self.net.encode(obs)
         like = obs.new_empty(

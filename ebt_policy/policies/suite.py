@@ -28,14 +28,14 @@ from rich.markdown import Markdown
 
 from ebt_policy.config import ConfigError
 from ebt_policy.evaluation.contestants import (
-    Contestant,
-    check_worlds,
+    EvalEntry,
+    check_envs,
     load_contestants,
     matching_runs,
     parse_checkpoint,
-    share_a_world,
+    share_env,
 )
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.evaluation.statistics import aggregates
 from ebt_policy.evaluation.study_figures import save_figure, suite_overview
 from ebt_policy.evaluation.summary import (
@@ -70,7 +70,7 @@ class Suite:
 
 def evaluate_suite(
     checkpoints: list[str],
-    protocol: Protocol,
+    protocol: EvalConfig,
     suite: Suite,
     *,
     output: Path,
@@ -83,7 +83,7 @@ def evaluate_suite(
         CheckpointError, ConfigError: before anything is played.
     """
     by_task = load_suite(checkpoints, suite, device)
-    check_worlds(list(chain(*by_task.values())), videos=protocol.videos > 0)
+    check_envs(list(chain(*by_task.values())), videos=protocol.videos > 0)
     pieces = {
         (task, one.name): pieces_of(one, task, one.env_spec)
         for task, contestants in by_task.items()
@@ -109,7 +109,7 @@ def evaluate_suite(
 
 def load_suite(
     checkpoints: Sequence[str], suite: Suite, device: torch.device
-) -> dict[str, list[Contestant]]:
+) -> dict[str, list[EvalEntry]]:
     """Task -> its contestants, in the order of `checkpoints` and under the same names everywhere.
 
     Raises:
@@ -130,7 +130,7 @@ def load_suite(
         )
     by_task = {task: load_contestants(given, device) for task, given in texts.items()}
     for task, contestants in by_task.items():
-        if not share_a_world(contestants):
+        if not share_env(contestants):
             raise ConfigError(
                 f"suite= compares policies of one task, with equal time limits, but those given "
                 f"for {task} differ."
@@ -156,7 +156,7 @@ def _is_missing(text: str) -> bool:
 
 
 def _entry(
-    one: Contestant, runs: Sequence[Episodes], command: str
+    one: EvalEntry, runs: Sequence[Episodes], command: str
 ) -> tuple[dict[str, Any], Episodes]:
     """Summary and episodes of a policy on one task, as `evaluate` has them but for the latency."""
     rows = [

@@ -14,18 +14,18 @@ from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import fit_normalizer
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import Protocol
+from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.policies.base import Policy, build_policy
-from ebt_policy.policies.demonstrations import Task
-from ebt_policy.policies.vision import Vision
-from ebt_policy.training.task import Built, Job
+from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.policies.vision import VisionConfig
+from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
 
 console = Console()
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Protocol):
+class TrainingEvalConfig(EvalConfig):
     """The evaluation at the end (``episodes``: 0 for none), and rollouts while training."""
 
     rollout_episodes: int
@@ -36,16 +36,16 @@ class EvaluationConfig(Protocol):
             raise ConfigError(f"rollout_episodes must be at least 0, got {self.rollout_episodes}.")
 
 
-class PolicyJob(Job):
-    """See `Job`."""
+class PolicyTrainingTask(TrainingTask):
+    """See `TrainingTask`."""
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
-        self.task = Task.of(config)
-        self.evaluation = options(EvaluationConfig, config["evaluation"], "evaluation")
+        self.task = PolicyTaskConfig.of(config)
+        self.evaluation = options(TrainingEvalConfig, config["evaluation"], "evaluation")
         self.spec = self.task.env_spec()
         if self.task.cameras:  # says what is missing before anything is loaded
-            options(Vision, config["vision"] or {}, "vision")
+            options(VisionConfig, config["vision"] or {}, "vision")
         if self.evaluation.episodes or self.tries_out:
             self.spec.check(videos=self.evaluation.episodes > 0 and self.evaluation.videos > 0)
         self.episodes: Episodes | None = None
@@ -58,7 +58,7 @@ class PolicyJob(Job):
         self.episodes, note = self.task.demonstrations()
         return note
 
-    def build(self, device: torch.device) -> Built:
+    def build(self, device: torch.device) -> TrainingSetup:
         task, config, episodes = self.task, self.config, self.episodes
         assert episodes is not None
         training, held_out = task.split(episodes, config["seed"])
@@ -86,7 +86,7 @@ class PolicyJob(Job):
             policy.vision.load_pretrained()
         policy.config["demos"] = len(training) // (2 if task.mirror else 1)
         images = " (mirror images included)" if task.mirror else ""
-        return Built(
+        return TrainingSetup(
             policy.to(device),
             windows,
             None if held_out is None else task.windows(held_out, device),

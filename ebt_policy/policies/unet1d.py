@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ebt_policy.config import ConfigError
 from ebt_policy.energy.attention import sinusoidal
-from ebt_policy.policies.base import Shape
+from ebt_policy.policies.base import PolicyShape
 
 GROUPS = 2
 KERNEL = 5
@@ -51,7 +51,7 @@ class ConditionalUnet1d(nn.Module):
         channels: width of the first level; the others have twice and four times as many.
     """
 
-    def __init__(self, shape: Shape, channels: int) -> None:
+    def __init__(self, shape: PolicyShape, channels: int) -> None:
         super().__init__()
         if shape.horizon % 4:
             raise ConfigError(f"the U-Net needs a horizon divisible by 4, got {shape.horizon}.")
@@ -77,7 +77,7 @@ class ConditionalUnet1d(nn.Module):
         self.out = nn.Sequential(conv_block(inside, inside), nn.Conv1d(inside, shape.action_dim, 1))
 
     @classmethod
-    def of_size(cls, shape: Shape, parameters: int) -> Self:
+    def of_size(cls, shape: PolicyShape, parameters: int) -> Self:
         """The width whose parameter count is nearest to a given one."""
 
         def count(channels: int) -> int:

@@ -24,7 +24,7 @@ GROUP = 16  # channels that group normalisation takes together, as in Diffusion 
 
 
 @dataclass(frozen=True)
-class Vision:
+class VisionConfig:
     """How a policy sees, the section ``vision`` of a configuration.
 
     Args:
@@ -63,13 +63,13 @@ class VisionEncoder(nn.Module):
 
     Args:
         cameras: name -> [H, W].
-        how: see `Vision`.
+        how: see `VisionConfig`.
     """
 
-    def __init__(self, cameras: dict[str, list[int]], how: Vision) -> None:
+    def __init__(self, cameras: dict[str, list[int]], how: VisionConfig) -> None:
         super().__init__()
         self.how, self.cameras = how, list(cameras)
-        self.eyes = nn.ModuleList(Eye(size, how) for size in cameras.values())
+        self.eyes = nn.ModuleList(CameraEncoder(size, how) for size in cameras.values())
         self.features = 2 * how.keypoints * len(cameras)
 
     def draw(self, like: Tensor) -> Tensor:
@@ -98,10 +98,10 @@ class VisionEncoder(nn.Module):
             eye.get_submodule("backbone").load_state_dict(weights)
 
 
-class Eye(nn.Module):
+class CameraEncoder(nn.Module):
     """One camera's encoder: crop, shrink, backbone, spatial softmax."""
 
-    def __init__(self, size: list[int], how: Vision) -> None:
+    def __init__(self, size: list[int], how: VisionConfig) -> None:
         super().__init__()
         self.size, self.shrink = size, how.shrink
         self.window = [max(1, round(how.crop * side)) for side in size]
@@ -161,7 +161,7 @@ def spatial_softmax(responses: Tensor) -> Tensor:
     return torch.cat([(share.sum(2) * x).sum(-1), (share.sum(3) * y).sum(-1)], dim=-1)
 
 
-def make_backbone(how: Vision, *, download: bool = False) -> nn.Module:
+def make_backbone(how: VisionConfig, *, download: bool = False) -> nn.Module:
     """timm's model up to one feature map: (N, 3, h, w) -> [(N, channels, h', w')].
 
     Args:
@@ -186,7 +186,7 @@ def make_backbone(how: Vision, *, download: bool = False) -> nn.Module:
     return backbone
 
 
-class Pooled(nn.Module):
+class TimmFeatures(nn.Module):
     """A pretrained model of timm, such as DINOv2: images (N, 3, h, w) in [0, 1] -> (N, features).
 
     Args:

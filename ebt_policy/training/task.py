@@ -12,7 +12,7 @@ from ebt_policy.models.base import Model
 from ebt_policy.training.trainer import Data, TrainConfig
 
 
-class Built(NamedTuple):
+class TrainingSetup(NamedTuple):
     """An untrained model and its data, to train on and held out, and one line about them."""
 
     model: Model
@@ -21,7 +21,7 @@ class Built(NamedTuple):
     note: str
 
 
-class Job(ABC):
+class TrainingTask(ABC):
     """Something to train.
 
     Args:
@@ -45,7 +45,7 @@ class Job(ABC):
         return None
 
     @abstractmethod
-    def build(self, device: torch.device) -> Built:
+    def build(self, device: torch.device) -> TrainingSetup:
         """The model and its data on a device."""
 
     def tryout(self, model: Any) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ebt_policy.config import ConfigError
 from ebt_policy.io.paths import reason
 from ebt_policy.models.base import Model
-from ebt_policy.policies.vision import Pooled
+from ebt_policy.policies.vision import TimmFeatures
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 
 BATCH = 64  # frames at once
@@ -177,7 +177,7 @@ def frame_features(name: str, device: torch.device) -> FrameFeatures:
         ConfigError, CheckpointError: it cannot be had.
     """
     if name.startswith("timm:"):
-        return Backbone(Pooled(name.removeprefix("timm:")), device)
+        return Backbone(TimmFeatures(name.removeprefix("timm:")), device)
     folder = Path(name)
     if (folder / "checkpoints").is_dir() or (folder / "format_version").is_file():
         return Latents(Autoencoder.from_checkpoint(folder).net, device)

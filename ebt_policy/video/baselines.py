@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from ebt_policy.energy.candidate_space import squared_error
-from ebt_policy.energy.causal import CausalTransformer, Observed
+from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.no_energy import NoEnergyMixin
 from ebt_policy.video.model import (
     VIDEO_MODELS,
     EnergyVideoModel,
-    Foreseen,
+    FramePrediction,
     VideoModel,
     mean_square,
 )
@@ -26,7 +26,7 @@ class VideoTransformerPP(VideoModel):
 
     name = "transformer_pp"
 
-    def __init__(self, features: int, context: int, size: Size) -> None:
+    def __init__(self, features: int, context: int, size: TransformerConfig) -> None:
         super().__init__(features, context, CausalTransformer(size, guesses=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -37,9 +37,9 @@ class VideoTransformerPP(VideoModel):
         found = self.change_out(self.observe(frames[:, :-1]).last)
         return squared_error(found, self.changes(frames)).mean(), {}
 
-    def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
+    def predict(self, observed: EncodedContext, generator: Generators = None) -> FramePrediction:
         changes = self.change_out(observed.last)
-        return Foreseen(changes, {"change": mean_square(changes)})
+        return FramePrediction(changes, {"change": mean_square(changes)})
 
 
 @VIDEO_MODELS.register("refiner")

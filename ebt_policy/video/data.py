@@ -39,7 +39,7 @@ class Clip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Footage:
+class VideoDataset:
     """A set of videos.
 
     Attributes:
@@ -88,7 +88,7 @@ def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
 
 
-def load_g1(height: int, width: int, every: int) -> Footage:
+def load_g1(height: int, width: int, every: int) -> VideoDataset:
     """A real Unitree G1's head camera while it picks up a bottle: 93 episodes at 6 Hz.
 
     Raises:
@@ -115,13 +115,13 @@ def load_g1(height: int, width: int, every: int) -> Footage:
     for number in np.unique(episode):
         of = np.stack([frames[i] for i in np.flatnonzero(episode == number)[::every]])
         clips.append(Clip(resized(of, height, width), f"g1 episode {number}"))
-    return Footage("g1", split(clips), f"from {files[0]}", rate / every)
+    return VideoDataset("g1", split(clips), f"from {files[0]}", rate / every)
 
 
 def load_own(
     paths: Sequence[str], height: int, width: int, every: int, *, shortest: int = 1,
     whole: bool = False, skip_damaged: bool = False,
-) -> Footage:  # fmt: skip
+) -> VideoDataset:  # fmt: skip
     """Load video files, or folders of them.
 
     Args:
@@ -164,7 +164,7 @@ def load_own(
     else:
         parts = split(clips, held_out_by_name(files, ["validation", "test"]))
     origin = f"from {len(files)} files{left_out(damaged + short)}".removesuffix(".")
-    return Footage(Path(paths[0]).stem, parts, origin, slow)
+    return VideoDataset(Path(paths[0]).stem, parts, origin, slow)
 
 
 def read_video(file: Path, height: int, width: int, every: int) -> tuple[np.ndarray, float]:

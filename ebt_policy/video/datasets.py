@@ -23,7 +23,7 @@ from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.render_cache import observations
 from ebt_policy.io.array_cache import cached_array
 from ebt_policy.video.autoencoder import FrameFeatures
-from ebt_policy.video.data import Clip, Footage, load_g1, load_own, resized, split
+from ebt_policy.video.data import Clip, VideoDataset, load_g1, load_own, resized, split
 
 PUSH_T = EnvSpec("ebt_policy/PushTImage-v0", 300)
 PUSH_T_DEMOS: dict[str, Literal["expert"] | None] = {"push_t": None, "push_t_expert": "expert"}
@@ -32,7 +32,7 @@ PUSH_T_RATE = 10.0  # Hz, of the recorded states
 
 
 @dataclass(frozen=True)
-class VideoTask:
+class VideoTaskConfig:
     """The section ``task`` of a video model's configuration.
 
     Args:
@@ -61,7 +61,7 @@ class VideoTask:
                 raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
 
 
-def load_footage(task: VideoTask) -> Footage:
+def load_footage(task: VideoTaskConfig) -> VideoDataset:
     """The videos of a task: ``task.videos`` is ``g1`` (a real robot's camera), ``push_t`` (drawn
     from the recorded states of demonstrations), ``push_t_expert`` (of those that are shipped) or
     None for the first of these that there is; ``task.path`` files of one's own, or folders of them.
@@ -73,7 +73,7 @@ def load_footage(task: VideoTask) -> Footage:
     return _load(task.videos, paths, False, *_how(task))
 
 
-def other_footage(task: VideoTask, given: str) -> Footage:
+def other_footage(task: VideoTaskConfig, given: str) -> VideoDataset:
     """Videos to test on that are not those of the training: a name as ``task.videos``, of which the
     test part counts, or a path, all of which does; in the frames of the task.
 
@@ -87,7 +87,7 @@ def other_footage(task: VideoTask, given: str) -> Footage:
     return _load(given, (), False, *_how(task))
 
 
-def _how(task: VideoTask) -> tuple[int, int, int, int, bool]:
+def _how(task: VideoTaskConfig) -> tuple[int, int, int, int, bool]:
     return task.height, task.width, task.every, task.context + 1, task.skip_damaged
 
 
@@ -95,7 +95,7 @@ def _how(task: VideoTask) -> tuple[int, int, int, int, bool]:
 def _load(
     name: str | None, paths: tuple[str, ...], whole: bool, height: int, width: int, every: int,
     shortest: int, skip_damaged: bool,
-) -> Footage:  # fmt: skip
+) -> VideoDataset:  # fmt: skip
     if paths:
         return load_own(
             paths, height, width, every, shortest=shortest, whole=whole, skip_damaged=skip_damaged
@@ -113,10 +113,10 @@ def _load(
     seen = observations(PUSH_T, episodes.arrays["state"][np.concatenate(kept)])["image"]
     parts = np.split(seen, np.cumsum([len(rows) for rows in kept])[:-1])
     clips = [Clip(resized(of, height, width), f"episode {i}") for i, of in enumerate(parts)]
-    return Footage(name, split(clips), f"drawn, {origin}", PUSH_T_RATE / every)
+    return VideoDataset(name, split(clips), f"drawn, {origin}", PUSH_T_RATE / every)
 
 
-def featured(
+def encode_clips(
     parts: Mapping[str, Sequence[Clip]], features: FrameFeatures
 ) -> dict[str, list[Tensor]]:
     """Features (T, F) of all clips; made once, and kept in the cache folder."""

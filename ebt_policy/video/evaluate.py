@@ -29,15 +29,15 @@ from ebt_policy.config import ConfigError, options
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.evaluation.detection import Samples, auroc
 from ebt_policy.evaluation.entries import (
-    facts_of,
+    entry_metadata,
     first_of_runs,
     load_entries,
-    made_by,
+    metadata_rows,
     runs_of,
     training_figures,
 )
 from ebt_policy.evaluation.image_figures import (
-    Strip,
+    ImageRow,
     image_grid,
     over_places,
     png,
@@ -45,10 +45,10 @@ from ebt_policy.evaluation.image_figures import (
 )
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.report import write_report
-from ebt_policy.evaluation.result_cache import PieceLog, fingerprint
+from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
 from ebt_policy.evaluation.summary import (
-    Shown,
+    ReportSpec,
     format_count,
     format_estimate,
     markdown_table,
@@ -62,8 +62,8 @@ from ebt_policy.video.autoencoder import (
     frame_features,
     signed,
 )
-from ebt_policy.video.data import Clip, Footage, FrameWindows
-from ebt_policy.video.datasets import VideoTask, featured, load_footage, other_footage
+from ebt_policy.video.data import Clip, FrameWindows, VideoDataset
+from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage, other_footage
 from ebt_policy.video.model import EnergyVideoModel, VideoModel, mean_square
 
 console = Console()
@@ -78,7 +78,7 @@ LONGEST = 64  # frames of a rollout
 TALL = 192  # px of frames in the film
 
 
-class Tested(NamedTuple):
+class EvalSet(NamedTuple):
     """Clips that were not learned from.
 
     Attributes:
@@ -100,26 +100,26 @@ class Tested(NamedTuple):
     digest: str
 
 
-class Found(NamedTuple):
+class PredictionErrors(NamedTuple):
     """Errors (N, S) of what a model foresaw, and its signals (N, S)."""
 
     errors: np.ndarray
     signals: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, kept: Mapping[str, Any]) -> Found:
+    def of(cls, kept: Mapping[str, Any]) -> PredictionErrors:
         """As the log has it."""
         signals = {name: np.array(values) for name, values in kept["signals"].items()}
         return cls(np.array(kept["errors"]), signals)
 
 
-def tested(model: VideoModel, other: str | None, device: torch.device) -> Tested:
+def tested(model: VideoModel, other: str | None, device: torch.device) -> EvalSet:
     """The test clips of a model's training, or `other_footage`.
 
     Raises:
         VideoError, ConfigError: they, or their features, cannot be had.
     """
-    task = options(VideoTask, model.config["task"], "task")
+    task = options(VideoTaskConfig, model.config["task"], "task")
     footage = load_footage(task) if other is None else other_footage(task, other)
     encoder = frame_features(str(task.features), device)
     if encoder.digest != model.encoder:
@@ -127,16 +127,18 @@ def tested(model: VideoModel, other: str | None, device: torch.device) -> Tested
             f"{task.features} is not what made the features that the model learned from; put that "
             "back, or train anew."
         )
-    features = featured({"test": footage.parts["test"]}, encoder)["test"]
+    features = encode_clips({"test": footage.parts["test"]}, encoder)["test"]
     windows = FrameWindows(features, model.context, stride=model.context, device=device)
     clips = len(np.unique(windows.clip.numpy()))  # those that are long enough
     about = {"videos": footage.name, "clips": clips, "context": model.context}
     read = sha256(windows.frames.cpu().numpy().tobytes() + windows.starts.numpy().tobytes())
     digest = f"{read.hexdigest()[:16]} context {model.context}"
-    return Tested(footage.parts["test"], features, windows, encoder, about, footage.rate_hz, digest)
+    return EvalSet(
+        footage.parts["test"], features, windows, encoder, about, footage.rate_hz, digest
+    )
 
 
-def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
+def foreseen(model: VideoModel, windows: FrameWindows) -> PredictionErrors:
     """Errors and signals of a model on windows."""
     generator = torch.Generator().manual_seed(0)
     errors, signals = [], []
@@ -146,7 +148,7 @@ def foreseen(model: VideoModel, windows: FrameWindows) -> Found:
         errors.append(error.cpu())
         signals.append(signal)
     every = {name: torch.cat([one[name] for one in signals]).cpu().numpy() for name in signals[0]}
-    return Found(torch.cat(errors).numpy(), every)
+    return PredictionErrors(torch.cat(errors).numpy(), every)
 
 
 def repeated(model: VideoModel, windows: FrameWindows) -> np.ndarray:
@@ -177,7 +179,7 @@ def evaluate_video(
     contestants = load_entries(VideoModel, checkpoints, device)
     tests = {name: tested(models[0], footage, device) for name, models in contestants.items()}
     output.mkdir(parents=True, exist_ok=True)
-    log = PieceLog(output / "foreseen.jsonl", "found")
+    log = ResultCache(output / "foreseen.jsonl", "found")
     entries, tables = [], {}
     with progress_bar() as bar:
         for text, (name, models) in zip(checkpoints, contestants.items(), strict=True):
@@ -185,12 +187,12 @@ def evaluate_video(
             prints = [fingerprint(run) for run in runs_of(text)]
             found = []
             for checkpoint, model in zip(prints, models, strict=True):
-                found.append(Found.of(_once(log, _foreseen, checkpoint, model, test)))
+                found.append(PredictionErrors.of(_once(log, _foreseen, checkpoint, model, test)))
                 bar.advance(task)
             tables[name] = np.stack([by_clip(one.errors, test.windows) for one in found])
             still = repeated(models[0], test.windows)
             entry = {
-                **made_by(name, models, command),
+                **entry_metadata(name, models, command),
                 **test.about,
                 "error": mean_ci(tables[name]),
                 "repeating": mean_ci(by_clip(still, test.windows)),
@@ -225,8 +227,8 @@ def evaluate_video(
 
 
 def _once(
-    log: PieceLog, what: Callable[[VideoModel, Tested], Any], checkpoint: str, model: VideoModel,
-    test: Tested,
+    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str, model: VideoModel,
+    test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a checkpoint (its fingerprint), or else measured and written there."""
     identity = {
@@ -238,17 +240,17 @@ def _once(
     return log.once(identity, lambda: what(model, test))
 
 
-def _foreseen(model: VideoModel, test: Tested) -> dict[str, Any]:
+def _foreseen(model: VideoModel, test: EvalSet) -> dict[str, Any]:
     errors, signals = foreseen(model, test.windows)
     return {"errors": errors.tolist(), "signals": {k: x.tolist() for k, x in signals.items()}}
 
 
-def _errors_of_clips(model: VideoModel, test: Tested) -> list[float]:
+def _errors_of_clips(model: VideoModel, test: EvalSet) -> list[float]:
     return by_clip(foreseen(model, test.windows).errors, test.windows).tolist()
 
 
 def _thinking(
-    log: PieceLog, checkpoints: Sequence[str], models: Sequence[Any], test: Tested
+    log: ResultCache, checkpoints: Sequence[str], models: Sequence[Any], test: EvalSet
 ) -> dict[str, Any]:
     """What more steps bring."""
     how, longer = models[0].inference, []
@@ -262,7 +264,7 @@ def _thinking(
     return {"steps": how.steps, "longer": longer}
 
 
-def _told(found: Sequence[Found], windows: FrameWindows) -> dict[str, Any]:
+def _told(found: Sequence[PredictionErrors], windows: FrameWindows) -> dict[str, Any]:
     """Signal -> how well it tells the frames that are hard to foresee, area under the ROC curve."""
     clip = np.repeat(windows.clip.numpy(), found[0].errors.shape[1])
     hard = [one.errors.ravel() > np.quantile(one.errors, 1 - HARD) for one in found]
@@ -277,7 +279,7 @@ def _told(found: Sequence[Found], windows: FrameWindows) -> dict[str, Any]:
     }
 
 
-def _paired(tables: Mapping[str, np.ndarray], tests: Mapping[str, Tested]) -> list[dict[str, Any]]:
+def _paired(tables: Mapping[str, np.ndarray], tests: Mapping[str, EvalSet]) -> list[dict[str, Any]]:
     """Differences of those that foresaw the same frames in the same units."""
     return [
         {"a": a, "b": b, "metric": "error", **paired_difference(tables[a], tables[b])}
@@ -287,7 +289,7 @@ def _paired(tables: Mapping[str, np.ndarray], tests: Mapping[str, Tested]) -> li
 
 
 def _pictures(
-    contestants: Mapping[str, Sequence[VideoModel]], tests: Mapping[str, Tested], output: Path
+    contestants: Mapping[str, Sequence[VideoModel]], tests: Mapping[str, EvalSet], output: Path
 ) -> Any:
     """``strips.png`` and ``rollouts.mp4`` of the longest clips; None without a way back to frames.
 
@@ -322,7 +324,7 @@ def _pictures(
                 rows[f"{name}, rollout"] = decoded[at]
             for name, of in rows.items():
                 images = list(signed(torch.from_numpy(of)))
-                strips.append(Strip(name, images, [f"frame {k}" for k in at]))
+                strips.append(ImageRow(name, images, [f"frame {k}" for k in at]))
             for k in range(start, stop):
                 add(side_by_side({name: of[k] for name, of in film.items()}, TALL))
     grid = image_grid(strips)
@@ -330,7 +332,7 @@ def _pictures(
     return grid
 
 
-def _same_frames(one: Tested, other: Tested) -> bool:
+def _same_frames(one: EvalSet, other: EvalSet) -> bool:
     pairs = zip(one.clips, other.clips, strict=False)
     return one.about == other.about and all(np.array_equal(a.frames, b.frames) for a, b in pairs)
 
@@ -341,7 +343,7 @@ def _each_next(model: VideoModel, frames: Tensor, at: np.ndarray) -> list[Tensor
 
 
 def evaluate_autoencoder(
-    run: Path, footage: Footage, output: Path, device: torch.device
+    run: Path, footage: VideoDataset, output: Path, device: torch.device
 ) -> dict[str, Any]:
     """What is left of test frames after an autoencoder: PSNR by clip, and ``frames.png``."""
     encoder = Latents(Autoencoder.from_checkpoint(run).net, device)
@@ -353,7 +355,7 @@ def evaluate_autoencoder(
         ratios.append(float(psnr(pair[1], pair[0]).mean()))
         at = np.unique(np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int))
         for name, images in zip(("frames", "decoded"), pair, strict=True):
-            strips.append(Strip(name, list(images[at]), []))
+            strips.append(ImageRow(name, list(images[at]), []))
     output.mkdir(parents=True, exist_ok=True)
     result = {"psnr": mean_ci(ratios), "videos": footage.name}
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
@@ -375,10 +377,10 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     what = f"{entry['videos']}, {entry['clips']} test clips, context {entry['context']}"
-    return [("videos", what), *facts_of(entry)]
+    return [("videos", what), *metadata_rows(entry)]
 
 
-VIDEO = Shown(
+VIDEO = ReportSpec(
     header=("model", "params", "steps", "error", "error of repeating the last frame",
             *(f"hard frames told by {name}, AUROC" for name in SIGNALS)),
     row=_row,

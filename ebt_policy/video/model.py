@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from ebt_policy.config import ConfigError, options
-from ebt_policy.energy import Mirror
-from ebt_policy.energy.candidate_space import Space, squared_error
-from ebt_policy.energy.causal import CausalTransformer, Observed
+from ebt_policy.energy import MirrorMap
+from ebt_policy.energy.candidate_space import CandidateSpace, squared_error
+from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.energy.two_stream import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.base import Model
 from ebt_policy.models.building import build_model, build_size
-from ebt_policy.models.energy_model import Thinking
-from ebt_policy.models.sequence_energy import SequenceLandscape
+from ebt_policy.models.energy_model import DescentInference
+from ebt_policy.models.sequence_energy import SequenceEnergyModel
 from ebt_policy.registry import Registry
 
 
-class Foreseen(NamedTuple):
+class FramePrediction(NamedTuple):
     """What a model foresees at each place of a sequence.
 
     Attributes:
@@ -96,12 +96,12 @@ class VideoModel(Model):
         """Of normalised frames (B, S + 1, F): (B, S, F)."""
         return frames.diff(dim=1) / self.step
 
-    def observe(self, sequence: Tensor) -> Observed:
+    def observe(self, sequence: Tensor) -> EncodedContext:
         """Normalised frames (B, S, F)."""
         return self.net.observe(self.frame_in(sequence))
 
     @abstractmethod
-    def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
+    def predict(self, observed: EncodedContext, generator: Generators = None) -> FramePrediction:
         """What comes after each frame that was new."""
 
     def errors(
@@ -119,7 +119,7 @@ class VideoModel(Model):
         with torch.no_grad():
             for _ in range(length):
                 seen = self.observe(frames[:, -self.context :])
-                last = Observed(seen.keys_values, seen.last[:, -1:])
+                last = EncodedContext(seen.keys_values, seen.last[:, -1:])
                 change = self.predict(last, generator).changes
                 frames = torch.cat([frames, frames[:, -1:] + self.step * change], dim=1)
         return frames[:, -length:]
@@ -143,7 +143,7 @@ def build_video_model(config: dict[str, Any]) -> Any:
 
     Args:
         config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with
-            its ``context``, ``size`` (see `Size`), ``features``, their number, and ``objective``
+            its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and ``objective``
             for those that have guesses.
 
     Raises:
@@ -157,7 +157,7 @@ def build_video_model(config: dict[str, Any]) -> Any:
 
 
 @VIDEO_MODELS.register("ebt")
-class EnergyVideoModel(VideoModel, SequenceLandscape):
+class EnergyVideoModel(VideoModel, SequenceEnergyModel):
     """The change x to the next frame descends
 
         E(x) = -<e(x), f(e(x))> + c |x|^2 / 2,   e(x) = c W^T x, f the network, c = 1 / sqrt(F),
@@ -168,7 +168,7 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
     Args:
         features, context: as in `VideoModel`.
         size: the size dial.
-        inference: options of `Thinking`.
+        inference: options of `DescentInference`.
         objective: how the landscape is learned.
     """
 
@@ -176,7 +176,7 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
         self,
         features: int,
         context: int,
-        size: Size,
+        size: TransformerConfig,
         *,
         inference: dict[str, Any],
         objective: Objective,
@@ -184,8 +184,10 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
         net = CausalTransformer(size, level=objective.level_conditioned)
         super().__init__(features, context, net)
         self.objective, self.small = objective, features**-0.5
-        objective.space = Space(squared_error, Mirror(self.seen, self.moved, self.potential))
-        self.inference = options(Thinking, inference, "model.inference")
+        objective.space = CandidateSpace(
+            squared_error, MirrorMap(self.seen, self.moved, self.potential)
+        )
+        self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
     def seen(self, changes: Tensor) -> Tensor:
@@ -203,10 +205,10 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
     def target(self, batch: dict[str, Any]) -> Tensor:
         return self.changes(batch["frames"])
 
-    def like(self, observed: Observed, units: int) -> Tensor:
+    def like(self, observed: EncodedContext, units: int) -> Tensor:
         return observed.last.new_zeros(len(observed.last), units, self.features)
 
-    def predict(self, observed: Observed, generator: Generators = None) -> Foreseen:
+    def predict(self, observed: EncodedContext, generator: Generators = None) -> FramePrediction:
         found = self.think(observed, generator)
         signals = {
             "change": mean_square(found.candidate),
@@ -214,7 +216,7 @@ class EnergyVideoModel(VideoModel, SequenceLandscape):
         }
         if self.has_energy:
             signals["energy"] = found.energies[-1]
-        return Foreseen(found.candidate, signals)
+        return FramePrediction(found.candidate, signals)
 
 
 def mean_square(x: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from ebt_policy.config import options
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
-from ebt_policy.training.task import Built, Job
+from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
 from ebt_policy.video.autoencoder import frame_features
-from ebt_policy.video.data import PIECES, Footage, Frames, FrameWindows, VideoError
-from ebt_policy.video.datasets import VideoTask, featured, load_footage
+from ebt_policy.video.data import PIECES, Frames, FrameWindows, VideoDataset, VideoError
+from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage
 from ebt_policy.video.evaluate import evaluate_autoencoder, evaluate_video
 from ebt_policy.video.model import build_video_model
 
@@ -40,15 +40,15 @@ class VideoEvaluation:
     final: bool
 
 
-class VideoJob(Job):
-    """See `Job`."""
+class VideoTrainingTask(TrainingTask):
+    """See `TrainingTask`."""
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
-        self.task = options(VideoTask, config["task"], "task")
+        self.task = options(VideoTaskConfig, config["task"], "task")
         self.evaluation = options(VideoEvaluation, config["evaluation"], "evaluation")
         self.of_frames = config["model"]["name"] == "autoencoder"
-        self.footage: Footage | None = None
+        self.footage: VideoDataset | None = None
         self.features = self.task.features
 
     def fetch(self) -> str:
@@ -85,17 +85,17 @@ class VideoJob(Job):
             "train": {**self.config["train"], **FIRST},
         }  # fmt: skip
 
-    def build(self, device: torch.device) -> Built:
+    def build(self, device: torch.device) -> TrainingSetup:
         assert self.footage is not None
         parts, context = self.footage.parts, self.task.context
         if self.of_frames:
             torch.manual_seed(self.config["seed"])
             model = build_video_model(self.config)
             frames, held_out = (Frames(parts[p], device) for p in ("train", "validation"))
-            return Built(model.to(device), frames, held_out, f"{len(frames):,} frames")
+            return TrainingSetup(model.to(device), frames, held_out, f"{len(frames):,} frames")
         assert self.features is not None
         encoder = frame_features(self.features, device)
-        clips = featured(parts, encoder)
+        clips = encode_clips(parts, encoder)
         data = FrameWindows(clips["train"], context, device=device)
         held_out = FrameWindows(clips["validation"], context, stride=context, device=device)
         features = data.frames.shape[1]
@@ -109,7 +109,7 @@ class VideoJob(Job):
             task["videos"] = self.footage.name
         model.config["task"] = task
         note = f"{len(data):,} windows of {features} features a frame"
-        return Built(model.to(device), data, held_out, note)
+        return TrainingSetup(model.to(device), data, held_out, note)
 
     @property
     def tries_out(self) -> bool:
@@ -125,7 +125,7 @@ class VideoJob(Job):
                 evaluate_video([str(run_dir)], output=output, device=device, command=command)
 
 
-def _check_lengths(footage: Footage, context: int) -> None:
+def _check_lengths(footage: VideoDataset, context: int) -> None:
     """Before anything is trained.
 
     Raises:
