@@ -24,8 +24,8 @@ from pymunk import Vec2d
 from pymunk.space_debug_draw_options import SpaceDebugColor
 from shapely import MultiPolygon
 
-from ebt_policy.data.push_t import observation
 from ebt_policy.envs.perturbations import Kind
+from ebt_policy.envs.push_t_geometry import observation
 
 SIZE = 512.0  # side of the square workspace, px
 SEEN = 96  # side of the frames that a policy sees, px: Diffusion Policy's

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from ebt_policy.data.robomimic import (
+from ebt_policy.envs.manipulation import Expert, ManipulationEnv
+from ebt_policy.envs.rendering import choose_backend
+from ebt_policy.envs.robosuite_tasks import (
     RATE_HZ,
     SCENES,
     absolute_actions,
@@ -22,8 +24,6 @@ from ebt_policy.data.robomimic import (
     layout,
     observation,
 )
-from ebt_policy.envs.manipulation import Expert, ManipulationEnv
-from ebt_policy.envs.rendering import choose_backend
 
 choose_backend()  # robosuite imports MuJoCo
 logging.disable(logging.WARNING)  # it tells each program of files and robots that it does without
@@ -39,9 +39,9 @@ VERSION = "1.5"  # of robosuite, the layout of its observations
 
 
 class RobosuiteEnv(ManipulationEnv):
-    """One of `ebt_policy.data.robomimic.SCENES`.
+    """One of `ebt_policy.envs.robosuite_tasks.SCENES`.
 
-    Observation: see `ebt_policy.data.robomimic.observation`.
+    Observation: see `ebt_policy.envs.robosuite_tasks.observation`.
     Action, for each arm: "delta", (7,) in [-1, 1]: translation (1 is 5 cm), rotation vector (1 is
     0.5 rad), gripper (-1 opens, 1 closes); or "absolute", (10,): the goal of the same, position (m)
     and two columns of the rotation matrix, gripper. All in the frame of the world.

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.envs import rendering as headless
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.render_cache import observations
 from ebt_policy.envs.rendering import RenderingError
 from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
@@ -196,14 +196,16 @@ def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     states, _ = play(made(name), 3, steps=2)
     spec = EnvSpec(f"ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32})
-    shown = observations(spec, states)
+    shown = rendered_observations(spec, states)
     assert shown["agentview"].shape == (3, 32, 32, 3) and shown["obs"].shape == (3, 9)
     env = spec.make()
     obs, _ = env.reset(seed=8, options={"state": states[1]})
     np.testing.assert_array_equal(obs["agentview"], shown["agentview"][1])
     env.close()
-    monkeypatch.setattr("ebt_policy.envs.render_cache._draw", lambda *_: pytest.fail("drawn again"))
-    np.testing.assert_array_equal(observations(spec, states)["obs"], shown["obs"])
+    monkeypatch.setattr(
+        "ebt_policy.data.render_cache.render_states", lambda *_: pytest.fail("drawn again")
+    )
+    np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], shown["obs"])
 
 
 # -- which OpenGL -------------------------------------------------------------------------------

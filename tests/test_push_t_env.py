@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ebt_policy.envs  # noqa: F401  registers the environment
-from ebt_policy.data.push_t import observation
 from ebt_policy.envs.push_t import PushTEnv, seeded_state
+from ebt_policy.envs.push_t_geometry import observation
 
 GOAL = np.array([100.0, 100.0, 256.0, 256.0, np.pi / 4])  # the block on the goal
 DATA = os.environ.get("EBT_POLICY_DATA")

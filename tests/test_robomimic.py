@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from ebt_policy.data.episodes import EpisodeError
-from ebt_policy.data.robomimic import (
+from ebt_policy.data.robomimic import load_robomimic
+from ebt_policy.envs.robosuite_tasks import (
     FLANGE,
     SCENES,
     from_six_dimensional,
     layout,
-    load_robomimic,
     observation,
     to_six_dimensional,
 )

@@ -21,10 +21,10 @@ import ebt_policy.envs  # noqa: F401  registers the environments
 from ebt_policy.config import ConfigError
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.push_t import mirrored
+from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.push_t import PushTEnv
-from ebt_policy.envs.render_cache import observations
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.eval import batch_one_latency
 from ebt_policy.io.download import cache_dir
@@ -303,10 +303,10 @@ def _frames_apart(tmp_path_factory):
 
 def test_damaged_kept_frames_are_drawn_again():
     states = np.tile(np.array([100.0, 100.0, 256.0, 256.0, 0.5]), (2, 1))
-    first = observations(PIXELS, states)
+    first = rendered_observations(PIXELS, states)
     (kept,) = (p for p in (cache_dir() / "frames").glob("*.npz") if same(p, first))
     kept.write_bytes(kept.read_bytes()[:100])
-    np.testing.assert_array_equal(observations(PIXELS, states)["image"], first["image"])
+    np.testing.assert_array_equal(rendered_observations(PIXELS, states)["image"], first["image"])
     assert same(kept, first)
 
 
@@ -337,10 +337,10 @@ def test_demonstrations_look_as_the_environment_does():
         np.testing.assert_array_equal(env._render(), obs["image"])  # gym-pusht's resizing
         obs, _, _, _, info = env.step(np.array([200.0, 300.0]))
         states.append(info["state"])
-    shown = observations(PIXELS, np.stack(states[:5]))
+    shown = rendered_observations(PIXELS, np.stack(states[:5]))
     np.testing.assert_array_equal(shown["image"], np.stack(drawn))
     np.testing.assert_allclose(shown["obs"], np.stack(states[:5])[:, :2], rtol=1e-6)
-    again = observations(PIXELS, np.stack(states[:5]))  # from the cache
+    again = rendered_observations(PIXELS, np.stack(states[:5]))  # from the cache
     np.testing.assert_array_equal(again["image"], shown["image"])
     assert len({frame.tobytes() for frame in drawn}) == 5
 
@@ -349,8 +349,10 @@ def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
     episodes, _ = PolicyTaskConfig.of(
         {"task": {**compose_config()["task"], "path": str(demonstrations)}}
     ).demonstrations()
-    frames = observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
-    images = observations(PIXELS, mirrored(episodes).arrays["state"])["image"].astype(float)
+    frames = rendered_observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
+    images = rendered_observations(PIXELS, mirrored(episodes).arrays["state"])["image"].astype(
+        float
+    )
     flipped = frames.transpose(0, 2, 1, 3)[:, ::-1, ::-1]  # at the line x + y = 512
     assert np.abs(images - flipped).mean() < 0.5 < 2 < np.abs(images - frames).mean()
 

@@ -17,29 +17,13 @@ import numpy as np
 
 from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
+from ebt_policy.envs.push_t_geometry import GOAL, observation
 from ebt_policy.io.download import DownloadError, cache_dir, fetch
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 # The archive has no published checksum, so its content is checked: see `content_digest`.
 HUMAN_DIGEST = "095007df5123ff64d0ef28170c5ee8c71acb85423ef6305c0d7f6e6b4aaf728c"
 
-# Keypoints of the T in its own frame, px, shape (9, 2): fitted to the human demonstrations'
-# recorded keypoints (mean absolute difference below 0.05 px).
-KEYPOINTS = np.array(
-    [
-        [9.26978651, 90.04097386],
-        [-60.98347195, -1.18673018],
-        [60.91275546, -1.39336347],
-        [-0.27050367, 25.54362508],
-        [-14.06492744, 122.81585387],
-        [39.00273833, 32.85740441],
-        [-39.9664144, 32.72965538],
-        [-16.82434402, 62.86317907],
-        [23.54146135, -1.70028786],
-    ]
-)
-
-GOAL = np.array([256.0, 256.0, np.pi / 4])  # where the block is to be: x, y (px), angle (rad)
 
 # What a file of Push-T episodes says of itself.
 ATTRS: dict[str, Any] = {
@@ -47,26 +31,6 @@ ATTRS: dict[str, Any] = {
     "units": {"state": "px, px, px, px, rad", "action": "px"},
     "roles": {"state": "state", "action": "action"},
 }
-
-
-def keypoints(state: np.ndarray) -> np.ndarray:
-    """Scene positions (..., 9, 2), px, of the T's keypoints: R(angle) local + block position."""
-    state = np.asarray(state, dtype=np.float64)
-    if state.ndim == 0 or state.shape[-1] != 5:
-        raise ValueError(f"A Push-T state has 5 numbers, got an array of shape {state.shape}.")
-    cos, sin = np.cos(state[..., 4, None]), np.sin(state[..., 4, None])
-    x, y = KEYPOINTS.T
-    rotated = np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
-    return rotated + state[..., None, 2:4]
-
-
-def observation(state: np.ndarray) -> np.ndarray:
-    """Observation (..., 20), float32, px, of state (..., 5): keypoints flattened, then agent."""
-    points = keypoints(state)
-    agent = np.asarray(state, dtype=np.float64)[..., :2]
-    return np.concatenate([points.reshape(*points.shape[:-2], 18), agent], axis=-1).astype(
-        np.float32
-    )
 
 
 def mirror(points: np.ndarray) -> np.ndarray:

@@ -148,14 +148,14 @@ class PolicyTaskConfig:
         """Windows of episodes, of the horizons of this task."""
         arrays, cameras = episodes.arrays, self.cameras or []
         if cameras:
-            from ebt_policy.envs.render_cache import observations  # loads the simulator
+            from ebt_policy.data.render_cache import rendered_observations  # loads the simulator
 
             if "state" not in arrays:
                 raise ConfigError(
                     f"the demonstrations of {self.name} have no states to draw frames from; leave "
                     "task.cameras out."
                 )
-            arrays = {**arrays, **observations(self.env_spec(), arrays["state"])}
+            arrays = {**arrays, **rendered_observations(self.env_spec(), arrays["state"])}
         return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
 
     def env_spec(self) -> EnvSpec:

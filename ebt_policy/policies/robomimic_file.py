@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.robomimic import RATE_HZ, ROBOSUITE, ROBOT, from_six_dimensional
+from ebt_policy.data.robomimic import ROBOSUITE, ROBOT
 from ebt_policy.envs.robosuite_env import RobosuiteEnv, controllers, robosuite
+from ebt_policy.envs.robosuite_tasks import RATE_HZ, from_six_dimensional
 
 VALIDATION = 0.1  # fraction of the demonstrations in the subset "valid"
 
@@ -31,7 +32,7 @@ def write_robomimic(
     The file has its name once it is whole.
 
     Args:
-        scene: a key of `ebt_policy.data.robomimic.SCENES`.
+        scene: a key of `ebt_policy.envs.robosuite_tasks.SCENES`.
         on_progress: called with the number of finished demonstrations.
     """
     path = Path(path)

@@ -19,8 +19,8 @@ from torch import Tensor
 from ebt_policy.config import ConfigError
 from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.push_t import load_push_t
+from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.render_cache import observations
 from ebt_policy.io.array_cache import cached_array
 from ebt_policy.video.autoencoder import FrameFeatures
 from ebt_policy.video.data import Clip, VideoDataset, load_g1, load_own, resized, split
@@ -110,7 +110,7 @@ def _load(
     episodes, origin = load_push_t(demos=PUSH_T_DEMOS[name])
     lengths = zip(episodes.ends, episodes.lengths, strict=True)
     kept = [np.arange(end - length, end, every) for end, length in lengths]
-    seen = observations(PUSH_T, episodes.arrays["state"][np.concatenate(kept)])["image"]
+    seen = rendered_observations(PUSH_T, episodes.arrays["state"][np.concatenate(kept)])["image"]
     parts = np.split(seen, np.cumsum([len(rows) for rows in kept])[:-1])
     clips = [Clip(resized(of, height, width), f"episode {i}") for i, of in enumerate(parts)]
     return VideoDataset(name, split(clips), f"drawn, {origin}", PUSH_T_RATE / every)

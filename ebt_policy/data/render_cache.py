@@ -8,51 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.render_states import render_states
 from ebt_policy.io.download import cache_dir
 
-LOOK = 2  # to be raised when environments draw differently: frames that are kept are old then
+RENDER_VERSION = (
+    2  # to be raised when environments draw differently: frames that are kept are old then
+)
 
 
-def observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
+def rendered_observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
     """Observations of states (N, S): "obs" (N, Do) and under each camera's name (N, H, W, 3) uint8.
 
     Drawn once and kept in the cache folder, as drawing may take minutes.
     """
     digest = hashlib.sha256(np.ascontiguousarray(states).tobytes())
-    digest.update(repr((LOOK, spec.env_id, sorted(spec.kwargs.items()))).encode())
+    digest.update(repr((RENDER_VERSION, spec.env_id, sorted(spec.kwargs.items()))).encode())
     file = cache_dir() / "frames" / f"{digest.hexdigest()[:32]}.npz"
     try:
         with np.load(file) as kept:
             return dict(kept)
     except Exception:  # none yet, or a damaged one, for which NumPy's errors share no base
-        drawn = _draw(spec, states)
-        _keep(file, drawn)
+        drawn = render_states(spec, states)
+        _store(file, drawn)
         return drawn
 
 
-def _draw(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
-    env = spec.make()
-    env.reset(seed=0)
-    scene = env.unwrapped
-    rows: dict[str, np.ndarray] = {}
-    shown = track(states, "drawing frames", transient=True, disable=not sys.stdout.isatty())
-    for i, state in enumerate(shown):
-        for name, value in scene.observe(state).items():  # type: ignore[attr-defined]
-            if i == 0:
-                rows[name] = np.empty((len(states), *value.shape), dtype=value.dtype)
-            rows[name][i] = value
-    env.close()
-    return rows
-
-
-def _keep(file: Path, drawn: dict[str, np.ndarray]) -> None:
+def _store(file: Path, drawn: dict[str, np.ndarray]) -> None:
     """Frames of simulators are mostly flat, so compression makes them many times smaller."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
