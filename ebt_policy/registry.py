@@ -55,9 +55,9 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: nothing has this name.
         """
-        if name in self._items:
+        if isinstance(name, str) and name in self._items:
             return self._items[name]
-        plugin = self._plugins().get(name)
+        plugin = self._plugins().get(name) if isinstance(name, str) else None
         if plugin is not None:
             self._items.setdefault(name, plugin.load())
             return self._items[name]
