@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebt_policy.errors import UserError
+
 UNSEEN = 1e-5  # of the range: policies compute in single precision
 SLACK = 1e-9  # of rounding, relative to the largest number involved
 Place = Callable[[np.ndarray], np.ndarray]  # command (A,) -> where the tool is (3,), m
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-class SafetyError(ValueError):
+class SafetyError(UserError, ValueError):
     """A robot that must not move; the message says what to do."""
 
 
@@ -131,7 +133,8 @@ def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
     if "model" in space:
         if absent := [name for name in ("site", "box") if name not in space]:
             raise SafetyError(f"limits: workspace.{absent[0]} must be given with a model.")
-        from ebt_policy.real_robot.kinematics import tool_place  # needs MuJoCo
+        from ebt_policy.errors import UserError
+from ebt_policy.real_robot.kinematics import tool_place  # needs MuJoCo
 
         box = _box(space["box"], 3, "workspace.box")
         place = tool_place(space["model"], space["site"], names)
