@@ -133,8 +133,7 @@ def limits_of(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
     if "model" in space:
         if absent := [name for name in ("site", "box") if name not in space]:
             raise SafetyError(f"limits: workspace.{absent[0]} must be given with a model.")
-        from ebt_policy.errors import UserError
-from ebt_policy.real_robot.kinematics import tool_place  # needs MuJoCo
+        from ebt_policy.real_robot.kinematics import tool_place  # needs MuJoCo
 
         box = _box(space["box"], 3, "workspace.box")
         place = tool_place(space["model"], space["site"], names)

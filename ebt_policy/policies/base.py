@@ -425,9 +425,9 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     """Build an untrained policy.
 
     Args:
-        config: sections ``shape`` (see `PolicyShape`), ``size`` (see `TransformerConfig`), ``model`` with its
-            ``name``, ``objective`` for energy policies, and ``vision`` (see `VisionConfig`) for those
-            that see.
+        config: sections ``shape`` (see `PolicyShape`), ``size`` (see `TransformerConfig`),
+            ``model`` with its ``name``, ``objective`` for energy policies, and ``vision`` (see
+            `VisionConfig`) for those that see.
         normalizer: fitted on the training data.
 
     Raises:
