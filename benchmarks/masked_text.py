@@ -25,7 +25,7 @@ TEXT = [
     "train.minutes=null", "train.batch_size=16", "train.lr=2e-3", "train.compile=false",
 ]  # fmt: skip
 NOISE = ["model=masked_ebt", "objective.start=1.0"]
-CORRUPTED = ["model=masked_ebt", "objective=corrupted"]
+CORRUPTED = ["model=masked_ebt", "objective=s1_corrupted"]
 MODELS = {
     "bert": ["model=bert"],
     "scalar": NOISE,

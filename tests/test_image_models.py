@@ -327,16 +327,16 @@ TINY = (
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("objective=image/s2",),
-        ("model=image/dit", "model.inference.steps=2"),
-        ("objective=image/equilibrium", "task.noise=1000"),
+        ("objective=s2",),
+        ("model=dit", "model.inference.steps=2"),
+        ("objective=equilibrium", "task.noise=1000"),
         ("task.channels=1",),
     ],
 )
 def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, config="train_image"
+        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, "task=image"
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -365,7 +365,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
         *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
-        f"task.path={photos}", f"run_dir={run}", config="train_image",
+        f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
