@@ -89,8 +89,8 @@ def train(config: dict[str, Any]) -> Path:
 
 
 def _train(
-    run: RunConfig, run_dir: Path, config: dict[str, Any], job: TrainingTask, train_config: TrainConfig,
-    accelerator: Accelerator,
+    run: RunConfig, run_dir: Path, config: dict[str, Any], job: TrainingTask,
+    train_config: TrainConfig, accelerator: Accelerator,
 ) -> None:  # fmt: skip
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # one downloads what all read

@@ -1,4 +1,6 @@
-"""ROS 2 bags become episodes: ``python -m ebt_policy.real_robot.convert_bags robot=ros2_push_t bag=BAG output=STORE``.
+"""Convert ROS 2 bags to episodes.
+
+``python -m ebt_policy.real_robot.convert_bags robot=ros2_push_t bag=BAG output=STORE``
 
 Reads what the robot's configuration observes and commands (MCAP or SQLite, by `rosbags`; no ROS is
 needed), at the robot's rate; ``bag=`` may be repeated. A bag is an episode, or several where it is

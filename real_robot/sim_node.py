@@ -1,4 +1,4 @@
-"""A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=ros2_push_t``.
+"""A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=NAME``.
 
 It publishes what `drivers.ros2` observes and moves as that commands, with the watchdogs of a robot:
 without commands or heartbeats, or with the emergency stop pressed, it holds. Ends with Ctrl-C.

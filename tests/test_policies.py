@@ -143,9 +143,7 @@ def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kin
 
 
 def test_a_prefix_that_leaves_nothing_to_choose_is_refused():
-    with pytest.raises(
-        ConfigError, match="max_prefix_len=16 must be at least 0 and less"
-    ):
+    with pytest.raises(ConfigError, match="max_prefix_len=16 must be at least 0 and less"):
         build("flow", max_prefix_len=16)
 
 

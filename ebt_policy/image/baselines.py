@@ -1,7 +1,9 @@
 """Models of images without an energy: DiT, the baseline of the EBT paper, and the refiner.
 
-DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and shifted by what it is told (the
-level of noise, the class), with diffusers' DDPM and DDIM. Shapes: B batch, C channels, S side.
+DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and
+shifted by what it is told (the level of noise, the class), with diffusers' DDPM and DDIM.
+
+Shapes: B batch, C channels, S side.
 """
 
 from __future__ import annotations

@@ -246,8 +246,8 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
     """Build an untrained model of images.
 
     Args:
-        config: sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`), ``model`` with its
-            ``name``, and ``objective`` for those that descend.
+        config: sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`), ``model``
+            with its ``name``, and ``objective`` for those that descend.
 
     Raises:
         ConfigError: for an unknown name or option.

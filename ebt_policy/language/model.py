@@ -36,8 +36,8 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
     """Build an untrained model of text.
 
     Args:
-        config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`), ``model`` with its
-            ``name``, and ``objective`` for those that have guesses.
+        config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`),
+            ``model`` with its ``name``, and ``objective`` for those that have guesses.
         tokenizer: of its text.
 
     Raises:

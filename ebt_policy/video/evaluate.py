@@ -227,8 +227,8 @@ def evaluate_video(
 
 
 def _once(
-    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str, model: VideoModel,
-    test: EvalSet,
+    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str,
+    model: VideoModel, test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a checkpoint (its fingerprint), or else measured and written there."""
     identity = {

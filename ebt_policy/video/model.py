@@ -143,8 +143,8 @@ def build_video_model(config: dict[str, Any]) -> Any:
 
     Args:
         config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with
-            its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and ``objective``
-            for those that have guesses.
+            its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and
+            ``objective`` for those that have guesses.
 
     Raises:
         ConfigError: for an unknown name or option.
