@@ -143,7 +143,9 @@ def patient():
 def test_repeated_clamps_hold_the_robot():
     policy = Wanderer(reach=30.0)
     original = policy.predict_chunk
-    policy.predict_chunk = lambda obs, project=None, **more: original(obs, **more)
+    policy.predict_chunk = lambda obs, *, constraints, generator: original(
+        obs, constraints=replace(constraints, project=None), generator=generator
+    )
     session, driver, _, _ = point_session(policy=policy)
     episode = session.episode(1)
     assert episode.ended[0] is State.HOLD
