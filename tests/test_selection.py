@@ -9,9 +9,9 @@ import torch
 from conftest import TINY, compose_config
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.selection import best_of, line_integral, vote
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import build_policy
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.relative_actions import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.models.base import Model, reading
+from ebt_policy.models.base import Domain, Model, reading
 from ebt_policy.policies.chunk_constraints import (
     ChunkConstraints,
     NormalizedConstraints,
@@ -64,7 +64,7 @@ class Policy(Model):
             features of all cameras, and the committed actions.
     """
 
-    kind = "a policy"
+    domain = Domain.POLICY
     files = ("normalizer.json",)
 
     def __init__(

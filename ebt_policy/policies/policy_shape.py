@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 
 @dataclass(frozen=True)
