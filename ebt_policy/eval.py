@@ -16,12 +16,14 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from ebt_policy.cli import hydra_arguments, pick_device, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
-    kind_of,
+    checkpoint_domain,
     parse_checkpoint,
 )
 from ebt_policy.io.output import output_folder
+from ebt_policy.models.base import Domain
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import evaluate_recovery
@@ -64,23 +66,23 @@ def _evaluate_kind(
     cfg: DictConfig, checkpoints: list[str], protocol: dict[str, Any], suite: Suite | None,
     what: dict[str, Any],
 ) -> None:  # fmt: skip
-    kind = kind_of(checkpoints[0])
-    for key, of in ONLY_FOR.items():
-        if cfg.get(key) is not None and kind and kind != of:
-            raise ConfigError(f"{key}= is for {of}; {checkpoints[0]} holds {kind}.")
-    if kind == "a model of images":
+    domain = checkpoint_domain(checkpoints[0])
+    for key, owner in ONLY_FOR.items():
+        if cfg.get(key) is not None and domain is not None and domain is not owner:
+            raise ConfigError(f"{key}= is for {owner.noun}; {checkpoints[0]} holds {domain.noun}.")
+    if domain is Domain.IMAGE:
         from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 
         chosen = {"images": cfg.images, "noise": cfg.noise}
         evaluate_images(checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what)
         return
-    if kind in ("a model of video", "an autoencoder"):
+    if domain is Domain.VIDEO:
         from ebt_policy.video.evaluate import evaluate_video
 
         other = None if cfg.footage is None else str(cfg.footage)
         evaluate_video(checkpoints, footage=other, **what)
         return
-    if kind == "a model of text":
+    if domain is Domain.TEXT:
         from ebt_policy.language.evaluate import (
             evaluate_language,  # asks for libraries robots do not
         )
@@ -97,9 +99,8 @@ def _evaluate_kind(
         evaluate_policies(checkpoints, checked, **what)
 
 
-ONLY_FOR = {"suite": "a policy", "perturb": "a policy", "corpus": "a model of text",
-            "images": "a model of images", "noise": "a model of images",
-            "footage": "a model of video"}  # fmt: skip
+ONLY_FOR = {"suite": Domain.POLICY, "perturb": Domain.POLICY, "corpus": Domain.TEXT,
+            "images": Domain.IMAGE, "noise": Domain.IMAGE, "footage": Domain.VIDEO}  # fmt: skip
 _original: list[str] = []
 
 

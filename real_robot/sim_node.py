@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ebt_policy.cli import hydra_arguments, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock, MonotonicClock
 from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.drivers.ros2 import RosNode, message_class, quality

@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from training_runs import changed, copied
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs import rollout
+from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
 from ebt_policy.evaluation import figures
 from ebt_policy.policies.eval_config import EvalConfig

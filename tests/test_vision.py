@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from training_runs import assert_same_end
 
 import ebt_policy.envs  # noqa: F401  registers the environments
-from ebt_policy.config import ConfigError
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.render_cache import rendered_observations
@@ -26,6 +25,7 @@ from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.push_t import PushTEnv
 from ebt_policy.envs.rollout import rollout
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
 from ebt_policy.policies import Policy, build_policy, load_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig

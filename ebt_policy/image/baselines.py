@@ -17,10 +17,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy.gradients import DirectUpdate
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import Context, TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.image.model import (
     IMAGE_MODELS,
     LEVELS,

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import (
     entry_metadata,
     first_of_runs,

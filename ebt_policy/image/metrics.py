@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
 from ebt_policy.image.model import ImageModel
 

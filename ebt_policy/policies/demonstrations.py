@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data import demonstrations as sources
 from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
@@ -17,6 +17,7 @@ from ebt_policy.data.push_t import aligned, load_push_t, mirrored
 from ebt_policy.data.windows import Windows, long_enough
 from ebt_policy.envs import registered
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.plugins import is_user_module
 
 FAMILIES = ("push_t", "robosuite", "metaworld", "adroit_door")

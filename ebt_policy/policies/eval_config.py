@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import fit_normalizer
 from ebt_policy.envs.rollout import rollout
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import Policy, build_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.eval_config import EvalConfig

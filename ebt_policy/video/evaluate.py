@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.detection import Samples, auroc
 from ebt_policy.evaluation.entries import (
     entry_metadata,
