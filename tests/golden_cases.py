@@ -32,19 +32,19 @@ import av
 import numpy as np
 import torch
 from conftest import compose_config
-from ebt_policy.models.autoencoder import Autoencoder, frame_features
-from ebt_policy.models.image import ImageModel
-from ebt_policy.models.masked import MaskedModel
-from ebt_policy.models.text import TextModel
-from ebt_policy.models.video import VideoModel
 from PIL import Image
 from torch import Tensor
 from training_runs import logged
 
 from ebt_policy import train as training
 from ebt_policy.data.episodes import Episodes, write_episodes
-from ebt_policy.models import load_policy
+from ebt_policy.image.model import ImageModel
+from ebt_policy.language.masked_lm import MaskedModel
+from ebt_policy.language.model import TextModel
 from ebt_policy.models.base import checkpoint_folder
+from ebt_policy.policies import load_policy
+from ebt_policy.video.autoencoder import Autoencoder, frame_features
+from ebt_policy.video.model import VideoModel
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDS, PREDICTIONS = GOLDEN / "records.json", GOLDEN / "predictions.npz"
