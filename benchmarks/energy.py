@@ -32,9 +32,10 @@ from ebt_policy.envs.perturbations import Perturbation, event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
-from ebt_policy.evaluation.protocol import EvalConfig, progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
@@ -106,7 +107,7 @@ def signals(
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         found = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
-    chosen, ends = policy.env_actions(obs, found.candidate[:, 0]), found.path[-1]
+    chosen, ends = policy.unnormalize_actions(obs, found.candidate[:, 0]), found.path[-1]
     kept = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
     # Energies of one observation compare: what is left of the old plan against the new one.
     energies = policy.energies({"obs": obs}, torch.stack([kept, chosen], dim=1))
