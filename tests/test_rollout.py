@@ -249,7 +249,7 @@ def test_spec_refuses_nothing_to_do(name):
 
 
 def test_a_chunk_too_short_is_refused(counting):
-    with pytest.raises(ValueError, match=r"predicts 8 actions .* need 9"):
+    with pytest.raises(ValueError, match=r"predicts 8 actions, but .* need 9"):
         rollout(Indexed(horizon=8), counting(), [5])
 
 
