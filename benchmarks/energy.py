@@ -107,7 +107,7 @@ def signals(
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         found = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
-    chosen, ends = policy.env_actions(obs, found.candidate[:, 0]), found.path[-1]
+    chosen, ends = policy.unnormalize_actions(obs, found.candidate[:, 0]), found.path[-1]
     kept = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
     # Energies of one observation compare: what is left of the old plan against the new one.
     energies = policy.energies({"obs": obs}, torch.stack([kept, chosen], dim=1))
