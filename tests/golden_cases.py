@@ -182,7 +182,9 @@ CASES: dict[str, Case] = {
     "text/transformer_pp": Case((*TEXT, "model=transformer_pp")),
     "text/masked_ebt_s1": Case((*TEXT, "model=masked_ebt", "objective=s1"), STEPS),
     "text/masked_ebt_s2": Case((*TEXT, "model=masked_ebt", "objective=s2"), GUESSES),
-    "text/masked_ebt_corrupted": Case((*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES),
+    "text/masked_ebt_corrupted": Case(
+        (*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES
+    ),
     "text/masked_ebt_product": Case((*TEXT, "model=masked_ebt", "model.energy=product")),
     "text/bert": Case((*TEXT, "model=bert")),
     "image/ebt_s1": Case((*IMAGE, "model=ebt", "objective=s1"), STEPS),
