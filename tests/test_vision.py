@@ -144,7 +144,7 @@ def test_wrong_settings_are_one_sentence(monkeypatch):
     for wrong, message in [
         ({"backbone": "resnet81"}, "resnet81 is no model of timm .*near it"),
         ({"crop": 0.0}, "vision.crop"),
-        ({"shrink": 0}, "vision.shrink"),
+        ({"downsample": 0}, "vision.downsample"),
         ({"stage": 17}, "vision.stage=17"),
         ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 28 x 28 pixels"),
     ]:
