@@ -23,7 +23,7 @@ from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.push_t import PushTEnv
+from ebt_policy.envs.push_t_env import PushTEnv
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
