@@ -139,7 +139,7 @@ CASES: dict[str, Case] = {
     "robot/ebt_pixels": Case(
         (
             "task=push_t_image", "task.path=push_t", *ROBOT, "model=ebt", "vision.keypoints=2",
-            "vision.stage=0", "vision.shrink=4",
+            "vision.stage=0", "vision.downsample=4",
         ),
         SEVERAL, extra="timm",
     ),

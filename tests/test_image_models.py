@@ -21,7 +21,7 @@ from ebt_policy.image import metrics as denoising
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.tiling import restore_tiled
-from ebt_policy.models.ddim import DDIM
+from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
@@ -204,7 +204,7 @@ def test_any_number_of_passes_is_that_many(scheduler):
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
     how = {"num_train_timesteps": 40, "prediction_type": prediction, "timestep_spacing": "trailing"}
-    ours, theirs = DDIM(**how), DDIMScheduler(**how)
+    ours, theirs = ExactDDIMScheduler(**how), DDIMScheduler(**how)
     x = y = torch.randn(2, 3)
     for scheduler in (ours, theirs):
         scheduler.set_timesteps(steps)

@@ -1,7 +1,7 @@
-"""What policies share that sample chunks from a learned field: samples, and a choice of one.
+"""Base of policies that sample chunks from a learned vector field and select one of them.
 
-Whatever may be chosen with an energy may be chosen without: by a vote of the samples, or by the
-line integral of the field, which is an energy where the field has one.
+Without an energy, a chunk is selected by a vote of the samples, or by the line integral of the
+field (an energy, if the field is a gradient).
 Shapes: B batch, M candidates, T horizon, A action dimension.
 """
 
@@ -23,8 +23,8 @@ from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 
 
 @dataclass(frozen=True)
-class CandidateInference:
-    """How many chunks a sampling policy draws, and which of them it takes.
+class SamplingInference:
+    """Number of sampled chunks, and the rule that selects one.
 
     Args:
         candidates: M chunks that are sampled together.
@@ -51,7 +51,7 @@ class CandidateInference:
 
 
 class SamplingPolicy(Policy):
-    """Base of the policies that sample; ``inference`` is a `CandidateInference`."""
+    """Base of sampling policies; ``inference`` is a `SamplingInference`."""
 
     net: Any
 
@@ -74,11 +74,11 @@ class SamplingPolicy(Policy):
     ) -> Chunk:
         options = self.inference
         context = self.net.encode(obs)
-        like = obs.new_empty(
+        empty = obs.new_empty(
             len(obs), options.candidates, self.shape.horizon, self.shape.action_dim
         )
-        x = self.sample(context, draw_normal(like, generator), constraints, generator)
-        x = self.constrain(x, constraints)  # what is chosen is what is executed
+        x = self.sample(context, draw_normal(empty, generator), constraints, generator)
+        x = self.constrain(x, constraints)  # select among what may be executed
         used = torch.full((len(obs),), options.steps, device=obs.device)
         if options.candidates == 1:
             return Chunk(actions=x[:, 0], steps_used=used)
