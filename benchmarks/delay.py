@@ -28,7 +28,7 @@ from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, success_rate
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
 from ebt_policy.real_robot.inference_worker import SimulatedBackground
@@ -128,7 +128,7 @@ def main() -> None:
         (folder / "played").mkdir(exist_ok=True)
         for policy, way, ms, kept, job in track(waiting, description="playing"):
             if job is not None:
-                write_atomic(kept, json.dumps(job.result()))
+                atomic_write(kept, json.dumps(job.result()))
             done.setdefault((policy, way, ms), []).append(json.loads(kept.read_text()))
     entries = []
     for policy in policies:

@@ -25,7 +25,7 @@ def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads:
     shown = "evaluation.episodes=0" if plays else "evaluation.final=false"
     command = [
         sys.executable, "-m", "ebt_policy.train", *task, f"run_dir={folder / run}",
-        "resume=true", "train.rollout_every=0", shown, f"seed={seed}", *overrides,
+        "resume=true", "train.eval_every=0", shown, f"seed={seed}", *overrides,
     ]  # fmt: skip
     (folder / run).parent.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run}.log").open("a") as log:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 RESULTS = Path("docs/results")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,7 +42,7 @@ def wait() -> None:
 def store(name: str, text: str) -> None:
     """Write ``docs/results/NAME``, whole or not at all."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    write_atomic(RESULTS / name, text)
+    atomic_write(RESULTS / name, text)
 
 
 def command(module: str) -> str:

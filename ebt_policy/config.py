@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ebt_policy.errors import ConfigError
+from ebt_policy.renamed_options import renamed_to
 
 T = TypeVar("T")
 # For options that infinity means something to; of all others it is refused, as NaN always is.
@@ -30,6 +31,8 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
     """
     known = _parameters(call)
     if unknown := sorted(set(given) - set(known)):
+        if new := renamed_to(_section(where), unknown[0]):
+            raise ConfigError(f"{where}: {unknown[0]} was renamed: use {new}.")
         raise ConfigError(
             f"{where} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
@@ -47,6 +50,11 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
         raise
     except ValueError as error:  # an option's value that the constructor refuses
         raise ConfigError(str(error)) from error
+
+
+def _section(where: str) -> str:
+    """Return the section that a message speaks of: ``objective`` of ``objective=flow``."""
+    return "model.inference" if where.startswith("inference of ") else where.partition("=")[0]
 
 
 def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:

@@ -8,14 +8,13 @@ images ``restoring.py``, of video ``foreseeing.py``. Every option is in ``config
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.cli import command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
@@ -56,7 +55,7 @@ def _main(cfg: DictConfig) -> None:
         what: dict[str, Any] = {
             "output": Path(str(cfg.output)) if cfg.output else _default_output(given, suite),
             "device": pick_device(cfg.device),
-            "command": " ".join(["python -m ebt_policy.eval", *_original]),
+            "command": command_line("ebt_policy.eval"),
         }
         with output_folder(what["output"], "output"):
             _evaluate_kind(cfg, [str(text) for text in given], protocol, suite, what)
@@ -101,14 +100,10 @@ def _evaluate_kind(
 
 ONLY_FOR = {"suite": Domain.POLICY, "perturb": Domain.POLICY, "corpus": Domain.TEXT,
             "images": Domain.IMAGE, "noise": Domain.IMAGE, "footage": Domain.VIDEO}  # fmt: skip
-_original: list[str] = []
 
 
 def main() -> None:
-    _original[:] = sys.argv[1:]
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:], "checkpoint", "perturb")
-    _main()
+    run_entry(_main, "checkpoint", "perturb")
 
 
 if __name__ == "__main__":

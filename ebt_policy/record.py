@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from ebt_policy.cli import hydra_arguments, report_errors
+from ebt_policy.cli import report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.data import push_t
 from ebt_policy.data.demonstrations import recording
@@ -242,18 +241,16 @@ def run(config: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def main() -> None:
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:], "perturb")
-    _main()
-
-
 @hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="record")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
         run({str(key): value for key, value in config.items()})
+
+
+def main() -> None:
+    run_entry(_main, "perturb")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import ebt_policy
 from ebt_policy.evaluation.figure_style import GREY, INK, PALETTE, blank, save_figure, styled
 from ebt_policy.evaluation.statistics import mean_ci, percentiles, success_rate
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.real_robot.episode_runner import Episode
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import SAID, State
@@ -150,7 +150,7 @@ def write_run(
         "command": command,
         "version": ebt_policy.__version__,
     }
-    write_atomic(output / "summary.json", json.dumps(content, indent=2) + "\n")
-    write_atomic(output / "table.md", table(summary))
+    atomic_write(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    atomic_write(output / "table.md", table(summary))
     if episodes and episodes[0].ticks:
         save_figure(timeline(episodes, robot.action), output / "timeline.svg")

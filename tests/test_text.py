@@ -36,7 +36,7 @@ TINY = (
     "size.width=16", "size.heads=2", "size.layers=2", "task.tokenizer=char", "task.context=8",
     "device=cpu", "train.steps=12", "train.minutes=null", "train.batch_size=4",
     "train.warmup_steps=3", "train.compile=false", "train.checkpoint_every=6", "train.log_every=2",
-    "train.rollout_every=4", "evaluation.windows=8",
+    "train.eval_every=4", "evaluation.windows=8",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.report import TABLES
 from benchmarks.settings import RESULTS, settings
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 MADE_BY = ("version", "torch", "card")
 
@@ -41,7 +41,7 @@ def main() -> None:
         target = Path(given.output) / file.parent.name / file.name
         stored = json.loads(target.read_text()) if target.exists() else {}
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, json.dumps(merged(stored, new), indent=1) + "\n")
+        atomic_write(target, json.dumps(merged(stored, new), indent=1) + "\n")
         print(f"{target}: {len(new['cases'])} cases")
 
 

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
-from ebt_policy.models.base import Domain, Model, checkpoint_folder, domain_of
+from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
 from ebt_policy.policies import Policy, load_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 
@@ -103,9 +102,8 @@ def checkpoint_domain(text: str) -> Domain | None:
     """Return the domain of what ``checkpoint=...`` names, or None if nothing can be read."""
     for run in matching_runs(parse_checkpoint(text)[0])[:1]:
         try:
-            config: Any = OmegaConf.load(checkpoint_folder(run) / "config.yaml")
-            return domain_of(config)
-        except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException):
+            return stored_domain(run)
+        except CheckpointError:
             return None  # loading it says what is wrong
     return None
 

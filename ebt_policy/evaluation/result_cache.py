@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ebt_policy.errors import OutputError
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.io.download import cache_dir
-from ebt_policy.io.output import write_atomic
 from ebt_policy.models.base import checkpoint_folder
 
 
@@ -40,7 +41,7 @@ class ResultCache:
                 self._lines.append(json.loads(line))
                 whole += line + "\n"
         if whole != text:
-            write_atomic(file, whole)
+            atomic_write(file, whole)
             self._spare.unlink(missing_ok=True)
 
     def get(self, identity: Mapping[str, Any]) -> Any:
@@ -58,7 +59,7 @@ class ResultCache:
         """Store what was found.
 
         Raises:
-            OSError: it could not be written; it is in the cache folder, if there is space.
+            OutputError: it could not be written; it is in the cache folder, if there is space.
         """
         line = {**identity, self.found: found}
         self._lines.append(line)
@@ -67,7 +68,7 @@ class ResultCache:
         except OSError as error:
             self._spare.parent.mkdir(parents=True, exist_ok=True)
             _append(self._spare, line)
-            raise OSError(
+            raise OutputError(
                 f"{self.file} cannot be written ({error.strerror or error}). What was measured "
                 f"last is in {self._spare}: free some space, then run the same command again, "
                 "which measures only the rest."

@@ -43,7 +43,7 @@ from ebt_policy.image.figures import over_steps
 from ebt_policy.image.metrics import WINDOW, EvalSet, noisy_versions, tested
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import Tiling, restore_tiled
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 console = Console()
 
@@ -127,9 +127,9 @@ def evaluate_images(
                     figures.append((f"Energy of patches, {name}", MAPS, maps))
             entries.append(entry)
     result = {"entries": entries, "paired": _paired(tables, sets)}
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     table = markdown_table(result, IMAGES)
-    write_atomic(output / "table.md", table)
+    atomic_write(output / "table.md", table)
     console.print(Markdown(table))
     grid = image_grid(pictures)
     png(grid, output / "grid.png")
@@ -287,7 +287,7 @@ def _made(
         figures.append((f"Images of noise, {name}", "", grid))
         entries.append(entry_metadata(name, contestants[name], command))
     result = {"entries": entries, "paired": []}
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     return _reported(result, MADE_OF_NOISE, figures, checkpoints, output, command)
 
 

@@ -32,7 +32,7 @@ from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
 from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.language.data import TokenWindows
 from ebt_policy.language.figures import thinking
 from ebt_policy.language.masked_lm import MaskedModel
@@ -81,9 +81,9 @@ def evaluate_language(
                 entries[-1]["thinking"] = thoughts[text]
     result = {"entries": entries, "paired": _paired(found, texts)}
     output.mkdir(parents=True, exist_ok=True)
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     table = markdown_table(result, TEXT) + thinking_table(result)
-    write_atomic(output / "table.md", table)
+    atomic_write(output / "table.md", table)
     console.print(Markdown(table))
     for name, found in thoughts.items():
         if found["energies"]:

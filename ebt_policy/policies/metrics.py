@@ -31,7 +31,7 @@ from ebt_policy.evaluation.tables import (
     markdown_table,
     or_missing,
 )
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
 
@@ -187,9 +187,9 @@ def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> 
         raise ValueError(f"The results hold a number that JSON cannot: {error}.") from error
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "episodes.jsonl", "".join(line + "\n" for line in lines))
-    write_atomic(out / "table.md", markdown_table(result, POLICIES))
-    write_atomic(out / "summary.json", summary_json + "\n")
+    atomic_write(out / "episodes.jsonl", "".join(line + "\n" for line in lines))
+    atomic_write(out / "table.md", markdown_table(result, POLICIES))
+    atomic_write(out / "summary.json", summary_json + "\n")
     return result
 
 

@@ -44,7 +44,7 @@ from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
 from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.video.autoencoder import (
     Autoencoder,
     FrameFeatures,
@@ -198,9 +198,9 @@ def evaluate_video(
                 entry["energy_at_the_start"] = energies[first].mean(0).tolist()
             entries.append(entry)
     result = {"entries": entries, "paired": _paired(tables, tests)}
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     table = markdown_table(result, VIDEO)
-    write_atomic(output / "table.md", table)
+    atomic_write(output / "table.md", table)
     console.print(Markdown(table))
     caption = "Error by place in the context; energy there; and error over the steps of a descent."
     figures = [("Foreseeing", caption, over_places(entries))]
@@ -349,7 +349,7 @@ def evaluate_autoencoder(
             strips.append(ImageRow(name, list(images[at]), []))
     output.mkdir(parents=True, exist_ok=True)
     result = {"psnr": mean_ci(ratios), "videos": footage.name}
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     png(image_grid(strips[: 2 * SHOWN]), output / "frames.png")
     console.print(f"frames come back with {format_estimate(result['psnr'], 1)} dB: {output}")
     return result
