@@ -30,12 +30,12 @@ from benchmarks.speed import in_turns
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation, event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
-from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.protocol import EvalConfig, progress_bar
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.evaluate import evaluate_policies
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",
@@ -256,7 +256,7 @@ def main() -> None:
     protocol = EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=20)
     entries = [f"{given.runs}@steps=2,candidates={m}" for m in CANDIDATES]
     entries += [f"{given.runs}@{how}" for how in LANDING]
-    table = evaluate(
+    table = evaluate_policies(
         entries,
         protocol,
         output=Path(given.folder),

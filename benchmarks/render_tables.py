@@ -1,4 +1,4 @@
-"""The tables and figures of the documents: ``python -m benchmarks.render_tables`` (``make results``).
+"""Tables and figures of the documents: ``python -m benchmarks.render_tables``, ``make results``.
 
 Reads ``docs/results/*.json``, rewrites what stands between the markers ``<!-- NAME:begin -->`` and
 ``<!-- NAME:end -->`` of ``README.md`` and pages of ``docs``, and draws the curves of

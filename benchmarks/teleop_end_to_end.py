@@ -3,9 +3,9 @@
 Settings: hand (a checkpoint), demonstrations (20), episodes (20), minutes (10, of training),
 folder (runs/collect). A scripted mouse stands in for a person's hand: it goes where the policy
 ``hand`` would, a tick late and in whole pixels. What is solved is recorded in real time, then
-``ebt_policy.train`` learns from the recording and ``ebt_policy.real_robot.run`` runs the result; each of the
-three is one command, as in docs/real_robot.md. Wants an idle machine, for half an hour. Writes
-``docs/results/collect.json``.
+``ebt_policy.train`` learns from the recording and ``ebt_policy.real_robot.run`` runs the result;
+each of the three is one command, as in docs/real_robot.md. Wants an idle machine, for half an
+hour. Writes ``docs/results/collect.json``.
 """
 
 from __future__ import annotations

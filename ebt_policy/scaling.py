@@ -31,7 +31,8 @@ from rich.markdown import Markdown
 
 import ebt_policy
 from ebt_policy.cli import pick_device, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.protocol import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law

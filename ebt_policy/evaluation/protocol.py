@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import (
     entry_metadata,
     first_of_runs,
@@ -164,8 +164,8 @@ def _reported(
 
 
 def _once(
-    log: ResultCache, what: Callable[..., Any], run: Path, model: ImageModel, noisy: Sequence[Tensor],
-    level: int, test: EvalSet,
+    log: ResultCache, what: Callable[..., Any], run: Path, model: ImageModel,
+    noisy: Sequence[Tensor], level: int, test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a run, or else measured and written there."""
     identity = {
@@ -189,8 +189,8 @@ def _restored(
 
 
 def _thinking(
-    log: ResultCache, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor], level: int,
-    test: EvalSet,
+    log: ResultCache, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor],
+    level: int, test: EvalSet,
 ) -> dict[str, Any]:  # fmt: skip
     """PSNR and energy after each step of descents that are longer than those that predict."""
     thought = [

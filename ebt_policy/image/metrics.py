@@ -19,7 +19,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
 from ebt_policy.image.model import ImageModel
 

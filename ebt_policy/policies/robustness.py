@@ -27,9 +27,9 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Kind, Perturbation, kinds
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
     EvalEntry,
     check_envs,

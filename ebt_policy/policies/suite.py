@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
     EvalEntry,
     check_envs,

@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.detection import Samples, auroc
 from ebt_policy.evaluation.entries import (
     entry_metadata,
@@ -227,8 +228,8 @@ def evaluate_video(
 
 
 def _once(
-    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str, model: VideoModel,
-    test: EvalSet,
+    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str,
+    model: VideoModel, test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a checkpoint (its fingerprint), or else measured and written there."""
     identity = {
