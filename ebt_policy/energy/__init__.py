@@ -20,7 +20,6 @@ from ebt_policy.energy.two_stream import TwoStreamTransformer
 from ebt_policy.energy.updates import ClippedGradient, GradientStep, NesterovMomentum
 
 __all__ = [
-<<<<<<< HEAD
     "BilinearEnergy",
     "ClippedGradient",
     "Descent",
@@ -34,11 +33,6 @@ __all__ = [
     "GradientStep",
     "LangevinNoise",
     "LevelSchedule",
-=======
-    "OBJECTIVES",
-    "DescentError",
-    "DescentResult",
->>>>>>> restructure
     "MirrorMap",
     "NesterovMomentum",
     "NeverStop",

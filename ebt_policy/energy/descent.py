@@ -26,7 +26,7 @@ Shapes: B batch, U units (whatever has one energy), * the shape of a unit, N ste
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -74,12 +74,12 @@ class Descent:
     """
 
     schedule: Schedule
-    gradient: PlainGradient = PlainGradient()
-    update: GradientStep = GradientStep()
+    gradient: PlainGradient = field(default_factory=PlainGradient)
+    update: GradientStep = field(default_factory=GradientStep)
     noise: LangevinNoise | None = None
     mirror: MirrorMap | None = None
     constraints: tuple[Constraint, ...] = ()
-    stop: NeverStop = NeverStop()
+    stop: NeverStop = field(default_factory=NeverStop)
     deadline_s: float | None = None
     detach_between_steps: bool = False
     final_energy: bool = True

@@ -92,7 +92,7 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
 
     Args:
         rule: ``medoid``, the least mean distance to the others; ``density``, the highest density
-            of Gaussian kernels, whose width is `KERNEL_WIDTH` times the median distance between two;
+            of Gaussian kernels of width `KERNEL_WIDTH` times the median distance between two;
             ``first``, the first.
         x: candidates (B, U * M, *).
         num_candidates: M.
@@ -113,7 +113,7 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
     square = (groups.unsqueeze(3) - groups.unsqueeze(2)).square().sum(-1)  # (B, U, M, M)
     if rule == "medoid":
         return square.sqrt().mean(-1).flatten(1)
-    apart = ~torch.eye(candidates, dtype=torch.bool, device=x.device)
+    apart = ~torch.eye(num_candidates, dtype=torch.bool, device=x.device)
     width = KERNEL_WIDTH**2 * square[..., apart].median(-1).values
     width = width.clamp(min=torch.finfo(x.dtype).tiny)[..., None, None]
     return -torch.logsumexp(-square / (2 * width), dim=-1).flatten(1)

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import options
-from ebt_policy.energy.gradients import DirectUpdate
+from ebt_policy.energy import DirectUpdate
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import Context, TransformerConfig
 from ebt_policy.errors import ConfigError

@@ -15,11 +15,22 @@ from torch import Tensor
 
 from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
-from ebt_policy.energy import DescentResult, descend
-from ebt_policy.energy.candidate_space import corrupt
-from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy import (
+    Descent,
+    DescentResult,
+    FrozenEntries,
+    GradientNorm,
+    NeverStop,
+    PathProjection,
+    PlainGradient,
+    Projection,
+    StraightPath,
+    select,
+)
+from ebt_policy.energy.candidate_space import EUCLIDEAN, corrupt
+from ebt_policy.energy.objectives import ObjectiveFactory
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.selection import WITH_ENERGY, Rule
+from ebt_policy.energy.selection import ENERGY_RULES, Rule
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
@@ -34,43 +45,57 @@ class EnergyInference:
 
     Args:
         steps: descent steps.
-        candidates: M chunks descended together, of which the best is taken.
-        level: at which finished candidates are verified (see `Objective.verify`).
-        select: the best has the lowest verified ``energy``, the largest ``drop`` on its way, or is
-            what the candidates vote for without an energy: ``medoid``, ``density`` or ``first``
-            (see `ebt_policy.energy.selection`).
+        num_candidates: M chunks descended together, of which the best is taken.
+        scoring_level: at which finished candidates are scored (see `Objective.score`).
+        select: the best has the lowest ``energy`` (its score), the largest ``energy_decrease``, or
+            the candidates' vote without an energy: ``medoid``, ``density`` or ``first`` (see
+            `ebt_policy.energy.selection`).
         stop_grad_norm: a candidate stops early below this gradient norm; None never. For landscapes
             that are flat at the data; along levels the gradient never fades.
-        stop_change: along levels, a candidate lands early where its path is straight (see
-            `descend`), in units of the actions' spread; None never.
-        warm_level, warm_steps: where an earlier plan is given, candidates start from it, corrupted
-            to this level, and take so many steps.
+        straightness_tol: along levels, a candidate lands early where its path is straight (see
+            `StraightPath`), in units of the actions' spread; None never.
+        warm_start_level, warm_start_steps: where an earlier plan is given, candidates start from
+            it, corrupted to this level, and take this number of steps.
     """
 
     steps: int = 2
-    candidates: int = 8
-    level: float = 0.5
+    num_candidates: int = 8
+    scoring_level: float = 0.5
     select: Rule = "energy"
     stop_grad_norm: float | None = None
-    stop_change: float | None = None
-    warm_level: float = 0.5
-    warm_steps: int = 1
+    straightness_tol: float | None = None
+    warm_start_level: float = 0.5
+    warm_start_steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "candidates", "warm_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"inference.{name} must be at least 1.")
-        for name in ("level", "warm_level"):
+        for name in ("steps", "num_candidates", "warm_start_steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1, got {value}.")
+        for name in ("scoring_level", "warm_start_level"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ConfigError(f"inference.{name} must lie between 0 and 1, got {value}.")
-        if self.select not in WITH_ENERGY:
+        if self.select not in ENERGY_RULES:
             raise ConfigError(
-                f"inference.select must be one of {', '.join(WITH_ENERGY)}, got {self.select}."
+                f"inference.select must be one of {', '.join(ENERGY_RULES)}, got {self.select}."
             )
-        for name in ("stop_grad_norm", "stop_change"):
+        for name in ("stop_grad_norm", "straightness_tol"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"inference.{name} must be positive or null, got {value}.")
+        if self.stop_grad_norm is not None and self.straightness_tol is not None:
+            raise ConfigError(
+                "inference.stop_grad_norm and inference.straightness_tol exclude each other; set "
+                "one of them."
+            )
+
+    @property
+    def stop(self) -> NeverStop:
+        """When a candidate stops early."""
+        if self.stop_grad_norm is not None:
+            return GradientNorm(self.stop_grad_norm)
+        if self.straightness_tol is not None:
+            return StraightPath(self.straightness_tol, self.num_candidates)
+        return NeverStop()
 
 
 @POLICIES.register("ebt")
@@ -95,27 +120,27 @@ class EnergyPolicy(EnergyModel, Policy):
         *,
         actions_per_token: int,
         inference: dict[str, Any],
-        objective: Objective,
+        objective: ObjectiveFactory,
         vision: VisionEncoder | None = None,
     ) -> None:
         super().__init__(shape, normalizer, vision)
-        self.objective = objective
+        self.objective = objective(EUCLIDEAN)
         self.net = ChunkTransformer(
             self.tokens,
             size,
             actions_per_token,
             output="energy",
-            level=objective.level_conditioned,
+            level=self.objective.level_conditioned,
         )
         self.inference = options(EnergyInference, inference, "model.inference")
         self.configure_inference()
         self._compiled: Callable[..., DescentResult] | None = None
 
     def configure_inference(self, **changes: Any) -> None:
-        stop_change = changes.get("stop_change", self.inference.stop_change)
-        if stop_change is not None and not self.objective.level_conditioned:
+        tolerance = changes.get("straightness_tol", self.inference.straightness_tol)
+        if tolerance is not None and not self.objective.level_conditioned:
             raise ConfigError(
-                "inference.stop_change needs an objective that is told the level (objective=flow); "
+                "inference.straightness_tol needs a level-conditioned objective (objective=flow); "
                 "use inference.stop_grad_norm."
             )
         super().configure_inference(**changes)
@@ -132,33 +157,35 @@ class EnergyPolicy(EnergyModel, Policy):
         )
 
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
-        """Verified energy of given chunks (B, M, T, A), env units -> (B, M)."""
+        """Return the scores (B, M) of chunks (B, M, T, A) in env units, lower is better."""
         with torch.no_grad():
             context = self.net.encode(self.observe(obs))
             candidates = self._network_actions(obs["obs"], chunks)
-            return self.objective.verify(
-                partial(self.net, context), candidates, self.inference.level
+            return self.objective.score(
+                partial(self.net, context), candidates, self.inference.scoring_level
             )
 
     def descend(
         self, obs: Tensor, terms: ChunkConstraints | None = None, generator: Generators = None
     ) -> DescentResult:
-        """The descent behind `predict_chunk`, in the network's units, one unit a candidate.
+        """Run the descent behind `predict_chunk`, in the network's units, one unit a candidate.
 
         Args:
-            obs: as `observe` gives it; the rest is `refine`'s.
+            obs: as `observe` gives it.
+            terms, generator: as in `refine`.
         """
-        how, terms = self.inference, terms or ChunkConstraints()
-        like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
-        noise = draw_normal(like, generator)
-        # What asks the clock or the candidates whether to go on cannot be compiled as one piece.
-        asks = (terms.deadline_s, how.stop_grad_norm, how.stop_change)
-        whole = all(option is None for option in asks)
-        search = self._compiled if whole and self._compiled is not None else self._search
+        config, terms = self.inference, terms or ChunkConstraints()
+        empty = obs.new_empty(
+            len(obs), config.num_candidates, self.shape.horizon, self.shape.action_dim
+        )
+        noise = draw_normal(empty, generator)
+        # A search that asks the clock or the candidates whether to go on cannot be one graph.
+        asks = terms.deadline_s is not None or config.stop != NeverStop()
+        search = self._search if asks or self._compiled is None else self._compiled
         return search(obs, noise, terms, generator)
 
     def compile_prediction(self) -> None:
-        # As one piece: all steps, a committed prefix, a robot's limits and the verification.
+        # As one graph: all steps, a committed prefix, a robot's limits, scores and selection.
         self._compiled = torch.compile(self._search)
         if self.vision is not None:
             self.vision.compile()
@@ -166,64 +193,69 @@ class EnergyPolicy(EnergyModel, Policy):
     def _search(
         self, obs: Tensor, noise: Tensor, terms: ChunkConstraints, generator: Generators
     ) -> DescentResult:
-        how = self.inference
+        config = self.inference
         context = self.net.encode(obs)
-        init, level, steps = noise, 0.0, how.steps
+        init, level, steps = noise, 0.0, config.steps
         if terms.warm is not None:
-            level, steps = how.warm_level, how.warm_steps
+            level, steps = config.warm_start_level, config.warm_start_steps
             earlier = terms.warm.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
-        chosen = self.objective.descent_options(steps, level, device=obs.device)
-        levels = chosen.get("levels")
-        if levels is None and terms.committed is not None:
-            chosen["frozen"] = terms.committed.view(1, 1, -1, 1)
-            init = torch.where(chosen["frozen"], terms.fit(init), init)
-        # Who lands early is beyond the level of the others: no end of its path is to be foreseen.
-        bound = terms if how.stop_change is None else replace(terms, project=None)
-        bound = bound if bound.project is not None or bound.prefix is not None else None
-
-        def project(x: Tensor, done: int) -> Tensor:
-            if done == steps:
-                return self.admit(x, terms)
-            if bound is None:
-                return x
-            return bound.fit(x) if levels is None else _on_the_path(x, noise, levels[done], bound)
-
+        descent = self.objective.descent(
+            steps, num_candidates=config.num_candidates, level=level, device=obs.device
+        )
+        descent, init = self._constrain(descent, init, noise, terms)
         energy = partial(self.net, context)
-        return descend(
+        result = descent(
             energy,
             init,
-            steps=steps,
-            candidates=how.candidates,
-            select=how.select,
-            stop_grad_norm=how.stop_grad_norm,
-            stop_change=how.stop_change,
-            deadline_s=terms.deadline_s,
-            project=project,
-            verify=lambda x: self.objective.verify(energy, x, how.level),
+            score=lambda x: self.objective.score(energy, x, config.scoring_level),
             generator=generator,
-            **chosen,
         )
+        return select(result, config.num_candidates, config.select)
+
+    def _constrain(
+        self, descent: Descent, init: Tensor, noise: Tensor, terms: ChunkConstraints
+    ) -> tuple[Descent, Tensor]:
+        """Return the descent within the constraints of a chunk, and where it starts."""
+
+        def admit(chunks: Tensor) -> Tensor:
+            return self.admit(chunks, terms)
+
+        stop = self.inference.stop
+        # Candidates that landed early are ahead of the others' level: the end that their path would
+        # seem to head for must not be projected.
+        on_the_way = (
+            terms if self.inference.straightness_tol is None else replace(terms, project=None)
+        )
+        free = on_the_way.project is None and on_the_way.prefix is None
+        project = None if free else on_the_way.fit
+        if descent.schedule.has_levels:
+            constraints = (PathProjection(noise, project, admit),)
+        elif terms.committed is None:
+            constraints = (Projection(project, admit),)
+        else:
+            frozen = terms.committed.view(1, 1, -1, 1)
+            constraints = (Projection(project, admit), FrozenEntries(frozen))
+            init = torch.where(frozen, terms.fit(init), init)
+        # With a deadline the first step must cost what the others do.
+        gradient = descent.gradient if terms.deadline_s is None else PlainGradient()
+        constrained = replace(
+            descent,
+            gradient=gradient,
+            constraints=constraints,
+            stop=stop,
+            deadline_s=terms.deadline_s,
+        )
+        return constrained, init
 
     def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
-        found = self.descend(obs, terms, generator)
-        actions, stops = found.candidate[:, 0], self.inference.stop_grad_norm is not None
-        if stops or terms.deadline_s is not None:  # perhaps before the last step
-            actions = self.admit(actions, terms)
+        result = self.descend(obs, terms, generator)
+        actions = result.candidate[:, 0]
+        if self.inference.stop_grad_norm is not None or terms.deadline_s is not None:
+            actions = self.admit(actions, terms)  # it may have ended before the last step
         return Chunk(
             actions=actions,
-            steps_used=found.steps_used[:, 0],
-            energy=found.energies[-1, :, 0],
-            grad_norm=found.grad_norms[-1, :, 0],
+            steps_used=result.steps_used[:, 0],
+            energy=result.energies[-1, :, 0],
+            grad_norm=result.grad_norms[-1, :, 0],
         )
-
-
-def _on_the_path(x: Tensor, noise: Tensor, level: Tensor, terms: ChunkConstraints) -> Tensor:
-    """Candidates x (B, M, T, A) at a level in (0, 1), moved so that their paths end on the terms.
-
-    x = g y + (1 - g) n: the end y that a candidate is heading for is put on the terms, and the
-    candidate where the path to it lies. A level-conditioned energy expects all actions to be
-    equally noisy; clean ones beside noisy ones are nothing that it was trained on.
-    """
-    end = terms.fit((x - (1 - level) * noise) / level)
-    return corrupt(end, noise, level.expand(noise.shape[:2]))
