@@ -24,10 +24,11 @@ import torch
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
+from ebt_policy.evaluation.image_metrics import measured, psnrs
 from ebt_policy.evaluation.statistics import mean_ci
-from ebt_policy.evaluation.summary import format_estimate, markdown
+from ebt_policy.evaluation.tables import format_estimate, markdown
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-from ebt_policy.image.metrics import measured, noisy_versions, psnrs, tested
+from ebt_policy.image.metrics import noisy_versions, tested
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import restore_tiled
 

@@ -32,9 +32,10 @@ from ebt_policy.envs.perturbations import Perturbation, event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
-from ebt_policy.evaluation.protocol import EvalConfig, progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.settings import DEVICE, command, settings, store
 from benchmarks.speed import in_turns, update_on
-from ebt_policy.evaluation.summary import markdown
+from ebt_policy.evaluation.tables import markdown
 from ebt_policy.image.model import ImageModel, build_image_model
 from ebt_policy.train import of_its_kind, without_what_is_not_theirs
 

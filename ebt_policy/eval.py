@@ -22,9 +22,9 @@ from ebt_policy.evaluation.contestants import (
     checkpoint_domain,
     parse_checkpoint,
 )
-from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.io.output import output_folder
 from ebt_policy.models.base import Domain
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import evaluate_recovery
 from ebt_policy.policies.suite import Suite, evaluate_suite

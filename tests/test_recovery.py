@@ -15,8 +15,8 @@ from ebt_policy.envs import rollout
 from ebt_policy.envs.perturbations import Kind, Perturbation
 from ebt_policy.envs.push_t import PushTEnv
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.evaluation.statistics import wilson
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import (
     UNDISTURBED,

@@ -18,9 +18,9 @@ from ebt_policy.envs import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
 from ebt_policy.evaluation import figures
-from ebt_policy.evaluation.protocol import EvalConfig
-from ebt_policy.evaluation.study_figures import suite_overview
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.figures import suite_overview
 from ebt_policy.policies.suite import Suite, evaluate_suite, interval_note, load_suite
 from ebt_policy.train import train
 

@@ -32,25 +32,15 @@ from ebt_policy.evaluation.entries import (
     runs_of,
     training_figures,
 )
-from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, over_steps, png
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
+from ebt_policy.evaluation.image_metrics import measured, psnrs
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_differences
-from ebt_policy.evaluation.summary import (
-    ReportSpec,
-    format_count,
-    format_estimate,
-    markdown_table,
-)
-from ebt_policy.image.metrics import (
-    WINDOW,
-    EvalSet,
-    measured,
-    noisy_versions,
-    psnrs,
-    tested,
-)
+from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
+from ebt_policy.image.figures import over_steps
+from ebt_policy.image.metrics import WINDOW, EvalSet, noisy_versions, tested
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import Tiling, restore_tiled
 from ebt_policy.io.output import write_atomic

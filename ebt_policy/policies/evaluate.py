@@ -19,22 +19,22 @@ from ebt_policy.evaluation.contestants import (
     check_envs,
     load_contestants,
 )
-from ebt_policy.evaluation.figures import (
-    chunk_picture,
-    energy_landscape,
-    energy_over_descent,
-    score_histogram,
-    training_curve,
-)
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import percentiles
-from ebt_policy.evaluation.summary import EPISODE_KEYS, POLICIES, entry_summary, write_results
 from ebt_policy.policies import Policy
 from ebt_policy.policies.cached_rollouts import pieces_of, play_pieces
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.energy_slice import energy_plane
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.figures import (
+    chunk_picture,
+    energy_landscape,
+    energy_over_descent,
+    score_histogram,
+)
+from ebt_policy.policies.metrics import EPISODE_KEYS, POLICIES, entry_summary, write_results
 
 console = Console()
 LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest

@@ -14,9 +14,9 @@ from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import fit_normalizer
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.policies.base import Policy, build_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.vision import VisionConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
