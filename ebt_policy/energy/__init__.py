@@ -15,7 +15,13 @@ from ebt_policy.energy.result import DescentError, DescentResult, StopReason
 from ebt_policy.energy.sampling import LangevinNoise
 from ebt_policy.energy.schedules import FixedSteps, LevelSchedule, RandomSteps
 from ebt_policy.energy.selection import select
-from ebt_policy.energy.stopping import GradientNorm, NeverStop, RejectIncreases, StraightPath
+from ebt_policy.energy.stopping import (
+    FirstOf,
+    GradientNorm,
+    NeverStop,
+    RejectIncreases,
+    StraightPath,
+)
 from ebt_policy.energy.two_stream import TwoStreamTransformer
 from ebt_policy.energy.updates import ClippedGradient, GradientStep, NesterovMomentum
 
@@ -27,6 +33,7 @@ __all__ = [
     "DescentResult",
     "DirectUpdate",
     "EnergyFn",
+    "FirstOf",
     "FixedSteps",
     "FrozenEntries",
     "GradientNorm",

@@ -18,18 +18,18 @@ def check_parts(descent: Descent) -> None:
     Raises:
         ValueError: naming two parts that exclude each other, or a deadline that is not positive.
     """
-    stop, schedule, gradient = descent.stop, descent.schedule, descent.gradient
-    rule, kind = type(stop).__name__, type(schedule).__name__
-    if stop.needs_levels is True and not schedule.has_levels:
-        raise ValueError(f"stop={rule} needs a LevelSchedule, whose path has an end; got {kind}.")
-    if stop.needs_levels is False and schedule.has_levels:
-        raise ValueError(
-            f"stop={rule} excludes {kind}: energies at different levels do not compare."
-        )
-    if stop.compares_energies and not descent.final_energy:
-        raise ValueError(f"stop={rule} needs final_energy=True.")
-    if stop.compares_energies and isinstance(descent.update, NesterovMomentum):
-        raise ValueError(f"stop={rule} excludes NesterovMomentum, whose energies may rise.")
+    schedule, gradient = descent.schedule, descent.gradient
+    kind = type(schedule).__name__
+    for rule in descent.stop.rules:
+        name = type(rule).__name__
+        if rule.needs_levels is True and not schedule.has_levels:
+            raise ValueError(f"stop={name} needs a LevelSchedule; a path of {kind} has no end.")
+        if rule.needs_levels is False and schedule.has_levels:
+            raise ValueError(f"stop={name} excludes {kind}, along which energies do not compare.")
+        if rule.compares_energies and not descent.final_energy:
+            raise ValueError(f"stop={name} needs final_energy=True.")
+        if rule.compares_energies and isinstance(descent.update, NesterovMomentum):
+            raise ValueError(f"stop={name} excludes NesterovMomentum, whose energies may rise.")
     for constraint in descent.constraints:
         if constraint.needs_levels and not schedule.has_levels:
             raise ValueError(f"{type(constraint).__name__} needs a LevelSchedule, got {kind}.")

@@ -55,13 +55,13 @@ class Descent:
     inference tensors themselves.
 
     Args:
-        schedule: owns the steps: `FixedSteps`, `RandomSteps` or `LevelSchedule`.
+        schedule: of the steps: `FixedSteps`, `RandomSteps` or `LevelSchedule`.
         gradient: `PlainGradient`, `SharedFirstGradient` or `ZeroInitGradient`.
         update: `GradientStep`, `NesterovMomentum` or `ClippedGradient`.
         noise: Langevin noise before each gradient, if any.
         mirror: what the energy sees of a candidate, if not the candidate itself.
         constraints: applied in this order: `FrozenEntries`, `Projection`, `PathProjection`.
-        stop: `NeverStop`, `GradientNorm`, `StraightPath` or `RejectIncreases`.
+        stop: `NeverStop`, `GradientNorm`, `StraightPath`, `RejectIncreases` or `FirstOf` several.
         deadline_s: wall-clock budget in seconds. The loop ends before a step that would overrun it,
             judged by the slowest step so far; one step is always taken. Along levels the last
             affordable step covers the rest of the path: before it a candidate is unfinished.
@@ -105,11 +105,11 @@ class Descent:
 
         Raises:
             ValueError: for tensors of wrong shapes.
-            DescentError: saying after how many steps energy, gradient or candidate was not finite.
+            DescentError: after how many steps energy, gradient or candidate was not finite.
         """
         if init.ndim < 3:
             raise ValueError(f"init must be (B, U, ...), got {tuple(init.shape)}.")
-        if score is not None and self.stop.compares_energies:
+        if score is not None and any(rule.compares_energies for rule in self.stop.rules):
             raise ValueError(f"score excludes stop={self.stop}, which compares energies.")
         differentiable = torch.is_grad_enabled()
         with (
@@ -120,8 +120,8 @@ class Descent:
             start, units, stop = to_autograd_tensor(init), init.shape[:2], self.stop
             steps, end = self.schedule.steps(start, generator), StopReason.STEPS_DONE
             x, velocity, has_levels = start, torch.zeros_like(start), steps.levels is not None
-            moving = torch.ones(units, dtype=torch.bool, device=x.device)
-            used = torch.zeros(units, dtype=torch.long, device=x.device)
+            reason = torch.full(units, StopReason.STEPS_DONE, device=x.device)
+            used = torch.zeros_like(reason)
             path, energies, norms, decrease = [x], [], [], torch.zeros(units, device=x.device)
             predicted_end = None
             # What must fit in the time left: this step, one to finish the path, the final energy.
@@ -137,30 +137,33 @@ class Descent:
 
                 if self.noise is not None:
                     noise = self.noise(x, k, steps.count, generator)
+                    moving = reason == StopReason.STEPS_DONE
                     x = x + self._tangent(noise * expand_units(moving, x))
 
                 look = self.update.look_ahead(x, velocity)
                 gradient, value = mirrored_gradient(
                     self.mirror, self.gradient, energy, look, steps.level(k), first=k == 0
                 )
-                x, value, moving = stop.review(path, energies, x, value, moving)
+                x, value, reason = stop.review(path, energies, x, value, reason)
                 gradient = self._tangent(gradient)
                 norm = gradient.detach().flatten(2).norm(dim=-1)
 
                 step = partial(self.update, gradient, norm, velocity)
-                view = StepView(k, x, norm, step, moving, steps, until, predicted_end)
-                moving, continuing, size, until, predicted_end = stop.decide(view)
-                velocity = stop.hold(step(size), moving)
+                moving, size = reason == StopReason.STEPS_DONE, steps.sizes[k:until].sum(0)
+                view = StepView(k, x, norm, step, moving, reason, steps, size, until, predicted_end)
+                view = stop.decide(view)
+                velocity = stop.hold(step(view.size), view.moving)
+                reason, until, predicted_end = view.reason, view.until, view.predicted_end
 
                 before, x = x, self._constrain(x + velocity, start, steps, until)
-                used, moving = used + moving, continuing
+                used = used + view.moving
                 path.append(x)
                 energies.append(value)
                 norms.append(norm)
                 if has_levels:
                     lost = (gradient.detach() * (before - x).detach()).flatten(2).sum(-1)
                     decrease = decrease + lost
-                if until == steps.count or stop.all_stopped(moving):
+                if until == steps.count or stop.all_stopped(reason):
                     break
                 if self.detach_between_steps:
                     x, velocity = x.detach(), velocity.detach()
@@ -170,7 +173,7 @@ class Descent:
                 level = None if steps.levels is None else steps.levels[-1].expand(units)
                 final = partial(mirrored_energy, self.mirror, energy, level=level)
                 value = final(x) if score is None else score(x)
-                x, value, moving = stop.review(path, energies, x, value, moving)
+                x, value, reason = stop.review(path, energies, x, value, reason)
                 energies.append(value)
             heights = torch.stack(energies)
             result = DescentResult(
@@ -180,11 +183,11 @@ class Descent:
                 grad_norms=torch.stack(norms),
                 steps_used=used,
                 energy_decrease=decrease if has_levels else heights[0] - heights[-1],
-                reason=torch.where(moving, int(end), int(stop.reason)),
+                reason=reason.masked_fill(reason == StopReason.STEPS_DONE, end),
             )
-            if not torch.compiler.is_compiling():
-                check_finite(result)
-            return result
+        if not torch.compiler.is_compiling():
+            check_finite(result)
+        return result
 
     def _constrain(self, x: Tensor, start: Tensor, steps: Steps, until: int) -> Tensor:
         for constraint in self.constraints:

@@ -27,10 +27,12 @@ class StepView(NamedTuple):
         x: (B, U, *) candidates.
         grad_norm: (B, U).
         displacement: step size, broadcastable to (B, U) -> the displacement (B, U, *) it gives.
-        moving: (B, U) units that have not stopped.
+        moving: (B, U) units that take this step.
+        reason: (B, U) a `StopReason`; ``STEPS_DONE`` while no rule has stopped the unit.
         steps: all steps.
-        until: steps done after this one; more than k + 1 where one step covers the rest.
-        predicted_end: `Decision.predicted_end` of the step before; None at first.
+        size: of this step, broadcastable to (B, U).
+        until: steps done after it; more than k + 1 where one step covers the rest.
+        predicted_end: (B, U, *) where straight on a path led at the step before; None at first.
     """
 
     k: int
@@ -38,67 +40,56 @@ class StepView(NamedTuple):
     grad_norm: Tensor
     displacement: Callable[[Tensor], Tensor]
     moving: Tensor
+    reason: Tensor
     steps: Steps
-    until: int
-    predicted_end: Tensor | None
-
-
-class Decision(NamedTuple):
-    """What a rule decides of a step.
-
-    Attributes:
-        moving: (B, U) units that take this step.
-        continuing: (B, U) units that may take the next one.
-        size: of this step, broadcastable to (B, U).
-        until: steps done after it.
-        predicted_end: (B, U, *) for the next `StepView`.
-    """
-
-    moving: Tensor
-    continuing: Tensor
     size: Tensor
     until: int
-    predicted_end: Tensor | None = None
+    predicted_end: Tensor | None
 
 
 class NeverStop:
     """Base of all rules; by this one every unit takes all steps.
 
     Attributes:
-        reason: of the units that a rule stops.
         needs_levels: True for a rule that needs a schedule with levels, False for one that needs a
             schedule without; None for either.
         compares_energies: whether it needs the final energy, and a descent without momentum.
     """
 
-    reason: ClassVar[StopReason] = StopReason.STEPS_DONE
     needs_levels: ClassVar[bool | None] = None
     compares_energies: ClassVar[bool] = False
 
+    @property
+    def rules(self) -> tuple[NeverStop, ...]:
+        """The rules that this one consists of."""
+        return (self,)
+
     def review(
-        self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, moving: Tensor
+        self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, reason: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return candidates, their energies and the units that go on, after the last step.
+        """Return candidates, their energies and `StopReason`, in view of the last step.
 
         Args:
             path: candidates so far; the last ones may be replaced in place.
             energies: (B, U) each, before each step so far.
             x: (B, U, *) candidates now.
             value: (B, U) their energies.
-            moving: (B, U) units that have not stopped.
+            reason: (B, U), as in `StepView`.
         """
-        return x, value, moving
+        return x, value, reason
 
-    def decide(self, view: StepView) -> Decision:
-        """Return which units take the next step, and its size."""
-        size = view.steps.sizes[view.k : view.until].sum(0)
-        return Decision(view.moving, view.moving, size, view.until)
+    def decide(self, view: StepView) -> StepView:
+        """Return which units take the next step, its size, and which of them stop with it.
+
+        The fields moving, reason, size, until and predicted_end may change.
+        """
+        return view
 
     def hold(self, displacement: Tensor, moving: Tensor) -> Tensor:
         """Return a displacement (B, U, *) that is zero for units that have stopped."""
         return displacement
 
-    def all_stopped(self, moving: Tensor) -> bool:
+    def all_stopped(self, reason: Tensor) -> bool:
         """Return whether the loop can end."""
         return False
 
@@ -122,17 +113,16 @@ class GradientNorm(_StoppingRule):
 
     tolerance: float
 
-    reason: ClassVar[StopReason] = StopReason.GRADIENT_NORM
-
     def __post_init__(self) -> None:
         _require_positive("the gradient norm to stop at", self.tolerance)
 
-    def decide(self, view: StepView) -> Decision:
+    def decide(self, view: StepView) -> StepView:
         moving = view.moving & (view.grad_norm >= self.tolerance)
-        return super().decide(view._replace(moving=moving))
+        reason = view.reason.masked_fill(view.moving & ~moving, StopReason.GRADIENT_NORM)
+        return view._replace(moving=moving, reason=reason)
 
-    def all_stopped(self, moving: Tensor) -> bool:
-        return not bool(moving.any())
+    def all_stopped(self, reason: Tensor) -> bool:
+        return not bool((reason == StopReason.STEPS_DONE).any())
 
 
 @dataclass(frozen=True)
@@ -151,44 +141,78 @@ class StraightPath(_StoppingRule):
     tolerance: float
     num_candidates: int = 1
 
-    reason: ClassVar[StopReason] = StopReason.STRAIGHT_PATH
     needs_levels: ClassVar[bool | None] = True
 
     def __post_init__(self) -> None:
         _require_positive("the straightness to stop at", self.tolerance)
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {self.num_candidates}.")
 
-    def decide(self, view: StepView) -> Decision:
-        k, sizes, levels = view.k, view.steps.sizes, view.steps.levels
-        size, rest = sizes[k : view.until].sum(0), sizes[k:].sum(0)
+    def decide(self, view: StepView) -> StepView:
+        k, levels, rest = view.k, view.steps.levels, view.steps.sizes[view.k :].sum(0)
         end = view.x + view.displacement(rest)
         if view.predicted_end is None or levels is None:
-            return Decision(view.moving, view.moving, size, view.until, end)
+            return view._replace(predicted_end=end)
         change = (end - view.predicted_end).square().flatten(2).mean(-1)
         change = change.unflatten(1, (-1, self.num_candidates)).mean(-1).sqrt()
         change = change.repeat_interleave(self.num_candidates, dim=1)
         landing = view.moving & (change < self.tolerance * (levels[k] - levels[k - 1]))
-        continuing = view.moving & ~landing
-        until = view.until if bool(continuing.any()) else view.steps.count
-        # When all land, the size covers the same rest for every unit.
-        return Decision(view.moving, continuing, torch.where(landing, rest, size), until, end)
+        # When the last ones land, the step ends the descent.
+        until = view.until if bool((view.moving & ~landing).any()) else view.steps.count
+        return view._replace(
+            reason=view.reason.masked_fill(landing, StopReason.STRAIGHT_PATH),
+            size=torch.where(landing, rest, view.size),
+            until=until,
+            predicted_end=end,
+        )
 
 
 @dataclass(frozen=True)
 class RejectIncreases(_StoppingRule):
     """A unit whose energy rose in a step goes back to where it was, and stops there."""
 
-    reason: ClassVar[StopReason] = StopReason.ENERGY_INCREASE
     needs_levels: ClassVar[bool | None] = False
     compares_energies: ClassVar[bool] = True
 
     def review(
-        self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, moving: Tensor
+        self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, reason: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not energies:
-            return x, value, moving
-        rose = moving & (value > energies[-1])
+            return x, value, reason
+        rose = (reason == StopReason.STEPS_DONE) & (value > energies[-1])
         x = path[-1] = torch.where(expand_units(rose, x), path[-2], x)
-        return x, torch.where(rose, energies[-1], value), moving & ~rose
+        value = torch.where(rose, energies[-1], value)
+        return x, value, reason.masked_fill(rose, StopReason.ENERGY_INCREASE)
+
+
+@dataclass(frozen=True)
+class FirstOf(_StoppingRule):
+    """A unit stops by the first of several rules.
+
+    Args:
+        rules: at least one.
+    """
+
+    rules: tuple[NeverStop, ...]  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError("FirstOf needs at least one rule; use NeverStop for none.")
+
+    def review(
+        self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, reason: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        for rule in self.rules:
+            x, value, reason = rule.review(path, energies, x, value, reason)
+        return x, value, reason
+
+    def decide(self, view: StepView) -> StepView:
+        for rule in self.rules:
+            view = rule.decide(view)
+        return view
+
+    def all_stopped(self, reason: Tensor) -> bool:
+        return any(rule.all_stopped(reason) for rule in self.rules)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.energy import DescentResult, GradientNorm, NeverStop, RejectIncreases, select
+from ebt_policy.energy import (
+    DescentResult,
+    FirstOf,
+    GradientNorm,
+    NeverStop,
+    RejectIncreases,
+    select,
+)
 from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, Objective
 from ebt_policy.energy.sampling import Generators
@@ -52,18 +59,16 @@ class DescentInference:
         norm = self.stop_grad_norm
         if norm is not None and not norm > 0:
             raise ConfigError(f"inference.stop_grad_norm must be positive or null, got {norm}.")
-        if norm is not None and self.reject_energy_increase:
-            raise ConfigError(
-                "inference.stop_grad_norm and inference.reject_energy_increase exclude each other; "
-                "set one of them."
-            )
 
     @property
     def stop(self) -> NeverStop:
         """When a candidate stops early."""
+        rules: list[NeverStop] = []
+        if self.reject_energy_increase:
+            rules.append(RejectIncreases())
         if self.stop_grad_norm is not None:
-            return GradientNorm(self.stop_grad_norm)
-        return RejectIncreases() if self.reject_energy_increase else NeverStop()
+            rules.append(GradientNorm(self.stop_grad_norm))
+        return FirstOf(tuple(rules)) if rules else NeverStop()
 
 
 class EnergyModel(Model):

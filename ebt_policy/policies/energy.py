@@ -18,6 +18,7 @@ from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy import (
     Descent,
     DescentResult,
+    FirstOf,
     FrozenEntries,
     GradientNorm,
     NeverStop,
@@ -82,20 +83,16 @@ class EnergyInference:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"inference.{name} must be positive or null, got {value}.")
-        if self.stop_grad_norm is not None and self.straightness_tol is not None:
-            raise ConfigError(
-                "inference.stop_grad_norm and inference.straightness_tol exclude each other; set "
-                "one of them."
-            )
 
     @property
     def stop(self) -> NeverStop:
         """When a candidate stops early."""
+        rules: list[NeverStop] = []
         if self.stop_grad_norm is not None:
-            return GradientNorm(self.stop_grad_norm)
+            rules.append(GradientNorm(self.stop_grad_norm))
         if self.straightness_tol is not None:
-            return StraightPath(self.straightness_tol, self.num_candidates)
-        return NeverStop()
+            rules.append(StraightPath(self.straightness_tol, self.num_candidates))
+        return FirstOf(tuple(rules)) if rules else NeverStop()
 
 
 @POLICIES.register("ebt")
@@ -180,7 +177,7 @@ class EnergyPolicy(EnergyModel, Policy):
         )
         noise = draw_normal(empty, generator)
         # A search that asks the clock or the candidates whether to go on cannot be one graph.
-        asks = terms.deadline_s is not None or config.stop != NeverStop()
+        asks = terms.deadline_s is not None or isinstance(config.stop, FirstOf)
         search = self._search if asks or self._compiled is None else self._compiled
         return search(obs, noise, terms, generator)
 
