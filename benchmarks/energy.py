@@ -39,8 +39,8 @@ from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
-LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",
-           "steps=4,candidates=8", "steps=4,candidates=8,stop_change=0.5"]  # fmt: skip
+LANDING = ["steps=4,num_candidates=1", "steps=4,num_candidates=1,straightness_tol=0.5",
+           "steps=4,num_candidates=8", "steps=4,num_candidates=8,straightness_tol=0.5"]  # fmt: skip
 # What goes wrong with the observation: events in an episode, and what lasts from its start.
 EVENTS = (Perturbation("agent", 100), Perturbation("kick", 50), Perturbation("turn", 60),
           Perturbation("freeze", 8), Perturbation("delay", 4))  # fmt: skip
@@ -107,7 +107,7 @@ def signals(
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         found = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
-    chosen, ends = policy.env_actions(obs, found.candidate[:, 0]), found.path[-1]
+    chosen, ends = policy.unnormalize_actions(obs, found.candidate[:, 0]), found.path[-1]
     kept = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
     # Energies of one observation compare: what is left of the old plan against the new one.
     energies = policy.energies({"obs": obs}, torch.stack([kept, chosen], dim=1))
@@ -157,7 +157,7 @@ def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, S
 
 def play(checkpoint: str, protocol: EvalConfig) -> tuple[dict[str, list[SignalRecord]], np.ndarray]:
     """Every condition with every training run; and of each episode the chunk after its event."""
-    (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
+    (one,) = load_contestants([f"{checkpoint}@num_candidates={SAMPLES}"], torch.device("cpu"))
     spec = one.env_spec
     policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
     known = [Demonstrations(policy) for policy in policies]
@@ -244,7 +244,7 @@ def cost(checkpoint: str) -> list[float]:
     """Median milliseconds of a chunk at batch size 1 for each of `CANDIDATES`, timed in turns."""
     jobs = {}
     for m in CANDIDATES:
-        (one,) = load_contestants([f"{checkpoint}@steps=2,candidates={m}"], torch.device("cpu"))
+        (one,) = load_contestants([f"{checkpoint}@steps=2,num_candidates={m}"], torch.device("cpu"))
         obs = {
             "obs": torch.full((1, one.policy.shape.n_obs_steps, one.policy.shape.obs_dim), 256.0)
         }
@@ -255,7 +255,7 @@ def cost(checkpoint: str) -> list[float]:
 def main() -> None:
     given = settings(runs="runs/compare/ebt_12500-seed*", episodes=100, folder="runs/energy")
     protocol = EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=20)
-    entries = [f"{given.runs}@steps=2,candidates={m}" for m in CANDIDATES]
+    entries = [f"{given.runs}@steps=2,num_candidates={m}" for m in CANDIDATES]
     entries += [f"{given.runs}@{how}" for how in LANDING]
     table = evaluate_policies(
         entries,

@@ -21,6 +21,7 @@ from ebt_policy.envs.rollout import batched, noise_seed
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.inference_worker import Background, Done
@@ -350,10 +351,12 @@ class Planner(ActionSource):
         def job() -> tuple[Chunk, float | None]:
             chunk = policy.predict_chunk(
                 obs,
-                prefix=prefix,
-                warm=warm if how.warm else None,
-                project=project,
-                deadline_s=how.deadline_s,
+                constraints=ChunkConstraints(
+                    prefix=prefix,
+                    warm_start=warm if how.warm else None,
+                    project=project,
+                    deadline_s=how.deadline_s,
+                ),
                 generator=generator,
             )
             if how.surprise is None or warm is None or not isinstance(policy, EnergyPolicy):

@@ -79,7 +79,7 @@ class Noise:
         },
     }  # fmt: skip
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         noise = [torch.randn(16, 2, generator=g) for g in generator or []]
         return SimpleNamespace(actions=torch.stack(noise))
 

@@ -139,7 +139,7 @@ class Noisy:
     def __init__(self):
         self.batches = []
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         newest, oldest = obs["obs"][:, -1:], obs["obs"][:, :1]
         noise = torch.stack([torch.randn(16, 2, generator=g) for g in generator or []])
         self.batches.append(len(noise))
@@ -158,7 +158,7 @@ class Indexed:
     def __init__(self, horizon=16):
         self.horizon, self.seen = horizon, []
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         self.seen.append(obs["obs"][..., 0].clone())
         index = torch.arange(self.horizon, dtype=torch.float32)[:, None]
         return SimpleNamespace(actions=1000 * obs["obs"][:, -1:] + index)

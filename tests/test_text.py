@@ -268,7 +268,7 @@ def test_with_a_cache_it_writes_what_it_writes_without(kind, temperature):
     model = build(kind)
     how = {"temperature": temperature, "top_k": 5}
     if isinstance(model, EnergyLanguageModel):
-        model.objective.start = 0.0  # with a random start, noise would be drawn for other places
+        model.objective.init_std = 0.0  # with a random start, noise would be drawn for other places
         if kind == "ebt s2":
             model.objective.noise = lambda step, steps: 0.0
     written = [
@@ -395,7 +395,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny, tmp_path):
 
 
 def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
-    run = train(tiny("run", "evaluation.final=false", "objective.start=1.0"))
+    run = train(tiny("run", "evaluation.final=false", "objective.init_std=1.0"))
     where = f"output={tmp_path / 'found'}"
     call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", where]
     monkeypatch.setattr(sys, "argv", [*call])

@@ -132,7 +132,7 @@ def test_one_image_does_not_touch_another(pretrained):
         "right": torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8),
     }
     together = encoder(images, None)
-    assert together.shape == (3, 2, encoder.features) and encoder.features == 2 * 4 * 2
+    assert together.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
     alone = encoder({name: image[1:2, 1:] for name, image in images.items()}, None)
     torch.testing.assert_close(alone[0, 0], together[1, 1])
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]

@@ -35,8 +35,11 @@ from ebt_policy.energy.selection import ENERGY_RULES, Rule
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
-from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
+from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
 from ebt_policy.policies.vision import VisionEncoder
 
 
@@ -123,7 +126,7 @@ class EnergyPolicy(EnergyModel, Policy):
         super().__init__(shape, normalizer, vision)
         self.objective = objective(EUCLIDEAN)
         self.net = ChunkTransformer(
-            self.tokens,
+            self.network_shape,
             size,
             actions_per_token,
             output="energy",
@@ -146,7 +149,7 @@ class EnergyPolicy(EnergyModel, Policy):
         return batch["action"].unsqueeze(1)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        context = self.net.encode(self.features(batch))
+        context = self.net.encode(self.observation_features(batch))
         return self.objective(
             partial(self.net, context),
             self.target(batch),
@@ -156,30 +159,33 @@ class EnergyPolicy(EnergyModel, Policy):
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
         """Return the scores (B, M) of chunks (B, M, T, A) in env units, lower is better."""
         with torch.no_grad():
-            context = self.net.encode(self.observe(obs))
-            candidates = self._network_actions(obs["obs"], chunks)
+            context = self.net.encode(self.encode_observation(obs))
+            candidates = self.normalize_actions(obs["obs"], chunks)
             return self.objective.score(
                 partial(self.net, context), candidates, self.inference.scoring_level
             )
 
     def descend(
-        self, obs: Tensor, terms: ChunkConstraints | None = None, generator: Generators = None
+        self,
+        obs: Tensor,
+        constraints: NormalizedConstraints | None = None,
+        generator: Generators = None,
     ) -> DescentResult:
         """Run the descent behind `predict_chunk`, in the network's units, one unit a candidate.
 
         Args:
-            obs: as `observe` gives it.
-            terms, generator: as in `refine`.
+            obs: as `encode_observation` gives it.
+            constraints, generator: as in `_predict_normalized`.
         """
-        config, terms = self.inference, terms or ChunkConstraints()
+        config, constraints = self.inference, constraints or NormalizedConstraints()
         empty = obs.new_empty(
             len(obs), config.num_candidates, self.shape.horizon, self.shape.action_dim
         )
         noise = draw_normal(empty, generator)
         # A search that asks the clock or the candidates whether to go on cannot be one graph.
-        asks = terms.deadline_s is not None or isinstance(config.stop, FirstOf)
+        asks = constraints.deadline_s is not None or isinstance(config.stop, FirstOf)
         search = self._search if asks or self._compiled is None else self._compiled
-        return search(obs, noise, terms, generator)
+        return search(obs, noise, constraints, generator)
 
     def compile_prediction(self) -> None:
         # As one graph: all steps, a committed prefix, a robot's limits, scores and selection.
@@ -188,19 +194,19 @@ class EnergyPolicy(EnergyModel, Policy):
             self.vision.compile()
 
     def _search(
-        self, obs: Tensor, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, obs: Tensor, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> DescentResult:
         config = self.inference
         context = self.net.encode(obs)
         init, level, steps = noise, 0.0, config.steps
-        if terms.warm is not None:
+        if constraints.warm_start is not None:
             level, steps = config.warm_start_level, config.warm_start_steps
-            earlier = terms.warm.unsqueeze(1).expand_as(noise)
+            earlier = constraints.warm_start.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
         descent = self.objective.descent(
             steps, num_candidates=config.num_candidates, level=level, device=obs.device
         )
-        descent, init = self._constrain(descent, init, noise, terms)
+        descent, init = self._constrain(descent, init, noise, constraints)
         energy = partial(self.net, context)
         result = descent(
             energy,
@@ -211,45 +217,46 @@ class EnergyPolicy(EnergyModel, Policy):
         return select(result, config.num_candidates, config.select)
 
     def _constrain(
-        self, descent: Descent, init: Tensor, noise: Tensor, terms: ChunkConstraints
+        self, descent: Descent, init: Tensor, noise: Tensor, constraints: NormalizedConstraints
     ) -> tuple[Descent, Tensor]:
         """Return the descent within the constraints of a chunk, and where it starts."""
 
         def admit(chunks: Tensor) -> Tensor:
-            return self.admit(chunks, terms)
+            return self.constrain(chunks, constraints)
 
-        stop = self.inference.stop
-        # Candidates that landed early are ahead of the others' level: the end that their path would
-        # seem to head for must not be projected.
-        on_the_way = (
-            terms if self.inference.straightness_tol is None else replace(terms, project=None)
-        )
-        free = on_the_way.project is None and on_the_way.prefix is None
-        project = None if free else on_the_way.fit
+        limits = constraints
+        if self.inference.straightness_tol is not None:
+            # Candidates that landed early are ahead of the others' level, so that the end that
+            # their path would seem to head for must not be projected.
+            limits = replace(constraints, project=None)
+        free = limits.project is None and limits.prefix is None
+        project = None if free else limits.apply
         if descent.schedule.has_levels:
-            constraints = (PathProjection(noise, project, admit),)
-        elif terms.committed is None:
-            constraints = (Projection(project, admit),)
+            parts = (PathProjection(noise, project, admit),)
+        elif constraints.prefix_mask is None:
+            parts = (Projection(project, admit),)
         else:
-            frozen = terms.committed.view(1, 1, -1, 1)
-            constraints = (Projection(project, admit), FrozenEntries(frozen))
-            init = torch.where(frozen, terms.fit(init), init)
+            frozen = constraints.prefix_mask.view(1, 1, -1, 1)
+            parts = (Projection(project, admit), FrozenEntries(frozen))
+            init = torch.where(frozen, constraints.apply(init), init)
         # With a deadline the first step must cost what the others do.
-        gradient = descent.gradient if terms.deadline_s is None else PlainGradient()
+        gradient = descent.gradient if constraints.deadline_s is None else PlainGradient()
         constrained = replace(
             descent,
             gradient=gradient,
-            constraints=constraints,
-            stop=stop,
-            deadline_s=terms.deadline_s,
+            constraints=parts,
+            stop=self.inference.stop,
+            deadline_s=constraints.deadline_s,
         )
         return constrained, init
 
-    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
-        result = self.descend(obs, terms, generator)
+    def _predict_normalized(
+        self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
+    ) -> Chunk:
+        result = self.descend(obs, constraints, generator)
         actions = result.candidate[:, 0]
-        if self.inference.stop_grad_norm is not None or terms.deadline_s is not None:
-            actions = self.admit(actions, terms)  # it may have ended before the last step
+        if self.inference.stop_grad_norm is not None or constraints.deadline_s is not None:
+            actions = self.constrain(actions, constraints)  # it may have ended before the last step
         return Chunk(
             actions=actions,
             steps_used=result.steps_used[:, 0],

@@ -18,7 +18,8 @@ from torch import Tensor
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import VOTES, Rule, best_of, line_integral, vote
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import Chunk, ChunkConstraints, Policy
+from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 
 
 @dataclass(frozen=True)
@@ -26,27 +27,31 @@ class CandidateInference:
     """How many chunks a sampling policy draws, and which of them it takes.
 
     Args:
-        candidates: M chunks that are sampled together.
+        num_candidates: M chunks that are sampled together.
         select: what the candidates vote for: ``medoid``, ``density`` or ``first`` (see
             `ebt_policy.energy.selection`), or the likeliest by the ``line_integral`` of the field.
-        level: of corruption at which the line integral judges finished candidates, in (0, 1), as
+        scoring_level: of corruption at which the line integral judges finished candidates, in (0, 1), as
             an `EnergyPolicy` does.
     """
 
-    candidates: int = 1
+    num_candidates: int = 1
     select: Rule = "density"
-    level: float = 0.5
+    scoring_level: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise ConfigError(f"inference.candidates must be at least 1, got {self.candidates}.")
+        if self.num_candidates < 1:
+            raise ConfigError(
+                f"inference.num_candidates must be at least 1, got {self.num_candidates}."
+            )
         if self.select not in (known := (*VOTES, "line_integral")):
             raise ConfigError(
                 f"inference.select must be one of {', '.join(known)} for a policy without an "
                 f"energy, got {self.select}."
             )
-        if not 0 < self.level < 1:
-            raise ConfigError(f"inference.level must lie between 0 and 1, got {self.level}.")
+        if not 0 < self.scoring_level < 1:
+            raise ConfigError(
+                f"inference.scoring_level must lie between 0 and 1, got {self.scoring_level}."
+            )
 
 
 class SamplingPolicy(Policy):
@@ -56,7 +61,7 @@ class SamplingPolicy(Policy):
 
     @abstractmethod
     def sample(
-        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         """Return chunks (B, M, T, A) in the network's units, sampled from ``noise``, as large."""
 
@@ -68,21 +73,23 @@ class SamplingPolicy(Policy):
             level: of corruption at which the network judges them.
         """
 
-    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
+    def _predict_normalized(
+        self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
+    ) -> Chunk:
         options = self.inference
         context = self.net.encode(obs)
         like = obs.new_empty(
-            len(obs), options.candidates, self.shape.horizon, self.shape.action_dim
+            len(obs), options.num_candidates, self.shape.horizon, self.shape.action_dim
         )
-        x = self.sample(context, draw_normal(like, generator), terms, generator)
-        x = self.admit(x, terms)  # what is chosen is what is executed
+        x = self.sample(context, draw_normal(like, generator), constraints, generator)
+        x = self.constrain(x, constraints)  # what is chosen is what is executed
         used = torch.full((len(obs),), options.steps, device=obs.device)
-        if options.candidates == 1:
+        if options.num_candidates == 1:
             return Chunk(actions=x[:, 0], steps_used=used)
         if options.select == "line_integral":
-            field = partial(self.score_field, context, level=options.level)
-            score = line_integral(field, x, options.candidates)
+            field = partial(self.score_field, context, level=options.scoring_level)
+            score = line_integral(field, x, options.num_candidates)
         else:
-            score = vote(options.select, x, options.candidates)
+            score = vote(options.select, x, options.num_candidates)
         rows = torch.arange(len(x), device=x.device)
-        return Chunk(actions=x[rows, best_of(score, options.candidates)[:, 0]], steps_used=used)
+        return Chunk(actions=x[rows, best_of(score, options.num_candidates)[:, 0]], steps_used=used)
