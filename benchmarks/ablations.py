@@ -38,9 +38,11 @@ RUNS = {
 }
 # Landscapes without a level are judged by their lowest energy; more steps where these help them.
 ENTRIES = [
-    "whole@steps=2,num_candidates=8", "whole@steps=4,num_candidates=8", "whole@steps=2,num_candidates=1",
-    "whole@steps=4,num_candidates=1", "whole@steps=1,num_candidates=8", "whole@steps=8,num_candidates=8",
-    "whole@steps=2,num_candidates=8,select=energy_decrease", "whole@steps=2,num_candidates=8,scoring_level=0.9",
+    "whole@steps=2,num_candidates=8", "whole@steps=4,num_candidates=8",
+    "whole@steps=2,num_candidates=1", "whole@steps=4,num_candidates=1",
+    "whole@steps=1,num_candidates=8", "whole@steps=8,num_candidates=8",
+    "whole@steps=2,num_candidates=8,select=energy_decrease",
+    "whole@steps=2,num_candidates=8,scoring_level=0.9",
     "whole@steps=2,num_candidates=8,scoring_level=0.2",
     "no_relative@steps=2,num_candidates=8", "no_align@steps=2,num_candidates=8",
     "no_mirror@steps=2,num_candidates=8", "two_samples@steps=2,num_candidates=8",

@@ -52,7 +52,8 @@ SELECTION_SEED = 500_000
 SELECTION = [
     "ebt_12500@steps=2,num_candidates=8", "ebt_12500@steps=2,num_candidates=8,select=medoid",
     "ebt_12500@steps=2,num_candidates=8,select=density", "ebt_12500@steps=2,num_candidates=1",
-    "ebt_12500@steps=4,num_candidates=8", "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
+    "ebt_12500@steps=4,num_candidates=8",
+    "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
     "flow_matching@steps=2,num_candidates=8,select=medoid",
     "flow_matching@steps=2,num_candidates=8,select=density",
     "flow_matching@steps=2,num_candidates=8,select=line_integral",

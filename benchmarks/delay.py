@@ -4,8 +4,8 @@ Trains the energy policy and flow matching on Push-T, with and without condition
 committed actions (``task.max_prefix_len``), and runs the control loop on a simulated clock. There
 a prediction takes 0 to 400 ms, whatever it takes here: with blocking execution, asynchronously
 without freezing, and with a frozen prefix, from noise and from the chunk before. Writes
-``docs/results/delay.json`` and ``docs/assets/delay.svg``. It may be repeated after a kill; on two cores it takes
-two hours.
+``docs/results/delay.json`` and ``docs/assets/delay.svg``. It may be repeated after a kill; on two
+cores it takes two hours.
 """
 
 from __future__ import annotations

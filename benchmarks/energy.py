@@ -114,7 +114,7 @@ def signals(
     return {
         "energy": found.energies[-1, :, 0],
         "gradient norm": found.grad_norms[-1, :, 0],
-        "energy drop": -found.drop[:, 0],
+        "energy drop": -found.energy_decrease[:, 0],
         "surprise": energies[:, 0] - energies[:, 1],
         "distance to the plan": (kept - chosen)[:, :ahead].square().mean(dim=(1, 2)).sqrt(),
         "spread of samples": ends.var(dim=1).mean(dim=(1, 2)).sqrt(),

@@ -115,13 +115,19 @@ CASES: dict[str, Case] = {
         SEVERAL
         | {
             "lands": {"num_candidates": 4, "steps": 4, "straightness_tol": 0.5},
-            "drop": {"num_candidates": 4, "straightness_tol": None, "select": "energy_decrease", "scoring_level": 0.7},
+            "drop": {
+                "num_candidates": 4, "straightness_tol": None, "select": "energy_decrease",
+                "scoring_level": 0.7,
+            },
             "medoid": {"select": "medoid"},
             "density": {"select": "density", "warm_start_steps": 2, "warm_start_level": 0.3},
         },
     ),
     "robot/ebt_flow_untold": Case(
-        (*PUSH_T, "model=ebt", "objective=flow", "objective.condition_on_noise_level=false", "objective.noise_samples_per_target=2"),
+        (
+            *PUSH_T, "model=ebt", "objective=flow", "objective.condition_on_noise_level=false",
+            "objective.noise_samples_per_target=2",
+        ),
         SEVERAL,
     ),
     "robot/ebt_equilibrium": Case(
@@ -171,7 +177,9 @@ CASES: dict[str, Case] = {
     ),
     "robot/ibc": Case((*PUSH_T, "model=ibc", "model.negatives=8", "model.inference.samples=16")),
     "text/ebt_s1": Case((*TEXT, "model=ebt", "objective=s1"), STEPS),
-    "text/ebt_s1_told": Case((*TEXT, "model=ebt", "objective=s1", "objective.step_conditioned=true")),
+    "text/ebt_s1_told": Case(
+        (*TEXT, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "text/ebt_s2": Case((*TEXT, "model=ebt", "objective=s2"), GUESSES),
     "text/ebt_s2_replay": Case(
         (*TEXT, "model=ebt", "objective=s2", "objective.replay=6", "objective.noise=[0.2,0.002]")
@@ -187,11 +195,15 @@ CASES: dict[str, Case] = {
     "text/transformer_pp": Case((*TEXT, "model=transformer_pp")),
     "text/masked_ebt_s1": Case((*TEXT, "model=masked_ebt", "objective=s1"), STEPS),
     "text/masked_ebt_s2": Case((*TEXT, "model=masked_ebt", "objective=s2"), GUESSES),
-    "text/masked_ebt_corrupted": Case((*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES),
+    "text/masked_ebt_corrupted": Case(
+        (*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES
+    ),
     "text/masked_ebt_product": Case((*TEXT, "model=masked_ebt", "model.energy=product")),
     "text/bert": Case((*TEXT, "model=bert")),
     "image/ebt_s1": Case((*IMAGE, "model=ebt", "objective=s1"), STEPS),
-    "image/ebt_s1_told": Case((*IMAGE, "model=ebt", "objective=s1", "objective.step_conditioned=true")),
+    "image/ebt_s1_told": Case(
+        (*IMAGE, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "image/ebt_s2": Case((*IMAGE, "model=ebt", "objective=s2", "objective.replay=6")),
     "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=s1_corrupted")),
     "image/ebt_equilibrium": Case(
@@ -206,7 +218,10 @@ CASES: dict[str, Case] = {
     ),
     "image/dit": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5"),
-        {"untold": {"start_at_noise_level": False}, "ddpm": {"start_at_noise_level": True, "scheduler": "ddpm"}},
+        {
+            "untold": {"start_at_noise_level": False},
+            "ddpm": {"start_at_noise_level": True, "scheduler": "ddpm"},
+        },
     ),
     "image/dit_classes": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5", *GENERATING, "task.classes=true")

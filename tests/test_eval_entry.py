@@ -121,7 +121,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
         (
             ["checkpoint=RUN@select=luck"],
-            "must be one of energy, drop, medoid, density",
+            "must be one of energy, energy_decrease, medoid, density",
         ),
         (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
@@ -185,7 +185,7 @@ def test_checkpoint_arguments_are_parsed(tmp_path):
     assert parse_checkpoint("runs/a") == (Path("runs/a"), {})
     path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=energy_decrease")
     assert path == Path("runs/a")
-    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "drop"}
+    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "energy_decrease"}
     odd = tmp_path / "me@home" / "run"
     odd.mkdir(parents=True)
     assert parse_checkpoint(str(odd)) == (odd, {})

@@ -79,14 +79,14 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["+model.wings=2"], "model has no option wings; it has actions_per_token, inference"),
         (["model.actions_per_token=two"], "model: actions_per_token must be int, got 'two'."),
         (["model.inference.stop_grad_norm=-1"], "stop_grad_norm must be positive or null"),
-        (["model.inference.straightness_tol=0"], "stop_change must be positive or null"),
+        (["model.inference.straightness_tol=0"], "straightness_tol must be positive or null"),
         (
             ["objective=s1", "model.inference.straightness_tol=0.5"],
-            "told the level (objective=flow)",
+            "needs a level-conditioned objective (objective=flow)",
         ),
         (
             ["objective.noise_samples_per_target=two"],
-            "objective=flow: samples must be int, got 'two'.",
+            "objective=flow: noise_samples_per_target must be int, got 'two'.",
         ),
         (["objective=s2", "objective.noise=0.1"], "noise must be [float, float], got 0.1."),
         (["objective=s2", "objective.steps=[2,x]"], "steps must be [int, int], got [2, 'x']."),

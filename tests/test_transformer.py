@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from landscapes import descend
 
-from ebt_policy.energy import TwoStreamTransformer, descend
+from ebt_policy.energy import TwoStreamTransformer
 from ebt_policy.energy.attention import Attention, double_backward_attention, sinusoidal
 from ebt_policy.energy.two_stream import TransformerConfig
 
@@ -86,10 +87,9 @@ def test_a_context_encoded_once_equals_one_encoded_at_every_step():
     context = net.encode(obs)
     calls = []
     net.context_in.register_forward_hook(lambda *_: calls.append(1))
-    options: dict[str, Any] = {"steps": 3, "step_size": 0.1}
-    once = descend(lambda x, g: net(context, x, g), x, **options)
+    once = descend(lambda x, g: net(context, x, g), x, 3, 0.1)
     assert not calls
-    again = descend(lambda x, g: net(net.encode(obs), x, g), x, **options)
+    again = descend(lambda x, g: net(net.encode(obs), x, g), x, 3, 0.1)
     assert len(calls) == 4
     torch.testing.assert_close(once.candidate, again.candidate)
 

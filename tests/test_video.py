@@ -332,7 +332,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
         ([f"checkpoint={frames_run}"], "holds model=autoencoder, not VideoModel"),
         (
             [f"checkpoint={runs[0]}@num_candidates=2"],
-            "all guesses of this model start from the same",
+            "all candidates of this model start from",
         ),
         ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for an image model"),
     ):

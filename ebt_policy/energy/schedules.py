@@ -93,11 +93,13 @@ class RandomSteps(Schedule):
             raise ValueError(f"size_range must be positive and ordered, got {self.size_range}.")
 
     def steps(self, init: Tensor, generator: Generators = None) -> Steps:
-        # With a generator a row, the first row's decides the number of steps.
-        first = generator[0] if isinstance(generator, Sequence) else generator
-        device = first.device if first is not None else "cpu"
         low, high = self.counts
-        count = int(torch.randint(low, high + 1, (), generator=first, device=device))
+        count = low
+        if low < high:
+            # With a generator a row, the first row's decides the number of steps.
+            first = generator[0] if isinstance(generator, Sequence) else generator
+            device = first.device if first is not None else "cpu"
+            count = int(torch.randint(low, high + 1, (), generator=first, device=device))
         sizes = _expand_sizes(self.size, count, init)
         if self.size_range is not None:
             # Uniform through the normal's distribution function: one way to draw row by row.

@@ -190,29 +190,33 @@ class FirstOf(_StoppingRule):
     """A unit stops by the first of several rules.
 
     Args:
-        rules: at least one.
+        members: the rules, at least one.
     """
 
-    rules: tuple[NeverStop, ...]  # type: ignore[assignment]
+    members: tuple[NeverStop, ...]
 
     def __post_init__(self) -> None:
-        if not self.rules:
+        if not self.members:
             raise ValueError("FirstOf needs at least one rule; use NeverStop for none.")
+
+    @property
+    def rules(self) -> tuple[NeverStop, ...]:
+        return self.members
 
     def review(
         self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, reason: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        for rule in self.rules:
+        for rule in self.members:
             x, value, reason = rule.review(path, energies, x, value, reason)
         return x, value, reason
 
     def decide(self, view: StepView) -> StepView:
-        for rule in self.rules:
+        for rule in self.members:
             view = rule.decide(view)
         return view
 
     def all_stopped(self, reason: Tensor) -> bool:
-        return any(rule.all_stopped(reason) for rule in self.rules)
+        return any(rule.all_stopped(reason) for rule in self.members)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -43,8 +43,8 @@ class DiTInference:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic).
         steps: passes. More than there are levels go through them again (Gladstone et al. 2025 so
             give it 300 passes at twice the noise that it was trained for).
-        start_at_noise_level: start at the level of noise that images have, as far as it was trained; else always at
-            the highest that it was trained for, as the paper ran it.
+        start_at_noise_level: start at the images' level of noise, up to the highest of training;
+            otherwise always at the highest, as in the paper.
     """
 
     scheduler: Literal["ddpm", "ddim"] = "ddim"

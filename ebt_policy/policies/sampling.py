@@ -30,8 +30,8 @@ class CandidateInference:
         num_candidates: M chunks that are sampled together.
         select: what the candidates vote for: ``medoid``, ``density`` or ``first`` (see
             `ebt_policy.energy.selection`), or the likeliest by the ``line_integral`` of the field.
-        scoring_level: of corruption at which the line integral judges finished candidates, in (0, 1), as
-            an `EnergyPolicy` does.
+        scoring_level: of corruption at which the line integral scores finished candidates, in
+            (0, 1), as in an `EnergyPolicy`.
     """
 
     num_candidates: int = 1
