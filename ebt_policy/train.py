@@ -173,7 +173,7 @@ def _check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
             "run_dir=..."
         )
     try:
-        before = OmegaConf.to_container(OmegaConf.load(stored))
+        before: Any = OmegaConf.to_container(OmegaConf.load(stored))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{stored} cannot be read ({reason(error)}), so the run cannot be resumed with its "
