@@ -119,9 +119,9 @@ def test_guesses_start_from_noise_or_from_a_corrupted_truth():
 
 def test_options_that_cannot_be_are_one_clear_error():
     for change, message in (
-        ({"model": {"masked": 0.0}}, "model.mask_ratio"),
+        ({"model": {"mask_ratio": 0.0}}, "model.mask_ratio"),
         ({"model": {"energy": "kinetic"}}, "model.energy"),
-        ({"objective": {"told": True}}, "objective.step_conditioned"),
+        ({"objective": {"step_conditioned": True}}, "objective.step_conditioned"),
         ({"objective": {"name": "s2", "replay": 8}}, "objective.replay"),
     ):
         section, objective = KINDS["scalar"]

@@ -22,7 +22,6 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.language.model import (
     EnergyLanguageModel,
-    ExpectedEmbedding,
     LanguageModel,
     negative_entropy,
 )
@@ -297,9 +296,7 @@ def test_characters_of_several_bytes_are_written_whole():
 
 
 def free_energy(model, observed, logits):
-    return model.energy(observed)(
-        ExpectedEmbedding(model.embedding).seen(logits), None
-    ) + negative_entropy(logits)
+    return model.energy(observed)(model.embed(logits), None) + negative_entropy(logits)
 
 
 def test_the_lowest_of_several_guesses_is_taken():

@@ -39,7 +39,7 @@ from ebt_policy.energy.deadline import Deadline
 from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.gradients import PlainGradient, expand_units, to_autograd_tensor
 from ebt_policy.energy.mirror import MirrorMap, mirrored_energy, mirrored_gradient
-from ebt_policy.energy.result import DescentResult, StopReason, check_finite
+from ebt_policy.energy.result import DescentResult, StopReason, check_finite, is_moving
 from ebt_policy.energy.sampling import Generators, LangevinNoise
 from ebt_policy.energy.schedules import Schedule, Steps
 from ebt_policy.energy.stopping import NeverStop, StepView
@@ -120,7 +120,7 @@ class Descent:
             start, units, stop = to_autograd_tensor(init), init.shape[:2], self.stop
             steps, end = self.schedule.steps(start, generator), StopReason.STEPS_DONE
             x, velocity, has_levels = start, torch.zeros_like(start), steps.levels is not None
-            reason = torch.full(units, StopReason.STEPS_DONE, device=x.device)
+            reason = torch.full(units, StopReason.STEPS_DONE.value, device=x.device)
             used = torch.zeros_like(reason)
             path, energies, norms, decrease = [x], [], [], torch.zeros(units, device=x.device)
             predicted_end = None
@@ -137,8 +137,7 @@ class Descent:
 
                 if self.noise is not None:
                     noise = self.noise(x, k, steps.count, generator)
-                    moving = reason == StopReason.STEPS_DONE
-                    x = x + self._tangent(noise * expand_units(moving, x))
+                    x = x + self._tangent(noise * expand_units(is_moving(reason), x))
 
                 look = self.update.look_ahead(x, velocity)
                 gradient, value = mirrored_gradient(
@@ -149,7 +148,7 @@ class Descent:
                 norm = gradient.detach().flatten(2).norm(dim=-1)
 
                 step = partial(self.update, gradient, norm, velocity)
-                moving, size = reason == StopReason.STEPS_DONE, steps.sizes[k:until].sum(0)
+                moving, size = is_moving(reason), steps.sizes[k:until].sum(0)
                 view = StepView(k, x, norm, step, moving, reason, steps, size, until, predicted_end)
                 view = stop.decide(view)
                 velocity = stop.hold(step(view.size), view.moving)
@@ -183,7 +182,7 @@ class Descent:
                 grad_norms=torch.stack(norms),
                 steps_used=used,
                 energy_decrease=decrease if has_levels else heights[0] - heights[-1],
-                reason=reason.masked_fill(reason == StopReason.STEPS_DONE, end),
+                reason=reason.masked_fill(is_moving(reason), end.value),
             )
         if not torch.compiler.is_compiling():
             check_finite(result)

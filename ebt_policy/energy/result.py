@@ -26,6 +26,11 @@ class StopReason(IntEnum):
     DEADLINE = 4
 
 
+def is_moving(reason: Tensor) -> Tensor:
+    """Return which units (B, U) no rule has stopped, from their `StopReason` so far."""
+    return reason == StopReason.STEPS_DONE.value  # compiled code knows no enums
+
+
 @dataclass
 class DescentResult:
     """Where each unit ended, the path to it, and why it ended.

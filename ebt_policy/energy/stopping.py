@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.energy.gradients import expand_units
-from ebt_policy.energy.result import StopReason
+from ebt_policy.energy.result import StopReason, is_moving
 from ebt_policy.energy.schedules import Steps
 
 
@@ -118,11 +118,11 @@ class GradientNorm(_StoppingRule):
 
     def decide(self, view: StepView) -> StepView:
         moving = view.moving & (view.grad_norm >= self.tolerance)
-        reason = view.reason.masked_fill(view.moving & ~moving, StopReason.GRADIENT_NORM)
+        reason = view.reason.masked_fill(view.moving & ~moving, StopReason.GRADIENT_NORM.value)
         return view._replace(moving=moving, reason=reason)
 
     def all_stopped(self, reason: Tensor) -> bool:
-        return not bool((reason == StopReason.STEPS_DONE).any())
+        return not bool(is_moving(reason).any())
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class StraightPath(_StoppingRule):
         # When the last ones land, the step ends the descent.
         until = view.until if bool((view.moving & ~landing).any()) else view.steps.count
         return view._replace(
-            reason=view.reason.masked_fill(landing, StopReason.STRAIGHT_PATH),
+            reason=view.reason.masked_fill(landing, StopReason.STRAIGHT_PATH.value),
             size=torch.where(landing, rest, view.size),
             until=until,
             predicted_end=end,
@@ -179,10 +179,10 @@ class RejectIncreases(_StoppingRule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not energies:
             return x, value, reason
-        rose = (reason == StopReason.STEPS_DONE) & (value > energies[-1])
+        rose = is_moving(reason) & (value > energies[-1])
         x = path[-1] = torch.where(expand_units(rose, x), path[-2], x)
         value = torch.where(rose, energies[-1], value)
-        return x, value, reason.masked_fill(rose, StopReason.ENERGY_INCREASE)
+        return x, value, reason.masked_fill(rose, StopReason.ENERGY_INCREASE.value)
 
 
 @dataclass(frozen=True)
