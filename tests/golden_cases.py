@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
     "robot/ebt_pixels": Case(
         (
             "task=push_t_image", "task.path=push_t", *ROBOT, "model=ebt", "vision.keypoints=2",
-            "vision.stage=0", "vision.shrink=4",
+            "vision.stage=0", "vision.downsample=4",
         ),
         SEVERAL, extra="timm",
     ),
@@ -263,10 +263,7 @@ COMPILED = ("robot/ebt_equilibrium", "robot/flow_matching", "robot/bc")
 
 def train(arguments: tuple[str, ...], run: str) -> Path:
     """Train as `python -m ebt_policy.train` does with some arguments; the run folder."""
-    given, config = training.of_its_kind([*arguments, f"run_dir={run}"]), "train"
-    if given[0] == "--config-name":
-        config, given = given[1], given[2:]
-    return training.train(compose_config(*given, config=config))
+    return training.train(compose_config(*arguments, f"run_dir={run}"))
 
 
 def losses(run: Path) -> list[float]:
