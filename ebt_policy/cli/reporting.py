@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ebt_policy.energy.descent import DescentError
+from ebt_policy.energy import DescentError
 from ebt_policy.envs.errors import EnvError
 from ebt_policy.errors import UserError
 from ebt_policy.io.interruption import Terminated, termination_interrupts
