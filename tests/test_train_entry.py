@@ -45,7 +45,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["size.width=1000000000000"], "out of memory ("),
         (["model.name=[1]"], "model=[1] is unknown"),
         (["objective.name=[1]"], "objective=[1] is unknown"),
-        (["model=bc", "objective=s2"], "objective=... belongs to models that descend"),
+        (["model=bc", "objective=s2"], "objective=... is for models that descend an energy"),
         (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
         (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),
         (["task.demos=robot"], "demos='robot' is unknown"),

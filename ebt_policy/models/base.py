@@ -177,8 +177,8 @@ class Model(nn.Module, ABC):
             CheckpointError: missing, damaged, of another version, or of another kind of model.
         """
         folder = checkpoint_folder(path)
-        config = read_checkpoint_config(folder)
         _need(folder, "model.safetensors")
+        config = read_checkpoint_config(folder)
         with wrap_read_errors(folder / "config.yaml"):
             domain = Domain(config["domain"])
         if domain is not cls.domain:
