@@ -30,7 +30,7 @@ from ebt_policy.evaluation.tables import format_estimate, markdown
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.image.metrics import noisy_versions, tested
 from ebt_policy.image.model import EnergyImageModel, ImageModel
-from ebt_policy.image.tiling import restore_tiled
+from ebt_policy.image.tiling import denoise_tiled
 
 NOISE = 100  # of training, as in the EBT paper
 IMAGES = ["task=image", "task.images=bsds500", "train.minutes=null"]
@@ -120,7 +120,7 @@ def draw(folder: Path, path: Path) -> None:
         noisy = noisy_versions(first, clean, level)
         columns = {"noisy": noisy}
         for title, model in models.items():
-            found = restore_tiled(model, noisy, level, [0] * len(noisy), follow=False)
+            found = denoise_tiled(model, noisy, level, [0] * len(noisy), follow=False)
             columns[title] = [one.images for one in found]
         for i, truth in enumerate(clean):
             row = [of[i] for of in columns.values()]
@@ -139,8 +139,8 @@ def draw_maps(folder: Path, path: Path) -> None:
     side = model.shape.side
     images = tested(model, "leaves", DEVICE).images[:TILES]
     clean = torch.stack([image[:, :side, :side] for image in images])
-    noisy = model.degrade(clean, NOISE, torch.Generator().manual_seed(0))
-    shown = {"clean": clean, "noisy": noisy, "restored": model.restore(noisy, NOISE).images}
+    noisy = model.add_noise(clean, NOISE, torch.Generator().manual_seed(0))
+    shown = {"clean": clean, "noisy": noisy, "restored": model.denoise(noisy, NOISE).images}
     rows = [(name, list(x.cpu()), list(model.energy_map(x).cpu())) for name, x in shown.items()]
     png(energy_maps(rows), path)
 

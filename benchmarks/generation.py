@@ -34,7 +34,8 @@ from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.image.data import load_images
-from ebt_policy.image.model import LEVELS, ImageModel
+from ebt_policy.image.model import ImageModel
+from ebt_policy.image.patch_transformer import LEVELS
 
 CIFAR = [
     "task=image", "task.images=cifar10", "task.classes=true", f"task.noise={LEVELS}", "size=xs",
@@ -59,7 +60,7 @@ def drawn(model: ImageModel, passes: int, count: int, classes: int) -> tuple[Ten
     labels = torch.arange(count) % classes
     noise = torch.randn(count, shape.channels, shape.side, shape.side, generator=generator)
     made = [
-        model.restore(x.to(DEVICE), LEVELS, told.to(DEVICE), generator).images.cpu()
+        model.denoise(x.to(DEVICE), LEVELS, told.to(DEVICE), generator).images.cpu()
         for x, told in zip(noise.split(BATCH), labels.split(BATCH), strict=True)
     ]
     return as_bytes(torch.cat(made)), labels

@@ -54,7 +54,7 @@ def restoring(model: ImageModel, rows: int, passes: int) -> Callable[[], Any]:
 
     def run() -> Any:
         model.configure_inference(steps=passes)
-        return model.restore(noisy, NOISE)
+        return model.denoise(noisy, NOISE)
 
     return run
 

@@ -36,7 +36,7 @@ OTHER_TEXTS = {"tinyshakespeare": [], "wikitext2": ["tinyshakespeare", *QUESTION
 MODELS = {
     "transformer_pp": ["model=transformer_pp"],
     "ebt": ["model=ebt"],
-    "ebt_shallow": ["model=ebt", "model.guess_layers=1"],
+    "ebt_shallow": ["model=ebt", "model.candidate_layers=1"],
     "refiner": ["model=refiner"],
     "ebt_s2": ["model=ebt", "objective=s2"],
 }

@@ -130,9 +130,9 @@ def kinds_of(gallery: ImageDataset, model: ImageModel) -> dict[str, Kind]:
     }
 
 
-def oddness(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
+def ood_scores(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(0)
-    parts = [model.oddness(x.to(DEVICE), generator) for x in images.split(BATCH)]
+    parts = [model.ood_scores(x.to(DEVICE), generator) for x in images.split(BATCH)]
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 
@@ -175,7 +175,7 @@ def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Kind], path: Path) ->
     """Ten images of each kind, the first row noisy ones, and the energies of their patches."""
     chosen = {name: of.images[:: len(of.images) // 10][:10] for name, of in kinds.items()}
     first, clean = next(iter(chosen.items()))
-    noisy = model.degrade(clean, model.shape.noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, model.shape.noise, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     made = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
     png(energy_maps(made), path)
@@ -252,7 +252,7 @@ def main() -> None:
         for name, several in models.items():
             seen = []
             for model in several:
-                seen.append({kind: oddness(model, of.images) for kind, of in kinds.items()})
+                seen.append({kind: ood_scores(model, of.images) for kind, of in kinds.items()})
                 bar.advance(task)
             result["detected"][name] = detected(seen, kinds)
     plain = {kind: {"roughness": roughness(of.images)} for kind, of in kinds.items()}
