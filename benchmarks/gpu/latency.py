@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, seconds_of
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.evaluation.flops import count_work
 from ebt_policy.evaluation.statistics import percentiles
@@ -44,8 +44,8 @@ def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
     sizes, batches, rounds = (("4xs",), (1,), 1) if toy else (SIZES, BATCHES, 100)
     wanted = []
     for batch, size, predictor in product(batches, sizes, PREDICTORS):
-        constraints = (False, True) if predictor.startswith("energy") and batch == 1 else (False,)
-        for constrained in constraints:
+        choices = (False, True) if predictor.startswith("energy") and batch == 1 else (False,)
+        for constrained in choices:
             name = f"{size}, batch {batch}, {predictor}{', constrained' * constrained}"
             job = partial(measure, size, batch, predictor, constrained, rates, rounds)
             wanted.append(Case(name, job, SECONDS))
@@ -62,13 +62,13 @@ def measure(
     policy = make(model, size, DEVICE, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(**options)
     obs = {"obs": torch.rand(batch, 2, 20) * 512}
-    given = constraints(obs["obs"]) if constrained else {}
+    more = make_constraints(obs["obs"]) if constrained else {}
     floor_ms = 1e3 * floor_seconds(
-        count_work(lambda: policy.predict_chunk(obs, **given)), rates, "fp32"
+        count_work(lambda: policy.predict_chunk(obs, **more)), rates, "fp32"
     )
 
     def times(chunk: Callable[..., Chunk]) -> dict[str, float]:
-        seconds = seconds_of(lambda: chunk(obs, **given).actions.cpu(), rounds)
+        seconds = seconds_of(lambda: chunk(obs, **more).actions.cpu(), rounds)
         return {f"{name}_ms": 1e3 * value for name, value in percentiles(seconds).items()}
 
     runs = {"eager": times(policy.predict_chunk)}
@@ -77,14 +77,14 @@ def measure(
     result: dict[str, Any] = {"runs": runs, "floor_ms": floor_ms}
     if DEVICE.type == "cuda":
         try:
-            runs["graph"] = times(graphed(policy, obs, given))
+            runs["graph"] = times(graphed(policy, obs, more))
         except RuntimeError as error:  # something in it cannot be captured
             result["graph_failed"] = str(error).splitlines()[0]
     best = min(run["p50_ms"] for run in runs.values())
     return {**result, "best_ms": best, "times_floor": best / floor_ms}
 
 
-def constraints(obs: torch.Tensor) -> dict[str, Any]:
+def make_constraints(obs: torch.Tensor) -> dict[str, Any]:
     """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
     start = obs[:, -1:, 18:20]
     motion = Motion.rest(start[0, 0].numpy())
@@ -95,24 +95,24 @@ def constraints(obs: torch.Tensor) -> dict[str, Any]:
 
 
 def graphed(
-    policy: Policy, obs: dict[str, torch.Tensor], given: dict[str, Any]
+    policy: Policy, obs: dict[str, torch.Tensor], constraints: dict[str, Any]
 ) -> Callable[..., Chunk]:
     """Return a prediction that replays one CUDA graph, with new observations of the same shape."""
     held = {key: value.to(DEVICE) for key, value in obs.items()}
-    held_given: dict[str, Any] = {
-        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in given.items()
+    held_constraints: dict[str, Any] = {
+        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in constraints.items()
     }
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
-            policy.predict_on_device(held, **held_given)
+            policy.predict_on_device(held, **held_constraints)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chunk = policy.predict_on_device(held, **held_given)
+        chunk = policy.predict_on_device(held, **held_constraints)
 
-    def replay(new: dict[str, torch.Tensor], **_: Any) -> Chunk:
-        for key, value in new.items():
+    def replay(obs: dict[str, torch.Tensor], **_: Any) -> Chunk:
+        for key, value in obs.items():
             held[key].copy_(value, non_blocking=True)
         graph.replay()
         return chunk

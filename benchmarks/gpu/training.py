@@ -17,9 +17,9 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, precision, seconds_of
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
 from benchmarks.speed import composed, make
 from ebt_policy.data.windows import Windows
 from ebt_policy.evaluation.flops import Work, training_work
