@@ -13,10 +13,10 @@ from benchmarks.device import DEVICE
 from benchmarks.results import store_text
 from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import EvalConfig
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.language.evaluate import evaluate_language
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import evaluate_recovery
 from ebt_policy.policies.suite import Suite, evaluate_suite
 from ebt_policy.video.evaluate import evaluate_video
@@ -46,7 +46,7 @@ class PolicyEvaluation:
 
     def __call__(self, context: StudyContext) -> dict[str, Any]:
         config = EvalConfig(context.options.episodes, self.seed, self.videos, self.workers)
-        result = evaluate(
+        result = evaluate_policies(
             context.checkpoints(), config,
             output=context.output, device=DEVICE, command=context.command,
         )  # fmt: skip

@@ -13,16 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.device import DEVICE, device_name
 from benchmarks.results import store_json
 from benchmarks.speed import interleaved_timing, update_on
 from benchmarks.tables.images import SPEED_MODELS, speed
+from benchmarks.training import compose_config
 from ebt_policy.image.model import ImageModel, build_image_model
-from ebt_policy.train import of_its_kind, without_what_is_not_theirs
 
 SIDE, NOISE = 32, 100
 MODELS = dict(zip(SPEED_MODELS, ("ebt", "refiner", "dit"), strict=True))
@@ -31,10 +29,7 @@ PASSES = (1, 2, 10)  # of denoising
 
 def make(model: str, size: str) -> ImageModel:
     """Return an untrained model of the packaged configuration."""
-    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        _, name, *overrides = of_its_kind(["task=image", f"model={model}", f"size={size}"])
-        cfg: Any = OmegaConf.to_container(compose(name, overrides), resolve=True)
-    config = without_what_is_not_theirs(cfg)
+    config = compose_config("task=image", f"model={model}", f"size={size}")
     shape = {"side": SIDE, "channels": 3, "patch": 4, "noise": NOISE, "classes": 0}
     torch.manual_seed(0)
     return build_image_model({**config, "shape": shape}).to(DEVICE)

@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.command_line import parse_options
 from ebt_policy.envs.push_t import SIZE
 from ebt_policy.envs.rollout import batched
-from ebt_policy.evaluation.figures import GREY, ORANGE, STYLE
+from ebt_policy.evaluation.figure_style import GREY, ORANGE, STYLE
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.energy_slice import EnergySlice, energy_plane

@@ -13,14 +13,11 @@ from pathlib import Path
 
 from benchmarks.gpu.report import cards
 from benchmarks.results import RESULTS, load_json
+from benchmarks.study_figures import delay_curves, energy_study
 from benchmarks.tables import control_loop, images, policies, text, video
-from ebt_policy.evaluation.study_figures import (
-    delay_curves,
-    energy_study,
-    recovery_curves,
-    save_figure,
-    scaling_lines,
-)
+from ebt_policy.evaluation.figure_style import save_figure
+from ebt_policy.language.figures import scaling_lines
+from ebt_policy.policies.figures import recovery_curves
 from ebt_policy.scaling import scaling_table
 
 Table = Callable[[], str]

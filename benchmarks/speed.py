@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.device import DEVICE, device_name, synchronize
+from benchmarks.training import compose_config
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.models.base import Model
@@ -66,14 +65,6 @@ CHUNKS = {
 console = Console()
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """Return the packaged configuration of a policy's training, with overrides."""
-    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
-    assert isinstance(config, dict)
-    return {str(k): v for k, v in config.items()}
-
-
 def make(
     model: str,
     size: str,
@@ -82,7 +73,7 @@ def make(
     shape: Mapping[str, Any] = SHAPE,
 ) -> Policy:
     """Return an untrained policy of the packaged configuration."""
-    config = composed(f"model={model}", f"size={size}", *overrides)
+    config = compose_config(f"model={model}", f"size={size}", *overrides)
     limits = {"obs": torch.rand(64, 20) * 512, "action": torch.rand(64, 2) * 512}
     torch.manual_seed(0)
     return build_policy({**config, "shape": dict(shape)}, Normalizer.fit(limits)).to(device)

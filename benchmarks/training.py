@@ -1,4 +1,4 @@
-"""The trainings of a study, each in a process of its own."""
+"""Configurations of trainings, and the trainings of a study, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,23 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from benchmarks.study import Recording, TrainingCommand
+from ebt_policy.train import of_its_kind, without_what_is_not_theirs
+
+
+def compose_config(*arguments: str) -> dict[str, Any]:
+    """Return the configuration that ``ebt_policy.train`` composes from its arguments."""
+    name, overrides = "train", of_its_kind(arguments)
+    if overrides[:1] == ["--config-name"]:
+        _, name, *overrides = overrides
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose(name, overrides), resolve=True)
+    return without_what_is_not_theirs(config)
 
 
 def record(recording: Recording, folder: Path) -> None:

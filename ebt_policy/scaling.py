@@ -31,13 +31,15 @@ from rich.markdown import Markdown
 
 import ebt_policy
 from ebt_policy.cli import pick_device, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.flops import training_work
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
-from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
-from ebt_policy.evaluation.summary import format_count, format_interval, markdown
+from ebt_policy.evaluation.tables import format_count, format_interval, markdown
 from ebt_policy.io.output import output_folder, write_atomic
+from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.metrics import MOST, held_out, held_out_surprisal
 from ebt_policy.language.model import TextModel
 from ebt_policy.train import of_its_kind

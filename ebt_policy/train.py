@@ -23,7 +23,8 @@ from rich.console import Console
 from yaml import YAMLError
 
 from ebt_policy.cli import hydra_arguments, pick_device, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import check_free_space, output_folder, write_atomic
 from ebt_policy.io.paths import reason
 from ebt_policy.policies.task import PolicyTrainingTask
@@ -89,8 +90,8 @@ def train(config: dict[str, Any]) -> Path:
 
 
 def _train(
-    run: RunConfig, run_dir: Path, config: dict[str, Any], job: TrainingTask, train_config: TrainConfig,
-    accelerator: Accelerator,
+    run: RunConfig, run_dir: Path, config: dict[str, Any], job: TrainingTask,
+    train_config: TrainConfig, accelerator: Accelerator,
 ) -> None:  # fmt: skip
     main = accelerator.is_main_process
     with accelerator.main_process_first():  # one downloads what all read

@@ -1,4 +1,4 @@
-"""robosuite's tasks as robomimic's files have them: observations, and relative and absolute actions"""
+"""robosuite's tasks as robomimic's files have them: observations, relative and absolute actions."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ class EpisodeResult:
         retries: grasps since the perturbation, if there was one.
         chunks: one record a prediction, in order.
         video: path of its MP4, or None.
-        rows: what each step saw and did, when collected; see `ebt_policy.envs.worker.EpisodeOutcome`.
+        rows: what each step saw and did, when collected; see
+            `ebt_policy.envs.worker.EpisodeOutcome`.
     """
 
     seed: int

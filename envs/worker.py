@@ -1,8 +1,9 @@
 """A rollout worker: a process that owns one environment and plays whole seeded episodes.
 
 It must not import torch: a worker starts in about a second and stays small. The parent
-(`ebt_policy.envs.rollout`) sends an `EpisodeRequest` for each episode, and the worker then asks for one chunk of
-actions after the other until the episode is over. It ends when the parent closes the pipe.
+(`ebt_policy.envs.rollout`) sends an `EpisodeRequest` for each episode, and the worker then asks for
+one chunk of actions after the other until the episode is over. It ends when the parent closes the
+pipe.
 
     parent -> worker   EnvSpec, once | Order | chunk (T, A)
     worker -> parent   ("obs", {name: (To, ...)}) | ("done", Played) | ("error", traceback)

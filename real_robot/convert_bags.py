@@ -1,4 +1,6 @@
-"""ROS 2 bags become episodes: ``python -m ebt_policy.real_robot.convert_bags robot=ros2_push_t bag=BAG output=STORE``.
+"""Convert ROS 2 bags to episodes.
+
+``python -m ebt_policy.real_robot.convert_bags robot=ros2_push_t bag=BAG output=STORE``
 
 Reads what the robot's configuration observes and commands (MCAP or SQLite, by `rosbags`; no ROS is
 needed), at the robot's rate; ``bag=`` may be repeated. A bag is an episode, or several where it is
@@ -21,8 +23,9 @@ from rich.console import Console
 from rich.progress import track
 
 from ebt_policy.cli import hydra_arguments, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.episodes import Episodes, check_episodes, write_episodes
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.io.paths import listed, reason
 from ebt_policy.real_robot.drivers.ros2 import PACKAGES, observed

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.policies import Policy
 from ebt_policy.real_robot.clock import Clock

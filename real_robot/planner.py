@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ebt_policy.config import ConfigError, FloatOrInfinity
+from ebt_policy.config import FloatOrInfinity
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.rollout import batched, noise_seed
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
 from ebt_policy.policies.energy import EnergyPolicy

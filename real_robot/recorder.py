@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import Episodes, append_episodes, write_episodes
 from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
+from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.output import MIB, check_free_space
 from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.planner import Plan
@@ -30,7 +30,7 @@ from ebt_policy.real_robot.supervisor import State
 STATES = list(State)
 
 
-class RecordError(OSError):
+class RecordError(UserError, OSError):
     """A recording that cannot be written; the journal keeps what was recorded until then."""
 
 

@@ -25,8 +25,9 @@ from rich.markdown import Markdown
 from rich.markup import escape
 
 from ebt_policy.cli import hydra_arguments, pick_device, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.io.output import output_folder, output_store
 from ebt_policy.real_robot.best_effort import BestEffort, Film

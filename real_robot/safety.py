@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebt_policy.errors import UserError
+
 UNSEEN = 1e-5  # of the range: policies compute in single precision
 SLACK = 1e-9  # of rounding, relative to the largest number involved
 Place = Callable[[np.ndarray], np.ndarray]  # command (A,) -> where the tool is (3,), m
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-class SafetyError(ValueError):
+class SafetyError(UserError, ValueError):
     """A robot that must not move; the message says what to do."""
 
 

@@ -13,7 +13,7 @@ import torch
 from doubles import RATE, SECTION, Wanderer, point_session
 from rich.console import Console
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announced
 from ebt_policy.real_robot.inference_worker import ThreadBackground

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from doubles import Wanderer, point_session
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.drivers.base import DriverError, Scored
 from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.video.autoencoder import Autoencoder, Latents, frame_features
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.image import evaluate as restoring
 from ebt_policy.image import metrics as denoising
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images

@@ -57,7 +57,10 @@ def rendering() -> bool:
 
 
 def test_importing_the_package_loads_no_simulator():
-    code = "import sys, ebt_policy.envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, ebt_policy.envs; "
+        "print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert sum(name.startswith("ebt_policy/MetaWorld-") for name in gymnasium.registry) == 50

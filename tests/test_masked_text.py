@@ -10,9 +10,9 @@ import torch
 from conftest import compose_config
 from test_leakage import B, S, V, generators, tokens
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
 from ebt_policy.energy.objectives import S1
+from ebt_policy.errors import ConfigError
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer

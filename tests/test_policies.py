@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy, build_policy, load_policy
 from ebt_policy.policies.base import TOLD_NOISE
 

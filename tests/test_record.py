@@ -11,10 +11,10 @@ from conftest import compose_config
 
 from ebt_policy import plugins as modules
 from ebt_policy import record as module
-from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Kind
+from ebt_policy.errors import ConfigError
 from ebt_policy.record import main, record
 
 ATTRS = {"rate_hz": 10, "units": {"state": "px"}, "source": "a test"}

@@ -11,13 +11,13 @@ import pytest
 import torch
 from training_runs import copied
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs import rollout
 from ebt_policy.envs.perturbations import Kind, Perturbation
 from ebt_policy.envs.push_t import PushTEnv
-from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.statistics import wilson
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import (
     UNDISTURBED,
     evaluate_recovery,
@@ -156,18 +156,18 @@ def test_curves_and_pairs_come_from_all_runs():
 
 def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="differ in their seed alone"):
-        evaluate(
+        evaluate_policies(
             [f"{runs}/*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
         )
     with pytest.raises(ConfigError, match="no folder matches"):
-        evaluate(
+        evaluate_policies(
             [f"{runs}/x*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
         )
 
 
 @pytest.mark.slow
 def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
-    result = evaluate(
+    result = evaluate_policies(
         [f"{runs}/ebt-seed*", f"{runs}/bc"],
         PROTOCOL,
         output=tmp_path,

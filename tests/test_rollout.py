@@ -165,7 +165,10 @@ class Indexed:
 
 
 def test_workers_stay_free_of_torch():
-    code = "import sys, ebt_policy.envs.worker, ebt_policy.envs.push_t, ebt_policy.envs.mp4_writer; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, ebt_policy.envs.worker, ebt_policy.envs.push_t, ebt_policy.envs.mp4_writer; "
+        "sys.exit('torch' in sys.modules)"
+    )
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 

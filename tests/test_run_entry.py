@@ -1,4 +1,4 @@
-"""`python -m ebt_policy.real_robot.run` as a user starts it, in real time, with a policy of a second."""
+"""`python -m ebt_policy.real_robot.run` as a user starts it, in real time."""
 
 import json
 import os

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_text import TEXT
 
 from ebt_policy import scaling
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.language.data import TokenWindows

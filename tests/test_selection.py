@@ -9,9 +9,9 @@ import torch
 from conftest import TINY, compose_config
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.selection import best_of, line_integral, vote
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import build_policy
 
 SHAPE = {"obs_dim": 3, "action_dim": 2, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8}

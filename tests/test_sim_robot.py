@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.drivers.sim import SimRobot

@@ -18,7 +18,7 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.language.model import (
     EnergyLanguageModel,

@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ebt_policy import plugins as modules
-from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import EpisodeError, read_episodes
 from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main as eval_main
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.image.model import ImageModel

@@ -21,11 +21,11 @@ from PIL import Image
 
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
-from ebt_policy.config import ConfigError
 from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
 from ebt_policy.train import train
 from ebt_policy.video import datasets as footage
 from ebt_policy.video import evaluate as foreseeing
@@ -325,10 +325,13 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     assert log.read_text().splitlines(keepends=True) == pieces and len(again) == len(pieces) - 2
     for wrong, message in (
         ([f"checkpoint={runs[0]}", f"checkpoint={runs[0]}/"], "ebt is listed twice"),
-        ([f"checkpoint={tmp_path}/*"], "must match runs that differ in their seed alone|holds an"),
-        ([f"checkpoint={frames_run}"], "holds an autoencoder, not a model of video"),
+        (
+            [f"checkpoint={tmp_path}/*"],
+            "must match runs that differ in their seed alone|holds model=",
+        ),
+        ([f"checkpoint={frames_run}"], "holds model=autoencoder, not VideoModel"),
         ([f"checkpoint={runs[0]}@candidates=2"], "all guesses of this model start from the same"),
-        ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for a model of images"),
+        ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for an image model"),
     ):
         code, error = call_entry(eval_entry.main, *wrong, "device=cpu")
         assert code == 2 and re.search(message, error), error

@@ -13,8 +13,9 @@ from benchmarks.device import DEVICE
 from benchmarks.study import StudyContext
 from ebt_policy.evaluation.contestants import parse_checkpoint
 from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
+from ebt_policy.evaluation.image_metrics import measured, psnrs
 from ebt_policy.evaluation.statistics import mean_ci
-from ebt_policy.image.metrics import measured, noisy_versions, psnrs, tested
+from ebt_policy.image.metrics import noisy_versions, tested
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import restore_tiled
 

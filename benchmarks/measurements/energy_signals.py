@@ -22,12 +22,13 @@ from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation, event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
-from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
-from ebt_policy.evaluation.protocol import EvalConfig, progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 
 CPU = torch.device("cpu")
 # Perturbations of the observation: events in an episode, and some that last from its start.
@@ -51,7 +52,7 @@ def energy_signals(context: StudyContext) -> dict[str, Any]:
     """
     config = EvalConfig(context.options.episodes, EVALUATION_SEED, videos=0, workers=20)
     candidates, early_exit = context.checkpoints("candidates"), context.checkpoints("early_exit")
-    table = evaluate(
+    table = evaluate_policies(
         candidates + early_exit, config,
         output=context.output, device=CPU, command=context.command,
     )  # fmt: skip

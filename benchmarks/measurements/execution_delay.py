@@ -20,11 +20,12 @@ import torch
 from rich.progress import track
 
 from benchmarks.study import StudyContext
+from benchmarks.study_figures import delay_curves
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, success_rate
-from ebt_policy.evaluation.study_figures import delay_curves, save_figure
 from ebt_policy.io.output import write_atomic
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s

@@ -15,7 +15,7 @@ from benchmarks.study import StudyContext, run_name
 from benchmarks.tables.images import GENERATOR_NAMES
 from ebt_policy.evaluation.entries import load_entries
 from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
 from ebt_policy.image.data import ImageDataset, load_images
 from ebt_policy.image.model import LEVELS, ImageModel

@@ -30,7 +30,7 @@ from benchmarks.measurements.ood_detection import (
 from benchmarks.study import StudyContext, run_name
 from ebt_policy.evaluation.entries import load_entries
 from ebt_policy.evaluation.image_figures import energy_maps, png
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
 from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ebt_policy.evaluation.summary import format_interval
+from ebt_policy.evaluation.tables import format_interval
 
 
 def interval(value: Mapping[str, Any]) -> str:

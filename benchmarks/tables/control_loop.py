@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.tables.cells import difference, interval
-from ebt_policy.evaluation.summary import METRICS, markdown
+from ebt_policy.evaluation.tables import markdown
+from ebt_policy.policies.metrics import METRICS
 
 
 def delay(result: Mapping[str, Any], ms: int = 300) -> str:

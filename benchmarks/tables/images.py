@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tables.cells import difference, interval
-from ebt_policy.evaluation.summary import format_estimate, markdown
+from ebt_policy.evaluation.tables import format_estimate, markdown
 
 Result = Mapping[str, Any]
 

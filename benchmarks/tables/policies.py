@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.studies.push_t import PUSH_T
 from benchmarks.tables.cells import difference, interval
-from ebt_policy.evaluation.summary import METRICS, markdown
+from ebt_policy.evaluation.tables import markdown
+from ebt_policy.policies.metrics import METRICS
 from ebt_policy.policies.robustness import OVERALL
 
 Result = Mapping[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables.cells import difference
-from ebt_policy.evaluation.summary import format_estimate, format_interval, markdown
+from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
 
 Result = Mapping[str, Any]
 

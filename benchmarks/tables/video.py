@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables.cells import difference, interval
-from ebt_policy.evaluation.summary import format_count, markdown
+from ebt_policy.evaluation.tables import format_count, markdown
 from ebt_policy.video.evaluate import SIGNALS
 
 NAMES = {

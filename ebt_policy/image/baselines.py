@@ -1,7 +1,9 @@
 """Models of images without an energy: DiT, the baseline of the EBT paper, and the refiner.
 
-DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and shifted by what it is told (the
-level of noise, the class), with diffusers' DDPM and DDIM. Shapes: B batch, C channels, S side.
+DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and
+shifted by what it is told (the level of noise, the class), with diffusers' DDPM and DDIM.
+
+Shapes: B batch, C channels, S side.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy.gradients import DirectUpdate
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import Context, TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.image.model import (
     IMAGE_MODELS,
     LEVELS,

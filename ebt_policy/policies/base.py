@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.windows import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.models.base import Model, reading
+from ebt_policy.errors import ConfigError
+from ebt_policy.models.base import Domain, Model, reading
 from ebt_policy.models.building import build_model, build_size
 from ebt_policy.policies.vision import VisionConfig, VisionEncoder
 from ebt_policy.registry import Registry
@@ -129,7 +130,7 @@ class Policy(Model):
             features of all cameras, and the actions that are committed.
     """
 
-    kind = "a policy"
+    domain = Domain.POLICY
     files = ("normalizer.json",)
 
     def __init__(
@@ -424,9 +425,9 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
     """Build an untrained policy.
 
     Args:
-        config: sections ``shape`` (see `PolicyShape`), ``size`` (see `TransformerConfig`), ``model`` with its
-            ``name``, ``objective`` for energy policies, and ``vision`` (see `VisionConfig`) for those
-            that see.
+        config: sections ``shape`` (see `PolicyShape`), ``size`` (see `TransformerConfig`),
+            ``model`` with its ``name``, ``objective`` for energy policies, and ``vision`` (see
+            `VisionConfig`) for those that see.
         normalizer: fitted on the training data.
 
     Raises:

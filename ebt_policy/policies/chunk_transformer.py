@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import PolicyShape
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data import demonstrations as sources
 from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
@@ -17,6 +17,7 @@ from ebt_policy.data.push_t import aligned, load_push_t, mirrored
 from ebt_policy.data.windows import Windows, long_enough
 from ebt_policy.envs import registered
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.plugins import is_user_module
 
 FAMILIES = ("push_t", "robosuite", "metaworld", "adroit_door")
@@ -37,7 +38,8 @@ class PolicyTaskConfig:
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
         validation_episodes: demonstrations held out of training.
         env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
-        relative_to: entries of the newest observation that actions are relative to (see `PolicyShape`).
+        relative_to: entries of the newest observation that actions are relative to (see
+            `PolicyShape`).
         align: move each demonstration so that it ends exactly on the goal (Push-T).
         mirror: learn from the mirror images of the demonstrations, too (Push-T).
         cameras: names of those that the policy sees.
@@ -131,15 +133,15 @@ class PolicyTaskConfig:
             ConfigError: none would be left to train on.
             ValueError: all are too short.
         """
-        to_autograd_tensor = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
+        usable = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
         count = self.validation_episodes
-        if not 0 <= count < len(to_autograd_tensor):
+        if not 0 <= count < len(usable):
             raise ConfigError(
-                f"task.validation_episodes={count} must leave some of the {len(to_autograd_tensor)} "
+                f"task.validation_episodes={count} must leave some of the {len(usable)} "
                 f"demonstrations that are long enough for a window of task.horizon={self.horizon} "
                 "to train on."
             )
-        order = np.random.default_rng(seed).permutation(to_autograd_tensor)
+        order = np.random.default_rng(seed).permutation(usable)
         training = episodes.select(np.sort(order[count:]))
         held_out = episodes.select(np.sort(order[:count])) if count else None
         return (training + mirrored(training) if self.mirror else training), held_out

@@ -14,10 +14,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.models.ddim import DDIM, set_steps
 from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer

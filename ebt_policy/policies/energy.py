@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy import DescentResult, descend
 from ebt_policy.energy.candidate_space import corrupt
@@ -21,6 +21,7 @@ from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import WITH_ENERGY, Rule
 from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
 from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy

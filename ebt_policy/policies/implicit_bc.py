@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.objectives import info_nce
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.vision import VisionEncoder

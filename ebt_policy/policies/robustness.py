@@ -27,21 +27,23 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Kind, Perturbation, kinds
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
     EvalEntry,
     check_envs,
     load_contestants,
     share_env,
 )
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
-from ebt_policy.evaluation.study_figures import recovery_curves, save_figure
-from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
+from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.io.output import write_atomic
 from ebt_policy.policies.cached_rollouts import RolloutJob, pieces_of, play_pieces
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.figures import recovery_curves
+from ebt_policy.policies.metrics import METRICS
 
 console = Console()
 Condition = Perturbation | None

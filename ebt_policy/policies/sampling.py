@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import VOTES, Rule, best_of, line_integral, vote
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import Chunk, ChunkConstraints, Policy
 
 

@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.attention import sinusoidal
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import PolicyShape
 
 GROUPS = 2

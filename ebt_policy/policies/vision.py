@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.paths import reason
 
 GROUP = 16  # channels that group normalisation takes together, as in Diffusion Policy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import Episodes, read_episodes
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation
 

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data import push_t
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation, Scored
 from ebt_policy.real_robot.drivers.ros_messages import Frame, MessageError, Out, Part

@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError, UserError
 
 FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw", "roll", "pitch", "yaw")
 CHANNELS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr", "mono8": "gray"}
 
 
-class MessageError(ValueError):
+class MessageError(UserError, ValueError):
     """A message that is not what the configuration says; it is rejected."""
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import DriverError, Observation, Scored
 

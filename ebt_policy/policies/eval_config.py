@@ -6,9 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,3 @@ class EvalConfig:
 def video_folder(output: Path, name: str) -> Path:
     """Where the videos of an entry or condition go, whatever characters its name has."""
     return output / "videos" / re.sub(r"[^\w.-]+", "_", name)
-
-
-def progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
