@@ -68,7 +68,7 @@ def untrained(arguments: tuple[str, ...]) -> Model:
     action_dim = len(relative_to) if relative_to else 4
     shape = {
         "obs_dim": obs_dim, "action_dim": action_dim, "relative_to": relative_to,
-        "cameras": cameras, "max_prefix": task.get("max_prefix", 0),
+        "cameras": cameras, "max_prefix_len": task.get("max_prefix_len", 0),
         "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8,
     }  # fmt: skip
     rows = {"obs": torch.rand(8, obs_dim), "action": torch.rand(8, action_dim)}

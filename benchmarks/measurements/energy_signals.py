@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.speed import interleaved_timing
 from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.envs.perturbations import Perturbation, event
+from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
@@ -130,7 +130,7 @@ def signals(
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         descent = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
-    chosen, ends = policy.env_actions(obs, descent.candidate[:, 0]), descent.path[-1]
+    chosen, ends = policy.unnormalize_actions(obs, descent.candidate[:, 0]), descent.path[-1]
     old = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
     # Energies of one observation compare: the rest of the old plan against the new one.
     energies = policy.energies({"obs": obs}, torch.stack([old, chosen], dim=1))
@@ -164,7 +164,7 @@ def record_signals(
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
     """Return the first chunk whose observation shows the event."""
-    _, step = event(seed)
+    _, step = sample_event(seed)
     return step // n_action_steps + 1
 
 

@@ -23,7 +23,7 @@ import torch
 from benchmarks.study import StudyContext
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
-from ebt_policy.envs.rollout import batched
+from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.statistics import mean_ci, percentiles
 from ebt_policy.real_robot.clock import MonotonicClock
@@ -120,7 +120,10 @@ class ScriptedMouse:
         for _ in range(1 if self._recent else self._policy.shape.n_obs_steps):
             self._recent.append({"obs": tick.observation.values["obs"]})
         if not self._next:
-            s, obs = self._policy.shape, batched([EnvSpec.stack([*self._recent])])
+            s, obs = (
+                self._policy.shape,
+                batch_observations([EnvSpec.stack_history([*self._recent])]),
+            )
             chunk = self._policy.predict_chunk(obs, generator=self._generator).actions[0].numpy()
             self._next = [*chunk[s.n_obs_steps - 1 :][: s.n_action_steps]]
         share = (self._next.pop(0) - self._low) / (self._high - self._low)

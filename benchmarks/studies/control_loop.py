@@ -8,7 +8,7 @@ from benchmarks.measurements.teleop_end_to_end import teleop_end_to_end
 from benchmarks.study import Part, Run, Study
 
 UPDATES = ("train.minutes=null", "train.steps=12500")
-CONDITIONED = "task.max_prefix=8"  # on the committed actions
+CONDITIONED = "task.max_prefix_len=8"  # on the committed actions
 CHECKPOINT = "runs/push_t/ebt-xs-seed0"
 
 STUDIES = {
