@@ -14,17 +14,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from benchmarks.study import Recording, TrainingCommand
-from ebt_policy.train import of_its_kind, without_what_is_not_theirs
+from ebt_policy.train import drop_unused_sections
 
 
 def compose_config(*arguments: str) -> dict[str, Any]:
     """Return the configuration that ``ebt_policy.train`` composes from its arguments."""
-    name, overrides = "train", of_its_kind(arguments)
-    if overrides[:1] == ["--config-name"]:
-        _, name, *overrides = overrides
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose(name, overrides), resolve=True)
-    return without_what_is_not_theirs(config)
+        config: Any = OmegaConf.to_container(compose("train", list(arguments)), resolve=True)
+    return drop_unused_sections(config)
 
 
 def record(recording: Recording, folder: Path) -> None:

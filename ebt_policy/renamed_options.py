@@ -11,6 +11,9 @@ from typing import Any
 RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
+    ("vision", "shrink"): "downsample",
+    ("model.inference", "spread"): "noise_std",
+    ("model.inference", "shrink"): "noise_decay",
 }
 
 

@@ -139,7 +139,7 @@ CASES: dict[str, Case] = {
     "robot/ebt_pixels": Case(
         (
             "task=push_t_image", "task.path=push_t", *ROBOT, "model=ebt", "vision.keypoints=2",
-            "vision.stage=0", "vision.shrink=4",
+            "vision.stage=0", "vision.downsample=4",
         ),
         SEVERAL, extra="timm",
     ),
@@ -171,31 +171,33 @@ CASES: dict[str, Case] = {
     "text/ebt_s2_replay": Case(
         (*TEXT, "model=ebt", "objective=s2", "objective.replay=6", "objective.noise=[0.2,0.002]")
     ),
-    "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=corrupted"), GUESSES),
+    "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=s1_corrupted"), GUESSES),
     "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.guess_layers=1")),
     "text/ebt_bpe": Case(
         (*TEXT, "model=ebt", "task.tokenizer=bpe", "task.vocab_size=270")
     ),
     "text/refiner_s1": Case((*TEXT, "model=refiner", "objective=s1")),
     "text/refiner_s2": Case((*TEXT, "model=refiner", "objective=s2")),
-    "text/refiner_corrupted": Case((*TEXT, "model=refiner", "objective=corrupted")),
+    "text/refiner_corrupted": Case((*TEXT, "model=refiner", "objective=s1_corrupted")),
     "text/transformer_pp": Case((*TEXT, "model=transformer_pp")),
     "text/masked_ebt_s1": Case((*TEXT, "model=masked_ebt", "objective=s1"), STEPS),
     "text/masked_ebt_s2": Case((*TEXT, "model=masked_ebt", "objective=s2"), GUESSES),
-    "text/masked_ebt_corrupted": Case((*TEXT, "model=masked_ebt", "objective=corrupted"), GUESSES),
+    "text/masked_ebt_corrupted": Case(
+        (*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES
+    ),
     "text/masked_ebt_product": Case((*TEXT, "model=masked_ebt", "model.energy=product")),
     "text/bert": Case((*TEXT, "model=bert")),
     "image/ebt_s1": Case((*IMAGE, "model=ebt", "objective=s1"), STEPS),
     "image/ebt_s1_told": Case((*IMAGE, "model=ebt", "objective=s1", "objective.told=true")),
     "image/ebt_s2": Case((*IMAGE, "model=ebt", "objective=s2", "objective.replay=6")),
-    "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=corrupted")),
+    "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=s1_corrupted")),
     "image/ebt_equilibrium": Case(
         (*IMAGE, "model=ebt", "objective=equilibrium", *GENERATING, "task.classes=true"), GUESSES
     ),
     "image/ebt_grey": Case((*IMAGE, "model=ebt", "task.channels=1")),
     "image/refiner_s1": Case((*IMAGE, "model=refiner", "objective=s1")),
     "image/refiner_s2": Case((*IMAGE, "model=refiner", "objective=s2", "objective.replay=6")),
-    "image/refiner_corrupted": Case((*IMAGE, "model=refiner", "objective=corrupted")),
+    "image/refiner_corrupted": Case((*IMAGE, "model=refiner", "objective=s1_corrupted")),
     "image/refiner_equilibrium": Case(
         (*IMAGE, "model=refiner", "objective=equilibrium", *GENERATING)
     ),
@@ -243,10 +245,7 @@ COMPILED = ("robot/ebt_equilibrium", "robot/flow_matching", "robot/bc")
 
 def train(arguments: tuple[str, ...], run: str) -> Path:
     """Train as `python -m ebt_policy.train` does with some arguments; the run folder."""
-    given, config = training.of_its_kind([*arguments, f"run_dir={run}"]), "train"
-    if given[0] == "--config-name":
-        config, given = given[1], given[2:]
-    return training.train(compose_config(*given, config=config))
+    return training.train(compose_config(*arguments, f"run_dir={run}"))
 
 
 def losses(run: Path) -> list[float]:

@@ -120,12 +120,10 @@ class ScriptedMouse:
         for _ in range(1 if self._recent else self._policy.shape.n_obs_steps):
             self._recent.append({"obs": tick.observation.values["obs"]})
         if not self._next:
-            s, obs = (
-                self._policy.shape,
-                batch_observations([EnvSpec.stack_history([*self._recent])]),
-            )
+            shape = self._policy.shape
+            obs = batch_observations([EnvSpec.stack_history([*self._recent])])
             chunk = self._policy.predict_chunk(obs, generator=self._generator).actions[0].numpy()
-            self._next = [*chunk[s.n_obs_steps - 1 :][: s.n_action_steps]]
+            self._next = [*chunk[shape.n_obs_steps - 1 :][: shape.n_action_steps]]
         share = (self._next.pop(0) - self._low) / (self._high - self._low)
         at = tuple(round(SIDE * float(x)) for x in share.clip(0, 1))
         event = self._game.MOUSEMOTION

@@ -47,7 +47,7 @@ MASKED_TRAINING = (
     "train.compile=false", "train.steps={updates}",
 )  # fmt: skip
 FROM_NOISE = ("model=masked_ebt", "objective.start=1.0")
-FROM_CORRUPTED = ("model=masked_ebt", "objective=corrupted")
+FROM_CORRUPTED = ("model=masked_ebt", "objective=s1_corrupted")
 MASKED_MODELS = {
     "bert": ("model=bert",),
     "scalar": FROM_NOISE,

@@ -31,7 +31,8 @@ from ebt_policy.image.model import (
     ImageShape,
     PatchTransformer,
 )
-from ebt_policy.models.ddim import DDIM, set_steps
+from ebt_policy.models.ddim import ExactDDIMScheduler
+from ebt_policy.models.denoising_steps import set_num_steps
 from ebt_policy.models.no_energy import NoEnergyMixin
 
 
@@ -99,7 +100,7 @@ class DiT(ImageModel):
     ) -> DenoisingResult:
         how = self.inference
         top = min(noise, self.shape.noise) if how.told else self.shape.noise
-        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
+        kind = DDPMScheduler if how.scheduler == "ddpm" else ExactDDIMScheduler
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")
         extra = {"generator": generator} if how.scheduler == "ddpm" else {}
@@ -108,7 +109,7 @@ class DiT(ImageModel):
         with torch.no_grad():
             context = self.encode(labels, len(noisy))
             for k in range(again):
-                set_steps(scheduler, (how.steps + k) // again)
+                set_num_steps(scheduler, (how.steps + k) // again)
                 for t in scheduler.timesteps:
                     level = torch.full((len(x),), int(t) + 1, device=x.device)
                     predicted = self._noise_in(x, context, level)

@@ -296,7 +296,7 @@ class EnergyImageModel(EnergyModel, ImageModel):
         elif shape.noise < LEVELS:
             raise ConfigError(
                 f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
-                "objective=s1, s2 or corrupted."
+                "objective=s1, s2 or s1_corrupted."
             )
         self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
