@@ -119,8 +119,8 @@ def test_an_option_reaches_trainings_checkpoints_and_results():
     assert command.run_dir == Path("runs/denoising/grey_s/ebt-seed0")
     (context,) = contexts("denoising_set12")
     assert context.result == "denoising_set12_2xs"
-    assert context.checkpoint("dit@steps=1,told=false") == (
-        "runs/denoising/grey_2xs/dit-seed*@steps=1,told=false"
+    assert context.checkpoint("dit@steps=1,start_at_noise_level=false") == (
+        "runs/denoising/grey_2xs/dit-seed*@steps=1,start_at_noise_level=false"
     )
     assert context.checkpoint("ebt-seed0") == "runs/denoising/grey_2xs/ebt-seed0"
 

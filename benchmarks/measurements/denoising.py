@@ -23,7 +23,7 @@ DRAWN = {  # entry -> title
     "ebt-seed0@steps=2": "energy, System 1\n2 steps",
     "ebt_all_levels-seed0@steps=2": "energy, all levels\n2 steps",
     "refiner-seed0@steps=2": "refiner\n2 steps",
-    "dit-seed0@steps=100,told=false": "DiT, as the paper\nran it, 100 passes",
+    "dit-seed0@steps=100,start_at_noise_level=false": "DiT, as the paper\nran it, 100 passes",
     "dit_wide-seed0@steps=1": "DiT, told the level\n1 pass",
 }
 PICTURES = 2

@@ -60,7 +60,7 @@ def energy_signals(context: StudyContext) -> dict[str, Any]:
     exits = rows[len(candidates) :]
     names = [row["name"] for row in exits]
     compared = set(zip(names[::2], names[1::2], strict=True))
-    counts = [parse_checkpoint(text)[1]["candidates"] for text in candidates]
+    counts = [parse_checkpoint(text)[1]["num_candidates"] for text in candidates]
     (checkpoint,) = context.checkpoints("signals")
     return {
         "command": context.command,
@@ -137,7 +137,7 @@ def signals(
     return {
         "energy": descent.energies[-1, :, 0],
         "gradient norm": descent.grad_norms[-1, :, 0],
-        "energy drop": -descent.drop[:, 0],
+        "energy drop": -descent.energy_decrease[:, 0],
         "surprise": energies[:, 0] - energies[:, 1],
         "distance to the plan": (old - chosen)[:, :ahead].square().mean(dim=(1, 2)).sqrt(),
         "spread of samples": ends.var(dim=1).mean(dim=(1, 2)).sqrt(),

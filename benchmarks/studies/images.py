@@ -34,7 +34,8 @@ PASSES = {
     "dit": (1, 2, 3, 10, 100, 300),
     "dit_wide": (1, 2, 3, 10, 100),
 }
-AS_PUBLISHED = {"dit": ",told=false"}  # the paper's DiT is not conditioned on the level
+# The paper's DiT is not told the level of the image's noise.
+AS_PUBLISHED = {"dit": ",start_at_noise_level=false"}
 
 
 def denoising_study(images: str, kind: str, channels: int, test_set: str | None) -> Study:

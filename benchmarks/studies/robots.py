@@ -92,7 +92,7 @@ def suite_study(suite: str, summary: str) -> Study:
     for task in load_suite_config(suite).tasks:
         runs |= task_runs(task, TASK_EFFORTS.get(task, EFFORTS[suite]))
     entries = (
-        "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8",
+        "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
         "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
         "flow_matching@steps=2", "flow_matching@steps=4",
     )  # fmt: skip
@@ -104,7 +104,7 @@ def recovery_study(runs: dict[str, Run], summary: str) -> Study:
     """Return the study of policies whose object is taken away, or whose gripper is pushed."""
     name = next(iter(runs)).partition("/")[0]
     entries = [
-        f"{name}/ebt@steps=2,candidates=8", f"{name}/diffusion@scheduler=ddim,steps=10",
+        f"{name}/ebt@steps=2,num_candidates=8", f"{name}/diffusion@scheduler=ddim,steps=10",
         f"{name}/flow_matching@steps=2",
     ]  # fmt: skip
     part = Part(RobustnessEvaluation(("object", "gripper")), f"recovery_{name}", entries)

@@ -46,7 +46,7 @@ MASKED_TRAINING = (
     "size=2xs", "train.minutes=null", "train.batch_size=16", "train.lr=2e-3",
     "train.compile=false", "train.steps={updates}",
 )  # fmt: skip
-FROM_NOISE = ("model=masked_ebt", "objective.start=1.0")
+FROM_NOISE = ("model=masked_ebt", "objective.init_std=1.0")
 FROM_CORRUPTED = ("model=masked_ebt", "objective=s1_corrupted")
 MASKED_MODELS = {
     "bert": ("model=bert",),
