@@ -396,7 +396,7 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     log.write_text(pieces[0] + pieces[1][:50])
     again = []
     monkeypatch.setattr(
-        restoring, "restore_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
+        restoring, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
     )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
