@@ -14,13 +14,8 @@ from typing import Any
 
 from benchmarks.command_line import parse_options
 from benchmarks.gpu.report import TABLES
-<<<<<<< HEAD
-from benchmarks.settings import RESULTS, settings
-from ebt_policy.io.atomic_write import atomic_write
-=======
 from benchmarks.results import RESULTS
-from ebt_policy.io.output import write_atomic
->>>>>>> restructure
+from ebt_policy.io.atomic_write import atomic_write
 
 IDENTITY = ("version", "torch", "card")
 

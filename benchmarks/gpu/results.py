@@ -13,13 +13,8 @@ from typing import Any
 import torch
 
 import ebt_policy
-<<<<<<< HEAD
-from benchmarks.settings import DEVICE
-from ebt_policy.io.atomic_write import atomic_write
-=======
 from benchmarks.device import DEVICE, device_name
-from ebt_policy.io.output import write_atomic
->>>>>>> restructure
+from ebt_policy.io.atomic_write import atomic_write
 
 
 def card_folder(output: Path) -> Path:

@@ -27,12 +27,8 @@ TRAINING = TrainConfig(
 class ImageClassifier(Model):
     """Three stages of two convolutions each; every stage halves the side."""
 
-<<<<<<< HEAD:benchmarks/classifier.py
-    name = "judge"
-    domain = Domain.IMAGE
-=======
     name = "classifier"
->>>>>>> restructure:benchmarks/measurements/classifier.py
+    domain = Domain.IMAGE
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -41,16 +41,10 @@ from ebt_policy.evaluation.statistics import mean_ci, paired_differences
 from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
 from ebt_policy.image.figures import over_steps
 from ebt_policy.image.metrics import WINDOW, EvalSet, noisy_versions, tested
-<<<<<<< HEAD
-from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel
-from ebt_policy.image.tiling import Tiling, restore_tiled
-from ebt_policy.io.atomic_write import atomic_write
-=======
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.patch_transformer import LEVELS
 from ebt_policy.image.tiling import Tiling, denoise_tiled
-from ebt_policy.io.output import write_atomic
->>>>>>> restructure
+from ebt_policy.io.atomic_write import atomic_write
 
 console = Console()
 

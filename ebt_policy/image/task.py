@@ -15,13 +15,9 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
 from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-<<<<<<< HEAD
-from ebt_policy.image.model import IMAGE_MODELS, LEVELS, ImageModel, ImageShape, build_image_model
-from ebt_policy.training.config import TrainConfig
-=======
-from ebt_policy.image.model import ImageModel, build_image_model
+from ebt_policy.image.model import IMAGE_MODELS, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape
->>>>>>> restructure
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 
 HELD_OUT = 1024  # crops whose loss is logged at checkpoints
@@ -117,17 +113,10 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
     def _denoising_metrics(self, model: ImageModel, rows: dict[str, Tensor]) -> dict[str, float]:
         clean = model.normalize(rows)["image"]
         generator = torch.Generator().manual_seed(0)
-<<<<<<< HEAD
-        noisy = model.degrade(clean, self.task.noise, generator)
-        labels = rows["label"] if model.shape.classes else None
-        result = model.restore(noisy, self.task.noise, labels, generator)
-        return {"held_out_psnr": float(psnr(result.images, clean).mean())}
-=======
         noisy = model.add_noise(clean, self.task.noise, generator)
-        labels = self.tried["label"] if model.shape.classes else None
-        found = model.denoise(noisy, self.task.noise, labels, generator)
-        return {"held_out_psnr": float(psnr(found.images, clean).mean())}
->>>>>>> restructure
+        labels = rows["label"] if model.shape.classes else None
+        result = model.denoise(noisy, self.task.noise, labels, generator)
+        return {"held_out_psnr": float(psnr(result.images, clean).mean())}
 
     def evaluate(
         self, data: ImageDataset, run_dir: Path, device: torch.device, command: str
