@@ -28,18 +28,19 @@ from ebt_policy.evaluation.statistics import mean_ci, success_rate
 from ebt_policy.evaluation.study_figures import delay_curves, save_figure
 from ebt_policy.io.output import write_atomic
 from ebt_policy.real_robot.clock import SimulatedClock
-from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
-from ebt_policy.real_robot.inference_worker import SimulatedBackground
-from ebt_policy.real_robot.planner import Execution, Planner
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import SimulatedWorker
+from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import load_robot
 
 DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
 WAYS = {
-    "blocking": Execution(mode="blocking"),
-    "asynchronous": Execution(mode="async"),
-    "frozen prefix": Execution(mode="frozen"),
-    "frozen prefix, warm start": Execution(mode="frozen", warm=True),
-    "frozen prefix, told of it": Execution(mode="frozen"),
+    "blocking": ExecutionOptions(mode="blocking"),
+    "asynchronous": ExecutionOptions(mode="async"),
+    "frozen prefix": ExecutionOptions(mode="rtc"),
+    "frozen prefix, warm start": ExecutionOptions(mode="rtc", warm=True),
+    "frozen prefix, told of it": ExecutionOptions(mode="rtc"),
 }
 UPDATES = ["train.minutes=null", "train.steps=12500"]
 TOLD = "task.max_prefix=8"
@@ -56,20 +57,22 @@ def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: 
     torch.set_num_threads(1)
     policy = load_contestants([checkpoint], torch.device("cpu"))[0].policy
     robot, clock = load_robot(robot_name), SimulatedClock()
-    driver = robot.connect(clock)
-    background = SimulatedBackground(clock, lambda: delay_ms / 1e3)
-    planner = Planner(policy, robot.safety, tick_s(robot, 1.0), background, clock, WAYS[way])
-    session = Session(robot, driver, planner, clock, shapes_of(policy), heart=False)
-    session.prepare()
+    driver = robot.make_driver(clock)
+    worker = SimulatedWorker(clock, lambda: delay_ms / 1e3)
+    planner = Planner(policy, robot.safety, tick_seconds(robot, 1.0), worker, clock, WAYS[way])
+    runner = EpisodeRunner(
+        robot, driver, planner, clock, observation_shapes(policy), watchdog=False
+    )
+    runner.prepare()
     rows = []
     for seed in range(EVALUATION_SEED, EVALUATION_SEED + episodes):
-        row = session.episode(seed).summary()
+        row = runner.run_episode(seed).summary()
         keep = (
             "seed", "score", "success", "starved", "clamped", "seam_jump", "seam_kink", "kink",
             "ended",
         )  # fmt: skip
         rows.append({key: row[key] for key in keep})
-    session.close()
+    runner.close()
     return rows
 
 
