@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.runs import evaluate_all, train_all
 from benchmarks.settings import command, settings
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.policies.eval_config import EvalConfig
 
 RUNS = {
     "whole": [],

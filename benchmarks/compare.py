@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.runs import evaluate_all, train_all
 from benchmarks.settings import command, settings
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.policies.eval_config import EvalConfig
 
 # Updates that ten minutes gave on two idle cores, two trainings at a time (push_t.json): equal
 # minutes, on a busy machine as well. Those of ebt_12500 are about as many as the baselines'.

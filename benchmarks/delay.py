@@ -1,10 +1,11 @@
 """What a slow policy costs: ``python -m benchmarks.delay [seeds=3] [episodes=50] [parallel=2]``.
 
-Trains the energy policy and flow matching on Push-T, each as it is and told of what is committed
-(``task.max_prefix``), and runs the control loop on a simulated clock, on which a prediction takes 0
-to 400 ms, whatever it takes here: with blocking execution, asynchronously without freezing, and
-with a frozen prefix, from noise and from the chunk before. Writes ``docs/results/delay.json`` and
-``docs/assets/delay.svg``. It may be repeated after a kill; on two cores it takes two hours.
+Trains the energy policy and flow matching on Push-T, with and without conditioning on the
+committed actions (``task.max_prefix_len``), and runs the control loop on a simulated clock. There
+a prediction takes 0 to 400 ms, whatever it takes here: with blocking execution, asynchronously
+without freezing, and with a frozen prefix, from noise and from the chunk before. Writes
+``docs/results/delay.json`` and ``docs/assets/delay.svg``. It may be repeated after a kill; on two
+cores it takes two hours.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from rich.progress import track
 
 from benchmarks.runs import train_all
 from benchmarks.settings import command, settings, store
+from benchmarks.study_figures import delay_curves
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, success_rate
-from ebt_policy.evaluation.study_figures import delay_curves, save_figure
 from ebt_policy.io.output import write_atomic
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
@@ -43,7 +45,7 @@ WAYS = {
     "frozen prefix, told of it": ExecutionOptions(mode="rtc"),
 }
 UPDATES = ["train.minutes=null", "train.steps=12500"]
-TOLD = "task.max_prefix=8"
+TOLD = "task.max_prefix_len=8"
 RUNS = {  # and how they predict
     "ebt": ([], ""),
     "ebt_told": ([TOLD], ""),

@@ -24,10 +24,11 @@ import torch
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
+from ebt_policy.evaluation.image_metrics import measured, psnrs
 from ebt_policy.evaluation.statistics import mean_ci
-from ebt_policy.evaluation.summary import format_estimate, markdown
+from ebt_policy.evaluation.tables import format_estimate, markdown
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-from ebt_policy.image.metrics import measured, noisy_versions, psnrs, tested
+from ebt_policy.image.metrics import noisy_versions, tested
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import restore_tiled
 
@@ -38,7 +39,7 @@ CHANNELS = {"colour": 3, "grey": 1}
 MODELS = {
     "ebt": ["model=ebt"],
     "ebt_s2": ["model=ebt", "objective=s2"],
-    "ebt_all_levels": ["model=ebt", "objective=corrupted", f"task.noise={2 * NOISE}"],
+    "ebt_all_levels": ["model=ebt", "objective=s1_corrupted", f"task.noise={2 * NOISE}"],
     "refiner": ["model=refiner"],
     "dit": ["model=dit"],
     "dit_wide": ["model=dit", f"task.noise={2 * NOISE}"],

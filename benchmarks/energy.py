@@ -28,14 +28,15 @@ from torch import Tensor
 from benchmarks.settings import command, settings, store
 from benchmarks.speed import in_turns
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.envs.perturbations import Perturbation, event
+from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
-from ebt_policy.eval import evaluate
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
-from ebt_policy.evaluation.protocol import EvalConfig, progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",
@@ -106,7 +107,7 @@ def signals(
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         found = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
-    chosen, ends = policy.env_actions(obs, found.candidate[:, 0]), found.path[-1]
+    chosen, ends = policy.unnormalize_actions(obs, found.candidate[:, 0]), found.path[-1]
     kept = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
     # Energies of one observation compare: what is left of the old plan against the new one.
     energies = policy.energies({"obs": obs}, torch.stack([kept, chosen], dim=1))
@@ -138,7 +139,7 @@ def watch(
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
     """The first chunk whose observation shows what happened."""
-    _, step = event(seed)
+    _, step = sample_event(seed)
     return step // n_action_steps + 1
 
 
@@ -256,7 +257,7 @@ def main() -> None:
     protocol = EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=20)
     entries = [f"{given.runs}@steps=2,candidates={m}" for m in CANDIDATES]
     entries += [f"{given.runs}@{how}" for how in LANDING]
-    table = evaluate(
+    table = evaluate_policies(
         entries,
         protocol,
         output=Path(given.folder),

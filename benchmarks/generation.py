@@ -30,9 +30,9 @@ from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
-from ebt_policy.evaluation.summary import format_interval, markdown
+from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.image.data import load_images
 from ebt_policy.image.model import LEVELS, ImageModel
 

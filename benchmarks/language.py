@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.summary import format_estimate, format_interval, markdown
+from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.qa_datasets import QUESTIONS
 

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.statistics import mean_ci
-from ebt_policy.evaluation.summary import markdown
+from ebt_policy.evaluation.tables import markdown
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
 
@@ -25,7 +25,7 @@ TEXT = [
     "train.minutes=null", "train.batch_size=16", "train.lr=2e-3", "train.compile=false",
 ]  # fmt: skip
 NOISE = ["model=masked_ebt", "objective.start=1.0"]
-CORRUPTED = ["model=masked_ebt", "objective=corrupted"]
+CORRUPTED = ["model=masked_ebt", "objective=s1_corrupted"]
 MODELS = {
     "bert": ["model=bert"],
     "scalar": NOISE,

@@ -26,7 +26,10 @@ from ebt_policy.real_robot.episode_series import HELD
 
 
 def in_real_time(robot: str, run: str, episodes: int, folder: Path) -> dict[str, Any]:
-    """What ``ebt_policy.real_robot.run`` measured; an episode in which the robot was held counts as played."""
+    """Return what ``ebt_policy.real_robot.run`` measured.
+
+    An episode in which the robot was held counts as played.
+    """
     output = folder / robot
     command = [
         sys.executable, "-m", "ebt_policy.real_robot.run", f"robot={robot}", f"checkpoint={run}",

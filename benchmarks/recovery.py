@@ -25,7 +25,7 @@ from benchmarks.manipulation import EFFORTS, MODELS, demonstrations, task_overri
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.robustness import evaluate_recovery
 
 

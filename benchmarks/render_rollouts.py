@@ -1,4 +1,4 @@
-"""Films of robots that try again: ``python -m benchmarks.render_rollouts [runs=runs/manipulation]``.
+"""Films of robots that try again: ``python -m benchmarks.render_rollouts [runs=FOLDER]``.
 
 Takes away what the robot holds, once for each policy of ``benchmarks.recovery``'s studies, all in
 the same episode, and writes ``docs/assets/recovery_lift.webp`` and ``recovery_peg.webp``.

@@ -1,4 +1,4 @@
-"""The tables and figures of the documents: ``python -m benchmarks.render_tables`` (``make results``).
+"""Tables and figures of the documents: ``python -m benchmarks.render_tables``, ``make results``.
 
 Reads ``docs/results/*.json``, rewrites what stands between the markers ``<!-- NAME:begin -->`` and
 ``<!-- NAME:end -->`` of ``README.md`` and pages of ``docs``, and draws the curves of
@@ -27,14 +27,12 @@ from benchmarks import (
 )
 from benchmarks.gpu.report import cards
 from benchmarks.settings import RESULTS
-from ebt_policy.evaluation.study_figures import (
-    delay_curves,
-    energy_study,
-    recovery_curves,
-    save_figure,
-    scaling_lines,
-)
-from ebt_policy.evaluation.summary import METRICS, format_interval, markdown
+from benchmarks.study_figures import delay_curves, energy_study
+from ebt_policy.evaluation.figure_style import save_figure
+from ebt_policy.evaluation.tables import format_interval, markdown
+from ebt_policy.language.figures import scaling_lines
+from ebt_policy.policies.figures import recovery_curves
+from ebt_policy.policies.metrics import METRICS
 from ebt_policy.policies.robustness import OVERALL
 from ebt_policy.scaling import scaling_table
 

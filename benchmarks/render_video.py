@@ -16,7 +16,7 @@ from benchmarks.render_rollouts import ASSETS, animation, frames_of
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings
 from benchmarks.video import AUTOENCODER
-from ebt_policy.evaluation.summary import markdown_table
+from ebt_policy.evaluation.tables import markdown_table
 from ebt_policy.video.evaluate import VIDEO, evaluate_video
 
 MODELS = {"energy": ["model=ebt"], "transformer_pp": ["model=transformer_pp"]}

@@ -32,9 +32,9 @@ from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.image_figures import energy_maps, png
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
-from ebt_policy.evaluation.summary import format_interval, markdown
+from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.settings import DEVICE, store
-from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 
 
 def train(name: str, overrides: Sequence[str], seed: int, folder: Path, threads: int) -> None:
@@ -56,7 +56,7 @@ def evaluate_all(
 ) -> None:
     """Evaluate entries of the runs in a folder; ``docs/results/NAME.json`` and ``.md``."""
     output = folder / "evaluation" / name
-    evaluate(
+    evaluate_policies(
         [str(folder / entry_of_runs(entry)) for entry in entries],
         protocol,
         output=output,

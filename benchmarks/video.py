@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.summary import format_count, format_interval, markdown
+from ebt_policy.evaluation.tables import format_count, format_interval, markdown
 from ebt_policy.video.evaluate import SIGNALS, evaluate_video
 
 SIZES = ("4xs", "2xs", "s")

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.descent import DescentError
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.interruption import Terminated, termination_interrupts
 from ebt_policy.io.paths import reason
 from ebt_policy.plugins import take_modules

@@ -9,13 +9,11 @@ from inspect import Parameter, signature
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ebt_policy.errors import ConfigError
+
 T = TypeVar("T")
 # For options that infinity means something to; of all others it is refused, as NaN always is.
 FloatOrInfinity = Annotated[float, "infinity"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what to change."""
 
 
 def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
@@ -27,7 +25,8 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
         where: the section that the options came from, for the message.
 
     Raises:
-        ConfigError: naming options that are unknown, missing or of another type.
+        ConfigError: naming options that are unknown, missing, of another type, or refused by
+            `call`.
     """
     known = _parameters(call)
     if unknown := sorted(set(given) - set(known)):
@@ -42,7 +41,12 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
             no_number = isinstance(value, float) and not math.isfinite(value)
             wanted = "a finite number" if no_number else _name(known[name].annotation)
             raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
-    return call(**given)
+    try:
+        return call(**given)
+    except ConfigError:
+        raise
+    except ValueError as error:  # an option's value that the constructor refuses
+        raise ConfigError(str(error)) from error
 
 
 def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:

@@ -9,184 +9,25 @@ images ``restoring.py``, of video ``foreseeing.py``. Every option is in ``config
 from __future__ import annotations
 
 import sys
-import time
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.markdown import Markdown
 
 from ebt_policy.cli import hydra_arguments, pick_device, report_errors
-from ebt_policy.config import ConfigError, options
-from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
-from ebt_policy.envs.rollout import batched
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
-    EvalEntry,
-    check_envs,
-    kind_of,
-    load_contestants,
+    checkpoint_domain,
     parse_checkpoint,
 )
-from ebt_policy.evaluation.figures import (
-    chunk_picture,
-    energy_landscape,
-    energy_over_descent,
-    score_histogram,
-    training_curve,
-)
-from ebt_policy.evaluation.protocol import EvalConfig
-from ebt_policy.evaluation.report import write_report
-from ebt_policy.evaluation.statistics import percentiles
-from ebt_policy.evaluation.summary import EPISODE_KEYS, POLICIES, entry_summary, write_results
 from ebt_policy.io.output import output_folder
-from ebt_policy.policies import Policy
-from ebt_policy.policies.cached_rollouts import pieces_of, play_pieces
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
-from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.policies.energy_slice import energy_plane
+from ebt_policy.models.base import Domain
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import evaluate_recovery
 from ebt_policy.policies.suite import Suite, evaluate_suite
-
-console = Console()
-LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest
-
-
-def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
-    """Milliseconds of one chunk for one robot, p50, p95 and p99 of repeated calls."""
-    env = spec.make()
-    first, _ = env.reset(seed=seed)
-    env.close()
-    obs = batched([spec.stack([first] * spec.n_obs_steps)])
-    times = []
-    for call in range(LATENCY_CALLS + 3):
-        generator = torch.Generator().manual_seed(call)
-        start = time.perf_counter()
-        policy.predict_chunk(obs, generator=generator).actions.cpu()
-        times.append((time.perf_counter() - start) * 1e3)
-    return percentiles(times[3:])  # the first calls warm up
-
-
-def evaluate(
-    checkpoints: list[str],
-    protocol: EvalConfig,
-    *,
-    output: Path,
-    device: torch.device,
-    command: str,
-) -> dict[str, Any]:
-    """Play, compare, report; returns what ``summary.json`` holds.
-
-    Raises:
-        CheckpointError, ConfigError: before anything is played.
-    """
-    contestants = load_contestants(checkpoints, device)
-    check_envs(contestants, videos=protocol.videos > 0)
-    pieces = {one.name: pieces_of(one, one.task_name, one.env_spec) for one in contestants}
-    played = play_pieces(
-        list(chain(*pieces.values())), protocol, output, "played.jsonl", EPISODE_KEYS
-    )
-    entries: list[Any] = []
-    for one in contestants:
-        rows = [
-            row | {"train_seed": piece.policy.config.get("seed")}
-            for piece in pieces[one.name]
-            for row in played[piece.key]
-        ]
-        summary = entry_summary(one.name, one.info(), rows, command)
-        # The rollouts' latency is a batch's; a robot waits for a batch of one.
-        summary["latency_ms"] = batch_one_latency(one.policy, one.env_spec, protocol.seed)
-        entries.append((summary, rows))
-    result = write_results(output, entries)
-    console.print(Markdown((output / "table.md").read_text()))
-    report = _report(contestants, entries, result, output, command)
-    console.print(f"report: {report}", markup=False, soft_wrap=True)
-    return result
-
-
-def _report(
-    contestants: list[EvalEntry], entries: list[Any], result: dict[str, Any], output: Path,
-    command: str,
-) -> Path:  # fmt: skip
-    task = PolicyTaskConfig.of(contestants[0].policy.config)
-    figures = [("Scores", "Best reward of each episode.", score_histogram(entries))]
-    energetic = [one for one in contestants if isinstance(one.policy, EnergyPolicy)]
-    if energetic:
-        figures += _energy_figures(energetic[0])
-    shown = set()
-    for one in contestants:
-        log = one.runs[0] / "log.jsonl"
-        if log.is_file() and log not in shown:
-            shown.add(log)
-            try:
-                figures.append((f"Training of {one.runs[0].name}", "", training_curve(log)))
-            except ValueError as error:  # say, a run killed before its first line
-                console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
-    videos = [
-        (f"{summary['name']}, seed {row['seed']}, score {row['score']:.2f}", row["video"])
-        for summary, rows in entries
-        for row in rows
-        if row["video"]
-    ]
-    return write_report(
-        output / "report.html",
-        title=task.name,
-        comparison=result,
-        shown=POLICIES,
-        figures=figures,
-        videos=videos,
-        notes=[
-            f"At most {task.env_spec().max_steps} steps an episode; its score is the best reward "
-            "of any step.",
-            "Latency is that of one chunk at batch size 1, on the device of the evaluation.",
-            f"Made by: {command}",
-        ],
-    )
-
-
-def _energy_figures(one: EvalEntry) -> list[tuple[str, str, Figure]]:
-    """Pictures of the landscape at the start of an episode."""
-    assert isinstance(one.policy, EnergyPolicy)
-    spec = one.env_spec
-    env = spec.make()
-    first, _ = env.reset(seed=EVALUATION_SEED)
-    from_above = hasattr(env.unwrapped, "draw_plan")  # actions are places in the picture
-    env.close()
-    plane = energy_plane(one.policy, batched([spec.stack([first] * spec.n_obs_steps)]))
-    axes = ("first principal axis of the candidates", "second principal axis")
-    figures = []
-    if from_above:
-        env = spec.make(render_mode="rgb_array")
-        env.reset(seed=EVALUATION_SEED)
-        frame: Any = env.render()
-        env.close()
-        figures.append(
-            (
-                "Candidate chunks",
-                f"Where {len(plane.energies)} descents of {one.name} end.",
-                chunk_picture(frame, plane.chunks[-1], plane.best, plane.energies),
-            )
-        )
-    return [
-        *figures,
-        (
-            "Energy landscape",
-            "The plane through the chosen chunk in which candidates differ most, with three "
-            "descents.",
-            energy_landscape(
-                plane.x, plane.y, plane.energy, plane.paths[:3], plane.paths[:, -1], axes
-            ),
-        ),
-        (
-            "Energy over descent",
-            "Energy of candidates while they descend, for one observation.",
-            energy_over_descent({one.name: plane.trace}),
-        ),
-    ]
 
 
 def _default_output(given: list[str], suite: Suite | None) -> Path:
@@ -225,23 +66,23 @@ def _evaluate_kind(
     cfg: DictConfig, checkpoints: list[str], protocol: dict[str, Any], suite: Suite | None,
     what: dict[str, Any],
 ) -> None:  # fmt: skip
-    kind = kind_of(checkpoints[0])
-    for key, of in ONLY_FOR.items():
-        if cfg.get(key) is not None and kind and kind != of:
-            raise ConfigError(f"{key}= is for {of}; {checkpoints[0]} holds {kind}.")
-    if kind == "a model of images":
+    domain = checkpoint_domain(checkpoints[0])
+    for key, owner in ONLY_FOR.items():
+        if cfg.get(key) is not None and domain is not None and domain is not owner:
+            raise ConfigError(f"{key}= is for {owner.noun}; {checkpoints[0]} holds {domain.noun}.")
+    if domain is Domain.IMAGE:
         from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 
         chosen = {"images": cfg.images, "noise": cfg.noise}
         evaluate_images(checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what)
         return
-    if kind in ("a model of video", "an autoencoder"):
+    if domain is Domain.VIDEO:
         from ebt_policy.video.evaluate import evaluate_video
 
         other = None if cfg.footage is None else str(cfg.footage)
         evaluate_video(checkpoints, footage=other, **what)
         return
-    if kind == "a model of text":
+    if domain is Domain.TEXT:
         from ebt_policy.language.evaluate import (
             evaluate_language,  # asks for libraries robots do not
         )
@@ -255,12 +96,11 @@ def _evaluate_kind(
         words = cfg.perturb if isinstance(cfg.perturb, str) else list(cfg.perturb)
         evaluate_recovery(checkpoints, checked, words, **what)
     else:
-        evaluate(checkpoints, checked, **what)
+        evaluate_policies(checkpoints, checked, **what)
 
 
-ONLY_FOR = {"suite": "a policy", "perturb": "a policy", "corpus": "a model of text",
-            "images": "a model of images", "noise": "a model of images",
-            "footage": "a model of video"}  # fmt: skip
+ONLY_FOR = {"suite": Domain.POLICY, "perturb": Domain.POLICY, "corpus": Domain.TEXT,
+            "images": Domain.IMAGE, "noise": Domain.IMAGE, "footage": Domain.VIDEO}  # fmt: skip
 _original: list[str] = []
 
 

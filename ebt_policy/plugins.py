@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 _imported: set[str] = set()
 

@@ -24,13 +24,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from ebt_policy.cli import hydra_arguments, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data import push_t
 from ebt_policy.data.demonstrations import recording
 from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import EpisodeResult, Policy, RolloutPool
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.policies import load_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 T = TypeVar("T")
 C = TypeVar("C")

@@ -31,16 +31,17 @@ from rich.markdown import Markdown
 
 import ebt_policy
 from ebt_policy.cli import pick_device, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.flops import training_work
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
-from ebt_policy.evaluation.study_figures import save_figure, scaling_lines
-from ebt_policy.evaluation.summary import format_count, format_interval, markdown
+from ebt_policy.evaluation.tables import format_count, format_interval, markdown
 from ebt_policy.io.output import output_folder, write_atomic
+from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.metrics import MOST, held_out, held_out_surprisal
 from ebt_policy.language.model import TextModel
-from ebt_policy.train import of_its_kind
 
 console = Console()
 
@@ -181,10 +182,10 @@ class Grid:
         chosen = self.settings | {self.moved: place, "model": model}
         chosen |= {"train.lr": str(rate), "seed": str(seed)}
         chosen = {k: v for k, v in chosen.items() if not k.startswith("hydra")}
-        _, name, *overrides = of_its_kind([f"{k}={v}" for k, v in chosen.items()])
+        overrides = [f"{k}={v}" for k, v in chosen.items()]
         with initialize_config_module("ebt_policy.configs", version_base="1.3"):
             run_dir = f"run_dir={self.study.folder}/{NAME}"
-            return Path(compose(name, [*overrides, run_dir]).run_dir)
+            return Path(compose("train", [*overrides, run_dir]).run_dir)
 
     def losses(self, run: Path, part: str) -> np.ndarray:
         """A trained run's loss on each window of a part of its text, nats; kept beside it."""

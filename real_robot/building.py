@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ebt_policy.cli import pick_device
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import Clock

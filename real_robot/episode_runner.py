@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.action_source import PolicyError
 from ebt_policy.real_robot.best_effort import BestEffort, TickVideo
 from ebt_policy.real_robot.drivers.base import DriverError, Renderable, SimulatedDriver
@@ -108,7 +108,7 @@ class EpisodeSeries:
         return held and result.kept and isinstance(self.runner.driver, SimulatedDriver)
 
     def _wait_for_operator(self) -> bool:
-        """Wait until a person resumes a held robot or re-arms a stopped one, which must pass checks.
+        """Wait until a person resumes a held robot, or re-arms a stopped one that passes checks.
 
         Returns:
             False if the person quits.

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ebt_policy.config import ConfigError, FloatOrInfinity
+from ebt_policy.config import FloatOrInfinity
+from ebt_policy.errors import ConfigError
 
 MODES = ("blocking", "async", "rtc")
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebt_policy.errors import UserError
+
 ForwardKinematics = Callable[[np.ndarray], np.ndarray]  # command (A,) -> tool position (3,), m
 LIMIT_NAMES = ("position", "velocity", "acceleration", "max_tracking_error", "workspace")
 
 
-class SafetyError(ValueError):
+class SafetyError(UserError, ValueError):
     """A robot that must not move. The message says what to do."""
 
 

@@ -15,11 +15,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.rollout import batched, noise_seed
+from ebt_policy.envs.rollout import batch_observations, noise_seed
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.real_robot.action_source import ActionSource, ChunkTransition, Plan, PolicyError
 from ebt_policy.real_robot.clock import Clock
@@ -196,7 +197,7 @@ class Planner(ActionSource):
         """Return a prediction as a function without arguments; its inputs are copied now."""
         shape = self.policy.shape
         first_tick = tick - (shape.n_obs_steps - 1)  # of the chunk, which begins in the past
-        obs = batched([EnvSpec.stack([*self._history])])
+        obs = batch_observations([EnvSpec.stack_history([*self._history])])
         committed = (
             self._executed_actions(first_tick, tick + num_committed) if num_committed else []
         )
@@ -221,10 +222,12 @@ class Planner(ActionSource):
         def predict() -> Prediction:
             chunk = policy.predict_chunk(
                 obs,
-                prefix=prefix,
-                warm=last_chunk if execution.warm else None,
-                project=project,
-                deadline_s=execution.deadline_s,
+                constraints=ChunkConstraints(
+                    prefix=prefix,
+                    warm_start=last_chunk if execution.warm else None,
+                    project=project,
+                    deadline_s=execution.deadline_s,
+                ),
                 generator=generator,
             )
             if not measures_inconsistency or last_chunk is None:

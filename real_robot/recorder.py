@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import Episodes, append_episodes, write_episodes
 from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
+from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.output import MIB, check_free_space
 from ebt_policy.real_robot.action_source import Plan
 from ebt_policy.real_robot.loop import Tick
@@ -29,7 +29,7 @@ from ebt_policy.real_robot.supervisor import State
 STATES = list(State)
 
 
-class RecordError(OSError):
+class RecordError(UserError, OSError):
     """A recording that cannot be written. The journal keeps what was recorded until then."""
 
 
@@ -110,8 +110,8 @@ class Recorder:
             )
         if store.exists() and _stored_shapes(store) != layout.shapes():
             raise ConfigError(
-                f"record={store} has other columns than a recording of {layout.robot}; give another "
-                "folder."
+                f"record={store} has other columns than a recording of {layout.robot}; give "
+                "another folder."
             )
         self.store, self.layout = store, layout
         self._journal = store.with_name(f".{store.name}.journal")

@@ -13,9 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ebt_policy
-from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
+from ebt_policy.evaluation.figure_style import GREY, INK, PALETTE, blank, save_figure, styled
 from ebt_policy.evaluation.statistics import mean_ci, percentiles, success_rate
-from ebt_policy.evaluation.study_figures import save_figure
 from ebt_policy.io.output import write_atomic
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_or_none, percentiles_ms
 from ebt_policy.real_robot.robots import Robot

@@ -18,7 +18,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from ebt_policy.cli import hydra_arguments, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.action_source import PolicyError
 from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.episode_series import INTERRUPTED

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.execution import ExecutionOptions
 
 

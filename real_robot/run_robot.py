@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_folder, output_store
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.best_effort import BestEffort

@@ -7,8 +7,9 @@ A command is the position (A,) where the robot shall be at the next tick; comman
 seconds. Positions, velocities and accelerations are those of the commands. A is the number of
 values of an action, each in its own unit.
 
-Limits are kept recursively: a command is allowed only if the robot can still brake from there, tick
-by tick, without leaving them. So there is an allowed command at every tick, and `brake` returns one.
+Limits are kept recursively: a command is allowed only if the robot can still brake from there,
+tick by tick, without leaving them. So there is an allowed command at every tick, and `brake`
+returns one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=ros2_push_t``.
+"""A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=NAME``.
 
 It publishes what `drivers.ros2` observes and follows its commands. It has the watchdogs of a robot:
 it holds without commands or heartbeats, and with the emergency stop pressed. Ctrl-C ends it.
@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ebt_policy.cli import hydra_arguments, report_errors
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock, MonotonicClock
 from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.drivers.ros_messages import MessageError

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.inference_worker import InferenceWorker

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 
 

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.push_t import load_push_t
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.convert_bags import convert, main
 from ebt_policy.real_robot.robots import load_robot
 

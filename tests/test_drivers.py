@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 from doubles import Wanderer, point_runner
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.drivers.base import DriverError, SimulatedDriver
 from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver
-from ebt_policy.real_robot.drivers.ros2 import (
-    Ros2Driver,
-    RosNode,
-    RosTopics,
-    message_class,
-    qos_profile,
-)
+from ebt_policy.real_robot.drivers.ros2 import Ros2Driver
+from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
+from ebt_policy.real_robot.drivers.ros_topics import RosTopics
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import ThreadWorker
@@ -121,15 +117,16 @@ def runner_on(robot, **more):
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
 
-    def predict(obs, prefix=None, project=None, **_):
+    def predict(obs, *, constraints, generator):
         import torch
 
         from ebt_policy.policies.base import Chunk  # goes right, slowly
 
         here = obs["obs"][:, -1:, 18:]
         actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
-        actions = actions if project is None else project(actions)
-        if prefix is not None:
+        if constraints.project is not None:
+            actions = constraints.project(actions)
+        if (prefix := constraints.prefix) is not None:
             actions[:, : prefix.shape[1]] = prefix
         return Chunk(actions, torch.ones(1), energy=torch.zeros(1))
 

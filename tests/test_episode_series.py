@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from doubles import point_runner
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.episodes import read_episodes
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.real_robot.best_effort import BestEffort, TickVideo
 from ebt_policy.real_robot.building import NamedSource

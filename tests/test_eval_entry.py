@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.rollout import RolloutPool
+from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
 from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.io.output import output_folder
@@ -82,7 +82,7 @@ def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr("ebt_policy.eval.write_report", broken)
+        context.setattr("ebt_policy.policies.evaluate.write_report", broken)
         code, error = run_main(*given)
     assert code == 2 and "No space left on device" in error
     assert len((out / "played.jsonl").read_text().splitlines()) == 1
@@ -93,7 +93,9 @@ def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkey
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, monkeypatch):
-    monkeypatch.setattr("ebt_policy.eval.load_contestants", None)  # nothing is even loaded
+    monkeypatch.setattr(
+        "ebt_policy.policies.evaluate.load_contestants", None
+    )  # nothing is even loaded
     Path("taken").write_text("")
     code, error = run_main(f"checkpoint={trained}", "output=taken", *SHORT)
     assert code == 2 and error.startswith("error: output=taken cannot be written (")

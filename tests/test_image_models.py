@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.image import evaluate as restoring
 from ebt_policy.image import metrics as denoising
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.tiling import restore_tiled
-from ebt_policy.models.ddim import DDIM
+from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
@@ -204,7 +204,7 @@ def test_any_number_of_passes_is_that_many(scheduler):
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
     how = {"num_train_timesteps": 40, "prediction_type": prediction, "timestep_spacing": "trailing"}
-    ours, theirs = DDIM(**how), DDIMScheduler(**how)
+    ours, theirs = ExactDDIMScheduler(**how), DDIMScheduler(**how)
     x = y = torch.randn(2, 3)
     for scheduler in (ours, theirs):
         scheduler.set_timesteps(steps)
@@ -327,16 +327,16 @@ TINY = (
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("objective=image/s2",),
-        ("model=image/dit", "model.inference.steps=2"),
-        ("objective=image/equilibrium", "task.noise=1000"),
+        ("objective=s2",),
+        ("model=dit", "model.inference.steps=2"),
+        ("objective=equilibrium", "task.noise=1000"),
         ("task.channels=1",),
     ],
 )
 def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, config="train_image"
+        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, "task=image"
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -365,7 +365,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
         *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
-        f"task.path={photos}", f"run_dir={run}", config="train_image",
+        f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]

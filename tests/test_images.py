@@ -22,7 +22,7 @@ from ebt_policy.image.data import (
     STRIDE,
     Crops,
     ImageError,
-    Part,
+    ImageSplit,
     dead_leaves,
     decode,
     load_images,
@@ -267,7 +267,7 @@ def test_published_sets():
 @settings(max_examples=25, deadline=None)
 def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
     pixels = [photo(*size, channels, seed=i) for i, size in enumerate(sizes)]
-    part = Part(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
+    part = ImageSplit(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
     crops = Crops(part, 8)
     want = [
         (crop, i)
@@ -286,7 +286,7 @@ def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
 
 
 def test_fewer_crops_are_evenly_spread_over_all():
-    part = Part([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
+    part = ImageSplit([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
     every, few = Crops(part, 8), Crops(part, 8, most=5)
     assert len(few) == 5 and len(Crops(part, 8, most=10_000)) == len(every)
     last = len(every) - 1
@@ -295,7 +295,7 @@ def test_fewer_crops_are_evenly_spread_over_all():
 
 
 def test_images_smaller_than_a_crop_are_named():
-    part = Part([photo(24, 24), photo(7, 24)], ["a.png", "thin.png"], [0, 0])
+    part = ImageSplit([photo(24, 24), photo(7, 24)], ["a.png", "thin.png"], [0, 0])
     with pytest.raises(ImageError, match=r"thin\.png has 7 x 24 pixels, .* task\.side=8"):
         Crops(part, 8)
 
@@ -304,7 +304,7 @@ def test_images_smaller_than_a_crop_are_named():
 def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
     path = folder(tmp_path / "mine", count, {})
     gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one of them named twice
-    held_out = len(gallery.parts.get("validation", Part()))
+    held_out = len(gallery.parts.get("validation", ImageSplit()))
     assert len(gallery.parts["train"]) + held_out == count
     assert (held_out > 0) == (count > 1) and held_out <= max(1, count // 5)
 

@@ -10,9 +10,9 @@ import torch
 from conftest import compose_config
 from test_leakage import B, S, V, generators, tokens
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
 from ebt_policy.energy.objectives import S1
+from ebt_policy.errors import ConfigError
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer
@@ -139,7 +139,7 @@ def test_options_that_cannot_be_are_one_clear_error():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [("model=text/bert",), ("model=text/masked_ebt",)])
+@pytest.mark.parametrize("overrides", [("model=bert",), ("model=masked_ebt",)])
 def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
@@ -150,7 +150,7 @@ def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
             "task.context=8", "device=cpu", "train.steps=4", "train.minutes=null",
             "train.batch_size=4", "train.warmup_steps=2", "train.compile=false",
             "train.rollout_every=2", "evaluation.windows=8", f"task.path={tmp_path / 'mine.txt'}",
-            f"run_dir={run}", *overrides, config="train_text",
+            f"run_dir={run}", *overrides, "task=text",
         )
     )  # fmt: skip
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import check_free_space, exclusive, output_folder
 
 HOLD = """

@@ -11,13 +11,13 @@ import pytest
 import torch
 from training_runs import copied
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs import rollout
-from ebt_policy.envs.perturbations import Kind, Perturbation
-from ebt_policy.envs.push_t import PushTEnv
-from ebt_policy.eval import evaluate
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.envs.perturbations import Perturbation, PerturbationKind
+from ebt_policy.envs.push_t_env import PushTEnv
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.statistics import wilson
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import (
     UNDISTURBED,
     evaluate_recovery,
@@ -27,7 +27,7 @@ from ebt_policy.policies.robustness import (
 )
 from ebt_policy.train import train
 
-KNOWN = {"kick": Kind("px", (10.0, 20.0)), "delay": Kind("steps", (1.0,))}
+KNOWN = {"kick": PerturbationKind("px", (10.0, 20.0)), "delay": PerturbationKind("steps", (1.0,))}
 PROTOCOL = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 
@@ -73,8 +73,8 @@ def test_words_become_conditions():
     [
         ("wind", "perturb=wind is unknown; there are kick, delay, or all."),
         ("kick=hard", "perturb=kick=hard"),
-        ("kick=-3", "must not be negative"),
-        ("delay=0.5", "a number of steps"),
+        ("kick=-3", "must be at least 0"),
+        ("delay=0.5", "a whole number of steps"),
     ],
 )
 def test_bad_words_are_named(words, message):
@@ -156,18 +156,18 @@ def test_curves_and_pairs_come_from_all_runs():
 
 def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="differ in their seed alone"):
-        evaluate(
+        evaluate_policies(
             [f"{runs}/*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
         )
     with pytest.raises(ConfigError, match="no folder matches"):
-        evaluate(
+        evaluate_policies(
             [f"{runs}/x*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
         )
 
 
 @pytest.mark.slow
 def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
-    result = evaluate(
+    result = evaluate_policies(
         [f"{runs}/ebt-seed*", f"{runs}/bc"],
         PROTOCOL,
         output=tmp_path,

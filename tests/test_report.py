@@ -10,15 +10,16 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from ebt_policy.evaluation import figures, summary
+from ebt_policy.evaluation import figure_style, figures, tables
 from ebt_policy.evaluation.report import write_report
-from ebt_policy.evaluation.summary import (
-    POLICIES,
-    comparison,
-    entry_summary,
-    markdown_table,
-    write_results,
+from ebt_policy.evaluation.tables import markdown_table
+from ebt_policy.policies.figures import (
+    chunk_picture,
+    energy_landscape,
+    energy_over_descent,
+    score_histogram,
 )
+from ebt_policy.policies.metrics import POLICIES, comparison, entry_summary, write_results
 
 INFO = {
     "task": "push_t",
@@ -178,7 +179,7 @@ def test_a_failed_write_leaves_the_old_results_whole(tmp_path, entries, monkeypa
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(summary.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_results(tmp_path, entries[1:])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -219,7 +220,7 @@ def test_names_cannot_break_the_table() -> None:
     ],
 )
 def test_counts_read_well(count, text) -> None:
-    assert summary.format_count(count) == text
+    assert tables.format_count(count) == text
 
 
 # figures
@@ -237,32 +238,30 @@ def all_figures(tmp_path, entries):
     chunks, energies = rng.uniform(0, 512, (4, 16, 2)), rng.normal(size=4)
     return {
         "forest": figures.forest_plot(comparison(entries), ("score", "success")),
-        "histogram": figures.score_histogram(entries),
-        "descent": figures.energy_over_descent({"a": rng.normal(size=(5, 8)), "b": [[2.0], [1]]}),
-        "landscape": figures.energy_landscape(x, y, bowl, path, path[-1:], ("u", "v")),
-        "descents": figures.energy_landscape(
-            x, y, bowl, [path, -path], np.empty((0, 2)), ("u", "v")
-        ),
+        "histogram": score_histogram(entries),
+        "descent": energy_over_descent({"a": rng.normal(size=(5, 8)), "b": [[2.0], [1]]}),
+        "landscape": energy_landscape(x, y, bowl, path, path[-1:], ("u", "v")),
+        "descents": energy_landscape(x, y, bowl, [path, -path], np.empty((0, 2)), ("u", "v")),
         "training": figures.training_curve(log),
-        "chunks": figures.chunk_picture(frame, chunks, int(energies.argmin()), energies),
+        "chunks": chunk_picture(frame, chunks, int(energies.argmin()), energies),
     }
 
 
 def test_every_figure_becomes_svg_without_global_state(tmp_path, entries) -> None:
     before = dict(mpl.rcParams)
     for name, figure in all_figures(tmp_path, entries).items():
-        svg = figures.figure_to_svg(figure, name)
+        svg = figure_style.figure_to_svg(figure, name)
         assert svg.startswith(f'<svg id="{name}"') and "currentColor" in svg
         ids = re.findall(r'\bid="([^"]*)"', svg)
         assert len(ids) == len(set(ids)) and all(i.startswith(name) for i in ids)
         used = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', svg)
         assert {a or b for a, b in used} <= set(ids)
-        assert figures.figure_to_svg(figure, name) == svg
+        assert figure_style.figure_to_svg(figure, name) == svg
     assert dict(mpl.rcParams) == before
 
 
 def test_descent_panels_measure_from_the_winner() -> None:
-    figure = figures.energy_over_descent({"a": [[5.0, 9.0], [3.0, 2.5]]})
+    figure = energy_over_descent({"a": [[5.0, 9.0], [3.0, 2.5]]})
     curves = [line.get_ydata() for line in figure.axes[0].lines]
     assert np.allclose(curves[0], [2.5, 0.5])
     assert np.allclose(curves[1], [6.5, 0.0])  # the winner, drawn last
@@ -271,30 +270,29 @@ def test_descent_panels_measure_from_the_winner() -> None:
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: figures.score_histogram([]), "no entries"),
-        (lambda: figures.score_histogram([({"name": "a"}, [])]), "'a'"),
-        (lambda: figures.energy_over_descent({}), "no traces"),
-        (lambda: figures.energy_over_descent({"a": [1.0, 2.0]}), "2 axes"),
-        (lambda: figures.energy_over_descent({"a": [[np.nan]]}), "NaN"),
+        (lambda: score_histogram([]), "no entries"),
+        (lambda: score_histogram([({"name": "a"}, [])]), "'a'"),
+        (lambda: energy_over_descent({}), "no traces"),
+        (lambda: energy_over_descent({"a": [1.0, 2.0]}), "2 axes"),
+        (lambda: energy_over_descent({"a": [[np.nan]]}), "NaN"),
         (
-            lambda: figures.energy_landscape(
-                [0, 1], [0, 1, 2], np.ones((2, 3)), [[0, 0]], [], ("", "")
-            ),
+            lambda: energy_landscape([0, 1], [0, 1, 2], np.ones((2, 3)), [[0, 0]], [], ("", "")),
             r"\(3, 2\)",
         ),
         (
-            lambda: figures.energy_landscape(
-                [0, 1], [0, 1], np.ones((2, 2)), [[0, 0]], [], ("", "")
-            ),
+            lambda: energy_landscape([0, 1], [0, 1], np.ones((2, 2)), [[0, 0]], [], ("", "")),
             "same everywhere",
         ),
-        (lambda: figures.chunk_picture(np.ones((4, 4)), np.ones((1, 2, 2)), 0, [0.0]), "frame"),
         (
-            lambda: figures.chunk_picture(np.ones((4, 4, 3)), np.ones((2, 3, 2)), 0, [0.0]),
+            lambda: chunk_picture(np.ones((4, 4)), np.ones((1, 2, 2)), 0, [0.0]),
+            "frame",
+        ),
+        (
+            lambda: chunk_picture(np.ones((4, 4, 3)), np.ones((2, 3, 2)), 0, [0.0]),
             "one energy each",
         ),
         (
-            lambda: figures.chunk_picture(np.ones((4, 4, 3)), np.ones((1, 3, 2)), 1, [0.0]),
+            lambda: chunk_picture(np.ones((4, 4, 3)), np.ones((1, 3, 2)), 1, [0.0]),
             "best",
         ),
     ],
@@ -396,7 +394,7 @@ def test_report_escapes_everything(tmp_path) -> None:
         tmp_path,
         entries,
         title=attack,
-        figures=[(attack, attack, figures.score_histogram(entries))],
+        figures=[(attack, attack, score_histogram(entries))],
         videos=[],
         notes=[attack],
     )

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import compose_config
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data import demonstrations as sources
 from ebt_policy.data.demonstrations import load_adroit_door, local_data
 from ebt_policy.data.episodes import EpisodeError, Episodes, write_episodes
 from ebt_policy.data.push_t import load_push_t
+from ebt_policy.errors import ConfigError
 from ebt_policy.io import download as fetching
 from ebt_policy.io.download import DownloadError
 from ebt_policy.policies.demonstrations import PolicyTaskConfig

@@ -13,12 +13,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from training_runs import changed, copied
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs import rollout
-from ebt_policy.eval import evaluate, main
+from ebt_policy.errors import ConfigError
+from ebt_policy.eval import main
 from ebt_policy.evaluation import figures
-from ebt_policy.evaluation.protocol import EvalConfig
-from ebt_policy.evaluation.study_figures import suite_overview
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.figures import suite_overview
 from ebt_policy.policies.suite import Suite, evaluate_suite, interval_note, load_suite
 from ebt_policy.train import train
 
@@ -114,7 +116,9 @@ def test_one_task_is_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
     one = play(trained, tmp_path / "suite", suite)
     texts = [text.replace("{task}", "push-far") for text in given(trained)]
-    plain = evaluate(texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test")
+    plain = evaluate_policies(
+        texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test"
+    )
     stored = json.loads((tmp_path / "suite" / "push-far" / "summary.json").read_text())
     assert stored["paired"] == plain["paired"]
     for entry, on_task, expected in zip(

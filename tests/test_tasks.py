@@ -8,9 +8,9 @@ from conftest import compose_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 
 

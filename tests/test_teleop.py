@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ebt_policy.config import ConfigError
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.drivers.sim import SimRobot
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, tick_seconds

@@ -18,7 +18,7 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.language.model import (
     EnergyLanguageModel,
@@ -29,7 +29,7 @@ from ebt_policy.language.model import (
 from ebt_policy.language.qa_datasets import QUESTIONS
 from ebt_policy.language.tokenizer import UNKNOWN, make_tokenizer
 from ebt_policy.models.base import CheckpointError
-from ebt_policy.train import main, of_its_kind, train
+from ebt_policy.train import main, train
 
 TEXT = "the quick brown fox jumps over the lazy dog. naïve 日本\n" * 60
 TINY = (
@@ -53,9 +53,9 @@ def text(tmp_path, monkeypatch) -> Path:
 def tiny(text, tmp_path):
     """name, overrides -> configuration of a quick training."""
 
-    def configure(name: str, *overrides: str, config="train_text"):
+    def configure(name: str, *overrides: str):
         where = (f"task.path={text}", f"run_dir={tmp_path / name}")
-        return compose_config(*TINY, *where, *overrides, config=config)
+        return compose_config(*TINY, *where, *overrides, "task=text")
 
     return configure
 
@@ -342,8 +342,8 @@ def test_a_refiner_has_nothing_to_choose_by():
 
 @pytest.mark.parametrize(
     "overrides",
-    [("model=text/transformer_pp",), ("model=text/refiner",), ("objective=text/s1",),
-     ("objective=text/s2", "objective.replay=8", "objective.noise=[0.1,0.01]")],
+    [("model=transformer_pp",), ("model=refiner",), ("objective=s1",),
+     ("objective=s2", "objective.replay=8", "objective.noise=[0.1,0.01]")],
 )  # fmt: skip
 def test_train_evaluate_and_load(tiny, overrides):
     straight = train(tiny("straight", *overrides))
@@ -420,13 +420,6 @@ def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
     generate.main()
     written = capsys.readouterr().out
     assert written.startswith("the 'quick'\\") and len(written) == len("the 'quick'\\") + 6
-
-
-def test_what_is_no_policy_has_a_configuration_of_its_own():
-    assert of_its_kind(["task=push_t", "model=ebt"]) == ["task=push_t", "model=ebt"]
-    assert of_its_kind(["model=ebt,refiner", "task=text", "-m", "seed=1"]) == [
-        "--config-name", "train_text", "model=text/ebt,text/refiner", "-m", "seed=1",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

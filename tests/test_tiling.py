@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.image.metrics import measured, measures, psnrs
+from ebt_policy.evaluation.image_metrics import measured, measures, psnrs
 from ebt_policy.image.model import build_image_model
 from ebt_policy.image.tiling import TOGETHER, Tiling, restore_tiled
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ebt_policy.cli import hydra_arguments
-from ebt_policy.evaluation.summary import POLICY_KEYS
+from ebt_policy.policies.metrics import POLICY_KEYS
 from ebt_policy.train import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from training_runs import S2, assert_identical, assert_same_end, logged, losses
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import CheckpointError
 from ebt_policy.policies import load_policy
 from ebt_policy.train import train

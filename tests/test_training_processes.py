@@ -20,7 +20,7 @@ import pytest
 import torch
 from training_runs import S2, assert_same_end, logged, losses
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import load_policy
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint

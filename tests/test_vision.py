@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 from training_runs import assert_same_end
 
 import ebt_policy.envs  # noqa: F401  registers the environments
-from ebt_policy.config import ConfigError
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.push_t import PushTEnv
+from ebt_policy.envs.push_t_env import PushTEnv
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.eval import batch_one_latency
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
 from ebt_policy.policies import Policy, build_policy, load_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy_slice import energy_plane
+from ebt_policy.policies.evaluate import batch_one_latency
 from ebt_policy.policies.vision import VisionConfig, VisionEncoder, crop, spatial_softmax
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
@@ -132,7 +132,7 @@ def test_one_image_does_not_touch_another(pretrained):
         "right": torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8),
     }
     together = encoder(images, None)
-    assert together.shape == (3, 2, encoder.features) and encoder.features == 2 * 4 * 2
+    assert together.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
     alone = encoder({name: image[1:2, 1:] for name, image in images.items()}, None)
     torch.testing.assert_close(alone[0, 0], together[1, 1])
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -142,9 +142,9 @@ def test_one_image_does_not_touch_another(pretrained):
 def test_wrong_settings_are_one_sentence(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
-        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*near it"),
+        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*did you mean"),
         ({"crop": 0.0}, "vision.crop"),
-        ({"shrink": 0}, "vision.shrink"),
+        ({"downsample": 0}, "vision.downsample"),
         ({"stage": 17}, "vision.stage=17"),
         ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 28 x 28 pixels"),
     ]:
@@ -378,7 +378,7 @@ def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     spec = PolicyTaskConfig.of(policy.config).env_spec()
     results = rollout(policy, spec, [100_000, 100_001], workers=2)
     assert [len(r.chunks) for r in results] == [3, 3]
-    monkeypatch.setattr("ebt_policy.eval.LATENCY_CALLS", 2)
+    monkeypatch.setattr("ebt_policy.policies.evaluate.LATENCY_CALLS", 2)
     assert batch_one_latency(policy, spec, 0)["p50"] > 0
     plane = energy_plane(policy, observe(1))
     assert np.isfinite(plane.energy).all() and len(plane.chunks) == policy.inference.steps + 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.evaluation.summary import markdown
+from ebt_policy.evaluation.tables import markdown
 
 Cases = dict[str, dict[str, Any]]
 COLUMNS = {

@@ -20,6 +20,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
+from ebt_policy.errors import UserError
 from ebt_policy.io.paths import below, dangles
 
 ALL_CHUNKS = "all_chunks_stored"  # attribute of an array of which no chunk may be absent
@@ -29,7 +30,7 @@ _ARRAY = ("zarr.json", ".zarray")
 _EPISODES = tuple(f"meta/episode_ends/{name}" for name in _ARRAY)
 
 
-class EpisodeError(ValueError):
+class EpisodeError(UserError, ValueError):
     """Episodes that are missing, malformed or damaged; the message names the path and the key."""
 
 

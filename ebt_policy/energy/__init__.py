@@ -10,8 +10,8 @@ from ebt_policy.energy.two_stream import TwoStreamTransformer
 
 __all__ = [
     "OBJECTIVES",
-    "DescentResult",
     "DescentError",
+    "DescentResult",
     "MirrorMap",
     "Objective",
     "ReplayBuffer",

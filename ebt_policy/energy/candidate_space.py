@@ -43,8 +43,8 @@ class CandidateSpace:
 
     Attributes:
         error: candidates and targets -> (B, U), what training makes small.
-        mirror: see `MirrorMap`; None where the energy takes candidates as they are. It takes zeros to
-            zeros.
+        mirror: see `MirrorMap`; None where the energy takes candidates as they are. It takes
+            zeros to zeros.
         numbers: of a candidate whose target is the index of one of them; None where a target has
             the shape of a candidate.
         noised: targets, normal noise and levels (B, U) -> what is observed of the targets, where

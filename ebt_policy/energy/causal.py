@@ -119,8 +119,8 @@ class BidirectionalTransformer(nn.Module):
 class CausalTransformer(nn.Module):
     """A vector for each guess of what comes next in a sequence.
 
-    Of a `BilinearEnergy` energy it is the field: the first gradient, at a guess that says nothing, is then
-    the output of a plain transformer.
+    Of a `BilinearEnergy` energy it is the field: the first gradient, at a guess that says nothing,
+    is then the output of a plain transformer.
 
     Args:
         size: the size dial.

@@ -169,8 +169,8 @@ def descend(
         shared_start: the first gradient of a unit's M candidates comes from one evaluation, for an
             energy that is quadratic at the start (see `shared_gradient`). Not with a deadline,
             which takes the first step as the measure of the others.
-        zero_start: the energy takes ``init`` as zeros: a `BilinearEnergy`'s first gradient then needs no
-            backward pass.
+        zero_start: the energy takes ``init`` as zeros: a `BilinearEnergy`'s first gradient then
+            needs no backward pass.
         cut_graph: detach the candidate between steps; the gradient of a loss then flows through
             the last step of each candidate only.
         final_energy: evaluate the energy once more at the end. Needed for M > 1.

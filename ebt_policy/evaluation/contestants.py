@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ebt_policy.config import ConfigError
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.models.base import Model, checkpoint_folder, kind_in
+from ebt_policy.errors import ConfigError
+from ebt_policy.models.base import Domain, Model, checkpoint_folder, domain_of
 from ebt_policy.policies import Policy, load_policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 
@@ -99,15 +99,15 @@ def matching_runs(path: Path) -> list[Path]:
     return [path]
 
 
-def kind_of(text: str) -> str:
-    """What ``checkpoint=...`` models (see `kind_in`); "" where nothing can be read."""
+def checkpoint_domain(text: str) -> Domain | None:
+    """Return the domain of what ``checkpoint=...`` names, or None if nothing can be read."""
     for run in matching_runs(parse_checkpoint(text)[0])[:1]:
         try:
             config: Any = OmegaConf.load(checkpoint_folder(run) / "config.yaml")
-            return kind_in(config)
+            return domain_of(config)
         except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException):
-            return ""  # whoever loads it says what is wrong
-    return ""
+            return None  # loading it says what is wrong
+    return None
 
 
 def load_contestants(checkpoints: list[str], device: torch.device) -> list[EvalEntry]:

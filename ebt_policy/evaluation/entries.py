@@ -20,7 +20,7 @@ from ebt_policy.evaluation.contestants import (
     unique_names,
 )
 from ebt_policy.evaluation.figures import training_curve
-from ebt_policy.evaluation.summary import or_missing
+from ebt_policy.evaluation.tables import or_missing
 from ebt_policy.models.base import Model
 
 M = TypeVar("M", bound=Model)

@@ -17,12 +17,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ebt_policy.evaluation.figures import figure_to_svg, forest_plot
-from ebt_policy.evaluation.summary import (
-    ReportSpec,
-    format_interval,
-    unpaired_names,
-)
+from ebt_policy.evaluation.figure_style import figure_to_svg
+from ebt_policy.evaluation.figures import forest_plot
+from ebt_policy.evaluation.tables import ReportSpec, format_interval, unpaired_names
 from ebt_policy.io.output import write_atomic
 
 

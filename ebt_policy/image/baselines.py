@@ -1,7 +1,9 @@
 """Models of images without an energy: DiT, the baseline of the EBT paper, and the refiner.
 
-DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and shifted by what it is told (the
-level of noise, the class), with diffusers' DDPM and DDIM. Shapes: B batch, C channels, S side.
+DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and
+shifted by what it is told (the level of noise, the class), with diffusers' DDPM and DDIM.
+
+Shapes: B batch, C channels, S side.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy.gradients import DirectUpdate
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import Context, TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.image.model import (
     IMAGE_MODELS,
     LEVELS,
@@ -28,7 +31,8 @@ from ebt_policy.image.model import (
     ImageShape,
     PatchTransformer,
 )
-from ebt_policy.models.ddim import DDIM, set_steps
+from ebt_policy.models.ddim import ExactDDIMScheduler
+from ebt_policy.models.denoising_steps import set_num_steps
 from ebt_policy.models.no_energy import NoEnergyMixin
 
 
@@ -96,7 +100,7 @@ class DiT(ImageModel):
     ) -> DenoisingResult:
         how = self.inference
         top = min(noise, self.shape.noise) if how.told else self.shape.noise
-        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
+        kind = DDPMScheduler if how.scheduler == "ddpm" else ExactDDIMScheduler
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")
         extra = {"generator": generator} if how.scheduler == "ddpm" else {}
@@ -105,7 +109,7 @@ class DiT(ImageModel):
         with torch.no_grad():
             context = self.encode(labels, len(noisy))
             for k in range(again):
-                set_steps(scheduler, (how.steps + k) // again)
+                set_num_steps(scheduler, (how.steps + k) // again)
                 for t in scheduler.timesteps:
                     level = torch.full((len(x),), int(t) + 1, device=x.device)
                     predicted = self._noise_in(x, context, level)

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ebt_policy.data.demonstrations import local_data
+from ebt_policy.errors import UserError
 from ebt_policy.io.paths import MEND, held_out_by_name, left_out, listed, own_files, reason
 
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it
@@ -38,7 +39,7 @@ TURNS = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """Images that are missing or cannot be used."""
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import (
     entry_metadata,
     first_of_runs,
@@ -32,25 +32,15 @@ from ebt_policy.evaluation.entries import (
     runs_of,
     training_figures,
 )
-from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, over_steps, png
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
+from ebt_policy.evaluation.image_metrics import measured, psnrs
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_differences
-from ebt_policy.evaluation.summary import (
-    ReportSpec,
-    format_count,
-    format_estimate,
-    markdown_table,
-)
-from ebt_policy.image.metrics import (
-    WINDOW,
-    EvalSet,
-    measured,
-    noisy_versions,
-    psnrs,
-    tested,
-)
+from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
+from ebt_policy.image.figures import over_steps
+from ebt_policy.image.metrics import WINDOW, EvalSet, noisy_versions, tested
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import Tiling, restore_tiled
 from ebt_policy.io.output import write_atomic
@@ -164,8 +154,8 @@ def _reported(
 
 
 def _once(
-    log: ResultCache, what: Callable[..., Any], run: Path, model: ImageModel, noisy: Sequence[Tensor],
-    level: int, test: EvalSet,
+    log: ResultCache, what: Callable[..., Any], run: Path, model: ImageModel,
+    noisy: Sequence[Tensor], level: int, test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a run, or else measured and written there."""
     identity = {
@@ -189,8 +179,8 @@ def _restored(
 
 
 def _thinking(
-    log: ResultCache, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor], level: int,
-    test: EvalSet,
+    log: ResultCache, runs: Sequence[Path], models: Sequence[Any], noisy: Sequence[Tensor],
+    level: int, test: EvalSet,
 ) -> dict[str, Any]:  # fmt: skip
     """PSNR and energy after each step of descents that are longer than those that predict."""
     thought = [

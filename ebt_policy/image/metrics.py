@@ -6,7 +6,7 @@ Shapes: N images, C channels, H x W pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,33 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
 from ebt_policy.image.model import ImageModel
 
 MOST = 200  # images, evenly spread, of a set that has more
 WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
-
-
-def psnr(images: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal to noise ratio of images (N, C, H, W) in [-1, 1]: (N,), dB."""
-    found: Any = peak_signal_noise_ratio(
-        images, clean, data_range=(-1.0, 1.0), reduction="none", dim=(1, 2, 3)
-    )
-    return found
-
-
-def measures(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
-    """Of images (N, C, H, W) in [-1, 1]: ``psnr`` in dB, ``ssim`` and ``mse`` of 8-bit values."""
-    ssim: Any = structural_similarity_index_measure(images, clean, data_range=2.0, reduction="none")
-    error = (images - clean).square().flatten(1).mean(1) * 127.5**2
-    found = {"psnr": psnr(images, clean), "ssim": ssim, "mse": error}
-    return {name: value.reshape(len(images)).cpu().numpy() for name, value in found.items()}
 
 
 class EvalSet(NamedTuple):
@@ -122,34 +102,3 @@ def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> l
         model.degrade(image[None], noise, torch.Generator().manual_seed(i))[0]
         for i, image in enumerate(images)
     ]
-
-
-def psnrs(found: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarray:
-    """`psnr` of images whose sizes may differ: (N,)."""
-
-    def of(images: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
-        return {"psnr": psnr(images, truth).reshape(-1).cpu().numpy()}
-
-    return _by_size(of, found, clean)["psnr"]
-
-
-def measured(found: Sequence[Tensor], clean: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """`measures` of images whose sizes may differ: (N,) each."""
-    return _by_size(measures, found, clean)
-
-
-def _by_size(
-    of: Callable[[Tensor, Tensor], dict[str, np.ndarray]],
-    found: Sequence[Tensor],
-    clean: Sequence[Tensor],
-) -> dict[str, np.ndarray]:
-    """Images of one size together, which is many times faster than one by one."""
-    sizes: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(clean):
-        sizes.setdefault(image.shape, []).append(i)
-    order = np.argsort(np.concatenate(list(sizes.values())))
-    parts = [
-        of(torch.stack([found[i] for i in index]), torch.stack([clean[i] for i in index]))
-        for index in sizes.values()
-    ]
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

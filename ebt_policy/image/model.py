@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy import descend
 from ebt_policy.energy.candidate_space import CandidateSpace
 from ebt_policy.energy.gradients import EnergyFn, energy_gradient
 from ebt_policy.energy.objectives import Flow, Objective
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
-from ebt_policy.models.base import Model
+from ebt_policy.errors import ConfigError
+from ebt_policy.models.base import Domain, Model
 from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import DescentInference, EnergyModel
 from ebt_policy.registry import Registry
@@ -146,7 +147,7 @@ class ImageModel(Model):
         net: the network.
     """
 
-    kind = "a model of images"
+    domain = Domain.IMAGE
 
     def __init__(self, shape: ImageShape, net: PatchTransformer) -> None:
         super().__init__()
@@ -246,8 +247,8 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
     """Build an untrained model of images.
 
     Args:
-        config: sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`), ``model`` with its
-            ``name``, and ``objective`` for those that descend.
+        config: sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`), ``model``
+            with its ``name``, and ``objective`` for those that descend.
 
     Raises:
         ConfigError: for an unknown name or option.
@@ -295,7 +296,7 @@ class EnergyImageModel(EnergyModel, ImageModel):
         elif shape.noise < LEVELS:
             raise ConfigError(
                 f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
-                "objective=s1, s2 or corrupted."
+                "objective=s1, s2 or s1_corrupted."
             )
         self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.image_metrics import psnr
 from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-from ebt_policy.image.metrics import psnr
 from ebt_policy.image.model import LEVELS, ImageModel, ImageShape, build_image_model
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig

@@ -19,11 +19,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ebt_policy.errors import UserError
+
 _TIMEOUT_S = (10.0, 60.0)  # to connect (fail fast without a network), between two reads
 _BLOCK = 1 << 16  # bytes; at most this much is lost when the line drops
 
 
-class DownloadError(OSError):
+class DownloadError(UserError, OSError):
     """A file that could not be downloaded, or is not what was expected."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from filelock import SoftFileLock as _SoftFileLock
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 MIB = 1 << 20
 

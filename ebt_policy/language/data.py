@@ -22,6 +22,7 @@ from torch import Tensor
 
 import ebt_policy
 from ebt_policy.data.demonstrations import local_data
+from ebt_policy.errors import UserError
 from ebt_policy.io.array_cache import cached_array
 from ebt_policy.io.paths import listed, own_files, reason
 from ebt_policy.language.qa_datasets import QUESTIONS
@@ -32,7 +33,7 @@ CHUNK = 1 << 20  # characters that are tokenised at once
 SUFFIXES = (".txt", ".md")
 
 
-class TextError(ValueError):
+class TextError(UserError, ValueError):
     """Text that is missing or cannot be read."""
 
 

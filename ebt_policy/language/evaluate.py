@@ -28,18 +28,13 @@ from ebt_policy.evaluation.entries import (
     metadata_rows,
     training_figures,
 )
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
-from ebt_policy.evaluation.study_figures import thinking
-from ebt_policy.evaluation.summary import (
-    ReportSpec,
-    format_count,
-    format_estimate,
-    markdown_table,
-)
+from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
 from ebt_policy.io.output import write_atomic
 from ebt_policy.language.data import TokenWindows
+from ebt_policy.language.figures import thinking
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
 from ebt_policy.language.model import EnergyLanguageModel, TextModel

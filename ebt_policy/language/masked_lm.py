@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy import descend
 from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
 from ebt_policy.energy.causal import BidirectionalTransformer
@@ -21,6 +21,7 @@ from ebt_policy.energy.gradients import BilinearEnergy, EnergyFn
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.errors import ConfigError
 from ebt_policy.language.model import LANGUAGE_MODELS, ExpectedEmbedding, TextModel
 from ebt_policy.models.energy_model import DescentInference, EnergyModel
 

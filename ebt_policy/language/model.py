@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy import MirrorMap
 from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.models.base import CheckpointError, Model, reading
+from ebt_policy.errors import ConfigError
+from ebt_policy.models.base import CheckpointError, Domain, Model, reading
 from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import DescentInference
 from ebt_policy.models.sequence_energy import SequenceEnergyModel
@@ -36,8 +37,8 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
     """Build an untrained model of text.
 
     Args:
-        config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`), ``model`` with its
-            ``name``, and ``objective`` for those that have guesses.
+        config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`),
+            ``model`` with its ``name``, and ``objective`` for those that have guesses.
         tokenizer: of its text.
 
     Raises:
@@ -57,7 +58,7 @@ class TextModel(Model):
         width: D.
     """
 
-    kind = "a model of text"
+    domain = Domain.TEXT
     files = ("tokenizer.json",)
 
     def __init__(self, tokenizer: Tokenizer, context: int, width: int) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.language.data import Corpus, TokenWindows, load_corpus, pieces, tokenized
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from ebt_policy.energy import DescentResult
 from ebt_policy.energy.candidate_space import surprisal
 from ebt_policy.evaluation.statistics import mean_ci
-from ebt_policy.evaluation.summary import format_interval, markdown
+from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.data import TokenWindows
 from ebt_policy.language.metrics import batches, held_out_surprisal
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,13 +21,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.renamed_options import with_new_names
 
 FORMAT_VERSION = "1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that is missing, damaged or of another version."""
+
+
+class Domain(StrEnum):
+    """What a model predicts."""
+
+    POLICY = "policy"
+    TEXT = "text"
+    IMAGE = "image"
+    VIDEO = "video"
+
+    @property
+    def noun(self) -> str:
+        """Return a noun phrase for messages, such as ``an image model``."""
+        if self is Domain.POLICY:
+            return "a policy"
+        return f"{'an' if self is Domain.IMAGE else 'a'} {self.value} model"
 
 
 class Model(nn.Module, ABC):
@@ -34,14 +53,14 @@ class Model(nn.Module, ABC):
 
     Attributes:
         name: of its class, in configurations.
-        kind: what it models, as `kind_in` says it of a checkpoint; "" to take any.
+        domain: what it predicts.
         files: that a checkpoint has besides weights, configuration and version.
         config: the sections it was built from, stored with a checkpoint.
         inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str] = ""
+    domain: ClassVar[Domain]
     files: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
     inference: Any = None
@@ -167,25 +186,24 @@ class Model(nn.Module, ABC):
             )
         with reading(folder / "config.yaml"):
             config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            if cls.kind and (found := kind_in(config)) != cls.kind:
-                raise CheckpointError(f"{folder} holds {found}, not {cls.kind}.")
+            config = with_new_names(config)
+            if (domain := domain_of(config)) is not cls.domain:
+                raise CheckpointError(f"{folder} holds {domain.noun}, not {cls.domain.noun}.")
         _need(folder, *cls.files)
         with reading(folder / "config.yaml"):
             model = cls._rebuild(config, folder)
-        with reading(folder / "model.safetensors"):
-            model.load_state_dict(load_file(folder / "model.safetensors"))
         if not isinstance(model, cls):
             raise CheckpointError(f"{folder} holds model={model.name}, not {cls.__name__}.")
+        with reading(folder / "model.safetensors"):
+            model.load_state_dict(load_file(folder / "model.safetensors"))
         # The weights stay as they are while candidates descend; a graph of them would cost time.
         return model.to(device).eval().requires_grad_(False)
 
 
-def kind_in(config: Any) -> str:
-    """What a checkpoint's configuration says that it models."""
-    if config["model"]["name"] == "autoencoder":
-        return "an autoencoder"
-    of = {"text": "text", "image": "images", "video": "video"}.get(config["task"]["name"])
-    return f"a model of {of}" if of else "a policy"
+def domain_of(config: Any) -> Domain:
+    """Return the domain of a model from the configuration of its checkpoint."""
+    name = config["task"]["name"]
+    return Domain(name) if name in (Domain.TEXT, Domain.IMAGE, Domain.VIDEO) else Domain.POLICY
 
 
 def _need(folder: Path, *names: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, Objective
+from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import Model
 from ebt_policy.registry import Registry
 

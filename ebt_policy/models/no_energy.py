@@ -6,7 +6,7 @@ itself, and no energy is differentiated.
 
 from __future__ import annotations
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 

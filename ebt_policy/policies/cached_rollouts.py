@@ -21,9 +21,10 @@ from rich.console import Console
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.rollout import RolloutPools
 from ebt_policy.evaluation.contestants import EvalEntry
-from ebt_policy.evaluation.protocol import EvalConfig, progress_bar, video_folder
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.policies.base import Policy
+from ebt_policy.policies.eval_config import EvalConfig, video_folder
 
 console = Console()
 Episodes = list[dict[str, Any]]
@@ -100,7 +101,7 @@ def play_pieces(
         for piece in todo:
             name = f"{piece.entry} {piece.where}"
             bar.update(task, description=name)
-            results = pools.of(piece.spec).rollout(
+            results = pools.for_spec(piece.spec).rollout(
                 piece.policy,
                 seeds,
                 videos=protocol.videos if piece.filmed else 0,

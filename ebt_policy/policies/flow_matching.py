@@ -1,4 +1,4 @@
-"""Flow matching with a vector output: the energy policy's sceptical twin, same network, no energy.
+"""Flow matching with a vector output: the same network as the energy policy without an energy.
 
 Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and
 Fast". Shapes: B batch, T horizon, A action dimension.
@@ -12,20 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
-from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
+from ebt_policy.policies.sampling_policy import SamplingInference, SamplingPolicy
 from ebt_policy.policies.vision import VisionEncoder
 
 
 @dataclass(frozen=True)
-class FlowInference(CandidateInference):
-    """How a flow policy predicts: Euler steps, and the options of `CandidateInference`."""
+class FlowInference(SamplingInference):
+    """Number of Euler steps, besides the options of `SamplingInference`."""
 
     steps: int = 4
 
@@ -53,7 +56,7 @@ class FlowMatchingPolicy(SamplingPolicy):
     ) -> None:
         super().__init__(shape, normalizer, vision)
         self.net = ChunkTransformer(
-            self.tokens, size, actions_per_token, output="vector", level=True
+            self.network_shape, size, actions_per_token, output="vector", level=True
         )
         self.inference = options(FlowInference, inference, "model.inference")
 
@@ -65,20 +68,20 @@ class FlowMatchingPolicy(SamplingPolicy):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         action, normal = batch["action"].unsqueeze(1), batch["draws"]["normal"].unsqueeze(1)
         level = batch["draws"]["level"]
-        context = self.net.encode(self.features(batch))
+        context = self.net.encode(self.observation_features(batch))
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 
     def sample(
-        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         steps, x = self.inference.steps, noise
         for k in range(steps):
             level = noise.new_full(noise.shape[:2], k / steps)
             x = x + self.net(context, x, level) / steps
-            if terms.prefix is not None:
-                held = terms.prefix.unsqueeze(1)
-                x = terms.hold(x, corrupt(held, noise, level + 1 / steps))
+            if constraints.prefix is not None:
+                clean = constraints.prefix.unsqueeze(1)
+                x = constraints.hold_prefix(x, corrupt(clean, noise, level + 1 / steps))
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
     EvalEntry,
     check_envs,
@@ -35,20 +35,15 @@ from ebt_policy.evaluation.contestants import (
     parse_checkpoint,
     share_env,
 )
-from ebt_policy.evaluation.protocol import EvalConfig
+from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import aggregates
-from ebt_policy.evaluation.study_figures import save_figure, suite_overview
-from ebt_policy.evaluation.summary import (
-    EPISODE_KEYS,
-    METRICS,
-    entry_summary,
-    format_interval,
-    markdown,
-    write_results,
-)
+from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.io.output import write_atomic
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.policies.cached_rollouts import Episodes, pieces_of, play_pieces
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.figures import suite_overview
+from ebt_policy.policies.metrics import EPISODE_KEYS, METRICS, entry_summary, write_results
 
 console = Console()
 TASK = "{task}"  # in a checkpoint: each task in turn

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 
 MODES = ("off", "online", "offline")
 

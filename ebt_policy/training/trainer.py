@@ -24,7 +24,7 @@ from diffusers.training_utils import EMAModel
 from rich.console import Console
 from torch import Tensor
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.interruption import DeferredInterruption
 from ebt_policy.models.base import Model
 from ebt_policy.training.checkpoint import (
@@ -103,7 +103,7 @@ class Data(Protocol):
         ...
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """Training met a loss that is NaN or infinite."""
 
 

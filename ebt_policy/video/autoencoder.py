@@ -15,10 +15,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.paths import reason
-from ebt_policy.models.base import Model
-from ebt_policy.policies.vision import TimmFeatures
+from ebt_policy.models.base import Domain, Model
+from ebt_policy.models.timm_features import TimmFeatures
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 
 BATCH = 64  # frames at once
@@ -40,7 +40,7 @@ class Autoencoder(Model):
     """
 
     name = "autoencoder"
-    kind = "an autoencoder"
+    domain = Domain.VIDEO
 
     def __init__(self, channels: list[int], latent: int, kl: float) -> None:
         super().__init__()

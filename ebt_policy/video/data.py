@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.data.demonstrations import local_data
+from ebt_policy.errors import UserError
 from ebt_policy.image.data import decode
 from ebt_policy.io.paths import MEND, held_out_by_name, left_out, listed, own_files, reason
 
@@ -27,7 +28,7 @@ WHOLE = 0.9  # share of the frames that a file announces below which it was cut 
 SAME_RATE = 1.05  # ratio of rates up to which videos show motion at one speed
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """Videos that are missing or cannot be used."""
 
 

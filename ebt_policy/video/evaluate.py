@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.detection import Samples, auroc
 from ebt_policy.evaluation.entries import (
     entry_metadata,
@@ -36,24 +37,13 @@ from ebt_policy.evaluation.entries import (
     runs_of,
     training_figures,
 )
-from ebt_policy.evaluation.image_figures import (
-    ImageRow,
-    image_grid,
-    over_places,
-    png,
-    side_by_side,
-)
-from ebt_policy.evaluation.protocol import progress_bar
+from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png, side_by_side
+from ebt_policy.evaluation.image_metrics import psnr
+from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
-from ebt_policy.evaluation.summary import (
-    ReportSpec,
-    format_count,
-    format_estimate,
-    markdown_table,
-)
-from ebt_policy.image.metrics import psnr
+from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
 from ebt_policy.io.output import write_atomic
 from ebt_policy.video.autoencoder import (
     Autoencoder,
@@ -64,6 +54,7 @@ from ebt_policy.video.autoencoder import (
 )
 from ebt_policy.video.data import Clip, FrameWindows, VideoDataset
 from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage, other_footage
+from ebt_policy.video.figures import over_places
 from ebt_policy.video.model import EnergyVideoModel, VideoModel, mean_square
 
 console = Console()
@@ -227,8 +218,8 @@ def evaluate_video(
 
 
 def _once(
-    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str, model: VideoModel,
-    test: EvalSet,
+    log: ResultCache, what: Callable[[VideoModel, EvalSet], Any], checkpoint: str,
+    model: VideoModel, test: EvalSet,
 ) -> Any:  # fmt: skip
     """What the log has of a checkpoint (its fingerprint), or else measured and written there."""
     identity = {

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.energy import MirrorMap
 from ebt_policy.energy.candidate_space import CandidateSpace, squared_error
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.models.base import Model
+from ebt_policy.errors import ConfigError
+from ebt_policy.models.base import Domain, Model
 from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import DescentInference
 from ebt_policy.models.sequence_energy import SequenceEnergyModel
@@ -57,7 +58,7 @@ class VideoModel(Model):
         encoder: digest of what made the features (see `FrameFeatures`), "" where it is not known.
     """
 
-    kind = "a model of video"
+    domain = Domain.VIDEO
     encoder = ""
 
     def __init__(self, features: int, context: int, net: CausalTransformer) -> None:
@@ -143,8 +144,8 @@ def build_video_model(config: dict[str, Any]) -> Any:
 
     Args:
         config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with
-            its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and ``objective``
-            for those that have guesses.
+            its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and
+            ``objective`` for those that have guesses.
 
     Raises:
         ConfigError: for an unknown name or option.

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import (
     ROBOT_DRIVERS,

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.data import push_t
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, FrameTransform, ObservedTopic
 from ebt_policy.registry import Registry
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.config import ConfigError, options
+from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import (
     ROBOT_DRIVERS,
@@ -97,7 +98,7 @@ class SimRobot(SimulatedDriver):
         """The state of the environment, which describes the whole scene."""
         with self._lock:
             self._pass_time()
-            return self._scene._state()
+            return self._scene.get_state()
 
     def read(self) -> Observation:
         with self._lock:
@@ -105,8 +106,8 @@ class SimRobot(SimulatedDriver):
             self._pass_time()
             obs = self._scene.get_obs()
             values = {**(obs if isinstance(obs, dict) else {"obs": obs})}
-            values["state"] = self._scene._state()
-            return Observation(values, self._scene.stay(), self._time)
+            values["state"] = self._scene.get_state()
+            return Observation(values, self._scene.hold_action(), self._time)
 
     def send(self, command: np.ndarray, due: float) -> None:
         with self._lock:
@@ -153,8 +154,8 @@ class SimRobot(SimulatedDriver):
             return
         self._time += count * step
         self._scene.advance(self._target, count)
-        reward, solved = self._scene.judge()
+        reward, solved = self._scene.compute_reward()
         self._score, self._solved = max(self._score, reward), self._solved or solved
 
     def _hold(self) -> None:
-        self._target, self._holding = self._scene.stay(), True
+        self._target, self._holding = self._scene.hold_action(), True
