@@ -95,10 +95,15 @@ VIDEO = (
 )  # fmt: skip
 AUTOENCODER = "features"  # folder of the one whose features the other models of video see
 FEATURES = (*VIDEO, "size.layers=2", f"task.features={AUTOENCODER}")
-SEVERAL = {"one": {"candidates": 1}, "several": {"candidates": 5}}
+SEVERAL = {"one": {"num_candidates": 1}, "several": {"num_candidates": 5}}
 # Of guesses that start from noise, and of those that all start from the same place.
-GUESSES: dict[str, Any] = {"several": {"candidates": 4}, "more": {"steps": 4, "only_down": True}}
-STEPS: dict[str, Any] = {"more": {"steps": 4, "stop_grad_norm": 0.05, "only_down": True}}
+GUESSES: dict[str, Any] = {
+    "several": {"num_candidates": 4},
+    "more": {"steps": 4, "reject_energy_increase": True},
+}
+STEPS: dict[str, Any] = {
+    "more": {"steps": 4, "stop_grad_norm": 0.05, "reject_energy_increase": True}
+}
 GENERATING = ("task.noise=1000",)
 
 CASES: dict[str, Case] = {
@@ -109,14 +114,20 @@ CASES: dict[str, Case] = {
         (*PUSH_T, "model=ebt", "objective=flow"),
         SEVERAL
         | {
-            "lands": {"candidates": 4, "steps": 4, "stop_change": 0.5},
-            "drop": {"candidates": 4, "stop_change": None, "select": "drop", "level": 0.7},
+            "lands": {"num_candidates": 4, "steps": 4, "straightness_tol": 0.5},
+            "drop": {
+                "num_candidates": 4, "straightness_tol": None, "select": "energy_decrease",
+                "scoring_level": 0.7,
+            },
             "medoid": {"select": "medoid"},
-            "density": {"select": "density", "warm_steps": 2, "warm_level": 0.3},
+            "density": {"select": "density", "warm_start_steps": 2, "warm_start_level": 0.3},
         },
     ),
     "robot/ebt_flow_untold": Case(
-        (*PUSH_T, "model=ebt", "objective=flow", "objective.level=false", "objective.samples=2"),
+        (
+            *PUSH_T, "model=ebt", "objective=flow", "objective.condition_on_noise_level=false",
+            "objective.noise_samples_per_target=2",
+        ),
         SEVERAL,
     ),
     "robot/ebt_equilibrium": Case(
@@ -151,7 +162,7 @@ CASES: dict[str, Case] = {
         | {
             "medoid": {"select": "medoid"},
             "line_integral": {"select": "line_integral"},
-            "ddim": {"candidates": 1, "scheduler": "ddim", "steps": 3},
+            "ddim": {"num_candidates": 1, "scheduler": "ddim", "steps": 3},
         },
     ),
     "robot/diffusion_epsilon": Case(
@@ -166,7 +177,9 @@ CASES: dict[str, Case] = {
     ),
     "robot/ibc": Case((*PUSH_T, "model=ibc", "model.negatives=8", "model.inference.samples=16")),
     "text/ebt_s1": Case((*TEXT, "model=ebt", "objective=s1"), STEPS),
-    "text/ebt_s1_told": Case((*TEXT, "model=ebt", "objective=s1", "objective.told=true")),
+    "text/ebt_s1_told": Case(
+        (*TEXT, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "text/ebt_s2": Case((*TEXT, "model=ebt", "objective=s2"), GUESSES),
     "text/ebt_s2_replay": Case(
         (*TEXT, "model=ebt", "objective=s2", "objective.replay=6", "objective.noise=[0.2,0.002]")
@@ -188,7 +201,9 @@ CASES: dict[str, Case] = {
     "text/masked_ebt_product": Case((*TEXT, "model=masked_ebt", "model.energy=product")),
     "text/bert": Case((*TEXT, "model=bert")),
     "image/ebt_s1": Case((*IMAGE, "model=ebt", "objective=s1"), STEPS),
-    "image/ebt_s1_told": Case((*IMAGE, "model=ebt", "objective=s1", "objective.told=true")),
+    "image/ebt_s1_told": Case(
+        (*IMAGE, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "image/ebt_s2": Case((*IMAGE, "model=ebt", "objective=s2", "objective.replay=6")),
     "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=s1_corrupted")),
     "image/ebt_equilibrium": Case(
@@ -203,7 +218,10 @@ CASES: dict[str, Case] = {
     ),
     "image/dit": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5"),
-        {"untold": {"told": False}, "ddpm": {"told": True, "scheduler": "ddpm"}},
+        {
+            "untold": {"start_at_noise_level": False},
+            "ddpm": {"start_at_noise_level": True, "scheduler": "ddpm"},
+        },
     ),
     "image/dit_classes": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5", *GENERATING, "task.classes=true")
@@ -298,12 +316,14 @@ def words(model: Any, folder: Path) -> Found:
     with torch.no_grad():
         found["surprisal"] = model.surprisal(tokens, seeded())
         if isinstance(model, MaskedModel):
-            found["logits"] = model.fill(tokens, model.places(tokens, seeded()), seeded(1))[:1]
+            found["logits"] = model.predict_masked(
+                tokens, model.mask_positions(tokens, seeded()), seeded(1)
+            )[:1]
             return found
         seen = model.observe(tokens[:, :-1])
         found["logits"] = model.predict(seen, seeded())[:1]
-        if hasattr(model, "think"):
-            found["energies"] = model.think(seen, seeded()).energies
+        if hasattr(model, "descend"):
+            found["energies"] = model.descend(seen, seeded()).energies
         for temperature in (0.0, 1.0):
             pieces = model.generate("fox", 12, temperature=temperature, generator=seeded())
             found[f"text at {temperature}"] = "".join(pieces)

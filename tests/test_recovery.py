@@ -47,7 +47,7 @@ def runs(tmp_path_factory, demonstrations) -> Path:
 
 def play(runs: Path, output: Path, perturb="kick=40", protocol=PROTOCOL):
     return evaluate_recovery(
-        [f"{runs}/ebt-seed*@candidates=2", f"{runs}/bc"],
+        [f"{runs}/ebt-seed*@num_candidates=2", f"{runs}/bc"],
         protocol,
         perturb,
         output=output,

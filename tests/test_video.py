@@ -326,7 +326,10 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
             "must match runs that differ in their seed alone|holds model=",
         ),
         ([f"checkpoint={frames_run}"], "holds model=autoencoder, not VideoModel"),
-        ([f"checkpoint={runs[0]}@candidates=2"], "all guesses of this model start from the same"),
+        (
+            [f"checkpoint={runs[0]}@num_candidates=2"],
+            "all candidates of this model start from",
+        ),
         ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for an image model"),
     ):
         code, error = call_entry(eval_entry.main, *wrong, "device=cpu")

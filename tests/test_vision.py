@@ -211,7 +211,7 @@ def test_bad_observations_are_refused():
 
 def test_images_are_encoded_once_a_chunk_and_not_at_all_while_descending(monkeypatch):
     policy, calls = build(), []
-    policy.configure_inference(steps=4, candidates=8)
+    policy.configure_inference(steps=4, num_candidates=8)
     assert policy.vision is not None
     policy.vision.register_forward_hook(lambda *_: calls.append(1))
     policy.predict_chunk(observe(2))
