@@ -108,7 +108,7 @@ def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
         convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
     with pytest.raises(ConfigError, match="no messages on /push_t/command"):
         convert([write_bag(tmp_path / "silent", commands=False)], robot, tmp_path / "x")
-    with pytest.raises(ConfigError, match="bag=.* does not exist"):
+    with pytest.raises(ConfigError, match=r"bag=.* does not exist"):
         convert([tmp_path / "nowhere"], robot, tmp_path / "x")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metadata.yaml").write_text("nonsense: [")
