@@ -50,7 +50,7 @@ def denoising(model: ImageModel, rows: int, passes: int) -> Callable[[], Any]:
 
     def run() -> Any:
         model.configure_inference(steps=passes)
-        return model.restore(noisy, NOISE)
+        return model.denoise(noisy, NOISE)
 
     return run
 

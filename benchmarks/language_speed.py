@@ -31,9 +31,9 @@ from ebt_policy.language.model import build_language_model
 S1 = {"name": "s1", "steps": 2, "start": 0.0}
 OURS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Transformer++": ({"name": "transformer_pp"}, None),
-    "energy, 2 steps": ({"name": "ebt", "guess_layers": None}, S1),
-    "energy, 2 steps, guesses through one block": ({"name": "ebt", "guess_layers": 1}, S1),
-    "refiner, 2 steps": ({"name": "refiner", "guess_layers": None}, S1),
+    "energy, 2 steps": ({"name": "ebt", "candidate_layers": None}, S1),
+    "energy, 2 steps, guesses through one block": ({"name": "ebt", "candidate_layers": 1}, S1),
+    "refiner, 2 steps": ({"name": "refiner", "candidate_layers": None}, S1),
 }
 THEIRS = {"reference Transformer++": "baseline_transformer", "reference energy, 2 steps": "ebt"}
 # Of the published S1 recipe; most of the other options have no effect but are required.

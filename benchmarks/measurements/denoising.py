@@ -17,7 +17,7 @@ from ebt_policy.evaluation.image_metrics import measured, psnrs
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.image.metrics import noisy_versions, tested
 from ebt_policy.image.model import EnergyImageModel, ImageModel
-from ebt_policy.image.tiling import restore_tiled
+from ebt_policy.image.tiling import denoise_tiled
 
 DRAWN = {  # entry -> title
     "ebt-seed0@steps=2": "energy, System 1\n2 steps",
@@ -83,7 +83,7 @@ def draw_restored_images(
         noisy = noisy_versions(first, clean, level)
         columns = {"noisy": noisy}
         for title, model in models.items():
-            restored = restore_tiled(model, noisy, level, [0] * len(noisy), follow=False)
+            restored = denoise_tiled(model, noisy, level, [0] * len(noisy), follow=False)
             columns[title] = [image.images for image in restored]
         for i, truth in enumerate(clean):
             row = [column[i] for column in columns.values()]
@@ -104,8 +104,8 @@ def draw_energy_maps(
     side = model.shape.side
     images = tested(model, "leaves", DEVICE).images[:TILES]
     clean = torch.stack([image[:, :side, :side] for image in images])
-    noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
-    tiles = {"clean": clean, "noisy": noisy, "restored": model.restore(noisy, noise).images}
+    noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
+    tiles = {"clean": clean, "noisy": noisy, "restored": model.denoise(noisy, noise).images}
     rows = [(name, list(x.cpu()), list(model.energy_map(x).cpu())) for name, x in tiles.items()]
     png(energy_maps(rows), _asset(context, f"energy_maps_{kind}_{context.options.size}.png"))
 

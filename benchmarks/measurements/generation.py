@@ -94,7 +94,7 @@ def generate(model: ImageModel, count: int, classes: int) -> tuple[Tensor, Tenso
     labels = torch.arange(count) % classes
     noise = torch.randn(count, shape.channels, shape.side, shape.side, generator=generator)
     batches = [
-        model.restore(x.to(DEVICE), LEVELS, label.to(DEVICE), generator).images.cpu()
+        model.denoise(x.to(DEVICE), LEVELS, label.to(DEVICE), generator).images.cpu()
         for x, label in zip(noise.split(BATCH), labels.split(BATCH), strict=True)
     ]
     images = ((torch.cat(batches) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -31,7 +31,7 @@ class ImageGroup(NamedTuple):
 def model_scores(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
     """Return a model's signals of images, (N,) each; high should be out of distribution."""
     generator = torch.Generator().manual_seed(0)
-    parts = [model.oddness(x.to(DEVICE), generator) for x in images.split(BATCH)]
+    parts = [model.ood_scores(x.to(DEVICE), generator) for x in images.split(BATCH)]
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 

@@ -147,7 +147,7 @@ def draw_energy_maps(model: EnergyImageModel, groups: Mapping[str, ImageGroup], 
     """Draw ten images of each group, the first group also noisy, and energies of their patches."""
     chosen = {name: group.images[:: len(group.images) // 10][:10] for name, group in groups.items()}
     first, clean = next(iter(chosen.items()))
-    noisy = model.degrade(clean, model.shape.noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, model.shape.noise, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     maps = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
     png(energy_maps(maps), path)

@@ -24,7 +24,7 @@ TRAINING = (
 MODELS = {
     "transformer_pp": ("model=transformer_pp",),
     "ebt": ("model=ebt",),
-    "ebt_shallow": ("model=ebt", "model.guess_layers=1"),
+    "ebt_shallow": ("model=ebt", "model.candidate_layers=1"),
     "refiner": ("model=refiner",),
     "ebt_s2": ("model=ebt", "objective=s2"),
 }
