@@ -33,10 +33,10 @@ from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.progress import progress_bar
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",

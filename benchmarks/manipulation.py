@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.data.demonstrations import recording
+from ebt_policy.data.recordings import recording
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.suite import Suite, evaluate_suite

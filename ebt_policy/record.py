@@ -26,16 +26,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from ebt_policy.cli import hydra_arguments, report_errors
 from ebt_policy.config import options
 from ebt_policy.data import push_t
-from ebt_policy.data.demonstrations import recording
 from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
+from ebt_policy.data.recordings import recording
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import EpisodeResult, Policy, RolloutPool
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.policies import load_policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.robustness import known_perturbations, parse_perturbations
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 console = Console()
 PATIENCE = 100  # attempts before a success rate below MIN_SUCCESS_RATE is called hopeless
@@ -224,7 +224,7 @@ def run(config: dict[str, Any]) -> None:
             progress.update(bar, completed=min(successes, settings.episodes), rate=rate)
 
         def write(path: Path, episodes: Episodes) -> None:
-            from ebt_policy.policies.robomimic_file import write_robomimic  # loads the simulator
+            from ebt_policy.data.robomimic_writer import write_robomimic  # loads the simulator
 
             written = progress.add_task("observations", total=len(episodes), rate="")
             write_robomimic(

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from ebt_policy.data.demonstrations import local_data
 from ebt_policy.image.data import (
     HELD_OUT,
     STRIDE,
@@ -27,6 +26,7 @@ from ebt_policy.image.data import (
     decode,
     load_images,
 )
+from ebt_policy.io.local_data import local_data
 from ebt_policy.io.paths import held_out_by_name
 
 

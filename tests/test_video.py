@@ -21,11 +21,11 @@ from PIL import Image
 
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
-from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.errors import ConfigError
+from ebt_policy.io.local_data import local_data
 from ebt_policy.train import train
 from ebt_policy.video import datasets as footage
 from ebt_policy.video import evaluate as foreseeing

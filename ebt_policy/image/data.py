@@ -19,8 +19,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ebt_policy.data.demonstrations import local_data
 from ebt_policy.errors import UserError
+from ebt_policy.io.local_data import local_data
 from ebt_policy.io.paths import MEND, held_out_by_name, left_out, listed, own_files, reason
 
 HELD_OUT = 10  # one image of so many validates, in a set without a part for it

@@ -21,9 +21,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import ebt_policy
-from ebt_policy.data.demonstrations import local_data
 from ebt_policy.errors import UserError
 from ebt_policy.io.array_cache import cached_array
+from ebt_policy.io.local_data import local_data
 from ebt_policy.io.paths import listed, own_files, reason
 from ebt_policy.language.qa_datasets import QUESTIONS
 

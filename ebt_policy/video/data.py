@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.data.demonstrations import local_data
 from ebt_policy.errors import UserError
 from ebt_policy.image.data import decode
+from ebt_policy.io.local_data import local_data
 from ebt_policy.io.paths import MEND, held_out_by_name, left_out, listed, own_files, reason
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")

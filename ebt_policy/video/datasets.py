@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.data.demonstrations import local_data
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.array_cache import cached_array
+from ebt_policy.io.local_data import local_data
 from ebt_policy.video.autoencoder import FrameFeatures
 from ebt_policy.video.data import Clip, VideoDataset, load_g1, load_own, resized, split
 
