@@ -21,8 +21,8 @@ RUNS = {
     "no_relative": ["task.relative_to=null"],
     "no_align": ["task.align=false"],
     "no_mirror": ["task.mirror=false"],
-    "no_level": ["objective.level=false"],
-    "two_samples": ["objective.samples=2"],
+    "no_level": ["objective.condition_on_noise_level=false"],
+    "two_samples": ["objective.noise_samples_per_target=2"],
     "equilibrium": ["objective=equilibrium"],
     "s1": ["objective=s1"],
     "s2": ["objective=s2"],
@@ -38,17 +38,19 @@ RUNS = {
 }
 # Landscapes without a level are judged by their lowest energy; more steps where these help them.
 ENTRIES = [
-    "whole@steps=2,candidates=8", "whole@steps=4,candidates=8", "whole@steps=2,candidates=1",
-    "whole@steps=4,candidates=1", "whole@steps=1,candidates=8", "whole@steps=8,candidates=8",
-    "whole@steps=2,candidates=8,select=drop", "whole@steps=2,candidates=8,level=0.9",
-    "whole@steps=2,candidates=8,level=0.2",
-    "no_relative@steps=2,candidates=8", "no_align@steps=2,candidates=8",
-    "no_mirror@steps=2,candidates=8", "two_samples@steps=2,candidates=8",
-    "no_level@steps=4,candidates=1", "no_level@steps=4,candidates=8",
-    "equilibrium@steps=4,candidates=1", "equilibrium@steps=4,candidates=8",
-    "s1@steps=2,candidates=1", "s1@steps=2,candidates=8",
-    "s2@steps=3,candidates=1", "s2@steps=3,candidates=8",
-    "contrastive@steps=4,candidates=1", "contrastive@steps=4,candidates=8",
+    "whole@steps=2,num_candidates=8", "whole@steps=4,num_candidates=8",
+    "whole@steps=2,num_candidates=1", "whole@steps=4,num_candidates=1",
+    "whole@steps=1,num_candidates=8", "whole@steps=8,num_candidates=8",
+    "whole@steps=2,num_candidates=8,select=energy_decrease",
+    "whole@steps=2,num_candidates=8,scoring_level=0.9",
+    "whole@steps=2,num_candidates=8,scoring_level=0.2",
+    "no_relative@steps=2,num_candidates=8", "no_align@steps=2,num_candidates=8",
+    "no_mirror@steps=2,num_candidates=8", "two_samples@steps=2,num_candidates=8",
+    "no_level@steps=4,num_candidates=1", "no_level@steps=4,num_candidates=8",
+    "equilibrium@steps=4,num_candidates=1", "equilibrium@steps=4,num_candidates=8",
+    "s1@steps=2,num_candidates=1", "s1@steps=2,num_candidates=8",
+    "s2@steps=3,num_candidates=1", "s2@steps=3,num_candidates=8",
+    "contrastive@steps=4,num_candidates=1", "contrastive@steps=4,num_candidates=8",
 ]  # fmt: skip
 
 

@@ -34,9 +34,9 @@ RUNS = {
     for name, updates in UPDATES.items()
 }  # fmt: skip
 TABLE = [
-    "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8", "ebt@steps=2,candidates=1",
-    "ebt_12500@steps=2,candidates=8", "ebt_12500@steps=4,candidates=8",
-    "ebt_12500@steps=2,candidates=1", "ebt_12500@steps=4,candidates=1",
+    "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8", "ebt@steps=2,num_candidates=1",
+    "ebt_12500@steps=2,num_candidates=8", "ebt_12500@steps=4,num_candidates=8",
+    "ebt_12500@steps=2,num_candidates=1", "ebt_12500@steps=4,num_candidates=1",
     "flow_matching@steps=2", "flow_matching@steps=4", "flow_matching@steps=8",
     "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
     "diffusion@scheduler=ddim,steps=4", "diffusion@scheduler=ddim,steps=2",
@@ -44,25 +44,26 @@ TABLE = [
 ]  # fmt: skip
 # Once more on the next seeds, at equal minutes: chosen after the first were seen.
 NEXT = [
-    "ebt@steps=2,candidates=8", "ebt@steps=3,candidates=4", "ebt@steps=4,candidates=8",
+    "ebt@steps=2,num_candidates=8", "ebt@steps=3,num_candidates=4", "ebt@steps=4,num_candidates=8",
     "flow_matching@steps=2", "diffusion@scheduler=ddim,steps=2",
     "diffusion@scheduler=ddim,steps=4", "diffusion@scheduler=ddpm,steps=100",
 ]  # fmt: skip
 SELECTION_SEED = 500_000
 SELECTION = [
-    "ebt_12500@steps=2,candidates=8", "ebt_12500@steps=2,candidates=8,select=medoid",
-    "ebt_12500@steps=2,candidates=8,select=density", "ebt_12500@steps=2,candidates=1",
-    "ebt_12500@steps=4,candidates=8", "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8",
-    "flow_matching@steps=2,candidates=8,select=medoid",
-    "flow_matching@steps=2,candidates=8,select=density",
-    "flow_matching@steps=2,candidates=8,select=line_integral",
-    "flow_matching@steps=2,candidates=1",
-    "flow_matching@steps=4,candidates=8,select=density",
-    "flow_matching@steps=4,candidates=8,select=line_integral",
-    "diffusion@scheduler=ddim,steps=4,candidates=8,select=medoid",
-    "diffusion@scheduler=ddim,steps=4,candidates=8,select=density",
-    "diffusion@scheduler=ddim,steps=4,candidates=8,select=line_integral",
-    "diffusion@scheduler=ddim,steps=4,candidates=1",
+    "ebt_12500@steps=2,num_candidates=8", "ebt_12500@steps=2,num_candidates=8,select=medoid",
+    "ebt_12500@steps=2,num_candidates=8,select=density", "ebt_12500@steps=2,num_candidates=1",
+    "ebt_12500@steps=4,num_candidates=8",
+    "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
+    "flow_matching@steps=2,num_candidates=8,select=medoid",
+    "flow_matching@steps=2,num_candidates=8,select=density",
+    "flow_matching@steps=2,num_candidates=8,select=line_integral",
+    "flow_matching@steps=2,num_candidates=1",
+    "flow_matching@steps=4,num_candidates=8,select=density",
+    "flow_matching@steps=4,num_candidates=8,select=line_integral",
+    "diffusion@scheduler=ddim,steps=4,num_candidates=8,select=medoid",
+    "diffusion@scheduler=ddim,steps=4,num_candidates=8,select=density",
+    "diffusion@scheduler=ddim,steps=4,num_candidates=8,select=line_integral",
+    "diffusion@scheduler=ddim,steps=4,num_candidates=1",
 ]  # fmt: skip
 PARTS = {  # name -> entries, first seed, videos of each
     "table": ("push_t", TABLE, EVALUATION_SEED, 1),

@@ -39,7 +39,7 @@ CHANNELS = {"colour": 3, "grey": 1}
 MODELS = {
     "ebt": ["model=ebt"],
     "ebt_s2": ["model=ebt", "objective=s2"],
-    "ebt_all_levels": ["model=ebt", "objective=corrupted", f"task.noise={2 * NOISE}"],
+    "ebt_all_levels": ["model=ebt", "objective=s1_corrupted", f"task.noise={2 * NOISE}"],
     "refiner": ["model=refiner"],
     "dit": ["model=dit"],
     "dit_wide": ["model=dit", f"task.noise={2 * NOISE}"],

@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.settings import command, settings, store
 from benchmarks.speed import in_turns
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.envs.perturbations import Perturbation, event
+from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
@@ -39,8 +39,8 @@ from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.task_config import PolicyTaskConfig
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
-LANDING = ["steps=4,candidates=1", "steps=4,candidates=1,stop_change=0.5",
-           "steps=4,candidates=8", "steps=4,candidates=8,stop_change=0.5"]  # fmt: skip
+LANDING = ["steps=4,num_candidates=1", "steps=4,num_candidates=1,straightness_tol=0.5",
+           "steps=4,num_candidates=8", "steps=4,num_candidates=8,straightness_tol=0.5"]  # fmt: skip
 # What goes wrong with the observation: events in an episode, and what lasts from its start.
 EVENTS = (Perturbation("agent", 100), Perturbation("kick", 50), Perturbation("turn", 60),
           Perturbation("freeze", 8), Perturbation("delay", 4))  # fmt: skip
@@ -114,7 +114,7 @@ def signals(
     return {
         "energy": found.energies[-1, :, 0],
         "gradient norm": found.grad_norms[-1, :, 0],
-        "energy drop": -found.drop[:, 0],
+        "energy drop": -found.energy_decrease[:, 0],
         "surprise": energies[:, 0] - energies[:, 1],
         "distance to the plan": (kept - chosen)[:, :ahead].square().mean(dim=(1, 2)).sqrt(),
         "spread of samples": ends.var(dim=1).mean(dim=(1, 2)).sqrt(),
@@ -139,7 +139,7 @@ def watch(
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
     """The first chunk whose observation shows what happened."""
-    _, step = event(seed)
+    _, step = sample_event(seed)
     return step // n_action_steps + 1
 
 
@@ -157,7 +157,7 @@ def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, S
 
 def play(checkpoint: str, protocol: EvalConfig) -> tuple[dict[str, list[SignalRecord]], np.ndarray]:
     """Every condition with every training run; and of each episode the chunk after its event."""
-    (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
+    (one,) = load_contestants([f"{checkpoint}@num_candidates={SAMPLES}"], torch.device("cpu"))
     spec = one.env_spec
     policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
     known = [Demonstrations(policy) for policy in policies]
@@ -244,7 +244,7 @@ def cost(checkpoint: str) -> list[float]:
     """Median milliseconds of a chunk at batch size 1 for each of `CANDIDATES`, timed in turns."""
     jobs = {}
     for m in CANDIDATES:
-        (one,) = load_contestants([f"{checkpoint}@steps=2,candidates={m}"], torch.device("cpu"))
+        (one,) = load_contestants([f"{checkpoint}@steps=2,num_candidates={m}"], torch.device("cpu"))
         obs = {
             "obs": torch.full((1, one.policy.shape.n_obs_steps, one.policy.shape.obs_dim), 256.0)
         }
@@ -255,7 +255,7 @@ def cost(checkpoint: str) -> list[float]:
 def main() -> None:
     given = settings(runs="runs/compare/ebt_12500-seed*", episodes=100, folder="runs/energy")
     protocol = EvalConfig(given.episodes, EVALUATION_SEED, videos=0, workers=20)
-    entries = [f"{given.runs}@steps=2,candidates={m}" for m in CANDIDATES]
+    entries = [f"{given.runs}@steps=2,num_candidates={m}" for m in CANDIDATES]
     entries += [f"{given.runs}@{how}" for how in LANDING]
     table = evaluate_policies(
         entries,

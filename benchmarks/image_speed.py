@@ -22,7 +22,7 @@ from benchmarks.settings import DEVICE, command, settings, store
 from benchmarks.speed import in_turns, update_on
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.image.model import ImageModel, build_image_model
-from ebt_policy.train import of_its_kind, without_what_is_not_theirs
+from ebt_policy.train import drop_unused_sections
 
 SIDE, NOISE = 32, 100
 MODELS = {"energy": "ebt", "refiner": "refiner", "DiT": "dit"}
@@ -31,9 +31,9 @@ PASSES = (1, 2, 10)  # of restoring; of the last, a pass's time is a part
 
 def make(model: str, size: str) -> ImageModel:
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        _, name, *given = of_its_kind(["task=image", f"model={model}", f"size={size}"])
-        cfg: Any = OmegaConf.to_container(compose(name, given), resolve=True)
-    config = without_what_is_not_theirs(cfg)
+        overrides = ["task=image", f"model={model}", f"size={size}"]
+        cfg: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    config = drop_unused_sections(cfg)
     shape = {"side": SIDE, "channels": 3, "patch": 4, "noise": NOISE, "classes": 0}
     torch.manual_seed(0)
     return build_image_model({**config, "shape": shape}).to(DEVICE)

@@ -55,8 +55,9 @@ OF_ITS_OWN = {  # a task that needs more updates than the others of its suite
 }
 MODELS = ("ebt", "diffusion", "flow_matching")
 ENTRIES = [
-    "ebt@steps=2,candidates=8", "ebt@steps=4,candidates=8", "diffusion@scheduler=ddpm,steps=100",
-    "diffusion@scheduler=ddim,steps=10", "flow_matching@steps=2", "flow_matching@steps=4",
+    "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
+    "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
+    "flow_matching@steps=2", "flow_matching@steps=4",
 ]  # fmt: skip
 CAMERAS = {"lift": "agentview,robot0_eye_in_hand", "metaworld": "corner2"}
 ASSETS = Path("docs/assets")

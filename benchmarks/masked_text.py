@@ -24,8 +24,8 @@ TEXT = [
     "size=2xs",
     "train.minutes=null", "train.batch_size=16", "train.lr=2e-3", "train.compile=false",
 ]  # fmt: skip
-NOISE = ["model=masked_ebt", "objective.start=1.0"]
-CORRUPTED = ["model=masked_ebt", "objective=corrupted"]
+NOISE = ["model=masked_ebt", "objective.init_std=1.0"]
+CORRUPTED = ["model=masked_ebt", "objective=s1_corrupted"]
 MODELS = {
     "bert": ["model=bert"],
     "scalar": NOISE,

@@ -65,7 +65,7 @@ class Study:
 
 
 ROBOTS = (
-    "ebt@steps=2,candidates=8", "diffusion@scheduler=ddim,steps=10", "flow_matching@steps=2",
+    "ebt@steps=2,num_candidates=8", "diffusion@scheduler=ddim,steps=10", "flow_matching@steps=2",
 )  # fmt: skip
 TAKEN = ("object", "gripper")
 DISTURBED = {"lift": "object=8", "metaworld-peg-insert-side": "object=5"}
@@ -80,9 +80,9 @@ STUDIES = {
     "push_t": Study(
         "runs/compare",
         (
-            "ebt_12500@steps=2,candidates=8",
-            "ebt_12500@steps=4,candidates=8",
-            "ebt_12500@steps=2,candidates=1",
+            "ebt_12500@steps=2,num_candidates=8",
+            "ebt_12500@steps=4,num_candidates=8",
+            "ebt_12500@steps=2,num_candidates=1",
             "diffusion@scheduler=ddim,steps=10",
             "flow_matching@steps=2",
             "bc",
@@ -96,13 +96,13 @@ STUDIES = {
     "push_t_selection": Study(
         "runs/compare",
         (
-            "ebt_12500@steps=2,candidates=8",
-            "ebt_12500@steps=2,candidates=1",
-            "flow_matching@steps=2,candidates=8,select=medoid",
-            "flow_matching@steps=2,candidates=8,select=density",
-            "flow_matching@steps=2,candidates=8,select=line_integral",
-            "flow_matching@steps=2,candidates=1",
-            "diffusion@scheduler=ddim,steps=4,candidates=8,select=density",
+            "ebt_12500@steps=2,num_candidates=8",
+            "ebt_12500@steps=2,num_candidates=1",
+            "flow_matching@steps=2,num_candidates=8,select=medoid",
+            "flow_matching@steps=2,num_candidates=8,select=density",
+            "flow_matching@steps=2,num_candidates=8,select=line_integral",
+            "flow_matching@steps=2,num_candidates=1",
+            "diffusion@scheduler=ddim,steps=4,num_candidates=8,select=density",
         ),
         ("agent=100", "kick=50", "action_noise=10", "delay=2"),
         workers=25,

@@ -34,7 +34,7 @@ FILMS = {  # name of the film -> training runs, what goes wrong
     "recovery_peg": ("metaworld-peg-insert-side_disturbed", Perturbation("object", 5)),
 }
 POLICIES = {
-    "ebt-seed0@steps=2,candidates=8": "energy, 2 steps, best of 8",
+    "ebt-seed0@steps=2,num_candidates=8": "energy, 2 steps, best of 8",
     "diffusion-seed0@scheduler=ddim,steps=10": "DDIM-10",
     "flow_matching-seed0@steps=2": "flow matching, 2 steps",
 }

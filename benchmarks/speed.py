@@ -46,22 +46,22 @@ CHUNKS = {
     "flow matching, 4 steps": ("flow_matching", {"steps": 4}),
     "flow matching, 8 steps": ("flow_matching", {"steps": 8}),
     "flow matching, 2 steps, medoid of 8": (
-        "flow_matching", {"steps": 2, "candidates": 8, "select": "medoid"},
+        "flow_matching", {"steps": 2, "num_candidates": 8, "select": "medoid"},
     ),
     "flow matching, 2 steps, densest of 8": (
-        "flow_matching", {"steps": 2, "candidates": 8, "select": "density"},
+        "flow_matching", {"steps": 2, "num_candidates": 8, "select": "density"},
     ),
     "flow matching, 2 steps, line integral of 8": (
-        "flow_matching", {"steps": 2, "candidates": 8, "select": "line_integral"},
+        "flow_matching", {"steps": 2, "num_candidates": 8, "select": "line_integral"},
     ),
     "DDIM-4, densest of 8": (
-        "diffusion", {"scheduler": "ddim", "steps": 4, "candidates": 8, "select": "density"},
+        "diffusion", {"scheduler": "ddim", "steps": 4, "num_candidates": 8, "select": "density"},
     ),
-    "energy, 2 steps": ("ebt", {"steps": 2, "candidates": 1}),
-    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "candidates": 8}),
-    "energy, 3 steps, best of 4": ("ebt", {"steps": 3, "candidates": 4}),
-    "energy, 4 steps": ("ebt", {"steps": 4, "candidates": 1}),
-    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
+    "energy, 2 steps": ("ebt", {"steps": 2, "num_candidates": 1}),
+    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "num_candidates": 8}),
+    "energy, 3 steps, best of 4": ("ebt", {"steps": 3, "num_candidates": 4}),
+    "energy, 4 steps": ("ebt", {"steps": 4, "num_candidates": 1}),
+    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "num_candidates": 8}),
 }  # fmt: skip
 console = Console()
 

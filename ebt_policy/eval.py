@@ -35,7 +35,11 @@ def _default_output(given: list[str], suite: Suite | None) -> Path:
     words = []
     for text in given:
         path, changes = parse_checkpoint(text)
-        words.append("-".join([path.resolve().name, *(f"{k}{v}" for k, v in changes.items())]))
+        words.append(
+            "-".join(
+                [path.resolve().name, *(f"{k.removeprefix('num_')}{v}" for k, v in changes.items())]
+            )
+        )
     name = "-vs-".join(dict.fromkeys(words))
     return Path("results") / (f"{suite.name}-{name}" if suite else name)[:200]
 

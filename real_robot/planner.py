@@ -17,7 +17,7 @@ import torch
 
 from ebt_policy.config import FloatOrInfinity
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.rollout import batched, noise_seed
+from ebt_policy.envs.rollout import batch_observations, noise_seed
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
@@ -329,7 +329,7 @@ class Planner(ActionSource):
         """A prediction as a function without arguments; all that it needs is taken now."""
         s = self.policy.shape
         past = s.n_obs_steps - 1
-        obs = batched([EnvSpec.stack([*self._seen])])
+        obs = batch_observations([EnvSpec.stack_history([*self._seen])])
         known = self._known(tick - past, tick + committed) if committed else []
         prefix = None
         first = past  # of the actions that may still be chosen

@@ -167,7 +167,7 @@ def test_latencies_are_ratios_of_one_run(monkeypatch):
 
 def test_all_ways_of_playing_play_the_same_episodes():
     policy = speed.make("ebt", "xs", torch.device("cpu"))
-    policy.configure_inference(steps=1, candidates=1)
+    policy.configure_inference(steps=1, num_candidates=1)
     spec, seeds = EnvSpec("ebt_policy/PushT-v0", 20), range(100_000, 100_003)
     with ExitStack() as stack:
         envs = gymnasium.vector.SyncVectorEnv([lambda: rollouts.Named(spec.make())] * 2)

@@ -193,7 +193,7 @@ def test_what_makes_the_host_wait_is_seen():
 )  # fmt: skip
 def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch):
     # The descent's own check runs in eager mode alone; on a GPU training is compiled.
-    monkeypatch.setattr(descent, "_check_finite", lambda result: None)
+    monkeypatch.setattr(descent, "check_finite", lambda result: None)
     policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix_len": 4}).to(DEVICE)
     batch = {
         "obs": torch.rand(8, 2, 20, device=DEVICE), "action": torch.rand(8, 16, 2, device=DEVICE),
@@ -210,7 +210,7 @@ def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch
 # Schedulers of diffusers read their time steps, which stay on the host.
 @pytest.mark.parametrize("predictor", [p for p in latency.PREDICTORS if not p.startswith("DD")])
 def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
-    monkeypatch.setattr(descent, "_check_finite", lambda result: None)
+    monkeypatch.setattr(descent, "check_finite", lambda result: None)
     model, options = CHUNKS[predictor]
     policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix_len": latency.PREFIX})
     policy.eval().requires_grad_(False).configure_inference(**options)
@@ -235,7 +235,7 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
 def test_one_compiled_program_serves_every_prefix_and_every_motion():
     shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix_len": 6}
     policy = make("ebt", "4xs", CPU, shape=shape).eval().requires_grad_(False)
-    policy.configure_inference(steps=2, candidates=2)
+    policy.configure_inference(steps=2, num_candidates=2)
     limits, bounds = latency.LIMITS, latency.LIMITS.bounds()
     obs, start = {"obs": torch.rand(1, 2, 20) * 512}, torch.tensor([[200.0, 300.0]])
 

@@ -27,8 +27,8 @@ from ebt_policy.train import train
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "s1": ({"name": "ebt", "inference": {}}, {"name": "s1"}),
-    "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted": 0.5}),
-    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "told": True}),
+    "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted_init_fraction": 0.5}),
+    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "step_conditioned": True}),
     "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "replay": 4, "noise": [0.0, 0.0]}),
     "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1"}),
     "dit": ({"name": "dit", "inference": {"steps": 3}}, None),
@@ -98,9 +98,9 @@ def test_guesses_start_where_images_are_at_inference():
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
     kept = model.abar[100]
-    start = model.draws(rows)["normal"][:, 0] - kept.sqrt() * 0.5
+    start = model.draws(rows)["init"][:, 0] - kept.sqrt() * 0.5
     assert start.std().item() == pytest.approx((1 - kept).sqrt().item(), rel=0.02)
-    spread = build("corrupted").draws(rows)["normal"][:, 0].flatten(1).std(1)
+    spread = build("corrupted").draws(rows)["init"][:, 0].flatten(1).std(1)
     lower = (spread < 0.75 * (1 - kept).sqrt()).float().mean()
     assert 0.15 < lower < 0.4  # half of half of them
 
@@ -168,7 +168,7 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
         (100, {"steps": 1}, [100]),
         (100, {"steps": 6}, [100, 83, 67, 50, 33, 17]),  # where steps do not divide the levels
         (50, {"steps": 2}, [50, 25]),
-        (50, {"steps": 2, "told": False}, [100, 50]),
+        (50, {"steps": 2, "start_at_noise_level": False}, [100, 50]),
         (200, {"steps": 2}, [100, 50]),
         (2, {"steps": 5}, [2, 2, 1, 2, 1]),  # through both levels, as often as there are passes
     ],
@@ -228,9 +228,9 @@ def test_steps_that_all_leave_out_are_filled_up():
 
 def test_candidates_need_starts_that_differ():
     with pytest.raises(ConfigError, match="start from the same place"):
-        build("s1").configure_inference(candidates=2)
+        build("s1").configure_inference(num_candidates=2)
     model = build("s1", noise=LEVELS)
-    model.configure_inference(candidates=3)
+    model.configure_inference(num_candidates=3)
     found = model.restore(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
     torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
 
@@ -296,8 +296,8 @@ def test_options_that_cannot_be_are_one_clear_error():
     sections = {"shape": SHAPE, "size": {"width": 16, "heads": 2, "layers": 1}}
     with pytest.raises(ConfigError, match=r"task\.noise=1000, or use"):
         build_image_model({**sections, "model": KINDS["s1"][0], "objective": {"name": "flow"}})
-    with pytest.raises(ConfigError, match="no energy to choose or stop by"):
-        build("refiner").configure_inference(candidates=2)
+    with pytest.raises(ConfigError, match="no energy to select or stop by"):
+        build("refiner").configure_inference(num_candidates=2)
     with pytest.raises(ConfigError, match=r"inference\.scheduler must be ddpm or ddim"):
         build("dit").configure_inference(scheduler="euler")
 
@@ -327,16 +327,16 @@ TINY = (
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("objective=image/s2",),
-        ("model=image/dit", "model.inference.steps=2"),
-        ("objective=image/equilibrium", "task.noise=1000"),
+        ("objective=s2",),
+        ("model=dit", "model.inference.steps=2"),
+        ("objective=equilibrium", "task.noise=1000"),
         ("task.channels=1",),
     ],
 )
 def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, config="train_image"
+        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, "task=image"
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -365,7 +365,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
         *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
-        f"task.path={photos}", f"run_dir={run}", config="train_image",
+        f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]

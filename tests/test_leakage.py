@@ -7,12 +7,12 @@ Shapes: B batch, S context, M guesses a place, V vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from ebt_policy.energy import descend
 from ebt_policy.energy.attention import Attention
 from ebt_policy.energy.causal import EncodedContext
 from ebt_policy.language.model import EnergyLanguageModel, LanguageModel, build_language_model
@@ -23,7 +23,7 @@ S1 = {"name": "s1", "steps": STEPS}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "transformer_pp": ({"name": "transformer_pp"}, None),
     "ebt": ({"name": "ebt"}, S1),
-    "ebt told": ({"name": "ebt"}, {**S1, "told": True, "start": 0.0}),
+    "step-conditioned ebt": ({"name": "ebt"}, {**S1, "step_conditioned": True, "init_std": 0.0}),
     "ebt s2": ({"name": "ebt"}, {"name": "s2", "steps": [STEPS, STEPS], "replay": 0}),
     "shallow ebt": ({"name": "ebt", "guess_layers": 1}, S1),
     "refiner": ({"name": "refiner"}, S1),
@@ -76,7 +76,7 @@ def every_step(model: LanguageModel, seen: torch.Tensor) -> dict[str, torch.Tens
         observed = model.observe(seen)
         if not isinstance(model, EnergyLanguageModel):
             return {"logits": model.predict(observed)}
-        found = model.think(observed, generators())
+        found = model.descend(observed, generators())
         return {
             **{f"guess {k}": guess for k, guess in enumerate(found.path)},
             "energies": found.energies.movedim(0, -1),
@@ -123,10 +123,9 @@ def one_place_at_a_time(model: LanguageModel) -> bool:
                 found = {"logits": model.predict(alone)}
             else:
                 # The same start as the place has in parallel, and the same noise on the way.
-                options = model.objective.descent_options(STEPS)
-                options.pop("noise", None)
-                start = together["guess 0"][:, place : place + 1]
-                path = descend(model.energy(alone), start, steps=STEPS, **options).path
+                descent = replace(model.objective.descent(STEPS), noise=None)
+                init = together["guess 0"][:, place : place + 1]
+                path = descent(model.energy(alone), init).path
                 found = {f"guess {k}": guess for k, guess in enumerate(path)}
         for name, value in found.items():
             want = together[name][:, place : place + 1]

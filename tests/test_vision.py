@@ -23,7 +23,7 @@ from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.push_t import PushTEnv
+from ebt_policy.envs.push_t_env import PushTEnv
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
@@ -211,7 +211,7 @@ def test_bad_observations_are_refused():
 
 def test_images_are_encoded_once_a_chunk_and_not_at_all_while_descending(monkeypatch):
     policy, calls = build(), []
-    policy.configure_inference(steps=4, candidates=8)
+    policy.configure_inference(steps=4, num_candidates=8)
     assert policy.vision is not None
     policy.vision.register_forward_hook(lambda *_: calls.append(1))
     policy.predict_chunk(observe(2))

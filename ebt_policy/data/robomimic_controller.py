@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.data.episodes import EpisodeError
-from ebt_policy.envs.robosuite_tasks import RATE_HZ, SCALE, SCENES, Scene
+from ebt_policy.envs.robosuite_tasks import ACTION_SCALE, RATE_HZ, SCENES, Scene
 
 ROBOT, GRIPPERS = "Panda", ("default", "PandaGripper")
 ROBOSUITE = 1  # robomimic's number of this kind of environment
@@ -62,7 +62,12 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
         relative = bool(
             controller.get("control_delta", True) and controller.get("input_type") != "absolute"
         )
-        ranges = {"input_max": 1, "input_min": -1, "output_max": SCALE, "output_min": -SCALE}
+        ranges = {
+            "input_max": 1,
+            "input_min": -1,
+            "output_max": ACTION_SCALE,
+            "output_min": -ACTION_SCALE,
+        }
         limit, low, reach, back = (
             np.broadcast_to(np.asarray(controller.get(key, usual), dtype=float), 6)
             for key, usual in ranges.items()
@@ -134,9 +139,9 @@ def _arm_controller(configs: Any) -> dict[str, Any]:
 def check_delta_actions(path: Path, recorded: RecordedController) -> None:
     if not recorded.relative:
         raise EpisodeError(f"{path} holds absolute actions: set task.actions=absolute.")
-    if not (np.allclose(recorded.scale, SCALE) and np.allclose(recorded.limit, 1)):
+    if not (np.allclose(recorded.scale, ACTION_SCALE) and np.allclose(recorded.limit, 1)):
         raise EpisodeError(
             f"{path}: its controller turns relative actions of up to {recorded.limit.tolist()} "
             f"into {(recorded.limit * recorded.scale).tolist()} m and rad, the environment's of up "
-            f"to 1 into {SCALE.tolist()}: set task.actions=absolute, which takes it into account."
+            f"to 1 into {ACTION_SCALE.tolist()}: set task.actions=absolute, which converts them."
         )

@@ -123,7 +123,10 @@ def load_contestants(checkpoints: list[str], device: torch.device) -> list[EvalE
         name = path.resolve().name
         if runs != [path]:  # training runs of one policy
             name = path.name.replace("-seed*", "").replace("*", "")
-        words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
+        words = [
+            f"{v}" if k == "scheduler" else f"{k.removeprefix('num_')} {v}"
+            for k, v in changes.items()
+        ]
         name += f" ({', '.join(words)})" if words else ""
         contestants.append(EvalEntry(name, [run.resolve() for run in runs], policies))
     names = unique_names([(one.name, one.runs) for one in contestants])

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import options
-from ebt_policy.energy.gradients import DirectUpdate
+from ebt_policy.energy import DirectUpdate
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import Context, TransformerConfig
 from ebt_policy.errors import ConfigError
@@ -44,13 +44,13 @@ class DiTInference:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic).
         steps: passes. More than there are levels go through them again (Gladstone et al. 2025 so
             give it 300 passes at twice the noise that it was trained for).
-        told: start at the level of noise that images have, as far as it was trained; else always at
-            the highest that it was trained for, as the paper ran it.
+        start_at_noise_level: start at the images' level of noise, up to the highest of training;
+            otherwise always at the highest, as in the paper.
     """
 
     scheduler: Literal["ddpm", "ddim"] = "ddim"
     steps: int = 100
-    told: bool = True
+    start_at_noise_level: bool = True
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("ddpm", "ddim"):
@@ -99,7 +99,7 @@ class DiT(ImageModel):
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
     ) -> DenoisingResult:
         how = self.inference
-        top = min(noise, self.shape.noise) if how.told else self.shape.noise
+        top = min(noise, self.shape.noise) if how.start_at_noise_level else self.shape.noise
         kind = DDPMScheduler if how.scheduler == "ddpm" else ExactDDIMScheduler
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")

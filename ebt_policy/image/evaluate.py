@@ -201,7 +201,7 @@ def _thought(
 ) -> dict[str, Any]:
     """PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
     how = model.inference
-    model.configure_inference(steps=FURTHER * how.steps, candidates=1)
+    model.configure_inference(steps=FURTHER * how.steps, num_candidates=1)
     found = restore_tiled(model, noisy, level, test.labels, torch.Generator().manual_seed(0))
     model.configure_inference(**asdict(how))
     steps = zip(*(one.path for one in found), strict=True)

@@ -21,10 +21,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from ebt_policy.config import options
-from ebt_policy.energy import descend
+from ebt_policy.energy import EnergyFn
 from ebt_policy.energy.candidate_space import CandidateSpace
-from ebt_policy.energy.gradients import EnergyFn, energy_gradient
-from ebt_policy.energy.objectives import Flow, Objective
+from ebt_policy.energy.gradients import energy_gradient
+from ebt_policy.energy.objectives import Flow, ObjectiveFactory
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
 from ebt_policy.errors import ConfigError
@@ -281,32 +281,31 @@ class EnergyImageModel(EnergyModel, ImageModel):
         size: TransformerConfig,
         *,
         inference: dict[str, Any],
-        objective: Objective,
+        objective: ObjectiveFactory,
     ) -> None:
+        bound = objective(CandidateSpace(forward_process=self._forward_process))
+        if isinstance(bound, Flow) and shape.noise < LEVELS:
+            raise ConfigError(
+                f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
+                "objective=s1, s2 or s1_corrupted."
+            )
         net = PatchTransformer(
             shape,
             size,
             output="energy" if self.has_energy else "vector",
-            level=objective.level_conditioned,
+            level=bound.level_conditioned,
         )
         super().__init__(shape, net)
-        self.objective = objective
-        if not isinstance(objective, Flow):
-            objective.space = CandidateSpace(noised=self._observed)
-        elif shape.noise < LEVELS:
-            raise ConfigError(
-                f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
-                "objective=s1, s2 or corrupted."
-            )
+        self.objective = bound
         self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
-    def _observed(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
-        """Targets with the noise that it is trained for at level 0, and less of it up to 1."""
+    def _forward_process(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
+        """Return targets with the noise of training at level 0, and less of it up to 1."""
         return self.noised(target, normal, ((1 - level) * self.shape.noise).round().long())
 
     @property
-    def varied_starts(self) -> bool:
+    def has_random_init(self) -> bool:
         return self.shape.noise == LEVELS  # else all start from the noisy image
 
     def told(self, noise: Tensor) -> Tensor | None:
@@ -345,25 +344,18 @@ class EnergyImageModel(EnergyModel, ImageModel):
     def restore(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
     ) -> DenoisingResult:
-        how, context = self.inference, self.encode(labels, len(noisy))
-        start = noisy.unsqueeze(1).repeat_interleave(how.candidates, dim=1)
-        if how.candidates > 1:  # of one that makes images of noise, all of which is alike
-            start = draw_normal(start, generator)
-        with torch.no_grad():
-            found = descend(
-                self.energy(context),
-                start,
-                generator=generator,
-                **asdict(how),
-                **self.objective.descent_options(how.steps),
-            )
-        path, energies = [x[:, 0] for x in found.route], found.energies[:, :, 0]
-        left = how.steps + 1 - len(path)  # steps not taken, since all had stopped
-        path += path[-1:] * left
-        energies = torch.cat([energies, energies[-1:].expand(left, -1)])
+        config, context = self.inference, self.encode(labels, len(noisy))
+        init = noisy.unsqueeze(1).repeat_interleave(config.num_candidates, dim=1)
+        if config.num_candidates > 1:  # a model that starts from pure noise, which is drawn anew
+            init = draw_normal(init, generator)
+        result = self.descend_candidates(self.energy(context), init, generator)
+        path, energies = [x[:, 0] for x in result.selected_path], result.energies[:, :, 0]
+        missing = config.steps + 1 - len(path)  # steps not taken, since all had stopped
+        path += path[-1:] * missing
+        energies = torch.cat([energies, energies[-1:].expand(missing, -1)])
         return DenoisingResult(
-            found.candidate[:, 0].clamp(-1, 1),
+            result.candidate[:, 0].clamp(-1, 1),
             path,
             energies if self.has_energy else None,
-            found.steps_used[:, 0],
+            result.steps_used[:, 0],
         )

@@ -74,8 +74,8 @@ def habits(model: MaskedModel, windows: TokenWindows, most: int | None = None) -
     filled, truth = [], []
     for index in batches(windows, most):
         tokens = windows.gather(index)["tokens"]
-        places = model.places(tokens, generator)
-        filled.append(model.fill(tokens, places, generator).argmax(-1).flatten())
+        places = model.mask_positions(tokens, generator)
+        filled.append(model.predict_masked(tokens, places, generator).argmax(-1).flatten())
         truth.append(tokens.gather(1, places).flatten())
     guessed, true = torch.cat(filled), torch.cat(truth)
     return {

@@ -101,7 +101,7 @@ def play_pieces(
         for piece in todo:
             name = f"{piece.entry} {piece.where}"
             bar.update(task, description=name)
-            results = pools.of(piece.spec).rollout(
+            results = pools.for_spec(piece.spec).rollout(
                 piece.policy,
                 seeds,
                 videos=protocol.videos if piece.filmed else 0,

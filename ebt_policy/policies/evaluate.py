@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
-from ebt_policy.envs.rollout import batched
+from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.contestants import (
     EvalEntry,
     check_envs,
@@ -45,7 +45,7 @@ def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, flo
     env = spec.make()
     first, _ = env.reset(seed=seed)
     env.close()
-    obs = batched([spec.stack([first] * spec.n_obs_steps)])
+    obs = batch_observations([spec.stack_history([first] * spec.n_obs_steps)])
     times = []
     for call in range(LATENCY_CALLS + 3):
         generator = torch.Generator().manual_seed(call)
@@ -140,7 +140,9 @@ def _energy_slice_figures(one: EvalEntry) -> list[tuple[str, str, Figure]]:
     first, _ = env.reset(seed=EVALUATION_SEED)
     from_above = hasattr(env.unwrapped, "draw_plan")  # actions are places in the picture
     env.close()
-    plane = energy_plane(one.policy, batched([spec.stack([first] * spec.n_obs_steps)]))
+    plane = energy_plane(
+        one.policy, batch_observations([spec.stack_history([first] * spec.n_obs_steps)])
+    )
     axes = ("first principal axis of the candidates", "second principal axis")
     figures = []
     if from_above:

@@ -27,27 +27,31 @@ class SamplingInference:
     """Number of sampled chunks, and the rule that selects one.
 
     Args:
-        candidates: M chunks that are sampled together.
+        num_candidates: M chunks that are sampled together.
         select: what the candidates vote for: ``medoid``, ``density`` or ``first`` (see
             `ebt_policy.energy.selection`), or the likeliest by the ``line_integral`` of the field.
-        level: of corruption at which the line integral judges finished candidates, in (0, 1), as
-            an `EnergyPolicy` does.
+        scoring_level: of corruption at which the line integral scores finished candidates, in
+            (0, 1), as in an `EnergyPolicy`.
     """
 
-    candidates: int = 1
+    num_candidates: int = 1
     select: Rule = "density"
-    level: float = 0.5
+    scoring_level: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise ConfigError(f"inference.candidates must be at least 1, got {self.candidates}.")
+        if self.num_candidates < 1:
+            raise ConfigError(
+                f"inference.num_candidates must be at least 1, got {self.num_candidates}."
+            )
         if self.select not in (known := (*VOTES, "line_integral")):
             raise ConfigError(
                 f"inference.select must be one of {', '.join(known)} for a policy without an "
                 f"energy, got {self.select}."
             )
-        if not 0 < self.level < 1:
-            raise ConfigError(f"inference.level must lie between 0 and 1, got {self.level}.")
+        if not 0 < self.scoring_level < 1:
+            raise ConfigError(
+                f"inference.scoring_level must lie between 0 and 1, got {self.scoring_level}."
+            )
 
 
 class SamplingPolicy(Policy):
@@ -75,17 +79,17 @@ class SamplingPolicy(Policy):
         options = self.inference
         context = self.net.encode(obs)
         empty = obs.new_empty(
-            len(obs), options.candidates, self.shape.horizon, self.shape.action_dim
+            len(obs), options.num_candidates, self.shape.horizon, self.shape.action_dim
         )
         x = self.sample(context, draw_normal(empty, generator), constraints, generator)
         x = self.constrain(x, constraints)  # select among what may be executed
         used = torch.full((len(obs),), options.steps, device=obs.device)
-        if options.candidates == 1:
+        if options.num_candidates == 1:
             return Chunk(actions=x[:, 0], steps_used=used)
         if options.select == "line_integral":
-            field = partial(self.score_field, context, level=options.level)
-            score = line_integral(field, x, options.candidates)
+            field = partial(self.score_field, context, level=options.scoring_level)
+            score = line_integral(field, x, options.num_candidates)
         else:
-            score = vote(options.select, x, options.candidates)
+            score = vote(options.select, x, options.num_candidates)
         rows = torch.arange(len(x), device=x.device)
-        return Chunk(actions=x[rows, best_of(score, options.candidates)[:, 0]], steps_used=used)
+        return Chunk(actions=x[rows, best_of(score, options.num_candidates)[:, 0]], steps_used=used)

@@ -15,7 +15,7 @@ from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.data.windows import Windows, long_enough
-from ebt_policy.envs import registered
+from ebt_policy.envs import registered_env_ids
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.plugins import is_user_module
@@ -117,11 +117,14 @@ class PolicyTaskConfig(DemonstrationConfig):
 def _check_known(env_id: Any) -> None:
     """Refuse environments of modules that nobody asked for: making one would import its module,
     and a configuration may come with somebody else's checkpoint."""
-    if env_id in registered():
+    if env_id in registered_env_ids():
         return
     module, colon, _ = str(env_id).partition(":")
     if not colon:
-        near = get_close_matches(str(env_id), registered(), cutoff=0.4) or registered()[:1]
+        near = (
+            get_close_matches(str(env_id), registered_env_ids(), cutoff=0.4)
+            or registered_env_ids()[:1]
+        )
         raise ConfigError(
             f"task.env.env_id={env_id} is unknown; near it are {', '.join(near)}. An environment "
             "of another package is module:id, with --module module on the command line."
