@@ -39,10 +39,10 @@ CHANNELS = {"colour": 3, "grey": 1}
 MODELS = {
     "ebt": ["model=ebt"],
     "ebt_s2": ["model=ebt", "objective=s2"],
-    "ebt_all_levels": ["model=ebt", "objective=s1_corrupted", f"task.noise={2 * NOISE}"],
+    "ebt_all_levels": ["model=ebt", "objective=s1_corrupted", f"task.max_noise_level={2 * NOISE}"],
     "refiner": ["model=refiner"],
     "dit": ["model=dit"],
-    "dit_wide": ["model=dit", f"task.noise={2 * NOISE}"],
+    "dit_wide": ["model=dit", f"task.max_noise_level={2 * NOISE}"],
 }
 PASSES = {
     "ebt": (1, 2, 3, 10),

@@ -33,12 +33,12 @@ from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
-from ebt_policy.image.data import load_images
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import LEVELS, ImageModel
 
 CIFAR = [
-    "task=image", "task.images=cifar10", "task.classes=true", f"task.noise={LEVELS}", "size=xs",
-    "train.minutes=null",
+    "task=image", "task.images=cifar10", "task.classes=true",
+    f"task.max_noise_level={LEVELS}", "size=xs", "train.minutes=null",
 ]  # fmt: skip
 MODELS = {
     "ebt": ["model=ebt", "objective=equilibrium"],

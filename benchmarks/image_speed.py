@@ -34,7 +34,7 @@ def make(model: str, size: str) -> ImageModel:
         overrides = ["task=image", f"model={model}", f"size={size}"]
         cfg: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
     config = drop_unused_sections(cfg)
-    shape = {"side": SIDE, "channels": 3, "patch": 4, "noise": NOISE, "classes": 0}
+    shape = {"side": SIDE, "channels": 3, "patch": 4, "max_noise_level": NOISE, "classes": 0}
     torch.manual_seed(0)
     return build_image_model({**config, "shape": shape}).to(DEVICE)
 

@@ -35,12 +35,13 @@ from ebt_policy.evaluation.image_figures import energy_maps, png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
-from ebt_policy.image.data import Crops, ImageDataset, load_images
+from ebt_policy.image.data import Crops, ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 
 LEFT_OUT = ("frog", "truck")
 CIFAR = [
-    "task=image", "task.images=cifar10", f"task.leave_out=[{','.join(LEFT_OUT)}]", "size=2xs",
+    "task=image", "task.images=cifar10", f"task.exclude_classes=[{','.join(LEFT_OUT)}]", "size=2xs",
     "train.minutes=null",
 ]  # fmt: skip
 MODELS = {"ebt": ["model=ebt"], "refiner": ["model=refiner"], "dit": ["model=dit"]}
@@ -175,7 +176,7 @@ def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Kind], path: Path) ->
     """Ten images of each kind, the first row noisy ones, and the energies of their patches."""
     chosen = {name: of.images[:: len(of.images) // 10][:10] for name, of in kinds.items()}
     first, clean = next(iter(chosen.items()))
-    noisy = model.degrade(clean, model.shape.noise, torch.Generator().manual_seed(0))
+    noisy = model.degrade(clean, model.shape.max_noise_level, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     made = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
     png(energy_maps(made), path)

@@ -26,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from ebt_policy.cli import hydra_arguments, report_errors
 from ebt_policy.config import options
 from ebt_policy.data import push_t
-from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
+from ebt_policy.data.episode_store import append_episodes, read_episodes, write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.recordings import recording
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.perturbations import Perturbation

@@ -7,7 +7,8 @@ import pytest
 from conftest import compose_config
 
 from ebt_policy.data.adroit_door import load_adroit_door
-from ebt_policy.data.episodes import EpisodeError, Episodes, write_episodes
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.data.task_family import TASK_FAMILIES, TaskFamily
 from ebt_policy.errors import ConfigError

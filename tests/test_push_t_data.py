@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ebt_policy.data import push_t
-from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, write_episodes
+from ebt_policy.data.episode_store import read_episodes, write_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.push_t import aligned, content_digest, load_push_t, mirrored
 from ebt_policy.envs.push_t_geometry import KEYPOINTS, keypoints, observation
 from ebt_policy.io.download import DownloadError, cache_dir

@@ -11,7 +11,7 @@ from conftest import compose_config
 
 from ebt_policy import plugins as modules
 from ebt_policy import record as module
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import PerturbationKind
 from ebt_policy.errors import ConfigError

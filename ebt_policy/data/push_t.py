@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.envs.push_t_geometry import GOAL, observation
 from ebt_policy.io.download import DownloadError, cache_dir, fetch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.envs.robosuite_tasks import SCENES
 

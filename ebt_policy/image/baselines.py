@@ -64,7 +64,7 @@ class DiT(ImageModel):
     """The network predicts the noise n in sqrt(abar_k) y + sqrt(1 - abar_k) n, told the level k.
 
     Args:
-        shape: as in `ImageModel`; levels up to ``shape.noise`` are learned, all alike.
+        shape: as in `ImageModel`; levels up to ``shape.max_noise_level`` are learned, all alike.
         size: the size dial.
         inference: options of `DiTInference`.
     """
@@ -79,7 +79,9 @@ class DiT(ImageModel):
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
-        level = torch.randint(1, self.shape.noise + 1, (len(images),), device=images.device)
+        level = torch.randint(
+            1, self.shape.max_noise_level + 1, (len(images),), device=images.device
+        )
         normal = torch.randn_like(images)
         return {"noisy": self.noised(images, normal, level), "normal": normal, "level": level}
 
@@ -99,7 +101,11 @@ class DiT(ImageModel):
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
     ) -> DenoisingResult:
         how = self.inference
-        top = min(noise, self.shape.noise) if how.start_at_noise_level else self.shape.noise
+        top = (
+            min(noise, self.shape.max_noise_level)
+            if how.start_at_noise_level
+            else self.shape.max_noise_level
+        )
         kind = DDPMScheduler if how.scheduler == "ddpm" else ExactDDIMScheduler
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")

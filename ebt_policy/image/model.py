@@ -44,14 +44,14 @@ class ImageShape:
         side: S, pixels.
         channels: C, 3 or 1.
         patch: P, a divisor of S.
-        noise: the highest level that it is trained for; 1000 to make images of noise.
+        max_noise_level: the highest level that it is trained for; 1000 to make images of noise.
         classes: of the images, told to the network; 0 for none.
     """
 
     side: int
     channels: int
     patch: int
-    noise: int
+    max_noise_level: int
     classes: int
 
     def __post_init__(self) -> None:
@@ -59,8 +59,10 @@ class ImageShape:
             raise ConfigError(f"task.side must be at least 1, got {self.side}.")
         if self.patch < 1 or self.side % self.patch:
             raise ConfigError(f"task.patch={self.patch} must divide task.side={self.side}.")
-        if not 1 <= self.noise <= LEVELS:
-            raise ConfigError(f"task.noise must be 1 to {LEVELS}, got {self.noise}.")
+        if not 1 <= self.max_noise_level <= LEVELS:
+            raise ConfigError(
+                f"task.max_noise_level must be 1 to {LEVELS}, got {self.max_noise_level}."
+            )
 
 
 class DenoisingResult(NamedTuple):
@@ -215,7 +217,7 @@ class ImageModel(Model):
         ``restoring``: the error of what is made of them once noise of training was put on
         (reconstruction as a detector, Graham et al. 2023).
         """
-        noise = self.shape.noise
+        noise = self.shape.max_noise_level
         found = self.restore(self.degrade(images, noise, generator), noise, generator=generator)
         return {"restoring": (found.images - images).square().flatten(1).mean(1)}
 
@@ -284,10 +286,10 @@ class EnergyImageModel(EnergyModel, ImageModel):
         objective: ObjectiveFactory,
     ) -> None:
         bound = objective(CandidateSpace(forward_process=self._forward_process))
-        if isinstance(bound, Flow) and shape.noise < LEVELS:
+        if isinstance(bound, Flow) and shape.max_noise_level < LEVELS:
             raise ConfigError(
-                f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
-                "objective=s1, s2 or s1_corrupted."
+                "this objective learns to generate from pure noise: set "
+                f"task.max_noise_level={LEVELS}, or use objective=s1, s2 or s1_corrupted."
             )
         net = PatchTransformer(
             shape,
@@ -302,11 +304,13 @@ class EnergyImageModel(EnergyModel, ImageModel):
 
     def _forward_process(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
         """Return targets with the noise of training at level 0, and less of it up to 1."""
-        return self.noised(target, normal, ((1 - level) * self.shape.noise).round().long())
+        return self.noised(
+            target, normal, ((1 - level) * self.shape.max_noise_level).round().long()
+        )
 
     @property
     def has_random_init(self) -> bool:
-        return self.shape.noise == LEVELS  # else all start from the noisy image
+        return self.shape.max_noise_level == LEVELS  # else all start from the noisy image
 
     def told(self, noise: Tensor) -> Tensor | None:
         """How many steps are done, where it is told: none."""
