@@ -26,6 +26,7 @@ RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("objective", "samples"): "noise_samples_per_target",
     ("objective", "level"): "condition_on_noise_level",
     ("model", "masked"): "mask_ratio",
+    ("model", "guess_layers"): "candidate_layers",
     ("model.inference", "candidates"): "num_candidates",
     ("model.inference", "level"): "scoring_level",
     ("model.inference", "only_down"): "reject_energy_increase",

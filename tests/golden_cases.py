@@ -186,7 +186,7 @@ CASES: dict[str, Case] = {
         (*TEXT, "model=ebt", "objective=s2", "objective.replay=6", "objective.noise=[0.2,0.002]")
     ),
     "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=s1_corrupted"), GUESSES),
-    "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.guess_layers=1")),
+    "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.candidate_layers=1")),
     "text/ebt_bpe": Case(
         (*TEXT, "model=ebt", "task.tokenizer=bpe", "task.vocab_size=270")
     ),
@@ -336,12 +336,12 @@ def pixels(model: Any, folder: Path) -> Found:
     shape = model.shape
     clean = (0.5 * normal(2, shape.channels, shape.side, shape.side, seed=5)).clamp(-1, 1)
     labels = torch.tensor([1, 0]) if shape.classes else None
-    noisy = model.degrade(clean, shape.max_noise_level, seeded())
-    restored = model.restore(noisy, shape.max_noise_level, labels, seeded(1))
+    noisy = model.add_noise(clean, shape.max_noise_level, seeded())
+    restored = model.denoise(noisy, shape.max_noise_level, labels, seeded(1))
     found = {"images": restored.images, "energies": restored.energies}
     found["features"] = model.features(clean, 50, labels, seeded())
     if labels is None:
-        found |= model.oddness(clean, seeded())
+        found |= model.ood_scores(clean, seeded())
     return found
 
 

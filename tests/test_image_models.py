@@ -19,8 +19,9 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.image import evaluate as restoring
 from ebt_policy.image import metrics as denoising
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel, build_image_model
-from ebt_policy.image.tiling import restore_tiled
+from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
+from ebt_policy.image.patch_transformer import LEVELS
+from ebt_policy.image.tiling import denoise_tiled
 from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.train import train
 
@@ -82,13 +83,13 @@ def test_noise_is_that_of_diffusion_models():
     """From none to nearly nothing else; the level of 100 is a deviation of 43 of 255."""
     model = build("s1")
     clean = torch.full((2, 3, 64, 64), 0.5)
-    assert torch.equal(model.degrade(clean, 0, torch.Generator()), clean)
-    noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
+    assert torch.equal(model.add_noise(clean, 0, torch.Generator()), clean)
+    noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
     kept = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
     assert noisy.mean().item() == pytest.approx(0.5 * kept**0.5, abs=0.01)
     assert noisy.std().item() == pytest.approx((1 - kept) ** 0.5, abs=0.01)
     assert 127.5 * ((1 - kept) / kept) ** 0.5 == pytest.approx(43, abs=0.5)
-    gone = model.degrade(clean, LEVELS, torch.Generator().manual_seed(0))
+    gone = model.add_noise(clean, LEVELS, torch.Generator().manual_seed(0))
     assert gone.std().item() == pytest.approx(1, abs=0.01)
 
 
@@ -120,8 +121,8 @@ def test_energy_and_its_absence_have_equal_parameters():
 def test_an_image_is_restored_by_itself(kind):
     """Whatever else is in the batch."""
     model = build(kind).eval()
-    noisy = model.degrade(batch(model)["image"], 100, torch.Generator().manual_seed(0))
-    found, alone = model.restore(noisy, 100), model.restore(noisy[:1], 100)
+    noisy = model.add_noise(batch(model)["image"], 100, torch.Generator().manual_seed(0))
+    found, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
     torch.testing.assert_close(found.images[:1], alone.images)
     assert found.images.shape == noisy.shape and found.images.abs().max() <= 1
     assert torch.equal(found.path[0], noisy)
@@ -148,8 +149,8 @@ class Oracle(torch.nn.Module):
     def encode(self, labels: Tensor) -> None:
         return None
 
-    def forward(self, context: None, noisy: Tensor, told: Tensor) -> Tensor:
-        level = round(float((1 - told[0, 0]) * LEVELS))
+    def forward(self, context: None, noisy: Tensor, levels: Tensor) -> Tensor:
+        level = round(float((1 - levels[0, 0]) * LEVELS))
         self.levels.append(level)
         kept = self.abar[level]
         return (noisy - kept.sqrt() * self.clean.unsqueeze(1)) / (1 - kept).sqrt()
@@ -177,10 +178,10 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
 def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler):
     model = build("dit")
     clean = batch(model)["image"] * 0.9
-    noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
     oracle = with_oracle(model, clean)
     model.configure_inference(scheduler=scheduler, **how)
-    found = model.restore(noisy, noise, generator=torch.Generator().manual_seed(0))
+    found = model.denoise(noisy, noise, generator=torch.Generator().manual_seed(0))
     assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
     if noise <= 100:
         torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
@@ -191,11 +192,11 @@ def test_any_number_of_passes_is_that_many(scheduler):
     """Trailing levels of diffusers are one too many for some, and its last one starts anew."""
     model = build("dit")
     clean = batch(model)["image"] * 0.9
-    noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
     for steps in (*range(1, 101, 7), 28, 29, 30, 31, 58, 62, 97):
         oracle = with_oracle(model, clean)
         model.configure_inference(scheduler=scheduler, steps=steps)
-        found = model.restore(noisy, 100, generator=torch.Generator().manual_seed(0))
+        found = model.denoise(noisy, 100, generator=torch.Generator().manual_seed(0))
         assert len(oracle.levels) == steps == len(found.path) - 1
         torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
 
@@ -219,9 +220,9 @@ def test_steps_that_all_leave_out_are_filled_up():
     model = build("s1")
     model.configure_inference(steps=5)
     images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]
-    free = [one.energies for one in restore_tiled(model, images, 100, [0, 0])]
+    free = [one.energies for one in denoise_tiled(model, images, 100, [0, 0])]
     model.configure_inference(stop_grad_norm=1e9)
-    for one, energies in zip(restore_tiled(model, images, 100, [0, 0]), free, strict=True):
+    for one, energies in zip(denoise_tiled(model, images, 100, [0, 0]), free, strict=True):
         assert len(one.path) == len(one.energies) == len(energies) == 6
         assert one.energies is not None and (one.energies == one.energies[0]).all()
 
@@ -231,7 +232,7 @@ def test_candidates_need_starts_that_differ():
         build("s1").configure_inference(num_candidates=2)
     model = build("s1", max_noise_level=LEVELS)
     model.configure_inference(num_candidates=3)
-    found = model.restore(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
+    found = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
     torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
 
 
@@ -240,10 +241,10 @@ def test_classes_are_told_where_there_are_any():
     rows = batch(model)
     loss, _ = model.loss(rows)
     assert loss.isfinite()
-    first = model.restore(rows["image"], 100, torch.zeros(4, dtype=torch.long)).images
-    assert not torch.allclose(first, model.restore(rows["image"], 100, torch.ones(4).long()).images)
+    first = model.denoise(rows["image"], 100, torch.zeros(4, dtype=torch.long)).images
+    assert not torch.allclose(first, model.denoise(rows["image"], 100, torch.ones(4).long()).images)
     with pytest.raises(ConfigError, match="trained with classes"):
-        model.restore(rows["image"], 100)
+        model.denoise(rows["image"], 100)
     model.config["task"] = {"images": "leaves", "path": None, "skip_unreadable": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
         denoising.tested(model, None, torch.device("cpu"))
@@ -267,15 +268,15 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
     generator = torch.Generator().manual_seed(0)
-    found = model.oddness(images, generator)
+    found = model.ood_scores(images, generator)
     generator.manual_seed(0)
-    restored = model.restore(model.degrade(images, 100, generator), 100, generator=generator)
+    restored = model.denoise(model.add_noise(images, 100, generator), 100, generator=generator)
     error = (restored.images - images).square().flatten(1).mean(1)
     torch.testing.assert_close(found["restoring"], error)
     if not isinstance(model, EnergyImageModel):
         assert set(found) == {"restoring"}
         return
-    level = model.told(torch.zeros(4))
+    level = model.network_level(torch.zeros(4))
     asked = images.unsqueeze(1).requires_grad_()
     value = model.net(model.encode(None, 4), asked, level)
     if not model.has_energy:
@@ -395,7 +396,7 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     log.write_text(pieces[0] + pieces[1][:50])
     again = []
     monkeypatch.setattr(
-        restoring, "restore_tiled", lambda *a, **k: again.append(a) or restore_tiled(*a, **k)
+        restoring, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
     )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error

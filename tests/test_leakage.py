@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "ebt": ({"name": "ebt"}, S1),
     "step-conditioned ebt": ({"name": "ebt"}, {**S1, "step_conditioned": True, "init_std": 0.0}),
     "ebt s2": ({"name": "ebt"}, {"name": "s2", "steps": [STEPS, STEPS], "replay": 0}),
-    "shallow ebt": ({"name": "ebt", "guess_layers": 1}, S1),
+    "shallow ebt": ({"name": "ebt", "candidate_layers": 1}, S1),
     "refiner": ({"name": "refiner"}, S1),
 }
 GUESSING = [kind for kind in KINDS if kind != "transformer_pp"]
@@ -37,7 +37,7 @@ def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
     model, objective = KINDS[kind]
     if objective is not None:
         how = {"steps": STEPS, **inference}
-        model = {"guess_layers": None, **model, "inference": how}
+        model = {"candidate_layers": None, **model, "inference": how}
     config = {
         "task": {"context": context},
         "size": {"width": 16, "heads": 2, "layers": 3},
@@ -167,36 +167,36 @@ def test_a_place_is_predicted_from_all_that_came_before(kind):
 
 def see_the_next(monkeypatch):
     """Guesses see one observed token too many: the one that they are to guess."""
-    apart = Attention.apart
+    independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
         if hidden is not None:
             hidden = hidden.clone()
             hidden[:, 1:] = hidden[:, :-1]
             hidden[:, 0] = False
-        return apart(self, x, turns, past, hidden)
+        return independent_queries(self, x, turns, past, hidden)
 
-    monkeypatch.setattr(Attention, "apart", leaky)
+    monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
 def see_each_other(monkeypatch):
     """Guesses see the mean of all guesses."""
-    apart = Attention.apart
+    independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
-        return apart(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, hidden)
+        return independent_queries(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, hidden)
 
-    monkeypatch.setattr(Attention, "apart", leaky)
+    monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
 def observe_backwards(monkeypatch):
     """The observed stream is not causal."""
-    ordered = Attention.ordered
+    self_attention = Attention.self_attention
 
     def leaky(self, x, turns, past=None, causal=True):
-        return ordered(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, causal)
+        return self_attention(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, causal)
 
-    monkeypatch.setattr(Attention, "ordered", leaky)
+    monkeypatch.setattr(Attention, "self_attention", leaky)
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])

@@ -426,7 +426,7 @@ def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
         (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare"),
         (["task.context=0"], "task.context must be at least 1"),
         (["model=transformer_pp", "objective=s2"], "objective=... belongs to"),
-        (["model.guess_layers=9"], "guess_layers=9 must be between 1 and"),
+        (["model.candidate_layers=9"], "candidate_layers=9 must be between 1 and"),
         (["task.tokenizer=bpe", "task.vocab_size=5"], "at least 257"),
     ],
 )

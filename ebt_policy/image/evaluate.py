@@ -41,8 +41,9 @@ from ebt_policy.evaluation.statistics import mean_ci, paired_differences
 from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
 from ebt_policy.image.figures import over_steps
 from ebt_policy.image.metrics import WINDOW, EvalSet, noisy_versions, tested
-from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel
-from ebt_policy.image.tiling import Tiling, restore_tiled
+from ebt_policy.image.model import EnergyImageModel, ImageModel
+from ebt_policy.image.patch_transformer import LEVELS
+from ebt_policy.image.tiling import Tiling, denoise_tiled
 from ebt_policy.io.output import write_atomic
 
 console = Console()
@@ -172,7 +173,7 @@ def _restored(
 ) -> dict[str, list[float]]:
     """Measures of what is made of each image."""
     draws = torch.Generator().manual_seed(0)
-    found = restore_tiled(model, noisy, level, test.labels, draws, follow=False)
+    found = denoise_tiled(model, noisy, level, test.labels, draws, follow=False)
     measures = measured([one.images for one in found], test.images)
     used = [float(one.steps_used) for one in found]
     return {"steps_used": used} | {name: values.tolist() for name, values in measures.items()}
@@ -202,7 +203,7 @@ def _thought(
     """PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
     how = model.inference
     model.configure_inference(steps=FURTHER * how.steps, num_candidates=1)
-    found = restore_tiled(model, noisy, level, test.labels, torch.Generator().manual_seed(0))
+    found = denoise_tiled(model, noisy, level, test.labels, torch.Generator().manual_seed(0))
     model.configure_inference(**asdict(how))
     steps = zip(*(one.path for one in found), strict=True)
     ratios = [psnrs([x.clamp(-1, 1) for x in path], test.images).tolist() for path in steps]
@@ -215,7 +216,7 @@ def _strips(
 ) -> list[ImageRow]:
     """Of the first images: noisy, after each step (some of many), and clean."""
     draws = torch.Generator().manual_seed(0)
-    found = restore_tiled(model, noisy[:SHOWN], level, test.labels[:SHOWN], draws)
+    found = denoise_tiled(model, noisy[:SHOWN], level, test.labels[:SHOWN], draws)
     rows = []
     for one, truth in zip(found, test.images, strict=False):
         last = len(one.path) - 1
@@ -232,7 +233,7 @@ def _maps(model: EnergyImageModel, test: EvalSet, noise: int) -> Figure:
         for image in test.images[:MAPPED]
     ]
     clean = torch.stack([of[len(of) // 2] for of in tiles])
-    noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
     labels = torch.tensor(test.labels[:MAPPED], device=clean.device)
     told = labels if model.shape.classes else None
     return energy_maps(
@@ -276,7 +277,7 @@ def _made(
         ).to(model.abar.device)
         labels = torch.arange(rows, device=noise.device).repeat_interleave(columns)
         told = labels if shape.classes else None
-        found = model.restore(noise, LEVELS, told, generator)
+        found = model.denoise(noise, LEVELS, told, generator)
         grid = image_grid(
             [
                 ImageRow("", list(row), [])

@@ -100,6 +100,6 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> EvalS
 def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
     """The same noise for every model."""
     return [
-        model.degrade(image[None], noise, torch.Generator().manual_seed(i))[0]
+        model.add_noise(image[None], noise, torch.Generator().manual_seed(i))[0]
         for i, image in enumerate(images)
     ]

@@ -32,7 +32,7 @@ class TransformerPP(LanguageModel):
     name = "transformer_pp"
 
     def __init__(self, tokenizer: Tokenizer, context: int, size: TransformerConfig) -> None:
-        super().__init__(tokenizer, context, CausalTransformer(size, guesses=False))
+        super().__init__(tokenizer, context, CausalTransformer(size, candidates=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}

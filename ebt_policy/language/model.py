@@ -218,7 +218,7 @@ class EnergyLanguageModel(LogitCandidates, LanguageModel, SequenceEnergyModel):
     Args:
         tokenizer, context: as in `LanguageModel`.
         size: the size dial.
-        guess_layers: as in `CausalTransformer`.
+        candidate_layers: as in `CausalTransformer`.
         inference: options of `DescentInference`.
         objective: makes the training objective.
     """
@@ -229,12 +229,14 @@ class EnergyLanguageModel(LogitCandidates, LanguageModel, SequenceEnergyModel):
         context: int,
         size: TransformerConfig,
         *,
-        guess_layers: int | None,
+        candidate_layers: int | None,
         inference: dict[str, Any],
         objective: ObjectiveFactory,
     ) -> None:
         bound = objective(self.candidate_space(tokenizer.get_vocab_size()))
-        net = CausalTransformer(size, guess_layers=guess_layers, level=bound.level_conditioned)
+        net = CausalTransformer(
+            size, candidate_layers=candidate_layers, level=bound.level_conditioned
+        )
         super().__init__(tokenizer, context, net)
         self.objective = bound
         self.inference = options(DescentInference, inference, "model.inference")

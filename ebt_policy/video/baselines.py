@@ -27,7 +27,7 @@ class VideoTransformerPP(VideoModel):
     name = "transformer_pp"
 
     def __init__(self, features: int, context: int, size: TransformerConfig) -> None:
-        super().__init__(features, context, CausalTransformer(size, guesses=False))
+        super().__init__(features, context, CausalTransformer(size, candidates=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}

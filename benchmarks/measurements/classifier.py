@@ -1,4 +1,4 @@
-"""A classifier of CIFAR-10 that judges images which models made, where no Inception can be had."""
+"""A classifier of CIFAR-10, whose features and labels measure generated images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from benchmarks.settings import DEVICE
+from benchmarks.device import DEVICE
 from ebt_policy.image.data import Crops, ImageDataset
 from ebt_policy.models.base import Model
 from ebt_policy.training.trainer import TrainConfig, Trainer
@@ -23,10 +23,10 @@ TRAINING = TrainConfig(
 )  # fmt: skip
 
 
-class Judge(Model):
-    """Three stages of two convolutions each, a half of the side from stage to stage."""
+class ImageClassifier(Model):
+    """Three stages of two convolutions each; every stage halves the side."""
 
-    name = "judge"
+    name = "classifier"
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Judge(Model):
             layers += [nn.MaxPool2d(2)]
         self.stages = nn.Sequential(*layers)
         self.head = nn.Linear(WIDTHS[-1], classes)
-        self.num_features = WIDTHS[-1]  # that torchmetrics asks for
+        self.num_features = WIDTHS[-1]  # read by torchmetrics
         self.config = {"classes": classes}
 
     @property
@@ -52,13 +52,13 @@ class Judge(Model):
         return {"down": torch.randint(-4, 5, ()), "right": torch.randint(-4, 5, ())}
 
     def forward(self, batch: dict[str, Any]) -> Any:
-        """Of a batch its loss; of images (B, 3, S, S) as bytes their features (B, F)."""
+        """Return the loss of a batch, or the features (B, F) of images (B, 3, S, S) as bytes."""
         if isinstance(batch, Tensor):
             return self.features(batch)
-        moved = batch["image"].roll(
+        shifted = batch["image"].roll(
             (int(batch["draws"]["down"]), int(batch["draws"]["right"])), (2, 3)
         )
-        return F.cross_entropy(self.head(self.features(moved)), batch["label"]), {}
+        return F.cross_entropy(self.head(self.features(shifted)), batch["label"]), {}
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(images.float() / 127.5 - 1).mean((2, 3))
@@ -68,13 +68,14 @@ class Judge(Model):
         return cls(config["classes"])
 
 
-def trained_judge(gallery: ImageDataset, folder: Path) -> Judge:
-    """Trained in a folder, or what is there; it goes on after a kill."""
+def train_classifier(dataset: ImageDataset, folder: Path) -> ImageClassifier:
+    """Return a classifier, trained in a folder or resumed there."""
     torch.manual_seed(0)
+    crops = Crops(dataset.parts["train"], 32, device=DEVICE)
     trainer = Trainer(
-        Judge(len(gallery.classes)), Crops(gallery.parts["train"], 32, device=DEVICE), TRAINING,
-        folder, seed=0, accelerator=Accelerator(cpu=DEVICE.type == "cpu"),
+        ImageClassifier(len(dataset.classes)), crops, TRAINING, folder,
+        seed=0, accelerator=Accelerator(cpu=DEVICE.type == "cpu"),
     )  # fmt: skip
     trainer.resume()
     trainer.fit()
-    return Judge.from_checkpoint(folder, DEVICE)
+    return ImageClassifier.from_checkpoint(folder, DEVICE)

@@ -1,0 +1,33 @@
+"""Does an energy over masked tokens collapse into one frequent filling?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.device import DEVICE
+from benchmarks.study import StudyContext, run_name
+from ebt_policy.evaluation.contestants import matching_runs
+from ebt_policy.evaluation.statistics import mean_ci
+from ebt_policy.language.masked_lm import MaskedModel
+from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
+
+
+def masked_text(context: StudyContext) -> dict[str, Any]:
+    """Return held-out losses and predictions of models of masked text, for each training run."""
+    entries = []
+    for entry, checkpoint in zip(context.part.entries, context.checkpoints(), strict=True):
+        runs = [_measure(run) for run in matching_runs(Path(checkpoint))]
+        loss = mean_ci([run["loss"] for run in runs])
+        entries.append({"name": run_name(entry), "runs": runs, "loss": loss})
+    return {
+        "entries": entries, "updates": context.options.updates, "device": DEVICE.type,
+        "command": context.command,
+    }  # fmt: skip
+
+
+def _measure(run: Path) -> dict[str, Any]:
+    model = MaskedModel.from_checkpoint(run, DEVICE)
+    windows, _ = held_out(model, None, DEVICE)
+    loss = held_out_surprisal(model, windows, MOST).mean().item()
+    return {"loss": loss, "params": model.parameter_count, **habits(model, windows, MOST)}
