@@ -19,10 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from ebt_policy.cli import report_errors, run_entry
 from ebt_policy.config import options
-from ebt_policy.data.demonstrations import recording
-from ebt_policy.data.episodes import Episodes, write_episodes
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.data.recordings import recording
 from ebt_policy.policies.recording import find_demonstrator, record_demonstrations
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 console = Console()
 
@@ -58,7 +59,7 @@ def run(config: dict[str, Any]) -> None:
             progress.update(bar, completed=min(successes, settings.episodes), rate=rate)
 
         def write_as_robomimic(path: Path, episodes: Episodes) -> None:
-            from ebt_policy.policies.robomimic_file import write_robomimic  # loads the simulator
+            from ebt_policy.data.robomimic_writer import write_robomimic  # loads the simulator
 
             bar = progress.add_task("observations", total=len(episodes), rate="")
             write_robomimic(

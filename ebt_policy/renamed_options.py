@@ -15,6 +15,11 @@ RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
     ("train", "rollout_every"): "eval_every",
+    ("task", "noise"): "max_noise_level",
+    ("shape", "noise"): "max_noise_level",  # of an image model's checkpoint
+    ("task", "leave_out"): "exclude_classes",
+    ("task", "skip_damaged"): "skip_unreadable",
+    ("task", "every"): "frame_stride",
     ("vision", "shrink"): "downsample",
     ("model.inference", "spread"): "noise_std",
     ("model.inference", "shrink"): "noise_decay",

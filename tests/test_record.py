@@ -10,7 +10,7 @@ import torch
 from conftest import compose_config
 
 from ebt_policy import plugins as modules
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import PerturbationKind
 from ebt_policy.errors import ConfigError, OutputError
@@ -236,7 +236,7 @@ def test_an_expert_of_the_environment_plays(lottery, tmp_path):
 @pytest.mark.metaworld
 def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entry):
     pytest.importorskip("metaworld")
-    from ebt_policy.policies.demonstrations import PolicyTaskConfig
+    from ebt_policy.policies.task_config import PolicyTaskConfig
 
     monkeypatch.chdir(tmp_path)
     command = ["task=metaworld", "task.scene=reach", "episodes=3", "workers=1"]
@@ -250,7 +250,7 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
 
 def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):
     from ebt_policy.data.episodes import EpisodeError
-    from ebt_policy.policies.demonstrations import PolicyTaskConfig
+    from ebt_policy.policies.task_config import PolicyTaskConfig
 
     monkeypatch.chdir(tmp_path)
     task = PolicyTaskConfig.of(compose_config("task=metaworld", "task.scene=door-open"))
@@ -294,11 +294,11 @@ def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeyp
 @pytest.mark.robomimic
 def test_an_expert_shows_how_to_recover(tmp_path, call_entry):
     pytest.importorskip("robosuite")
-    from ebt_policy.data.robomimic import load_robomimic
+    from ebt_policy.data.robomimic import read_robomimic
 
     output = tmp_path / "lift.hdf5"
     command = ["task=lift", "episodes=2", "workers=2", "perturb=object=8", f"output={output}"]
     assert call_entry(main, *command)[0] == 0
     for i in range(2):
-        closed = load_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
+        closed = read_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
         assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it closed on the cube anew

@@ -17,7 +17,7 @@ from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
 from ebt_policy.policies import Policy, load_policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 M = TypeVar("M", bound=Model)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
-from ebt_policy.image.data import Crops, ImageDataset, load_images
+from ebt_policy.image.data import Crops, ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.image.model import IMAGE_MODELS, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape
@@ -30,22 +31,22 @@ class ImageTaskConfig:
 
     Args:
         name: image.
-        images, path, channels, skip_damaged: see `load_images`.
-        side, patch, noise: see `ImageShape`.
+        images, path, channels, skip_unreadable: see `load_images`.
+        side, patch, max_noise_level: see `ImageShape`.
         classes: tell the model the class of an image.
-        leave_out: names of classes that are not learned from.
+        exclude_classes: names of classes that are not learned from.
     """
 
     name: str
     images: str | None
     path: str | list[str] | None
     channels: int
-    skip_damaged: bool
+    skip_unreadable: bool
     side: int
     patch: int
-    noise: int
+    max_noise_level: int
     classes: bool
-    leave_out: list[str]
+    exclude_classes: list[str]
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -53,7 +54,7 @@ class ImageTaskConfig:
         self.shape(0)  # says what is wrong before any image is read
 
     def shape(self, classes: int) -> ImageShape:
-        return ImageShape(self.side, self.channels, self.patch, self.noise, classes)
+        return ImageShape(self.side, self.channels, self.patch, self.max_noise_level, classes)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
     def load_data(self) -> ImageDataset:
         task = self.task
         dataset = load_images(
-            task.images, task.path, task.channels, skip_damaged=task.skip_damaged,
+            task.images, task.path, task.channels, skip_unreadable=task.skip_unreadable,
             smallest=task.side,
         )  # fmt: skip
         if "train" not in dataset.parts:
@@ -88,7 +89,7 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
             )
         if task.classes and not dataset.classes:
             raise ConfigError(f"{dataset.name} has no classes; leave task.classes=false.")
-        return dataset.without(task.leave_out)
+        return dataset.exclude_classes(task.exclude_classes)
 
     def describe(self, data: ImageDataset) -> str:
         return f"{data.name}: {len(data.parts['train']):,} images, {data.origin}."
@@ -100,7 +101,7 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
         if "validation" in data.parts:
             held_out = Crops(data.parts["validation"], task.side, most=HELD_OUT, device=device)
             rows = held_out.gather(torch.linspace(0, len(held_out) - 1, DENOISED).long())
-            if self.train.eval_every > 0 and task.noise < LEVELS:
+            if self.train.eval_every > 0 and task.max_noise_level < LEVELS:
                 validate = partial(self._denoising_metrics, rows=rows)
         torch.manual_seed(self.config["seed"])
         classes = len(data.classes) if task.classes else 0
@@ -113,9 +114,9 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
     def _denoising_metrics(self, model: ImageModel, rows: dict[str, Tensor]) -> dict[str, float]:
         clean = model.normalize(rows)["image"]
         generator = torch.Generator().manual_seed(0)
-        noisy = model.add_noise(clean, self.task.noise, generator)
+        noisy = model.add_noise(clean, self.task.max_noise_level, generator)
         labels = rows["label"] if model.shape.classes else None
-        result = model.denoise(noisy, self.task.noise, labels, generator)
+        result = model.denoise(noisy, self.task.max_noise_level, labels, generator)
         return {"held_out_psnr": float(psnr(result.images, clean).mean())}
 
     def evaluate(

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.language.data import Corpus, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.data import Corpus, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import habits, held_out_surprisal
@@ -89,7 +90,7 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
                 f"task.corpus={task.corpus} is for evaluation; train on another text."
             )
         text = corpus.parts["train"]
-        tokenizer = make_tokenizer(task.tokenizer, pieces(text), task.vocab_size)
+        tokenizer = make_tokenizer(task.tokenizer, iter_chunks(text), task.vocab_size)
         tokens = {part: tokenized(text, tokenizer) for part, text in corpus.parts.items()}
         return TokenizedCorpus(corpus, tokenizer, tokens)
 

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.data import push_t
-from ebt_policy.data.episodes import Episodes, append_episodes, read_episodes, write_episodes
+from ebt_policy.data.episode_store import append_episodes, read_episodes, write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import EpisodeResult, Policy, RolloutPool
 from ebt_policy.errors import ConfigError, OutputError
 from ebt_policy.io.output import output_store
 from ebt_policy.policies.base import load_policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.robustness import known_perturbations, parse_perturbations
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 PATIENCE = 100  # attempts after which a success rate below MIN_SUCCESS_RATE ends the recording
 MIN_SUCCESS_RATE = 0.02

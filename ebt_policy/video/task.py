@@ -19,8 +19,9 @@ from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.video.autoencoder import frame_features
 from ebt_policy.video.data import PIECES, Frames, FrameWindows, VideoDataset, VideoError
-from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage
+from ebt_policy.video.datasets import VideoTaskConfig, load_videos
 from ebt_policy.video.evaluate import evaluate_autoencoder, evaluate_video
+from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 
 # Defaults for the automatically trained autoencoder.
@@ -66,7 +67,7 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
         self.is_autoencoder = config["model"]["name"] == "autoencoder"
 
     def load_data(self) -> VideoTrainingData:
-        dataset = load_footage(self.task)
+        dataset = load_videos(self.task)
         if self.is_autoencoder:
             return VideoTrainingData(dataset, None)
         _check_lengths(dataset, self.task.context)
@@ -154,6 +155,6 @@ def _check_lengths(footage: VideoDataset, context: int) -> None:
         if longest <= context:
             raise VideoError(
                 f"the clips of {footage.name} for {part} have {longest} frames at most; a context "
-                f"of {context} needs {context + 1}. Lower task.context or task.every, or give more "
-                f"(fewer than {PIECES} videos are cut into {PIECES} each)."
+                f"of {context} needs {context + 1}. Lower task.context or task.frame_stride, or "
+                f"give more (fewer than {PIECES} videos are cut into {PIECES} each)."
             )
