@@ -23,12 +23,12 @@ import torch
 
 from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
-from ebt_policy.evaluation.image_metrics import measured, psnrs
+from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, save_png
+from ebt_policy.evaluation.image_metrics import compute_metrics, compute_psnr
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.tables import format_estimate, markdown
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-from ebt_policy.image.metrics import noisy_versions, tested
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
+from ebt_policy.image.metrics import noisy_versions, load_eval_set
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import restore_tiled
 
@@ -87,7 +87,7 @@ def yardstick(run: Path, images: str | None) -> dict[str, Any]:
     """BM3D, told the deviation, on the same noisy images."""
     bm3d: Any = import_module("bm3d")
     model = ImageModel.from_checkpoint(run, "cpu")
-    test = tested(model, images, torch.device("cpu"))
+    test = load_eval_set(model, images, torch.device("cpu"))
     found: dict[str, Any] = {"name": "bm3d"}
     for where, level in (("", NOISE), ("_double", 2 * NOISE)):
         kept = float(model.abar[level])
@@ -98,7 +98,7 @@ def yardstick(run: Path, images: str | None) -> dict[str, Any]:
             made: Any = bm3d.bm3d_rgb if seen.shape[2] == 3 else bm3d.bm3d
             out = np.atleast_3d(made(seen, deviation)).clip(0, 1)
             clean.append(torch.from_numpy(out).permute(2, 0, 1).float() * 2 - 1)
-        for name, values in measured(clean, test.images).items():
+        for name, values in compute_metrics(clean, test.images).items():
             found[name + where] = mean_ci(values)
     return found
 
@@ -114,7 +114,7 @@ def draw(folder: Path, path: Path) -> None:
         how = {"told": False} if name == "dit" else {}
         models[title].configure_inference(steps=steps, **how)
     first = next(iter(models.values()))
-    clean = tested(first, "leaves", DEVICE).images[:PICTURES]
+    clean = load_eval_set(first, "leaves", DEVICE).images[:PICTURES]
     strips = []
     for level, where in ((NOISE, "noise of training"), (2 * NOISE, "twice the noise")):
         noisy = noisy_versions(first, clean, level)
@@ -124,25 +124,25 @@ def draw(folder: Path, path: Path) -> None:
             columns[title] = [one.images for one in found]
         for i, truth in enumerate(clean):
             row = [of[i] for of in columns.values()]
-            ratios = psnrs(row, [truth] * len(row))
+            ratios = compute_psnr(row, [truth] * len(row))
             titles = [
                 f"{name}\n{ratio:.1f} dB" for name, ratio in zip(columns, ratios, strict=True)
             ]
             shown = [x.cpu() for x in (*row, truth)]
             strips.append(ImageRow(f"{where}, {i + 1}", shown, [*titles, "clean"]))
-    png(image_grid(strips), path)
+    save_png(image_grid(strips), path)
 
 
 def draw_maps(folder: Path, path: Path) -> None:
     """Tiles of images drawn here, clean, noisy and restored, and the energies of their patches."""
     model = EnergyImageModel.from_checkpoint(folder / "ebt-seed0", DEVICE)
     side = model.shape.side
-    images = tested(model, "leaves", DEVICE).images[:TILES]
+    images = load_eval_set(model, "leaves", DEVICE).images[:TILES]
     clean = torch.stack([image[:, :side, :side] for image in images])
     noisy = model.degrade(clean, NOISE, torch.Generator().manual_seed(0))
     shown = {"clean": clean, "noisy": noisy, "restored": model.restore(noisy, NOISE).images}
     rows = [(name, list(x.cpu()), list(model.energy_map(x).cpu())) for name, x in shown.items()]
-    png(energy_maps(rows), path)
+    save_png(energy_maps(rows), path)
 
 
 def table(
@@ -196,7 +196,7 @@ def main() -> None:
     ]
     result = evaluate_images(
         [str(folder / entry_of_runs(entry)) for entry in entries],
-        RestoringOptions(images, NOISE),
+        DenoisingConfig(images, NOISE),
         output=folder / "evaluation" / given.set,
         device=DEVICE,
         command=command("denoising"),

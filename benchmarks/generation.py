@@ -29,7 +29,7 @@ from benchmarks.classifier import Judge, trained_judge
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.contestants import matching_runs
-from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
+from ebt_policy.evaluation.image_figures import ImageRow, image_grid, save_png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
@@ -89,7 +89,7 @@ def judged(judge: Judge, images: Tensor, labels: Tensor) -> np.ndarray:
     return (torch.cat(found) == labels).float().numpy()
 
 
-def measured(fid: FrechetInceptionDistance, images: Tensor) -> float:
+def compute_metrics(fid: FrechetInceptionDistance, images: Tensor) -> float:
     for x in images.split(BATCH):
         fid.update(x.to(DEVICE), real=False)
     found = float(fid.compute())
@@ -143,7 +143,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "entries": [],
         "real": {
-            "distance": measured(fid, others[some]),
+            "distance": compute_metrics(fid, others[some]),
             "accuracy": float(judged(judge, others[some], labels).mean()),
         },
         "features": given.features, "images": given.images, "updates": given.updates,
@@ -161,7 +161,7 @@ def main() -> None:
                 distances, right = [], []
                 for model in models:
                     made, asked = drawn(model, passes, given.images, len(gallery.classes))
-                    distances.append(measured(fid, made))
+                    distances.append(compute_metrics(fid, made))
                     right.append(judged(judge, made, asked))
                     bar.advance(task)
                     if model is models[0] and passes == PASSES[-1]:
@@ -176,7 +176,7 @@ def main() -> None:
                         "distance": distances, "accuracy": success_rate(np.stack(right)),
                     }
                 )  # fmt: skip
-    png(image_grid(strips), Path("docs/assets/generation.png"))
+    save_png(image_grid(strips), Path("docs/assets/generation.png"))
     store("generation.json", json.dumps(result, indent=1) + "\n")
     Console().print(Markdown(table(result)))
 

@@ -17,7 +17,12 @@ from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.language.masked_lm import MaskedModel
-from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
+from ebt_policy.language.metrics import (
+    MAX_WINDOWS,
+    held_out_surprisal,
+    load_eval_set,
+    prediction_collapse_metrics,
+)
 
 TEXT = [
     "task=text", "task.corpus=tinyshakespeare", "task.tokenizer=char", "task.context=64",
@@ -45,9 +50,10 @@ NAMES = {
 def measure(run: Path) -> dict[str, Any]:
     """A trained model's held-out loss, and what it fills in."""
     model = MaskedModel.from_checkpoint(run, DEVICE)
-    windows, _ = held_out(model, None, DEVICE)
-    loss = held_out_surprisal(model, windows, MOST).mean().item()
-    return {"loss": loss, "params": model.parameter_count, **habits(model, windows, MOST)}
+    windows = load_eval_set(model, None, DEVICE).windows
+    loss = held_out_surprisal(model, windows, MAX_WINDOWS).mean().item()
+    collapse = prediction_collapse_metrics(model, windows, MAX_WINDOWS)
+    return {"loss": loss, "params": model.parameter_count, **collapse}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
-from ebt_policy.evaluation.image_figures import energy_maps, png
+from ebt_policy.evaluation.image_figures import energy_maps, save_png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
@@ -178,7 +178,7 @@ def draw_maps(model: EnergyImageModel, kinds: Mapping[str, Kind], path: Path) ->
     noisy = model.degrade(clean, model.shape.noise, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     made = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
-    png(energy_maps(made), path)
+    save_png(energy_maps(made), path)
     console.print(f"energies of patches: {path}")
 
 

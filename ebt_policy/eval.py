@@ -71,10 +71,10 @@ def _evaluate_kind(
         if cfg.get(key) is not None and domain is not None and domain is not owner:
             raise ConfigError(f"{key}= is for {owner.noun}; {checkpoints[0]} holds {domain.noun}.")
     if domain is Domain.IMAGE:
-        from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+        from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 
         chosen = {"images": cfg.images, "noise": cfg.noise}
-        evaluate_images(checkpoints, options(RestoringOptions, chosen, "the evaluation"), **what)
+        evaluate_images(checkpoints, options(DenoisingConfig, chosen, "the evaluation"), **what)
         return
     if domain is Domain.VIDEO:
         from ebt_policy.video.evaluate import evaluate_video

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from ebt_policy.evaluation.contestants import load_contestants
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
@@ -28,7 +29,6 @@ from ebt_policy.cli import hydra_arguments, pick_device, report_errors
 from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.io.output import output_folder, output_store
 from ebt_policy.real_robot.best_effort import BestEffort, Film
 from ebt_policy.real_robot.clock import Clock, MonotonicClock

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, compose_config
+from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 
 from ebt_policy.envs.rollout import RolloutPool
 from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
-from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.io.output import output_folder
 from ebt_policy.train import train
 

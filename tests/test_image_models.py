@@ -18,7 +18,7 @@ from ebt_policy import train as train_entry
 from ebt_policy.errors import ConfigError
 from ebt_policy.image import evaluate as restoring
 from ebt_policy.image import metrics as denoising
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.tiling import restore_tiled
 from ebt_policy.models.ddim import DDIM
@@ -246,7 +246,7 @@ def test_classes_are_told_where_there_are_any():
         model.restore(rows["image"], 100)
     model.config["task"] = {"images": "leaves", "path": None, "skip_damaged": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
-        denoising.tested(model, None, torch.device("cpu"))
+        denoising.load_eval_set(model, None, torch.device("cpu"))
 
 
 def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
@@ -350,7 +350,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     if made:
         with pytest.raises(ConfigError, match="are for models that denoise"):
             evaluate_images(
-                [str(run)], RestoringOptions("leaves"), output=tmp_path / "out",
+                [str(run)], DenoisingConfig("leaves"), output=tmp_path / "out",
                 device=torch.device("cpu"), command="",
             )  # fmt: skip
         assert not (tmp_path / "out").exists()

@@ -423,5 +423,5 @@ def test_bad_videos_stop_the_report_before_it_is_written(tmp_path, entries, cont
 def test_an_empty_comparison_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="nothing to report"):
         write_report(
-            tmp_path / "r.html", title="t", comparison={"entries": [], "paired": []}, shown=POLICIES
+            tmp_path / "r.html", title="t", comparison={"entries": [], "paired": []}, spec=POLICIES
         )

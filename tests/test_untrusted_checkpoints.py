@@ -15,6 +15,7 @@ import pytest
 import torch
 import zarr
 from conftest import TINY, compose_config
+from ebt_policy.evaluation.contestants import load_contestants
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -23,7 +24,6 @@ from ebt_policy.data.episodes import EpisodeError, read_episodes
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main as eval_main
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.image.model import ImageModel
 from ebt_policy.language.model import LanguageModel
 from ebt_policy.models.base import checkpoint_folder
@@ -63,7 +63,7 @@ def load_image(run: Path) -> None:
 
 def foresee(run: Path) -> None:
     """Load a model of video and the features that it was trained on."""
-    foreseeing.tested(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
+    foreseeing.load_eval_set(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
 
 
 def train_policy(tmp_path: Path, demonstrations: Path, *overrides: str) -> Path:

@@ -13,7 +13,7 @@ from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
 from ebt_policy.image.data import Crops, ImageDataset, load_images
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import LEVELS, ImageModel, ImageShape, build_image_model
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
@@ -124,4 +124,4 @@ class ImageTrainingTask(TrainingTask):
     def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
         if self.evaluation.final:
             what: Any = {"output": run_dir / "evaluation", "device": device, "command": command}
-            evaluate_images([str(run_dir)], RestoringOptions(), **what)
+            evaluate_images([str(run_dir)], DenoisingConfig(), **what)

@@ -20,24 +20,27 @@ from ebt_policy.energy.candidate_space import surprisal
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.data import TokenWindows
-from ebt_policy.language.metrics import batches, held_out_surprisal
+from ebt_policy.language.metrics import held_out_surprisal, window_batches
 
-FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
+MAX_STEP_FACTOR = 4  # times the steps that a model predicts with: how far thinking is followed
 WIDER = (1, 2, 4, 8)  # guesses a place
 SHOWN = (1, 2, 3, 4, 6, 8, 12)  # steps, in the table
 STUDIED = 64  # windows
 
 
-def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
+def measure_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
     """Surprisal over steps and guesses, and what energies tell of tokens."""
     how = models[0].inference
     longer, wider, careful, used = [], {}, [], []
-    last = FURTHER * how.steps
+    last = MAX_STEP_FACTOR * how.steps
     adaptive = models[0].has_energy and not models[0].objective.level_conditioned
     for model in models:
         generator = torch.Generator().manual_seed(0)
         model.configure_inference(steps=last, candidates=1)
-        rows = [_think(model, windows, index, generator)[0] for index in batches(windows, STUDIED)]
+        rows = [
+            _think(model, windows, index, generator)[0]
+            for index in window_batches(windows, STUDIED)
+        ]
         longer.append(torch.cat(rows, dim=1).numpy())
         for many in WIDER if model.varied_starts else ():
             model.configure_inference(steps=how.steps, candidates=many)
@@ -46,7 +49,7 @@ def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, An
         if adaptive:
             generator = torch.Generator().manual_seed(0)
             model.configure_inference(steps=last, candidates=1, only_down=True)
-            each = [_think(model, windows, i, generator) for i in batches(windows, STUDIED)]
+            each = [_think(model, windows, i, generator) for i in window_batches(windows, STUDIED)]
             careful.append(torch.cat([after[-1] for after, *_ in each]).numpy())
             used.append(float(torch.cat([d.steps_used for _, d, _ in each]).float().mean()))
         model.configure_inference(**asdict(how))
@@ -98,7 +101,9 @@ def _energies(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
     correlations, descent, shown = [], {}, []
     for k, model in enumerate(models):
         generator = torch.Generator().manual_seed(0)
-        found = [_think(model, windows, index, generator) for index in batches(windows, STUDIED)]
+        found = [
+            _think(model, windows, index, generator) for index in window_batches(windows, STUDIED)
+        ]
         energies = torch.cat([one.energies.cpu() for _, one, _ in found], dim=1)
         losses = torch.cat([each for *_, each in found])
         flat = energies.flatten(1)
@@ -121,7 +126,7 @@ def _energies(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
     return {"rank_correlation": correlations, "descent": descent, "tokens": shown}
 
 
-def thinking_table(result: dict[str, Any]) -> str:
+def test_time_compute_table(result: dict[str, Any]) -> str:
     """Markdown: how much is gained by steps and by guesses; "" without a model that thinks."""
     rows = []
     for entry in result["entries"]:
@@ -147,7 +152,7 @@ def thinking_table(result: dict[str, Any]) -> str:
     return f"\n{markdown(header, rows, left=2)}"
 
 
-def show_energies(tokens: Sequence[dict[str, Any]]) -> rich.text.Text:
+def shade_by_energy(tokens: Sequence[dict[str, Any]]) -> rich.text.Text:
     """A window's tokens, the redder the higher their energy."""
     energies = np.array([one["energy"] for one in tokens])
     ranks = energies.argsort().argsort() / max(len(energies) - 1, 1)
