@@ -1,10 +1,11 @@
 """What a slow policy costs: ``python -m benchmarks.delay [seeds=3] [episodes=50] [parallel=2]``.
 
-Trains the energy policy and flow matching on Push-T, each as it is and told of what is committed
-(``task.max_prefix``), and runs the control loop on a simulated clock, on which a prediction takes 0
-to 400 ms, whatever it takes here: with blocking execution, asynchronously without freezing, and
-with a frozen prefix, from noise and from the chunk before. Writes ``docs/results/delay.json`` and
-``docs/assets/delay.svg``. It may be repeated after a kill; on two cores it takes two hours.
+Trains the energy policy and flow matching on Push-T, with and without conditioning on the
+committed actions (``task.max_prefix_len``), and runs the control loop on a simulated clock. There
+a prediction takes 0 to 400 ms, whatever it takes here: with blocking execution, asynchronously
+without freezing, and with a frozen prefix, from noise and from the chunk before. Writes
+``docs/results/delay.json`` and ``docs/assets/delay.svg``. It may be repeated after a kill; on two
+cores it takes two hours.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ WAYS = {
     "frozen prefix, told of it": Execution(mode="frozen"),
 }
 UPDATES = ["train.minutes=null", "train.steps=12500"]
-TOLD = "task.max_prefix=8"
+TOLD = "task.max_prefix_len=8"
 RUNS = {  # and how they predict
     "ebt": ([], ""),
     "ebt_told": ([TOLD], ""),

@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.settings import command, settings, store
 from benchmarks.speed import in_turns
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.envs.perturbations import Perturbation, event
+from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
@@ -107,7 +107,7 @@ def signals(
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         found = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
-    chosen, ends = policy.env_actions(obs, found.candidate[:, 0]), found.path[-1]
+    chosen, ends = policy.unnormalize_actions(obs, found.candidate[:, 0]), found.path[-1]
     kept = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
     # Energies of one observation compare: what is left of the old plan against the new one.
     energies = policy.energies({"obs": obs}, torch.stack([kept, chosen], dim=1))
@@ -139,7 +139,7 @@ def watch(
 
 def chunk_after_event(seed: int, n_action_steps: int) -> int:
     """The first chunk whose observation shows what happened."""
-    _, step = event(seed)
+    _, step = sample_event(seed)
     return step // n_action_steps + 1
 
 

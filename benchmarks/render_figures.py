@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.settings import settings
-from ebt_policy.envs.push_t import SIZE
-from ebt_policy.envs.rollout import batched
+from ebt_policy.envs.push_t_geometry import WORKSPACE_SIZE
+from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.figure_style import GREY, ORANGE, STYLE
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
@@ -56,9 +56,9 @@ class Scene:
     def draw(self, frame: np.ndarray, step: int, executed: int | None = None) -> Image.Image:
         """Candidates after `step` steps; once some actions are executed, the chosen one alone."""
         plane, best, drawn = self.plane, self.plane.best, []
-        drawn.append(self.robot.imshow(frame, extent=(0, SIZE, SIZE, 0)))
-        self.robot.set_xlim(0, SIZE)
-        self.robot.set_ylim(SIZE, 0)
+        drawn.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
+        self.robot.set_xlim(0, WORKSPACE_SIZE)
+        self.robot.set_ylim(WORKSPACE_SIZE, 0)
         for i, chunk in enumerate(plane.chunks[step]):
             if i != best and executed is None:
                 drawn += self.robot.plot(*chunk.T, color=GREY, linewidth=0.8, alpha=0.7)
@@ -83,13 +83,13 @@ def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
     obs, _ = env.reset(seed=seed)
     recent, over = [obs] * spec.n_obs_steps, False
     for number in range(LONGEST):
-        window = batched([spec.stack(recent[-spec.n_obs_steps :])])
+        window = batch_observations([spec.stack_history(recent[-spec.n_obs_steps :])])
         plane = energy_plane(policy, window, seed=number)
         scene, slow = Scene(plane), number < SLOW
         frame = np.asarray(env.render())
         for step in range(STEPS + 1) if slow else (STEPS,):
             yield scene.draw(frame, step), 350 if slow else 150
-        plan = spec.plan(plane.chunks[-1][plane.best])
+        plan = spec.future_actions(plane.chunks[-1][plane.best])
         for done, action in enumerate(plan[: spec.n_action_steps], 1):
             obs, _, over, _, _ = env.step(action)
             recent.append(obs)

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
-from ebt_policy.envs.rollout import RolloutPool, batched, noise_seed
+from ebt_policy.envs.rollout import RolloutPool, batch_observations, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.policies import Policy
 
@@ -56,8 +56,10 @@ def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
         recent = deque([obs] * spec.n_obs_steps, maxlen=spec.n_obs_steps)
         noise, score, over = generators([seed]), 0.0, False
         while not over:
-            chunk = policy.predict_chunk(batched([spec.stack(recent)]), generator=noise)
-            for action in spec.plan(chunk.actions[0].numpy())[: spec.n_action_steps]:
+            chunk = policy.predict_chunk(
+                batch_observations([spec.stack_history(recent)]), generator=noise
+            )
+            for action in spec.future_actions(chunk.actions[0].numpy())[: spec.n_action_steps]:
                 obs, reward, terminated, truncated, _ = env.step(action)
                 recent.append(obs)
                 score, over = max(score, float(reward)), terminated or truncated

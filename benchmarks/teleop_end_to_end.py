@@ -24,7 +24,7 @@ import torch
 from benchmarks.settings import command, settings, store
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
-from ebt_policy.envs.rollout import batched
+from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.statistics import mean_ci, percentiles
 from ebt_policy.real_robot.clock import MonotonicClock
@@ -66,7 +66,7 @@ class ScriptedMouse:
         for _ in range(1 if self._seen else self._policy.shape.n_obs_steps):
             self._seen.append({"obs": tick.observation.values["obs"]})
         if not self._next:
-            s, obs = self._policy.shape, batched([EnvSpec.stack([*self._seen])])
+            s, obs = self._policy.shape, batch_observations([EnvSpec.stack_history([*self._seen])])
             chunk = self._policy.predict_chunk(obs, generator=self._generator).actions[0].numpy()
             self._next = [*chunk[s.n_obs_steps - 1 :][: s.n_action_steps]]
         share = (self._next.pop(0) - self._low) / (self._high - self._low)

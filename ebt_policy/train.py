@@ -28,6 +28,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import check_free_space, output_folder, write_atomic
 from ebt_policy.io.paths import reason
 from ebt_policy.policies.task import PolicyTrainingTask
+from ebt_policy.renamed_options import with_new_names
 from ebt_policy.training.checkpoint import newest_checkpoint
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.processes import devices, join_processes
@@ -172,7 +173,7 @@ def _check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
             "run_dir=..."
         )
     try:
-        before = OmegaConf.to_container(OmegaConf.load(stored))
+        before: Any = OmegaConf.to_container(OmegaConf.load(stored))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{stored} cannot be read ({reason(error)}), so the run cannot be resumed with its "
@@ -180,6 +181,7 @@ def _check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
         ) from error
     if not isinstance(before, dict):
         raise ConfigError(f"{stored} holds no settings of a run; give another run_dir=...")
+    before = with_new_names(before)
     changed = [
         f"{section}.{key}".rstrip(".")
         for section in ("task", "model", "objective", "size", "vision", "seed", "train")

@@ -1,4 +1,4 @@
-"""What a rollout must know of an environment and of the policy's horizons."""
+"""The environment of a rollout, and how much of it a policy sees and executes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ebt_policy.envs.perturbations import Perturbation, Perturbed
+from ebt_policy.envs.errors import EnvError
+from ebt_policy.envs.perturbations import Perturbation, PerturbationWrapper
 
-EXTRAS = {  # package -> the extra that brings it
+# Importable package -> the extra of ebt_policy that installs it.
+EXTRA_OF_PACKAGE = {
     "robosuite": "robomimic",
     "h5py": "robomimic",
     "metaworld": "metaworld",
@@ -31,7 +33,10 @@ class EnvSpec:
         n_obs_steps: To, observations that the policy sees (the newest last).
         n_action_steps: Ta, actions executed of each predicted chunk.
         kwargs: further arguments of `gymnasium.make`.
-        perturbation: what goes wrong in every episode, if anything.
+        perturbation: what disturbs every episode, if anything.
+
+    Raises:
+        EnvError: a number of steps below 1.
     """
 
     env_id: str
@@ -44,61 +49,68 @@ class EnvSpec:
     def __post_init__(self) -> None:
         for name in ("max_steps", "n_obs_steps", "n_action_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise EnvError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env:
         """Build the environment with the time limit of this spec.
 
         Raises:
-            ValueError: the environment is unknown or does not take these arguments, does not know
-                the perturbation, or its simulator is not installed.
-            RenderingError: it is to draw frames, and cannot.
+            EnvError: the environment is unknown, refuses its arguments or the perturbation, or
+                its simulator is not installed.
+            RenderingError: the environment needs frames and no backend can draw them.
         """
         kwargs = {"max_episode_steps": self.max_steps, "render_mode": render_mode, **self.kwargs}
         try:
             env = gymnasium.make(self.env_id, **kwargs)
-        except (gymnasium.error.Error, TypeError) as error:  # TypeError: an unknown argument
-            raise ValueError(
-                f"{self.env_id} cannot be made with {self.kwargs or 'no arguments'} ({error}); "
-                "check task.env."
+        except EnvError:
+            raise
+        except (gymnasium.error.Error, TypeError, ValueError) as error:
+            raise EnvError(
+                f"task.env.env_id={self.env_id} cannot be made with "
+                f"{self.kwargs or 'no arguments'} ({error}); check the section task.env."
             ) from error
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in EXTRAS:
+            if package not in EXTRA_OF_PACKAGE:
                 raise
-            raise ValueError(
-                f"{self.env_id} needs {package}, which is not installed: "
-                f"pip install 'ebt_policy[{EXTRAS[package]}]'."
+            raise EnvError(
+                f"task.env.env_id={self.env_id} needs {package}, which is not installed: "
+                f"pip install 'ebt_policy[{EXTRA_OF_PACKAGE[package]}]'."
             ) from error
-        return env if self.perturbation is None else Perturbed(env, self.perturbation)
+        return env if self.perturbation is None else PerturbationWrapper(env, self.perturbation)
 
     def check(self, *, videos: bool) -> None:
-        """Raise now, before long work, what `make` would raise later."""
+        """Raise before long work what `make` would raise later.
+
+        Args:
+            videos: the environment must be able to draw frames.
+        """
         self.make("rgb_array" if videos else None).close()
 
     @staticmethod
-    def stack(observations: Sequence[Any]) -> dict[str, np.ndarray]:
-        """To observations of an environment, the newest last, by name: each (To, ...).
+    def stack_history(observations: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Stack To observations of an environment, the newest last.
 
-        One that is an array is the low-dimensional part, "obs"; a dictionary has it under this
-        name and beside it the image of each camera (H, W, 3) uint8.
+        Returns:
+            Name -> (To, ...). An observation that is an array is the low-dimensional part, "obs".
+            A dictionary has it under this name, beside the image of each camera (H, W, 3) uint8.
         """
         named = [o if isinstance(o, dict) else {"obs": o} for o in observations]
-        return {name: np.stack([one[name] for one in named]) for name in named[0]}
+        return {name: np.stack([o[name] for o in named]) for name in named[0]}
 
-    def plan(self, chunk: np.ndarray) -> np.ndarray:
-        """The part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).
+    def future_actions(self, chunk: np.ndarray) -> np.ndarray:
+        """Return the part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).
 
-        A chunk starts at the oldest of the To observations; its action To - 1 is the one to take
-        right after the newest. The first Ta of the plan are executed.
+        A chunk starts at the oldest of the To observations. Its action To - 1 is the one to take
+        right after the newest observation. The first Ta of the result are executed.
 
         Raises:
-            ValueError: the chunk is too short for Ta actions.
+            EnvError: the chunk is too short for Ta actions.
         """
         needed = self.n_obs_steps - 1 + self.n_action_steps
         if len(chunk) < needed:
-            raise ValueError(
-                f"the policy predicts {len(chunk)} actions but n_obs_steps={self.n_obs_steps} and "
-                f"n_action_steps={self.n_action_steps} need {needed}; lower n_action_steps"
+            raise EnvError(
+                f"the policy predicts {len(chunk)} actions, but n_obs_steps={self.n_obs_steps} and "
+                f"n_action_steps={self.n_action_steps} need {needed}; lower task.n_action_steps."
             )
         return chunk[self.n_obs_steps - 1 :]

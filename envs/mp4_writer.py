@@ -14,13 +14,13 @@ import numpy as np
 
 @contextmanager
 def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open an MP4 file (h264, yuv420p) and give the function that appends a frame.
+    """Open an MP4 file (h264, yuv420p) and yield the function that appends a frame.
 
         with video_writer("episode.mp4", fps=20) as add:
             add(frame)  # (H, W, 3) uint8, all of one size; an odd last row or column is cut off
 
-    The file gets its name when the block ends well; otherwise nothing is left behind. Its folder is
-    created.
+    The file gets its name when the block ends without an error; otherwise nothing is left behind.
+    Its folder is created.
 
     Raises:
         ValueError: a frame of another shape than the first, or no frame at all.
@@ -33,7 +33,7 @@ def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray]
         with av.open(str(partial), "w", format="mp4") as container:
             stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"
-            stream.thread_count = 1  # the rollout's workers already use the cores
+            stream.thread_count = 1  # rollout workers already use the cores
 
             def add(frame: np.ndarray) -> None:
                 nonlocal shape

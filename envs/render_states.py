@@ -1,4 +1,4 @@
-"""Observations of recorded states, as an environment with cameras renders them."""
+"""Rendering of recorded states by an environment with cameras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebt_policy.envs.env_spec import EnvSpec
 
 
 def render_states(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
-    """Render states (N, S).
+    """Return the observations of states (N, S), with a progress bar in a terminal.
 
     Returns:
         "obs" (N, Do), and under the name of each camera (N, H, W, 3) uint8.
@@ -20,8 +20,8 @@ def render_states(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
     env.reset(seed=0)
     scene = env.unwrapped
     rows: dict[str, np.ndarray] = {}
-    shown = track(states, "drawing frames", transient=True, disable=not sys.stdout.isatty())
-    for i, state in enumerate(shown):
+    progress = track(states, "drawing frames", transient=True, disable=not sys.stdout.isatty())
+    for i, state in enumerate(progress):
         for name, value in scene.observe(state).items():  # type: ignore[attr-defined]
             if i == 0:
                 rows[name] = np.empty((len(states), *value.shape), dtype=value.dtype)

@@ -1,7 +1,7 @@
-"""Which OpenGL MuJoCo renders with where there is no screen.
+"""Selection of the OpenGL backend with which MuJoCo renders without a screen.
 
-MuJoCo chooses its backend once, when it is imported, by the environment variable MUJOCO_GL; a
-backend that does not work fails only when the first frame is drawn. So a child process tries.
+MuJoCo reads the environment variable MUJOCO_GL once, when it is imported. A backend that does not
+work fails only when the first frame is drawn, so a child process tries each backend first.
 """
 
 from __future__ import annotations
@@ -10,49 +10,47 @@ import os
 import subprocess
 import sys
 
-BACKENDS = ("egl", "osmesa")  # the first draws on a GPU, the second on the CPU
-NONE = "disable"  # MuJoCo's word for no rendering at all
-_TRIAL = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free()"
+from ebt_policy.envs.errors import RenderingError
+
+BACKENDS = ("egl", "osmesa")  # on a GPU; on the CPU
+NO_BACKEND = "disable"  # value of MUJOCO_GL for no rendering at all
+_TRIAL_PROGRAM = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free()"
 _TIMEOUT_S = 60.0
 
 
-class RenderingError(OSError):
-    """No OpenGL backend can draw here."""
-
-
 def choose_backend() -> str:
-    """Set MUJOCO_GL to the first backend that works, unless it is set; to be called before MuJoCo
-    is imported.
+    """Set MUJOCO_GL to the first backend that works, unless it is set.
 
-    On systems other than Linux MuJoCo knows by itself, and nothing is set.
+    Call it before MuJoCo is imported. On systems other than Linux MuJoCo has one backend, and
+    nothing is set.
 
     Returns:
-        The backend, "disable" where none works, or "" where MuJoCo is left to choose.
+        The backend, "disable" if none works, or "" if MuJoCo chooses.
     """
-    chosen = os.environ.get("MUJOCO_GL", "")
-    if not chosen and sys.platform == "linux":
-        chosen = next((name for name in BACKENDS if _works(name)), NONE)
-        os.environ["MUJOCO_GL"] = chosen  # for child processes, too: they need not try again
-    return chosen
+    backend = os.environ.get("MUJOCO_GL", "")
+    if not backend and sys.platform == "linux":
+        backend = next((name for name in BACKENDS if _works(name)), NO_BACKEND)
+        os.environ["MUJOCO_GL"] = backend  # child processes inherit it and need not try again
+    return backend
 
 
 def require_rendering() -> None:
-    """Say what to do where frames are asked for and cannot be drawn.
+    """Check that frames can be drawn.
 
     Raises:
-        RenderingError: no backend works.
+        RenderingError: no backend works; the message says what to install.
     """
-    if choose_backend() == NONE:
+    if choose_backend() == NO_BACKEND:
         raise RenderingError(
-            "MuJoCo cannot draw frames here: neither EGL (a GPU's driver) nor OSMesa works. Install"
-            " OSMesa (Debian: apt-get install libosmesa6), or set MUJOCO_GL to a backend that works"
+            "MuJoCo cannot draw frames: neither EGL (of the GPU driver) nor OSMesa works. Install "
+            "OSMesa (Debian: apt-get install libosmesa6), or set MUJOCO_GL to a backend that works."
         )
 
 
 def _works(backend: str) -> bool:
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRIAL],
+        process = subprocess.run(
+            [sys.executable, "-c", _TRIAL_PROGRAM],
             env={**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -61,4 +59,4 @@ def _works(backend: str) -> bool:
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return done.returncode == 0
+    return process.returncode == 0

@@ -1,4 +1,4 @@
-"""Names of the simulators' tasks, so that they can be listed without loading a simulator."""
+"""Names of the simulators' tasks, readable without loading a simulator."""
 
 from __future__ import annotations
 

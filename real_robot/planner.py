@@ -17,10 +17,11 @@ import torch
 
 from ebt_policy.config import FloatOrInfinity
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.rollout import batched, noise_seed
+from ebt_policy.envs.rollout import batch_observations, noise_seed
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.inference_worker import Background, Done
@@ -328,7 +329,7 @@ class Planner(ActionSource):
         """A prediction as a function without arguments; all that it needs is taken now."""
         s = self.policy.shape
         past = s.n_obs_steps - 1
-        obs = batched([EnvSpec.stack([*self._seen])])
+        obs = batch_observations([EnvSpec.stack_history([*self._seen])])
         known = self._known(tick - past, tick + committed) if committed else []
         prefix = None
         first = past  # of the actions that may still be chosen
@@ -350,10 +351,12 @@ class Planner(ActionSource):
         def job() -> tuple[Chunk, float | None]:
             chunk = policy.predict_chunk(
                 obs,
-                prefix=prefix,
-                warm=warm if how.warm else None,
-                project=project,
-                deadline_s=how.deadline_s,
+                constraints=ChunkConstraints(
+                    prefix=prefix,
+                    warm_start=warm if how.warm else None,
+                    project=project,
+                    deadline_s=how.deadline_s,
+                ),
                 generator=generator,
             )
             if how.surprise is None or warm is None or not isinstance(policy, EnergyPolicy):

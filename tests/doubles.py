@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.drivers.base import DriverError, Observation, Scored
 from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
@@ -147,18 +148,17 @@ class Wanderer:
     def __init__(self, reach: float = 6.0) -> None:
         self.reach = reach
         self.chunk: Callable[[torch.Tensor], torch.Tensor] = lambda actions: actions
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[ChunkConstraints] = []
 
-    def predict_chunk(
-        self, obs, prefix=None, warm=None, project=None, deadline_s=None, generator=None
-    ):
-        self.calls.append({"obs": obs, "prefix": prefix, "warm": warm, "deadline_s": deadline_s})
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
+        constraints = constraints or ChunkConstraints()
+        self.calls.append(constraints)
         goal = self.reach * torch.randn(1, 1, 2, generator=generator)
         share = torch.linspace(0, 1, 16).view(1, 16, 1)
         actions = obs["obs"][:, -1:] + share * (goal - obs["obs"][:, -1:])
-        if project is not None:
-            actions = project(actions)
-        if prefix is not None:
+        if constraints.project is not None:
+            actions = constraints.project(actions)
+        if (prefix := constraints.prefix) is not None:
             actions[:, : prefix.shape[1]] = prefix
         actions = self.chunk(actions)
         return Chunk(actions, torch.full((1,), 2), energy=torch.zeros(1))

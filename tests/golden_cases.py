@@ -42,7 +42,7 @@ from ebt_policy.image.model import ImageModel
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import TextModel
 from ebt_policy.models.base import checkpoint_folder
-from ebt_policy.policies import load_policy
+from ebt_policy.policies import ChunkConstraints, load_policy
 from ebt_policy.video.autoencoder import Autoencoder, frame_features
 from ebt_policy.video.model import VideoModel
 
@@ -134,7 +134,7 @@ CASES: dict[str, Case] = {
         (*PUSH_T, "model=ebt", "task.relative_to=null", "task.align=false", "task.mirror=false"),
         SEVERAL,
     ),
-    "robot/ebt_told_prefix": Case((*PUSH_T, "model=ebt", "task.max_prefix=3"), SEVERAL),
+    "robot/ebt_told_prefix": Case((*PUSH_T, "model=ebt", "task.max_prefix_len=3"), SEVERAL),
     "robot/ebt_lift": Case(("task=lift", "task.path=lift", *ROBOT, "model=ebt"), SEVERAL),
     "robot/ebt_pixels": Case(
         (
@@ -144,7 +144,7 @@ CASES: dict[str, Case] = {
         SEVERAL, extra="timm",
     ),
     "robot/bc": Case((*PUSH_T, "model=bc")),
-    "robot/bc_told_prefix": Case((*PUSH_T, "model=bc", "task.max_prefix=3")),
+    "robot/bc_told_prefix": Case((*PUSH_T, "model=bc", "task.max_prefix_len=3")),
     "robot/diffusion": Case(
         (*PUSH_T, "model=diffusion", "model.inference.steps=6"),
         SEVERAL
@@ -281,9 +281,10 @@ def chunks(policy: Any, folder: Path, terms: Sequence[str] = ("free", "bound", "
     plan = middle + 0.5 * spread * normal(2, shape.horizon, shape.action_dim, seed=3)
     low, high = float(middle - spread), float(middle + spread)
     bound = {"prefix": plan[:, :3], "project": lambda x: x.clamp(low, high)}
-    given: dict[str, Any] = {"free": {}, "bound": bound, "warm": {"warm": plan, **bound}}
+    given: dict[str, Any] = {"free": {}, "bound": bound, "warm": {"warm_start": plan, **bound}}
     for name in terms:
-        chunk = policy.predict_chunk(obs, **given[name], generator=seeded())
+        constraints = ChunkConstraints(**given[name])
+        chunk = policy.predict_chunk(obs, constraints=constraints, generator=seeded())
         found[f"{name} actions"], found[f"{name} energy"] = chunk.actions, chunk.energy
         found[f"{name} gradient"], found[f"{name} steps"] = chunk.grad_norm, chunk.steps_used
     if hasattr(policy, "energies"):

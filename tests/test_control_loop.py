@@ -31,8 +31,9 @@ PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slo
 class Straight(Wanderer):
     """Goes one unit of a tenth a tick, from where the robot is: its plans show their own ticks."""
 
-    def predict_chunk(self, obs, prefix=None, project=None, **more):
-        self.calls.append({"obs": obs, "prefix": prefix, **more})
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
+        prefix = constraints.prefix
+        self.calls.append(constraints)
         ahead = torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([0.1, 0.0])
         chunk = super().predict_chunk(obs)
         actions = obs["obs"][:, -1:] + ahead
@@ -102,7 +103,7 @@ def test_a_frozen_prefix_leaves_no_seam(delay):
         travels = np.diff([tick.command for tick in moving], axis=0)[:, 0]
         wanted[mode] = np.abs(np.diff(travels)).max()
         if mode == "frozen":
-            held = [call["prefix"] for call in policy.calls[7:] if call["prefix"] is not None]
+            held = [call.prefix for call in policy.calls[7:] if call.prefix is not None]
             committed = max(1, math.ceil(delay / DT - 1e-9))
             assert {p.shape[1] for p in held} == {1 + committed}
     assert wanted["frozen"] < 1e-6
@@ -114,7 +115,7 @@ def test_the_prefix_is_what_was_sent_and_what_will_be():
     policy.calls.clear()
     episode = session.episode(0)
     sent = {tick.tick: tick.command for tick in episode.ticks}
-    prefixes = [call["prefix"] for call in policy.calls if call["prefix"] is not None][:3]
+    prefixes = [call.prefix for call in policy.calls if call.prefix is not None][:3]
     asked = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
     for start, prefix in zip(asked, prefixes, strict=True):
         executed = np.stack([sent[start - 1 + i] for i in range(prefix.shape[1])])
@@ -124,7 +125,9 @@ def test_the_prefix_is_what_was_sent_and_what_will_be():
 def test_what_is_limited_in_the_descent_is_not_limited_again():
     free, bound = Wanderer(reach=30.0), Wanderer(reach=30.0)
     original = bound.predict_chunk
-    bound.predict_chunk = lambda obs, project=None, **more: original(obs, **more)
+    bound.predict_chunk = lambda obs, *, constraints, generator: original(
+        obs, constraints=replace(constraints, project=None), generator=generator
+    )
     clamped = []
     for policy in (free, bound):
         session, _, _, _ = point_session(policy=policy, change={"watch": patient()})
@@ -140,7 +143,9 @@ def patient():
 def test_repeated_clamps_hold_the_robot():
     policy = Wanderer(reach=30.0)
     original = policy.predict_chunk
-    policy.predict_chunk = lambda obs, project=None, **more: original(obs, **more)
+    policy.predict_chunk = lambda obs, *, constraints, generator: original(
+        obs, constraints=replace(constraints, project=None), generator=generator
+    )
     session, driver, _, _ = point_session(policy=policy)
     episode = session.episode(1)
     assert episode.ended[0] is State.HOLD

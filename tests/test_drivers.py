@@ -114,15 +114,16 @@ def session_on(robot, **more):
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
 
-    def predict(obs, prefix=None, project=None, **_):
+    def predict(obs, *, constraints, generator):
         import torch
 
         from ebt_policy.policies.base import Chunk  # goes right, slowly
 
         here = obs["obs"][:, -1:, 18:]
         actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
-        actions = actions if project is None else project(actions)
-        if prefix is not None:
+        if constraints.project is not None:
+            actions = constraints.project(actions)
+        if (prefix := constraints.prefix) is not None:
             actions[:, : prefix.shape[1]] = prefix
         return Chunk(actions, torch.ones(1), energy=torch.zeros(1))
 

@@ -22,6 +22,7 @@ from benchmarks.gpu.results import Case, SectionResults, TimeBudget
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.energy import descent
 from ebt_policy.evaluation.flops import Work
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.real_robot.safety import ChunkProjection, Motion
 
 SECTIONS = ("card", "latency", "training", "push_t", "text", "images")
@@ -193,7 +194,7 @@ def test_what_makes_the_host_wait_is_seen():
 def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch):
     # The descent's own check runs in eager mode alone; on a GPU training is compiled.
     monkeypatch.setattr(descent, "_check_finite", lambda result: None)
-    policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix": 4}).to(DEVICE)
+    policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix_len": 4}).to(DEVICE)
     batch = {
         "obs": torch.rand(8, 2, 20, device=DEVICE), "action": torch.rand(8, 16, 2, device=DEVICE),
     }  # fmt: skip
@@ -211,7 +212,7 @@ def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch
 def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
     monkeypatch.setattr(descent, "_check_finite", lambda result: None)
     model, options = CHUNKS[predictor]
-    policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix": latency.PREFIX})
+    policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix_len": latency.PREFIX})
     policy.eval().requires_grad_(False).configure_inference(**options)
     policy.to(DEVICE)
     obs = {"obs": torch.rand(1, 2, 20, device=DEVICE)}
@@ -219,13 +220,20 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
     project = ChunkProjection(latency.LIMITS, latency.LIMITS.bounds(DEVICE), motion, 0.1, 4)
     prefix = torch.rand(1, 4, 2, device=DEVICE)
     assert sent(lambda: policy.predict_on_device(obs)) == []
-    assert sent(lambda: policy.predict_on_device(obs, prefix=prefix, project=project)) == []
+    assert (
+        sent(
+            lambda: policy.predict_on_device(
+                obs, constraints=ChunkConstraints(prefix=prefix, project=project)
+            )
+        )
+        == []
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_one_compiled_program_serves_every_prefix_and_every_motion():
-    shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix": 6}
+    shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix_len": 6}
     policy = make("ebt", "4xs", CPU, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(steps=2, candidates=2)
     limits, bounds = latency.LIMITS, latency.LIMITS.bounds()
@@ -236,7 +244,9 @@ def test_one_compiled_program_serves_every_prefix_and_every_motion():
         project = ChunkProjection(limits, bounds, motion, 0.1, length)
         prefix = start.expand(1, length, 2)
         noise = torch.Generator().manual_seed(length)
-        return policy.predict_chunk(obs, prefix=prefix, project=project, generator=noise).actions
+        return policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=prefix, project=project), generator=noise
+        ).actions
 
     lengths = (1, 2, 4, 6)
     eager = [chunk(length) for length in lengths]

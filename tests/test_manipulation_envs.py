@@ -13,9 +13,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from ebt_policy.data.render_cache import rendered_observations
-from ebt_policy.envs import rendering as headless
+from ebt_policy.envs import rendering
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.rendering import RenderingError
+from ebt_policy.envs.errors import RenderingError
 from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 
@@ -52,8 +52,8 @@ def made(name: str) -> gymnasium.Env:
 
 
 @cache
-def rendering() -> bool:
-    return headless.choose_backend() != headless.NONE
+def can_render() -> bool:
+    return rendering.choose_backend() != rendering.NO_BACKEND
 
 
 def test_importing_the_package_loads_no_simulator():
@@ -172,7 +172,7 @@ def test_an_unknown_scene_is_told_with_the_known_ones():
     ],
 )
 def test_cameras_and_rendering(name, camera):
-    if not rendering():
+    if not can_render():
         pytest.skip("nothing draws here")
     env = gymnasium.make(
         f"ebt_policy/{name}", cameras=[camera], image_size=48, render_mode="rgb_array"
@@ -194,7 +194,7 @@ def test_cameras_and_rendering(name, camera):
 
 @pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
 def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
-    if not rendering():
+    if not can_render():
         pytest.skip("nothing draws here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     states, _ = play(made(name), 3, steps=2)
@@ -216,33 +216,33 @@ def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
 
 @pytest.fixture
 def linux(monkeypatch):
-    monkeypatch.setattr(headless.sys, "platform", "linux")
+    monkeypatch.setattr(rendering.sys, "platform", "linux")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     return monkeypatch
 
 
 def test_the_first_backend_that_works_is_taken(linux):
     tried = []
-    linux.setattr(headless, "_works", lambda name: tried.append(name) or name == "osmesa")
-    assert headless.choose_backend() == "osmesa" == headless.os.environ["MUJOCO_GL"]
+    linux.setattr(rendering, "_works", lambda name: tried.append(name) or name == "osmesa")
+    assert rendering.choose_backend() == "osmesa" == rendering.os.environ["MUJOCO_GL"]
     assert tried == ["egl", "osmesa"]
-    assert headless.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
+    assert rendering.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
 
 
 def test_the_users_choice_is_kept(linux):
     linux.setenv("MUJOCO_GL", "glfw")
-    linux.setattr(headless, "_works", lambda name: pytest.fail("tried"))
-    assert headless.choose_backend() == "glfw"
+    linux.setattr(rendering, "_works", lambda name: pytest.fail("tried"))
+    assert rendering.choose_backend() == "glfw"
 
 
 def test_without_a_backend_only_frames_are_refused(linux):
-    linux.setattr(headless, "_works", lambda name: False)
-    assert headless.choose_backend() == headless.NONE
+    linux.setattr(rendering, "_works", lambda name: False)
+    assert rendering.choose_backend() == rendering.NO_BACKEND
     with pytest.raises(RenderingError, match="apt-get install libosmesa6"):
-        headless.require_rendering()
+        rendering.require_rendering()
 
 
 @pytest.mark.parametrize("extra", ["adroit"])
 def test_a_trial_that_fails_is_no_crash(linux, extra):
-    linux.setattr(headless, "_TRIAL", "raise SystemExit(3)")
-    assert headless.choose_backend() == headless.NONE
+    linux.setattr(rendering, "_TRIAL_PROGRAM", "raise SystemExit(3)")
+    assert rendering.choose_backend() == rendering.NO_BACKEND

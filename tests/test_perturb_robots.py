@@ -66,9 +66,9 @@ def test_strength_says_how_far(name):
     moved, _ = scene.perturb("gripper", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
     assert 9 < 100 * np.linalg.norm(moved[:3] - obs[:3]) < 18
     assert not scene.holding()  # type: ignore[attr-defined]
-    place = scene._place()  # type: ignore[attr-defined]
+    place = scene._object_position()  # type: ignore[attr-defined]
     scene.perturb("object", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
-    np.testing.assert_allclose(np.linalg.norm(scene._place() - place), 0.12)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(np.linalg.norm(scene._object_position() - place), 0.12)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="cannot be perturbed by 'kick'"):
         scene.perturb("kick", 1, np.random.default_rng(0))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no perturbation 'kick'; it has delay, freeze, object"):

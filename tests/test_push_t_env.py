@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ebt_policy.envs  # noqa: F401  registers the environment
-from ebt_policy.envs.push_t import PushTEnv, seeded_state
-from ebt_policy.envs.push_t_geometry import observation
+from ebt_policy.envs.push_t_env import PushTEnv
+from ebt_policy.envs.push_t_geometry import observation, seeded_state
 
 GOAL = np.array([100.0, 100.0, 256.0, 256.0, np.pi / 4])  # the block on the goal
 DATA = os.environ.get("EBT_POLICY_DATA")
@@ -49,7 +49,9 @@ def test_follows_the_gymnasium_interface():
 
 
 def test_registration_imports_no_simulator():
-    code = "import envs, sys; assert not {'pygame', 'pymunk', 'torch'} & sys.modules.keys()"
+    code = (
+        "import sys, ebt_policy.envs; assert not {'pygame', 'pymunk', 'torch'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=with_path())
 
 

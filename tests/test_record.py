@@ -13,7 +13,7 @@ from ebt_policy import plugins as modules
 from ebt_policy import record as module
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.perturbations import Kind
+from ebt_policy.envs.perturbations import PerturbationKind
 from ebt_policy.errors import ConfigError
 from ebt_policy.record import main, record
 
@@ -79,7 +79,7 @@ class Noise:
         },
     }  # fmt: skip
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         noise = [torch.randn(16, 2, generator=g) for g in generator or []]
         return SimpleNamespace(actions=torch.stack(noise))
 
@@ -194,7 +194,7 @@ def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
         (["task=lift", "task.scene=Fold"], "task.scene must be one of Lift, Can"),
         (["task=lift", "episodes=many"], "episodes must be int, got 'many'"),
         (["task=lift", "episodes=0"], "episodes must be at least 1"),
-        (["task=lift", "workers=0"], "at least 1 worker"),
+        (["task=lift", "workers=0"], "workers must be at least 1"),
         (["task=metaworld", "+task.align=true"], "belong to Push-T"),
     ],
 )
@@ -271,7 +271,10 @@ def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch
 )
 def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeypatch, call_entry):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
-    known = {"kick": Kind("px", (25.0, 50.0)), "turn": Kind("degrees", (30.0,))}
+    known = {
+        "kick": PerturbationKind("px", (25.0, 50.0)),
+        "turn": PerturbationKind("degrees", (30.0,)),
+    }
     monkeypatch.setattr(module, "known_perturbations", lambda spec: known)
     monkeypatch.chdir(tmp_path)
     command = ["task=push_t", "checkpoint=runs/a", "episodes=1", "workers=1"]

@@ -12,8 +12,8 @@ import torch
 from training_runs import copied
 
 from ebt_policy.envs import rollout
-from ebt_policy.envs.perturbations import Kind, Perturbation
-from ebt_policy.envs.push_t import PushTEnv
+from ebt_policy.envs.perturbations import Perturbation, PerturbationKind
+from ebt_policy.envs.push_t_env import PushTEnv
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.statistics import wilson
 from ebt_policy.policies.eval_config import EvalConfig
@@ -27,7 +27,7 @@ from ebt_policy.policies.robustness import (
 )
 from ebt_policy.train import train
 
-KNOWN = {"kick": Kind("px", (10.0, 20.0)), "delay": Kind("steps", (1.0,))}
+KNOWN = {"kick": PerturbationKind("px", (10.0, 20.0)), "delay": PerturbationKind("steps", (1.0,))}
 PROTOCOL = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 
@@ -73,8 +73,8 @@ def test_words_become_conditions():
     [
         ("wind", "perturb=wind is unknown; there are kick, delay, or all."),
         ("kick=hard", "perturb=kick=hard"),
-        ("kick=-3", "must not be negative"),
-        ("delay=0.5", "a number of steps"),
+        ("kick=-3", "must be at least 0"),
+        ("delay=0.5", "a whole number of steps"),
     ],
 )
 def test_bad_words_are_named(words, message):

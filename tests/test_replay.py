@@ -13,8 +13,8 @@ from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy import ReplayBuffer
 from ebt_policy.energy.objectives import S2
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.policies.base import PolicyShape
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.policy_shape import PolicyShape
 
 
 def rows(numbers):

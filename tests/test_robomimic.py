@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.data.robomimic import load_robomimic
 from ebt_policy.envs.robosuite_tasks import (
-    FLANGE,
+    EEF_TO_CONTROL,
     SCENES,
     from_six_dimensional,
     layout,
@@ -125,7 +125,9 @@ def test_absolute_actions_are_the_goals_of_the_relative_ones(tmp_path):
         goals[:, :3], parts["robot0_eef_pos"] + 0.05 * actions[:, :3], atol=1e-6
     )
     turned = Rotation.from_rotvec(0.5 * actions[:, 3:6])
-    here = Rotation.from_matrix(Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ FLANGE)
+    here = Rotation.from_matrix(
+        Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
+    )
     apart = (turned * here).inv() * Rotation.from_rotvec(goals[:, 3:6])
     assert apart.magnitude().max() < 1e-5
     np.testing.assert_allclose(goals[:, 6], actions[:, 6], atol=1e-6)
@@ -372,7 +374,9 @@ def test_goals_are_made_in_the_scale_of_the_controller(
     clipped_to = actions[:, :6].clip(-clipped, clipped)
     way = goals[:, :3] - parts["robot0_eef_pos"]
     np.testing.assert_allclose(way, moves * clipped_to[:, :3], atol=1e-6)
-    here = Rotation.from_matrix(Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ FLANGE)
+    here = Rotation.from_matrix(
+        Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
+    )
     turned = Rotation.from_rotvec(goals[:, 3:6]) * here.inv()
     np.testing.assert_allclose(turned.as_rotvec(), turns * clipped_to[:, 3:], atol=1e-5)
     if ranges:

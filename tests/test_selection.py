@@ -13,6 +13,7 @@ from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.selection import best_of, line_integral, vote
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import build_policy
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 
 SHAPE = {"obs_dim": 3, "action_dim": 2, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8}
 MODELS = {
@@ -172,7 +173,9 @@ def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model)
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(2, 2, 3)}
     policy.configure_inference(candidates=4, select="medoid")
     prefix = torch.full((2, 3, 2), 0.25)
-    chunk = policy.predict_chunk(obs, prefix=prefix, project=lambda x: x.clamp(-0.3, 0.3))
+    chunk = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=prefix, project=lambda x: x.clamp(-0.3, 0.3))
+    )
     assert torch.equal(chunk.actions[:, :3], prefix) and chunk.actions.abs().max() <= 0.3
 
 
@@ -181,11 +184,13 @@ def test_the_best_is_chosen_among_what_may_be_executed():
     policy = build(*MODELS["flow"])
     policy.configure_inference(candidates=3, select="density")
     heights = torch.tensor([0.0, 0.9, 1.4]).view(1, 3, 1, 1)
-    policy.sample = lambda context, noise, terms, generator: heights.expand_as(noise)
+    policy.sample = lambda context, noise, constraints, generator: heights.expand_as(noise)
     limit = lambda x: x.clamp(max=0.5)  # noqa: E731
-    network = policy._network_actions(torch.zeros(1, 2, 3), torch.full((1, 1, 2), 0.5))
+    network = policy.normalize_actions(torch.zeros(1, 2, 3), torch.full((1, 1, 2), 0.5))
     heights = network.max() + torch.tensor([-3.0, 0.5, 1.5]).view(1, 3, 1, 1)
-    actions = policy.predict_chunk({"obs": torch.zeros(1, 2, 3)}, project=limit).actions
+    actions = policy.predict_chunk(
+        {"obs": torch.zeros(1, 2, 3)}, constraints=ChunkConstraints(project=limit)
+    ).actions
     torch.testing.assert_close(actions, torch.full_like(actions, 0.5))
 
 

@@ -166,7 +166,7 @@ def test_a_module_of_the_command_line_may_be_named(
     file.write_text(text)
     (tmp_path / "my_envs.py").write_text(
         "import gymnasium\n"
-        "gymnasium.register('Mine-v0', 'ebt_policy.envs.push_t:PushTEnv')\n"
+        "gymnasium.register('Mine-v0', 'ebt_policy.envs.push_t_env:PushTEnv')\n"
     )  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     # Processes that play import the module, too.

@@ -23,7 +23,7 @@ from ebt_policy.data.push_t import mirrored
 from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.push_t import PushTEnv
+from ebt_policy.envs.push_t_env import PushTEnv
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
@@ -132,7 +132,7 @@ def test_one_image_does_not_touch_another(pretrained):
         "right": torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8),
     }
     together = encoder(images, None)
-    assert together.shape == (3, 2, encoder.features) and encoder.features == 2 * 4 * 2
+    assert together.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
     alone = encoder({name: image[1:2, 1:] for name, image in images.items()}, None)
     torch.testing.assert_close(alone[0, 0], together[1, 1])
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]

@@ -342,11 +342,11 @@ def _problem(key: str, array: np.ndarray, ends: np.ndarray) -> str:
         return f'"{key}" has shape {array.shape}, which holds no numbers: leave it out'
     if array.dtype.kind == "f":
         limit = min(np.finfo(array.dtype).max, np.finfo(np.float32).max)
-        usable = (array >= -limit) & (array <= limit)  # NaN is neither
-        if not usable.all():
-            row = int(np.argmin(usable.reshape(len(array), -1).all(axis=1)))
+        is_valid = (array >= -limit) & (array <= limit)  # NaN is neither
+        if not is_valid.all():
+            row = int(np.argmin(is_valid.reshape(len(array), -1).all(axis=1)))
             episode = int(np.searchsorted(ends, row, side="right"))
-            value = array[row][~usable[row]].flat[0]
+            value = array[row][~is_valid[row]].flat[0]
             return (
                 f'"{key}" has NaN or infinity in float32, first {value} in row {row} (episode '
                 f"{episode}): repair such rows or leave their episodes out"

@@ -25,8 +25,8 @@ import numpy as np
 from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.hdf5 import h5py_module, member, read_rows, subgroup
 from ebt_policy.envs.robosuite_tasks import (
+    ACTION_SCALE,
     RATE_HZ,
-    SCALE,
     SCENES,
     Scene,
     absolute_actions,
@@ -138,7 +138,12 @@ def _recorded(path: Path, data: Any, scene: Scene) -> _Recorded:
         relative = bool(
             controller.get("control_delta", True) and controller.get("input_type") != "absolute"
         )
-        ranges = {"input_max": 1, "input_min": -1, "output_max": SCALE, "output_min": -SCALE}
+        ranges = {
+            "input_max": 1,
+            "input_min": -1,
+            "output_max": ACTION_SCALE,
+            "output_min": -ACTION_SCALE,
+        }
         limit, low, reach, back = (
             np.broadcast_to(np.asarray(controller.get(key, usual), dtype=float), 6)
             for key, usual in ranges.items()
@@ -210,11 +215,12 @@ def _controller(configs: Any) -> dict[str, Any]:
 def _check_relative(path: Path, recorded: _Recorded) -> None:
     if not recorded.relative:
         raise EpisodeError(f"{path} holds absolute actions: set task.actions=absolute.")
-    if not (np.allclose(recorded.scale, SCALE) and np.allclose(recorded.limit, 1)):
+    if not (np.allclose(recorded.scale, ACTION_SCALE) and np.allclose(recorded.limit, 1)):
         raise EpisodeError(
             f"{path}: its controller turns relative actions of up to {recorded.limit.tolist()} "
             f"into {(recorded.limit * recorded.scale).tolist()} m and rad, the environment's of up "
-            f"to 1 into {SCALE.tolist()}: set task.actions=absolute, which takes it into account."
+            f"to 1 into {ACTION_SCALE.tolist()}: set task.actions=absolute, which takes it into "
+            "account."
         )
 
 

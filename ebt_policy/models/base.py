@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.renamed_options import with_new_names
 
 FORMAT_VERSION = "1"
 
@@ -185,6 +186,7 @@ class Model(nn.Module, ABC):
             )
         with reading(folder / "config.yaml"):
             config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            config = with_new_names(config)
             if (domain := domain_of(config)) is not cls.domain:
                 raise CheckpointError(f"{folder} holds {domain.noun}, not {cls.domain.noun}.")
         _need(folder, *cls.files)

@@ -10,8 +10,11 @@ from torch import Tensor
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
+from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
 from ebt_policy.policies.vision import VisionEncoder
 
 
@@ -32,7 +35,7 @@ class BehaviorCloning(Policy):
     ) -> None:
         super().__init__(shape, normalizer, vision)
         self.net = ChunkTransformer(
-            self.tokens, size, actions_per_token, output="vector", level=False
+            self.network_shape, size, actions_per_token, output="vector", level=False
         )
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -43,8 +46,12 @@ class BehaviorCloning(Policy):
         return self.net(self.net.encode(obs), empty)[:, 0]
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return (self._regress(self.features(batch)) - batch["action"]).square().mean(), {}
+        return (
+            self._regress(self.observation_features(batch)) - batch["action"]
+        ).square().mean(), {}
 
-    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
+    def _predict_normalized(
+        self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
+    ) -> Chunk:
         used = torch.ones(len(obs), dtype=torch.long, device=obs.device)
-        return Chunk(actions=self.admit(self._regress(obs), terms), steps_used=used)
+        return Chunk(actions=self.constrain(self._regress(obs), constraints), steps_used=used)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import PolicyShape
+from ebt_policy.policies.policy_shape import PolicyShape
 
 
 class ChunkTransformer(nn.Module):

@@ -15,7 +15,7 @@ from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import aligned, load_push_t, mirrored
 from ebt_policy.data.windows import Windows, long_enough
-from ebt_policy.envs import registered
+from ebt_policy.envs import registered_env_ids
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.plugins import is_user_module
@@ -43,8 +43,8 @@ class PolicyTaskConfig:
         align: move each demonstration so that it ends exactly on the goal (Push-T).
         mirror: learn from the mirror images of the demonstrations, too (Push-T).
         cameras: names of those that the policy sees.
-        max_prefix: so many actions that are committed already, at most, the policy is told of, for
-            control loops in which it predicts while the last chunk is executed; 0 for none.
+        max_prefix_len: condition the policy on up to this many committed actions, for control
+            loops in which it predicts while the last chunk is executed; 0 for none.
     """
 
     name: str
@@ -63,7 +63,7 @@ class PolicyTaskConfig:
     align: bool = False
     mirror: bool = False
     cameras: list[str] | None = None
-    max_prefix: int = 0
+    max_prefix_len: int = 0
 
     def __post_init__(self) -> None:
         if self.family is None:
@@ -133,15 +133,15 @@ class PolicyTaskConfig:
             ConfigError: none would be left to train on.
             ValueError: all are too short.
         """
-        usable = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
+        indices = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
         count = self.validation_episodes
-        if not 0 <= count < len(usable):
+        if not 0 <= count < len(indices):
             raise ConfigError(
-                f"task.validation_episodes={count} must leave some of the {len(usable)} "
+                f"task.validation_episodes={count} must leave some of the {len(indices)} "
                 f"demonstrations that are long enough for a window of task.horizon={self.horizon} "
                 "to train on."
             )
-        order = np.random.default_rng(seed).permutation(usable)
+        order = np.random.default_rng(seed).permutation(indices)
         training = episodes.select(np.sort(order[count:]))
         held_out = episodes.select(np.sort(order[:count])) if count else None
         return (training + mirrored(training) if self.mirror else training), held_out
@@ -174,11 +174,14 @@ class PolicyTaskConfig:
 def _check_known(env_id: Any) -> None:
     """Refuse environments of modules that nobody asked for: making one would import its module,
     and a configuration may come with somebody else's checkpoint."""
-    if env_id in registered():
+    if env_id in registered_env_ids():
         return
     module, colon, _ = str(env_id).partition(":")
     if not colon:
-        near = get_close_matches(str(env_id), registered(), cutoff=0.4) or registered()[:1]
+        near = (
+            get_close_matches(str(env_id), registered_env_ids(), cutoff=0.4)
+            or registered_env_ids()[:1]
+        )
         raise ConfigError(
             f"task.env.env_id={env_id} is unknown; near it are {', '.join(near)}. An environment "
             "of another package is module:id, with --module module on the command line."

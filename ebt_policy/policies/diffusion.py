@@ -20,8 +20,10 @@ from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.ddim import DDIM, set_steps
-from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
 from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
 from ebt_policy.policies.unet1d import ConditionalUnet1d
 from ebt_policy.policies.vision import VisionEncoder
@@ -87,13 +89,13 @@ class DiffusionPolicy(SamplingPolicy):
     ) -> None:
         super().__init__(shape, normalizer, vision)
         transformer = ChunkTransformer(
-            self.tokens, size, actions_per_token, output="vector", level=True
+            self.network_shape, size, actions_per_token, output="vector", level=True
         )
         if network == "transformer":
             self.net = transformer
         elif network == "unet":
             budget = sum(p.numel() for p in transformer.parameters())
-            self.net = ConditionalUnet1d.of_size(self.tokens, budget)
+            self.net = ConditionalUnet1d.of_size(self.network_shape, budget)
         else:
             raise ConfigError(f"model.network must be transformer or unet, got {network}.")
         self.inference = options(DiffusionInference, inference, "model.inference")
@@ -119,12 +121,12 @@ class DiffusionPolicy(SamplingPolicy):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws = batch["draws"]
-        context = self.net.encode(self.features(batch))
+        context = self.net.encode(self.observation_features(batch))
         predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
         return (predicted[:, 0] - draws["target"]).square().mean(), {}
 
     def sample(
-        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         options, x = self.inference, noise
         kind = DDPMScheduler if options.scheduler == "ddpm" else DDIM
@@ -135,12 +137,12 @@ class DiffusionPolicy(SamplingPolicy):
         # diffusers draws DDPM's noise itself; it takes one generator or a list of them as we do.
         extra = {"generator": generator} if options.scheduler == "ddpm" else {}
         for t in scheduler.timesteps:
-            if (prefix := terms.prefix) is not None:
+            if (prefix := constraints.prefix) is not None:
                 # Inpainting: a committed action is as noisy as the others.
                 held = prefix.unsqueeze(1).expand_as(x)
                 normal, now = draw_normal(held, generator), t.view(1)
                 noisy = scheduler.add_noise(held, normal, now)  # type: ignore[arg-type]
-                x = terms.hold(x, noisy)
+                x = constraints.hold_prefix(x, noisy)
             predicted = self.net(context, x, _level(x, int(t)))
             x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
         return x

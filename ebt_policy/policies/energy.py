@@ -23,8 +23,11 @@ from ebt_policy.energy.selection import WITH_ENERGY, Rule
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
-from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
+from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
 from ebt_policy.policies.vision import VisionEncoder
 
 
@@ -101,7 +104,7 @@ class EnergyPolicy(EnergyModel, Policy):
         super().__init__(shape, normalizer, vision)
         self.objective = objective
         self.net = ChunkTransformer(
-            self.tokens,
+            self.network_shape,
             size,
             actions_per_token,
             output="energy",
@@ -124,7 +127,7 @@ class EnergyPolicy(EnergyModel, Policy):
         return batch["action"].unsqueeze(1)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        context = self.net.encode(self.features(batch))
+        context = self.net.encode(self.observation_features(batch))
         return self.objective(
             partial(self.net, context),
             self.target(batch),
@@ -134,28 +137,31 @@ class EnergyPolicy(EnergyModel, Policy):
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
         """Verified energy of given chunks (B, M, T, A), env units -> (B, M)."""
         with torch.no_grad():
-            context = self.net.encode(self.observe(obs))
-            candidates = self._network_actions(obs["obs"], chunks)
+            context = self.net.encode(self.encode_observation(obs))
+            candidates = self.normalize_actions(obs["obs"], chunks)
             return self.objective.verify(
                 partial(self.net, context), candidates, self.inference.level
             )
 
     def descend(
-        self, obs: Tensor, terms: ChunkConstraints | None = None, generator: Generators = None
+        self,
+        obs: Tensor,
+        constraints: NormalizedConstraints | None = None,
+        generator: Generators = None,
     ) -> DescentResult:
         """The descent behind `predict_chunk`, in the network's units, one unit a candidate.
 
         Args:
-            obs: as `observe` gives it; the rest is `refine`'s.
+            obs: as `encode_observation` gives it; the rest is `_predict_normalized`'s.
         """
-        how, terms = self.inference, terms or ChunkConstraints()
+        how, constraints = self.inference, constraints or NormalizedConstraints()
         like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
         noise = draw_normal(like, generator)
         # What asks the clock or the candidates whether to go on cannot be compiled as one piece.
-        asks = (terms.deadline_s, how.stop_grad_norm, how.stop_change)
+        asks = (constraints.deadline_s, how.stop_grad_norm, how.stop_change)
         whole = all(option is None for option in asks)
         search = self._compiled if whole and self._compiled is not None else self._search
-        return search(obs, noise, terms, generator)
+        return search(obs, noise, constraints, generator)
 
     def compile_prediction(self) -> None:
         # As one piece: all steps, a committed prefix, a robot's limits and the verification.
@@ -164,30 +170,34 @@ class EnergyPolicy(EnergyModel, Policy):
             self.vision.compile()
 
     def _search(
-        self, obs: Tensor, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, obs: Tensor, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> DescentResult:
         how = self.inference
         context = self.net.encode(obs)
         init, level, steps = noise, 0.0, how.steps
-        if terms.warm is not None:
+        if constraints.warm_start is not None:
             level, steps = how.warm_level, how.warm_steps
-            earlier = terms.warm.unsqueeze(1).expand_as(noise)
+            earlier = constraints.warm_start.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
         chosen = self.objective.descent_options(steps, level, device=obs.device)
         levels = chosen.get("levels")
-        if levels is None and terms.committed is not None:
-            chosen["frozen"] = terms.committed.view(1, 1, -1, 1)
-            init = torch.where(chosen["frozen"], terms.fit(init), init)
+        if levels is None and constraints.prefix_mask is not None:
+            chosen["frozen"] = constraints.prefix_mask.view(1, 1, -1, 1)
+            init = torch.where(chosen["frozen"], constraints.apply(init), init)
         # Who lands early is beyond the level of the others: no end of its path is to be foreseen.
-        bound = terms if how.stop_change is None else replace(terms, project=None)
+        bound = constraints if how.stop_change is None else replace(constraints, project=None)
         bound = bound if bound.project is not None or bound.prefix is not None else None
 
         def project(x: Tensor, done: int) -> Tensor:
             if done == steps:
-                return self.admit(x, terms)
+                return self.constrain(x, constraints)
             if bound is None:
                 return x
-            return bound.fit(x) if levels is None else _on_the_path(x, noise, levels[done], bound)
+            return (
+                bound.apply(x)
+                if levels is None
+                else project_along_path(x, noise, levels[done], bound)
+            )
 
         energy = partial(self.net, context)
         return descend(
@@ -198,18 +208,20 @@ class EnergyPolicy(EnergyModel, Policy):
             select=how.select,
             stop_grad_norm=how.stop_grad_norm,
             stop_change=how.stop_change,
-            deadline_s=terms.deadline_s,
+            deadline_s=constraints.deadline_s,
             project=project,
             verify=lambda x: self.objective.verify(energy, x, how.level),
             generator=generator,
             **chosen,
         )
 
-    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
-        found = self.descend(obs, terms, generator)
+    def _predict_normalized(
+        self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
+    ) -> Chunk:
+        found = self.descend(obs, constraints, generator)
         actions, stops = found.candidate[:, 0], self.inference.stop_grad_norm is not None
-        if stops or terms.deadline_s is not None:  # perhaps before the last step
-            actions = self.admit(actions, terms)
+        if stops or constraints.deadline_s is not None:  # perhaps before the last step
+            actions = self.constrain(actions, constraints)
         return Chunk(
             actions=actions,
             steps_used=found.steps_used[:, 0],
@@ -218,12 +230,14 @@ class EnergyPolicy(EnergyModel, Policy):
         )
 
 
-def _on_the_path(x: Tensor, noise: Tensor, level: Tensor, terms: ChunkConstraints) -> Tensor:
+def project_along_path(
+    x: Tensor, noise: Tensor, level: Tensor, constraints: NormalizedConstraints
+) -> Tensor:
     """Candidates x (B, M, T, A) at a level in (0, 1), moved so that their paths end on the terms.
 
     x = g y + (1 - g) n: the end y that a candidate is heading for is put on the terms, and the
     candidate where the path to it lies. A level-conditioned energy expects all actions to be
     equally noisy; clean ones beside noisy ones are nothing that it was trained on.
     """
-    end = terms.fit((x - (1 - level) * noise) / level)
+    end = constraints.apply((x - (1 - level) * noise) / level)
     return corrupt(end, noise, level.expand(noise.shape[:2]))

@@ -59,14 +59,16 @@ def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
         rows = {name: v.repeat(CANDIDATES, *(1 for _ in v.shape[1:])) for name, v in one.items()}
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
-            found = policy.descend(policy.observe(rows), generator=generator)
+            found = policy.descend(policy.encode_observation(rows), generator=generator)
     finally:
         policy.inference = before
     steps = torch.stack([p.flatten(1).cpu() for p in found.path])  # (N + 1, M, T * A)
     ends = steps[-1]
     with torch.no_grad():
         # Energies at different levels do not compare, so all are judged as finished candidates.
-        along = [policy.energies(rows, policy.env_actions(rows["obs"], p)) for p in found.path]
+        along = [
+            policy.energies(rows, policy.unnormalize_actions(rows["obs"], p)) for p in found.path
+        ]
     trace = torch.stack(along)[:, :, 0].cpu()
     final = trace[-1]
     best = int(final.argmin())
@@ -77,9 +79,9 @@ def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     x, y = (torch.linspace(-float(r), float(r), GRID) for r in reach)
     points = centre + x.view(1, -1, 1) * axes[0] + y.view(-1, 1, 1) * axes[1]
     shape = (1, GRID * GRID, policy.shape.horizon, policy.shape.action_dim)
-    chunks = policy.env_actions(one["obs"], points.view(shape).to(device))
+    chunks = policy.unnormalize_actions(one["obs"], points.view(shape).to(device))
     surface = policy.energies(one, chunks).view(GRID, GRID).cpu()
-    shown = [policy.env_actions(rows["obs"], p[:, 0]) for p in found.path]
+    shown = [policy.unnormalize_actions(rows["obs"], p[:, 0]) for p in found.path]
     return EnergySlice(
         x=x.numpy(),
         y=y.numpy(),

@@ -18,8 +18,10 @@ from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import POLICIES, ChunkConstraints, PolicyShape
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
 from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
 from ebt_policy.policies.vision import VisionEncoder
 
@@ -54,7 +56,7 @@ class FlowMatchingPolicy(SamplingPolicy):
     ) -> None:
         super().__init__(shape, normalizer, vision)
         self.net = ChunkTransformer(
-            self.tokens, size, actions_per_token, output="vector", level=True
+            self.network_shape, size, actions_per_token, output="vector", level=True
         )
         self.inference = options(FlowInference, inference, "model.inference")
 
@@ -66,20 +68,20 @@ class FlowMatchingPolicy(SamplingPolicy):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         action, normal = batch["action"].unsqueeze(1), batch["draws"]["normal"].unsqueeze(1)
         level = batch["draws"]["level"]
-        context = self.net.encode(self.features(batch))
+        context = self.net.encode(self.observation_features(batch))
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 
     def sample(
-        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         steps, x = self.inference.steps, noise
         for k in range(steps):
             level = noise.new_full(noise.shape[:2], k / steps)
             x = x + self.net(context, x, level) / steps
-            if terms.prefix is not None:
-                held = terms.prefix.unsqueeze(1)
-                x = terms.hold(x, corrupt(held, noise, level + 1 / steps))
+            if constraints.prefix is not None:
+                held = constraints.prefix.unsqueeze(1)
+                x = constraints.hold_prefix(x, corrupt(held, noise, level + 1 / steps))
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:

@@ -19,8 +19,11 @@ from ebt_policy.energy.objectives import info_nce
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import POLICIES, Chunk, ChunkConstraints, Policy, PolicyShape
+from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES
 from ebt_policy.policies.vision import VisionEncoder
 
 
@@ -71,7 +74,7 @@ class ImplicitBC(Policy):
     ) -> None:
         super().__init__(shape, normalizer, vision)
         self.net = ChunkTransformer(
-            self.tokens, size, actions_per_token, output="energy", level=False
+            self.network_shape, size, actions_per_token, output="energy", level=False
         )
         self.negatives = negatives
         if self.negatives < 1:
@@ -91,13 +94,15 @@ class ImplicitBC(Policy):
         return low + (x + 1) / 2 * (high - low)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        context = self.net.encode(self.features(batch))
+        context = self.net.encode(self.observation_features(batch))
         chunks = torch.cat([batch["action"].unsqueeze(1), batch["draws"]["negatives"]], dim=1)
         energy = self.net(context, chunks)
         hit = (energy.argmin(dim=1) == 0).float().mean()
         return info_nce(energy[:, :1], energy[:, 1:]), {"top1": hit.detach()}
 
-    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
+    def _predict_normalized(
+        self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
+    ) -> Chunk:
         how = self.inference
         context = self.net.encode(obs)
         low, high = self.normalizer.box("action")
@@ -107,7 +112,7 @@ class ImplicitBC(Policy):
 
         # Uniform through the normal's distribution function: one way to draw row by row.
         x = self._within_limits(2 * torch.special.ndtr(draw_normal(like, generator)) - 1)
-        x = terms.fit(x)
+        x = constraints.apply(x)
         spread, energy = how.spread, self.net(context, x)
         for _ in range(how.steps):
             # Resampling by probability, with Gumbel noise so that row generators decide.
@@ -117,7 +122,7 @@ class ImplicitBC(Policy):
             repeats = -(-how.samples // parents.shape[1])
             x = parents.repeat(1, repeats, 1, 1)[:, : how.samples]
             x = x + spread * half * draw_normal(like, generator)
-            x = self.admit(x, terms)
+            x = self.constrain(x, constraints)
             energy = self.net(context, x)
             spread *= how.shrink
         best = energy.argmin(dim=1)

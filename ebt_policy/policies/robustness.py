@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ebt_policy.envs.env_spec import EnvSpec
-from ebt_policy.envs.perturbations import Kind, Perturbation, kinds
+from ebt_policy.envs.perturbations import Perturbation, PerturbationKind, perturbation_kinds
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.contestants import (
     EvalEntry,
@@ -82,7 +82,9 @@ def evaluate_recovery(
     return result
 
 
-def parse_perturbations(given: str | Sequence[str], known: Mapping[str, Kind]) -> list[Condition]:
+def parse_perturbations(
+    given: str | Sequence[str], known: Mapping[str, PerturbationKind]
+) -> list[Condition]:
     """``all``, kinds, or kinds with strengths (``kick=50``) -> conditions, the undisturbed first.
 
     Raises:
@@ -106,11 +108,11 @@ def parse_perturbations(given: str | Sequence[str], known: Mapping[str, Kind]) -
     return list(dict.fromkeys(conditions))
 
 
-def known_perturbations(spec: EnvSpec) -> dict[str, Kind]:
+def known_perturbations(spec: EnvSpec) -> dict[str, PerturbationKind]:
     """What the environment of `spec` can be perturbed by."""
     env = spec.make()
     try:
-        return kinds(env)
+        return perturbation_kinds(env)
     finally:
         env.close()
 
@@ -149,7 +151,7 @@ def play_conditions(
 
 def summarise(
     played: Mapping[str, Mapping[Condition, EpisodeOutcome]],
-    known: Mapping[str, Kind],
+    known: Mapping[str, PerturbationKind],
     command: str,
 ) -> dict[str, Any]:
     """Means with intervals for every policy and condition, and overall; pairs with the first.

@@ -18,7 +18,8 @@ from torch import Tensor
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.selection import VOTES, Rule, best_of, line_integral, vote
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import Chunk, ChunkConstraints, Policy
+from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SamplingPolicy(Policy):
 
     @abstractmethod
     def sample(
-        self, context: Any, noise: Tensor, terms: ChunkConstraints, generator: Generators
+        self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         """Return chunks (B, M, T, A) in the network's units, sampled from ``noise``, as large."""
 
@@ -68,14 +69,16 @@ class SamplingPolicy(Policy):
             level: of corruption at which the network judges them.
         """
 
-    def refine(self, obs: Tensor, terms: ChunkConstraints, generator: Generators) -> Chunk:
+    def _predict_normalized(
+        self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
+    ) -> Chunk:
         options = self.inference
         context = self.net.encode(obs)
         like = obs.new_empty(
             len(obs), options.candidates, self.shape.horizon, self.shape.action_dim
         )
-        x = self.sample(context, draw_normal(like, generator), terms, generator)
-        x = self.admit(x, terms)  # what is chosen is what is executed
+        x = self.sample(context, draw_normal(like, generator), constraints, generator)
+        x = self.constrain(x, constraints)  # what is chosen is what is executed
         used = torch.full((len(obs),), options.steps, device=obs.device)
         if options.candidates == 1:
             return Chunk(actions=x[:, 0], steps_used=used)

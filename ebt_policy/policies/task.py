@@ -14,10 +14,11 @@ from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import fit_normalizer
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import Policy, build_policy
+from ebt_policy.policies.base import Policy
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.registry import build_policy
 from ebt_policy.policies.vision import VisionConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
@@ -69,7 +70,7 @@ class PolicyTrainingTask(TrainingTask):
             "action_dim": windows.action.shape[1],
             "relative_to": task.relative_to,
             "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
-            "max_prefix": task.max_prefix,
+            "max_prefix_len": task.max_prefix_len,
             **task.horizons,
         }
         if task.relative_to is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ebt_policy.energy.attention import sinusoidal
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import PolicyShape
+from ebt_policy.policies.policy_shape import PolicyShape
 
 GROUPS = 2
 KERNEL = 5

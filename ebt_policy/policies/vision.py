@@ -70,7 +70,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.how, self.cameras = how, list(cameras)
         self.eyes = nn.ModuleList(CameraEncoder(size, how) for size in cameras.values())
-        self.features = 2 * how.keypoints * len(cameras)
+        self.num_features = 2 * how.keypoints * len(cameras)
 
     def draw(self, like: Tensor) -> Tensor:
         """Where to crop while training, (B, C, 2) in [0, 1), for observations ``like`` (B, ...)."""

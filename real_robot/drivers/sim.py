@@ -76,7 +76,7 @@ class SimRobot(Scored):
         """The environment's, which tells the whole scene."""
         with self._lock:
             self._pass_time()
-            return self._scene._state()
+            return self._scene.get_state()
 
     def read(self) -> Observation:
         with self._lock:
@@ -84,8 +84,8 @@ class SimRobot(Scored):
             self._pass_time()
             seen = self._scene.get_obs()
             values = {**(seen if isinstance(seen, dict) else {"obs": seen})}
-            values["state"] = self._scene._state()
-            return Observation(values, self._scene.stay(), self._time)
+            values["state"] = self._scene.get_state()
+            return Observation(values, self._scene.hold_action(), self._time)
 
     def send(self, command: np.ndarray, due: float) -> None:
         with self._lock:
@@ -132,8 +132,8 @@ class SimRobot(Scored):
             return
         self._time += count * step
         self._scene.advance(self._target, count)
-        reward, solved = self._scene.judge()
+        reward, solved = self._scene.compute_reward()
         self._score, self._solved = max(self._score, reward), self._solved or solved
 
     def _hold(self) -> None:
-        self._target, self._held = self._scene.stay(), True
+        self._target, self._held = self._scene.hold_action(), True
