@@ -25,10 +25,10 @@ from benchmarks.settings import command, settings, store
 from benchmarks.study_figures import delay_curves
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, success_rate
 from ebt_policy.io.output import write_atomic
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
 from ebt_policy.real_robot.inference_worker import SimulatedBackground
@@ -56,7 +56,7 @@ RUNS = {  # and how they predict
 def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: int) -> list[dict]:
     """Episodes of one training run with one way of execution and one delay."""
     torch.set_num_threads(1)
-    policy = load_contestants([checkpoint], torch.device("cpu"))[0].policy
+    policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     robot, clock = load_robot(robot_name), SimulatedClock()
     driver = robot.connect(clock)
     background = SimulatedBackground(clock, lambda: delay_ms / 1e3)
@@ -78,9 +78,9 @@ def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: 
 def offline(checkpoint: str, episodes: int) -> list[dict]:
     """The same episodes in steps, without limits or time."""
     torch.set_num_threads(1)
-    one = load_contestants([checkpoint], torch.device("cpu"))[0]
+    one = load_policy_entries([checkpoint], torch.device("cpu"))[0]
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + episodes)
-    found = rollout(one.policy, one.env_spec, seeds, workers=2)
+    found = rollout(one.model, one.env_spec, seeds, workers=2)
     return [{"seed": r.seed, "score": r.score, "success": r.success} for r in found]
 
 

@@ -28,7 +28,7 @@ from ebt_policy.evaluation.image_metrics import compute_metrics, compute_psnr
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.tables import format_estimate, markdown
 from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
-from ebt_policy.image.metrics import noisy_versions, load_eval_set
+from ebt_policy.image.metrics import load_eval_set, noisy_versions
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import restore_tiled
 

@@ -30,11 +30,11 @@ from benchmarks.speed import in_turns
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 
@@ -157,9 +157,9 @@ def unexpected(calm: Signals, wrong: Signals, chunks: np.ndarray) -> dict[str, S
 
 def play(checkpoint: str, protocol: EvalConfig) -> tuple[dict[str, list[SignalRecord]], np.ndarray]:
     """Every condition with every training run; and of each episode the chunk after its event."""
-    (one,) = load_contestants([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
+    (one,) = load_policy_entries([f"{checkpoint}@candidates={SAMPLES}"], torch.device("cpu"))
     spec = one.env_spec
-    policies = [policy for policy in one.policies if isinstance(policy, EnergyPolicy)]
+    policies = [policy for policy in one.models if isinstance(policy, EnergyPolicy)]
     known = [Demonstrations(policy) for policy in policies]
     played: dict[str, list[SignalRecord]] = {}
     with progress_bar() as bar:
@@ -244,11 +244,9 @@ def cost(checkpoint: str) -> list[float]:
     """Median milliseconds of a chunk at batch size 1 for each of `CANDIDATES`, timed in turns."""
     jobs = {}
     for m in CANDIDATES:
-        (one,) = load_contestants([f"{checkpoint}@steps=2,candidates={m}"], torch.device("cpu"))
-        obs = {
-            "obs": torch.full((1, one.policy.shape.n_obs_steps, one.policy.shape.obs_dim), 256.0)
-        }
-        jobs[str(m)] = lambda policy=one.policy, obs=obs: policy.predict_chunk(obs)
+        (one,) = load_policy_entries([f"{checkpoint}@steps=2,candidates={m}"], torch.device("cpu"))
+        obs = {"obs": torch.full((1, one.model.shape.n_obs_steps, one.model.shape.obs_dim), 256.0)}
+        jobs[str(m)] = lambda policy=one.model, obs=obs: policy.predict_chunk(obs)
     return [float(np.median(times)) for times in in_turns(jobs, 100, torch.device("cpu")).values()]
 
 

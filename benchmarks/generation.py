@@ -28,7 +28,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from benchmarks.classifier import Judge, trained_judge
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.contestants import matching_runs
+from ebt_policy.evaluation.entries import matching_runs
 from ebt_policy.evaluation.image_figures import ImageRow, image_grid, save_png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate

@@ -20,8 +20,8 @@ import torch
 from benchmarks.settings import command, settings, store
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.run import HELD
 
 
@@ -48,9 +48,9 @@ def main() -> None:
         if (present := Path(given.folder) / robot).exists():
             sys.exit(f"error: {present} exists; remove it, or say another folder=...")
     torch.set_num_threads(1)
-    one = load_contestants([given.run], torch.device("cpu"))[0]
+    one = load_policy_entries([given.run], torch.device("cpu"))[0]
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + given.episodes)
-    steps = [r.score for r in rollout(one.policy, one.env_spec, seeds, workers=2)]
+    steps = [r.score for r in rollout(one.model, one.env_spec, seeds, workers=2)]
     entries = {
         "sim_push_t": in_real_time("sim_push_t", given.run, given.episodes, Path(given.folder))
     }

@@ -26,7 +26,7 @@ from benchmarks.runs import entry_of_runs, train_all
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.policies.eval_config import EvalConfig
-from ebt_policy.policies.robustness import evaluate_recovery
+from ebt_policy.policies.robustness import evaluate_robustness
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Study:
     Attributes:
         runs: the folder of the training runs.
         entries: of them; the first is the one that the others are compared with.
-        perturbations: as `evaluate_recovery` takes them.
+        perturbations: as `evaluate_robustness` takes them.
         workers: processes that play.
         episodes: of each run and condition; robots, which are slow to simulate, play fewer.
         seed: of the first episode.
@@ -121,7 +121,7 @@ def main() -> None:
     runs = Path(given.runs or study.runs)
     folder = Path(given.folder or f"runs/recovery/{given.study}")
     train_all(study.to_train(runs), range(given.seeds), runs, parallel=2)
-    evaluate_recovery(
+    evaluate_robustness(
         [str(runs / entry_of_runs(entry)) for entry in study.entries],
         EvalConfig(study.episodes, study.seed, videos=1, workers=study.workers),
         study.perturbations,

@@ -24,7 +24,7 @@ from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.figure_style import GREY, ORANGE, STYLE
 from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.policies.energy_slice import EnergySlice, energy_plane
+from ebt_policy.policies.energy_slice import EnergySlice, slice_energy
 
 STEPS = 4
 SLOW = 5  # chunks whose descent is shown step by step
@@ -84,7 +84,7 @@ def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
     recent, over = [obs] * spec.n_obs_steps, False
     for number in range(LONGEST):
         window = batch_observations([spec.stack_history(recent[-spec.n_obs_steps :])])
-        plane = energy_plane(policy, window, seed=number)
+        plane = slice_energy(policy, window, seed=number)
         scene, slow = Scene(plane), number < SLOW
         frame = np.asarray(env.render())
         for step in range(STEPS + 1) if slow else (STEPS,):

@@ -20,8 +20,8 @@ from benchmarks.settings import settings
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.image_figures import side_by_side
+from ebt_policy.policies.entries import load_policy_entries
 
 ASSETS = Path("docs/assets")
 SIDE = 172  # px of a panel
@@ -42,10 +42,10 @@ POLICIES = {
 
 def film(checkpoint: str, seed: int, perturbation: Perturbation) -> list[np.ndarray]:
     """Frames (H, W, 3) of a policy's episode."""
-    (one,) = load_contestants([checkpoint], torch.device("cpu"))
+    (one,) = load_policy_entries([checkpoint], torch.device("cpu"))
     spec = replace(one.env_spec, perturbation=perturbation)
     with tempfile.TemporaryDirectory() as folder:
-        (episode,) = rollout(one.policy, spec, [seed], workers=1, videos=1, video_dir=folder)
+        (episode,) = rollout(one.model, spec, [seed], workers=1, videos=1, video_dir=folder)
         print(f"{checkpoint}: score {episode.score:.2f}, {episode.length} steps", flush=True)
         return frames_of(str(episode.video))
 

@@ -31,7 +31,7 @@ from benchmarks.study_figures import delay_curves, energy_study
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.figures import scaling_lines
-from ebt_policy.policies.figures import recovery_curves
+from ebt_policy.policies.figures import robustness_curves
 from ebt_policy.policies.metrics import METRICS
 from ebt_policy.policies.robustness import OVERALL
 from ebt_policy.scaling import scaling_table
@@ -357,7 +357,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 }
 FIGURES = {
     "energy": energy_study,
-    "recovery_push_t": recovery_curves,
+    "recovery_push_t": robustness_curves,
     "delay": delay_curves,
     **{f"scaling_{axis}": scaling_lines for axis in scaling.AXES},
 }

@@ -17,7 +17,7 @@ from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings
 from benchmarks.video import AUTOENCODER
 from ebt_policy.evaluation.tables import markdown_table
-from ebt_policy.video.evaluate import VIDEO, evaluate_video
+from ebt_policy.video.evaluate import VIDEO_REPORT, evaluate_video
 
 MODELS = {"energy": ["model=ebt"], "transformer_pp": ["model=transformer_pp"]}
 MILLISECONDS = 100  # a frame, as fast as it was recorded
@@ -40,7 +40,7 @@ def main() -> None:
         flat = Image.alpha_composite(white, strips).convert("RGB")
         flat.quantize(256).save(ASSETS / "video.png", optimize=True)
     animation(frames_of(str(output / "rollouts.mp4")), ASSETS / "video.webp", MILLISECONDS)
-    print(markdown_table(result, VIDEO))
+    print(markdown_table(result, VIDEO_REPORT))
 
 
 if __name__ == "__main__":

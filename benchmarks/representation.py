@@ -29,8 +29,8 @@ from torch import Tensor
 
 from benchmarks.runs import train_all
 from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.contestants import matching_runs
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
+from ebt_policy.evaluation.entries import matching_runs
 from ebt_policy.evaluation.image_figures import energy_maps, save_png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate

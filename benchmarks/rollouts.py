@@ -34,8 +34,8 @@ from rich.table import Table
 from benchmarks.settings import DEVICE, command, settings, store
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import RolloutPool, batch_observations, noise_seed
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.policies import Policy
+from ebt_policy.policies.entries import load_policy_entries
 
 Play = Callable[[Sequence[int]], list[float]]  # seeds -> scores
 OBS = "environment_state"  # lerobot's name for what is not an image
@@ -157,8 +157,8 @@ def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any
 
 def main() -> None:
     given = settings(checkpoint="runs/push_t/ebt-xs-seed0", episodes=50, workers=25, rounds=3)
-    (contestant,) = load_contestants([given.checkpoint], DEVICE)
-    policy, spec = contestant.policy, contestant.env_spec
+    (entry,) = load_policy_entries([given.checkpoint], DEVICE)
+    policy, spec = entry.model, entry.env_spec
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + given.episodes)
     try:
         version = importlib.metadata.version("lerobot")

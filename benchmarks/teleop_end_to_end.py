@@ -25,8 +25,8 @@ from benchmarks.settings import command, settings, store
 from ebt_policy.data.episodes import read_episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batch_observations
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.statistics import mean_ci, percentiles
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.episode_runner import Episode, Session, tick_s
 from ebt_policy.real_robot.inference_worker import ThreadBackground
@@ -51,7 +51,7 @@ class ScriptedMouse:
         import pygame
 
         self._game: Any = pygame
-        self._policy = load_contestants([checkpoint], torch.device("cpu"))[0].policy
+        self._policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
         self._low, self._high = low, high
         self.begin(0)
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from ebt_policy.evaluation.contestants import load_contestants
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markdown import Markdown
@@ -30,6 +29,7 @@ from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_folder, output_store
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.best_effort import BestEffort, Film
 from ebt_policy.real_robot.clock import Clock, MonotonicClock
 from ebt_policy.real_robot.dashboard import Dashboard, announced, shown
@@ -132,13 +132,13 @@ def mover_of(robot: Robot, given: RunOptions, driver: Driver, clock: Clock) -> M
         return Mover(
             given.input, 0, TeleopSource(given.input, driver.render, low, high, dt, background), {}
         )
-    one = load_contestants([str(given.checkpoint)], pick_device(given.device))[0]
-    if len(one.policies) > 1:
+    one = load_policy_entries([str(given.checkpoint)], pick_device(given.device))[0]
+    if len(one.models) > 1:
         raise ConfigError(f"checkpoint={given.checkpoint} matches several runs; name one of them.")
     if given.compile:
-        one.policy.compile_prediction()
-    plans = Planner(one.policy, robot.safety, dt, background, clock, given.execution)
-    return Mover(one.name, one.policy.parameter_count, plans, shapes_of(one.policy))
+        one.model.compile_prediction()
+    plans = Planner(one.model, robot.safety, dt, background, clock, given.execution)
+    return Mover(one.name, one.model.parameter_count, plans, shapes_of(one.model))
 
 
 def exit_code(episodes: Sequence[Episode]) -> int:

@@ -38,7 +38,7 @@ from benchmarks.classifier import Judge
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Perturbation
-from ebt_policy.evaluation.contestants import parse_checkpoint
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.evaluation.image_figures import GAP
 from ebt_policy.policies import build_policy
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
 from ebt_policy.errors import ConfigError
-from ebt_policy.image import evaluate as restoring
-from ebt_policy.image import metrics as denoising
+from ebt_policy.image import metrics as image_metrics
 from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.tiling import restore_tiled
@@ -246,7 +245,7 @@ def test_classes_are_told_where_there_are_any():
         model.restore(rows["image"], 100)
     model.config["task"] = {"images": "leaves", "path": None, "skip_damaged": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
-        denoising.load_eval_set(model, None, torch.device("cpu"))
+        image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 
 def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
@@ -389,21 +388,21 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((output / "summary.json").read_text())
-    # Killed while it wrote the second of its pieces, it goes on from there.
+    # Interrupted while it writes the second line, it resumes from there.
     log = output / "restored.jsonl"
-    pieces = log.read_text().splitlines(keepends=True)
-    log.write_text(pieces[0] + pieces[1][:50])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1][:50])
     again = []
     monkeypatch.setattr(
-        restoring, "restore_tiled", lambda *a, **k: again.append(a) or restore_tiled(*a, **k)
+        image_metrics, "restore_tiled", lambda *a, **k: again.append(a) or restore_tiled(*a, **k)
     )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     assert json.loads((output / "summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == pieces
-    assert len(again) == len(pieces) - 1 + len(runs)  # and the images in the grid
+    assert log.read_text().splitlines(keepends=True) == lines
+    assert len(again) == len(lines) - 1
     code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
-    assert code == 0 and len(log.read_text().splitlines()) == len(pieces) + 2, error
+    assert code == 0 and len(log.read_text().splitlines()) == len(lines) + 2, error
     for wrong, message in (
         (["noise=abc"], "noise must be int or null, got 'abc'"),
         (["noise=0"], "noise must be 1 to 1000, got 0"),

@@ -1,4 +1,4 @@
-"""Entries of an evaluation: checkpoints, how each predicts, and which training runs belong together.
+"""Entries of an evaluation: checkpoints, how each predicts, and which runs belong together.
 
 An entry is what one ``checkpoint=RUN[@name=value,...]`` of the command line stands for.
 """

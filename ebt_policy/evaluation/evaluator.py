@@ -1,6 +1,6 @@
 """The steps of every evaluation: load, measure with a result cache, pair, write and report.
 
-`run_evaluation` is the same for all domains. What differs is an `Evaluation`: each domain has one
+`run_evaluation` is the same for all domains. What differs is the `Evaluation` that each domain has
 in its ``evaluate.py``. An evaluation leaves in its output folder
 
     summary.json   {"entries": [...], "paired": [...]}
@@ -15,6 +15,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -78,25 +79,11 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
     def load_eval_set(self, entry: Entry, run: EvalRun) -> EvalSet:
         """Return what an entry is evaluated on; all errors of a user are raised here."""
 
-    def num_measurements(self, entry: Entry) -> int:
-        """Return how often `measure` calls ``advance`` for an entry."""
-        return len(entry.models)
-
     @abstractmethod
-    def measure(self, entry: Entry, eval_set: EvalSet, advance: Callable[[], None]) -> Result:
-        """Measure an entry, or take its result from a cache; call `advance` for each part."""
-
     def measure_all(
         self, entries: Sequence[Entry], eval_sets: Sequence[EvalSet], run: EvalRun
     ) -> list[Result]:
-        """Measure all entries, with a progress bar for each."""
-        results = []
-        with progress_bar() as bar:
-            for entry, eval_set in zip(entries, eval_sets, strict=True):
-                task = bar.add_task(entry.name, total=self.num_measurements(entry))
-                advance = lambda task=task: bar.advance(task)  # noqa: E731
-                results.append(self.measure(entry, eval_set, advance))
-        return results
+        """Measure all entries; results that a cache in the output folder has are reused."""
 
     @abstractmethod
     def summarize(
@@ -140,6 +127,29 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
     def notes(self, run: EvalRun) -> list[str]:
         """Return sentences at the end of the report."""
         return [f"Made by: {run.command}"]
+
+
+class SequentialEvaluation(Evaluation[Entry, EvalSet, Result]):
+    """An evaluation that measures one entry after the other."""
+
+    def num_measurements(self, entry: Entry) -> int:
+        """Return how often `measure` calls ``advance`` for an entry."""
+        return len(entry.models)
+
+    @abstractmethod
+    def measure(self, entry: Entry, eval_set: EvalSet, advance: Callable[[], None]) -> Result:
+        """Measure an entry, or take its result from a cache; call `advance` after each part."""
+
+    def measure_all(
+        self, entries: Sequence[Entry], eval_sets: Sequence[EvalSet], run: EvalRun
+    ) -> list[Result]:
+        """Measure all entries, with a progress bar for each."""
+        results = []
+        with progress_bar() as bar:
+            for entry, eval_set in zip(entries, eval_sets, strict=True):
+                task = bar.add_task(entry.name, total=self.num_measurements(entry))
+                results.append(self.measure(entry, eval_set, partial(bar.advance, task)))
+        return results
 
 
 def run_evaluation(

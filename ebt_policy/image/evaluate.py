@@ -27,6 +27,7 @@ from ebt_policy.evaluation.evaluator import (
     Evaluation,
     ReportFigure,
     ReportVideo,
+    SequentialEvaluation,
     run_evaluation,
 )
 from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, save_png
@@ -161,7 +162,7 @@ def _denoising_note(comparison: Mapping[str, Any]) -> str:
     )
 
 
-class DenoisingEvaluation(Evaluation[Entry, EvalSet, DenoisingResult]):
+class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult]):
     """Quality of denoised images.
 
     Args:
@@ -287,7 +288,7 @@ class DenoisingEvaluation(Evaluation[Entry, EvalSet, DenoisingResult]):
         return figures, []
 
 
-class GenerationEvaluation(Evaluation[Entry, None, Tensor]):
+class GenerationEvaluation(SequentialEvaluation[Entry, None, Tensor]):
     """Images generated from noise; nothing is measured."""
 
     title = "image"

@@ -23,9 +23,9 @@ from ebt_policy.evaluation.entries import EvalEntry, entry_metadata, load_entrie
 from ebt_policy.evaluation.evaluator import (
     EvalRun,
     EvaluatedEntry,
-    Evaluation,
     ReportFigure,
     ReportVideo,
+    SequentialEvaluation,
     run_evaluation,
 )
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
@@ -107,7 +107,7 @@ LANGUAGE_REPORT = ReportSpec(
 )
 
 
-class LanguageEvaluation(Evaluation[Entry, EvalSet, LanguageResult]):
+class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
     """Perplexity on held-out text.
 
     Args:

@@ -37,8 +37,8 @@ def test_time_compute_figure(studies: Mapping[str, Any]) -> Figure:
             means, low, high = bands(study["wider"])
             wider.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
             wider.plot(counts, means, "-o", color=colour, markersize=3.5)
-        descents = study["energies"]["descent"].items() if study["energies"] else ()
-        for style, (tokens, energies) in zip("-:", descents, strict=False):
+        descents: dict[str, list[float]] = study["energies"]["descent"] if study["energies"] else {}
+        for style, (tokens, energies) in zip("-:", descents.items(), strict=False):
             label = f"{Path(name).name}, {tokens}"
             descent.plot(energies, style, color=colour, linewidth=1.6, label=label)
     longer.set(title="thinking longer", xlabel="steps", ylabel="nats a token")

@@ -72,7 +72,7 @@ def play_jobs(
 
     Raises:
         ConfigError: no episodes are to be played.
-        OSError: the cache cannot be written.
+        OutputError: the cache cannot be written.
     """
     seeds = config.seeds
     fingerprints = {run: fingerprint(run) for run in {job.run for job in jobs}}

@@ -9,7 +9,7 @@ the episodes, so that the same command resumes. See `robustness` for ``perturb=`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,6 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
     def load_eval_set(self, entry: PolicyEntry, run: EvalRun) -> EnvSpec:
         return entry.env_spec
 
-    def measure(
-        self, entry: PolicyEntry, eval_set: EnvSpec, advance: Callable[[], None]
-    ) -> EpisodeRows:
-        raise NotImplementedError("episodes are played together, see measure_all")
-
     def measure_all(
         self, entries: Sequence[PolicyEntry], eval_sets: Sequence[EnvSpec], run: EvalRun
     ) -> list[EpisodeRows]:
@@ -166,8 +161,7 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
 
     def notes(self, run: EvalRun) -> list[str]:
         return [
-            f"At most {self.max_steps} steps an episode; its score is the best reward "
-            "of any step.",
+            f"At most {self.max_steps} steps an episode; its score is the best reward of any step.",
             "Latency is that of one chunk at batch size 1, on the device of the evaluation.",
             *super().notes(run),
         ]

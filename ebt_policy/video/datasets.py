@@ -83,7 +83,7 @@ def other_footage(task: VideoTaskConfig, given: str) -> VideoDataset:
     if Path(given).exists():
         return _load(None, (given,), True, *_how(task))
     if given not in NAMES:
-        raise ConfigError(f"footage={given} is neither a path nor one of {', '.join(NAMES)}.")
+        raise ConfigError(f"video_dataset={given} is neither a path nor one of {', '.join(NAMES)}.")
     return _load(given, (), False, *_how(task))
 
 

@@ -29,9 +29,9 @@ from ebt_policy.evaluation.entries import EvalEntry, entry_metadata, load_entrie
 from ebt_policy.evaluation.evaluator import (
     EvalRun,
     EvaluatedEntry,
-    Evaluation,
     ReportFigure,
     ReportVideo,
+    SequentialEvaluation,
     run_evaluation,
 )
 from ebt_policy.evaluation.image_figures import ImageRow, image_grid, save_png, side_by_side
@@ -117,22 +117,23 @@ VIDEO_REPORT = ReportSpec(
 )  # fmt: skip
 
 
-class VideoEvaluation(Evaluation[Entry, EvalSet, VideoResult]):
+class VideoEvaluation(SequentialEvaluation[Entry, EvalSet, VideoResult]):
     """Errors of predicted frames.
 
     Args:
-        videos: other videos than those of the models' training; None for their own test clips.
+        video_dataset: other videos than those of the models' training; None for their own test
+            clips.
         output: folder of the cache.
     """
 
     title = "video"
     spec = VIDEO_REPORT
 
-    def __init__(self, videos: str | None, output: Path) -> None:
-        self.videos, self.cache_file = videos, output / CACHE
+    def __init__(self, video_dataset: str | None, output: Path) -> None:
+        self.video_dataset, self.cache_file = video_dataset, output / CACHE
 
     def load_eval_set(self, entry: Entry, run: EvalRun) -> EvalSet:
-        return load_eval_set(entry.model, self.videos, run.device)
+        return load_eval_set(entry.model, self.video_dataset, run.device)
 
     def measure(self, entry: Entry, eval_set: EvalSet, advance: Callable[[], None]) -> VideoResult:
         cache, windows = ResultCache(self.cache_file, "found"), eval_set.windows
@@ -232,13 +233,13 @@ def _errors_by_clip(result: VideoResult, eval_set: EvalSet) -> np.ndarray:
 
 def evaluate_video(
     checkpoints: Sequence[str], *, output: Path, device: torch.device, command: str,
-    videos: str | None = None,
+    video_dataset: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure how well some models predict the next frame of held-out clips.
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
-        videos: other videos than those of their training, see `other_footage`.
+        video_dataset: other videos than those of their training, see `other_footage`.
 
     Returns:
         What ``summary.json`` holds.
@@ -248,7 +249,7 @@ def evaluate_video(
     """
     entries = load_entries(VideoModel, checkpoints, device)
     return run_evaluation(
-        VideoEvaluation(videos, output), entries, EvalRun(output, device, command)
+        VideoEvaluation(video_dataset, output), entries, EvalRun(output, device, command)
     )
 
 

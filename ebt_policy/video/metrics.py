@@ -65,17 +65,17 @@ class PredictionErrors(NamedTuple):
         return cls(np.array(stored["errors"]), signals)
 
 
-def load_eval_set(model: VideoModel, videos: str | None, device: torch.device) -> EvalSet:
+def load_eval_set(model: VideoModel, video_dataset: str | None, device: torch.device) -> EvalSet:
     """Load the test clips of a model's training, or other videos.
 
     Args:
-        videos: see `other_footage`; None for the model's own test clips.
+        video_dataset: see `other_footage`; None for the model's own test clips.
 
     Raises:
         VideoError, ConfigError: the clips or their features are not available.
     """
     task = options(VideoTaskConfig, model.config["task"], "task")
-    dataset = load_footage(task) if videos is None else other_footage(task, videos)
+    dataset = load_footage(task) if video_dataset is None else other_footage(task, video_dataset)
     encoder = frame_features(str(task.features), device)
     if encoder.digest != model.encoder:
         raise ConfigError(
