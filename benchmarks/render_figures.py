@@ -18,7 +18,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.settings import settings
+from benchmarks.command_line import parse_options
 from ebt_policy.envs.push_t_geometry import WORKSPACE_SIZE
 from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.figure_style import GREY, ORANGE, STYLE
@@ -28,10 +28,10 @@ from ebt_policy.policies.energy_slice import EnergySlice, slice_energy
 
 STEPS = 4
 SLOW = 5  # chunks whose descent is shown step by step
-LONGEST = 26  # chunks
+MAX_CHUNKS = 26
 
 
-class Scene:
+class ChunkPanels:
     """The two panels for one chunk, drawn again and again with other candidates."""
 
     def __init__(self, plane: EnergySlice) -> None:
@@ -54,7 +54,7 @@ class Scene:
         self.land.set_ylim(plane.y.min(), plane.y.max())
 
     def draw(self, frame: np.ndarray, step: int, executed: int | None = None) -> Image.Image:
-        """Candidates after `step` steps; once some actions are executed, the chosen one alone."""
+        """Draw candidates after `step` steps; once actions are executed, the chosen one alone."""
         plane, best, drawn = self.plane, self.plane.best, []
         drawn.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
         self.robot.set_xlim(0, WORKSPACE_SIZE)
@@ -70,22 +70,22 @@ class Scene:
             drawn += self.land.plot(*trail, color=colour, linewidth=0.9, alpha=0.8, zorder=order)
             drawn += self.land.plot(*trail[:, -1:], "o", color=colour, markersize=5, zorder=order)
         self.canvas.draw()
-        picture = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+        image = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
         for artist in drawn:
             artist.remove()
-        return Image.fromarray(picture)
+        return Image.fromarray(image)
 
 
-def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
-    """Pictures of an episode and how long each is shown, ms."""
+def render_episode(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
+    """Yield pictures of an episode and how long each is shown, ms."""
     spec = PolicyTaskConfig.of(policy.config).env_spec()
     env = spec.make(render_mode="rgb_array")
     obs, _ = env.reset(seed=seed)
     recent, over = [obs] * spec.n_obs_steps, False
-    for number in range(LONGEST):
+    for number in range(MAX_CHUNKS):
         window = batch_observations([spec.stack_history(recent[-spec.n_obs_steps :])])
         plane = slice_energy(policy, window, seed=number)
-        scene, slow = Scene(plane), number < SLOW
+        scene, slow = ChunkPanels(plane), number < SLOW
         frame = np.asarray(env.render())
         for step in range(STEPS + 1) if slow else (STEPS,):
             yield scene.draw(frame, step), 350 if slow else 150
@@ -104,11 +104,11 @@ def film(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
 
 
 def main() -> None:
-    given = settings(checkpoint="runs/compare/ebt_12500-seed1", seed=100_003)
-    policy = EnergyPolicy.from_checkpoint(given.checkpoint)
+    options = parse_options(checkpoint="runs/compare/ebt_12500-seed1", seed=100_003)
+    policy = EnergyPolicy.from_checkpoint(options.checkpoint)
     policy.configure_inference(steps=STEPS)
     with mpl.rc_context(STYLE):
-        frames, durations = zip(*film(policy, given.seed), strict=True)
+        frames, durations = zip(*render_episode(policy, options.seed), strict=True)
     small = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
     target = Path("docs/assets/push_t.gif")
     target.parent.mkdir(parents=True, exist_ok=True)

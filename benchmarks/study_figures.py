@@ -18,7 +18,7 @@ from ebt_policy.evaluation.figure_style import (
 
 @styled
 def delay_curves(result: Mapping[str, Any]) -> Figure:
-    """Score and seams over the time that a prediction takes, of `benchmarks.delay`."""
+    """Draw score and seams over the time that a prediction takes, of the study `delay`."""
     policies = list(dict.fromkeys(entry["policy"] for entry in result["entries"]))
     ways = list(dict.fromkeys(entry["way"] for entry in result["entries"]))
     ways.remove("offline")
@@ -64,7 +64,7 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def energy_study(result: Mapping[str, Any]) -> Figure:
-    """Score over candidates, areas under the ROC curve, and reliability, of `benchmarks.energy`."""
+    """Draw best of M, areas under the ROC curve and reliability, of the study `energy_signals`."""
     figure = blank(11.5, 5.2)
     more, areas, trust = figure.subplots(1, 3, width_ratios=(1, 1.5, 1))
     counts = [row["candidates"] for row in result["candidates"]]

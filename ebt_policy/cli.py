@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ebt_policy.energy.descent import DescentError
+from ebt_policy.energy import DescentError
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.interruption import Terminated, termination_interrupts
 from ebt_policy.io.paths import reason

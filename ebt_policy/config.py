@@ -20,13 +20,31 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
     """Call a class or function with options from configuration, checked against its signature.
 
     Args:
+        call, given, where: as in `check_options`.
+
+    Raises:
+        ConfigError: naming options that are unknown, missing, of another type, or refused by
+            `call`.
+    """
+    check_options(call, given, where)
+    try:
+        return call(**given)
+    except ConfigError:
+        raise
+    except ValueError as error:  # an option's value that the constructor refuses
+        raise ConfigError(str(error)) from error
+
+
+def check_options(call: Callable[..., Any], given: dict[str, Any], where: str) -> None:
+    """Check options from configuration against the signature of a class or function.
+
+    Args:
         call: with annotated parameters; `functools.partial` hides those that are no options.
         given: name -> value.
         where: the section that the options came from, for the message.
 
     Raises:
-        ConfigError: naming options that are unknown, missing, of another type, or refused by
-            `call`.
+        ConfigError: naming options that are unknown, missing or of another type.
     """
     known = _parameters(call)
     if unknown := sorted(set(given) - set(known)):
@@ -41,12 +59,6 @@ def options(call: Callable[..., T], given: dict[str, Any], where: str) -> T:
             no_number = isinstance(value, float) and not math.isfinite(value)
             wanted = "a finite number" if no_number else _name(known[name].annotation)
             raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
-    try:
-        return call(**given)
-    except ConfigError:
-        raise
-    except ValueError as error:  # an option's value that the constructor refuses
-        raise ConfigError(str(error)) from error
 
 
 def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:

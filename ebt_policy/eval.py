@@ -104,7 +104,11 @@ def _default_output(checkpoints: list[str], suite: str | None) -> Path:
     names = []
     for text in checkpoints:
         path, changes = parse_checkpoint(text)
-        names.append("-".join([path.resolve().name, *(f"{k}{v}" for k, v in changes.items())]))
+        names.append(
+            "-".join(
+                [path.resolve().name, *(f"{k.removeprefix('num_')}{v}" for k, v in changes.items())]
+            )
+        )
     name = "-vs-".join(dict.fromkeys(names))
     return Path("results") / (f"{suite}-{name}" if suite else name)[:200]
 

@@ -12,6 +12,30 @@ RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("", "footage"): "video_dataset",  # of eval; videos= is the number of recorded episodes
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
+    ("vision", "shrink"): "downsample",
+    ("model.inference", "spread"): "noise_std",
+    ("model.inference", "shrink"): "noise_decay",
+    ("objective", "start"): "init_std",
+    ("objective", "told"): "step_conditioned",
+    ("objective", "corrupted"): "corrupted_init_fraction",
+    ("objective", "fade"): "decay_width",
+    ("objective", "samples"): "noise_samples_per_target",
+    ("objective", "level"): "condition_on_noise_level",
+    ("model", "masked"): "mask_ratio",
+    ("model", "guess_layers"): "candidate_layers",
+    ("model.inference", "candidates"): "num_candidates",
+    ("model.inference", "level"): "scoring_level",
+    ("model.inference", "only_down"): "reject_energy_increase",
+    ("model.inference", "stop_change"): "straightness_tol",
+    ("model.inference", "told"): "start_at_noise_level",
+    ("model.inference", "warm_level"): "warm_start_level",
+    ("model.inference", "warm_steps"): "warm_start_steps",
+}
+
+# (section, option, old value) -> new value; the section "" is that of groups such as objective=.
+RENAMED_VALUES: dict[tuple[str, str, str], str] = {
+    ("", "objective", "corrupted"): "s1_corrupted",
+    ("model.inference", "select", "drop"): "energy_decrease",
 }
 
 
@@ -19,16 +43,21 @@ def with_new_names(config: dict[str, Any]) -> dict[str, Any]:
     """Return a stored configuration with the new names of its options."""
     config = dict(config)
     for (path, old), new in RENAMED_OPTIONS.items():
-        _rename(config, path.split("."), old, new)
+        section = _copy_section(config, path)
+        if old in section:
+            section[new] = section.pop(old)
+    for (path, option, old), new in RENAMED_VALUES.items():
+        section = _copy_section(config, path)
+        if section.get(option) == old:
+            section[option] = new
     return config
 
 
-def _rename(config: dict[str, Any], path: list[str], old: str, new: str) -> None:
-    """Rename an option of the section at a path, in copies of the sections on the way."""
-    for name in path:
+def _copy_section(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the section at a dotted path, copied in place; an empty one if there is none."""
+    for name in path.split(".") if path else ():
         if not isinstance(config.get(name), dict):
-            return
+            return {}
         config[name] = dict(config[name])
         config = config[name]
-    if old in config:
-        config[new] = config.pop(old)
+    return config

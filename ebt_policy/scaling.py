@@ -42,7 +42,6 @@ from ebt_policy.io.output import output_folder, write_atomic
 from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.metrics import MAX_WINDOWS, held_out_surprisal, load_eval_set
 from ebt_policy.language.model import TextModel
-from ebt_policy.train import of_its_kind
 
 console = Console()
 
@@ -183,10 +182,10 @@ class Grid:
         chosen = self.settings | {self.moved: place, "model": model}
         chosen |= {"train.lr": str(rate), "seed": str(seed)}
         chosen = {k: v for k, v in chosen.items() if not k.startswith("hydra")}
-        _, name, *overrides = of_its_kind([f"{k}={v}" for k, v in chosen.items()])
+        overrides = [f"{k}={v}" for k, v in chosen.items()]
         with initialize_config_module("ebt_policy.configs", version_base="1.3"):
             run_dir = f"run_dir={self.study.folder}/{NAME}"
-            return Path(compose(name, [*overrides, run_dir]).run_dir)
+            return Path(compose("train", [*overrides, run_dir]).run_dir)
 
     def losses(self, run: Path, part: str) -> np.ndarray:
         """A trained run's loss on each window of a part of its text, nats; kept beside it."""

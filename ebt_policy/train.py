@@ -1,8 +1,8 @@
 """Train: ``python -m ebt_policy.train task=push_t [model=ebt objective=flow ...]``.
 
 Builds the task and the model from configuration, hands them to the trainer, and evaluates the
-result. Every option is in ``configs/train.yaml``, for ``task=text``, ``image`` and ``video`` in
-``configs/train_text.yaml`` and so on, and the groups beside them.
+result. Every option is in ``configs/train.yaml`` and the groups beside it; ``configs/domain``
+has the defaults of policies, text, images and video.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ _ABSENT = object()
 # Bytes a parameter: weights, their average, two moments of AdamW, in three checkpoints (two are
 # kept, and one is being written).
 CHECKPOINTS = 3 * 16
-# Tasks that are no policies, and have a configuration of their own.
-KINDS = ("text", "image", "video")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """The sections of ``configs/train.yaml``, which says what they are for."""
 
+    domain: str
     task: dict[str, Any]
     model: dict[str, Any]
     objective: dict[str, Any] | None
@@ -133,17 +132,17 @@ def _train(
 
 def job_of(config: dict[str, Any], train: TrainConfig) -> TrainingTask:
     """What a configuration says is to be trained."""
-    if config["task"]["name"] == "text":
+    if config["domain"] == "text":
         from ebt_policy.language.task import (
             TextTrainingTask,  # asks for libraries that robots do not
         )
 
         return TextTrainingTask(config, train)
-    if config["task"]["name"] == "image":
+    if config["domain"] == "image":
         from ebt_policy.image.task import ImageTrainingTask
 
         return ImageTrainingTask(config, train)
-    if config["task"]["name"] == "video":
+    if config["domain"] == "video":
         from ebt_policy.video.task import VideoTrainingTask
 
         return VideoTrainingTask(config, train)
@@ -203,12 +202,10 @@ def _main(cfg: DictConfig) -> None:
     with report_errors():
         config = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(config, dict)
-        train(without_what_is_not_theirs(config, HydraConfig.get().overrides.task))
+        train(drop_unused_sections(config, HydraConfig.get().overrides.task))
 
 
-def without_what_is_not_theirs(
-    config: dict[Any, Any], overridden: Sequence[str] = ()
-) -> dict[str, Any]:
+def drop_unused_sections(config: dict[Any, Any], overridden: Sequence[str] = ()) -> dict[str, Any]:
     """A composed configuration without the sections that its model and task have no use for.
 
     Raises:
@@ -225,28 +222,10 @@ def without_what_is_not_theirs(
     return {str(k): None if k in dict(unused) else v for k, v in config.items()}
 
 
-def of_its_kind(arguments: Sequence[str]) -> list[str]:
-    """Arguments for hydra: what is no policy has configuration, models and recipes of its own.
-
-    ``task=text model=ebt`` is ``--config-name train_text model=text/ebt``.
-    """
-    kind = next((a.removeprefix("task=") for a in arguments if a.startswith("task=")), "")
-    if kind not in KINDS:
-        return list(arguments)
-    rest = []
-    for argument in arguments:
-        group, _, names = argument.partition("=")
-        if group in ("model", "objective"):
-            argument = f"{group}=" + ",".join(f"{kind}/{name}" for name in names.split(","))
-        if group != "task":
-            rest.append(argument)
-    return ["--config-name", f"train_{kind}", *rest]
-
-
 def main() -> None:
     _original[:] = sys.argv[1:]
     with report_errors():
-        sys.argv[1:] = of_its_kind(hydra_arguments(sys.argv[1:]))
+        sys.argv[1:] = hydra_arguments(sys.argv[1:])
     _main()
 
 

@@ -19,7 +19,7 @@ from hypothesis import Phase, settings
 from omegaconf import OmegaConf
 
 from ebt_policy.data.episodes import Episodes, write_episodes
-from ebt_policy.train import without_what_is_not_theirs
+from ebt_policy.train import drop_unused_sections
 from ebt_policy.training.trainer import can_compile
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
@@ -48,16 +48,16 @@ TINY = (
 
 
 @cache
-def _composed(overrides: tuple[str, ...], name: str) -> dict[str, Any]:
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(config, dict)
-    return without_what_is_not_theirs(config)
+    return drop_unused_sections(config)
 
 
-def compose_config(*overrides: str, config: str = "train") -> dict[str, Any]:
-    """The resolved content of configs/train.yaml, or another one, with overrides."""
-    return copy.deepcopy(_composed(overrides, config))
+def compose_config(*overrides: str) -> dict[str, Any]:
+    """Return the resolved content of configs/train.yaml with overrides."""
+    return copy.deepcopy(_composed(overrides))
 
 
 @pytest.fixture(autouse=True)

@@ -95,10 +95,15 @@ VIDEO = (
 )  # fmt: skip
 AUTOENCODER = "features"  # folder of the one whose features the other models of video see
 FEATURES = (*VIDEO, "size.layers=2", f"task.features={AUTOENCODER}")
-SEVERAL = {"one": {"candidates": 1}, "several": {"candidates": 5}}
+SEVERAL = {"one": {"num_candidates": 1}, "several": {"num_candidates": 5}}
 # Of guesses that start from noise, and of those that all start from the same place.
-GUESSES: dict[str, Any] = {"several": {"candidates": 4}, "more": {"steps": 4, "only_down": True}}
-STEPS: dict[str, Any] = {"more": {"steps": 4, "stop_grad_norm": 0.05, "only_down": True}}
+GUESSES: dict[str, Any] = {
+    "several": {"num_candidates": 4},
+    "more": {"steps": 4, "reject_energy_increase": True},
+}
+STEPS: dict[str, Any] = {
+    "more": {"steps": 4, "stop_grad_norm": 0.05, "reject_energy_increase": True}
+}
 GENERATING = ("task.noise=1000",)
 
 CASES: dict[str, Case] = {
@@ -109,14 +114,20 @@ CASES: dict[str, Case] = {
         (*PUSH_T, "model=ebt", "objective=flow"),
         SEVERAL
         | {
-            "lands": {"candidates": 4, "steps": 4, "stop_change": 0.5},
-            "drop": {"candidates": 4, "stop_change": None, "select": "drop", "level": 0.7},
+            "lands": {"num_candidates": 4, "steps": 4, "straightness_tol": 0.5},
+            "drop": {
+                "num_candidates": 4, "straightness_tol": None, "select": "energy_decrease",
+                "scoring_level": 0.7,
+            },
             "medoid": {"select": "medoid"},
-            "density": {"select": "density", "warm_steps": 2, "warm_level": 0.3},
+            "density": {"select": "density", "warm_start_steps": 2, "warm_start_level": 0.3},
         },
     ),
     "robot/ebt_flow_untold": Case(
-        (*PUSH_T, "model=ebt", "objective=flow", "objective.level=false", "objective.samples=2"),
+        (
+            *PUSH_T, "model=ebt", "objective=flow", "objective.condition_on_noise_level=false",
+            "objective.noise_samples_per_target=2",
+        ),
         SEVERAL,
     ),
     "robot/ebt_equilibrium": Case(
@@ -139,7 +150,7 @@ CASES: dict[str, Case] = {
     "robot/ebt_pixels": Case(
         (
             "task=push_t_image", "task.path=push_t", *ROBOT, "model=ebt", "vision.keypoints=2",
-            "vision.stage=0", "vision.shrink=4",
+            "vision.stage=0", "vision.downsample=4",
         ),
         SEVERAL, extra="timm",
     ),
@@ -151,7 +162,7 @@ CASES: dict[str, Case] = {
         | {
             "medoid": {"select": "medoid"},
             "line_integral": {"select": "line_integral"},
-            "ddim": {"candidates": 1, "scheduler": "ddim", "steps": 3},
+            "ddim": {"num_candidates": 1, "scheduler": "ddim", "steps": 3},
         },
     ),
     "robot/diffusion_epsilon": Case(
@@ -166,42 +177,51 @@ CASES: dict[str, Case] = {
     ),
     "robot/ibc": Case((*PUSH_T, "model=ibc", "model.negatives=8", "model.inference.samples=16")),
     "text/ebt_s1": Case((*TEXT, "model=ebt", "objective=s1"), STEPS),
-    "text/ebt_s1_told": Case((*TEXT, "model=ebt", "objective=s1", "objective.told=true")),
+    "text/ebt_s1_told": Case(
+        (*TEXT, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "text/ebt_s2": Case((*TEXT, "model=ebt", "objective=s2"), GUESSES),
     "text/ebt_s2_replay": Case(
         (*TEXT, "model=ebt", "objective=s2", "objective.replay=6", "objective.noise=[0.2,0.002]")
     ),
-    "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=corrupted"), GUESSES),
-    "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.guess_layers=1")),
+    "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=s1_corrupted"), GUESSES),
+    "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.candidate_layers=1")),
     "text/ebt_bpe": Case(
         (*TEXT, "model=ebt", "task.tokenizer=bpe", "task.vocab_size=270")
     ),
     "text/refiner_s1": Case((*TEXT, "model=refiner", "objective=s1")),
     "text/refiner_s2": Case((*TEXT, "model=refiner", "objective=s2")),
-    "text/refiner_corrupted": Case((*TEXT, "model=refiner", "objective=corrupted")),
+    "text/refiner_corrupted": Case((*TEXT, "model=refiner", "objective=s1_corrupted")),
     "text/transformer_pp": Case((*TEXT, "model=transformer_pp")),
     "text/masked_ebt_s1": Case((*TEXT, "model=masked_ebt", "objective=s1"), STEPS),
     "text/masked_ebt_s2": Case((*TEXT, "model=masked_ebt", "objective=s2"), GUESSES),
-    "text/masked_ebt_corrupted": Case((*TEXT, "model=masked_ebt", "objective=corrupted"), GUESSES),
+    "text/masked_ebt_corrupted": Case(
+        (*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES
+    ),
     "text/masked_ebt_product": Case((*TEXT, "model=masked_ebt", "model.energy=product")),
     "text/bert": Case((*TEXT, "model=bert")),
     "image/ebt_s1": Case((*IMAGE, "model=ebt", "objective=s1"), STEPS),
-    "image/ebt_s1_told": Case((*IMAGE, "model=ebt", "objective=s1", "objective.told=true")),
+    "image/ebt_s1_told": Case(
+        (*IMAGE, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "image/ebt_s2": Case((*IMAGE, "model=ebt", "objective=s2", "objective.replay=6")),
-    "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=corrupted")),
+    "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=s1_corrupted")),
     "image/ebt_equilibrium": Case(
         (*IMAGE, "model=ebt", "objective=equilibrium", *GENERATING, "task.classes=true"), GUESSES
     ),
     "image/ebt_grey": Case((*IMAGE, "model=ebt", "task.channels=1")),
     "image/refiner_s1": Case((*IMAGE, "model=refiner", "objective=s1")),
     "image/refiner_s2": Case((*IMAGE, "model=refiner", "objective=s2", "objective.replay=6")),
-    "image/refiner_corrupted": Case((*IMAGE, "model=refiner", "objective=corrupted")),
+    "image/refiner_corrupted": Case((*IMAGE, "model=refiner", "objective=s1_corrupted")),
     "image/refiner_equilibrium": Case(
         (*IMAGE, "model=refiner", "objective=equilibrium", *GENERATING)
     ),
     "image/dit": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5"),
-        {"untold": {"told": False}, "ddpm": {"told": True, "scheduler": "ddpm"}},
+        {
+            "untold": {"start_at_noise_level": False},
+            "ddpm": {"start_at_noise_level": True, "scheduler": "ddpm"},
+        },
     ),
     "image/dit_classes": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5", *GENERATING, "task.classes=true")
@@ -243,10 +263,7 @@ COMPILED = ("robot/ebt_equilibrium", "robot/flow_matching", "robot/bc")
 
 def train(arguments: tuple[str, ...], run: str) -> Path:
     """Train as `python -m ebt_policy.train` does with some arguments; the run folder."""
-    given, config = training.of_its_kind([*arguments, f"run_dir={run}"]), "train"
-    if given[0] == "--config-name":
-        config, given = given[1], given[2:]
-    return training.train(compose_config(*given, config=config))
+    return training.train(compose_config(*arguments, f"run_dir={run}"))
 
 
 def losses(run: Path) -> list[float]:
@@ -299,12 +316,14 @@ def words(model: Any, folder: Path) -> Found:
     with torch.no_grad():
         found["surprisal"] = model.surprisal(tokens, seeded())
         if isinstance(model, MaskedModel):
-            found["logits"] = model.fill(tokens, model.places(tokens, seeded()), seeded(1))[:1]
+            found["logits"] = model.predict_masked(
+                tokens, model.mask_positions(tokens, seeded()), seeded(1)
+            )[:1]
             return found
         seen = model.observe(tokens[:, :-1])
         found["logits"] = model.predict(seen, seeded())[:1]
-        if hasattr(model, "think"):
-            found["energies"] = model.think(seen, seeded()).energies
+        if hasattr(model, "descend"):
+            found["energies"] = model.descend(seen, seeded()).energies
         for temperature in (0.0, 1.0):
             pieces = model.generate("fox", 12, temperature=temperature, generator=seeded())
             found[f"text at {temperature}"] = "".join(pieces)
@@ -316,12 +335,12 @@ def pixels(model: Any, folder: Path) -> Found:
     shape = model.shape
     clean = (0.5 * normal(2, shape.channels, shape.side, shape.side, seed=5)).clamp(-1, 1)
     labels = torch.tensor([1, 0]) if shape.classes else None
-    noisy = model.degrade(clean, shape.noise, seeded())
-    restored = model.restore(noisy, shape.noise, labels, seeded(1))
+    noisy = model.add_noise(clean, shape.noise, seeded())
+    restored = model.denoise(noisy, shape.noise, labels, seeded(1))
     found = {"images": restored.images, "energies": restored.energies}
     found["features"] = model.features(clean, 50, labels, seeded())
     if labels is None:
-        found |= model.oddness(clean, seeded())
+        found |= model.ood_scores(clean, seeded())
     return found
 
 

@@ -38,7 +38,7 @@ def trained(demonstrations, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
     code, error = run_main(
-        f"checkpoint={trained}", f"checkpoint={trained}@steps=3,candidates=3", *SHORT
+        f"checkpoint={trained}", f"checkpoint={trained}@steps=3,num_candidates=3", *SHORT
     )
     assert (code, error) == (0, "")
     results = Path("results") / "trained-vs-trained-steps3-candidates3"
@@ -122,7 +122,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
         (
             ["checkpoint=RUN@select=luck"],
-            "must be one of energy, drop, medoid, density",
+            "must be one of energy, energy_decrease, medoid, density",
         ),
         (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
@@ -184,9 +184,9 @@ def test_a_configuration_that_is_no_text_is_named(run_main, trained, tmp_path):
 
 def test_checkpoint_arguments_are_parsed(tmp_path):
     assert parse_checkpoint("runs/a") == (Path("runs/a"), {})
-    path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=drop")
+    path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=energy_decrease")
     assert path == Path("runs/a")
-    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "drop"}
+    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "energy_decrease"}
     odd = tmp_path / "me@home" / "run"
     odd.mkdir(parents=True)
     assert parse_checkpoint(str(odd)) == (odd, {})

@@ -87,7 +87,7 @@ def test_whatever_timm_raises_is_one_sentence(monkeypatch, error):
         raise error("oops")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(ConfigError, match=r"timm's model resnet18 cannot be had \(oops\)"):
+    with pytest.raises(ConfigError, match=r"timm's model resnet18 cannot be loaded \(oops\)"):
         frame_features("timm:resnet18", torch.device("cpu"))
 
 

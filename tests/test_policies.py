@@ -16,7 +16,7 @@ from ebt_policy.policies.prefix import PREFIX_NOISE_STD
 QUICK_DIFFUSION = ("model=diffusion", "model.inference.steps=4")
 KINDS = {
     "flow": ("objective=flow",),
-    "flow without level": ("objective=flow", "objective.level=false"),
+    "flow without level": ("objective=flow", "objective.condition_on_noise_level=false"),
     "equilibrium": ("objective=equilibrium",),
     "s1": ("objective=s1",),
     "s2": ("objective=s2",),
@@ -183,7 +183,7 @@ def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
         torch.testing.assert_close(warm.actions, again.actions)
         return
     assert (warm.steps_used == 1).all()
-    policy.configure_inference(warm_level=0.99)
+    policy.configure_inference(warm_start_level=0.99)
     near = policy.predict_chunk(
         obs, constraints=ChunkConstraints(warm_start=cold.actions), generator=generators(2, 3)
     ).actions
@@ -273,9 +273,9 @@ def test_inference_options_change_how_it_predicts(kind):
 def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
     # Row generators draw the first candidate's noise first, so it is the one drawn alone.
     policy, obs = build(kind), observe(5)
-    policy.configure_inference(candidates=1)
+    policy.configure_inference(num_candidates=1)
     alone = policy.predict_chunk(obs, generator=generators(*range(5))).energy
-    policy.configure_inference(candidates=4)
+    policy.configure_inference(num_candidates=4)
     best = policy.predict_chunk(obs, generator=generators(*range(5))).energy
     assert alone is not None and best is not None
     assert (best <= alone + 1e-4).all()
@@ -286,7 +286,7 @@ def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_deadline_ends_the_descent_in_time(kind, candidates, monkeypatch):
     policy = build(kind)
-    policy.configure_inference(steps=100, candidates=candidates)
+    policy.configure_inference(steps=100, num_candidates=candidates)
     network = policy.get_submodule("net")
     forward = network.forward
 
@@ -350,7 +350,7 @@ def test_what_cannot_be_built_is_named():
         ({"model": {**config["model"], "inference": {"steps": 0}}}, "at least 1"),
         (
             {"model": {**config["model"], "inference": {"select": "luck"}}},
-            "one of energy, drop",
+            "one of energy, energy_decrease",
         ),
     ]
     for change, message in bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def policy(**objective):
         TransformerConfig(8, 2, 1),
         actions_per_token=2,
         inference={},
-        objective=S2(**{"replay": 6, **objective}),
+        objective=partial(S2, **{"replay": 6, **objective}),
     )
 
 
@@ -148,8 +149,8 @@ def test_s2_goes_on_from_replayed_rows():
         same = [i for i in range(4) if torch.equal(stored["obs"][i], second["obs"][row])]
         assert len(same) == 1
         assert torch.equal(stored["action"][same[0]], second["action"][row])
-        assert torch.equal(stored["candidate"][same[0]], second["draws"]["normal"][row])
-    assert not any(torch.equal(second["draws"]["normal"][r], c)
+        assert torch.equal(stored["candidate"][same[0]], second["draws"]["init"][row])
+    assert not any(torch.equal(second["draws"]["init"][r], c)
                    for r in range(4) for c in stored["candidate"])  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     want = p.draw(p.before_step(batch))
     torch.manual_seed(3)
     got = other.draw(other.before_step(batch))
-    assert torch.equal(want["draws"]["normal"], got["draws"]["normal"])
+    assert torch.equal(want["draws"]["init"], got["draws"]["init"])
 
 
 def test_without_a_buffer_nothing_is_replayed():

@@ -47,7 +47,7 @@ def runs(tmp_path_factory, demonstrations) -> Path:
 
 def play(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
     return evaluate_robustness(
-        [f"{runs}/ebt-seed*@candidates=2", f"{runs}/bc"],
+        [f"{runs}/ebt-seed*@num_candidates=2", f"{runs}/bc"],
         config,
         perturb,
         output=output,

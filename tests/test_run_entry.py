@@ -131,7 +131,7 @@ def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
     run, out, store = (tmp_path / name for name in names)
     run.symlink_to(trained)
     code, said = call_entry(
-        main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,candidates=3",
+        main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,num_candidates=3",
         f"output={out}", f"record={store}",
     )  # fmt: skip
     assert code == 0, said

@@ -172,7 +172,9 @@ def test_flops_are_those_of_the_products():
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
 def test_runs_can_be_done_elsewhere(launcher):
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        chosen = compose("train_text", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+        chosen = compose(
+            "train", [f"hydra/launcher={launcher}", "task=text"], return_hydra_config=True
+        )
         assert get_class(chosen.hydra.launcher._target_)
 
 

@@ -53,7 +53,7 @@ def runs(trained, tmp_path) -> Path:
 
 
 def given(runs: Path) -> list[str]:
-    return [f"{runs}/{{task}}/ebt@steps=1,candidates=2", f"{runs}/{{task}}/bc-seed*"]
+    return [f"{runs}/{{task}}/ebt@steps=1,num_candidates=2", f"{runs}/{{task}}/bc-seed*"]
 
 
 def play(runs: Path, output: Path, suite: Suite = SUITE):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebt_policy.image.model import build_image_model
-from ebt_policy.image.tiling import TOGETHER, Tiling, restore_tiled
+from ebt_policy.image.tiling import TOGETHER, Tiling, denoise_tiled
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 12))
@@ -40,11 +40,11 @@ def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
     noisy = [torch.rand(3, *size) * 2 - 1 for size in ((13, 21), (8, 8), (9, 30))]
     for most in (2, 100):  # batches that end within an image, and one batch
         monkeypatch.setitem(TOGETHER, "cpu", most)
-        found = restore_tiled(model, noisy, 100, [0, 0, 0])
-        lean = restore_tiled(model, noisy, 100, [0, 0, 0], follow=False)
+        found = denoise_tiled(model, noisy, 100, [0, 0, 0])
+        lean = denoise_tiled(model, noisy, 100, [0, 0, 0], follow=False)
         assert [len(one.path) for one in found + lean] == [3, 3, 3, 0, 0, 0]
         for image, one in zip(noisy, found, strict=True):
-            (alone,) = restore_tiled(model, [image], 100, [0])
+            (alone,) = denoise_tiled(model, [image], 100, [0])
             assert one.images.shape == image.shape
             torch.testing.assert_close(one.images, alone.images)
             torch.testing.assert_close(one.energies, alone.energies)

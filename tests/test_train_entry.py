@@ -60,7 +60,10 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["model.inference.steps=few"], "model.inference: steps must be int, got 'few'."),
         (["+model.inference.wings=2"], "model.inference has no option wings"),
         (["+objective.wings=2"], "objective=flow has no option wings"),
-        (["objective.samples=0"], "objective.samples must be at least 1"),
+        (
+            ["objective.noise_samples_per_target=0"],
+            "objective.noise_samples_per_target must be at least 1",
+        ),
         (["task.env.max_steps=0", "evaluation.episodes=1"], "max_steps must be at least 1"),
         (["evaluation.workers=0"], "workers must be at least 1, got 0."),
         (["evaluation.rollout_episodes=-3"], "rollout_episodes must be at least 0"),
@@ -76,9 +79,15 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["+model.wings=2"], "model has no option wings; it has actions_per_token, inference"),
         (["model.actions_per_token=two"], "model: actions_per_token must be int, got 'two'."),
         (["model.inference.stop_grad_norm=-1"], "stop_grad_norm must be positive or null"),
-        (["model.inference.stop_change=0"], "stop_change must be positive or null"),
-        (["objective=s1", "model.inference.stop_change=0.5"], "told the level (objective=flow)"),
-        (["objective.samples=two"], "objective=flow: samples must be int, got 'two'."),
+        (["model.inference.straightness_tol=0"], "straightness_tol must be positive or null"),
+        (
+            ["objective=s1", "model.inference.straightness_tol=0.5"],
+            "needs a level-conditioned objective (objective=flow)",
+        ),
+        (
+            ["objective.noise_samples_per_target=two"],
+            "objective=flow: noise_samples_per_target must be int, got 'two'.",
+        ),
         (["objective=s2", "objective.noise=0.1"], "noise must be [float, float], got 0.1."),
         (["objective=s2", "objective.steps=[2,x]"], "steps must be [int, int], got [2, 'x']."),
     ],
@@ -188,7 +197,7 @@ def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
     [
         ("train.lr", "nan"), ("train.lr", "inf"), ("train.max_grad_norm", "nan"),
         ("train.weight_decay", "nan"), ("train.weight_decay", "-5"), ("train.ema_power", "nan"),
-        ("train.rollout_every", "-4"), ("model.inference.level", "nan"), ("seed", "-1"),
+        ("train.rollout_every", "-4"), ("model.inference.scoring_level", "nan"), ("seed", "-1"),
         ("seed", "5000000000"), ("task.relative_to", "[a,b]"), ("task.validation_episodes", "-1"),
     ],
 )  # fmt: skip

@@ -78,16 +78,16 @@ def train_text(tmp_path: Path, _: Path) -> Path:
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     where = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
     given = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
-    return train(compose_config(*given, *where, config="train_text"))
+    return train(compose_config(*given, *where, "task=text"))
 
 
 def train_image(tmp_path: Path, _: Path) -> Path:
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    given = (*FAST, "task.side=8", "evaluation.final=false", "model=image/dit")
+    given = (*FAST, "task.side=8", "evaluation.final=false", "model=dit")
     where = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *where, config="train_image"))
+    return train(compose_config(*given, *where, "task=image"))
 
 
 def train_video(tmp_path: Path, _: Path) -> Path:
@@ -98,10 +98,10 @@ def train_video(tmp_path: Path, _: Path) -> Path:
     given = (*FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
              f"task.path={tmp_path}")  # fmt: skip
     features = f"{tmp_path}/features"
-    made = ("model=video/autoencoder", "model.channels=[8,8]", f"run_dir={features}")
-    train(compose_config(*given, *made, config="train_video"))
+    made = ("model=autoencoder", "model.channels=[8,8]", f"run_dir={features}")
+    train(compose_config(*given, *made, "task=video"))
     run = (f"task.features={features}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *run, config="train_video"))
+    return train(compose_config(*given, *run, "task=video"))
 
 
 KINDS: dict[str, tuple[Any, Any]] = {

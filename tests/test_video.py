@@ -248,17 +248,13 @@ def short(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides", [("objective=video/s2",), ("model=video/transformer_pp",), ()]
-)
+@pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_leaves_a_report_pictures_and_a_film(
     overrides, films, tmp_path, monkeypatch, short, capsys
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"
-    config = compose_config(
-        *TINY, f"task.path={films}", f"run_dir={run}", *overrides, config="train_video"
-    )
+    config = compose_config(*TINY, f"task.path={films}", f"run_dir={run}", *overrides, "task=video")
     train(config)
     assert "first an autoencoder, in" in capsys.readouterr().out
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -332,7 +328,10 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
             "must match runs that differ in their seed alone|holds model=",
         ),
         ([f"checkpoint={frames_run}"], "holds model=autoencoder, not VideoModel"),
-        ([f"checkpoint={runs[0]}@candidates=2"], "all guesses of this model start from the same"),
+        (
+            [f"checkpoint={runs[0]}@num_candidates=2"],
+            "all candidates of this model start from",
+        ),
         ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for an image model"),
     ):
         code, error = call_entry(eval_entry.main, *wrong, "device=cpu")
@@ -381,14 +380,14 @@ def test_motion_that_never_changes_is_learned(films, tmp_path, monkeypatch):
     common = [*TINY, f"task.path={films}"]
     train(
         compose_config(
-            *common, "model=video/autoencoder", "model.channels=[8,16]", "train.steps=150",
-            "train.lr=5e-3", f"run_dir={frames_run}", config="train_video",
+            *common, "model=autoencoder", "model.channels=[8,16]", "train.steps=150",
+            "train.lr=5e-3", f"run_dir={frames_run}", "task=video",
         )
     )  # fmt: skip
     run = tmp_path / "run"
     config = compose_config(
         *common, "train.steps=150", "train.batch_size=16", "train.lr=5e-3", "train.ema_power=0.6",
-        f"task.features={frames_run}", f"run_dir={run}", config="train_video",
+        f"task.features={frames_run}", f"run_dir={run}", "task=video",
     )  # fmt: skip
     train(config)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]

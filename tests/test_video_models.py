@@ -17,10 +17,13 @@ from ebt_policy.video.model import EnergyVideoModel, VideoModel, build_video_mod
 
 F, S = 5, 4
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0}),
-    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0, "told": True}),
+    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "init_std": 0.0}),
+    "told": (
+        {"name": "ebt", "inference": {}},
+        {"name": "s1", "init_std": 0.0, "step_conditioned": True},
+    ),
     "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "noise": [0.0, 0.0], "replay": 4}),
-    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1", "start": 0.0}),
+    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1", "init_std": 0.0}),
     "transformer_pp": ({"name": "transformer_pp"}, None),
 }
 

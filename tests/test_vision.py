@@ -142,9 +142,9 @@ def test_one_image_does_not_touch_another(pretrained):
 def test_wrong_settings_are_one_sentence(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
-        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*near it"),
+        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*did you mean"),
         ({"crop": 0.0}, "vision.crop"),
-        ({"shrink": 0}, "vision.shrink"),
+        ({"downsample": 0}, "vision.downsample"),
         ({"stage": 17}, "vision.stage=17"),
         ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 28 x 28 pixels"),
     ]:
@@ -211,7 +211,7 @@ def test_bad_observations_are_refused():
 
 def test_images_are_encoded_once_a_chunk_and_not_at_all_while_descending(monkeypatch):
     policy, calls = build(), []
-    policy.configure_inference(steps=4, candidates=8)
+    policy.configure_inference(steps=4, num_candidates=8)
     assert policy.vision is not None
     policy.vision.register_forward_hook(lambda *_: calls.append(1))
     policy.predict_chunk(observe(2))

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.device import DEVICE, synchronize
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE, wait
 from ebt_policy.evaluation.flops import Work
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -34,10 +34,10 @@ def seconds_of(job: Callable[[], Any], rounds: int, warm_up: int = 3) -> list[fl
         job()
     times = []
     for _ in range(rounds):
-        wait()
+        synchronize()
         start = time.perf_counter()
         job()
-        wait()
+        synchronize()
         times.append(time.perf_counter() - start)
     return times
 

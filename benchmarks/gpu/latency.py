@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, seconds_of
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.evaluation.flops import count_work
 from ebt_policy.evaluation.statistics import percentiles

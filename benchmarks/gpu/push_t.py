@@ -15,14 +15,14 @@ MINUTES = 3.0
 RUNS = Path("runs/gpu")
 GOAL = 0.99
 POLICIES = {
-    "energy": ["model=ebt", "model.inference.steps=2", "model.inference.candidates=8"],
+    "energy": ["model=ebt", "model.inference.steps=2", "model.inference.num_candidates=8"],
     "flow matching": [
-        "model=flow_matching", "model.inference.steps=2", "model.inference.candidates=8",
+        "model=flow_matching", "model.inference.steps=2", "model.inference.num_candidates=8",
         "model.inference.select=line_integral",
     ],
     "diffusion": [
         "model=diffusion", "model.inference.scheduler=ddim", "model.inference.steps=4",
-        "model.inference.candidates=8", "model.inference.select=density",
+        "model.inference.num_candidates=8", "model.inference.select=density",
     ],
 }  # fmt: skip
 FULL = [

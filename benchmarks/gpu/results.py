@@ -13,18 +13,13 @@ from typing import Any
 import torch
 
 import ebt_policy
-from benchmarks.settings import DEVICE
+from benchmarks.device import DEVICE, device_name
 from ebt_policy.io.output import write_atomic
-
-
-def card_name() -> str:
-    """Return the name of the GPU, or ``CPU``."""
-    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
 
 
 def card_folder(output: Path) -> Path:
     """Return the folder of this card's results, say ``nvidia-h200`` for ``NVIDIA H200``."""
-    return output / re.sub(r"[^a-z0-9]+", "-", card_name().lower()).strip("-")
+    return output / re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
 
 
 class TimeBudget:
@@ -71,16 +66,16 @@ class SectionResults:
 
     def __init__(self, section: str, folder: Path, command: str, toy: bool) -> None:
         self.path = folder / f"{section}.json"
-        entry_metadata = {
+        identity = {
             "version": ebt_policy.__version__,
             "torch": torch.__version__,
-            "card": card_name(),
+            "card": device_name(),
             "toy": toy,
         }
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        same = all(stored.get(key) == value for key, value in entry_metadata.items())
+        same = all(stored.get(key) == value for key, value in identity.items())
         cases = stored["cases"] if same else {}
-        self._content = {**entry_metadata, "command": command, "failed": {}, "cases": cases}
+        self._content = {**identity, "command": command, "failed": {}, "cases": cases}
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.gpu.training import peak_gib, speed_of
 from benchmarks.language_speed import untrained
-from benchmarks.settings import DEVICE
 
 SIZES = {
     "m": {"width": 288, "heads": 8, "layers": 6}, "l": {"width": 512, "heads": 8, "layers": 9},

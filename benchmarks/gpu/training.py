@@ -17,10 +17,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, precision, seconds_of
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
-from benchmarks.speed import composed, make
+from benchmarks.speed import make
+from benchmarks.training import compose_config
 from ebt_policy.data.windows import Windows
 from ebt_policy.evaluation.flops import Work, training_work
 from ebt_policy.models.base import Model
@@ -149,7 +150,7 @@ def peak_gib() -> float:
 def trainer_of(model: Model, data: Data, batch: int, kind: str, folder: Path) -> Trainer:
     """Return a trainer, configured as usual, of a model that is compiled already."""
     mixed = "bf16" if kind == "bf16" else "no"
-    config = composed(
+    config = compose_config(
         "train.minutes=null", "train.steps=100000", "train.compile=false",
         f"train.batch_size={batch}", f"train.mixed_precision={mixed}",
     )["train"]  # fmt: skip

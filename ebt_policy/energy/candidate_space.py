@@ -1,6 +1,6 @@
-"""What candidates are: how far one is from its target, and where it starts.
+"""The space of candidates: where they start, and how far one is from its target.
 
-Shapes: B batch, U units, * the shape of a unit, V numbers of a candidate whose target is an index.
+Shapes: B batch, U units, * the shape of a unit, V classes where candidates are logits.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebt_policy.energy.descent import MirrorMap
+from ebt_policy.energy.gradients import expand_units
+from ebt_policy.energy.mirror import MirrorMap
 
 
 def squared_error(candidate: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each unit, (B, U)."""
+    """Return the mean squared error of each unit, (B, U)."""
     return (candidate - target).square().flatten(2).mean(-1)
 
 
-def surprisal(logits: Tensor, target: Tensor) -> Tensor:
-    """-log p of targets (B, U) under candidates (B, U, V): their cross-entropy, nats.
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return -log p of targets (B, U) under candidates (B, U, V), nats.
 
-    Of units that hold several, (B, U, K) and (B, U, K, V), the mean.
+    For units of K targets, (B, U, K) and (B, U, K, V), the mean over them.
     """
     losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     losses = losses.view_as(target)
@@ -32,51 +33,54 @@ def surprisal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def corrupt(target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
-    """x = g y + (1 - g) n for levels (B, U): the straight path from noise to the target."""
-    g = level.reshape(*level.shape, *(1 for _ in target.shape[2:]))
+    """Return x = g y + (1 - g) n for levels (B, U), the straight path from noise to the target."""
+    g = expand_units(level, target)
     return g * target + (1 - g) * normal
 
 
 @dataclass(frozen=True)
 class CandidateSpace:
-    """What candidates are, and how far one is from its target.
+    """What candidates are, where they start, and how far one is from its target.
 
     Attributes:
-        error: candidates and targets -> (B, U), what training makes small.
-        mirror: see `MirrorMap`; None where the energy takes candidates as they are. It takes
-            zeros to zeros.
-        numbers: of a candidate whose target is the index of one of them; None where a target has
-            the shape of a candidate.
-        noised: targets, normal noise and levels (B, U) -> what is observed of the targets, where
-            candidates start; None where they start from noise alone.
+        error: candidates and targets -> (B, U), which training minimises.
+        mirror: see `MirrorMap`; None where the energy takes candidates as they are. It maps zeros
+            to zeros.
+        num_classes: V, for candidates that are logits and targets that are class indices; None
+            where a target has the shape of a candidate.
+        forward_process: targets, normal noise and levels (B, U) -> observations of the targets,
+            where candidates start; None where they start from noise alone.
     """
 
     error: Callable[[Tensor, Tensor], Tensor] = squared_error
     mirror: MirrorMap | None = None
-    numbers: int | None = None
-    noised: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    num_classes: int | None = None
+    forward_process: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def start(self, target: Tensor, normal: Tensor, level: Tensor | None = None) -> Tensor:
-        """Where candidates start from: as at inference, or nearer, at levels (B, U) in [0, 1]."""
-        if self.noised is not None:
+    def initialize(self, target: Tensor, normal: Tensor, level: Tensor | None = None) -> Tensor:
+        """Return initial candidates: as at inference, or nearer to targets at levels (B, U)."""
+        if self.forward_process is not None:
             at = target.new_zeros(target.shape[:2]) if level is None else level
-            return self.noised(target, normal, at)
-        return normal if level is None else corrupt(self.clean(target), normal, level)
+            return self.forward_process(target, normal, at)
+        return normal if level is None else corrupt(self.from_target(target), normal, level)
 
-    def empty(self, target: Tensor) -> Tensor:
-        """A candidate of zeros for each target; where they have a size of their own, all are one
-        that is expanded, so that what is to be made of it can be made once."""
-        if self.numbers is None:
+    def zeros_like_candidate(self, target: Tensor) -> Tensor:
+        """Return a candidate of zeros for each target.
+
+        With classes it is a single one, expanded, so that what is derived from it is derived once.
+        """
+        if self.num_classes is None:
             return torch.zeros_like(target)
         dtype = target.dtype if target.is_floating_point() else None
-        zeros = torch.zeros(1, 1, self.numbers, device=target.device, dtype=dtype)
+        zeros = torch.zeros(1, 1, self.num_classes, device=target.device, dtype=dtype)
         return zeros.expand(*target.shape, -1)
 
-    def clean(self, target: Tensor) -> Tensor:
-        """The candidate that is its target: of an index, logits that leave others 1/V in all."""
-        if self.numbers is None:
+    def from_target(self, target: Tensor) -> Tensor:
+        """Return the candidate that equals its target; for a class, logits that leave the others a
+        probability of 1 / V in all."""
+        if self.num_classes is None:
             return target
-        return 2 * math.log(self.numbers) * F.one_hot(target, self.numbers).float()
+        return 2 * math.log(self.num_classes) * F.one_hot(target, self.num_classes).float()
 
 
 EUCLIDEAN = CandidateSpace()

@@ -1,76 +1,108 @@
-"""The gradient of an energy at a candidate, in every mode that autograd can be in.
+"""The gradient of an energy at a candidate, and the rules by which a descent asks for it.
 
-Shapes: B batch, U units, * the shape of a unit.
+Shapes: B batch, U units, M candidates of a unit, adjacent, * the shape of a unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
-"""Energy of candidates (B, U, *) at levels (B, U) or None -> (B, U); units must be independent."""
+from ebt_policy.energy.energy_function import BilinearEnergy, DirectUpdate, EnergyFn
 
 
 @dataclass(frozen=True)
-class BilinearEnergy:
-    """E(x) = -<x, f(x)>: low where a candidate agrees with what a network makes of it.
+class PlainGradient:
+    """The gradient of each candidate, by one evaluation for each."""
 
-    Its gradient is -f(x) - J_f^T x; where x is zero it is -f(0), and needs no backward pass.
+    def __call__(
+        self, energy: EnergyFn, x: Tensor, level: Tensor | None, *, first: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return gradient (B, U, *) and energy (B, U).
 
-    Attributes:
-        field: candidates (B, U, *) and levels (B, U) or None -> f, (B, U, *).
-    """
-
-    field: Callable[[Tensor, Tensor | None], Tensor]
-
-    def __call__(self, x: Tensor, level: Tensor | None) -> Tensor:
-        return -(x * self.field(x, level)).flatten(2).sum(-1)
+        Args:
+            energy: see `EnergyFn`.
+            x: candidates (B, U, *).
+            level: broadcastable to (B, U), or None.
+            first: whether this is the first step of a descent.
+        """
+        return energy_gradient(energy, x, level)
 
 
 @dataclass(frozen=True)
-class DirectUpdate:
-    """Stands where an energy does and has no energy: a network that gives the update itself.
+class SharedFirstGradient(PlainGradient):
+    """One evaluation gives the first gradient of all M candidates of a unit.
 
-    Attributes:
-        field: candidates (B, U, *) and levels (B, U) or None -> what is to be added, (B, U, *).
+    For an energy that is quadratic at the start (see `broadcast_initial_gradient`).
+
+    Args:
+        num_candidates: M.
     """
 
-    field: Callable[[Tensor, Tensor | None], Tensor]
+    num_candidates: int
 
-    def __call__(self, x: Tensor, level: Tensor | None) -> Tensor:
-        """Zero, wherever it is asked for."""
-        return x.new_zeros(x.shape[:2])
+    def __post_init__(self) -> None:
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {self.num_candidates}.")
+
+    def __call__(
+        self, energy: EnergyFn, x: Tensor, level: Tensor | None, *, first: bool
+    ) -> tuple[Tensor, Tensor]:
+        if first:
+            return broadcast_initial_gradient(energy, x, level, self.num_candidates)
+        return energy_gradient(energy, x, level)
+
+
+@dataclass(frozen=True)
+class ZeroInitGradient(PlainGradient):
+    """The energy takes the initial candidate as zeros.
+
+    The first gradient of a `BilinearEnergy` then needs no backward pass.
+    """
+
+    def __call__(
+        self, energy: EnergyFn, x: Tensor, level: Tensor | None, *, first: bool
+    ) -> tuple[Tensor, Tensor]:
+        return energy_gradient(energy, x, level, zero=first)
 
 
 def to_autograd_tensor(x: Tensor) -> Tensor:
-    """Inference tensors cannot enter a gradient; their copies can."""
+    """Return x, or a copy of an inference tensor, which cannot enter a gradient itself."""
     # torch.compile cannot ask, and would leave the whole descent uncompiled in silence.
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
+
+
+def expand_units(per_unit: Tensor, x: Tensor) -> Tensor:
+    """Reshape (B, U) to (B, U, 1, ...), which broadcasts with x (B, U, *)."""
+    return per_unit.reshape(*per_unit.shape, *(1 for _ in x.shape[2:]))
 
 
 def energy_gradient(
     energy: EnergyFn, x: Tensor, level: Tensor | None = None, *, zero: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Gradient (B, U, *) and energy (B, U) at candidates x (B, U, *), which are known to be zero or
-    not.
+    """Return gradient (B, U, *) and energy (B, U) at candidates x (B, U, *).
 
     With gradients on, both are differentiable in the energy's parameters and in x. Without, only
     the first derivative is computed. Compiled or not, the values are the same.
 
+    Args:
+        energy: see `EnergyFn`.
+        x: (B, U, *).
+        level: broadcastable to (B, U), or None.
+        zero: x is known to be zero.
+
     Raises:
         ValueError: if the energy does not give one number a unit.
     """
-    told = None if level is None else level.expand(x.shape[:2])
+    levels = None if level is None else level.expand(x.shape[:2])
     if isinstance(energy, DirectUpdate) or (zero and isinstance(energy, BilinearEnergy)):
-        return -energy.field(x, told), x.new_zeros(x.shape[:2])
+        return -energy.field(x, levels), x.new_zeros(x.shape[:2])
 
     def total(candidate: Tensor) -> tuple[Tensor, Tensor]:
-        value = energy(candidate, told)
+        value = energy(candidate, levels)
         if value.shape != x.shape[:2]:
             raise ValueError(
                 f"the energy must be {tuple(x.shape[:2])}, one a unit; got {tuple(value.shape)}."
@@ -94,15 +126,23 @@ def energy_gradient(
     return torch.autograd.grad(summed, leaf)[0], value.detach()
 
 
-def shared_gradient(
-    energy: EnergyFn, x: Tensor, level: Tensor | None, candidates: int
+def broadcast_initial_gradient(
+    energy: EnergyFn, x: Tensor, level: Tensor | None, num_candidates: int
 ) -> tuple[Tensor, Tensor]:
-    """As `energy_gradient`, from one evaluation for each ``candidates`` adjacent units.
+    """Return what `energy_gradient` does, from one evaluation for each M adjacent units.
 
     For an energy that is |x|^2 / 2 - <c, x> + b, with a c that candidates share: the gradient x - c
     is known everywhere once it is known at zero.
+
+    Raises:
+        ValueError: if the units are not a multiple of M.
     """
-    slope, value = energy_gradient(energy, torch.zeros_like(x[:, ::candidates]), level)
-    slope = slope.repeat_interleave(candidates, dim=1)
-    rise = (x.square() / 2 + slope * x).flatten(2).sum(-1)
-    return x + slope, value.repeat_interleave(candidates, dim=1) + rise
+    if x.shape[1] % num_candidates:
+        raise ValueError(
+            f"candidates must be (B, U * {num_candidates}, ...), a multiple of "
+            f"num_candidates={num_candidates}; got {tuple(x.shape)}."
+        )
+    gradient, value = energy_gradient(energy, torch.zeros_like(x[:, ::num_candidates]), level)
+    gradient = gradient.repeat_interleave(num_candidates, dim=1)
+    rise = (x.square() / 2 + gradient * x).flatten(2).sum(-1)
+    return x + gradient, value.repeat_interleave(num_candidates, dim=1) + rise

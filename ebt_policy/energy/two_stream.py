@@ -67,19 +67,25 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, past: KeysValues | None = None, condition: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """x (B, Q, D), condition (B, 1, D) -> (B, Q, D), and the keys and values of x."""
+        """Return the output (B, Q, D) for tokens x (B, Q, D), and their keys and values.
+
+        Args:
+            x: (B, Q, D).
+            past: keys and values of the context.
+            condition: (B, 1, D), which modulates the candidate stream; None for the context.
+        """
         if condition is None:
-            seen, keys_values = self.attention(self.norm1(x), past)
-            x = x + seen
+            attended, keys_values = self.attention(self.norm1(x), past)
+            x = x + attended
             return x + self.mlp(self.norm2(x)), keys_values
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        seen, keys_values = self.attention(self.norm1(x) * (1 + scale1) + shift1, past)
-        x = x + (1 + gate1) * seen
+        attended, keys_values = self.attention(self.norm1(x) * (1 + scale1) + shift1, past)
+        x = x + (1 + gate1) * attended
         return x + (1 + gate2) * self.mlp(self.norm2(x) * (1 + scale2) + shift2), keys_values
 
 
 class Context(NamedTuple):
-    """What `encode` computes once: keys and values of each block, and the pooled summary (B, D)."""
+    """An encoded context: keys and values of each block, and the pooled summary (B, D)."""
 
     keys_values: list[KeysValues]
     summary: Tensor
@@ -96,7 +102,7 @@ class TwoStreamTransformer(nn.Module):
         size: the size dial.
         output: ``"energy"`` gives one scalar a unit, ``"vector"`` a token's worth of features
             (noise, velocity or action) for the baselines without an energy.
-        level: whether the candidate stream is told the corruption level.
+        level: whether the candidate stream is conditioned on the corruption level.
     """
 
     def __init__(
@@ -125,15 +131,15 @@ class TwoStreamTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, token_dim)
-        # Noise that is to be taken away must reach the output, and what is wider than the network
-        # cannot pass through it: a share of the candidate, told by the condition, goes around.
+        # Noise that is to be removed must reach the output, and tokens wider than the network
+        # cannot pass through it: a share of the candidate, given by the condition, goes around.
         self.skip = nn.Linear(width, 1) if token_dim > width else None
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
             nn.init.zeros_(self.skip.bias)
 
     def encode(self, context: Tensor) -> Context:
-        """Context tokens (B, K, context_dim) -> what the candidate stream needs of them."""
+        """Encode context tokens (B, K, context_dim) for the candidate stream."""
         want = (len(self.context_position), self.context_in.in_features)
         if context.ndim != 3 or context.shape[1:] != want:
             raise ValueError(
@@ -142,12 +148,12 @@ class TwoStreamTransformer(nn.Module):
         h = self.context_in(context) + self.context_position
         keys_values: list[KeysValues] = []
         for block in self.blocks:
-            h, seen = block(h)
-            keys_values.append(seen)
+            h, block_keys_values = block(h)
+            keys_values.append(block_keys_values)
         return Context(keys_values, h.mean(dim=1))
 
     def forward(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
-        """Energy (B, U), or vectors (B, U, L, C).
+        """Return energies (B, U), or vectors (B, U, L, C).
 
         Args:
             context: what `encode` returned.
@@ -161,16 +167,18 @@ class TwoStreamTransformer(nn.Module):
             raise ValueError(
                 f"candidates must be (B, U, {want[0]}, {want[1]}), got {tuple(candidate.shape)}."
             )
-        vector = self.vectors(context, candidate, level)
+        vector = self.vector_field(context, candidate, level)
         if self.output == "vector":
             return vector
         # E = <x, f(x)>: its gradient, f + J_f^T x, has a direct path to a vector output. It learned
-        # faster than a linear read-out and than |x - f(x)|^2 / 2 (docs/experiments.md).
+        # faster than a linear read-out and than |x - f(x)|^2 / 2 (docs/experiments.md). The sign is
+        # explained in `ebt_policy.energy.energy_function`.
         return (candidate * vector).sum(dim=(-2, -1))
 
-    def vectors(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
-        """f (B, U, L, C) of the arguments of `forward`, whose products with a candidate's tokens
-        are the shares of these in its energy."""
+    def vector_field(
+        self, context: Context, candidate: Tensor, level: Tensor | None = None
+    ) -> Tensor:
+        """Return f (B, U, L, C) of E = <x, f(x)>; arguments as in `forward`."""
         (*_, h), condition = self._hidden(context, candidate, level)
         vector = self.head(self.norm(h))
         if self.skip is not None:
@@ -178,7 +186,7 @@ class TwoStreamTransformer(nn.Module):
         return vector.unflatten(0, (-1, candidate.shape[1]))
 
     def features(self, context: Context, candidate: Tensor, level: Tensor | None = None) -> Tensor:
-        """What each block makes of candidates, the mean over their tokens: (B, U, layers, D)."""
+        """Return each block's output for candidates, averaged over tokens: (B, U, layers, D)."""
         hidden, _ = self._hidden(context, candidate, level)
         means = torch.stack([h.mean(dim=1) for h in hidden], dim=1)
         return means.unflatten(0, (-1, candidate.shape[1]))
@@ -186,24 +194,25 @@ class TwoStreamTransformer(nn.Module):
     def _hidden(
         self, context: Context, candidate: Tensor, level: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
-        """Candidates (B * U, L, D) after each block, and the condition (B * U, 1, D)."""
+        """Return candidates (B * U, L, D) after each block, and the condition (B * U, 1, D)."""
         units = candidate.shape[1]
         condition = context.summary.unsqueeze(1).expand(-1, units, -1)
-        told = embed_level(self.level_in, level, self.width)
-        if told is not None:
-            condition = condition + told
+        embedded_level = embed_level(self.level_in, level, self.width)
+        if embedded_level is not None:
+            condition = condition + embedded_level
         condition = F.silu(condition).reshape(-1, 1, self.width)
         h = (self.candidate_in(candidate) + self.candidate_position).flatten(0, 1)
         hidden = []
-        # Units of a row see the same context, and not each other.
-        for block, seen in zip(self.blocks, context.keys_values, strict=True):
-            h, _ = block(h, _repeat(seen, units), condition)
+        # Units of a row attend to the same context, and not to each other.
+        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
+            h, _ = block(h, _repeat(keys_values, units), condition)
             hidden.append(h)
         return hidden, condition
 
 
-def _repeat(seen: KeysValues, units: int) -> KeysValues:
-    """(B, H, K, D/H) -> (B * U, H, K, D/H): every unit of a row sees its context."""
+def _repeat(keys_values: KeysValues, units: int) -> KeysValues:
+    """Repeat keys and values for the U units of each row: (B, ...) -> (B * U, ...)."""
     if units == 1:
-        return seen
-    return seen[0].repeat_interleave(units, dim=0), seen[1].repeat_interleave(units, dim=0)
+        return keys_values
+    keys, values = keys_values
+    return keys.repeat_interleave(units, dim=0), values.repeat_interleave(units, dim=0)

@@ -1,7 +1,7 @@
 """Models of images without an energy: DiT, the baseline of the EBT paper, and the refiner.
 
-DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are scaled and
-shifted by what it is told (the level of noise, the class), with diffusers' DDPM and DDIM.
+DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are modulated by
+the level of noise and the class, with diffusers' DDPM and DDIM.
 
 Shapes: B batch, C channels, S side.
 """
@@ -18,38 +18,32 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import options
-from ebt_policy.energy.gradients import DirectUpdate
+from ebt_policy.energy import DirectUpdate
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import Context, TransformerConfig
 from ebt_policy.errors import ConfigError
-from ebt_policy.image.model import (
-    IMAGE_MODELS,
-    LEVELS,
-    DenoisingResult,
-    EnergyImageModel,
-    ImageModel,
-    ImageShape,
-    PatchTransformer,
-)
-from ebt_policy.models.ddim import DDIM, set_steps
+from ebt_policy.image.model import IMAGE_MODELS, DenoisingResult, EnergyImageModel, ImageModel
+from ebt_policy.image.patch_transformer import LEVELS, ImageShape, PatchTransformer
+from ebt_policy.models.ddim import ExactDDIMScheduler
+from ebt_policy.models.denoising_steps import set_num_steps
 from ebt_policy.models.no_energy import NoEnergyMixin
 
 
 @dataclass(frozen=True)
 class DiTInference:
-    """How a DiT takes noise away.
+    """How a DiT denoises.
 
     Args:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic).
         steps: passes. More than there are levels go through them again (Gladstone et al. 2025 so
             give it 300 passes at twice the noise that it was trained for).
-        told: start at the level of noise that images have, as far as it was trained; else always at
-            the highest that it was trained for, as the paper ran it.
+        start_at_noise_level: start at the images' level of noise, up to the highest of training;
+            otherwise always at the highest, as in the paper.
     """
 
     scheduler: Literal["ddpm", "ddim"] = "ddim"
     steps: int = 100
-    told: bool = True
+    start_at_noise_level: bool = True
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("ddpm", "ddim"):
@@ -60,7 +54,7 @@ class DiTInference:
 
 @IMAGE_MODELS.register("dit")
 class DiT(ImageModel):
-    """The network predicts the noise n in sqrt(abar_k) y + sqrt(1 - abar_k) n, told the level k.
+    """A network that predicts the noise n in sqrt(abar_k) y + sqrt(1 - abar_k) n at level k.
 
     Args:
         shape: as in `ImageModel`; levels up to ``shape.noise`` are learned, all alike.
@@ -80,7 +74,8 @@ class DiT(ImageModel):
         images = batch["image"]
         level = torch.randint(1, self.shape.noise + 1, (len(images),), device=images.device)
         normal = torch.randn_like(images)
-        return {"noisy": self.noised(images, normal, level), "normal": normal, "level": level}
+        noisy = self.forward_process(images, normal, level)
+        return {"noisy": noisy, "normal": normal, "level": level}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws = batch["draws"]
@@ -88,40 +83,40 @@ class DiT(ImageModel):
         predicted = self._noise_in(draws["noisy"], context, draws["level"])
         return (predicted - draws["normal"]).square().mean(), {}
 
-    def told(self, noise: Tensor) -> Tensor:
+    def network_level(self, noise: Tensor) -> Tensor:
         return (1.0 - noise.clamp(min=1) / LEVELS).unsqueeze(1)
 
     def _noise_in(self, noisy: Tensor, context: Any, level: Tensor) -> Tensor:
-        return self.net(context, noisy.unsqueeze(1), self.told(level))[:, 0]
+        return self.net(context, noisy.unsqueeze(1), self.network_level(level))[:, 0]
 
-    def restore(
+    def denoise(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
     ) -> DenoisingResult:
-        how = self.inference
-        top = min(noise, self.shape.noise) if how.told else self.shape.noise
-        kind = DDPMScheduler if how.scheduler == "ddpm" else DDIM
+        config = self.inference
+        top = min(noise, self.shape.noise) if config.start_at_noise_level else self.shape.noise
+        kind = DDPMScheduler if config.scheduler == "ddpm" else ExactDDIMScheduler
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")
-        extra = {"generator": generator} if how.scheduler == "ddpm" else {}
-        again = math.ceil(how.steps / top)
+        extra = {"generator": generator} if config.scheduler == "ddpm" else {}
+        again = math.ceil(config.steps / top)
         x, path = noisy, [noisy]
         with torch.no_grad():
             context = self.encode(labels, len(noisy))
             for k in range(again):
-                set_steps(scheduler, (how.steps + k) // again)
+                set_num_steps(scheduler, (config.steps + k) // again)
                 for t in scheduler.timesteps:
                     level = torch.full((len(x),), int(t) + 1, device=x.device)
                     predicted = self._noise_in(x, context, level)
                     x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
                     path.append(x)
-        used = torch.full((len(x),), how.steps, device=x.device)
+        used = torch.full((len(x),), config.steps, device=x.device)
         return DenoisingResult(x.clamp(-1, 1), path, None, used)
 
 
 @IMAGE_MODELS.register("refiner")
 class ImageRefiner(NoEnergyMixin, EnergyImageModel):
-    """The energy model's network, whose vector is the update of the image."""
+    """A model whose network gives the update of the image."""
 
     def energy(self, context: Context) -> DirectUpdate:
-        """The network's vector is the update."""
+        """Return the update in place of an energy."""
         return DirectUpdate(partial(self.net, context))

@@ -44,7 +44,8 @@ from ebt_policy.image.metrics import (
     load_eval_set,
     noisy_versions,
 )
-from ebt_policy.image.model import LEVELS, EnergyImageModel, ImageModel
+from ebt_policy.image.model import EnergyImageModel, ImageModel
+from ebt_policy.image.patch_transformer import LEVELS
 
 CACHE = "restored.jsonl"
 DENOISED, DESCENT = "restored", "thought"  # keys of what the cache holds
@@ -317,7 +318,7 @@ class GenerationEvaluation(SequentialEvaluation[Entry, None, Tensor]):
             rows * columns, shape.channels, shape.side, shape.side, generator=generator
         ).to(model.abar.device)
         labels = torch.arange(rows, device=noise.device).repeat_interleave(columns)
-        result = model.restore(noise, LEVELS, labels if shape.classes else None, generator)
+        result = model.denoise(noise, LEVELS, labels if shape.classes else None, generator)
         advance()
         return result.images.cpu().unflatten(0, (rows, columns))
 

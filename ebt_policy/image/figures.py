@@ -20,7 +20,7 @@ from ebt_policy.image.metrics import (
     noisy_versions,
 )
 from ebt_policy.image.model import EnergyImageModel, ImageModel
-from ebt_policy.image.tiling import Tiling, restore_tiled
+from ebt_policy.image.tiling import Tiling, denoise_tiled
 
 NUM_GRID_IMAGES = 4
 NUM_GRID_STEPS = 8  # of each image, evenly spread where there are more
@@ -56,7 +56,7 @@ def step_rows(name: str, model: ImageModel, level: int, eval_set: EvalSet) -> li
     labels, generator = eval_set.labels[:NUM_GRID_IMAGES], torch.Generator().manual_seed(0)
     rows = []
     for result, clean in zip(
-        restore_tiled(model, noisy, level, labels, generator), eval_set.images, strict=False
+        denoise_tiled(model, noisy, level, labels, generator), eval_set.images, strict=False
     ):
         last = len(result.path) - 1
         steps = np.linspace(0, last, min(last, NUM_GRID_STEPS) + 1).round().astype(int)
@@ -76,7 +76,7 @@ def energy_map_rows(
         for image in eval_set.images[:NUM_MAPPED_IMAGES]
     ]
     clean = torch.stack([parts[len(parts) // 2] for parts in tiles])
-    noisy = model.degrade(clean, level, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, level, torch.Generator().manual_seed(0))
     labels = torch.tensor(eval_set.labels[:NUM_MAPPED_IMAGES], device=clean.device)
     classes = labels if model.shape.classes else None
     return [

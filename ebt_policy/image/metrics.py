@@ -20,7 +20,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import compute_metrics, compute_psnr
 from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel
-from ebt_policy.image.tiling import restore_tiled
+from ebt_policy.image.tiling import denoise_tiled
 
 MAX_IMAGES = 200  # evenly spread, of a set that has more
 WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
@@ -105,7 +105,7 @@ def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -
 def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
     """Add noise of a level to images; the same noise for every model."""
     return [
-        model.degrade(image[None], noise, torch.Generator().manual_seed(i))[0]
+        model.add_noise(image[None], noise, torch.Generator().manual_seed(i))[0]
         for i, image in enumerate(images)
     ]
 
@@ -118,7 +118,7 @@ def denoising_metrics(
 ) -> dict[str, list[float]]:
     """Return metrics of each denoised image, and the steps that were used for it."""
     generator = torch.Generator().manual_seed(0)
-    results = restore_tiled(model, noisy, level, eval_set.labels, generator, follow=False)
+    results = denoise_tiled(model, noisy, level, eval_set.labels, generator, follow=False)
     metrics = compute_metrics([result.images for result in results], eval_set.images)
     steps = [float(result.steps_used) for result in results]
     return {"steps_used": steps} | {name: values.tolist() for name, values in metrics.items()}
@@ -129,9 +129,9 @@ def descent_metrics(
 ) -> dict[str, Any]:
     """Return PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
     inference = model.inference
-    model.configure_inference(steps=MAX_STEP_FACTOR * inference.steps, candidates=1)
+    model.configure_inference(steps=MAX_STEP_FACTOR * inference.steps, num_candidates=1)
     generator = torch.Generator().manual_seed(0)
-    results = restore_tiled(model, noisy, level, eval_set.labels, generator)
+    results = denoise_tiled(model, noisy, level, eval_set.labels, generator)
     model.configure_inference(**asdict(inference))
     steps = zip(*(result.path for result in results), strict=True)
     ratios = [

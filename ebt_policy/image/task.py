@@ -14,7 +14,8 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
 from ebt_policy.image.data import Crops, ImageDataset, load_images
 from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
-from ebt_policy.image.model import LEVELS, ImageModel, ImageShape, build_image_model
+from ebt_policy.image.model import ImageModel, build_image_model
+from ebt_policy.image.patch_transformer import LEVELS, ImageShape
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
 
@@ -116,9 +117,9 @@ class ImageTrainingTask(TrainingTask):
             return {}
         clean = model.normalize(self.tried)["image"]
         generator = torch.Generator().manual_seed(0)
-        noisy = model.degrade(clean, self.task.noise, generator)
+        noisy = model.add_noise(clean, self.task.noise, generator)
         labels = self.tried["label"] if model.shape.classes else None
-        found = model.restore(noisy, self.task.noise, labels, generator)
+        found = model.denoise(noisy, self.task.noise, labels, generator)
         return {"held_out_psnr": float(psnr(found.images, clean).mean())}
 
     def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:

@@ -57,7 +57,7 @@ class Tiling:
         return (total / weights)[:, : self.size[0], : self.size[1]]
 
 
-def restore_tiled(
+def denoise_tiled(
     model: ImageModel, noisy: Sequence[Tensor], noise: int, labels: Sequence[int],
     generator: Generators = None, follow: bool = True,
 ) -> list[DenoisingResult]:  # fmt: skip
@@ -69,7 +69,7 @@ def restore_tiled(
         follow: whether ``path`` is kept, which is large.
 
     Returns:
-        Of each image what `ImageModel.restore` says, without the batch: ``images`` (C, H, W),
+        Of each image what `ImageModel.denoise` says, without the batch: ``images`` (C, H, W),
         ``energies`` (K + 1,) summed over tiles, ``steps_used`` their mean.
     """
     tilings = [Tiling(image.shape[1], image.shape[2], model.shape.side) for image in noisy]
@@ -81,7 +81,7 @@ def restore_tiled(
     parts: list[DenoisingResult] = []
     most = TOGETHER.get(tiles.device.type, TOGETHER["cpu"])
     for batch, told in zip(tiles.split(most), classes.split(most), strict=True):
-        found = model.restore(batch, noise, told if model.shape.classes else None, generator)
+        found = model.denoise(batch, noise, told if model.shape.classes else None, generator)
         parts.append(found if follow else found._replace(path=[]))
     images = torch.cat([part.images for part in parts]).split(counts)
     steps = zip(*(part.path for part in parts), strict=True)

@@ -1,4 +1,4 @@
-"""Language models without an energy, beside which those with one are judged.
+"""Language models without an energy: the baselines of the energy models.
 
 Shapes: B batch, S context, K masked tokens, V vocabulary.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ebt_policy.energy.candidate_space import surprisal
+from ebt_policy.energy.candidate_space import cross_entropy
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
@@ -26,14 +26,13 @@ class TransformerPP(LanguageModel):
     """Transformer++: the Llama recipe, the baseline of the EBT paper.
 
     RMSNorm, rotary positions, SwiGLU, no biases (Touvron et al. 2023), here with the embedding as
-    its output map, as the energy model has it: it is the observed stream of that model and nothing
-    else.
+    its output map, as in the energy model: it is the observed stream of that model alone.
     """
 
     name = "transformer_pp"
 
     def __init__(self, tokenizer: Tokenizer, context: int, size: TransformerConfig) -> None:
-        super().__init__(tokenizer, context, CausalTransformer(size, guesses=False))
+        super().__init__(tokenizer, context, CausalTransformer(size, candidates=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}
@@ -41,41 +40,41 @@ class TransformerPP(LanguageModel):
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = batch["tokens"]
         logits = self._logits(self.observe(tokens[:, :-1]))
-        return surprisal(logits, tokens[:, 1:]).mean(), {}
+        return cross_entropy(logits, tokens[:, 1:]).mean(), {}
 
-    def predict(self, observed: EncodedContext, generator: Generators = None) -> Tensor:
+    def predict(self, context: EncodedContext, generator: Generators = None) -> Tensor:
         with torch.no_grad():
-            return self._logits(observed)
+            return self._logits(context)
 
-    def _logits(self, observed: EncodedContext) -> Tensor:
-        return F.linear(observed.last, self.embedding.weight)
+    def _logits(self, context: EncodedContext) -> Tensor:
+        return F.linear(context.last, self.embedding.weight)
 
 
 @LANGUAGE_MODELS.register("refiner")
 class Refiner(NoEnergyMixin, EnergyLanguageModel):
-    """The network's vector moves the guess as a gradient in the mean embedding would."""
+    """A model whose network gives the update of the candidate's mean embedding."""
 
 
 @LANGUAGE_MODELS.register("bert")
 class Bert(MaskedModel):
-    """BERT's objective (Devlin et al. 2019), every mask a mask.
-
-    Logits of what is masked from what stands around it; Llama's blocks, as its peers have.
-    """
+    """BERT's objective (Devlin et al. 2019), without replaced or kept tokens, on Llama's blocks."""
 
     name = "bert"
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"places": self.places(batch["tokens"])}
+        return {"positions": self.mask_positions(batch["tokens"])}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, places = batch["tokens"], batch["draws"]["places"]
-        return surprisal(self._logits(tokens, places), tokens.gather(1, places)).mean(), {}
+        tokens, positions = batch["tokens"], batch["draws"]["positions"]
+        logits = self._logits(tokens, positions)
+        return cross_entropy(logits, tokens.gather(1, positions)).mean(), {}
 
-    def fill(self, tokens: Tensor, places: Tensor, generator: Generators = None) -> Tensor:
+    def predict_masked(
+        self, tokens: Tensor, positions: Tensor, generator: Generators = None
+    ) -> Tensor:
         with torch.no_grad():
-            return self._logits(tokens, places)
+            return self._logits(tokens, positions)
 
-    def _logits(self, tokens: Tensor, places: Tensor) -> Tensor:
-        seen = self.read(tokens, places, torch.zeros_like(self.mask))
-        return F.linear(seen, self.embedding.weight)
+    def _logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        output = self.encode_masked(tokens, positions, torch.zeros_like(self.mask))
+        return F.linear(output, self.embedding.weight)

@@ -92,8 +92,10 @@ def prediction_collapse_metrics(
     predicted_parts, true_parts = [], []
     for index in window_batches(windows, most):
         tokens = windows.gather(index)["tokens"]
-        positions = model.places(tokens, generator)
-        predicted_parts.append(model.fill(tokens, positions, generator).argmax(-1).flatten())
+        positions = model.mask_positions(tokens, generator)
+        predicted_parts.append(
+            model.predict_masked(tokens, positions, generator).argmax(-1).flatten()
+        )
         true_parts.append(tokens.gather(1, positions).flatten())
     predicted, true = torch.cat(predicted_parts), torch.cat(true_parts)
     return {

@@ -1,6 +1,6 @@
-"""Language models: what they all do, and the energy language model.
+"""Language models: their bases, and the energy language model.
 
-Shapes: B batch, S context, U units (a guess for each place, or M of them adjacent), V vocabulary,
+Shapes: B batch, S context, U units (a candidate for each place, or M adjacent), V vocabulary,
 D width.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ebt_policy.config import options
 from ebt_policy.energy import MirrorMap
-from ebt_policy.energy.candidate_space import CandidateSpace, surprisal
+from ebt_policy.energy.candidate_space import CandidateSpace, cross_entropy
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
-from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy.objectives import ObjectiveFactory
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
@@ -38,7 +38,7 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
 
     Args:
         config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`),
-            ``model`` with its ``name``, and ``objective`` for those that have guesses.
+            ``model`` with its ``name``, and ``objective`` for energy models.
         tokenizer: of its text.
 
     Raises:
@@ -50,7 +50,7 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
 
 
 class TextModel(Model):
-    """Base of all models of text: a tokenizer, and an embedding that is the output map, too.
+    """Base of all models of text: a tokenizer, and an embedding that is also the output map.
 
     Args:
         tokenizer: of its text.
@@ -76,7 +76,7 @@ class TextModel(Model):
 
     @abstractmethod
     def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
-        """-log p of the tokens (B, S + 1) that it predicts: (B, ...), nats."""
+        """Return -log p of the predicted ones of the tokens (B, S + 1): (B, ...), nats."""
 
     def _write(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
@@ -92,7 +92,7 @@ class TextModel(Model):
 
 
 class LanguageModel(TextModel):
-    """Base of models that predict what comes next: they share the observed stream.
+    """Base of models that predict the next token.
 
     Args:
         tokenizer, context: as in `TextModel`.
@@ -104,29 +104,29 @@ class LanguageModel(TextModel):
         self.net = net
 
     def observe(self, tokens: Tensor, before: EncodedContext | None = None) -> EncodedContext:
-        """Tokens (B, S), after those observed before."""
+        """Encode tokens (B, S), after those observed before."""
         return self.net.observe(self.embedding(tokens), before)
 
     @abstractmethod
-    def predict(self, observed: EncodedContext, generator: Generators = None) -> Tensor:
-        """Logits (B, S, V) of what comes after each token that was new."""
+    def predict(self, context: EncodedContext, generator: Generators = None) -> Tensor:
+        """Return logits (B, S, V) of what comes after each token that was new."""
 
     def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
-        """-log p of each token (B, S + 1) but the first, given those before it: (B, S), nats."""
-        return surprisal(self.predict(self.observe(tokens[:, :-1]), generator), tokens[:, 1:])
+        """Return -log p of tokens (B, S + 1) but the first, given those before: (B, S), nats."""
+        return cross_entropy(self.predict(self.observe(tokens[:, :-1]), generator), tokens[:, 1:])
 
     def generate(
         self, prompt: str, length: int, *, temperature: float = 1.0, top_k: int | None = None,
         generator: torch.Generator | None = None, cached: bool = True,
     ) -> Iterator[str]:  # fmt: skip
-        """The text that follows a prompt, piece by piece as it is made.
+        """Yield the text that follows a prompt, token by token.
 
         Args:
-            prompt: some text; nothing but its last S tokens is seen.
-            length: tokens to make.
+            prompt: conditions on at most its last S tokens.
+            length: tokens to generate.
             temperature: 0 takes the most likely token.
-            top_k: draw among so many most likely tokens; None among all.
-            cached: keep keys and values; without, all is computed anew for every token.
+            top_k: sample among the k most likely tokens; None among all.
+            cached: keep keys and values; otherwise they are recomputed for every token.
 
         Raises:
             ConfigError: an empty prompt.
@@ -135,26 +135,26 @@ class LanguageModel(TextModel):
         if not ids:
             raise ConfigError("the prompt must not be empty.")
         device = self.embedding.weight.device
-        told, start = len(self.tokenizer.decode(ids)), max(len(ids) - self.context, 0)
-        observed: EncodedContext | None = None
+        printed, start = len(self.tokenizer.decode(ids)), max(len(ids) - self.context, 0)
+        context: EncodedContext | None = None
         for _ in range(length):
             if len(ids) - start > self.context:
-                # Half of it is forgotten, so that not every token asks for all to be observed anew.
-                start, observed = len(ids) - max(self.context // 2, 1), None
+                # Half of it is dropped, so that not every token needs a new encoding of all.
+                start, context = len(ids) - max(self.context // 2, 1), None
             with torch.no_grad():
-                new = ids[start:] if observed is None else ids[-1:]
-                observed = self.observe(torch.tensor([new], device=device), observed)
-                last = EncodedContext(observed.keys_values, observed.last[:, -1:])
+                new = ids[start:] if context is None else ids[-1:]
+                context = self.observe(torch.tensor([new], device=device), context)
+                last = EncodedContext(context.keys_values, context.last[:, -1:])
                 logits = self.predict(last, generator)[0, -1].float().cpu()
-            observed = observed if cached else None
-            ids.append(_draw(logits, temperature, top_k, generator))
+            context = context if cached else None
+            ids.append(_sample_token(logits, temperature, top_k, generator))
             text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # of a character whose bytes are not all there yet
-                yield text[told:]
-                told = len(text)
+            if not text.endswith("\ufffd"):  # a character whose bytes are incomplete
+                yield text[printed:]
+                printed = len(text)
 
 
-def _draw(
+def _sample_token(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> int:
     if temperature == 0:
@@ -165,46 +165,50 @@ def _draw(
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """-H of the distributions of logits (B, U, V): (B, U), nats; the sum of a unit's several."""
+    """Return -H of the distributions of logits (B, U, *, V), summed over a unit: (B, U), nats."""
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * log_p).flatten(2).sum(-1)
 
 
-class ExpectedEmbedding:
-    """Where the energy sees distributions over tokens: their mean embedding.
+class LogitCandidates:
+    """A part of models of text whose candidates are logits.
 
-    Args:
+    The energy sees the distribution of a candidate through its mean embedding.
+
+    Attributes:
         embedding: of the tokens.
     """
 
-    def __init__(self, embedding: nn.Embedding) -> None:
-        self.embedding = embedding
+    embedding: nn.Embedding
 
-    @property
-    def mirror(self) -> MirrorMap:
-        """Of candidates that are logits; the potential makes their energy a free energy."""
-        return MirrorMap(self.seen, self.moved, negative_entropy)
+    def candidate_space(self, vocabulary: int) -> CandidateSpace:
+        """Return the space of logits; the mirror's potential makes their energy a free energy."""
+        mirror = MirrorMap(self.embed, self.pullback, negative_entropy)
+        return CandidateSpace(cross_entropy, mirror, vocabulary)
 
-    def seen(self, logits: Tensor) -> Tensor:
-        """The mean embedding (B, U, D) under the distributions of logits (B, U, V), measured from
-        that of a guess that says nothing."""
+    def embed(self, logits: Tensor) -> Tensor:
+        """Return the mean embedding (B, U, D) under the distributions of logits (B, U, V).
+
+        It is measured from the mean embedding under the uniform distribution.
+        """
         weight = self.embedding.weight
-        if not any(logits.stride()[:-1]):  # all alike
-            seen = (logits[0, 0].softmax(-1) @ weight).expand(*logits.shape[:-1], -1)
+        if not any(logits.stride()[:-1]):  # all are equal
+            mean = (logits[0, 0].softmax(-1) @ weight).expand(*logits.shape[:-1], -1)
         else:
-            seen = logits.softmax(-1) @ weight
-        return seen - weight.mean(dim=0)
+            mean = logits.softmax(-1) @ weight
+        return mean - weight.mean(dim=0)
 
-    def moved(self, slope: Tensor) -> Tensor:
-        """The gradient in the distribution (B, U, V) from that in the mean embedding (B, U, D)."""
-        return F.linear(slope, self.embedding.weight)
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in the distribution (B, U, V) from the mean embedding's (B, U, D)."""
+        return F.linear(gradient, self.embedding.weight)
 
 
 @LANGUAGE_MODELS.register("ebt")
-class EnergyLanguageModel(LanguageModel, SequenceEnergyModel):
-    """The next token's distribution descends an energy (Gladstone et al. 2025, section 4).
+class EnergyLanguageModel(LogitCandidates, LanguageModel, SequenceEnergyModel):
+    """A model whose next token's distribution descends an energy (Gladstone et al. 2025, sec. 4).
 
-    A guess is a distribution p over tokens, with mean embedding e(p), and its energy a free energy,
+    A candidate is a distribution p over tokens, with mean embedding e(p). Its energy is a free
+    energy,
 
         E(p) = -<e(p), f(e(p))> - H(p),   f the network, H the entropy (Gibbs).
 
@@ -214,9 +218,9 @@ class EnergyLanguageModel(LanguageModel, SequenceEnergyModel):
     Args:
         tokenizer, context: as in `LanguageModel`.
         size: the size dial.
-        guess_layers: as in `CausalTransformer`.
+        candidate_layers: as in `CausalTransformer`.
         inference: options of `DescentInference`.
-        objective: how the landscape is learned.
+        objective: makes the training objective.
     """
 
     def __init__(
@@ -225,24 +229,24 @@ class EnergyLanguageModel(LanguageModel, SequenceEnergyModel):
         context: int,
         size: TransformerConfig,
         *,
-        guess_layers: int | None,
+        candidate_layers: int | None,
         inference: dict[str, Any],
-        objective: Objective,
+        objective: ObjectiveFactory,
     ) -> None:
-        told = objective.level_conditioned
-        net = CausalTransformer(size, guess_layers=guess_layers, level=told)
+        bound = objective(self.candidate_space(tokenizer.get_vocab_size()))
+        net = CausalTransformer(
+            size, candidate_layers=candidate_layers, level=bound.level_conditioned
+        )
         super().__init__(tokenizer, context, net)
-        self.objective = objective
-        mirror = ExpectedEmbedding(self.embedding).mirror
-        objective.space = CandidateSpace(surprisal, mirror, self.vocabulary)
+        self.objective = bound
         self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return batch["tokens"][:, 1:]
 
-    def like(self, observed: EncodedContext, units: int) -> Tensor:
-        return observed.last.new_empty(len(observed.last), units)
+    def empty_target(self, context: EncodedContext, units: int) -> Tensor:
+        return context.last.new_empty(len(context.last), units)
 
-    def predict(self, observed: EncodedContext, generator: Generators = None) -> Tensor:
-        return self.think(observed, generator).candidate
+    def predict(self, context: EncodedContext, generator: Generators = None) -> Tensor:
+        return self.descend(context, generator).candidate

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import spearmanr
 
 from ebt_policy.energy import DescentResult
-from ebt_policy.energy.candidate_space import surprisal
+from ebt_policy.energy.candidate_space import cross_entropy
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.data import TokenWindows
@@ -36,19 +36,19 @@ def measure_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> d
     adaptive = models[0].has_energy and not models[0].objective.level_conditioned
     for model in models:
         generator = torch.Generator().manual_seed(0)
-        model.configure_inference(steps=last, candidates=1)
+        model.configure_inference(steps=last, num_candidates=1)
         rows = [
             _think(model, windows, index, generator)[0]
             for index in window_batches(windows, STUDIED)
         ]
         longer.append(torch.cat(rows, dim=1).numpy())
-        for many in WIDER if model.varied_starts else ():
-            model.configure_inference(steps=how.steps, candidates=many)
+        for many in WIDER if model.has_random_init else ():
+            model.configure_inference(steps=how.steps, num_candidates=many)
             found = held_out_surprisal(model, windows, STUDIED)
             wider.setdefault(many, []).append(found.mean(1).numpy())
         if adaptive:
             generator = torch.Generator().manual_seed(0)
-            model.configure_inference(steps=last, candidates=1, only_down=True)
+            model.configure_inference(steps=last, num_candidates=1, reject_energy_increase=True)
             each = [_think(model, windows, i, generator) for i in window_batches(windows, STUDIED)]
             careful.append(torch.cat([after[-1] for after, *_ in each]).numpy())
             used.append(float(torch.cat([d.steps_used for _, d, _ in each]).float().mean()))
@@ -80,8 +80,8 @@ def _think(
     """Surprisal of windows after each step (N + 1, B), the descent, and each token's (B, S)."""
     tokens = windows.gather(index)["tokens"]
     with torch.no_grad():
-        found = model.think(model.observe(tokens[:, :-1]), generator)
-    losses = torch.stack([surprisal(x, tokens[:, 1:]) for x in found.path])
+        found = model.descend(model.observe(tokens[:, :-1]), generator)
+    losses = torch.stack([cross_entropy(x, tokens[:, 1:]) for x in found.path])
     return losses.mean(2).cpu(), found, losses[-1].cpu()
 
 

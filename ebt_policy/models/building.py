@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ebt_policy.config import options
+from ebt_policy.config import check_options, options
+from ebt_policy.energy.candidate_space import EUCLIDEAN
+from ebt_policy.energy.objectives import ObjectiveFactory
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.energy_model import OBJECTIVES
 from ebt_policy.registry import Registry
@@ -57,8 +59,16 @@ def build_size(config: dict[str, Any]) -> TransformerConfig:
     )
 
 
-def build_objective(config: dict[str, Any], needs: str | None = None) -> Any:
-    """Build the training objective of an energy model from its ``name`` and options."""
+def build_objective(config: dict[str, Any], needs: str | None = None) -> ObjectiveFactory:
+    """Return a factory of the training objective with this ``name`` and these options.
+
+    The model calls it with the space of its candidates; only then are the values checked.
+
+    Raises:
+        ConfigError: for an unknown name, or options that are unknown or of another type.
+    """
     arguments = dict(config)
     name = arguments.pop("name")
-    return options(OBJECTIVES.get(name, needs), arguments, f"objective={name}")
+    cls = OBJECTIVES.get(name, needs)
+    check_options(partial(cls, EUCLIDEAN), arguments, f"objective={name}")
+    return partial(cls, **arguments)

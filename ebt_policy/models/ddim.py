@@ -12,15 +12,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOut
 from torch import Tensor
 
 
-def set_steps(scheduler: Any, steps: int) -> None:
-    """As a scheduler's ``set_timesteps`` with trailing levels, but never one too many: where
-    T / N is rounded down, as of 100 levels and 29 steps, diffusers adds a step from level -1."""
-    scheduler.set_timesteps(steps)
-    scheduler.timesteps = scheduler.timesteps[:steps]
-
-
-class DDIM(DDIMScheduler):
-    """Deterministic; a step ends at the level of the next of ``timesteps``."""
+class ExactDDIMScheduler(DDIMScheduler):
+    """Deterministic DDIM whose steps end at the level of the next entry of ``timesteps``."""
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ebt_policy.energy import (
+    DescentResult,
+    FirstOf,
+    GradientNorm,
+    NeverStop,
+    RejectIncreases,
+    select,
+)
+from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, Objective
+from ebt_policy.energy.sampling import Generators
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import Model
 from ebt_policy.registry import Registry
@@ -27,26 +37,38 @@ for _name, _objective in {
 
 @dataclass(frozen=True)
 class DescentInference:
-    """How a model with an energy predicts, where nothing else is to be chosen.
+    """How a model of text, images or video descends its energy.
 
     Args:
         steps: of descent (thinking longer).
-        candidates: M guesses of each, of which that of the lowest energy is taken (wider).
-        stop_grad_norm: a guess stops early below this gradient norm; None never.
-        only_down: a guess whose energy rose goes back a step and stops there.
+        num_candidates: M candidates of each unit, of which the one of the lowest energy is taken
+            (thinking wider).
+        stop_grad_norm: a candidate stops early below this gradient norm; None never.
+        reject_energy_increase: a candidate whose energy rose goes back a step and stops there.
     """
 
     steps: int = 2
-    candidates: int = 1
+    num_candidates: int = 1
     stop_grad_norm: float | None = None
-    only_down: bool = False
+    reject_energy_increase: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "candidates"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"inference.{name} must be at least 1.")
-        if self.stop_grad_norm is not None and not self.stop_grad_norm > 0:
-            raise ConfigError("inference.stop_grad_norm must be positive or null.")
+        for name in ("steps", "num_candidates"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1, got {value}.")
+        norm = self.stop_grad_norm
+        if norm is not None and not norm > 0:
+            raise ConfigError(f"inference.stop_grad_norm must be positive or null, got {norm}.")
+
+    @property
+    def stop(self) -> NeverStop:
+        """When a candidate stops early."""
+        rules: list[NeverStop] = []
+        if self.reject_energy_increase:
+            rules.append(RejectIncreases())
+        if self.stop_grad_norm is not None:
+            rules.append(GradientNorm(self.stop_grad_norm))
+        return FirstOf(tuple(rules)) if rules else NeverStop()
 
 
 class EnergyModel(Model):
@@ -59,25 +81,38 @@ class EnergyModel(Model):
     objective: Objective
 
     @property
-    def varied_starts(self) -> bool:
-        """Whether guesses start from different places, so that there is something to choose."""
-        return bool(getattr(self.objective, "start", 1.0))
+    def has_random_init(self) -> bool:
+        """Whether candidates start from different places, so that there is a choice."""
+        return bool(self.objective.init_std)
 
     def configure_inference(self, **changes: Any) -> None:
         super().configure_inference(**changes)
         self._check_inference()
 
     def _check_inference(self) -> None:
-        """Raise ConfigError where this model cannot predict as it was told to."""
-        if self.inference.candidates > 1 and not self.varied_starts:
+        """Raise ConfigError if this model cannot predict with its inference options."""
+        if self.inference.num_candidates > 1 and not self.has_random_init:
             raise ConfigError(
-                f"inference.candidates={self.inference.candidates} brings nothing: all guesses of "
-                "this model start from the same place; leave it at 1."
+                f"inference.num_candidates={self.inference.num_candidates} has no effect: all "
+                "candidates of this model start from the same place; leave it at 1."
             )
+
+    def descend_candidates(
+        self, energy: EnergyFn, init: Tensor, generator: Generators = None
+    ) -> DescentResult:
+        """Descend from M adjacent candidates a unit, (B, U * M, *), and select one of them.
+
+        For models whose ``inference`` is a `DescentInference`.
+        """
+        config: DescentInference = self.inference
+        descent = self.objective.descent(config.steps, num_candidates=config.num_candidates)
+        descent = replace(descent, stop=config.stop)
+        with torch.no_grad():
+            return select(descent(energy, init, generator=generator), config.num_candidates)
 
     @abstractmethod
     def target(self, batch: dict[str, Any]) -> Tensor:
-        """What candidates are to become: (B, U, ...)."""
+        """Return what candidates are trained to become: (B, U, ...)."""
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         replay = self.objective.replay
@@ -89,9 +124,9 @@ class EnergyModel(Model):
         return {**rows, "replayed": old["candidate"]}
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
-        draws = self.objective.draw(self.target(batch))
+        draws = self.objective.sample_noise(self.target(batch))
         if "replayed" in batch:  # these go on where earlier descents ended
-            draws["normal"][-len(batch["replayed"]) :] = batch["replayed"]
+            draws["init"][-len(batch["replayed"]) :] = batch["replayed"]
         return draws
 
     def after_step(self, rows: dict[str, Tensor]) -> None:

@@ -1,34 +1,31 @@
-"""What models share in which the next part of a sequence descends an energy: a token, a frame.
+"""The part that energy models of sequences share: the next token or frame descends an energy.
 
-Shapes: B batch, S context, U units (a guess for each place, or M of them adjacent).
+Shapes: B batch, S context, U units (a candidate for each place, or M of them adjacent).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ebt_policy.energy import DescentResult, descend
+from ebt_policy.energy import BilinearEnergy, DescentResult, DirectUpdate, EnergyFn
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
-from ebt_policy.energy.gradients import BilinearEnergy, DirectUpdate, EnergyFn
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 
 class SequenceEnergyModel(EnergyModel):
-    """A guess x descends E(x) = -<e(x), f(e(x))> + P(x), f the network given what was observed.
+    """Base of models whose candidates x descend E(x) = -<e(x), f(e(x))> + P(x).
 
-    e is the mirror's map of guesses into the network's width and P its potential; x moves by the
-    gradient in e (see `MirrorMap`). Where f is the same for all guesses, one step of size 1 from a
-    guess that says nothing ends where a plain transformer's output would be.
+    f is the network given the observed sequence, e the mirror's map of candidates into the
+    network's width, and P its potential; x moves by the gradient in e (see `MirrorMap`). Where f is
+    the same for all candidates, one step of size 1 from zero ends at a plain transformer's output.
 
     Attributes:
-        net: of the observed stream and of guesses.
+        net: of the observed and the candidate stream.
         has_energy: False where the network gives the update itself.
     """
 
@@ -39,32 +36,24 @@ class SequenceEnergyModel(EnergyModel):
 
     @abstractmethod
     def observe(self, sequence: Tensor) -> EncodedContext:
-        """A sequence (B, S, ...)."""
+        """Encode a sequence (B, S, ...)."""
 
     @abstractmethod
-    def like(self, observed: EncodedContext, units: int) -> Tensor:
-        """As a target of so many units is, of any value."""
+    def empty_target(self, context: EncodedContext, units: int) -> Tensor:
+        """Return an uninitialised tensor shaped like a target of ``units`` units."""
 
-    def energy(self, observed: EncodedContext) -> EnergyFn:
-        """Of guesses as the network sees them (B, U, D), given what was observed."""
-        return (BilinearEnergy if self.has_energy else DirectUpdate)(partial(self.net, observed))
+    def energy(self, context: EncodedContext) -> EnergyFn:
+        """Return the energy of embedded candidates (B, U, D), given the observed sequence."""
+        return (BilinearEnergy if self.has_energy else DirectUpdate)(partial(self.net, context))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        observed = self.observe(batch[self.keys[0]][:, :-1])
-        return self.objective(self.energy(observed), self.target(batch), batch["draws"])
+        context = self.observe(batch[self.keys[0]][:, :-1])
+        return self.objective(self.energy(context), self.target(batch), batch["draws"])
 
-    def think(self, observed: EncodedContext, generator: Generators = None) -> DescentResult:
-        """The descent of guesses of what comes after each place that was new."""
-        how = self.inference
-        units = observed.last.shape[1] * how.candidates
-        init = self.objective.space.empty(self.like(observed, units))
-        if start := getattr(self.objective, "start", 1.0):
-            init = start * draw_normal(init, generator)
-        with torch.no_grad():
-            return descend(
-                self.energy(observed),
-                init,
-                generator=generator,
-                **asdict(how),
-                **self.objective.descent_options(how.steps),
-            )
+    def descend(self, context: EncodedContext, generator: Generators = None) -> DescentResult:
+        """Descend candidates of what comes after each place that was new."""
+        units = context.last.shape[1] * self.inference.num_candidates
+        init = self.objective.space.zeros_like_candidate(self.empty_target(context, units))
+        if init_std := self.objective.init_std:
+            init = init_std * draw_normal(init, generator)
+        return self.descend_candidates(self.energy(context), init, generator)

@@ -20,7 +20,7 @@ from ebt_policy.policies.vision import VisionEncoder
 
 @POLICIES.register("bc")
 class BehaviorCloning(Policy):
-    """A zero chunk goes in, the demonstrated chunk is asked for. Averages modes, by design."""
+    """Policy that regresses the demonstrated chunk from zeros. It averages modes, by design."""
 
     name = "bc"
 

@@ -20,7 +20,7 @@ class ChunkTransformer(nn.Module):
     Args:
         shape: dimensions of the task.
         size: the size dial.
-        actions_per_token: neighbouring actions in one token; a divisor of the horizon.
+        actions_per_token: consecutive actions in one token; a divisor of the horizon.
         output, level: as in `TwoStreamTransformer`.
     """
 
@@ -51,11 +51,11 @@ class ChunkTransformer(nn.Module):
         )
 
     def encode(self, obs: Tensor) -> Context:
-        """Observations (B, To, Do) -> context, once a prediction."""
+        """Encode observations (B, To, Do), once for each prediction."""
         return self.transformer.encode(obs)
 
     def forward(self, context: Context, chunks: Tensor, level: Tensor | None = None) -> Tensor:
-        """Chunks (B, U, T, A), levels (B, U) -> energies (B, U) or vectors (B, U, T, A)."""
+        """Return energies (B, U) or vectors (B, U, T, A) of chunks at levels (B, U)."""
         tokens = chunks.unflatten(2, (-1, self.actions_per_token)).flatten(3)
         out = self.transformer(context, tokens, level)
         return out.view_as(chunks) if out.ndim == 4 else out

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import options
@@ -19,13 +18,12 @@ from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
-from ebt_policy.models.ddim import DDIM, set_steps
+from ebt_policy.models.denoising_steps import set_num_steps
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
-from ebt_policy.policies.chunk_transformer import ChunkTransformer
+from ebt_policy.policies.chunk_networks import CHUNK_NETWORKS
 from ebt_policy.policies.policy_shape import PolicyShape
 from ebt_policy.policies.registry import POLICIES
-from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
-from ebt_policy.policies.unet1d import ConditionalUnet1d
+from ebt_policy.policies.sampling_policy import SamplingInference, SamplingPolicy
 from ebt_policy.policies.vision import VisionEncoder
 
 TRAIN_STEPS = 100
@@ -40,8 +38,8 @@ SCHEDULE = {
 
 
 @dataclass(frozen=True)
-class DiffusionInference(CandidateInference):
-    """How a diffusion policy predicts; its other options are those of `CandidateInference`.
+class DiffusionInference(SamplingInference):
+    """Options of denoising, besides those of `SamplingInference`.
 
     Args:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic, for few steps).
@@ -61,14 +59,14 @@ class DiffusionInference(CandidateInference):
 
 @POLICIES.register("diffusion")
 class DiffusionPolicy(SamplingPolicy):
-    """The network predicts the noise n in x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n, or v.
+    """Policy whose network predicts the noise n in x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n, or v.
 
     v = sqrt(abar_t) n - sqrt(1 - abar_t) y (Salimans & Ho 2022) gives y at every level; the noise
     gives nothing at the last, where few steps start (Lin et al. 2024).
 
     Args:
         prediction: ``epsilon``, as published, or ``v_prediction``.
-        network: ``transformer``, or ``unet``, which has as many parameters as that would have.
+        network: a name of `CHUNK_NETWORKS`: ``transformer``, or ``unet`` with as many parameters.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `DiffusionInference`.
     """
@@ -88,23 +86,14 @@ class DiffusionPolicy(SamplingPolicy):
         vision: VisionEncoder | None = None,
     ) -> None:
         super().__init__(shape, normalizer, vision)
-        transformer = ChunkTransformer(
-            self.network_shape, size, actions_per_token, output="vector", level=True
-        )
-        if network == "transformer":
-            self.net = transformer
-        elif network == "unet":
-            budget = sum(p.numel() for p in transformer.parameters())
-            self.net = ConditionalUnet1d.of_size(self.network_shape, budget)
-        else:
-            raise ConfigError(f"model.network must be transformer or unet, got {network}.")
+        self.net = CHUNK_NETWORKS.get(network)(self.network_shape, size, actions_per_token)
         self.inference = options(DiffusionInference, inference, "model.inference")
         if prediction not in ("epsilon", "v_prediction"):
             raise ConfigError(
                 f"model.prediction must be epsilon or v_prediction, got {prediction}."
             )
         self.prediction: Literal["epsilon", "v_prediction"] = prediction
-        self.train_schedule = DDPMScheduler(**SCHEDULE, prediction_type=prediction)
+        self.train_schedule = _scheduler("ddpm", prediction_type=prediction)
         # A clean action cannot lie beyond the limits of the demonstrations.
         self.clip_range = max(float(end.abs().max()) for end in normalizer.box("action"))
 
@@ -112,10 +101,10 @@ class DiffusionPolicy(SamplingPolicy):
         action = batch["action"]
         normal = torch.randn_like(action)
         step = torch.randint(0, TRAIN_STEPS, (len(action),), device=action.device)
-        noisy = self.train_schedule.add_noise(action, normal, step)  # type: ignore[arg-type]
+        noisy = self.train_schedule.add_noise(action, normal, step)
         target = normal
         if self.prediction == "v_prediction":
-            target = self.train_schedule.get_velocity(action, normal, step)  # type: ignore[arg-type]
+            target = self.train_schedule.get_velocity(action, normal, step)
         level = 1.0 - step.unsqueeze(1) / TRAIN_STEPS
         return {"target": target, "noisy": noisy, "level": level}
 
@@ -128,23 +117,24 @@ class DiffusionPolicy(SamplingPolicy):
     def sample(
         self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
-        options, x = self.inference, noise
-        kind = DDPMScheduler if options.scheduler == "ddpm" else DDIM
-        scheduler = kind(
-            **SCHEDULE, prediction_type=self.prediction, clip_sample_range=self.clip_range
+        inference, x = self.inference, noise
+        scheduler = _scheduler(
+            inference.scheduler,
+            prediction_type=self.prediction,
+            clip_sample_range=self.clip_range,
         )
-        set_steps(scheduler, options.steps)
-        # diffusers draws DDPM's noise itself; it takes one generator or a list of them as we do.
-        extra = {"generator": generator} if options.scheduler == "ddpm" else {}
+        set_num_steps(scheduler, inference.steps)
+        # diffusers samples DDPM's noise itself; it takes a generator or a list of them, as we do.
+        extra = {"generator": generator} if inference.scheduler == "ddpm" else {}
         for t in scheduler.timesteps:
             if (prefix := constraints.prefix) is not None:
                 # Inpainting: a committed action is as noisy as the others.
-                held = prefix.unsqueeze(1).expand_as(x)
-                normal, now = draw_normal(held, generator), t.view(1)
-                noisy = scheduler.add_noise(held, normal, now)  # type: ignore[arg-type]
+                clean = prefix.unsqueeze(1).expand_as(x)
+                normal, step = draw_normal(clean, generator), t.view(1)
+                noisy = scheduler.add_noise(clean, normal, step)
                 x = constraints.hold_prefix(x, noisy)
             predicted = self.net(context, x, _level(x, int(t)))
-            x = scheduler.step(predicted, t, x, **extra).prev_sample  # type: ignore[arg-type]
+            x = scheduler.step(predicted, t, x, **extra).prev_sample
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
@@ -164,6 +154,17 @@ class DiffusionPolicy(SamplingPolicy):
         return a / s * predicted
 
 
+def _scheduler(name: Literal["ddpm", "ddim"], **more: Any) -> Any:
+    """Return a scheduler of diffusers, which is slow to import and so is imported here."""
+    if name == "ddim":
+        from ebt_policy.models.ddim import ExactDDIMScheduler
+
+        return ExactDDIMScheduler(**SCHEDULE, **more)
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    return DDPMScheduler(**SCHEDULE, **more)
+
+
 def _level(x: Tensor, t: int) -> Tensor:
-    """What the network reads for chunks (B, M, ...) of time step t: (B, M)."""
+    """Return the level that the network reads for chunks (B, M, ...) at time step t: (B, M)."""
     return x.new_full(x.shape[:2], 1.0 - t / TRAIN_STEPS)

@@ -15,11 +15,23 @@ from torch import Tensor
 
 from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
-from ebt_policy.energy import DescentResult, descend
-from ebt_policy.energy.candidate_space import corrupt
-from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy import (
+    Descent,
+    DescentResult,
+    FirstOf,
+    FrozenEntries,
+    GradientNorm,
+    NeverStop,
+    PathProjection,
+    PlainGradient,
+    Projection,
+    StraightPath,
+    select,
+)
+from ebt_policy.energy.candidate_space import EUCLIDEAN, corrupt
+from ebt_policy.energy.objectives import ObjectiveFactory
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.selection import WITH_ENERGY, Rule
+from ebt_policy.energy.selection import ENERGY_RULES, Rule
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
@@ -37,43 +49,53 @@ class EnergyInference:
 
     Args:
         steps: descent steps.
-        candidates: M chunks descended together, of which the best is taken.
-        level: at which finished candidates are verified (see `Objective.verify`).
-        select: the best has the lowest verified ``energy``, the largest ``drop`` on its way, or is
-            what the candidates vote for without an energy: ``medoid``, ``density`` or ``first``
-            (see `ebt_policy.energy.selection`).
+        num_candidates: M chunks descended together, of which the best is taken.
+        scoring_level: at which finished candidates are scored (see `Objective.score`).
+        select: the best has the lowest ``energy`` (its score), the largest ``energy_decrease``, or
+            the candidates' vote without an energy: ``medoid``, ``density`` or ``first`` (see
+            `ebt_policy.energy.selection`).
         stop_grad_norm: a candidate stops early below this gradient norm; None never. For landscapes
             that are flat at the data; along levels the gradient never fades.
-        stop_change: along levels, a candidate lands early where its path is straight (see
-            `descend`), in units of the actions' spread; None never.
-        warm_level, warm_steps: where an earlier plan is given, candidates start from it, corrupted
-            to this level, and take so many steps.
+        straightness_tol: along levels, a candidate lands early where its path is straight (see
+            `StraightPath`), in units of the actions' spread; None never.
+        warm_start_level, warm_start_steps: where an earlier plan is given, candidates start from
+            it, corrupted to this level, and take this number of steps.
     """
 
     steps: int = 2
-    candidates: int = 8
-    level: float = 0.5
+    num_candidates: int = 8
+    scoring_level: float = 0.5
     select: Rule = "energy"
     stop_grad_norm: float | None = None
-    stop_change: float | None = None
-    warm_level: float = 0.5
-    warm_steps: int = 1
+    straightness_tol: float | None = None
+    warm_start_level: float = 0.5
+    warm_start_steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "candidates", "warm_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"inference.{name} must be at least 1.")
-        for name in ("level", "warm_level"):
+        for name in ("steps", "num_candidates", "warm_start_steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"inference.{name} must be at least 1, got {value}.")
+        for name in ("scoring_level", "warm_start_level"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ConfigError(f"inference.{name} must lie between 0 and 1, got {value}.")
-        if self.select not in WITH_ENERGY:
+        if self.select not in ENERGY_RULES:
             raise ConfigError(
-                f"inference.select must be one of {', '.join(WITH_ENERGY)}, got {self.select}."
+                f"inference.select must be one of {', '.join(ENERGY_RULES)}, got {self.select}."
             )
-        for name in ("stop_grad_norm", "stop_change"):
+        for name in ("stop_grad_norm", "straightness_tol"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"inference.{name} must be positive or null, got {value}.")
+
+    @property
+    def stop(self) -> NeverStop:
+        """When a candidate stops early."""
+        rules: list[NeverStop] = []
+        if self.stop_grad_norm is not None:
+            rules.append(GradientNorm(self.stop_grad_norm))
+        if self.straightness_tol is not None:
+            rules.append(StraightPath(self.straightness_tol, self.num_candidates))
+        return FirstOf(tuple(rules)) if rules else NeverStop()
 
 
 @POLICIES.register("ebt")
@@ -98,27 +120,27 @@ class EnergyPolicy(EnergyModel, Policy):
         *,
         actions_per_token: int,
         inference: dict[str, Any],
-        objective: Objective,
+        objective: ObjectiveFactory,
         vision: VisionEncoder | None = None,
     ) -> None:
         super().__init__(shape, normalizer, vision)
-        self.objective = objective
+        self.objective = objective(EUCLIDEAN)
         self.net = ChunkTransformer(
             self.network_shape,
             size,
             actions_per_token,
             output="energy",
-            level=objective.level_conditioned,
+            level=self.objective.level_conditioned,
         )
         self.inference = options(EnergyInference, inference, "model.inference")
         self.configure_inference()
         self._compiled: Callable[..., DescentResult] | None = None
 
     def configure_inference(self, **changes: Any) -> None:
-        stop_change = changes.get("stop_change", self.inference.stop_change)
-        if stop_change is not None and not self.objective.level_conditioned:
+        tolerance = changes.get("straightness_tol", self.inference.straightness_tol)
+        if tolerance is not None and not self.objective.level_conditioned:
             raise ConfigError(
-                "inference.stop_change needs an objective that is told the level (objective=flow); "
+                "inference.straightness_tol needs a level-conditioned objective (objective=flow); "
                 "use inference.stop_grad_norm."
             )
         super().configure_inference(**changes)
@@ -135,12 +157,12 @@ class EnergyPolicy(EnergyModel, Policy):
         )
 
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
-        """Verified energy of given chunks (B, M, T, A), env units -> (B, M)."""
+        """Return the scores (B, M) of chunks (B, M, T, A) in env units, lower is better."""
         with torch.no_grad():
             context = self.net.encode(self.encode_observation(obs))
             candidates = self.normalize_actions(obs["obs"], chunks)
-            return self.objective.verify(
-                partial(self.net, context), candidates, self.inference.level
+            return self.objective.score(
+                partial(self.net, context), candidates, self.inference.scoring_level
             )
 
     def descend(
@@ -149,22 +171,24 @@ class EnergyPolicy(EnergyModel, Policy):
         constraints: NormalizedConstraints | None = None,
         generator: Generators = None,
     ) -> DescentResult:
-        """The descent behind `predict_chunk`, in the network's units, one unit a candidate.
+        """Run the descent behind `predict_chunk`, in the network's units, one unit a candidate.
 
         Args:
-            obs: as `encode_observation` gives it; the rest is `_predict_normalized`'s.
+            obs: as `encode_observation` gives it.
+            constraints, generator: as in `_predict_normalized`.
         """
-        how, constraints = self.inference, constraints or NormalizedConstraints()
-        like = obs.new_empty(len(obs), how.candidates, self.shape.horizon, self.shape.action_dim)
-        noise = draw_normal(like, generator)
-        # What asks the clock or the candidates whether to go on cannot be compiled as one piece.
-        asks = (constraints.deadline_s, how.stop_grad_norm, how.stop_change)
-        whole = all(option is None for option in asks)
-        search = self._compiled if whole and self._compiled is not None else self._search
+        config, constraints = self.inference, constraints or NormalizedConstraints()
+        empty = obs.new_empty(
+            len(obs), config.num_candidates, self.shape.horizon, self.shape.action_dim
+        )
+        noise = draw_normal(empty, generator)
+        # A search that asks the clock or the candidates whether to go on cannot be one graph.
+        asks = constraints.deadline_s is not None or isinstance(config.stop, FirstOf)
+        search = self._search if asks or self._compiled is None else self._compiled
         return search(obs, noise, constraints, generator)
 
     def compile_prediction(self) -> None:
-        # As one piece: all steps, a committed prefix, a robot's limits and the verification.
+        # As one graph: all steps, a committed prefix, a robot's limits, scores and selection.
         self._compiled = torch.compile(self._search)
         if self.vision is not None:
             self.vision.compile()
@@ -172,72 +196,70 @@ class EnergyPolicy(EnergyModel, Policy):
     def _search(
         self, obs: Tensor, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> DescentResult:
-        how = self.inference
+        config = self.inference
         context = self.net.encode(obs)
-        init, level, steps = noise, 0.0, how.steps
+        init, level, steps = noise, 0.0, config.steps
         if constraints.warm_start is not None:
-            level, steps = how.warm_level, how.warm_steps
+            level, steps = config.warm_start_level, config.warm_start_steps
             earlier = constraints.warm_start.unsqueeze(1).expand_as(noise)
             init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
-        chosen = self.objective.descent_options(steps, level, device=obs.device)
-        levels = chosen.get("levels")
-        if levels is None and constraints.prefix_mask is not None:
-            chosen["frozen"] = constraints.prefix_mask.view(1, 1, -1, 1)
-            init = torch.where(chosen["frozen"], constraints.apply(init), init)
-        # Who lands early is beyond the level of the others: no end of its path is to be foreseen.
-        bound = constraints if how.stop_change is None else replace(constraints, project=None)
-        bound = bound if bound.project is not None or bound.prefix is not None else None
-
-        def project(x: Tensor, done: int) -> Tensor:
-            if done == steps:
-                return self.constrain(x, constraints)
-            if bound is None:
-                return x
-            return (
-                bound.apply(x)
-                if levels is None
-                else project_along_path(x, noise, levels[done], bound)
-            )
-
+        descent = self.objective.descent(
+            steps, num_candidates=config.num_candidates, level=level, device=obs.device
+        )
+        descent, init = self._constrain(descent, init, noise, constraints)
         energy = partial(self.net, context)
-        return descend(
+        result = descent(
             energy,
             init,
-            steps=steps,
-            candidates=how.candidates,
-            select=how.select,
-            stop_grad_norm=how.stop_grad_norm,
-            stop_change=how.stop_change,
-            deadline_s=constraints.deadline_s,
-            project=project,
-            verify=lambda x: self.objective.verify(energy, x, how.level),
+            score=lambda x: self.objective.score(energy, x, config.scoring_level),
             generator=generator,
-            **chosen,
         )
+        return select(result, config.num_candidates, config.select)
+
+    def _constrain(
+        self, descent: Descent, init: Tensor, noise: Tensor, constraints: NormalizedConstraints
+    ) -> tuple[Descent, Tensor]:
+        """Return the descent within the constraints of a chunk, and where it starts."""
+
+        def admit(chunks: Tensor) -> Tensor:
+            return self.constrain(chunks, constraints)
+
+        limits = constraints
+        if self.inference.straightness_tol is not None:
+            # Candidates that landed early are ahead of the others' level, so that the end that
+            # their path would seem to head for must not be projected.
+            limits = replace(constraints, project=None)
+        free = limits.project is None and limits.prefix is None
+        project = None if free else limits.apply
+        if descent.schedule.has_levels:
+            parts = (PathProjection(noise, project, admit),)
+        elif constraints.prefix_mask is None:
+            parts = (Projection(project, admit),)
+        else:
+            frozen = constraints.prefix_mask.view(1, 1, -1, 1)
+            parts = (Projection(project, admit), FrozenEntries(frozen))
+            init = torch.where(frozen, constraints.apply(init), init)
+        # With a deadline the first step must cost what the others do.
+        gradient = descent.gradient if constraints.deadline_s is None else PlainGradient()
+        constrained = replace(
+            descent,
+            gradient=gradient,
+            constraints=parts,
+            stop=self.inference.stop,
+            deadline_s=constraints.deadline_s,
+        )
+        return constrained, init
 
     def _predict_normalized(
         self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Chunk:
-        found = self.descend(obs, constraints, generator)
-        actions, stops = found.candidate[:, 0], self.inference.stop_grad_norm is not None
-        if stops or constraints.deadline_s is not None:  # perhaps before the last step
-            actions = self.constrain(actions, constraints)
+        result = self.descend(obs, constraints, generator)
+        actions = result.candidate[:, 0]
+        if self.inference.stop_grad_norm is not None or constraints.deadline_s is not None:
+            actions = self.constrain(actions, constraints)  # it may have ended before the last step
         return Chunk(
             actions=actions,
-            steps_used=found.steps_used[:, 0],
-            energy=found.energies[-1, :, 0],
-            grad_norm=found.grad_norms[-1, :, 0],
+            steps_used=result.steps_used[:, 0],
+            energy=result.energies[-1, :, 0],
+            grad_norm=result.grad_norms[-1, :, 0],
         )
-
-
-def project_along_path(
-    x: Tensor, noise: Tensor, level: Tensor, constraints: NormalizedConstraints
-) -> Tensor:
-    """Candidates x (B, M, T, A) at a level in (0, 1), moved so that their paths end on the terms.
-
-    x = g y + (1 - g) n: the end y that a candidate is heading for is put on the terms, and the
-    candidate where the path to it lies. A level-conditioned energy expects all actions to be
-    equally noisy; clean ones beside noisy ones are nothing that it was trained on.
-    """
-    end = constraints.apply((x - (1 - level) * noise) / level)
-    return corrupt(end, noise, level.expand(noise.shape[:2]))

@@ -52,7 +52,7 @@ def slice_energy(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     """
     device = policy.device
     before = policy.inference
-    policy.configure_inference(candidates=1)
+    policy.configure_inference(num_candidates=1)
     try:
         # As rows of a batch, not as candidates: all of them are wanted, not the best.
         one = {name: value.to(device) for name, value in obs.items()}

@@ -43,7 +43,10 @@ class PolicyEntry(EvalEntry[Policy]):
         name = path.resolve().name
         if is_pattern:
             name = path.name.replace("-seed*", "").replace("*", "")
-        words = [f"{v}" if k == "scheduler" else f"{k} {v}" for k, v in changes.items()]
+        words = [
+            f"{v}" if k == "scheduler" else f"{k.removeprefix('num_')} {v}"
+            for k, v in changes.items()
+        ]
         return name + (f" ({', '.join(words)})" if words else "")
 
 

@@ -1,4 +1,4 @@
-"""Flow matching with a vector output: the energy policy's sceptical twin, same network, no energy.
+"""Flow matching with a vector output: the same network as the energy policy without an energy.
 
 Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and
 Fast". Shapes: B batch, T horizon, A action dimension.
@@ -22,13 +22,13 @@ from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.policy_shape import PolicyShape
 from ebt_policy.policies.registry import POLICIES
-from ebt_policy.policies.sampling import CandidateInference, SamplingPolicy
+from ebt_policy.policies.sampling_policy import SamplingInference, SamplingPolicy
 from ebt_policy.policies.vision import VisionEncoder
 
 
 @dataclass(frozen=True)
-class FlowInference(CandidateInference):
-    """How a flow policy predicts: Euler steps, and the options of `CandidateInference`."""
+class FlowInference(SamplingInference):
+    """Number of Euler steps, besides the options of `SamplingInference`."""
 
     steps: int = 4
 
@@ -80,8 +80,8 @@ class FlowMatchingPolicy(SamplingPolicy):
             level = noise.new_full(noise.shape[:2], k / steps)
             x = x + self.net(context, x, level) / steps
             if constraints.prefix is not None:
-                held = constraints.prefix.unsqueeze(1)
-                x = constraints.hold_prefix(x, corrupt(held, noise, level + 1 / steps))
+                clean = constraints.prefix.unsqueeze(1)
+                x = constraints.hold_prefix(x, corrupt(clean, noise, level + 1 / steps))
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Implicit Behavioral Cloning (Florence et al. 2021): the classical contrastive energy policy.
 
-The energy is trained to tell the demonstrated chunk from uniform counter-examples (InfoNCE) and
-minimised without its gradient, by sampling that contracts (their algorithm 1).
+The energy learns to separate the demonstrated chunk from uniform counter-examples (InfoNCE). It is
+minimised without its gradient, by resampling with shrinking noise (their algorithm 1).
 Shapes: B batch, M samples, T horizon, A action dimension.
 """
 
@@ -28,21 +28,21 @@ from ebt_policy.policies.vision import VisionEncoder
 
 
 @dataclass(frozen=True)
-class SamplingInference:
-    """How implicit behaviour cloning minimises its energy.
+class ImplicitBCInference:
+    """Derivative-free minimisation of the energy.
 
     Args:
-        samples: M, chunks kept at a time.
+        samples: M, chunks in each round.
         steps: rounds of resampling.
-        spread: standard deviation of the noise in the first round, in units of half the range that
-            the demonstrations' actions span.
-        shrink: factor on the spread after each round.
+        noise_std: standard deviation of the noise in the first round, in units of half the range
+            of the demonstrations' actions.
+        noise_decay: factor on the standard deviation after each round.
     """
 
     samples: int = 256
     steps: int = 3
-    spread: float = 0.33
-    shrink: float = 0.5
+    noise_std: float = 0.33
+    noise_decay: float = 0.5
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.steps < 1:
@@ -54,9 +54,9 @@ class ImplicitBC(Policy):
     """Energy of chunks by InfoNCE; inference by derivative-free optimisation.
 
     Args:
-        negatives: counter-examples a demonstration.
+        negatives: counter-examples for each demonstration.
         actions_per_token: as in `ChunkTransformer`.
-        inference: options of `SamplingInference`.
+        inference: options of `ImplicitBCInference`.
     """
 
     name = "ibc"
@@ -79,7 +79,7 @@ class ImplicitBC(Policy):
         self.negatives = negatives
         if self.negatives < 1:
             raise ConfigError(f"model.negatives must be at least 1, got {self.negatives}.")
-        self.inference = options(SamplingInference, inference, "model.inference")
+        self.inference = options(ImplicitBCInference, inference, "model.inference")
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"].unsqueeze(1)
@@ -89,7 +89,7 @@ class ImplicitBC(Policy):
         return {"negatives": negatives}
 
     def _within_limits(self, x: Tensor) -> Tensor:
-        """[-1, 1] (..., A) -> the limits of the demonstrations, in the network's units."""
+        """Map [-1, 1] (..., A) to the limits of the demonstrations, in the network's units."""
         low, high = self.normalizer.box("action")
         return low + (x + 1) / 2 * (high - low)
 
@@ -97,34 +97,34 @@ class ImplicitBC(Policy):
         context = self.net.encode(self.observation_features(batch))
         chunks = torch.cat([batch["action"].unsqueeze(1), batch["draws"]["negatives"]], dim=1)
         energy = self.net(context, chunks)
-        hit = (energy.argmin(dim=1) == 0).float().mean()
-        return info_nce(energy[:, :1], energy[:, 1:]), {"top1": hit.detach()}
+        is_top1 = (energy.argmin(dim=1) == 0).float().mean()
+        return info_nce(energy[:, :1], energy[:, 1:]), {"top1": is_top1.detach()}
 
     def _predict_normalized(
         self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Chunk:
-        how = self.inference
+        config = self.inference
         context = self.net.encode(obs)
         low, high = self.normalizer.box("action")
         half = (high - low) / 2
         rows = torch.arange(len(obs), device=obs.device).unsqueeze(1)
-        like = obs.new_empty(len(obs), how.samples, self.shape.horizon, self.shape.action_dim)
+        empty = obs.new_empty(len(obs), config.samples, self.shape.horizon, self.shape.action_dim)
 
         # Uniform through the normal's distribution function: one way to draw row by row.
-        x = self._within_limits(2 * torch.special.ndtr(draw_normal(like, generator)) - 1)
+        x = self._within_limits(2 * torch.special.ndtr(draw_normal(empty, generator)) - 1)
         x = constraints.apply(x)
-        spread, energy = how.spread, self.net(context, x)
-        for _ in range(how.steps):
+        noise_std, energy = config.noise_std, self.net(context, x)
+        for _ in range(config.steps):
             # Resampling by probability, with Gumbel noise so that row generators decide.
             uniform = torch.special.ndtr(draw_normal(energy, generator)).clamp(1e-6, 1 - 1e-6)
             order = (-energy - (-uniform.log()).log()).argsort(dim=1, descending=True)
-            parents = x[rows, order[:, : how.samples // 8 + 1]]
-            repeats = -(-how.samples // parents.shape[1])
-            x = parents.repeat(1, repeats, 1, 1)[:, : how.samples]
-            x = x + spread * half * draw_normal(like, generator)
+            parents = x[rows, order[:, : config.samples // 8 + 1]]
+            repeats = -(-config.samples // parents.shape[1])
+            x = parents.repeat(1, repeats, 1, 1)[:, : config.samples]
+            x = x + noise_std * half * draw_normal(empty, generator)
             x = self.constrain(x, constraints)
             energy = self.net(context, x)
-            spread *= how.shrink
+            noise_std *= config.noise_decay
         best = energy.argmin(dim=1)
-        used = torch.full((len(obs),), how.steps, device=obs.device)
+        used = torch.full((len(obs),), config.steps, device=obs.device)
         return Chunk(x[rows[:, 0], best], used, energy=energy[rows[:, 0], best])

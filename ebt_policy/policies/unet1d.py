@@ -20,10 +20,11 @@ GROUPS = 2
 KERNEL = 5
 
 
-def conv_block(inside: int, outside: int) -> nn.Sequential:
+def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return a convolution with group normalisation and Mish."""
     return nn.Sequential(
-        nn.Conv1d(inside, outside, KERNEL, padding=KERNEL // 2),
-        nn.GroupNorm(GROUPS, outside),
+        nn.Conv1d(in_channels, out_channels, KERNEL, padding=KERNEL // 2),
+        nn.GroupNorm(GROUPS, out_channels),
         nn.Mish(),
     )
 
@@ -31,11 +32,18 @@ def conv_block(inside: int, outside: int) -> nn.Sequential:
 class FilmBlock(nn.Module):
     """Two convolutions, scaled and shifted in between by the condition, and a residual path."""
 
-    def __init__(self, inside: int, outside: int, condition: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, condition: int) -> None:
         super().__init__()
-        self.first, self.second = conv_block(inside, outside), conv_block(outside, outside)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * outside))
-        self.skip = nn.Conv1d(inside, outside, 1) if inside != outside else nn.Identity()
+        self.first, self.second = (
+            conv_block(in_channels, out_channels),
+            conv_block(out_channels, out_channels),
+        )
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * out_channels))
+        self.skip = (
+            nn.Conv1d(in_channels, out_channels, 1)
+            if in_channels != out_channels
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
@@ -62,23 +70,25 @@ class ConditionalUnet1d(nn.Module):
             nn.Linear(channels, 4 * channels), nn.Mish(), nn.Linear(4 * channels, 4 * channels)
         )
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        inside = shape.action_dim
+        in_channels = shape.action_dim
         for i, width in enumerate(widths):
-            self.down.append(FilmBlock(inside, width, condition))
+            self.down.append(FilmBlock(in_channels, width, condition))
             last = i == len(widths) - 1
             self.shrink.append(nn.Identity() if last else nn.Conv1d(width, width, 3, 2, 1))
-            inside = width
-        self.middle = FilmBlock(inside, inside, condition)
+            in_channels = width
+        self.middle = FilmBlock(in_channels, in_channels, condition)
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for width in reversed(widths[:-1]):
-            self.grow.append(nn.ConvTranspose1d(inside, inside, 4, 2, 1))
-            self.up.append(FilmBlock(inside + width, width, condition))
-            inside = width
-        self.out = nn.Sequential(conv_block(inside, inside), nn.Conv1d(inside, shape.action_dim, 1))
+            self.grow.append(nn.ConvTranspose1d(in_channels, in_channels, 4, 2, 1))
+            self.up.append(FilmBlock(in_channels + width, width, condition))
+            in_channels = width
+        self.out = nn.Sequential(
+            conv_block(in_channels, in_channels), nn.Conv1d(in_channels, shape.action_dim, 1)
+        )
 
     @classmethod
-    def of_size(cls, shape: PolicyShape, parameters: int) -> Self:
-        """The width whose parameter count is nearest to a given one."""
+    def with_num_parameters(cls, shape: PolicyShape, parameters: int) -> Self:
+        """Build the U-Net whose number of parameters is nearest to ``parameters``."""
 
         def count(channels: int) -> int:
             with torch.device("meta"):
@@ -90,21 +100,21 @@ class ConditionalUnet1d(nn.Module):
         return cls(shape, nearest)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Observations (B, To, Do) -> (B, To * Do)."""
+        """Flatten observations (B, To, Do): (B, To * Do)."""
         return obs.flatten(1)
 
     def forward(self, context: Tensor, chunks: Tensor, level: Tensor) -> Tensor:
-        """Chunks (B, U, T, A), levels (B, U) -> (B, U, T, A)."""
+        """Return vectors (B, U, T, A) for chunks (B, U, T, A) at levels (B, U)."""
         units = chunks.shape[1]
-        told = self.level_in(sinusoidal(level.flatten(), self.channels))
-        condition = torch.cat([told, context.repeat_interleave(units, dim=0)], dim=-1)
-        x, passed = chunks.flatten(0, 1).transpose(1, 2), []
+        level_embedding = self.level_in(sinusoidal(level.flatten(), self.channels))
+        condition = torch.cat([level_embedding, context.repeat_interleave(units, dim=0)], dim=-1)
+        x, skips = chunks.flatten(0, 1).transpose(1, 2), []
         for block, shrink in zip(self.down, self.shrink, strict=True):
             x = block(x, condition)
-            passed.append(x)
+            skips.append(x)
             x = shrink(x)
         x = self.middle(x, condition)
-        passed.pop()
+        skips.pop()
         for block, grow in zip(self.up, self.grow, strict=True):
-            x = block(torch.cat([grow(x), passed.pop()], dim=1), condition)
+            x = block(torch.cat([grow(x), skips.pop()], dim=1), condition)
         return self.out(x).transpose(1, 2).unflatten(0, (-1, units))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.paths import reason
 from ebt_policy.models.base import Domain, Model
-from ebt_policy.policies.vision import TimmFeatures
+from ebt_policy.models.timm_features import TimmFeatures
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 
 BATCH = 64  # frames at once

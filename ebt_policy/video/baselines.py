@@ -22,26 +22,26 @@ from ebt_policy.video.model import (
 
 @VIDEO_MODELS.register("transformer_pp")
 class VideoTransformerPP(VideoModel):
-    """The change to the next frame from what the observed stream made of the last one."""
+    """A causal transformer that predicts the change to the next frame."""
 
     name = "transformer_pp"
 
     def __init__(self, features: int, context: int, size: TransformerConfig) -> None:
-        super().__init__(features, context, CausalTransformer(size, guesses=False))
+        super().__init__(features, context, CausalTransformer(size, candidates=False))
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         frames = batch["frames"]
-        found = self.change_out(self.observe(frames[:, :-1]).last)
-        return squared_error(found, self.changes(frames)).mean(), {}
+        changes = self.change_out(self.observe(frames[:, :-1]).last)
+        return squared_error(changes, self.changes(frames)).mean(), {}
 
-    def predict(self, observed: EncodedContext, generator: Generators = None) -> FramePrediction:
-        changes = self.change_out(observed.last)
+    def predict(self, context: EncodedContext, generator: Generators = None) -> FramePrediction:
+        changes = self.change_out(context.last)
         return FramePrediction(changes, {"change": mean_square(changes)})
 
 
 @VIDEO_MODELS.register("refiner")
 class VideoRefiner(NoEnergyMixin, EnergyVideoModel):
-    """The energy model's network, whose vector is the update of the change."""
+    """A model whose network gives the update of the change."""

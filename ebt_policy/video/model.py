@@ -1,7 +1,7 @@
-"""Models of video in feature space: what they all do, and the energy model.
+"""Models of video in feature space: their base, and the energy model.
 
-A frame is one token of features; what is predicted is how it changes. Shapes: B batch, S context,
-U units (a guess for each place, or M of them adjacent), F features of a frame, D width.
+A frame is one token of features; models predict its change. Shapes: B batch, S context, U units (a
+candidate for each place, or M of them adjacent), F features of a frame, D width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ebt_policy.config import options
 from ebt_policy.energy import MirrorMap
 from ebt_policy.energy.candidate_space import CandidateSpace, squared_error
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
-from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy.objectives import ObjectiveFactory
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
@@ -30,12 +30,12 @@ from ebt_policy.registry import Registry
 
 
 class FramePrediction(NamedTuple):
-    """What a model foresees at each place of a sequence.
+    """The prediction of the next frame at each place of a sequence.
 
     Attributes:
         changes: (B, S, F) to the next frame.
-        signals: (B, S) each, by which what is hard to foresee may be known: ``change``, the mean
-            square of what is foreseen; of a descent ``last step``, that of its last step; of an
+        signals: (B, S) each, indicators of hard frames: ``change``, the mean square of the
+            predicted change; for a descent ``last step``, the mean square of its last step; for an
             energy ``energy``.
     """
 
@@ -94,33 +94,35 @@ class VideoModel(Model):
         return {**batch, "frames": (batch["frames"] - self.mean) / self.scale}
 
     def changes(self, frames: Tensor) -> Tensor:
-        """Of normalised frames (B, S + 1, F): (B, S, F)."""
+        """Return the changes (B, S, F) between normalised frames (B, S + 1, F)."""
         return frames.diff(dim=1) / self.step
 
     def observe(self, sequence: Tensor) -> EncodedContext:
-        """Normalised frames (B, S, F)."""
+        """Encode normalised frames (B, S, F)."""
         return self.net.observe(self.frame_in(sequence))
 
     @abstractmethod
-    def predict(self, observed: EncodedContext, generator: Generators = None) -> FramePrediction:
-        """What comes after each frame that was new."""
+    def predict(self, context: EncodedContext, generator: Generators = None) -> FramePrediction:
+        """Predict what comes after each frame that was new."""
 
     def errors(
         self, frames: Tensor, generator: Generators = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the change to each normalised frame (B, S + 1, F) but the first,
-        (B, S), and the signals of what was foreseen."""
+        """Return the errors of predictions and their signals, (B, S) each.
+
+        Args:
+            frames: normalised (B, S + 1, F); the changes to all but the first are predicted.
+        """
         with torch.no_grad():
-            found = self.predict(self.observe(frames[:, :-1]), generator)
-        return squared_error(found.changes, self.changes(frames)), found.signals
+            prediction = self.predict(self.observe(frames[:, :-1]), generator)
+        return squared_error(prediction.changes, self.changes(frames)), prediction.signals
 
     def rollout(self, frames: Tensor, length: int, generator: Generators = None) -> Tensor:
-        """The frames that follow normalised ones (B, S, F), each from those before it:
-        (B, length, F)."""
+        """Predict the frames (B, length, F) that follow normalised ones (B, S, F), one by one."""
         with torch.no_grad():
             for _ in range(length):
-                seen = self.observe(frames[:, -self.context :])
-                last = EncodedContext(seen.keys_values, seen.last[:, -1:])
+                context = self.observe(frames[:, -self.context :])
+                last = EncodedContext(context.keys_values, context.last[:, -1:])
                 change = self.predict(last, generator).changes
                 frames = torch.cat([frames, frames[:, -1:] + self.step * change], dim=1)
         return frames[:, -length:]
@@ -145,7 +147,7 @@ def build_video_model(config: dict[str, Any]) -> Any:
     Args:
         config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with
             its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and
-            ``objective`` for those that have guesses.
+            ``objective`` for energy models.
 
     Raises:
         ConfigError: for an unknown name or option.
@@ -159,18 +161,18 @@ def build_video_model(config: dict[str, Any]) -> Any:
 
 @VIDEO_MODELS.register("ebt")
 class EnergyVideoModel(VideoModel, SequenceEnergyModel):
-    """The change x to the next frame descends
+    """A model whose change x to the next frame descends
 
         E(x) = -<e(x), f(e(x))> + c |x|^2 / 2,   e(x) = c W^T x, f the network, c = 1 / sqrt(F),
 
-    which is lowest at x = W f where f is the same for all x. With c a guess is as large as a token
-    of text, beside which what is known of its place counts as much.
+    which is lowest at x = W f where f is the same for all x. With c a candidate is as large as a
+    token of text, and its place counts as much.
 
     Args:
         features, context: as in `VideoModel`.
         size: the size dial.
         inference: options of `DescentInference`.
-        objective: how the landscape is learned.
+        objective: makes the training objective.
     """
 
     def __init__(
@@ -180,46 +182,46 @@ class EnergyVideoModel(VideoModel, SequenceEnergyModel):
         size: TransformerConfig,
         *,
         inference: dict[str, Any],
-        objective: Objective,
+        objective: ObjectiveFactory,
     ) -> None:
-        net = CausalTransformer(size, level=objective.level_conditioned)
+        mirror = MirrorMap(self.embed, self.pullback, self.potential)
+        bound = objective(CandidateSpace(squared_error, mirror))
+        net = CausalTransformer(size, level=bound.level_conditioned)
         super().__init__(features, context, net)
-        self.objective, self.small = objective, features**-0.5
-        objective.space = CandidateSpace(
-            squared_error, MirrorMap(self.seen, self.moved, self.potential)
-        )
+        self.objective, self.embedding_scale = bound, features**-0.5
         self.inference = options(DescentInference, inference, "model.inference")
         self.configure_inference()
 
-    def seen(self, changes: Tensor) -> Tensor:
-        """(B, U, F) -> (B, U, D)."""
-        return self.small * (changes @ self.change_out.weight)
+    def embed(self, changes: Tensor) -> Tensor:
+        """Return the embeddings (B, U, D) of changes (B, U, F)."""
+        return self.embedding_scale * (changes @ self.change_out.weight)
 
-    def moved(self, slope: Tensor) -> Tensor:
-        """(B, U, D) -> (B, U, F)."""
-        return self.change_out(slope)
+    def pullback(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in changes (B, U, F) from the gradient in embeddings (B, U, D)."""
+        return self.change_out(gradient)
 
     def potential(self, changes: Tensor) -> Tensor:
-        """c |x|^2 / 2 of units (B, U, F): (B, U)."""
-        return self.small * changes.square().flatten(2).sum(-1) / 2
+        """Return c |x|^2 / 2 of changes (B, U, F): (B, U)."""
+        return self.embedding_scale * changes.square().flatten(2).sum(-1) / 2
 
     def target(self, batch: dict[str, Any]) -> Tensor:
         return self.changes(batch["frames"])
 
-    def like(self, observed: EncodedContext, units: int) -> Tensor:
-        return observed.last.new_zeros(len(observed.last), units, self.features)
+    def empty_target(self, context: EncodedContext, units: int) -> Tensor:
+        return context.last.new_zeros(len(context.last), units, self.features)
 
-    def predict(self, observed: EncodedContext, generator: Generators = None) -> FramePrediction:
-        found = self.think(observed, generator)
+    def predict(self, context: EncodedContext, generator: Generators = None) -> FramePrediction:
+        result = self.descend(context, generator)
+        path = result.selected_path
         signals = {
-            "change": mean_square(found.candidate),
-            "last step": mean_square(found.route[-1] - found.route[-2]),
+            "change": mean_square(result.candidate),
+            "last step": mean_square(path[-1] - path[-2]),
         }
         if self.has_energy:
-            signals["energy"] = found.energies[-1]
-        return FramePrediction(found.candidate, signals)
+            signals["energy"] = result.energies[-1]
+        return FramePrediction(result.candidate, signals)
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """(B, S, F) -> (B, S)."""
+    """Return the mean square over features: (B, S, F) -> (B, S)."""
     return x.square().mean(-1)

@@ -28,7 +28,7 @@ FIRST = {"steps": 2000, "minutes": None, "batch_size": 16, "lr": 2e-3, "warmup_s
          "compile": False, "checkpoint_every": 500}  # fmt: skip
 FIRST_MODEL: Any = OmegaConf.to_container(
     OmegaConf.create(
-        resources.files("ebt_policy.configs").joinpath("model/video/autoencoder.yaml").read_text()
+        resources.files("ebt_policy.configs").joinpath("model/autoencoder.yaml").read_text()
     )
 )
 
