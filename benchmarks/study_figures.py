@@ -18,7 +18,7 @@ from ebt_policy.evaluation.figure_style import (
 
 @styled
 def delay_curves(result: Mapping[str, Any]) -> Figure:
-    """Draw score and seams over the time that a prediction takes, of the study `delay`."""
+    """Draw score and transitions over the time that a prediction takes, of the study `delay`."""
     policies = list(dict.fromkeys(entry["policy"] for entry in result["entries"]))
     ways = list(dict.fromkeys(entry["way"] for entry in result["entries"]))
     ways.remove("offline")
@@ -27,8 +27,8 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
     panels = {
         "score": "score",
         "success": "success",
-        "seam_jump": "jump of the plan at seams, px",
-        "seam_kink": "change of travel at seams, px",
+        "transition_jump": "jump of the plan at transitions, px",
+        "transition_second_difference": "second difference at transitions, px",
     }
     grid = figure.subplots(len(policies), 4, sharex=True, sharey="col", squeeze=False)
     for row, policy in zip(grid, policies, strict=True):
@@ -47,8 +47,8 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
             if metric in steps:
                 label = "in steps, without time"
                 ax.axhline(steps[metric]["mean"], color=GREY, linestyle="--", label=label)
-            elif metric == "seam_kink":
-                inside = [entry["kink"]["mean"] for entry in curves["asynchronous"]]
+            elif metric == "transition_second_difference":
+                inside = [entry["second_difference"]["mean"] for entry in curves["asynchronous"]]
                 ax.plot(x, inside, ":", color=GREY, label="within chunks")
             ax.set(title=title)
         row[0].set_ylabel(policy)

@@ -1,4 +1,4 @@
-"""Outputs that a run can do without: a film or a Rerun recording that fails stops nothing."""
+"""Optional outputs of a run: a video or a Rerun recording that fails stops nothing."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.real_robot.loop import Tick
 
 
-class Output(Protocol):
-    """An observer of ticks that writes a file, which is whole once it is closed."""
+class TickWriter(Protocol):
+    """An observer of ticks that writes a file, which is complete once it is closed."""
 
     def __call__(self, tick: Tick) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Film:
-    """A video with a frame of each tick.
+class TickVideo:
+    """A video with a frame for each tick.
 
     Args:
-        path: of the MP4.
-        fps: frames a second.
-        frame: gives the frame (H, W, 3) uint8.
+        path: of the MP4 file.
+        fps: frames per second.
+        frame: returns the current frame (H, W, 3) uint8.
     """
 
     def __init__(self, path: Path, fps: float, frame: Callable[[], np.ndarray]) -> None:
@@ -40,25 +40,25 @@ class Film:
         self._add(self._frame())
 
     def close(self) -> None:
-        # An episode that a person left before it began has no film.
+        # An episode that a person quit before it began has no video.
         with suppress(*(() if self._frames else (ValueError,))):
             self._file.close()
 
 
 class BestEffort:
-    """An output that is left out from when it fails.
+    """An output that is dropped when it fails.
 
     Args:
         option: that asked for it, for the message.
         make: opens it.
 
     Attributes:
-        failure: what went wrong, "" as long as nothing did.
+        failure: the message of the first failure, "" if there was none.
     """
 
-    def __init__(self, option: str, make: Callable[[], Output]) -> None:
+    def __init__(self, option: str, make: Callable[[], TickWriter]) -> None:
         self._option, self.failure = option, ""
-        self._output: Output | None = None
+        self._output: TickWriter | None = None
         self._try(lambda: setattr(self, "_output", make()))
 
     def __call__(self, tick: Tick) -> None:
@@ -67,7 +67,7 @@ class BestEffort:
             self._try(lambda: output(tick))
 
     def close(self) -> None:
-        """Make the file whole, once."""
+        """Complete the file, once."""
         output, self._output = self._output, None
         if output is not None:
             self._try(output.close)
@@ -75,5 +75,5 @@ class BestEffort:
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:  # whatever its library raises: the robot matters more
-            self.failure = self.failure or f"{self._option}: not all was written ({error})"
+        except Exception as error:  # of any library: the robot is more important
+            self.failure = self.failure or f"{self._option}=: incomplete output ({error})"

@@ -1,4 +1,4 @@
-"""Predictions beside the control loop: in a thread, or pretended on a simulated clock."""
+"""Predictions beside the control loop: in a thread, or simulated on a simulated clock."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ebt_policy.real_robot.clock import Clock, SimulatedClock
 
 
 @dataclass(frozen=True)
-class Done:
-    """A job that ended.
+class JobResult:
+    """The outcome of a job.
 
     Attributes:
-        value: what it returned, None if it raised.
-        error: what it raised.
-        seconds: how long it took.
+        value: what the job returned, None if it raised.
+        error: what the job raised.
+        seconds: how long the job took.
     """
 
     value: Any
@@ -27,113 +27,114 @@ class Done:
     seconds: float
 
 
-class Background(ABC):
-    """Does one job at a time.
+class InferenceWorker(ABC):
+    """An executor of one job at a time.
 
     Attributes:
-        since: when the job at hand was given, None without one.
+        started_at: clock seconds at which the current job was submitted, None without a job.
     """
 
-    since: float | None = None
+    started_at: float | None = None
 
     @abstractmethod
     def submit(self, job: Callable[[], Any]) -> None:
-        """Begin a job; there must be none."""
+        """Start a job. No other job may be running."""
 
     @abstractmethod
-    def take(self) -> Done | None:
-        """The job at hand, once, if it has ended."""
+    def take_result(self) -> JobResult | None:
+        """Return the result of the current job once it has ended, and forget the job."""
 
     @abstractmethod
     def wait(self, until: float) -> None:
-        """Return as soon as the job has ended, at the latest at this moment."""
+        """Return as soon as the current job has ended, at the latest at ``until`` (clock s)."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Forget the job at hand, even one that never ends."""
+        """Forget the current job, even one that never ends."""
 
 
-class ThreadBackground(Background):
-    """A thread of this process. One that hangs is left behind, and another one started."""
+class ThreadWorker(InferenceWorker):
+    """A thread of this process. A thread that hangs is abandoned and replaced by a new one."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._start()
+        self._start_thread()
 
-    def _start(self) -> None:
+    def _start_thread(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._ended = threading.Event()
-        self._done: Done | None = None
-        work = threading.Thread(
+        self._result: JobResult | None = None
+        thread = threading.Thread(
             target=self._work, args=(self._jobs, self._ended), daemon=True, name="planner"
         )
-        work.start()
+        thread.start()
 
     def _work(self, jobs: queue.SimpleQueue, ended: threading.Event) -> None:
-        while ended is self._ended:  # until it is abandoned
+        while ended is self._ended:  # until this thread is abandoned
             job = jobs.get()
             start = self._clock.now()
             try:
-                done = Done(job(), None, self._clock.now() - start)
-            except Exception as error:  # the loop decides what it means
-                done = Done(None, error, self._clock.now() - start)
+                result = JobResult(job(), None, self._clock.now() - start)
+            except Exception as error:  # the planner raises it in the loop's thread
+                result = JobResult(None, error, self._clock.now() - start)
             if ended is self._ended:
-                self._done = done
+                self._result = result
                 ended.set()
 
     def submit(self, job: Callable[[], Any]) -> None:
-        assert self.since is None
-        self.since = self._clock.now()
+        assert self.started_at is None
+        self.started_at = self._clock.now()
         self._ended.clear()
         self._jobs.put(job)
 
-    def take(self) -> Done | None:
-        if self.since is None or not self._ended.is_set():
+    def take_result(self) -> JobResult | None:
+        if self.started_at is None or not self._ended.is_set():
             return None
-        self.since = None
-        return self._done
+        self.started_at = None
+        return self._result
 
     def wait(self, until: float) -> None:
-        if self.since is not None:
+        if self.started_at is not None:
             self._ended.wait(max(until - self._clock.now(), 0.0))
 
     def abandon(self) -> None:
-        if self.since is not None:
-            self.since = None
-            self._start()
+        if self.started_at is not None:
+            self.started_at = None
+            self._start_thread()
 
 
-class SimulatedBackground(Background):
-    """Jobs that take as long as `delay` says, on a clock that stands still while they compute.
+class SimulatedWorker(InferenceWorker):
+    """Jobs of a simulated duration, on a clock that stands still while they compute.
 
     Args:
-        delay: seconds of the next job; infinite for one that hangs.
+        clock: the loop's.
+        delay: returns the seconds that the next job takes; infinite for one that hangs.
     """
 
     def __init__(self, clock: SimulatedClock, delay: Callable[[], float]) -> None:
         self._clock, self._delay = clock, delay
-        self._done: Done | None = None
-        self._ends = 0.0
+        self._result: JobResult | None = None
+        self._ends_at = 0.0
 
     def submit(self, job: Callable[[], Any]) -> None:
-        assert self.since is None
+        assert self.started_at is None
         seconds = self._delay()
-        self.since = self._clock.now()
-        self._ends = self.since + seconds
+        self.started_at = self._clock.now()
+        self._ends_at = self.started_at + seconds
         try:
-            self._done = Done(job(), None, seconds)
+            self._result = JobResult(job(), None, seconds)
         except Exception as error:  # as in a thread
-            self._done = Done(None, error, seconds)
+            self._result = JobResult(None, error, seconds)
 
-    def take(self) -> Done | None:
-        if self.since is None or self._clock.now() < self._ends:
+    def take_result(self) -> JobResult | None:
+        if self.started_at is None or self._clock.now() < self._ends_at:
             return None
-        self.since = None
-        return self._done
+        self.started_at = None
+        return self._result
 
     def wait(self, until: float) -> None:
-        if self.since is not None:
-            self._clock.wait_until(max(min(until, self._ends), self._clock.now()))
+        if self.started_at is not None:
+            self._clock.wait_until(max(min(until, self._ends_at), self._clock.now()))
 
     def abandon(self) -> None:
-        self.since = None
+        self.started_at = None

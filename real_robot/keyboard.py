@@ -1,4 +1,4 @@
-"""The person beside the robot: keys of the terminal, Ctrl-C and signals."""
+"""The operator beside the robot: keys of the terminal, Ctrl-C and signals."""
 
 from __future__ import annotations
 
@@ -13,60 +13,65 @@ from contextlib import contextmanager
 
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
-KEYS = "space stop, h hold, r go on, s start, a re-arm, q quit"
-ENDING = (signal.SIGINT, signal.SIGTERM)
+KEYS = "space stop, h hold, r resume, s start, a re-arm, q quit"
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Operator:
-    """What a person asks for.
+    """The requests of a person.
 
     Attributes:
-        quits: set by q, a signal or a closed terminal: the run ends, the robot is held.
+        quit: set by q, a signal or a closed terminal: the run ends, and the robot is held.
     """
 
     def __init__(self, supervisor: Supervisor, estop: EStop) -> None:
         self._supervisor, self._estop = supervisor, estop
-        self.quits = threading.Event()
+        self.quit = threading.Event()
 
-    def key(self, pressed: str) -> None:
-        """React to a key of `KEYS`; any other does nothing."""
+    def press_key(self, pressed: str) -> None:
+        """React to a key of `KEYS`; ignore others."""
         if pressed == " ":
             self._estop.press("space bar")
         elif pressed == "h":
-            self._supervisor.to(State.HOLD, "held by a person")
+            self._supervisor.transition(State.HOLD, "held by a person")
         elif pressed == "r" and self._supervisor.state is State.HOLD:
-            self._supervisor.to(State.RUNNING, "a person let it go on")
+            self._supervisor.transition(State.RUNNING, "resumed by a person")
         elif pressed == "s" and self._supervisor.state is State.READY:
-            self._supervisor.to(State.RUNNING, "started by a person")
-        elif pressed == "a" and self._supervisor.rearm():  # a stop that was not seen yet stays
+            self._supervisor.transition(State.RUNNING, "started by a person")
+        elif (
+            pressed == "a" and self._supervisor.rearm()
+        ):  # a stop that the loop has not seen yet stays
             self._estop.release()
         elif pressed == "q":
-            self.quits.set()
+            self.quit.set()
 
-    def leave(self, reason: str) -> None:
+    def stop_and_quit(self, reason: str) -> None:
         """Stop the robot and end the run."""
         self._estop.press(reason)
-        self.quits.set()
+        self.quit.set()
 
 
 @contextmanager
-def listening(operator: Operator) -> Iterator[bool]:
-    """Keys and signals act while this is open; gives whether there is a terminal for keys.
+def listen_to_operator(operator: Operator) -> Iterator[bool]:
+    """React to keys and signals while this context is open.
 
-    Ctrl-C, SIGTERM and a terminal that is closed are the emergency stop and end the run; Ctrl-C or
-    SIGTERM during that ends the program at once.
+    Ctrl-C, SIGTERM and a closed terminal are the emergency stop and end the run. A second Ctrl-C or
+    SIGTERM ends the program at once.
+
+    Yields:
+        Whether there is a terminal for keys.
     """
 
     def stop(number: int, _frame: object) -> None:
-        if operator.quits.is_set() and number in ENDING:
+        if operator.quit.is_set() and number in END_SIGNALS:
             raise KeyboardInterrupt
-        operator.leave("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+        operator.stop_and_quit("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
-    numbers = (*ENDING, signal.SIGHUP) if os.name == "posix" else ENDING
+    numbers = (*END_SIGNALS, signal.SIGHUP) if os.name == "posix" else END_SIGNALS
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         if os.name == "posix" and sys.stdin.isatty():
-            with _keys(operator):
+            with _read_keys(operator):
                 yield True
         else:
             yield False
@@ -76,8 +81,8 @@ def listening(operator: Operator) -> Iterator[bool]:
 
 
 @contextmanager
-def _keys(operator: Operator) -> Iterator[None]:
-    """Give each key of the terminal to the operator as it is pressed, from a thread."""
+def _read_keys(operator: Operator) -> Iterator[None]:
+    """Pass each pressed key of the terminal to the operator, from a thread."""
     import termios
     import tty
 
@@ -93,9 +98,9 @@ def _keys(operator: Operator) -> Iterator[None]:
             except OSError:
                 pressed = b""
             if not pressed:  # nobody could stop the robot by a key any more
-                operator.leave("the terminal was closed")
+                operator.stop_and_quit("the terminal was closed")
                 return
-            operator.key(pressed.decode(errors="ignore"))
+            operator.press_key(pressed.decode(errors="ignore"))
 
     tty.setcbreak(terminal)
     thread = threading.Thread(target=read, daemon=True, name="keys")

@@ -8,16 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from doubles import Wanderer, point_session
+from doubles import Wanderer, point_runner
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
-from ebt_policy.real_robot.drivers.base import DriverError, Scored
+from ebt_policy.real_robot.drivers.base import DriverError, SimulatedDriver
 from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver
-from ebt_policy.real_robot.drivers.ros2 import Ros2Driver, RosNode, Topics, message_class, quality
-from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
-from ebt_policy.real_robot.inference_worker import ThreadBackground
-from ebt_policy.real_robot.planner import Execution, Planner
+from ebt_policy.real_robot.drivers.ros2 import Ros2Driver
+from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
+from ebt_policy.real_robot.drivers.ros_topics import RosTopics
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import ThreadWorker
+from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.supervisor import State
 
@@ -65,13 +68,13 @@ def node(ros_environment):
 def driver(request, tmp_path):
     clock = MonotonicClock()
     if request.param == "sim":
-        made = load_robot("sim_push_t").connect(clock)
+        made = load_robot("sim_push_t").make_driver(clock)
     elif request.param == "ros2":
         request.getfixturevalue("node")
-        made = load_robot("ros2_push_t", *PATIENT).connect(clock)
+        made = load_robot("ros2_push_t", *PATIENT).make_driver(clock)
     else:
-        session = point_session(record=tmp_path / "run")[0]
-        session.episode(0)
+        runner = point_runner(record=tmp_path / "run")[0]
+        runner.run_episode(0)
         made = ReplayDriver(Recording(str(tmp_path / "run")), clock)
     yield made
     made.close()
@@ -98,8 +101,8 @@ def test_every_driver_keeps_the_contract(driver):
         assert clock.now() < end
         clock.wait_until(clock.now() + 0.03)
     assert (np.diff(stamps) >= 0).all()
-    if isinstance(driver, Scored):
-        assert 0 <= driver.score <= 1 and not driver.over
+    if isinstance(driver, SimulatedDriver):
+        assert 0 <= driver.score <= 1 and not driver.solved
     driver.stop()
     driver.stop()
     driver.close()
@@ -109,7 +112,7 @@ def test_every_driver_keeps_the_contract(driver):
         driver.read()
 
 
-def session_on(robot, **more):
+def runner_on(robot, **more):
     clock = MonotonicClock()
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
@@ -129,31 +132,38 @@ def session_on(robot, **more):
 
     policy.predict_chunk = predict
     planner = Planner(
-        policy, robot.safety, tick_s(robot, 1.0), ThreadBackground(clock), clock, Execution()
+        policy,
+        robot.safety,
+        tick_seconds(robot, 1.0),
+        ThreadWorker(clock),
+        clock,
+        ExecutionOptions(),
     )
-    return Session(robot, robot.connect(clock), planner, clock, shapes_of(policy), **more)
+    return EpisodeRunner(
+        robot, robot.make_driver(clock), planner, clock, observation_shapes(policy), **more
+    )
 
 
 @pytest.mark.ros
 def test_push_t_behind_ros(node, tmp_path):
-    session = session_on(load_robot("ros2_push_t", *PATIENT), record=tmp_path / "run")
+    runner = runner_on(load_robot("ros2_push_t", *PATIENT), record=tmp_path / "run")
     places = []
 
     def watch(tick):
         places.append(tick.observation.position[0])
 
-    session.loop.observers = [*session.loop.observers, watch]
+    runner.loop.observers = [*runner.loop.observers, watch]
     try:
-        session.prepare()
-        episode = session.episode(7, quits=lambda: places[-1] - places[0] > 30)
+        runner.prepare()
+        episode = runner.run_episode(7, should_quit=lambda: places[-1] - places[0] > 30)
         assert episode.ended[0] is State.RUNNING and places[-1] - places[0] > 30
-        other = load_robot("sim_push_t").connect(session.clock)  # the same start, without ROS
+        other = load_robot("sim_push_t").make_driver(runner.clock)  # the same start, without ROS
         other.connect()
         other.reset(7)
         first = episode.ticks[0].observation.values["obs"]
         np.testing.assert_allclose(first, other.read().values["obs"], atol=0.01)
     finally:
-        session.close()
+        runner.close()
     assert len(Recording(str(tmp_path / "run"))) >= len(episode.ticks) - 1
 
 
@@ -164,8 +174,10 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
     clock, heard = MonotonicClock(), []
     at, to = f"/{kind}/tool", f"/{kind}/command"
     arm, xyz = RosNode("arm"), ["x", "y", "z"]
-    tool = arm.node.create_publisher(message_class("PoseStamped"), at, quality("sensor"))
-    arm.node.create_subscription(message_class(kind), to, heard.append, quality("command"))
+    tool = arm.node.create_publisher(message_class("PoseStamped"), at, qos_profile(Channel.SENSOR))
+    arm.node.create_subscription(
+        message_class(kind), to, heard.append, qos_profile(Channel.COMMAND)
+    )
     pose = message_class("PoseStamped")()
     pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.1, 0.2, 0.3
 
@@ -177,7 +189,7 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
     arm.start()
     part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
     out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
-    topics = Topics(
+    topics = RosTopics(
         observe={"tool": part}, obs=["tool"], position="tool", command=out, connect_s=PATIENCE
     )
     driver = Ros2Driver(topics, clock)
@@ -209,18 +221,20 @@ def test_two_programs_do_not_command_one_robot(node):
     """The second one may watch, and does not even stop the robot that is not its own."""
     kind, quiet = message_class("JointTrajectory"), []
     first = RosNode("first")
-    first.node.create_publisher(kind, "/push_t/command", quality("command"))
-    first.node.create_subscription(kind, "/push_t/command", quiet.append, quality("command"))
+    first.node.create_publisher(kind, "/push_t/command", qos_profile(Channel.COMMAND))
+    first.node.create_subscription(
+        kind, "/push_t/command", quiet.append, qos_profile(Channel.COMMAND)
+    )
     first.start()
     robot = load_robot("ros2_push_t", *PATIENT)
-    second, watching = session_on(robot), session_on(robot, active=False)
+    second, watching = runner_on(robot), runner_on(robot, active=False)
     try:
         with pytest.raises(DriverError, match="another program commands the robot on /push_t/com"):
             while True:  # until they have met
                 second.prepare()
         second.close()
         watching.prepare()
-        assert watching.episode(0, quits=lambda: True).ended[0] is State.RUNNING
+        assert watching.run_episode(0, should_quit=lambda: True).ended[0] is State.RUNNING
     finally:
         second.close()
         watching.close()
@@ -232,26 +246,26 @@ def test_two_programs_do_not_command_one_robot(node):
 def test_the_emergency_stop_of_a_topic(node):
     from rclpy.duration import Duration
 
-    session = session_on(load_robot("ros2_push_t", *PATIENT))
+    runner = runner_on(load_robot("ros2_push_t", *PATIENT))
     button = RosNode("button")
     publisher = button.node.create_publisher(
-        message_class("Bool"), "/emergency_stop", quality("stop")
+        message_class("Bool"), "/emergency_stop", qos_profile(Channel.STOP)
     )
     button.start()
 
     def press(tick):
-        if tick.tick >= 8:  # again and again: they may not have met yet
+        if tick.number >= 8:  # again and again: they may not have met yet
             publisher.publish(message_class("Bool")(data=True))
 
-    session.loop.observers = [*session.loop.observers, press]
+    runner.loop.observers = [*runner.loop.observers, press]
     try:
-        session.prepare()
-        episode = session.episode(1)
+        runner.prepare()
+        episode = runner.run_episode(1)
         assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
         publisher.publish(message_class("Bool")(data=False))
         assert publisher.wait_for_all_acked(Duration(seconds=PATIENCE))
     finally:
-        session.close()
+        runner.close()
         button.close()
 
 
@@ -260,7 +274,7 @@ def test_the_emergency_stop_of_a_topic(node):
 def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
     robot = load_robot("ros2_push_t", *PATIENT, "robot.watch.observation_s=1")
-    session = session_on(robot, record=tmp_path / "run")
+    runner = runner_on(robot, record=tmp_path / "run")
     at, back = {}, []  # when what happened; the ticks since the robot came back
     with ExitStack() as nodes:
         first = nodes.enter_context(sim_node())
@@ -268,24 +282,24 @@ def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatc
         def fate(tick):
             if "killed" not in at:
                 if tick.state is State.HOLD:  # the machine is busy
-                    session.supervisor.to(State.RUNNING, "a person let it go on")
-                elif tick.tick >= 10:
+                    runner.supervisor.transition(State.RUNNING, "resumed by a person")
+                elif tick.number >= 10:
                     first.kill()
                     first.wait()
-                    at["killed"] = session.clock.now()
+                    at["killed"] = runner.clock.now()
             elif "born" not in at:
                 if tick.state is State.HOLD:
                     nodes.enter_context(sim_node())  # takes seconds: ticks are left out meanwhile
-                    at["born"] = session.clock.now()
+                    at["born"] = runner.clock.now()
             elif tick.state is State.RUNNING:
-                back.append(tick.tick)
+                back.append(tick.number)
             elif tick.observation.stamp > at["born"]:
-                session.supervisor.to(State.RUNNING, "a person let it go on")
+                runner.supervisor.transition(State.RUNNING, "resumed by a person")
 
-        session.loop.observers = [*session.loop.observers, fate]
-        session.prepare()
-        episode = session.episode(2, quits=lambda: len(back) >= 5)
-        session.close()
+        runner.loop.observers = [*runner.loop.observers, fate]
+        runner.prepare()
+        episode = runner.run_episode(2, should_quit=lambda: len(back) >= 5)
+        runner.close()
     assert episode.ended[0] is State.RUNNING and len(back) == 5
     away = [stop for stop in episode.stops if at["killed"] < stop.at < at["born"]]
     assert [(stop.state, stop.reason) for stop in away] == [(State.HOLD, "no observation for 1 s")]
@@ -297,15 +311,15 @@ def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatc
 def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "9")
     robot = load_robot("ros2_push_t", "+robot.driver.connect_s=0.3")
-    driver = robot.connect(MonotonicClock())
-    with pytest.raises(DriverError, match="nothing usable came on /push_t/agent, /push_t/block"):
+    driver = robot.make_driver(MonotonicClock())
+    with pytest.raises(DriverError, match="no usable message came on /push_t/agent, /push_t/block"):
         driver.connect()
     driver.close()
 
 
 def test_without_ros_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rclpy", None)
-    driver = load_robot("ros2_push_t").connect(MonotonicClock())
+    driver = load_robot("ros2_push_t").make_driver(MonotonicClock())
     with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
         driver.connect()
 
@@ -313,10 +327,10 @@ def test_without_ros_it_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("robot.driver.obs=[agent,hand]", "hand is not observed"),
-        ("robot.driver.transform=magic", "transform must be"),
+        ("robot.driver.obs=[agent,hand]", "observe has no hand; it has agent, block"),
+        ("robot.driver.transform=magic", "transform=magic is unknown; there are push_t_keypoints"),
         ("+robot.driver.stamps=none", "stamps must be"),
-        ("robot.driver.command.type=Pose", "not known"),
+        ("robot.driver.command.type=Pose", "not supported"),
         ("+robot.driver.colour=red", "has no option colour"),
         ("robot.driver.observe.agent.names=[]", "needs names"),
         ("robot.driver.observe.agent.scale=nan", "/push_t/agent: scale must be finite"),
@@ -330,12 +344,12 @@ def test_without_ros_it_says_what_to_install(monkeypatch):
 )
 def test_wrong_topics_are_one_clear_error(change, message):
     with pytest.raises(ConfigError, match=message):
-        load_robot("ros2_push_t", change).connect(MonotonicClock())
+        load_robot("ros2_push_t", change).make_driver(MonotonicClock())
 
 
 def test_a_recording_is_shown_as_it_was(tmp_path):
-    session, _, _, clock = point_session(record=tmp_path / "run")
-    episode = session.episode(0)
+    runner, _, _, clock = point_runner(record=tmp_path / "run")
+    episode = runner.run_episode(0)
     recording = Recording(str(tmp_path / "run"))
     driver = ReplayDriver(recording, clock)
     driver.connect()
@@ -344,11 +358,13 @@ def test_a_recording_is_shown_as_it_was(tmp_path):
         clock.wait_until(start + tick.due - episode.ticks[0].due)
         np.testing.assert_array_equal(driver.read().position, tick.observation.position)
     planner = Planner(
-        Wanderer(), session.robot.safety, 0.1, session.planner.background, clock, Execution()
+        Wanderer(), runner.robot.safety, 0.1, runner.source.worker, clock, ExecutionOptions()
     )
-    robot = replace(session.robot, episode_s=60.0)
-    shadow = Session(robot, driver, planner, clock, {}, active=False, heart=False)
+    robot = replace(runner.robot, episode_s=60.0)
+    shadow = EpisodeRunner(robot, driver, planner, clock, {}, active=False, watchdog=False)
     shadow.prepare()
-    assert len(shadow.episode(0).ticks) == len(episode.ticks)  # it ends where the recording does
-    with pytest.raises(ConfigError, match="has 1 episodes, not one number 4"):
+    assert len(shadow.run_episode(0).ticks) == len(
+        episode.ticks
+    )  # it ends where the recording does
+    with pytest.raises(ConfigError, match="has 1 episodes; there is no episode 4"):
         Recording(str(tmp_path / "run"), 4)

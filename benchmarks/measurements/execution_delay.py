@@ -28,9 +28,10 @@ from ebt_policy.evaluation.statistics import mean_ci, success_rate
 from ebt_policy.io.output import write_atomic
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import SimulatedClock
-from ebt_policy.real_robot.episode_runner import Session, shapes_of, tick_s
-from ebt_policy.real_robot.inference_worker import SimulatedBackground
-from ebt_policy.real_robot.planner import Execution, Planner
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import SimulatedWorker
+from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import load_robot
 
 Rows = list[dict[str, Any]]  # one an episode
@@ -39,19 +40,20 @@ DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
 WARM_START = "frozen prefix, warm start"  # of a descent: for the energy policy alone
 CONDITIONED = "frozen prefix, conditioned on it"
 WAYS = {
-    "blocking": Execution(mode="blocking"),
-    "asynchronous": Execution(mode="async"),
-    "frozen prefix": Execution(mode="frozen"),
-    WARM_START: Execution(mode="frozen", warm=True),
-    CONDITIONED: Execution(mode="frozen"),
+    "blocking": ExecutionOptions(mode="blocking"),
+    "asynchronous": ExecutionOptions(mode="async"),
+    "frozen prefix": ExecutionOptions(mode="rtc"),
+    WARM_START: ExecutionOptions(mode="rtc", warm=True),
+    CONDITIONED: ExecutionOptions(mode="rtc"),
 }
 EPISODE_KEYS = (
-    "seed", "score", "success", "starved", "clamped", "seam_jump", "seam_kink", "kink", "ended",
+    "seed", "score", "success", "ticks_without_plan", "clamped_ticks", "transition_jump",
+    "transition_second_difference", "second_difference", "ended",
 )  # fmt: skip
 
 
 def execution_delay(context: StudyContext) -> dict[str, Any]:
-    """Return scores and seams of every policy, way and delay; draw the curves.
+    """Return scores and transitions of every policy, way and delay; draw the curves.
 
     Groups of the part are policies: the entry as it is, and the one conditioned on a prefix. The
     study has the options ``robot`` and ``episodes``.
@@ -112,16 +114,17 @@ def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: 
     torch.set_num_threads(1)
     policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     robot, clock = load_robot(robot_name), SimulatedClock()
-    driver = robot.connect(clock)
-    background = SimulatedBackground(clock, lambda: delay_ms / 1e3)
-    planner = Planner(policy, robot.safety, tick_s(robot, 1.0), background, clock, WAYS[way])
-    session = Session(robot, driver, planner, clock, shapes_of(policy), heart=False)
-    session.prepare()
+    driver = robot.make_driver(clock)
+    worker = SimulatedWorker(clock, lambda: delay_ms / 1e3)
+    planner = Planner(policy, robot.safety, tick_seconds(robot, 1.0), worker, clock, WAYS[way])
+    shapes = observation_shapes(policy)
+    runner = EpisodeRunner(robot, driver, planner, clock, shapes, watchdog=False)
+    runner.prepare()
     rows = []
     for seed in range(EVALUATION_SEED, EVALUATION_SEED + episodes):
-        row = session.episode(seed).summary()
+        row = runner.run_episode(seed).summary()
         rows.append({key: row[key] for key in EPISODE_KEYS})
-    session.close()
+    runner.close()
     return rows
 
 

@@ -15,7 +15,7 @@ from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
 from ebt_policy.policies.entries import load_policy_entries
-from ebt_policy.real_robot.run import HELD
+from ebt_policy.real_robot.episode_series import HELD
 
 ROBOTS = ("sim_push_t", "ros2_push_t", "sim_lift")
 

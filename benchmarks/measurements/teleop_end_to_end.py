@@ -27,12 +27,13 @@ from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.statistics import mean_ci, percentiles
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import MonotonicClock
-from ebt_policy.real_robot.episode_runner import Episode, Session, tick_s
-from ebt_policy.real_robot.inference_worker import ThreadBackground
+from ebt_policy.real_robot.episode_result import EpisodeResult
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, tick_seconds
+from ebt_policy.real_robot.episode_series import HELD
+from ebt_policy.real_robot.inference_worker import ThreadWorker
 from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.robots import load_robot
-from ebt_policy.real_robot.run import HELD
-from ebt_policy.real_robot.teleop import SIDE, TeleopSource
+from ebt_policy.real_robot.teleop import WINDOW_SIZE, TeleopSource
 
 FIRST_SEED = 2 * EVALUATION_SEED  # no start that anything is evaluated on
 MAX_EPISODES = 100
@@ -125,7 +126,7 @@ class ScriptedMouse:
             chunk = self._policy.predict_chunk(obs, generator=self._generator).actions[0].numpy()
             self._next = [*chunk[shape.n_obs_steps - 1 :][: shape.n_action_steps]]
         share = (self._next.pop(0) - self._low) / (self._high - self._low)
-        at = tuple(round(SIDE * float(x)) for x in share.clip(0, 1))
+        at = tuple(round(WINDOW_SIZE * float(x)) for x in share.clip(0, 1))
         event = self._game.MOUSEMOTION
         move = self._game.event.Event(event, pos=at, rel=(0, 0), buttons=(0, 0, 0))
         self._game.event.post(move)
@@ -135,38 +136,38 @@ def record_demonstrations(checkpoint: str, wanted: int, store_path: Path) -> dic
     """Record in real time until enough episodes are solved; return what it took."""
     os.environ["SDL_VIDEODRIVER"] = "dummy"  # without a display
     robot, clock = load_robot("sim_push_t", "robot.episode_s=60"), MonotonicClock()
-    driver: Any = robot.connect(clock, film=True)
+    driver: Any = robot.make_driver(clock, render=True)
     driver.connect()
-    dt, limits = tick_s(robot, 1.0), robot.safety
-    background = ThreadBackground(clock)
-    hand = TeleopSource("mouse", driver.render, limits.low, limits.high, dt, background)
+    dt, limits = tick_seconds(robot, 1.0), robot.safety
+    worker = ThreadWorker(clock)
+    teleop = TeleopSource("mouse", driver.render, limits.low, limits.high, dt, worker)
     mouse = ScriptedMouse(checkpoint, limits.low, limits.high)
-    session = Session(robot, driver, hand, clock, {}, record=store_path)
-    session.loop.observers = [*session.loop.observers, mouse]
-    session.prepare()
+    runner = EpisodeRunner(robot, driver, teleop, clock, {}, record=store_path)
+    runner.loop.observers = [*runner.loop.observers, mouse]
+    runner.prepare()
     episodes = []
-    assert session.heart is not None
-    with session.heart:
+    assert runner.watchdog is not None
+    with runner.watchdog:
         for seed in range(FIRST_SEED, FIRST_SEED + MAX_EPISODES):
             mouse.begin(seed)
-            episodes.append(session.episode(seed, keep=solved))
+            episodes.append(runner.run_episode(seed, should_keep=successful))
             kept = sum(episode.kept for episode in episodes)
             print(f"episode {len(episodes)}: {kept} of {wanted} kept", flush=True)
             if kept >= wanted:
                 break
-    hand.close()
-    session.close()
+    teleop.close()
+    runner.close()
     ticks = [tick for episode in episodes for tick in episode.ticks]
     return {
         "episodes": len(episodes),
         "kept": sum(episode.kept for episode in episodes),
         "minutes": sum(episode.seconds for episode in episodes) / 60,
         "late_ms": percentiles([1e3 * tick.late for tick in ticks]),
-        "limited": sum(tick.limited for tick in ticks),
+        "limited": sum(tick.is_clamped for tick in ticks),
         "overruns": sum(episode.overruns for episode in episodes),
     }
 
 
-def solved(episode: Episode) -> bool:
-    """Return whether to keep an episode, as ``keep=solved`` does."""
+def successful(episode: EpisodeResult) -> bool:
+    """Return whether to keep an episode, as ``keep=successful`` does."""
     return episode.completed and bool(episode.success)

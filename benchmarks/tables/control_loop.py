@@ -9,21 +9,32 @@ from benchmarks.tables.cells import difference, interval
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 
+LENGTHS = ("transition_jump", "transition_second_difference", "second_difference")
+
 
 def delay(result: Mapping[str, Any], ms: int = 300) -> str:
     """Return how every way to execute chunks copes with a policy that takes `ms`."""
     rows = []
     for entry in result["entries"]:
         if entry["delay_ms"] == ms:
-            seams = (entry[key] for key in ("seam_jump", "seam_kink", "kink"))
+            lengths = (
+                entry[key]
+                for key in ("transition_jump", "transition_second_difference", "second_difference")
+            )
             rows.append(
                 (
                     f"{entry['policy']}, {entry['way']}",
                     *(interval(entry[metric]) for metric in METRICS),
-                    *(f"{seam['mean']:.1f}" for seam in seams),
+                    *(f"{length['mean']:.1f}" for length in lengths),
                 )
             )
-    header = (f"a prediction takes {ms} ms", *METRICS, "jump, px", "kink, px", "within chunks, px")
+    header = (
+        f"a prediction takes {ms} ms",
+        *METRICS,
+        "jump, px",
+        "second difference, px",
+        "within chunks, px",
+    )
     return markdown(header, rows, left=1)
 
 
@@ -45,12 +56,12 @@ def real_time(result: Mapping[str, Any]) -> str:
         row("score", lambda e: interval(e["score"]), interval(result["in_steps"]["score"])),
         row("score minus that in steps", ahead),
         row("success", lambda e: interval(e["success"])),
-        row("ticks a second", lambda e: f"{e['rate_hz']:.2f}"),
-        row("ticks late by, p50 / p95 / p99 ms", times("late_ms")),
-        row("a chunk takes, p50 / p95 / p99 ms", times("latency_ms")),
+        row("ticks per second", lambda e: f"{e['rate_hz']:.2f}"),
+        row("tick lateness, p50 / p95 / p99 ms", times("late_ms")),
+        row("prediction latency, p50 / p95 / p99 ms", times("latency_ms")),
         row(
-            "left out / without a plan / limited ticks",
-            lambda e: f"{e['overruns']} / {e['starved']} / {e['clamped']}",
+            "skipped / without a plan / clamped ticks",
+            lambda e: f"{e['overruns']} / {e['ticks_without_plan']} / {e['clamped_ticks']}",
         ),
     ]
     header = (f"{result['episodes']} episodes", "Push-T in steps", *entries)

@@ -83,7 +83,7 @@ def test_stop_holds_at_once_and_close_ends_it():
 
 
 def test_it_is_filmed():
-    sim, _ = robot(film=True)
+    sim, _ = robot(render=True)
     frame = sim.render()
     assert frame.shape == (256, 256, 3) and frame.dtype == np.uint8 and frame.std() > 10
 

@@ -1,5 +1,7 @@
 """ROS 2 bags become episodes that can be learned from."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -106,7 +108,7 @@ def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
         convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
     with pytest.raises(ConfigError, match="no messages on /push_t/command"):
         convert([write_bag(tmp_path / "silent", commands=False)], robot, tmp_path / "x")
-    with pytest.raises(ConfigError, match="there is no bag at"):
+    with pytest.raises(ConfigError, match=r"bag=.* does not exist"):
         convert([tmp_path / "nowhere"], robot, tmp_path / "x")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metadata.yaml").write_text("nonsense: [")
@@ -171,14 +173,14 @@ def test_types_of_another_definition_are_refused(tmp_path):
 def test_commands_that_end_before_all_is_observed_are_one_sentence(tmp_path):
     early = [("/push_t/command", 10 + i / 50, trajectory(0, (0.1, 0.2))) for i in range(9)]
     bag = write_messages(tmp_path / "bag", [*motion(commands=False), *early])
-    refused(tmp_path, r"no command was sent after .*command from 10\.00 to 10\.16 s", bag)
+    refused(tmp_path, r"no command was sent while .*command from 10\.00 to 10\.16 s", bag)
 
 
 @pytest.mark.parametrize("jump", [86_400, 1.7e9, -900])
-def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump):
+def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump, caplog):
     bag = write_bag(tmp_path / "bag", clock=lambda t: 1000 + t + (jump if t >= 1.5 else 0))
-    with pytest.warns(UserWarning, match=r"cut into 2 episodes .* s without /push_t/"):
-        episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    assert re.search(r"cut into 2 episodes .* s without /push_t/", caplog.text)
     assert len(episodes) == 2 and 26 <= episodes.ends[-1] <= 30
     for i in range(2):  # nothing is known of the time between
         agent = episodes.episode(i)["obs"][:, 18]
@@ -186,26 +188,24 @@ def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump):
         assert (episodes.episode(i)["action"][:, 0] - agent <= 11).all()
 
 
-def test_a_topic_that_stays_silent_is_not_seen_frozen(tmp_path):
+def test_a_topic_that_stays_silent_is_not_seen_frozen(tmp_path, caplog):
     def blocks(t):
         return not 0.5 <= t < 1.8
 
     bag = write_bag(tmp_path / "bag", blocks=blocks)
-    with pytest.warns(
-        UserWarning, match=r"longest gap is 1\.32 s without /push_t/block, 0\.48 s from"
-    ):
-        episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    assert "longest gap is 1.32 s without /push_t/block, 0.48 s from" in caplog.text
     assert len(episodes) == 2 and 14 <= episodes.ends[-1] <= 17
     whole = convert([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
     assert len(whole) == 1 and whole.ends[-1] >= 29
     bag = write_bag(tmp_path / "lost", blocks=lambda t: t < 0.5)  # and commands go on
-    with pytest.warns(UserWarning, match="cut into 1 episodes"):
-        episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    assert "cut into 1 episodes" in caplog.text
     assert episodes.ends[-1] <= 6
     bag = write_bag(tmp_path / "once", blocks=lambda t: t == 0)
     assert len(convert([bag], load_robot("ros2_push_t"), tmp_path / "store", max_gap_s=3)) == 1
-    with pytest.warns(UserWarning, match="cut into 0 episodes"):
-        refused(tmp_path / "x", r"gives no episode: .* max_gap_s=1 \(", bag)
+    refused(tmp_path / "x", r"has no episode: .* max_gap_s=1 \(", bag)
+    assert "cut into 0 episodes" in caplog.text
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
@@ -236,7 +236,7 @@ def test_all_bags_that_cannot_be_read_are_named(tmp_path):
     bad = write_messages(tmp_path / "nan", [*motion(), *nan])
     with pytest.raises(ConfigError) as told:
         convert([tmp_path / "a", good, bad, tmp_path / "b"], robot, tmp_path / "store")
-    for named in ("no bag at", "/a.", "/b.", "nan, 1000.01 to", '"position" has NaN'):
+    for named in ("does not exist", "/a does", "/b does", "nan, 1000.01 to", '"position" has NaN'):
         assert named in str(told.value)
     assert not (tmp_path / "store").exists()
 
