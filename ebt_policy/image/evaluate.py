@@ -87,7 +87,7 @@ def evaluate_images(
         CheckpointError, ConfigError, ImageError: before anything is measured.
     """
     entries = load_entries(ImageModel, checkpoints, device)
-    generates = {entry.model.shape.noise == LEVELS for entry in entries}
+    generates = {entry.model.shape.max_noise_level == LEVELS for entry in entries}
     if len(generates) > 1:
         raise ConfigError("models that make images and models that denoise do not compare.")
     if not generates.pop():
@@ -186,7 +186,9 @@ class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult])
 
     def __init__(self, config: DenoisingConfig, entries: Sequence[Entry], output: Path) -> None:
         self.images, self.cache_file = config.images, output / CACHE
-        self.noise = entries[0].model.shape.noise if config.noise is None else config.noise
+        self.noise = (
+            entries[0].model.shape.max_noise_level if config.noise is None else config.noise
+        )
         self.levels = [level for level in (self.noise, 2 * self.noise) if level <= LEVELS]
 
     def load_eval_set(self, entry: Entry, run: EvalRun) -> EvalSet:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import compute_metrics, compute_psnr
-from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
+from ebt_policy.image.data import ImageDataset, ImageSplit
+from ebt_policy.image.datasets import NAMES, load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import denoise_tiled
 
@@ -44,9 +45,9 @@ class EvalSet(NamedTuple):
 
 @lru_cache(maxsize=1)  # entries mostly share it
 def _load_dataset(
-    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_damaged: bool
+    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_unreadable: bool
 ) -> ImageDataset:
-    return load_images(name, path, channels, skip_damaged=skip_damaged)
+    return load_images(name, path, channels, skip_unreadable=skip_unreadable)
 
 
 def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -> EvalSet:
@@ -68,7 +69,7 @@ def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -
         if name is not None and name not in NAMES:
             known = ", ".join(NAMES)
             raise ConfigError(f"images={images} is neither a path nor one of {known}.")
-    dataset = _load_dataset(name, path, model.shape.channels, task["skip_damaged"])
+    dataset = _load_dataset(name, path, model.shape.channels, task["skip_unreadable"])
     if model.shape.classes not in (0, len(dataset.classes)):
         raise ConfigError(
             f"the model is told which of {model.shape.classes} classes an image has, and "

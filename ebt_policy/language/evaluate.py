@@ -46,9 +46,9 @@ from ebt_policy.language.metrics import (
 )
 from ebt_policy.language.model import EnergyLanguageModel, TextModel
 from ebt_policy.language.test_time_compute import (
-    measure_test_time_compute,
-    shade_by_energy,
-    test_time_compute_table,
+    show_energies,
+    steps_and_candidates_table,
+    study_test_time_compute,
 )
 
 console = Console()
@@ -64,7 +64,7 @@ class LanguageResult(NamedTuple):
     Attributes:
         losses: (models, windows) mean surprisal, nats.
         collapse: `prediction_collapse_metrics` of each masked model; empty for others.
-        test_time_compute: `measure_test_time_compute`; None for models that do not descend.
+        test_time_compute: `study_test_time_compute`; None for models that do not descend.
     """
 
     losses: np.ndarray
@@ -136,7 +136,7 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
             if isinstance(model, MaskedModel)
         ]
         descends = isinstance(entry.model, EnergyLanguageModel)
-        compute = measure_test_time_compute(entry.models, windows) if descends else None
+        compute = study_test_time_compute(entry.models, windows) if descends else None
         return LanguageResult(np.stack(losses), collapse, compute)
 
     def summarize(
@@ -178,7 +178,7 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
         ]
 
     def table(self, comparison: dict[str, Any]) -> str:
-        return markdown_table(comparison, self.spec) + test_time_compute_table(comparison)
+        return markdown_table(comparison, self.spec) + steps_and_candidates_table(comparison)
 
     def figures(
         self, evaluated: Sequence[Evaluated], run: EvalRun
@@ -191,7 +191,7 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
         for name, study in studies.items():
             if study["energies"]:
                 console.print(f"\nenergy of tokens, {name}, low to high:", markup=False)
-                console.print(shade_by_energy(study["energies"]["tokens"]))
+                console.print(show_energies(study["energies"]["tokens"]))
         return [("Thinking", CAPTION, test_time_compute_figure(studies))] if studies else [], []
 
 

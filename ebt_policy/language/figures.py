@@ -22,7 +22,7 @@ def test_time_compute_figure(studies: Mapping[str, Any]) -> Figure:
     """Draw surprisal over steps and candidates, and energies over the descent.
 
     Args:
-        studies: name -> what `measure_test_time_compute` returns.
+        studies: name -> what `study_test_time_compute` returns.
     """
     figure = blank(11.5, 3.4)
     longer, wider, descent = figure.subplots(1, 3)

@@ -16,7 +16,7 @@ from ebt_policy.evaluation.entries import (
     with_unique_names,
 )
 from ebt_policy.policies.base import Policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 class PolicyEntry(EvalEntry[Policy]):

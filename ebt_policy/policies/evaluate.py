@@ -31,7 +31,6 @@ from ebt_policy.evaluation.evaluator import (
 from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.cached_rollouts import EpisodeRows, play_jobs, rollout_jobs
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.energy_slice import slice_energy
 from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries
@@ -49,6 +48,7 @@ from ebt_policy.policies.metrics import (
     pair_entries,
     write_comparison,
 )
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 console = Console()
 LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest

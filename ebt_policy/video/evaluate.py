@@ -239,7 +239,7 @@ def evaluate_video(
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
-        video_dataset: other videos than those of their training, see `other_footage`.
+        video_dataset: other videos than those of their training, see `load_other_videos`.
 
     Returns:
         What ``summary.json`` holds.

@@ -18,7 +18,8 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.detection import Samples, auroc
 from ebt_policy.video.autoencoder import FrameFeatures, frame_features
 from ebt_policy.video.data import Clip, FrameWindows
-from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage, other_footage
+from ebt_policy.video.datasets import VideoTaskConfig, load_other_videos, load_videos
+from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.model import VideoModel, mean_square
 
 BATCH = 64  # windows at once
@@ -69,13 +70,13 @@ def load_eval_set(model: VideoModel, video_dataset: str | None, device: torch.de
     """Load the test clips of a model's training, or other videos.
 
     Args:
-        video_dataset: see `other_footage`; None for the model's own test clips.
+        video_dataset: see `load_other_videos`; None for the model's own test clips.
 
     Raises:
         VideoError, ConfigError: the clips or their features are not available.
     """
     task = options(VideoTaskConfig, model.config["task"], "task")
-    dataset = load_footage(task) if video_dataset is None else other_footage(task, video_dataset)
+    dataset = load_videos(task) if video_dataset is None else load_other_videos(task, video_dataset)
     encoder = frame_features(str(task.features), device)
     if encoder.digest != model.encoder:
         raise ConfigError(
