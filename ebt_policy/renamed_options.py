@@ -9,8 +9,14 @@ from typing import Any
 
 # (section as the user types it, old option) -> new option.
 RENAMED_OPTIONS: dict[tuple[str, str], str] = {
+    ("", "footage"): "video_dataset",  # of eval; videos= is the number of recorded episodes
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
+    ("task", "noise"): "max_noise_level",
+    ("shape", "noise"): "max_noise_level",  # of an image model's checkpoint
+    ("task", "leave_out"): "exclude_classes",
+    ("task", "skip_damaged"): "skip_unreadable",
+    ("task", "every"): "frame_stride",
     ("vision", "shrink"): "downsample",
     ("model.inference", "spread"): "noise_std",
     ("model.inference", "shrink"): "noise_decay",

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.language.data import Corpus, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.data import Corpus, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel
-from ebt_policy.language.metrics import habits, held_out_surprisal
+from ebt_policy.language.metrics import held_out_surprisal, prediction_collapse_metrics
 from ebt_policy.language.model import TextModel, build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer
 from ebt_policy.training.task import TrainingSetup, TrainingTask
@@ -81,7 +82,7 @@ class TextTrainingTask(TrainingTask):
                 f"task.corpus={task.corpus} is for evaluation; train on another text."
             )
         text = self.corpus.parts["train"]
-        self.tokenizer = make_tokenizer(task.tokenizer, pieces(text), task.vocab_size)
+        self.tokenizer = make_tokenizer(task.tokenizer, iter_chunks(text), task.vocab_size)
         self.tokens = {
             part: tokenized(text, self.tokenizer) for part, text in self.corpus.parts.items()
         }
@@ -107,7 +108,7 @@ class TextTrainingTask(TrainingTask):
         found = held_out_surprisal(model, self.held_out, self.evaluation.windows)
         seen = {"held_out_loss": float(found.mean())}
         if isinstance(model, MaskedModel):  # such models are known to fill in one word everywhere
-            seen |= habits(model, self.held_out, self.evaluation.windows)
+            seen |= prediction_collapse_metrics(model, self.held_out, self.evaluation.windows)
         return seen
 
     def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
