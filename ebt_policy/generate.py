@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ebt_policy.cli import pick_device, report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.contestants import parse_checkpoint
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.language.model import LanguageModel
 
 

@@ -12,6 +12,7 @@ from ebt_policy.errors import ConfigError
 
 # (section as the user types it, old option) -> new option.
 RENAMED_OPTIONS: dict[tuple[str, str], str] = {
+    ("", "footage"): "video_dataset",  # of eval; videos= is the number of recorded episodes
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
     ("train", "rollout_every"): "eval_every",

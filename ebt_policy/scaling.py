@@ -41,7 +41,7 @@ from ebt_policy.evaluation.tables import format_count, format_interval, markdown
 from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.io.output import output_folder
 from ebt_policy.language.figures import scaling_lines
-from ebt_policy.language.metrics import MOST, held_out, held_out_surprisal
+from ebt_policy.language.metrics import MAX_WINDOWS, held_out_surprisal, load_eval_set
 from ebt_policy.language.model import TextModel
 
 console = Console()
@@ -193,8 +193,8 @@ class Grid:
         kept = run / f"{part}.npy"
         if not kept.exists():
             model = TextModel.from_checkpoint(run, self.device)
-            windows, _ = held_out(model, None, self.device, part)
-            found = held_out_surprisal(model, windows, MOST).mean(1).numpy()
+            windows, _ = load_eval_set(model, None, self.device, part)
+            found = held_out_surprisal(model, windows, MAX_WINDOWS).mean(1).numpy()
             with kept.with_suffix(".tmp").open("wb") as file:
                 np.save(file, found)
             kept.with_suffix(".tmp").replace(kept)
@@ -231,7 +231,7 @@ class Grid:
         model = TextModel.from_checkpoint(runs[0], self.device)
         trained = model.config["train"]
         batch = torch.arange(trained["batch_size"])
-        windows, _ = held_out(model, None, self.device, "validation")
+        windows, _ = load_eval_set(model, None, self.device, "validation")
         flops = trained["steps"] * training_work(model, windows.gather(batch % len(windows))).flops
         tokens = trained["steps"] * trained["batch_size"] * model.context
         params = model.parameter_count

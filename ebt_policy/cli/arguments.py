@@ -36,7 +36,7 @@ def command_line(module: str) -> str:
 # Options whose values are paths, or names where a path may stand: hydra's grammar reads brackets,
 # commas, quotes and spaces, and has no letters but English ones.
 PATHS = (
-    *("run_dir", "output", "checkpoint", "images", "corpus", "footage"),
+    *("run_dir", "output", "checkpoint", "images", "corpus", "video_dataset"),
     *("bag", "record", "recording", "rerun", "robot.driver.store", "robot.limits.workspace.model"),
     *(f"task.{name}" for name in ("path", "images", "corpus", "videos", "tokenizer", "features")),
 )

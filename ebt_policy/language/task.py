@@ -16,7 +16,7 @@ from ebt_policy.language.data import Corpus, TokenWindows, iter_chunks, tokenize
 from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel
-from ebt_policy.language.metrics import habits, held_out_surprisal
+from ebt_policy.language.metrics import held_out_surprisal, prediction_collapse_metrics
 from ebt_policy.language.model import LANGUAGE_MODELS, TextModel, build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer
 from ebt_policy.training.config import TrainConfig
@@ -121,7 +121,7 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
         count = self.evaluation.windows
         metrics = {"held_out_loss": float(held_out_surprisal(model, windows, count).mean())}
         if isinstance(model, MaskedModel):  # they tend to predict one word everywhere
-            metrics |= habits(model, windows, count)
+            metrics |= prediction_collapse_metrics(model, windows, count)
         return metrics
 
     def evaluate(
