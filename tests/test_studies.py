@@ -59,7 +59,7 @@ def untrained(arguments: tuple[str, ...]) -> Model:
         words = {str(i): i for i in range(8)} | {"[MASK]": 8, "[UNK]": 9}
         return build_language_model(config, Tokenizer(WordLevel(words, unk_token="[UNK]")))
     if task["name"] == "image":
-        shape = {k: task[k] for k in ("side", "channels", "patch", "noise")}
+        shape = {k: task[k] for k in ("side", "channels", "patch", "max_noise_level")}
         return build_image_model({**config, "shape": shape | {"classes": 10 * task["classes"]}})
     if task["name"] == "video":
         return build_video_model({**config, "features": 8})
