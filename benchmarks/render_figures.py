@@ -22,9 +22,9 @@ from benchmarks.command_line import parse_options
 from ebt_policy.envs.push_t_geometry import WORKSPACE_SIZE
 from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.figure_style import GREY, ORANGE, STYLE
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.energy_slice import EnergySlice, energy_plane
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 STEPS = 4
 SLOW = 5  # chunks whose descent is shown step by step

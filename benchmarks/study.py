@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ebt_policy.data.demonstrations import recording
+from ebt_policy.data.recordings import recording
 
 # Options of every study, and their defaults.
 COMMON_OPTIONS: dict[str, Any] = {

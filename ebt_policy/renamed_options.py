@@ -11,6 +11,11 @@ from typing import Any
 RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
+    ("task", "noise"): "max_noise_level",
+    ("shape", "noise"): "max_noise_level",  # of an image model's checkpoint
+    ("task", "leave_out"): "exclude_classes",
+    ("task", "skip_damaged"): "skip_unreadable",
+    ("task", "every"): "frame_stride",
     ("vision", "shrink"): "downsample",
     ("model.inference", "spread"): "noise_std",
     ("model.inference", "shrink"): "noise_decay",

@@ -24,7 +24,8 @@ from rich.progress import track
 
 from ebt_policy.cli import hydra_arguments, report_errors
 from ebt_policy.config import options
-from ebt_policy.data.episodes import Episodes, check_episodes, write_episodes
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes, check_episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.io.paths import listed, reason

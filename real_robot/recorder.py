@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.data.episodes import Episodes, append_episodes, write_episodes
+from ebt_policy.data.episode_store import append_episodes, write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.output import MIB, check_free_space

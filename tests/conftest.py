@@ -18,7 +18,8 @@ from hydra import compose, initialize_config_module
 from hypothesis import Phase, settings
 from omegaconf import OmegaConf
 
-from ebt_policy.data.episodes import Episodes, write_episodes
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.train import drop_unused_sections, train
 from ebt_policy.training.trainer import can_compile
 

@@ -25,7 +25,7 @@ from ebt_policy.image.tiling import denoise_tiled
 from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.train import train
 
-SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
+SHAPE = {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "s1": ({"name": "ebt", "inference": {}}, {"name": "s1"}),
     "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted_init_fraction": 0.5}),
@@ -230,7 +230,7 @@ def test_steps_that_all_leave_out_are_filled_up():
 def test_candidates_need_starts_that_differ():
     with pytest.raises(ConfigError, match="start from the same place"):
         build("s1").configure_inference(num_candidates=2)
-    model = build("s1", noise=LEVELS)
+    model = build("s1", max_noise_level=LEVELS)
     model.configure_inference(num_candidates=3)
     found = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
     torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
@@ -245,7 +245,7 @@ def test_classes_are_told_where_there_are_any():
     assert not torch.allclose(first, model.denoise(rows["image"], 100, torch.ones(4).long()).images)
     with pytest.raises(ConfigError, match="trained with classes"):
         model.denoise(rows["image"], 100)
-    model.config["task"] = {"images": "leaves", "path": None, "skip_damaged": False}
+    model.config["task"] = {"images": "leaves", "path": None, "skip_unreadable": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
         denoising.tested(model, None, torch.device("cpu"))
 
@@ -290,12 +290,12 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
 def test_options_that_cannot_be_are_one_clear_error():
     for shape, message in (
         ({"patch": 3}, r"task\.patch=3 must divide task\.side=8"),
-        ({"noise": 0}, r"task\.noise must be 1 to 1000"),
+        ({"max_noise_level": 0}, r"task\.max_noise_level must be 1 to 1000"),
     ):
         with pytest.raises(ConfigError, match=message):
             build("s1", **shape)
     sections = {"shape": SHAPE, "size": {"width": 16, "heads": 2, "layers": 1}}
-    with pytest.raises(ConfigError, match=r"task\.noise=1000, or use"):
+    with pytest.raises(ConfigError, match=r"task\.max_noise_level=1000, or use"):
         build_image_model({**sections, "model": KINDS["s1"][0], "objective": {"name": "flow"}})
     with pytest.raises(ConfigError, match="no energy to select or stop by"):
         build("refiner").configure_inference(num_candidates=2)
@@ -330,7 +330,7 @@ TINY = (
     [
         ("objective=s2",),
         ("model=dit", "model.inference.steps=2"),
-        ("objective=equilibrium", "task.noise=1000"),
+        ("objective=equilibrium", "task.max_noise_level=1000"),
         ("task.channels=1",),
     ],
 )
@@ -341,7 +341,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    made = "task.noise=1000" in overrides
+    made = "task.max_noise_level=1000" in overrides
     assert any("held_out_psnr" in row for row in rows) != made
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
     assert (run / "evaluation/report.html").stat().st_size > 10_000

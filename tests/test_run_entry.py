@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.run import main
 from ebt_policy.real_robot.run_options import RunOptions

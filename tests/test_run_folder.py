@@ -69,7 +69,7 @@ def test_a_second_signal_acts_at_once(run_main, tiny_arguments, tmp_path, monkey
 def test_a_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_path, monkeypatch):
     """Before training a signal ends the entry at once, and no empty folder stays."""
     monkeypatch.setattr(
-        "ebt_policy.policies.demonstrations.PolicyTaskConfig.demonstrations",
+        "ebt_policy.policies.task_config.PolicyTaskConfig.demonstrations",
         lambda _: os.kill(os.getpid(), signal.SIGTERM),
     )
     code, error = run_main(tiny_arguments("run"))

@@ -19,7 +19,8 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
 from ebt_policy.errors import ConfigError
-from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.data import TextError, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.model import (
     EnergyLanguageModel,
     LanguageModel,
@@ -71,7 +72,7 @@ def test_bytes_in_pairs_lose_nothing(sample):
 
 
 def test_characters_lose_nothing_that_was_seen():
-    tokenizer = make_tokenizer("char", pieces(TEXT), 0)
+    tokenizer = make_tokenizer("char", iter_chunks(TEXT), 0)
     assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
     assert tokenizer.decode(tokenizer.encode("Q").ids, skip_special_tokens=False) == UNKNOWN
     assert tokenizer.get_vocab_size() == len(set(TEXT)) + 1
@@ -158,7 +159,7 @@ def test_windows_are_what_follows_each_place():
 
 
 def test_pieces_are_the_text():
-    assert "".join(pieces(TEXT * 800)) == TEXT * 800 and len(list(pieces(TEXT * 800))) > 1
+    assert "".join(iter_chunks(TEXT * 800)) == TEXT * 800 and len(list(iter_chunks(TEXT * 800))) > 1
 
 
 def test_corpora(text, tmp_path, monkeypatch):

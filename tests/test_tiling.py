@@ -34,7 +34,7 @@ def test_tiles_meet_smoothly():
 def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
     model = build_image_model(
         {
-            "shape": {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0},
+            "shape": {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0},
             "size": {"width": 16, "heads": 2, "layers": 1},
             "model": {"name": "ebt", "inference": {}},
             "objective": {"name": "s1"},

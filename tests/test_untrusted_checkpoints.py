@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ebt_policy import plugins as modules
-from ebt_policy.data.episodes import EpisodeError, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main as eval_main

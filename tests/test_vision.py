@@ -28,9 +28,9 @@ from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
 from ebt_policy.policies import Policy, build_policy, load_policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy_slice import energy_plane
 from ebt_policy.policies.evaluate import batch_one_latency
+from ebt_policy.policies.task_config import PolicyTaskConfig
 from ebt_policy.policies.vision import VisionConfig, VisionEncoder, crop, spatial_softmax
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer

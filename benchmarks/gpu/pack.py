@@ -25,7 +25,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from benchmarks.command_line import parse_options
-from ebt_policy.data.episodes import write_episodes
+from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.io.output import write_atomic
 

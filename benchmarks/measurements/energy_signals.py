@@ -25,10 +25,10 @@ from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
 from ebt_policy.evaluation.progress import progress_bar
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 CPU = torch.device("cpu")
 # Perturbations of the observation: events in an episode, and some that last from its start.

@@ -17,7 +17,8 @@ from ebt_policy.evaluation.entries import load_entries
 from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
-from ebt_policy.image.data import ImageDataset, load_images
+from ebt_policy.image.data import ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import LEVELS, ImageModel
 
 IMAGES_PER_CLASS = 2  # in the picture

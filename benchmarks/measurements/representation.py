@@ -32,7 +32,8 @@ from ebt_policy.evaluation.entries import load_entries
 from ebt_policy.evaluation.image_figures import energy_maps, png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
-from ebt_policy.image.data import Crops, ImageDataset, load_images
+from ebt_policy.image.data import Crops, ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 
 EXCLUDED_CLASSES = ("frog", "truck")
@@ -147,7 +148,7 @@ def draw_energy_maps(model: EnergyImageModel, groups: Mapping[str, ImageGroup], 
     """Draw ten images of each group, the first group also noisy, and energies of their patches."""
     chosen = {name: group.images[:: len(group.images) // 10][:10] for name, group in groups.items()}
     first, clean = next(iter(chosen.items()))
-    noisy = model.add_noise(clean, model.shape.noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, model.shape.max_noise_level, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     maps = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
     png(energy_maps(maps), path)

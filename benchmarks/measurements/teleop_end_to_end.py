@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.study import StudyContext
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.contestants import load_contestants

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ebt_policy.data.demonstrations import local_data
-from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
+from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.envs.push_t_geometry import GOAL, observation
 from ebt_policy.io.download import DownloadError, cache_dir, fetch
+from ebt_policy.io.local_data import local_data
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 # The archive has no published checksum, so its content is checked: see `content_digest`.
@@ -176,3 +178,18 @@ def _with_observations(raw: Episodes) -> Episodes:
     }
     roles, units = {**ATTRS["roles"], "obs": "observation"}, {**ATTRS["units"], "obs": "px"}
     return Episodes(arrays, raw.ends, {**ATTRS, "roles": roles, "units": units})
+
+
+@TASK_FAMILIES.register("push_t")
+class PushTFamily(TaskFamily):
+    """Pushing the T onto its target."""
+
+    def check(self, config: DemonstrationConfig) -> None:
+        """Accept ``task.align`` and ``task.mirror``."""
+
+    def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
+        episodes, note = load_push_t(path=config.path, demos=config.demos)
+        return (aligned(episodes) if config.align else episodes), note
+
+    def mirror(self, episodes: Episodes) -> Episodes:
+        return mirrored(episodes)

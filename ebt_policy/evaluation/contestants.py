@@ -18,7 +18,7 @@ from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import Domain, Model, checkpoint_folder, domain_of
 from ebt_policy.policies import Policy, load_policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 M = TypeVar("M", bound=Model)
 

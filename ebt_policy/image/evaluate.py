@@ -87,7 +87,7 @@ def evaluate_images(
     """
     contestants = load_entries(ImageModel, checkpoints, device)
     firsts = [models[0] for models in contestants.values()]
-    making = {model.shape.noise == LEVELS for model in firsts}
+    making = {model.shape.max_noise_level == LEVELS for model in firsts}
     if len(making) > 1:
         raise ConfigError("models that make images and models that denoise do not compare.")
     if making.pop():
@@ -95,7 +95,7 @@ def evaluate_images(
             raise ConfigError("images= and noise= are for models that denoise; these make images.")
         output.mkdir(parents=True, exist_ok=True)
         return _made(contestants, checkpoints, output, command)
-    low = firsts[0].shape.noise if how.noise is None else how.noise
+    low = firsts[0].shape.max_noise_level if how.noise is None else how.noise
     levels = [level for level in (low, 2 * low) if level <= LEVELS]
     sets = {name: tested(models[0], how.images, device) for name, models in contestants.items()}
     output.mkdir(parents=True, exist_ok=True)

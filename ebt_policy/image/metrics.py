@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.image.data import NAMES, ImageDataset, ImageSplit, load_images
+from ebt_policy.image.data import ImageDataset, ImageSplit
+from ebt_policy.image.datasets import NAMES, load_images
 from ebt_policy.image.model import ImageModel
 
 MOST = 200  # images, evenly spread, of a set that has more
@@ -41,9 +42,9 @@ class EvalSet(NamedTuple):
 
 @lru_cache(maxsize=1)  # entries mostly share it
 def _gallery(
-    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_damaged: bool
+    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_unreadable: bool
 ) -> ImageDataset:
-    return load_images(name, path, channels, skip_damaged=skip_damaged)
+    return load_images(name, path, channels, skip_unreadable=skip_unreadable)
 
 
 def tested(model: ImageModel, images: str | None, device: torch.device) -> EvalSet:
@@ -61,7 +62,7 @@ def tested(model: ImageModel, images: str | None, device: torch.device) -> EvalS
         if given[0] is not None and given[0] not in NAMES:
             known = ", ".join(NAMES)
             raise ConfigError(f"images={images} is neither a path nor one of {known}.")
-    gallery = _gallery(*given, model.shape.channels, task["skip_damaged"])
+    gallery = _gallery(*given, model.shape.channels, task["skip_unreadable"])
     if model.shape.classes not in (0, len(gallery.classes)):
         raise ConfigError(
             f"the model is told which of {model.shape.classes} classes an image has, and "

@@ -12,7 +12,8 @@ from torch import Tensor
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
-from ebt_policy.image.data import Crops, ImageDataset, load_images
+from ebt_policy.image.data import Crops, ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
 from ebt_policy.image.model import ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape
@@ -29,22 +30,22 @@ class ImageTaskConfig:
 
     Args:
         name: image.
-        images, path, channels, skip_damaged: see `load_images`.
-        side, patch, noise: see `ImageShape`.
+        images, path, channels, skip_unreadable: see `load_images`.
+        side, patch, max_noise_level: see `ImageShape`.
         classes: tell the model the class of an image.
-        leave_out: names of classes that are not learned from.
+        exclude_classes: names of classes that are not learned from.
     """
 
     name: str
     images: str | None
     path: str | list[str] | None
     channels: int
-    skip_damaged: bool
+    skip_unreadable: bool
     side: int
     patch: int
-    noise: int
+    max_noise_level: int
     classes: bool
-    leave_out: list[str]
+    exclude_classes: list[str]
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -52,7 +53,7 @@ class ImageTaskConfig:
         self.shape(0)  # says what is wrong before any image is read
 
     def shape(self, classes: int) -> ImageShape:
-        return ImageShape(self.side, self.channels, self.patch, self.noise, classes)
+        return ImageShape(self.side, self.channels, self.patch, self.max_noise_level, classes)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class ImageTrainingTask(TrainingTask):
     def fetch(self) -> str:
         task = self.task
         self.gallery = load_images(
-            task.images, task.path, task.channels, skip_damaged=task.skip_damaged,
+            task.images, task.path, task.channels, skip_unreadable=task.skip_unreadable,
             smallest=task.side,
         )  # fmt: skip
         if "train" not in self.gallery.parts:
@@ -87,7 +88,7 @@ class ImageTrainingTask(TrainingTask):
             )
         if task.classes and not self.gallery.classes:
             raise ConfigError(f"{self.gallery.name} has no classes; leave task.classes=false.")
-        self.gallery = self.gallery.without(task.leave_out)
+        self.gallery = self.gallery.exclude_classes(task.exclude_classes)
         count = len(self.gallery.parts["train"])
         return f"{self.gallery.name}: {count:,} images, {self.gallery.origin}."
 
@@ -110,16 +111,16 @@ class ImageTrainingTask(TrainingTask):
 
     @property
     def tries_out(self) -> bool:
-        return super().tries_out and self.task.noise < LEVELS
+        return super().tries_out and self.task.max_noise_level < LEVELS
 
     def tryout(self, model: ImageModel) -> dict[str, float]:
         if not self.tried:
             return {}
         clean = model.normalize(self.tried)["image"]
         generator = torch.Generator().manual_seed(0)
-        noisy = model.add_noise(clean, self.task.noise, generator)
+        noisy = model.add_noise(clean, self.task.max_noise_level, generator)
         labels = self.tried["label"] if model.shape.classes else None
-        found = model.denoise(noisy, self.task.noise, labels, generator)
+        found = model.denoise(noisy, self.task.max_noise_level, labels, generator)
         return {"held_out_psnr": float(psnr(found.images, clean).mean())}
 
     def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:

@@ -38,7 +38,11 @@ from ebt_policy.language.figures import thinking
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
 from ebt_policy.language.model import EnergyLanguageModel, TextModel
-from ebt_policy.language.test_time_compute import show_energies, study_thinking, thinking_table
+from ebt_policy.language.test_time_compute import (
+    show_energies,
+    steps_and_candidates_table,
+    study_test_time_compute,
+)
 
 console = Console()
 
@@ -77,12 +81,12 @@ def evaluate_language(
                 each = [habits(model, windows, MOST) for model in masked]
                 entries[-1]["habits"] = {k: [one[k] for one in each] for k in each[0]}
             if isinstance(models[0], EnergyLanguageModel):
-                thoughts[text] = study_thinking(models, windows)
+                thoughts[text] = study_test_time_compute(models, windows)
                 entries[-1]["thinking"] = thoughts[text]
     result = {"entries": entries, "paired": _paired(found, texts)}
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-    table = markdown_table(result, TEXT) + thinking_table(result)
+    table = markdown_table(result, TEXT) + steps_and_candidates_table(result)
     write_atomic(output / "table.md", table)
     console.print(Markdown(table))
     for name, found in thoughts.items():

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ebt_policy.language.data import TokenWindows, load_corpus, tokenized
+from ebt_policy.language.data import TokenWindows, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import TextModel
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.language.data import Corpus, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.data import Corpus, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import habits, held_out_surprisal
@@ -81,7 +82,7 @@ class TextTrainingTask(TrainingTask):
                 f"task.corpus={task.corpus} is for evaluation; train on another text."
             )
         text = self.corpus.parts["train"]
-        self.tokenizer = make_tokenizer(task.tokenizer, pieces(text), task.vocab_size)
+        self.tokenizer = make_tokenizer(task.tokenizer, iter_chunks(text), task.vocab_size)
         self.tokens = {
             part: tokenized(text, self.tokenizer) for part, text in self.corpus.parts.items()
         }

@@ -1,6 +1,6 @@
-"""Whether thinking helps a language model: longer, by more steps, or wider, by more guesses.
+"""Test-time compute of a language model: more steps (longer), or more candidates (wider).
 
-And what energies tell of tokens. Shapes: B batch, S context, N steps.
+Also the relation of energies to the difficulty of tokens. Shapes: B batch, S context, N steps.
 """
 
 from __future__ import annotations
@@ -22,85 +22,88 @@ from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.data import TokenWindows
 from ebt_policy.language.metrics import batches, held_out_surprisal
 
-FURTHER = 4  # times the steps that a model predicts with: how far thinking is followed
-WIDER = (1, 2, 4, 8)  # guesses a place
-SHOWN = (1, 2, 3, 4, 6, 8, 12)  # steps, in the table
-STUDIED = 64  # windows
+MAX_STEP_FACTOR = 4  # times the steps that a model predicts with
+CANDIDATES = (1, 2, 4, 8)  # candidates a place
+TABLE_STEPS = (1, 2, 3, 4, 6, 8, 12)
+NUM_WINDOWS = 64
 
 
-def study_thinking(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
-    """Surprisal over steps and guesses, and what energies tell of tokens."""
-    how = models[0].inference
-    longer, wider, careful, used = [], {}, [], []
-    last = FURTHER * how.steps
+def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
+    """Measure surprisal over steps and candidates, and statistics of the energies of tokens."""
+    config = models[0].inference
+    longer, wider, rejecting, used = [], {}, [], []
+    last = MAX_STEP_FACTOR * config.steps
     adaptive = models[0].has_energy and not models[0].objective.level_conditioned
     for model in models:
         generator = torch.Generator().manual_seed(0)
         model.configure_inference(steps=last, num_candidates=1)
-        rows = [_think(model, windows, index, generator)[0] for index in batches(windows, STUDIED)]
+        rows = [_descend(model, windows, i, generator)[0] for i in batches(windows, NUM_WINDOWS)]
         longer.append(torch.cat(rows, dim=1).numpy())
-        for many in WIDER if model.has_random_init else ():
-            model.configure_inference(steps=how.steps, num_candidates=many)
-            found = held_out_surprisal(model, windows, STUDIED)
-            wider.setdefault(many, []).append(found.mean(1).numpy())
+        for count in CANDIDATES if model.has_random_init else ():
+            model.configure_inference(steps=config.steps, num_candidates=count)
+            losses = held_out_surprisal(model, windows, NUM_WINDOWS)
+            wider.setdefault(count, []).append(losses.mean(1).numpy())
         if adaptive:
             generator = torch.Generator().manual_seed(0)
             model.configure_inference(steps=last, num_candidates=1, reject_energy_increase=True)
-            each = [_think(model, windows, i, generator) for i in batches(windows, STUDIED)]
-            careful.append(torch.cat([after[-1] for after, *_ in each]).numpy())
-            used.append(float(torch.cat([d.steps_used for _, d, _ in each]).float().mean()))
-        model.configure_inference(**asdict(how))
+            parts = [_descend(model, windows, i, generator) for i in batches(windows, NUM_WINDOWS)]
+            rejecting.append(torch.cat([losses[-1] for losses, *_ in parts]).numpy())
+            used.append(float(torch.cat([d.steps_used for _, d, _ in parts]).float().mean()))
+        model.configure_inference(**asdict(config))
     by_steps = np.stack(longer, axis=1)  # (N + 1, models, windows)
+    own = by_steps[config.steps]
     return {
-        "steps": how.steps,
-        "longer": [mean_ci(x) | {"against": _against(x, by_steps[how.steps])} for x in by_steps],
+        "steps": config.steps,
+        "longer": [mean_ci(x) | {"against": _difference(x, own)} for x in by_steps],
         "wider": [
             {"candidates": m, **mean_ci(np.stack(x))}
-            | {"against": _against(np.stack(x), np.stack(wider[1]))}
+            | {"against": _difference(np.stack(x), np.stack(wider[1]))}
             for m, x in wider.items()
         ],
         # As long as the energy falls, token by token.
         "adaptive": {
-            **mean_ci(np.stack(careful)),
-            "against": _against(np.stack(careful), by_steps[how.steps]),
+            **mean_ci(np.stack(rejecting)),
+            "against": _difference(np.stack(rejecting), own),
             "steps_used": used,
         }
         if adaptive
         else None,
-        "energies": _energies(models, windows) if models[0].has_energy else None,
+        "energies": _energy_statistics(models, windows) if models[0].has_energy else None,
     }
 
 
-def _think(
+def _descend(
     model: Any, windows: TokenWindows, index: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, DescentResult, torch.Tensor]:
-    """Surprisal of windows after each step (N + 1, B), the descent, and each token's (B, S)."""
+    """Return surprisal of windows after each step (N + 1, B), the descent, and tokens' (B, S)."""
     tokens = windows.gather(index)["tokens"]
     with torch.no_grad():
-        found = model.descend(model.observe(tokens[:, :-1]), generator)
-    losses = torch.stack([cross_entropy(x, tokens[:, 1:]) for x in found.path])
-    return losses.mean(2).cpu(), found, losses[-1].cpu()
+        result = model.descend(model.observe(tokens[:, :-1]), generator)
+    losses = torch.stack([cross_entropy(x, tokens[:, 1:]) for x in result.path])
+    return losses.mean(2).cpu(), result, losses[-1].cpu()
 
 
-def _against(losses: np.ndarray, others: np.ndarray) -> dict[str, Any]:
-    """Mean of losses less others (models, windows): the same models, on the same windows."""
-    found = mean_ci(losses - others)
-    return {"diff": found["mean"], "ci95": found["ci95"]}
+def _difference(losses: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """Return the mean paired difference of losses (models, windows) with its interval."""
+    mean = mean_ci(losses - others)
+    return {"diff": mean["mean"], "ci95": mean["ci95"]}
 
 
-def _energies(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
-    """What the energy of a guess tells, once it is made and on the way.
+def _energy_statistics(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
+    """Relate the energies of candidates to the surprisal of their tokens.
 
-    Returns ``rank_correlation``, Spearman's, of each model's energies and surprisals over tokens,
-    ``descent``, mean energies (N + 1) above the last of the easiest and the hardest third of them,
-    and ``tokens`` of a window, with their energy and surprisal, both of the first model.
+    Returns:
+        ``rank_correlation``, Spearman's, of each model's final energies and surprisals over tokens;
+        ``descent``, mean energies (N + 1) above the last of the easiest and the hardest third of
+        the tokens, and ``tokens`` of a window with their energy and surprisal, both of the first
+        model.
     """
-    correlations, descent, shown = [], {}, []
+    correlations, descent, examples = [], {}, []
     for k, model in enumerate(models):
         generator = torch.Generator().manual_seed(0)
-        found = [_think(model, windows, index, generator) for index in batches(windows, STUDIED)]
-        energies = torch.cat([one.energies.cpu() for _, one, _ in found], dim=1)
-        losses = torch.cat([each for *_, each in found])
+        parts = [_descend(model, windows, i, generator) for i in batches(windows, NUM_WINDOWS)]
+        energies = torch.cat([result.energies.cpu() for _, result, _ in parts], dim=1)
+        losses = torch.cat([tokens for *_, tokens in parts])
         flat = energies.flatten(1)
         rank: Any = spearmanr(flat[-1], losses.flatten())
         correlations.append(float(rank.statistic))
@@ -108,51 +111,54 @@ def _energies(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
             order, third = losses.flatten().argsort(), losses.numel() // 3
             thirds = (("easy tokens", order[:third]), ("hard tokens", order[-third:]))
             descent = {
-                name: (flat[:, chosen].mean(1) - flat[-1, chosen].mean()).tolist()
-                for name, chosen in thirds
+                name: (flat[:, indices].mean(1) - flat[-1, indices].mean()).tolist()
+                for name, indices in thirds
             }
             ids = windows.gather(torch.tensor([0]))["tokens"][0, 1:].tolist()
-            shown = [
+            examples = [
                 {"token": model.tokenizer.decode([i]), "energy": e, "surprisal": loss}
                 for i, e, loss in zip(
                     ids, energies[-1, 0].tolist(), losses[0].tolist(), strict=True
                 )
             ]
-    return {"rank_correlation": correlations, "descent": descent, "tokens": shown}
+    return {"rank_correlation": correlations, "descent": descent, "tokens": examples}
 
 
-def thinking_table(result: dict[str, Any]) -> str:
-    """Markdown: how much is gained by steps and by guesses; "" without a model that thinks."""
+def steps_and_candidates_table(result: dict[str, Any]) -> str:
+    """Return a Markdown table of the gain by steps and candidates; "" without energy models."""
     rows = []
     for entry in result["entries"]:
-        if (found := entry.get("thinking")) is None:
+        if (study := entry.get("thinking")) is None:
             continue
-        steps = [(f"{k} steps", one) for k, one in enumerate(found["longer"]) if k in SHOWN]
-        guesses = [(f"best of {one['candidates']}", one) for one in found["wider"]]
-        stops = []
-        if one := found["adaptive"]:
-            stops = [(f"while the energy falls, {np.mean(one['steps_used']):.1f} steps", one)]
-        for what, one in steps + guesses + stops:
+        longer = [(f"{k} steps", row) for k, row in enumerate(study["longer"]) if k in TABLE_STEPS]
+        wider = [(f"best of {row['candidates']}", row) for row in study["wider"]]
+        adaptive = []
+        if row := study["adaptive"]:
+            steps = np.mean(row["steps_used"])
+            adaptive = [(f"while the energy falls, {steps:.1f} steps", row)]
+        for label, row in longer + wider + adaptive:
             rows.append(
                 (
                     entry["name"],
-                    what,
-                    f"{math.exp(one['mean']):.3f}",
-                    format_interval(one["against"]["diff"], one["against"]["ci95"], signed=True),
+                    label,
+                    f"{math.exp(row['mean']):.3f}",
+                    format_interval(row["against"]["diff"], row["against"]["ci95"], signed=True),
                 )
             )
     if not rows:
         return ""
-    header = ("model", "thinking", "perplexity", "nats, less with its own steps and one guess")
+    header = (
+        "model", "thinking", "perplexity", "nats, less with its own steps and one candidate",
+    )  # fmt: skip
     return f"\n{markdown(header, rows, left=2)}"
 
 
 def show_energies(tokens: Sequence[dict[str, Any]]) -> rich.text.Text:
-    """A window's tokens, the redder the higher their energy."""
-    energies = np.array([one["energy"] for one in tokens])
+    """Return a window's tokens, the redder the higher their energy."""
+    energies = np.array([token["energy"] for token in tokens])
     ranks = energies.argsort().argsort() / max(len(energies) - 1, 1)
-    shown = rich.text.Text()
-    for one, rank in zip(tokens, ranks, strict=True):
+    text = rich.text.Text()
+    for token, rank in zip(tokens, ranks, strict=True):
         shade = round(255 * (1 - rank))
-        shown.append(one["token"], style=f"black on rgb(255,{shade},{shade})")
-    return shown
+        text.append(token["token"], style=f"black on rgb(255,{shade},{shade})")
+    return text

@@ -24,7 +24,6 @@ from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.policies import Policy
 from ebt_policy.policies.cached_rollouts import pieces_of, play_pieces
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.energy_slice import energy_plane
 from ebt_policy.policies.eval_config import EvalConfig
@@ -35,6 +34,7 @@ from ebt_policy.policies.figures import (
     score_histogram,
 )
 from ebt_policy.policies.metrics import EPISODE_KEYS, POLICIES, entry_summary, write_results
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 console = Console()
 LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest

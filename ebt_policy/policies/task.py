@@ -15,10 +15,10 @@ from ebt_policy.data.windows import fit_normalizer
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import Policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.registry import build_policy
+from ebt_policy.policies.task_config import PolicyTaskConfig
 from ebt_policy.policies.vision import VisionConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig

@@ -53,7 +53,8 @@ from ebt_policy.video.autoencoder import (
     signed,
 )
 from ebt_policy.video.data import Clip, FrameWindows, VideoDataset
-from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage, other_footage
+from ebt_policy.video.datasets import VideoTaskConfig, load_other_videos, load_videos
+from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.figures import over_places
 from ebt_policy.video.model import EnergyVideoModel, VideoModel, mean_square
 
@@ -105,13 +106,13 @@ class PredictionErrors(NamedTuple):
 
 
 def tested(model: VideoModel, other: str | None, device: torch.device) -> EvalSet:
-    """The test clips of a model's training, or `other_footage`.
+    """The test clips of a model's training, or `load_other_videos`.
 
     Raises:
         VideoError, ConfigError: they, or their features, cannot be had.
     """
     task = options(VideoTaskConfig, model.config["task"], "task")
-    footage = load_footage(task) if other is None else other_footage(task, other)
+    footage = load_videos(task) if other is None else load_other_videos(task, other)
     encoder = frame_features(str(task.features), device)
     if encoder.digest != model.encoder:
         raise ConfigError(
@@ -162,7 +163,7 @@ def evaluate_video(
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
-        footage: other videos than those of their training, see `other_footage`.
+        footage: other videos than those of their training, see `load_other_videos`.
 
     Raises:
         CheckpointError, ConfigError, VideoError: before anything is computed.

@@ -19,8 +19,9 @@ from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.training.trainer import TrainConfig
 from ebt_policy.video.autoencoder import frame_features
 from ebt_policy.video.data import PIECES, Frames, FrameWindows, VideoDataset, VideoError
-from ebt_policy.video.datasets import VideoTaskConfig, encode_clips, load_footage
+from ebt_policy.video.datasets import VideoTaskConfig, load_videos
 from ebt_policy.video.evaluate import evaluate_autoencoder, evaluate_video
+from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.model import build_video_model
 
 # How the autoencoder is trained that nobody asked for.
@@ -52,7 +53,7 @@ class VideoTrainingTask(TrainingTask):
         self.features = self.task.features
 
     def fetch(self) -> str:
-        self.footage = load_footage(self.task)
+        self.footage = load_videos(self.task)
         if not self.of_frames:
             _check_lengths(self.footage, self.task.context)
         clips = self.footage.parts["train"]
@@ -136,6 +137,6 @@ def _check_lengths(footage: VideoDataset, context: int) -> None:
         if longest <= context:
             raise VideoError(
                 f"the clips of {footage.name} for {part} have {longest} frames at most; a context "
-                f"of {context} needs {context + 1}. Lower task.context or task.every, or give more "
-                f"(fewer than {PIECES} videos are cut into {PIECES} each)."
+                f"of {context} needs {context + 1}. Lower task.context or task.frame_stride, or "
+                f"give more (fewer than {PIECES} videos are cut into {PIECES} each)."
             )

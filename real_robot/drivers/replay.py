@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.config import options
-from ebt_policy.data.episodes import Episodes, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import (
