@@ -22,8 +22,9 @@ from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.real_robot.action_source import ActionSource, ChunkTransition, Plan, PolicyError
+from ebt_policy.real_robot.action_source import ActionSource, ChunkTransition, Plan
 from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.errors import PolicyError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import InferenceWorker, JobResult
 from ebt_policy.real_robot.limits import Limits

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ebt_policy.real_robot.clock import MonotonicClock
-from ebt_policy.real_robot.drivers.base import DriverError, SimulatedDriver
+from ebt_policy.real_robot.drivers.base import SimulatedDriver
+from ebt_policy.real_robot.errors import DriverError
 
 
 def check_driver(driver, patience_s=300.0):

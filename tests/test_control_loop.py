@@ -8,8 +8,8 @@ from doubles import RATE, SECTION, Wanderer, point_runner
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
-from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import State
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ebt_policy.real_robot.limits import SafetyError, Workspace, parse_limits
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.real_robot.limits import Workspace, parse_limits
 from ebt_policy.real_robot.safety import (
     Motion,
     limit_command,

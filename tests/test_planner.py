@@ -9,7 +9,7 @@ import torch
 from doubles import RATE, SECTION, Wanderer, point_runner
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.action_source import PolicyError
+from ebt_policy.real_robot.errors import PolicyError
 from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.supervisor import State
 

@@ -12,12 +12,12 @@ from driver_contract import check_driver
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
-from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.drivers.replay import Recording
 from ebt_policy.real_robot.drivers.ros2 import Ros2Driver
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
 from ebt_policy.real_robot.drivers.ros_topics import RosTopics
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.errors import DriverError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 from ebt_policy.real_robot.planner import Planner
