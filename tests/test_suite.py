@@ -221,7 +221,9 @@ def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
     shown = [label.get_text() for label in each.get_xticklabels()]
     assert shown == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
     assert [text.get_text() for text in each.texts] == ["70"] * 3 * count
-    assert figure_style.figure_to_svg(figure, "suite") == figure_style.figure_to_svg(figure, "suite")
+    assert figure_style.figure_to_svg(figure, "suite") == figure_style.figure_to_svg(
+        figure, "suite"
+    )
 
 
 def test_the_note_says_when_the_training_seed_is_not_covered():
