@@ -150,7 +150,7 @@ def test_bad_input_is_one_sentence(name):
         env.reset(options={"state": np.full_like(info["state"], np.nan)})
     with pytest.raises(ValueError, match="unknown reset options"):
         env.reset(options={"states": info["state"]})
-    with pytest.raises(ValueError, match="has no camera 'nowhere'; task.cameras may name"):
+    with pytest.raises(ValueError, match=r"has no camera 'nowhere'; task\.cameras may name"):
         gymnasium.make(f"ebt_policy/{name}", cameras=["nowhere"])
     with pytest.raises(ValueError, match="render_mode must be"):
         type(env.unwrapped)(**(env.unwrapped.spec.kwargs | {"render_mode": "human"}))
@@ -159,7 +159,7 @@ def test_bad_input_is_one_sentence(name):
 @pytest.mark.metaworld
 def test_an_unknown_scene_is_told_with_the_known_ones():
     pytest.importorskip("metaworld")
-    with pytest.raises(ValueError, match="has no task 'fold'; task.scene may be assembly"):
+    with pytest.raises(ValueError, match=r"has no task 'fold'; task\.scene may be assembly"):
         gymnasium.make("ebt_policy/MetaWorld-reach-v3", scene="fold")
 
 
