@@ -116,7 +116,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
         (["checkpoint=RUN@steps"], "after @ write name=value, got 'steps'."),
         (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
-        (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, level"),
+        (["checkpoint=RUN@wings=2"], "has no option wings; it has num_candidates, scoring_level"),
         (["checkpoint=RUN@steps=0"], "at least 1"),
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
         (
