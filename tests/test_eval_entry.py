@@ -109,7 +109,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
     [
         (["checkpoint=RUN", "seed=4294967295", "episodes=2"], "beyond the last seed, 4294967295"),
         (["checkpoint=RUN", "seed=99999999999"], "beyond the last seed"),
-        (["checkpoint=RUN@level=.nan"], "level must be a finite number, got nan"),
+        (["checkpoint=RUN@scoring_level=.nan"], "level must be a finite number, got nan"),
         ([], "missing required option checkpoint=RUN"),
         (["checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN", "checkpoint=nowhere"], "there is no checkpoint at nowhere."),
