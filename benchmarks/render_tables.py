@@ -17,8 +17,8 @@ from benchmarks.study_figures import delay_curves, energy_study
 from benchmarks.tables import control_loop, images, policies, text, video
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.language.figures import scaling_lines
+from ebt_policy.language.scaling import scaling_table
 from ebt_policy.policies.figures import robustness_curves
-from ebt_policy.scaling import scaling_table
 
 Table = Callable[[], str]
 
