@@ -16,9 +16,8 @@ from torch import Tensor
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
 from ebt_policy.errors import ConfigError
-from ebt_policy.image import evaluate as restoring
-from ebt_policy.image import metrics as denoising
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image import metrics as image_metrics
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS
 from ebt_policy.image.tiling import denoise_tiled
@@ -247,7 +246,7 @@ def test_classes_are_told_where_there_are_any():
         model.denoise(rows["image"], 100)
     model.config["task"] = {"images": "leaves", "path": None, "skip_unreadable": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
-        denoising.tested(model, None, torch.device("cpu"))
+        image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 
 def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
@@ -320,7 +319,7 @@ def photos(tmp_path_factory):
 TINY = (
     "size.width=16", "size.heads=2", "size.layers=1", "task.side=8", "device=cpu",
     "train.steps=6", "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2",
-    "train.compile=false", "train.rollout_every=3", "train.log_every=1",
+    "train.compile=false", "train.eval_every=3", "train.log_every=1",
 )  # fmt: skip
 
 
@@ -351,7 +350,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     if made:
         with pytest.raises(ConfigError, match="are for models that denoise"):
             evaluate_images(
-                [str(run)], RestoringOptions("leaves"), output=tmp_path / "out",
+                [str(run)], DenoisingConfig("leaves"), output=tmp_path / "out",
                 device=torch.device("cpu"), command="",
             )  # fmt: skip
         assert not (tmp_path / "out").exists()
@@ -365,7 +364,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     """After some seconds images are nearer to the truth than they were."""
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
+        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.eval_every=0",
         f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)
@@ -390,21 +389,21 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((output / "summary.json").read_text())
-    # Killed while it wrote the second of its pieces, it goes on from there.
+    # Interrupted while it writes the second line, it resumes from there.
     log = output / "restored.jsonl"
-    pieces = log.read_text().splitlines(keepends=True)
-    log.write_text(pieces[0] + pieces[1][:50])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1][:50])
     again = []
     monkeypatch.setattr(
-        restoring, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
+        image_metrics, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
     )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     assert json.loads((output / "summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == pieces
-    assert len(again) == len(pieces) - 1 + len(runs)  # and the images in the grid
+    assert log.read_text().splitlines(keepends=True) == lines
+    assert len(again) == len(lines) - 1
     code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
-    assert code == 0 and len(log.read_text().splitlines()) == len(pieces) + 2, error
+    assert code == 0 and len(log.read_text().splitlines()) == len(lines) + 2, error
     for wrong, message in (
         (["noise=abc"], "noise must be int or null, got 'abc'"),
         (["noise=0"], "noise must be 1 to 1000, got 0"),

@@ -28,7 +28,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.io.local_data import local_data
 from ebt_policy.train import train
 from ebt_policy.video import datasets as footage
-from ebt_policy.video import evaluate as foreseeing
+from ebt_policy.video import evaluate as video_evaluate
 from ebt_policy.video.data import Clip, FrameWindows, VideoError, split
 from ebt_policy.video.datasets import (
     VideoTaskConfig,
@@ -37,7 +37,7 @@ from ebt_policy.video.datasets import (
     load_videos,
     read_video,
 )
-from ebt_policy.video.evaluate import foreseen
+from ebt_policy.video.metrics import prediction_errors
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -239,22 +239,23 @@ def short(monkeypatch):
     """An autoencoder that is trained in no time."""
     from ebt_policy.video import task as video
 
-    monkeypatch.setitem(video.FIRST, "steps", 4)
-    monkeypatch.setitem(video.FIRST, "batch_size", 4)
-    monkeypatch.setitem(video.FIRST, "warmup_steps", 2)
-    monkeypatch.setitem(video.FIRST_MODEL, "channels", [8, 8])
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "steps", 4)
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "batch_size", 4)
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "warmup_steps", 2)
+    monkeypatch.setitem(video.AUTOENCODER_MODEL, "channels", [8, 8])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_leaves_a_report_pictures_and_a_film(
-    overrides, films, tmp_path, monkeypatch, short, capsys
+    overrides, films, tmp_path, monkeypatch, short, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"
     config = compose_config(*TINY, f"task.path={films}", f"run_dir={run}", *overrides, "task=video")
+    caplog.set_level("INFO")
     train(config)
-    assert "first an autoencoder, in" in capsys.readouterr().out
+    assert "training an autoencoder in" in caplog.text
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("validation_loss" in row for row in rows)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
@@ -266,8 +267,9 @@ def test_training_leaves_a_report_pictures_and_a_film(
         assert image.size[0] > 300
     # The autoencoder is there now.
     config["run_dir"] = str(run.with_name("two"))
+    caplog.clear()
     train(config)
-    assert "first an autoencoder" not in capsys.readouterr().out
+    assert "training an autoencoder in" not in caplog.text
 
 
 def test_clips_shorter_than_the_context_are_told_before_anything_is_trained(
@@ -307,16 +309,18 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     assert code == 0, error
     result = json.loads((tmp_path / "out/summary.json").read_text())
     assert len(result["entries"]) == 4 and len(result["paired"]) == 6
-    # Killed while it wrote its third piece, it goes on from there.
+    # Interrupted while it writes the third line, it resumes from there.
     log = tmp_path / "out/foreseen.jsonl"
-    pieces = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(pieces[:2]) + pieces[2][:50])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:50])
     again = []
-    monkeypatch.setattr(foreseeing, "foreseen", lambda *a: again.append(a) or foreseen(*a))
+    monkeypatch.setattr(
+        video_evaluate, "prediction_errors", lambda *a: again.append(a) or prediction_errors(*a)
+    )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     assert json.loads((tmp_path / "out/summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == pieces and len(again) == len(pieces) - 2
+    assert log.read_text().splitlines(keepends=True) == lines and len(again) == len(lines) - 2
     for wrong, message in (
         ([f"checkpoint={runs[0]}", f"checkpoint={runs[0]}/"], "ebt is listed twice"),
         (
@@ -337,14 +341,14 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     other.mkdir()
     shutil.copy(films / "00.mp4", other / "mine.mp4")
     code, error = call_entry(
-        eval_entry.main, *comparing[:-2], f"footage={other}", f"output={tmp_path / 'mine'}",
+        eval_entry.main, *comparing[:-2], f"video_dataset={other}", f"output={tmp_path / 'mine'}",
         "device=cpu",
     )  # fmt: skip
     assert code == 0, error
     entries = json.loads((tmp_path / "mine/summary.json").read_text())["entries"]
     assert all((one["videos"], one["clips"]) == ("other", 1) for one in entries)
-    code, error = call_entry(eval_entry.main, *comparing[:1], "footage=cats", "device=cpu")
-    assert code == 2 and "footage=cats is neither a path nor one of g1, push_t" in error
+    code, error = call_entry(eval_entry.main, *comparing[:1], "video_dataset=cats", "device=cpu")
+    assert code == 2 and "video_dataset=cats is neither a path nor one of g1, push_t" in error
     # Frames that differ from the first one's are compared with no other, and not drawn.
     slow = tmp_path / "slow"
     code, error = call_entry(

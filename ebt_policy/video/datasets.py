@@ -90,7 +90,7 @@ def load_other_videos(task: VideoTaskConfig, given: str) -> VideoDataset:
     if Path(given).exists():
         return _load(None, (given,), True, *_how(task))
     if given not in NAMES:
-        raise ConfigError(f"footage={given} is neither a path nor one of {', '.join(NAMES)}.")
+        raise ConfigError(f"video_dataset={given} is neither a path nor one of {', '.join(NAMES)}.")
     return _load(given, (), False, *_how(task))
 
 
