@@ -6,7 +6,6 @@ checkpoint: see each domain's ``evaluate.py``. Every option is in ``configs/eval
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.cli import command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import checkpoint_domain, parse_checkpoint
@@ -26,7 +25,6 @@ from ebt_policy.models.base import Domain
 OPTION_DOMAINS = {"suite": Domain.POLICY, "perturb": Domain.POLICY, "corpus": Domain.TEXT,
                   "images": Domain.IMAGE, "noise": Domain.IMAGE,
                   "video_dataset": Domain.VIDEO}  # fmt: skip
-_raw_argv: list[str] = []
 
 
 def _evaluate_policies(cfg: DictConfig, checkpoints: list[str], run: EvalRun) -> None:
@@ -87,8 +85,7 @@ def _main(cfg: DictConfig) -> None:
             raise ConfigError("suite= and perturb= do not go together; leave one out.")
         suite = cfg.suite.get("name") if cfg.suite else None
         output = Path(str(cfg.output)) if cfg.output else _default_output(checkpoints, suite)
-        command = " ".join(["python -m ebt_policy.eval", *_raw_argv])
-        run = EvalRun(output, pick_device(cfg.device), command)
+        run = EvalRun(output, pick_device(cfg.device), command_line("ebt_policy.eval"))
         with output_folder(output, "output"):
             domain = checkpoint_domain(checkpoints[0])
             for option, owner in OPTION_DOMAINS.items():
@@ -114,10 +111,7 @@ def _default_output(checkpoints: list[str], suite: str | None) -> Path:
 
 
 def main() -> None:
-    _raw_argv[:] = sys.argv[1:]
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:], "checkpoint", "perturb")
-    _main()
+    run_entry(_main, "checkpoint", "perturb")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ recording, which is kept in `<output>.partial`.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from ebt_policy.cli import hydra_arguments, report_errors
+from ebt_policy.cli import report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
@@ -89,9 +88,7 @@ def _main(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Run the command line."""
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:], "perturb")
-    _main()
+    run_entry(_main, "perturb")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.errors import UserError
+from ebt_policy.real_robot.errors import SafetyError
 
 ForwardKinematics = Callable[[np.ndarray], np.ndarray]  # command (A,) -> tool position (3,), m
 LIMIT_NAMES = ("position", "velocity", "acceleration", "max_tracking_error", "workspace")
-
-
-class SafetyError(UserError, ValueError):
-    """A robot that must not move. The message says what to do."""
 
 
 @dataclass(frozen=True)

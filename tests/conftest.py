@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.train import drop_unused_sections
-from ebt_policy.training.trainer import can_compile
+from ebt_policy.training.compilation import can_compile
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ TINY = (
     "train.batch_size=8",
     "train.warmup_steps=3",
     "train.compile=false",
-    "train.rollout_every=0",
+    "train.eval_every=0",
     "train.log_every=1",
     "evaluation.episodes=0",
     "evaluation.workers=2",

@@ -74,7 +74,7 @@ class Case:
 
 SHARED = (
     "size.width=8", "size.heads=2", "device=cpu", "train.minutes=null", f"train.steps={UPDATES}",
-    "train.lr=0.003", "train.warmup_steps=2", "train.compile=false", "train.rollout_every=0",
+    "train.lr=0.003", "train.warmup_steps=2", "train.compile=false", "train.eval_every=0",
     "train.log_every=1",
 )  # fmt: skip
 ROBOT = (

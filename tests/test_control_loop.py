@@ -17,9 +17,9 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.action_source import PolicyError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announce_changes
+from ebt_policy.real_robot.errors import SafetyError
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
-from ebt_policy.real_robot.limits import SafetyError
 from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor

@@ -110,14 +110,14 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
     [
         (["checkpoint=RUN", "seed=4294967295", "episodes=2"], "beyond the last seed, 4294967295"),
         (["checkpoint=RUN", "seed=99999999999"], "beyond the last seed"),
-        (["checkpoint=RUN@level=.nan"], "level must be a finite number, got nan"),
+        (["checkpoint=RUN@scoring_level=.nan"], "scoring_level must be a finite number, got nan"),
         ([], "missing required option checkpoint=RUN"),
         (["checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN", "checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
         (["checkpoint=RUN@steps"], "after @ write name=value, got 'steps'."),
         (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
-        (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, level"),
+        (["checkpoint=RUN@wings=2"], "has no option wings; it has num_candidates"),
         (["checkpoint=RUN@steps=0"], "at least 1"),
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
         (

@@ -319,7 +319,7 @@ def photos(tmp_path_factory):
 TINY = (
     "size.width=16", "size.heads=2", "size.layers=1", "task.side=8", "device=cpu",
     "train.steps=6", "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2",
-    "train.compile=false", "train.rollout_every=3", "train.log_every=1",
+    "train.compile=false", "train.eval_every=3", "train.log_every=1",
 )  # fmt: skip
 
 
@@ -364,7 +364,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     """After some seconds images are nearer to the truth than they were."""
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
+        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.eval_every=0",
         f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)

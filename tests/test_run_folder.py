@@ -87,7 +87,7 @@ def test_one_folder_takes_one_training(run_main, tiny_arguments, tmp_path):
 def test_a_disk_without_space_for_checkpoints_is_said_before(
     run_main, tiny_arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ebt_policy.train.CHECKPOINTS", 1 << 40)
+    monkeypatch.setattr("ebt_policy.training.run_folder.CHECKPOINT_BYTES_PER_PARAMETER", 1 << 40)
     code, error = run_main(tiny_arguments("run"))
     assert code == 2 and "MiB of free disk space" in error
     assert not (tmp_path / "run").exists()

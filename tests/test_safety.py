@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ebt_policy.real_robot.limits import Limits, SafetyError, Workspace, parse_limits
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.real_robot.limits import Limits, Workspace, parse_limits
 from ebt_policy.real_robot.safety import (
     ChunkProjection,
     Motion,

@@ -36,7 +36,7 @@ TINY = (
     "size.width=16", "size.heads=2", "size.layers=2", "task.tokenizer=char", "task.context=8",
     "device=cpu", "train.steps=12", "train.minutes=null", "train.batch_size=4",
     "train.warmup_steps=3", "train.compile=false", "train.checkpoint_every=6", "train.log_every=2",
-    "train.rollout_every=4", "evaluation.windows=8",
+    "train.eval_every=4", "evaluation.windows=8",
 )  # fmt: skip
 
 
@@ -425,7 +425,7 @@ def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
     [
         (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare"),
         (["task.context=0"], "task.context must be at least 1"),
-        (["model=transformer_pp", "objective=s2"], "objective=... belongs to"),
+        (["model=transformer_pp", "objective=s2"], "objective=... is for models that descend"),
         (["model.candidate_layers=9"], "candidate_layers=9 must be between 1 and"),
         (["task.tokenizer=bpe", "task.vocab_size=5"], "at least 257"),
     ],

@@ -45,7 +45,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["size.width=1000000000000"], "out of memory ("),
         (["model.name=[1]"], "model=[1] is unknown"),
         (["objective.name=[1]"], "objective=[1] is unknown"),
-        (["model=bc", "objective=s2"], "objective=... belongs to models that descend"),
+        (["model=bc", "objective=s2"], "objective=... is for models that descend an energy"),
         (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
         (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),
         (["task.demos=robot"], "demos='robot' is unknown"),
@@ -197,7 +197,7 @@ def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
     [
         ("train.lr", "nan"), ("train.lr", "inf"), ("train.max_grad_norm", "nan"),
         ("train.weight_decay", "nan"), ("train.weight_decay", "-5"), ("train.ema_power", "nan"),
-        ("train.rollout_every", "-4"), ("model.inference.scoring_level", "nan"), ("seed", "-1"),
+        ("train.eval_every", "-4"), ("model.inference.scoring_level", "nan"), ("seed", "-1"),
         ("seed", "5000000000"), ("task.relative_to", "[a,b]"), ("task.validation_episodes", "-1"),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ def test_minutes_that_are_no_number_are_refused(run_main, tiny_arguments):
 
 @pytest.mark.slow
 def test_leaves_policy_logs_results_report_and_video(tiny_arguments, tmp_path):
-    overrides = ["train.steps=30", "train.checkpoint_every=10", "train.rollout_every=20"]
+    overrides = ["train.steps=30", "train.checkpoint_every=10", "train.eval_every=20"]
     overrides += ["evaluation.episodes=2", "evaluation.videos=1", "evaluation.rollout_episodes=1"]
     command = [sys.executable, "-m", "ebt_policy.train", *tiny_arguments("run", *overrides)]
     done = subprocess.run(

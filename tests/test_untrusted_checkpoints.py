@@ -44,7 +44,7 @@ gymnasium.register("Thing-v0", Thing)
 FAST = (
     "train.steps=1", "train.batch_size=4", "train.warmup_steps=1", "size.width=16", "size.heads=2",
     "size.layers=1", "device=cpu", "train.minutes=null", "train.compile=false",
-    "train.rollout_every=0",
+    "train.eval_every=0",
 )  # fmt: skip
 
 

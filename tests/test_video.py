@@ -239,22 +239,23 @@ def short(monkeypatch):
     """An autoencoder that is trained in no time."""
     from ebt_policy.video import task as video
 
-    monkeypatch.setitem(video.FIRST, "steps", 4)
-    monkeypatch.setitem(video.FIRST, "batch_size", 4)
-    monkeypatch.setitem(video.FIRST, "warmup_steps", 2)
-    monkeypatch.setitem(video.FIRST_MODEL, "channels", [8, 8])
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "steps", 4)
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "batch_size", 4)
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "warmup_steps", 2)
+    monkeypatch.setitem(video.AUTOENCODER_MODEL, "channels", [8, 8])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_leaves_a_report_pictures_and_a_film(
-    overrides, films, tmp_path, monkeypatch, short, capsys
+    overrides, films, tmp_path, monkeypatch, short, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"
     config = compose_config(*TINY, f"task.path={films}", f"run_dir={run}", *overrides, "task=video")
+    caplog.set_level("INFO")
     train(config)
-    assert "first an autoencoder, in" in capsys.readouterr().out
+    assert "training an autoencoder in" in caplog.text
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("validation_loss" in row for row in rows)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
@@ -266,8 +267,9 @@ def test_training_leaves_a_report_pictures_and_a_film(
         assert image.size[0] > 300
     # The autoencoder is there now.
     config["run_dir"] = str(run.with_name("two"))
+    caplog.clear()
     train(config)
-    assert "first an autoencoder" not in capsys.readouterr().out
+    assert "training an autoencoder in" not in caplog.text
 
 
 def test_clips_shorter_than_the_context_are_told_before_anything_is_trained(

@@ -25,7 +25,7 @@ from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, success_rate
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
@@ -79,7 +79,7 @@ def execution_delay(context: StudyContext) -> dict[str, Any]:
             pending.append(((policy, way, delay_ms), cache, future))
         for key, cache, future in track(pending, description="episodes"):
             if future is not None:
-                write_atomic(cache, json.dumps(future.result()))
+                atomic_write(cache, json.dumps(future.result()))
             episodes.setdefault(key, []).append(json.loads(cache.read_text()))
     entries = []
     for policy in context.part.groups:

@@ -13,13 +13,12 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import ebt_policy
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.tables import or_missing
-from ebt_policy.models.base import Domain, Model, checkpoint_folder, domain_of
+from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
 
 M = TypeVar("M", bound=Model)
 
@@ -116,9 +115,8 @@ def checkpoint_domain(text: str) -> Domain | None:
     """Return the domain of what ``checkpoint=...`` names, or None if nothing can be read."""
     for run in matching_runs(parse_checkpoint(text)[0])[:1]:
         try:
-            config: Any = OmegaConf.load(checkpoint_folder(run) / "config.yaml")
-            return domain_of(config)
-        except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException):
+            return stored_domain(run)
+        except CheckpointError:
             return None  # loading it says what is wrong
     return None
 

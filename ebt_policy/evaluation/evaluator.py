@@ -29,7 +29,7 @@ from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.tables import ReportSpec, markdown_table
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 console = Console()
 
@@ -108,10 +108,10 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
         output: Path,
     ) -> None:
         """Write ``summary.json``, and ``table.md`` if there are metrics; print the table."""
-        write_atomic(output / "summary.json", json.dumps(comparison, indent=1) + "\n")
+        atomic_write(output / "summary.json", json.dumps(comparison, indent=1) + "\n")
         if self.spec.metrics:
             table = self.table(comparison)
-            write_atomic(output / "table.md", table)
+            atomic_write(output / "table.md", table)
             console.print(Markdown(table))
 
     def figures(

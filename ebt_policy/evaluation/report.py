@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ebt_policy.evaluation.figure_style import figure_to_svg
 from ebt_policy.evaluation.figures import forest_plot
 from ebt_policy.evaluation.tables import ReportSpec, format_interval, unpaired_names
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 
 def write_report(
@@ -78,7 +78,7 @@ def write_report(
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, html)
+    atomic_write(target, html)
     return target
 
 

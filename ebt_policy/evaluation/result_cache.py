@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ebt_policy.errors import OutputError
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.io.download import cache_dir
-from ebt_policy.io.output import write_atomic
 from ebt_policy.models.base import checkpoint_folder
 
 
@@ -42,7 +42,7 @@ class ResultCache:
                 self._lines.append(json.loads(line))
                 complete += line + "\n"
         if complete != text:
-            write_atomic(file, complete)
+            atomic_write(file, complete)
             self._spare.unlink(missing_ok=True)
 
     def get(self, identity: Mapping[str, Any]) -> Any:

@@ -142,11 +142,11 @@ class ImageModel(Model):
         return self.net.encode(labels)
 
     @property
-    def _learned(self) -> dict[str, Any]:
+    def _data_config(self) -> dict[str, Any]:
         return {"shape": asdict(self.shape)}
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         return build_image_model(config)
 
 

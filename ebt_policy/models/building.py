@@ -13,7 +13,7 @@ from ebt_policy.models.energy_model import OBJECTIVES
 from ebt_policy.registry import Registry
 
 # Sections that a checkpoint keeps.
-KEPT = (
+CHECKPOINT_SECTIONS = (
     "task",
     "size",
     "model",
@@ -46,7 +46,7 @@ def build_model(
     if config.get("objective"):
         more["objective"] = build_objective(config["objective"], config.get("needs"))
     model = options(partial(cls, *arguments, **more), given, "model")
-    model.config = {key: config[key] for key in KEPT if key in config}
+    model.config = {key: config[key] for key in CHECKPOINT_SECTIONS if key in config}
     if (module := cls.__module__.partition(".")[0]) != "ebt_policy":
         model.config["needs"] = module
     return model

@@ -31,7 +31,7 @@ from ebt_policy.evaluation.tables import (
     markdown_table,
     or_missing,
 )
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 EpisodeRow = Mapping[str, Any]  # `dataclasses.asdict(EpisodeResult)`, see `EPISODE_KEYS`
 SummarizedEntry = tuple[Mapping[str, Any], Sequence[EpisodeRow]]  # (summary, its episodes)
@@ -208,9 +208,9 @@ def write_comparison(
         raise ValueError(f"The results hold a number that JSON cannot: {error}.") from error
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "episodes.jsonl", "".join(line + "\n" for line in lines))
-    write_atomic(folder / "table.md", markdown_table(comparison, POLICY_REPORT))
-    write_atomic(folder / "summary.json", summary_json + "\n")
+    atomic_write(folder / "episodes.jsonl", "".join(line + "\n" for line in lines))
+    atomic_write(folder / "table.md", markdown_table(comparison, POLICY_REPORT))
+    atomic_write(folder / "summary.json", summary_json + "\n")
 
 
 def _episode_line(episode: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.policies.cached_rollouts import RolloutJob, play_jobs, rollout_jobs
 from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
 from ebt_policy.policies.eval_config import EvalConfig
@@ -245,6 +245,6 @@ def write_recovery(output: Path, result: Mapping[str, Any]) -> None:
     )
     metrics = [m for m in (*METRICS[::-1], "retries") if m in result["entries"][0]]
     text = "\n".join([*(table(result, metric) for metric in metrics), note])
-    write_atomic(output / "recovery.md", text)
+    atomic_write(output / "recovery.md", text)
     save_figure(robustness_curves(result), output / "recovery.svg")
-    write_atomic(output / "recovery.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(output / "recovery.json", json.dumps(result, indent=2) + "\n")

@@ -31,7 +31,7 @@ from ebt_policy.evaluation.entries import matching_runs, parse_checkpoint
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import aggregates
 from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.policies.cached_rollouts import EpisodeRows, play_jobs, rollout_jobs
 from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
@@ -248,6 +248,6 @@ def interval_note(result: Mapping[str, Any]) -> str:
 
 def write_suite(output: Path, result: Mapping[str, Any]) -> None:
     """Write ``suite.md``, ``suite.svg`` and ``suite.json``."""
-    write_atomic(output / "suite.md", tables(result))
+    atomic_write(output / "suite.md", tables(result))
     save_figure(suite_overview(result), output / "suite.svg")
-    write_atomic(output / "suite.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(output / "suite.json", json.dumps(result, indent=2) + "\n")

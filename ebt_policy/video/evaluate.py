@@ -39,7 +39,7 @@ from ebt_policy.evaluation.image_metrics import psnr
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
 from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.video.autoencoder import Autoencoder, Latents, signed
 from ebt_policy.video.data import VideoDataset
 from ebt_policy.video.figures import error_figure
@@ -330,7 +330,7 @@ def evaluate_autoencoder(
             rows.append(ImageRow(name, list(images[at]), []))
     output.mkdir(parents=True, exist_ok=True)
     result = {"psnr": mean_ci(ratios), "videos": videos.name}
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     save_png(image_grid(rows[: 2 * NUM_CLIPS]), output / "frames.png")
     console.print(f"frames come back with {format_estimate(result['psnr'], 1)} dB: {output}")
     return result

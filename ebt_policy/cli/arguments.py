@@ -1,31 +1,36 @@
-"""What the command-line entries share: choosing a device, and errors as one sentence."""
+"""The command line: what a user typed, as arguments that hydra reads as it was meant."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from rich.console import Console
-from rich.markup import escape
-
-from ebt_policy.energy import DescentError
-from ebt_policy.errors import ConfigError
-from ebt_policy.io.interruption import Terminated, termination_interrupts
-from ebt_policy.io.paths import reason
+from ebt_policy.cli.reporting import report_errors
 from ebt_policy.plugins import take_modules
+from ebt_policy.renamed_options import check_renamed_argument
+
+RAW_ARGV: list[str] = []  # the arguments as the user typed them
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU when there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu or cuda, got {name}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but PyTorch sees no GPU; use device=cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+def run_entry(hydra_main: Callable[[], Any], *repeated: str) -> None:
+    """Run a hydra entry with the arguments that the user typed.
+
+    Args:
+        hydra_main: decorated by `hydra.main`.
+        repeated: options that may occur several times; they become one list.
+    """
+    RAW_ARGV[:] = sys.argv[1:]
+    with report_errors():
+        sys.argv[1:] = hydra_arguments(RAW_ARGV, *repeated)
+    hydra_main()
+
+
+def command_line(module: str) -> str:
+    """Return the command that the user typed, for results to say how they were made."""
+    return " ".join([f"python -m {module}", *RAW_ARGV])
 
 
 # Options whose values are paths, or names where a path may stand: hydra's grammar reads brackets,
@@ -48,9 +53,11 @@ def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
         repeated: options that may occur several times; they become one list.
 
     Raises:
-        ConfigError: a module cannot be imported.
+        ConfigError: a module cannot be imported, or an option has a new name.
     """
     arguments = take_modules(arguments)
+    for argument in arguments:
+        check_renamed_argument(argument)
     sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
     result: list[str] = []
     values: dict[str, list[str]] = {name: [] for name in repeated}
@@ -86,39 +93,3 @@ def _expanded(name: str, value: str) -> str:
 def quote(value: str) -> str:
     """A value as hydra takes it whatever it holds: backslashes count twice before a quote alone."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
-@contextmanager
-def report_errors() -> Iterator[None]:
-    """Print what a user can mend as one sentence and exit with 2; bugs keep their traceback.
-
-    Ctrl-C exits with 130. A request to terminate is handled alike and exits with 143: what has
-    begun is finished or removed, and locks are released.
-    """
-    from ebt_policy.training.trainer import NonFiniteLoss
-
-    # Messages hold paths: unwrapped they can be copied, escaped their brackets stay.
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        with termination_interrupts():
-            yield
-    except (ValueError, OSError, NonFiniteLoss, DescentError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        console.print(
-            f"[bold red]error:[/] out of memory ({escape(reason(error))}); use a smaller "
-            "train.batch_size or size."
-        )
-        sys.exit(2)
-    except KeyboardInterrupt as interruption:
-        console.print(escape(f"interrupted{f': {interruption}' if str(interruption) else ''}"))
-        sys.exit(143 if isinstance(interruption, Terminated) else 130)
-
-
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether this is what PyTorch raises without memory, on a GPU or on the CPU."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error)
