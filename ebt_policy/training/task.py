@@ -78,4 +78,4 @@ class TrainingTask(ABC, Generic[Data]):
 
 
 # By the option ``domain``; installed plug-ins add tasks by entry points.
-TASKS: Registry[type[TrainingTask[Any]]] = Registry("domain", "ebt_policy.tasks")
+TASKS: Registry[type[TrainingTask[Any]]] = Registry("domain", "ebt_policy.domains")
