@@ -35,7 +35,7 @@ def _evaluate_policies(cfg: DictConfig, checkpoints: list[str], run: EvalRun) ->
 
     episodes = {key: cfg[key] for key in ("episodes", "seed", "videos", "workers")}
     config = options(EvalConfig, episodes, "the evaluation")
-    if cfg.suite:
+    if cfg.get("suite"):
         section: Any = OmegaConf.to_container(cfg.suite, resolve=True)
         evaluate_suite(checkpoints, config, options(Suite, section, "suite"), **run._asdict())
     elif cfg.perturb:
@@ -81,15 +81,15 @@ def _main(cfg: DictConfig) -> None:
             raise ConfigError("missing required option checkpoint=RUN (may be repeated).")
         listed = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
         checkpoints = [str(text) for text in listed]
-        if cfg.suite and cfg.perturb:
+        if cfg.get("suite") and cfg.perturb:
             raise ConfigError("suite= and perturb= do not go together; leave one out.")
-        suite = cfg.suite.get("name") if cfg.suite else None
+        suite = cfg.suite.get("name") if cfg.get("suite") else None
         output = Path(str(cfg.output)) if cfg.output else _default_output(checkpoints, suite)
         run = EvalRun(output, pick_device(cfg.device), command_line("ebt_policy.eval"))
         with output_folder(output, "output"):
             domain = checkpoint_domain(checkpoints[0])
             for option, owner in OPTION_DOMAINS.items():
-                if cfg[option] is not None and domain is not None and domain is not owner:
+                if cfg.get(option) is not None and domain is not None and domain is not owner:
                     raise ConfigError(
                         f"{option}= is for {owner.noun}; {checkpoints[0]} holds {domain.noun}."
                     )
