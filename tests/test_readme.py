@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from ebt_policy.energy import descent
-from ebt_policy.renamed_options import RENAMED_OPTIONS, RENAMED_VALUES
+from ebt_policy.errors import ConfigError
+from ebt_policy.renamed_options import (
+    RENAMED_OPTIONS,
+    RENAMED_VALUES,
+    check_renamed_argument,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -67,11 +72,13 @@ def test_options_that_it_names_exist():
         assert set(names.split(", ")) == objectives
 
 
-def test_renamed_options_are_in_the_changelog():
+def test_changelog_and_errors_name_renamed_options():
     rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", CHANGELOG, flags=re.MULTILINE)
     for (section, old), new in RENAMED_OPTIONS.items():
         prefix = f"{section}." if section else ""
         assert (f"{prefix}{old}", f"{prefix}{new}") in rows
+        with pytest.raises(ConfigError, match=re.escape(f"use {prefix}{new}=1")):
+            check_renamed_argument(f"{prefix}{old}=1")
     for (section, option, old), new in RENAMED_VALUES.items():
         name = f"{section}.{option}" if section else option
         assert (f"{name}={old}", f"{name}={new}") in rows
