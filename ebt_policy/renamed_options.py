@@ -70,7 +70,8 @@ def check_renamed_argument(argument: str) -> None:
     option = option.lstrip("+~")
     section, _, name = option.rpartition(".")
     if new := renamed_to(section, name):
-        raise ConfigError(f"{option} was renamed: use {section}.{new}={value}")
+        option_now = f"{section}.{new}" if section else new
+        raise ConfigError(f"{option} was renamed: use {option_now}={value}")
     for choice in value.split(","):  # several of a sweep
         if new := RENAMED_VALUES.get((section, name, choice)):
             raise ConfigError(f"{option}={choice} was renamed: use {option}={new}")
