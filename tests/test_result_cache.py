@@ -51,3 +51,12 @@ def test_incomplete_lines_are_removed(tmp_path):
         stream.write('{"key": "tw')
     assert ResultCache(file, "episodes").get(ONE) == [1.0]
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_results_stored_under_old_option_names_are_found(tmp_path):
+    file = tmp_path / "restored.jsonl"
+    old, new = {"steps": 2, "candidates": 4}, {"steps": 2, "num_candidates": 4}
+    ResultCache(file, "found").add(ONE | {"inference": old}, [1.0])
+    text = file.read_text()
+    assert ResultCache(file, "found").get(ONE | {"inference": new}) == [1.0]
+    assert file.read_text() == text  # the file is not rewritten

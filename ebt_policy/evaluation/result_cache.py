@@ -13,6 +13,7 @@ from ebt_policy.errors import OutputError
 from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.io.download import cache_dir
 from ebt_policy.models.base import checkpoint_folder
+from ebt_policy.renamed_options import with_new_names
 
 
 class ResultCache:
@@ -39,7 +40,7 @@ class ResultCache:
         complete = ""
         for line in [*text.splitlines(), *spare.splitlines()]:
             with suppress(json.JSONDecodeError):
-                self._lines.append(json.loads(line))
+                self._lines.append(_with_new_names(json.loads(line)))
                 complete += line + "\n"
         if complete != text:
             atomic_write(file, complete)
@@ -81,6 +82,14 @@ class ResultCache:
             result = compute()
             self.add(identity, result)
         return result
+
+
+def _with_new_names(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line in which the inference options have their present names."""
+    if not line.get("inference"):
+        return line
+    config = with_new_names({"model": {"inference": line["inference"]}})
+    return line | {"inference": config["model"]["inference"]}
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
