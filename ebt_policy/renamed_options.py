@@ -63,7 +63,8 @@ def check_renamed_argument(argument: str) -> None:
     option = option.lstrip("+~")
     section, _, name = option.rpartition(".")
     if new := renamed_to(section, name):
-        raise ConfigError(f"{option} was renamed: use {section}.{new}={value}")
+        dot = "." if section else ""
+        raise ConfigError(f"{option} was renamed: use {section}{dot}{new}={value}")
     for choice in value.split(","):  # several of a sweep
         if new := RENAMED_VALUES.get((section, name, choice)):
             raise ConfigError(f"{option}={choice} was renamed: use {option}={new}")
