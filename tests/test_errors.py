@@ -12,9 +12,9 @@ from ebt_policy.data.zarr_store import EpisodeError
 from ebt_policy.energy import DescentError
 from ebt_policy.envs.errors import EnvError
 from ebt_policy.errors import ConfigError, OutputError, UserError
-from ebt_policy.image.data import ImageError
 from ebt_policy.io.atomic_write import atomic_path, atomic_write
 from ebt_policy.io.download import DownloadError
+from ebt_policy.io.image_files import ImageError
 from ebt_policy.language.data import TextError
 from ebt_policy.models.base import CheckpointError
 from ebt_policy.policies.task_config import PolicyTaskConfig
