@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ from ebt_policy.eval import main as eval_main
 from ebt_policy.models.base import CheckpointError, Domain, stored_domain
 from ebt_policy.models.migration import migrate_config
 from ebt_policy.policies import load_policy
-from ebt_policy.renamed_options import RENAMED_OPTIONS, check_renamed_argument, with_new_names
+from ebt_policy.renamed_options import (
+    RENAMED_OPTIONS,
+    RENAMED_VALUES,
+    check_renamed_argument,
+    with_new_names,
+)
 from ebt_policy.train import main as train_main
 
 
@@ -30,13 +36,25 @@ def test_an_old_option_names_the_new_one(call_entry, tiny_arguments):
     )
 
 
+def test_the_changelog_lists_every_new_name():
+    table = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    for (section, old), new in RENAMED_OPTIONS.items():
+        if section != "shape":  # of stored checkpoints alone
+            option = ".".join(filter(None, (section, old)))
+            assert f"| `{option}` | `{new}` |" in table
+    for (section, option, old), new in RENAMED_VALUES.items():
+        option = ".".join(filter(None, (section, option)))
+        assert f"| `{option}={old}` | `{option}={new}` |" in table
+
+
 @pytest.mark.parametrize(("section", "old"), RENAMED_OPTIONS)
 def test_every_old_option_is_refused_as_an_override(section, old):
     new = RENAMED_OPTIONS[section, old]
+    old_option, new_option = (".".join(filter(None, (section, name))) for name in (old, new))
     for prefix in ("", "+", "++", "~"):
-        with pytest.raises(ConfigError, match=rf"was renamed: use {section}\.{new}=1$"):
-            check_renamed_argument(f"{prefix}{section}.{old}=1")
-    check_renamed_argument(f"{section}.{new}=1")
+        with pytest.raises(ConfigError, match=rf"was renamed: use {re.escape(new_option)}=1$"):
+            check_renamed_argument(f"{prefix}{old_option}=1")
+    check_renamed_argument(f"{new_option}=1")
     check_renamed_argument(f"elsewhere.{old}=1")
 
 
