@@ -19,7 +19,6 @@ from ebt_policy.models.migration import migrate_config
 from ebt_policy.policies import load_policy
 from ebt_policy.renamed_options import (
     RENAMED_OPTIONS,
-    RENAMED_VALUES,
     check_renamed_argument,
     with_new_names,
 )
@@ -34,17 +33,6 @@ def test_an_old_option_names_the_new_one(call_entry, tiny_arguments):
     assert code == 2 and error == (
         "error: objective=corrupted was renamed: use objective=s1_corrupted\n"
     )
-
-
-def test_the_changelog_lists_every_new_name():
-    table = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
-    for (section, old), new in RENAMED_OPTIONS.items():
-        if section != "shape":  # of stored checkpoints alone
-            option = ".".join(filter(None, (section, old)))
-            assert f"| `{option}` | `{new}` |" in table
-    for (section, option, old), new in RENAMED_VALUES.items():
-        option = ".".join(filter(None, (section, option)))
-        assert f"| `{option}={old}` | `{option}={new}` |" in table
 
 
 @pytest.mark.parametrize(("section", "old"), RENAMED_OPTIONS)
