@@ -39,12 +39,19 @@ RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("model.inference", "told"): "start_at_noise_level",
     ("model.inference", "warm_level"): "warm_start_level",
     ("model.inference", "warm_steps"): "warm_start_steps",
+    ("execution", "wait"): "max_wait_fraction",
+    ("execution", "surprise"): "max_plan_inconsistency",
+    ("robot.watch", "clamps"): "max_consecutive_clamped_ticks",
+    ("robot.limits", "lead"): "max_tracking_error",
 }
 
 # (section, option, old value) -> new value; the section "" is that of groups such as objective=.
 RENAMED_VALUES: dict[tuple[str, str, str], str] = {
     ("", "objective", "corrupted"): "s1_corrupted",
     ("model.inference", "select", "drop"): "energy_decrease",
+    ("execution", "mode", "frozen"): "rtc",
+    ("", "keep", "solved"): "successful",
+    ("", "mode", "dry"): "dry_run",
 }
 
 
@@ -63,7 +70,8 @@ def check_renamed_argument(argument: str) -> None:
     option = option.lstrip("+~")
     section, _, name = option.rpartition(".")
     if new := renamed_to(section, name):
-        raise ConfigError(f"{option} was renamed: use {section}.{new}={value}")
+        dot = "." if section else ""
+        raise ConfigError(f"{option} was renamed: use {section}{dot}{new}={value}")
     for choice in value.split(","):  # several of a sweep
         if new := RENAMED_VALUES.get((section, name, choice)):
             raise ConfigError(f"{option}={choice} was renamed: use {option}={new}")

@@ -29,9 +29,10 @@ from ebt_policy.data.episodes import Episodes, check_episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.io.paths import listed, reason
-from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, MessageError, ObservedTopic
+from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, ObservedTopic
 from ebt_policy.real_robot.drivers.ros_node import MESSAGE_PACKAGES
 from ebt_policy.real_robot.drivers.ros_topics import RosTopics, parse_topics
+from ebt_policy.real_robot.errors import MessageError
 from ebt_policy.real_robot.robots import Robot
 
 console = Console()

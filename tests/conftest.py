@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.train import drop_unused_sections
+from ebt_policy.train import drop_unused_sections, train
 from ebt_policy.training.compilation import can_compile
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
@@ -111,6 +111,16 @@ def tiny_arguments(demonstrations, tmp_path):
         return [*TINY, path, run_dir, *overrides]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, demonstrations) -> str:
+    """The folder of a training run of ten updates."""
+    config = compose_config(*TINY)
+    config["task"]["path"] = str(demonstrations)
+    config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "tiny-seed0")
+    train(config)
+    return config["run_dir"]
 
 
 @pytest.fixture(scope="session")

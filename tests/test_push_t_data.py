@@ -197,7 +197,7 @@ def test_wrong_files(offline):
         load_push_t(offline / "b")
     with pytest.raises(ValueError, match="is unknown"):
         load_push_t(demos="robot")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="leave path out"):
+    with pytest.raises(ValueError, match=r"leave task\.path out"):
         load_push_t(offline / "a", demos="expert")
 
 

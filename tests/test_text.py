@@ -137,8 +137,8 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
     library = type(
         "Library", (), {"load_dataset": lambda *_: {k: {"text": v} for k, v in splits.items()}}
     )
-    monkeypatch.setattr("ebt_policy.language.data.find_spec", lambda name: True)
-    monkeypatch.setattr("ebt_policy.language.data.import_module", lambda name: library)
+    monkeypatch.setattr("ebt_policy.language.datasets.find_spec", lambda name: True)
+    monkeypatch.setattr("ebt_policy.language.datasets.import_module", lambda name: library)
     if isinstance(parts, str):
         with pytest.raises(TextError, match=parts):
             load_corpus("someone/something", None)
@@ -228,7 +228,7 @@ def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypat
     ):
         with pytest.raises(TextError, match=message):
             load_corpus(name, path)
-    monkeypatch.setattr("ebt_policy.language.data.find_spec", lambda name: None)
+    monkeypatch.setattr("ebt_policy.language.datasets.find_spec", lambda name: None)
     with pytest.raises(TextError, match="pip install datasets"):
         load_corpus("someone/something", None)
 

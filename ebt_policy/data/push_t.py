@@ -19,6 +19,7 @@ from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.envs.push_t_geometry import GOAL, observation
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import DownloadError, cache_dir, fetch
 from ebt_policy.io.local_data import local_data
 
@@ -108,13 +109,15 @@ def load_push_t(
     Raises:
         EpisodeError: the file at `path` (or in $EBT_POLICY_DATA) is missing or malformed.
         DownloadError: demos="human" and the file cannot be had, or is not the published one.
-        ValueError: unknown `demos`, or "expert" together with a path.
+        ConfigError: unknown `demos`, or "expert" together with a path.
     """
     if demos not in (None, "human", "expert"):
-        raise ValueError(f'demos={demos!r} is unknown: use "human", "expert" or None.')
+        raise ConfigError(f'task.demos={demos!r} is unknown: use "human", "expert" or None.')
     if demos == "expert":
         if path is not None:
-            raise ValueError('demos="expert" takes the shipped demonstrations: leave path out.')
+            raise ConfigError(
+                "task.demos=expert takes the shipped demonstrations; leave task.path out."
+            )
         return _shipped("")
     if path is not None:
         return _describe(_read(Path(path)), f"from {path}")

@@ -11,13 +11,8 @@ from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
-from ebt_policy.real_robot.drivers.base import (
-    ROBOT_DRIVERS,
-    Driver,
-    DriverContext,
-    DriverError,
-    Observation,
-)
+from ebt_policy.real_robot.drivers.base import ROBOT_DRIVERS, Driver, DriverContext, Observation
+from ebt_policy.real_robot.errors import DriverError
 
 # Columns that `Recorder` adds to the values of the observation.
 ADDED_COLUMNS = (
