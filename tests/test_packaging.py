@@ -30,7 +30,7 @@ ENTRIES = {
     "ebt_policy.eval": (["--cfg", "job"], "seed: 100000\n"),
     "ebt_policy.generate": (["--cfg", "job"], "temperature: 0.8\n"),
     "ebt_policy.scaling": (["axis=sideways"], "error: axis"),
-    "ebt_policy.record": (["task=lift", "--cfg", "job"], "env_id: ebt_policy/Lift-v0\n"),
+    "ebt_policy.record": (["task=lift", "--cfg", "job"], "  name: lift\n"),
     "ebt_policy.real_robot.run": (["robot=sim_push_t", "--cfg", "job"], "env_id: ebt_policy/"),
     "ebt_policy.real_robot.convert_bags": (
         ["robot=ros2_push_t", "--cfg", "job"],
