@@ -64,10 +64,11 @@ test-fast: $(READY) ## the tests that neither train nor compile nor install
 results: $(READY) ## the documents' tables and figures from the stored results
 	$(BIN)/python -m benchmarks.render_tables
 
-check: $(ALL) ## lint, format and types
+check: $(ALL) ## lint, format, types, and the layers of the imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

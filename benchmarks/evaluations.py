@@ -13,11 +13,11 @@ from benchmarks.device import DEVICE
 from benchmarks.results import store_text
 from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
-from ebt_policy.policies.robustness import evaluate_recovery
+from ebt_policy.policies.robustness import evaluate_robustness
 from ebt_policy.policies.suite import Suite, evaluate_suite
 from ebt_policy.video.evaluate import evaluate_video
 
@@ -72,7 +72,7 @@ class RobustnessEvaluation:
     workers: int = 10
 
     def __call__(self, context: StudyContext) -> dict[str, Any]:
-        return evaluate_recovery(
+        return evaluate_robustness(
             context.checkpoints(),
             EvalConfig(context.options.episodes, self.seed, videos=1, workers=self.workers),
             self.perturbations,
@@ -142,7 +142,7 @@ class ImageEvaluation:
 
     def __call__(self, context: StudyContext) -> dict[str, Any]:
         return evaluate_images(
-            context.checkpoints(), RestoringOptions(self.images, self.noise),
+            context.checkpoints(), DenoisingConfig(self.images, self.noise),
             output=context.output, device=DEVICE, command=context.command,
         )  # fmt: skip
 

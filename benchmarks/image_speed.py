@@ -30,7 +30,7 @@ PASSES = (1, 2, 10)  # of denoising
 def make(model: str, size: str) -> ImageModel:
     """Return an untrained model of the packaged configuration."""
     config = compose_config("task=image", f"model={model}", f"size={size}")
-    shape = {"side": SIDE, "channels": 3, "patch": 4, "noise": NOISE, "classes": 0}
+    shape = {"side": SIDE, "channels": 3, "patch": 4, "max_noise_level": NOISE, "classes": 0}
     torch.manual_seed(0)
     return build_image_model({**config, "shape": shape}).to(DEVICE)
 

@@ -22,9 +22,9 @@ from benchmarks.command_line import parse_options
 from ebt_policy.envs.push_t_geometry import WORKSPACE_SIZE
 from ebt_policy.envs.rollout import batch_observations
 from ebt_policy.evaluation.figure_style import GREY, ORANGE, STYLE
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.policies.energy_slice import EnergySlice, energy_plane
+from ebt_policy.policies.energy_slice import EnergySlice, slice_energy
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 STEPS = 4
 SLOW = 5  # chunks whose descent is shown step by step
@@ -84,7 +84,7 @@ def render_episode(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Imag
     recent, over = [obs] * spec.n_obs_steps, False
     for number in range(MAX_CHUNKS):
         window = batch_observations([spec.stack_history(recent[-spec.n_obs_steps :])])
-        plane = energy_plane(policy, window, seed=number)
+        plane = slice_energy(policy, window, seed=number)
         scene, slow = ChunkPanels(plane), number < SLOW
         frame = np.asarray(env.render())
         for step in range(STEPS + 1) if slow else (STEPS,):

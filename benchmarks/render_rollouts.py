@@ -20,8 +20,8 @@ from benchmarks.command_line import parse_options
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.image_figures import side_by_side
+from ebt_policy.policies.entries import load_policy_entries
 
 ASSETS = Path("docs/assets")
 SIDE = 172  # px of a panel
@@ -42,10 +42,10 @@ POLICIES = {
 
 def record_episode(checkpoint: str, seed: int, perturbation: Perturbation) -> list[np.ndarray]:
     """Return frames (H, W, 3) of a policy's episode."""
-    (entry,) = load_contestants([checkpoint], torch.device("cpu"))
+    (entry,) = load_policy_entries([checkpoint], torch.device("cpu"))
     spec = replace(entry.env_spec, perturbation=perturbation)
     with tempfile.TemporaryDirectory() as folder:
-        (episode,) = rollout(entry.policy, spec, [seed], workers=1, videos=1, video_dir=folder)
+        (episode,) = rollout(entry.model, spec, [seed], workers=1, videos=1, video_dir=folder)
         print(f"{checkpoint}: score {episode.score:.2f}, {episode.length} steps", flush=True)
         return read_frames(str(episode.video))
 

@@ -17,7 +17,7 @@ from benchmarks.study_figures import delay_curves, energy_study
 from benchmarks.tables import control_loop, images, policies, text, video
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.language.figures import scaling_lines
-from ebt_policy.policies.figures import recovery_curves
+from ebt_policy.policies.figures import robustness_curves
 from ebt_policy.scaling import scaling_table
 
 Table = Callable[[], str]
@@ -102,7 +102,7 @@ TABLES: dict[str, dict[str, Table]] = {
 }
 FIGURES = {
     "energy": energy_study,
-    "recovery_push_t": recovery_curves,
+    "recovery_push_t": robustness_curves,
     "delay": delay_curves,
     **dict.fromkeys(SCALING, scaling_lines),
 }

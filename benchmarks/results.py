@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 RESULTS = Path("docs/results")
 
@@ -19,7 +19,7 @@ def store_json(name: str, result: Any, folder: Path = RESULTS) -> Path:
 def store_text(name: str, text: str, folder: Path = RESULTS) -> Path:
     """Write ``FOLDER/NAME`` atomically; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / name, text)
+    atomic_write(folder / name, text)
     return folder / name
 
 

@@ -34,8 +34,8 @@ from benchmarks.device import DEVICE, device_name
 from benchmarks.results import store_json
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import RolloutPool, batch_observations, noise_seed
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.policies import Policy
+from ebt_policy.policies.entries import load_policy_entries
 
 Play = Callable[[Sequence[int]], list[float]]  # seeds -> scores
 OBS = "environment_state"  # lerobot's name for what is not an image
@@ -160,8 +160,8 @@ def main() -> None:
     options = parse_options(
         checkpoint="runs/push_t/ebt-xs-seed0", episodes=50, workers=25, rounds=3
     )
-    (entry,) = load_contestants([options.checkpoint], DEVICE)
-    policy, spec = entry.policy, entry.env_spec
+    (entry,) = load_policy_entries([options.checkpoint], DEVICE)
+    policy, spec = entry.model, entry.env_spec
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + options.episodes)
     try:
         version = importlib.metadata.version("lerobot")

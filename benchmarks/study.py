@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ebt_policy.data.demonstrations import recording
+from ebt_policy.data.recordings import recording
 
 # Options of every study, and their defaults.
 COMMON_OPTIONS: dict[str, Any] = {
@@ -98,7 +98,7 @@ class TrainingCommand:
         final = "evaluation.episodes=0" if plays_episodes else "evaluation.final=false"
         return [
             *([] if tasks else ["task=push_t"]), f"run_dir={self.run_dir}", "resume=true",
-            "train.rollout_every=0", final, f"seed={self.seed}", *self.overrides,
+            "train.eval_every=0", final, f"seed={self.seed}", *self.overrides,
         ]  # fmt: skip
 
 

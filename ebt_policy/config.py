@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ebt_policy.errors import ConfigError
+from ebt_policy.renamed_options import renamed_to
 
 T = TypeVar("T")
 # For options that infinity means something to; of all others it is refused, as NaN always is.
@@ -48,6 +49,8 @@ def check_options(call: Callable[..., Any], given: dict[str, Any], where: str) -
     """
     known = _parameters(call)
     if unknown := sorted(set(given) - set(known)):
+        if new := renamed_to(_section(where), unknown[0]):
+            raise ConfigError(f"{where}: {unknown[0]} was renamed: use {new}.")
         raise ConfigError(
             f"{where} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
@@ -59,6 +62,11 @@ def check_options(call: Callable[..., Any], given: dict[str, Any], where: str) -
             no_number = isinstance(value, float) and not math.isfinite(value)
             wanted = "a finite number" if no_number else _name(known[name].annotation)
             raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}.")
+
+
+def _section(where: str) -> str:
+    """Return the section that a message speaks of: ``objective`` of ``objective=flow``."""
+    return "model.inference" if where.startswith("inference of ") else where.partition("=")[0]
 
 
 def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:

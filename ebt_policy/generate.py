@@ -15,10 +15,10 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.cli import hydra_arguments, pick_device, report_errors
+from ebt_policy.cli import pick_device, report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.contestants import parse_checkpoint
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.language.model import LanguageModel
 
 
@@ -61,9 +61,7 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    _main()
+    run_entry(_main)
 
 
 if __name__ == "__main__":

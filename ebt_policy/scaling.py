@@ -38,9 +38,10 @@ from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.tables import format_count, format_interval, markdown
-from ebt_policy.io.output import output_folder, write_atomic
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.io.output import output_folder
 from ebt_policy.language.figures import scaling_lines
-from ebt_policy.language.metrics import MOST, held_out, held_out_surprisal
+from ebt_policy.language.metrics import MAX_WINDOWS, held_out_surprisal, load_eval_set
 from ebt_policy.language.model import TextModel
 
 console = Console()
@@ -67,7 +68,7 @@ BASE = {
     "train.steps": "1000",
     "train.lr": "2e-3",
     "train.compile": "false",
-    "train.rollout_every": "0",
+    "train.eval_every": "0",
     "evaluation.final": "false",
 }
 # What tells the runs of all axes apart, so that one serves every axis that it lies on.
@@ -192,8 +193,8 @@ class Grid:
         kept = run / f"{part}.npy"
         if not kept.exists():
             model = TextModel.from_checkpoint(run, self.device)
-            windows, _ = held_out(model, None, self.device, part)
-            found = held_out_surprisal(model, windows, MOST).mean(1).numpy()
+            windows, _ = load_eval_set(model, None, self.device, part)
+            found = held_out_surprisal(model, windows, MAX_WINDOWS).mean(1).numpy()
             with kept.with_suffix(".tmp").open("wb") as file:
                 np.save(file, found)
             kept.with_suffix(".tmp").replace(kept)
@@ -230,7 +231,7 @@ class Grid:
         model = TextModel.from_checkpoint(runs[0], self.device)
         trained = model.config["train"]
         batch = torch.arange(trained["batch_size"])
-        windows, _ = held_out(model, None, self.device, "validation")
+        windows, _ = load_eval_set(model, None, self.device, "validation")
         flops = trained["steps"] * training_work(model, windows.gather(batch % len(windows))).flops
         tokens = trained["steps"] * trained["batch_size"] * model.context
         params = model.parameter_count
@@ -285,8 +286,8 @@ def scaling(arguments: Sequence[str]) -> dict[str, Any]:
             "command": " ".join(["python -m ebt_policy.scaling", *arguments]),
             "version": ebt_policy.__version__,
         }
-        write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-        write_atomic(output / "table.md", scaling_table(result))
+        atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
+        atomic_write(output / "table.md", scaling_table(result))
         save_figure(scaling_lines(result), output / "scaling.svg")
         console.print(Markdown(scaling_table(result)))
         console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)

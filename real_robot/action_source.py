@@ -10,13 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ebt_policy.errors import UserError
 from ebt_policy.real_robot.inference_worker import InferenceWorker
 from ebt_policy.real_robot.safety import Motion
-
-
-class PolicyError(UserError, RuntimeError):
-    """A policy that failed, or that predicted something other than a chunk of actions."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ebt_policy.cli import pick_device
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, Renderable
@@ -56,13 +56,13 @@ def build_source(robot: Robot, options: RunOptions, driver: Driver, clock: Clock
         low, high = robot.safety.low, robot.safety.high
         teleop = TeleopSource(options.input, driver.render, low, high, dt, worker)
         return NamedSource(options.input, 0, teleop, {})
-    entry = load_contestants([str(options.checkpoint)], pick_device(options.device))[0]
-    if len(entry.policies) > 1:
+    entry = load_policy_entries([str(options.checkpoint)], pick_device(options.device))[0]
+    if len(entry.models) > 1:
         raise ConfigError(
             f"checkpoint={options.checkpoint} matches several runs; name one of them."
         )
     if options.compile:
-        entry.policy.compile_prediction()
-    planner = Planner(entry.policy, robot.safety, dt, worker, clock, options.execution)
-    shapes = observation_shapes(entry.policy)
-    return NamedSource(entry.name, entry.policy.parameter_count, planner, shapes)
+        entry.model.compile_prediction()
+    planner = Planner(entry.model, robot.safety, dt, worker, clock, options.execution)
+    shapes = observation_shapes(entry.model)
+    return NamedSource(entry.name, entry.model.parameter_count, planner, shapes)

@@ -24,13 +24,15 @@ from rich.progress import track
 
 from ebt_policy.cli import hydra_arguments, report_errors
 from ebt_policy.config import options
-from ebt_policy.data.episodes import Episodes, check_episodes, write_episodes
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes, check_episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.io.paths import listed, reason
-from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, MessageError, ObservedTopic
+from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, ObservedTopic
 from ebt_policy.real_robot.drivers.ros_node import MESSAGE_PACKAGES
 from ebt_policy.real_robot.drivers.ros_topics import RosTopics, parse_topics
+from ebt_policy.real_robot.errors import MessageError
 from ebt_policy.real_robot.robots import Robot
 
 console = Console()

@@ -11,11 +11,12 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock
-from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation, SimulatedDriver
+from ebt_policy.real_robot.drivers.base import Driver, Observation, SimulatedDriver
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_second_difference
+from ebt_policy.real_robot.errors import DriverError, RecordError
 from ebt_policy.real_robot.loop import ControlLoop, Tick
 from ebt_policy.real_robot.observation_reader import ObservationReader
-from ebt_policy.real_robot.recorder import Layout, Recorder, RecordError
+from ebt_policy.real_robot.recorder import Layout, Recorder
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import STOPPED, EStop, State, Supervisor
 from ebt_policy.real_robot.watchdogs import LoopWatchdog

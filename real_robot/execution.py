@@ -8,6 +8,7 @@ from typing import Literal
 
 from ebt_policy.config import FloatOrInfinity
 from ebt_policy.errors import ConfigError
+from ebt_policy.renamed_options import RENAMED_VALUES
 
 MODES = ("blocking", "async", "rtc")
 
@@ -37,6 +38,10 @@ class ExecutionOptions:
     max_plan_inconsistency: FloatOrInfinity | None = None
 
     def __post_init__(self) -> None:
+        if new_mode := RENAMED_VALUES.get(("execution", "mode", self.mode)):
+            raise ConfigError(
+                f"execution.mode={self.mode} was renamed: use execution.mode={new_mode}."
+            )
         if self.mode not in MODES:
             raise ConfigError(f"execution.mode must be one of {', '.join(MODES)}, got {self.mode}.")
         if self.max_plan_inconsistency is not None and not self.max_plan_inconsistency > 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.real_robot.limits import SafetyError
+from ebt_policy.real_robot.errors import SafetyError
 
 
 def tool_kinematics(

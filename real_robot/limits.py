@@ -10,14 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.errors import UserError
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.renamed_options import RENAMED_OPTIONS
 
 ForwardKinematics = Callable[[np.ndarray], np.ndarray]  # command (A,) -> tool position (3,), m
 LIMIT_NAMES = ("position", "velocity", "acceleration", "max_tracking_error", "workspace")
-
-
-class SafetyError(UserError, ValueError):
-    """A robot that must not move. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,9 @@ def parse_limits(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
     Raises:
         SafetyError: a limit is missing (all are mandatory) or has another form.
     """
+    for name in section:
+        if new_name := RENAMED_OPTIONS.get(("robot.limits", name)):
+            raise SafetyError(f"robot.limits: {name} was renamed: use {new_name}.")
     missing = [
         name
         for name in LIMIT_NAMES

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ebt_policy.real_robot.action_source import ActionSource, PolicyError
+from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock
-from ebt_policy.real_robot.drivers.base import Driver, DriverError, Observation
-from ebt_policy.real_robot.limits import Limits, SafetyError
+from ebt_policy.real_robot.drivers.base import Driver, Observation
+from ebt_policy.real_robot.errors import DriverError, PolicyError, SafetyError
+from ebt_policy.real_robot.limits import Limits
 from ebt_policy.real_robot.observation_reader import ObservationReader
 from ebt_policy.real_robot.safety import Motion, brake, limit_command
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor

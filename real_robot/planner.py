@@ -22,8 +22,9 @@ from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.real_robot.action_source import ActionSource, ChunkTransition, Plan, PolicyError
+from ebt_policy.real_robot.action_source import ActionSource, ChunkTransition, Plan
 from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.errors import PolicyError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import InferenceWorker, JobResult
 from ebt_policy.real_robot.limits import Limits
@@ -106,6 +107,10 @@ class Planner(ActionSource):
         self.observe(values)
         self._sent = {-1: position}
         for i in range(WARM_UP_PREDICTIONS):  # with and without committed actions
+            # Compiled programs differ by whether there is a last plan to start the descent from.
+            if i == 1 and self.execution.warm:
+                last = np.tile(position, (self.policy.shape.horizon, 1))
+                self.plan = Plan(0, last, 0, energy=None, steps=0, seconds=0.0)
             self.worker.submit(self._job(0, Motion.rest(position), num_committed=i % 2))
             self.worker.wait(self._clock.now() + WARM_UP_TIMEOUT_S)
             if (result := self.worker.take_result()) is None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import ebt_policy
 from ebt_policy.evaluation.figure_style import GREY, INK, PALETTE, blank, save_figure, styled
 from ebt_policy.evaluation.statistics import mean_ci, percentiles, success_rate
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_or_none, percentiles_ms
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import RunOptions
@@ -152,7 +152,7 @@ def write_results(
         "command": command,
         "version": ebt_policy.__version__,
     }
-    write_atomic(output / "summary.json", json.dumps(content, indent=2) + "\n")
-    write_atomic(output / "table.md", markdown_table(summary))
+    atomic_write(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    atomic_write(output / "table.md", markdown_table(summary))
     if episodes and episodes[0].ticks:
         save_figure(timeline(episodes, robot.action), output / "timeline.svg")

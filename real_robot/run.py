@@ -20,9 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from ebt_policy.cli import hydra_arguments, report_errors
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.action_source import PolicyError
-from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.episode_series import INTERRUPTED
+from ebt_policy.real_robot.errors import DriverError, PolicyError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import RunOptions

@@ -9,6 +9,7 @@ from pathlib import Path
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.renamed_options import RENAMED_VALUES
 
 
 class RunMode(StrEnum):
@@ -94,5 +95,7 @@ class RunOptions:
 
 
 def _check_choice(option: str, value: str, choices: type[StrEnum]) -> None:
+    if new_value := RENAMED_VALUES.get(("", option, value)):
+        raise ConfigError(f"{option}={value} was renamed: use {option}={new_value}.")
     if value not in list(choices):
         raise ConfigError(f"{option} must be one of {', '.join(choices)}, got {value}.")

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.real_robot.limits import Bounds, Limits, SafetyError
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.real_robot.limits import Bounds, Limits
 
 CLAMP_TOLERANCE = 1e-5  # of the range: policies compute in single precision
 ROUNDING_SLACK = 1e-9  # relative to the largest number involved

@@ -20,11 +20,10 @@ from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock, MonotonicClock
-from ebt_policy.real_robot.drivers.base import DriverError
-from ebt_policy.real_robot.drivers.ros_messages import MessageError
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
 from ebt_policy.real_robot.drivers.ros_topics import parse_topics
 from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.errors import DriverError, MessageError
 from ebt_policy.real_robot.robots import Robot
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.action_source import ActionSource
-from ebt_policy.real_robot.drivers.base import DriverError
+from ebt_policy.real_robot.errors import DriverError
 from ebt_policy.real_robot.inference_worker import InferenceWorker
 from ebt_policy.real_robot.safety import Motion
 

@@ -12,8 +12,9 @@ import torch
 from ebt_policy.policies.base import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.real_robot.clock import SimulatedClock
-from ebt_policy.real_robot.drivers.base import DriverError, Observation, SimulatedDriver
+from ebt_policy.real_robot.drivers.base import Observation, SimulatedDriver
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.errors import DriverError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import SimulatedWorker
 from ebt_policy.real_robot.planner import Planner

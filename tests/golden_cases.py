@@ -37,7 +37,8 @@ from torch import Tensor
 from training_runs import logged
 
 from ebt_policy import train as training
-from ebt_policy.data.episodes import Episodes, write_episodes
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.image.model import ImageModel
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import TextModel
@@ -73,7 +74,7 @@ class Case:
 
 SHARED = (
     "size.width=8", "size.heads=2", "device=cpu", "train.minutes=null", f"train.steps={UPDATES}",
-    "train.lr=0.003", "train.warmup_steps=2", "train.compile=false", "train.rollout_every=0",
+    "train.lr=0.003", "train.warmup_steps=2", "train.compile=false", "train.eval_every=0",
     "train.log_every=1",
 )  # fmt: skip
 ROBOT = (
@@ -104,7 +105,7 @@ GUESSES: dict[str, Any] = {
 STEPS: dict[str, Any] = {
     "more": {"steps": 4, "stop_grad_norm": 0.05, "reject_energy_increase": True}
 }
-GENERATING = ("task.noise=1000",)
+GENERATING = ("task.max_noise_level=1000",)
 
 CASES: dict[str, Case] = {
     "autoencoder/kl": Case(
@@ -335,8 +336,8 @@ def pixels(model: Any, folder: Path) -> Found:
     shape = model.shape
     clean = (0.5 * normal(2, shape.channels, shape.side, shape.side, seed=5)).clamp(-1, 1)
     labels = torch.tensor([1, 0]) if shape.classes else None
-    noisy = model.add_noise(clean, shape.noise, seeded())
-    restored = model.denoise(noisy, shape.noise, labels, seeded(1))
+    noisy = model.add_noise(clean, shape.max_noise_level, seeded())
+    restored = model.denoise(noisy, shape.max_noise_level, labels, seeded(1))
     found = {"images": restored.images, "energies": restored.energies}
     found["features"] = model.features(clean, 50, labels, seeded())
     if labels is None:

@@ -86,7 +86,7 @@ def crash_in_half(self: Policy, folder: Path) -> None:
     [
         (Policy, "save", crash_in_half),
         (torch, "save", crash),
-        (checkpoint, "_sync", crash),
+        (checkpoint, "sync_to_disk", crash),
         (os, "rename", crash),
     ],
 )

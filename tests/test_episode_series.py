@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from doubles import point_runner
 
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
 from ebt_policy.real_robot.best_effort import BestEffort, TickVideo

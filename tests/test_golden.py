@@ -101,7 +101,6 @@ def test_a_stored_checkpoint_predicts_what_it_did(name, records, exact, place):
     check(records, name, found, None if exact else STORED)
 
 
-@pytest.mark.xfail(reason="until stored settings are migrated")
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_a_stored_run_goes_on_as_if_it_had_not_stopped(name, records, exact, place, call_entry):
     run = place / golden.run_of(name)

@@ -16,16 +16,15 @@ from torch import Tensor
 from ebt_policy import eval as eval_entry
 from ebt_policy import train as train_entry
 from ebt_policy.errors import ConfigError
-from ebt_policy.image import evaluate as restoring
-from ebt_policy.image import metrics as denoising
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
+from ebt_policy.image import metrics as image_metrics
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS
 from ebt_policy.image.tiling import denoise_tiled
 from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.train import train
 
-SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
+SHAPE = {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "s1": ({"name": "ebt", "inference": {}}, {"name": "s1"}),
     "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted_init_fraction": 0.5}),
@@ -230,7 +229,7 @@ def test_steps_that_all_leave_out_are_filled_up():
 def test_candidates_need_starts_that_differ():
     with pytest.raises(ConfigError, match="start from the same place"):
         build("s1").configure_inference(num_candidates=2)
-    model = build("s1", noise=LEVELS)
+    model = build("s1", max_noise_level=LEVELS)
     model.configure_inference(num_candidates=3)
     found = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
     torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
@@ -245,9 +244,9 @@ def test_classes_are_told_where_there_are_any():
     assert not torch.allclose(first, model.denoise(rows["image"], 100, torch.ones(4).long()).images)
     with pytest.raises(ConfigError, match="trained with classes"):
         model.denoise(rows["image"], 100)
-    model.config["task"] = {"images": "leaves", "path": None, "skip_damaged": False}
+    model.config["task"] = {"images": "leaves", "path": None, "skip_unreadable": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
-        denoising.tested(model, None, torch.device("cpu"))
+        image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 
 def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
@@ -290,12 +289,12 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
 def test_options_that_cannot_be_are_one_clear_error():
     for shape, message in (
         ({"patch": 3}, r"task\.patch=3 must divide task\.side=8"),
-        ({"noise": 0}, r"task\.noise must be 1 to 1000"),
+        ({"max_noise_level": 0}, r"task\.max_noise_level must be 1 to 1000"),
     ):
         with pytest.raises(ConfigError, match=message):
             build("s1", **shape)
     sections = {"shape": SHAPE, "size": {"width": 16, "heads": 2, "layers": 1}}
-    with pytest.raises(ConfigError, match=r"task\.noise=1000, or use"):
+    with pytest.raises(ConfigError, match=r"task\.max_noise_level=1000, or use"):
         build_image_model({**sections, "model": KINDS["s1"][0], "objective": {"name": "flow"}})
     with pytest.raises(ConfigError, match="no energy to select or stop by"):
         build("refiner").configure_inference(num_candidates=2)
@@ -320,7 +319,7 @@ def photos(tmp_path_factory):
 TINY = (
     "size.width=16", "size.heads=2", "size.layers=1", "task.side=8", "device=cpu",
     "train.steps=6", "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2",
-    "train.compile=false", "train.rollout_every=3", "train.log_every=1",
+    "train.compile=false", "train.eval_every=3", "train.log_every=1",
 )  # fmt: skip
 
 
@@ -330,7 +329,7 @@ TINY = (
     [
         ("objective=s2",),
         ("model=dit", "model.inference.steps=2"),
-        ("objective=equilibrium", "task.noise=1000"),
+        ("objective=equilibrium", "task.max_noise_level=1000"),
         ("task.channels=1",),
     ],
 )
@@ -341,7 +340,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    made = "task.noise=1000" in overrides
+    made = "task.max_noise_level=1000" in overrides
     assert any("held_out_psnr" in row for row in rows) != made
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
     assert (run / "evaluation/report.html").stat().st_size > 10_000
@@ -351,7 +350,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     if made:
         with pytest.raises(ConfigError, match="are for models that denoise"):
             evaluate_images(
-                [str(run)], RestoringOptions("leaves"), output=tmp_path / "out",
+                [str(run)], DenoisingConfig("leaves"), output=tmp_path / "out",
                 device=torch.device("cpu"), command="",
             )  # fmt: skip
         assert not (tmp_path / "out").exists()
@@ -365,7 +364,7 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     """After some seconds images are nearer to the truth than they were."""
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
+        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.eval_every=0",
         f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)
@@ -390,21 +389,21 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((output / "summary.json").read_text())
-    # Killed while it wrote the second of its pieces, it goes on from there.
+    # Interrupted while it writes the second line, it resumes from there.
     log = output / "restored.jsonl"
-    pieces = log.read_text().splitlines(keepends=True)
-    log.write_text(pieces[0] + pieces[1][:50])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1][:50])
     again = []
     monkeypatch.setattr(
-        restoring, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
+        image_metrics, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
     )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     assert json.loads((output / "summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == pieces
-    assert len(again) == len(pieces) - 1 + len(runs)  # and the images in the grid
+    assert log.read_text().splitlines(keepends=True) == lines
+    assert len(again) == len(lines) - 1
     code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
-    assert code == 0 and len(log.read_text().splitlines()) == len(pieces) + 2, error
+    assert code == 0 and len(log.read_text().splitlines()) == len(lines) + 2, error
     for wrong, message in (
         (["noise=abc"], "noise must be int or null, got 'abc'"),
         (["noise=0"], "noise must be 1 to 1000, got 0"),

@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from ebt_policy.data.demonstrations import local_data
-from ebt_policy.image.data import (
-    HELD_OUT,
-    STRIDE,
-    Crops,
-    ImageError,
-    ImageSplit,
-    dead_leaves,
-    decode,
-    load_images,
-)
+from ebt_policy.image.data import STRIDE, Crops, ImageSplit
+from ebt_policy.image.datasets import HELD_OUT, dead_leaves, load_images
+from ebt_policy.io.image_files import ImageError, decode
+from ebt_policy.io.local_data import local_data
 from ebt_policy.io.paths import held_out_by_name
 
 
@@ -91,7 +84,7 @@ def test_whatever_a_decoder_raises_names_the_file(error, monkeypatch, tmp_path):
     monkeypatch.setattr(PngImageFile, "load", fail)
     with pytest.raises(ImageError, match=r"bad\.png is no image that can be read \(.*oops"):
         load_images(None, str(path), 3)
-    assert "1 left out: " in load_images(None, str(path), 3, skip_damaged=True).origin
+    assert "1 left out: " in load_images(None, str(path), 3, skip_unreadable=True).origin
 
 
 def deep() -> bytes:
@@ -149,9 +142,9 @@ def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
 def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
     (path / "folder.png").mkdir()  # no file
-    with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_damaged=true"):
+    with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_unreadable=true"):
         load_images(None, str(path), 3)
-    gallery = load_images(None, str(path), 3, skip_damaged=True)
+    gallery = load_images(None, str(path), 3, skip_unreadable=True)
     assert (
         gallery.name == "mine" and "1 left out: " in gallery.origin and "zz.jpg" in gallery.origin
     )
@@ -162,7 +155,7 @@ def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     (path / "small.png").write_bytes(png(photo(7, 24)))
     with pytest.raises(ImageError, match=r"gone\.png cannot be read \(No such file"):
         load_images(None, str(path), 3)
-    gallery = load_images(None, str(path), 3, skip_damaged=True, smallest=8)
+    gallery = load_images(None, str(path), 3, skip_unreadable=True, smallest=8)
     assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
 
 
@@ -210,7 +203,7 @@ def test_folders_without_an_image_are_one_sentence(tmp_path):
         load_images(None, str(tmp_path / "absent"), 3)
     broken = folder(tmp_path / "broken", 0, {"a.png": b"", "b.png": b"x"})
     with pytest.raises(ImageError, match=r"no image can be used: .*a\.png .*b\.png"):
-        load_images(None, str(broken), 3, skip_damaged=True)
+        load_images(None, str(broken), 3, skip_unreadable=True)
 
 
 def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
             "size.width=16", "size.heads=2", "size.layers=1", "task.tokenizer=char",
             "task.context=8", "device=cpu", "train.steps=4", "train.minutes=null",
             "train.batch_size=4", "train.warmup_steps=2", "train.compile=false",
-            "train.rollout_every=2", "evaluation.windows=8", f"task.path={tmp_path / 'mine.txt'}",
+            "train.eval_every=2", "evaluation.windows=8", f"task.path={tmp_path / 'mine.txt'}",
             f"run_dir={run}", *overrides, "task=text",
         )
     )  # fmt: skip

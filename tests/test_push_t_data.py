@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ebt_policy.data import push_t
-from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, write_episodes
+from ebt_policy.data.episode_store import read_episodes, write_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.push_t import aligned, content_digest, load_push_t, mirrored
 from ebt_policy.envs.push_t_geometry import KEYPOINTS, keypoints, observation
 from ebt_policy.io.download import DownloadError, cache_dir
@@ -196,7 +197,7 @@ def test_wrong_files(offline):
         load_push_t(offline / "b")
     with pytest.raises(ValueError, match="is unknown"):
         load_push_t(demos="robot")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="leave path out"):
+    with pytest.raises(ValueError, match=r"leave task\.path out"):
         load_push_t(offline / "a", demos="expert")
 
 
@@ -222,7 +223,7 @@ def test_shipped_demonstrations_are_varied_successes():
     starts = episodes.arrays["obs"][np.concatenate([[0], episodes.ends[:-1]])]
     assert (starts.std(axis=0) > 50).all()  # px: agent and block begin all over the table
     assert len(np.unique(starts.round(1), axis=0)) == len(episodes)
-    goal = push_t.keypoints(np.array([0, 0, 256, 256, np.pi / 4]))
+    goal = keypoints(np.array([0, 0, 256, 256, np.pi / 4]))
     ends = episodes.arrays["obs"][episodes.ends - 1, :18].reshape(-1, 9, 2)
     # The last row is the one before the action that finished: the T is all but in place.
     assert np.linalg.norm(ends - goal, axis=-1).mean(axis=-1).max() < 20

@@ -220,7 +220,7 @@ def test_the_mirror_image_of_an_episode_is_one(env):
 
 @pytest.mark.skipif(not DATA, reason="EBT_POLICY_DATA is unset")
 def test_replaying_a_human_demonstration_repeats_it(env):
-    from ebt_policy.data.episodes import read_episodes
+    from ebt_policy.data.episode_store import read_episodes
 
     path = Path(str(DATA)) / "pusht" / "pusht_cchi_v7_replay.zarr.zip"
     demos = read_episodes(path, keys=["state", "action"])

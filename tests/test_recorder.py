@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from doubles import point_runner
 
-from ebt_policy.data.episodes import Episodes, read_episodes, write_episodes
+from ebt_policy.data.episode_store import read_episodes, write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import Windows
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.recorder import Layout, Recorder

@@ -19,7 +19,7 @@ from ebt_policy.policies.figures import (
     energy_over_descent,
     score_histogram,
 )
-from ebt_policy.policies.metrics import POLICIES, comparison, entry_summary, write_results
+from ebt_policy.policies.metrics import POLICY_REPORT, compare, entry_summary, write_results
 
 INFO = {
     "task": "push_t",
@@ -97,7 +97,7 @@ def test_a_policy_that_records_no_latency_says_so() -> None:
     entry = entry_summary("e", INFO, make_episodes([1.0], latency=None), "c")
     assert entry["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert entry["steps_used"] == {"mean": None}
-    assert "n/a / n/a / n/a" in markdown_table({"entries": [entry], "paired": []}, POLICIES)
+    assert "n/a / n/a / n/a" in markdown_table({"entries": [entry], "paired": []}, POLICY_REPORT)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_pairs_equal_a_case_worked_by_hand() -> None:
     # known, 1 in 27 (3.7 %) lies at either end, so the 95 % interval reaches both.
     a = make_entry("a", [0.0, 1.0, 0.5], seeds=[12, 10, 11])
     b = make_entry("b", [0.0, 0.5, 1.0], seeds=[10, 11, 12])
-    result = comparison([a, b])
+    result = compare([a, b])
     assert set(result) == {"entries", "paired"}
     assert [e["name"] for e in result["entries"]] == ["a", "b"]
     score, success = result["paired"]
@@ -137,19 +137,19 @@ def test_every_pair_is_compared_once_and_unlike_entries_never() -> None:
     three = [make_entry(name, scores) for name in "abc"]
     other_seeds = make_entry("d", scores, seeds=[7, 8])
     other_task = make_entry("e", scores, task="lift")
-    result = comparison([*three, other_seeds, other_task])
+    result = compare([*three, other_seeds, other_task])
     pairs = {(p["a"], p["b"]) for p in result["paired"]}
     assert pairs == {("a", "b"), ("a", "c"), ("b", "c")} and len(result["paired"]) == 6
-    assert "Not paired" in markdown_table(result, POLICIES) and "d and e" in markdown_table(
-        result, POLICIES
+    assert "Not paired" in markdown_table(result, POLICY_REPORT) and "d and e" in markdown_table(
+        result, POLICY_REPORT
     )
 
 
 def test_nothing_or_twins_cannot_be_compared(entries) -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
-        comparison([])
+        compare([])
     with pytest.raises(ValueError, match="'energy'"):
-        comparison([entries[0], entries[0]])
+        compare([entries[0], entries[0]])
 
 
 def test_results_on_disk_read_back_equal(tmp_path, entries) -> None:
@@ -166,7 +166,7 @@ def test_results_on_disk_read_back_equal(tmp_path, entries) -> None:
         (name, seed) for name in ("energy", "diffusion") for seed in range(3)
     ]
     assert lines[0] == {"entry": "energy", **entries[0][1][0]}
-    assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result, POLICIES)
+    assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result, POLICY_REPORT)
 
 
 def test_a_failed_write_leaves_the_old_results_whole(tmp_path, entries, monkeypatch) -> None:
@@ -193,7 +193,7 @@ def test_incomplete_episodes_are_not_written(tmp_path, entries) -> None:
 
 
 def test_table_reads_well(entries) -> None:
-    table = markdown_table(comparison(entries), POLICIES)
+    table = markdown_table(compare(entries), POLICY_REPORT)
     row = next(line for line in table.splitlines() if line.startswith("| energy | 0.341M"))
     assert "0.767 [0.500, 1.000]" in row
     assert "10.0 / 10.0 / 10.0" in row and row.endswith("| 15.0 |")
@@ -202,7 +202,7 @@ def test_table_reads_well(entries) -> None:
 
 
 def test_names_cannot_break_the_table() -> None:
-    table = markdown_table(comparison([make_entry("a|b\nc", [1.0])]), POLICIES)
+    table = markdown_table(compare([make_entry("a|b\nc", [1.0])]), POLICY_REPORT)
     assert "| a\\|b c | 0.341M" in table and "over 1 episode an" in table
 
 
@@ -237,7 +237,7 @@ def all_figures(tmp_path, entries):
     frame = np.full((32, 32, 3), 255, dtype=np.uint8)
     chunks, energies = rng.uniform(0, 512, (4, 16, 2)), rng.normal(size=4)
     return {
-        "forest": figures.forest_plot(comparison(entries), ("score", "success")),
+        "forest": figures.forest_plot(compare(entries), ("score", "success")),
         "histogram": score_histogram(entries),
         "descent": energy_over_descent({"a": rng.normal(size=(5, 8)), "b": [[2.0], [1]]}),
         "landscape": energy_landscape(x, y, bowl, path, path[-1:], ("u", "v")),
@@ -358,8 +358,8 @@ def report(tmp_path, entries, **changes) -> Page:
     video.write_bytes(MP4)
     options = {
         "title": "Push-T",
-        "comparison": comparison(entries),
-        "shown": POLICIES,
+        "comparison": compare(entries),
+        "spec": POLICY_REPORT,
         "figures": [
             (name, f"caption of {name}", figure)
             for name, figure in all_figures(tmp_path, entries).items()
@@ -423,5 +423,8 @@ def test_bad_videos_stop_the_report_before_it_is_written(tmp_path, entries, cont
 def test_an_empty_comparison_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="nothing to report"):
         write_report(
-            tmp_path / "r.html", title="t", comparison={"entries": [], "paired": []}, shown=POLICIES
+            tmp_path / "r.html",
+            title="t",
+            comparison={"entries": [], "paired": []},
+            spec=POLICY_REPORT,
         )

@@ -11,8 +11,9 @@ import pytest
 import torch
 from doubles import RATE, SECTION, Wanderer, point_runner
 
-from ebt_policy.data.episodes import read_episodes
-from ebt_policy.real_robot.drivers.base import DriverError, Observation
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.real_robot.drivers.base import Observation
+from ebt_policy.real_robot.errors import DriverError
 from ebt_policy.real_robot.recorder import Recorder
 from ebt_policy.real_robot.supervisor import State
 

@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.drivers.ros_messages import (
-    CommandTopic,
-    FrameTransform,
-    MessageError,
-    ObservedTopic,
-)
+from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, FrameTransform, ObservedTopic
+from ebt_policy.real_robot.errors import MessageError
 
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy")

@@ -12,34 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.run import main
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import results_folder
-from ebt_policy.train import train
 
 PATIENCE = 120.0  # seconds until what must happen has not
 # A busy machine is slow, which is no fault here.
 PATIENT = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, demonstrations):
-    from conftest import TINY, compose_config
-
-    config = compose_config(*TINY)
-    config["task"]["path"] = str(demonstrations)
-    config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "tiny-seed0")
-    train(config)
-    return config["run_dir"]
-
-
 @pytest.fixture
-def arguments(trained, tmp_path):
+def arguments(tiny_run, tmp_path):
     def make(*more, robot="sim_push_t"):
         base = [f"robot={robot}", "robot.episode_s=2", "live=false", f"output={tmp_path / 'out'}"]
-        return [*base, *PATIENT, f"checkpoint={trained}", *more]
+        return [*base, *PATIENT, f"checkpoint={tiny_run}", *more]
 
     return make
 
@@ -83,6 +71,9 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
     ("change", "message"),
     [
         ("mode=fly", "mode must be one of run, shadow, dry_run, replay, teleop"),
+        ("mode=dry", "mode=dry was renamed: use mode=dry_run"),
+        ("keep=solved", "keep=solved was renamed: use keep=successful"),
+        ("execution.mode=frozen", "execution.mode=frozen was renamed: use execution.mode=rtc"),
         ("checkpoint=null", "missing required option checkpoint=... for mode=run"),
         ("mode=replay", "missing required option recording=... for mode=replay"),
         ("checkpoint=nowhere", "there is no checkpoint at nowhere"),
@@ -130,18 +121,18 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
 
 
 def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
-    call_entry, arguments, trained, tmp_path
+    call_entry, arguments, tiny_run, tmp_path
 ):
     names = [f'{what} it\'s "a" [1], ü=x' for what in ("~run", "out", "store")]
     run, out, store = (tmp_path / name for name in names)
-    run.symlink_to(trained)
+    run.symlink_to(tiny_run)
     code, said = call_entry(
         main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,num_candidates=3",
         f"output={out}", f"record={store}",
     )  # fmt: skip
     assert code == 0, said
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["policy"].endswith(f"{Path(trained).name} (steps 2, candidates 3)")
+    assert summary["policy"].endswith(f"{Path(tiny_run).name} (steps 2, candidates 3)")
     assert len(read_episodes(store)) == 1
 
 

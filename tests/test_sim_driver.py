@@ -6,8 +6,8 @@ import pytest
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
-from ebt_policy.real_robot.drivers.base import DriverError
 from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.errors import DriverError
 
 PUSH_T = EnvSpec("ebt_policy/PushT-v0", 300)
 LIFT = EnvSpec("ebt_policy/Lift-v0", 400, kwargs={"actions": "absolute"})

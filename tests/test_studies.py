@@ -29,7 +29,7 @@ from benchmarks.training import compose_config
 from ebt_policy import scaling
 from ebt_policy.config import options as check_options
 from ebt_policy.data.normalizer import Normalizer
-from ebt_policy.evaluation.contestants import parse_checkpoint
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.image.model import build_image_model
 from ebt_policy.language import build_language_model
 from ebt_policy.models.base import Model

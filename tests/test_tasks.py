@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 def task(**changes) -> PolicyTaskConfig:

@@ -19,7 +19,8 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
 from ebt_policy.errors import ConfigError
-from ebt_policy.language.data import TextError, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.data import TextError, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.model import (
     EnergyLanguageModel,
     LanguageModel,
@@ -35,7 +36,7 @@ TINY = (
     "size.width=16", "size.heads=2", "size.layers=2", "task.tokenizer=char", "task.context=8",
     "device=cpu", "train.steps=12", "train.minutes=null", "train.batch_size=4",
     "train.warmup_steps=3", "train.compile=false", "train.checkpoint_every=6", "train.log_every=2",
-    "train.rollout_every=4", "evaluation.windows=8",
+    "train.eval_every=4", "evaluation.windows=8",
 )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_bytes_in_pairs_lose_nothing(sample):
 
 
 def test_characters_lose_nothing_that_was_seen():
-    tokenizer = make_tokenizer("char", pieces(TEXT), 0)
+    tokenizer = make_tokenizer("char", iter_chunks(TEXT), 0)
     assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
     assert tokenizer.decode(tokenizer.encode("Q").ids, skip_special_tokens=False) == UNKNOWN
     assert tokenizer.get_vocab_size() == len(set(TEXT)) + 1
@@ -136,8 +137,8 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
     library = type(
         "Library", (), {"load_dataset": lambda *_: {k: {"text": v} for k, v in splits.items()}}
     )
-    monkeypatch.setattr("ebt_policy.language.data.find_spec", lambda name: True)
-    monkeypatch.setattr("ebt_policy.language.data.import_module", lambda name: library)
+    monkeypatch.setattr("ebt_policy.language.datasets.find_spec", lambda name: True)
+    monkeypatch.setattr("ebt_policy.language.datasets.import_module", lambda name: library)
     if isinstance(parts, str):
         with pytest.raises(TextError, match=parts):
             load_corpus("someone/something", None)
@@ -158,7 +159,7 @@ def test_windows_are_what_follows_each_place():
 
 
 def test_pieces_are_the_text():
-    assert "".join(pieces(TEXT * 800)) == TEXT * 800 and len(list(pieces(TEXT * 800))) > 1
+    assert "".join(iter_chunks(TEXT * 800)) == TEXT * 800 and len(list(iter_chunks(TEXT * 800))) > 1
 
 
 def test_corpora(text, tmp_path, monkeypatch):
@@ -227,7 +228,7 @@ def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypat
     ):
         with pytest.raises(TextError, match=message):
             load_corpus(name, path)
-    monkeypatch.setattr("ebt_policy.language.data.find_spec", lambda name: None)
+    monkeypatch.setattr("ebt_policy.language.datasets.find_spec", lambda name: None)
     with pytest.raises(TextError, match="pip install datasets"):
         load_corpus("someone/something", None)
 
@@ -424,7 +425,7 @@ def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
     [
         (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare"),
         (["task.context=0"], "task.context must be at least 1"),
-        (["model=transformer_pp", "objective=s2"], "objective=... belongs to"),
+        (["model=transformer_pp", "objective=s2"], "objective=... is for models that descend"),
         (["model.candidate_layers=9"], "candidate_layers=9 must be between 1 and"),
         (["task.tokenizer=bpe", "task.vocab_size=5"], "at least 257"),
     ],

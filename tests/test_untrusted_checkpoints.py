@@ -19,16 +19,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ebt_policy import plugins as modules
-from ebt_policy.data.episodes import EpisodeError, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main as eval_main
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.image.model import ImageModel
 from ebt_policy.language.model import LanguageModel
 from ebt_policy.models.base import checkpoint_folder
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.train import train
-from ebt_policy.video import evaluate as foreseeing
+from ebt_policy.video.metrics import load_eval_set as load_video_eval_set
 from ebt_policy.video.model import VideoModel
 
 CANARY = "canary_payload"
@@ -43,13 +44,13 @@ gymnasium.register("Thing-v0", Thing)
 FAST = (
     "train.steps=1", "train.batch_size=4", "train.warmup_steps=1", "size.width=16", "size.heads=2",
     "size.layers=1", "device=cpu", "train.minutes=null", "train.compile=false",
-    "train.rollout_every=0",
+    "train.eval_every=0",
 )  # fmt: skip
 
 
 def play(run: Path) -> None:
     """Load a policy and make the environment that it was trained for."""
-    (entry,) = load_contestants([str(run)], torch.device("cpu"))
+    (entry,) = load_policy_entries([str(run)], torch.device("cpu"))
     entry.env_spec.make().close()
 
 
@@ -61,9 +62,9 @@ def load_image(run: Path) -> None:
     ImageModel.from_checkpoint(run)
 
 
-def foresee(run: Path) -> None:
-    """Load a model of video and the features that it was trained on."""
-    foreseeing.tested(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
+def load_video(run: Path) -> None:
+    """Load a video model and the features that it was trained on."""
+    load_video_eval_set(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
 
 
 def train_policy(tmp_path: Path, demonstrations: Path, *overrides: str) -> Path:
@@ -109,7 +110,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), play),
     "text": (train_text, load_text),
     "image": (train_image, load_image),
-    "video": (train_video, foresee),
+    "video": (train_video, load_video),
 }
 
 

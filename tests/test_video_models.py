@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ebt_policy.video import evaluate as foreseeing
 from ebt_policy.video.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
 from ebt_policy.video.data import Clip
+from ebt_policy.video.evaluate import draw_rollouts
+from ebt_policy.video.metrics import EvalSet
 from ebt_policy.video.model import EnergyVideoModel, VideoModel, build_video_model
 
 F, S = 5, 4
@@ -128,20 +129,23 @@ def test_a_rollout_goes_on_from_its_own_frames(kind):
     torch.testing.assert_close(ahead[:, 1:2], second)
 
 
-def test_pictures_are_of_those_whose_features_go_back(tmp_path):
+def test_rollouts_are_drawn_of_decodable_features(tmp_path):
     here = torch.device("cpu")
     back, none = Latents(Autoencoder([8, 8], 1, 0.0).net, here), Backbone(torch.nn.Flatten(), here)
     clip = Clip(np.zeros((10, 4, 4, 3), np.uint8), "clip")
     features = back.encode(torch.from_numpy(clip.frames))
-    models = {name: [build("transformer_pp", 4)] for name in ("one", "other")}
+    models = {name: build("transformer_pp", 4) for name in ("one", "other")}
 
     def drawn(*encoders: FrameFeatures) -> Any:
         windows: Any = None  # pictures need none
-        tests = {
-            name: foreseeing.EvalSet([clip], [features], windows, encoder, {"context": S}, 5.0, "")
+        evaluated = {
+            name: (
+                models[name],
+                EvalSet([clip], [features], windows, encoder, {"context": S}, 5.0, ""),
+            )
             for name, encoder in zip(models, encoders, strict=True)
         }
-        return foreseeing._pictures(models, tests, tmp_path)
+        return draw_rollouts(evaluated, tmp_path)
 
     assert drawn(none, none) is None and not list(tmp_path.iterdir())
     few, many = drawn(none, back), drawn(back, back)

@@ -28,9 +28,9 @@ from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import cache_dir
 from ebt_policy.policies import Policy, build_policy, load_policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
-from ebt_policy.policies.energy_slice import energy_plane
+from ebt_policy.policies.energy_slice import slice_energy
 from ebt_policy.policies.evaluate import batch_one_latency
+from ebt_policy.policies.task_config import PolicyTaskConfig
 from ebt_policy.policies.vision import VisionConfig, VisionEncoder, crop, spatial_softmax
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
@@ -380,7 +380,7 @@ def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     assert [len(r.chunks) for r in results] == [3, 3]
     monkeypatch.setattr("ebt_policy.policies.evaluate.LATENCY_CALLS", 2)
     assert batch_one_latency(policy, spec, 0)["p50"] > 0
-    plane = energy_plane(policy, observe(1))
+    plane = slice_energy(policy, observe(1))
     assert np.isfinite(plane.energy).all() and len(plane.chunks) == policy.inference.steps + 1
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.command_line import parse_options
 from benchmarks.gpu.report import TABLES
 from benchmarks.results import RESULTS
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 IDENTITY = ("version", "torch", "card")
 
@@ -42,7 +42,7 @@ def main() -> None:
         target = Path(options.output) / file.parent.name / file.name
         stored = json.loads(target.read_text()) if target.exists() else {}
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, json.dumps(merged(stored, new), indent=1) + "\n")
+        atomic_write(target, json.dumps(merged(stored, new), indent=1) + "\n")
         print(f"{target}: {len(new['cases'])} cases")
 
 

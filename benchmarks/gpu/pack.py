@@ -25,9 +25,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from benchmarks.command_line import parse_options
-from ebt_policy.data.episodes import write_episodes
+from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 LARGEST_MB = 60
 NOT_NEEDED = {
@@ -138,7 +138,7 @@ def main() -> None:
     target.parent.mkdir(parents=True)
     write_episodes(target, episodes)
     print(note)
-    write_atomic(folder / "run.sh", RUN)
+    atomic_write(folder / "run.sh", RUN)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     print(f"{folder}: {size:.1f} MB")
     if size > LARGEST_MB:

@@ -14,7 +14,7 @@ import torch
 
 import ebt_policy
 from benchmarks.device import DEVICE, device_name
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 
 def card_folder(output: Path) -> Path:
@@ -118,7 +118,7 @@ class SectionResults:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, json.dumps(self._content, indent=1) + "\n")
+        atomic_write(self.path, json.dumps(self._content, indent=1) + "\n")
 
 
 def _short(result: dict[str, Any]) -> str:

@@ -25,8 +25,10 @@ from benchmarks.training import compose_config
 from ebt_policy.data.windows import Windows
 from ebt_policy.evaluation.flops import Work, training_work
 from ebt_policy.models.base import Model
+from ebt_policy.training.batches import TrainingData
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.processes import join_processes
-from ebt_policy.training.trainer import Data, TrainConfig, Trainer
+from ebt_policy.training.trainer import Trainer
 
 MODELS = {"energy": "ebt", "diffusion": "diffusion", "flow matching": "flow_matching"}
 SIZES = ("m", "xs", "l")  # the most wanted first
@@ -76,8 +78,8 @@ def random_windows(count: int, cameras: tuple[str, ...] = (), side: int = 96) ->
 
 
 def speed_of(
-    model: Model, data: Data, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int,
-    *, graphs: bool = False,
+    model: Model, data: TrainingData, batch: int, kind: str, rates: dict[str, dict[str, Any]],
+    rounds: int, *, graphs: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the trainer does in a second, and where the time of an update goes.
 
@@ -147,7 +149,7 @@ def peak_gib() -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
 
 
-def trainer_of(model: Model, data: Data, batch: int, kind: str, folder: Path) -> Trainer:
+def trainer_of(model: Model, data: TrainingData, batch: int, kind: str, folder: Path) -> Trainer:
     """Return a trainer, configured as usual, of a model that is compiled already."""
     mixed = "bf16" if kind == "bf16" else "no"
     config = compose_config(

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from benchmarks.device import DEVICE
 from ebt_policy.image.data import Crops, ImageDataset
-from ebt_policy.models.base import Model
-from ebt_policy.training.trainer import TrainConfig, Trainer
+from ebt_policy.models.base import Domain, Model
+from ebt_policy.training.config import TrainConfig
+from ebt_policy.training.trainer import Trainer
 
 WIDTHS = (32, 64, 128)
 TRAINING = TrainConfig(
     steps=4000, minutes=None, batch_size=64, lr=2e-3, weight_decay=0.05, warmup_steps=200,
     max_grad_norm=1.0, ema_power=0.75, mixed_precision="no", compile=False,
-    checkpoint_every=1000, rollout_every=0, log_every=50,
+    checkpoint_every=1000, eval_every=0, log_every=50,
 )  # fmt: skip
 
 
@@ -27,6 +28,7 @@ class ImageClassifier(Model):
     """Three stages of two convolutions each; every stage halves the side."""
 
     name = "classifier"
+    domain = Domain.IMAGE
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class ImageClassifier(Model):
         return self.stages(images.float() / 127.5 - 1).mean((2, 3))
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         return cls(config["classes"])
 
 

@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.device import DEVICE
 from benchmarks.study import StudyContext
-from ebt_policy.evaluation.contestants import parse_checkpoint
-from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, png
-from ebt_policy.evaluation.image_metrics import measured, psnrs
+from ebt_policy.evaluation.entries import parse_checkpoint
+from ebt_policy.evaluation.image_figures import ImageRow, energy_maps, image_grid, save_png
+from ebt_policy.evaluation.image_metrics import compute_metrics, compute_psnr
 from ebt_policy.evaluation.statistics import mean_ci
-from ebt_policy.image.metrics import noisy_versions, tested
+from ebt_policy.image.metrics import load_eval_set, noisy_versions
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import denoise_tiled
 
@@ -48,7 +48,7 @@ def add_bm3d_baseline(
 def bm3d_baseline(model: ImageModel, images: str | None, noise: int) -> dict[str, Any]:
     """Return what BM3D reaches, which knows the deviation, on a model's noisy images."""
     bm3d: Any = import_module("bm3d")
-    test = tested(model, images, torch.device("cpu"))
+    test = load_eval_set(model, images, torch.device("cpu"))
     result: dict[str, Any] = {"name": "bm3d"}
     for suffix, level in (("", noise), ("_double", 2 * noise)):
         signal = float(model.abar[level])  # share of the clean image's variance
@@ -59,7 +59,7 @@ def bm3d_baseline(model: ImageModel, images: str | None, noise: int) -> dict[str
             denoise: Any = bm3d.bm3d_rgb if scaled.shape[2] == 3 else bm3d.bm3d
             out = np.atleast_3d(denoise(scaled, deviation)).clip(0, 1)
             restored.append(torch.from_numpy(out).permute(2, 0, 1).float() * 2 - 1)
-        for name, values in measured(restored, test.images).items():
+        for name, values in compute_metrics(restored, test.images).items():
             result[name + suffix] = mean_ci(values)
     return result
 
@@ -77,7 +77,7 @@ def draw_restored_images(
         models[title] = ImageModel.from_checkpoint(path, DEVICE)
         models[title].configure_inference(**inference)
     first = next(iter(models.values()))
-    clean = tested(first, "leaves", DEVICE).images[:PICTURES]
+    clean = load_eval_set(first, "leaves", DEVICE).images[:PICTURES]
     rows = []
     for level, label in ((noise, "noise of training"), (2 * noise, "twice the noise")):
         noisy = noisy_versions(first, clean, level)
@@ -87,13 +87,13 @@ def draw_restored_images(
             columns[title] = [image.images for image in restored]
         for i, truth in enumerate(clean):
             row = [column[i] for column in columns.values()]
-            ratios = psnrs(row, [truth] * len(row))
+            ratios = compute_psnr(row, [truth] * len(row))
             titles = [
                 f"{name}\n{ratio:.1f} dB" for name, ratio in zip(columns, ratios, strict=True)
             ]
             images = [x.cpu() for x in (*row, truth)]
             rows.append(ImageRow(f"{label}, {i + 1}", images, [*titles, "clean"]))
-    png(image_grid(rows), _asset(context, f"denoising_{kind}_{context.options.size}.png"))
+    save_png(image_grid(rows), _asset(context, f"denoising_{kind}_{context.options.size}.png"))
 
 
 def draw_energy_maps(
@@ -102,12 +102,12 @@ def draw_energy_maps(
     """Draw tiles of synthetic images, clean, noisy and restored, and energies of their patches."""
     model = EnergyImageModel.from_checkpoint(context.checkpoints("energy_maps")[0], DEVICE)
     side = model.shape.side
-    images = tested(model, "leaves", DEVICE).images[:TILES]
+    images = load_eval_set(model, "leaves", DEVICE).images[:TILES]
     clean = torch.stack([image[:, :side, :side] for image in images])
     noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
     tiles = {"clean": clean, "noisy": noisy, "restored": model.denoise(noisy, noise).images}
     rows = [(name, list(x.cpu()), list(model.energy_map(x).cpu())) for name, x in tiles.items()]
-    png(energy_maps(rows), _asset(context, f"energy_maps_{kind}_{context.options.size}.png"))
+    save_png(energy_maps(rows), _asset(context, f"energy_maps_{kind}_{context.options.size}.png"))
 
 
 def _asset(context: StudyContext, name: str) -> Path:

@@ -22,13 +22,14 @@ from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
-from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
 from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.evaluation.progress import progress_bar
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 CPU = torch.device("cpu")
 # Perturbations of the observation: events in an episode, and some that last from its start.
@@ -189,9 +190,9 @@ def play_conditions(
     Returns:
         Condition -> records of the runs, and for each episode the chunk after its event.
     """
-    (entry,) = load_contestants([checkpoint], CPU)
+    (entry,) = load_policy_entries([checkpoint], CPU)
     spec = entry.env_spec
-    policies = [policy for policy in entry.policies if isinstance(policy, EnergyPolicy)]
+    policies = [policy for policy in entry.models if isinstance(policy, EnergyPolicy)]
     training = [TrainingObservations(policy) for policy in policies]
     records: dict[str, list[SignalRecord]] = {}
     with progress_bar() as bar:
@@ -288,8 +289,8 @@ def chunk_latency_ms(checkpoints: Sequence[str]) -> list[float]:
     """Return median milliseconds of a chunk at batch size 1, timed in turns."""
     jobs = {}
     for checkpoint in checkpoints:
-        (entry,) = load_contestants([checkpoint], CPU)
-        shape = entry.policy.shape
+        (entry,) = load_policy_entries([checkpoint], CPU)
+        shape = entry.model.shape
         obs = {"obs": torch.full((1, shape.n_obs_steps, shape.obs_dim), 256.0)}
-        jobs[checkpoint] = lambda policy=entry.policy, obs=obs: policy.predict_chunk(obs)
+        jobs[checkpoint] = lambda policy=entry.model, obs=obs: policy.predict_chunk(obs)
     return [float(np.median(times)) for times in interleaved_timing(jobs, 100).values()]

@@ -23,10 +23,10 @@ from benchmarks.study import StudyContext
 from benchmarks.study_figures import delay_curves
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, success_rate
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
 from ebt_policy.real_robot.execution import ExecutionOptions
@@ -79,7 +79,7 @@ def execution_delay(context: StudyContext) -> dict[str, Any]:
             pending.append(((policy, way, delay_ms), cache, future))
         for key, cache, future in track(pending, description="episodes"):
             if future is not None:
-                write_atomic(cache, json.dumps(future.result()))
+                atomic_write(cache, json.dumps(future.result()))
             episodes.setdefault(key, []).append(json.loads(cache.read_text()))
     entries = []
     for policy in context.part.groups:
@@ -112,7 +112,7 @@ def seed_checkpoints(context: StudyContext, policy: str, conditioned: bool = Fal
 def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: int) -> Rows:
     """Return episodes of one training run with one way of execution and one delay."""
     torch.set_num_threads(1)
-    policy = load_contestants([checkpoint], torch.device("cpu"))[0].policy
+    policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     robot, clock = load_robot(robot_name), SimulatedClock()
     driver = robot.make_driver(clock)
     worker = SimulatedWorker(clock, lambda: delay_ms / 1e3)
@@ -131,9 +131,9 @@ def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: 
 def play_in_steps(checkpoint: str, episodes: int) -> Rows:
     """Return the same episodes in steps, without limits or time."""
     torch.set_num_threads(1)
-    entry = load_contestants([checkpoint], torch.device("cpu"))[0]
+    entry = load_policy_entries([checkpoint], torch.device("cpu"))[0]
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + episodes)
-    results = rollout(entry.policy, entry.env_spec, seeds, workers=2)
+    results = rollout(entry.model, entry.env_spec, seeds, workers=2)
     return [{"seed": r.seed, "score": r.score, "success": r.success} for r in results]
 
 

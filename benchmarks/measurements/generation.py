@@ -14,10 +14,11 @@ from benchmarks.measurements.classifier import ImageClassifier, train_classifier
 from benchmarks.study import StudyContext, run_name
 from benchmarks.tables.images import GENERATOR_NAMES
 from ebt_policy.evaluation.entries import load_entries
-from ebt_policy.evaluation.image_figures import ImageRow, image_grid, png
+from ebt_policy.evaluation.image_figures import ImageRow, image_grid, save_png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import success_rate
-from ebt_policy.image.data import ImageDataset, load_images
+from ebt_policy.image.data import ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import LEVELS, ImageModel
 
 IMAGES_PER_CLASS = 2  # in the picture
@@ -45,8 +46,9 @@ def generation(context: StudyContext) -> dict[str, Any]:
     count, pictures = len(dataset.classes), {}
     entries = load_entries(ImageModel, context.checkpoints(), DEVICE)
     with progress_bar() as bar:
-        task = bar.add_task("images", total=sum(map(len, entries.values())))
-        for entry, models in zip(context.part.entries, entries.values(), strict=True):
+        task = bar.add_task("images", total=sum(len(entry.models) for entry in entries))
+        for entry, loaded in zip(context.part.entries, entries, strict=True):
+            models = loaded.models
             distances, correct = [], []
             for model in models:
                 images, labels = generate(model, options.images, count)
@@ -68,7 +70,7 @@ def generation(context: StudyContext) -> dict[str, Any]:
         for row in (images.float() / 127.5 - 1).unflatten(0, (IMAGES_PER_CLASS, -1))
     ]
     context.assets.mkdir(parents=True, exist_ok=True)
-    png(image_grid(rows), context.assets / "generation.png")
+    save_png(image_grid(rows), context.assets / "generation.png")
     return result
 
 

@@ -7,10 +7,15 @@ from typing import Any
 
 from benchmarks.device import DEVICE
 from benchmarks.study import StudyContext, run_name
-from ebt_policy.evaluation.contestants import matching_runs
+from ebt_policy.evaluation.entries import matching_runs
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.language.masked_lm import MaskedModel
-from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
+from ebt_policy.language.metrics import (
+    MAX_WINDOWS,
+    held_out_surprisal,
+    load_eval_set,
+    prediction_collapse_metrics,
+)
 
 
 def masked_text(context: StudyContext) -> dict[str, Any]:
@@ -28,6 +33,10 @@ def masked_text(context: StudyContext) -> dict[str, Any]:
 
 def _measure(run: Path) -> dict[str, Any]:
     model = MaskedModel.from_checkpoint(run, DEVICE)
-    windows, _ = held_out(model, None, DEVICE)
-    loss = held_out_surprisal(model, windows, MOST).mean().item()
-    return {"loss": loss, "params": model.parameter_count, **habits(model, windows, MOST)}
+    windows = load_eval_set(model, None, DEVICE).windows
+    loss = held_out_surprisal(model, windows, MAX_WINDOWS).mean().item()
+    return {
+        "loss": loss,
+        "params": model.parameter_count,
+        **prediction_collapse_metrics(model, windows, MAX_WINDOWS),
+    }

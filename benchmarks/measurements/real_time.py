@@ -13,8 +13,8 @@ import torch
 from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.episode_series import HELD
 
 ROBOTS = ("sim_push_t", "ros2_push_t", "sim_lift")
@@ -34,9 +34,9 @@ def real_time(context: StudyContext) -> dict[str, Any]:
         if (folder := context.folder / robot).exists():
             sys.exit(f"error: {folder} exists; remove it, or give another folder=...")
     torch.set_num_threads(1)
-    (policy,) = load_contestants([checkpoint], torch.device("cpu"))
+    (policy,) = load_policy_entries([checkpoint], torch.device("cpu"))
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + options.episodes)
-    scores = [r.score for r in rollout(policy.policy, policy.env_spec, seeds, workers=2)]
+    scores = [r.score for r in rollout(policy.model, policy.env_spec, seeds, workers=2)]
     entries = {"sim_push_t": run_robot("sim_push_t", checkpoint, options.episodes, context.folder)}
     if options.ros:
         node = subprocess.Popen(

@@ -29,10 +29,11 @@ from benchmarks.measurements.ood_detection import (
 )
 from benchmarks.study import StudyContext, run_name
 from ebt_policy.evaluation.entries import load_entries
-from ebt_policy.evaluation.image_figures import energy_maps, png
+from ebt_policy.evaluation.image_figures import energy_maps, save_png
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.statistics import paired_difference, success_rate
-from ebt_policy.image.data import Crops, ImageDataset, load_images
+from ebt_policy.image.data import Crops, ImageDataset
+from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 
 EXCLUDED_CLASSES = ("frog", "truck")
@@ -45,7 +46,7 @@ console = Console()
 def representation(context: StudyContext) -> dict[str, Any]:
     """Return accuracies of probes and quality of detectors; draw energies of patches."""
     entries = load_entries(ImageModel, context.checkpoints(), DEVICE)
-    models: dict[str, list[Any]] = {run_name(name): runs for name, runs in entries.items()}
+    models: dict[str, list[Any]] = {run_name(entry.name): entry.models for entry in entries}
     first = models["ebt"][0]
     dataset = load_images("cifar10", None, first.shape.channels)
     groups = image_groups(dataset, first)
@@ -147,8 +148,8 @@ def draw_energy_maps(model: EnergyImageModel, groups: Mapping[str, ImageGroup], 
     """Draw ten images of each group, the first group also noisy, and energies of their patches."""
     chosen = {name: group.images[:: len(group.images) // 10][:10] for name, group in groups.items()}
     first, clean = next(iter(chosen.items()))
-    noisy = model.add_noise(clean, model.shape.noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, model.shape.max_noise_level, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     maps = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
-    png(energy_maps(maps), path)
+    save_png(energy_maps(maps), path)
     console.print(f"energies of patches: {path}")

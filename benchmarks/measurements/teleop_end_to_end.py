@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.study import StudyContext
-from ebt_policy.data.episodes import read_episodes
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batch_observations
-from ebt_policy.evaluation.contestants import load_contestants
 from ebt_policy.evaluation.statistics import mean_ci, percentiles
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.episode_result import EpisodeResult
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, tick_seconds
@@ -106,7 +106,7 @@ class ScriptedMouse:
         import pygame
 
         self._game: Any = pygame
-        self._policy = load_contestants([checkpoint], torch.device("cpu"))[0].policy
+        self._policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
         self._low, self._high = low, high
         self.begin(0)
 

@@ -21,10 +21,10 @@ NOISE = 100  # level of training, as in the EBT paper; twice as much is tested, 
 DENOISERS = {
     "ebt": ("model=ebt",),
     "ebt_s2": ("model=ebt", "objective=s2"),
-    "ebt_all_levels": ("model=ebt", "objective=s1_corrupted", f"task.noise={2 * NOISE}"),
+    "ebt_all_levels": ("model=ebt", "objective=s1_corrupted", f"task.max_noise_level={2 * NOISE}"),
     "refiner": ("model=refiner",),
     "dit": ("model=dit",),
-    "dit_wide": ("model=dit", f"task.noise={2 * NOISE}"),
+    "dit_wide": ("model=dit", f"task.max_noise_level={2 * NOISE}"),
 }
 PASSES = {
     "ebt": (1, 2, 3, 10),
@@ -74,7 +74,7 @@ def denoising_study(images: str, kind: str, channels: int, test_set: str | None)
     )  # fmt: skip
 
 
-EXCLUDED = f"task.leave_out=[{','.join(EXCLUDED_CLASSES)}]"
+EXCLUDED = f"task.exclude_classes=[{','.join(EXCLUDED_CLASSES)}]"
 CIFAR = ("task=image", "task.images=cifar10", "train.minutes=null", "train.steps={updates}")
 GENERATORS = {
     "ebt": ("model=ebt", "objective=equilibrium"),
@@ -107,7 +107,9 @@ STUDIES = {
             table=tables.generation,
         )},
         runs={
-            name: Run((*CIFAR, "task.classes=true", f"task.noise={LEVELS}", "size=xs", *model))
+            name: Run(
+                (*CIFAR, "task.classes=true", f"task.max_noise_level={LEVELS}", "size=xs", *model)
+            )
             for name, model in GENERATORS.items()
         },
         folder="runs/generation",

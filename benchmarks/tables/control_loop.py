@@ -17,10 +17,7 @@ def delay(result: Mapping[str, Any], ms: int = 300) -> str:
     rows = []
     for entry in result["entries"]:
         if entry["delay_ms"] == ms:
-            lengths = (
-                entry[key]
-                for key in ("transition_jump", "transition_second_difference", "second_difference")
-            )
+            lengths = (entry[key] for key in LENGTHS)
             rows.append(
                 (
                     f"{entry['policy']}, {entry['way']}",

@@ -15,10 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ebt_policy.data.demonstrations import local_data
-from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
+from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.envs.push_t_geometry import GOAL, observation
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import DownloadError, cache_dir, fetch
+from ebt_policy.io.local_data import local_data
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 # The archive has no published checksum, so its content is checked: see `content_digest`.
@@ -106,13 +109,15 @@ def load_push_t(
     Raises:
         EpisodeError: the file at `path` (or in $EBT_POLICY_DATA) is missing or malformed.
         DownloadError: demos="human" and the file cannot be had, or is not the published one.
-        ValueError: unknown `demos`, or "expert" together with a path.
+        ConfigError: unknown `demos`, or "expert" together with a path.
     """
     if demos not in (None, "human", "expert"):
-        raise ValueError(f'demos={demos!r} is unknown: use "human", "expert" or None.')
+        raise ConfigError(f'task.demos={demos!r} is unknown: use "human", "expert" or None.')
     if demos == "expert":
         if path is not None:
-            raise ValueError('demos="expert" takes the shipped demonstrations: leave path out.')
+            raise ConfigError(
+                "task.demos=expert takes the shipped demonstrations; leave task.path out."
+            )
         return _shipped("")
     if path is not None:
         return _describe(_read(Path(path)), f"from {path}")
@@ -176,3 +181,18 @@ def _with_observations(raw: Episodes) -> Episodes:
     }
     roles, units = {**ATTRS["roles"], "obs": "observation"}, {**ATTRS["units"], "obs": "px"}
     return Episodes(arrays, raw.ends, {**ATTRS, "roles": roles, "units": units})
+
+
+@TASK_FAMILIES.register("push_t")
+class PushTFamily(TaskFamily):
+    """Pushing the T onto its target."""
+
+    def check(self, config: DemonstrationConfig) -> None:
+        """Accept ``task.align`` and ``task.mirror``."""
+
+    def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
+        episodes, note = load_push_t(path=config.path, demos=config.demos)
+        return (aligned(episodes) if config.align else episodes), note
+
+    def mirror(self, episodes: Episodes) -> Episodes:
+        return mirrored(episodes)

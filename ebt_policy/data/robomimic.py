@@ -14,9 +14,7 @@ Shapes: N rows, arms 1 or 2.
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +22,12 @@ import numpy as np
 
 from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.hdf5 import h5py_module, member, read_rows, subgroup
+from ebt_policy.data.robomimic_controller import (
+    RecordedController,
+    check_delta_actions,
+    read_controller,
+)
 from ebt_policy.envs.robosuite_tasks import (
-    ACTION_SCALE,
     RATE_HZ,
     SCENES,
     Scene,
@@ -34,15 +36,10 @@ from ebt_policy.envs.robosuite_tasks import (
     observation,
     to_six_dimensional,
 )
-from ebt_policy.io.download import fetch_from_hub
 from ebt_policy.io.paths import SHOWN, listed, reason
 
-HUB = "amandlek/robomimic"  # data set on the Hugging Face hub, where robomimic keeps its files
-ROBOT, GRIPPERS = "Panda", ("default", "PandaGripper")
-ROBOSUITE = 1  # robomimic's number of this kind of environment
 
-
-def load_robomimic(
+def read_robomimic(
     scene: str,
     path: str | os.PathLike[str],
     *,
@@ -67,10 +64,10 @@ def load_robomimic(
         raise EpisodeError(f"There is no robomimic file at {path}.")
     try:
         with h5py.File(path, "r") as file:
-            data = _opened(path, file, "data")
-            recorded = _recorded(path, data, known)
+            data = _open_group(path, file, "data")
+            recorded = read_controller(path, data, known)
             if actions == "delta":
-                _check_relative(path, recorded)
+                check_delta_actions(path, recorded)
             chosen = _names(path, data, None if mask is None else _subset(path, file, mask))
             demos = _demos(path, data, chosen, known, recorded, actions)
     except EpisodeError:
@@ -85,148 +82,16 @@ def load_robomimic(
     return Episodes(arrays, np.cumsum([len(d["action"]) for d in demos]), {"rate_hz": RATE_HZ})
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """How a file was recorded.
-
-    Attributes:
-        version: of robosuite.
-        relative: whether its actions are relative.
-        limit: (6,) to which the controller clips a relative action.
-        scale: (6,) m and rad, what a relative action of 1 asks for.
-    """
-
-    version: str
-    relative: bool
-    limit: np.ndarray
-    scale: np.ndarray
-
-
-# Options of a controller with which actions mean what they do here, robosuite's default first.
-_UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "type": ("OSC_POSE",),
-    "impedance_mode": ("fixed",),
-    "goal_update_mode": ("achieved",),
-    "position_limits": (None,),
-    "orientation_limits": (None,),
-    "input_ref_frame": ("world",),
-}
-
-
-def _opened(path: Path, group: Any, name: str) -> Any:
+def _open_group(path: Path, group: Any, name: str) -> Any:
     try:
         return subgroup(group, name)
     except EpisodeError as error:
         raise EpisodeError(f"{path} {error}: it is no robomimic file.") from error
 
 
-def _recorded(path: Path, data: Any, scene: Scene) -> _Recorded:
-    """What a file says of its environment, checked to be that of `scene`."""
-    if "env_args" not in data.attrs:
-        raise EpisodeError(
-            f'{path} does not say its environment ("env_args" of the group "data" is missing): '
-            "convert it with robomimic's convert_robosuite.py first."
-        )
-    try:
-        told = json.loads(data.attrs["env_args"])
-        name, kwargs = told["env_name"], told.get("env_kwargs", {})
-        simulator = told.get("type", ROBOSUITE)
-        version = str(told.get("env_version") or kwargs.get("env_version") or "1.4")[:3]
-        controller = _controller(kwargs["controller_configs"])
-        # robosuite's own recorder leaves out the rate where it is the usual one.
-        rate = kwargs.get("control_freq", RATE_HZ)
-        relative = bool(
-            controller.get("control_delta", True) and controller.get("input_type") != "absolute"
-        )
-        ranges = {
-            "input_max": 1,
-            "input_min": -1,
-            "output_max": ACTION_SCALE,
-            "output_min": -ACTION_SCALE,
-        }
-        limit, low, reach, back = (
-            np.broadcast_to(np.asarray(controller.get(key, usual), dtype=float), 6)
-            for key, usual in ranges.items()
-        )
-        robots = _strings(kwargs.get("robots", [ROBOT] * scene.arms))
-        grippers = _strings(kwargs.get("gripper_types", "default"))
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise EpisodeError(f'{path}: its "env_args" cannot be understood ({error}).') from error
-    if name != scene.env_name or simulator != ROBOSUITE:
-        here = [task for task, one in SCENES.items() if one.env_name == name]
-        what = f"those of {here[0]}" if here else f"those of {name!r}, which is not among the tasks"
-        if simulator != ROBOSUITE:
-            what = f"those of a simulator that robomimic numbers {simulator}, not of robosuite"
-        raise EpisodeError(
-            f"{path} holds demonstrations of another environment than {scene.env_name}: {what}."
-        )
-    known = dict(_UNDERSTOOD)
-    if relative and scene.arms == 1:  # then the base is turned as the world is
-        known["input_ref_frame"] = ("world", "base")
-    differing = [
-        f"{key} {controller[key]}"
-        for key, values in known.items()
-        if controller.get(key, values[0]) not in values
-    ]
-    if differing or rate != RATE_HZ:
-        raise EpisodeError(
-            f"{path} was recorded with the controller {', '.join(differing) or 'OSC_POSE'} at "
-            f"{rate} Hz; only OSC_POSE at {RATE_HZ} Hz, as published, is understood."
-        )
-    if robots != [ROBOT] * scene.arms or any(g not in GRIPPERS for g in grippers):
-        raise EpisodeError(
-            f"{path} was recorded with the robots {', '.join(robots)} and the grippers "
-            f"{', '.join(grippers)}; {scene.env_name} is played by {scene.arms} {ROBOT} "
-            "with its default gripper."
-        )
-    if version not in scene.poses:
-        raise EpisodeError(
-            f"{path} comes from robosuite {version}; versions {' and '.join(scene.poses)} are "
-            "understood."
-        )
-    positive = (limit > 0).all() and (reach > 0).all() and np.isfinite(reach / limit).all()
-    if not (positive and np.array_equal(low, -limit) and np.array_equal(back, -reach)):
-        raise EpisodeError(
-            f"{path}: its controller takes actions from {low.tolist()} to {limit.tolist()} for "
-            f"{back.tolist()} to {reach.tolist()}; only ranges around zero are understood."
-        )
-    return _Recorded(version, relative, limit, reach / limit)
-
-
-def _strings(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [str(one) for one in value]
-
-
-def _controller(configs: Any) -> dict[str, Any]:
-    """The options of the arms' controller, from those of one robot or a list of them."""
-    arms = []
-    for config in configs if isinstance(configs, list) else [configs]:
-        parts = config.get("body_parts")
-        if parts is None:  # robosuite 1.4
-            arms.append(config)
-        else:
-            parts = parts.get("arms", parts)
-            arms += [parts[side] for side in ("right", "left") if side in parts]
-    if not arms or any(arm != arms[0] for arm in arms):
-        raise ValueError("no controller of the arms, or not one for all of them")
-    return arms[0]
-
-
-def _check_relative(path: Path, recorded: _Recorded) -> None:
-    if not recorded.relative:
-        raise EpisodeError(f"{path} holds absolute actions: set task.actions=absolute.")
-    if not (np.allclose(recorded.scale, ACTION_SCALE) and np.allclose(recorded.limit, 1)):
-        raise EpisodeError(
-            f"{path}: its controller turns relative actions of up to {recorded.limit.tolist()} "
-            f"into {(recorded.limit * recorded.scale).tolist()} m and rad, the environment's of up "
-            f"to 1 into {ACTION_SCALE.tolist()}: set task.actions=absolute, which takes it into "
-            "account."
-        )
-
-
 def _subset(path: Path, file: Any, mask: str) -> set[str]:
     """Names of the demonstrations of a subset."""
-    masks = _opened(path, file, "mask") if "mask" in file else {}
+    masks = _open_group(path, file, "mask") if "mask" in file else {}
     if mask not in masks:
         raise EpisodeError(
             f"{path} has no subset {mask!r}; it has {', '.join(sorted(masks)) or 'none at all'} "
@@ -262,7 +127,12 @@ def _some(names: list[str]) -> str:
 
 
 def _demos(
-    path: Path, data: Any, names: list[str], scene: Scene, recorded: _Recorded, actions: str
+    path: Path,
+    data: Any,
+    names: list[str],
+    scene: Scene,
+    recorded: RecordedController,
+    actions: str,
 ) -> list[dict[str, np.ndarray]]:
     """All demonstrations, or what is wrong with the first few that cannot be used."""
     demos: list[dict[str, np.ndarray]] = []
@@ -283,7 +153,9 @@ def _demos(
     return demos
 
 
-def _demo(demo: Any, scene: Scene, recorded: _Recorded, actions: str) -> dict[str, np.ndarray]:
+def _demo(
+    demo: Any, scene: Scene, recorded: RecordedController, actions: str
+) -> dict[str, np.ndarray]:
     """A demonstration; errors say what it has or lacks."""
     stored = "actions_abs" if actions == "absolute" and "actions_abs" in demo else "actions"
     given = read_rows(demo, stored, width=7 * scene.arms)
@@ -317,13 +189,3 @@ def _demo(demo: Any, scene: Scene, recorded: _Recorded, actions: str) -> dict[st
         "action": given.astype(np.float32),
     }
     return episode | ({"state": read_rows(demo, "states", rows=rows)} if "states" in demo else {})
-
-
-def published(scene: str) -> Path:
-    """The published demonstrations of one proficient human, downloaded to the cache if need be.
-
-    Raises:
-        DownloadError: they cannot be had.
-    """
-    folder = SCENES[scene].folder
-    return fetch_from_hub(HUB, f"v1.5/{folder}/ph/low_dim_v15.hdf5", f"robomimic/{folder}.hdf5")

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.relative_actions import action_origin, origin_index
+from ebt_policy.errors import ConfigError
 
 
 def long_enough(
@@ -27,12 +29,12 @@ def long_enough(
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
 
     Raises:
-        ValueError: none does.
+        ConfigError: none does.
     """
     needed = horizon - n_action_steps - n_obs_steps + 2
     enough = lengths >= needed
     if not enough.any():
-        raise ValueError(
+        raise ConfigError(
             f"None of the {len(lengths)} episodes gives a window: with horizon={horizon}, "
             f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
             f"{needed} rows; the longest has {int(lengths.max(initial=0))}."
@@ -79,12 +81,12 @@ class Windows:
         cameras: Sequence[str] = (),
     ) -> None:
         if min(horizon, n_obs_steps, n_action_steps) < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"horizon={horizon}, n_obs_steps={n_obs_steps} and "
                 f"n_action_steps={n_action_steps} must all be at least 1."
             )
         if horizon < n_obs_steps + n_action_steps - 1:
-            raise ValueError(
+            raise ConfigError(
                 f"horizon={horizon} is too short to execute n_action_steps={n_action_steps} after "
                 f"n_obs_steps={n_obs_steps}: set it to {n_obs_steps + n_action_steps - 1} or more."
             )
@@ -100,7 +102,7 @@ class Windows:
         self.images = {name: self._resident(arrays, name, rows) for name in cameras}
         for name, images in self.images.items():
             if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
-                raise ValueError(
+                raise EpisodeError(
                     f'The camera "{name}" must have (rows, height, width, 3) uint8, it has '
                     f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}."
                 )

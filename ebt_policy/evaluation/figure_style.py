@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#B8A800", "#808080")
@@ -104,7 +104,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     text = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    write_atomic(path, text.getvalue())
+    atomic_write(path, text.getvalue())
 
 
 def finite_array(value: ArrayLike, ndim: int, what: str) -> np.ndarray:

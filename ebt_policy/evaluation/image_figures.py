@@ -115,8 +115,8 @@ def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
     return np.asarray(whole)
 
 
-def png(figure: Figure, path: Path) -> None:
-    """Write it beside the report, to be looked at by itself."""
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; the file is whole at every moment."""
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(path)

@@ -1,4 +1,7 @@
-"""Quality of pictures against the truth."""
+"""Image quality against the clean images: PSNR, SSIM and mean squared error.
+
+Shapes: N images, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -15,47 +18,51 @@ from torchmetrics.functional.image import (
 
 
 def psnr(images: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal to noise ratio of images (N, C, H, W) in [-1, 1]: (N,), dB."""
-    found: Any = peak_signal_noise_ratio(
+    """Return the peak signal to noise ratio of images (N, C, H, W) in [-1, 1]: (N,), dB."""
+    ratio: Any = peak_signal_noise_ratio(
         images, clean, data_range=(-1.0, 1.0), reduction="none", dim=(1, 2, 3)
     )
-    return found
+    return ratio
 
 
-def measures(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
-    """Of images (N, C, H, W) in [-1, 1]: ``psnr`` in dB, ``ssim`` and ``mse`` of 8-bit values."""
+def compute_metrics(images: Sequence[Tensor], clean: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """Return (N,) each of ``psnr`` in dB, ``ssim`` and ``mse`` of 8-bit values.
+
+    Args:
+        images, clean: (C, H, W) in [-1, 1] each; sizes may differ.
+    """
+    return _by_size(_metrics, images, clean)
+
+
+def compute_psnr(images: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarray:
+    """Return `psnr` of images whose sizes may differ: (N,)."""
+
+    def metrics(batch: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
+        return {"psnr": psnr(batch, truth).reshape(-1).cpu().numpy()}
+
+    return _by_size(metrics, images, clean)["psnr"]
+
+
+def _metrics(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
+    """Compute all metrics of images of one size, (N, C, H, W)."""
     ssim: Any = structural_similarity_index_measure(images, clean, data_range=2.0, reduction="none")
     error = (images - clean).square().flatten(1).mean(1) * 127.5**2
-    found = {"psnr": psnr(images, clean), "ssim": ssim, "mse": error}
-    return {name: value.reshape(len(images)).cpu().numpy() for name, value in found.items()}
-
-
-def psnrs(found: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarray:
-    """`psnr` of images whose sizes may differ: (N,)."""
-
-    def of(images: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
-        return {"psnr": psnr(images, truth).reshape(-1).cpu().numpy()}
-
-    return _by_size(of, found, clean)["psnr"]
-
-
-def measured(found: Sequence[Tensor], clean: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """`measures` of images whose sizes may differ: (N,) each."""
-    return _by_size(measures, found, clean)
+    metrics = {"psnr": psnr(images, clean), "ssim": ssim, "mse": error}
+    return {name: value.reshape(len(images)).cpu().numpy() for name, value in metrics.items()}
 
 
 def _by_size(
-    of: Callable[[Tensor, Tensor], dict[str, np.ndarray]],
-    found: Sequence[Tensor],
+    metrics: Callable[[Tensor, Tensor], dict[str, np.ndarray]],
+    images: Sequence[Tensor],
     clean: Sequence[Tensor],
 ) -> dict[str, np.ndarray]:
-    """Images of one size together, which is many times faster than one by one."""
+    """Compute metrics of images of one size together, many times faster than one by one."""
     sizes: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(clean):
         sizes.setdefault(image.shape, []).append(i)
     order = np.argsort(np.concatenate(list(sizes.values())))
     parts = [
-        of(torch.stack([found[i] for i in index]), torch.stack([clean[i] for i in index]))
+        metrics(torch.stack([images[i] for i in index]), torch.stack([clean[i] for i in index]))
         for index in sizes.values()
     ]
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

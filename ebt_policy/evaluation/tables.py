@@ -1,4 +1,4 @@
-"""Tables of results in Markdown, and what of an entry a person is to see."""
+"""Tables of results in Markdown, numbers for a person, and what a report shows (`ReportSpec`)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ MISSING = "n/a"
 
 
 class ReportSpec(NamedTuple):
-    """What of a kind of entry a person is to see, in `table.md` and in the report.
+    """What ``table.md`` and the report show of a comparison.
 
     Attributes:
         header, row: of the table of results; the first cell is an entry's name.
-        metrics: those with intervals, to be drawn; none where nothing was measured.
-        facts: how an entry was made: (term, text).
+        metrics: those with intervals, to be drawn; empty if nothing was measured.
+        facts: how an entry was trained and evaluated: (term, text).
         note: of a comparison, one sentence on its intervals.
-        what: the paired differences are over; "" where there are none.
+        paired_over: what the paired differences are over; "" if there are none.
     """
 
     header: Sequence[str]
@@ -25,16 +25,16 @@ class ReportSpec(NamedTuple):
     metrics: Sequence[str]
     facts: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
     note: Callable[[Mapping[str, Any]], str]
-    what: str
+    paired_over: str
 
 
-def markdown_table(comparison: Mapping[str, Any], shown: ReportSpec) -> str:
+def markdown_table(comparison: Mapping[str, Any], spec: ReportSpec) -> str:
     """Render a comparison as Markdown: a row an entry, then the paired differences."""
-    rows = [shown.row(entry) for entry in comparison["entries"]]
-    text = markdown(shown.header, rows, left=1)
-    text += f"\n{shown.note(comparison)}\n"
+    rows = [spec.row(entry) for entry in comparison["entries"]]
+    text = markdown(spec.header, rows, left=1)
+    text += f"\n{spec.note(comparison)}\n"
     if comparison["paired"]:
-        text += f"\nPaired differences, a - b, {shown.what}:\n\n"
+        text += f"\nPaired differences, a - b, {spec.paired_over}:\n\n"
         text += paired_table(comparison["paired"])
     unpaired = unpaired_names(comparison)
     if unpaired:
@@ -79,13 +79,13 @@ def format_interval(mean: float, ci: Sequence[float], signed: bool = False, digi
     return f"{mid} [{lo}, {hi}]"
 
 
-def format_estimate(found: Mapping[str, Any], digits: int = 3) -> str:
+def format_estimate(estimate: Mapping[str, Any], digits: int = 3) -> str:
     """`format_interval` of ``{mean, ci95}``."""
-    return format_interval(found["mean"], found["ci95"], digits=digits)
+    return format_interval(estimate["mean"], estimate["ci95"], digits=digits)
 
 
 def or_missing(value: Any) -> str:
-    """Its text, `n/a` for None."""
+    """Return the text of a value, `n/a` for None."""
     return MISSING if value is None else str(value)
 
 

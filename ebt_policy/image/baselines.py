@@ -57,7 +57,7 @@ class DiT(ImageModel):
     """A network that predicts the noise n in sqrt(abar_k) y + sqrt(1 - abar_k) n at level k.
 
     Args:
-        shape: as in `ImageModel`; levels up to ``shape.noise`` are learned, all alike.
+        shape: as in `ImageModel`; levels up to ``shape.max_noise_level`` are learned, all alike.
         size: the size dial.
         inference: options of `DiTInference`.
     """
@@ -72,7 +72,9 @@ class DiT(ImageModel):
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
-        level = torch.randint(1, self.shape.noise + 1, (len(images),), device=images.device)
+        level = torch.randint(
+            1, self.shape.max_noise_level + 1, (len(images),), device=images.device
+        )
         normal = torch.randn_like(images)
         noisy = self.forward_process(images, normal, level)
         return {"noisy": noisy, "normal": normal, "level": level}
@@ -93,7 +95,11 @@ class DiT(ImageModel):
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
     ) -> DenoisingResult:
         config = self.inference
-        top = min(noise, self.shape.noise) if config.start_at_noise_level else self.shape.noise
+        top = (
+            min(noise, self.shape.max_noise_level)
+            if config.start_at_noise_level
+            else self.shape.max_noise_level
+        )
         kind = DDPMScheduler if config.scheduler == "ddpm" else ExactDDIMScheduler
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")

@@ -125,7 +125,7 @@ class ImageModel(Model):
         ``restoring`` is the error of the denoised images after noise of training was added
         (reconstruction as a detector, Graham et al. 2023).
         """
-        noise = self.shape.noise
+        noise = self.shape.max_noise_level
         result = self.denoise(self.add_noise(images, noise, generator), noise, generator=generator)
         return {"restoring": (result.images - images).square().flatten(1).mean(1)}
 
@@ -142,11 +142,11 @@ class ImageModel(Model):
         return self.net.encode(labels)
 
     @property
-    def _learned(self) -> dict[str, Any]:
+    def _data_config(self) -> dict[str, Any]:
         return {"shape": asdict(self.shape)}
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         return build_image_model(config)
 
 
@@ -194,10 +194,10 @@ class EnergyImageModel(EnergyModel, ImageModel):
         objective: ObjectiveFactory,
     ) -> None:
         bound = objective(CandidateSpace(forward_process=self._corrupt))
-        if isinstance(bound, Flow) and shape.noise < LEVELS:
+        if isinstance(bound, Flow) and shape.max_noise_level < LEVELS:
             raise ConfigError(
-                f"this objective learns the way from noise alone: set task.noise={LEVELS}, or use "
-                "objective=s1, s2 or s1_corrupted."
+                "this objective learns to generate from pure noise: set "
+                f"task.max_noise_level={LEVELS}, or use objective=s1, s2 or s1_corrupted."
             )
         net = PatchTransformer(
             shape,
@@ -212,11 +212,13 @@ class EnergyImageModel(EnergyModel, ImageModel):
 
     def _corrupt(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
         """Return targets with the noise of training at level 0, and less of it up to 1."""
-        return self.forward_process(target, normal, ((1 - level) * self.shape.noise).round().long())
+        return self.forward_process(
+            target, normal, ((1 - level) * self.shape.max_noise_level).round().long()
+        )
 
     @property
     def has_random_init(self) -> bool:
-        return self.shape.noise == LEVELS  # else all start from the noisy image
+        return self.shape.max_noise_level == LEVELS  # else all start from the noisy image
 
     def network_level(self, noise: Tensor) -> Tensor | None:
         """Return the level of the first step, for a step-conditioned objective."""

@@ -25,14 +25,14 @@ class ImageShape:
         side: S, pixels.
         channels: C, 3 or 1.
         patch: P, a divisor of S.
-        noise: highest level of noise in training; 1000 to generate images.
+        max_noise_level: highest level of noise in training; 1000 to generate images.
         classes: number of classes that the network is conditioned on; 0 for none.
     """
 
     side: int
     channels: int
     patch: int
-    noise: int
+    max_noise_level: int
     classes: int
 
     def __post_init__(self) -> None:
@@ -40,8 +40,10 @@ class ImageShape:
             raise ConfigError(f"task.side must be at least 1, got {self.side}.")
         if self.patch < 1 or self.side % self.patch:
             raise ConfigError(f"task.patch={self.patch} must divide task.side={self.side}.")
-        if not 1 <= self.noise <= LEVELS:
-            raise ConfigError(f"task.noise must be 1 to {LEVELS}, got {self.noise}.")
+        if not 1 <= self.max_noise_level <= LEVELS:
+            raise ConfigError(
+                f"task.max_noise_level must be 1 to {LEVELS}, got {self.max_noise_level}."
+            )
 
 
 class PatchTransformer(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import Tensor
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
-from ebt_policy.image.data import Crops, ImageDataset, load_images
-from ebt_policy.image.evaluate import RestoringOptions, evaluate_images
-from ebt_policy.image.model import ImageModel, build_image_model
+from ebt_policy.image.data import Crops, ImageDataset
+from ebt_policy.image.datasets import load_images
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
+from ebt_policy.image.model import IMAGE_MODELS, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
-from ebt_policy.training.trainer import TrainConfig
 
-HELD_OUT = 1024  # crops whose loss is seen at checkpoints
-TRIED = 64  # of them, restored while training
+HELD_OUT = 1024  # crops whose loss is logged at checkpoints
+DENOISED = 64  # of them, denoised while training
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,22 @@ class ImageTaskConfig:
 
     Args:
         name: image.
-        images, path, channels, skip_damaged: see `load_images`.
-        side, patch, noise: see `ImageShape`.
+        images, path, channels, skip_unreadable: see `load_images`.
+        side, patch, max_noise_level: see `ImageShape`.
         classes: tell the model the class of an image.
-        leave_out: names of classes that are not learned from.
+        exclude_classes: names of classes that are not learned from.
     """
 
     name: str
     images: str | None
     path: str | list[str] | None
     channels: int
-    skip_damaged: bool
+    skip_unreadable: bool
     side: int
     patch: int
-    noise: int
+    max_noise_level: int
     classes: bool
-    leave_out: list[str]
+    exclude_classes: list[str]
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -52,7 +54,7 @@ class ImageTaskConfig:
         self.shape(0)  # says what is wrong before any image is read
 
     def shape(self, classes: int) -> ImageShape:
-        return ImageShape(self.side, self.channels, self.patch, self.noise, classes)
+        return ImageShape(self.side, self.channels, self.patch, self.max_noise_level, classes)
 
 
 @dataclass(frozen=True)
@@ -62,67 +64,66 @@ class ImageEvaluation:
     final: bool
 
 
-class ImageTrainingTask(TrainingTask):
-    """See `TrainingTask`."""
+class ImageTrainingTask(TrainingTask[ImageDataset]):
+    """Train a model of images; validate and evaluate what it makes of noisy ones."""
+
+    models = IMAGE_MODELS
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
         self.task = options(ImageTaskConfig, config["task"], "task")
         self.evaluation = options(ImageEvaluation, config["evaluation"], "evaluation")
-        self.gallery: ImageDataset | None = None
-        self.tried: dict[str, Tensor] = {}
 
-    def fetch(self) -> str:
+    def load_data(self) -> ImageDataset:
         task = self.task
-        self.gallery = load_images(
-            task.images, task.path, task.channels, skip_damaged=task.skip_damaged,
+        dataset = load_images(
+            task.images, task.path, task.channels, skip_unreadable=task.skip_unreadable,
             smallest=task.side,
         )  # fmt: skip
-        if "train" not in self.gallery.parts:
+        if "train" not in dataset.parts:
             raise ConfigError(f"task.images={task.images} is for evaluation; train on others.")
-        if self.evaluation.final and self.gallery.parts.keys() == {"train"}:
+        if self.evaluation.final and dataset.parts.keys() == {"train"}:
             raise ConfigError(
-                f"{self.gallery.name} has a single image, none to evaluate on; give more, or "
+                f"{dataset.name} has a single image, none to evaluate on; give more, or "
                 "set evaluation.final=false."
             )
-        if task.classes and not self.gallery.classes:
-            raise ConfigError(f"{self.gallery.name} has no classes; leave task.classes=false.")
-        self.gallery = self.gallery.without(task.leave_out)
-        count = len(self.gallery.parts["train"])
-        return f"{self.gallery.name}: {count:,} images, {self.gallery.origin}."
+        if task.classes and not dataset.classes:
+            raise ConfigError(f"{dataset.name} has no classes; leave task.classes=false.")
+        return dataset.exclude_classes(task.exclude_classes)
 
-    def build(self, device: torch.device) -> TrainingSetup:
-        task, gallery = self.task, self.gallery
-        assert gallery is not None
-        crops = Crops(gallery.parts["train"], task.side, device=device)
-        held_out = None
-        if "validation" in gallery.parts:
-            validation = gallery.parts["validation"]
-            held_out = Crops(validation, task.side, most=HELD_OUT, device=device)
-            self.tried = held_out.gather(torch.linspace(0, len(held_out) - 1, TRIED).long())
+    def describe(self, data: ImageDataset) -> str:
+        return f"{data.name}: {len(data.parts['train']):,} images, {data.origin}."
+
+    def build(self, data: ImageDataset, device: torch.device) -> TrainingSetup:
+        task = self.task
+        crops = Crops(data.parts["train"], task.side, device=device)
+        held_out, validate = None, None
+        if "validation" in data.parts:
+            held_out = Crops(data.parts["validation"], task.side, most=HELD_OUT, device=device)
+            rows = held_out.gather(torch.linspace(0, len(held_out) - 1, DENOISED).long())
+            if self.train.eval_every > 0 and task.max_noise_level < LEVELS:
+                validate = partial(self._denoising_metrics, rows=rows)
         torch.manual_seed(self.config["seed"])
-        classes = len(gallery.classes) if task.classes else 0
+        classes = len(data.classes) if task.classes else 0
         model = build_image_model({**self.config, "shape": asdict(task.shape(classes))})
-        # Where the images are found again, and what they were called, is for the evaluation.
-        model.config["task"] = {**self.config["task"], "images": task.images or
-                                (None if task.path else gallery.name)}  # fmt: skip
-        return TrainingSetup(model.to(device), crops, held_out, f"{len(crops):,} crops")
+        # The name of the images, by which the evaluation finds them again.
+        name = task.images or (None if task.path else data.name)
+        model.config["task"] = {**self.config["task"], "images": name}
+        return TrainingSetup(model.to(device), crops, held_out, f"{len(crops):,} crops", validate)
 
-    @property
-    def tries_out(self) -> bool:
-        return super().tries_out and self.task.noise < LEVELS
-
-    def tryout(self, model: ImageModel) -> dict[str, float]:
-        if not self.tried:
-            return {}
-        clean = model.normalize(self.tried)["image"]
+    def _denoising_metrics(self, model: ImageModel, rows: dict[str, Tensor]) -> dict[str, float]:
+        clean = model.normalize(rows)["image"]
         generator = torch.Generator().manual_seed(0)
-        noisy = model.add_noise(clean, self.task.noise, generator)
-        labels = self.tried["label"] if model.shape.classes else None
-        found = model.denoise(noisy, self.task.noise, labels, generator)
-        return {"held_out_psnr": float(psnr(found.images, clean).mean())}
+        noisy = model.add_noise(clean, self.task.max_noise_level, generator)
+        labels = rows["label"] if model.shape.classes else None
+        result = model.denoise(noisy, self.task.max_noise_level, labels, generator)
+        return {"held_out_psnr": float(psnr(result.images, clean).mean())}
 
-    def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
+    def evaluate(
+        self, data: ImageDataset, run_dir: Path, device: torch.device, command: str
+    ) -> None:
         if self.evaluation.final:
-            what: Any = {"output": run_dir / "evaluation", "device": device, "command": command}
-            evaluate_images([str(run_dir)], RestoringOptions(), **what)
+            evaluate_images(
+                [str(run_dir)], DenoisingConfig(),
+                output=run_dir / "evaluation", device=device, command=command,
+            )  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from filelock import FileLock
 
+from ebt_policy.errors import OutputError
+from ebt_policy.io.atomic_write import atomic_path
 from ebt_policy.io.download import cache_dir
 
 
@@ -20,7 +22,7 @@ def cached_array(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         name: of its file below the cache folder, a digest of what the array depends on.
 
     Raises:
-        OSError: the cache cannot be written.
+        OutputError: the cache cannot be written.
     """
     file = cache_dir() / name
     if (found := _stored(file)) is not None:
@@ -30,15 +32,12 @@ def cached_array(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         with FileLock(file.with_suffix(".lock")):
             if (found := _stored(file)) is None:
                 found = make()
-                partial = file.with_name(f".{file.stem}.{os.getpid()}.npy")
-                try:
-                    np.save(partial, found)
-                    os.replace(partial, file)
-                finally:
-                    partial.unlink(missing_ok=True)
+                with atomic_path(file) as temporary:
+                    np.save(temporary, found)
     except OSError as error:
-        raise OSError(
-            f"{file.name} cannot be kept in {file.parent} ({error.strerror or error}): set "
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
+        raise OutputError(
+            f"{file.name} cannot be kept in {file.parent} ({reason}): set "
             "EBT_POLICY_CACHE to a folder that can be written."
         ) from error
     stored = _stored(file)  # none for an array without numbers, which cannot be mapped

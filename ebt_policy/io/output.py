@@ -21,22 +21,6 @@ from ebt_policy.errors import ConfigError
 MIB = 1 << 20
 
 
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 `text` so that `path` is at every moment either the old file or the new one."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files private; results are to share
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
     """Own a folder for results while a program writes them, see `writable_folder`.

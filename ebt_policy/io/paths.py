@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
-MEND = "Mend or remove it; in training, task.skip_damaged=true leaves such files out."
+SKIP_HINT = "Mend or remove it; in training, task.skip_unreadable=true leaves such files out."
 SHOWN = 5  # problems of a list that are told in full
 
 
@@ -22,7 +22,7 @@ def listed(problems: Sequence[str]) -> str:
     return " ".join([*problems[:SHOWN], *([f"And {more} more."] if more > 0 else [])])
 
 
-def left_out(damaged: Sequence[str]) -> str:
+def format_skipped(damaged: Sequence[str]) -> str:
     """Return what the line that says where data came from adds of files that cannot be used."""
     return f", {len(damaged)} left out: {listed(damaged)}" if damaged else ""
 
@@ -53,7 +53,7 @@ def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
             yield path
 
 
-def own_files(
+def find_files(
     paths: Sequence[str], suffixes: Sequence[str], what: str, error: type[ValueError]
 ) -> list[Path]:
     """Return files as they are named, and those of folders, at any depth, that end as they should.

@@ -1,42 +1,49 @@
-"""Evaluating language models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=4] ...``.
+"""Evaluation of language models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=4] ...``.
 
-Leaves ``summary.json``, ``table.md`` and a self-contained ``report.html``; of models that descend
-they show surprisal over the steps and over the guesses among which the lowest energy chooses, and
-the energy of easy and hard tokens on the way.
+Leaves ``summary.json``, ``table.md`` and a self-contained ``report.html``: held-out perplexity with
+intervals. Models that descend also show surprisal over the steps and over the number of
+candidates, and the energy of easy and hard tokens during the descent.
 
 Shapes: B batch, S context, N steps.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.markdown import Markdown
 
-from ebt_policy.evaluation.entries import (
-    entry_metadata,
-    load_entries,
-    metadata_rows,
-    training_figures,
+from ebt_policy.evaluation.entries import EvalEntry, entry_metadata, load_entries, metadata_rows
+from ebt_policy.evaluation.evaluator import (
+    EvalRun,
+    EvaluatedEntry,
+    ReportFigure,
+    ReportVideo,
+    SequentialEvaluation,
+    run_evaluation,
 )
-from ebt_policy.evaluation.progress import progress_bar
-from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference
-from ebt_policy.evaluation.tables import ReportSpec, format_count, format_estimate, markdown_table
-from ebt_policy.io.output import write_atomic
-from ebt_policy.language.data import TokenWindows
-from ebt_policy.language.figures import thinking
+from ebt_policy.evaluation.tables import (
+    ReportSpec,
+    format_count,
+    format_estimate,
+    markdown_table,
+)
+from ebt_policy.language.figures import test_time_compute_figure
 from ebt_policy.language.masked_lm import MaskedModel
-from ebt_policy.language.metrics import MOST, habits, held_out, held_out_surprisal
+from ebt_policy.language.metrics import (
+    MAX_WINDOWS,
+    EvalSet,
+    held_out_surprisal,
+    load_eval_set,
+    prediction_collapse_metrics,
+)
 from ebt_policy.language.model import EnergyLanguageModel, TextModel
 from ebt_policy.language.test_time_compute import (
     show_energies,
@@ -45,6 +52,147 @@ from ebt_policy.language.test_time_compute import (
 )
 
 console = Console()
+CAPTION = (
+    "Surprisal over the steps of a descent, and over the guesses of which that of the "
+    "lowest energy is taken, with 95 % intervals; energies while they descend."
+)
+
+
+class LanguageResult(NamedTuple):
+    """What was measured of an entry.
+
+    Attributes:
+        losses: (models, windows) mean surprisal, nats.
+        collapse: `prediction_collapse_metrics` of each masked model; empty for others.
+        test_time_compute: `study_test_time_compute`; None for models that do not descend.
+    """
+
+    losses: np.ndarray
+    collapse: list[dict[str, float]]
+    test_time_compute: dict[str, Any] | None
+
+
+Entry = EvalEntry[TextModel]
+Evaluated = EvaluatedEntry[Entry, EvalSet, LanguageResult]
+
+
+def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        summary["name"],
+        format_count(summary["params"]),
+        f"{summary['train_steps'] or 0:,}",
+        format_estimate(summary["loss"]),
+        format_estimate(summary["perplexity"], 2),
+        format_estimate(summary["bits_per_byte"]),
+    )
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    text = f"{summary['corpus']} ({summary['part']}), {summary['windows']:,} windows"
+    return [("text", text), *metadata_rows(summary)]
+
+
+def _note(comparison: Mapping[str, Any]) -> str:
+    texts = {f"{entry['corpus']} ({entry['part']})" for entry in comparison["entries"]}
+    return f"Mean and 95 % interval over windows of {', '.join(sorted(texts))} and training seeds."
+
+
+LANGUAGE_REPORT = ReportSpec(
+    header=("model", "params", "updates", "loss, nats", "perplexity", "bits a byte"),
+    row=_row,
+    metrics=("loss", "perplexity"),
+    facts=_facts,
+    note=_note,
+    paired_over="window by window of the same text",
+)
+
+
+class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
+    """Perplexity on held-out text.
+
+    Args:
+        corpus: another text than that of the models' training; None for their own.
+    """
+
+    title = "text"
+    spec = LANGUAGE_REPORT
+
+    def __init__(self, corpus: str | None) -> None:
+        self.corpus = corpus
+
+    def load_eval_set(self, entry: Entry, run: EvalRun) -> EvalSet:
+        return load_eval_set(entry.model, self.corpus, run.device)
+
+    def measure(
+        self, entry: Entry, eval_set: EvalSet, advance: Callable[[], None]
+    ) -> LanguageResult:
+        windows, losses = eval_set.windows, []
+        for model in entry.models:
+            losses.append(held_out_surprisal(model, windows, MAX_WINDOWS).mean(1).numpy())
+            advance()
+        collapse = [
+            prediction_collapse_metrics(model, windows, MAX_WINDOWS)
+            for model in entry.models
+            if isinstance(model, MaskedModel)
+        ]
+        descends = isinstance(entry.model, EnergyLanguageModel)
+        compute = study_test_time_compute(entry.models, windows) if descends else None
+        return LanguageResult(np.stack(losses), collapse, compute)
+
+    def summarize(
+        self, entry: Entry, eval_set: EvalSet, result: LanguageResult, run: EvalRun
+    ) -> dict[str, Any]:
+        loss = mean_ci(result.losses)
+        low, high = loss["ci95"]
+        to_bits = 1 / (math.log(2) * eval_set.about["bytes_per_token"])
+        summary: dict[str, Any] = {
+            **entry_metadata(entry, run.command),
+            **eval_set.about,
+            "loss": loss,
+            # Of the mean: a mean of exponentials is no perplexity.
+            "perplexity": {"mean": math.exp(loss["mean"]), "ci95": [math.exp(low), math.exp(high)]},
+            "bits_per_byte": {
+                "mean": loss["mean"] * to_bits,
+                "ci95": [low * to_bits, high * to_bits],
+            },
+        }
+        if result.collapse:
+            keys = result.collapse[0]
+            summary["habits"] = {key: [each[key] for each in result.collapse] for key in keys}
+        if result.test_time_compute is not None:
+            summary["thinking"] = result.test_time_compute
+        return summary
+
+    def pair(self, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
+        """Return differences of loss, in nats, of entries that read the same windows."""
+        return [
+            {
+                "a": a.entry.name,
+                "b": b.entry.name,
+                "metric": "loss",
+                **paired_difference(a.result.losses, b.result.losses),
+            }
+            for a, b in combinations(evaluated, 2)
+            if a.result.losses.shape[1] == b.result.losses.shape[1]
+            and np.array_equal(a.eval_set.windows.tokens, b.eval_set.windows.tokens)
+        ]
+
+    def table(self, comparison: dict[str, Any]) -> str:
+        return markdown_table(comparison, self.spec) + steps_and_candidates_table(comparison)
+
+    def figures(
+        self, evaluated: Sequence[Evaluated], run: EvalRun
+    ) -> tuple[list[ReportFigure], list[ReportVideo]]:
+        studies = {
+            item.entry.name: item.result.test_time_compute
+            for item in evaluated
+            if item.result.test_time_compute is not None
+        }
+        for name, study in studies.items():
+            if study["energies"]:
+                console.print(f"\nenergy of tokens, {name}, low to high:", markup=False)
+                console.print(show_energies(study["energies"]["tokens"]))
+        return [("Thinking", CAPTION, test_time_compute_figure(studies))] if studies else [], []
 
 
 def evaluate_language(
@@ -55,120 +203,17 @@ def evaluate_language(
     command: str,
     corpus: str | None = None,
 ) -> dict[str, Any]:
-    """Held-out perplexity of some models, with intervals; returns what ``summary.json`` holds.
+    """Measure held-out perplexity of some models, with intervals.
 
     Args:
         checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
         corpus: another text than that of their training: a name, or the path of a file.
 
+    Returns:
+        What ``summary.json`` holds.
+
     Raises:
-        CheckpointError, ConfigError, TextError: before anything is computed.
+        CheckpointError, ConfigError, TextError: before anything is measured.
     """
-    contestants = load_entries(TextModel, checkpoints, device)
-    texts = {name: held_out(models[0], corpus, device) for name, models in contestants.items()}
-    entries, thoughts, found = [], {}, {}
-    with progress_bar() as bar:
-        for text, models in contestants.items():
-            task, (windows, about) = bar.add_task(text, total=len(models)), texts[text]
-            losses = []
-            for model in models:
-                losses.append(held_out_surprisal(model, windows, MOST).mean(1).numpy())
-                bar.advance(task)
-            found[text] = np.stack(losses)
-            entries.append(_summary(text, models, found[text], about, command))
-            masked = [model for model in models if isinstance(model, MaskedModel)]
-            if masked:
-                each = [habits(model, windows, MOST) for model in masked]
-                entries[-1]["habits"] = {k: [one[k] for one in each] for k in each[0]}
-            if isinstance(models[0], EnergyLanguageModel):
-                thoughts[text] = study_test_time_compute(models, windows)
-                entries[-1]["thinking"] = thoughts[text]
-    result = {"entries": entries, "paired": _paired(found, texts)}
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomic(output / "summary.json", json.dumps(result, indent=1) + "\n")
-    table = markdown_table(result, TEXT) + steps_and_candidates_table(result)
-    write_atomic(output / "table.md", table)
-    console.print(Markdown(table))
-    for name, found in thoughts.items():
-        if found["energies"]:
-            console.print(f"\nenergy of tokens, {name}, low to high:", markup=False)
-            console.print(show_energies(found["energies"]["tokens"]))
-    figures = _figures(checkpoints, thoughts)
-    report = write_report(
-        output / "report.html", title="text", comparison=result, shown=TEXT, figures=figures,
-        notes=[f"Made by: {command}"],
-    )  # fmt: skip
-    console.print(f"report: {report}", markup=False, soft_wrap=True, highlight=False)
-    return result
-
-
-def _figures(checkpoints: Sequence[str], thoughts: dict[str, Any]) -> list[tuple[str, str, Figure]]:
-    figures = []
-    if thoughts:
-        caption = (
-            "Surprisal over the steps of a descent, and over the guesses of which that of the "
-            "lowest energy is taken, with 95 % intervals; energies while they descend."
-        )
-        figures.append(("Thinking", caption, thinking(thoughts)))
-    return figures + training_figures(checkpoints, console)
-
-
-def _summary(
-    name: str, models: list[TextModel], losses: np.ndarray, about: dict[str, Any], command: str
-) -> dict[str, Any]:
-    loss = mean_ci(losses)
-    low, high = loss["ci95"]
-    to_bits = 1 / (math.log(2) * about["bytes_per_token"])
-    return {
-        **entry_metadata(name, models, command),
-        **about,
-        "loss": loss,
-        # Of the mean: a mean of exponentials is no perplexity.
-        "perplexity": {"mean": math.exp(loss["mean"]), "ci95": [math.exp(low), math.exp(high)]},
-        "bits_per_byte": {"mean": loss["mean"] * to_bits, "ci95": [low * to_bits, high * to_bits]},
-    }
-
-
-def _paired(
-    found: dict[str, np.ndarray], texts: dict[str, tuple[TokenWindows, dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Differences of loss, in nats, of those that read the same windows."""
-    return [
-        {"a": a, "b": b, "metric": "loss", **paired_difference(found[a], found[b])}
-        for a, b in combinations(found, 2)
-        if found[a].shape[1] == found[b].shape[1]
-        and np.array_equal(texts[a][0].tokens, texts[b][0].tokens)
-    ]
-
-
-def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        entry["name"],
-        format_count(entry["params"]),
-        f"{entry['train_steps'] or 0:,}",
-        format_estimate(entry["loss"]),
-        format_estimate(entry["perplexity"], 2),
-        format_estimate(entry["bits_per_byte"]),
-    )
-
-
-def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("text", f"{entry['corpus']} ({entry['part']}), {entry['windows']:,} windows"),
-        *metadata_rows(entry),
-    ]
-
-
-def _note(result: Mapping[str, Any]) -> str:
-    texts = ", ".join(sorted({f"{e['corpus']} ({e['part']})" for e in result["entries"]}))
-    return f"Mean and 95 % interval over windows of {texts} and training seeds."
-
-
-TEXT = ReportSpec(
-    header=("model", "params", "updates", "loss, nats", "perplexity", "bits a byte"),
-    row=_row,
-    metrics=("loss", "perplexity"),
-    facts=_facts,
-    note=_note,
-    what="window by window of the same text",
-)
+    entries = load_entries(TextModel, checkpoints, device)
+    return run_evaluation(LanguageEvaluation(corpus), entries, EvalRun(output, device, command))

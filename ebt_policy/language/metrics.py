@@ -1,4 +1,4 @@
-"""What models of text make of text that they did not learn from.
+"""What language models predict on held-out text: surprisal, and whether predictions collapse.
 
 Shapes: B batch, S context, K masked tokens.
 """
@@ -6,80 +6,101 @@ Shapes: B batch, S context, K masked tokens.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ebt_policy.language.data import TokenWindows, load_corpus, tokenized
+from ebt_policy.language.data import TokenWindows, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import TextModel
 
 BATCH = 16
-MOST = 1024  # windows, evenly spread, of a text that has more
+MAX_WINDOWS = 1024  # evenly spread, of a text that has more
 
 
-def held_out(
+class EvalSet(NamedTuple):
+    """Windows of a held-out text.
+
+    Attributes:
+        about: name and part of the text, number of windows, bytes a token.
+    """
+
+    windows: TokenWindows
+    about: dict[str, Any]
+
+
+def load_eval_set(
     model: TextModel, corpus: str | None, device: torch.device, part: str = "test"
-) -> tuple[TokenWindows, dict[str, Any]]:
-    """Windows of the text that a model did not learn from, or of another, and what it is.
+) -> EvalSet:
+    """Load windows of the text that a model was not trained on, or of another text.
 
-    Of its part ``test`` or ``validation``; a text without a test part has the latter for both.
+    Args:
+        corpus: another text: a name, or the path of a file; None for the model's own.
+        part: ``test`` or ``validation``; a text without a test part has the latter for both.
 
     Raises:
-        TextError: it cannot be had.
+        TextError: the text is not available.
     """
-    given = model.config["task"]["corpus"], model.config["task"]["path"]
+    name, path = model.config["task"]["corpus"], model.config["task"]["path"]
     if corpus is not None:
-        given = (None, corpus) if Path(corpus).exists() else (corpus, None)
-    text = load_corpus(*given)
+        name, path = (None, corpus) if Path(corpus).exists() else (corpus, None)
+    text = load_corpus(name, path)
     part = part if part in text.parts else "validation"
     tokens = tokenized(text.parts[part], model.tokenizer)
     windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
-    return windows, {
+    about = {
         "corpus": text.name,
         "part": part,
-        "windows": min(len(windows), MOST),
+        "windows": min(len(windows), MAX_WINDOWS),
         "bytes_per_token": len(text.parts[part].encode()) / len(tokens),
     }
+    return EvalSet(windows, about)
 
 
-def batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor]:
-    """Indices of windows in batches: all of them, or some, evenly spread."""
+def window_batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor]:
+    """Return indices of windows in batches: all of them, or at most some, evenly spread."""
     count = len(windows)
-    chosen = torch.arange(count)
+    selected = torch.arange(count)
     if most is not None and most < count:
-        chosen = torch.linspace(0, count - 1, most).long()
-    return list(chosen.split(BATCH))
+        selected = torch.linspace(0, count - 1, most).long()
+    return list(selected.split(BATCH))
 
 
 def held_out_surprisal(
     model: TextModel, windows: TokenWindows, most: int | None = None
 ) -> torch.Tensor:
-    """-log p of every token of held-out windows, nats: (windows, S)."""
+    """Return -log p of every token of held-out windows, nats: (windows, S)."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for index in batches(windows, most):
+    surprisals = []
+    for index in window_batches(windows, most):
         tokens = windows.gather(index)["tokens"]
-        found.append(model.surprisal(tokens, generator).detach().cpu())
-    return torch.cat(found)
+        surprisals.append(model.surprisal(tokens, generator).detach().cpu())
+    return torch.cat(surprisals)
 
 
-def habits(model: MaskedModel, windows: TokenWindows, most: int | None = None) -> dict[str, float]:
-    """What a model fills in on held-out windows, by its most likely tokens.
+def prediction_collapse_metrics(
+    model: MaskedModel, windows: TokenWindows, most: int | None = None
+) -> dict[str, float]:
+    """Measure whether a model predicts the same token at most masked positions.
 
-    Returns ``accuracy``, ``largest_share``, the part of the masked places taken by the token that
-    it fills in most often, and ``true_largest_share``, by the most frequent one in truth.
+    Returns:
+        ``accuracy`` of the most likely tokens; ``largest_share``, the share of the masked positions
+        with the token that the model predicts most often; ``true_largest_share``, the share with
+        the most frequent token in truth.
     """
     generator = torch.Generator().manual_seed(0)
-    filled, truth = [], []
-    for index in batches(windows, most):
+    predicted_parts, true_parts = [], []
+    for index in window_batches(windows, most):
         tokens = windows.gather(index)["tokens"]
-        places = model.mask_positions(tokens, generator)
-        filled.append(model.predict_masked(tokens, places, generator).argmax(-1).flatten())
-        truth.append(tokens.gather(1, places).flatten())
-    guessed, true = torch.cat(filled), torch.cat(truth)
+        positions = model.mask_positions(tokens, generator)
+        predicted_parts.append(
+            model.predict_masked(tokens, positions, generator).argmax(-1).flatten()
+        )
+        true_parts.append(tokens.gather(1, positions).flatten())
+    predicted, true = torch.cat(predicted_parts), torch.cat(true_parts)
     return {
-        "accuracy": float((guessed == true).float().mean()),
-        "largest_share": float(guessed.bincount().max() / len(guessed)),
+        "accuracy": float((predicted == true).float().mean()),
+        "largest_share": float(predicted.bincount().max() / len(predicted)),
         "true_largest_share": float(true.bincount().max() / len(true)),
     }

@@ -24,7 +24,7 @@ from ebt_policy.energy.objectives import ObjectiveFactory
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
-from ebt_policy.models.base import CheckpointError, Domain, Model, reading
+from ebt_policy.models.base import CheckpointError, Domain, Model, wrap_read_errors
 from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import DescentInference
 from ebt_policy.models.sequence_energy import SequenceEnergyModel
@@ -82,8 +82,8 @@ class TextModel(Model):
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
-        with reading(folder / "tokenizer.json"):
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
+        with wrap_read_errors(folder / "tokenizer.json"):
             try:
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             except Exception as error:  # the library's own errors share no base

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.language.data import Corpus, TokenWindows, load_corpus, pieces, tokenized
+from ebt_policy.language.data import Corpus, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
 from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel
-from ebt_policy.language.metrics import habits, held_out_surprisal
-from ebt_policy.language.model import TextModel, build_language_model
+from ebt_policy.language.metrics import held_out_surprisal, prediction_collapse_metrics
+from ebt_policy.language.model import LANGUAGE_MODELS, TextModel, build_language_model
 from ebt_policy.language.tokenizer import make_tokenizer
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
-from ebt_policy.training.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -58,59 +60,73 @@ class TextEvaluation:
     final: bool
 
 
-class TextTrainingTask(TrainingTask):
-    """See `TrainingTask`."""
+class TokenizedCorpus(NamedTuple):
+    """A text and its tokens.
+
+    Attributes:
+        tokens: of each part of the text, by the part's name.
+    """
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    tokens: dict[str, Any]
+
+
+class TextTrainingTask(TrainingTask[TokenizedCorpus]):
+    """Train a language model on a text; validate and evaluate its cross-entropy."""
+
+    models = LANGUAGE_MODELS
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
         self.task = options(TextTaskConfig, config["task"], "task")
         self.evaluation = options(TextEvaluation, config["evaluation"], "evaluation")
-        self.corpus: Corpus | None = None
-        self.tokenizer: Tokenizer | None = None
-        self.held_out: TokenWindows | None = None
 
-    @property
-    def tries_out(self) -> bool:
-        return super().tries_out and self.evaluation.windows > 0
-
-    def fetch(self) -> str:
+    def load_data(self) -> TokenizedCorpus:
         task = self.task
-        self.corpus = load_corpus(task.corpus, task.path)
-        if "train" not in self.corpus.parts:
+        corpus = load_corpus(task.corpus, task.path)
+        if "train" not in corpus.parts:
             raise ConfigError(
                 f"task.corpus={task.corpus} is for evaluation; train on another text."
             )
-        text = self.corpus.parts["train"]
-        self.tokenizer = make_tokenizer(task.tokenizer, pieces(text), task.vocab_size)
-        self.tokens = {
-            part: tokenized(text, self.tokenizer) for part, text in self.corpus.parts.items()
-        }
-        return f"{self.corpus.name}: {len(text):,} characters, {self.corpus.origin}."
+        text = corpus.parts["train"]
+        tokenizer = make_tokenizer(task.tokenizer, iter_chunks(text), task.vocab_size)
+        tokens = {part: tokenized(text, tokenizer) for part, text in corpus.parts.items()}
+        return TokenizedCorpus(corpus, tokenizer, tokens)
 
-    def build(self, device: torch.device) -> TrainingSetup:
-        assert self.tokenizer is not None and self.corpus is not None
+    def describe(self, data: TokenizedCorpus) -> str:
+        corpus = data.corpus
+        return f"{corpus.name}: {len(corpus.parts['train']):,} characters, {corpus.origin}."
+
+    def build(self, data: TokenizedCorpus, device: torch.device) -> TrainingSetup:
         torch.manual_seed(self.config["seed"])
-        model = build_language_model(self.config, self.tokenizer)
-        # Where the text is found again, and what it was called, is for the evaluation.
-        model.config["task"] = {**self.config["task"], "corpus": self.config["task"]["corpus"] or
-                                (None if self.task.path else self.corpus.name)}  # fmt: skip
+        model = build_language_model(self.config, data.tokenizer)
+        # The name of the text, by which the evaluation finds it again.
+        task = self.config["task"]
+        name = task["corpus"] or (None if self.task.path else data.corpus.name)
+        model.config["task"] = {**task, "corpus": name}
         context = self.task.context
-        windows = TokenWindows(self.tokens["train"], context, device=device)
-        self.held_out = TokenWindows(
-            self.tokens["validation"], context, stride=context, device=device
+        windows = TokenWindows(data.tokens["train"], context, device=device)
+        held_out = TokenWindows(data.tokens["validation"], context, stride=context, device=device)
+        validates = self.train.eval_every > 0 and self.evaluation.windows > 0
+        return TrainingSetup(
+            model.to(device),
+            windows,
+            held_out,
+            f"{len(data.tokens['train']):,} tokens of {model.vocabulary:,} kinds",
+            partial(self._validation_metrics, windows=held_out) if validates else None,
         )
-        note = f"{len(self.tokens['train']):,} tokens of {model.vocabulary:,} kinds"
-        return TrainingSetup(model.to(device), windows, self.held_out, note)
 
-    def tryout(self, model: TextModel) -> dict[str, float]:
-        assert self.held_out is not None
-        found = held_out_surprisal(model, self.held_out, self.evaluation.windows)
-        seen = {"held_out_loss": float(found.mean())}
-        if isinstance(model, MaskedModel):  # such models are known to fill in one word everywhere
-            seen |= habits(model, self.held_out, self.evaluation.windows)
-        return seen
+    def _validation_metrics(self, model: TextModel, windows: TokenWindows) -> dict[str, float]:
+        count = self.evaluation.windows
+        metrics = {"held_out_loss": float(held_out_surprisal(model, windows, count).mean())}
+        if isinstance(model, MaskedModel):  # they tend to predict one word everywhere
+            metrics |= prediction_collapse_metrics(model, windows, count)
+        return metrics
 
-    def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
+    def evaluate(
+        self, data: TokenizedCorpus, run_dir: Path, device: torch.device, command: str
+    ) -> None:
         if self.evaluation.final:
             output = run_dir / "evaluation"
             evaluate_language([str(run_dir)], output=output, device=device, command=command)

@@ -20,7 +20,7 @@ from ebt_policy.energy.candidate_space import cross_entropy
 from ebt_policy.evaluation.statistics import mean_ci
 from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.data import TokenWindows
-from ebt_policy.language.metrics import batches, held_out_surprisal
+from ebt_policy.language.metrics import held_out_surprisal, window_batches
 
 MAX_STEP_FACTOR = 4  # times the steps that a model predicts with
 CANDIDATES = (1, 2, 4, 8)  # candidates a place
@@ -37,7 +37,9 @@ def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dic
     for model in models:
         generator = torch.Generator().manual_seed(0)
         model.configure_inference(steps=last, num_candidates=1)
-        rows = [_descend(model, windows, i, generator)[0] for i in batches(windows, NUM_WINDOWS)]
+        rows = [
+            _descend(model, windows, i, generator)[0] for i in window_batches(windows, NUM_WINDOWS)
+        ]
         longer.append(torch.cat(rows, dim=1).numpy())
         for count in CANDIDATES if model.has_random_init else ():
             model.configure_inference(steps=config.steps, num_candidates=count)
@@ -46,7 +48,9 @@ def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dic
         if adaptive:
             generator = torch.Generator().manual_seed(0)
             model.configure_inference(steps=last, num_candidates=1, reject_energy_increase=True)
-            parts = [_descend(model, windows, i, generator) for i in batches(windows, NUM_WINDOWS)]
+            parts = [
+                _descend(model, windows, i, generator) for i in window_batches(windows, NUM_WINDOWS)
+            ]
             rejecting.append(torch.cat([losses[-1] for losses, *_ in parts]).numpy())
             used.append(float(torch.cat([d.steps_used for _, d, _ in parts]).float().mean()))
         model.configure_inference(**asdict(config))
@@ -101,7 +105,9 @@ def _energy_statistics(models: Sequence[Any], windows: TokenWindows) -> dict[str
     correlations, descent, examples = [], {}, []
     for k, model in enumerate(models):
         generator = torch.Generator().manual_seed(0)
-        parts = [_descend(model, windows, i, generator) for i in batches(windows, NUM_WINDOWS)]
+        parts = [
+            _descend(model, windows, i, generator) for i in window_batches(windows, NUM_WINDOWS)
+        ]
         energies = torch.cat([result.energies.cpu() for _, result, _ in parts], dim=1)
         losses = torch.cat([tokens for *_, tokens in parts])
         flat = energies.flatten(1)

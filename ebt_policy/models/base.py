@@ -23,9 +23,9 @@ from yaml import YAMLError
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError, UserError
-from ebt_policy.renamed_options import with_new_names
+from ebt_policy.models.migration import migrate_config
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = 2  # of the checkpoints written here; earlier ones are migrated
 
 
 class CheckpointError(UserError, ValueError):
@@ -151,12 +151,13 @@ class Model(nn.Module, ABC):
         """Write weights, configuration and `files` into an existing folder."""
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        OmegaConf.save(OmegaConf.create({**self.config, **self._learned}), folder / "config.yaml")
+        config = {"domain": self.domain.value, **self.config, **self._data_config}
+        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         self._write(folder)
-        (folder / "format_version").write_text(FORMAT_VERSION)
+        (folder / "format_version").write_text(str(FORMAT_VERSION))
 
     @property
-    def _learned(self) -> dict[str, Any]:
+    def _data_config(self) -> dict[str, Any]:
         """Sections of its configuration that came from its data."""
         return {}
 
@@ -165,7 +166,7 @@ class Model(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         """An untrained model from what `save` wrote."""
 
     @classmethod
@@ -176,34 +177,51 @@ class Model(nn.Module, ABC):
             CheckpointError: missing, damaged, of another version, or of another kind of model.
         """
         folder = checkpoint_folder(path)
-        _need(folder, "model.safetensors", "config.yaml", "format_version")
-        with reading(folder / "format_version"):
-            version = (folder / "format_version").read_text().strip()
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder} has format {version}, this package reads {FORMAT_VERSION}; "
-                "use the package version that wrote it, or train again."
-            )
-        with reading(folder / "config.yaml"):
-            config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            config = with_new_names(config)
-            if (domain := domain_of(config)) is not cls.domain:
-                raise CheckpointError(f"{folder} holds {domain.noun}, not {cls.domain.noun}.")
+        _need(folder, "model.safetensors")
+        config = read_checkpoint_config(folder)
+        with wrap_read_errors(folder / "config.yaml"):
+            domain = Domain(config["domain"])
+        if domain is not cls.domain:
+            raise CheckpointError(f"{folder} holds {domain.noun}, not {cls.domain.noun}.")
         _need(folder, *cls.files)
-        with reading(folder / "config.yaml"):
-            model = cls._rebuild(config, folder)
+        with wrap_read_errors(folder / "config.yaml"):
+            model = cls._from_config(config, folder)
         if not isinstance(model, cls):
             raise CheckpointError(f"{folder} holds model={model.name}, not {cls.__name__}.")
-        with reading(folder / "model.safetensors"):
+        with wrap_read_errors(folder / "model.safetensors"):
             model.load_state_dict(load_file(folder / "model.safetensors"))
         # The weights stay as they are while candidates descend; a graph of them would cost time.
         return model.to(device).eval().requires_grad_(False)
 
 
-def domain_of(config: Any) -> Domain:
-    """Return the domain of a model from the configuration of its checkpoint."""
-    name = config["task"]["name"]
-    return Domain(name) if name in (Domain.TEXT, Domain.IMAGE, Domain.VIDEO) else Domain.POLICY
+def read_checkpoint_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint folder, migrated to the present version.
+
+    Raises:
+        CheckpointError: missing, damaged, or written by a newer version.
+    """
+    _need(folder, "config.yaml", "format_version")
+    with wrap_read_errors(folder / "format_version"):
+        version = int((folder / "format_version").read_text())
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format {version}, and this version of the package reads formats up to "
+            f"{FORMAT_VERSION}; update the package."
+        )
+    with wrap_read_errors(folder / "config.yaml"):
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        return migrate_config(config)
+
+
+def stored_domain(path: str | Path) -> Domain:
+    """Return the domain of the model in a checkpoint or run folder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    folder = checkpoint_folder(path)
+    with wrap_read_errors(folder / "config.yaml"):
+        return Domain(read_checkpoint_config(folder)["domain"])
 
 
 def _need(folder: Path, *names: str) -> None:
@@ -213,7 +231,7 @@ def _need(folder: Path, *names: str) -> None:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def wrap_read_errors(file: Path) -> Iterator[None]:
     """Whatever a damaged file leads to becomes one sentence that names the file."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from ebt_policy.models.energy_model import OBJECTIVES
 from ebt_policy.registry import Registry
 
 # Sections that a checkpoint keeps.
-KEPT = (
+CHECKPOINT_SECTIONS = (
     "task",
     "size",
     "model",
@@ -41,15 +42,23 @@ def build_model(
     Raises:
         ConfigError: for an unknown name or option.
     """
-    given = dict(config["model"])
-    cls = registry.get(given.pop("name"), config.get("needs"))
+    model_options = dict(config["model"])
+    cls = registry.get(model_options.pop("name"), config.get("needs"))
+    classes = [cls]
     if config.get("objective"):
         more["objective"] = build_objective(config["objective"], config.get("needs"))
-    model = options(partial(cls, *arguments, **more), given, "model")
-    model.config = {key: config[key] for key in KEPT if key in config}
-    if (module := cls.__module__.partition(".")[0]) != "ebt_policy":
-        model.config["needs"] = module
+        classes.append(OBJECTIVES.get(config["objective"]["name"]))
+    model = options(partial(cls, *arguments, **more), model_options, "model")
+    model.config = {key: config[key] for key in CHECKPOINT_SECTIONS if key in config}
+    if external := _external_module(classes):
+        model.config["needs"] = external
     return model
+
+
+def _external_module(classes: Sequence[type]) -> str | None:
+    """Return the module of the first class that is not of this package, if any."""
+    modules = [cls.__module__ for cls in classes]
+    return next((m for m in modules if m.partition(".")[0] != "ebt_policy"), None)
 
 
 def build_size(config: dict[str, Any]) -> TransformerConfig:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.relative_actions import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.models.base import Domain, Model, reading
+from ebt_policy.models.base import Domain, Model, wrap_read_errors
 from ebt_policy.policies.chunk_constraints import (
     ChunkConstraints,
     NormalizedConstraints,
@@ -284,18 +284,18 @@ class Policy(Model):
     # -- storage ----------------------------------------------------------------------------
 
     @property
-    def _learned(self) -> dict[str, Any]:
+    def _data_config(self) -> dict[str, Any]:
         return {"shape": asdict(self.shape)}
 
     def _write(self, folder: Path) -> None:
         (folder / "normalizer.json").write_text(json.dumps(self.normalizer.to_json()))
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
-        with reading(folder / "normalizer.json"):
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
+        with wrap_read_errors(folder / "normalizer.json"):
             normalizer = Normalizer.from_json(json.loads((folder / "normalizer.json").read_text()))
         policy = build_policy(config, normalizer)
-        with reading(folder / "normalizer.json"):  # valid by itself, it may not fit the shape
+        with wrap_read_errors(folder / "normalizer.json"):  # it must fit the shape
             normalizer.normalize("obs", torch.zeros(policy.shape.obs_dim))
             normalizer.normalize("action", torch.zeros(policy.shape.action_dim))
         return policy

@@ -1,11 +1,11 @@
-"""Episodes of long evaluations: what was played is stored at once and never played again.
+"""Cached rollouts: episodes are stored as soon as they were played, and never played again.
 
-A piece is one training run, evaluated one way. Its line in a `ResultCache` holds
+A line of the cache (see `ResultCache`) holds the episodes of one `RolloutJob`:
 
-    key          which entry, run and condition (or task)
-    checkpoint   a hash of what was loaded: a run that was trained anew is played anew
+    key          entry, run and condition (or task)
+    checkpoint   a hash of what was loaded: a run that was trained again is played again
     seeds        [first, last + 1] of the episodes
-    videos       how many of them were filmed
+    videos       how many of them were recorded as videos
     episodes     one object an episode, in the order of their seeds
 """
 
@@ -20,99 +20,99 @@ from rich.console import Console
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.rollout import RolloutPools
-from ebt_policy.evaluation.contestants import EvalEntry
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.policies.base import Policy
+from ebt_policy.policies.entries import PolicyEntry
 from ebt_policy.policies.eval_config import EvalConfig, video_folder
 
 console = Console()
-Episodes = list[dict[str, Any]]
+EpisodeRows = list[dict[str, Any]]
 
 
 class RolloutJob(NamedTuple):
-    """A training run to be played one way.
+    """A training run that plays the episodes under one condition.
 
     Attributes:
-        entry: whose run it is.
-        where: the condition or task.
-        filmed: whether some of its episodes are.
+        entry: name of the run's entry.
+        condition: perturbation or task, for keys and folders.
+        record_video: whether the first episodes are recorded as videos.
     """
 
     entry: str
-    where: str
+    condition: str
     run: Path
     policy: Policy
     spec: EnvSpec
-    filmed: bool
+    record_video: bool
 
     @property
     def key(self) -> str:
-        """Of its line in the log."""
-        return f"{self.entry} | {self.run.name} | {self.where}"
+        """Key of its line in the cache."""
+        return f"{self.entry} | {self.run.name} | {self.condition}"
 
 
-def pieces_of(one: EvalEntry, where: str, spec: EnvSpec) -> list[RolloutJob]:
-    """A piece for each training run of a contestant, the first of them filmed."""
+def rollout_jobs(entry: PolicyEntry, condition: str, spec: EnvSpec) -> list[RolloutJob]:
+    """Return a job for each training run of an entry; the first records videos."""
     return [
-        RolloutJob(one.name, where, run, policy, spec, filmed=run == one.runs[0])
-        for run, policy in zip(one.runs, one.policies, strict=True)
+        RolloutJob(entry.name, condition, run, policy, spec, record_video=run == entry.runs[0])
+        for run, policy in zip(entry.runs, entry.models, strict=True)
     ]
 
 
-def play_pieces(
-    pieces: Sequence[RolloutJob], protocol: EvalConfig, output: Path, log: str, keys: Sequence[str]
-) -> dict[str, Episodes]:
-    """Play the pieces that the log does not have yet; key -> episodes of every piece.
+def play_jobs(
+    jobs: Sequence[RolloutJob], config: EvalConfig, output: Path, cache: str, keys: Sequence[str]
+) -> dict[str, EpisodeRows]:
+    """Play the jobs that the cache does not have yet; return key -> episodes of every job.
 
     Args:
-        output: folder of the log and of the videos, made when missing.
-        log: name of the log.
-        keys: what is kept of an `ebt_policy.envs.rollout.EpisodeResult`.
+        output: folder of the cache and of the videos, created if missing.
+        cache: file name of the cache.
+        keys: what is stored of an `ebt_policy.envs.rollout.EpisodeResult`.
 
     Raises:
         ConfigError: no episodes are to be played.
-        OSError: the log cannot be written.
+        OutputError: the cache cannot be written.
     """
-    seeds = protocol.seeds
-    prints = {run: fingerprint(run) for run in {piece.run for piece in pieces}}
-    window = [seeds.start, seeds.stop]
+    seeds = config.seeds
+    fingerprints = {run: fingerprint(run) for run in {job.run for job in jobs}}
     identities = {
-        piece.key: {
-            "key": piece.key, "checkpoint": prints[piece.run], "seeds": window,
-            "videos": protocol.videos if piece.filmed else 0,
+        job.key: {
+            "key": job.key, "checkpoint": fingerprints[job.run],
+            "seeds": [seeds.start, seeds.stop],
+            "videos": config.videos if job.record_video else 0,
         }
-        for piece in pieces
+        for job in jobs
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    kept = ResultCache(output / log, "episodes")
-    before = {key: kept.get(identity) for key, identity in identities.items()}
-    done: dict[str, Episodes] = {
-        key: found for key, found in before.items() if found is not None and _videos_exist(found)
+    stored = ResultCache(output / cache, "episodes")
+    before = {key: stored.get(identity) for key, identity in identities.items()}
+    done: dict[str, EpisodeRows] = {
+        key: rows for key, rows in before.items() if rows is not None and _videos_exist(rows)
     }
     if done:
         console.print(
-            f"{len(done)} of {len(pieces)} were played before; remove {output / log} to play them "
+            f"{len(done)} of {len(jobs)} were played before; remove {output / cache} to play them "
             "again", markup=False, soft_wrap=True,
         )  # fmt: skip
-    todo = [piece for piece in pieces if piece.key not in done]
-    with progress_bar() as bar, RolloutPools(protocol.processes) as pools:
-        task = bar.add_task("", total=len(pieces) * len(seeds), completed=len(done) * len(seeds))
-        for piece in todo:
-            name = f"{piece.entry} {piece.where}"
+    todo = [job for job in jobs if job.key not in done]
+    with progress_bar() as bar, RolloutPools(config.processes) as pools:
+        task = bar.add_task("", total=len(jobs) * len(seeds), completed=len(done) * len(seeds))
+        for job in todo:
+            name = f"{job.entry} {job.condition}"
             bar.update(task, description=name)
-            results = pools.for_spec(piece.spec).rollout(
-                piece.policy,
+            results = pools.for_spec(job.spec).rollout(
+                job.policy,
                 seeds,
-                videos=protocol.videos if piece.filmed else 0,
+                videos=config.videos if job.record_video else 0,
                 video_dir=video_folder(output, name),
                 on_episode=lambda _: bar.advance(task),
             )
             rows = [asdict(result) for result in results]
-            done[piece.key] = [{key: row[key] for key in keys} for row in rows]
-            kept.add(identities[piece.key], done[piece.key])
+            done[job.key] = [{key: row[key] for key in keys} for row in rows]
+            stored.add(identities[job.key], done[job.key])
     return done
 
 
-def _videos_exist(episodes: Episodes) -> bool:
+def _videos_exist(episodes: EpisodeRows) -> bool:
     return all(Path(row["video"]).is_file() for row in episodes if row.get("video"))

@@ -40,7 +40,7 @@ class EnergySlice:
     best: int
 
 
-def energy_plane(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0) -> EnergySlice:
+def slice_energy(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0) -> EnergySlice:
     """Descend several candidates for one observation and cut the landscape through the winner.
 
     Args:

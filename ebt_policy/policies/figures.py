@@ -28,7 +28,7 @@ from ebt_policy.evaluation.figure_style import (
 
 @styled
 def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> Figure:
-    """Scores of the episodes, one panel an entry; `entries` are (summary, episodes).
+    """Draw scores of the episodes, one panel an entry; `entries` are (summary, episodes).
 
     A mean hides whether a policy is middling or fails now and then; this shows which.
     Raises ValueError for no entries or entries without finite scores.
@@ -56,7 +56,7 @@ def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) 
 
 @styled
 def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
-    """Energy of M candidates while they descend, one panel a name.
+    """Draw the energy of M candidates while they descend, one panel a name.
 
     `traces[name]` is (steps + 1, M), from the random start to the end, in the model's own units.
     Energies have no natural zero, so each panel measures from the lowest final energy: the
@@ -97,7 +97,7 @@ def energy_landscape(
     candidates: ArrayLike,
     labels: tuple[str, str],
 ) -> Figure:
-    """A plane through the landscape, the descent(s) in it and the candidates at the end.
+    """Draw a plane through the landscape, the descent(s) in it and the candidates at the end.
 
     `grid_x` (W,), `grid_y` (H,), `energy` (H, W); `path` (K, 2), or (P, K, 2) for several descents;
     `candidates` (M, 2), M may be 0; `labels` of the x and the y axis. All points in grid units.
@@ -145,7 +145,7 @@ def energy_landscape(
 def chunk_picture(
     frame: ArrayLike, chunks: ArrayLike, best: int, energies: ArrayLike, *, side: float = 512.0
 ) -> Figure:
-    """Candidate action chunks over a camera frame, coloured by energy, the chosen one on top.
+    """Draw candidate action chunks over a camera frame, coloured by energy, the chosen one on top.
 
     `frame` (H, W, 3) uint8 or floats in [0, 1], seen from above; `chunks` (M, T, 2) positions in
     the workspace, which the square frame shows from 0 to `side` (Push-T: 512 px, y downward);
@@ -195,8 +195,8 @@ def _colorbar(figure: Figure, mappable: Any, ax: Axes, label: str) -> None:
 
 
 @styled
-def recovery_curves(result: Mapping[str, Any]) -> Figure:
-    """Success over the strength of each perturbation, of what `recovery.summarise` returns."""
+def robustness_curves(result: Mapping[str, Any]) -> Figure:
+    """Draw success over the strength of each perturbation, as `robustness.summarize` has it."""
     entries = [entry for entry in result["entries"] if entry["unit"] is not None]
     at_rest = {e["name"]: e for e in result["entries"] if e["kind"] == "undisturbed"}
     panels = list(dict.fromkeys(entry["kind"] for entry in entries))
@@ -231,7 +231,7 @@ def recovery_curves(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def suite_overview(result: Mapping[str, Any]) -> Figure:
-    """A row a policy of what `suite.summarise` returns: over all tasks, and success on each."""
+    """Draw a row a policy of what `suite.summarize` returns: over all tasks, and on each."""
     entries = result["entries"]
     tasks = list(entries[0]["tasks"])
     rows = np.arange(len(entries))

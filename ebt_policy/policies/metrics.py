@@ -1,10 +1,10 @@
-"""The results contract: what an evaluation leaves on disk, and the table a person reads.
+"""Metrics of policies: what an evaluation of episodes leaves on disk, and its table.
 
     <out_dir>/episodes.jsonl   one episode a line, with the name of its entry
     <out_dir>/summary.json     {"entries": [...], "paired": [...]}
     <out_dir>/table.md         the same, to read
 
-An entry is one policy evaluated one way (say, four steps and best of eight).
+An entry is one policy with its inference options, such as four steps and best of eight.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from ebt_policy.evaluation.tables import (
     markdown_table,
     or_missing,
 )
-from ebt_policy.io.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
-Entry = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # (summary, its episodes)
+EpisodeRow = Mapping[str, Any]  # `dataclasses.asdict(EpisodeResult)`, see `EPISODE_KEYS`
+SummarizedEntry = tuple[Mapping[str, Any], Sequence[EpisodeRow]]  # (summary, its episodes)
 
 POLICY_KEYS = (
     "task",
@@ -53,7 +54,7 @@ METRICS = ("score", "success")
 
 def entry_summary(
     name: str,
-    policy_info: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     episodes: Sequence[Mapping[str, Any]],
     command: str,
     *,
@@ -61,7 +62,7 @@ def entry_summary(
 ) -> dict[str, Any]:
     """Summarise the episodes of one entry.
 
-    `policy_info` holds exactly `POLICY_KEYS` (None where a key means nothing, as `objective` for a
+    `metadata` holds exactly `POLICY_KEYS` (None where a key does not apply, as `objective` for a
     baseline; `train_seconds` in seconds; `train_seed` a list for several training runs). `episodes`
     are `dataclasses.asdict(EpisodeResult)`: seed, score, success, length, chunks
     `[{step, energy, grad_norm, steps_used, latency_ms}]` and video, and with several training runs
@@ -77,11 +78,11 @@ def entry_summary(
     """
     if not name:
         raise ValueError("An entry needs a name: it labels its row and its episodes.")
-    missing = [key for key in POLICY_KEYS if key not in policy_info]
-    unknown = [key for key in policy_info if key not in POLICY_KEYS]
+    missing = [key for key in POLICY_KEYS if key not in metadata]
+    unknown = [key for key in metadata if key not in POLICY_KEYS]
     if missing or unknown:
         raise ValueError(
-            f"policy_info of '{name}' must hold exactly {', '.join(POLICY_KEYS)}; "
+            f"metadata of '{name}' must hold exactly {', '.join(POLICY_KEYS)}; "
             f"missing: {missing or 'none'}, unknown: {unknown or 'none'}."
         )
     if not episodes:
@@ -92,7 +93,7 @@ def entry_summary(
     no_latency = {"p50": None, "p95": None, "p99": None}
     return {
         "name": name,
-        **{key: policy_info[key] for key in POLICY_KEYS},
+        **{key: metadata[key] for key in POLICY_KEYS},
         "episodes": scores.shape[1],
         "score": mean_ci(scores),
         "success": success_rate(successes),
@@ -111,7 +112,7 @@ def _column(episodes: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
 
 
 def _by_run(episodes: Sequence[Mapping[str, Any]], key: str, name: str) -> np.ndarray:
-    """A metric as (training runs, seeds), both in increasing order."""
+    """Return a metric as (training runs, seeds), both in increasing order."""
     runs: dict[Any, dict[int, float]] = {}
     for episode, seed, value in zip(
         episodes, _column(episodes, "seed"), _column(episodes, key), strict=True
@@ -138,8 +139,16 @@ def _installed_version() -> str:
         return "not installed"
 
 
-def comparison(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Put entries side by side: `{"entries": [summary], "paired": [{a, b, metric, diff, ci95}]}`.
+def compare(entries: Sequence[SummarizedEntry]) -> dict[str, Any]:
+    """Return `{"entries": [summary], "paired": [{a, b, metric, diff, ci95}]}`.
+
+    Raises ValueError as `pair_entries` does.
+    """
+    return {"entries": [dict(summary) for summary, _ in entries], "paired": pair_entries(entries)}
+
+
+def pair_entries(entries: Sequence[SummarizedEntry]) -> list[dict[str, Any]]:
+    """Return differences `{a, b, metric, diff, ci95}` of entries that played the same episodes.
 
     `diff` is the mean of a - b, for score and for success, over episodes with equal seeds. Two
     entries are paired when they share the task and the very same seeds; others have no pair.
@@ -161,39 +170,50 @@ def comparison(entries: Sequence[Entry]) -> dict[str, Any]:
         for metric in METRICS:
             difference = paired_difference(values[i][metric], values[j][metric])
             paired.append({"a": names[i], "b": names[j], "metric": metric, **difference})
-    return {"entries": [dict(summary) for summary, _ in entries], "paired": paired}
+    return paired
 
 
-def write_results(out_dir: str | os.PathLike[str], entries: Sequence[Entry]) -> dict[str, Any]:
-    """Write `episodes.jsonl`, `table.md` and `summary.json` into `out_dir`; return the comparison.
+def write_results(
+    output: str | os.PathLike[str], entries: Sequence[SummarizedEntry]
+) -> dict[str, Any]:
+    """Compare entries, write the results and return the comparison; see `write_comparison`."""
+    comparison = compare(entries)
+    write_comparison(output, comparison, entries)
+    return comparison
 
-    An episode's line holds `EPISODE_KEYS`, and `train_seed` where it has one; collected states and
+
+def write_comparison(
+    output: str | os.PathLike[str],
+    comparison: Mapping[str, Any],
+    entries: Sequence[SummarizedEntry],
+) -> None:
+    """Write `episodes.jsonl`, `table.md` and `summary.json` into a folder.
+
+    An episode's line holds `EPISODE_KEYS`, and `train_seed` if it has one; collected states and
     actions are data, not results. Each file is written to a temporary name and then renamed,
-    `summary.json` last: where it stands, the others are whole. Raises ValueError, before anything
-    is written, as `comparison` does and for numbers that JSON cannot hold (NaN, infinity).
+    `summary.json` last: if it is there, the others are complete. Raises ValueError, before anything
+    is written, for numbers that JSON cannot hold (NaN, infinity).
     """
-    result = comparison(entries)
     for _, episodes in entries:
         for key in EPISODE_KEYS:
             _column(episodes, key)
     try:
         lines = [
-            _json({"entry": summary["name"], **_kept(episode)})
+            _json({"entry": summary["name"], **_episode_line(episode)})
             for summary, episodes in entries
             for episode in episodes
         ]
-        summary_json = _json(result, indent=2)
+        summary_json = _json(comparison, indent=2)
     except ValueError as error:
         raise ValueError(f"The results hold a number that JSON cannot: {error}.") from error
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "episodes.jsonl", "".join(line + "\n" for line in lines))
-    write_atomic(out / "table.md", markdown_table(result, POLICIES))
-    write_atomic(out / "summary.json", summary_json + "\n")
-    return result
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / "episodes.jsonl", "".join(line + "\n" for line in lines))
+    atomic_write(folder / "table.md", markdown_table(comparison, POLICY_REPORT))
+    atomic_write(folder / "summary.json", summary_json + "\n")
 
 
-def _kept(episode: Mapping[str, Any]) -> dict[str, Any]:
+def _episode_line(episode: Mapping[str, Any]) -> dict[str, Any]:
     optional = {k: episode[k] for k in ("train_seed",) if k in episode}
     return {**optional, **{k: episode[k] for k in EPISODE_KEYS}}
 
@@ -236,25 +256,25 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def interval_note(comparison: Mapping[str, Any]) -> str:
-    """One sentence that says what the numbers of the table are."""
+    """Return one sentence on what the numbers of the table are."""
     entries = comparison["entries"]
     counts = sorted({entry["episodes"] for entry in entries})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     runs = {len(s) if isinstance(s := entry["train_seed"], list) else 1 for entry in entries}
-    what = f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} an entry"
+    note = f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} an entry"
     if runs == {1}:
         return (
-            f"{what} (score: percentile bootstrap; success: Wilson). "
+            f"{note} (score: percentile bootstrap; success: Wilson). "
             "The intervals cover the episodes, not the training seed."
         )
     several = " or ".join(str(count) for count in sorted(runs))
     return (
-        f"{what}, each played by {several} training runs (bootstrap over episodes and runs; where "
+        f"{note}, each played by {several} training runs (bootstrap over episodes and runs; where "
         "there is one run, over episodes alone, and Wilson for success)."
     )
 
 
-POLICIES = ReportSpec(
+POLICY_REPORT = ReportSpec(
     header=(
         "policy", "params", "steps", "score", "success", "chunk latency p50 / p95 / p99 (ms)",
         "training (min)",
@@ -263,5 +283,5 @@ POLICIES = ReportSpec(
     metrics=METRICS,
     facts=_facts,
     note=interval_note,
-    what="episode by episode over the same seeds",
+    paired_over="episode by episode over the same seeds",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Recovery: every policy meets the same perturbations, each at several strengths.
+"""Robustness: all policies meet the same perturbations, each at several strengths.
 
 ``python -m ebt_policy.eval perturb=all checkpoint=...`` leaves in its output folder
 
@@ -7,10 +7,10 @@
     recovery.md      the same, to read
     recovery.svg     success over strength, a panel a perturbation
 
-Where the robot grasps, ``retries`` counts how often it grasped anew after the event.
+If the robot grasps, ``retries`` counts how often it grasped again after the perturbation.
 
 A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
-What ``recovery.jsonl`` has is not played again (see `evaluation.played`).
+Episodes in ``recovery.jsonl`` are not played again (see `cached_rollouts`).
 """
 
 from __future__ import annotations
@@ -30,52 +30,54 @@ from rich.markdown import Markdown
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Perturbation, PerturbationKind, perturbation_kinds
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.contestants import (
-    EvalEntry,
-    check_envs,
-    load_contestants,
-    share_env,
-)
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
-from ebt_policy.io.output import write_atomic
-from ebt_policy.policies.cached_rollouts import RolloutJob, pieces_of, play_pieces
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.policies.cached_rollouts import RolloutJob, play_jobs, rollout_jobs
+from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
 from ebt_policy.policies.eval_config import EvalConfig
-from ebt_policy.policies.figures import recovery_curves
+from ebt_policy.policies.figures import robustness_curves
 from ebt_policy.policies.metrics import METRICS
 
 console = Console()
 Condition = Perturbation | None
-EpisodeOutcome = dict[str, np.ndarray]  # metric -> (training runs, episodes)
+Outcomes = dict[str, np.ndarray]  # metric -> (training runs, episodes)
+CACHE = "recovery.jsonl"
 UNDISTURBED = "undisturbed"
 OVERALL = "all"  # the mean over all conditions with a perturbation
 
 
-def evaluate_recovery(
+def evaluate_robustness(
     checkpoints: list[str],
-    protocol: EvalConfig,
+    config: EvalConfig,
     perturbations: str | Sequence[str],
     *,
     output: Path,
     device: torch.device,
     command: str,
 ) -> dict[str, Any]:
-    """Play the same perturbations with every policy; returns what ``recovery.json`` holds.
+    """Play the same perturbations with every policy.
+
+    Args:
+        perturbations: see `parse_perturbations`.
+
+    Returns:
+        What ``recovery.json`` holds.
 
     Raises:
         CheckpointError, ConfigError: before anything is played.
     """
-    contestants = load_contestants(checkpoints, device)
-    if not share_env(contestants):
+    entries = load_policy_entries(checkpoints, device)
+    if not share_env(entries):
         raise ConfigError("perturb= compares policies of one task, with equal time limits.")
-    check_envs(contestants, videos=protocol.videos > 0)
-    known = known_perturbations(contestants[0].env_spec)
+    check_envs(entries, videos=config.videos > 0)
+    known = known_perturbations(entries[0].env_spec)
     conditions = parse_perturbations(perturbations, known)
     grasps = any(kind.held for kind in known.values())
     metrics = (*METRICS, "retries") if grasps else METRICS
-    played = play_conditions(contestants, conditions, protocol, output, metrics)
-    result = summarise(played, known, command)
+    played = play_conditions(entries, conditions, config, output, metrics)
+    result = summarize(played, known, command)
     write_recovery(output, result)
     console.print(Markdown(table(result)))
     console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
@@ -83,14 +85,18 @@ def evaluate_recovery(
 
 
 def parse_perturbations(
-    given: str | Sequence[str], known: Mapping[str, PerturbationKind]
+    words: str | Sequence[str], known: Mapping[str, PerturbationKind]
 ) -> list[Condition]:
-    """``all``, kinds, or kinds with strengths (``kick=50``) -> conditions, the undisturbed first.
+    """Return the conditions of a user's words, the undisturbed one first.
+
+    Args:
+        words: ``all``, kinds, or kinds with strengths (``kick=50``).
+        known: kinds of the environment.
 
     Raises:
-        ConfigError: an unknown kind, or a strength that is not one.
+        ConfigError: an unknown kind, or a strength that is no number.
     """
-    words = [given] if isinstance(given, str) else [str(word) for word in given]
+    words = [words] if isinstance(words, str) else [str(word) for word in words]
     conditions: list[Condition] = [None]
     for word in list(known) if words == ["all"] else words:
         kind, equals, strength = word.partition("=")
@@ -109,7 +115,7 @@ def parse_perturbations(
 
 
 def known_perturbations(spec: EnvSpec) -> dict[str, PerturbationKind]:
-    """What the environment of `spec` can be perturbed by."""
+    """Return the kinds of perturbations that the environment of `spec` has."""
     env = spec.make()
     try:
         return perturbation_kinds(env)
@@ -118,45 +124,46 @@ def known_perturbations(spec: EnvSpec) -> dict[str, PerturbationKind]:
 
 
 def play_conditions(
-    contestants: Sequence[EvalEntry],
+    entries: Sequence[PolicyEntry],
     conditions: Sequence[Condition],
-    protocol: EvalConfig,
+    config: EvalConfig,
     output: Path,
     metrics: Sequence[str] = METRICS,
-) -> dict[str, dict[Condition, EpisodeOutcome]]:
-    """Play what ``recovery.jsonl`` does not have yet; name -> condition -> what was played.
+) -> dict[str, dict[Condition, Outcomes]]:
+    """Play what the cache does not have yet; return name -> condition -> outcomes.
 
     Raises:
         ConfigError: no episodes are to be played.
     """
-    pieces = {
-        (one.name, condition): pieces_of(
-            one, str(condition or UNDISTURBED), replace(one.env_spec, perturbation=condition)
+    jobs = {
+        (entry.name, condition): rollout_jobs(
+            entry, str(condition or UNDISTURBED), replace(entry.env_spec, perturbation=condition)
         )
         for condition in conditions
-        for one in contestants
+        for entry in entries
     }
-    done = play_pieces(list(chain(*pieces.values())), protocol, output, "recovery.jsonl", metrics)
+    episodes = play_jobs(list(chain(*jobs.values())), config, output, CACHE, metrics)
 
-    def values(runs: Sequence[RolloutJob]) -> EpisodeOutcome:
+    def outcomes(runs: Sequence[RolloutJob]) -> Outcomes:
         return {
-            m: np.array([[float(e[m]) for e in done[run.key]] for run in runs]) for m in metrics
+            m: np.array([[float(row[m]) for row in episodes[job.key]] for job in runs])
+            for m in metrics
         }
 
     return {
-        one.name: {condition: values(pieces[one.name, condition]) for condition in conditions}
-        for one in contestants
+        entry.name: {condition: outcomes(jobs[entry.name, condition]) for condition in conditions}
+        for entry in entries
     }
 
 
-def summarise(
-    played: Mapping[str, Mapping[Condition, EpisodeOutcome]],
+def summarize(
+    played: Mapping[str, Mapping[Condition, Outcomes]],
     known: Mapping[str, PerturbationKind],
     command: str,
 ) -> dict[str, Any]:
-    """Means with intervals for every policy and condition, and overall; pairs with the first.
+    """Return means with intervals for every policy and condition, and over all conditions.
 
-    ``paired`` holds first minus other, over equal seeds: the first policy is the one asked about.
+    ``paired`` holds the first policy minus each other, over equal seeds.
     """
     entries, paired = [], []
     first = next(iter(played))
@@ -183,20 +190,20 @@ def summarise(
                     }
                     for m in values
                 ]  # fmt: skip
-    some = next(iter(played[first].values()))["score"]
+    scores = next(iter(played[first].values()))["score"]
     return {
         "command": command,
-        "runs": int(some.shape[0]),
-        "episodes": int(some.shape[1]),
+        "runs": int(scores.shape[0]),
+        "episodes": int(scores.shape[1]),
         "entries": entries,
         "paired": paired,
     }
 
 
 def _cells(
-    by_condition: Mapping[Condition, EpisodeOutcome],
-) -> list[tuple[tuple[str, float], EpisodeOutcome]]:
-    """Conditions as (kind, strength), and the mean over all that disturb."""
+    by_condition: Mapping[Condition, Outcomes],
+) -> list[tuple[tuple[str, float], Outcomes]]:
+    """Return outcomes by (kind, strength), and their mean over all perturbations."""
     cells = [
         ((c.kind, c.strength) if c else (UNDISTURBED, 0.0), values)
         for c, values in by_condition.items()
@@ -209,7 +216,7 @@ def _cells(
 
 
 def table(result: Mapping[str, Any], metric: str = "success") -> str:
-    """Markdown: a row a condition, a column a policy, mean and interval of a metric."""
+    """Return Markdown: a row a condition, a column a policy, mean and interval of a metric."""
     names = list(dict.fromkeys(entry["name"] for entry in result["entries"]))
     cells: dict[tuple[str, float], dict[str, str]] = {}
     units: dict[tuple[str, float], str | None] = {}
@@ -238,6 +245,6 @@ def write_recovery(output: Path, result: Mapping[str, Any]) -> None:
     )
     metrics = [m for m in (*METRICS[::-1], "retries") if m in result["entries"][0]]
     text = "\n".join([*(table(result, metric) for metric in metrics), note])
-    write_atomic(output / "recovery.md", text)
-    save_figure(recovery_curves(result), output / "recovery.svg")
-    write_atomic(output / "recovery.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(output / "recovery.md", text)
+    save_figure(robustness_curves(result), output / "recovery.svg")
+    atomic_write(output / "recovery.json", json.dumps(result, indent=2) + "\n")

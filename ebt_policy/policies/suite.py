@@ -3,14 +3,14 @@
 ``python -m ebt_policy.eval suite=metaworld_10 "checkpoint=runs/{task}/ebt-seed*"`` leaves in its
 output folder
 
-    suite.jsonl   one line a training run and task, as soon as it was played (see `played`)
-    <task>/       what an evaluation of the task leaves: episodes.jsonl, summary.json, table.md
+    suite.jsonl   one line a training run and task, as soon as it was played (`cached_rollouts`)
+    <task>/       the results of each task: episodes.jsonl, summary.json, table.md
     suite.json    {"entries": [...], "paired": [...], "improvement": [...], ...}, of success rates
     suite.md      the same, to read
     suite.svg     means over the tasks, and the success on each
 
-Repeated after a kill it goes on. How tasks become one number, and what its interval covers, is said
-in `stats.aggregates`.
+Run the same command again to resume. See `statistics.aggregates` for how tasks are aggregated and
+what the intervals cover.
 """
 
 from __future__ import annotations
@@ -27,25 +27,20 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.contestants import (
-    EvalEntry,
-    check_envs,
-    load_contestants,
-    matching_runs,
-    parse_checkpoint,
-    share_env,
-)
+from ebt_policy.evaluation.entries import matching_runs, parse_checkpoint
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import aggregates
-from ebt_policy.evaluation.tables import format_interval, markdown
-from ebt_policy.io.output import write_atomic
+from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
+from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
-from ebt_policy.policies.cached_rollouts import Episodes, pieces_of, play_pieces
+from ebt_policy.policies.cached_rollouts import EpisodeRows, play_jobs, rollout_jobs
+from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.figures import suite_overview
 from ebt_policy.policies.metrics import EPISODE_KEYS, METRICS, entry_summary, write_results
 
 console = Console()
+CACHE = "suite.jsonl"
 TASK = "{task}"  # in a checkpoint: each task in turn
 
 
@@ -65,37 +60,40 @@ class Suite:
 
 def evaluate_suite(
     checkpoints: list[str],
-    protocol: EvalConfig,
+    config: EvalConfig,
     suite: Suite,
     *,
     output: Path,
     device: torch.device,
     command: str,
 ) -> dict[str, Any]:
-    """Play every task of the suite with every policy; returns what ``suite.json`` holds.
+    """Play every task of the suite with every policy.
+
+    Returns:
+        What ``suite.json`` holds.
 
     Raises:
         CheckpointError, ConfigError: before anything is played.
     """
     by_task = load_suite(checkpoints, suite, device)
-    check_envs(list(chain(*by_task.values())), videos=protocol.videos > 0)
-    pieces = {
-        (task, one.name): pieces_of(one, task, one.env_spec)
-        for task, contestants in by_task.items()
-        for one in contestants
+    check_envs(list(chain(*by_task.values())), videos=config.videos > 0)
+    jobs = {
+        (task, entry.name): rollout_jobs(entry, task, entry.env_spec)
+        for task, entries in by_task.items()
+        for entry in entries
     }
-    done = play_pieces(list(chain(*pieces.values())), protocol, output, "suite.jsonl", EPISODE_KEYS)
+    episodes = play_jobs(list(chain(*jobs.values())), config, output, CACHE, EPISODE_KEYS)
     summaries: dict[str, list[dict[str, Any]]] = {}
     successes: dict[str, dict[str, list[list[float]]]] = {}
-    for task, contestants in by_task.items():
-        entries = []
-        for one in contestants:
-            runs = [done[piece.key] for piece in pieces[task, one.name]]
-            entries.append(_entry(one, runs, command))
-            table = [[float(episode["success"]) for episode in run] for run in runs]
-            successes.setdefault(one.name, {})[task] = table
-        summaries[task] = write_results(output / task, entries)["entries"]
-    result = summarise(suite, summaries, aggregates(successes), command)
+    for task, entries in by_task.items():
+        summarized = []
+        for entry in entries:
+            runs = [episodes[job.key] for job in jobs[task, entry.name]]
+            summarized.append(_summarize_entry(entry, runs, command))
+            table = [[float(row["success"]) for row in run] for run in runs]
+            successes.setdefault(entry.name, {})[task] = table
+        summaries[task] = write_results(output / task, summarized)["entries"]
+    result = summarize(suite, summaries, aggregates(successes), command)
     write_suite(output, result)
     console.print(Markdown(tables(result)))
     console.print(f"figure: {output / 'suite.svg'}", markup=False, soft_wrap=True)
@@ -104,12 +102,12 @@ def evaluate_suite(
 
 def load_suite(
     checkpoints: Sequence[str], suite: Suite, device: torch.device
-) -> dict[str, list[EvalEntry]]:
-    """Task -> its contestants, in the order of `checkpoints` and under the same names everywhere.
+) -> dict[str, list[PolicyEntry]]:
+    """Return task -> its entries, in the order of `checkpoints`, with the same names on all tasks.
 
     Raises:
         CheckpointError, ConfigError: runs are missing (all of them are named) or damaged, play
-            another world than those beside them, or are more on one task than on another.
+            another environment than the other entries, or are more on one task than on another.
     """
     for text in checkpoints:
         if TASK not in text and len(suite.tasks) > 1:
@@ -118,28 +116,28 @@ def load_suite(
                 f"write {TASK} where the name of the task belongs, as in runs/{TASK}/ebt."
             )
     texts = {task: [text.replace(TASK, task) for text in checkpoints] for task in suite.tasks}
-    if missing := [text for given in texts.values() for text in given if _is_missing(text)]:
+    if missing := [text for listed in texts.values() for text in listed if _is_missing(text)]:
         raise ConfigError(
             f"suite={suite.name} lacks {', '.join(missing)}; train what is missing, or choose the "
             "tasks that are there with suite.tasks=[...]."
         )
-    by_task = {task: load_contestants(given, device) for task, given in texts.items()}
-    for task, contestants in by_task.items():
-        if not share_env(contestants):
+    by_task = {task: load_policy_entries(listed, device) for task, listed in texts.items()}
+    for task, entries in by_task.items():
+        if not share_env(entries):
             raise ConfigError(
                 f"suite= compares policies of one task, with equal time limits, but those given "
                 f"for {task} differ."
             )
-    for text, ones in zip(checkpoints, zip(*by_task.values(), strict=True), strict=True):
-        counts = {task: len(one.runs) for task, one in zip(by_task, ones, strict=True)}
+    for text, entries in zip(checkpoints, zip(*by_task.values(), strict=True), strict=True):
+        counts = {task: len(entry.runs) for task, entry in zip(by_task, entries, strict=True)}
         if len(set(counts.values())) > 1:
             raise ConfigError(
                 f"checkpoint={text} needs as many training runs on every task; there are "
                 f"{', '.join(f'{count} of {task}' for task, count in counts.items())}."
             )
-        if len({one.name for one in ones}) > 1:  # the task is part of the run's own name
-            for one in ones:
-                one.name = text
+        if len({entry.name for entry in entries}) > 1:  # the task is part of the run's own name
+            for entry in entries:
+                entry.name = text
     return by_task
 
 
@@ -150,39 +148,39 @@ def _is_missing(text: str) -> bool:
         return True
 
 
-def _entry(
-    one: EvalEntry, runs: Sequence[Episodes], command: str
-) -> tuple[dict[str, Any], Episodes]:
-    """Summary and episodes of a policy on one task, as `evaluate` has them but for the latency."""
+def _summarize_entry(
+    entry: PolicyEntry, runs: Sequence[EpisodeRows], command: str
+) -> tuple[dict[str, Any], EpisodeRows]:
+    """Return summary and episodes of a policy on one task; without the latency."""
     rows = [
-        episode | {"train_seed": policy.config.get("seed")}
-        for policy, episodes in zip(one.policies, runs, strict=True)
-        for episode in episodes
+        row | {"train_seed": policy.config.get("seed")}
+        for policy, run in zip(entry.models, runs, strict=True)
+        for row in run
     ]
-    summary = entry_summary(one.name, one.info(), rows, command)
-    # That of a batch, in which nobody waits; one robot's is measured where tasks are not many.
+    summary = entry_summary(entry.name, entry.metadata(), rows, command)
+    # Batched latency; not meaningful for a single robot, whose latency would take long to measure.
     summary["latency_ms"] = dict.fromkeys(summary["latency_ms"])
     return summary, rows
 
 
-def summarise(
+def summarize(
     suite: Suite,
     summaries: Mapping[str, Sequence[Mapping[str, Any]]],
     over_tasks: Mapping[str, Any],
     command: str,
 ) -> dict[str, Any]:
-    """Put together what ``suite.json`` holds.
+    """Return what ``suite.json`` holds.
 
     Args:
-        summaries: task -> `summary.entry_summary` of each policy.
-        over_tasks: their successes, by `stats.aggregates`.
+        summaries: task -> `metrics.entry_summary` of each policy.
+        over_tasks: `statistics.aggregates` of their successes.
     """
     entries = []
-    for of_one in zip(*summaries.values(), strict=True):
-        name, seeds = of_one[0]["name"], of_one[0]["train_seed"]
+    for by_task in zip(*summaries.values(), strict=True):
+        name, seeds = by_task[0]["name"], by_task[0]["train_seed"]
         on_tasks = {
             task: {metric: summary[metric] for metric in METRICS}
-            for task, summary in zip(summaries, of_one, strict=True)
+            for task, summary in zip(summaries, by_task, strict=True)
         }
         runs = len(seeds) if isinstance(seeds, list) else 1
         entries.append(
@@ -199,13 +197,12 @@ def summarise(
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """Markdown: each policy over all tasks, the first against the others, success on each task."""
-
-    def cell(value: Mapping[str, Any]) -> str:
-        return format_interval(value["mean"], value["ci95"])
-
+    """Return Markdown: over all tasks, the first policy against the others, and on each task."""
     entries = result["entries"]
-    rows = [(e["name"], str(e["runs"]), cell(e["iqm"]), cell(e["mean"])) for e in entries]
+    rows = [
+        (e["name"], str(e["runs"]), format_estimate(e["iqm"]), format_estimate(e["mean"]))
+        for e in entries
+    ]
     header = ("success over all tasks", "runs a task", "interquartile mean", "mean")
     text = markdown(header, rows, left=1)
     if result["paired"]:
@@ -217,7 +214,7 @@ def tables(result: Mapping[str, Any]) -> str:
                 for p in result["paired"]
                 if p["b"] == b
             }
-            pairs.append((a, b, diffs["iqm"], diffs["mean"], cell(better)))
+            pairs.append((a, b, diffs["iqm"], diffs["mean"], format_estimate(better)))
         text += "\nThe first against each other, a - b, and the chance that a run of a does better "
         text += "on a task than one of b:\n\n"
         header = ("a", "b", "interquartile mean", "mean", "chance of a better run")
@@ -225,7 +222,7 @@ def tables(result: Mapping[str, Any]) -> str:
     text += "\n" + markdown(
         ("success", *(entry["name"] for entry in entries)),
         [
-            (task, *(cell(entry["tasks"][task]["success"]) for entry in entries))
+            (task, *(format_estimate(entry["tasks"][task]["success"]) for entry in entries))
             for task in entries[0]["tasks"]
         ],
         left=1,
@@ -234,7 +231,7 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def interval_note(result: Mapping[str, Any]) -> str:
-    """What the intervals cover, for a person."""
+    """Return sentences on what the intervals cover."""
     entries = result["entries"]
     note = (
         f"95 % intervals, {result['episodes']} episodes a run and task. Over all tasks: stratified "
@@ -251,6 +248,6 @@ def interval_note(result: Mapping[str, Any]) -> str:
 
 def write_suite(output: Path, result: Mapping[str, Any]) -> None:
     """Write ``suite.md``, ``suite.svg`` and ``suite.json``."""
-    write_atomic(output / "suite.md", tables(result))
+    atomic_write(output / "suite.md", tables(result))
     save_figure(suite_overview(result), output / "suite.svg")
-    write_atomic(output / "suite.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(output / "suite.json", json.dumps(result, indent=2) + "\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 from ebt_policy.config import options
 from ebt_policy.data.episodes import Episodes
@@ -15,15 +15,15 @@ from ebt_policy.data.windows import fit_normalizer
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import Policy
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
-from ebt_policy.policies.registry import build_policy
+from ebt_policy.policies.registry import POLICIES, build_policy
+from ebt_policy.policies.task_config import PolicyTaskConfig
 from ebt_policy.policies.vision import VisionConfig
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
-from ebt_policy.training.trainer import TrainConfig
 
-console = Console()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,38 @@ class TrainingEvalConfig(EvalConfig):
             raise ConfigError(f"rollout_episodes must be at least 0, got {self.rollout_episodes}.")
 
 
-class PolicyTrainingTask(TrainingTask):
-    """See `TrainingTask`."""
+class Demonstrations(NamedTuple):
+    """Episodes to learn from, and one line that says which they are."""
+
+    episodes: Episodes
+    note: str
+
+
+class PolicyTrainingTask(TrainingTask[Demonstrations]):
+    """Train a policy on demonstrations; validate and evaluate it by rollouts in its simulator."""
+
+    models = POLICIES
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
         self.task = PolicyTaskConfig.of(config)
         self.evaluation = options(TrainingEvalConfig, config["evaluation"], "evaluation")
         self.spec = self.task.env_spec()
+        self._plays = train.eval_every > 0 and self.evaluation.rollout_episodes > 0
         if self.task.cameras:  # says what is missing before anything is loaded
             options(VisionConfig, config["vision"] or {}, "vision")
-        if self.evaluation.episodes or self.tries_out:
+        if self.evaluation.episodes or self._plays:
             self.spec.check(videos=self.evaluation.episodes > 0 and self.evaluation.videos > 0)
-        self.episodes: Episodes | None = None
 
-    @property
-    def tries_out(self) -> bool:
-        return super().tries_out and self.evaluation.rollout_episodes > 0
+    def load_data(self) -> Demonstrations:
+        return Demonstrations(*self.task.demonstrations())
 
-    def fetch(self) -> str:
-        self.episodes, note = self.task.demonstrations()
-        return note
+    def describe(self, data: Demonstrations) -> str:
+        return data.note
 
-    def build(self, device: torch.device) -> TrainingSetup:
-        task, config, episodes = self.task, self.config, self.episodes
-        assert episodes is not None
-        training, held_out = task.split(episodes, config["seed"])
+    def build(self, data: Demonstrations, device: torch.device) -> TrainingSetup:
+        task, config = self.task, self.config
+        training, held_out = task.split(data.episodes, config["seed"])
         windows = task.windows(training, device)
         shape = {
             "obs_dim": windows.obs.shape[1],
@@ -93,22 +99,26 @@ class PolicyTrainingTask(TrainingTask):
             windows,
             None if held_out is None else task.windows(held_out, device),
             f"{len(windows):,} windows{images}",
+            self._rollout_metrics if self._plays else None,
         )
 
-    def tryout(self, model: Policy) -> dict[str, float]:
+    def _rollout_metrics(self, policy: Policy) -> dict[str, float]:
+        """Play episodes whose seeds lie below the evaluation's."""
         episodes = self.evaluation.rollout_episodes
         seeds = range(90_000, 90_000 + episodes)
         try:
-            results = rollout(model, self.spec, seeds, workers=self.evaluation.workers)
-        except FloatingPointError as error:  # a landscape that is still too steep may learn better
-            console.print(f"no rollout: {error}", markup=False)
+            results = rollout(policy, self.spec, seeds, workers=self.evaluation.workers)
+        except FloatingPointError as error:  # further training may make the landscape less steep
+            log.warning("no rollouts in this step: %s", error)
             return {}
         return {
             "rollout_score": sum(r.score for r in results) / episodes,
             "rollout_success": sum(r.success for r in results) / episodes,
         }
 
-    def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
+    def evaluate(
+        self, data: Demonstrations, run_dir: Path, device: torch.device, command: str
+    ) -> None:
         if self.evaluation.episodes:
             output = run_dir / "evaluation"
             evaluate_policies(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ebt_policy.errors import ConfigError
+from ebt_policy.errors import ConfigError, OutputError
+from ebt_policy.io.atomic_write import atomic_write
 
 MODES = ("off", "online", "offline")
 
@@ -41,7 +41,10 @@ class MetricLog:
         try:
             self._file.write(json.dumps(values) + "\n")
         except OSError as error:
-            raise OSError(f"{self._path} cannot be written ({error.strerror or error}).") from error
+            raise OutputError(
+                f"{self._path} cannot be written ({error.strerror or error}); free space, then "
+                "run the same command with resume=true to resume."
+            ) from error
         if self._run is not None:
             self._run.log(values, step=values.get("step"))
 
@@ -89,6 +92,4 @@ def _drop_after(path: Path, step: int) -> None:
             continue
         if values.get("step", 0) <= step:
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    atomic_write(path, "".join(line + "\n" for line in kept))

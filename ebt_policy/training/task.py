@@ -1,62 +1,81 @@
-"""What `train` hands to the trainer, and how the result is shown."""
+"""Training tasks: what `train` trains, on which data, and how the result is evaluated."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from ebt_policy.models.base import Model
-from ebt_policy.training.trainer import Data, TrainConfig
+from ebt_policy.registry import Registry
+from ebt_policy.training.batches import TrainingData
+from ebt_policy.training.config import TrainConfig
+
+Data = TypeVar("Data")
 
 
-class TrainingSetup(NamedTuple):
-    """An untrained model and its data, to train on and held out, and one line about them."""
+@dataclass(frozen=True)
+class TrainingSetup:
+    """All that a trainer needs of a task.
+
+    Attributes:
+        model: untrained, on the device of the training.
+        train_data, validation_data: on the same device; None without held-out data.
+        note: one line about the data, for the console.
+        validate: returns metrics of the averaged model, every ``train.eval_every`` steps; None
+            if there is nothing to measure.
+    """
 
     model: Model
-    data: Data
-    held_out: Data | None
+    train_data: TrainingData
+    validation_data: TrainingData | None
     note: str
+    validate: Callable[[Any], dict[str, float]] | None = None
 
 
-class TrainingTask(ABC):
-    """Something to train.
+class TrainingTask(ABC, Generic[Data]):
+    """Base of what can be trained.
 
     Args:
         config: resolved content of the configuration.
         train: its section of that name.
 
+    Attributes:
+        models: the registry in which ``model.name`` is looked up.
+
     Raises:
-        ConfigError: whatever can be found to be wrong before anything is loaded.
+        ConfigError: for every mistake that is visible before data is loaded.
     """
+
+    models: ClassVar[Registry[Any]]
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         self.config, self.train = config, train
 
     @abstractmethod
-    def fetch(self) -> str:
-        """Get the data, which one process does before the others; a line about it."""
+    def load_data(self) -> Data:
+        """Load the data; one process does so, and fills the caches, before the others."""
 
-    def first(self) -> dict[str, Any] | None:
-        """The configuration of what must be trained before this, if anything; called once the data
-        is there."""
+    @abstractmethod
+    def describe(self, data: Data) -> str:
+        """Return one line about the data: its name, size and origin."""
+
+    def prerequisite(self, data: Data) -> dict[str, Any] | None:
+        """Return the configuration of a model that must be trained first, or None."""
         return None
 
     @abstractmethod
-    def build(self, device: torch.device) -> TrainingSetup:
-        """The model and its data on a device."""
-
-    def tryout(self, model: Any) -> dict[str, float]:
-        """Metrics of the averaged model in the middle of training."""
-        return {}
-
-    @property
-    def tries_out(self) -> bool:
-        """Whether `tryout` is worth a call."""
-        return self.train.rollout_every > 0
+    def build(self, data: Data, device: torch.device) -> TrainingSetup:
+        """Build the model and put the data on a device."""
 
     @abstractmethod
-    def evaluate(self, run_dir: Path, device: torch.device, command: str) -> None:
-        """Show how good the trained model is, if the configuration asks for it."""
+    def evaluate(self, data: Data, run_dir: Path, device: torch.device, command: str) -> None:
+        """Evaluate the trained model, if the configuration asks for it."""
+
+
+# By the option ``domain``; installed plug-ins add tasks by entry points.
+TASKS: Registry[type[TrainingTask[Any]]] = Registry("domain", "ebt_policy.tasks")

@@ -84,7 +84,7 @@ class Autoencoder(Model):
         return error + self.kl * divergence, {"error": error.detach(), "kl": divergence.detach()}
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         return build_video_model(config)
 
 

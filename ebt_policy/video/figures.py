@@ -15,8 +15,8 @@ from ebt_policy.evaluation.figures import bands
 
 
 @styled
-def over_places(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Of models of video: error and energy over the context, and error over steps."""
+def error_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw error and energy over the context, and error over steps, of entries of a summary."""
     figure = blank(11, 3.3)
     error, energy, steps = figure.subplots(1, 3)
     for colour, entry in zip(cycle(PALETTE), entries, strict=False):
@@ -27,9 +27,9 @@ def over_places(entries: Sequence[Mapping[str, Any]]) -> Figure:
             energy.plot(x, entry["energy_at_the_start"], color=colour)
         if "thinking" in entry:
             means, low, high = bands(entry["thinking"]["longer"])
-            done = np.arange(1, len(means) + 1)
-            steps.fill_between(done, low, high, color=colour, alpha=0.12, linewidth=0)
-            steps.plot(done, means, "-o", color=colour, markersize=3.5)
+            x = np.arange(1, len(means) + 1)
+            steps.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            steps.plot(x, means, "-o", color=colour, markersize=3.5)
             steps.axvline(entry["thinking"]["steps"], color=colour, linestyle=":", linewidth=1)
     error.set(title="error", xlabel="frames seen")
     energy.set(title="energy at the start of clips", xlabel="frames seen")

@@ -128,11 +128,11 @@ class VideoModel(Model):
         return frames[:, -length:]
 
     @property
-    def _learned(self) -> dict[str, Any]:
+    def _data_config(self) -> dict[str, Any]:
         return {"features": self.features, "encoder": self.encoder}
 
     @classmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         model = build_video_model(config)
         model.encoder = config.get("encoder", "")
         return model

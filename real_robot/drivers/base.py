@@ -21,13 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ebt_policy.config import options
-from ebt_policy.errors import UserError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.registry import Registry
-
-
-class DriverError(UserError, RuntimeError):
-    """A robot that cannot be reached any more. The message says what was lost."""
 
 
 @dataclass(frozen=True)

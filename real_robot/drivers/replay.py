@@ -7,16 +7,12 @@ from typing import Any
 import numpy as np
 
 from ebt_policy.config import options
-from ebt_policy.data.episodes import Episodes, read_episodes
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
-from ebt_policy.real_robot.drivers.base import (
-    ROBOT_DRIVERS,
-    Driver,
-    DriverContext,
-    DriverError,
-    Observation,
-)
+from ebt_policy.real_robot.drivers.base import ROBOT_DRIVERS, Driver, DriverContext, Observation
+from ebt_policy.real_robot.errors import DriverError
 
 # Columns that `Recorder` adds to the values of the observation.
 ADDED_COLUMNS = (

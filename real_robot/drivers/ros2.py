@@ -16,13 +16,13 @@ from ebt_policy.real_robot.drivers.base import (
     ROBOT_DRIVERS,
     Driver,
     DriverContext,
-    DriverError,
     Observation,
     SimulatedDriver,
 )
-from ebt_policy.real_robot.drivers.ros_messages import MessageError, ObservedTopic
+from ebt_policy.real_robot.drivers.ros_messages import ObservedTopic
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
 from ebt_policy.real_robot.drivers.ros_topics import RosTopics
+from ebt_policy.real_robot.errors import DriverError, MessageError
 
 SETTLE_S = 0.15  # after a reset, until messages from before it have arrived
 

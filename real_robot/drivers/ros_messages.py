@@ -16,14 +16,11 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.errors import MessageError
 
 POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw", "roll", "pitch", "yaw")
 CHANNEL_ORDERS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr", "mono8": "gray"}
-
-
-class MessageError(UserError, ValueError):
-    """A message that does not fit the configuration and is rejected."""
 
 
 def _parse_numbers(value: float | Sequence[float], count: int, name: str) -> np.ndarray:

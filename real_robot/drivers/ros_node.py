@@ -12,7 +12,7 @@ import threading
 from enum import Enum, auto
 from typing import Any
 
-from ebt_policy.real_robot.drivers.base import DriverError
+from ebt_policy.real_robot.errors import DriverError
 
 MESSAGE_PACKAGES = {
     "JointState": "sensor_msgs", "Image": "sensor_msgs", "CompressedImage": "sensor_msgs",

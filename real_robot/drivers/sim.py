@@ -14,10 +14,10 @@ from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import (
     ROBOT_DRIVERS,
     DriverContext,
-    DriverError,
     Observation,
     SimulatedDriver,
 )
+from ebt_policy.real_robot.errors import DriverError
 
 # Fraction of a physics step, so that the steps of a tick are not one short.
 ROUNDING_SLACK = 1e-6

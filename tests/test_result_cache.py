@@ -1,4 +1,4 @@
-"""Long evaluations: what was measured is kept, whatever happens to the disk it should go to."""
+"""The cache of results: interrupted writes and full disks lose nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.evaluation import result_cache as pieces
+from ebt_policy.evaluation import result_cache
 from ebt_policy.evaluation.result_cache import ResultCache
 
 ONE, TWO = {"key": "one", "seeds": [1, 2]}, {"key": "two", "seeds": [1, 2]}
@@ -20,10 +20,10 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_what_cannot_be_written_is_kept_in_the_cache(tmp_path, cache, monkeypatch):
+def test_results_that_cannot_be_written_go_to_the_cache_folder(tmp_path, cache, monkeypatch):
     file = tmp_path / "played.jsonl"
     ResultCache(file, "episodes").add(ONE, [1.0])
-    append = pieces._append
+    append = result_cache._append
 
     def full(path: Path, line) -> None:
         if path == file:
@@ -33,7 +33,7 @@ def test_what_cannot_be_written_is_kept_in_the_cache(tmp_path, cache, monkeypatc
         append(path, line)
 
     with monkeypatch.context() as context:
-        context.setattr(pieces, "_append", full)
+        context.setattr(result_cache, "_append", full)
         with pytest.raises(OSError, match=r"No space left on device.*free some space, then run"):
             ResultCache(file, "episodes").add(TWO, [2.0])
     (spare,) = cache.rglob("*.jsonl")
@@ -44,7 +44,7 @@ def test_what_cannot_be_written_is_kept_in_the_cache(tmp_path, cache, monkeypatc
     assert ResultCache(tmp_path / "other.jsonl", "episodes").get(TWO) is None
 
 
-def test_half_a_line_is_taken_out(tmp_path):
+def test_incomplete_lines_are_removed(tmp_path):
     file = tmp_path / "played.jsonl"
     ResultCache(file, "episodes").add(ONE, [1.0])
     with file.open("a") as stream:

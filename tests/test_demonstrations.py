@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from conftest import compose_config
 
-from ebt_policy.data import demonstrations as sources
-from ebt_policy.data.demonstrations import load_adroit_door, local_data
-from ebt_policy.data.episodes import EpisodeError, Episodes, write_episodes
+from ebt_policy.data.adroit_door import load_adroit_door
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.push_t import load_push_t
+from ebt_policy.data.task_family import TASK_FAMILIES, TaskFamily
 from ebt_policy.errors import ConfigError
 from ebt_policy.io import download as fetching
 from ebt_policy.io.download import DownloadError
-from ebt_policy.policies.demonstrations import PolicyTaskConfig
+from ebt_policy.io.local_data import local_data
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 @pytest.fixture
@@ -38,6 +40,19 @@ def door(path, **changes) -> str:
     rows = {"observations": np.zeros((7, 39)), "actions": 2 * np.ones((7, 28))}
     np.savez(path, **{**rows, "episode_ends": np.array([3, 7]), **changes})
     return str(path)
+
+
+def test_a_family_of_the_user_loads_its_own_demonstrations(monkeypatch):
+    monkeypatch.setattr(TASK_FAMILIES, "_items", dict(TASK_FAMILIES._items))
+    stored = Episodes({"obs": np.zeros((3, 2)), "action": np.ones((3, 1))}, np.array([3]))
+
+    @TASK_FAMILIES.register("chess")
+    class Chess(TaskFamily):
+        def load(self, config):
+            return stored, f"{config.name} by hand"
+
+    config = task("task=metaworld", "task.name=opening", "task.family=chess")
+    assert config.demonstrations() == (stored, "opening by hand")
 
 
 def test_adroit_demonstrations_lose_their_first_row(tmp_path):
@@ -65,23 +80,23 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
 def test_other_files_are_no_adroit_demonstrations(tmp_path, changes, message):
     path = door(tmp_path / "door.npz", **changes)
     with pytest.raises(EpisodeError, match=message) as told:
-        sources.load_adroit_door(path)
+        load_adroit_door(path)
     assert path in str(told.value)
 
 
 def test_damaged_or_missing_adroit_files(nowhere):
     with pytest.raises(EpisodeError, match=r"put door_human_25demos\.npz into \$EBT_POLICY_DATA"):
-        sources.load_adroit_door(None)
+        load_adroit_door(None)
     with pytest.raises(EpisodeError, match=r"no Adroit demonstrations at gone\.npz"):
-        sources.load_adroit_door("gone.npz")
+        load_adroit_door("gone.npz")
     path = door(nowhere / "door.npz")
     (nowhere / "door.npz").write_bytes((nowhere / "door.npz").read_bytes()[:300])
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
-        sources.load_adroit_door(path)
+        load_adroit_door(path)
     with (nowhere / "door.npz").open("wb") as file:
         np.save(file, np.zeros(3))  # one array, which NumPy opens as something else
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
-        sources.load_adroit_door(path)
+        load_adroit_door(path)
 
 
 def test_without_a_network_the_command_that_records_is_told(nowhere):
@@ -115,7 +130,7 @@ def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypat
             "='joints' is unknown; use delta",
         ),
         (["task=robosuite", "task.scene=Fold"], r"task\.scene must be one of Lift"),
-        (["task=push_t", "+task.family=chess"], "task=chess is unknown; there are push_t"),
+        (["task=push_t", "+task.family=chess"], "task.family=chess is unknown; there are .*push_t"),
         (["task=lift", "+task.mirror=true"], "belong to Push-T"),
     ],
 )
@@ -146,7 +161,7 @@ def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
 def test_a_variable_that_points_nowhere_is_said_before_any_download(load, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path / "typo"))
     monkeypatch.setattr("ebt_policy.data.push_t._download", None)
-    with pytest.raises(EpisodeError, match=r"EBT_POLICY_DATA=.*typo is no folder; correct"):
+    with pytest.raises(ConfigError, match=r"EBT_POLICY_DATA=.*typo is no folder; correct"):
         load()
 
 

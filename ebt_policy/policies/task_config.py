@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from ebt_policy.config import options
-from ebt_policy.data import demonstrations as sources
-from ebt_policy.data import robomimic
+from ebt_policy.data import adroit_door, push_t, recordings, robosuite
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.push_t import aligned, load_push_t, mirrored
+from ebt_policy.data.render_cache import rendered_observations
+from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 from ebt_policy.data.windows import Windows, long_enough
 from ebt_policy.envs import registered_env_ids
 from ebt_policy.envs.env_spec import EnvSpec
@@ -22,72 +22,38 @@ from ebt_policy.plugins import is_user_module
 
 FAMILIES = ("push_t", "robosuite", "metaworld", "adroit_door")
 
+# The families of this package, which register themselves.
+BUILT_IN_FAMILIES = (adroit_door, push_t, recordings, robosuite)
 
-@dataclass(frozen=True)
-class PolicyTaskConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTaskConfig(DemonstrationConfig):
     """The section ``task`` of a configuration.
 
     Args:
-        name: of the task, in tables and file names.
-        family: whose demonstrations it has, one of `FAMILIES`; by default its name.
-        scene: which task of its family.
-        demos, path: which demonstrations, as their loader understands them; what a control loop
-            recorded serves every task.
-        mask: a subset that a robomimic file names.
-        actions: "delta" or "absolute", for robosuite.
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
         validation_episodes: demonstrations held out of training.
         env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
-        relative_to: entries of the newest observation that actions are relative to (see
-            `PolicyShape`).
-        align: move each demonstration so that it ends exactly on the goal (Push-T).
-        mirror: learn from the mirror images of the demonstrations, too (Push-T).
-        cameras: names of those that the policy sees.
+        cameras: names of the cameras that the policy reads.
         max_prefix_len: condition the policy on up to this many committed actions, for control
             loops in which it predicts while the last chunk is executed; 0 for none.
     """
 
-    name: str
-    demos: Literal["human", "expert"] | None
-    path: str | None
     horizon: int
     n_obs_steps: int
     n_action_steps: int
     validation_episodes: int
     env: dict[str, Any]
-    family: str | None = None
-    scene: str | None = None
-    mask: str | None = None
-    actions: Literal["delta", "absolute"] = "delta"
-    relative_to: list[int | None] | None = None
-    align: bool = False
-    mirror: bool = False
     cameras: list[str] | None = None
     max_prefix_len: int = 0
 
     def __post_init__(self) -> None:
-        if self.family is None:
-            object.__setattr__(self, "family", self.name)
-        if self.family not in FAMILIES:
-            raise ConfigError(f"task={self.family} is unknown; there are {', '.join(FAMILIES)}.")
-        for key, known in {
-            "demos": (None, "human", "expert"),
-            "actions": ("delta", "absolute"),
-        }.items():
-            if getattr(self, key) not in known:
-                words = ", ".join("null" if word is None else word for word in known)
-                raise ConfigError(f"task.{key}={getattr(self, key)!r} is unknown; use {words}.")
-        if self.family == "robosuite" and self.scene not in robomimic.SCENES:
-            raise ConfigError(
-                f"task.scene must be one of {', '.join(robomimic.SCENES)}, got {self.scene}."
-            )
-        if self.family == "robosuite" and self.actions == "delta" and self.relative_to:
-            raise ConfigError(
-                "task.relative_to is for absolute goals; with task.actions=delta write "
-                "task.relative_to=null."
-            )
-        if self.family != "push_t" and (self.align or self.mirror):
-            raise ConfigError("task.align and task.mirror belong to Push-T; leave them out.")
+        super().__post_init__()
+        self._family.check(self)
+
+    @property
+    def _family(self) -> TaskFamily:
+        return TASK_FAMILIES.get(self.family)()
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
@@ -100,29 +66,8 @@ class PolicyTaskConfig:
         return {k: getattr(self, k) for k in ("horizon", "n_obs_steps", "n_action_steps")}
 
     def demonstrations(self) -> tuple[Episodes, str]:
-        """Episodes with "obs" and "action", and one line saying which they are."""
-        if self.family == "push_t":
-            episodes, note = load_push_t(path=self.path, demos=self.demos)
-            return (aligned(episodes) if self.align else episodes), note
-        if self.family == "robosuite" and not sources.is_store(self.path):
-            assert self.scene is not None
-            episodes, origin = sources.load_robomimic(
-                self.name, self.scene, self.path, self.demos,
-                lambda file: robomimic.load_robomimic(
-                    str(self.scene), file, mask=self.mask, actions=self.actions
-                ),
-            )  # fmt: skip
-        elif self.family == "adroit_door":
-            episodes, origin = sources.load_adroit_door(self.path)
-        else:
-            if self.family == "robosuite" and self.actions != "absolute":
-                raise ConfigError(
-                    f"{self.path} was recorded by a control loop, with goals as actions; leave "
-                    "task.actions=delta out."
-                )
-            rate_hz = robomimic.RATE_HZ if self.family == "robosuite" else None
-            episodes, origin = sources.load_recorded(self.name, self.path, rate_hz)
-        return episodes, f"{self.name}: {len(episodes)} demonstrations {origin}."
+        """Load episodes with "obs" and "action", and one line that says where they came from."""
+        return self._family.load(self)
 
     def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
         """Split at random into those to train on, with their mirror images, and those held out.
@@ -144,14 +89,12 @@ class PolicyTaskConfig:
         order = np.random.default_rng(seed).permutation(indices)
         training = episodes.select(np.sort(order[count:]))
         held_out = episodes.select(np.sort(order[:count])) if count else None
-        return (training + mirrored(training) if self.mirror else training), held_out
+        return (training + self._family.mirror(training) if self.mirror else training), held_out
 
     def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
         """Windows of episodes, of the horizons of this task."""
         arrays, cameras = episodes.arrays, self.cameras or []
         if cameras:
-            from ebt_policy.data.render_cache import rendered_observations  # loads the simulator
-
             if "state" not in arrays:
                 raise ConfigError(
                     f"the demonstrations of {self.name} have no states to draw frames from; leave "

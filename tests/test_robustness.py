@@ -20,15 +20,15 @@ from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.robustness import (
     UNDISTURBED,
-    evaluate_recovery,
+    evaluate_robustness,
     parse_perturbations,
-    summarise,
+    summarize,
     table,
 )
 from ebt_policy.train import train
 
 KNOWN = {"kick": PerturbationKind("px", (10.0, 20.0)), "delay": PerturbationKind("steps", (1.0,))}
-PROTOCOL = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
+CONFIG = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def runs(tmp_path_factory, demonstrations) -> Path:
     return folder
 
 
-def play(runs: Path, output: Path, perturb="kick=40", protocol=PROTOCOL):
-    return evaluate_recovery(
+def play(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
+    return evaluate_robustness(
         [f"{runs}/ebt-seed*@num_candidates=2", f"{runs}/bc"],
-        protocol,
+        config,
         perturb,
         output=output,
         device=torch.device("cpu"),
@@ -56,7 +56,7 @@ def play(runs: Path, output: Path, perturb="kick=40", protocol=PROTOCOL):
     )
 
 
-def test_words_become_conditions():
+def test_parse_perturbations_returns_conditions():
     kick = [Perturbation("kick", 10.0), Perturbation("kick", 20.0)]
     assert parse_perturbations("kick", KNOWN) == [None, *kick]
     assert parse_perturbations("all", KNOWN) == [None, *kick, Perturbation("delay", 1)]
@@ -77,13 +77,13 @@ def test_words_become_conditions():
         ("delay=0.5", "a whole number of steps"),
     ],
 )
-def test_bad_words_are_named(words, message):
+def test_parse_perturbations_rejects_bad_words(words, message):
     with pytest.raises(ConfigError, match=message):
         parse_perturbations(words, KNOWN)
 
 
 @pytest.mark.slow
-def test_a_suite_is_played_and_gone_on_with(runs, tmp_path, monkeypatch):
+def test_cached_conditions_are_not_played_again(runs, tmp_path, monkeypatch):
     result = play(runs, tmp_path)
     assert {e["name"] for e in result["entries"]} == {"ebt (candidates 2)", "bc"}
     assert {(e["kind"], e["strength"]) for e in result["entries"]} == {
@@ -98,22 +98,22 @@ def test_a_suite_is_played_and_gone_on_with(runs, tmp_path, monkeypatch):
     log = (tmp_path / "recovery.jsonl").read_text()
     assert len(log.splitlines()) == 2 * 3  # conditions times training runs
 
-    class Untouchable:
+    class ForbiddenPool:
         def __init__(self, *_):
             raise AssertionError("played again")
 
-    monkeypatch.setattr(rollout, "RolloutPool", Untouchable)
+    monkeypatch.setattr(rollout, "RolloutPool", ForbiddenPool)
     assert play(runs, tmp_path) == result
     with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
-        play(runs, tmp_path, protocol=replace(PROTOCOL, seed=6))
+        play(runs, tmp_path, config=replace(CONFIG, seed=6))
 
 
-def test_policies_of_other_worlds_are_refused(runs, tmp_path):
+def test_policies_of_other_environments_are_refused(runs, tmp_path):
     copied(runs / "bc", tmp_path / "hasty", "task.env.max_steps", 5)
     with pytest.raises(ConfigError, match="equal time limits"):
-        evaluate_recovery(
+        evaluate_robustness(
             [f"{runs}/bc", f"{tmp_path}/hasty"],
-            PROTOCOL,
+            CONFIG,
             "kick",
             output=tmp_path,
             device=torch.device("cpu"),
@@ -123,7 +123,7 @@ def test_policies_of_other_worlds_are_refused(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_kill_costs_the_line_being_written(runs, tmp_path):
+def test_an_incomplete_cache_line_is_played_again(runs, tmp_path):
     result = play(runs, tmp_path)
     log = tmp_path / "recovery.jsonl"
     log.write_text(log.read_text()[:-25])
@@ -132,7 +132,7 @@ def test_a_kill_costs_the_line_being_written(runs, tmp_path):
     assert len(lines) == 2 * 3
 
 
-def test_curves_and_pairs_come_from_all_runs():
+def test_summary_and_pairs_use_all_runs():
     rng = np.random.default_rng(0)
 
     def played(runs, shift):
@@ -142,7 +142,7 @@ def test_curves_and_pairs_come_from_all_runs():
     kick = Perturbation("kick", 10.0)
     a = {None: played(3, 0.5), kick: played(3, 0.4)}
     b = {None: played(1, 0.5), kick: played(1, 0.0)}
-    result = summarise({"a": a, "b": b}, KNOWN, "test")
+    result = summarize({"a": a, "b": b}, KNOWN, "test")
     assert (result["runs"], result["episodes"]) == (3, 20)
     (pair,) = [p for p in result["paired"] if p["kind"] == "kick" and p["metric"] == "score"]
     assert pair["ci95"][0] > 0
@@ -157,11 +157,11 @@ def test_curves_and_pairs_come_from_all_runs():
 def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="differ in their seed alone"):
         evaluate_policies(
-            [f"{runs}/*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
+            [f"{runs}/*"], CONFIG, output=tmp_path, device=torch.device("cpu"), command="test"
         )
     with pytest.raises(ConfigError, match="no folder matches"):
         evaluate_policies(
-            [f"{runs}/x*"], PROTOCOL, output=tmp_path, device=torch.device("cpu"), command="test"
+            [f"{runs}/x*"], CONFIG, output=tmp_path, device=torch.device("cpu"), command="test"
         )
 
 
@@ -169,7 +169,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
 def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
     result = evaluate_policies(
         [f"{runs}/ebt-seed*", f"{runs}/bc"],
-        PROTOCOL,
+        CONFIG,
         output=tmp_path,
         device=torch.device("cpu"),
         command="test",

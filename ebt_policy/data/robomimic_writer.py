@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.data.robomimic import ROBOSUITE, ROBOT
+from ebt_policy.data.robomimic_controller import ROBOSUITE, ROBOT
 from ebt_policy.envs.robosuite_env import RobosuiteEnv, controllers, robosuite
 from ebt_policy.envs.robosuite_tasks import RATE_HZ, from_six_dimensional
 
