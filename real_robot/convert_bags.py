@@ -11,7 +11,6 @@ Message times are the times of recording.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from ebt_policy.cli import hydra_arguments, report_errors
+from ebt_policy.cli import report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes, check_episodes
-from ebt_policy.errors import ConfigError
+from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.output import output_store
 from ebt_policy.io.paths import listed, reason
 from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, ObservedTopic
@@ -207,7 +206,7 @@ def convert(
     for bag in track(bags, "reading", disable=len(bags) < 2):
         try:
             parts += read_bag(bag, robot, max_gap_s)
-        except ValueError as error:
+        except UserError as error:
             errors.append(str(error))
     if errors:
         raise ConfigError(listed(errors))
@@ -235,9 +234,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:], "bag")
-    _main()
+    """Run the command line."""
+    run_entry(_main, "bag")
 
 
 if __name__ == "__main__":

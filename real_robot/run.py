@@ -17,17 +17,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.cli import hydra_arguments, report_errors
+from ebt_policy.cli import report_errors, run_entry
+from ebt_policy.cli.arguments import RAW_ARGV
 from ebt_policy.config import options
-from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.episode_series import INTERRUPTED
-from ebt_policy.real_robot.errors import DriverError, PolicyError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import errors, run_robot
-
-RAW_ARGV: list[str] = []
 
 
 @hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="run")
@@ -41,8 +38,6 @@ def _main(cfg: DictConfig) -> None:
         command = shlex.join(["python", "-m", "ebt_policy.real_robot.run", *RAW_ARGV])
         try:
             code = run_robot(robot, run_options, command)
-        except (DriverError, PolicyError) as error:
-            raise ConfigError(str(error)) from error
         except KeyboardInterrupt:
             errors.print("interrupted; the robot was stopped")
             code = INTERRUPTED
@@ -51,10 +46,7 @@ def _main(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Run the command line."""
-    RAW_ARGV[:] = sys.argv[1:]
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    _main()
+    run_entry(_main)
 
 
 if __name__ == "__main__":

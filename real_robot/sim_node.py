@@ -7,7 +7,6 @@ it holds without commands or heartbeats, and with the emergency stop pressed. Ct
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -15,7 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ebt_policy.cli import hydra_arguments, report_errors
+from ebt_policy.cli import report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
@@ -23,7 +22,7 @@ from ebt_policy.real_robot.clock import Clock, MonotonicClock
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
 from ebt_policy.real_robot.drivers.ros_topics import parse_topics
 from ebt_policy.real_robot.drivers.sim import SimRobot
-from ebt_policy.real_robot.errors import DriverError, MessageError
+from ebt_policy.real_robot.errors import MessageError
 from ebt_policy.real_robot.robots import Robot
 
 
@@ -133,10 +132,7 @@ def _main(cfg: DictConfig) -> None:
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
-        try:
-            node = SimNode(robot, MonotonicClock())
-        except DriverError as error:
-            raise ConfigError(str(error)) from error
+        node = SimNode(robot, MonotonicClock())
         node.start()
         Console().print(f"{robot.name} is simulated; Ctrl-C ends it", highlight=False)
         ended.wait()
@@ -144,9 +140,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    _main()
+    """Run the command line."""
+    run_entry(_main)
 
 
 if __name__ == "__main__":
