@@ -28,7 +28,7 @@ from benchmarks.device import DEVICE, synchronize
 from benchmarks.results import store_json
 from ebt_policy.language.model import build_language_model
 
-S1 = {"name": "s1", "steps": 2, "start": 0.0}
+S1 = {"name": "s1", "steps": 2, "init_std": 0.0}
 OURS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Transformer++": ({"name": "transformer_pp"}, None),
     "energy, 2 steps": ({"name": "ebt", "candidate_layers": None}, S1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,14 @@ def report_errors() -> Iterator[None]:
         console.print(
             f"[bold red]error:[/] out of memory ({escape(reason(error))}); use a smaller "
             "train.batch_size or size."
+        )
+        sys.exit(2)
+    except OSError as error:  # such as a video encoder's or a library's own
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        console.print(
+            f"[bold red]error:[/] {escape(str(error))}; free some space, then run the same "
+            "command again."
         )
         sys.exit(2)
     except KeyboardInterrupt as interruption:
