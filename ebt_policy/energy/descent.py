@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from ebt_policy.energy.attention import double_backward_attention
-from ebt_policy.energy.compatibility import check_parts
 from ebt_policy.energy.constraints import Constraint, Position
 from ebt_policy.energy.deadline import Deadline
 from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.gradients import PlainGradient, expand_units, to_autograd_tensor
-from ebt_policy.energy.mirror import MirrorMap, mirrored_energy, mirrored_gradient
+from ebt_policy.energy.mirror_map import MirrorMap, mirrored_energy, mirrored_gradient
+from ebt_policy.energy.part_checks import check_parts
 from ebt_policy.energy.result import DescentResult, StopReason, check_finite, is_moving
 from ebt_policy.energy.sampling import Generators, LangevinNoise
 from ebt_policy.energy.schedules import Schedule, Steps
