@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from ebt_policy.cli import report_errors, run_entry
 from ebt_policy.config import options
-from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.recordings import recording
 from ebt_policy.policies.recording import find_demonstrator, record_demonstrations
@@ -48,8 +47,9 @@ def run(config: dict[str, Any]) -> None:
     """
     settings = options(RecordConfig, config, "the configuration")
     task = PolicyTaskConfig.of(config)
+    family = task.task_family
     demonstrator = find_demonstrator(task, settings.checkpoint, settings.perturb)
-    output = Path(settings.output or recording(task.name))
+    output = Path(settings.output or recording(task.name, family.recording_suffix))
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, "{task.fields[rate]}", console=console) as progress:
         bar = progress.add_task("recording", total=settings.episodes, rate="")
@@ -58,20 +58,19 @@ def run(config: dict[str, Any]) -> None:
             rate = f"{successes} successes in {attempts} attempts"
             progress.update(bar, completed=min(successes, settings.episodes), rate=rate)
 
-        def write_as_robomimic(path: Path, episodes: Episodes) -> None:
-            from ebt_policy.data.robomimic_writer import write_robomimic  # loads the simulator
-
-            bar = progress.add_task("observations", total=len(episodes), rate="")
-            write_robomimic(
-                path, str(task.scene), episodes, lambda done: progress.update(bar, completed=done)
+        def write(path: Path, episodes: Episodes) -> None:
+            bar = progress.add_task("writing", total=len(episodes), rate="")
+            family.write_recording(
+                path, episodes, task, lambda done: progress.update(bar, completed=done)
             )
+            progress.update(bar, completed=len(episodes))
 
         episodes = record_demonstrations(
             demonstrator,
             settings.episodes,
             output,
             workers=settings.workers,
-            write=write_as_robomimic if task.family == "robosuite" else write_episodes,
+            write=write,
             on_progress=show,
         )
     summary = f"{output}: {len(episodes)} episodes, {episodes.ends[-1]} steps"

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.best_effort import BestEffort, TickVideo
 from ebt_policy.real_robot.drivers.base import Renderable, SimulatedDriver
 from ebt_policy.real_robot.episode_result import EpisodeResult
 from ebt_policy.real_robot.episode_runner import EpisodeRunner
 from ebt_policy.real_robot.errors import DriverError, PolicyError, RecordError
 from ebt_policy.real_robot.keyboard import Operator
+from ebt_policy.real_robot.optional_outputs import BestEffort, TickVideo
 from ebt_policy.real_robot.run_options import KeepRule, RunOptions
 from ebt_policy.real_robot.supervisor import STOPPED, State
 from ebt_policy.real_robot.teleop import TeleopSource

@@ -16,18 +16,18 @@ from rich.markup import escape
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_folder, output_store
 from ebt_policy.real_robot.action_source import RecordedActions
-from ebt_policy.real_robot.best_effort import BestEffort
-from ebt_policy.real_robot.building import NamedSource, build_source
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.dashboard import Dashboard, announce_changes, live_dashboard
 from ebt_policy.real_robot.drivers.base import Driver, Renderable, SimulatedDriver
 from ebt_policy.real_robot.episode_runner import EpisodeRunner
 from ebt_policy.real_robot.episode_series import OUTPUT_FAILED, EpisodeSeries, exit_code
 from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
+from ebt_policy.real_robot.optional_outputs import BestEffort
 from ebt_policy.real_robot.report import RESULT_NAMES, markdown_table, summarize, write_results
 from ebt_policy.real_robot.rerun_log import RerunLog
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import KeepRule, RunMode, RunOptions
+from ebt_policy.real_robot.source_factory import NamedSource, build_source
 from ebt_policy.real_robot.supervisor import State
 from ebt_policy.real_robot.teleop import TeleopSource
 

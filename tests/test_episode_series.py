@@ -12,14 +12,14 @@ from doubles import point_runner
 from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_store
-from ebt_policy.real_robot.best_effort import BestEffort, TickVideo
-from ebt_policy.real_robot.building import NamedSource
 from ebt_policy.real_robot.episode_series import EpisodeSeries, exit_code
 from ebt_policy.real_robot.keyboard import Operator
+from ebt_policy.real_robot.optional_outputs import BestEffort, TickVideo
 from ebt_policy.real_robot.recorder import Layout, Recorder
 from ebt_policy.real_robot.report import markdown_table, summarize
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import report_results
+from ebt_policy.real_robot.source_factory import NamedSource
 from ebt_policy.real_robot.supervisor import State
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")

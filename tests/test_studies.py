@@ -24,7 +24,7 @@ from benchmarks.measurements.scaling import ScalingStudy
 from benchmarks.render_tables import FIGURES, TABLES
 from benchmarks.studies import STUDIES
 from benchmarks.studies.robots import EFFORTS, task_overrides
-from benchmarks.study import Part, StudyContext, all_entries, run_name
+from benchmarks.study import StudyContext, all_entries, run_name
 from benchmarks.training import compose_config
 from ebt_policy import scaling
 from ebt_policy.config import options as check_options
@@ -249,31 +249,24 @@ def test_commands_of_the_documents_exist():
             started(study, *rest.split())
 
 
-TOY = (
-    "overrides=size=4xs train.steps=2 train.minutes=null train.compile=false train.batch_size=4 "
-    "train.log_every=1 {more}"
-)
-TOY_STUDIES = {
-    "push_t": ("part=next", "episodes=2"),
-    "recovery_push_t_selection": ("episodes=1",),
-    "energy_signals": ("episodes=4",),
-    "delay": ("episodes=1",),
-    "ablations": ("episodes=1",),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TOY_STUDIES)
-def test_a_study_runs_at_toy_size(name, tmp_path):
-    more = "" if name == "delay" else "task.env.max_steps=60"
-    command = [
-        sys.executable, "-m", "benchmarks.run", f"study={name}", "seeds=1", "parallel=1",
-        *TOY_STUDIES[name], TOY.format(more=more),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_a_study_runs_at_toy_size(tmp_path):
+    """Trainings, an evaluation of all entries, and the stored result, as a user starts them."""
+    arguments = ("push_t", "part=next", "seeds=1", "episodes=2")
+    study, options = started(*arguments)
+    (part,) = study.selected_parts(options).values()
+    toy = (
+        "overrides=size=4xs train.steps=2 train.minutes=null train.compile=false "
+        "train.batch_size=4 train.log_every=1 task.env.max_steps=60"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", f"study={arguments[0]}", *arguments[1:],
+         "parallel=1", toy],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    part: Part = next(iter(started(name, *TOY_STUDIES[name])[0].selected_parts(
-        started(name, *TOY_STUDIES[name])[1]).values()))  # fmt: skip
     stored = json.loads((tmp_path / "docs" / "results" / f"{part.result}.json").read_text())
-    assert stored["entries"] if "entries" in stored else stored["candidates"]
+    assert stored["entries"]

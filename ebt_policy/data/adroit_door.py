@@ -16,6 +16,8 @@ from ebt_policy.io.paths import reason
 class AdroitDoorFamily(TaskFamily):
     """The door task of the Adroit hand."""
 
+    has_scripted_expert = False
+
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
         episodes, origin = load_adroit_door(config.path)
         return episodes, f"{config.name}: {len(episodes)} demonstrations {origin}."

@@ -187,6 +187,9 @@ def _with_observations(raw: Episodes) -> Episodes:
 class PushTFamily(TaskFamily):
     """Pushing the T onto its target."""
 
+    has_scripted_expert = False
+    recording_attrs = ATTRS
+
     def check(self, config: DemonstrationConfig) -> None:
         """Accept ``task.align`` and ``task.mirror``."""
 

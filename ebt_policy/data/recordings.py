@@ -7,15 +7,13 @@ from pathlib import Path
 from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
-from ebt_policy.envs.robosuite_tasks import SCENES
 
 RECORDINGS = Path("demos")  # where `python -m ebt_policy.record` writes, as runs/ and results/
 
 
-def recording(name: str) -> Path:
-    """Return the file of recorded demonstrations of a task, for robosuite a robomimic file."""
-    is_robosuite = name in {scene.folder for scene in SCENES.values()}
-    return RECORDINGS / f"{name}{'.hdf5' if is_robosuite else '.zarr.zip'}"
+def recording(name: str, suffix: str = TaskFamily.recording_suffix) -> Path:
+    """Return the default file of recorded demonstrations of a task."""
+    return RECORDINGS / f"{name}{suffix}"
 
 
 def record_command(name: str) -> str:

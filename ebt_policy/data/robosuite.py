@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ebt_policy.data.episodes import EpisodeError, Episodes
 from ebt_policy.data.recordings import is_store, load_recorded, record_command, recording
 from ebt_policy.data.robomimic import read_robomimic
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
+from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.robosuite_tasks import RATE_HZ, SCENES
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.download import DownloadError, fetch_from_hub
@@ -20,6 +22,8 @@ HUB = "amandlek/robomimic"  # robomimic's data set on the Hugging Face hub
 @TASK_FAMILIES.register("robosuite")
 class RobosuiteFamily(TaskFamily):
     """Manipulation tasks of robosuite, with robomimic's demonstrations."""
+
+    recording_suffix = ".hdf5"
 
     def check(self, config: DemonstrationConfig) -> None:
         super().check(config)
@@ -49,6 +53,22 @@ class RobosuiteFamily(TaskFamily):
             )  # fmt: skip
         return episodes, f"{config.name}: {len(episodes)} demonstrations {origin}."
 
+    def expert_spec(self, spec: EnvSpec) -> EnvSpec:
+        """Return the environment with relative actions, as in robomimic's files."""
+        return replace(spec, kwargs={**spec.kwargs, "actions": "delta"})
+
+    def write_recording(
+        self,
+        path: Path,
+        episodes: Episodes,
+        config: DemonstrationConfig,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """Write a file in robomimic's format, with the observations of the simulator."""
+        from ebt_policy.data.robomimic_writer import write_robomimic  # loads the simulator
+
+        write_robomimic(path, str(config.scene), episodes, on_progress)
+
 
 def load_demonstrations(
     name: str,
@@ -71,7 +91,7 @@ def load_demonstrations(
     """
     if path is not None:
         return read(Path(path)), f"from {path}"
-    recorded = recording(name)
+    recorded = recording(name, RobosuiteFamily.recording_suffix)
     if demos != "human" and recorded.exists():
         return read(recorded), f"by a scripted expert, from {recorded}"
     if demos == "expert":

@@ -7,10 +7,14 @@ a module that ``--module`` imports or behind an entry point of the group ``ebt_p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
+from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.registry import Registry
 
@@ -59,7 +63,17 @@ class DemonstrationConfig:
 
 
 class TaskFamily(ABC):
-    """Demonstrations of a family of tasks."""
+    """Demonstrations of a family of tasks.
+
+    Attributes:
+        has_scripted_expert: whether ``python -m ebt_policy.record`` can do without a checkpoint.
+        recording_suffix: of the files that it records.
+        recording_attrs: JSON attributes of these files.
+    """
+
+    has_scripted_expert: ClassVar[bool] = True
+    recording_suffix: ClassVar[str] = ".zarr.zip"
+    recording_attrs: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, config: DemonstrationConfig) -> None:
         """Check the options of a task of this family before anything is loaded.
@@ -81,6 +95,24 @@ class TaskFamily(ABC):
     def mirror(self, episodes: Episodes) -> Episodes:
         """Return the mirror images of episodes, if the task has a symmetry."""
         raise NotImplementedError
+
+    def expert_spec(self, spec: EnvSpec) -> EnvSpec:
+        """Return the environment in which the scripted expert is recorded, given that of a task."""
+        return spec
+
+    def write_recording(
+        self,
+        path: Path,
+        episodes: Episodes,
+        config: DemonstrationConfig,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """Write recorded episodes, with "obs", "state" and "action", to a file.
+
+        Args:
+            on_progress: called with the number of finished episodes, if writing takes long.
+        """
+        write_episodes(path, episodes)
 
 
 TASK_FAMILIES: Registry[type[TaskFamily]] = Registry("task.family", "ebt_policy.tasks")

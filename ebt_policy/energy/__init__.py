@@ -8,7 +8,7 @@ from ebt_policy.energy.constraints import FrozenEntries, PathProjection, Project
 from ebt_policy.energy.descent import Descent
 from ebt_policy.energy.energy_function import BilinearEnergy, DirectUpdate, EnergyFn
 from ebt_policy.energy.gradients import PlainGradient, SharedFirstGradient, ZeroInitGradient
-from ebt_policy.energy.mirror import MirrorMap
+from ebt_policy.energy.mirror_map import MirrorMap
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.replay_buffer import ReplayBuffer
 from ebt_policy.energy.result import DescentError, DescentResult, StopReason

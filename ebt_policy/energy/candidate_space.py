@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ebt_policy.energy.gradients import expand_units
-from ebt_policy.energy.mirror import MirrorMap
+from ebt_policy.energy.mirror_map import MirrorMap
 
 
 def squared_error(candidate: Tensor, target: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
     x_0 = init                       (noise, a corrupted demonstration, the previous chunk, ...)
     x_{k+1} = P( x_k - a_k dE/dx(x_k) )         for k = 0 .. N - 1
 
-The weights of E stay fixed while x moves. A `Descent` is composed of small objects, each of which
-owns one term of this loop and knows nothing of the others.
+The weights of E stay fixed while x moves. Each part of a `Descent` owns one term of this loop.
 
 >>> import torch
 >>> from ebt_policy.energy import Descent, FixedSteps, GradientNorm, StopReason, select
@@ -33,12 +32,12 @@ import torch
 from torch import Tensor
 
 from ebt_policy.energy.attention import double_backward_attention
-from ebt_policy.energy.compatibility import check_parts
 from ebt_policy.energy.constraints import Constraint, Position
 from ebt_policy.energy.deadline import Deadline
 from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.gradients import PlainGradient, expand_units, to_autograd_tensor
-from ebt_policy.energy.mirror import MirrorMap, mirrored_energy, mirrored_gradient
+from ebt_policy.energy.mirror_map import MirrorMap, mirrored_energy, mirrored_gradient
+from ebt_policy.energy.part_checks import check_parts
 from ebt_policy.energy.result import DescentResult, StopReason, check_finite, is_moving
 from ebt_policy.energy.sampling import Generators, LangevinNoise
 from ebt_policy.energy.schedules import Schedule, Steps
@@ -73,13 +72,14 @@ class Descent:
         ValueError: for parts that exclude each other.
     """
 
+    # Default factories are lambdas because torch.compile cannot call a class that is one itself.
     schedule: Schedule
-    gradient: PlainGradient = field(default_factory=PlainGradient)
-    update: GradientStep = field(default_factory=GradientStep)
+    gradient: PlainGradient = field(default_factory=lambda: PlainGradient())
+    update: GradientStep = field(default_factory=lambda: GradientStep())
     noise: LangevinNoise | None = None
     mirror: MirrorMap | None = None
     constraints: tuple[Constraint, ...] = ()
-    stop: NeverStop = field(default_factory=NeverStop)
+    stop: NeverStop = field(default_factory=lambda: NeverStop())
     deadline_s: float | None = None
     detach_between_steps: bool = False
     final_energy: bool = True

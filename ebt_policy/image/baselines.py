@@ -26,7 +26,7 @@ from ebt_policy.image.model import IMAGE_MODELS, DenoisingResult, EnergyImageMod
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape, PatchTransformer
 from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.models.denoising_steps import set_num_steps
-from ebt_policy.models.no_energy import NoEnergyMixin
+from ebt_policy.models.refiner import NoEnergyMixin
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from ebt_policy.energy.two_stream import Context, TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape, PatchTransformer
 from ebt_policy.models.base import Domain, Model
-from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import DescentInference, EnergyModel
+from ebt_policy.models.factory import build_model, build_size
 from ebt_policy.registry import Registry
 
 

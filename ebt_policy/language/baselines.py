@@ -18,7 +18,7 @@ from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import LANGUAGE_MODELS, EnergyLanguageModel, LanguageModel
-from ebt_policy.models.no_energy import NoEnergyMixin
+from ebt_policy.models.refiner import NoEnergyMixin
 
 
 @LANGUAGE_MODELS.register("transformer_pp")

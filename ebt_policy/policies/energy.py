@@ -185,20 +185,7 @@ class EnergyPolicy(EnergyModel, Policy):
         # A search that asks the clock or the candidates whether to go on cannot be one graph.
         asks = constraints.deadline_s is not None or isinstance(config.stop, FirstOf)
         search = self._search if asks or self._compiled is None else self._compiled
-        # The compiler traces a descent, but not its construction with default parts.
-        return search(
-            self._free_descent(constraints, obs.device), obs, noise, constraints, generator
-        )
-
-    def _free_descent(self, constraints: NormalizedConstraints, device: torch.device) -> Descent:
-        """Return the descent without constraints, from the level at which it starts."""
-        config = self.inference
-        level, steps = 0.0, config.steps
-        if constraints.warm_start is not None:
-            level, steps = config.warm_start_level, config.warm_start_steps
-        return self.objective.descent(
-            steps, num_candidates=config.num_candidates, level=level, device=device
-        )
+        return search(obs, noise, constraints, generator)
 
     def compile_prediction(self) -> None:
         # As one graph: all steps, a committed prefix, a robot's limits, scores and selection.
@@ -207,20 +194,18 @@ class EnergyPolicy(EnergyModel, Policy):
             self.vision.compile()
 
     def _search(
-        self,
-        descent: Descent,
-        obs: Tensor,
-        noise: Tensor,
-        constraints: NormalizedConstraints,
-        generator: Generators,
+        self, obs: Tensor, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> DescentResult:
         config = self.inference
         context = self.net.encode(obs)
-        init = noise
+        init, level, steps = noise, 0.0, config.steps
         if constraints.warm_start is not None:
-            level = noise.new_full(noise.shape[:2], config.warm_start_level)
+            level, steps = config.warm_start_level, config.warm_start_steps
             earlier = constraints.warm_start.unsqueeze(1).expand_as(noise)
-            init = corrupt(earlier, noise, level)
+            init = corrupt(earlier, noise, noise.new_full(noise.shape[:2], level))
+        descent = self.objective.descent(
+            steps, num_candidates=config.num_candidates, level=level, device=obs.device
+        )
         descent, init = self._constrain(descent, init, noise, constraints)
         energy = partial(self.net, context)
         result = descent(

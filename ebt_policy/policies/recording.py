@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.data import push_t
 from ebt_policy.data.episode_store import append_episodes, read_episodes, write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
@@ -25,7 +24,6 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 PATIENCE = 100  # attempts after which a success rate below MIN_SUCCESS_RATE ends the recording
 MIN_SUCCESS_RATE = 0.02
-FAMILIES_WITHOUT_EXPERT = ("push_t", "adroit_door")
 # Arrays of a recording. A simulator reproduces a state exactly only in full precision.
 ROW_DTYPES = {"obs": np.float32, "state": np.float64, "action": np.float32}
 
@@ -74,17 +72,17 @@ def find_demonstrator(
             f"{policy.name} policy of {policy.parameter_count:,} parameters, trained for "
             f"{num_updates:,} updates on {policy.config.get('demos')} demonstrations"
         )
-    elif task.family in FAMILIES_WITHOUT_EXPERT:
+    elif not task.task_family.has_scripted_expert:
         raise ConfigError(
             f"task={task.name} has no scripted expert; add checkpoint=RUN to record the episodes "
             "of a trained policy."
         )
-    elif task.family == "robosuite":
-        spec = replace(spec, kwargs={**spec.kwargs, "actions": "delta"})  # as robomimic's files
+    else:
+        spec = task.task_family.expert_spec(spec)
     if perturb is not None:
         spec = replace(spec, perturbation=_single_perturbation(perturb, spec))
         source += f", disturbed by {spec.perturbation}"
-    attrs = dict(push_t.ATTRS) if task.family == "push_t" else {}
+    attrs = dict(task.task_family.recording_attrs)
     attrs["source"] = f"Successful episodes in {spec.env_id}: {source}."
     return Demonstrator(policy, spec, attrs)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
-from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import EnergyModel
+from ebt_policy.models.factory import build_model, build_size
 from ebt_policy.policies.policy_shape import PolicyShape
 from ebt_policy.policies.vision import VisionConfig, VisionEncoder
 from ebt_policy.registry import Registry

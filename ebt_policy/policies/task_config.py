@@ -20,8 +20,6 @@ from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.plugins import is_user_module
 
-FAMILIES = ("push_t", "robosuite", "metaworld", "adroit_door")
-
 # The families of this package, which register themselves.
 BUILT_IN_FAMILIES = (adroit_door, push_t, recordings, robosuite)
 
@@ -49,10 +47,11 @@ class PolicyTaskConfig(DemonstrationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._family.check(self)
+        self.task_family.check(self)
 
     @property
-    def _family(self) -> TaskFamily:
+    def task_family(self) -> TaskFamily:
+        """The family named by ``family``."""
         return TASK_FAMILIES.get(self.family)()
 
     @classmethod
@@ -67,7 +66,7 @@ class PolicyTaskConfig(DemonstrationConfig):
 
     def demonstrations(self) -> tuple[Episodes, str]:
         """Load episodes with "obs" and "action", and one line that says where they came from."""
-        return self._family.load(self)
+        return self.task_family.load(self)
 
     def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
         """Split at random into those to train on, with their mirror images, and those held out.
@@ -89,7 +88,7 @@ class PolicyTaskConfig(DemonstrationConfig):
         order = np.random.default_rng(seed).permutation(indices)
         training = episodes.select(np.sort(order[count:]))
         held_out = episodes.select(np.sort(order[:count])) if count else None
-        return (training + self._family.mirror(training) if self.mirror else training), held_out
+        return (training + self.task_family.mirror(training) if self.mirror else training), held_out
 
     def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
         """Windows of episodes, of the horizons of this task."""

@@ -10,7 +10,7 @@ from ebt_policy.energy.candidate_space import squared_error
 from ebt_policy.energy.causal import CausalTransformer, EncodedContext
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.models.no_energy import NoEnergyMixin
+from ebt_policy.models.refiner import NoEnergyMixin
 from ebt_policy.video.model import (
     VIDEO_MODELS,
     EnergyVideoModel,

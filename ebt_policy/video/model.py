@@ -23,8 +23,8 @@ from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import Domain, Model
-from ebt_policy.models.building import build_model, build_size
 from ebt_policy.models.energy_model import DescentInference
+from ebt_policy.models.factory import build_model, build_size
 from ebt_policy.models.sequence_energy import SequenceEnergyModel
 from ebt_policy.registry import Registry
 
