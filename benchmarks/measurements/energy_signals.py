@@ -107,7 +107,7 @@ class TrainingObservations:
     """Observations that a policy was trained on, to measure distances from."""
 
     def __init__(self, policy: EnergyPolicy) -> None:
-        task = PolicyTaskConfig.of(policy.config)
+        task = PolicyTaskConfig.from_config(policy.config)
         episodes, _ = task.split(task.demonstrations()[0], policy.config["seed"])
         windows = task.windows(episodes)
         rows = windows.gather(torch.arange(len(windows)))["obs"]

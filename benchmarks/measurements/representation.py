@@ -113,7 +113,7 @@ def labelled_images(
     dataset: ImageDataset, part: str, model: ImageModel
 ) -> tuple[Tensor, np.ndarray]:
     """Return a part's images (N, C, S, S) in [-1, 1], and classes (N,)."""
-    split = dataset.parts[part]
+    split = dataset.splits[part]
     pixels = torch.from_numpy(np.stack(split.pixels))
     rows = model.normalize({"image": pixels, "label": torch.tensor(split.labels)})
     return rows["image"], np.array(split.labels)
@@ -124,8 +124,8 @@ def image_groups(dataset: ImageDataset, model: ImageModel) -> dict[str, ImageGro
     images, labels = labelled_images(dataset, "test", model)
     excluded = [dataset.classes.index(name) for name in EXCLUDED_CLASSES]
     odd = torch.from_numpy(np.isin(labels, excluded))
-    photographs = load_images("bsds500", None, model.shape.channels).parts["test"]
-    crops = Crops(photographs, model.shape.side, most=GROUP_SIZE)
+    photographs = load_images("bsds500", None, model.shape.channels).splits["test"]
+    crops = Crops(photographs, model.shape.side, max_crops=GROUP_SIZE)
     index = torch.arange(len(crops))
     natural = model.normalize(crops.gather(index))["image"]
     generator = torch.Generator().manual_seed(0)
