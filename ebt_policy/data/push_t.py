@@ -120,9 +120,9 @@ def load_push_t(
             )
         return _shipped("")
     if path is not None:
-        return _describe(_read(Path(path)), f"from {path}")
+        return _describe(_read_push_t(Path(path)), f"from {path}")
     if (file := local_data("pusht", "pusht_cchi_v7_replay.zarr.zip")) is not None:
-        return _describe(_read(file), f"by humans, from {file}")
+        return _describe(_read_push_t(file), f"by humans, from {file}")
     try:
         episodes = _download()
     except DownloadError as error:
@@ -135,7 +135,7 @@ def load_push_t(
 def _download() -> Episodes:
     file = fetch(URL, "pusht.zip")
     try:
-        episodes = _read(file)
+        episodes = _read_push_t(file)
         if content_digest(episodes) == HUMAN_DIGEST:
             return episodes
         reason = "other values"
@@ -148,12 +148,12 @@ def _download() -> Episodes:
     )
 
 
-def _read(path: Path) -> Episodes:
+def _read_push_t(path: Path) -> Episodes:
     # Only these two: the images beside them are 700 MB decompressed, and the observation is
     # computed from the state so that it is the same function everywhere.
     episodes = read_episodes(path, keys=("state", "action"))
-    where, rate_hz = str(path), ATTRS["rate_hz"]
-    check_meaning(episodes.attrs, where, rate_hz=rate_hz, units={"state": "px", "action": "px"})
+    source, rate_hz = str(path), ATTRS["rate_hz"]
+    check_meaning(episodes.attrs, source, rate_hz=rate_hz, units={"state": "px", "action": "px"})
     for key, width in (("state", 5), ("action", 2)):
         shape = episodes.arrays[key].shape
         if len(shape) != 2 or shape[1] != width:
@@ -166,7 +166,7 @@ def _read(path: Path) -> Episodes:
 def _shipped(why: str) -> tuple[Episodes, str]:
     resource = resources.files("ebt_policy.data") / "demos" / "push_t_expert.zarr.zip"
     with resources.as_file(resource) as file:
-        return _describe(_read(file), f"{EXPERT}{why}")
+        return _describe(_read_push_t(file), f"{EXPERT}{why}")
 
 
 def _describe(raw: Episodes, origin: str) -> tuple[Episodes, str]:

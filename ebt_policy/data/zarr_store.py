@@ -123,8 +123,8 @@ def open_store(path: Path) -> Iterator[Store]:
     if not path.exists():
         raise EpisodeError(f"{path} does not exist: give the folder or zip of an episode store.")
     if path.is_dir():
-        found = {file.relative_to(path).as_posix(): file for file in below(path)}
-        files, dangling = list(found), [name for name, file in found.items() if dangles(file)]
+        paths = {file.relative_to(path).as_posix(): file for file in below(path)}
+        files, dangling = list(paths), [name for name, file in paths.items() if dangles(file)]
         inside = ""
         if not set(_GROUP) & set(files):
             raise EpisodeError(f"{path} is not a zarr store: it has no zarr.json and no .zgroup.")

@@ -45,9 +45,9 @@ def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
         raise ValueError("there must be samples where it happened and where it did not.")
     episodes = 1 + max(int(run.episode.max()) for run in runs)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
-    drawn = np.concatenate([np.ones((1, episodes)), drawn])  # the first row is the estimate
-    areas = np.stack([_areas(run, drawn[:, run.episode]) for run in runs])  # (runs, 1 + R)
+    draws = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
+    draws = np.concatenate([np.ones((1, episodes)), draws])  # the first row is the estimate
+    areas = np.stack([_areas(run, draws[:, run.episode]) for run in runs])  # (runs, 1 + R)
     weights = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=RESAMPLES).T
     weights = weights * np.isfinite(areas[:, 1:])
     weights, resampled = weights[:, weights.any(0)], areas[:, 1:][:, weights.any(0)]
@@ -95,16 +95,16 @@ def reliability(predicted: np.ndarray, happened: np.ndarray, bins: int = 5) -> d
     ci95}, "n"}`; the expected calibration error (mean distance of the two, weighted); the Brier
     score, and that of always predicting the mean.
     """
-    parts = [
-        part for part in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(part)
+    bin_indices = [
+        index for index in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(index)
     ]
     table = [
         {
-            "predicted": float(predicted[part].mean()),
-            "observed": wilson(int(happened[part].sum()), len(part)),
-            "n": len(part),
+            "predicted": float(predicted[index].mean()),
+            "observed": wilson(int(happened[index].sum()), len(index)),
+            "n": len(index),
         }
-        for part in parts
+        for index in bin_indices
     ]
     gaps = [abs(row["predicted"] - row["observed"]["mean"]) * row["n"] for row in table]
     return {
