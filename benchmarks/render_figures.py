@@ -78,7 +78,7 @@ class ChunkPanels:
 
 def render_episode(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
     """Yield pictures of an episode and how long each is shown, ms."""
-    spec = PolicyTaskConfig.of(policy.config).env_spec()
+    spec = PolicyTaskConfig.from_config(policy.config).env_spec()
     env = spec.make(render_mode="rgb_array")
     obs, _ = env.reset(seed=seed)
     recent, over = [obs] * spec.n_obs_steps, False

@@ -47,7 +47,7 @@ def run(config: dict[str, Any]) -> None:
         UserError: before anything is played, for a configuration that cannot be used.
     """
     settings = options(RecordConfig, config, "the configuration")
-    task = PolicyTaskConfig.of(config)
+    task = PolicyTaskConfig.from_config(config)
     demonstrator = find_demonstrator(task, settings.checkpoint, settings.perturb)
     output = Path(settings.output or recording(task.name))
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

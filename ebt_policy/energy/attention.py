@@ -119,8 +119,8 @@ class Attention(nn.Module):
         scores = (q @ past[0].transpose(-1, -2)) * scale
         if hidden is not None:
             scores = scores.masked_fill(hidden, -math.inf)
-        own = (q * k).sum(-1, keepdim=True) * scale
-        weights = torch.cat([scores, own], dim=-1).softmax(dim=-1)
+        self_score = (q * k).sum(-1, keepdim=True) * scale
+        weights = torch.cat([scores, self_score], dim=-1).softmax(dim=-1)
         output = weights[..., :-1] @ past[1] + weights[..., -1:] * v
         return self.out(merge_heads(output))
 

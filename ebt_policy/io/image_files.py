@@ -50,8 +50,8 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
         ) from error
     except Exception as error:  # Pillow's share no base
         unknown = isinstance(error, UnidentifiedImageError)
-        shown = "no format that is known" if unknown else reason(error)
-        raise ImageError(f"{file} is no image that can be read ({shown}).") from error
+        problem = "no format that is known" if unknown else reason(error)
+        raise ImageError(f"{file} is no image that can be read ({problem}).") from error
     if deep or image.mode in ("I", "F") or ";16" in image.mode:
         raise ImageError(f"{file} has more than 8 bits a channel; convert it to 8.")
     if image.mode == "P":

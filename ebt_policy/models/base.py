@@ -249,10 +249,10 @@ def checkpoint_folder(path: str | Path) -> Path:
     """A checkpoint folder as it is, or the newest one of a run folder."""
     folder = Path(path)
     if (folder / "checkpoints").is_dir():
-        found = sorted((folder / "checkpoints").glob("step_*"))
-        if not found:
+        checkpoints = sorted((folder / "checkpoints").glob("step_*"))
+        if not checkpoints:
             raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
-        return found[-1]
+        return checkpoints[-1]
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint at {folder}.")
     return folder

@@ -242,11 +242,13 @@ class Trainer:
                     now = time.perf_counter()
                     # The mean over processes: all must plan the same number of steps, and stop at
                     # the same one.
-                    asked = float(interruption.received is not None)
-                    mine = [float(sum_loss) / (step - mark_step), now - mark, asked]
-                    shared: Any = self.accelerator.reduce(torch.tensor(mine, device=device), "mean")
-                    mean, seconds, asked = shared.tolist()
-                    stopping = asked > 0
+                    interrupted = float(interruption.received is not None)
+                    local_values = [float(sum_loss) / (step - mark_step), now - mark, interrupted]
+                    shared: Any = self.accelerator.reduce(
+                        torch.tensor(local_values, device=device), "mean"
+                    )
+                    mean, seconds, interrupted = shared.tolist()
+                    stopping = interrupted > 0
                     progress.seconds += seconds
                     rate = (step - mark_step) / seconds
                     mark, mark_step, sum_loss = now, step, torch.zeros_like(sum_loss)
