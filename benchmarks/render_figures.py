@@ -55,23 +55,23 @@ class ChunkPanels:
 
     def draw(self, frame: np.ndarray, step: int, executed: int | None = None) -> Image.Image:
         """Draw candidates after `step` steps; once actions are executed, the chosen one alone."""
-        plane, best, drawn = self.plane, self.plane.best, []
-        drawn.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
+        plane, best, artists = self.plane, self.plane.best, []
+        artists.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
         self.robot.set_xlim(0, WORKSPACE_SIZE)
         self.robot.set_ylim(WORKSPACE_SIZE, 0)
         for i, chunk in enumerate(plane.chunks[step]):
             if i != best and executed is None:
-                drawn += self.robot.plot(*chunk.T, color=GREY, linewidth=0.8, alpha=0.7)
+                artists += self.robot.plot(*chunk.T, color=GREY, linewidth=0.8, alpha=0.7)
         chosen = plane.chunks[step][best][1 + (executed or 0) :]
-        drawn += self.robot.plot(*chosen.T, "-o", color=ORANGE, linewidth=1.8, markersize=2.5)
+        artists += self.robot.plot(*chosen.T, "-o", color=ORANGE, linewidth=1.8, markersize=2.5)
         for i, path in enumerate(plane.paths):
             colour, order = (ORANGE, 3) if i == best else ("white", 2)
             trail = path[: step + 1].T
-            drawn += self.land.plot(*trail, color=colour, linewidth=0.9, alpha=0.8, zorder=order)
-            drawn += self.land.plot(*trail[:, -1:], "o", color=colour, markersize=5, zorder=order)
+            artists += self.land.plot(*trail, color=colour, linewidth=0.9, alpha=0.8, zorder=order)
+            artists += self.land.plot(*trail[:, -1:], "o", color=colour, markersize=5, zorder=order)
         self.canvas.draw()
         image = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
-        for artist in drawn:
+        for artist in artists:
             artist.remove()
         return Image.fromarray(image)
 

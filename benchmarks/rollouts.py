@@ -70,8 +70,8 @@ def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
     return lambda seeds: [episode(seed) for seed in seeds]
 
 
-def ours(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
-    """Return the way of a `RolloutPool`."""
+def with_rollout_pool(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
+    """Return a function that plays with a `RolloutPool`."""
     pool = stack.enter_context(RolloutPool(spec, workers))
     return lambda seeds: [episode.score for episode in pool.rollout(policy, seeds)]
 
@@ -133,7 +133,7 @@ def in_step(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple
 def by_lerobot(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
     """Do the same by lerobot's own loop."""
     rollout = importlib.import_module("lerobot.scripts.lerobot_eval").rollout
-    result = rollout(envs, policy, *[lambda same: same] * 4, seeds=list(seeds))
+    result = rollout(envs, policy, *[lambda value: value] * 4, seeds=list(seeds))
     return result["reward"].numpy(), result["done"].numpy()
 
 
@@ -172,7 +172,7 @@ def main() -> None:
         workers, make = options.workers, lambda: NamedObservations(spec.make())
         ways = {
             "one environment": plain(policy, spec, stack),
-            f"ours, {workers} workers": ours(policy, spec, workers, stack),
+            f"ours, {workers} workers": with_rollout_pool(policy, spec, workers, stack),
         }
         processes = gymnasium.vector.AsyncVectorEnv([make] * workers)
         stack.callback(processes.close)
@@ -198,7 +198,7 @@ def report(
     seconds: dict[str, list[float]], scores: dict[str, float], options: Any, version: str | None
 ) -> None:
     """Print a table and store it as JSON."""
-    rates = {name: options.episodes / statistics.median(each) for name, each in seconds.items()}
+    rates = {name: options.episodes / statistics.median(times) for name, times in seconds.items()}
     first = next(iter(rates.values()))
     table = Table("way", "episodes/s", "times the plain way", "mean score")
     for name, rate in rates.items():

@@ -89,7 +89,7 @@ def test_all_ways_of_playing_play_the_same_episodes():
         stack.callback(envs.close)
         ways = [
             rollouts.plain(policy, spec, stack),
-            rollouts.ours(policy, spec, 2, stack),
+            rollouts.with_rollout_pool(policy, spec, 2, stack),
             rollouts.vectorised(policy, envs, spec, rollouts.in_step),
         ]
         one, *others = [play(seeds) for play in ways]

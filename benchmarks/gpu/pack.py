@@ -97,22 +97,22 @@ def installed(file: Path) -> set[str]:
 
 def download(name: str, version: str, python: str, folder: Path) -> None:
     """Put one wheel into a folder, built here where the index has only its source."""
-    wanted = f"{name}=={version}"
+    requirement = f"{name}=={version}"
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = subprocess.run(
         [*pip, "download", "--no-deps", "--only-binary=:all:", "--python-version", python,
-         "--implementation", "cp", *platforms, "--dest", str(folder), wanted],
+         "--implementation", "cp", *platforms, "--dest", str(folder), requirement],
         capture_output=True, text=True,
     )  # fmt: skip
     if wheel.returncode:
         built = subprocess.run(
-            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), wanted],
+            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), requirement],
             capture_output=True, text=True,
         )  # fmt: skip
         if built.returncode:
             why = f"{wheel.stderr}{built.stderr}"
-            sys.exit(f"error: {wanted} could be neither downloaded nor built:\n{why}")
+            sys.exit(f"error: {requirement} could be neither downloaded nor built:\n{why}")
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ class SectionResults:
             "toy": toy,
         }
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        same = all(stored.get(key) == value for key, value in identity.items())
-        cases = stored["cases"] if same else {}
+        is_same_setup = all(stored.get(key) == value for key, value in identity.items())
+        cases = stored["cases"] if is_same_setup else {}
         self._content = {**identity, "command": command, "failed": {}, "cases": cases}
 
     @property

@@ -260,8 +260,8 @@ def signal_quality(
     }
 
 
-def _concatenate(parts: Sequence[Samples]) -> Samples:
-    return Samples(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _concatenate(samples: Sequence[Samples]) -> Samples:
+    return Samples(*(np.concatenate(columns) for columns in zip(*samples, strict=True)))
 
 
 def _failures(conditions: Sequence[SignalRecord], name: str) -> Samples:

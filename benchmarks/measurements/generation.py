@@ -74,8 +74,8 @@ def generation(context: StudyContext) -> dict[str, Any]:
     return result
 
 
-def _pixels(dataset: ImageDataset, part: str) -> Tensor:
-    return torch.from_numpy(np.stack(dataset.splits[part].pixels)).permute(0, 3, 1, 2)
+def _pixels(dataset: ImageDataset, split: str) -> Tensor:
+    return torch.from_numpy(np.stack(dataset.splits[split].pixels)).permute(0, 3, 1, 2)
 
 
 def _other_real_images(

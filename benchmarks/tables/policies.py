@@ -203,8 +203,8 @@ def suites(results: Mapping[str, Result]) -> str:
 def rollouts(result: Result) -> str:
     """Return episodes a second of each way to evaluate a policy."""
     rows = [
-        (name, f"{way['episodes_per_second']:.1f}", f"{way['times_plain']:.2f}x")
-        for name, way in result["ways"].items()
+        (name, f"{row['episodes_per_second']:.1f}", f"{row['times_plain']:.2f}x")
+        for name, row in result["ways"].items()
     ]
     return markdown(("evaluation", "episodes a second", "the plain way"), rows, left=1)
 
