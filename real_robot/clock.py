@@ -45,7 +45,7 @@ class SimulatedClock:
     def now(self) -> float:
         return self._now
 
-    def at(self, moment: float, event: Callable[[], None]) -> None:
+    def call_at(self, moment: float, event: Callable[[], None]) -> None:
         """Schedule a call of ``event`` at a moment (clock seconds)."""
         self._due.append((moment, len(self._due), event))
         self._due.sort(key=lambda due: due[:2])

@@ -75,7 +75,7 @@ def _observations(env: RobosuiteEnv, states: np.ndarray) -> dict[str, np.ndarray
     rows = []
     for state in states:
         env.restore(state)
-        values = env.parts()
+        values = env.robosuite_observations()
         rows.append(
             {k: v for k, v in values.items() if k.startswith("robot") and "proprio" not in k}
             | {"object": values["object"]}
