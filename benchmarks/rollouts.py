@@ -54,16 +54,16 @@ def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
     def episode(seed: int) -> float:
         obs, _ = env.reset(seed=seed)
         recent = deque([obs] * spec.n_obs_steps, maxlen=spec.n_obs_steps)
-        noise, score, over = generators([seed]), 0.0, False
-        while not over:
+        noise, score, done = generators([seed]), 0.0, False
+        while not done:
             chunk = policy.predict_chunk(
                 batch_observations([spec.stack_history(recent)]), generator=noise
             )
             for action in spec.future_actions(chunk.actions[0].numpy())[: spec.n_action_steps]:
                 obs, reward, terminated, truncated, _ = env.step(action)
                 recent.append(obs)
-                score, over = max(score, float(reward)), terminated or truncated
-                if over:
+                score, done = max(score, float(reward)), terminated or truncated
+                if done:
                     break
         return score
 
@@ -121,13 +121,13 @@ def in_step(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple
     """Step vectorised environments until all episodes are over; return rewards and ends (B, T)."""
     policy.reset()
     obs, _ = envs.reset(seed=list(seeds))
-    rewards, over = [], [np.zeros(len(seeds), dtype=bool)]
-    while not over[-1].all():
+    rewards, dones = [], [np.zeros(len(seeds), dtype=bool)]
+    while not dones[-1].all():
         observation = {f"observation.{OBS}": torch.from_numpy(obs[OBS])}
         obs, reward, terminated, truncated, _ = envs.step(policy.select_action(observation).numpy())
         rewards.append(reward)
-        over.append(over[-1] | terminated | truncated)
-    return np.stack(rewards, axis=1), np.stack(over[1:], axis=1)
+        dones.append(dones[-1] | terminated | truncated)
+    return np.stack(rewards, axis=1), np.stack(dones[1:], axis=1)
 
 
 def by_lerobot(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
@@ -146,9 +146,9 @@ def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any
         for first in range(0, len(seeds), envs.num_envs):
             batch = list(seeds[first : first + envs.num_envs])
             queued.seeds = batch + batch[:1] * (envs.num_envs - len(batch))
-            rewards, over = play(envs, queued, queued.seeds)
+            rewards, dones = play(envs, queued, queued.seeds)
             # Rewards after the end of an episode do not count.
-            after = np.roll(over, 1, axis=1)
+            after = np.roll(dones, 1, axis=1)
             after[:, 0] = False
             scores += np.where(after, 0.0, rewards).max(axis=1)[: len(batch)].tolist()
         return scores

@@ -159,11 +159,13 @@ class Study:
         """Return the trainings that the selected parts need, in stages that follow each other."""
         parts = self.selected_parts(options).values()
         used = {run for part in parts for entry in all_entries(part) for run in self.runs_of(entry)}
-        needed = [name for name in self.runs if name in used]
-        first = dict.fromkeys(self.runs[name].after for name in needed if self.runs[name].after)
+        needed_runs = [name for name in self.runs if name in used]
+        first = dict.fromkeys(
+            self.runs[name].after for name in needed_runs if self.runs[name].after
+        )
         return [
             [self._training(name, 0, options) for name in first],
-            [self._training(n, s, options) for s in range(options.seeds) for n in needed],
+            [self._training(n, s, options) for s in range(options.seeds) for n in needed_runs],
         ]
 
     def recordings(self, options: SimpleNamespace) -> list[Recording]:

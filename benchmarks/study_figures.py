@@ -48,8 +48,10 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
                 label = "in steps, without time"
                 ax.axhline(steps[metric]["mean"], color=GREY, linestyle="--", label=label)
             elif metric == "transition_second_difference":
-                inside = [entry["second_difference"]["mean"] for entry in curves["asynchronous"]]
-                ax.plot(x, inside, ":", color=GREY, label="within chunks")
+                within_chunks = [
+                    entry["second_difference"]["mean"] for entry in curves["asynchronous"]
+                ]
+                ax.plot(x, within_chunks, ":", color=GREY, label="within chunks")
             ax.set(title=title)
         row[0].set_ylabel(policy)
     for ax in grid[-1]:

@@ -49,8 +49,8 @@ def check_options(call: Callable[..., Any], config: dict[str, Any], section: str
     """
     parameters = _parameters(call)
     if unknown := sorted(set(config) - set(parameters)):
-        if new := renamed_to(_section(section), unknown[0]):
-            raise ConfigError(f"{section}: {unknown[0]} was renamed: use {new}.")
+        if new_name := renamed_to(_section(section), unknown[0]):
+            raise ConfigError(f"{section}: {unknown[0]} was renamed: use {new_name}.")
         raise ConfigError(
             f"{section} has no option {', '.join(unknown)}; it has {', '.join(sorted(parameters))}."
         )
@@ -92,8 +92,8 @@ def _is_a(value: Any, annotation: Any) -> bool:
     if origin is list:
         return isinstance(value, list | tuple) and all(_is_a(item, *type_args) for item in value)
     if origin is tuple:  # YAML has lists
-        fits = isinstance(value, list | tuple) and len(value) == len(type_args)
-        return fits and all(map(_is_a, value, type_args))
+        same_length = isinstance(value, list | tuple) and len(value) == len(type_args)
+        return same_length and all(map(_is_a, value, type_args))
     if isinstance(value, bool):
         return annotation is bool
     if annotation is float:  # a finite number: NaN passes every check of a range

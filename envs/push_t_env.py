@@ -280,10 +280,12 @@ class PushTEnv(GymPushTEnv):
     def _move_agent_clear(self, state: np.ndarray) -> None:
         """Move the agent of `state` away from the block until they do not overlap, in place."""
         centre = state[2:4] + np.array(self.block.center_of_gravity.rotated(float(state[4])))
-        away = state[:2] - centre
-        away = away / np.linalg.norm(away) if away.any() else np.array([1.0, 0.0])
+        direction = state[:2] - centre
+        direction = (
+            direction / np.linalg.norm(direction) if direction.any() else np.array([1.0, 0.0])
+        )
         while self._agent_overlaps_block(state):
-            state[:2] += away
+            state[:2] += direction
 
     def _is_valid_displacement(self, state: np.ndarray, before: np.ndarray) -> bool:
         """Return whether what was displaced is on the table, and nothing overlaps."""

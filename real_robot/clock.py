@@ -52,8 +52,8 @@ class SimulatedClock:
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:
         while self._due and self._due[0][0] <= moment:
-            when, _, event = self._due.pop(0)
-            self._now = max(self._now, when)
+            due_time, _, event = self._due.pop(0)
+            self._now = max(self._now, due_time)
             event()
             if wake is not None and wake.is_set():
                 return

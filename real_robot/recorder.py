@@ -117,7 +117,7 @@ class Recorder:
         self._bytes_written = 0  # bytes of complete rows in the journal
         self._failure: RecordError | None = None
         # Each row is written twice, into the journal and into the store.
-        self._needed = 2 * max_ticks * layout.dtype.itemsize + MIB
+        self._required_bytes = 2 * max_ticks * layout.dtype.itemsize + MIB
         self.recovered = self._recover()
         self._check_space()
 
@@ -188,7 +188,7 @@ class Recorder:
     def _check_space(self) -> None:
         folder = self.store.parent
         folder.mkdir(parents=True, exist_ok=True)
-        check_free_space(folder, self._needed, "record")
+        check_free_space(folder, self._required_bytes, "record")
 
     def _recover(self) -> int:
         """Add an interrupted episode to the store, and return how many ticks it has."""

@@ -81,9 +81,9 @@ def stopping_travel(room: Array, slowing: Array) -> Array:
         slowing: s, by how much travel may change from one tick to the next.
     """
     xp: Any = _array_library(room)
-    ahead = xp.clip(room, 0.0, None)
-    ticks = xp.floor((xp.sqrt(1 + 8 * ahead / slowing) - 1) / 2)
-    return xp.where(room >= 0, ahead / (ticks + 1) + slowing * ticks / 2, room)
+    distance = xp.clip(room, 0.0, None)
+    ticks = xp.floor((xp.sqrt(1 + 8 * distance / slowing) - 1) / 2)
+    return xp.where(room >= 0, distance / (ticks + 1) + slowing * ticks / 2, room)
 
 
 def reachable_commands(
@@ -187,7 +187,7 @@ def limit_chunks(
     xp: Any = _array_library(chunks)
     shape = (*chunks.shape[:-2], chunks.shape[-1])
     motion = Motion(*(xp.broadcast_to(x, shape) for x in (motion.position, motion.travel)))
-    allowed = []
+    limited = []
     for i in range(chunks.shape[-2]):
         desired, fixed = chunks[..., i, :], first > i
         low, high = reachable_commands(limits, motion, dt)
@@ -197,8 +197,8 @@ def limit_chunks(
             xp.where(fixed, motion.position, after.position),
             xp.where(fixed, motion.travel, after.travel),
         )
-        allowed.append(command)
-    return xp.stack(allowed, -2)
+        limited.append(command)
+    return xp.stack(limited, -2)
 
 
 class ChunkProjection:
@@ -224,8 +224,8 @@ class ChunkProjection:
             bounds, motion = self.bounds, self.motion_tensors
             return limit_chunks(bounds, desired, motion, self.dt, self.first_tensor).to(chunks)
         # Uncompiled on the CPU, where a call of NumPy takes a third of the time of one of PyTorch.
-        allowed = limit_chunks(self.limits, desired.numpy(), self.motion, self.dt, self.first)
-        return torch.from_numpy(allowed).to(chunks)
+        limited = limit_chunks(self.limits, desired.numpy(), self.motion, self.dt, self.first)
+        return torch.from_numpy(limited).to(chunks)
 
 
 def _braking_distance(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:

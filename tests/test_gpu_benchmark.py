@@ -147,8 +147,8 @@ def test_what_a_machine_has_is_read_from_a_list(tmp_path):
     assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
     with pytest.raises(SystemExit, match="cannot be read"):
         pack.installed(tmp_path / "missing.txt")
-    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.needed())
-    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.needed())
+    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.required_packages())
+    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.required_packages())
 
 
 # Where a GPU is missing, tensors without values stand in for its own: PyTorch refuses to tell

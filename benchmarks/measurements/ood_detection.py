@@ -82,7 +82,7 @@ def _reliability(runs: Sequence[Samples]) -> dict[str, Any]:
     predicted, observed = [], []
     for run in runs:
         even = run.episode % 2 == 0
-        calibrated = Calibration(run.signal[even], run.happened[even])
+        calibrated = Calibration(run.signal[even], run.label[even])
         predicted.append(calibrated(run.signal[~even]))
-        observed.append(run.happened[~even])
+        observed.append(run.label[~even])
     return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))

@@ -68,7 +68,7 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
             "output_max": ACTION_SCALE,
             "output_min": -ACTION_SCALE,
         }
-        limit, low, reach, back = (
+        input_max, input_min, output_max, output_min = (
             np.broadcast_to(np.asarray(controller.get(key, usual), dtype=float), 6)
             for key, usual in ranges.items()
         )
@@ -114,13 +114,22 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
             f"{path} comes from robosuite {version}; versions {' and '.join(scene.poses)} are "
             "understood."
         )
-    positive = (limit > 0).all() and (reach > 0).all() and np.isfinite(reach / limit).all()
-    if not (positive and np.array_equal(low, -limit) and np.array_equal(back, -reach)):
+    positive = (
+        (input_max > 0).all()
+        and (output_max > 0).all()
+        and np.isfinite(output_max / input_max).all()
+    )
+    if not (
+        positive
+        and np.array_equal(input_min, -input_max)
+        and np.array_equal(output_min, -output_max)
+    ):
         raise EpisodeError(
-            f"{path}: its controller takes actions from {low.tolist()} to {limit.tolist()} for "
-            f"{back.tolist()} to {reach.tolist()}; only ranges around zero are understood."
+            f"{path}: its controller takes actions from {input_min.tolist()} to "
+            f"{input_max.tolist()} for {output_min.tolist()} to {output_max.tolist()}; only ranges "
+            "around zero are understood."
         )
-    return RecordedController(version, relative, limit, reach / limit)
+    return RecordedController(version, relative, input_max, output_max / input_max)
 
 
 def _strings(value: Any) -> list[str]:

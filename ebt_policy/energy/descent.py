@@ -139,9 +139,9 @@ class Descent:
                     noise = self.noise(x, k, steps.count, generator)
                     x = x + self._tangent(noise * expand_units(is_moving(reason), x))
 
-                look = self.update.look_ahead(x, velocity)
+                lookahead = self.update.look_ahead(x, velocity)
                 gradient, value = mirrored_gradient(
-                    self.mirror, self.gradient, energy, look, steps.level(k), first=k == 0
+                    self.mirror, self.gradient, energy, lookahead, steps.level(k), first=k == 0
                 )
                 x, value, reason = stop.review(path, energies, x, value, reason)
                 gradient = self._tangent(gradient)

@@ -18,17 +18,17 @@ RESAMPLES = 1000
 
 
 class Samples(NamedTuple):
-    """What one training run saw: signal (n,), whether it happened (n,), episode number (n,)."""
+    """Samples of one training run: signal (n,), binary label (n,), episode number (n,)."""
 
     signal: np.ndarray
-    happened: np.ndarray
+    label: np.ndarray
     episode: np.ndarray
 
 
 def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
-    """Area under the ROC curve of a signal that should be high where something happened.
+    """Return the area under the ROC curve of a signal that should be high for positive labels.
 
-    The chance that a sample where it happened has the higher signal (Mann & Whitney 1947; ties
+    The chance that a positive sample has the higher signal (Mann & Whitney 1947; ties
     count half), the mean over training runs. The percentile bootstrap draws episodes, the same
     ones for all runs, and runs.
 
@@ -40,7 +40,7 @@ def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
     for run in runs:
         if not np.isfinite(run.signal).all():
             raise ValueError("a signal holds NaN or infinity.")
-    runs = [run for run in runs if 0 < np.count_nonzero(run.happened) < len(run.happened)]
+    runs = [run for run in runs if 0 < np.count_nonzero(run.label) < len(run.label)]
     if not runs:
         raise ValueError("there must be samples where it happened and where it did not.")
     episodes = 1 + max(int(run.episode.max()) for run in runs)
@@ -61,10 +61,9 @@ def _areas(run: Samples, weights: np.ndarray) -> np.ndarray:
     values, place = np.unique(run.signal, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(len(values)))
-    happened = run.happened.astype(bool)
+    label = run.label.astype(bool)
     yes, no = (
-        np.add.reduceat((weights * kind)[:, order], starts, axis=1)
-        for kind in (happened, ~happened)
+        np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (label, ~label)
     )
     below = np.cumsum(no, axis=1) - no
     with np.errstate(invalid="ignore"):
@@ -75,20 +74,20 @@ class Calibration:
     """A signal as a probability: the best increasing function of it (isotonic regression).
 
     Args:
-        signal, happened: (n,), what to learn from.
+        signal, label: (n,), to fit the calibration to.
     """
 
-    def __init__(self, signal: np.ndarray, happened: np.ndarray) -> None:
+    def __init__(self, signal: np.ndarray, label: np.ndarray) -> None:
         order = np.argsort(signal, kind="stable")
         self._signal = signal[order]
-        self._probability = np.asarray(isotonic_regression(happened[order].astype(float)).x)
+        self._probability = np.asarray(isotonic_regression(label[order].astype(float)).x)
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         """Probabilities (n,), linear between the signals learned from."""
         return np.interp(signal, self._signal, self._probability)
 
 
-def reliability(predicted: np.ndarray, happened: np.ndarray, bins: int = 5) -> dict[str, Any]:
+def reliability(predicted: np.ndarray, label: np.ndarray, bins: int = 5) -> dict[str, Any]:
     """Do predicted probabilities come true? Both (n,), of samples not calibrated on.
 
     Returns `bins` of nearly equal size, from low to high, as `{"predicted", "observed": {mean,
@@ -101,7 +100,7 @@ def reliability(predicted: np.ndarray, happened: np.ndarray, bins: int = 5) -> d
     table = [
         {
             "predicted": float(predicted[index].mean()),
-            "observed": wilson(int(happened[index].sum()), len(index)),
+            "observed": wilson(int(label[index].sum()), len(index)),
             "n": len(index),
         }
         for index in bin_indices
@@ -110,6 +109,6 @@ def reliability(predicted: np.ndarray, happened: np.ndarray, bins: int = 5) -> d
     return {
         "bins": table,
         "calibration_error": float(sum(gaps) / len(predicted)),
-        "brier": float(np.square(predicted - happened).mean()),
-        "brier_of_mean": float(np.square(happened.mean() - happened).mean()),
+        "brier": float(np.square(predicted - label).mean()),
+        "brier_of_mean": float(np.square(label.mean() - label).mean()),
     }

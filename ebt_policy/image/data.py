@@ -71,13 +71,13 @@ class ImageDataset:
             raise ImageError(
                 f"{self.name} has no class {unknown[0]}; its classes are: {available}."
             )
-        out = {self.classes.index(name) for name in classes}
-        if len(out) == len(self.classes) > 0:
+        excluded = {self.classes.index(name) for name in classes}
+        if len(excluded) == len(self.classes) > 0:
             raise ImageError("task.exclude_classes names every class; leave some to learn from.")
         splits = {
             name: split
             if name == "test"
-            else split.select(i for i, label in enumerate(split.labels) if label not in out)
+            else split.select(i for i, label in enumerate(split.labels) if label not in excluded)
             for name, split in self.splits.items()
         }
         return replace(self, splits=splits)

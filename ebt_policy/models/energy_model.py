@@ -119,9 +119,9 @@ class EnergyModel(Model):
         count = int(len(batch[self.keys[0]]) * self.objective.replay_fraction)
         if replay is None or len(replay) == 0 or count == 0:
             return batch
-        old = replay.sample(count)
-        rows = {key: torch.cat([batch[key], old[key]]) for key in batch}
-        return {**rows, "replayed": old["candidate"]}
+        replayed = replay.sample(count)
+        rows = {key: torch.cat([batch[key], replayed[key]]) for key in batch}
+        return {**rows, "replayed": replayed["candidate"]}
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         draws = self.objective.sample_noise(self.target(batch))

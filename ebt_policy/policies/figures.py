@@ -120,16 +120,21 @@ def energy_landscape(
         raise ValueError("The energy is the same everywhere on the grid: there is no landscape.")
     levels = low + (high - low) * np.linspace(0.0, 1.0, 33) ** 2
     norm = PowerNorm(0.5, vmin=low, vmax=high)
-    filled = ax.contourf(x, y, surface, levels=levels, norm=norm, cmap="viridis")
-    filled.set_rasterized(True)  # hundreds of polygons would bloat an SVG and show seams
+    surface_contours = ax.contourf(x, y, surface, levels=levels, norm=norm, cmap="viridis")
+    surface_contours.set_rasterized(True)  # hundreds of polygons would bloat an SVG and show seams
     ax.contour(x, y, surface, levels=levels[1::2], colors="white", linewidths=0.5, alpha=0.35)
     for i, descent in enumerate(descents):
         halo = [withStroke(linewidth=4.0, foreground="black", alpha=0.55)]
         ax.plot(*descent.T, "-o", color="white", linewidth=1.6, markersize=3, path_effects=halo)
         first = i == 0
-        ends = {"color": "white", "markeredgecolor": "black", "linestyle": "none", "zorder": 5}
-        ax.plot(*descent[0], "s", markersize=7, label="start" if first else None, **ends)
-        ax.plot(*descent[-1], "*", markersize=14, label="end" if first else None, **ends)
+        marker_style = {
+            "color": "white",
+            "markeredgecolor": "black",
+            "linestyle": "none",
+            "zorder": 5,
+        }
+        ax.plot(*descent[0], "s", markersize=7, label="start" if first else None, **marker_style)
+        ax.plot(*descent[-1], "*", markersize=14, label="end" if first else None, **marker_style)
     if points.size:
         ax.scatter(*points.T, s=26, color=ORANGE, edgecolors="white", linewidths=0.8, zorder=4)
         ax.collections[-1].set_label("candidates")
@@ -137,7 +142,7 @@ def energy_landscape(
     ax.set_xlim(x.min(), x.max())
     ax.set_ylim(y.min(), y.max())
     figure.legend(loc="outside upper left", ncols=3, fontsize=9)
-    _colorbar(figure, filled, ax, "energy")
+    _colorbar(figure, surface_contours, ax, "energy")
     return figure
 
 

@@ -85,31 +85,31 @@ def evaluate_robustness(
 
 
 def parse_perturbations(
-    words: str | Sequence[str], kinds: Mapping[str, PerturbationKind]
+    specs: str | Sequence[str], kinds: Mapping[str, PerturbationKind]
 ) -> list[Condition]:
     """Return the conditions of a user's words, the undisturbed one first.
 
     Args:
-        words: ``all``, kinds, or kinds with strengths (``kick=50``).
+        specs: ``all``, kinds, or kinds with strengths (``kick=50``).
         kinds: kinds of the environment.
 
     Raises:
         ConfigError: an unknown kind, or a strength that is no number.
     """
-    words = [words] if isinstance(words, str) else [str(word) for word in words]
+    specs = [specs] if isinstance(specs, str) else [str(spec) for spec in specs]
     conditions: list[Condition] = [None]
-    for word in list(kinds) if words == ["all"] else words:
-        kind, equals, strength = word.partition("=")
+    for spec in list(kinds) if specs == ["all"] else specs:
+        kind, equals, strength = spec.partition("=")
         if kind not in kinds:
             raise ConfigError(
-                f"perturb={word} is unknown; there are {', '.join(kinds) or 'none'}, or all."
+                f"perturb={spec} is unknown; there are {', '.join(kinds) or 'none'}, or all."
             )
         try:
             strengths = [float(strength)] if equals else kinds[kind].strengths
             conditions += [Perturbation(kind, value) for value in strengths]
         except ValueError as error:
             raise ConfigError(
-                f"perturb={word} needs a strength that is a number: {error}"
+                f"perturb={spec} needs a strength that is a number: {error}"
             ) from None
     return list(dict.fromkeys(conditions))
 
