@@ -29,13 +29,16 @@ from benchmarks.results import store_json
 from ebt_policy.language.model import build_language_model
 
 S1 = {"name": "s1", "steps": 2, "init_std": 0.0}
-OURS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+PACKAGE_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Transformer++": ({"name": "transformer_pp"}, None),
     "energy, 2 steps": ({"name": "ebt", "candidate_layers": None}, S1),
     "energy, 2 steps, guesses through one block": ({"name": "ebt", "candidate_layers": 1}, S1),
     "refiner, 2 steps": ({"name": "refiner", "candidate_layers": None}, S1),
 }
-THEIRS = {"reference Transformer++": "baseline_transformer", "reference energy, 2 steps": "ebt"}
+REFERENCE_MODELS = {
+    "reference Transformer++": "baseline_transformer",
+    "reference energy, 2 steps": "ebt",
+}
 # Of the published S1 recipe; most of the other options have no effect but are required.
 PUBLISHED = {
     "weight_initialization_method": "xavier", "weight_initialization_gain": 1.0,
@@ -78,12 +81,12 @@ class Update:
 
 
 def untrained(name: str, size: dict[str, int], context: int, vocabulary: int) -> Any:
-    """Return a language model of this package, one of `OURS`.
+    """Return a language model of this package, one of `PACKAGE_MODELS`.
 
     Args:
         size: width, heads and layers.
     """
-    section, objective = OURS[name]
+    section, objective = PACKAGE_MODELS[name]
     words = {str(i): i for i in range(vocabulary)}
     return build_language_model(
         {
@@ -96,7 +99,7 @@ def untrained(name: str, size: dict[str, int], context: int, vocabulary: int) ->
     )
 
 
-def ours(name: str, options: Any, compiled: bool) -> Update:
+def package_update(name: str, options: Any, compiled: bool) -> Update:
     """Return an update of a model of this package."""
     size = {"width": options.width, "heads": options.heads, "layers": options.layers}
     model = untrained(name, size, options.context, options.vocabulary)
@@ -105,7 +108,7 @@ def ours(name: str, options: Any, compiled: bool) -> Update:
     return Update(model, lambda model, tokens: model(model.draw({"tokens": tokens}))[0], options)
 
 
-def theirs(name: str, options: Any) -> Update:
+def reference_update(name: str, options: Any) -> Update:
     """Return an update of a model of the reference implementation, which cannot be compiled."""
     sys.path.insert(0, options.reference)
     import transformers  # pyright: ignore[reportMissingImports]
@@ -122,13 +125,13 @@ def theirs(name: str, options: Any) -> Update:
     )
     from model.nlp.ebt import EBT_NLP  # pyright: ignore[reportMissingImports]
 
-    kind = EBT_NLP if THEIRS[name] == "ebt" else Baseline_Transformer_NLP
+    model_class = EBT_NLP if REFERENCE_MODELS[name] == "ebt" else Baseline_Transformer_NLP
     sizes = {
         "embedding_dim": options.width, "num_transformer_blocks": options.layers,
         "multiheaded_attention_heads": options.heads, "ffn_dim_multiplier": 8 / 3,
         "context_length": options.context, "batch_size_per_device": options.batch,
     }  # fmt: skip
-    model = kind(SimpleNamespace(**PUBLISHED, **sizes))
+    model = model_class(SimpleNamespace(**PUBLISHED, **sizes))
 
     def loss(model: Any, tokens: torch.Tensor) -> torch.Tensor:
         return model.forward_loss_wrapper({"input_ids": tokens}, "train")["loss"]
@@ -139,7 +142,11 @@ def theirs(name: str, options: Any) -> Update:
 def make(name: str, mode: str, options: Any) -> Update:
     """Return an update of any model, ``eager`` or ``compiled``."""
     torch.manual_seed(0)
-    return theirs(name, options) if name in THEIRS else ours(name, options, mode == "compiled")
+    return (
+        reference_update(name, options)
+        if name in REFERENCE_MODELS
+        else package_update(name, options, mode == "compiled")
+    )
 
 
 def measure_memory(name: str, mode: str, options: Any, queue: Any) -> None:
@@ -169,8 +176,8 @@ def main() -> None:
         reference="",
     )  # fmt: skip
     torch.set_num_threads(1)
-    jobs = [(name, mode) for mode in ("eager", "compiled") for name in OURS]
-    jobs += [(name, "eager") for name in THEIRS if options.reference]
+    jobs = [(name, mode) for mode in ("eager", "compiled") for name in PACKAGE_MODELS]
+    jobs += [(name, "eager") for name in REFERENCE_MODELS if options.reference]
     updates = {job: make(*job, options) for job in jobs}
     for update in updates.values():
         for _ in range(2):  # the first compiles
@@ -204,12 +211,15 @@ def main() -> None:
         print(entries[-1], flush=True)
     result: dict[str, Any] = {"entries": entries, **vars(options), "device": DEVICE.type}
     if options.reference:
-        energy, own = (f"{who}energy, 2 steps" for who in ("reference ", ""))
+        reference_energy, package_energy = (
+            f"{prefix}energy, 2 steps" for prefix in ("reference ", "")
+        )
         result["reference_takes"] = {
-            mode: medians[energy, "eager"] / medians[own, mode] for mode in ("eager", "compiled")
+            mode: medians[reference_energy, "eager"] / medians[package_energy, mode]
+            for mode in ("eager", "compiled")
         }
         plain = medians["reference Transformer++", "eager"]
-        result["reference_times_transformer_pp"] = medians[energy, "eager"] / plain
+        result["reference_times_transformer_pp"] = medians[reference_energy, "eager"] / plain
         result["reference"] = "github.com/alexiglad/EBT"
     result["command"] = command_line("language_speed").replace(options.reference or "\n", "EBT")
     store_json("language_speed", result)

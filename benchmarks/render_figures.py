@@ -55,33 +55,33 @@ class ChunkPanels:
 
     def draw(self, frame: np.ndarray, step: int, executed: int | None = None) -> Image.Image:
         """Draw candidates after `step` steps; once actions are executed, the chosen one alone."""
-        plane, best, drawn = self.plane, self.plane.best, []
-        drawn.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
+        plane, best, artists = self.plane, self.plane.best, []
+        artists.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
         self.robot.set_xlim(0, WORKSPACE_SIZE)
         self.robot.set_ylim(WORKSPACE_SIZE, 0)
         for i, chunk in enumerate(plane.chunks[step]):
             if i != best and executed is None:
-                drawn += self.robot.plot(*chunk.T, color=GREY, linewidth=0.8, alpha=0.7)
+                artists += self.robot.plot(*chunk.T, color=GREY, linewidth=0.8, alpha=0.7)
         chosen = plane.chunks[step][best][1 + (executed or 0) :]
-        drawn += self.robot.plot(*chosen.T, "-o", color=ORANGE, linewidth=1.8, markersize=2.5)
+        artists += self.robot.plot(*chosen.T, "-o", color=ORANGE, linewidth=1.8, markersize=2.5)
         for i, path in enumerate(plane.paths):
             colour, order = (ORANGE, 3) if i == best else ("white", 2)
             trail = path[: step + 1].T
-            drawn += self.land.plot(*trail, color=colour, linewidth=0.9, alpha=0.8, zorder=order)
-            drawn += self.land.plot(*trail[:, -1:], "o", color=colour, markersize=5, zorder=order)
+            artists += self.land.plot(*trail, color=colour, linewidth=0.9, alpha=0.8, zorder=order)
+            artists += self.land.plot(*trail[:, -1:], "o", color=colour, markersize=5, zorder=order)
         self.canvas.draw()
         image = np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
-        for artist in drawn:
+        for artist in artists:
             artist.remove()
         return Image.fromarray(image)
 
 
 def render_episode(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
     """Yield pictures of an episode and how long each is shown, ms."""
-    spec = PolicyTaskConfig.of(policy.config).env_spec()
+    spec = PolicyTaskConfig.from_config(policy.config).env_spec()
     env = spec.make(render_mode="rgb_array")
     obs, _ = env.reset(seed=seed)
-    recent, over = [obs] * spec.n_obs_steps, False
+    recent, terminated = [obs] * spec.n_obs_steps, False
     for number in range(MAX_CHUNKS):
         window = batch_observations([spec.stack_history(recent[-spec.n_obs_steps :])])
         plane = slice_energy(policy, window, seed=number)
@@ -91,13 +91,13 @@ def render_episode(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Imag
             yield scene.draw(frame, step), 350 if slow else 150
         plan = spec.future_actions(plane.chunks[-1][plane.best])
         for done, action in enumerate(plan[: spec.n_action_steps], 1):
-            obs, _, over, _, _ = env.step(action)
+            obs, _, terminated, _, _ = env.step(action)
             recent.append(obs)
-            if done % (2 if slow else 4) == 0 or over:
+            if done % (2 if slow else 4) == 0 or terminated:
                 yield scene.draw(np.asarray(env.render()), STEPS, done), 100 if slow else 120
-            if over:
+            if terminated:
                 break
-        if over:
+        if terminated:
             break
     yield scene.draw(np.asarray(env.render()), STEPS, spec.n_action_steps), 2500
     env.close()
@@ -109,13 +109,18 @@ def main() -> None:
     policy.configure_inference(steps=STEPS)
     with mpl.rc_context(STYLE):
         frames, durations = zip(*render_episode(policy, options.seed), strict=True)
-    small = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
+    quantized = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
     target = Path("docs/assets/push_t.gif")
     target.parent.mkdir(parents=True, exist_ok=True)
-    small[0].save(
-        target, save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True
+    quantized[0].save(
+        target,
+        save_all=True,
+        append_images=quantized[1:],
+        duration=durations,
+        loop=0,
+        optimize=True,
     )
-    print(f"written to {target}: {len(small)} pictures, {target.stat().st_size // 1024} KB")
+    print(f"written to {target}: {len(quantized)} pictures, {target.stat().st_size // 1024} KB")
 
 
 if __name__ == "__main__":

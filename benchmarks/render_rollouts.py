@@ -56,9 +56,9 @@ def join_panels(videos: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
     longest = max(map(len, thinned.values())) + HOLD
     return [
         side_by_side(
-            {title: frames[min(at, len(frames) - 1)] for title, frames in thinned.items()}, SIDE
+            {title: frames[min(step, len(frames) - 1)] for title, frames in thinned.items()}, SIDE
         )
-        for at in range(longest)
+        for step in range(longest)
     ]
 
 

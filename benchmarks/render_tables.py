@@ -118,8 +118,8 @@ def render(document: str, tables: Mapping[str, Table]) -> str:
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin not in document or end not in document:
             raise ValueError(f"the document lacks the markers {begin} and {end}.")
-        before, _, rest = document.partition(begin)
-        _, _, after = rest.partition(end)
+        before, _, tail = document.partition(begin)
+        _, _, after = tail.partition(end)
         document = f"{before}{begin}\n{table()}{end}{after}"
     return document
 

@@ -54,24 +54,24 @@ def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
     def episode(seed: int) -> float:
         obs, _ = env.reset(seed=seed)
         recent = deque([obs] * spec.n_obs_steps, maxlen=spec.n_obs_steps)
-        noise, score, over = generators([seed]), 0.0, False
-        while not over:
+        noise, score, done = generators([seed]), 0.0, False
+        while not done:
             chunk = policy.predict_chunk(
                 batch_observations([spec.stack_history(recent)]), generator=noise
             )
             for action in spec.future_actions(chunk.actions[0].numpy())[: spec.n_action_steps]:
                 obs, reward, terminated, truncated, _ = env.step(action)
                 recent.append(obs)
-                score, over = max(score, float(reward)), terminated or truncated
-                if over:
+                score, done = max(score, float(reward)), terminated or truncated
+                if done:
                     break
         return score
 
     return lambda seeds: [episode(seed) for seed in seeds]
 
 
-def ours(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
-    """Return the way of a `RolloutPool`."""
+def with_rollout_pool(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
+    """Return a function that plays with a `RolloutPool`."""
     pool = stack.enter_context(RolloutPool(spec, workers))
     return lambda seeds: [episode.score for episode in pool.rollout(policy, seeds)]
 
@@ -121,19 +121,19 @@ def in_step(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple
     """Step vectorised environments until all episodes are over; return rewards and ends (B, T)."""
     policy.reset()
     obs, _ = envs.reset(seed=list(seeds))
-    rewards, over = [], [np.zeros(len(seeds), dtype=bool)]
-    while not over[-1].all():
+    rewards, dones = [], [np.zeros(len(seeds), dtype=bool)]
+    while not dones[-1].all():
         observation = {f"observation.{OBS}": torch.from_numpy(obs[OBS])}
         obs, reward, terminated, truncated, _ = envs.step(policy.select_action(observation).numpy())
         rewards.append(reward)
-        over.append(over[-1] | terminated | truncated)
-    return np.stack(rewards, axis=1), np.stack(over[1:], axis=1)
+        dones.append(dones[-1] | terminated | truncated)
+    return np.stack(rewards, axis=1), np.stack(dones[1:], axis=1)
 
 
 def by_lerobot(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
     """Do the same by lerobot's own loop."""
     rollout = importlib.import_module("lerobot.scripts.lerobot_eval").rollout
-    result = rollout(envs, policy, *[lambda same: same] * 4, seeds=list(seeds))
+    result = rollout(envs, policy, *[lambda value: value] * 4, seeds=list(seeds))
     return result["reward"].numpy(), result["done"].numpy()
 
 
@@ -146,9 +146,9 @@ def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any
         for first in range(0, len(seeds), envs.num_envs):
             batch = list(seeds[first : first + envs.num_envs])
             queued.seeds = batch + batch[:1] * (envs.num_envs - len(batch))
-            rewards, over = play(envs, queued, queued.seeds)
+            rewards, dones = play(envs, queued, queued.seeds)
             # Rewards after the end of an episode do not count.
-            after = np.roll(over, 1, axis=1)
+            after = np.roll(dones, 1, axis=1)
             after[:, 0] = False
             scores += np.where(after, 0.0, rewards).max(axis=1)[: len(batch)].tolist()
         return scores
@@ -172,7 +172,7 @@ def main() -> None:
         workers, make = options.workers, lambda: NamedObservations(spec.make())
         ways = {
             "one environment": plain(policy, spec, stack),
-            f"ours, {workers} workers": ours(policy, spec, workers, stack),
+            f"ours, {workers} workers": with_rollout_pool(policy, spec, workers, stack),
         }
         processes = gymnasium.vector.AsyncVectorEnv([make] * workers)
         stack.callback(processes.close)
@@ -198,7 +198,7 @@ def report(
     seconds: dict[str, list[float]], scores: dict[str, float], options: Any, version: str | None
 ) -> None:
     """Print a table and store it as JSON."""
-    rates = {name: options.episodes / statistics.median(each) for name, each in seconds.items()}
+    rates = {name: options.episodes / statistics.median(times) for name, times in seconds.items()}
     first = next(iter(rates.values()))
     table = Table("way", "episodes/s", "times the plain way", "mean score")
     for name, rate in rates.items():

@@ -36,8 +36,8 @@ def parse_study(arguments: Sequence[str]) -> tuple[Study, SimpleNamespace]:
         sys.exit(f"error: give one study=NAME.\n{study_list()}")
     if (study := STUDIES.get(names[0])) is None:
         sys.exit(f"error: study={names[0]} is unknown.\n{study_list()}")
-    rest = [text for text in arguments if not text.startswith("study=")]
-    options = parse_options(rest, **study.defaults)
+    option_arguments = [text for text in arguments if not text.startswith("study=")]
+    options = parse_options(option_arguments, **study.defaults)
     options.folder = options.folder.format(**vars(options))
     return study, options
 
@@ -47,8 +47,8 @@ def study_list() -> str:
     width = max(map(len, STUDIES))
     lines = []
     for name, study in STUDIES.items():
-        own = [*(["part"] if len(study.parts) > 1 else []), *study.options]
-        note = f" [{' '.join(f'{option}=' for option in own)}]" if own else ""
+        option_names = [*(["part"] if len(study.parts) > 1 else []), *study.options]
+        note = f" [{' '.join(f'{option}=' for option in option_names)}]" if option_names else ""
         lines.append(f"  {name:{width}}  {study.summary}{note}")
     return "\n".join(["studies:", *lines])
 
@@ -83,7 +83,7 @@ def execute(study: Study, options: SimpleNamespace, command: str) -> None:
         context = StudyContext(study, part, options, command)
         context.output.mkdir(parents=True, exist_ok=True)
         result = part.measure(context)
-        for step in part.then:
+        for step in part.follow_ups:
             step(context, result)
         if part.result:
             print(f"stored: {store_json(context.result, result, context.results)}", flush=True)

@@ -113,7 +113,7 @@ class Part:
             study, all seeds of it, or ``RUN-seed0``; ``{{task}}`` in it stands for each task of a
             suite. A study without runs evaluates paths.
         groups: further entries, by what they are for.
-        then: further steps, which may add to the result or draw figures.
+        follow_ups: further steps, which may add to the result or draw figures.
         table: of the result, in Markdown, printed at the end.
     """
 
@@ -121,7 +121,7 @@ class Part:
     result: str = ""
     entries: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    then: Sequence[Callable[[StudyContext, Any], None]] = ()
+    follow_ups: Sequence[Callable[[StudyContext, Any], None]] = ()
     table: Callable[[Any], str] | None = None
 
 
@@ -159,18 +159,20 @@ class Study:
         """Return the trainings that the selected parts need, in stages that follow each other."""
         parts = self.selected_parts(options).values()
         used = {run for part in parts for entry in all_entries(part) for run in self.runs_of(entry)}
-        needed = [name for name in self.runs if name in used]
-        first = dict.fromkeys(self.runs[name].after for name in needed if self.runs[name].after)
+        needed_runs = [name for name in self.runs if name in used]
+        first = dict.fromkeys(
+            self.runs[name].after for name in needed_runs if self.runs[name].after
+        )
         return [
             [self._training(name, 0, options) for name in first],
-            [self._training(n, s, options) for s in range(options.seeds) for n in needed],
+            [self._training(n, s, options) for s in range(options.seeds) for n in needed_runs],
         ]
 
     def recordings(self, options: SimpleNamespace) -> list[Recording]:
         """Return the demonstrations that these trainings need."""
         commands = [command for stage in self.training_commands(options) for command in stage]
-        found = (self.runs[command.run].recording for command in commands)
-        return list(dict.fromkeys(recording for recording in found if recording))
+        recordings = (self.runs[command.run].recording for command in commands)
+        return list(dict.fromkeys(recording for recording in recordings if recording))
 
     def runs_of(self, entry: str) -> list[str]:
         """Return the runs that an entry evaluates."""
@@ -235,8 +237,8 @@ class StudyContext:
 
     def checkpoint(self, entry: str) -> str:
         """Return one entry as ``checkpoint=`` takes it."""
-        run, at, inference = entry.format(**vars(self.options)).partition("@")
+        run, separator, inference = entry.format(**vars(self.options)).partition("@")
         if not self.study.runs:
-            return f"{run}{at}{inference}"
+            return f"{run}{separator}{inference}"
         seeds = "" if "-seed" in run else "-seed*"
-        return f"{self.folder / run}{seeds}{at}{inference}"
+        return f"{self.folder / run}{seeds}{separator}{inference}"

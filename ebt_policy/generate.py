@@ -45,17 +45,17 @@ class GenerateOptions:
 @hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="generate")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
-        given: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = options(GenerateOptions, given, "the configuration")
+        raw_options: Any = OmegaConf.to_container(cfg, resolve=True)
+        config = options(GenerateOptions, raw_options, "the configuration")
         path, changes = parse_checkpoint(str(config.checkpoint))
         model = LanguageModel.from_checkpoint(path, pick_device(config.device))
         model.configure_inference(**changes)
         sys.stdout.write(config.prompt)
-        for piece in model.generate(
+        for text in model.generate(
             config.prompt, config.length, temperature=config.temperature,
             top_k=config.top_k or None, generator=torch.Generator().manual_seed(config.seed),
         ):  # fmt: skip
-            sys.stdout.write(piece)
+            sys.stdout.write(text)
             sys.stdout.flush()
         sys.stdout.write("\n")
 

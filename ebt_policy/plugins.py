@@ -21,14 +21,14 @@ def take_modules(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a module cannot be imported.
     """
-    rest, remaining = [], iter(arguments)
+    other_arguments, remaining = [], iter(arguments)
     for argument in remaining:
         flag, equals, name = argument.partition("=")
         if flag != "--module":
-            rest.append(argument)
+            other_arguments.append(argument)
             continue
         import_user_module(name if equals else next(remaining, ""))
-    return rest
+    return other_arguments
 
 
 def import_user_module(name: str) -> None:

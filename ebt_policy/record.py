@@ -46,7 +46,7 @@ def run(config: dict[str, Any]) -> None:
         UserError: before anything is played, for a configuration that cannot be used.
     """
     settings = options(RecordConfig, config, "the configuration")
-    task = PolicyTaskConfig.of(config)
+    task = PolicyTaskConfig.from_config(config)
     family = task.task_family
     demonstrator = find_demonstrator(task, settings.checkpoint, settings.perturb)
     output = Path(settings.output or recording(task.name, family.recording_suffix))

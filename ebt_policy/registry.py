@@ -69,7 +69,7 @@ class Registry(Generic[T]):
             ConfigError: nothing has this name, or a plug-in that has it cannot be imported.
         """
         if not isinstance(name, str):
-            raise self._unknown(name)
+            raise self._unknown_name_error(name)
         if name not in self._items and name in self._declared:
             module, _, attribute = self._declared[name].partition(":")
             self._items[name] = getattr(import_module(module), attribute)
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
                 f"{self.option}={name} belongs to the module {needs}, which is not imported; add "
                 f"--module {needs} to the command, or install the plug-in that has it."
             )
-        raise self._unknown(name)
+        raise self._unknown_name_error(name)
 
     def __iter__(self) -> Iterator[str]:
         """Yield all names, those of plug-ins last."""
@@ -95,9 +95,9 @@ class Registry(Generic[T]):
     def _plugins(self) -> dict[str, list[EntryPoint]]:
         plugins: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            same = plugins.setdefault(point.name, [])
-            if point.value not in [other.value for other in same]:  # one may be installed twice
-                same.append(point)
+            points = plugins.setdefault(point.name, [])
+            if point.value not in [other.value for other in points]:  # one may be installed twice
+                points.append(point)
         return plugins
 
     def _load_plugin(self, name: str, points: list[EntryPoint]) -> T:
@@ -115,9 +115,9 @@ class Registry(Generic[T]):
                 f"imported ({error}); repair or uninstall the plug-in."
             ) from error
 
-    def _unknown(self, name: Any) -> ConfigError:
-        near = get_close_matches(str(name), list(self), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+    def _unknown_name_error(self, name: Any) -> ConfigError:
+        suggestions = get_close_matches(str(name), list(self), n=1)
+        hint = f" Did you mean {suggestions[0]}?" if suggestions else ""
         return ConfigError(f"{self.option}={name} is unknown; there are {', '.join(self)}.{hint}")
 
 

@@ -107,10 +107,11 @@ class EnvSpec:
         Raises:
             EnvError: the chunk is too short for Ta actions.
         """
-        needed = self.n_obs_steps - 1 + self.n_action_steps
-        if len(chunk) < needed:
+        min_actions = self.n_obs_steps - 1 + self.n_action_steps
+        if len(chunk) < min_actions:
             raise EnvError(
                 f"the policy predicts {len(chunk)} actions, but n_obs_steps={self.n_obs_steps} and "
-                f"n_action_steps={self.n_action_steps} need {needed}; lower task.n_action_steps."
+                f"n_action_steps={self.n_action_steps} need {min_actions}; lower "
+                "task.n_action_steps."
             )
         return chunk[self.n_obs_steps - 1 :]

@@ -261,36 +261,38 @@ class PushTEnv(GymPushTEnv):
                 break
         return self.get_obs(), self._get_info()
 
-    def _shift_agent(self, state: np.ndarray, by: Displacement) -> None:
-        state[:2] += by.shift
+    def _shift_agent(self, state: np.ndarray, displacement: Displacement) -> None:
+        state[:2] += displacement.shift
 
-    def _shift_block(self, state: np.ndarray, by: Displacement) -> None:
-        state[2:4] += by.shift
+    def _shift_block(self, state: np.ndarray, displacement: Displacement) -> None:
+        state[2:4] += displacement.shift
 
-    def _turn_block(self, state: np.ndarray, by: Displacement) -> None:
+    def _turn_block(self, state: np.ndarray, displacement: Displacement) -> None:
         centre = self.block.center_of_gravity
-        state[4] += by.side * np.deg2rad(by.strength)
+        state[4] += displacement.side * np.deg2rad(displacement.strength)
         state[2:4] = self.block.local_to_world(centre) - centre.rotated(state[4])
 
-    def _move_block_outward(self, state: np.ndarray, by: Displacement) -> None:
+    def _move_block_outward(self, state: np.ndarray, displacement: Displacement) -> None:
         outward = state[2:4] - WORKSPACE_SIZE / 2
-        outward = by.strength * outward / max(np.linalg.norm(outward), 1.0)
+        outward = displacement.strength * outward / max(np.linalg.norm(outward), 1.0)
         state[2:4] = np.clip(state[2:4] + outward, EDGE_MARGIN, WORKSPACE_SIZE - EDGE_MARGIN)
 
     def _move_agent_clear(self, state: np.ndarray) -> None:
         """Move the agent of `state` away from the block until they do not overlap, in place."""
         centre = state[2:4] + np.array(self.block.center_of_gravity.rotated(float(state[4])))
-        away = state[:2] - centre
-        away = away / np.linalg.norm(away) if away.any() else np.array([1.0, 0.0])
+        direction = state[:2] - centre
+        direction = (
+            direction / np.linalg.norm(direction) if direction.any() else np.array([1.0, 0.0])
+        )
         while self._agent_overlaps_block(state):
-            state[:2] += away
+            state[:2] += direction
 
     def _is_valid_displacement(self, state: np.ndarray, before: np.ndarray) -> bool:
         """Return whether what was displaced is on the table, and nothing overlaps."""
-        for part, margin in ((slice(0, 2), AGENT_RADIUS), (slice(2, 4), EDGE_MARGIN)):
-            position = state[part]
+        for coordinates, margin in ((slice(0, 2), AGENT_RADIUS), (slice(2, 4), EDGE_MARGIN)):
+            position = state[coordinates]
             is_outside = position.min() < margin or position.max() > WORKSPACE_SIZE - margin
-            if is_outside and (position != before[part]).any():
+            if is_outside and (position != before[coordinates]).any():
                 return False
         return not self._agent_overlaps_block(state)
 

@@ -117,7 +117,11 @@ class RobosuiteEnv(ManipulationEnv):
                 "use human demonstrations."
             )
         act = EXPERTS[self._name](self.sim_env, rng)
-        return (lambda: absolute_actions(self.parts(), act())) if self.absolute else act
+        return (
+            (lambda: absolute_actions(self.robosuite_observations(), act()))
+            if self.absolute
+            else act
+        )
 
     def holding(self) -> bool:
         gripper = self.sim_env.robots[0].gripper["right"]
@@ -126,12 +130,12 @@ class RobosuiteEnv(ManipulationEnv):
     def _push_gripper(self, shift: np.ndarray) -> None:
         distance = np.linalg.norm(shift)
         relative = np.array([*(shift / distance), 0.0, 0.0, 0.0, self._grip])
-        current = start = self.parts()
+        current = start = self.robosuite_observations()
         for _ in range(MAX_PUSH_STEPS):
             if np.linalg.norm(current["robot0_eef_pos"] - start["robot0_eef_pos"]) >= distance:
                 break
             self._apply_action(absolute_actions(current, relative) if self.absolute else relative)
-            current = self.parts()
+            current = self.robosuite_observations()
 
     def _object_position(self) -> np.ndarray:
         return self.sim_env.sim.data.get_joint_qpos(self._object.joints[0])[:2].copy()
@@ -189,19 +193,21 @@ class RobosuiteEnv(ManipulationEnv):
 
     def hold_action(self) -> np.ndarray:
         """Return the absolute action that keeps the arms where they are."""
-        still = [0.0] * 6 + [self._grip]
-        return absolute_actions(self.parts(), np.array(still * self.scene.arms))
+        zero_motion = [0.0] * 6 + [self._grip]
+        return absolute_actions(
+            self.robosuite_observations(), np.array(zero_motion * self.scene.arms)
+        )
 
-    def parts(self) -> dict[str, np.ndarray]:
+    def robosuite_observations(self) -> dict[str, np.ndarray]:
         """Return robosuite's observations of the current scene, by name."""
         self.sim_env.sim.forward()  # after a step, positions and orientations lag one time step
         # The second update is needed: some observations are computed from the previous ones.
         self.sim_env._get_observations(force_update=True)
-        parts = self.sim_env._get_observations(force_update=True)
-        return {**parts, "object": parts["object-state"]}
+        observations = self.sim_env._get_observations(force_update=True)
+        return {**observations, "object": observations["object-state"]}
 
     def _low_dim_observation(self) -> np.ndarray:
-        return observation(self.scene, self.parts(), OBSERVATION_VERSION)
+        return observation(self.scene, self.robosuite_observations(), OBSERVATION_VERSION)
 
     def get_state(self) -> np.ndarray:
         return np.asarray(self.sim_env.sim.get_state().flatten(), dtype=np.float64)
@@ -213,9 +219,9 @@ class RobosuiteEnv(ManipulationEnv):
 def controllers(*, absolute: bool) -> dict[str, Any]:
     """Return the operational-space controllers of a Panda, as in robomimic's data sets."""
     config: Any = load_composite_controller_config(robot="Panda")
-    for part in config["body_parts"].values():
-        part["input_ref_frame"] = "world"
-        part["input_type"] = "absolute" if absolute else "delta"
+    for part_config in config["body_parts"].values():
+        part_config["input_ref_frame"] = "world"
+        part_config["input_type"] = "absolute" if absolute else "delta"
     return config
 
 

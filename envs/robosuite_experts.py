@@ -107,9 +107,9 @@ class ScriptedExpert(ABC):
         yaw = wrap_angle(yaw + self.yaw_offset, 2 * np.pi, CENTRAL_YAW)
         turn = yaw - self.yaw
         miss = np.abs(self.rotation.T @ (goal - self.hand))
-        between = (miss < [0.015, 0.01, 0.008]).all() and abs(turn) < 0.15
+        is_between_fingers = (miss < [0.015, 0.01, 0.008]).all() and abs(turn) < 0.15
         step, turn = self.travel(self.hand, goal, turn, self.height, 0.008)
-        return self.make_action(step, turn, 1.0 if between else -1.0)
+        return self.make_action(step, turn, 1.0 if is_between_fingers else -1.0)
 
     def travel(
         self, position: np.ndarray, goal: np.ndarray, turn: float, height: float, tolerance: float

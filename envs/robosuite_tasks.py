@@ -53,7 +53,7 @@ SCENES = {
 }  # fmt: skip
 
 
-def observation(scene: Scene, parts: Mapping[str, np.ndarray], version: str) -> np.ndarray:
+def observation(scene: Scene, obs: Mapping[str, np.ndarray], version: str) -> np.ndarray:
     """Return the observation (..., Do), float32, from robomimic's observation keys.
 
     It holds for each arm the end effector's position (3, m), quaternion (4, xyzw) and fingers (2,
@@ -61,31 +61,31 @@ def observation(scene: Scene, parts: Mapping[str, np.ndarray], version: str) -> 
     (3, m).
 
     Args:
-        parts: "robot<i>_eef_pos", "robot<i>_eef_quat", "robot<i>_gripper_qpos" and "object".
+        obs: "robot<i>_eef_pos", "robot<i>_eef_quat", "robot<i>_gripper_qpos" and "object".
         version: of robosuite, which decides the layout of "object".
     """
-    poses = np.asarray(parts["object"])[..., scene.poses[version]]
+    poses = np.asarray(obs["object"])[..., scene.poses[version]]
     robots, offsets = [], []
     for arm in range(scene.arms):
-        hand = np.asarray(parts[f"robot{arm}_eef_pos"])
+        hand = np.asarray(obs[f"robot{arm}_eef_pos"])
         keys = (f"robot{arm}_eef_quat", f"robot{arm}_gripper_qpos")
-        robots += [hand, *(np.asarray(parts[key]) for key in keys)]
+        robots += [hand, *(np.asarray(obs[key]) for key in keys)]
         offsets += [poses[..., 7 * i : 7 * i + 3] - hand for i in range(scene.objects)]
     return np.concatenate([*robots, poses, *offsets], axis=-1).astype(np.float32)
 
 
 def layout(scene: Scene) -> dict[str, int]:
     """Return name -> width of each part of an observation, in order."""
-    parts = {}
+    widths = {}
     for arm in range(scene.arms):
-        parts |= {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4}
-        parts |= {f"robot{arm}_gripper_qpos": 2}
+        widths |= {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4}
+        widths |= {f"robot{arm}_gripper_qpos": 2}
     offsets = 3 * scene.objects * scene.arms
-    return {**parts, "poses": len(scene.poses["1.5"]), "ways": offsets}
+    return {**widths, "poses": len(scene.poses["1.5"]), "ways": offsets}
 
 
 def absolute_actions(
-    parts: Mapping[str, np.ndarray], actions: np.ndarray, scale: np.ndarray = ACTION_SCALE
+    obs: Mapping[str, np.ndarray], actions: np.ndarray, scale: np.ndarray = ACTION_SCALE
 ) -> np.ndarray:
     """Convert relative actions (..., 7 arms) to the goal poses that they set, (..., 10 arms).
 
@@ -94,14 +94,14 @@ def absolute_actions(
     Neural Networks"; Chi et al. 2023.
 
     Args:
-        parts: "robot<i>_eef_pos" and "robot<i>_eef_quat" at the time of each action.
+        obs: "robot<i>_eef_pos" and "robot<i>_eef_quat" at the time of each action.
         scale: (6,) m and rad of an action of 1.
     """
     arms = []
     for arm, action in enumerate(np.split(np.asarray(actions), actions.shape[-1] // 7, axis=-1)):
-        goal = np.asarray(parts[f"robot{arm}_eef_pos"]) + scale[:3] * action[..., :3]
+        goal = np.asarray(obs[f"robot{arm}_eef_pos"]) + scale[:3] * action[..., :3]
         turn = Rotation.from_rotvec(scale[3:] * action[..., 3:6]).as_matrix()
-        current = Rotation.from_quat(parts[f"robot{arm}_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
+        current = Rotation.from_quat(obs[f"robot{arm}_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
         arms.append(_pack_goal(goal, turn @ current, action[..., 6:]))
     return np.concatenate(arms, axis=-1)
 

@@ -45,15 +45,15 @@ class SimulatedClock:
     def now(self) -> float:
         return self._now
 
-    def at(self, moment: float, event: Callable[[], None]) -> None:
+    def call_at(self, moment: float, event: Callable[[], None]) -> None:
         """Schedule a call of ``event`` at a moment (clock seconds)."""
         self._due.append((moment, len(self._due), event))
         self._due.sort(key=lambda due: due[:2])
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:
         while self._due and self._due[0][0] <= moment:
-            when, _, event = self._due.pop(0)
-            self._now = max(self._now, when)
+            due_time, _, event = self._due.pop(0)
+            self._now = max(self._now, due_time)
             event()
             if wake is not None and wake.is_set():
                 return

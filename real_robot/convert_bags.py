@@ -163,14 +163,14 @@ def _find_spans(
     """Return the spans (start, end), s, in which all topics are known, up to the last command."""
     gaps = []
     for name, topic in topics.observed.items():
-        until = np.append(times[name], max(times[name][-1], times[COMMAND][-1]))
-        for i in np.flatnonzero(np.diff(until) > max_gap_s):
-            gaps.append((until[i], until[i + 1], topic.topic))
+        stamps = np.append(times[name], max(times[name][-1], times[COMMAND][-1]))
+        for i in np.flatnonzero(np.diff(stamps) > max_gap_s):
+            gaps.append((stamps[i], stamps[i + 1], topic.topic))
     spans, start = [], -np.inf
     for gap_start, gap_end, _ in [*sorted(gaps), (np.inf, np.inf, "")]:
-        within = {name: t[(t >= start) & (t <= gap_start)] for name, t in times.items()}
-        if all(map(len, within.values())):
-            first, last = max(t[0] for t in within.values()), within[COMMAND][-1]
+        times_in_span = {name: t[(t >= start) & (t <= gap_start)] for name, t in times.items()}
+        if all(map(len, times_in_span.values())):
+            first, last = max(t[0] for t in times_in_span.values()), times_in_span[COMMAND][-1]
             if first <= last:
                 spans.append((first, min(last, gap_start)))
         start = max(start, gap_end)
@@ -202,16 +202,19 @@ def convert(
     _topics_of(robot)
     if not (isinstance(max_gap_s, int | float) and 0 < max_gap_s < np.inf):
         raise ConfigError(f"max_gap_s must be positive, in seconds, got {max_gap_s}.")
-    parts, errors = [], []
+    recordings, errors = [], []
     for bag in track(bags, "reading", disable=len(bags) < 2):
         try:
-            parts += read_bag(bag, robot, max_gap_s)
+            recordings += read_bag(bag, robot, max_gap_s)
         except UserError as error:
             errors.append(str(error))
     if errors:
         raise ConfigError(listed(errors))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ends = np.cumsum([len(part["action"]) for part in parts])
+    arrays = {
+        name: np.concatenate([recording[name] for recording in recordings])
+        for name in recordings[0]
+    }
+    ends = np.cumsum([len(recording["action"]) for recording in recordings])
     attributes = {"rate_hz": robot.rate_hz, "robot": robot.name, "action_names": robot.action}
     episodes = Episodes(arrays, ends, attributes)
     write_episodes(output, episodes)

@@ -138,9 +138,9 @@ def announce_changes(
 def _format_change(before: StateChange, change: StateChange, remedies: dict[State, str]) -> str:
     """Return the line for a change of state; "" if nobody needs to know of it."""
     remedy = f" ({remedies[change.state]})" if change.state in remedies else ""
-    word, colour = STATE_WORDS.get(change.state, str(change.state)), COLOURS[change.state]
+    label, colour = STATE_WORDS.get(change.state, str(change.state)), COLOURS[change.state]
     if change.state in STATE_WORDS or remedy:
-        return f"[{colour}]{word}:[/] {escape(change.reason + remedy)}"
+        return f"[{colour}]{label}:[/] {escape(change.reason + remedy)}"
     if change.state is State.RUNNING and before.state is State.HOLD:
-        return f"[{colour}]{word}:[/] {escape(change.reason)}"
+        return f"[{colour}]{label}:[/] {escape(change.reason)}"
     return ""

@@ -45,8 +45,8 @@ class InferenceWorker(ABC):
         """Return the result of the current job once it has ended, and forget the job."""
 
     @abstractmethod
-    def wait(self, until: float) -> None:
-        """Return as soon as the current job has ended, at the latest at ``until`` (clock s)."""
+    def wait(self, deadline: float) -> None:
+        """Return as soon as the current job has ended, at the latest at ``deadline`` (clock s)."""
 
     @abstractmethod
     def abandon(self) -> None:
@@ -93,9 +93,9 @@ class ThreadWorker(InferenceWorker):
         self.started_at = None
         return self._result
 
-    def wait(self, until: float) -> None:
+    def wait(self, deadline: float) -> None:
         if self.started_at is not None:
-            self._ended.wait(max(until - self._clock.now(), 0.0))
+            self._ended.wait(max(deadline - self._clock.now(), 0.0))
 
     def abandon(self) -> None:
         if self.started_at is not None:
@@ -132,9 +132,9 @@ class SimulatedWorker(InferenceWorker):
         self.started_at = None
         return self._result
 
-    def wait(self, until: float) -> None:
+    def wait(self, deadline: float) -> None:
         if self.started_at is not None:
-            self._clock.wait_until(max(min(until, self._ends_at), self._clock.now()))
+            self._clock.wait_until(max(min(deadline, self._ends_at), self._clock.now()))
 
     def abandon(self) -> None:
         self.started_at = None

@@ -89,7 +89,7 @@ def _read_keys(operator: Operator) -> Iterator[None]:
     terminal, ended = sys.stdin.fileno(), threading.Event()
     saved = termios.tcgetattr(terminal)
 
-    def read() -> None:
+    def read_loop() -> None:
         while not ended.is_set():
             if not select.select([terminal], [], [], 0.05)[0]:
                 continue
@@ -103,7 +103,7 @@ def _read_keys(operator: Operator) -> Iterator[None]:
             operator.press_key(pressed.decode(errors="ignore"))
 
     tty.setcbreak(terminal)
-    thread = threading.Thread(target=read, daemon=True, name="keys")
+    thread = threading.Thread(target=read_loop, daemon=True, name="keys")
     thread.start()
     try:
         yield

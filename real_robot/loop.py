@@ -122,7 +122,7 @@ class ControlLoop:
                     self.overruns += skipped
                     number += skipped
                     if skipped and self._motion is not None:  # the robot has come to rest since
-                        self._motion = Motion.rest(self._motion.position)
+                        self._motion = Motion.at_rest(self._motion.position)
                 if not done and not self.estop.pressed.is_set():
                     self.clock.wait_until(start + number * dt, self.estop.pressed)
                     if self.estop.pressed.is_set():
@@ -189,7 +189,7 @@ class ControlLoop:
             self.source.restart()
             self._needs_restart = False
         if self._motion is None or not self.active:  # else commands continue from the last one
-            self._motion = Motion.rest(position)
+            self._motion = Motion.at_rest(position)
         self.source.observe(tick.observation.values)
         tick.desired = self.source.action(tick.number, self._motion)
         if tick.desired is None:

@@ -111,7 +111,7 @@ class Planner(ActionSource):
             if i == 1 and self.execution.warm:
                 last = np.tile(position, (self.policy.shape.horizon, 1))
                 self.plan = Plan(0, last, 0, energy=None, steps=0, seconds=0.0)
-            self.worker.submit(self._job(0, Motion.rest(position), num_committed=i % 2))
+            self.worker.submit(self._job(0, Motion.at_rest(position), num_committed=i % 2))
             self.worker.wait(self._clock.now() + WARM_UP_TIMEOUT_S)
             if (result := self.worker.take_result()) is None:
                 raise PolicyError(f"the policy did not answer within {WARM_UP_TIMEOUT_S} s.")
@@ -239,9 +239,9 @@ class Planner(ActionSource):
                 return chunk, None
             assert isinstance(policy, EnergyPolicy)
             # Energies are comparable for one observation: the rest of the last plan and the new.
-            rest = last_chunk[:, :num_known].to(chunk.actions)
-            last = torch.cat([rest, chunk.actions[:, num_known:]], dim=1)
-            candidates = torch.stack([last, chunk.actions], dim=1)
+            known_actions = last_chunk[:, :num_known].to(chunk.actions)
+            last_candidate = torch.cat([known_actions, chunk.actions[:, num_known:]], dim=1)
+            candidates = torch.stack([last_candidate, chunk.actions], dim=1)
             last_energy, new_energy = policy.energies(obs, candidates)[0].tolist()
             return chunk, last_energy - new_energy
 

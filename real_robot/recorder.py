@@ -55,8 +55,8 @@ class Layout:
         cls, values: Mapping[str, np.ndarray], names: Sequence[str], rate_hz: float, robot: str
     ) -> Layout:
         """Return the layout of recordings of a robot with such observed values."""
-        kinds = {name: (value.dtype.str, value.shape) for name, value in values.items()}
-        return cls(kinds, tuple(names), rate_hz, robot)
+        columns = {name: (value.dtype.str, value.shape) for name, value in values.items()}
+        return cls(columns, tuple(names), rate_hz, robot)
 
     @property
     def dtype(self) -> np.dtype:
@@ -114,10 +114,10 @@ class Recorder:
         self.store, self.layout = store, layout
         self._journal = store.with_name(f".{store.name}.journal")
         self._file: int | None = None
-        self._written = 0  # bytes of complete rows in the journal
+        self._bytes_written = 0  # bytes of complete rows in the journal
         self._failure: RecordError | None = None
         # Each row is written twice, into the journal and into the store.
-        self._needed = 2 * max_ticks * layout.dtype.itemsize + MIB
+        self._required_bytes = 2 * max_ticks * layout.dtype.itemsize + MIB
         self.recovered = self._recover()
         self._check_space()
 
@@ -134,7 +134,7 @@ class Recorder:
         self._recover()
         with self._wrap_errors():
             self._file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        self._written = 0
+        self._bytes_written = 0
         self._write(self._header())
 
     def add(self, tick: Tick, plan: Plan | None) -> None:
@@ -188,7 +188,7 @@ class Recorder:
     def _check_space(self) -> None:
         folder = self.store.parent
         folder.mkdir(parents=True, exist_ok=True)
-        check_free_space(folder, self._needed, "record")
+        check_free_space(folder, self._required_bytes, "record")
 
     def _recover(self) -> int:
         """Add an interrupted episode to the store, and return how many ticks it has."""
@@ -207,10 +207,10 @@ class Recorder:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except RecordError as error:
             self._failure = error
-            os.ftruncate(self._file, self._written)
+            os.ftruncate(self._file, self._bytes_written)
             self._close()
             raise
-        self._written += len(content)
+        self._bytes_written += len(content)
 
     def _close(self) -> None:
         file, self._file = self._file, None

@@ -42,7 +42,7 @@ class Motion(Generic[Array]):
     travel: Array
 
     @staticmethod
-    def rest(position: np.ndarray) -> Motion[np.ndarray]:
+    def at_rest(position: np.ndarray) -> Motion[np.ndarray]:
         """Return the motion of a robot at rest at a position (A,)."""
         position = np.asarray(position, dtype=np.float64)
         return Motion(position, np.zeros_like(position))
@@ -53,8 +53,8 @@ class Motion(Generic[Array]):
 
     def to(self, device: torch.device | str) -> Motion[Tensor]:
         """Return the same motion as tensors of double precision on a device."""
-        both = (torch.as_tensor(x, dtype=torch.float64) for x in (self.position, self.travel))
-        return Motion(*(x.to(device, non_blocking=True) for x in both))
+        tensors = (torch.as_tensor(x, dtype=torch.float64) for x in (self.position, self.travel))
+        return Motion(*(x.to(device, non_blocking=True) for x in tensors))
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,16 @@ def stopping_travel(room: Array, slowing: Array) -> Array:
         slowing: s, by how much travel may change from one tick to the next.
     """
     xp: Any = _array_library(room)
-    ahead = xp.clip(room, 0.0, None)
-    ticks = xp.floor((xp.sqrt(1 + 8 * ahead / slowing) - 1) / 2)
-    return xp.where(room >= 0, ahead / (ticks + 1) + slowing * ticks / 2, room)
+    distance = xp.clip(room, 0.0, None)
+    ticks = xp.floor((xp.sqrt(1 + 8 * distance / slowing) - 1) / 2)
+    return xp.where(room >= 0, distance / (ticks + 1) + slowing * ticks / 2, room)
 
 
 def reachable_commands(
-    limits: Limits | Bounds, motion: Motion[Array], dt: float, measured: np.ndarray | None = None
+    limits: Limits | Bounds,
+    motion: Motion[Array],
+    dt: float,
+    measured_position: np.ndarray | None = None,
 ) -> tuple[Array, Array]:
     """Return the lowest and the highest allowed command (..., A); low > high where none is allowed.
 
@@ -95,7 +98,7 @@ def reachable_commands(
         limits: `Limits` for arrays, `Bounds` for tensors.
         motion: (..., A).
         dt: seconds from command to command.
-        measured: (A,) the measured position of the robot; for arrays.
+        measured_position: (A,) the measured position of the robot; for arrays.
     """
     xp: Any = _array_library(motion.position)
     slowing: Any = limits.acceleration * dt**2
@@ -105,10 +108,10 @@ def reachable_commands(
     down = xp.minimum(longest, stopping_travel(last - limits.low, slowing))
     low = last + xp.maximum(-down, travel - slowing)
     high = last + xp.minimum(up, travel + slowing)
-    if measured is not None:
+    if measured_position is not None:
         assert isinstance(limits, Limits)
-        low = np.maximum(low, measured - limits.max_tracking_error)
-        high = np.minimum(high, measured + limits.max_tracking_error)
+        low = np.maximum(low, measured_position - limits.max_tracking_error)
+        high = np.minimum(high, measured_position + limits.max_tracking_error)
     low, high = xp.maximum(low, limits.low), xp.minimum(high, limits.high)
     # Where exactly one command is left, rounding may have put its ends the wrong way round.
     slack = ROUNDING_SLACK * (1 + xp.abs(last) + xp.abs(limits.high) + xp.abs(limits.low))
@@ -123,7 +126,7 @@ def _array_library(x: Any) -> Any:
 
 
 def limit_command(
-    limits: Limits, desired: np.ndarray, motion: Motion, dt: float, measured: np.ndarray
+    limits: Limits, desired: np.ndarray, motion: Motion, dt: float, measured_position: np.ndarray
 ) -> LimitedCommand:
     """Return the allowed command nearest to the desired one.
 
@@ -131,7 +134,7 @@ def limit_command(
         desired: (A,).
         motion: of the commands so far.
         dt: seconds from command to command.
-        measured: (A,) the measured position of the robot.
+        measured_position: (A,) the measured position of the robot.
 
     Raises:
         SafetyError: the desired command has another shape or is not finite; or the robot is outside
@@ -147,9 +150,9 @@ def limit_command(
     if not np.isfinite(desired).all():
         bad = [n for n, fine in zip(limits.names, np.isfinite(desired), strict=True) if not fine]
         raise SafetyError(f"the command for {', '.join(bad)} is NaN or infinite.")
-    low, high = reachable_commands(limits, motion, dt, measured)
+    low, high = reachable_commands(limits, motion, dt, measured_position)
     if (low > high).any():
-        raise SafetyError(_explain_no_command(limits, motion, dt, measured))
+        raise SafetyError(_explain_no_command(limits, motion, dt, measured_position))
     command = np.clip(desired, low, high)
     if limits.workspace is not None:
         stop = command + _braking_distance(command - motion.position, limits.acceleration * dt**2)
@@ -184,7 +187,7 @@ def limit_chunks(
     xp: Any = _array_library(chunks)
     shape = (*chunks.shape[:-2], chunks.shape[-1])
     motion = Motion(*(xp.broadcast_to(x, shape) for x in (motion.position, motion.travel)))
-    allowed = []
+    limited = []
     for i in range(chunks.shape[-2]):
         desired, fixed = chunks[..., i, :], first > i
         low, high = reachable_commands(limits, motion, dt)
@@ -194,8 +197,8 @@ def limit_chunks(
             xp.where(fixed, motion.position, after.position),
             xp.where(fixed, motion.travel, after.travel),
         )
-        allowed.append(command)
-    return xp.stack(allowed, -2)
+        limited.append(command)
+    return xp.stack(limited, -2)
 
 
 class ChunkProjection:
@@ -221,8 +224,8 @@ class ChunkProjection:
             bounds, motion = self.bounds, self.motion_tensors
             return limit_chunks(bounds, desired, motion, self.dt, self.first_tensor).to(chunks)
         # Uncompiled on the CPU, where a call of NumPy takes a third of the time of one of PyTorch.
-        allowed = limit_chunks(self.limits, desired.numpy(), self.motion, self.dt, self.first)
-        return torch.from_numpy(allowed).to(chunks)
+        limited = limit_chunks(self.limits, desired.numpy(), self.motion, self.dt, self.first)
+        return torch.from_numpy(limited).to(chunks)
 
 
 def _braking_distance(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:
@@ -231,7 +234,9 @@ def _braking_distance(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:
     return np.sign(travel) * (ticks * np.abs(travel) - slowing * ticks * (ticks + 1) / 2)
 
 
-def _explain_no_command(limits: Limits, motion: Motion, dt: float, measured: np.ndarray) -> str:
+def _explain_no_command(
+    limits: Limits, motion: Motion, dt: float, measured_position: np.ndarray
+) -> str:
     """Explain why no command is allowed, and what to do."""
     low, high = reachable_commands(limits, motion, dt)
     if (low > high).any():
@@ -240,10 +245,10 @@ def _explain_no_command(limits: Limits, motion: Motion, dt: float, measured: np.
             f"the robot is outside its limits: {limits.names[i]} is at {motion.position[i]:g}, "
             f"the range is {limits.low[i]:g} to {limits.high[i]:g}; move it back by hand."
         )
-    excess = np.abs(motion.position - measured) - limits.max_tracking_error
+    excess = np.abs(motion.position - measured_position) - limits.max_tracking_error
     i = int(np.argmax(excess))
     return (
-        f"the robot does not follow its commands: {limits.names[i]} is at {measured[i]:g}, the "
-        f"last command was {motion.position[i]:g}, and "
+        f"the robot does not follow its commands: {limits.names[i]} is at "
+        f"{measured_position[i]:g}, the last command was {motion.position[i]:g}, and "
         f"robot.limits.max_tracking_error={limits.max_tracking_error[i]:g}; check what blocks it."
     )

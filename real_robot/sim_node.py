@@ -45,7 +45,7 @@ class SimNode:
                 f"robot={robot.name} has no robot.driver.simulates; it is not a simulated robot."
             )
         simulated = topics.simulated
-        self._topics, self._clock, self._parts = topics, clock, simulated.parts
+        self._topics, self._clock, self._columns = topics, clock, simulated.parts
         if missing := sorted(set(topics.observed) - set(simulated.parts)):
             raise ConfigError(f"robot.driver.simulates.parts needs {', '.join(missing)}.")
         env = {"max_steps": round(robot.rate_hz * robot.episode_s), **simulated.env}
@@ -91,7 +91,7 @@ class SimNode:
         observation, state = self.sim.read(), self.sim.state
         stamp = self._ros.node.get_clock().now().to_msg()
         for name, topic in self._topics.observed.items():
-            reading = observation.values[name] if topic.is_image else state[self._parts[name]]
+            reading = observation.values[name] if topic.is_image else state[self._columns[name]]
             message = topic.message(reading, message_class)
             message.header.stamp = stamp
             self._publishers[name].publish(message)

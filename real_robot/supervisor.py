@@ -43,7 +43,7 @@ ALLOWED_TRANSITIONS = {
 class StateChange:
     """A change of state: when (clock seconds), to which state, and why."""
 
-    at: float
+    time: float
     state: State
     reason: str
 

@@ -60,7 +60,7 @@ def test_an_unexpected_chunk_is_compared_with_the_same_one_of_a_calm_episode():
     perturbed = {"signal": np.array([[0.0, 7.0, 8.0], [9.0, 5.0, np.nan]])}
     samples = energy_signals.unexpected(calm, perturbed, np.array([2, 1]))["signal"]
     assert samples.signal.tolist() == [2.0, 8.0, 5.0]
-    assert samples.happened.tolist() == [False, True, True] and samples.episode.tolist() == [
+    assert samples.label.tolist() == [False, True, True] and samples.episode.tolist() == [
         0,
         0,
         1,
@@ -89,7 +89,7 @@ def test_all_ways_of_playing_play_the_same_episodes():
         stack.callback(envs.close)
         ways = [
             rollouts.plain(policy, spec, stack),
-            rollouts.ours(policy, spec, 2, stack),
+            rollouts.with_rollout_pool(policy, spec, 2, stack),
             rollouts.vectorised(policy, envs, spec, rollouts.in_step),
         ]
         one, *others = [play(seeds) for play in ways]

@@ -67,8 +67,8 @@ def test_a_held_robot_goes_on_from_where_it_stands():
     runner, _, _, clock = point_runner()
     operator = Operator(runner.supervisor, runner.estop)
     start = clock.now()
-    clock.at(start + 0.95, lambda: operator.press_key("h"))
-    clock.at(start + 1.95, lambda: operator.press_key("r"))
+    clock.call_at(start + 0.95, lambda: operator.press_key("h"))
+    clock.call_at(start + 1.95, lambda: operator.press_key("r"))
     episode = runner.run_episode(0)
     states = [tick.state for tick in episode.ticks]
     assert states[9] is State.RUNNING and states[12] is State.HOLD and states[-1] is State.RUNNING
@@ -84,7 +84,7 @@ def test_starting_stopping_and_arming_again():
     operator = Operator(runner.supervisor, runner.estop)
     start = clock.now()
     for when, key in ((0.45, "s"), (1.55, " ")):
-        clock.at(start + when, lambda key=key: operator.press_key(key))
+        clock.call_at(start + when, lambda key=key: operator.press_key(key))
     episode = runner.run_episode(0)
     assert episode.ticks[0].due == pytest.approx(start + 0.5)
     assert episode.ended == (State.FAULT, "emergency stop: space bar")

@@ -33,7 +33,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def task(*overrides: str) -> PolicyTaskConfig:
-    return PolicyTaskConfig.of(compose_config(*overrides))
+    return PolicyTaskConfig.from_config(compose_config(*overrides))
 
 
 def door(path, **changes) -> str:
@@ -144,17 +144,17 @@ def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
     arrays = {"obs": rng.random((40, 23)), "action": rng.random((40, 10))}
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40])))
     where = f"task.path={tmp_path / 'mine'}"
-    found, note = PolicyTaskConfig.of(compose_config("task=lift", where)).demonstrations()
+    found, note = PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
     assert len(found) == 2 and found.arrays["action"].shape == (40, 10) and "mine" in note
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40]), {"rate_hz": 50}))
     with pytest.raises(EpisodeError, match="mine says rate_hz=50, the task has 20"):
-        PolicyTaskConfig.of(compose_config("task=lift", where)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
     write_episodes(tmp_path / "mine", Episodes({"action": arrays["action"]}, np.array([20, 40])))
     with pytest.raises(EpisodeError, match="mine has no obs, which lift needs; it has action"):
-        PolicyTaskConfig.of(compose_config("task=lift", where)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
     steps = ("task.actions=delta", "task.relative_to=null")
     with pytest.raises(ConfigError, match="goals as actions"):
-        PolicyTaskConfig.of(compose_config("task=lift", where, *steps)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", where, *steps)).demonstrations()
 
 
 @pytest.mark.parametrize("load", [lambda: load_push_t(), lambda: load_adroit_door(None)])

@@ -34,7 +34,7 @@ def run_series(runner, keys=None, output=Path(), **options):
     """
     operator = Operator(runner.supervisor, runner.estop)
     for seconds, key in (keys or {}).items():
-        runner.clock.at(runner.clock.now() + seconds, lambda key=key: operator.press_key(key))
+        runner.clock.call_at(runner.clock.now() + seconds, lambda key=key: operator.press_key(key))
     options, has_keys = RunOptions(checkpoint="x", **options), keys is not None
     series = EpisodeSeries(runner, options, output, operator, has_keys)
     series.run()
@@ -129,8 +129,8 @@ def test_the_emergency_stop_of_a_held_robot_between_episodes():
 
 def test_a_robot_that_fails_its_checks_stays_stopped():
     runner, driver, _, clock = point_runner()
-    clock.at(clock.now() + 1.0, lambda: setattr(driver, "gone", True))
-    clock.at(clock.now() + 6.0, lambda: setattr(driver, "gone", False))
+    clock.call_at(clock.now() + 1.0, lambda: setattr(driver, "gone", True))
+    clock.call_at(clock.now() + 6.0, lambda: setattr(driver, "gone", False))
     episodes = played(runner, {3.0: "a", 7.0: "a"})
     reasons = [change.reason for change in runner.supervisor.changes]
     assert reasons.count("the robot is gone.") == 2
@@ -200,7 +200,7 @@ def test_a_person_makes_space_and_goes_on(tmp_path, monkeypatch):
     store = tmp_path / "run"
     runner, _, _, clock = point_runner(record=store)
     disk = full_from(monkeypatch, 22)
-    clock.at(clock.now() + 5.0, lambda: disk.update(full=False))
+    clock.call_at(clock.now() + 5.0, lambda: disk.update(full=False))
     episodes = played(runner, {6.0: "a"})
     assert [e.kept for e in episodes] == [False, True]
     assert len(read_episodes(store)) == 2  # what was recorded until then, and the next one

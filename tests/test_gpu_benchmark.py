@@ -147,8 +147,8 @@ def test_what_a_machine_has_is_read_from_a_list(tmp_path):
     assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
     with pytest.raises(SystemExit, match="cannot be read"):
         pack.installed(tmp_path / "missing.txt")
-    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.needed())
-    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.needed())
+    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.required_packages())
+    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.required_packages())
 
 
 # Where a GPU is missing, tensors without values stand in for its own: PyTorch refuses to tell
@@ -217,7 +217,7 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
     policy.eval().requires_grad_(False).configure_inference(**options)
     policy.to(DEVICE)
     obs = {"obs": torch.rand(1, 2, 20, device=DEVICE)}
-    motion = Motion.rest(np.array([200.0, 300.0]))
+    motion = Motion.at_rest(np.array([200.0, 300.0]))
     project = ChunkProjection(latency.LIMITS, latency.LIMITS.bounds(DEVICE), motion, 0.1, 4)
     prefix = torch.rand(1, 4, 2, device=DEVICE)
     assert sent(lambda: policy.predict_on_device(obs)) == []
@@ -241,7 +241,7 @@ def test_one_compiled_program_serves_every_prefix_and_every_motion():
     obs, start = {"obs": torch.rand(1, 2, 20) * 512}, torch.tensor([[200.0, 300.0]])
 
     def chunk(length: int) -> torch.Tensor:
-        motion = Motion.rest(start[0].numpy() + length)
+        motion = Motion.at_rest(start[0].numpy() + length)
         project = ChunkProjection(limits, bounds, motion, 0.1, length)
         prefix = start.expand(1, length, 2)
         noise = torch.Generator().manual_seed(length)

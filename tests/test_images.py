@@ -148,7 +148,7 @@ def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     assert (
         gallery.name == "mine" and "1 left out: " in gallery.origin and "zz.jpg" in gallery.origin
     )
-    names = gallery.parts["train"].names + gallery.parts["validation"].names
+    names = gallery.splits["train"].names + gallery.splits["validation"].names
     assert len(set(names)) == 20
     (path / "zz.jpg").unlink()
     (path / "gone.png").symlink_to(tmp_path / "nowhere")
@@ -175,7 +175,7 @@ def test_linked_folders_are_looked_into(tmp_path):
         (path / "dogs" / f"{i:03}.png").unlink()
     gallery = load_images(None, str(path), 3)
     assert gallery.classes == ("cats", "dogs")
-    assert sum(map(len, gallery.parts.values())) == 4
+    assert sum(map(len, gallery.splits.values())) == 4
     (path / "birds").symlink_to(tmp_path / "unmounted")
     with pytest.raises(ImageError, match=r"mine/birds cannot be read \(No such file"):
         load_images(None, str(path), 3)
@@ -188,7 +188,7 @@ def test_folders_in_a_folder_are_classes(tmp_path):
             file.rename(file.with_name(f"{i}{file.name}"))
     gallery = load_images(None, str(tmp_path), 3)
     assert gallery.classes == ("cats", "dogs")
-    for part in gallery.parts.values():
+    for part in gallery.splits.values():
         assert all(gallery.classes[k] in n for k, n in zip(part.labels, part.names, strict=True))
     assert load_images(None, [str(tmp_path / "cats"), str(tmp_path / "dogs")], 3).classes == ()
     (tmp_path / "loose.png").write_bytes(png(photo()))
@@ -231,9 +231,9 @@ def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, mo
 def test_without_data_there_are_leaves(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     gallery = load_images(None, None, 3)
-    assert gallery.name == "leaves" and set(gallery.parts) == {"train", "validation", "test"}
+    assert gallery.name == "leaves" and set(gallery.splits) == {"train", "validation", "test"}
     again, other = dead_leaves("train", 3), dead_leaves("test", 3)
-    assert all(map(np.array_equal, again.pixels, gallery.parts["train"].pixels))
+    assert all(map(np.array_equal, again.pixels, gallery.splits["train"].pixels))
     assert not np.array_equal(again.pixels[0], other.pixels[0])
     assert dead_leaves("test", 1).pixels[0].shape == (128, 128, 1)
     assert all(pixels.std() > 20 for pixels in again.pixels)  # covered, and not by one disc
@@ -243,12 +243,12 @@ def test_published_sets():
     if local_data("bsds500") is None:
         pytest.skip("needs EBT_POLICY_DATA")
     gallery = load_images("bsds500", None, 3)
-    assert {name: len(part) for name, part in gallery.parts.items()} == {
+    assert {name: len(part) for name, part in gallery.splits.items()} == {
         "train": 400, "validation": 32, "test": 68,
     }  # fmt: skip
-    assert not set(gallery.parts["train"].names) & set(gallery.parts["test"].names)
+    assert not set(gallery.splits["train"].names) & set(gallery.splits["test"].names)
     grey = load_images("set12", None, 1)
-    assert {name: len(part) for name, part in grey.parts.items()} == {"test": 12}
+    assert {name: len(part) for name, part in grey.splits.items()} == {"test": 12}
     with pytest.raises(ImageError, match="is grey"):
         load_images("set12", None, 3)
 
@@ -280,8 +280,8 @@ def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
 
 def test_fewer_crops_are_evenly_spread_over_all():
     part = ImageSplit([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
-    every, few = Crops(part, 8), Crops(part, 8, most=5)
-    assert len(few) == 5 and len(Crops(part, 8, most=10_000)) == len(every)
+    every, few = Crops(part, 8), Crops(part, 8, max_crops=5)
+    assert len(few) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(every)
     last = len(every) - 1
     chosen = torch.tensor([0, last // 4, last // 2, 3 * last // 4, last])
     assert torch.equal(few.gather(torch.arange(5))["image"], every.gather(chosen)["image"])
@@ -297,8 +297,8 @@ def test_images_smaller_than_a_crop_are_named():
 def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
     path = folder(tmp_path / "mine", count, {})
     gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one of them named twice
-    held_out = len(gallery.parts.get("validation", ImageSplit()))
-    assert len(gallery.parts["train"]) + held_out == count
+    held_out = len(gallery.splits.get("validation", ImageSplit()))
+    assert len(gallery.splits["train"]) + held_out == count
     assert (held_out > 0) == (count > 1) and held_out <= max(1, count // 5)
 
 

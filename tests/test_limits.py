@@ -87,7 +87,7 @@ def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
         "workspace": {"model": str(arm), "site": "tool", "box": box},
     }
     limits = parse_limits(section, ["shoulder", "elbow"])
-    motion, here = Motion.rest(np.zeros(2)), np.zeros(2)
+    motion, here = Motion.at_rest(np.zeros(2)), np.zeros(2)
     assert limit_command(limits, np.array([0.1, 0.1]), motion, DT, here).command.tolist() == [
         0.1,
         0.1,

@@ -241,7 +241,7 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
     monkeypatch.chdir(tmp_path)
     command = ["task=metaworld", "task.scene=reach", "episodes=3", "workers=1"]
     assert call_entry(main, *command)[0] == 0
-    task = PolicyTaskConfig.of(compose_config("task=metaworld", "task.scene=reach"))
+    task = PolicyTaskConfig.from_config(compose_config("task=metaworld", "task.scene=reach"))
     episodes, note = task.demonstrations()
     assert len(episodes) == 3 and note.startswith("metaworld-reach: 3 demonstrations from demos")
     assert set(episodes.arrays) == {"obs", "action", "state"}
@@ -253,12 +253,12 @@ def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch
     from ebt_policy.policies.task_config import PolicyTaskConfig
 
     monkeypatch.chdir(tmp_path)
-    task = PolicyTaskConfig.of(compose_config("task=metaworld", "task.scene=door-open"))
+    task = PolicyTaskConfig.from_config(compose_config("task=metaworld", "task.scene=door-open"))
     with pytest.raises(
         EpisodeError, match=r"ebt_policy\.record task=metaworld task\.scene=door-open"
     ):
         task.demonstrations()
-    lift = PolicyTaskConfig.of(compose_config("task=lift", "task.demos=expert"))
+    lift = PolicyTaskConfig.from_config(compose_config("task=lift", "task.demos=expert"))
     with pytest.raises(
         EpisodeError, match=r"record it with: python -m ebt_policy\.record task=lift"
     ):

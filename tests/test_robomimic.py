@@ -444,7 +444,7 @@ def test_a_recording_goes_the_way_of_the_published_files(tmp_path, monkeypatch, 
 
     monkeypatch.chdir(tmp_path)
     assert call_entry(main, "task=lift", "episodes=2", "workers=1")[0] == 0
-    task = PolicyTaskConfig.of(compose_config("task=lift"))
+    task = PolicyTaskConfig.from_config(compose_config("task=lift"))
     episodes, note = task.demonstrations()
     assert note == "lift: 2 demonstrations by a scripted expert, from demos/lift.hdf5."
     env = RobosuiteEnv("Lift", "absolute")

@@ -150,7 +150,7 @@ def driver_disconnects(runner, driver, policy, at, rng):
 
 
 def emergency_stop(runner, driver, policy, at, rng):
-    driver.clock.at(at, lambda: runner.estop.press("button"))
+    driver.clock.call_at(at, lambda: runner.estop.press("button"))
     return Fault(0.0, State.FAULT, "emergency stop: button")
 
 
@@ -273,7 +273,7 @@ def test_a_robot_that_comes_back_waits_for_a_person():
     start = clock.now()
     away = (start + 1.0, start + 2.0)
     driver.transform = lambda o: None if away[0] <= clock.now() < away[1] else o
-    clock.at(start + 3.0, lambda: runner.supervisor.transition(State.RUNNING, "a person"))
+    clock.call_at(start + 3.0, lambda: runner.supervisor.transition(State.RUNNING, "a person"))
     episode = runner.run_episode(0)
     moving = [tick.due - start for tick in episode.ticks if tick.state is State.RUNNING]
     assert 1.0 < max(t for t in moving if t < 2.9) < 1.4 and min(t for t in moving if t > 2) >= 2.99

@@ -259,7 +259,7 @@ def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatc
         episode = runner.run_episode(2, should_quit=lambda: len(back) >= 5)
         runner.close()
     assert episode.ended[0] is State.RUNNING and len(back) == 5
-    away = [stop for stop in episode.stops if at["killed"] < stop.at < at["born"]]
+    away = [stop for stop in episode.stops if at["killed"] < stop.time < at["born"]]
     assert [(stop.state, stop.reason) for stop in away] == [(State.HOLD, "no observation for 1 s")]
     assert State.FAULT not in {stop.state for stop in episode.stops} and episode.overruns > 0
     assert len(Recording(str(tmp_path / "run"))) >= 5

@@ -61,8 +61,8 @@ def broken(limits, command, motion, measured=None):
 @given(any_limits(), st.data())
 def test_no_wish_makes_a_command_leave_the_limits(limits, data):
     share = data.draw(arrays(float, A, elements=st.floats(0, 1)))
-    motion = Motion.rest(limits.low + share * (limits.high - limits.low))
-    motion = Motion.rest(np.clip(motion.position, limits.low, limits.high))
+    motion = Motion.at_rest(limits.low + share * (limits.high - limits.low))
+    motion = Motion.at_rest(np.clip(motion.position, limits.low, limits.high))
     here = np.zeros(A)
     for _ in range(12):
         wanted = data.draw(arrays(float, A, elements=ANY))
@@ -87,7 +87,7 @@ def test_no_wish_makes_a_command_leave_the_limits(limits, data):
 @settings(max_examples=200, deadline=None)
 @given(any_limits(), arrays(float, (3, 9, A), elements=st.floats(-2e3, 2e3)), st.integers(0, 8))
 def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, brakes):
-    motion = Motion.rest((limits.low + limits.high) / 2)
+    motion = Motion.at_rest((limits.low + limits.high) / 2)
     allowed = limit_chunks(limits, chunks, motion, DT)
     for chunk, wanted in zip(allowed, chunks, strict=True):
         now = motion
@@ -110,7 +110,7 @@ def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(
     measured, max_tracking_error, wanted
 ):
     limits = build(max_tracking_error=np.abs(max_tracking_error) + 0.1)
-    motion = Motion.rest(np.array([5.0, 0.0]))
+    motion = Motion.at_rest(np.array([5.0, 0.0]))
     try:
         found = limit_command(limits, wanted, motion, DT, measured)
     except SafetyError as error:
@@ -142,7 +142,7 @@ def test_braking_takes_what_physics_says():
 
 
 def test_a_robot_outside_its_limits_does_not_move():
-    outside = Motion.rest(np.array([5.0, 1.5]))
+    outside = Motion.at_rest(np.array([5.0, 1.5]))
     with pytest.raises(SafetyError) as refusal:
         limit_command(build(), np.array([5.0, 0.0]), outside, DT, outside.position)
     assert str(refusal.value) == (
@@ -151,7 +151,7 @@ def test_a_robot_outside_its_limits_does_not_move():
 
 
 def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
-    limits, motion = build(max_tracking_error=(2.0, 0.3)), Motion.rest(np.array([5.0, 0.0]))
+    limits, motion = build(max_tracking_error=(2.0, 0.3)), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError) as refusal:
         limit_command(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
     assert str(refusal.value) == (
@@ -162,7 +162,7 @@ def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
 
 @pytest.mark.parametrize("first", [0, 4, 9])
 def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(first):
-    limits, rest = build(), Motion.rest(np.array([5.0, 0.0]))
+    limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(3, 2, 9, A)) * 50
     expected = (
         np.concatenate(
@@ -178,7 +178,7 @@ def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(f
 
 
 def test_chunks_of_a_policy_are_limited_in_double_precision():
-    limits, rest = build(), Motion.rest(np.array([5.0, 0.0]))
+    limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(1, 4, A)).astype(np.float32)
     found = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
     expected = limit_chunks(limits, chunks.astype(np.float64), rest, DT, 1)
@@ -187,7 +187,7 @@ def test_chunks_of_a_policy_are_limited_in_double_precision():
 
 
 def test_names_and_shapes_are_checked():
-    limits, motion = build(), Motion.rest(np.array([5.0, 0.0]))
+    limits, motion = build(), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError, match=r"2 numbers \(x, y\), got shape \(3,\)"):
         limit_command(limits, np.zeros(3), motion, DT, np.zeros(2))
     with pytest.raises(SafetyError, match="command for y is NaN"):

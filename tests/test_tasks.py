@@ -15,7 +15,7 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 def task(**changes) -> PolicyTaskConfig:
-    return PolicyTaskConfig.of({"task": {**compose_config()["task"], **changes}})
+    return PolicyTaskConfig.from_config({"task": {**compose_config()["task"], **changes}})
 
 
 ROWS = 9
@@ -72,7 +72,7 @@ def test_mirror_images_are_learned_from_but_not_held_out():
 
 @pytest.mark.parametrize("name", ["lift", "can", "square", "tool_hang", "transport"])
 def test_goals_of_grippers_are_measured_from_where_they_are(name):
-    task = PolicyTaskConfig.of(compose_config(f"task={name}"))
+    task = PolicyTaskConfig.from_config(compose_config(f"task={name}"))
     scene = robomimic.SCENES[str(task.scene)]
     ends = np.cumsum(list(robomimic.layout(scene).values()))
     starts = dict(zip(robomimic.layout(scene), [0, *ends], strict=False))
@@ -82,5 +82,7 @@ def test_goals_of_grippers_are_measured_from_where_they_are(name):
 
 def test_relative_actions_have_no_origin():
     with pytest.raises(ConfigError, match=r"with task\.actions=delta write task\.relative_to=null"):
-        PolicyTaskConfig.of(compose_config("task=lift", "task.actions=delta"))
-    PolicyTaskConfig.of(compose_config("task=lift", "task.actions=delta", "task.relative_to=null"))
+        PolicyTaskConfig.from_config(compose_config("task=lift", "task.actions=delta"))
+    PolicyTaskConfig.from_config(
+        compose_config("task=lift", "task.actions=delta", "task.relative_to=null")
+    )

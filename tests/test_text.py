@@ -121,7 +121,7 @@ def test_tokens_that_a_crash_left_incomplete_are_made_again(text, tmp_path):
 
 def test_the_mark_of_some_editors_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("words", "utf-8-sig")
-    assert load_corpus(None, str(tmp_path / "a.txt")).parts["train"] == "word"
+    assert load_corpus(None, str(tmp_path / "a.txt")).splits["train"] == "word"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
         with pytest.raises(TextError, match=parts):
             load_corpus("someone/something", None)
     else:
-        found = load_corpus("someone/something", None).parts
+        found = load_corpus("someone/something", None).splits
         assert {name: len(text) for name, text in found.items()} == parts
 
 
@@ -164,9 +164,9 @@ def test_pieces_are_the_text():
 
 def test_corpora(text, tmp_path, monkeypatch):
     own = load_corpus("own", None)
-    assert "descend" in own.parts["train"] + own.parts["validation"]
+    assert "descend" in own.splits["train"] + own.splits["validation"]
     mine = load_corpus(None, str(text))
-    assert mine.name == "mine" and mine.parts["train"] + mine.parts["validation"] == TEXT
+    assert mine.name == "mine" and mine.splits["train"] + mine.splits["validation"] == TEXT
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.md").write_text("a")
     (tmp_path / "folder" / "b.txt").write_text("b")
@@ -177,7 +177,7 @@ def test_corpora(text, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "text" / "tinyshakespeare.zip", "w") as zipped:
         zipped.writestr("tinyshakespeare/input.txt", TEXT)
     found = load_corpus(None, None)
-    assert found.name == "tinyshakespeare" and len(found.parts["train"]) == round(0.9 * len(TEXT))
+    assert found.name == "tinyshakespeare" and len(found.splits["train"]) == round(0.9 * len(TEXT))
 
 
 def test_questions_and_answers_are_text_to_evaluate_on(tiny, tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_questions_and_answers_are_text_to_evaluate_on(tiny, tmp_path, monkeypat
         lines = content if name == "gsm8k" else [content]
         with zipfile.ZipFile(tmp_path / "reasoning" / archive, "a") as zipped:
             zipped.writestr(member, "\n".join(map(json.dumps, lines)))
-    texts = [load_corpus(name, None).parts["test"] for name in written]
+    texts = [load_corpus(name, None).splits["test"] for name in written]
     assert texts == [
         "Question: 1 + 1?\nAnswer: #### 2",
         "Question: Some text. Why?\nAnswer: So.",

@@ -94,7 +94,7 @@ def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monke
     lines = logged(validated)
     assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
     assert [x["step"] for x in lines if "loss" in x] == [5, 10]
-    monkeypatch.setattr(Trainer, "_validate", lambda self, held_out: {})
+    monkeypatch.setattr(Trainer, "_validation_loss", lambda self, data: {})
     plain = train(tiny("plain", *settings))
     assert losses(validated) == losses(plain)
     ends = [newest_checkpoint(run) for run in (validated, plain)]

@@ -98,8 +98,8 @@ def films(tmp_path_factory):
 
 def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
     found = load_video_files([str(films)], 16, 24, 2)
-    assert sum(map(len, found.parts.values())) == 12 and all(found.parts.values())
-    frames = found.parts["train"][0].frames
+    assert sum(map(len, found.splits.values())) == 12 and all(found.splits.values())
+    frames = found.splits["train"][0].frames
     assert frames.shape == (8, 16, 24, 3) and found.rate_hz == 5
     bright = (frames[..., 0] > 130).any(1).argmax(1)
     assert (np.diff(bright) > 0).all()  # the square goes right
@@ -121,7 +121,7 @@ def test_damaged_videos_are_left_out_where_told(films, tmp_path):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
     given = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
     found = load_videos(given)
-    assert sum(map(len, found.parts.values())) == 12
+    assert sum(map(len, found.splits.values())) == 12
     assert "from 12 files, 1 left out:" in found.origin and "bad.mp4" in found.origin
 
 
@@ -172,12 +172,12 @@ def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
     files = sorted(films.iterdir())
     for file in files:
         shutil.copy(file, tmp_path / file.name)
-    held_out = Path(load_video_files([str(tmp_path)], 8, 8, 1).parts["validation"][0].name)
+    held_out = Path(load_video_files([str(tmp_path)], 8, 8, 1).splits["validation"][0].name)
     with video_writer(held_out, fps=10) as add:
         for _ in range(3):
             add(np.zeros((32, 48, 3), np.uint8))
     found = load_videos(task(path=[str(tmp_path)], context=4))
-    assert sum(map(len, found.parts.values())) == 11 and all(found.parts.values())
+    assert sum(map(len, found.splits.values())) == 11 and all(found.splits.values())
     assert f"{held_out} has 3 frames, a window needs 5" in found.origin
 
 
@@ -193,10 +193,10 @@ def test_a_real_robot_is_there_where_its_recording_is():
             load_g1(24, 32, 1)
         return
     found = load_g1(24, 32, 1)
-    assert sum(len(c.frames) for part in found.parts.values() for c in part) == 6532
-    assert sum(len(part) for part in found.parts.values()) == 93 and found.rate_hz == 6
+    assert sum(len(c.frames) for part in found.splits.values() for c in part) == 6532
+    assert sum(len(part) for part in found.splits.values()) == 93 and found.rate_hz == 6
     # Episodes are not cut wrongly: within one, frames change little.
-    frames = found.parts["train"][0].frames.astype(float)
+    frames = found.splits["train"][0].frames.astype(float)
     assert np.abs(np.diff(frames, axis=0)).mean() < 15
 
 
@@ -220,7 +220,7 @@ def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path
     monkeypatch.setattr(footage, "load_push_t", ten)
     found = load_videos(task(videos="push_t_expert", frame_stride=4))
     assert found.name == "push_t_expert" and found.rate_hz == 2.5
-    shapes = [clip.frames.shape for part in found.parts.values() for clip in part]
+    shapes = [clip.frames.shape for part in found.splits.values() for clip in part]
     assert shapes == [(2, 24, 32, 3)] * 10
 
 

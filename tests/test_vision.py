@@ -346,7 +346,7 @@ def test_demonstrations_look_as_the_environment_does():
 
 
 def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
-    episodes, _ = PolicyTaskConfig.of(
+    episodes, _ = PolicyTaskConfig.from_config(
         {"task": {**compose_config()["task"], "path": str(demonstrations)}}
     ).demonstrations()
     frames = rendered_observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
@@ -358,7 +358,9 @@ def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
 
 
 def test_the_shipped_demonstrations_need_no_frames():
-    task = PolicyTaskConfig.of(compose_config(*IMAGE, "task.demos=expert", "task.mirror=false"))
+    task = PolicyTaskConfig.from_config(
+        compose_config(*IMAGE, "task.demos=expert", "task.mirror=false")
+    )
     episodes, _ = task.demonstrations()
     windows = task.windows(episodes.select([0]))
     assert windows.images["image"].shape == (len(windows.obs), SIDE, SIDE, 3)
@@ -375,7 +377,7 @@ def trained(tiny) -> Path:
 def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     policy: Any = load_policy(trained)
     assert policy.shape.cameras == {"image": [SIDE, SIDE]} and policy.config["vision"]
-    spec = PolicyTaskConfig.of(policy.config).env_spec()
+    spec = PolicyTaskConfig.from_config(policy.config).env_spec()
     results = rollout(policy, spec, [100_000, 100_001], workers=2)
     assert [len(r.chunks) for r in results] == [3, 3]
     monkeypatch.setattr("ebt_policy.policies.evaluate.LATENCY_CALLS", 2)

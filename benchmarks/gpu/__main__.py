@@ -32,8 +32,8 @@ SECTIONS = {
 
 def main() -> None:
     options = parse_options(sections="all", minutes=9.0, toy=False, output=str(RESULTS / "gpu"))
-    wanted = list(SECTIONS) if options.sections == "all" else options.sections.split(",")
-    if unknown := [name for name in wanted if name not in SECTIONS]:
+    names = list(SECTIONS) if options.sections == "all" else options.sections.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
         sys.exit(f"error: unknown section {unknown[0]!r}; available: all, {', '.join(SECTIONS)}.")
     if DEVICE.type == "cpu" and not options.toy:
         sys.exit("error: there is no GPU; toy=true rehearses the benchmark on the CPU.")
@@ -43,7 +43,7 @@ def main() -> None:
     rates = SectionResults("card", folder, command_line("gpu"), toy)
     if not rates.run(card.ceilings(toy), budget):
         sys.exit("error: the rates of the card are not measured; see above.")
-    for name in wanted:
+    for name in names:
         print(f"{name}, {budget.seconds_left:.0f} s left", flush=True)
         results = SectionResults(name, folder, command_line("gpu"), toy)
         results.run(SECTIONS[name](rates.cases, toy), budget)

@@ -25,7 +25,7 @@ def merged(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if any(stored.get(key) != new[key] for key in IDENTITY):
         return new
     cases = {**stored["cases"], **new["cases"]}
-    failed = {name: why for name, why in new["failed"].items() if name not in cases}
+    failed = {name: reason for name, reason in new["failed"].items() if name not in cases}
     return {**new, "cases": cases, "failed": failed}
 
 

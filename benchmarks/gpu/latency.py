@@ -42,16 +42,16 @@ LIMITS = Limits(
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return the cases in the order of how much they are wanted."""
+    """Return the cases, the most important first."""
     sizes, batches, rounds = (("4xs",), (1,), 1) if toy else (SIZES, BATCHES, 100)
-    wanted = []
+    result = []
     for batch, size, predictor in product(batches, sizes, PREDICTORS):
         constraints = (False, True) if predictor.startswith("energy") and batch == 1 else (False,)
         for constrained in constraints:
             name = f"{size}, batch {batch}, {predictor}{', constrained' * constrained}"
             job = partial(measure, size, batch, predictor, constrained, rates, rounds)
-            wanted.append(Case(name, job, SECONDS))
-    return wanted
+            result.append(Case(name, job, SECONDS))
+    return result
 
 
 def measure(
@@ -89,7 +89,7 @@ def measure(
 def robot_constraints(obs: torch.Tensor) -> ChunkConstraints:
     """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
     start = obs[:, -1:, 18:20]
-    motion = Motion.rest(start[0, 0].numpy())
+    motion = Motion.at_rest(start[0, 0].numpy())
     return ChunkConstraints(
         prefix=start.expand(-1, PREFIX, -1),
         project=ChunkProjection(LIMITS, LIMITS.bounds(DEVICE), motion, ROBOT_DT, PREFIX),
@@ -100,21 +100,21 @@ def graphed(
     policy: Policy, obs: dict[str, torch.Tensor], constraints: ChunkConstraints
 ) -> Callable[..., Chunk]:
     """Return a prediction that replays one CUDA graph, with new observations of the same shape."""
-    held = {key: value.to(DEVICE) for key, value in obs.items()}
+    static_obs = {key: value.to(DEVICE) for key, value in obs.items()}
     if constraints.prefix is not None:
         constraints = replace(constraints, prefix=constraints.prefix.to(DEVICE))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
-            policy.predict_on_device(held, constraints=constraints)
+            policy.predict_on_device(static_obs, constraints=constraints)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chunk = policy.predict_on_device(held, constraints=constraints)
+        chunk = policy.predict_on_device(static_obs, constraints=constraints)
 
     def replay(new: dict[str, torch.Tensor], **_: Any) -> Chunk:
         for key, value in new.items():
-            held[key].copy_(value, non_blocking=True)
+            static_obs[key].copy_(value, non_blocking=True)
         graph.replay()
         return chunk
 

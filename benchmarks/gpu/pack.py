@@ -53,7 +53,7 @@ python3 -m benchmarks.gpu "$@"
 """
 
 
-def needed() -> dict[str, str]:
+def required_packages() -> dict[str, str]:
     """Return the packages that ``ebt_policy`` and its extra ``vision`` ask for: name -> version."""
     versions: dict[str, str] = {}
     pending = [("ebt_policy", "vision")]
@@ -97,22 +97,22 @@ def installed(file: Path) -> set[str]:
 
 def download(name: str, version: str, python: str, folder: Path) -> None:
     """Put one wheel into a folder, built here where the index has only its source."""
-    wanted = f"{name}=={version}"
-    platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    requirement = f"{name}=={version}"
+    platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = subprocess.run(
         [*pip, "download", "--no-deps", "--only-binary=:all:", "--python-version", python,
-         "--implementation", "cp", *platforms, "--dest", str(folder), wanted],
+         "--implementation", "cp", *platforms, "--dest", str(folder), requirement],
         capture_output=True, text=True,
     )  # fmt: skip
     if wheel.returncode:
         built = subprocess.run(
-            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), wanted],
+            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), requirement],
             capture_output=True, text=True,
         )  # fmt: skip
         if built.returncode:
-            why = f"{wheel.stderr}{built.stderr}"
-            sys.exit(f"error: {wanted} could be neither downloaded nor built:\n{why}")
+            output = f"{wheel.stderr}{built.stderr}"
+            sys.exit(f"error: {requirement} could be neither downloaded nor built:\n{output}")
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     present = installed(Path(options.has)) | NOT_NEEDED
     missing = {
         name: version
-        for name, version in sorted({**needed(), **BESIDES}.items())
+        for name, version in sorted({**required_packages(), **BESIDES}.items())
         if name not in present and not name.startswith("nvidia")
     }
     folder = Path(options.folder)

@@ -73,8 +73,8 @@ class SectionResults:
             "toy": toy,
         }
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        same = all(stored.get(key) == value for key, value in identity.items())
-        cases = stored["cases"] if same else {}
+        is_same_setup = all(stored.get(key) == value for key, value in identity.items())
+        cases = stored["cases"] if is_same_setup else {}
         self._content = {**identity, "command": command, "failed": {}, "cases": cases}
 
     @property
@@ -110,7 +110,7 @@ class SectionResults:
             else:
                 self.cases[case.name] = result
                 seconds = time.perf_counter() - start
-                print(f"  {case.name}: {_short(result)} ({seconds:.0f} s)", flush=True)
+                print(f"  {case.name}: {_format_numbers(result)} ({seconds:.0f} s)", flush=True)
             self._write()
             if DEVICE.type == "cuda":
                 torch.cuda.empty_cache()
@@ -121,6 +121,6 @@ class SectionResults:
         atomic_write(self.path, json.dumps(self._content, indent=1) + "\n")
 
 
-def _short(result: dict[str, Any]) -> str:
+def _format_numbers(result: dict[str, Any]) -> str:
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
     return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())

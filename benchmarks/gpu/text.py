@@ -97,10 +97,13 @@ def measure_attention(
     shape = (batch, 8, context, 64)
     q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3))
 
-    def twice() -> None:
+    def double_backward() -> None:
         (gradient,) = torch.autograd.grad(attention(q, k, v).sum(), q, create_graph=True)
         torch.autograd.grad(gradient.square().sum(), (q, k, v))
 
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    return {"ms": 1e3 * statistics.median(seconds_of(twice, rounds)), "memory_gib": peak_gib()}
+    return {
+        "ms": 1e3 * statistics.median(seconds_of(double_backward, rounds)),
+        "memory_gib": peak_gib(),
+    }

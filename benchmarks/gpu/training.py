@@ -39,18 +39,18 @@ SECONDS = 75.0  # a case takes at most, most of it to compile
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return the cases in the order of how much they are wanted."""
-    sizes, batches, kinds = (
+    """Return the cases, the most important first."""
+    sizes, batches, precisions = (
         (("4xs",), (8,), ("bf16", "fp32")) if toy else (SIZES, BATCHES, PRECISIONS)
     )
-    wanted = []
-    for size, batch, kind, name in product(sizes, batches, kinds, MODELS):
-        graphs = (False, True) if DEVICE.type == "cuda" and kind == "bf16" else (False,)
+    result = []
+    for size, batch, precision_name, name in product(sizes, batches, precisions, MODELS):
+        graphs = (False, True) if DEVICE.type == "cuda" and precision_name == "bf16" else (False,)
         for replay in graphs:
-            job = partial(measure, MODELS[name], size, batch, kind, rates, replay, toy)
-            key = f"{size}, batch {batch}, {kind}, {name}{', graphs' * replay}"
-            wanted.append(Case(key, job, SECONDS))
-    return wanted
+            job = partial(measure, MODELS[name], size, batch, precision_name, rates, replay, toy)
+            key = f"{size}, batch {batch}, {precision_name}, {name}{', graphs' * replay}"
+            result.append(Case(key, job, SECONDS))
+    return result
 
 
 def measure(

@@ -73,7 +73,7 @@ class ImageClassifier(Model):
 def train_classifier(dataset: ImageDataset, folder: Path) -> ImageClassifier:
     """Return a classifier, trained in a folder or resumed there."""
     torch.manual_seed(0)
-    crops = Crops(dataset.parts["train"], 32, device=DEVICE)
+    crops = Crops(dataset.splits["train"], 32, device=DEVICE)
     trainer = Trainer(
         ImageClassifier(len(dataset.classes)), crops, TRAINING, folder,
         seed=0, accelerator=Accelerator(cpu=DEVICE.type == "cpu"),

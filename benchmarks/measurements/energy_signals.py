@@ -107,7 +107,7 @@ class TrainingObservations:
     """Observations that a policy was trained on, to measure distances from."""
 
     def __init__(self, policy: EnergyPolicy) -> None:
-        task = PolicyTaskConfig.of(policy.config)
+        task = PolicyTaskConfig.from_config(policy.config)
         episodes, _ = task.split(task.demonstrations()[0], policy.config["seed"])
         windows = task.windows(episodes)
         rows = windows.gather(torch.arange(len(windows)))["obs"]
@@ -127,20 +127,21 @@ def signals(
         training: of the policy.
         before: (B, T, A) the plan of the chunk before, of which Ta actions were executed since.
     """
-    ahead = policy.shape.horizon - policy.shape.n_action_steps
+    num_planned = policy.shape.horizon - policy.shape.n_action_steps
     with torch.no_grad():
         normalised = policy.normalizer.normalize("obs", obs)
         descent = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
     chosen, ends = policy.unnormalize_actions(obs, descent.candidate[:, 0]), descent.path[-1]
-    old = torch.cat([before[:, -ahead:], chosen[:, ahead:]], dim=1)
+    last_plan = torch.cat([before[:, -num_planned:], chosen[:, num_planned:]], dim=1)
     # Energies of one observation compare: the rest of the old plan against the new one.
-    energies = policy.energies({"obs": obs}, torch.stack([old, chosen], dim=1))
+    energies = policy.energies({"obs": obs}, torch.stack([last_plan, chosen], dim=1))
+    plan_change = (last_plan - chosen)[:, :num_planned]
     return {
         "energy": descent.energies[-1, :, 0],
         "gradient norm": descent.grad_norms[-1, :, 0],
         "energy drop": -descent.energy_decrease[:, 0],
         "surprise": energies[:, 0] - energies[:, 1],
-        "distance to the plan": (old - chosen)[:, :ahead].square().mean(dim=(1, 2)).sqrt(),
+        "distance to the plan": plan_change.square().mean(dim=(1, 2)).sqrt(),
         "spread of samples": ends.var(dim=1).mean(dim=(1, 2)).sqrt(),
         "distance to demonstrations": training.distance(normalised),
     }
@@ -260,8 +261,8 @@ def signal_quality(
     }
 
 
-def _concatenate(parts: Sequence[Samples]) -> Samples:
-    return Samples(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _concatenate(samples: Sequence[Samples]) -> Samples:
+    return Samples(*(np.concatenate(columns) for columns in zip(*samples, strict=True)))
 
 
 def _failures(conditions: Sequence[SignalRecord], name: str) -> Samples:
@@ -279,9 +280,9 @@ def _reliability(runs: list[Samples]) -> dict[str, Any]:
     predicted, observed = [], []
     for run in runs:
         even = run.episode % 2 == 0
-        calibrated = Calibration(run.signal[even], run.happened[even])
+        calibrated = Calibration(run.signal[even], run.label[even])
         predicted.append(calibrated(run.signal[~even]))
-        observed.append(run.happened[~even])
+        observed.append(run.label[~even])
     return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))
 
 

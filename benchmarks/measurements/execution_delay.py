@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]  # one an episode
 DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
 WARM_START = "frozen prefix, warm start"  # of a descent: for the energy policy alone
 CONDITIONED = "frozen prefix, conditioned on it"
-WAYS = {
+EXECUTION_MODES = {
     "blocking": ExecutionOptions(mode="blocking"),
     "asynchronous": ExecutionOptions(mode="async"),
     "frozen prefix": ExecutionOptions(mode="rtc"),
@@ -53,40 +53,40 @@ EPISODE_KEYS = (
 
 
 def execution_delay(context: StudyContext) -> dict[str, Any]:
-    """Return scores and transitions of every policy, way and delay; draw the curves.
+    """Return scores and transitions of every policy, execution mode and delay; draw the curves.
 
     Groups of the part are policies: the entry as it is, and the one conditioned on a prefix. The
     study has the options ``robot`` and ``episodes``.
     """
     options = context.options
     jobs = [
-        (policy, way, delay_ms, checkpoint)
-        for policy, way, delay_ms in product(context.part.groups, WAYS, DELAYS_MS)
-        if way != WARM_START or policy == "ebt"
-        for checkpoint in seed_checkpoints(context, policy, way == CONDITIONED)
+        (policy, mode, delay_ms, checkpoint)
+        for policy, mode, delay_ms in product(context.part.groups, EXECUTION_MODES, DELAYS_MS)
+        if mode != WARM_START or policy == "ebt"
+        for checkpoint in seed_checkpoints(context, policy, mode == CONDITIONED)
     ]
     episodes: dict[tuple[str, str, float], list[Rows]] = {}
     with ProcessPoolExecutor(options.parallel) as pool:
         pending = []
-        for policy, way, delay_ms, checkpoint in jobs:
-            name = f"{Path(checkpoint).name} {way} {delay_ms} {options.episodes}.json"
+        for policy, mode, delay_ms, checkpoint in jobs:
+            name = f"{Path(checkpoint).name} {mode} {delay_ms} {options.episodes}.json"
             cache = context.output / name.replace("/", "_")
             future = None
             if not cache.exists():
                 future = pool.submit(
-                    play, checkpoint, options.robot, way, delay_ms, options.episodes
+                    play, checkpoint, options.robot, mode, delay_ms, options.episodes
                 )
-            pending.append(((policy, way, delay_ms), cache, future))
+            pending.append(((policy, mode, delay_ms), cache, future))
         for key, cache, future in track(pending, description="episodes"):
             if future is not None:
                 atomic_write(cache, json.dumps(future.result()))
             episodes.setdefault(key, []).append(json.loads(cache.read_text()))
     entries = []
     for policy in context.part.groups:
-        for (name, way, delay_ms), runs in episodes.items():
+        for (name, mode, delay_ms), runs in episodes.items():
             if name == policy:
-                execution = asdict(WAYS[way])
-                entry = {"policy": policy, "way": way, "execution": execution}
+                execution = asdict(EXECUTION_MODES[mode])
+                entry = {"policy": policy, "way": mode, "execution": execution}
                 entries.append({**entry, "delay_ms": delay_ms, **summarize(runs)})
         checkpoints = seed_checkpoints(context, policy)
         in_steps = summarize([play_in_steps(text, options.episodes) for text in checkpoints])
@@ -109,14 +109,16 @@ def seed_checkpoints(context: StudyContext, policy: str, conditioned: bool = Fal
     return [checkpoint.replace("*", str(seed)) for seed in range(context.options.seeds)]
 
 
-def play(checkpoint: str, robot_name: str, way: str, delay_ms: float, episodes: int) -> Rows:
-    """Return episodes of one training run with one way of execution and one delay."""
+def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, episodes: int) -> Rows:
+    """Return episodes of one training run with one execution mode and one delay."""
     torch.set_num_threads(1)
     policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     robot, clock = load_robot(robot_name), SimulatedClock()
     driver = robot.make_driver(clock)
     worker = SimulatedWorker(clock, lambda: delay_ms / 1e3)
-    planner = Planner(policy, robot.safety, tick_seconds(robot, 1.0), worker, clock, WAYS[way])
+    planner = Planner(
+        policy, robot.safety, tick_seconds(robot, 1.0), worker, clock, EXECUTION_MODES[mode]
+    )
     shapes = observation_shapes(policy)
     runner = EpisodeRunner(robot, driver, planner, clock, shapes, watchdog=False)
     runner.prepare()

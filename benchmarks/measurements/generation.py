@@ -74,8 +74,8 @@ def generation(context: StudyContext) -> dict[str, Any]:
     return result
 
 
-def _pixels(dataset: ImageDataset, part: str) -> Tensor:
-    return torch.from_numpy(np.stack(dataset.parts[part].pixels)).permute(0, 3, 1, 2)
+def _pixels(dataset: ImageDataset, split: str) -> Tensor:
+    return torch.from_numpy(np.stack(dataset.splits[split].pixels)).permute(0, 3, 1, 2)
 
 
 def _other_real_images(
@@ -84,7 +84,7 @@ def _other_real_images(
     """Measure validation images, which neither the models nor the classifier were trained on."""
     pixels = _pixels(dataset, "validation")
     index = torch.linspace(0, len(pixels) - 1, min(count, len(pixels))).long()
-    labels = torch.tensor(dataset.parts["validation"].labels)[index]
+    labels = torch.tensor(dataset.splits["validation"].labels)[index]
     correct = is_correct(classifier, pixels[index], labels)
     return {"distance": distance(fid, pixels[index]), "accuracy": float(correct.mean())}
 

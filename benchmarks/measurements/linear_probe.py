@@ -20,22 +20,22 @@ BATCH = 256
 def linear_probe(
     features: Callable[[str], np.ndarray], labels: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, float]:
-    """Fit a linear probe on the part ``train``.
+    """Fit a linear probe on the split ``train``.
 
     Args:
-        features: of a part, (n, F).
-        labels: part -> classes (n,).
+        features: of a split, (n, F).
+        labels: split -> classes (n,).
 
     Returns:
-        Whether each image of the part ``test`` is classified correctly, (n,), and the accuracy on
-        the part ``validation``.
+        Whether each image of the split ``test`` is classified correctly, (n,), and the accuracy on
+        the split ``validation``.
     """
     scaler = StandardScaler()
     probe = LogisticRegression(max_iter=3000)  # 300 are too few, and more so for some models
     probe.fit(scaler.fit_transform(features("train")), labels["train"])
     correct = {
-        part: np.equal(probe.predict(scaler.transform(features(part))), labels[part])
-        for part in ("validation", "test")
+        split: np.equal(probe.predict(scaler.transform(features(split))), labels[split])
+        for split in ("validation", "test")
     }
     return correct["test"].astype(float), float(correct["validation"].mean())
 
@@ -47,8 +47,8 @@ def probe_model(
 
     Args:
         model: frozen.
-        images: part -> images (n, C, S, S).
-        labels: part -> classes (n,).
+        images: split -> images (n, C, S, S).
+        labels: split -> classes (n,).
 
     Returns:
         Whether each test image is classified correctly, (n,), and the level.
@@ -57,8 +57,8 @@ def probe_model(
     for level in PROBED_LEVELS:
         generator = torch.Generator().manual_seed(0)
 
-        def features(part: str, level: int = level, generator: torch.Generator = generator):
-            batches = images[part].split(BATCH)
+        def features(split: str, level: int = level, generator: torch.Generator = generator):
+            batches = images[split].split(BATCH)
             rows = [model.features(x.to(DEVICE), level, generator=generator) for x in batches]
             return torch.cat([x.cpu() for x in rows]).numpy()
 

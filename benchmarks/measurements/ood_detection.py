@@ -31,8 +31,11 @@ class ImageGroup(NamedTuple):
 def model_scores(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
     """Return a model's signals of images, (N,) each; high should be out of distribution."""
     generator = torch.Generator().manual_seed(0)
-    parts = [model.ood_scores(x.to(DEVICE), generator) for x in images.split(BATCH)]
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    batch_scores = [model.ood_scores(x.to(DEVICE), generator) for x in images.split(BATCH)]
+    return {
+        name: torch.cat([scores[name] for scores in batch_scores]).cpu().numpy()
+        for name in batch_scores[0]
+    }
 
 
 def roughness(images: Tensor) -> np.ndarray:
@@ -47,7 +50,7 @@ def detection_quality(runs: Sequence[Scores], groups: Mapping[str, ImageGroup]) 
         runs: the signals of each training run.
         groups: the first is in distribution; each other is told from it.
     """
-    usual, *others = groups
+    usual, *other_groups = groups
     sources = {
         name: np.arange(len(group.images)) if group.sources is None else group.sources
         for name, group in groups.items()
@@ -55,7 +58,7 @@ def detection_quality(runs: Sequence[Scores], groups: Mapping[str, ImageGroup]) 
     result: dict[str, Any] = {}
     for signal in runs[0][usual]:
         result[signal] = {}
-        for other in others:
+        for other in other_groups:
             samples = [
                 _samples(scores[usual][signal], scores[other][signal], sources[usual],
                          sources[other])
@@ -79,7 +82,7 @@ def _reliability(runs: Sequence[Samples]) -> dict[str, Any]:
     predicted, observed = [], []
     for run in runs:
         even = run.episode % 2 == 0
-        calibrated = Calibration(run.signal[even], run.happened[even])
+        calibrated = Calibration(run.signal[even], run.label[even])
         predicted.append(calibrated(run.signal[~even]))
-        observed.append(run.happened[~even])
+        observed.append(run.label[~even])
     return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))

@@ -50,8 +50,8 @@ def real_time(context: StudyContext) -> dict[str, Any]:
             node.terminate()
             node.wait()
     for entry in entries.values():
-        own = [row["score"] for row in entry["each"]]
-        entry["minus_in_steps"] = paired_difference(own, scores)
+        real_time_scores = [row["score"] for row in entry["each"]]
+        entry["minus_in_steps"] = paired_difference(real_time_scores, scores)
     if options.lift_checkpoint:
         entries["sim_lift"] = run_robot(
             "sim_lift", options.lift_checkpoint, options.episodes, context.folder

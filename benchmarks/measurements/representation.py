@@ -37,7 +37,7 @@ from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 
 EXCLUDED_CLASSES = ("frog", "truck")
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 GROUP_SIZE = 2000  # images at most
 REFERENCE = "dit"  # whose accuracy the others are compared with
 console = Console()
@@ -67,9 +67,9 @@ def representation(context: StudyContext) -> dict[str, Any]:
 def probe_all(models: Mapping[str, list[Any]], dataset: ImageDataset) -> dict[str, Any]:
     """Probe every model, an untrained network and the pixels."""
     first = models["ebt"][0]
-    rows = {part: labelled_images(dataset, part, first) for part in PARTS}
-    images = {part: x for part, (x, _) in rows.items()}
-    labels = {part: y for part, (_, y) in rows.items()}
+    rows = {split: labelled_images(dataset, split, first) for split in SPLITS}
+    images = {split: x for split, (x, _) in rows.items()}
+    labels = {split: y for split, (_, y) in rows.items()}
     torch.manual_seed(0)
     untrained = build_image_model({**first.config, "shape": vars(first.shape)}).to(DEVICE)
     result: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def probe_all(models: Mapping[str, list[Any]], dataset: ImageDataset) -> dict[st
                 bar.advance(task)
             correct[name] = np.stack([test for test, _ in probes])
             result[name] = {"noise": [level for _, level in probes]}
-        correct["pixels"], _ = linear_probe(lambda part: images[part].flatten(1).numpy(), labels)
+        correct["pixels"], _ = linear_probe(lambda split: images[split].flatten(1).numpy(), labels)
         result["pixels"] = {}
         bar.advance(task)
     for name, probe in result.items():
@@ -110,13 +110,13 @@ def detect_all(models: Mapping[str, list[Any]], groups: Mapping[str, ImageGroup]
 
 
 def labelled_images(
-    dataset: ImageDataset, part: str, model: ImageModel
+    dataset: ImageDataset, split: str, model: ImageModel
 ) -> tuple[Tensor, np.ndarray]:
-    """Return a part's images (N, C, S, S) in [-1, 1], and classes (N,)."""
-    split = dataset.parts[part]
-    pixels = torch.from_numpy(np.stack(split.pixels))
-    rows = model.normalize({"image": pixels, "label": torch.tensor(split.labels)})
-    return rows["image"], np.array(split.labels)
+    """Return a split's images (N, C, S, S) in [-1, 1], and classes (N,)."""
+    image_split = dataset.splits[split]
+    pixels = torch.from_numpy(np.stack(image_split.pixels))
+    rows = model.normalize({"image": pixels, "label": torch.tensor(image_split.labels)})
+    return rows["image"], np.array(image_split.labels)
 
 
 def image_groups(dataset: ImageDataset, model: ImageModel) -> dict[str, ImageGroup]:
@@ -124,8 +124,8 @@ def image_groups(dataset: ImageDataset, model: ImageModel) -> dict[str, ImageGro
     images, labels = labelled_images(dataset, "test", model)
     excluded = [dataset.classes.index(name) for name in EXCLUDED_CLASSES]
     odd = torch.from_numpy(np.isin(labels, excluded))
-    photographs = load_images("bsds500", None, model.shape.channels).parts["test"]
-    crops = Crops(photographs, model.shape.side, most=GROUP_SIZE)
+    photographs = load_images("bsds500", None, model.shape.channels).splits["test"]
+    crops = Crops(photographs, model.shape.side, max_crops=GROUP_SIZE)
     index = torch.arange(len(crops))
     natural = model.normalize(crops.gather(index))["image"]
     generator = torch.Generator().manual_seed(0)

@@ -126,13 +126,13 @@ class ScriptedMouse:
             chunk = self._policy.predict_chunk(obs, generator=self._generator).actions[0].numpy()
             self._next = [*chunk[shape.n_obs_steps - 1 :][: shape.n_action_steps]]
         share = (self._next.pop(0) - self._low) / (self._high - self._low)
-        at = tuple(round(WINDOW_SIZE * float(x)) for x in share.clip(0, 1))
+        position = tuple(round(WINDOW_SIZE * float(x)) for x in share.clip(0, 1))
         event = self._game.MOUSEMOTION
-        move = self._game.event.Event(event, pos=at, rel=(0, 0), buttons=(0, 0, 0))
+        move = self._game.event.Event(event, pos=position, rel=(0, 0), buttons=(0, 0, 0))
         self._game.event.post(move)
 
 
-def record_demonstrations(checkpoint: str, wanted: int, store_path: Path) -> dict[str, Any]:
+def record_demonstrations(checkpoint: str, num_episodes: int, store_path: Path) -> dict[str, Any]:
     """Record in real time until enough episodes are solved; return what it took."""
     os.environ["SDL_VIDEODRIVER"] = "dummy"  # without a display
     robot, clock = load_robot("sim_push_t", "robot.episode_s=60"), MonotonicClock()
@@ -151,9 +151,9 @@ def record_demonstrations(checkpoint: str, wanted: int, store_path: Path) -> dic
         for seed in range(FIRST_SEED, FIRST_SEED + MAX_EPISODES):
             mouse.begin(seed)
             episodes.append(runner.run_episode(seed, should_keep=successful))
-            kept = sum(episode.kept for episode in episodes)
-            print(f"episode {len(episodes)}: {kept} of {wanted} kept", flush=True)
-            if kept >= wanted:
+            num_kept = sum(episode.kept for episode in episodes)
+            print(f"episode {len(episodes)}: {num_kept} of {num_episodes} kept", flush=True)
+            if num_kept >= num_episodes:
                 break
     teleop.close()
     runner.close()

@@ -57,7 +57,7 @@ def denoising_study(images: str, kind: str, channels: int, test_set: str | None)
         [f"{name}@steps={steps}{AS_PUBLISHED.get(name, '')}"
          for name, budgets in PASSES.items() for steps in budgets],
         groups={"drawn": list(DRAWN), "energy_maps": ["ebt-seed0"]},
-        then=(
+        follow_ups=(
             partial(add_bm3d_baseline, images=test_set, noise=NOISE),
             partial(draw_restored_images, kind=kind, noise=NOISE),
             partial(draw_energy_maps, kind=kind, noise=NOISE),

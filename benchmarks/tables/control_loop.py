@@ -45,13 +45,13 @@ def real_time(result: Mapping[str, Any]) -> str:
     def times(key: str) -> Callable[[dict[str, Any]], str]:
         return lambda e: " / ".join(f"{e[key][p]:.1f}" for p in ("p50", "p95", "p99"))
 
-    def ahead(entry: dict[str, Any]) -> str:
+    def real_time_difference(entry: dict[str, Any]) -> str:
         pair = entry.get("minus_in_steps")
         return difference(pair) if pair else ""
 
     rows = [
         row("score", lambda e: interval(e["score"]), interval(result["in_steps"]["score"])),
-        row("score minus that in steps", ahead),
+        row("score minus that in steps", real_time_difference),
         row("success", lambda e: interval(e["success"])),
         row("ticks per second", lambda e: f"{e['rate_hz']:.2f}"),
         row("tick lateness, p50 / p95 / p99 ms", times("late_ms")),

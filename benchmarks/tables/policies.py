@@ -74,7 +74,7 @@ def headline(load: Callable[[str], Result]) -> str:
 def selection(result: Result) -> str:
     """Return every rule to choose a candidate, and the first entry minus each other."""
     first = result["entries"][0]["name"]
-    ahead = {
+    differences = {
         (pair["b"], pair["metric"]): difference(pair)
         for pair in result["paired"]
         if pair["a"] == first
@@ -84,7 +84,7 @@ def selection(result: Result) -> str:
             entry["name"],
             f"{entry['train_steps']:,}",
             *(interval(entry[metric]) for metric in METRICS),
-            *(ahead.get((entry["name"], metric), "") for metric in METRICS),
+            *(differences.get((entry["name"], metric), "") for metric in METRICS),
         )
         for entry in result["entries"]
     ]
@@ -145,7 +145,7 @@ def recovery(result: Result, metric: str = "success") -> str:
     values: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for entry in result["entries"]:
         values.setdefault(entry["name"], {}).setdefault(entry["kind"], []).append(entry[metric])
-    ahead = {
+    differences = {
         pair["b"]: difference(pair)
         for pair in result["paired"]
         if (pair["kind"], pair["metric"]) == (OVERALL, metric)
@@ -156,7 +156,7 @@ def recovery(result: Result, metric: str = "success") -> str:
             name,
             *(f"{np.mean([value['mean'] for value in by_kind[kind]]):.2f}" for kind in kinds),
             interval(by_kind[OVERALL][0]),
-            ahead.get(name, ""),
+            differences.get(name, ""),
         )
         for name, by_kind in values.items()
     ]
@@ -176,7 +176,9 @@ def suite(result: Result) -> str:
     policy minus each other, over all.
     """
     entries = result["entries"]
-    ahead = {pair["b"]: difference(pair) for pair in result["paired"] if pair["metric"] == "iqm"}
+    differences = {
+        pair["b"]: difference(pair) for pair in result["paired"] if pair["metric"] == "iqm"
+    }
     rows = []
     for task in entries[0]["tasks"]:
         values = [entry["tasks"][task] for entry in entries]
@@ -186,7 +188,7 @@ def suite(result: Result) -> str:
             rows.append((f"{name}, score", *(interval(value["score"]) for value in values)))
     rows.append(("mean", *(interval(entry["mean"]) for entry in entries)))
     rows.append(("interquartile mean", *(interval(entry["iqm"]) for entry in entries)))
-    rows.append(("first minus it", *(ahead.get(entry["name"], "") for entry in entries)))
+    rows.append(("first minus it", *(differences.get(entry["name"], "") for entry in entries)))
     return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
 
 
@@ -203,8 +205,8 @@ def suites(results: Mapping[str, Result]) -> str:
 def rollouts(result: Result) -> str:
     """Return episodes a second of each way to evaluate a policy."""
     rows = [
-        (name, f"{way['episodes_per_second']:.1f}", f"{way['times_plain']:.2f}x")
-        for name, way in result["ways"].items()
+        (name, f"{row['episodes_per_second']:.1f}", f"{row['times_plain']:.2f}x")
+        for name, row in result["ways"].items()
     ]
     return markdown(("evaluation", "episodes a second", "the plain way"), rows, left=1)
 

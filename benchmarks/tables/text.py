@@ -39,17 +39,17 @@ def quality(result: Result, cost: Result) -> str:
     rows = []
     for entry in result["entries"]:
         name, loss, perplexity = _name(entry["name"]), entry["loss"], entry["perplexity"]
-        ahead = ""
+        baseline_difference = ""
         if pair := pairs.get(entry["name"]):
             low, high = pair["ci95"]
-            ahead = format_interval(-pair["diff"], (-high, -low), signed=True)
+            baseline_difference = format_interval(-pair["diff"], (-high, -low), signed=True)
         rows.append(
             (
                 name,
                 f"{entry['params']:,}",
                 format_estimate(loss),
                 f"{perplexity['mean']:.2f}",
-                ahead,
+                baseline_difference,
                 f"{times[name]:.1f}x" if name in times else "",
             )
         )

@@ -38,8 +38,10 @@ def video(result: Mapping[str, Any]) -> str:
                 *(f"{hard[name]['mean']:.2f}" if name in hard else "" for name in SIGNALS),
             )
         )
-    still = interval(result["entries"][0]["repeating"])
-    rows.append(("repeating the last frame", "", "", still, *("" for _ in range(1 + len(SIGNALS)))))
+    repeating = interval(result["entries"][0]["repeating"])
+    rows.append(
+        ("repeating the last frame", "", "", repeating, *("" for _ in range(1 + len(SIGNALS))))
+    )
     header = (
         "model", "parameters", "steps", "error of the next frame", "minus Transformer++'s",
         *(f"hard told by {name}" for name in SIGNALS),

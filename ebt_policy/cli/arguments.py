@@ -64,14 +64,14 @@ def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
     for argument in arguments:
         added, equals, value = argument.partition("=")
         name = added.lstrip("+")
-        known = equals and name in (*PATHS, *TEXTS, *repeated)
-        if not known or _is_hydra_value(value, sweep):
+        is_text_option = equals and name in (*PATHS, *TEXTS, *repeated)
+        if not is_text_option or _is_hydra_value(value, sweep):
             result.append(argument)
         elif name in repeated:
             values[name].append(quote(_expanded(name, value)))
         else:
             result.append(f"{added}={quote(_expanded(name, value))}")
-    lists = [f"{name}=[{','.join(several)}]" for name, several in values.items() if several]
+    lists = [f"{name}=[{','.join(items)}]" for name, items in values.items() if items]
     return [*lists, *result]
 
 

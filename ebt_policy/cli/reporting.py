@@ -82,5 +82,5 @@ class _StderrHandler(logging.Handler):
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Return whether this is what PyTorch raises without memory, on a GPU or on the CPU."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error)
+    is_memory_error = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_memory_error or "can't allocate memory" in str(error)

@@ -77,11 +77,11 @@ class Episodes:
         return Episodes(arrays, np.append(self.ends, self.ends[-1] + other.ends), self.attrs)
 
 
-def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, where: str) -> None:
+def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, source: str) -> None:
     """Check arrays and episode ends as `Episodes` wants them.
 
     Args:
-        where: their file, for messages.
+        source: their file, for messages.
 
     Raises:
         EpisodeError: no episodes, ends that are no integers or out of order, and of each array
@@ -90,41 +90,42 @@ def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, where: str) 
     """
     ends = np.asarray(ends)
     if ends.ndim != 1 or len(ends) == 0:
-        raise EpisodeError(f"{where}: there are no episodes (episode_ends is empty).")
+        raise EpisodeError(f"{source}: there are no episodes (episode_ends is empty).")
     if ends.dtype.kind not in "iu":
-        raise EpisodeError(f"{where}: episode_ends must be integers, not {ends.dtype}.")
+        raise EpisodeError(f"{source}: episode_ends must be integers, not {ends.dtype}.")
     if (ends <= 0).any() or (np.diff(ends.astype(np.int64)) <= 0).any():
         raise EpisodeError(
-            f"{where}: episode_ends must be above 0 and strictly increasing (no empty episode)."
+            f"{source}: episode_ends must be above 0 and strictly increasing (no empty episode)."
         )
     problems = [_problem(key, array, ends) for key, array in arrays.items()]
-    if found := [f"{problem}." for problem in problems if problem]:
-        raise EpisodeError(f"{where}: {listed(found)}")
+    if failures := [f"{problem}." for problem in problems if problem]:
+        raise EpisodeError(f"{source}: {listed(failures)}")
 
 
 def check_meaning(
-    attrs: Mapping[str, Any], where: str, *, rate_hz: float, units: Mapping[str, str] | None = None
+    attrs: Mapping[str, Any], source: str, *, rate_hz: float, units: Mapping[str, str] | None = None
 ) -> None:
-    """Check that what a store says of its numbers is what they are taken for.
+    """Check the rate and the units that a store declares.
 
     Args:
-        attrs: of the store, see `Episodes`. What they do not say is not checked.
-        where: their file, for messages.
+        attrs: of the store, see `Episodes`. Missing entries are not checked.
+        source: their file, for messages.
         rate_hz: rows a second.
-        units: key -> what a store's words for its unit must contain.
+        units: key -> text that the declared unit must contain.
 
     Raises:
         EpisodeError: another rate, or another unit.
     """
     if (rate := attrs.get("rate_hz")) not in (None, rate_hz):
         raise EpisodeError(
-            f"{where} says rate_hz={rate!r}, the task has {rate_hz} rows a second: resample it."
+            f"{source} says rate_hz={rate!r}, the task has {rate_hz} rows a second: resample it."
         )
-    told = attrs.get("units")
+    declared_units = attrs.get("units")
     for key, unit in (units or {}).items():
-        if isinstance(told, Mapping) and unit not in str(told.get(key, unit)):
+        if isinstance(declared_units, Mapping) and unit not in str(declared_units.get(key, unit)):
             raise EpisodeError(
-                f"{where} says that {key} is in {told[key]!r}, the task's is in {unit}: convert it."
+                f"{source} says that {key} is in {declared_units[key]!r}, the task's is in {unit}: "
+                "convert it."
             )
 
 

@@ -47,10 +47,10 @@ def subgroup(group: Any, name: str) -> Any:
     Raises:
         EpisodeError: as `member`, or it is an array.
     """
-    found = member(group, name)
-    if not isinstance(found, h5py_module().Group):
+    node = member(group, name)
+    if not isinstance(node, h5py_module().Group):
         raise EpisodeError(f"has an array in place of the group {name}")
-    return found
+    return node
 
 
 def read_rows(

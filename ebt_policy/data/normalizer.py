@@ -48,7 +48,7 @@ class Normalizer(nn.Module):
                     "min may be above its max."
                 )
             zero, unit, shift = low, (high - low) / 2, 1.0
-            kept = {"min": low, "max": high}
+            statistics = {"min": low, "max": high}
             if "mean" in entry or "std" in entry:
                 zero, unit = (_channels(key, entry, name) for name in ("mean", "std"))
                 if not len(zero) == len(unit) == len(low) or (unit < 0).any():
@@ -57,7 +57,7 @@ class Normalizer(nn.Module):
                         "no std may be negative."
                     )
                 shift = 0.0
-                kept |= {"mean": zero, "std": unit}
+                statistics |= {"mean": zero, "std": unit}
             constant = unit <= np.maximum(_TINY, _CONSTANT * np.maximum(abs(low), abs(high)))
             unit = np.where(constant, 0.0, unit)
             zero = np.where(constant, low, zero)
@@ -68,7 +68,7 @@ class Normalizer(nn.Module):
             for name, value in {**values, "low": ends[0], "high": ends[1]}.items():
                 buffer = torch.from_numpy(value.astype(np.float32))
                 self.register_buffer(_name(key, name), buffer, persistent=False)
-            self._limits[key] = {name: value.tolist() for name, value in kept.items()}
+            self._limits[key] = {name: value.tolist() for name, value in statistics.items()}
 
     @classmethod
     def fit(
@@ -116,10 +116,10 @@ class Normalizer(nn.Module):
 
     def box(self, key: str) -> tuple[Tensor, Tensor]:
         """The limits of the training data in the network's units: low and high, (D,)."""
-        self._known(key)
+        self._require_key(key)
         return self.get_buffer(_name(key, "low")), self.get_buffer(_name(key, "high"))
 
-    def _known(self, key: str) -> None:
+    def _require_key(self, key: str) -> None:
         if key not in self._limits:
             raise ValueError(f'The normalizer has no limits for "{key}"; it has {list(self.keys)}.')
 
@@ -133,7 +133,7 @@ class Normalizer(nn.Module):
         return cls(limits)
 
     def _buffer(self, key: str, x: Tensor, name: str) -> Tensor:
-        self._known(key)
+        self._require_key(key)
         buffer = self.get_buffer(_name(key, name))
         if x.shape[-1:] != buffer.shape:
             raise ValueError(
@@ -143,8 +143,8 @@ class Normalizer(nn.Module):
         return buffer
 
 
-def _name(key: str, part: str) -> str:
-    return f"{key.replace('.', '/')}_{part}"  # module buffers may not have a dot in their name
+def _name(key: str, buffer: str) -> str:
+    return f"{key.replace('.', '/')}_{buffer}"  # module buffers may not have a dot in their name
 
 
 def _channels(key: str, entry: Any, name: str) -> np.ndarray:

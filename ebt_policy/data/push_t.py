@@ -64,16 +64,16 @@ def aligned(episodes: Episodes) -> Episodes:
     starts = np.concatenate([[0], episodes.ends[:-1]])
     final = np.repeat(episodes.ends - 1, episodes.ends - starts)  # of each row's episode
     state = episodes.arrays["state"].astype(np.float64)
-    end, turn = state[final, 2:4], GOAL[2] - state[final, 4:]
-    cos, sin = np.cos(turn), np.sin(turn)
+    end, rotation = state[final, 2:4], GOAL[2] - state[final, 4:]
+    cos, sin = np.cos(rotation), np.sin(rotation)
 
     def move(points: np.ndarray) -> np.ndarray:
         x, y = np.split(points.astype(np.float64) - end, 2, axis=-1)
         return np.concatenate([cos * x - sin * y, sin * x + cos * y], axis=-1) + GOAL[:2]
 
-    moved = [move(state[:, :2]), move(state[:, 2:4]), state[:, 4:] + turn]
+    moved_state = [move(state[:, :2]), move(state[:, 2:4]), state[:, 4:] + rotation]
     arrays = {
-        "state": np.concatenate(moved, axis=-1),
+        "state": np.concatenate(moved_state, axis=-1),
         "action": move(episodes.arrays["action"]).clip(0.0, 512.0),
     }
     return _with_observations(Episodes(arrays, episodes.ends, episodes.attrs))
@@ -120,9 +120,9 @@ def load_push_t(
             )
         return _shipped("")
     if path is not None:
-        return _describe(_read(Path(path)), f"from {path}")
+        return _describe(_read_push_t(Path(path)), f"from {path}")
     if (file := local_data("pusht", "pusht_cchi_v7_replay.zarr.zip")) is not None:
-        return _describe(_read(file), f"by humans, from {file}")
+        return _describe(_read_push_t(file), f"by humans, from {file}")
     try:
         episodes = _download()
     except DownloadError as error:
@@ -135,7 +135,7 @@ def load_push_t(
 def _download() -> Episodes:
     file = fetch(URL, "pusht.zip")
     try:
-        episodes = _read(file)
+        episodes = _read_push_t(file)
         if content_digest(episodes) == HUMAN_DIGEST:
             return episodes
         reason = "other values"
@@ -148,12 +148,12 @@ def _download() -> Episodes:
     )
 
 
-def _read(path: Path) -> Episodes:
+def _read_push_t(path: Path) -> Episodes:
     # Only these two: the images beside them are 700 MB decompressed, and the observation is
     # computed from the state so that it is the same function everywhere.
     episodes = read_episodes(path, keys=("state", "action"))
-    where, rate_hz = str(path), ATTRS["rate_hz"]
-    check_meaning(episodes.attrs, where, rate_hz=rate_hz, units={"state": "px", "action": "px"})
+    source, rate_hz = str(path), ATTRS["rate_hz"]
+    check_meaning(episodes.attrs, source, rate_hz=rate_hz, units={"state": "px", "action": "px"})
     for key, width in (("state", 5), ("action", 2)):
         shape = episodes.arrays[key].shape
         if len(shape) != 2 or shape[1] != width:
@@ -163,10 +163,10 @@ def _read(path: Path) -> Episodes:
     return episodes
 
 
-def _shipped(why: str) -> tuple[Episodes, str]:
+def _shipped(note: str) -> tuple[Episodes, str]:
     resource = resources.files("ebt_policy.data") / "demos" / "push_t_expert.zarr.zip"
     with resources.as_file(resource) as file:
-        return _describe(_read(file), f"{EXPERT}{why}")
+        return _describe(_read_push_t(file), f"{EXPERT}{note}")
 
 
 def _describe(raw: Episodes, origin: str) -> tuple[Episodes, str]:

@@ -7,13 +7,13 @@ mirrored first, and they look as the environment of the evaluation does.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.render_states import render_states
+from ebt_policy.io.atomic_write import atomic_path
 from ebt_policy.io.download import cache_dir
 
 RENDER_VERSION = (
@@ -30,20 +30,16 @@ def rendered_observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.nda
     digest.update(repr((RENDER_VERSION, spec.env_id, sorted(spec.kwargs.items()))).encode())
     file = cache_dir() / "frames" / f"{digest.hexdigest()[:32]}.npz"
     try:
-        with np.load(file) as kept:
-            return dict(kept)
+        with np.load(file) as stored:
+            return dict(stored)
     except Exception:  # none yet, or a damaged one, for which NumPy's errors share no base
-        drawn = render_states(spec, states)
-        _store(file, drawn)
-        return drawn
+        frames = render_states(spec, states)
+        _store(file, frames)
+        return frames
 
 
-def _store(file: Path, drawn: dict[str, np.ndarray]) -> None:
+def _store(file: Path, frames: dict[str, np.ndarray]) -> None:
     """Frames of simulators are mostly flat, so compression makes them many times smaller."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(partial, **drawn)  # type: ignore[arg-type]
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(file) as temporary:
+        np.savez_compressed(temporary, **frames)  # type: ignore[arg-type]

@@ -59,17 +59,17 @@ def read_robomimic(
             first few are named.
     """
     h5py = h5py_module()
-    path, known = Path(path), SCENES[scene]
+    path, scene_spec = Path(path), SCENES[scene]
     if not path.is_file():
         raise EpisodeError(f"There is no robomimic file at {path}.")
     try:
         with h5py.File(path, "r") as file:
             data = _open_group(path, file, "data")
-            recorded = read_controller(path, data, known)
+            recorded = read_controller(path, data, scene_spec)
             if actions == "delta":
                 check_delta_actions(path, recorded)
             chosen = _names(path, data, None if mask is None else _subset(path, file, mask))
-            demos = _demos(path, data, chosen, known, recorded, actions)
+            demos = _demos(path, data, chosen, scene_spec, recorded, actions)
     except EpisodeError:
         raise
     except Exception as error:  # what h5py raises at damaged files shares no base
@@ -122,8 +122,8 @@ def _names(path: Path, data: Any, subset: set[str] | None) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    suffix = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + suffix
 
 
 def _demos(
@@ -141,7 +141,7 @@ def _demos(
         try:
             demo = _demo(subgroup(data, name), scene, recorded, actions)
             if demos and "state" in demo and "state" in demos[0]:
-                wide, usual = (one["state"].shape[1] for one in (demo, demos[0]))
+                wide, usual = (episode["state"].shape[1] for episode in (demo, demos[0]))
                 if wide != usual:
                     raise EpisodeError(f"has states of {wide} numbers, others have {usual}")
         except EpisodeError as error:
@@ -158,22 +158,24 @@ def _demo(
 ) -> dict[str, np.ndarray]:
     """A demonstration; errors say what it has or lacks."""
     stored = "actions_abs" if actions == "absolute" and "actions_abs" in demo else "actions"
-    given = read_rows(demo, stored, width=7 * scene.arms)
-    rows = len(given)
-    if (told := demo.attrs.get("num_samples", rows)) != rows:
-        raise EpisodeError(f"has {rows} {stored}, but says that it has {told} (num_samples)")
+    action = read_rows(demo, stored, width=7 * scene.arms)
+    rows = len(action)
+    if (declared_rows := demo.attrs.get("num_samples", rows)) != rows:
+        raise EpisodeError(
+            f"has {rows} {stored}, but says that it has {declared_rows} (num_samples)"
+        )
     if "obs" not in demo:
         raise EpisodeError(
             "has no observations, only states: add them with robomimic's dataset_states_to_obs.py"
         )
     widths = {key: width for key, width in layout(scene).items() if key.startswith("robot")}
-    seen = subgroup(demo, "obs")
-    parts = {key: read_rows(seen, key, width=width, rows=rows) for key, width in widths.items()}
-    parts["object"] = read_rows(seen, "object", rows=rows)
-    if max(scene.poses[recorded.version]) >= parts["object"].shape[1]:
-        raise EpisodeError(f"has object of {parts['object'].shape[1]} numbers, too few")
+    obs_group = subgroup(demo, "obs")
+    obs = {key: read_rows(obs_group, key, width=width, rows=rows) for key, width in widths.items()}
+    obs["object"] = read_rows(obs_group, "object", rows=rows)
+    if max(scene.poses[recorded.version]) >= obs["object"].shape[1]:
+        raise EpisodeError(f"has object of {obs['object'].shape[1]} numbers, too few")
     for arm in range(scene.arms):
-        zero = ~parts[f"robot{arm}_eef_quat"].any(axis=1)
+        zero = ~obs[f"robot{arm}_eef_quat"].any(axis=1)
         if zero.any():
             raise EpisodeError(
                 f"has no orientation (zeros) in robot{arm}_eef_quat, first in row {zero.argmax()}"
@@ -181,11 +183,11 @@ def _demo(
     if actions == "absolute":
         if recorded.relative and stored == "actions":
             limit = np.tile([*recorded.limit, np.inf], scene.arms)
-            given = absolute_actions(parts, given.clip(-limit, limit), recorded.scale)
+            action = absolute_actions(obs, action.clip(-limit, limit), recorded.scale)
         else:
-            given = to_six_dimensional(given)
+            action = to_six_dimensional(action)
     episode = {
-        "obs": observation(scene, parts, recorded.version),
-        "action": given.astype(np.float32),
+        "obs": observation(scene, obs, recorded.version),
+        "action": action.astype(np.float32),
     }
     return episode | ({"state": read_rows(demo, "states", rows=rows)} if "states" in demo else {})

@@ -68,7 +68,7 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
             "output_max": ACTION_SCALE,
             "output_min": -ACTION_SCALE,
         }
-        limit, low, reach, back = (
+        input_max, input_min, output_max, output_min = (
             np.broadcast_to(np.asarray(controller.get(key, usual), dtype=float), 6)
             for key, usual in ranges.items()
         )
@@ -77,19 +77,25 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise EpisodeError(f'{path}: its "env_args" cannot be understood ({error}).') from error
     if name != scene.env_name or simulator != ROBOSUITE:
-        here = [task for task, one in SCENES.items() if one.env_name == name]
-        what = f"those of {here[0]}" if here else f"those of {name!r}, which is not among the tasks"
-        if simulator != ROBOSUITE:
-            what = f"those of a simulator that robomimic numbers {simulator}, not of robosuite"
-        raise EpisodeError(
-            f"{path} holds demonstrations of another environment than {scene.env_name}: {what}."
+        matching_tasks = [
+            task for task, other_scene in SCENES.items() if other_scene.env_name == name
+        ]
+        actual = (
+            f"those of {matching_tasks[0]}"
+            if matching_tasks
+            else f"those of {name!r}, which is not among the tasks"
         )
-    known = dict(_SUPPORTED)
+        if simulator != ROBOSUITE:
+            actual = f"those of a simulator that robomimic numbers {simulator}, not of robosuite"
+        raise EpisodeError(
+            f"{path} holds demonstrations of another environment than {scene.env_name}: {actual}."
+        )
+    supported = dict(_SUPPORTED)
     if relative and scene.arms == 1:  # then the base is turned as the world is
-        known["input_ref_frame"] = ("world", "base")
+        supported["input_ref_frame"] = ("world", "base")
     differing = [
         f"{key} {controller[key]}"
-        for key, values in known.items()
+        for key, values in supported.items()
         if controller.get(key, values[0]) not in values
     ]
     if differing or rate != RATE_HZ:
@@ -108,29 +114,38 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
             f"{path} comes from robosuite {version}; versions {' and '.join(scene.poses)} are "
             "understood."
         )
-    positive = (limit > 0).all() and (reach > 0).all() and np.isfinite(reach / limit).all()
-    if not (positive and np.array_equal(low, -limit) and np.array_equal(back, -reach)):
+    positive = (
+        (input_max > 0).all()
+        and (output_max > 0).all()
+        and np.isfinite(output_max / input_max).all()
+    )
+    if not (
+        positive
+        and np.array_equal(input_min, -input_max)
+        and np.array_equal(output_min, -output_max)
+    ):
         raise EpisodeError(
-            f"{path}: its controller takes actions from {low.tolist()} to {limit.tolist()} for "
-            f"{back.tolist()} to {reach.tolist()}; only ranges around zero are understood."
+            f"{path}: its controller takes actions from {input_min.tolist()} to "
+            f"{input_max.tolist()} for {output_min.tolist()} to {output_max.tolist()}; only ranges "
+            "around zero are understood."
         )
-    return RecordedController(version, relative, limit, reach / limit)
+    return RecordedController(version, relative, input_max, output_max / input_max)
 
 
 def _strings(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [str(one) for one in value]
+    return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
 def _arm_controller(configs: Any) -> dict[str, Any]:
     """The options of the arms' controller, from those of one robot or a list of them."""
     arms = []
     for config in configs if isinstance(configs, list) else [configs]:
-        parts = config.get("body_parts")
-        if parts is None:  # robosuite 1.4
+        body_parts = config.get("body_parts")
+        if body_parts is None:  # robosuite 1.4
             arms.append(config)
         else:
-            parts = parts.get("arms", parts)
-            arms += [parts[side] for side in ("right", "left") if side in parts]
+            body_parts = body_parts.get("arms", body_parts)
+            arms += [body_parts[side] for side in ("right", "left") if side in body_parts]
     if not arms or any(arm != arms[0] for arm in arms):
         raise ValueError("no controller of the arms, or not one for all of them")
     return arms[0]

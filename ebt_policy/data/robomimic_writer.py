@@ -5,8 +5,8 @@ from the recorded states, subsets "train" and "valid", and the environment to ma
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,20 @@ from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.robomimic_controller import ROBOSUITE, ROBOT
 from ebt_policy.envs.robosuite_env import RobosuiteEnv, controllers, robosuite
 from ebt_policy.envs.robosuite_tasks import RATE_HZ, from_six_dimensional
+from ebt_policy.io.atomic_write import atomic_path
 
 VALIDATION = 0.1  # fraction of the demonstrations in the subset "valid"
 
 
 def write_robomimic(
-    path: str | os.PathLike[str],
+    path: str | PathLike[str],
     scene: str,
     episodes: Episodes,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write episodes with state (N, S) and action (N, 7 or 10 arms) to an HDF5 file.
 
-    The file has its name once it is whole.
+    The file appears under its name once it is complete.
 
     Args:
         scene: a key of `ebt_policy.envs.robosuite_tasks.SCENES`.
@@ -37,13 +38,8 @@ def write_robomimic(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            _write(file, scene, episodes, on_progress)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        _write(file, scene, episodes, on_progress)
 
 
 def _write(file: Any, scene: str, episodes: Episodes, on_progress: Callable[[int], None]) -> None:
@@ -79,18 +75,19 @@ def _observations(env: RobosuiteEnv, states: np.ndarray) -> dict[str, np.ndarray
     rows = []
     for state in states:
         env.restore(state)
-        parts = env.parts()
+        values = env.robosuite_observations()
         rows.append(
-            {k: v for k, v in parts.items() if k.startswith("robot") and "proprio" not in k}
-            | {"object": parts["object"]}
+            {k: v for k, v in values.items() if k.startswith("robot") and "proprio" not in k}
+            | {"object": values["object"]}
         )
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
     controller = controllers(absolute=absolute)
-    for part in controller["body_parts"].values():
-        part["control_delta"] = not absolute  # what robosuite 1.4 called it; robomimic reads both
+    for part_config in controller["body_parts"].values():
+        # The key of robosuite 1.4; robomimic reads both.
+        part_config["control_delta"] = not absolute
     return {
         "env_name": env.scene.env_name,
         "env_version": robosuite.__version__,

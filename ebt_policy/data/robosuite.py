@@ -75,7 +75,7 @@ def load_demonstrations(
     scene: str,
     path: str | None,
     demos: str | None,
-    read: Callable[[Path], Episodes],
+    reader: Callable[[Path], Episodes],
 ) -> tuple[Episodes, str]:
     """Load the demonstrations of a robosuite task from a file in robomimic's format.
 
@@ -84,16 +84,16 @@ def load_demonstrations(
         path: a file of the user.
         demos: "expert" for those recorded here, "human" for the published ones of one proficient
             human; None for the first of the two that is available.
-        read: file -> episodes.
+        reader: file -> episodes.
 
     Raises:
         EpisodeError, DownloadError: they are not available, or the file is malformed.
     """
     if path is not None:
-        return read(Path(path)), f"from {path}"
+        return reader(Path(path)), f"from {path}"
     recorded = recording(name, RobosuiteFamily.recording_suffix)
     if demos != "human" and recorded.exists():
-        return read(recorded), f"by a scripted expert, from {recorded}"
+        return reader(recorded), f"by a scripted expert, from {recorded}"
     if demos == "expert":
         raise EpisodeError(f"There is no {recorded}; record it with: {record_command(name)}")
     folder = SCENES[scene].folder
@@ -105,7 +105,7 @@ def load_demonstrations(
             f"{str(error).rstrip('.')}; or record a scripted expert's demonstrations with: "
             f"{record_command(name)}"
         ) from error
-    return read(file), f"by a human, from {file}"
+    return reader(file), f"by a human, from {file}"
 
 
 def published(scene: str) -> Path:

@@ -57,9 +57,9 @@ class DemonstrationConfig:
             "actions": ("delta", "absolute"),
         }
         for option, allowed in allowed_values.items():
-            if (value := getattr(self, option)) not in allowed:
-                words = ", ".join("null" if word is None else word for word in allowed)
-                raise ConfigError(f"task.{option}={value!r} is unknown; use {words}.")
+            if (received := getattr(self, option)) not in allowed:
+                options = ", ".join("null" if value is None else value for value in allowed)
+                raise ConfigError(f"task.{option}={received!r} is unknown; use {options}.")
 
 
 class TaskFamily(ABC):

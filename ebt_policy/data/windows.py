@@ -31,21 +31,21 @@ def long_enough(
     Raises:
         ConfigError: none does.
     """
-    needed = horizon - n_action_steps - n_obs_steps + 2
-    enough = lengths >= needed
-    if not enough.any():
+    min_length = horizon - n_action_steps - n_obs_steps + 2
+    is_long_enough = lengths >= min_length
+    if not is_long_enough.any():
         raise ConfigError(
             f"None of the {len(lengths)} episodes gives a window: with horizon={horizon}, "
             f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
-            f"{needed} rows; the longest has {int(lengths.max(initial=0))}."
+            f"{min_length} rows; the longest has {int(lengths.max(initial=0))}."
         )
-    if not enough.all():
+    if not is_long_enough.all():
         warnings.warn(
-            f"{int((~enough).sum())} of {len(lengths)} episodes are too short for a window of "
-            f"{horizon} rows and are left out.",
+            f"{int((~is_long_enough).sum())} of {len(lengths)} episodes are too short for a window "
+            f"of {horizon} rows and are left out.",
             stacklevel=3,
         )
-    return enough
+    return is_long_enough
 
 
 class Windows:
@@ -112,8 +112,8 @@ class Windows:
         length = last - first + 1
         count = np.maximum(length - horizon + n_action_steps + n_obs_steps - 1, 0)
         long_enough(length, horizon=horizon, n_obs_steps=n_obs_steps, n_action_steps=n_action_steps)
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        start = np.repeat(first, count) + within - (n_obs_steps - 1)
+        index_in_episode = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        start = np.repeat(first, count) + index_in_episode - (n_obs_steps - 1)
         self._start = torch.from_numpy(start).to(self.device)
         self._first = torch.from_numpy(np.repeat(first, count)).to(self.device)
         self._last = torch.from_numpy(np.repeat(last, count)).to(self.device)

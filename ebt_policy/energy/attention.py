@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def double_backward_attention(needed: bool) -> AbstractContextManager[Any]:
-    """Return a context in which attention has a second derivative, if ``needed``."""
-    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+def double_backward_attention(enabled: bool) -> AbstractContextManager[Any]:
+    """Return a context in which attention has a second derivative, if ``enabled``."""
+    return sdpa_kernel(SDPBackend.MATH) if enabled else nullcontext()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -97,8 +97,8 @@ class Attention(nn.Module):
         mask = None
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-            later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
-            mask = later.tril(k.shape[2] - q.shape[2])
+            ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
+            mask = ones.tril(k.shape[2] - q.shape[2])
         causal = causal and past is None
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(merge_heads(output)), (k, v)
@@ -119,8 +119,8 @@ class Attention(nn.Module):
         scores = (q @ past[0].transpose(-1, -2)) * scale
         if hidden is not None:
             scores = scores.masked_fill(hidden, -math.inf)
-        own = (q * k).sum(-1, keepdim=True) * scale
-        weights = torch.cat([scores, own], dim=-1).softmax(dim=-1)
+        self_score = (q * k).sum(-1, keepdim=True) * scale
+        weights = torch.cat([scores, self_score], dim=-1).softmax(dim=-1)
         output = weights[..., :-1] @ past[1] + weights[..., -1:] * v
         return self.out(merge_heads(output))
 
@@ -149,9 +149,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = 8 * round(width / 3)
-        self.gates = nn.Linear(width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, width, bias=False)
+        hidden_width = 8 * round(width / 3)
+        self.gates = nn.Linear(width, 2 * hidden_width, bias=False)
+        self.out = nn.Linear(hidden_width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.gates(x).chunk(2, dim=-1)
@@ -176,8 +176,8 @@ def embed_level(net: nn.Module | None, level: Tensor | None, width: int) -> Tens
         ValueError: a level is missing, or given to a network without one.
     """
     if (level is None) != (net is None):
-        need = "takes no level." if net is None else "must be given a level."
-        raise ValueError(f"this network {need}")
+        problem = "takes no level." if net is None else "must be given a level."
+        raise ValueError(f"this network {problem}")
     return None if net is None or level is None else net(sinusoidal(level, width))
 
 

@@ -60,8 +60,8 @@ class CandidateSpace:
     def initialize(self, target: Tensor, normal: Tensor, level: Tensor | None = None) -> Tensor:
         """Return initial candidates: as at inference, or nearer to targets at levels (B, U)."""
         if self.forward_process is not None:
-            at = target.new_zeros(target.shape[:2]) if level is None else level
-            return self.forward_process(target, normal, at)
+            candidate_level = target.new_zeros(target.shape[:2]) if level is None else level
+            return self.forward_process(target, normal, candidate_level)
         return normal if level is None else corrupt(self.from_target(target), normal, level)
 
     def zeros_like_candidate(self, target: Tensor) -> Tensor:

@@ -215,8 +215,8 @@ class CausalTransformer(nn.Module):
         rotary = rotary_embedding_between(first, length + 1, candidates, head_width)
         hidden = None
         if places > 1:
-            later = torch.ones(places, length, dtype=torch.bool, device=candidates.device)
-            hidden = ~later.tril(length - places)
+            ones = torch.ones(places, length, dtype=torch.bool, device=candidates.device)
+            hidden = ~ones.tril(length - places)
         place = self.place * context.last
         if copies > 1:
             cos, sin = (x.repeat_interleave(copies, dim=0) for x in rotary)

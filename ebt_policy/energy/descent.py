@@ -121,48 +121,50 @@ class Descent:
             steps, end = self.schedule.steps(start, generator), StopReason.STEPS_DONE
             x, velocity, has_levels = start, torch.zeros_like(start), steps.levels is not None
             reason = torch.full(units, StopReason.STEPS_DONE.value, device=x.device)
-            used = torch.zeros_like(reason)
+            steps_used = torch.zeros_like(reason)
             path, energies, norms, decrease = [x], [], [], torch.zeros(units, device=x.device)
             predicted_end = None
             # What must fit in the time left: this step, one to finish the path, the final energy.
             clock = Deadline(self.deadline_s, 1 + has_levels + self.final_energy)
             for k in range(steps.count):
-                until = k + 1
+                next_step = k + 1
                 if clock.exceeded():
                     if not has_levels and k > 0:
                         end = StopReason.DEADLINE
                         break
-                    if has_levels and until < steps.count:
-                        until, end = steps.count, StopReason.DEADLINE
+                    if has_levels and next_step < steps.count:
+                        next_step, end = steps.count, StopReason.DEADLINE
 
                 if self.noise is not None:
                     noise = self.noise(x, k, steps.count, generator)
                     x = x + self._tangent(noise * expand_units(is_moving(reason), x))
 
-                look = self.update.look_ahead(x, velocity)
+                lookahead = self.update.look_ahead(x, velocity)
                 gradient, value = mirrored_gradient(
-                    self.mirror, self.gradient, energy, look, steps.level(k), first=k == 0
+                    self.mirror, self.gradient, energy, lookahead, steps.level(k), first=k == 0
                 )
                 x, value, reason = stop.review(path, energies, x, value, reason)
                 gradient = self._tangent(gradient)
                 norm = gradient.detach().flatten(2).norm(dim=-1)
 
                 step = partial(self.update, gradient, norm, velocity)
-                moving, size = is_moving(reason), steps.sizes[k:until].sum(0)
-                view = StepView(k, x, norm, step, moving, reason, steps, size, until, predicted_end)
+                moving, size = is_moving(reason), steps.sizes[k:next_step].sum(0)
+                view = StepView(
+                    k, x, norm, step, moving, reason, steps, size, next_step, predicted_end
+                )
                 view = stop.decide(view)
                 velocity = stop.hold(step(view.size), view.moving)
-                reason, until, predicted_end = view.reason, view.until, view.predicted_end
+                reason, next_step, predicted_end = view.reason, view.next_step, view.predicted_end
 
-                before, x = x, self._constrain(x + velocity, start, steps, until)
-                used = used + view.moving
+                before, x = x, self._constrain(x + velocity, start, steps, next_step)
+                steps_used = steps_used + view.moving
                 path.append(x)
                 energies.append(value)
                 norms.append(norm)
                 if has_levels:
                     lost = (gradient.detach() * (before - x).detach()).flatten(2).sum(-1)
                     decrease = decrease + lost
-                if until == steps.count or stop.all_stopped(reason):
+                if next_step == steps.count or stop.all_stopped(reason):
                     break
                 if self.detach_between_steps:
                     x, velocity = x.detach(), velocity.detach()
@@ -180,7 +182,7 @@ class Descent:
                 path=path,
                 energies=heights,
                 grad_norms=torch.stack(norms),
-                steps_used=used,
+                steps_used=steps_used,
                 energy_decrease=decrease if has_levels else heights[0] - heights[-1],
                 reason=reason.masked_fill(is_moving(reason), end.value),
             )
@@ -188,9 +190,11 @@ class Descent:
             check_finite(result)
         return result
 
-    def _constrain(self, x: Tensor, start: Tensor, steps: Steps, until: int) -> Tensor:
+    def _constrain(self, x: Tensor, start: Tensor, steps: Steps, next_step: int) -> Tensor:
         for constraint in self.constraints:
-            x = constraint.apply(x, Position(start, steps.level(until), until == steps.count))
+            x = constraint.apply(
+                x, Position(start, steps.level(next_step), next_step == steps.count)
+            )
         return x
 
     def _tangent(self, direction: Tensor) -> Tensor:

@@ -82,16 +82,17 @@ class DescentResult:
         Not meaningful along levels: to first order every step goes down.
         """
         # A single energy (one step without a final energy) has no difference.
-        moved = (self.steps_used > 0) & (self.grad_norms[0] > 0) & (len(self.energies) > 1)
-        return (self.energy_decrease <= 0) & moved
+        has_moved = (self.steps_used > 0) & (self.grad_norms[0] > 0) & (len(self.energies) > 1)
+        return (self.energy_decrease <= 0) & has_moved
 
 
 def check_finite(result: DescentResult) -> None:
     """Raise DescentError, naming the step, if anything in a result is NaN or infinite."""
-    ends = (result.candidate, result.energies, result.grad_norms)
-    if bool(torch.stack([x.isfinite().all() for x in ends]).all()):  # a GPU is waited for once
+    final_tensors = (result.candidate, result.energies, result.grad_norms)
+    # One reduction over all of them, so that a GPU is waited for once.
+    if bool(torch.stack([x.isfinite().all() for x in final_tensors]).all()):
         return
-    series = (result.path, *ends[1:])
+    series = (result.path, *final_tensors[1:])
     first = min(k for rows in series for k, x in enumerate(rows) if not bool(x.isfinite().all()))
     raise DescentError(
         f"the descent met NaN or Inf after {first} of {len(result.grad_norms)} steps; "

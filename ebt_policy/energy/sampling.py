@@ -53,12 +53,12 @@ class LangevinNoise:
 
     Args:
         sigma: standard deviation, or a schedule ``sigma(k, N)`` such as `cosine_noise`.
-        drawn: (B, N, U, *) standard normal noise drawn beforehand, for compiled or distributed
+        predrawn: (B, N, U, *) standard normal noise drawn beforehand, for compiled or distributed
             training; otherwise it is drawn step by step.
     """
 
     sigma: float | Callable[[int, int], float]
-    drawn: Tensor | None = None
+    predrawn: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (callable(self.sigma) or self.sigma >= 0):
@@ -70,11 +70,14 @@ class LangevinNoise:
         Raises:
             ValueError: if the noise drawn beforehand has another shape.
         """
-        if self.drawn is not None and self.drawn.shape != (len(x), count, *x.shape[1:]):
+        if self.predrawn is not None and self.predrawn.shape != (len(x), count, *x.shape[1:]):
             raise ValueError(
-                f"the drawn noise must be (B, {count}, U, ...), got {tuple(self.drawn.shape)}."
+                f"the predrawn noise must be (B, {count}, U, ...), got "
+                f"{tuple(self.predrawn.shape)}."
             )
         sigma = self.sigma(k, count) if callable(self.sigma) else self.sigma
         if sigma == 0:
             return torch.zeros_like(x)
-        return sigma * (self.drawn[:, k] if self.drawn is not None else draw_normal(x, generator))
+        return sigma * (
+            self.predrawn[:, k] if self.predrawn is not None else draw_normal(x, generator)
+        )

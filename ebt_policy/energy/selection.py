@@ -113,8 +113,8 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
     square = (groups.unsqueeze(3) - groups.unsqueeze(2)).square().sum(-1)  # (B, U, M, M)
     if rule == "medoid":
         return square.sqrt().mean(-1).flatten(1)
-    apart = ~torch.eye(num_candidates, dtype=torch.bool, device=x.device)
-    width = KERNEL_WIDTH**2 * square[..., apart].median(-1).values
+    off_diagonal = ~torch.eye(num_candidates, dtype=torch.bool, device=x.device)
+    width = KERNEL_WIDTH**2 * square[..., off_diagonal].median(-1).values
     width = width.clamp(min=torch.finfo(x.dtype).tiny)[..., None, None]
     return -torch.logsumexp(-square / (2 * width), dim=-1).flatten(1)
 
@@ -135,8 +135,8 @@ def line_integral(field: Callable[[Tensor], Tensor], x: Tensor, num_candidates: 
     """
     groups = x.unflatten(1, (-1, num_candidates))
     mean = groups.mean(2, keepdim=True).expand_as(groups).flatten(1, 2)
-    way = x - mean
-    points = torch.cat([mean + node * way for node in NODES], dim=1)
-    along = (field(points) * torch.cat([way] * len(NODES), dim=1)).flatten(2).sum(-1)
+    offset = x - mean
+    points = torch.cat([mean + node * offset for node in NODES], dim=1)
+    projections = (field(points) * torch.cat([offset] * len(NODES), dim=1)).flatten(2).sum(-1)
     weights = torch.tensor(WEIGHTS, device=x.device, dtype=x.dtype)
-    return (along.unflatten(1, (len(NODES), -1)) * weights[:, None]).sum(1)
+    return (projections.unflatten(1, (len(NODES), -1)) * weights[:, None]).sum(1)

@@ -43,7 +43,7 @@ class StepView(NamedTuple):
     reason: Tensor
     steps: Steps
     size: Tensor
-    until: int
+    next_step: int
     predicted_end: Tensor | None
 
 
@@ -149,8 +149,8 @@ class StraightPath(_StoppingRule):
             raise ValueError(f"num_candidates must be at least 1, got {self.num_candidates}.")
 
     def decide(self, view: StepView) -> StepView:
-        k, levels, rest = view.k, view.steps.levels, view.steps.sizes[view.k :].sum(0)
-        end = view.x + view.displacement(rest)
+        k, levels, remaining = view.k, view.steps.levels, view.steps.sizes[view.k :].sum(0)
+        end = view.x + view.displacement(remaining)
         if view.predicted_end is None or levels is None:
             return view._replace(predicted_end=end)
         change = (end - view.predicted_end).square().flatten(2).mean(-1)
@@ -158,11 +158,11 @@ class StraightPath(_StoppingRule):
         change = change.repeat_interleave(self.num_candidates, dim=1)
         landing = view.moving & (change < self.tolerance * (levels[k] - levels[k - 1]))
         # When the last ones land, the step ends the descent.
-        until = view.until if bool((view.moving & ~landing).any()) else view.steps.count
+        next_step = view.next_step if bool((view.moving & ~landing).any()) else view.steps.count
         return view._replace(
             reason=view.reason.masked_fill(landing, StopReason.STRAIGHT_PATH.value),
-            size=torch.where(landing, rest, view.size),
-            until=until,
+            size=torch.where(landing, remaining, view.size),
+            next_step=next_step,
             predicted_end=end,
         )
 

@@ -94,10 +94,10 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
         return Path(text), {}
     path, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
     changes = list(filter(None, tail.split(",")))
-    for part in changes:
-        key, equals, value = part.partition("=")
+    for change in changes:
+        key, equals, value = change.partition("=")
         if not equals or not key or not value:
-            raise ConfigError(f"checkpoint={text}: after @ write name=value, got {part!r}.")
+            raise ConfigError(f"checkpoint={text}: after @ write name=value, got {change!r}.")
     try:
         return Path(path), {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
     except YAMLError as error:
@@ -144,9 +144,9 @@ def with_unique_names(entries: list[Entry]) -> list[Entry]:
     for depth in range(2, 1 + max(len(entry.runs[0].parts) for entry in entries)):
         names = [entry.name for entry in entries]
         for entry in entries:
-            parts = entry.runs[0].parts
-            if names.count(entry.name) > 1 and depth <= len(parts):
-                entry.name = f"{parts[-depth]}/{entry.name}"
+            path_parts = entry.runs[0].parts
+            if names.count(entry.name) > 1 and depth <= len(path_parts):
+                entry.name = f"{path_parts[-depth]}/{entry.name}"
     for i, entry in enumerate(entries):
         entry.first_of_runs = all(entry.runs != other.runs for other in entries[:i])
     return entries

@@ -64,7 +64,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Run a drawing function under `STYLE` and fix its layout, so that every save is the same."""
 
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def styled_draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             FigureCanvasAgg(figure).draw()  # ticks are made when first drawn: make them here
@@ -73,7 +73,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
                 ax.set_position(np.round(ax.get_position().bounds, 6).tolist())
         return figure
 
-    return drawn
+    return styled_draw
 
 
 def blank(width: float, height: float) -> Figure:
@@ -107,10 +107,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     atomic_write(path, text.getvalue())
 
 
-def finite_array(value: ArrayLike, ndim: int, what: str) -> np.ndarray:
+def finite_array(value: ArrayLike, ndim: int, name: str) -> np.ndarray:
     x = np.asarray(value, dtype=np.float64)
     if x.ndim != ndim or x.size == 0:
-        raise ValueError(f"{what} must be a filled array with {ndim} axes; got shape {x.shape}.")
+        raise ValueError(f"{name} must be a filled array with {ndim} axes; got shape {x.shape}.")
     if not np.isfinite(x).all():
-        raise ValueError(f"{what} holds NaN or infinity: nothing sensible can be drawn.")
+        raise ValueError(f"{name} holds NaN or infinity: nothing sensible can be drawn.")
     return x

@@ -95,9 +95,11 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _curves(
-    records: list[dict[str, Any]], words: tuple[str, ...]
+    records: list[dict[str, Any]], keywords: tuple[str, ...]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    names = {k: None for r in records for k in r if any(word in k.lower() for word in words)}
+    names = {
+        k: None for r in records for k in r if any(keyword in k.lower() for keyword in keywords)
+    }
     curves = {}
     for name in names:
         pairs = [

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ebt_policy.evaluation.figure_style import blank, styled
+from ebt_policy.io.atomic_write import atomic_path
 
 LINE = 20  # letters
 GAP = 4  # px between the panels of a film
@@ -105,18 +106,17 @@ def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
     """
     rows, columns, _ = next(iter(panels.values())).shape
     width = round(columns * height / rows)
-    whole = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
-    pencil = ImageDraw.Draw(whole)
+    canvas = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
+    draw = ImageDraw.Draw(canvas)
     for i, (title, picture) in enumerate(panels.items()):
         panel = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
         left = i * (width + GAP)
-        whole.paste(panel, (left, 0))
-        pencil.text((left + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
-    return np.asarray(whole)
+        canvas.paste(panel, (left, 0))
+        draw.text((left + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
+    return np.asarray(canvas)
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file is whole at every moment."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    """Write a figure as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

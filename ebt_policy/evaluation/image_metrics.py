@@ -61,8 +61,10 @@ def _by_size(
     for i, image in enumerate(clean):
         sizes.setdefault(image.shape, []).append(i)
     order = np.argsort(np.concatenate(list(sizes.values())))
-    parts = [
+    by_size = [
         metrics(torch.stack([images[i] for i in index]), torch.stack([clean[i] for i in index]))
         for index in sizes.values()
     ]
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    return {
+        name: np.concatenate([values[name] for values in by_size])[order] for name in by_size[0]
+    }

@@ -22,17 +22,17 @@ RESAMPLES = 10_000
 _BLOCK = 4_000_000  # indices drawn at once: bounds the memory of one bootstrap to about 64 MB
 
 
-def _table(values: ArrayLike, what: str = "values") -> np.ndarray:
+def _table(values: ArrayLike, name: str = "values") -> np.ndarray:
     """Values (n,) or (s, n) as (s, n), checked."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim not in (1, 2):
-        raise ValueError(f"{what} must be (episodes,) or (runs, episodes); got {x.shape}.")
+        raise ValueError(f"{name} must be (episodes,) or (runs, episodes); got {x.shape}.")
     if x.size == 0:
-        raise ValueError(f"{what} is empty: evaluate at least one episode first.")
+        raise ValueError(f"{name} is empty: evaluate at least one episode first.")
     if not np.isfinite(x).all():
-        where = np.argwhere(~np.isfinite(x))[0].tolist()
+        index = np.argwhere(~np.isfinite(x))[0].tolist()
         raise ValueError(
-            f"{what}{where} is {x[tuple(where)]}: every value must be a finite number."
+            f"{name}{index} is {x[tuple(index)]}: every value must be a finite number."
         )
     return np.atleast_2d(x)
 
@@ -50,10 +50,10 @@ def resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]
     for start in range(0, RESAMPLES, block):
         rows = min(block, RESAMPLES - start)
         episodes = rng.multinomial(n, np.full(n, 1 / n), size=rows)
-        for x, kept in zip(tables, means, strict=True):
+        for x, blocks in zip(tables, means, strict=True):
             runs = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=rows)
-            kept.append(((runs @ x) * episodes).sum(1) / x.size)
-    return [np.concatenate(kept) for kept in means]
+            blocks.append(((runs @ x) * episodes).sum(1) / x.size)
+    return [np.concatenate(blocks) for blocks in means]
 
 
 def mean_ci(values: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
@@ -140,16 +140,16 @@ def paired_differences(
     means: dict[str, np.ndarray] = {}
     if any(len(x) > 1 for x in tables.values()):
         means = dict(zip(tables, resampled_means(list(tables.values()), seed), strict=True))
-    found = {}
+    differences = {}
     for a, b in combinations(tables, 2):
         x, y = tables[a], tables[b]
         if len(x) == len(y) == 1:
             result = mean_ci(x - y, seed=seed)
-            found[a, b] = {"diff": result["mean"], "ci95": result["ci95"]}
+            differences[a, b] = {"diff": result["mean"], "ci95": result["ci95"]}
         else:
             lo, hi = np.quantile(means[a] - means[b], [0.025, 0.975])
-            found[a, b] = {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
-    return found
+            differences[a, b] = {"diff": float(x.mean() - y.mean()), "ci95": [float(lo), float(hi)]}
+    return differences
 
 
 def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
         }
         for name, scores in resampled.items()
     }
-    first, *others = resampled
+    first, *other_names = resampled
     return {
         "entries": {
             name: {metric: estimate(x) for metric, x in metrics.items()}
@@ -198,12 +198,12 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
                 "metric": metric,
                 **estimate(x - by_metric[name][metric], "diff"),
             }
-            for name in others
+            for name in other_names
             for metric, x in by_metric[first].items()
         ],
         "improvement": [
             {"a": first, "b": name, **estimate(_better(resampled[first], resampled[name]))}
-            for name in others
+            for name in other_names
         ],
     }
 
@@ -228,15 +228,15 @@ def _resampled_scores(
         n = counts.pop()
         # Seeded by names, so that neither order nor company changes what is drawn.
         key = (seed, crc32(task.encode()))
-        drawn = np.random.default_rng(key).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-        drawn = np.concatenate([np.ones((1, n)), drawn])
+        draws = np.random.default_rng(key).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        draws = np.concatenate([np.ones((1, n)), draws])
         for name, table in tables.items():
             s = len(table)
             rng = np.random.default_rng((*key, crc32(name.encode())))
             runs = np.concatenate([[np.arange(s)], rng.integers(s, size=(RESAMPLES, s))])
-            scores[name].append(np.take_along_axis(drawn @ table.T / n, runs, axis=1))
+            scores[name].append(np.take_along_axis(draws @ table.T / n, runs, axis=1))
     for name, by_task in scores.items():
-        if len({one.shape for one in by_task}) > 1:
+        if len({table_means.shape for table_means in by_task}) > 1:
             raise ValueError(f"'{name}' must have as many training runs on every task.")
     return {name: np.stack(by_task, axis=2) for name, by_task in scores.items()}
 

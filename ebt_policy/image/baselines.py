@@ -104,12 +104,12 @@ class DiT(ImageModel):
         betas = DDPMScheduler(LEVELS).betas[:top].numpy()
         scheduler = kind(num_train_timesteps=top, trained_betas=betas, timestep_spacing="trailing")
         extra = {"generator": generator} if config.scheduler == "ddpm" else {}
-        again = math.ceil(config.steps / top)
+        cycles = math.ceil(config.steps / top)
         x, path = noisy, [noisy]
         with torch.no_grad():
             context = self.encode(labels, len(noisy))
-            for k in range(again):
-                set_num_steps(scheduler, (config.steps + k) // again)
+            for k in range(cycles):
+                set_num_steps(scheduler, (config.steps + k) // cycles)
                 for t in scheduler.timesteps:
                     level = torch.full((len(x),), int(t) + 1, device=x.device)
                     predicted = self._noise_in(x, context, level)

@@ -36,11 +36,11 @@ class ImageSplit:
 
     def select(self, chosen: Iterable[int]) -> ImageSplit:
         """Some of them, by number."""
-        kept = list(chosen)
+        indices = list(chosen)
         return ImageSplit(
-            [self.pixels[i] for i in kept],
-            [self.names[i] for i in kept],
-            [self.labels[i] for i in kept],
+            [self.pixels[i] for i in indices],
+            [self.names[i] for i in indices],
+            [self.labels[i] for i in indices],
         )
 
 
@@ -50,13 +50,13 @@ class ImageDataset:
 
     Attributes:
         name: for tables.
-        parts: train, validation and test, as far as there are any.
+        splits: train, validation and test images, if the set has them.
         classes: their names; none where images have no labels.
         origin: where it came from and what was left out, for a line.
     """
 
     name: str
-    parts: dict[str, ImageSplit]
+    splits: dict[str, ImageSplit]
     classes: tuple[str, ...]
     origin: str
 
@@ -67,18 +67,20 @@ class ImageDataset:
             ImageError: a class that there is not, or none is left.
         """
         if unknown := [name for name in classes if name not in self.classes]:
-            known = ", ".join(self.classes) or "none"
-            raise ImageError(f"{self.name} has no class {unknown[0]}; its classes are: {known}.")
-        out = {self.classes.index(name) for name in classes}
-        if len(out) == len(self.classes) > 0:
+            available = ", ".join(self.classes) or "none"
+            raise ImageError(
+                f"{self.name} has no class {unknown[0]}; its classes are: {available}."
+            )
+        excluded = {self.classes.index(name) for name in classes}
+        if len(excluded) == len(self.classes) > 0:
             raise ImageError("task.exclude_classes names every class; leave some to learn from.")
-        parts = {
-            name: part
+        splits = {
+            name: split
             if name == "test"
-            else part.select(i for i, label in enumerate(part.labels) if label not in out)
-            for name, part in self.parts.items()
+            else split.select(i for i, label in enumerate(split.labels) if label not in excluded)
+            for name, split in self.splits.items()
         }
-        return replace(self, parts=parts)
+        return replace(self, splits=splits)
 
 
 def _check_size(pixels: np.ndarray, file: str, smallest: int) -> None:
@@ -104,9 +106,9 @@ class Crops:
     All pixels lie on the device, as bytes.
 
     Args:
-        part: the images.
+        split: the images.
         side: S.
-        most: crops, evenly spread over them all; None for all.
+        max_crops: crops, evenly spread over them all; None for all.
         device: where batches are made.
 
     Raises:
@@ -115,25 +117,25 @@ class Crops:
 
     def __init__(
         self,
-        part: ImageSplit,
+        split: ImageSplit,
         side: int,
         *,
-        most: int | None = None,
+        max_crops: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, pixels in zip(part.names, part.pixels, strict=True):
+        for name, pixels in zip(split.names, split.pixels, strict=True):
             _check_size(pixels, name, side)
         self.side, self.device = side, torch.device(device)
-        flat = np.concatenate([pixels.reshape(-1, pixels.shape[2]) for pixels in part.pixels])
+        flat = np.concatenate([pixels.reshape(-1, pixels.shape[2]) for pixels in split.pixels])
         self.pixels = torch.from_numpy(flat).to(self.device)
-        self.labels = torch.tensor(part.labels)
-        sizes = torch.tensor([pixels.shape[:2] for pixels in part.pixels])
+        self.labels = torch.tensor(split.labels)
+        sizes = torch.tensor([pixels.shape[:2] for pixels in split.pixels])
         self.width = sizes[:, 1]
         self.first = (sizes.prod(dim=1)).cumsum(0) - sizes.prod(dim=1)  # pixel of each image
         self.grid = (sizes - side) // STRIDE + 1  # places, down and across
         self.ends = self.grid.prod(dim=1).cumsum(0)
         self.all = 2 * int(self.ends[-1])
-        self.count = self.all if most is None else min(most, self.all)
+        self.count = self.all if max_crops is None else min(max_crops, self.all)
 
     def __len__(self) -> int:
         return self.count

@@ -24,20 +24,20 @@ from ebt_policy.io.paths import (
     reason,
 )
 
-HELD_OUT = 10  # one image of so many validates, in a set without a part for it
+HELD_OUT = 10  # one image in `HELD_OUT` validates if a set has no validation split
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class _File(NamedTuple):
-    part: str
+    split: str
     name: str
     data: bytes | Path
     label: int = 0
 
 
-_Read = tuple[Iterable[_File], tuple[str, ...]]  # files, and the names of their classes
+_Listing = tuple[Iterable[_File], tuple[str, ...]]  # files, and the names of their classes
 
 
 def load_images(
@@ -60,38 +60,42 @@ def load_images(
         ImageError: there are none, or one cannot be used; names it.
     """
     if name is None and path is None:
-        learned = (known for known in ("bsds500", "cifar10") if local_data(*ARCHIVES[known][0]))
-        name = next(learned, "leaves")
+        available = (key for key in ("bsds500", "cifar10") if local_data(*ARCHIVES[key][0]))
+        name = next(available, "leaves")
     classes: tuple[str, ...] = ()
     if path is not None:
-        files, classes = _own([path] if isinstance(path, str) else list(path))
+        files, classes = _user_files([path] if isinstance(path, str) else list(path))
         origin = f"from {len(files)} files"
         name = Path(path if isinstance(path, str) else path[0]).stem
     elif name == "leaves":
-        parts = {part: dead_leaves(part, channels) for part in LEAVES}
-        return ImageDataset(name, parts, (), "made for it")
+        splits = {split: dead_leaves(split, channels) for split in LEAVES}
+        return ImageDataset(name, splits, (), "made for it")
     elif name in ARCHIVES:
-        found = [local_data(*file) for file in ARCHIVES[name]]
-        if None in found:
+        archives = [local_data(*file) for file in ARCHIVES[name]]
+        if None in archives:
             raise ImageError(
                 f"the images {name} are looked for at $EBT_POLICY_DATA/"
-                f"{'/'.join(ARCHIVES[name][found.index(None)])}, and are not there; set the "
+                f"{'/'.join(ARCHIVES[name][archives.index(None)])}, and are not there; set the "
                 "variable, or use a folder of your own."
             )
-        origin = f"from {found[0]}"
-        files, classes = _whole(READERS[name], [file for file in found if file is not None])
+        origin = f"from {archives[0]}"
+        files, classes = _read_archive(
+            READERS[name], [file for file in archives if file is not None]
+        )
     else:
-        known = ", ".join(NAMES)
-        raise ImageError(f"task.images={name} is unknown; there are {known}, or use task.path.")
-    parts, damaged = _decoded(files, channels, skip_unreadable, smallest)
-    return ImageDataset(str(name), parts, classes, origin + format_skipped(damaged))
+        options = ", ".join(NAMES)
+        raise ImageError(f"task.images={name} is unknown; there are {options}, or use task.path.")
+    splits, damaged = _decoded(files, channels, skip_unreadable, smallest)
+    return ImageDataset(str(name), splits, classes, origin + format_skipped(damaged))
 
 
-def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list[_File], Any]:
-    """What a reader of a published set finds."""
+def _read_archive(
+    reader: Callable[[list[Path]], _Listing], files: list[Path]
+) -> tuple[list[_File], Any]:
+    """Read a published set; an error names its files."""
     try:
-        found, classes = read(files)
-        return list(found), classes
+        entries, classes = reader(files)
+        return list(entries), classes
     except Exception as error:  # the libraries' own errors share no base
         named = " or ".join(map(str, files))
         raise ImageError(f"{named} cannot be read ({reason(error)}); fetch it again.") from error
@@ -100,7 +104,7 @@ def _whole(read: Callable[[list[Path]], _Read], files: list[Path]) -> tuple[list
 def _decoded(
     files: Iterable[_File], channels: int, skip_unreadable: bool, smallest: int
 ) -> tuple[dict[str, ImageSplit], list[str]]:
-    parts: dict[str, ImageSplit] = {}
+    splits: dict[str, ImageSplit] = {}
     damaged = []
     for file in files:
         try:
@@ -109,15 +113,15 @@ def _decoded(
         except ImageError as error:
             damaged.append(str(error))
             continue
-        part = parts.setdefault(file.part, ImageSplit())
-        part.pixels.append(pixels)
-        part.names.append(file.name)
-        part.labels.append(file.label)
+        split = splits.setdefault(file.split, ImageSplit())
+        split.pixels.append(pixels)
+        split.names.append(file.name)
+        split.labels.append(file.label)
     if damaged and not skip_unreadable:
         raise ImageError(f"{listed(damaged)} {SKIP_HINT}")
-    if not parts:
+    if not splits:
         raise ImageError(f"no image can be used: {listed(damaged)}")
-    return parts, damaged
+    return splits, damaged
 
 
 def _contents(file: _File) -> bytes:
@@ -139,51 +143,51 @@ ARCHIVES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def _bsds500(files: list[Path]) -> _Read:
-    """As is usual: learned from train and test, tested on CBSD68, which is a part of val."""
+def _bsds500(files: list[Path]) -> _Listing:
+    """List BSDS500 in its usual splits: its train and test to train on, CBSD68 of val to test."""
 
-    def read() -> Iterator[_File]:
+    def list_files() -> Iterator[_File]:
         with ZipFile(files[0]) as zipped:
-            listed = zipped.read("bsds500/cbsd68_names.txt").decode().split()
-            tested = {Path(name).stem for name in listed}
+            names = zipped.read("bsds500/cbsd68_names.txt").decode().split()
+            test_names = {Path(name).stem for name in names}
             for member in sorted(zipped.namelist()):
-                place = Path(member)
-                if place.suffix == ".jpg":
-                    part = "train"
-                    if place.parent.name == "val":
-                        part = "test" if place.stem in tested else "validation"
-                    yield _File(part, place.name, zipped.read(member))
+                member_path = Path(member)
+                if member_path.suffix == ".jpg":
+                    split = "train"
+                    if member_path.parent.name == "val":
+                        split = "test" if member_path.stem in test_names else "validation"
+                    yield _File(split, member_path.name, zipped.read(member))
 
-    return read(), ()
+    return list_files(), ()
 
 
-def _cifar10(files: list[Path]) -> _Read:
+def _cifar10(files: list[Path]) -> _Listing:
     with np.load(files[0]) as stored:
         classes = tuple(map(str, stored["class_names"]))
 
-    def read() -> Iterator[_File]:
-        for part, file in zip(("train", "test"), files, strict=True):
+    def list_files() -> Iterator[_File]:
+        for split, file in zip(("train", "test"), files, strict=True):
             with np.load(file) as stored:
                 data, ends = stored["jpeg"].tobytes(), stored["offsets"].tolist()
                 labels = stored["labels"].tolist()
             for i, label in enumerate(labels):
-                held_out = part == "train" and i % HELD_OUT == 0
-                name = f"{part}/{i}"
+                held_out = split == "train" and i % HELD_OUT == 0
+                name = f"{split}/{i}"
                 yield _File(
-                    "validation" if held_out else part, name, data[ends[i] : ends[i + 1]], label
+                    "validation" if held_out else split, name, data[ends[i] : ends[i + 1]], label
                 )
 
-    return read(), classes
+    return list_files(), classes
 
 
-def _set12(files: list[Path]) -> _Read:
-    def read() -> Iterator[_File]:
+def _set12(files: list[Path]) -> _Listing:
+    def list_files() -> Iterator[_File]:
         with ZipFile(files[0]) as zipped:
             for member in sorted(zipped.namelist()):
                 if member.endswith(".png"):
                     yield _File("test", Path(member).name, zipped.read(member))
 
-    return read(), ()
+    return list_files(), ()
 
 
 READERS = {"bsds500": _bsds500, "cifar10": _cifar10, "set12": _set12}
@@ -192,31 +196,31 @@ READERS = {"bsds500": _bsds500, "cifar10": _cifar10, "set12": _set12}
 NAMES = (*READERS, "leaves")
 
 
-def _own(paths: Sequence[str]) -> tuple[list[_File], tuple[str, ...]]:
+def _user_files(paths: Sequence[str]) -> tuple[list[_File], tuple[str, ...]]:
     files = find_files(paths, SUFFIXES, "image", ImageError)
     below = [file.relative_to(paths[0]).parts[:-1] for file in files] if len(paths) == 1 else []
-    classes = tuple(sorted({place[0] for place in below})) if below and all(below) else ()
-    labels = [classes.index(place[0]) for place in below] if classes else [0] * len(files)
-    parts = held_out_by_name(files, ["validation"])
-    found = zip(parts, files, labels, strict=True)
-    return [_File(part, str(file), file, label) for part, file, label in found], classes
+    classes = tuple(sorted({folders[0] for folders in below})) if below and all(below) else ()
+    labels = [classes.index(folders[0]) for folders in below] if classes else [0] * len(files)
+    splits = held_out_by_name(files, ["validation"])
+    rows = zip(splits, files, labels, strict=True)
+    return [_File(split, str(file), file, label) for split, file, label in rows], classes
 
 
-LEAVES = {"train": 64, "validation": 8, "test": 16}  # images of each part
+LEAVES = {"train": 64, "validation": 8, "test": 16}  # images of each split
 
 
 LEAVES_SIDE = 128
 
 
-def dead_leaves(part: str, channels: int) -> ImageSplit:
+def dead_leaves(split: str, channels: int) -> ImageSplit:
     """Images that need no data: discs that hide each other, as dead leaves do (Matheron 1968).
 
     With radii r drawn as r^-3 they have the edges and the spectrum of natural images (Lee, Mumford
     & Huang 2001, "Occlusion Models for Natural Images"). Always the same.
     """
-    rng = np.random.default_rng(list(LEAVES).index(part))
-    side, made = LEAVES_SIDE, ImageSplit()
-    for i in range(LEAVES[part]):
+    rng = np.random.default_rng(list(LEAVES).index(split))
+    side, images = LEAVES_SIDE, ImageSplit()
+    for i in range(LEAVES[split]):
         image = np.zeros((side, side, 3), np.uint8)
         smallest, largest = 2.0, 64.0
         # The inverse of r^-3's distribution function between the two.
@@ -228,7 +232,7 @@ def dead_leaves(part: str, channels: int) -> ImageSplit:
             cv2.circle(image, place.tolist(), round(radius), colour.tolist(), -1, cv2.LINE_AA)
         if channels == 1:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-        made.pixels.append(image)
-        made.names.append(f"leaves {part} {i}")
-        made.labels.append(0)
-    return made
+        images.pixels.append(image)
+        images.names.append(f"leaves {split} {i}")
+        images.labels.append(0)
+    return images

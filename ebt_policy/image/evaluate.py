@@ -240,7 +240,7 @@ class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult])
     def summarize(
         self, entry: Entry, eval_set: EvalSet, result: DenoisingResult, run: EvalRun
     ) -> dict[str, Any]:
-        summary: dict[str, Any] = {**entry_metadata(entry, run.command), **eval_set.about}
+        summary: dict[str, Any] = {**entry_metadata(entry, run.command), **eval_set.metadata}
         for level in self.levels:
             suffix = "" if level == self.noise else "_double"
             summary |= {k + suffix: mean_ci(values) for k, values in result.metrics[level].items()}

@@ -75,7 +75,7 @@ def energy_map_rows(
         Tiling(image.shape[1], image.shape[2], model.shape.side).cut(image)
         for image in eval_set.images[:NUM_MAPPED_IMAGES]
     ]
-    clean = torch.stack([parts[len(parts) // 2] for parts in tiles])
+    clean = torch.stack([image_tiles[len(image_tiles) // 2] for image_tiles in tiles])
     noisy = model.add_noise(clean, level, torch.Generator().manual_seed(0))
     labels = torch.tensor(eval_set.labels[:NUM_MAPPED_IMAGES], device=clean.device)
     classes = labels if model.shape.classes else None

@@ -33,13 +33,13 @@ class EvalSet(NamedTuple):
     Attributes:
         images: (C, H, W) in [-1, 1] each.
         labels: their classes.
-        about: name, part and number of images.
+        metadata: name, split and number of images.
         digest: a short hash of the images.
     """
 
     images: list[Tensor]
     labels: list[int]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     digest: str
 
 
@@ -67,22 +67,22 @@ def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -
     if images is not None:
         name, path = (None, images) if Path(images).exists() else (images, None)
         if name is not None and name not in NAMES:
-            known = ", ".join(NAMES)
-            raise ConfigError(f"images={images} is neither a path nor one of {known}.")
+            available = ", ".join(NAMES)
+            raise ConfigError(f"images={images} is neither a path nor one of {available}.")
     dataset = _load_dataset(name, path, model.shape.channels, task["skip_unreadable"])
     if model.shape.classes not in (0, len(dataset.classes)):
         raise ConfigError(
             f"the model is told which of {model.shape.classes} classes an image has, and "
             f"{dataset.name} has {len(dataset.classes) or 'none'}; give other images=."
         )
-    part = next(part for part in ("test", "validation", "train") if part in dataset.parts)
-    split = dataset.parts[part]
+    split_name = next(name for name in ("test", "validation", "train") if name in dataset.splits)
+    split = dataset.splits[split_name]
     if path is not None and images is not None:  # another folder: all of it
-        part, split = "all", ImageSplit()
-        for other in dataset.parts.values():
+        split_name, split = "all", ImageSplit()
+        for other in dataset.splits.values():
             split.pixels.extend(other.pixels)
             split.labels.extend(other.labels)
-    if part == "train":
+    if split_name == "train":
         raise ConfigError(f"{dataset.name} has no images but those it learned from; give images=.")
     count = min(MAX_IMAGES, len(split))
     indices = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int))
@@ -98,7 +98,7 @@ def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -
     return EvalSet(
         [image.to(device) for image in middles],
         [split.labels[i] for i in indices],
-        {"images": dataset.name, "part": part, "count": len(indices)},
+        {"images": dataset.name, "part": split_name, "count": len(indices)},
         digest.hexdigest()[:16],
     )
 

@@ -63,9 +63,9 @@ class ImageModel(Model):
     def __init__(self, shape: ImageShape, net: PatchTransformer) -> None:
         super().__init__()
         self.shape, self.net = shape, net
-        kept = torch.cat([torch.ones(1), DDPMScheduler(LEVELS).alphas_cumprod])
+        abar = torch.cat([torch.ones(1), DDPMScheduler(LEVELS).alphas_cumprod])
         self.abar: Tensor
-        self.register_buffer("abar", kept, persistent=False)
+        self.register_buffer("abar", abar, persistent=False)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -77,8 +77,8 @@ class ImageModel(Model):
 
     def forward_process(self, images: Tensor, normal: Tensor, noise: Tensor) -> Tensor:
         """Return images (B, *, C, S, S) at levels (B, *) of noise, 0 for none."""
-        kept = self.abar[noise].reshape(*noise.shape, 1, 1, 1)
-        return kept.sqrt() * images + (1 - kept).sqrt() * normal
+        abar = self.abar[noise].reshape(*noise.shape, 1, 1, 1)
+        return abar.sqrt() * images + (1 - abar).sqrt() * normal
 
     def add_noise(self, images: Tensor, noise: int, generator: Generators) -> Tensor:
         """Add noise of a level to images (B, C, H, W) of any size."""

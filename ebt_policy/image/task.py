@@ -80,9 +80,9 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
             task.images, task.path, task.channels, skip_unreadable=task.skip_unreadable,
             smallest=task.side,
         )  # fmt: skip
-        if "train" not in dataset.parts:
+        if "train" not in dataset.splits:
             raise ConfigError(f"task.images={task.images} is for evaluation; train on others.")
-        if self.evaluation.final and dataset.parts.keys() == {"train"}:
+        if self.evaluation.final and dataset.splits.keys() == {"train"}:
             raise ConfigError(
                 f"{dataset.name} has a single image, none to evaluate on; give more, or "
                 "set evaluation.final=false."
@@ -92,14 +92,16 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
         return dataset.exclude_classes(task.exclude_classes)
 
     def describe(self, data: ImageDataset) -> str:
-        return f"{data.name}: {len(data.parts['train']):,} images, {data.origin}."
+        return f"{data.name}: {len(data.splits['train']):,} images, {data.origin}."
 
     def build(self, data: ImageDataset, device: torch.device) -> TrainingSetup:
         task = self.task
-        crops = Crops(data.parts["train"], task.side, device=device)
+        crops = Crops(data.splits["train"], task.side, device=device)
         held_out, validate = None, None
-        if "validation" in data.parts:
-            held_out = Crops(data.parts["validation"], task.side, most=HELD_OUT, device=device)
+        if "validation" in data.splits:
+            held_out = Crops(
+                data.splits["validation"], task.side, max_crops=HELD_OUT, device=device
+            )
             rows = held_out.gather(torch.linspace(0, len(held_out) - 1, DENOISED).long())
             if self.train.eval_every > 0 and task.max_noise_level < LEVELS:
                 validate = partial(self._denoising_metrics, rows=rows)

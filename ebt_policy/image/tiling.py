@@ -78,23 +78,25 @@ def denoise_tiled(
     classes = torch.tensor(labels, device=tiles.device).repeat_interleave(
         torch.tensor(counts, device=tiles.device)
     )
-    parts: list[DenoisingResult] = []
-    most = TOGETHER.get(tiles.device.type, TOGETHER["cpu"])
-    for batch, told in zip(tiles.split(most), classes.split(most), strict=True):
-        found = model.denoise(batch, noise, told if model.shape.classes else None, generator)
-        parts.append(found if follow else found._replace(path=[]))
-    images = torch.cat([part.images for part in parts]).split(counts)
-    steps = zip(*(part.path for part in parts), strict=True)
-    paths = [torch.cat(of).split(counts) for of in steps]
-    energies = [part.energies for part in parts if part.energies is not None]
+    results: list[DenoisingResult] = []
+    max_tiles = TOGETHER.get(tiles.device.type, TOGETHER["cpu"])
+    for batch, batch_classes in zip(tiles.split(max_tiles), classes.split(max_tiles), strict=True):
+        result = model.denoise(
+            batch, noise, batch_classes if model.shape.classes else None, generator
+        )
+        results.append(result if follow else result._replace(path=[]))
+    images = torch.cat([result.images for result in results]).split(counts)
+    steps = zip(*(result.path for result in results), strict=True)
+    paths = [torch.cat(step_tiles).split(counts) for step_tiles in steps]
+    energies = [result.energies for result in results if result.energies is not None]
     sums = [e.sum(1) for e in torch.cat(energies, dim=1).split(counts, dim=1)] if energies else None
-    used = torch.cat([part.steps_used for part in parts]).float().split(counts)
+    steps_used = torch.cat([result.steps_used for result in results]).float().split(counts)
     return [
         DenoisingResult(
             tiling.join(images[i]),
             [tiling.join(x[i]) for x in paths],
             None if sums is None else sums[i],
-            used[i].mean(),
+            steps_used[i].mean(),
         )
         for i, tiling in enumerate(tilings)
     ]
@@ -108,7 +110,10 @@ def _starts(length: int, side: int, overlap: int) -> list[int]:
 
 def _continued(image: Tensor, width: int) -> Tensor:
     """Mirror images to the right until a width is reached: (C, H, W) -> (C, H, width)."""
-    while (have := image.shape[2]) < width:
-        image = F.pad(image, (0, min(width - have, have)), mode="replicate") if have == 1 else (
-            F.pad(image, (0, min(width - have, have - 1)), mode="reflect"))  # fmt: skip
+    while (current_width := image.shape[2]) < width:
+        missing = width - current_width
+        if current_width == 1:
+            image = F.pad(image, (0, min(missing, current_width)), mode="replicate")
+        else:
+            image = F.pad(image, (0, min(missing, current_width - 1)), mode="reflect")
     return image

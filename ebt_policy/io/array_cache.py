@@ -25,15 +25,15 @@ def cached_array(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         OutputError: the cache cannot be written.
     """
     file = cache_dir() / name
-    if (found := _stored(file)) is not None:
-        return found
+    if (array := _stored(file)) is not None:
+        return array
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if (found := _stored(file)) is None:
-                found = make()
+            if (array := _stored(file)) is None:
+                array = make()
                 with atomic_path(file) as temporary:
-                    np.save(temporary, found)
+                    np.save(temporary, array)
     except OSError as error:
         reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise OutputError(
@@ -41,7 +41,7 @@ def cached_array(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
             "EBT_POLICY_CACHE to a folder that can be written."
         ) from error
     stored = _stored(file)  # none for an array without numbers, which cannot be mapped
-    return found if stored is None else stored
+    return array if stored is None else stored
 
 
 def _stored(file: os.PathLike[str]) -> np.ndarray | None:

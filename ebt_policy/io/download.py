@@ -49,7 +49,7 @@ def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
     """
     target = cache_dir() / filename
     try:
-        if _whole(target, sha256):
+        if _is_complete(target, sha256):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
@@ -85,16 +85,16 @@ def fetch_from_hub(dataset: str, file: str, filename: str) -> Path:
     return fetch(url, filename, stated if len(stated) == 64 else None)
 
 
-def _whole(target: Path, sha256: str | None) -> bool:
+def _is_complete(target: Path, sha256: str | None) -> bool:
     return target.exists() and (sha256 is None or _sha256(target) == sha256.lower())
 
 
 def _fetch(url: str, target: Path, sha256: str | None) -> Path:
-    if _whole(target, sha256):  # another process was here first
+    if _is_complete(target, sha256):  # another process was here first
         return target
-    part = target.with_name(f"{target.name}.part")
+    partial = target.with_name(f"{target.name}.part")
     try:
-        _download(url, part)
+        _download(url, partial)
     except requests.RequestException as error:
         answer = error.response
         reason = type(error).__name__ if answer is None else f"HTTP {answer.status_code}"
@@ -102,42 +102,42 @@ def _fetch(url: str, target: Path, sha256: str | None) -> Path:
             f"Could not download {url} ({reason}): check the network, or download it "
             f"on another machine and put it at {target}."
         ) from error
-    if sha256 is not None and (found := _sha256(part)) != sha256.lower():
-        part.unlink()
+    if sha256 is not None and (actual_sha256 := _sha256(partial)) != sha256.lower():
+        partial.unlink()
         raise DownloadError(
-            f"The file from {url} has SHA-256 {found} instead of {sha256} and was deleted: try "
-            f"again, or put the right file at {target}."
+            f"The file from {url} has SHA-256 {actual_sha256} instead of {sha256} and was deleted: "
+            f"try again, or put the right file at {target}."
         )
-    part.replace(target)
+    partial.replace(target)
     return target
 
 
-def _download(url: str, part: Path) -> None:
-    """Download to `part`, from where an earlier call left off if the server can."""
-    have = part.stat().st_size if part.exists() else 0
+def _download(url: str, partial: Path) -> None:
+    """Download to `partial`, from where an earlier call left off if the server can."""
+    offset = partial.stat().st_size if partial.exists() else 0
     # A compressed transfer would make offsets and lengths those of other bytes.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         span = response.headers.get("Content-Range", "")
-        if have and response.status_code == 416:
-            if span == f"bytes */{have}":
+        if offset and response.status_code == 416:
+            if span == f"bytes */{offset}":
                 return  # nothing was left to send: killed between the last byte and the rename
-            part.unlink()
-            return _download(url, part)
+            partial.unlink()
+            return _download(url, partial)
         response.raise_for_status()
-        resumed = response.status_code == 206 and span.startswith(f"bytes {have}-")
-        start = have if resumed else 0
+        resumed = response.status_code == 206 and span.startswith(f"bytes {offset}-")
+        start = offset if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdecimal() else None
-        with part.open("ab" if resumed else "wb") as file, _progress() as progress:
-            task = progress.add_task(part.stem, total=total, completed=start)
+        with partial.open("ab" if resumed else "wb") as file, _progress() as progress:
+            task = progress.add_task(partial.stem, total=total, completed=start)
             for block in response.iter_content(_BLOCK):
                 file.write(block)
                 progress.advance(task, len(block))
             file.flush()
             os.fsync(file.fileno())
-    if total is not None and part.stat().st_size != total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes arrived")
+    if total is not None and partial.stat().st_size != total:
+        raise requests.ConnectionError(f"{partial.stat().st_size} of {total} bytes arrived")
 
 
 def _progress() -> Progress:

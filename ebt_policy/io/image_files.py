@@ -41,7 +41,8 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(BytesIO(data), formats=FORMATS) as opened:
-                deep = ";16" in str(opened.tile)  # Pillow would cut colours of 16 bits in silence
+                # Pillow would cut colours of 16 bits in silence.
+                is_16_bit = ";16" in str(opened.tile)
                 opened.load()
                 image = _upright(opened)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -50,9 +51,9 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
         ) from error
     except Exception as error:  # Pillow's share no base
         unknown = isinstance(error, UnidentifiedImageError)
-        shown = "no format that is known" if unknown else reason(error)
-        raise ImageError(f"{file} is no image that can be read ({shown}).") from error
-    if deep or image.mode in ("I", "F") or ";16" in image.mode:
+        problem = "no format that is known" if unknown else reason(error)
+        raise ImageError(f"{file} is no image that can be read ({problem}).") from error
+    if is_16_bit or image.mode in ("I", "F") or ";16" in image.mode:
         raise ImageError(f"{file} has more than 8 bits a channel; convert it to 8.")
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -75,7 +76,7 @@ def _upright(image: Image.Image) -> Image.Image:
     should be.
     """
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        transposition = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's share no base
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if transposition is None else image.transpose(transposition)

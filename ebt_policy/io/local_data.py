@@ -8,7 +8,7 @@ from pathlib import Path
 from ebt_policy.errors import ConfigError
 
 
-def local_data(*parts: str) -> Path | None:
+def local_data(*path_parts: str) -> Path | None:
     """Return a file below $EBT_POLICY_DATA, or None if it is not there.
 
     Raises:
@@ -22,5 +22,5 @@ def local_data(*parts: str) -> Path | None:
         raise ConfigError(
             f"EBT_POLICY_DATA={variable} is no folder; correct the variable, or unset it."
         )
-    file = folder.joinpath(*parts)
+    file = folder.joinpath(*path_parts)
     return file if file.exists() else None

@@ -97,12 +97,12 @@ def check_free_space(folder: Path, need_bytes: int, option: str) -> None:
 
 
 @contextmanager
-def exclusive(lock_file: Path, what: Path) -> Iterator[None]:
+def exclusive(lock_file: Path, resource: Path) -> Iterator[None]:
     """Hold a lock that other programs respect; the kernel releases it when this one dies.
 
     Args:
         lock_file: in an existing folder; holds the owner's process id and host while locked.
-        what: is protected, for the message.
+        resource: the locked file or folder, for the message.
 
     Raises:
         ConfigError: another program holds the lock.
@@ -112,7 +112,7 @@ def exclusive(lock_file: Path, what: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"{what} is in use by {_owner(lock_file)}; wait for it, or choose another place."
+            f"{resource} is in use by {_owner(lock_file)}; wait for it, or choose another place."
         ) from None
     try:
         # Without flock (some network file systems) filelock writes the same two lines itself.

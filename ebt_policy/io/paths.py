@@ -18,8 +18,8 @@ def reason(error: BaseException) -> str:
 
 def listed(problems: Sequence[str]) -> str:
     """Return sentences as one text: the first few of them, and how many more there are."""
-    more = len(problems) - SHOWN
-    return " ".join([*problems[:SHOWN], *([f"And {more} more."] if more > 0 else [])])
+    num_more = len(problems) - SHOWN
+    return " ".join([*problems[:SHOWN], *([f"And {num_more} more."] if num_more > 0 else [])])
 
 
 def format_skipped(damaged: Sequence[str]) -> str:
@@ -41,20 +41,20 @@ def below(folder: Path) -> Iterator[Path]:
     return _below(folder, ())
 
 
-def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def _below(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     info = folder.stat()
-    here = (info.st_dev, info.st_ino)
-    if here in above:
+    identity = (info.st_dev, info.st_ino)
+    if identity in ancestors:
         return
     for path in folder.iterdir():
         if path.is_dir():
-            yield from _below(path, (*above, here))
+            yield from _below(path, (*ancestors, identity))
         else:
             yield path
 
 
 def find_files(
-    paths: Sequence[str], suffixes: Sequence[str], what: str, error: type[ValueError]
+    paths: Sequence[str], suffixes: Sequence[str], description: str, error: type[ValueError]
 ) -> list[Path]:
     """Return files as they are named, and those of folders, at any depth, that end as they should.
 
@@ -62,8 +62,8 @@ def find_files(
     reading names them.
 
     Args:
-        what: is looked for, for messages.
-        error: to be raised.
+        description: of the files, for messages.
+        error: the class of error to raise.
 
     Raises:
         ``error``: a path where nothing is, or none in the folders.
@@ -71,32 +71,33 @@ def find_files(
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = (f for f in below(path) if f.suffix.lower() in (*suffixes, ""))
-            files += sorted(f for f in found if dangles(f) or (f.suffix and f.is_file()))
+            candidates = (f for f in below(path) if f.suffix.lower() in (*suffixes, ""))
+            files += sorted(f for f in candidates if dangles(f) or (f.suffix and f.is_file()))
         elif path.is_file():
             files.append(path)
         else:
-            raise error(f"there is no {what} at {path}; check task.path.")
+            raise error(f"there is no {description} at {path}; check task.path.")
     files = list({os.path.realpath(file): file for file in files}.values())  # once each
     if not files:
         raise error(
-            f"there is no {what} ({', '.join(suffixes)}) in {', '.join(paths)}; check task.path."
+            f"there is no {description} ({', '.join(suffixes)}) in {', '.join(paths)}; check "
+            "task.path."
         )
     return files
 
 
 def held_out_by_name(files: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """Return which part each file is for: "train", or, a tenth of them each, those of some names.
+    """Return the split of each file: "train", or one of `names`, with a tenth of the files each.
 
     Drawn by a file's name alone, so that what was learned from is not held out once others came or
-    went. Of few files each part gets one at least, as long as there are any for it.
+    went. Of few files each split gets one at least, as long as there are any for it.
     """
-    drawn = [crc32(os.fsencode(file.name)) for file in files]
-    parts = [names[draw % 10] if draw % 10 < len(names) else "train" for draw in drawn]
+    hashes = [crc32(os.fsencode(file.name)) for file in files]
+    splits = [names[value % 10] if value % 10 < len(names) else "train" for value in hashes]
     if len(files) <= len(names):
         return ["train"] * len(files)
-    order = sorted(range(len(files)), key=drawn.__getitem__)
+    order = sorted(range(len(files)), key=hashes.__getitem__)
     for name in (*names, "train"):
-        if name not in parts:
-            parts[next(i for i in order if parts.count(parts[i]) > 1)] = name
-    return parts
+        if name not in splits:
+            splits[next(i for i in order if splits.count(splits[i]) > 1)] = name
+    return splits

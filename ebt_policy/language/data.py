@@ -30,17 +30,17 @@ class Corpus:
 
     Attributes:
         name: for tables.
-        parts: the text of train and validation, and of test where a corpus has one.
+        splits: the text of train and validation, and of test if the corpus has one.
         origin: where it came from, for a line.
     """
 
     name: str
-    parts: dict[str, str]
+    splits: dict[str, str]
     origin: str
 
 
 def iter_chunks(text: str) -> Iterator[str]:
-    """A text in pieces of whole lines."""
+    """Split a text into chunks of whole lines."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + CHUNK) + 1 or len(text)
@@ -62,7 +62,9 @@ def tokenized(text: str, tokenizer: Tokenizer) -> np.ndarray:
 def _tokenize(text: str, tokenizer: Tokenizer) -> np.ndarray:
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     encoded = tokenizer.encode_batch_fast(list(iter_chunks(text)), add_special_tokens=False)
-    return np.concatenate([np.zeros(0, dtype), *(np.array(piece.ids, dtype) for piece in encoded)])
+    return np.concatenate(
+        [np.zeros(0, dtype), *(np.array(encoding.ids, dtype) for encoding in encoded)]
+    )
 
 
 class TokenWindows:

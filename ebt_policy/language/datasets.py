@@ -41,19 +41,19 @@ def load_corpus(name: str | None, path: str | Sequence[str] | None) -> Corpus:
     if path is not None:
         return _files([path] if isinstance(path, str) else list(path))
     if name is None:
-        name = next((known for known in ZIPS if local_data("text", ZIPS[known][0])), "own")
+        name = next((corpus for corpus in ZIPS if local_data("text", ZIPS[corpus][0])), "own")
     if name in ZIPS:
         return _published(name)
     if name in QUESTIONS:
         return _questions(name)
-    return _own() if name == "own" else _hub(name)
+    return _package_text() if name == "own" else _hub(name)
 
 
-# The archive of each, and its members: three parts, or one that is cut.
+# The archive of each, and its members: three splits, or one text that is cut.
 ZIPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "wikitext2": (
         "wikitext-2-v1.zip",
-        tuple(f"wikitext-2/wiki.{part}.tokens" for part in ("train", "valid", "test")),
+        tuple(f"wikitext-2/wiki.{split}.tokens" for split in ("train", "valid", "test")),
     ),
     "tinyshakespeare": ("tinyshakespeare.zip", ("tinyshakespeare/input.txt",)),
 }
@@ -62,10 +62,10 @@ ZIPS: dict[str, tuple[str, tuple[str, ...]]] = {
 def _published(name: str) -> Corpus:
     archive, members = ZIPS[name]
     file, texts = _unzipped(name, "text", archive, members)
-    parts: dict[str, str] = _cut(texts[0])
+    splits: dict[str, str] = _cut(texts[0])
     if len(texts) > 1:
-        parts = dict(zip(SPLITS, texts, strict=True))
-    return Corpus(name, parts, f"from {file}")
+        splits = dict(zip(SPLITS, texts, strict=True))
+    return Corpus(name, splits, f"from {file}")
 
 
 def _questions(name: str) -> Corpus:
@@ -113,7 +113,7 @@ def _files(paths: Sequence[str]) -> Corpus:
     return Corpus(files[0].stem, _cut(text), f"from {len(files)} files")
 
 
-def _own() -> Corpus:
+def _package_text() -> Corpus:
     """The text of this package: its code, comments and configuration."""
     files = [
         Path(folder, name)
@@ -133,22 +133,22 @@ def _hub(name: str) -> Corpus:
         )
     load_dataset: Any = import_module("datasets").load_dataset  # optional, and slow to import
 
-    which, _, configuration = name.partition(":")
+    repository, _, configuration = name.partition(":")
     try:
-        found: Any = load_dataset(which, configuration or None)
-        texts = {split: "\n".join(found[split]["text"]) for split in found}
+        dataset: Any = load_dataset(repository, configuration or None)
+        texts = {split: "\n".join(dataset[split]["text"]) for split in dataset}
     except Exception as error:  # the library's own errors share no base
         raise TextError(
             f"the data set {name} cannot be had ({reason(error)}); it must have a column text."
         ) from error
-    parts = {split: texts[split] for split in SPLITS if split in texts}
-    if not any(parts.values()):
+    splits = {split: texts[split] for split in SPLITS if split in texts}
+    if not any(splits.values()):
         raise TextError(
             f"the data set {name} has no text in {', '.join(SPLITS)}; it has {', '.join(texts)}."
         )
-    if "validation" not in parts and "train" in parts:
-        parts |= _cut(parts["train"])
-    return Corpus(which.rpartition("/")[2], parts, f"the hub's {name}")
+    if "validation" not in splits and "train" in splits:
+        splits |= _cut(splits["train"])
+    return Corpus(repository.rpartition("/")[2], splits, f"the hub's {name}")
 
 
 def _cut(text: str) -> dict[str, str]:

@@ -144,10 +144,10 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
     ) -> dict[str, Any]:
         loss = mean_ci(result.losses)
         low, high = loss["ci95"]
-        to_bits = 1 / (math.log(2) * eval_set.about["bytes_per_token"])
+        to_bits = 1 / (math.log(2) * eval_set.metadata["bytes_per_token"])
         summary: dict[str, Any] = {
             **entry_metadata(entry, run.command),
-            **eval_set.about,
+            **eval_set.metadata,
             "loss": loss,
             # Of the mean: a mean of exponentials is no perplexity.
             "perplexity": {"mean": math.exp(loss["mean"]), "ci95": [math.exp(low), math.exp(high)]},
@@ -158,7 +158,7 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
         }
         if result.collapse:
             keys = result.collapse[0]
-            summary["habits"] = {key: [each[key] for each in result.collapse] for key in keys}
+            summary["habits"] = {key: [metrics[key] for metrics in result.collapse] for key in keys}
         if result.test_time_compute is not None:
             summary["thinking"] = result.test_time_compute
         return summary

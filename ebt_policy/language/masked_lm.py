@@ -45,8 +45,8 @@ class MaskedModel(TextModel):
 
     def mask_positions(self, tokens: Tensor, generator: Generators = None) -> Tensor:
         """Draw the positions (B, K) that are masked of tokens (B, S + 1)."""
-        drawn = draw_normal(self.mask.new_empty(tokens.shape), generator)
-        return drawn.argsort(dim=1)[:, : self.num_masked]
+        noise = draw_normal(self.mask.new_empty(tokens.shape), generator)
+        return noise.argsort(dim=1)[:, : self.num_masked]
 
     def encode_masked(self, tokens: Tensor, positions: Tensor, candidates: Tensor) -> Tensor:
         """Return the network's output (B, K, D) at masked positions (B, K) of tokens (B, S + 1).

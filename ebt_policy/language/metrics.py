@@ -23,21 +23,21 @@ class EvalSet(NamedTuple):
     """Windows of a held-out text.
 
     Attributes:
-        about: name and part of the text, number of windows, bytes a token.
+        metadata: name and split of the text, number of windows, bytes a token.
     """
 
     windows: TokenWindows
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def load_eval_set(
-    model: TextModel, corpus: str | None, device: torch.device, part: str = "test"
+    model: TextModel, corpus: str | None, device: torch.device, split: str = "test"
 ) -> EvalSet:
     """Load windows of the text that a model was not trained on, or of another text.
 
     Args:
         corpus: another text: a name, or the path of a file; None for the model's own.
-        part: ``test`` or ``validation``; a text without a test part has the latter for both.
+        split: ``test`` or ``validation``; a text without a test split uses the latter for both.
 
     Raises:
         TextError: the text is not available.
@@ -46,41 +46,41 @@ def load_eval_set(
     if corpus is not None:
         name, path = (None, corpus) if Path(corpus).exists() else (corpus, None)
     text = load_corpus(name, path)
-    part = part if part in text.parts else "validation"
-    tokens = tokenized(text.parts[part], model.tokenizer)
+    split = split if split in text.splits else "validation"
+    tokens = tokenized(text.splits[split], model.tokenizer)
     windows = TokenWindows(tokens, model.context, stride=model.context, device=device)
-    about = {
+    metadata = {
         "corpus": text.name,
-        "part": part,
+        "part": split,
         "windows": min(len(windows), MAX_WINDOWS),
-        "bytes_per_token": len(text.parts[part].encode()) / len(tokens),
+        "bytes_per_token": len(text.splits[split].encode()) / len(tokens),
     }
-    return EvalSet(windows, about)
+    return EvalSet(windows, metadata)
 
 
-def window_batches(windows: TokenWindows, most: int | None = None) -> list[torch.Tensor]:
+def window_batches(windows: TokenWindows, max_windows: int | None = None) -> list[torch.Tensor]:
     """Return indices of windows in batches: all of them, or at most some, evenly spread."""
     count = len(windows)
     selected = torch.arange(count)
-    if most is not None and most < count:
-        selected = torch.linspace(0, count - 1, most).long()
+    if max_windows is not None and max_windows < count:
+        selected = torch.linspace(0, count - 1, max_windows).long()
     return list(selected.split(BATCH))
 
 
 def held_out_surprisal(
-    model: TextModel, windows: TokenWindows, most: int | None = None
+    model: TextModel, windows: TokenWindows, max_windows: int | None = None
 ) -> torch.Tensor:
     """Return -log p of every token of held-out windows, nats: (windows, S)."""
     generator = torch.Generator().manual_seed(0)
     surprisals = []
-    for index in window_batches(windows, most):
+    for index in window_batches(windows, max_windows):
         tokens = windows.gather(index)["tokens"]
         surprisals.append(model.surprisal(tokens, generator).detach().cpu())
     return torch.cat(surprisals)
 
 
 def prediction_collapse_metrics(
-    model: MaskedModel, windows: TokenWindows, most: int | None = None
+    model: MaskedModel, windows: TokenWindows, max_windows: int | None = None
 ) -> dict[str, float]:
     """Measure whether a model predicts the same token at most masked positions.
 
@@ -90,15 +90,15 @@ def prediction_collapse_metrics(
         the most frequent token in truth.
     """
     generator = torch.Generator().manual_seed(0)
-    predicted_parts, true_parts = [], []
-    for index in window_batches(windows, most):
+    predicted_batches, true_batches = [], []
+    for index in window_batches(windows, max_windows):
         tokens = windows.gather(index)["tokens"]
         positions = model.mask_positions(tokens, generator)
-        predicted_parts.append(
+        predicted_batches.append(
             model.predict_masked(tokens, positions, generator).argmax(-1).flatten()
         )
-        true_parts.append(tokens.gather(1, positions).flatten())
-    predicted, true = torch.cat(predicted_parts), torch.cat(true_parts)
+        true_batches.append(tokens.gather(1, positions).flatten())
+    predicted, true = torch.cat(predicted_batches), torch.cat(true_batches)
     return {
         "accuracy": float((predicted == true).float().mean()),
         "largest_share": float(predicted.bincount().max() / len(predicted)),

@@ -20,13 +20,13 @@ def _grade_school(raw: str) -> Iterator[tuple[str, str]]:
 def _squad(raw: str) -> Iterator[tuple[str, str]]:
     for article in json.loads(raw)["data"]:
         for paragraph in article["paragraphs"]:
-            for one in paragraph["qas"]:
-                yield f"{paragraph['context']} {one['question']}", one["answers"][0]["text"]
+            for entry in paragraph["qas"]:
+                yield f"{paragraph['context']} {entry['question']}", entry["answers"][0]["text"]
 
 
 def _hard(raw: str) -> Iterator[tuple[str, str]]:
-    for one in json.loads(raw)["examples"]:
-        yield one["input"], one["target"]
+    for example in json.loads(raw)["examples"]:
+        yield example["input"], example["target"]
 
 
 class Questions(NamedTuple):
@@ -34,7 +34,7 @@ class Questions(NamedTuple):
 
     archive: str
     member: str
-    read: Callable[[str], Iterator[tuple[str, str]]]
+    parse: Callable[[str], Iterator[tuple[str, str]]]
 
     def text(self, raw: str) -> str:
         """All of them, one after the other.
@@ -42,8 +42,8 @@ class Questions(NamedTuple):
         Raises:
             KeyError, IndexError, ValueError: it is not what it should be.
         """
-        found = self.read(raw)
-        return "\n\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in found)
+        pairs = self.parse(raw)
+        return "\n\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
 
 
 QUESTIONS = {

@@ -28,7 +28,7 @@ from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.tables import format_count, format_interval, markdown
-from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.io.atomic_write import atomic_path, atomic_write
 from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.metrics import MAX_WINDOWS, held_out_surprisal, load_eval_set
 from ebt_policy.language.model import TextModel
@@ -149,39 +149,38 @@ class RunGrid:
             run_dir = f"run_dir={self.study.folder}/{RUN_NAME}"
             return Path(compose("train", [*overrides, run_dir]).run_dir)
 
-    def losses(self, run: Path, part: str) -> np.ndarray:
-        """Return a run's loss on each window of a part of its text, nats; cached in its folder."""
-        cache = run / f"{part}.npy"
+    def losses(self, run: Path, split: str) -> np.ndarray:
+        """Return a run's loss on each window of a split of its text, nats; cached in its folder."""
+        cache = run / f"{split}.npy"
         if not cache.exists():
             model = TextModel.from_checkpoint(run, self.device)
-            windows = load_eval_set(model, None, self.device, part).windows
+            windows = load_eval_set(model, None, self.device, split).windows
             losses = held_out_surprisal(model, windows, MAX_WINDOWS).mean(1).numpy()
-            with cache.with_suffix(".tmp").open("wb") as file:
-                np.save(file, losses)
-            cache.with_suffix(".tmp").replace(cache)
+            with atomic_path(cache) as temporary:
+                np.save(temporary, losses)
         return np.load(cache)
 
     def tune_learning_rates(self) -> dict[Cell, float]:
         """Return each cell's learning rate of which both half and twice are worse (first seed).
 
-        Walks from ``train.lr`` in factors of two, by the loss on the validation part.
+        Walks from ``train.lr`` in factors of two, by the loss on the validation split.
         """
         start = float(self.overrides["train.lr"])
-        tried: dict[Cell, dict[float, float]] = {cell: {} for cell in self.cells}
-        new = {cell: [start / 2, start, start * 2] for cell in self.cells}
+        results: dict[Cell, dict[float, float]] = {cell: {} for cell in self.cells}
+        pending = {cell: [start / 2, start, start * 2] for cell in self.cells}
         best: dict[Cell, float] = {}
-        while new:
-            self.train(new, [0])
-            for cell, rates in new.items():
+        while pending:
+            self.train(pending, [0])
+            for cell, rates in pending.items():
                 for rate in rates:
                     losses = self.losses(self.run(cell, rate, 0), "validation")
-                    tried[cell][rate] = float(losses.mean())
-            best = {cell: min(losses, key=losses.__getitem__) for cell, losses in tried.items()}
+                    results[cell][rate] = float(losses.mean())
+            best = {cell: min(losses, key=losses.__getitem__) for cell, losses in results.items()}
             neighbours = {cell: (rate / 2, rate * 2) for cell, rate in best.items()}
-            new = {
-                cell: todo
-                for cell, near in neighbours.items()
-                if (todo := [rate for rate in near if rate not in tried[cell]])
+            pending = {
+                cell: untested
+                for cell, candidates in neighbours.items()
+                if (untested := [rate for rate in candidates if rate not in results[cell]])
             }
         return best
 
@@ -212,16 +211,16 @@ def multirun_products(
     [(('a', 'b'), ('1', '2'), [0.1]), (('b',), ('2',), [0.2])]
     """
     places: dict[tuple[str, float], Names] = {}
-    for (model, place), several in rates.items():
-        for rate in several:
+    for (model, place), cell_rates in rates.items():
+        for rate in cell_rates:
             places[model, rate] = (*places.get((model, rate), ()), place)
     models: dict[tuple[Names, float], Names] = {}
-    for (model, rate), at in places.items():
-        models[at, rate] = (*models.get((at, rate), ()), model)
+    for (model, rate), axis_values in places.items():
+        models[axis_values, rate] = (*models.get((axis_values, rate), ()), model)
     shared: dict[tuple[Names, Names], list[float]] = {}
-    for (at, rate), names in models.items():
-        shared.setdefault((names, at), []).append(rate)
-    return [(names, at, several) for (names, at), several in shared.items()]
+    for (axis_values, rate), names in models.items():
+        shared.setdefault((names, axis_values), []).append(rate)
+    return [(names, values, product_rates) for (names, values), product_rates in shared.items()]
 
 
 def run_scaling_study(
@@ -285,7 +284,7 @@ def scaling_table(result: dict[str, Any]) -> str:
         return format_count(int(x) if x == int(x) else x)
 
     places = list(zip(*(result["models"][name]["points"] for name in names), strict=True))
-    rows = [(place(at), *(cell(point["loss"]) for point in at)) for at in places]
+    rows = [(place(points), *(cell(point["loss"]) for point in points)) for points in places]
     text = markdown((result["label"], *(f"{name}, nats" for name in names)), rows, left=1)
     rows = []
     for name, model in result["models"].items():
@@ -296,7 +295,7 @@ def scaling_table(result: dict[str, Any]) -> str:
         rows.append((name, cell(model["rate"]), *against))
     header = ("model", "rate", "ratio", "level at each place", "level at equal FLOPs")
     text += "\n" + markdown(header, rows, left=1)
-    rows = [(place(at), *(f"{point['lr']:g}" for point in at)) for at in places]
+    rows = [(place(points), *(f"{point['lr']:g}" for point in points)) for points in places]
     text += "\n" + markdown((result["label"], *(f"{name}, lr" for name in names)), rows, left=1)
     text += (
         f"\nPerplexity falls as x^-rate; ratio is over {base}'s rate, levels are losses less its "

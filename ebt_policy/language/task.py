@@ -85,18 +85,18 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
     def load_data(self) -> TokenizedCorpus:
         task = self.task
         corpus = load_corpus(task.corpus, task.path)
-        if "train" not in corpus.parts:
+        if "train" not in corpus.splits:
             raise ConfigError(
                 f"task.corpus={task.corpus} is for evaluation; train on another text."
             )
-        text = corpus.parts["train"]
+        text = corpus.splits["train"]
         tokenizer = make_tokenizer(task.tokenizer, iter_chunks(text), task.vocab_size)
-        tokens = {part: tokenized(text, tokenizer) for part, text in corpus.parts.items()}
+        tokens = {split: tokenized(text, tokenizer) for split, text in corpus.splits.items()}
         return TokenizedCorpus(corpus, tokenizer, tokens)
 
     def describe(self, data: TokenizedCorpus) -> str:
         corpus = data.corpus
-        return f"{corpus.name}: {len(corpus.parts['train']):,} characters, {corpus.origin}."
+        return f"{corpus.name}: {len(corpus.splits['train']):,} characters, {corpus.origin}."
 
     def build(self, data: TokenizedCorpus, device: torch.device) -> TrainingSetup:
         torch.manual_seed(self.config["seed"])

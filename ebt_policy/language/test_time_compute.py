@@ -31,7 +31,7 @@ NUM_WINDOWS = 64
 def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
     """Measure surprisal over steps and candidates, and statistics of the energies of tokens."""
     config = models[0].inference
-    longer, wider, rejecting, used = [], {}, [], []
+    longer, wider, rejecting, steps_used = [], {}, [], []
     last = MAX_STEP_FACTOR * config.steps
     adaptive = models[0].has_energy and not models[0].objective.level_conditioned
     for model in models:
@@ -48,17 +48,19 @@ def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dic
         if adaptive:
             generator = torch.Generator().manual_seed(0)
             model.configure_inference(steps=last, num_candidates=1, reject_energy_increase=True)
-            parts = [
+            descents = [
                 _descend(model, windows, i, generator) for i in window_batches(windows, NUM_WINDOWS)
             ]
-            rejecting.append(torch.cat([losses[-1] for losses, *_ in parts]).numpy())
-            used.append(float(torch.cat([d.steps_used for _, d, _ in parts]).float().mean()))
+            rejecting.append(torch.cat([losses[-1] for losses, *_ in descents]).numpy())
+            steps_used.append(
+                float(torch.cat([d.steps_used for _, d, _ in descents]).float().mean())
+            )
         model.configure_inference(**asdict(config))
     by_steps = np.stack(longer, axis=1)  # (N + 1, models, windows)
-    own = by_steps[config.steps]
+    baseline = by_steps[config.steps]
     return {
         "steps": config.steps,
-        "longer": [mean_ci(x) | {"against": _difference(x, own)} for x in by_steps],
+        "longer": [mean_ci(x) | {"against": _difference(x, baseline)} for x in by_steps],
         "wider": [
             {"candidates": m, **mean_ci(np.stack(x))}
             | {"against": _difference(np.stack(x), np.stack(wider[1]))}
@@ -67,8 +69,8 @@ def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dic
         # As long as the energy falls, token by token.
         "adaptive": {
             **mean_ci(np.stack(rejecting)),
-            "against": _difference(np.stack(rejecting), own),
-            "steps_used": used,
+            "against": _difference(np.stack(rejecting), baseline),
+            "steps_used": steps_used,
         }
         if adaptive
         else None,
@@ -87,9 +89,9 @@ def _descend(
     return losses.mean(2).cpu(), result, losses[-1].cpu()
 
 
-def _difference(losses: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+def _difference(losses: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     """Return the mean paired difference of losses (models, windows) with its interval."""
-    mean = mean_ci(losses - others)
+    mean = mean_ci(losses - reference)
     return {"diff": mean["mean"], "ci95": mean["ci95"]}
 
 
@@ -105,17 +107,17 @@ def _energy_statistics(models: Sequence[Any], windows: TokenWindows) -> dict[str
     correlations, descent, examples = [], {}, []
     for k, model in enumerate(models):
         generator = torch.Generator().manual_seed(0)
-        parts = [
+        descents = [
             _descend(model, windows, i, generator) for i in window_batches(windows, NUM_WINDOWS)
         ]
-        energies = torch.cat([result.energies.cpu() for _, result, _ in parts], dim=1)
-        losses = torch.cat([tokens for *_, tokens in parts])
+        energies = torch.cat([result.energies.cpu() for _, result, _ in descents], dim=1)
+        losses = torch.cat([tokens for *_, tokens in descents])
         flat = energies.flatten(1)
         rank: Any = spearmanr(flat[-1], losses.flatten())
         correlations.append(float(rank.statistic))
         if k == 0:
-            order, third = losses.flatten().argsort(), losses.numel() // 3
-            thirds = (("easy tokens", order[:third]), ("hard tokens", order[-third:]))
+            order, num_third = losses.flatten().argsort(), losses.numel() // 3
+            thirds = (("easy tokens", order[:num_third]), ("hard tokens", order[-num_third:]))
             descent = {
                 name: (flat[:, indices].mean(1) - flat[-1, indices].mean()).tolist()
                 for name, indices in thirds

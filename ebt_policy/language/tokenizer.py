@@ -43,11 +43,13 @@ def make_tokenizer(kind: str, text: Iterable[str], vocab_size: int) -> Tokenizer
 
 
 def _characters(text: Iterable[str]) -> Tokenizer:
-    seen = sorted(set().union(*(set(piece) for piece in text)))
-    vocabulary = {token: i for i, token in enumerate([UNKNOWN, *(c for c in seen if c != UNKNOWN)])}
+    characters = sorted(set().union(*(set(line) for line in text)))
+    vocabulary = {
+        token: i for i, token in enumerate([UNKNOWN, *(c for c in characters if c != UNKNOWN)])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    every: Any = Regex(r"[\s\S]")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(every, "isolated")
+    any_character: Any = Regex(r"[\s\S]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(any_character, "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 

@@ -177,13 +177,13 @@ class Model(nn.Module, ABC):
             CheckpointError: missing, damaged, of another version, or of another kind of model.
         """
         folder = checkpoint_folder(path)
-        _need(folder, "model.safetensors")
+        _require_files(folder, "model.safetensors")
         config = read_checkpoint_config(folder)
         with wrap_read_errors(folder / "config.yaml"):
             domain = Domain(config["domain"])
         if domain is not cls.domain:
             raise CheckpointError(f"{folder} holds {domain.noun}, not {cls.domain.noun}.")
-        _need(folder, *cls.files)
+        _require_files(folder, *cls.files)
         with wrap_read_errors(folder / "config.yaml"):
             model = cls._from_config(config, folder)
         if not isinstance(model, cls):
@@ -200,7 +200,7 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or written by a newer version.
     """
-    _need(folder, "config.yaml", "format_version")
+    _require_files(folder, "config.yaml", "format_version")
     with wrap_read_errors(folder / "format_version"):
         version = int((folder / "format_version").read_text())
     if version > FORMAT_VERSION:
@@ -224,7 +224,7 @@ def stored_domain(path: str | Path) -> Domain:
         return Domain(read_checkpoint_config(folder)["domain"])
 
 
-def _need(folder: Path, *names: str) -> None:
+def _require_files(folder: Path, *names: str) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
@@ -249,10 +249,10 @@ def checkpoint_folder(path: str | Path) -> Path:
     """A checkpoint folder as it is, or the newest one of a run folder."""
     folder = Path(path)
     if (folder / "checkpoints").is_dir():
-        found = sorted((folder / "checkpoints").glob("step_*"))
-        if not found:
+        checkpoints = sorted((folder / "checkpoints").glob("step_*"))
+        if not checkpoints:
             raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
-        return found[-1]
+        return checkpoints[-1]
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint at {folder}.")
     return folder

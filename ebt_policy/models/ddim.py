@@ -20,10 +20,12 @@ class ExactDDIMScheduler(DDIMScheduler):
     ) -> DDIMSchedulerOutput:
         """Equation 12 of the paper, sigma 0, from what is predicted at a time step."""
         config: Any = self.config
-        kept = self.alphas_cumprod[timestep]
-        later = self.timesteps[self.timesteps < timestep]
-        after = self.alphas_cumprod[later[0]] if len(later) else self.final_alpha_cumprod
-        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        abar = self.alphas_cumprod[timestep]
+        later_steps = self.timesteps[self.timesteps < timestep]
+        previous_abar = (
+            self.alphas_cumprod[later_steps[0]] if len(later_steps) else self.final_alpha_cumprod
+        )
+        signal, noise = abar.sqrt(), (1 - abar).sqrt()
         if config.prediction_type == "v_prediction":
             clean = signal * sample - noise * model_output
             normal = signal * model_output + noise * sample
@@ -31,4 +33,6 @@ class ExactDDIMScheduler(DDIMScheduler):
             clean, normal = (sample - noise * model_output) / signal, model_output
         if config.clip_sample:
             clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
-        return DDIMSchedulerOutput(after.sqrt() * clean + (1 - after).sqrt() * normal)
+        return DDIMSchedulerOutput(
+            previous_abar.sqrt() * clean + (1 - previous_abar).sqrt() * normal
+        )

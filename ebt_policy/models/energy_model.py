@@ -119,9 +119,9 @@ class EnergyModel(Model):
         count = int(len(batch[self.keys[0]]) * self.objective.replay_fraction)
         if replay is None or len(replay) == 0 or count == 0:
             return batch
-        old = replay.sample(count)
-        rows = {key: torch.cat([batch[key], old[key]]) for key in batch}
-        return {**rows, "replayed": old["candidate"]}
+        replayed = replay.sample(count)
+        rows = {key: torch.cat([batch[key], replayed[key]]) for key in batch}
+        return {**rows, "replayed": replayed["candidate"]}
 
     def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         draws = self.objective.sample_noise(self.target(batch))
@@ -143,12 +143,12 @@ class EnergyModel(Model):
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         groups = super().parameter_groups(lr, weight_decay)
-        learned = list(self.objective.parameters())
-        if learned:
+        learned_parameters = list(self.objective.parameters())
+        if learned_parameters:
             # A learned step size moves on its own scale: three times its value a unit of learning
             # rate, as in the published recipes (500 and 1500 for text, 3000 and 9000 for images).
-            chosen = {id(p) for p in learned}
-            groups[1]["params"] = [p for p in groups[1]["params"] if id(p) not in chosen]
-            scale = 3.0 * float(learned[0].detach())
-            groups.append({"params": learned, "lr": lr * scale, "weight_decay": 0.0})
+            learned_ids = {id(p) for p in learned_parameters}
+            groups[1]["params"] = [p for p in groups[1]["params"] if id(p) not in learned_ids]
+            scale = 3.0 * float(learned_parameters[0].detach())
+            groups.append({"params": learned_parameters, "lr": lr * scale, "weight_decay": 0.0})
         return groups

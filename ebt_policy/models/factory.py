@@ -29,7 +29,7 @@ CHECKPOINT_SECTIONS = (
 
 
 def build_model(
-    registry: Registry[Any], config: dict[str, Any], *arguments: Any, **more: Any
+    registry: Registry[Any], config: dict[str, Any], *arguments: Any, **keywords: Any
 ) -> Any:
     """Build an untrained model.
 
@@ -46,9 +46,9 @@ def build_model(
     cls = registry.get(model_options.pop("name"), config.get("needs"))
     classes = [cls]
     if config.get("objective"):
-        more["objective"] = build_objective(config["objective"], config.get("needs"))
+        keywords["objective"] = build_objective(config["objective"], config.get("needs"))
         classes.append(OBJECTIVES.get(config["objective"]["name"]))
-    model = options(partial(cls, *arguments, **more), model_options, "model")
+    model = options(partial(cls, *arguments, **keywords), model_options, "model")
     model.config = {key: config[key] for key in CHECKPOINT_SECTIONS if key in config}
     if external := _external_module(classes):
         model.config["needs"] = external

@@ -60,11 +60,13 @@ def check_timm_model(name: str, option: str) -> ModuleType:
     """
     timm = import_timm()
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models())
-        raise ConfigError(
-            f"{option}: {name} is no model of timm {timm.__version__}; "
-            f"{'did you mean ' + ', '.join(near) + '?' if near else 'for example, use resnet18.'}"
+        suggestions = get_close_matches(name, timm.list_models())
+        hint = (
+            f"did you mean {', '.join(suggestions)}?"
+            if suggestions
+            else "for example, use resnet18."
         )
+        raise ConfigError(f"{option}: {name} is no model of timm {timm.__version__}; {hint}")
     return timm
 
 

@@ -95,13 +95,13 @@ class Policy(Model):
             batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and the cameras' images
                 (B, To, H, W, 3) uint8.
         """
-        drawn = super().draw(batch)
-        draws = drawn["draws"]
+        batch_with_draws = super().draw(batch)
+        draws = batch_with_draws["draws"]
         if self.vision is not None:
             draws["crop"] = self.vision.draw(batch["obs"])
         if self.shape.max_prefix_len:
             draws |= sample_prefix(batch["action"], self.shape.max_prefix_len)
-        return {**drawn, "draws": draws}
+        return {**batch_with_draws, "draws": draws}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units.
@@ -120,16 +120,16 @@ class Policy(Model):
         Crops and committed actions are those of ``batch["draws"]``. Without draws, crops are at
         the centre and the committed actions are ``prefix`` (B, P, A).
         """
-        draws, parts = batch.get("draws", {}), [batch["obs"]]
+        draws, features = batch.get("draws", {}), [batch["obs"]]
         if self.vision is not None:
-            parts.append(self.vision(batch, draws.get("crop")))
+            features.append(self.vision(batch, draws.get("crop")))
         if longest := self.shape.max_prefix_len:
             actions, length = prefix, None
             if "prefix_length" in draws:
                 actions = batch["action"][:, :longest] + draws["prefix_noise"]
                 length = draws["prefix_length"]
-            parts.append(encode_prefix(batch["obs"], self.shape, actions, length))
-        return torch.cat(parts, dim=-1)
+            features.append(encode_prefix(batch["obs"], self.shape, actions, length))
+        return torch.cat(features, dim=-1)
 
     # -- inference --------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class NormalizedConstraints:
         """
         if prefix is None or self.prefix_mask is None:
             return chunks
-        between = (1,) * (chunks.ndim - prefix.ndim)
+        extra_dims = (1,) * (chunks.ndim - prefix.ndim)
         return torch.where(
-            self.prefix_mask, prefix.view(len(chunks), *between, *prefix.shape[1:]), chunks
+            self.prefix_mask, prefix.view(len(chunks), *extra_dims, *prefix.shape[1:]), chunks
         )

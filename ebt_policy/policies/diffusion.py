@@ -154,15 +154,15 @@ class DiffusionPolicy(SamplingPolicy):
         return a / s * predicted
 
 
-def _scheduler(name: Literal["ddpm", "ddim"], **more: Any) -> Any:
+def _scheduler(name: Literal["ddpm", "ddim"], **scheduler_options: Any) -> Any:
     """Return a scheduler of diffusers, which is slow to import and so is imported here."""
     if name == "ddim":
         from ebt_policy.models.ddim import ExactDDIMScheduler
 
-        return ExactDDIMScheduler(**SCHEDULE, **more)
+        return ExactDDIMScheduler(**SCHEDULE, **scheduler_options)
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    return DDPMScheduler(**SCHEDULE, **more)
+    return DDPMScheduler(**SCHEDULE, **scheduler_options)
 
 
 def _level(x: Tensor, t: int) -> Tensor:

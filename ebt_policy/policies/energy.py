@@ -232,19 +232,19 @@ class EnergyPolicy(EnergyModel, Policy):
         free = limits.project is None and limits.prefix is None
         project = None if free else limits.apply
         if descent.schedule.has_levels:
-            parts = (PathProjection(noise, project, admit),)
+            step_constraints = (PathProjection(noise, project, admit),)
         elif constraints.prefix_mask is None:
-            parts = (Projection(project, admit),)
+            step_constraints = (Projection(project, admit),)
         else:
             frozen = constraints.prefix_mask.view(1, 1, -1, 1)
-            parts = (Projection(project, admit), FrozenEntries(frozen))
+            step_constraints = (Projection(project, admit), FrozenEntries(frozen))
             init = torch.where(frozen, constraints.apply(init), init)
         # With a deadline the first step must cost what the others do.
         gradient = descent.gradient if constraints.deadline_s is None else PlainGradient()
         constrained = replace(
             descent,
             gradient=gradient,
-            constraints=parts,
+            constraints=step_constraints,
             stop=self.inference.stop,
             deadline_s=constraints.deadline_s,
         )

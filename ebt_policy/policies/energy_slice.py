@@ -51,25 +51,27 @@ def slice_energy(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     verified one, by which candidates compare.
     """
     device = policy.device
-    before = policy.inference
+    inference_before = policy.inference
     policy.configure_inference(num_candidates=1)
     try:
         # As rows of a batch, not as candidates: all of them are wanted, not the best.
-        one = {name: value.to(device) for name, value in obs.items()}
-        rows = {name: v.repeat(CANDIDATES, *(1 for _ in v.shape[1:])) for name, v in one.items()}
+        device_obs = {name: value.to(device) for name, value in obs.items()}
+        rows = {
+            name: v.repeat(CANDIDATES, *(1 for _ in v.shape[1:])) for name, v in device_obs.items()
+        }
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
-            found = policy.descend(policy.encode_observation(rows), generator=generator)
+            result = policy.descend(policy.encode_observation(rows), generator=generator)
     finally:
-        policy.inference = before
-    steps = torch.stack([p.flatten(1).cpu() for p in found.path])  # (N + 1, M, T * A)
+        policy.inference = inference_before
+    steps = torch.stack([p.flatten(1).cpu() for p in result.path])  # (N + 1, M, T * A)
     ends = steps[-1]
     with torch.no_grad():
         # Energies at different levels do not compare, so all are judged as finished candidates.
-        along = [
-            policy.energies(rows, policy.unnormalize_actions(rows["obs"], p)) for p in found.path
+        path_energies = [
+            policy.energies(rows, policy.unnormalize_actions(rows["obs"], p)) for p in result.path
         ]
-    trace = torch.stack(along)[:, :, 0].cpu()
+    trace = torch.stack(path_energies)[:, :, 0].cpu()
     final = trace[-1]
     best = int(final.argmin())
     centre = ends[best]
@@ -79,16 +81,16 @@ def slice_energy(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     x, y = (torch.linspace(-float(r), float(r), GRID) for r in reach)
     points = centre + x.view(1, -1, 1) * axes[0] + y.view(-1, 1, 1) * axes[1]
     shape = (1, GRID * GRID, policy.shape.horizon, policy.shape.action_dim)
-    chunks = policy.unnormalize_actions(one["obs"], points.view(shape).to(device))
-    surface = policy.energies(one, chunks).view(GRID, GRID).cpu()
-    shown = [policy.unnormalize_actions(rows["obs"], p[:, 0]) for p in found.path]
+    chunks = policy.unnormalize_actions(device_obs["obs"], points.view(shape).to(device))
+    surface = policy.energies(device_obs, chunks).view(GRID, GRID).cpu()
+    path_actions = [policy.unnormalize_actions(rows["obs"], p[:, 0]) for p in result.path]
     return EnergySlice(
         x=x.numpy(),
         y=y.numpy(),
         energy=surface.numpy(),
         paths=paths.transpose(0, 1).numpy(),
         trace=trace.numpy(),
-        chunks=torch.stack(shown).cpu().numpy(),
+        chunks=torch.stack(path_actions).cpu().numpy(),
         energies=final.numpy(),
         best=best,
     )

@@ -30,7 +30,7 @@ class PolicyEntry(EvalEntry[Policy]):
     @property
     def env_spec(self) -> EnvSpec:
         """Environment that it plays in, with the policy's horizons."""
-        return PolicyTaskConfig.of(self.model.config).env_spec()
+        return PolicyTaskConfig.from_config(self.model.config).env_spec()
 
     def metadata(self) -> dict[str, Any]:
         """Return what a summary says of it (see `metrics.POLICY_KEYS`); means over the runs."""

@@ -95,7 +95,7 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
 
     def __init__(self, config: EvalConfig, first: PolicyEntry) -> None:
         self.config = config
-        task = PolicyTaskConfig.of(first.model.config)
+        task = PolicyTaskConfig.from_config(first.model.config)
         self.title, self.max_steps = task.name, task.env_spec().max_steps
 
     def load_eval_set(self, entry: PolicyEntry, run: EvalRun) -> EnvSpec:

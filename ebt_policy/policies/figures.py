@@ -39,8 +39,8 @@ def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) 
         finite_array([e["score"] for e in episodes], 1, f"scores of '{summary['name']}'")
         for summary, episodes in entries
     ]
-    every = np.concatenate(scores)
-    bins = np.linspace(min(0.0, every.min()), max(1.0, every.max()), 21)
+    all_scores = np.concatenate(scores)
+    bins = np.linspace(min(0.0, all_scores.min()), max(1.0, all_scores.max()), 21)
     figure = blank(6.4, 0.7 + 0.95 * len(entries))
     axes = figure.subplots(len(entries), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for ax, (summary, _), values in zip(axes, entries, scores, strict=True):
@@ -71,11 +71,11 @@ def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
         energy = energy - energy[-1].min()
         best = int(energy[-1].argmin())
         steps = np.arange(energy.shape[0])
-        others = np.delete(energy, best, axis=1)
-        if others.shape[1]:
-            alpha = float(np.clip(6 / others.shape[1], 0.15, 0.7))
-            lines = ax.plot(steps, others, color=GREY, linewidth=1.0, alpha=alpha)
-            lines[0].set_label(f"the others ({others.shape[1]})")
+        other_energies = np.delete(energy, best, axis=1)
+        if other_energies.shape[1]:
+            alpha = float(np.clip(6 / other_energies.shape[1], 0.15, 0.7))
+            lines = ax.plot(steps, other_energies, color=GREY, linewidth=1.0, alpha=alpha)
+            lines[0].set_label(f"the others ({other_energies.shape[1]})")
         marker = "o" if energy.shape[0] <= 20 else ""
         ax.plot(steps, energy[:, best], color=BLUE, linewidth=2.2, marker=marker, markersize=4.5)
         ax.lines[-1].set_label("lowest at the end")
@@ -120,16 +120,21 @@ def energy_landscape(
         raise ValueError("The energy is the same everywhere on the grid: there is no landscape.")
     levels = low + (high - low) * np.linspace(0.0, 1.0, 33) ** 2
     norm = PowerNorm(0.5, vmin=low, vmax=high)
-    filled = ax.contourf(x, y, surface, levels=levels, norm=norm, cmap="viridis")
-    filled.set_rasterized(True)  # hundreds of polygons would bloat an SVG and show seams
+    surface_contours = ax.contourf(x, y, surface, levels=levels, norm=norm, cmap="viridis")
+    surface_contours.set_rasterized(True)  # hundreds of polygons would bloat an SVG and show seams
     ax.contour(x, y, surface, levels=levels[1::2], colors="white", linewidths=0.5, alpha=0.35)
     for i, descent in enumerate(descents):
         halo = [withStroke(linewidth=4.0, foreground="black", alpha=0.55)]
         ax.plot(*descent.T, "-o", color="white", linewidth=1.6, markersize=3, path_effects=halo)
         first = i == 0
-        ends = {"color": "white", "markeredgecolor": "black", "linestyle": "none", "zorder": 5}
-        ax.plot(*descent[0], "s", markersize=7, label="start" if first else None, **ends)
-        ax.plot(*descent[-1], "*", markersize=14, label="end" if first else None, **ends)
+        marker_style = {
+            "color": "white",
+            "markeredgecolor": "black",
+            "linestyle": "none",
+            "zorder": 5,
+        }
+        ax.plot(*descent[0], "s", markersize=7, label="start" if first else None, **marker_style)
+        ax.plot(*descent[-1], "*", markersize=14, label="end" if first else None, **marker_style)
     if points.size:
         ax.scatter(*points.T, s=26, color=ORANGE, edgecolors="white", linewidths=0.8, zorder=4)
         ax.collections[-1].set_label("candidates")
@@ -137,7 +142,7 @@ def energy_landscape(
     ax.set_xlim(x.min(), x.max())
     ax.set_ylim(y.min(), y.max())
     figure.legend(loc="outside upper left", ncols=3, fontsize=9)
-    _colorbar(figure, filled, ax, "energy")
+    _colorbar(figure, surface_contours, ax, "energy")
     return figure
 
 
@@ -237,18 +242,18 @@ def suite_overview(result: Mapping[str, Any]) -> Figure:
     rows = np.arange(len(entries))
     family = f"{tasks[0].partition('-')[0]}-"  # metaworld-push is shown as push
     shared = len(tasks) > 1 and all(task.startswith(family) for task in tasks)
-    shown = [task.removeprefix(family) if shared else task for task in tasks]
+    task_labels = [task.removeprefix(family) if shared else task for task in tasks]
     wide, tall = 0.45 * max(len(tasks), 3), 0.38 * len(entries)
     names = 0.07 * max(len(entry["name"]) for entry in entries)
-    figure = blank(4.2 + names + wide, 1.1 + tall + 0.06 * max(map(len, shown)))
-    overall, each = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, wide))
+    figure = blank(4.2 + names + wide, 1.1 + tall + 0.06 * max(map(len, task_labels)))
+    overall, per_task = figure.subplots(1, 2, sharey=True, width_ratios=(3.2, wide))
 
     means = (("iqm", "interquartile mean", BLUE, -0.12), ("mean", "mean", ORANGE, 0.12))
-    for metric, label, colour, aside in means:
+    for metric, label, colour, offset in means:
         low, high = np.array([entry[metric]["ci95"] for entry in entries]).T
-        overall.hlines(rows + aside, low, high, color=colour, linewidth=2.4, alpha=0.5)
-        at = [entry[metric]["mean"] for entry in entries]
-        overall.plot(at, rows + aside, "o", color=colour, markersize=5.5, label=label)
+        overall.hlines(rows + offset, low, high, color=colour, linewidth=2.4, alpha=0.5)
+        centers = [entry[metric]["mean"] for entry in entries]
+        overall.plot(centers, rows + offset, "o", color=colour, markersize=5.5, label=label)
     overall.set_yticks(rows, [entry["name"] for entry in entries])
     overall.set(title="success over all tasks", ylim=(len(entries) - 0.5, -0.5))
     overall.spines["left"].set_visible(False)
@@ -259,14 +264,18 @@ def suite_overview(result: Mapping[str, Any]) -> Figure:
     success = np.array([[e["tasks"][task]["success"]["mean"] for task in tasks] for e in entries])
     shades = LinearSegmentedColormap.from_list("success", [f"{BLUE}0a", BLUE])
     edges = (np.arange(len(tasks) + 1) - 0.5, np.arange(len(entries) + 1) - 0.5)
-    each.pcolormesh(*edges, success, cmap=shades, vmin=0, vmax=1, edgecolor="white", linewidth=1.5)
+    per_task.pcolormesh(
+        *edges, success, cmap=shades, vmin=0, vmax=1, edgecolor="white", linewidth=1.5
+    )
     for (row, column), value in np.ndenumerate(success):
         colour = "white" if value > 0.6 else INK
-        where = {"ha": "center", "va": "center", "color": colour, "fontsize": 8.5}
-        each.text(column, row, f"{100 * value:.0f}", **where)
-    each.set_xticks(np.arange(len(tasks)), shown, rotation=40, ha="right", rotation_mode="anchor")
-    each.set_title("success on each, %")
-    each.tick_params(length=0)
-    each.spines[:].set_visible(False)
-    each.grid(False)
+        text_style = {"ha": "center", "va": "center", "color": colour, "fontsize": 8.5}
+        per_task.text(column, row, f"{100 * value:.0f}", **text_style)
+    per_task.set_xticks(
+        np.arange(len(tasks)), task_labels, rotation=40, ha="right", rotation_mode="anchor"
+    )
+    per_task.set_title("success on each, %")
+    per_task.tick_params(length=0)
+    per_task.spines[:].set_visible(False)
+    per_task.grid(False)
     return figure

@@ -60,7 +60,7 @@ def find_demonstrator(
     policy, spec, source = None, task.env_spec(), "Scripted expert"
     if checkpoint is not None:
         policy = load_policy(checkpoint)
-        policy_task = PolicyTaskConfig.of(policy.config)
+        policy_task = PolicyTaskConfig.from_config(policy.config)
         if policy_task.name != task.name:
             raise ConfigError(
                 f"checkpoint={checkpoint} is a policy for task={policy_task.name}, "

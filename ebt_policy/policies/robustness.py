@@ -72,12 +72,12 @@ def evaluate_robustness(
     if not share_env(entries):
         raise ConfigError("perturb= compares policies of one task, with equal time limits.")
     check_envs(entries, videos=config.videos > 0)
-    known = known_perturbations(entries[0].env_spec)
-    conditions = parse_perturbations(perturbations, known)
-    grasps = any(kind.held for kind in known.values())
+    kinds = known_perturbations(entries[0].env_spec)
+    conditions = parse_perturbations(perturbations, kinds)
+    grasps = any(kind.held for kind in kinds.values())
     metrics = (*METRICS, "retries") if grasps else METRICS
-    played = play_conditions(entries, conditions, config, output, metrics)
-    result = summarize(played, known, command)
+    outcomes = play_conditions(entries, conditions, config, output, metrics)
+    result = summarize(outcomes, kinds, command)
     write_recovery(output, result)
     console.print(Markdown(table(result)))
     console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
@@ -85,31 +85,31 @@ def evaluate_robustness(
 
 
 def parse_perturbations(
-    words: str | Sequence[str], known: Mapping[str, PerturbationKind]
+    specs: str | Sequence[str], kinds: Mapping[str, PerturbationKind]
 ) -> list[Condition]:
     """Return the conditions of a user's words, the undisturbed one first.
 
     Args:
-        words: ``all``, kinds, or kinds with strengths (``kick=50``).
-        known: kinds of the environment.
+        specs: ``all``, kinds, or kinds with strengths (``kick=50``).
+        kinds: kinds of the environment.
 
     Raises:
         ConfigError: an unknown kind, or a strength that is no number.
     """
-    words = [words] if isinstance(words, str) else [str(word) for word in words]
+    specs = [specs] if isinstance(specs, str) else [str(spec) for spec in specs]
     conditions: list[Condition] = [None]
-    for word in list(known) if words == ["all"] else words:
-        kind, equals, strength = word.partition("=")
-        if kind not in known:
+    for spec in list(kinds) if specs == ["all"] else specs:
+        kind, equals, strength = spec.partition("=")
+        if kind not in kinds:
             raise ConfigError(
-                f"perturb={word} is unknown; there are {', '.join(known) or 'none'}, or all."
+                f"perturb={spec} is unknown; there are {', '.join(kinds) or 'none'}, or all."
             )
         try:
-            strengths = [float(strength)] if equals else known[kind].strengths
+            strengths = [float(strength)] if equals else kinds[kind].strengths
             conditions += [Perturbation(kind, value) for value in strengths]
         except ValueError as error:
             raise ConfigError(
-                f"perturb={word} needs a strength that is a number: {error}"
+                f"perturb={spec} needs a strength that is a number: {error}"
             ) from None
     return list(dict.fromkeys(conditions))
 
@@ -157,8 +157,8 @@ def play_conditions(
 
 
 def summarize(
-    played: Mapping[str, Mapping[Condition, Outcomes]],
-    known: Mapping[str, PerturbationKind],
+    outcomes: Mapping[str, Mapping[Condition, Outcomes]],
+    kinds: Mapping[str, PerturbationKind],
     command: str,
 ) -> dict[str, Any]:
     """Return means with intervals for every policy and condition, and over all conditions.
@@ -166,31 +166,31 @@ def summarize(
     ``paired`` holds the first policy minus each other, over equal seeds.
     """
     entries, paired = [], []
-    first = next(iter(played))
-    references = dict(_cells(played[first]))
-    for name, by_condition in played.items():
+    first = next(iter(outcomes))
+    references = dict(_cells(outcomes[first]))
+    for name, by_condition in outcomes.items():
         cells = dict(_cells(by_condition))
         for (kind, strength), values in cells.items():
-            where = {
+            condition = {
                 "kind": kind,
                 "strength": strength,
-                "unit": known[kind].unit if kind in known else None,
+                "unit": kinds[kind].unit if kind in kinds else None,
             }
             means = {m: mean_ci(values[m]) for m in values}
             # Over several conditions the success of an episode is a mean, such as 1/3.
             if np.isin(values["success"], (0, 1)).all():
                 means["success"] = success_rate(values["success"])
-            entries.append({"name": name, **where, **means})
+            entries.append({"name": name, **condition, **means})
             if name != first:
                 reference = references[kind, strength]
                 paired += [
                     {
-                        "a": first, "b": name, **where, "metric": m,
+                        "a": first, "b": name, **condition, "metric": m,
                         **paired_difference(reference[m], values[m]),
                     }
                     for m in values
                 ]  # fmt: skip
-    scores = next(iter(played[first].values()))["score"]
+    scores = next(iter(outcomes[first].values()))["score"]
     return {
         "command": command,
         "runs": int(scores.shape[0]),
@@ -221,10 +221,12 @@ def table(result: Mapping[str, Any], metric: str = "success") -> str:
     cells: dict[tuple[str, float], dict[str, str]] = {}
     units: dict[tuple[str, float], str | None] = {}
     for entry in result["entries"]:
-        where = (entry["kind"], entry["strength"])
-        units[where] = entry["unit"]
+        condition = (entry["kind"], entry["strength"])
+        units[condition] = entry["unit"]
         value = entry[metric]
-        cells.setdefault(where, {})[entry["name"]] = format_interval(value["mean"], value["ci95"])
+        cells.setdefault(condition, {})[entry["name"]] = format_interval(
+            value["mean"], value["ci95"]
+        )
     rows = [
         (
             f"{kind.replace('_', ' ')} {strength:g} {units[kind, strength]}"

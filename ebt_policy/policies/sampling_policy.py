@@ -43,9 +43,9 @@ class SamplingInference:
             raise ConfigError(
                 f"inference.num_candidates must be at least 1, got {self.num_candidates}."
             )
-        if self.select not in (known := (*VOTES, "line_integral")):
+        if self.select not in (rules := (*VOTES, "line_integral")):
             raise ConfigError(
-                f"inference.select must be one of {', '.join(known)} for a policy without an "
+                f"inference.select must be one of {', '.join(rules)} for a policy without an "
                 f"energy, got {self.select}."
             )
         if not 0 < self.scoring_level < 1:

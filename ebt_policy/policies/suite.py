@@ -240,9 +240,9 @@ def interval_note(result: Mapping[str, Any]) -> str:
         "policy by themselves; the tasks are given, not drawn. On one task: Wilson for one run, "
         "bootstrap over runs and episodes for several."
     )
-    if alone := [entry["name"] for entry in entries if entry["runs"] == 1]:
-        whose = "all" if len(alone) == len(entries) else ", ".join(alone)
-        note += f" With one training run a task ({whose}) intervals cover the episodes alone."
+    if single_run_names := [entry["name"] for entry in entries if entry["runs"] == 1]:
+        names = "all" if len(single_run_names) == len(entries) else ", ".join(single_run_names)
+        note += f" With one training run a task ({names}) intervals cover the episodes alone."
     return note
 
 

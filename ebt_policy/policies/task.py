@@ -52,7 +52,7 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
-        self.task = PolicyTaskConfig.of(config)
+        self.task = PolicyTaskConfig.from_config(config)
         self.evaluation = options(TrainingEvalConfig, config["evaluation"], "evaluation")
         self.spec = self.task.env_spec()
         self._plays = train.eval_every > 0 and self.evaluation.rollout_episodes > 0
@@ -80,8 +80,8 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
             **task.horizons,
         }
         if task.relative_to is not None:
-            known = [i for i in task.relative_to if i is None or 0 <= i < shape["obs_dim"]]
-            if not len(known) == len(task.relative_to) == shape["action_dim"]:
+            valid_indices = [i for i in task.relative_to if i is None or 0 <= i < shape["obs_dim"]]
+            if not len(valid_indices) == len(task.relative_to) == shape["action_dim"]:
                 raise ConfigError(
                     f"task.relative_to must name {shape['action_dim']} entries of an observation, "
                     f"one for each number of an action, from 0 to {shape['obs_dim'] - 1} or null; "

@@ -55,7 +55,7 @@ class PolicyTaskConfig(DemonstrationConfig):
         return TASK_FAMILIES.get(self.family)()
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Self:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """From the configuration of a run."""
         return options(cls, config["task"], "task")
 
@@ -120,13 +120,13 @@ def _check_known(env_id: Any) -> None:
         return
     module, colon, _ = str(env_id).partition(":")
     if not colon:
-        near = (
+        suggestions = (
             get_close_matches(str(env_id), registered_env_ids(), cutoff=0.4)
             or registered_env_ids()[:1]
         )
         raise ConfigError(
-            f"task.env.env_id={env_id} is unknown; near it are {', '.join(near)}. An environment "
-            "of another package is module:id, with --module module on the command line."
+            f"task.env.env_id={env_id} is unknown; near it are {', '.join(suggestions)}. An "
+            "environment of another package is module:id, with --module module on the command line."
         )
     if not is_user_module(module):
         raise ConfigError(

@@ -34,8 +34,8 @@ def validate_observation(
         name: _image(obs, name, (len(state), shape.n_obs_steps, *size, 3))
         for name, size in (shape.cameras or {}).items()
     }
-    moved = {name: image.to(device, non_blocking=True) for name, image in images.items()}
-    return {**moved, "obs": state.to(device, torch.float32, non_blocking=True, copy=True)}
+    device_images = {name: image.to(device, non_blocking=True) for name, image in images.items()}
+    return {**device_images, "obs": state.to(device, torch.float32, non_blocking=True, copy=True)}
 
 
 def _image(obs: dict[str, Tensor], name: str, expected: tuple[int, ...]) -> Tensor:

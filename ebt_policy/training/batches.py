@@ -59,12 +59,12 @@ def process_slice(batch: dict[str, Any], index: int, count: int) -> dict[str, An
     that do not divide evenly are dropped.
     """
 
-    def part(value: Any) -> Any:
+    def slice_value(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: part(v) for k, v in value.items()}
+            return {k: slice_value(v) for k, v in value.items()}
         if not isinstance(value, Tensor):
             return value
         rows = len(value) // count
         return value[index * rows : (index + 1) * rows]
 
-    return batch if count == 1 else part(batch)
+    return batch if count == 1 else slice_value(batch)

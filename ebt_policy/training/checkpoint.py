@@ -58,16 +58,16 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
     sync_to_disk(parent)
     for old in sorted(parent.glob("step_*"))[:-2]:
         # Renamed first: a kill in the middle of a removal must not leave half a checkpoint.
-        gone = old.with_name(f".writing_{old.name}")
-        os.rename(old, gone)
-        shutil.rmtree(gone)
+        trash = old.with_name(f".writing_{old.name}")
+        os.rename(old, trash)
+        shutil.rmtree(trash)
     return final
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest checkpoint of a run, or None."""
-    found = sorted((run_dir / "checkpoints").glob("step_*"))
-    return found[-1] if found else None
+    checkpoints = sorted((run_dir / "checkpoints").glob("step_*"))
+    return checkpoints[-1] if checkpoints else None
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:

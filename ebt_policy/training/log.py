@@ -68,12 +68,12 @@ def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool
     wandb: Any = import_module("wandb")  # optional, and slow to import
 
     # A resumed run goes on under its id; another run of the same folder name gets its own.
-    known = run_dir / "wandb_id"
-    if not (resumed and known.is_file()):
-        known.write_text(uuid4().hex[:12])
+    id_file = run_dir / "wandb_id"
+    if not (resumed and id_file.is_file()):
+        id_file.write_text(uuid4().hex[:12])
     try:
         return wandb.init(
-            project="ebt_policy", dir=run_dir, name=run_dir.name, id=known.read_text(), mode=mode,
+            project="ebt_policy", dir=run_dir, name=run_dir.name, id=id_file.read_text(), mode=mode,
             config=config, resume="allow",
         )  # fmt: skip
     except wandb.errors.Error as error:
@@ -84,12 +84,12 @@ def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool
 
 
 def _drop_after(path: Path, step: int) -> None:
-    kept = []
+    kept_lines = []
     for line in path.read_text().splitlines():
         try:
             values = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill cut short
             continue
         if values.get("step", 0) <= step:
-            kept.append(line)
-    atomic_write(path, "".join(line + "\n" for line in kept))
+            kept_lines.append(line)
+    atomic_write(path, "".join(line + "\n" for line in kept_lines))

@@ -59,5 +59,5 @@ def plan_total_steps(progress: Progress, config: TrainConfig, rate: float) -> No
         return
     else:  # the mean since then: the rate of one log line is too noisy to plan by
         rate = (progress.step - progress.warm_step) / (progress.seconds - progress.warm_seconds)
-    left = max(budget - progress.seconds, 0.0)
-    progress.total_steps = progress.step + max(int(rate * left), 1)
+    remaining_s = max(budget - progress.seconds, 0.0)
+    progress.total_steps = progress.step + max(int(rate * remaining_s), 1)

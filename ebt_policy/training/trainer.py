@@ -213,7 +213,7 @@ class Trainer:
         mark, mark_step = time.perf_counter(), progress.step
         sum_loss = torch.zeros((), device=device)
         bad_step = torch.zeros((), device=device, dtype=torch.long)
-        alone, stopping = self.accelerator.num_processes == 1, False
+        single_process, stopping = self.accelerator.num_processes == 1, False
         with (
             TrainingProgress(progress, enabled=main) as bar,
             DeferredInterruption() as interruption,
@@ -232,7 +232,7 @@ class Trainer:
                     fine = fine & metrics["grad_norm_weights"].isfinite()
                 bad_step = torch.where((bad_step == 0) & ~fine, step, bad_step)
                 ending = step == progress.total_steps
-                stopping = alone and interruption.received is not None
+                stopping = single_process and interruption.received is not None
                 log_now = ending or stopping or step % config.log_every == 0
                 save_due = ending or step % config.checkpoint_every == 0
                 values: dict[str, float] = {}
@@ -242,11 +242,13 @@ class Trainer:
                     now = time.perf_counter()
                     # The mean over processes: all must plan the same number of steps, and stop at
                     # the same one.
-                    asked = float(interruption.received is not None)
-                    mine = [float(sum_loss) / (step - mark_step), now - mark, asked]
-                    shared: Any = self.accelerator.reduce(torch.tensor(mine, device=device), "mean")
-                    mean, seconds, asked = shared.tolist()
-                    stopping = asked > 0
+                    interrupted = float(interruption.received is not None)
+                    local_values = [float(sum_loss) / (step - mark_step), now - mark, interrupted]
+                    shared: Any = self.accelerator.reduce(
+                        torch.tensor(local_values, device=device), "mean"
+                    )
+                    mean, seconds, interrupted = shared.tolist()
+                    stopping = interrupted > 0
                     progress.seconds += seconds
                     rate = (step - mark_step) / seconds
                     mark, mark_step, sum_loss = now, step, torch.zeros_like(sum_loss)

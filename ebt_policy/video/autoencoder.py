@@ -76,11 +76,11 @@ class Autoencoder(Model):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, normal = batch["image"], batch["draws"]["normal"]
-        found: Any = self.net.encode(images)
-        likely = found.latent_dist
-        made: Any = self.net.decode(likely.mean + likely.std * normal)
-        error = (made.sample - images).square().mean()
-        divergence = likely.kl().mean() / normal[0].numel()
+        encoded: Any = self.net.encode(images)
+        posterior = encoded.latent_dist
+        decoded: Any = self.net.decode(posterior.mean + posterior.std * normal)
+        error = (decoded.sample - images).square().mean()
+        divergence = posterior.kl().mean() / normal[0].numel()
         return error + self.kl * divergence, {"error": error.detach(), "kl": divergence.detach()}
 
     @classmethod
@@ -115,16 +115,16 @@ class FrameFeatures(ABC):
     @cached_property
     def digest(self) -> str:
         """Of its weights."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, value in self.net.state_dict().items():
-            found.update(name.encode() + value.detach().cpu().numpy().tobytes())
-        return found.hexdigest()
+            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, F), on the CPU."""
-        parts = [self._encode(x.to(self.device)).flatten(1).cpu() for x in frames.split(BATCH)]
-        return torch.cat(parts)
+        batches = [self._encode(x.to(self.device)).flatten(1).cpu() for x in frames.split(BATCH)]
+        return torch.cat(batches)
 
     @abstractmethod
     def _encode(self, frames: Tensor) -> Tensor: ...
@@ -142,20 +142,20 @@ class Latents(FrameFeatures):
     def _encode(self, frames: Tensor) -> Tensor:
         _, height, width, _ = frames.shape
         _check_sides(height, width, self._shrinks)
-        found: Any = self.net.encode(signed(frames))
-        return found.latent_dist.mean
+        encoded: Any = self.net.encode(signed(frames))
+        return encoded.latent_dist.mean
 
     @torch.no_grad()
     def decode(self, features: Tensor, height: int, width: int) -> Tensor:
         """(N, F) -> (N, H, W, 3) uint8, on the CPU."""
         shape = (-1, height // self._shrinks, width // self._shrinks)
-        parts = []
+        batches = []
         for x in features.split(BATCH):
-            places: Any = x.to(self.device).unflatten(1, shape)
-            made: Any = self.net.decode(places)
-            pixels = ((made.sample + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            parts.append(pixels.permute(0, 2, 3, 1).cpu())
-        return torch.cat(parts)
+            latents: Any = x.to(self.device).unflatten(1, shape)
+            decoded: Any = self.net.decode(latents)
+            pixels = ((decoded.sample + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            batches.append(pixels.permute(0, 2, 3, 1).cpu())
+        return torch.cat(batches)
 
 
 class Backbone(FrameFeatures):
@@ -183,11 +183,11 @@ def frame_features(name: str, device: torch.device) -> FrameFeatures:
         return Latents(Autoencoder.from_checkpoint(folder).net, device)
     try:
         # Weights as safetensors alone: other formats are unpickled, and a checkpoint may name this.
-        found: Any = AutoencoderKL.from_pretrained(
+        loaded_model: Any = AutoencoderKL.from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )
-        net, loaded = found
-        if absent := loaded["missing_keys"]:  # diffusers would leave them as they were drawn
+        net, loading_info = loaded_model
+        if absent := loading_info["missing_keys"]:  # diffusers would leave them as they were drawn
             raise ValueError(f"it lacks {len(absent)} weights, {sorted(absent)[0]} among them")
         if not all(value.isfinite().all() for value in net.state_dict().values()):
             raise ValueError("its weights have NaN or infinity")

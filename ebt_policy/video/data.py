@@ -36,41 +36,41 @@ class VideoDataset:
 
     Attributes:
         name: for tables.
-        parts: train, validation and test.
+        splits: train, validation and test clips.
         origin: where it came from, for a line.
         rate_hz: frames a second.
     """
 
     name: str
-    parts: dict[str, list[Clip]]
+    splits: dict[str, list[Clip]]
     origin: str
     rate_hz: float
 
 
-def split(clips: Sequence[Clip], of: Sequence[str] | None = None) -> dict[str, list[Clip]]:
+def split(clips: Sequence[Clip], clip_splits: Sequence[str] | None = None) -> dict[str, list[Clip]]:
     """Every tenth clip validates, every tenth is for the test; of fewer clips, tenths of each.
 
     Args:
-        of: the part of each clip, where there are enough, if not by its place.
+        clip_splits: the split of each clip; None to assign by position. Ignored for fewer clips.
 
     Raises:
         VideoError: there are too few frames.
     """
     if len(clips) < PIECES:
-        of = None
+        clip_splits = None
         clips = [
             Clip(frames, f"{clip.name} {i}")
             for clip in clips
             for i, frames in enumerate(np.array_split(clip.frames, PIECES))
             if len(frames)
         ]
-    parts: dict[str, list[Clip]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Clip]] = {"train": [], "validation": [], "test": []}
     for i, clip in enumerate(clips):
-        part = {3: "validation", 6: "test"}.get(i % PIECES, "train")
-        parts[part if of is None else of[i]].append(clip)
-    if not all(parts.values()):
+        split_name = {3: "validation", 6: "test"}.get(i % PIECES, "train")
+        splits[split_name if clip_splits is None else clip_splits[i]].append(clip)
+    if not all(splits.values()):
         raise VideoError("there are too few frames to learn from and to test on.")
-    return parts
+    return splits
 
 
 def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -119,9 +119,9 @@ class FrameWindows:
         numbers: list[int] = []  # of the clip of each window
         first = 0
         for number, clip in enumerate(clips):
-            of = range(first, first + max(len(clip) - context, 0), stride)
-            starts += of
-            numbers += [number] * len(of)
+            clip_starts = range(first, first + max(len(clip) - context, 0), stride)
+            starts += clip_starts
+            numbers += [number] * len(clip_starts)
             first += len(clip)
         if not starts:
             raise VideoError(

@@ -77,30 +77,34 @@ def load_videos(task: VideoTaskConfig) -> VideoDataset:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
     """
     paths = (task.path,) if isinstance(task.path, str) else tuple(task.path or ())
-    return _load(task.videos, paths, False, *_how(task))
+    return _load(task.videos, paths, False, *_frame_options(task))
 
 
-def load_other_videos(task: VideoTaskConfig, given: str) -> VideoDataset:
-    """Videos to test on that are not those of the training: a name as ``task.videos``, of which the
-    test part counts, or a path, all of which does; in the frames of the task.
+def load_other_videos(task: VideoTaskConfig, name_or_path: str) -> VideoDataset:
+    """Load other videos to test on, in the frame size and rate of the task.
+
+    Args:
+        name_or_path: a name as in ``task.videos``, whose test split is used, or a path, used whole.
 
     Raises:
         VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
     """
-    if Path(given).exists():
-        return _load(None, (given,), True, *_how(task))
-    if given not in NAMES:
-        raise ConfigError(f"video_dataset={given} is neither a path nor one of {', '.join(NAMES)}.")
-    return _load(given, (), False, *_how(task))
+    if Path(name_or_path).exists():
+        return _load(None, (name_or_path,), True, *_frame_options(task))
+    if name_or_path not in NAMES:
+        raise ConfigError(
+            f"video_dataset={name_or_path} is neither a path nor one of {', '.join(NAMES)}."
+        )
+    return _load(name_or_path, (), False, *_frame_options(task))
 
 
-def _how(task: VideoTaskConfig) -> tuple[int, int, int, int, bool]:
+def _frame_options(task: VideoTaskConfig) -> tuple[int, int, int, int, bool]:
     return task.height, task.width, task.frame_stride, task.context + 1, task.skip_unreadable
 
 
 @lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
 def _load(
-    name: str | None, paths: tuple[str, ...], whole: bool, height: int, width: int,
+    name: str | None, paths: tuple[str, ...], test_only: bool, height: int, width: int,
     frame_stride: int, shortest: int, skip_unreadable: bool,
 ) -> VideoDataset:  # fmt: skip
     if paths:
@@ -110,7 +114,7 @@ def _load(
             width,
             frame_stride,
             shortest=shortest,
-            whole=whole,
+            test_only=test_only,
             skip_unreadable=skip_unreadable,
         )
     if name is None:
@@ -118,14 +122,19 @@ def _load(
     if name == "g1":
         return load_g1(height, width, frame_stride)
     if name not in PUSH_T_DEMOS:
-        known = ", ".join(NAMES)
-        raise ConfigError(f"task.videos={name} is unknown; there are {known}, or task.path.")
+        available = ", ".join(NAMES)
+        raise ConfigError(f"task.videos={name} is unknown; there are {available}, or task.path.")
     episodes, origin = load_push_t(demos=PUSH_T_DEMOS[name])
     lengths = zip(episodes.ends, episodes.lengths, strict=True)
-    kept = [np.arange(end - length, end, frame_stride) for end, length in lengths]
-    seen = rendered_observations(PUSH_T, episodes.arrays["state"][np.concatenate(kept)])["image"]
-    parts = np.split(seen, np.cumsum([len(rows) for rows in kept])[:-1])
-    clips = [Clip(resized(of, height, width), f"episode {i}") for i, of in enumerate(parts)]
+    frame_rows = [np.arange(end - length, end, frame_stride) for end, length in lengths]
+    frames = rendered_observations(PUSH_T, episodes.arrays["state"][np.concatenate(frame_rows)])[
+        "image"
+    ]
+    episode_frames = np.split(frames, np.cumsum([len(rows) for rows in frame_rows])[:-1])
+    clips = [
+        Clip(resized(episode, height, width), f"episode {i}")
+        for i, episode in enumerate(episode_frames)
+    ]
     return VideoDataset(name, split(clips), f"drawn, {origin}", PUSH_T_RATE / frame_stride)
 
 
@@ -163,20 +172,22 @@ def load_g1(height: int, width: int, frame_stride: int) -> VideoDataset:
         raise VideoError(f"{named} cannot be read ({reason(error)}); fetch it again.") from error
     clips = []
     for number in np.unique(episode):
-        of = np.stack([frames[i] for i in np.flatnonzero(episode == number)[::frame_stride]])
-        clips.append(Clip(resized(of, height, width), f"g1 episode {number}"))
+        episode_frames = np.stack(
+            [frames[i] for i in np.flatnonzero(episode == number)[::frame_stride]]
+        )
+        clips.append(Clip(resized(episode_frames, height, width), f"g1 episode {number}"))
     return VideoDataset("g1", split(clips), f"from {files[0]}", rate / frame_stride)
 
 
 def load_video_files(
     paths: Sequence[str], height: int, width: int, frame_stride: int, *, shortest: int = 1,
-    whole: bool = False, skip_unreadable: bool = False,
+    test_only: bool = False, skip_unreadable: bool = False,
 ) -> VideoDataset:  # fmt: skip
     """Load video files, or folders of them.
 
     Args:
         shortest: frames that a window needs. Clips of fewer are left out before some are held out.
-        whole: nothing is to be learned from them: all is for the test, no clip is cut.
+        test_only: put all clips in the test split, uncut.
         skip_unreadable: leave out what cannot be read, and say so, instead of an error.
 
     Raises:
@@ -209,12 +220,12 @@ def load_video_files(
             f"{rates[slow]} has {slow * frame_stride:g} frames a second and {rates[fast]} "
             f"{fast * frame_stride:g}: the same motion would differ; convert them to one rate."
         )
-    if whole:
-        parts = {"test": clips}
+    if test_only:
+        splits = {"test": clips}
     else:
-        parts = split(clips, held_out_by_name(files, ["validation", "test"]))
+        splits = split(clips, held_out_by_name(files, ["validation", "test"]))
     origin = f"from {len(files)} files{format_skipped(damaged + short)}".removesuffix(".")
-    return VideoDataset(Path(paths[0]).stem, parts, origin, slow)
+    return VideoDataset(Path(paths[0]).stem, splits, origin, slow)
 
 
 def read_video(file: Path, height: int, width: int, frame_stride: int) -> tuple[np.ndarray, float]:

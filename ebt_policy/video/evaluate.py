@@ -176,7 +176,7 @@ class VideoEvaluation(SequentialEvaluation[Entry, EvalSet, VideoResult]):
         windows, predictions = eval_set.windows, result.predictions
         summary = {
             **entry_metadata(entry, run.command),
-            **eval_set.about,
+            **eval_set.metadata,
             "error": mean_ci(_errors_by_clip(result, eval_set)),
             "repeating": mean_ci(clip_means(result.repetition, windows)),
             "by_place": np.mean([run.errors for run in predictions], axis=(0, 1)).tolist(),
@@ -279,22 +279,22 @@ def draw_rollouts(models: Mapping[str, tuple[VideoModel, EvalSet]], output: Path
     with video_writer(output / "rollouts.mp4", fps=reference.rate_hz) as add_frame:
         for i in longest:
             frames = clips[i].frames
-            start = min(reference.about["context"], len(frames) // 2)
+            start = min(reference.metadata["context"], len(frames) // 2)
             stop = min(len(frames), start + MAX_ROLLOUT)
-            at = np.unique(np.linspace(start, stop - 1, NUM_COLUMNS).round().astype(int))
-            panels, rows = {"truth": frames[:stop]}, {"truth": frames[at]}
+            columns = np.unique(np.linspace(start, stop - 1, NUM_COLUMNS).round().astype(int))
+            panels, rows = {"truth": frames[:stop]}, {"truth": frames[columns]}
             for name, (model, features, encoder) in decodable.items():
                 context = model.normalize({"frames": features[i][None].to(model.mean)})["frames"]
                 rollout = model.rollout(context[:, :start], stop - start)
-                parts = [context[:, :start], rollout, *_next_frames(model, context, at)]
-                raw = (torch.cat(parts, 1)[0] * model.scale + model.mean).cpu()
+                predictions = [context[:, :start], rollout, *_next_frames(model, context, columns)]
+                raw = (torch.cat(predictions, 1)[0] * model.scale + model.mean).cpu()
                 decoded = encoder.decode(raw, *frames.shape[1:3]).numpy()
                 panels[Path(name).name] = decoded[:stop]
                 rows[f"{name}, next frame"] = decoded[stop:]
-                rows[f"{name}, rollout"] = decoded[at]
+                rows[f"{name}, rollout"] = decoded[columns]
             for name, row in rows.items():
                 images = list(signed(torch.from_numpy(row)))
-                image_rows.append(ImageRow(name, images, [f"frame {k}" for k in at]))
+                image_rows.append(ImageRow(name, images, [f"frame {k}" for k in columns]))
             for k in range(start, stop):
                 add_frame(
                     side_by_side({name: panel[k] for name, panel in panels.items()}, FRAME_HEIGHT)
@@ -306,12 +306,12 @@ def draw_rollouts(models: Mapping[str, tuple[VideoModel, EvalSet]], output: Path
 
 def _same_frames(a: EvalSet, b: EvalSet) -> bool:
     pairs = zip(a.clips, b.clips, strict=False)
-    return a.about == b.about and all(np.array_equal(x.frames, y.frames) for x, y in pairs)
+    return a.metadata == b.metadata and all(np.array_equal(x.frames, y.frames) for x, y in pairs)
 
 
-def _next_frames(model: VideoModel, frames: Tensor, at: np.ndarray) -> list[Tensor]:
+def _next_frames(model: VideoModel, frames: Tensor, indices: np.ndarray) -> list[Tensor]:
     """Predict some frames of (1, T, F), each from as many before it as the context holds."""
-    return [model.rollout(frames[:, max(k - model.context, 0) : k], 1) for k in at]
+    return [model.rollout(frames[:, max(k - model.context, 0) : k], 1) for k in indices]
 
 
 def evaluate_autoencoder(
@@ -320,14 +320,14 @@ def evaluate_autoencoder(
     """Measure the PSNR of test frames after an autoencoder, by clip; write ``frames.png``."""
     encoder = Latents(Autoencoder.from_checkpoint(run).net, device)
     ratios, rows = [], []
-    for clip in videos.parts["test"]:
+    for clip in videos.splits["test"]:
         frames = torch.from_numpy(clip.frames)
         decoded = encoder.decode(encoder.encode(frames), *frames.shape[1:3])
         pair = [signed(frames), signed(decoded)]
         ratios.append(float(psnr(pair[1], pair[0]).mean()))
-        at = np.unique(np.linspace(0, len(frames) - 1, NUM_COLUMNS).round().astype(int))
+        columns = np.unique(np.linspace(0, len(frames) - 1, NUM_COLUMNS).round().astype(int))
         for name, images in zip(("frames", "decoded"), pair, strict=True):
-            rows.append(ImageRow(name, list(images[at]), []))
+            rows.append(ImageRow(name, list(images[columns]), []))
     output.mkdir(parents=True, exist_ok=True)
     result = {"psnr": mean_ci(ratios), "videos": videos.name}
     atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")

@@ -17,16 +17,16 @@ from ebt_policy.video.data import Clip
 
 
 def encode_clips(
-    parts: Mapping[str, Sequence[Clip]], features: FrameFeatures
+    splits: Mapping[str, Sequence[Clip]], features: FrameFeatures
 ) -> dict[str, list[Tensor]]:
     """Features (T, F) of all clips; made once, and kept in the cache folder."""
-    return {part: _features(clips, features) for part, clips in parts.items()}
+    return {split: _features(clips, features) for split, clips in splits.items()}
 
 
 def _features(clips: Sequence[Clip], features: FrameFeatures) -> list[Tensor]:
     frames = np.concatenate([clip.frames for clip in clips])
     digest = hashlib.sha256(frames.tobytes() + features.digest.encode()).hexdigest()
     name = f"features/{digest[:32]}.npy"
-    found = cached_array(name, lambda: features.encode(torch.from_numpy(frames)).numpy())
-    found = torch.from_numpy(np.array(found))
-    return list(found.split([len(clip.frames) for clip in clips]))
+    features_array = cached_array(name, lambda: features.encode(torch.from_numpy(frames)).numpy())
+    features_array = torch.from_numpy(np.array(features_array))
+    return list(features_array.split([len(clip.frames) for clip in clips]))

@@ -34,7 +34,7 @@ class EvalSet(NamedTuple):
         features: (T, F) of each.
         windows: of all clips, one after the other.
         encoder: what made the features.
-        about: name and number of the clips, and the context.
+        metadata: name and number of the clips, and the context.
         rate_hz: frames a second.
         digest: of features and windows.
     """
@@ -43,7 +43,7 @@ class EvalSet(NamedTuple):
     features: list[Tensor]
     windows: FrameWindows
     encoder: FrameFeatures
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     rate_hz: float
     digest: str
 
@@ -83,14 +83,14 @@ def load_eval_set(model: VideoModel, video_dataset: str | None, device: torch.de
             f"{task.features} is not what made the features that the model learned from; put that "
             "back, or train anew."
         )
-    clips = dataset.parts["test"]
+    clips = dataset.splits["test"]
     features = encode_clips({"test": clips}, encoder)["test"]
     windows = FrameWindows(features, model.context, stride=model.context, device=device)
     long_enough = len(np.unique(windows.clip.numpy()))
-    about = {"videos": dataset.name, "clips": long_enough, "context": model.context}
+    metadata = {"videos": dataset.name, "clips": long_enough, "context": model.context}
     content = sha256(windows.frames.cpu().numpy().tobytes() + windows.starts.numpy().tobytes())
     digest = f"{content.hexdigest()[:16]} context {model.context}"
-    return EvalSet(clips, features, windows, encoder, about, dataset.rate_hz, digest)
+    return EvalSet(clips, features, windows, encoder, metadata, dataset.rate_hz, digest)
 
 
 def prediction_errors(model: VideoModel, windows: FrameWindows) -> PredictionErrors:

@@ -78,12 +78,12 @@ class VideoModel(Model):
 
     def fit(self, clips: Sequence[Tensor]) -> None:
         """Learn the units of features and changes from clips (T, F) of training."""
-        every = torch.cat(list(clips))
-        scale = every.std(dim=0)
+        frames = torch.cat(list(clips))
+        scale = frames.std(dim=0)
         # What hardly varies must not become noise that counts as much as all else.
         scale = scale.clamp(min=0.1 * float(scale.square().mean().sqrt()) + 1e-8)
         steps = torch.cat([clip.diff(dim=0) for clip in clips]) / scale
-        self.mean, self.scale = every.mean(dim=0), scale
+        self.mean, self.scale = frames.mean(dim=0), scale
         self.step = steps.square().mean().sqrt().clamp(min=1e-8)
 
     @property

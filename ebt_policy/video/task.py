@@ -78,13 +78,13 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
 
     def _autoencoder_folder(self, dataset: VideoDataset) -> str:
         """Return the run folder of the autoencoder for these clips and this size of frames."""
-        digest = sha256(b"".join(clip.frames.tobytes() for clip in dataset.parts["train"]))
+        digest = sha256(b"".join(clip.frames.tobytes() for clip in dataset.splits["train"]))
         name = f"{dataset.name}-{self.task.height}x{self.task.width}-{digest.hexdigest()[:6]}"
         return str(Path(self.config["run_dir"]).parent / f"autoencoder-{name}")
 
     def describe(self, data: VideoTrainingData) -> str:
         dataset = data.dataset
-        clips = dataset.parts["train"]
+        clips = dataset.splits["train"]
         count = sum(len(clip.frames) for clip in clips)
         return f"{dataset.name}: {len(clips)} clips, {count:,} frames, {dataset.origin}."
 
@@ -109,14 +109,14 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
         }  # fmt: skip
 
     def build(self, data: VideoTrainingData, device: torch.device) -> TrainingSetup:
-        parts, context = data.dataset.parts, self.task.context
+        splits, context = data.dataset.splits, self.task.context
         if data.features is None:
             torch.manual_seed(self.config["seed"])
             model = build_video_model(self.config)
-            frames, held_out = (Frames(parts[p], device) for p in ("train", "validation"))
+            frames, held_out = (Frames(splits[p], device) for p in ("train", "validation"))
             return TrainingSetup(model.to(device), frames, held_out, f"{len(frames):,} frames")
         encoder = frame_features(data.features, device)
-        clips = encode_clips(parts, encoder)
+        clips = encode_clips(splits, encoder)
         windows = FrameWindows(clips["train"], context, device=device)
         held_out = FrameWindows(clips["validation"], context, stride=context, device=device)
         features = windows.frames.shape[1]
@@ -148,13 +148,13 @@ def _check_lengths(footage: VideoDataset, context: int) -> None:
     """Before anything is trained.
 
     Raises:
-        VideoError: a part has no clip that is longer than the context.
+        VideoError: a split has no clip that is longer than the context.
     """
-    for part, clips in footage.parts.items():
+    for split, clips in footage.splits.items():
         longest = max(len(clip.frames) for clip in clips)
         if longest <= context:
             raise VideoError(
-                f"the clips of {footage.name} for {part} have {longest} frames at most; a context "
+                f"the clips of {footage.name} for {split} have {longest} frames at most; a context "
                 f"of {context} needs {context + 1}. Lower task.context or task.frame_stride, or "
                 f"give more (fewer than {PIECES} videos are cut into {PIECES} each)."
             )

@@ -61,8 +61,8 @@ class FrameTransform:
 
     def apply(self, xyz: np.ndarray, rotation: Rotation) -> tuple[np.ndarray, Rotation]:
         """Return a pose of the message's frame in the policy's: (3,) m, and its rotation."""
-        own = Rotation.from_euler("xyz", self.rpy)
-        return own.apply(xyz) + np.asarray(self.xyz), own * rotation
+        frame_rotation = Rotation.from_euler("xyz", self.rpy)
+        return frame_rotation.apply(xyz) + np.asarray(self.xyz), frame_rotation * rotation
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class ObservedTopic:
             raise MessageError(
                 f"{self.topic} is in the frame {message.header.frame_id!r}, not {self.frame.id!r}"
             )
-        at, q = message.pose.position, message.pose.orientation
-        xyz, quaternion = np.array([at.x, at.y, at.z]), np.array([q.x, q.y, q.z, q.w])
+        point, q = message.pose.position, message.pose.orientation
+        xyz, quaternion = np.array([point.x, point.y, point.z]), np.array([q.x, q.y, q.z, q.w])
         if not (np.isfinite(xyz).all() and np.isfinite(quaternion).all() and quaternion.any()):
             raise MessageError(f"{self.topic} has NaN, infinity or no orientation")
         rotation = Rotation.from_quat(quaternion)

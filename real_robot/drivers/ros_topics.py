@@ -135,8 +135,8 @@ def parse_topics(driver: dict[str, Any]) -> RosTopics | None:
     return options(RosTopics, {k: v for k, v in driver.items() if k != "name"}, SECTION)
 
 
-def _parse_observed(section: dict[str, Any], where: str) -> ObservedTopic:
+def _parse_observed(section: dict[str, Any], section_name: str) -> ObservedTopic:
     if section.get("frame") is not None:
-        frame = options(FrameTransform, section["frame"], f"{where}.frame")
+        frame = options(FrameTransform, section["frame"], f"{section_name}.frame")
         section = {**section, "frame": frame}
-    return options(ObservedTopic, dict(section), where)
+    return options(ObservedTopic, dict(section), section_name)

@@ -147,9 +147,9 @@ class SimRobot(SimulatedDriver):
             self._hold()
         self._simulate(now)
 
-    def _simulate(self, until: float) -> None:
+    def _simulate(self, end_time: float) -> None:
         step = self._scene.physics_dt
-        count = int((until - self._time) / step + ROUNDING_SLACK)
+        count = int((end_time - self._time) / step + ROUNDING_SLACK)
         if count <= 0:
             return
         self._time += count * step

@@ -95,7 +95,7 @@ ObjectiveFactory = Callable[[CandidateSpace], Objective]
 """Makes the objective of a model from the space of its candidates, such as `Flow` itself."""
 
 
-def require(condition: bool, option: str, allowed: str, value: object) -> None:
+def require(condition: bool, option: str, expected: str, value: object) -> None:
     """Raise ValueError that names an option of an objective, unless the condition holds."""
     if not condition:
-        raise ValueError(f"objective.{option} must be {allowed}, got {value}.")
+        raise ValueError(f"objective.{option} must be {expected}, got {value}.")

@@ -79,7 +79,7 @@ class Contrastive(Objective):
     def forward(
         self, energy: EnergyFn, target: Tensor, noise: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        langevin = replace(self.noise, drawn=noise["langevin_noise"])
+        langevin = replace(self.noise, predrawn=noise["langevin_noise"])
         descent = replace(self.descent(self.steps), noise=langevin, final_energy=False)
         with torch.no_grad():
             samples = descent(energy, noise["init"]).candidate

@@ -91,7 +91,7 @@ class S2(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         langevin = self.noise
         if langevin is not None:
-            langevin = replace(langevin, drawn=noise["langevin_noise"])
+            langevin = replace(langevin, predrawn=noise["langevin_noise"])
         descent = Descent(
             FixedSteps(noise["steps"], noise["step_size"]),
             update=self.update,
