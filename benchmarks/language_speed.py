@@ -105,7 +105,9 @@ def package_update(name: str, options: Any, compiled: bool) -> Update:
     model = untrained(name, size, options.context, options.vocabulary)
     if compiled:
         model.compile()
-    return Update(model, lambda model, tokens: model(model.draw({"tokens": tokens}))[0], options)
+    return Update(
+        model, lambda model, tokens: model(model.with_noise({"tokens": tokens}))[0], options
+    )
 
 
 def reference_update(name: str, options: Any) -> Update:

@@ -93,7 +93,7 @@ def update_on(model: Model, batch: dict[str, Any]) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        loss, _ = model(model.draw(batch))
+        loss, _ = model(model.with_noise(batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

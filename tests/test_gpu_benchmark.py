@@ -201,7 +201,7 @@ def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch
     }  # fmt: skip
 
     def loss() -> None:
-        policy(policy.draw(policy.normalize(batch)))[0].backward()
+        policy(policy.with_noise(policy.normalize(batch)))[0].backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
 
     loss()  # a schedule of diffusers is sent once

@@ -98,9 +98,9 @@ def test_guesses_start_where_images_are_at_inference():
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
     kept = model.abar[100]
-    start = model.draws(rows)["init"][:, 0] - kept.sqrt() * 0.5
+    start = model.sample_noise(rows)["init"][:, 0] - kept.sqrt() * 0.5
     assert start.std().item() == pytest.approx((1 - kept).sqrt().item(), rel=0.02)
-    spread = build("corrupted").draws(rows)["init"][:, 0].flatten(1).std(1)
+    spread = build("corrupted").sample_noise(rows)["init"][:, 0].flatten(1).std(1)
     lower = (spread < 0.75 * (1 - kept).sqrt()).float().mean()
     assert 0.15 < lower < 0.4  # half of half of them
 

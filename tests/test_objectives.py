@@ -60,9 +60,9 @@ class TwoModes(nn.Module):
         target = torch.cat([side, context / 2], dim=-1) + 0.03 * torch.randn(rows, 1, 2)
         return context, target.unsqueeze(2)
 
-    def forward(self, context, target, draws):
+    def forward(self, context, target, noise):
         encoded = self.net.encode(context)
-        return self.objective(lambda x, g: self.net(encoded, x, g), target, draws)
+        return self.objective(lambda x, g: self.net(encoded, x, g), target, noise)
 
     def learn(self, updates):
         optimizer = torch.optim.Adam(self.parameters(), 3e-3)
@@ -135,9 +135,9 @@ def test_info_nce_is_the_softmax_of_negative_energies():
 def test_flow_loss_by_hand():
     y = torch.randn(5, 2, 3)
     objective = Flow()
-    draws = objective.sample_noise(y)
-    n, g = draws["normal"], draws["level"].unsqueeze(-1)
-    loss, _ = objective(level_quadratic, y, draws)
+    noise = objective.sample_noise(y)
+    n, g = noise["normal"], noise["level"].unsqueeze(-1)
+    loss, _ = objective(level_quadratic, y, noise)
     x = g * y + (1 - g) * n
     want = (-(x - g) - (y - n)).square().mean()  # dE/dx = x - g
     torch.testing.assert_close(loss, want)
@@ -146,11 +146,11 @@ def test_flow_loss_by_hand():
 def test_several_samples_share_their_target():
     objective = Flow(condition_on_noise_level=False, noise_samples_per_target=4)
     y = torch.randn(5, 2, 3)
-    draws = objective.sample_noise(y)
-    assert draws["normal"].shape == (5, 8, 3) and draws["level"].shape == (5, 8)
-    loss, _ = objective(quadratic(), y, draws)
+    noise = objective.sample_noise(y)
+    assert noise["normal"].shape == (5, 8, 3) and noise["level"].shape == (5, 8)
+    loss, _ = objective(quadratic(), y, noise)
     repeated = torch.stack([y[:, i // 4] for i in range(8)], dim=1)
-    single, _ = Flow(condition_on_noise_level=False)(quadratic(), repeated, draws)
+    single, _ = Flow(condition_on_noise_level=False)(quadratic(), repeated, noise)
     torch.testing.assert_close(loss, single)
 
 
@@ -189,15 +189,15 @@ def test_equilibrium_arrives_with_any_number_of_steps(width):
 def test_s1_averages_the_loss_of_its_steps():
     objective = S1(steps=3, step_size=0.5)
     y = torch.randn(4, 2, 3)
-    draws = objective.sample_noise(y)
-    loss, metrics = objective(quadratic(), y, draws)
-    each = [(0.5**k * draws["init"] - y).square().mean() for k in (1, 2, 3)]
+    noise = objective.sample_noise(y)
+    loss, metrics = objective(quadratic(), y, noise)
+    each = [(0.5**k * noise["init"] - y).square().mean() for k in (1, 2, 3)]
     torch.testing.assert_close(loss, torch.stack(each).mean())
     torch.testing.assert_close(metrics["last_step_loss"], each[-1])
     loss.backward()
     # Cut between steps: each step's candidate is x - a x with x constant.
     a = torch.tensor(0.5, requires_grad=True)
-    path = [0.5**k * draws["init"] for k in (0, 1, 2)]
+    path = [0.5**k * noise["init"] for k in (0, 1, 2)]
     torch.stack([((1 - a) * x - y).square().mean() for x in path]).mean().backward()
     torch.testing.assert_close(objective.step_size.grad, a.grad)
 
@@ -205,15 +205,15 @@ def test_s1_averages_the_loss_of_its_steps():
 def test_s2_learns_from_the_last_step_alone():
     objective = S2(steps=(3, 3), noise=(0.1, 0.1), momentum=0.5, step_size=0.2)
     y = torch.randn(4, 2, 3)
-    draws = objective.sample_noise(y)
-    assert draws["steps"] == 3
-    assert (draws["step_size"] >= 0.1).all() and (draws["step_size"] <= 0.4).all()
+    noise = objective.sample_noise(y)
+    assert noise["steps"] == 3
+    assert (noise["step_size"] >= 0.1).all() and (noise["step_size"] <= 0.4).all()
     curvature = torch.ones((), requires_grad=True)
-    loss, metrics = objective(quadratic(curvature), y, draws)
-    x, v, a = draws["init"], torch.zeros_like(y), draws["step_size"].unsqueeze(-1)
+    loss, metrics = objective(quadratic(curvature), y, noise)
+    x, v, a = noise["init"], torch.zeros_like(y), noise["step_size"].unsqueeze(-1)
     last = torch.ones((), requires_grad=True)
     for k in range(3):
-        x = x + 0.1 * draws["langevin_noise"][:, k]
+        x = x + 0.1 * noise["langevin_noise"][:, k]
         v = 0.5 * v - a * (last if k == 2 else 1.0) * (x + 0.5 * v)
         x = x + v
     want = (x - y).square().mean()
@@ -234,10 +234,10 @@ def test_s2_draws_its_number_of_steps():
 def test_contrastive_loss_by_hand():
     objective = Contrastive(negatives=3, steps=2, step_size=0.1, noise=(0.0, 0.0))
     y = torch.randn(4, 2, 5)
-    draws = objective.sample_noise(y)
+    noise = objective.sample_noise(y)
     curvature = torch.tensor(0.7, requires_grad=True)
-    loss, metrics = objective(quadratic(curvature), y, draws)
-    x = draws["init"] * (1 - 0.1 * 0.7) ** 2  # far below the clipping norm
+    loss, metrics = objective(quadratic(curvature), y, noise)
+    x = noise["init"] * (1 - 0.1 * 0.7) ** 2  # far below the clipping norm
     last = torch.tensor(0.7, requires_grad=True)  # the chains themselves pass no gradient
     e, n = quadratic(last)(y), quadratic(last)(x).unflatten(1, (2, 3))
     nce = torch.logsumexp(torch.cat([-e.unsqueeze(2), -n], dim=2), dim=2) + e
@@ -257,18 +257,18 @@ def test_contrastive_loss_by_hand():
 def test_draws_are_all_the_randomness_and_have_the_batch_first(name):
     problem = TwoModes(MADE[name]())
     context, target = problem.batch(6)
-    draws = problem.objective.sample_noise(target)
+    noise = problem.objective.sample_noise(target)
     state = torch.get_rng_state()
-    loss, _ = problem(context, target, draws)
+    loss, _ = problem(context, target, noise)
     assert torch.equal(torch.get_rng_state(), state)
-    again, _ = problem(context, target, draws)
+    again, _ = problem(context, target, noise)
     assert torch.equal(loss, again)
     other, _ = problem(context, target, problem.objective.sample_noise(target))
     assert not torch.equal(loss, other)
 
     # So a batch may be split among processes: the loss is the mean of their losses.
     def part(rows):
-        mine = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in draws.items()}
+        mine = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in noise.items()}
         return problem(context[rows], target[rows], mine)[0]
 
     halves = (part(slice(0, 3)) + part(slice(3, 6))) / 2
@@ -326,11 +326,11 @@ def test_compiled_equals_eager(name):
     torch._dynamo.reset()
     problem = TwoModes(MADE[name]())
     context, target = problem.batch(8)
-    draws = problem.objective.sample_noise(target)
+    noise = problem.objective.sample_noise(target)
 
     def run(function):
         problem.zero_grad()
-        loss, metrics = function(context, target, draws)
+        loss, metrics = function(context, target, noise)
         loss.backward()
         gradients = {k: p.grad.clone() for k, p in problem.named_parameters() if p.grad is not None}
         return loss.detach(), {k: v.detach() for k, v in metrics.items()}, gradients

@@ -124,8 +124,8 @@ def test_a_policy_can_be_told_what_is_committed(kind):
 
 def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kind):
     policy, batch = build(kind, max_prefix_len=6), training_batch(512)
-    drawn = policy.draw(batch)
-    counts = drawn["draws"]["prefix_length"]
+    drawn = policy.with_noise(batch)
+    counts = drawn["noise"]["prefix_length"]
     assert counts.shape == (512,) and set(counts.tolist()) == set(range(7))
     assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot that stands has committed nothing
     read = policy.observation_features(drawn)

@@ -127,7 +127,7 @@ def policy(**objective):
 
 
 def train(policy, batch):
-    drawn = policy.draw(policy.before_step(batch))
+    drawn = policy.with_noise(policy.before_step(batch))
     _, metrics = policy(drawn)
     if "candidate" in metrics:
         rows = {"obs": drawn["obs"], "action": drawn["action"], "candidate": metrics["candidate"]}
@@ -141,16 +141,16 @@ def test_s2_goes_on_from_replayed_rows():
     assert p.objective.replay is not None and len(p.objective.replay) == 4
     stored = p.objective.replay.sample(9)
     new = {"obs": -torch.rand(4, 2, 2), "action": -torch.rand(4, 4, 2)}
-    assert len(p.draw(new)["obs"]) == 4  # held-out windows are not mixed with replayed ones
-    second = p.draw(p.before_step(new))
+    assert len(p.with_noise(new)["obs"]) == 4  # held-out windows are not mixed with replayed ones
+    second = p.with_noise(p.before_step(new))
     assert all(len(second[key]) == 6 for key in ("obs", "action"))  # half a batch more
-    assert all(len(v) == 6 for v in second["draws"].values() if isinstance(v, torch.Tensor))
+    assert all(len(v) == 6 for v in second["noise"].values() if isinstance(v, torch.Tensor))
     for row in (4, 5):
         same = [i for i in range(4) if torch.equal(stored["obs"][i], second["obs"][row])]
         assert len(same) == 1
         assert torch.equal(stored["action"][same[0]], second["action"][row])
-        assert torch.equal(stored["candidate"][same[0]], second["draws"]["init"][row])
-    assert not any(torch.equal(second["draws"]["init"][r], c)
+        assert torch.equal(stored["candidate"][same[0]], second["noise"]["init"][row])
+    assert not any(torch.equal(second["noise"]["init"][r], c)
                    for r in range(4) for c in stored["candidate"])  # fmt: skip
 
 
@@ -162,13 +162,13 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     other = policy()
     other.load_extra_training_state(p.extra_training_state())
     torch.manual_seed(3)
-    want = p.draw(p.before_step(batch))
+    want = p.with_noise(p.before_step(batch))
     torch.manual_seed(3)
-    got = other.draw(other.before_step(batch))
-    assert torch.equal(want["draws"]["init"], got["draws"]["init"])
+    got = other.with_noise(other.before_step(batch))
+    assert torch.equal(want["noise"]["init"], got["noise"]["init"])
 
 
 def test_without_a_buffer_nothing_is_replayed():
     p, batch = policy(replay=0), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     train(p, batch)
-    assert len(p.draw(batch)["obs"]) == 4 and p.extra_training_state() == {}
+    assert len(p.with_noise(batch)["obs"]) == 4 and p.extra_training_state() == {}

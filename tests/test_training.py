@@ -536,9 +536,9 @@ class _Result:
 
 
 def test_parts_of_a_batch_are_equal_whatever_was_replayed():
-    batch = {"obs": torch.arange(9), "draws": {"normal": torch.arange(9), "steps": 3}}
+    batch = {"obs": torch.arange(9), "noise": {"normal": torch.arange(9), "steps": 3}}
     parts = [process_slice(batch, i, 2) for i in range(2)]
     assert [p["obs"].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert all(torch.equal(p["draws"]["normal"], p["obs"]) for p in parts)
-    assert all(p["draws"]["steps"] == 3 for p in parts)
+    assert all(torch.equal(p["noise"]["normal"], p["obs"]) for p in parts)
+    assert all(p["noise"]["steps"] == 3 for p in parts)
     assert process_slice(batch, 0, 1) is batch

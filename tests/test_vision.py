@@ -173,12 +173,12 @@ def test_every_policy_learns_from_what_it_sees(kind):
     for name, parameter in policy.vision.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
     torch.manual_seed(0)
-    drawn = policy.draw(batch)
-    assert drawn["draws"]["crop"].shape == (3, 1, 2)
+    drawn = policy.with_noise(batch)
+    assert drawn["noise"]["crop"].shape == (3, 1, 2)
     first, _ = policy(drawn)
     again, _ = policy(drawn)
     assert torch.equal(first, again)  # all randomness is in the draws
-    drawn["draws"]["crop"] = 1 - drawn["draws"]["crop"]
+    drawn["noise"]["crop"] = 1 - drawn["noise"]["crop"]
     assert not torch.equal(policy(drawn)[0], first)
 
 
@@ -230,11 +230,11 @@ def test_a_policy_that_sees_is_stored_and_loaded(tmp_path):
 def test_replayed_rows_bring_their_images():
     policy = build("s2", "objective.replay=6")
     batch = training_batch(policy, 4)
-    drawn = policy.draw(policy.before_step(batch))
+    drawn = policy.with_noise(policy.before_step(batch))
     _, metrics = policy(drawn)
     rows = {key: drawn[key] for key in policy.keys}
     policy.after_step({**rows, "candidate": metrics["candidate"]})
-    second = policy.draw(policy.before_step(training_batch(policy, 4)))
+    second = policy.with_noise(policy.before_step(training_batch(policy, 4)))
     assert len(second["image"]) == len(second["obs"]) == 6 and second["image"].dtype == torch.uint8
     for row in (4, 5):
         same = [i for i in range(4) if torch.equal(batch["obs"][i], second["obs"][row])]
@@ -246,9 +246,9 @@ def test_compiled_equals_eager(compiler):
     losses_, gradients = [], []
     for compiled in (False, True):
         policy = build()
-        drawn = {**training_batch(policy), "draws": {}}
+        drawn = {**training_batch(policy), "noise": {}}
         torch.manual_seed(0)
-        drawn = policy.draw(drawn)
+        drawn = policy.with_noise(drawn)
         if compiled:
             policy.compile()
         loss, _ = policy.train()(drawn)

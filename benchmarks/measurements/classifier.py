@@ -50,7 +50,7 @@ class ImageClassifier(Model):
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**batch, "image": batch["image"].permute(0, 3, 1, 2)}
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"down": torch.randint(-4, 5, ()), "right": torch.randint(-4, 5, ())}
 
     def forward(self, batch: dict[str, Any]) -> Any:
@@ -58,7 +58,7 @@ class ImageClassifier(Model):
         if isinstance(batch, Tensor):
             return self.features(batch)
         shifted = batch["image"].roll(
-            (int(batch["draws"]["down"]), int(batch["draws"]["right"])), (2, 3)
+            (int(batch["noise"]["down"]), int(batch["noise"]["right"])), (2, 3)
         )
         return F.cross_entropy(self.head(self.features(shifted)), batch["label"]), {}
 

@@ -70,7 +70,7 @@ class DiT(ImageModel):
         super().__init__(shape, PatchTransformer(shape, size, output="vector", level=True))
         self.inference = options(DiTInference, inference, "model.inference")
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
         level = torch.randint(
             1, self.shape.max_noise_level + 1, (len(images),), device=images.device
@@ -80,10 +80,10 @@ class DiT(ImageModel):
         return {"noisy": noisy, "normal": normal, "level": level}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        draws = batch["draws"]
+        noise = batch["noise"]
         context = self.net.encode(batch["label"])
-        predicted = self._noise_in(draws["noisy"], context, draws["level"])
-        return (predicted - draws["normal"]).square().mean(), {}
+        predicted = self._noise_in(noise["noisy"], context, noise["level"])
+        return (predicted - noise["normal"]).square().mean(), {}
 
     def network_level(self, noise: Tensor) -> Tensor:
         return (1.0 - noise.clamp(min=1) / LEVELS).unsqueeze(1)

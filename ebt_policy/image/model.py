@@ -250,7 +250,7 @@ class EnergyImageModel(EnergyModel, ImageModel):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         context = self.net.encode(batch["label"])
-        return self.objective(self.energy(context), self.target(batch), batch["draws"])
+        return self.objective(self.energy(context), self.target(batch), batch["noise"])
 
     def denoise(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None

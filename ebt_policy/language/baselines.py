@@ -34,7 +34,7 @@ class TransformerPP(LanguageModel):
     def __init__(self, tokenizer: Tokenizer, context: int, size: TransformerConfig) -> None:
         super().__init__(tokenizer, context, CausalTransformer(size, candidates=False))
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,11 +61,11 @@ class Bert(MaskedModel):
 
     name = "bert"
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"positions": self.mask_positions(batch["tokens"])}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens, positions = batch["tokens"], batch["draws"]["positions"]
+        tokens, positions = batch["tokens"], batch["noise"]["positions"]
         logits = self._logits(tokens, positions)
         return cross_entropy(logits, tokens.gather(1, positions)).mean(), {}
 

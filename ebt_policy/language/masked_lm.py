@@ -116,9 +116,9 @@ class MaskedEnergyModel(LogitCandidates, EnergyModel, MaskedModel):
         """Return all masked tokens of a row as one unit: (B, 1, K)."""
         return batch["tokens"].gather(1, batch["positions"]).unsqueeze(1)
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         positions = self.mask_positions(batch["tokens"])
-        return {**super().draws({**batch, "positions": positions}), "positions": positions}
+        return {**super().sample_noise({**batch, "positions": positions}), "positions": positions}
 
     def energy(self, tokens: Tensor, positions: Tensor) -> EnergyFn:
         """Return the energy of mean embeddings (B, M, K, D), M candidates a row."""
@@ -133,10 +133,10 @@ class MaskedEnergyModel(LogitCandidates, EnergyModel, MaskedModel):
         return lambda e, level: head(field(e, level)).flatten(2).sum(-1)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        draws = dict(batch["draws"])
-        positions = draws.pop("positions")
+        noise = dict(batch["noise"])
+        positions = noise.pop("positions")
         target = self.target({**batch, "positions": positions})
-        return self.objective(self.energy(batch["tokens"], positions), target, draws)
+        return self.objective(self.energy(batch["tokens"], positions), target, noise)
 
     def predict_masked(
         self, tokens: Tensor, positions: Tensor, generator: Generators = None

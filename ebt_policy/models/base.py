@@ -77,12 +77,12 @@ class Model(nn.Module, ABC):
         return batch
 
     @abstractmethod
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The randomness of a training step on a normalised batch; tensors have B first."""
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["draws"]``, all the randomness of a training step."""
-        return {**{key: batch[key] for key in self.keys}, "draws": self.draws(batch)}
+    def with_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add ``batch["noise"]``, all the randomness of a training step."""
+        return {**{key: batch[key] for key in self.keys}, "noise": self.sample_noise(batch)}
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,10 +90,10 @@ class Model(nn.Module, ABC):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics of a batch."""
-        return self(self.draw(batch))
+        return self(self.with_noise(batch))
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Hook before a training step's `draw`: may add rows to the global batch."""
+        """Hook before a training step's `with_noise`: may add rows to the global batch."""
         return batch
 
     def after_step(self, rows: dict[str, Tensor]) -> None:

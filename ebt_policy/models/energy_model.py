@@ -123,11 +123,11 @@ class EnergyModel(Model):
         rows = {key: torch.cat([batch[key], replayed[key]]) for key in batch}
         return {**rows, "replayed": replayed["candidate"]}
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
-        draws = self.objective.sample_noise(self.target(batch))
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
+        noise = self.objective.sample_noise(self.target(batch))
         if "replayed" in batch:  # these go on where earlier descents ended
-            draws["init"][-len(batch["replayed"]) :] = batch["replayed"]
-        return draws
+            noise["init"][-len(batch["replayed"]) :] = batch["replayed"]
+        return noise
 
     def after_step(self, rows: dict[str, Tensor]) -> None:
         if self.objective.replay is not None:

@@ -48,7 +48,7 @@ class SequenceEnergyModel(EnergyModel):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         context = self.observe(batch[self.keys[0]][:, :-1])
-        return self.objective(self.energy(context), self.target(batch), batch["draws"])
+        return self.objective(self.energy(context), self.target(batch), batch["noise"])
 
     def descend(self, context: EncodedContext, generator: Generators = None) -> DescentResult:
         """Descend candidates of what comes after each place that was new."""

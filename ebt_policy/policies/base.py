@@ -88,20 +88,20 @@ class Policy(Model):
 
     # -- training ---------------------------------------------------------------------------
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["draws"]``, all the randomness of a training step: crops, prefixes, noise.
+    def with_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add ``batch["noise"]``, all the randomness of a training step: crops, prefixes, noise.
 
         Args:
             batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and the cameras' images
                 (B, To, H, W, 3) uint8.
         """
-        batch_with_draws = super().draw(batch)
-        draws = batch_with_draws["draws"]
+        noisy_batch = super().with_noise(batch)
+        noise = noisy_batch["noise"]
         if self.vision is not None:
-            draws["crop"] = self.vision.draw(batch["obs"])
+            noise["crop"] = self.vision.sample_crop(batch["obs"])
         if self.shape.max_prefix_len:
-            draws |= sample_prefix(batch["action"], self.shape.max_prefix_len)
-        return {**batch_with_draws, "draws": draws}
+            noise |= sample_prefix(batch["action"], self.shape.max_prefix_len)
+        return {**noisy_batch, "noise": noise}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units.
@@ -117,17 +117,17 @@ class Policy(Model):
     def observation_features(self, batch: dict[str, Any], prefix: Tensor | None = None) -> Tensor:
         """Return what the network reads of a normalised batch, (B, To, `network_shape`.obs_dim).
 
-        Crops and committed actions are those of ``batch["draws"]``. Without draws, crops are at
+        Crops and committed actions are those of ``batch["noise"]``. Without noise, crops are at
         the centre and the committed actions are ``prefix`` (B, P, A).
         """
-        draws, features = batch.get("draws", {}), [batch["obs"]]
+        noise, features = batch.get("noise", {}), [batch["obs"]]
         if self.vision is not None:
-            features.append(self.vision(batch, draws.get("crop")))
+            features.append(self.vision(batch, noise.get("crop")))
         if longest := self.shape.max_prefix_len:
             actions, length = prefix, None
-            if "prefix_length" in draws:
-                actions = batch["action"][:, :longest] + draws["prefix_noise"]
-                length = draws["prefix_length"]
+            if "prefix_length" in noise:
+                actions = batch["action"][:, :longest] + noise["prefix_noise"]
+                length = noise["prefix_length"]
             features.append(encode_prefix(batch["obs"], self.shape, actions, length))
         return torch.cat(features, dim=-1)
 

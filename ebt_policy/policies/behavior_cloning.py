@@ -38,7 +38,7 @@ class BehaviorCloning(Policy):
             self.network_shape, size, actions_per_token, output="vector", level=False
         )
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}
 
     def _regress(self, obs: Tensor) -> Tensor:

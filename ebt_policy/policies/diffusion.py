@@ -97,7 +97,7 @@ class DiffusionPolicy(SamplingPolicy):
         # A clean action cannot lie beyond the limits of the demonstrations.
         self.clip_range = max(float(end.abs().max()) for end in normalizer.box("action"))
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"]
         normal = torch.randn_like(action)
         step = torch.randint(0, TRAIN_STEPS, (len(action),), device=action.device)
@@ -109,10 +109,10 @@ class DiffusionPolicy(SamplingPolicy):
         return {"target": target, "noisy": noisy, "level": level}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        draws = batch["draws"]
+        noise = batch["noise"]
         context = self.net.encode(self.observation_features(batch))
-        predicted = self.net(context, draws["noisy"].unsqueeze(1), draws["level"])
-        return (predicted[:, 0] - draws["target"]).square().mean(), {}
+        predicted = self.net(context, noise["noisy"].unsqueeze(1), noise["level"])
+        return (predicted[:, 0] - noise["target"]).square().mean(), {}
 
     def sample(
         self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators

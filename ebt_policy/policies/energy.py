@@ -153,7 +153,7 @@ class EnergyPolicy(EnergyModel, Policy):
         return self.objective(
             partial(self.net, context),
             self.target(batch),
-            batch["draws"],
+            batch["noise"],
         )
 
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:

@@ -60,14 +60,14 @@ class FlowMatchingPolicy(SamplingPolicy):
         )
         self.inference = options(FlowInference, inference, "model.inference")
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"]
         level = torch.rand(len(action), 1, device=action.device)
         return {"normal": torch.randn_like(action), "level": level}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        action, normal = batch["action"].unsqueeze(1), batch["draws"]["normal"].unsqueeze(1)
-        level = batch["draws"]["level"]
+        action, normal = batch["action"].unsqueeze(1), batch["noise"]["normal"].unsqueeze(1)
+        level = batch["noise"]["level"]
         context = self.net.encode(self.observation_features(batch))
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}

@@ -81,7 +81,7 @@ class ImplicitBC(Policy):
             raise ConfigError(f"model.negatives must be at least 1, got {self.negatives}.")
         self.inference = options(ImplicitBCInference, inference, "model.inference")
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"].unsqueeze(1)
         shape = (len(action), self.negatives, *action.shape[2:])
         # A little beyond the limits, so that the minimum may lie at them.
@@ -95,7 +95,7 @@ class ImplicitBC(Policy):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         context = self.net.encode(self.observation_features(batch))
-        chunks = torch.cat([batch["action"].unsqueeze(1), batch["draws"]["negatives"]], dim=1)
+        chunks = torch.cat([batch["action"].unsqueeze(1), batch["noise"]["negatives"]], dim=1)
         energy = self.net(context, chunks)
         is_top1 = (energy.argmin(dim=1) == 0).float().mean()
         return info_nce(energy[:, :1], energy[:, 1:]), {"top1": is_top1.detach()}

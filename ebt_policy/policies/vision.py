@@ -71,7 +71,7 @@ class VisionEncoder(nn.Module):
         self.eyes = nn.ModuleList(CameraEncoder(size, config) for size in cameras.values())
         self.num_features = 2 * config.keypoints * len(cameras)
 
-    def draw(self, like: Tensor) -> Tensor:
+    def sample_crop(self, like: Tensor) -> Tensor:
         """Sample positions of crops, (B, C, 2) in [0, 1), for observations ``like`` (B, ...)."""
         return torch.rand(len(like), len(self.cameras), 2, device=like.device)
 
@@ -80,7 +80,7 @@ class VisionEncoder(nn.Module):
 
         Args:
             images: camera name -> (B, To, H, W, 3) uint8.
-            crop: positions of crops, as `draw` returns them; None for the centre.
+            crop: positions of crops, as `sample_crop` returns them; None for the centre.
 
         Returns:
             (B, To, 2 K C).

@@ -175,7 +175,7 @@ class Trainer:
         factor = learning_rate_factor(step, total, self.config.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-        batch = self.model.draw(self.model.before_step(self.batch(step)))
+        batch = self.model.with_noise(self.model.before_step(self.batch(step)))
         batch = process_slice(batch, self.accelerator.process_index, self.accelerator.num_processes)
         loss, metrics = self.wrapped(batch)
         self.accelerator.backward(loss)
@@ -290,7 +290,7 @@ class Trainer:
             torch.manual_seed(self.seed)
             for start in range(0, count, size):
                 index = chosen[torch.arange(start, start + size) % count]
-                batch = self.model.draw(self.model.normalize(data.gather(index)))
+                batch = self.model.with_noise(self.model.normalize(data.gather(index)))
                 try:
                     losses.append(float(self.model(batch)[0].detach()))
                 except FloatingPointError:

@@ -68,14 +68,14 @@ class Autoencoder(Model):
         """Bytes (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
         return {**batch, "image": signed(batch["image"])}
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         count, _, height, width = batch["image"].shape
         _check_sides(height, width, self.shrinks)
         shape = (count, self.latent, height // self.shrinks, width // self.shrinks)
         return {"normal": torch.randn(shape, device=batch["image"].device)}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, normal = batch["image"], batch["draws"]["normal"]
+        images, normal = batch["image"], batch["noise"]["normal"]
         encoded: Any = self.net.encode(images)
         posterior = encoded.latent_dist
         decoded: Any = self.net.decode(posterior.mean + posterior.std * normal)

@@ -29,7 +29,7 @@ class VideoTransformerPP(VideoModel):
     def __init__(self, features: int, context: int, size: TransformerConfig) -> None:
         super().__init__(features, context, CausalTransformer(size, candidates=False))
 
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {}
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
