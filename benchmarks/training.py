@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from benchmarks.study import Recording, TrainingCommand
-from ebt_policy.train import drop_unused_sections
+from ebt_policy.training.overrides import drop_unused_sections
 
 
 def compose_config(*arguments: str) -> dict[str, Any]:

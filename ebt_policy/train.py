@@ -7,7 +7,6 @@ has the defaults of policies, text, images and video.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from rich.console import Console
 
 from ebt_policy.cli import command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
-from ebt_policy.errors import ConfigError
-from ebt_policy.models.energy_model import EnergyModel
 from ebt_policy.training.config import RunConfig, TrainConfig
 from ebt_policy.training.log import MetricLog, check_mode
+from ebt_policy.training.overrides import choose_budget, drop_unused_sections
 from ebt_policy.training.processes import devices, join_processes
 from ebt_policy.training.run_folder import prepare_run_dir, save_run_config
 from ebt_policy.training.task import TASKS
@@ -88,32 +86,13 @@ def train(config: dict[str, Any]) -> Path:
     return run_dir
 
 
-def drop_unused_sections(config: dict[Any, Any], overridden: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a composed configuration without the sections that its model and task do not use.
-
-    Args:
-        overridden: the overrides of the command line.
-
-    Raises:
-        ConfigError: such a section was asked for.
-    """
-    model = TASKS.get(config["domain"]).models.get(config["model"]["name"])
-    unused = []
-    if not issubclass(model, EnergyModel):
-        unused.append(("objective", "models that descend an energy"))
-    if "vision" in config and not config["task"].get("cameras"):
-        unused.append(("vision", "tasks with cameras"))
-    for section, owner in unused:
-        if any(override.startswith(section) for override in overridden):
-            raise ConfigError(f"{section}=... is for {owner}; leave it out.")
-    return {str(k): None if k in dict(unused) else v for k, v in config.items()}
-
-
 @hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="train")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        train(drop_unused_sections(config, HydraConfig.get().overrides.task))
+        overrides = HydraConfig.get().overrides.task
+        config["train"] = choose_budget(config["train"], overrides)
+        train(drop_unused_sections(config, overrides))
 
 
 def main() -> None:

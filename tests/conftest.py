@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.train import drop_unused_sections, train
+from ebt_policy.train import train
 from ebt_policy.training.compilation import can_compile
+from ebt_policy.training.overrides import drop_unused_sections
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)

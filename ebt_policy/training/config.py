@@ -14,9 +14,9 @@ class TrainConfig:
 
     Args:
         steps: updates to make; or
-        minutes: time to train for (evaluation and saving not counted), turned into a number of
+        minutes: time to train for (evaluation and saving are not counted), turned into a number of
             steps when the warm-up or a tenth of it is over and adjusted until half of it is used.
-            Exactly one of the two is set.
+            Compilation is not counted. Exactly one of the two is set.
         batch_size: global batch.
         lr, weight_decay: AdamW's; linear warm-up over ``warmup_steps``, cosine to lr / 10.
         max_grad_norm: gradient clipping.

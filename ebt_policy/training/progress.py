@@ -1,4 +1,4 @@
-"""The progress line of training: share done, loss, rate, time left."""
+"""The progress of training: phase, steps, loss, rate, time left."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Protocol, Self
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from ebt_policy.io.progress import ReportedProgress
 
 
 class Counter(Protocol):
@@ -22,22 +23,29 @@ class Counter(Protocol):
 
 
 class TrainingProgress:
-    """A rich progress bar over a counter; the total may become known on the way."""
+    """A progress bar over a counter, whose total may become known during training.
 
-    def __init__(self, counter: Counter, *, enabled: bool) -> None:
+    Args:
+        counter: of steps.
+        enabled: whether to show anything.
+        phase: what is done now: "training" or "compiling".
+    """
+
+    def __init__(self, counter: Counter, *, enabled: bool, phase: str = "training") -> None:
         self.counter = counter
-        self.bar = Progress(
+        self.bar = ReportedProgress(
             SpinnerColumn(),
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             disable=not enabled,
         )
         self.task = self.bar.add_task(
-            "training", total=counter.total_steps, completed=counter.step, loss="-", rate="-"
+            phase, total=counter.total_steps, completed=counter.step, loss="-", rate="-"
         )
 
     def __enter__(self) -> Self:
@@ -52,7 +60,12 @@ class TrainingProgress:
     ) -> None:
         self.bar.stop()
 
+    def show_phase(self, phase: str) -> None:
+        """Show what is done now."""
+        self.bar.update(self.task, description=phase)
+
     def update(self, loss: float, rate: float) -> None:
+        """Show the counter, a loss and steps a second."""
         self.bar.update(
             self.task,
             completed=self.counter.step,

@@ -36,6 +36,7 @@ from ebt_policy.training.checkpoint import (
 from ebt_policy.training.compilation import can_compile
 from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.log import MetricLog
+from ebt_policy.training.log_window import LogWindow
 from ebt_policy.training.progress import TrainingProgress
 from ebt_policy.training.schedule import Progress, learning_rate_factor, plan_total_steps
 
@@ -97,7 +98,8 @@ class Trainer:
             fused=accelerator.device.type == "cuda" or None,  # one launch for all parameters
         )
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
-        if config.compile and can_compile(accelerator.device):
+        self.is_compiled = config.compile and can_compile(accelerator.device)
+        if self.is_compiled:
             model.compile()
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = weight_average(model, config.ema_power)
@@ -204,18 +206,22 @@ class Trainer:
             OSError: a checkpoint or the log cannot be written.
         """
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
-        done = progress.step
-        if progress.total_steps is not None and done >= progress.total_steps:
+        if progress.total_steps is not None and progress.step >= progress.total_steps:
             return
         self.model.train()
         last = newest_checkpoint(self.run_dir)
-        device = self.accelerator.device
-        mark, mark_step = time.perf_counter(), progress.step
-        sum_loss = torch.zeros((), device=device)
-        bad_step = torch.zeros((), device=device, dtype=torch.long)
+        window = LogWindow(
+            progress.step,
+            self.accelerator.device,
+            # A bad gradient spoils the weights; with a scaler such a step is skipped.
+            check_gradients=self.accelerator.scaler is None,
+        )
         single_process, stopping = self.accelerator.num_processes == 1, False
+        compiling = self.is_compiled
         with (
-            TrainingProgress(progress, enabled=main) as bar,
+            TrainingProgress(
+                progress, enabled=main, phase="compiling" if compiling else "training"
+            ) as bar,
             DeferredInterruption() as interruption,
         ):
             while progress.total_steps is None or progress.step < progress.total_steps:
@@ -224,39 +230,21 @@ class Trainer:
                 except FloatingPointError as error:  # the descent's own check, in eager mode
                     raise _not_finite(progress.step + 1, last) from error
                 step = progress.step
-                sum_loss = sum_loss + metrics["loss"]
-                # Noted on the device, where asking at each step would make it wait. A bad gradient
-                # spoils the weights, too, but with a scaler it is no fault: such a step is skipped.
-                fine = metrics["loss"].isfinite()
-                if self.accelerator.scaler is None:
-                    fine = fine & metrics["grad_norm_weights"].isfinite()
-                bad_step = torch.where((bad_step == 0) & ~fine, step, bad_step)
+                window.add(step, metrics)
+                if compiling:  # in the first step of a process
+                    compiling = False
+                    window.restart_clock(step)
+                    bar.show_phase("training")
                 ending = step == progress.total_steps
                 stopping = single_process and interruption.received is not None
                 log_now = ending or stopping or step % config.log_every == 0
                 save_due = ending or step % config.checkpoint_every == 0
                 values: dict[str, float] = {}
-                if (log_now or save_due) and int(bad_step):
-                    raise _not_finite(int(bad_step), last)
+                if (log_now or save_due) and window.bad_step:
+                    raise _not_finite(window.bad_step, last)
                 if log_now:
-                    now = time.perf_counter()
-                    # The mean over processes: all must plan the same number of steps, and stop at
-                    # the same one.
-                    interrupted = float(interruption.received is not None)
-                    local_values = [float(sum_loss) / (step - mark_step), now - mark, interrupted]
-                    shared: Any = self.accelerator.reduce(
-                        torch.tensor(local_values, device=device), "mean"
-                    )
-                    mean, seconds, interrupted = shared.tolist()
-                    stopping = interrupted > 0
-                    progress.seconds += seconds
-                    rate = (step - mark_step) / seconds
-                    mark, mark_step, sum_loss = now, step, torch.zeros_like(sum_loss)
-                    plan_total_steps(progress, config, rate)
-                    values = {k: float(v) for k, v in metrics.items() if v.numel() == 1}
-                    values |= {"loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
-                    values |= {"steps_per_second": rate, "seconds": progress.seconds}
-                    bar.update(mean, rate)
+                    values, stopping = self._log_values(window, metrics, interruption)
+                    bar.update(values["loss"], values["steps_per_second"])
                 paused = time.perf_counter()
                 if save_due and main and self.validation_data is not None:
                     values |= self._validation_loss(self.validation_data)
@@ -272,8 +260,34 @@ class Trainer:
                     )
                 if config.eval_every and step % config.eval_every == 0 and not ending:
                     self._log_validation(step)
-                mark += time.perf_counter() - paused  # not training time
+                window.exclude(time.perf_counter() - paused)
         self.accelerator.wait_for_everyone()
+
+    def _log_values(
+        self, window: LogWindow, metrics: dict[str, Tensor], interruption: DeferredInterruption
+    ) -> tuple[dict[str, float], bool]:
+        """Return the values of a log line and whether to stop; plan the steps of the minutes.
+
+        Numbers are means over processes: all must plan the same number of steps, and stop at the
+        same one.
+        """
+        progress = self.progress
+        step, timed_steps = progress.step, window.timed_steps(progress.step)
+        interrupted = float(interruption.received is not None)
+        local_values = [window.mean_loss(step), window.seconds, interrupted]
+        window.restart(step)
+        shared: Any = self.accelerator.reduce(
+            torch.tensor(local_values, device=self.accelerator.device), "mean"
+        )
+        loss, seconds, interrupted = shared.tolist()
+        progress.seconds += seconds
+        rate = timed_steps / seconds
+        if timed_steps:
+            plan_total_steps(progress, self.config, rate)
+        values = {k: float(v) for k, v in metrics.items() if v.numel() == 1}
+        values |= {"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]}
+        values |= {"steps_per_second": rate, "seconds": progress.seconds}
+        return values, interrupted > 0
 
     def _validation_loss(self, data: TrainingData) -> dict[str, float]:
         """Loss of the averaged weights on held-out windows, with the same draws each time.
