@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from ebt_policy.evaluation.statistics import wilson
 
@@ -78,6 +77,8 @@ class Calibration:
     """
 
     def __init__(self, signal: np.ndarray, label: np.ndarray) -> None:
+        from scipy.optimize import isotonic_regression  # slow to import
+
         order = np.argsort(signal, kind="stable")
         self._signal = signal[order]
         self._probability = np.asarray(isotonic_regression(label[order].astype(float)).x)

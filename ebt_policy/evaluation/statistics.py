@@ -16,7 +16,6 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, trim_mean
 
 RESAMPLES = 10_000
 _BLOCK = 4_000_000  # indices drawn at once: bounds the memory of one bootstrap to about 64 MB
@@ -94,6 +93,8 @@ def wilson(successes: int, n: int) -> dict[str, Any]:
         raise ValueError(f"n is {n}: evaluate at least one episode first.")
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie between 0 and n; got {successes} of {n}.")
+    from scipy.stats import binomtest  # slow to import
+
     ci = binomtest(int(successes), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
     return {"mean": float(successes / n), "ci95": [float(ci.low), float(ci.high)]}
 
@@ -177,6 +178,8 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
     Raises ValueError when there is nothing, a task lacks a policy or episodes that others have, a
     policy has more runs on one task than on another, or a value is not finite.
     """
+    from scipy.stats import trim_mean  # slow to import
+
     resampled = _resampled_scores(values, seed)
     by_metric = {
         name: {

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import options
@@ -24,7 +23,6 @@ from ebt_policy.energy.two_stream import Context, TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.image.model import IMAGE_MODELS, DenoisingResult, EnergyImageModel, ImageModel
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape, PatchTransformer
-from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.models.denoising_steps import set_num_steps
 from ebt_policy.models.refiner import NoEnergyMixin
 
@@ -94,6 +92,10 @@ class DiT(ImageModel):
     def denoise(
         self, noisy: Tensor, noise: int, labels: Tensor | None = None, generator: Generators = None
     ) -> DenoisingResult:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # slow to import
+
+        from ebt_policy.models.ddim import ExactDDIMScheduler
+
         config = self.inference
         top = (
             min(noise, self.shape.max_noise_level)

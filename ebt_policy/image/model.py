@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from ebt_policy.config import options
@@ -61,6 +60,8 @@ class ImageModel(Model):
     domain = Domain.IMAGE
 
     def __init__(self, shape: ImageShape, net: PatchTransformer) -> None:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # slow to import
+
         super().__init__()
         self.shape, self.net = shape, net
         abar = torch.cat([torch.ones(1), DDPMScheduler(LEVELS).alphas_cumprod])

@@ -15,7 +15,6 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.image_metrics import psnr
 from ebt_policy.image.data import Crops, ImageDataset
 from ebt_policy.image.datasets import load_images
-from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import IMAGE_MODELS, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS, ImageShape
 from ebt_policy.training.config import TrainConfig
@@ -124,6 +123,9 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
     def evaluate(
         self, data: ImageDataset, run_dir: Path, device: torch.device, command: str
     ) -> None:
+        # It draws figures: slow to import.
+        from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
+
         if self.evaluation.final:
             evaluate_images(
                 [str(run_dir)], DenoisingConfig(),

@@ -14,7 +14,6 @@ from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.language.data import Corpus, TokenWindows, iter_chunks, tokenized
 from ebt_policy.language.datasets import load_corpus
-from ebt_policy.language.evaluate import evaluate_language
 from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.metrics import held_out_surprisal, prediction_collapse_metrics
 from ebt_policy.language.model import LANGUAGE_MODELS, TextModel, build_language_model
@@ -127,6 +126,8 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
     def evaluate(
         self, data: TokenizedCorpus, run_dir: Path, device: torch.device, command: str
     ) -> None:
+        from ebt_policy.language.evaluate import evaluate_language  # draws figures: slow to import
+
         if self.evaluation.final:
             output = run_dir / "evaluation"
             evaluate_language([str(run_dir)], output=output, device=device, command=command)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import rich.text
 import torch
-from scipy.stats import spearmanr
 
 from ebt_policy.energy import DescentResult
 from ebt_policy.energy.candidate_space import cross_entropy
@@ -104,6 +103,8 @@ def _energy_statistics(models: Sequence[Any], windows: TokenWindows) -> dict[str
         the tokens, and ``tokens`` of a window with their energy and surprisal, both of the first
         model.
     """
+    from scipy.stats import spearmanr  # slow to import
+
     correlations, descent, examples = [], {}, []
     for k, model in enumerate(models):
         generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,6 @@ from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.eval_config import EvalConfig
-from ebt_policy.policies.evaluate import evaluate_policies
 from ebt_policy.policies.registry import POLICIES, build_policy
 from ebt_policy.policies.task_config import PolicyTaskConfig
 from ebt_policy.policies.vision import VisionConfig
@@ -119,6 +118,8 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
     def evaluate(
         self, data: Demonstrations, run_dir: Path, device: torch.device, command: str
     ) -> None:
+        from ebt_policy.policies.evaluate import evaluate_policies  # draws figures: slow to import
+
         if self.evaluation.episodes:
             output = run_dir / "evaluation"
             evaluate_policies(

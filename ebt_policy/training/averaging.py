@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from diffusers.training_utils import EMAModel
+from typing import TYPE_CHECKING
 
 from ebt_policy.models.base import Model
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 
 def weight_average(model: Model, power: float) -> EMAModel:
@@ -16,6 +18,8 @@ def weight_average(model: Model, power: float) -> EMAModel:
     Args:
         power: the decay is 1 - (1 + step) ** -power.
     """
+    from diffusers.training_utils import EMAModel  # slow to import
+
     return EMAModel(model.parameters(), use_ema_warmup=True, power=power, foreach=True)
 
 

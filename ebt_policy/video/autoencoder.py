@@ -9,10 +9,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from ebt_policy.errors import ConfigError
@@ -20,6 +19,9 @@ from ebt_policy.io.paths import reason
 from ebt_policy.models.base import Domain, Model
 from ebt_policy.models.timm_features import TimmFeatures
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 BATCH = 64  # frames at once
 
@@ -55,6 +57,8 @@ class Autoencoder(Model):
             "up_block_types": ("UpDecoderBlock2D",) * stages,
             "block_out_channels": tuple(channels),
         }
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # slow to import
+
         self.net = AutoencoderKL(
             **blocks, latent_channels=latent, norm_num_groups=8, layers_per_block=1
         )
@@ -182,6 +186,8 @@ def frame_features(name: str, device: torch.device) -> FrameFeatures:
     if (folder / "checkpoints").is_dir() or (folder / "format_version").is_file():
         return Latents(Autoencoder.from_checkpoint(folder).net, device)
     try:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # slow to import
+
         # Weights as safetensors alone: other formats are unpickled, and a checkpoint may name this.
         loaded_model: Any = AutoencoderKL.from_pretrained(
             name, use_safetensors=True, output_loading_info=True

@@ -20,7 +20,6 @@ from ebt_policy.training.task import TrainingSetup, TrainingTask
 from ebt_policy.video.autoencoder import frame_features
 from ebt_policy.video.data import PIECES, Frames, FrameWindows, VideoDataset, VideoError
 from ebt_policy.video.datasets import VideoTaskConfig, load_videos
-from ebt_policy.video.evaluate import evaluate_autoencoder, evaluate_video
 from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 
@@ -135,6 +134,9 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
     def evaluate(
         self, data: VideoTrainingData, run_dir: Path, device: torch.device, command: str
     ) -> None:
+        # It draws figures: slow to import.
+        from ebt_policy.video.evaluate import evaluate_autoencoder, evaluate_video
+
         if not self.evaluation.final:
             return
         output = run_dir / "evaluation"
