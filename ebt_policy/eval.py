@@ -17,7 +17,7 @@ from ebt_policy.cli import command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import checkpoint_domain, parse_checkpoint
-from ebt_policy.evaluation.evaluator import EvalRun
+from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.io.output import output_folder
 from ebt_policy.models.base import Domain
 

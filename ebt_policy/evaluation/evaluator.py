@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
 from ebt_policy.evaluation.entries import EvalEntry
+from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
@@ -38,20 +38,6 @@ EvalSet = TypeVar("EvalSet")
 Result = TypeVar("Result")
 ReportFigure = tuple[str, str, Figure]  # title, caption, figure
 ReportVideo = tuple[str, str | Path]  # label, MP4
-
-
-class EvalRun(NamedTuple):
-    """What the entry point decides for any evaluation.
-
-    Attributes:
-        output: folder of the results.
-        device: where models predict.
-        command: as the user typed it; stored with the results.
-    """
-
-    output: Path
-    device: torch.device
-    command: str
 
 
 @dataclass

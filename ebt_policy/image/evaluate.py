@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import EvalEntry, entry_metadata, load_entries, metadata_rows
+from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.evaluation.evaluator import (
-    EvalRun,
     EvaluatedEntry,
     Evaluation,
     ReportFigure,

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 
 from ebt_policy.evaluation.entries import EvalEntry, entry_metadata, load_entries, metadata_rows
+from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.evaluation.evaluator import (
-    EvalRun,
     EvaluatedEntry,
     ReportFigure,
     ReportVideo,

@@ -20,8 +20,8 @@ from rich.markdown import Markdown
 
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batch_observations
+from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.evaluation.evaluator import (
-    EvalRun,
     EvaluatedEntry,
     Evaluation,
     ReportFigure,

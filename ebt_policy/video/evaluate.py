@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.evaluation.entries import EvalEntry, entry_metadata, load_entries, metadata_rows
+from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.evaluation.evaluator import (
-    EvalRun,
     EvaluatedEntry,
     ReportFigure,
     ReportVideo,
