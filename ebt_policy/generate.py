@@ -8,14 +8,13 @@ seed, device.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.cli import pick_device, report_errors, run_entry
+from ebt_policy.cli import Entry, pick_device, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import parse_checkpoint
@@ -42,26 +41,35 @@ class GenerateOptions:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="generate")
-def _main(cfg: DictConfig) -> None:
-    with report_errors():
-        raw_options: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = options(GenerateOptions, raw_options, "the configuration")
-        path, changes = parse_checkpoint(str(config.checkpoint))
-        model = LanguageModel.from_checkpoint(path, pick_device(config.device))
-        model.configure_inference(**changes)
-        sys.stdout.write(config.prompt)
-        for text in model.generate(
-            config.prompt, config.length, temperature=config.temperature,
-            top_k=config.top_k or None, generator=torch.Generator().manual_seed(config.seed),
-        ):  # fmt: skip
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
+    settings = options(GenerateOptions, config, "the configuration")
+    path, changes = parse_checkpoint(str(settings.checkpoint))
+    model = LanguageModel.from_checkpoint(path, pick_device(settings.device))
+    model.configure_inference(**changes)
+    sys.stdout.write(settings.prompt)
+    for text in model.generate(
+        settings.prompt, settings.length, temperature=settings.temperature,
+        top_k=settings.top_k or None, generator=torch.Generator().manual_seed(settings.seed),
+    ):  # fmt: skip
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 def main() -> None:
-    run_entry(_main)
+    """Run the command line."""
+    run_entry(
+        Entry(
+            "ebt-generate",
+            "generate",
+            "Continue a text with a language model.",
+            (
+                'checkpoint=runs/text/ebt-2xs-seed0 "prompt=Once upon"',
+                "checkpoint=runs/text/ebt-2xs-seed0@steps=4 length=500 temperature=0",
+            ),
+            _run,
+        )
+    )
 
 
 if __name__ == "__main__":

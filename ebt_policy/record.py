@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from ebt_policy.cli import report_errors, run_entry
+from ebt_policy.cli import Entry, run_entry
 from ebt_policy.config import options
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.recordings import recording
@@ -77,17 +75,24 @@ def run(config: dict[str, Any]) -> None:
     console.print(summary, markup=False, soft_wrap=True)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="record")
-def _main(cfg: DictConfig) -> None:
-    with report_errors():
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        run({str(key): value for key, value in config.items()})
-
-
 def main() -> None:
     """Run the command line."""
-    run_entry(_main, "perturb")
+    run_entry(
+        Entry(
+            "ebt-record",
+            "record",
+            "Record demonstrations: successful episodes of a scripted expert or of a policy.",
+            (
+                "task=lift episodes=200",
+                "task=metaworld task.scene=door-open",
+                "task=push_t checkpoint=runs/push_t/ebt-xs-seed0",
+                "task=lift perturb=object=8 output=demos/recoveries.hdf5",
+            ),
+            lambda config, _overrides: run(config),
+            help_choices=("task=lift",),
+            repeated=("perturb",),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ has the defaults of policies, text, images and video.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ebt_policy.cli import command_line, pick_device, report_errors, run_entry
+from ebt_policy.cli import Entry, command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
 from ebt_policy.training.config import RunConfig, TrainConfig
 from ebt_policy.training.log import MetricLog, check_mode
@@ -86,17 +87,36 @@ def train(config: dict[str, Any]) -> Path:
     return run_dir
 
 
+def _run(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    config["train"] = choose_budget(config["train"], overrides)
+    train(drop_unused_sections(config, overrides))
+
+
 @hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="train")
-def _main(cfg: DictConfig) -> None:
+def _sweep(cfg: DictConfig) -> None:
     with report_errors():
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        overrides = HydraConfig.get().overrides.task
-        config["train"] = choose_budget(config["train"], overrides)
-        train(drop_unused_sections(config, overrides))
+        _run(config, HydraConfig.get().overrides.task)
 
 
 def main() -> None:
-    run_entry(_main)
+    """Run the command line."""
+    run_entry(
+        Entry(
+            "ebt-train",
+            "train",
+            "Train a model, evaluate it, and write a report into its run folder.",
+            (
+                "task=push_t",
+                "task=push_t model=diffusion size=s seed=1",
+                "task=push_t train.steps=20000 run_dir=runs/long",
+                "task=lift --help",
+                "task=text task.path=my.txt",
+            ),
+            _run,
+            sweep=_sweep,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import hydra
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from ebt_policy.cli import report_errors, run_entry
+from ebt_policy.cli import Entry, run_entry
 from ebt_policy.config import options
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes, check_episodes
@@ -221,24 +219,31 @@ def convert(
     return episodes
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="convert_bags")
-def _main(cfg: DictConfig) -> None:
-    with report_errors():
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        robot = options(Robot, config["robot"], "robot")
-        if not config["bag"] or not config["output"]:
-            raise ConfigError("missing required option bag=BAG or output=STORE.")
-        bags = [config["bag"]] if isinstance(config["bag"], str) else config["bag"]
-        output = Path(config["output"])
-        with output_store(output, "output"):
-            episodes = convert([Path(bag) for bag in bags], robot, output, config["max_gap_s"])
-        num_steps = int(episodes.ends[-1])
-        console.print(f"{output}: {len(episodes)} episodes, {num_steps} steps", soft_wrap=True)
+def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
+    robot = options(Robot, config["robot"], "robot")
+    if not config["bag"] or not config["output"]:
+        raise ConfigError("missing required option bag=BAG or output=STORE.")
+    bags = [config["bag"]] if isinstance(config["bag"], str) else config["bag"]
+    output = Path(config["output"])
+    with output_store(output, "output"):
+        episodes = convert([Path(bag) for bag in bags], robot, output, config["max_gap_s"])
+    num_steps = int(episodes.ends[-1])
+    console.print(f"{output}: {len(episodes)} episodes, {num_steps} steps", soft_wrap=True)
 
 
 def main() -> None:
     """Run the command line."""
-    run_entry(_main, "bag")
+    run_entry(
+        Entry(
+            "python -m ebt_policy.real_robot.convert_bags",
+            "convert_bags",
+            "Convert ROS 2 bags to an episode store for training.",
+            ("robot=ros2_push_t bag=monday bag=tuesday.mcap output=demos/bags",),
+            _run,
+            help_choices=("robot=ros2_push_t",),
+            repeated=("bag",),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -10,15 +10,11 @@ see `keyboard`. Exit codes: see `episode_series.exit_code`.
 
 from __future__ import annotations
 
-import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
-from ebt_policy.cli import report_errors, run_entry
-from ebt_policy.cli.arguments import RAW_ARGV
+from ebt_policy.cli import Entry, command_line, run_entry
 from ebt_policy.config import options
 from ebt_policy.real_robot.episode_series import INTERRUPTED
 from ebt_policy.real_robot.execution import ExecutionOptions
@@ -27,26 +23,36 @@ from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import errors, run_robot
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="run")
-def _main(cfg: DictConfig) -> None:
-    with report_errors():
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-        robot = options(Robot, config.pop("robot"), "robot")
-        if isinstance(execution := config["execution"], dict):
-            config["execution"] = options(ExecutionOptions, execution, "execution")
-        run_options = options(RunOptions, config, "the run")
-        command = shlex.join(["python", "-m", "ebt_policy.real_robot.run", *RAW_ARGV])
-        try:
-            code = run_robot(robot, run_options, command)
-        except KeyboardInterrupt:
-            errors.print("interrupted; the robot was stopped")
-            code = INTERRUPTED
+def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
+    robot = options(Robot, config.pop("robot"), "robot")
+    if isinstance(execution := config["execution"], dict):
+        config["execution"] = options(ExecutionOptions, execution, "execution")
+    run_options = options(RunOptions, config, "the run")
+    try:
+        code = run_robot(robot, run_options, command_line("ebt_policy.real_robot.run"))
+    except KeyboardInterrupt:
+        errors.print("interrupted; the robot was stopped")
+        code = INTERRUPTED
     sys.exit(code)
 
 
 def main() -> None:
     """Run the command line."""
-    run_entry(_main)
+    run_entry(
+        Entry(
+            "ebt-run",
+            "run",
+            "Run a policy, a recording or a person's commands on a robot.",
+            (
+                "robot=sim_push_t checkpoint=runs/push_t/ebt-xs-seed0",
+                "robot=sim_push_t mode=teleop input=keyboard record=demos/mine",
+                "robot=sim_push_t mode=replay recording=demos/mine",
+                "--module my_robot robot=my_robot checkpoint=RUN mode=shadow",
+            ),
+            _run,
+            help_choices=("robot=sim_push_t",),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ebt_policy.cli import report_errors, run_entry
+from ebt_policy.cli import Entry, run_entry
 from ebt_policy.config import options
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
@@ -124,24 +123,30 @@ class SimNode:
             self._seed, self._reset_number = seed, number
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="run")
-def _main(cfg: DictConfig) -> None:
-    with report_errors():
-        section: Any = OmegaConf.to_container(cfg.robot, resolve=True)
-        robot = options(Robot, section, "robot")
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        node = SimNode(robot, MonotonicClock())
-        node.start()
-        Console().print(f"{robot.name} is simulated; Ctrl-C ends it", highlight=False)
-        ended.wait()
-        node.close()
+def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
+    robot = options(Robot, config["robot"], "robot")
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    node = SimNode(robot, MonotonicClock())
+    node.start()
+    Console().print(f"{robot.name} is simulated; Ctrl-C ends it", highlight=False)
+    ended.wait()
+    node.close()
 
 
 def main() -> None:
     """Run the command line."""
-    run_entry(_main)
+    run_entry(
+        Entry(
+            "python -m ebt_policy.real_robot.sim_node",
+            "run",
+            "Publish a simulated robot as a ROS 2 node. Only the options of robot= are used.",
+            ("robot=ros2_push_t",),
+            _run,
+            help_choices=("robot=ros2_push_t",),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
-"""Helpers of the command-line entries: arguments, devices, and errors as one sentence."""
+"""Helpers of the command-line entries: arguments, help, devices, and errors as one sentence."""
 
-from ebt_policy.cli.arguments import command_line, hydra_arguments, run_entry
+from ebt_policy.cli.arguments import command_line, hydra_arguments
 from ebt_policy.cli.device import pick_device
+from ebt_policy.cli.entry import Entry, run_entry
 from ebt_policy.cli.reporting import report_errors
 
-__all__ = ["command_line", "hydra_arguments", "pick_device", "report_errors", "run_entry"]
+__all__ = [
+    "Entry",
+    "command_line",
+    "hydra_arguments",
+    "pick_device",
+    "report_errors",
+    "run_entry",
+]

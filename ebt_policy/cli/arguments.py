@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import shlex
+from collections.abc import Sequence
 
-from ebt_policy.cli.reporting import report_errors
 from ebt_policy.plugins import take_modules
 from ebt_policy.renamed_options import check_renamed_argument
 
 RAW_ARGV: list[str] = []  # the arguments as the user typed them
 
 
-def run_entry(hydra_main: Callable[[], Any], *repeated: str) -> None:
-    """Run a hydra entry with the arguments that the user typed.
-
-    Args:
-        hydra_main: decorated by `hydra.main`.
-        repeated: options that may occur several times; they become one list.
-    """
-    RAW_ARGV[:] = sys.argv[1:]
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(RAW_ARGV, *repeated)
-    hydra_main()
-
-
 def command_line(module: str) -> str:
-    """Return the command that the user typed, for results to say how they were made."""
-    return " ".join([f"python -m {module}", *RAW_ARGV])
+    """Return the command that the user typed, which results store."""
+    return shlex.join(["python", "-m", module, *RAW_ARGV])
 
 
 # Options whose values are paths, or names where a path may stand: hydra's grammar reads brackets,
