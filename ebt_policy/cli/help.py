@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import textwrap
@@ -104,6 +105,8 @@ def _sections(options: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _to_yaml(value: Any) -> str:
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value)
     text = yaml.safe_dump(value, default_flow_style=True, width=1000).strip()
     return text.removesuffix("\n...").strip()
 
