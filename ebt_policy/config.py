@@ -61,7 +61,9 @@ def check_options(call: Callable[..., Any], config: dict[str, Any], section: str
         if not _is_a(value, parameters[name].annotation):
             no_number = isinstance(value, float) and not math.isfinite(value)
             expected = "a finite number" if no_number else _name(parameters[name].annotation)
-            raise ConfigError(f"{section}: {name} must be {expected}, got {value!r}.")
+            label = _section(section)
+            option = name if " " in label else f"{label}.{name}"
+            raise ConfigError(f"{option} must be {expected}, got {value!r}.")
 
 
 def _section(label: str) -> str:
@@ -113,5 +115,8 @@ def _name(annotation: Any) -> str:
         return f"[{', '.join(map(_name, type_args))}]"
     if get_origin(annotation) is list:
         return f"a list of {_name(type_args[0])}"
-    names = {type(None): "null", dict: "a section"}
+    names = {
+        type(None): "null", dict: "a section", float: "a number", int: "an integer",
+        str: "text", bool: "true or false",
+    }  # fmt: skip
     return names.get(get_origin(annotation) or annotation) or annotation.__name__

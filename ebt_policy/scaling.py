@@ -78,6 +78,10 @@ def scaling(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the command line."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        sys.stdout.write(f"usage: ebt-scale axis=AXIS [OPTION=VALUE ...]\n\n{__doc__}")
+        return
     with report_errors():
         scaling(sys.argv[1:])
 

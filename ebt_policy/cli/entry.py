@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ebt_policy.cli.arguments import RAW_ARGV, hydra_arguments
 from ebt_policy.cli.composition import compose_config
 from ebt_policy.cli.help import help_text
 from ebt_policy.cli.reporting import report_errors
 from ebt_policy.errors import ConfigError
 
-HELP_FLAGS = {"-h", "--help"}
+MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Entry:
         run: called with the resolved configuration and the overrides of the command line.
         help_choices: groups without a default, as the help shows them.
         repeated: options that may occur several times; they become one list.
-        sweep: a function decorated by `hydra.main`, for hydra's own flags such as ``--multirun``.
+        sweep: a function decorated by `hydra.main`, for ``--multirun``.
     """
 
     script: str
@@ -44,24 +46,43 @@ class Entry:
 def run_entry(entry: Entry) -> None:
     """Run a command with the arguments that the user typed.
 
+    ``--help`` prints the options, ``--cfg`` the composed configuration.
+
     Errors that a user can fix are printed as one sentence and exit with 2.
     """
     RAW_ARGV[:] = sys.argv[1:]
     with report_errors():
-        asks_for_help = not HELP_FLAGS.isdisjoint(RAW_ARGV)
-        typed = [argument for argument in RAW_ARGV if argument not in HELP_FLAGS]
+        typed, flags = _split_flags(RAW_ARGV)
         arguments = hydra_arguments(typed, *entry.repeated)
-        flags = [argument for argument in arguments if argument.startswith("-")]
-        if asks_for_help:
+        hydra_flags = [argument for argument in arguments if argument.startswith("-")]
+        if "--help" in flags:
             sys.stdout.write(_help(entry, arguments) + "\n")
             return
-        if not flags:
+        if "--cfg" in flags:
+            sys.stdout.write(OmegaConf.to_yaml(compose_config(entry.config_name, arguments)))
+            return
+        if not hydra_flags:
             entry.run(compose_config(entry.config_name, arguments), arguments)
             return
-        if entry.sweep is None:
-            raise ConfigError(f"unknown flag {flags[0]}; options are NAME=VALUE, see --help.")
+        unknown = [flag for flag in hydra_flags if flag not in MULTIRUN_FLAGS]
+        if unknown or entry.sweep is None:
+            flag = (unknown or hydra_flags)[0]
+            raise ConfigError(f"unknown flag {flag}; options are NAME=VALUE, see --help.")
         sys.argv[1:] = arguments
     entry.sweep()
+
+
+def _split_flags(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return the other arguments, and which of ``--help`` and ``--cfg`` there are."""
+    others, flags = [], set()
+    for argument in arguments:
+        if argument in ("-h", "--help"):
+            flags.add("--help")
+        elif argument in ("-c", "--cfg"):
+            flags.add("--cfg")
+        elif argument != "job":  # as in hydra's ``--cfg job``
+            others.append(argument)
+    return others, flags
 
 
 def _help(entry: Entry, arguments: Sequence[str]) -> str:

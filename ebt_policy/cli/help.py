@@ -56,7 +56,7 @@ def help_text(
         for name in names:
             lines += _entry(f"{name}={_to_yaml(options[name])}", comments.get(name, ""))
     lines += ["", "Examples:", *(f"  {script} {example}" for example in examples)]
-    lines += ["", "A path or text with brackets, commas or spaces is taken as it is typed."]
+    lines += ["", "--cfg prints the whole configuration as YAML instead of running."]
     return "\n".join(lines)
 
 
