@@ -13,8 +13,9 @@ from typing import Any
 from ebt_policy.cli import Entry, command_line, pick_device, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.evaluation.entries import checkpoint_domain, parse_checkpoint
+from ebt_policy.evaluation.entries import checkpoint_domain
 from ebt_policy.evaluation.eval_run import EvalRun
+from ebt_policy.evaluation.results_folder import results_folder
 from ebt_policy.io.output import output_folder
 from ebt_policy.models.base import Domain
 
@@ -78,8 +79,9 @@ def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
     if config.get("suite") and config["perturb"]:
         raise ConfigError("suite= and perturb= exclude each other; leave one out.")
     suite = config["suite"].get("name") if config.get("suite") else None
-    output = Path(config["output"] or _default_output(checkpoints, suite))
-    run = EvalRun(output, pick_device(config["device"]), command_line("ebt_policy.eval"))
+    command = command_line("ebt_policy.eval")
+    output = Path(config["output"] or results_folder(checkpoints, suite, command))
+    run = EvalRun(output, pick_device(config["device"]), command)
     with output_folder(output, "output"):
         domain = checkpoint_domain(checkpoints[0])
         for option, owner in OPTION_DOMAINS.items():
@@ -88,20 +90,6 @@ def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
                     f"{option}= is for {owner.noun}; {checkpoints[0]} holds {domain.noun}."
                 )
         EVALUATORS[domain or Domain.POLICY](config, checkpoints, run)
-
-
-def _default_output(checkpoints: list[str], suite: str | None) -> Path:
-    """Return ``results/`` and what is evaluated, on which suite, and how."""
-    names = []
-    for text in checkpoints:
-        path, changes = parse_checkpoint(text)
-        names.append(
-            "-".join(
-                [path.resolve().name, *(f"{k.removeprefix('num_')}{v}" for k, v in changes.items())]
-            )
-        )
-    name = "-vs-".join(dict.fromkeys(names))
-    return Path("results") / (f"{suite}-{name}" if suite else name)[:200]
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-import ebt_policy
 from ebt_policy.evaluation.figure_style import GREY, INK, PALETTE, blank, save_figure, styled
+from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.statistics import mean_ci, percentiles, success_rate
 from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_or_none, percentiles_ms
@@ -150,7 +150,7 @@ def write_results(
         "execution": asdict(run_options.execution),
         **summary,
         "command": command,
-        "version": ebt_policy.__version__,
+        **provenance(),
     }
     atomic_write(output / "summary.json", json.dumps(content, indent=2) + "\n")
     atomic_write(output / "table.md", markdown_table(summary))

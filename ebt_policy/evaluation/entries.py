@@ -15,8 +15,8 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-import ebt_policy
 from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.tables import or_missing
 from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
 
@@ -175,7 +175,7 @@ def run_metadata(models: Sequence[Model]) -> dict[str, Any]:
 def entry_metadata(entry: EvalEntry[Any], command: str) -> dict[str, Any]:
     """Return what ``summary.json`` says of how an entry was trained and evaluated."""
     metadata = run_metadata(entry.models)
-    return {"name": entry.name, **metadata, "command": command, "version": ebt_policy.__version__}
+    return {"name": entry.name, **metadata, "command": command, **provenance()}
 
 
 def metadata_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -187,5 +187,6 @@ def metadata_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             "training",
             f"{or_missing(summary['train_steps'])} updates, seed {summary['train_seed']}",
         ),
-        *((key, str(summary[key])) for key in ("device", "version", "command")),
+        *((key, or_missing(summary.get(key))) for key in ("device", "date", "version", "commit")),
+        ("command", str(summary["command"])),
     ]

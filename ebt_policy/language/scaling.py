@@ -21,11 +21,11 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.markdown import Markdown
 
-import ebt_policy
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.progress import progress_bar
+from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.tables import format_count, format_interval, markdown
 from ebt_policy.io.atomic_write import atomic_path, atomic_write
@@ -258,7 +258,7 @@ def run_scaling_study(
         "models": scaling_law(points),
         "device": device.type,
         "command": command,
-        "version": ebt_policy.__version__,
+        **provenance(),
     }
     table = scaling_table(result)
     atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")

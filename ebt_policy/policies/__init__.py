@@ -1,5 +1,6 @@
 """Policies of robots: all of them predict chunks of actions from observations."""
 
+from ebt_policy.policies.acting import evaluate
 from ebt_policy.policies.base import Chunk, Policy, load_policy
 from ebt_policy.policies.behavior_cloning import BehaviorCloning
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
@@ -22,5 +23,6 @@ __all__ = [
     "Policy",
     "PolicyShape",
     "build_policy",
+    "evaluate",
     "load_policy",
 ]

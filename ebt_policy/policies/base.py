@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +22,7 @@ from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.relative_actions import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.models.base import Domain, Model, wrap_read_errors
+from ebt_policy.policies.acting import ChunkedActor
 from ebt_policy.policies.chunk_constraints import (
     ChunkConstraints,
     NormalizedConstraints,
@@ -73,6 +75,7 @@ class Policy(Model):
         super().__init__()
         self.shape = shape
         self.normalizer = normalizer
+        self._actor: ChunkedActor | None = None
         self.vision = vision
         num_features = 0 if vision is None else vision.num_features
         num_prefix = shape.max_prefix_len * (shape.action_dim + 1)
@@ -210,6 +213,35 @@ class Policy(Model):
             )  # fmt: skip
             constraints = replace(constraints, prefix=prefix, warm_start=warm_start)
             return self.predict_on_device(obs, constraints=constraints, generator=generator)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget the observations and actions of `act`, before each episode.
+
+        Args:
+            seed: of the noise of the episode; by default torch's global generator.
+        """
+        self._actor = ChunkedActor(self, seed)
+
+    def act(self, observation: Any) -> np.ndarray:
+        """Return the next action, for a loop of your own.
+
+        A chunk is predicted after every Ta actions. Call `reset` before each episode.
+
+        Args:
+            observation: the newest one in env units: an array (Do,), or a mapping with it under
+                "obs" and (H, W, 3) uint8 under the name of each camera. For N environments all
+                have N first.
+
+        Returns:
+            The action in env units, (A,), or (N, A) for N environments.
+
+        Raises:
+            ValueError: the observation does not fit the policy, or N changed without `reset`.
+        """
+        if self._actor is None:
+            self.reset()
+        assert self._actor is not None
+        return self._actor.act(observation)
 
     def predict_on_device(
         self,

@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as distribution_version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, percentiles, success_rate
 from ebt_policy.evaluation.tables import (
     MISSING,
@@ -57,8 +56,6 @@ def entry_summary(
     metadata: Mapping[str, Any],
     episodes: Sequence[Mapping[str, Any]],
     command: str,
-    *,
-    version: str | None = None,
 ) -> dict[str, Any]:
     """Summarise the episodes of one entry.
 
@@ -66,12 +63,12 @@ def entry_summary(
     baseline; `train_seconds` in seconds; `train_seed` a list for several training runs). `episodes`
     are `dataclasses.asdict(EpisodeResult)`: seed, score, success, length, chunks
     `[{step, energy, grad_norm, steps_used, latency_ms}]` and video, and with several training runs
-    the `train_seed` of each. `version` is that of the installed package unless given.
+    the `train_seed` of each.
 
     Returns name, the policy keys, episodes (the number of seeds), score and success `{mean, ci95}`
     (bootstrap; Wilson for the success of one run), latency_ms `{p50, p95, p99}` and steps_used
-    `{mean}` over all chunks, command and version. Latency and steps are None where no chunk
-    recorded them.
+    `{mean}` over all chunks, command, date, version and commit. Latency and steps are None where no
+    chunk recorded them.
 
     Raises ValueError for an empty name, missing or unknown policy keys, no episodes, repeated
     seeds, runs that played different seeds, or numbers that are not finite.
@@ -100,7 +97,7 @@ def entry_summary(
         "latency_ms": percentiles(latencies) if latencies else no_latency,
         "steps_used": {"mean": mean_ci(steps_used)["mean"] if steps_used else None},
         "command": command,
-        "version": version if version is not None else _installed_version(),
+        **provenance(),
     }
 
 
@@ -130,13 +127,6 @@ def _by_run(episodes: Sequence[Mapping[str, Any]], key: str, name: str) -> np.nd
 def _chunk_values(episodes: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     chunks = (chunk for chunks in _column(episodes, "chunks") for chunk in chunks)
     return [chunk[key] for chunk in chunks if chunk.get(key) is not None]
-
-
-def _installed_version() -> str:
-    try:
-        return distribution_version("ebt_policy")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "not installed"
 
 
 def compare(entries: Sequence[SummarizedEntry]) -> dict[str, Any]:
@@ -251,7 +241,8 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{format_number(entry['steps_used']['mean'])})",
         ),
         ("training", f"{trained} updates, seed {or_missing(entry['train_seed'])}"),
-        *((key, str(entry[key])) for key in ("device", "version", "command")),
+        *((key, or_missing(entry.get(key))) for key in ("device", "date", "version", "commit")),
+        ("command", str(entry["command"])),
     ]
 
 

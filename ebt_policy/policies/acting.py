@@ -1,0 +1,125 @@
+"""A policy in a loop of your own: history, batching and chunks are handled here.
+
+Shapes: N environments, Do observation and A action dimension, To `n_obs_steps`, Ta
+`n_action_steps`, H x W pixels of a camera.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+
+from ebt_policy.envs.rollout import EpisodeResult
+
+if TYPE_CHECKING:
+    from ebt_policy.policies.base import Policy
+
+
+class ChunkedActor:
+    """Executes the chunks of a policy action by action.
+
+    Args:
+        policy: which predicts a chunk after every Ta actions.
+        seed: of the policy's noise.
+    """
+
+    def __init__(self, policy: Policy, seed: int | None = None) -> None:
+        self._policy = policy
+        self._generator = None
+        if seed is not None:
+            self._generator = torch.Generator(policy.device).manual_seed(seed)
+        self._history: deque[dict[str, torch.Tensor]] = deque(maxlen=policy.shape.n_obs_steps)
+        self._actions: deque[np.ndarray] = deque()
+
+    def act(self, observation: Any) -> np.ndarray:
+        """Return the action for an observation (see `Policy.act`)."""
+        shape = self._policy.shape
+        arrays, is_single = self._to_batch(observation)
+        if self._history and len(self._history[-1]["obs"]) != len(arrays["obs"]):
+            raise ValueError(
+                f"the number of environments changed from {len(self._history[-1]['obs'])} to "
+                f"{len(arrays['obs'])}; call policy.reset() before."
+            )
+        # The first observation fills the missing past.
+        self._history.extend([arrays] * (1 if self._history else shape.n_obs_steps))
+        if not self._actions:
+            stacked = {
+                key: torch.stack([past[key] for past in self._history], dim=1) for key in arrays
+            }
+            chunk = self._policy.predict_chunk(stacked, generator=self._generator)
+            first = shape.n_obs_steps - 1
+            actions = chunk.actions[:, first : first + shape.n_action_steps]
+            self._actions.extend(actions.transpose(0, 1).cpu().numpy())
+        action = self._actions.popleft()
+        return action[0] if is_single else action
+
+    def _to_batch(self, observation: Any) -> tuple[dict[str, torch.Tensor], bool]:
+        """Return "obs" (N, Do) and images (N, H, W, 3), and whether one environment was given."""
+        shape = self._policy.shape
+        given = observation if isinstance(observation, Mapping) else {"obs": observation}
+        names = ("obs", *(shape.cameras or {}))
+        if missing := [name for name in names if name not in given]:
+            raise ValueError(
+                f"the observation has no {', '.join(missing)}; this policy reads "
+                f"{', '.join(names)}."
+            )
+        state = torch.as_tensor(np.asarray(given["obs"], dtype=np.float32))
+        if state.ndim not in (1, 2) or state.shape[-1] != shape.obs_dim:
+            raise ValueError(
+                f"the observation must be ({shape.obs_dim},) or (N, {shape.obs_dim}) for N "
+                f"environments, got {tuple(state.shape)}."
+            )
+        is_single = state.ndim == 1
+        arrays = {"obs": state}
+        for name in names[1:]:
+            arrays[name] = torch.as_tensor(np.asarray(given[name]))
+        if is_single:
+            arrays = {name: array.unsqueeze(0) for name, array in arrays.items()}
+        return arrays, is_single
+
+
+def evaluate(
+    policy: Policy, env: gymnasium.Env, *, episodes: int = 10, seed: int = 100_000
+) -> list[EpisodeResult]:
+    """Run episodes of a policy in an environment of your own, one after the other.
+
+    ``python -m ebt_policy.eval`` runs them in processes, and compares policies.
+
+    Args:
+        policy: its observations and actions must fit the environment.
+        env: a gymnasium environment. It reports success as ``info["is_success"]``.
+        episodes: number of episodes.
+        seed: of the first episode; the others count up.
+
+    Returns:
+        For each episode its score (the highest reward), success and length.
+
+    Raises:
+        ValueError: an observation does not fit the policy.
+
+    >>> import gymnasium, ebt_policy.envs                                      # doctest: +SKIP
+    >>> policy = load_policy("runs/push_t/ebt-xs-seed0")                       # doctest: +SKIP
+    >>> evaluate(policy, gymnasium.make("ebt_policy/PushT-v0"), episodes=3)    # doctest: +SKIP
+    """
+    results = []
+    for episode_seed in range(seed, seed + episodes):
+        policy.reset(seed=episode_seed)
+        observation, _ = env.reset(seed=episode_seed)
+        result, is_over = EpisodeResult(episode_seed, score=-np.inf), False
+        while not is_over:
+            action = policy.act(observation)
+            if isinstance(env.action_space, Box):
+                action = np.clip(action, env.action_space.low, env.action_space.high)
+            observation, reward, terminated, truncated, info = env.step(action)
+            result.score = max(result.score, float(reward))
+            result.success = result.success or bool(info.get("is_success", False))
+            result.length += 1
+            is_over = terminated or truncated
+        results.append(result)
+    return results
