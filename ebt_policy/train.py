@@ -8,6 +8,7 @@ has the defaults of policies, text, images and video.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from ebt_policy.cli import Entry, command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
+from ebt_policy.evaluation.live_curve import draw_training_curve
 from ebt_policy.training.config import RunConfig, TrainConfig
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.overrides import choose_budget, drop_unused_sections
@@ -69,7 +71,7 @@ def train(config: dict[str, Any]) -> Path:
         trainer = Trainer(
             model, setup.train_data, train_config, run_dir,
             seed=run.seed, accelerator=accelerator, validation_data=setup.validation_data,
-            validate=setup.validate,
+            validate=setup.validate, on_checkpoint=partial(draw_training_curve, run_dir),
         )  # fmt: skip
         resumed = trainer.resume() if run.resume else None
         if is_main:
@@ -108,10 +110,9 @@ def main() -> None:
             "Train a model, evaluate it, and write a report into its run folder.",
             (
                 "task=push_t",
-                "task=push_t model=diffusion size=s seed=1",
-                "task=push_t train.steps=20000 run_dir=runs/long",
-                "task=lift --help",
+                "task=push_t model=diffusion size=s train.steps=20000 run_dir=runs/long",
                 "task=text task.path=my.txt",
+                "task=lift --help",
             ),
             _run,
             sweep=_sweep,

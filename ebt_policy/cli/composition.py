@@ -70,6 +70,13 @@ def group_choices(group: str) -> list[str]:
     )
 
 
+def group_description(group: str, choice: str) -> str:
+    """Return the first comment of a file of a group, which says what it is."""
+    text = files(CONFIGS).joinpath(f"{group}/{choice}.yaml").read_text("utf-8")
+    first_line = text.partition("\n")[0]
+    return first_line.removeprefix("# ") if first_line.startswith("# ") else ""
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the options of a configuration by dotted name."""
     result: dict[str, Any] = {}

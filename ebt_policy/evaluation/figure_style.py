@@ -100,11 +100,15 @@ def figure_to_svg(figure: Figure, prefix: str = "figure") -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as an SVG file, whole or not at all."""
-    text = io.StringIO()
+    """Write a figure as an SVG or PNG file, by the suffix of the name, whole or not at all."""
+    suffix = os.path.splitext(path)[1]
+    content = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    atomic_write(path, text.getvalue())
+        if suffix == ".png":
+            figure.savefig(content, format="png", dpi=150)
+        else:
+            figure.savefig(content, format="svg", metadata={"Date": None})
+    atomic_write(path, content.getvalue())
 
 
 def finite_array(value: ArrayLike, ndim: int, name: str) -> np.ndarray:

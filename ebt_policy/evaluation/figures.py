@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -60,15 +62,7 @@ def training_curve(path: str | os.PathLike[str]) -> Figure:
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     for ax, curves in zip(axes, (losses, scores), strict=False):
         for color, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
-            if len(steps) > 100:
-                ones = np.ones(max(3, len(steps) // 50))
-                # Divided by the same filter over ones, so that the ends are means of fewer points.
-                smooth = np.convolve(values, ones, "same")
-                smooth /= np.convolve(np.ones(len(values)), ones, "same")
-                ax.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-                ax.plot(steps, smooth, color=color, linewidth=2.0, label=name)
-            else:
-                ax.plot(steps, values, "-o", color=color, linewidth=1.8, markersize=4, label=name)
+            _draw_curve(ax, steps, values, color, name)
         ax.legend(loc="best", ncols=min(3, len(curves)), fontsize=9)
     if all((v > 0).all() and v.max() > 10 * v.min() for _, v in losses.values()):
         axes[0].set_yscale("log")
@@ -77,6 +71,55 @@ def training_curve(path: str | os.PathLike[str]) -> Figure:
         axes[1].set_ylabel("score")
     axes[-1].set_xlabel("training step")
     return figure
+
+
+@styled
+def compare_training_curves(logs: Mapping[str, Path]) -> Figure:
+    """Draw the training loss of several runs, and their scores if there are any.
+
+    Args:
+        logs: name of a run -> its JSONL log (see `training_curve`).
+
+    Raises:
+        OSError: a log is missing.
+        ValueError: no log has a loss.
+    """
+    records = {name: _read_log(path) for name, path in logs.items()}
+    panels = {}
+    for key, label in (("loss", "loss"), ("rollout_score", "score")):
+        curves = {
+            name: curve
+            for name, lines in records.items()
+            for metric, curve in _curves(lines, (key,)).items()
+            if metric == key
+        }
+        if curves:
+            panels[label] = curves
+    if "loss" not in panels:
+        raise ValueError(f"{', '.join(map(str, logs.values()))}: there is no loss to draw.")
+    figure = blank(6.4, 3.0 * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (label, curves) in zip(axes, panels.items(), strict=True):
+        for color, (name, (steps, values)) in zip(cycle(PALETTE), curves.items(), strict=False):
+            _draw_curve(ax, steps, values, color, name)
+        ax.set_ylabel(label)
+    if all((values > 0).all() for _, values in panels["loss"].values()):
+        axes[0].set_yscale("log")
+    axes[0].legend(loc="best", fontsize=8)
+    axes[-1].set_xlabel("training step")
+    return figure
+
+
+def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
+    """Draw a curve; a dense one faintly, below its running mean."""
+    if len(steps) <= 100:
+        ax.plot(steps, values, "-o", color=color, linewidth=1.8, markersize=4, label=name)
+        return
+    ones = np.ones(max(3, len(steps) // 50))
+    # Divided by the same filter over ones, so that the ends are means of fewer points.
+    smooth = np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+    ax.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
+    ax.plot(steps, smooth, color=color, linewidth=2.0, label=name)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ class Trainer:
         accelerator: device, precision and processes.
         validation_data: held-out data; its loss is logged at each checkpoint.
         log: metric log of the main process.
+        on_checkpoint: called in the main process after each checkpoint.
         validate: returns metrics of the averaged model to log, every ``train.eval_every`` steps;
             called by the main process alone.
 
@@ -78,6 +79,7 @@ class Trainer:
         validation_data: TrainingData | None = None,
         log: MetricLog | None = None,
         validate: Callable[[Any], dict[str, float]] | None = None,
+        on_checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         processes = accelerator.num_processes
         if config.batch_size % processes:
@@ -89,6 +91,7 @@ class Trainer:
         self.sampler = BatchSampler(train_data, config.batch_size, seed)
         self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
         self.validation_data, self.log, self.validate = validation_data, log, validate
+        self.on_checkpoint = on_checkpoint
         self.progress = Progress(total_steps=config.steps)
         # Every process draws the same random numbers: they belong to the global batch.
         set_seed(seed)
@@ -253,6 +256,7 @@ class Trainer:
                     self.log.write(step=step, **values)
                 if (save_due or stopping) and main:
                     last = self.save()
+                    self.on_checkpoint()
                 if stopping and not ending:
                     raise interruption.error(
                         f"saved step {step:,} in {last or self.run_dir}; run the same command with "
