@@ -16,13 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.results import store_json
 from benchmarks.studies import STUDIES
 from benchmarks.study import Study, StudyContext, all_entries
 from benchmarks.training import record, train_all
+from ebt_policy.evaluation.terminal import print_markdown
 
 
 def parse_study(arguments: Sequence[str]) -> tuple[Study, SimpleNamespace]:
@@ -88,7 +88,7 @@ def execute(study: Study, options: SimpleNamespace, command: str) -> None:
         if part.result:
             print(f"stored: {store_json(context.result, result, context.results)}", flush=True)
         if part.table:
-            Console().print(Markdown(part.table(result)))
+            print_markdown(part.table(result), Console())
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def main() -> None:
         sys.stdout.write(f"usage: ebt-list [runs=FOLDER]\n\n{__doc__}")
         return
     with report_errors():
-        options = dict(argument.partition("=")[::2] for argument in arguments)
+        options = {a.partition("=")[0]: a.partition("=")[2] for a in arguments}
         if unknown := [name for name in options if name != "runs"]:
             raise ConfigError(f"unknown option {unknown[0]}; the only one is runs=FOLDER.")
         list_everything(Path(options.get("runs", "runs")), Console())

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.markup import escape
 
 from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.output import output_folder, output_store
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import MonotonicClock
@@ -172,7 +172,7 @@ def report_results(series: EpisodeSeries, source: NamedSource, command: str) -> 
         )  # fmt: skip
     except OSError as error:  # the terminal shows them at least
         failures.append(f"output={output} cannot be written ({error.strerror or error})")
-    console.print(Markdown(markdown_table(summary)))
+    print_markdown(markdown_table(summary), console)
     console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
     if options.record:
         num_kept = sum(result.kept for result in results)

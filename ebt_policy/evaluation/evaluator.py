@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ebt_policy.evaluation.entries import EvalEntry
 from ebt_policy.evaluation.eval_run import EvalRun
@@ -29,6 +28,7 @@ from ebt_policy.evaluation.figures import training_curve
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.report import write_report
 from ebt_policy.evaluation.tables import ReportSpec, markdown_table
+from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.atomic_write import atomic_write
 
 console = Console()
@@ -98,7 +98,7 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
         if self.spec.metrics:
             table = self.table(comparison)
             atomic_write(output / "table.md", table)
-            console.print(Markdown(table))
+            print_markdown(table, console)
 
     def figures(
         self, evaluated: Sequence[EvaluatedEntry[Entry, EvalSet, Result]], run: EvalRun

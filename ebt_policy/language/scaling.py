@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.figure_style import save_figure
@@ -28,6 +27,7 @@ from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
 from ebt_policy.evaluation.tables import format_count, format_interval, markdown
+from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.atomic_write import atomic_path, atomic_write
 from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.metrics import MAX_WINDOWS, held_out_surprisal, load_eval_set
@@ -264,7 +264,7 @@ def run_scaling_study(
     atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     atomic_write(output / "table.md", table)
     save_figure(scaling_lines(result), output / "scaling.svg")
-    console.print(Markdown(table))
+    print_markdown(table, console)
     console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
     return result
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batch_observations
@@ -29,6 +28,7 @@ from ebt_policy.evaluation.evaluator import (
     run_evaluation,
 )
 from ebt_policy.evaluation.statistics import percentiles
+from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.policies.base import Policy
 from ebt_policy.policies.cached_rollouts import EpisodeRows, play_jobs, rollout_jobs
 from ebt_policy.policies.energy import EnergyPolicy
@@ -136,7 +136,7 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
     ) -> None:
         """Write ``episodes.jsonl``, ``table.md`` and ``summary.json``; print the table."""
         write_comparison(output, comparison, [(item.summary, item.result) for item in evaluated])
-        console.print(Markdown((output / "table.md").read_text()))
+        print_markdown((output / "table.md").read_text(), console)
 
     def figures(
         self, evaluated: Sequence[Evaluated], run: EvalRun

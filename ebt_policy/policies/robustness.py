@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import Perturbation, PerturbationKind, perturbation_kinds
@@ -33,6 +32,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
 from ebt_policy.evaluation.tables import format_interval, markdown
+from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.policies.cached_rollouts import RolloutJob, play_jobs, rollout_jobs
 from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
@@ -79,7 +79,7 @@ def evaluate_robustness(
     outcomes = play_conditions(entries, conditions, config, output, metrics)
     result = summarize(outcomes, kinds, command)
     write_recovery(output, result)
-    console.print(Markdown(table(result)))
+    print_markdown(table(result), console)
     console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
     return result
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import matching_runs, parse_checkpoint
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.evaluation.statistics import aggregates
 from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
+from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.policies.cached_rollouts import EpisodeRows, play_jobs, rollout_jobs
@@ -95,7 +95,7 @@ def evaluate_suite(
         summaries[task] = write_results(output / task, summarized)["entries"]
     result = summarize(suite, summaries, aggregates(successes), command)
     write_suite(output, result)
-    console.print(Markdown(tables(result)))
+    print_markdown(tables(result), console)
     console.print(f"figure: {output / 'suite.svg'}", markup=False, soft_wrap=True)
     return result
 
