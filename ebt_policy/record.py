@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
 from ebt_policy.cli import Entry, run_entry
 from ebt_policy.config import options
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.recordings import recording
+from ebt_policy.io.progress import ReportedProgress
 from ebt_policy.policies.recording import find_demonstrator, record_demonstrations
 from ebt_policy.policies.task_config import PolicyTaskConfig
 
@@ -49,7 +50,7 @@ def run(config: dict[str, Any]) -> None:
     demonstrator = find_demonstrator(task, settings.checkpoint, settings.perturb)
     output = Path(settings.output or recording(task.name, family.recording_suffix))
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, "{task.fields[rate]}", console=console) as progress:
+    with ReportedProgress(*columns, "{task.fields[rate]}", console=console) as progress:
         bar = progress.add_task("recording", total=settings.episodes, rate="")
 
         def show(successes: int, attempts: int) -> None:

@@ -1,7 +1,7 @@
-"""What an environment with cameras shows in recorded states.
+"""Camera frames of recorded states, rendered by an environment.
 
-Demonstrations are drawn, not read: so those without frames have them, too, they can be moved and
-mirrored first, and they look as the environment of the evaluation does.
+Frames of demonstrations are rendered instead of read. So demonstrations without frames can be used,
+they can be shifted and mirrored first, and they look like those of the evaluation.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.render_states import render_states
 from ebt_policy.io.atomic_write import atomic_path
 from ebt_policy.io.download import cache_dir
+from ebt_policy.io.progress import ReportedProgress
 
-RENDER_VERSION = (
-    2  # to be raised when environments draw differently: frames that are kept are old then
-)
+RENDER_VERSION = 2  # raise it when environments render differently, to discard cached frames
 
 
 def rendered_observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
-    """Observations of states (N, S): "obs" (N, Do) and under each camera's name (N, H, W, 3) uint8.
+    """Return the observations of states, rendered once and then read from the cache folder.
 
-    Drawn once and kept in the cache folder, as drawing may take minutes.
+    Args:
+        spec: an environment with cameras.
+        states: (N, S).
+
+    Returns:
+        "obs" (N, Do), and under the name of each camera (N, H, W, 3) uint8.
     """
     digest = hashlib.sha256(np.ascontiguousarray(states).tobytes())
     digest.update(repr((RENDER_VERSION, spec.env_id, sorted(spec.kwargs.items()))).encode())
@@ -33,13 +38,20 @@ def rendered_observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.nda
         with np.load(file) as stored:
             return dict(stored)
     except Exception:  # none yet, or a damaged one, for which NumPy's errors share no base
-        frames = render_states(spec, states)
+        frames = _render(spec, states)
         _store(file, frames)
         return frames
 
 
+def _render(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ReportedProgress(*columns) as progress:
+        task = progress.add_task("rendering frames", total=len(states))
+        return render_states(spec, states, lambda count: progress.update(task, completed=count))
+
+
 def _store(file: Path, frames: dict[str, np.ndarray]) -> None:
-    """Frames of simulators are mostly flat, so compression makes them many times smaller."""
+    # Frames of simulators are mostly flat, so compression makes them many times smaller.
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         np.savez_compressed(temporary, **frames)  # type: ignore[arg-type]

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from ebt_policy.errors import UserError
+from ebt_policy.io.progress import ReportedProgress
 
 _TIMEOUT_S = (10.0, 60.0)  # to connect (fail fast without a network), between two reads
 _BLOCK = 1 << 16  # bytes; at most this much is lost when the line drops
@@ -140,15 +140,14 @@ def _download(url: str, partial: Path) -> None:
         raise requests.ConnectionError(f"{partial.stat().st_size} of {total} bytes arrived")
 
 
-def _progress() -> Progress:
-    return Progress(
+def _progress() -> ReportedProgress:
+    return ReportedProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        transient=True,
     )
 
 

@@ -50,6 +50,7 @@ class VideoTaskConfig:
         context: S, frames that a prediction sees at most.
         features: see `frame_features`; None for an autoencoder that is trained first.
         skip_unreadable: see `load_video_files`.
+        autoencoder_steps: updates of the autoencoder that is trained first.
     """
 
     name: str
@@ -61,9 +62,10 @@ class VideoTaskConfig:
     context: int
     features: str | None
     skip_unreadable: bool = False
+    autoencoder_steps: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "frame_stride", "context"):
+        for name in ("height", "width", "frame_stride", "context", "autoencoder_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"task.{name} must be at least 1, got {getattr(self, name)}.")
 

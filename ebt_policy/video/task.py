@@ -23,9 +23,10 @@ from ebt_policy.video.datasets import VideoTaskConfig, load_videos
 from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 
-# Defaults for the automatically trained autoencoder.
+DEFAULT_AUTOENCODER_STEPS = VideoTaskConfig.autoencoder_steps
+# Options of the automatically trained autoencoder.
 AUTOENCODER_DEFAULTS = {
-    "steps": 2000, "minutes": None, "batch_size": 16, "lr": 2e-3, "warmup_steps": 100,
+    "minutes": None, "batch_size": 16, "lr": 2e-3, "warmup_steps": 100,
     "compile": False, "checkpoint_every": 500,
 }  # fmt: skip
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
         """Return the run folder of the autoencoder for these clips and this size of frames."""
         digest = sha256(b"".join(clip.frames.tobytes() for clip in dataset.splits["train"]))
         name = f"{dataset.name}-{self.task.height}x{self.task.width}-{digest.hexdigest()[:6]}"
+        if self.task.autoencoder_steps != DEFAULT_AUTOENCODER_STEPS:
+            name += f"-{self.task.autoencoder_steps}"
         return str(Path(self.config["run_dir"]).parent / f"autoencoder-{name}")
 
     def describe(self, data: VideoTrainingData) -> str:
@@ -93,18 +96,22 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
             return None
         try:
             checkpoint = checkpoint_folder(data.features)
-            if int(checkpoint.name.removeprefix("step_")) >= AUTOENCODER_DEFAULTS["steps"]:
+            if int(checkpoint.name.removeprefix("step_")) >= self.task.autoencoder_steps:
                 return None
         except CheckpointError:
             pass  # none yet
         if PartialState().is_main_process:
-            log.info("task.features is not given: training an autoencoder in %s", data.features)
+            log.info(
+                "task.features is not given: training an autoencoder for %d updates in %s first "
+                "(task.autoencoder_steps)", self.task.autoencoder_steps, data.features,
+            )  # fmt: skip
+        steps = self.task.autoencoder_steps
         return {
             **self.config, "model": AUTOENCODER_MODEL, "objective": None, "seed": 0, "wandb": "off",
             # The same for every model that needs it.
             "task": {**self.config["task"], "context": 1}, "size": {"name": "none"},
             "run_dir": data.features, "resume": True,
-            "train": {**self.config["train"], **AUTOENCODER_DEFAULTS},
+            "train": {**self.config["train"], **AUTOENCODER_DEFAULTS, "steps": steps},
         }  # fmt: skip
 
     def build(self, data: VideoTrainingData, device: torch.device) -> TrainingSetup:
