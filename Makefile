@@ -7,6 +7,8 @@ EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
 ALL := $(VENV)/.installed-extras
 # A test file's fixtures are mostly made once: workers take neighbouring tests, until one has none left.
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+# Studies one after the other, with options; `python -m benchmarks.run` lists them.
+run-studies = for study in $(1); do $(BIN)/python -m benchmarks.run study=$$study $(2) || exit 1; done
 INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: push_t experiments robots language vision results test test-fast mutation matrix check format gpu benchmarks clean
@@ -15,46 +17,34 @@ push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a vide
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
 
 experiments: $(READY) ## all experiments behind docs/push_t.md, from training to tables: seven hours on 2 cores
-	$(BIN)/python -m benchmarks.compare
-	$(BIN)/python -m benchmarks.ablations
-	$(BIN)/python -m benchmarks.energy
-	$(BIN)/python -m benchmarks.recovery
-	$(BIN)/python -m benchmarks.recovery study=push_t_selection
+	$(call run-studies,push_t ablations energy_signals recovery_push_t recovery_push_t_selection)
 	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.pictures
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_figures
+	$(BIN)/python -m benchmarks.render_tables
 
 robots: $(ALL) push_t ## the experiments on simulated robots: ten hours on 2 cores
-	for suite in metaworld_10 mujoco cameras; do $(BIN)/python -m benchmarks.manipulation suite=$$suite || exit 1; done
-	for study in lift lift_disturbed metaworld-peg-insert-side metaworld-peg-insert-side_disturbed; do $(BIN)/python -m benchmarks.recovery study=$$study || exit 1; done
+	$(call run-studies,metaworld_10 mujoco cameras)
+	$(call run-studies,recovery_lift recovery_lift_disturbed)
+	$(call run-studies,recovery_metaworld-peg-insert-side recovery_metaworld-peg-insert-side_disturbed)
 	$(BIN)/python -m benchmarks.rollouts
-	$(BIN)/python -m benchmarks.films
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_rollouts
+	$(BIN)/python -m benchmarks.render_tables
 
 language: $(READY) ## the experiments on language models: seven hours on 2 cores
-	$(BIN)/python -m benchmarks.language corpus=tinyshakespeare
-	$(BIN)/python -m benchmarks.language corpus=wikitext2
+	$(call run-studies,language_tinyshakespeare language_wikitext2 masked_text scaling)
 	$(BIN)/python -m benchmarks.language_speed
-	$(BIN)/python -m benchmarks.masked_text
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_tables
 
 vision: $(READY) ## the experiments on images and video; asks for `pip install bm3d`
-	$(BIN)/python -m benchmarks.denoising set=cbsd68 updates=2000
-	$(BIN)/python -m benchmarks.denoising set=bsd68 updates=2000
-	$(BIN)/python -m benchmarks.denoising set=set12 updates=2000
-	$(BIN)/python -m benchmarks.representation
-	$(BIN)/python -m benchmarks.generation
-	$(BIN)/python -m benchmarks.video videos=g1
-	$(BIN)/python -m benchmarks.video videos=push_t
-	$(BIN)/python -m benchmarks.video_film
+	$(call run-studies,denoising_cbsd68 denoising_bsd68 denoising_set12,updates=2000)
+	$(call run-studies,representation generation video_g1 video_push_t video_example)
 	$(BIN)/python -m benchmarks.image_speed
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_tables
 
 test: $(ALL) ## all tests, with all simulators
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-mutation: $(READY) ## which small changes of descent, trainer and safety no test notices; MUTANTS='real_robot.safety.*' for some
+mutation: $(READY) ## which small changes of descent, trainer and safety no test notices; MUTANTS='ebt_policy.real_robot.safety.*' for some
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
@@ -72,12 +62,13 @@ test-fast: $(READY) ## the tests that neither train nor compile nor install
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 results: $(READY) ## the documents' tables and figures from the stored results
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.render_tables
 
-check: $(ALL) ## lint, format and types
+check: $(ALL) ## lint, format, types, and the layers of the imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

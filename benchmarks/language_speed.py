@@ -10,7 +10,6 @@ turns, on one CPU thread or a GPU; and the memory of an update, each in a proces
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import statistics
 import sys
@@ -24,18 +23,23 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from benchmarks.settings import DEVICE, command, settings, store, wait
-from ebt_policy.models import build_language_model
+from benchmarks.command_line import command_line, parse_options
+from benchmarks.device import DEVICE, synchronize
+from benchmarks.results import store_json
+from ebt_policy.language.model import build_language_model
 
-S1 = {"name": "s1", "steps": 2, "start": 0.0}
-OURS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+S1 = {"name": "s1", "steps": 2, "init_std": 0.0}
+PACKAGE_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "Transformer++": ({"name": "transformer_pp"}, None),
-    "energy, 2 steps": ({"name": "ebt", "guess_layers": None}, S1),
-    "energy, 2 steps, guesses through one block": ({"name": "ebt", "guess_layers": 1}, S1),
-    "refiner, 2 steps": ({"name": "refiner", "guess_layers": None}, S1),
+    "energy, 2 steps": ({"name": "ebt", "candidate_layers": None}, S1),
+    "energy, 2 steps, guesses through one block": ({"name": "ebt", "candidate_layers": 1}, S1),
+    "refiner, 2 steps": ({"name": "refiner", "candidate_layers": None}, S1),
 }
-THEIRS = {"reference Transformer++": "baseline_transformer", "reference energy, 2 steps": "ebt"}
-# Of the published S1 recipe; most of the rest only have to be there.
+REFERENCE_MODELS = {
+    "reference Transformer++": "baseline_transformer",
+    "reference energy, 2 steps": "ebt",
+}
+# Of the published S1 recipe; most of the other options have no effect but are required.
 PUBLISHED = {
     "weight_initialization_method": "xavier", "weight_initialization_gain": 1.0,
     "execution_mode": "pretrain", "debug_unused_parameters": False, "tokenizer": "",
@@ -58,31 +62,31 @@ PUBLISHED = {
 class Update:
     """One training update of a model on random tokens."""
 
-    def __init__(self, model: Any, loss: Callable[[Any, torch.Tensor], torch.Tensor], given: Any):
-        self.model, self.loss, self.given = model.to(DEVICE), loss, given
+    def __init__(self, model: Any, loss: Callable[[Any, torch.Tensor], torch.Tensor], options: Any):
+        self.model, self.loss, self.options = model.to(DEVICE), loss, options
         self.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def __call__(self) -> float:
-        """Seconds."""
-        shape = (self.given.batch, self.given.context + 1)
-        tokens = torch.randint(1, self.given.vocabulary, shape, device=DEVICE)
-        wait()
+        """Return its seconds."""
+        shape = (self.options.batch, self.options.context + 1)
+        tokens = torch.randint(1, self.options.vocabulary, shape, device=DEVICE)
+        synchronize()
         start = time.perf_counter()
         self.loss(self.model, tokens).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        wait()
+        synchronize()
         return time.perf_counter() - start
 
 
 def untrained(name: str, size: dict[str, int], context: int, vocabulary: int) -> Any:
-    """Return a language model of this package, one of `OURS`.
+    """Return a language model of this package, one of `PACKAGE_MODELS`.
 
     Args:
         size: width, heads and layers.
     """
-    section, objective = OURS[name]
+    section, objective = PACKAGE_MODELS[name]
     words = {str(i): i for i in range(vocabulary)}
     return build_language_model(
         {
@@ -95,25 +99,27 @@ def untrained(name: str, size: dict[str, int], context: int, vocabulary: int) ->
     )
 
 
-def ours(name: str, given: Any, compiled: bool) -> Update:
-    """A model of this package."""
-    size = {"width": given.width, "heads": given.heads, "layers": given.layers}
-    made = untrained(name, size, given.context, given.vocabulary)
+def package_update(name: str, options: Any, compiled: bool) -> Update:
+    """Return an update of a model of this package."""
+    size = {"width": options.width, "heads": options.heads, "layers": options.layers}
+    model = untrained(name, size, options.context, options.vocabulary)
     if compiled:
-        made.compile()
-    return Update(made, lambda model, tokens: model(model.draw({"tokens": tokens}))[0], given)
+        model.compile()
+    return Update(
+        model, lambda model, tokens: model(model.with_noise({"tokens": tokens}))[0], options
+    )
 
 
-def theirs(name: str, given: Any) -> Update:
-    """A model of the reference implementation, as it is: it cannot be compiled."""
-    sys.path.insert(0, given.reference)
+def reference_update(name: str, options: Any) -> Update:
+    """Return an update of a model of the reference implementation, which cannot be compiled."""
+    sys.path.insert(0, options.reference)
     import transformers  # pyright: ignore[reportMissingImports]
 
     class Words:
         eos_token_id = 0
 
         def __len__(self) -> int:
-            return given.vocabulary
+            return options.vocabulary
 
     transformers.AutoTokenizer.from_pretrained = lambda *_, **__: Words()  # no network
     from model.nlp.baseline_transformer import (  # pyright: ignore[reportMissingImports]
@@ -121,33 +127,37 @@ def theirs(name: str, given: Any) -> Update:
     )
     from model.nlp.ebt import EBT_NLP  # pyright: ignore[reportMissingImports]
 
-    kind = EBT_NLP if THEIRS[name] == "ebt" else Baseline_Transformer_NLP
+    model_class = EBT_NLP if REFERENCE_MODELS[name] == "ebt" else Baseline_Transformer_NLP
     sizes = {
-        "embedding_dim": given.width, "num_transformer_blocks": given.layers,
-        "multiheaded_attention_heads": given.heads, "ffn_dim_multiplier": 8 / 3,
-        "context_length": given.context, "batch_size_per_device": given.batch,
+        "embedding_dim": options.width, "num_transformer_blocks": options.layers,
+        "multiheaded_attention_heads": options.heads, "ffn_dim_multiplier": 8 / 3,
+        "context_length": options.context, "batch_size_per_device": options.batch,
     }  # fmt: skip
-    model = kind(SimpleNamespace(**PUBLISHED, **sizes))
+    model = model_class(SimpleNamespace(**PUBLISHED, **sizes))
 
     def loss(model: Any, tokens: torch.Tensor) -> torch.Tensor:
         return model.forward_loss_wrapper({"input_ids": tokens}, "train")["loss"]
 
-    return Update(model, loss, given)
+    return Update(model, loss, options)
 
 
-def make(name: str, how: str, given: Any) -> Update:
-    """One of all, by name."""
+def make(name: str, mode: str, options: Any) -> Update:
+    """Return an update of any model, ``eager`` or ``compiled``."""
     torch.manual_seed(0)
-    return theirs(name, given) if name in THEIRS else ours(name, given, how == "compiled")
+    return (
+        reference_update(name, options)
+        if name in REFERENCE_MODELS
+        else package_update(name, options, mode == "compiled")
+    )
 
 
-def peak(name: str, how: str, given: Any, queue: Any) -> None:
-    """MiB that two updates need beyond what the model does, in a process of its own."""
+def measure_memory(name: str, mode: str, options: Any, queue: Any) -> None:
+    """Put MiB that two updates need beyond the model's own into a queue, in another process."""
     torch.set_num_threads(1)
-    update = make(name, how, given)
+    update = make(name, mode, options)
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:  # the kernel's own mark, which starts anew when it is told to (Linux)
+    else:  # reset the kernel's high-water mark (Linux)
         Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mib()
     for _ in range(2):
@@ -163,55 +173,58 @@ def _peak_mib() -> float:
 
 
 def main() -> None:
-    given = settings(
+    options = parse_options(
         width=256, heads=8, layers=4, context=128, batch=8, vocabulary=2048, rounds=12,
         reference="",
     )  # fmt: skip
     torch.set_num_threads(1)
-    jobs = [(name, how) for how in ("eager", "compiled") for name in OURS]
-    jobs += [(name, "eager") for name in THEIRS if given.reference]
-    updates = {job: make(*job, given) for job in jobs}
+    jobs = [(name, mode) for mode in ("eager", "compiled") for name in PACKAGE_MODELS]
+    jobs += [(name, "eager") for name in REFERENCE_MODELS if options.reference]
+    updates = {job: make(*job, options) for job in jobs}
     for update in updates.values():
         for _ in range(2):  # the first compiles
             update()
     times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
-    for _ in range(given.rounds):
+    for _ in range(options.rounds):
         for job, update in updates.items():
             times[job].append(update())
-    middle = {job: statistics.median(seconds) for job, seconds in times.items()}
+    medians = {job: statistics.median(seconds) for job, seconds in times.items()}
     spawn = multiprocessing.get_context("spawn")
     entries = []
     for job in jobs:
-        name, how = job
+        name, mode = job
         queue = spawn.Queue()
         memory = None
-        if how == "eager":  # compiling takes memory of its own
-            process = spawn.Process(target=peak, args=(*job, given, queue))
+        if mode == "eager":  # compiling takes memory of its own
+            process = spawn.Process(target=measure_memory, args=(*job, options, queue))
             process.start()
             memory = queue.get()
             process.join()
         entries.append(
             {
                 "name": name,
-                "how": how,
+                "how": mode,
                 "params": updates[job].parameters,
-                "ms": 1e3 * middle[job],
-                "times_transformer_pp": middle[job] / middle["Transformer++", how],
+                "ms": 1e3 * medians[job],
+                "times_transformer_pp": medians[job] / medians["Transformer++", mode],
                 "memory_mib": memory,
             }
         )
         print(entries[-1], flush=True)
-    result: dict[str, Any] = {"entries": entries, **vars(given), "device": DEVICE.type}
-    if given.reference:
-        energy, own = (f"{who}energy, 2 steps" for who in ("reference ", ""))
+    result: dict[str, Any] = {"entries": entries, **vars(options), "device": DEVICE.type}
+    if options.reference:
+        reference_energy, package_energy = (
+            f"{prefix}energy, 2 steps" for prefix in ("reference ", "")
+        )
         result["reference_takes"] = {
-            how: middle[energy, "eager"] / middle[own, how] for how in ("eager", "compiled")
+            mode: medians[reference_energy, "eager"] / medians[package_energy, mode]
+            for mode in ("eager", "compiled")
         }
-        plain = middle["reference Transformer++", "eager"]
-        result["reference_times_transformer_pp"] = middle[energy, "eager"] / plain
+        plain = medians["reference Transformer++", "eager"]
+        result["reference_times_transformer_pp"] = medians[reference_energy, "eager"] / plain
         result["reference"] = "github.com/alexiglad/EBT"
-    result["command"] = command("language_speed").replace(given.reference or "\n", "EBT")
-    store("language_speed.json", json.dumps(result, indent=1) + "\n")
+    result["command"] = command_line("language_speed").replace(options.reference or "\n", "EBT")
+    store_json("language_speed", result)
 
 
 if __name__ == "__main__":

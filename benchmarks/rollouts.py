@@ -4,7 +4,7 @@ Settings: checkpoint (as ``ebt_policy.eval`` takes it), episodes (50), workers (
 The same policy plays the same episodes of Push-T in several ways, in turns within one run:
 
 - one environment, one policy call a chunk: the plain way;
-- ours, `envs.rollout.RolloutPool`;
+- ours, `ebt_policy.envs.rollout.RolloutPool`;
 - gymnasium's `AsyncVectorEnv`, all environments in step, as Diffusion Policy evaluates;
 - lerobot's `rollout` on a `SyncVectorEnv`, its default (0.4.4 fails on an `AsyncVectorEnv`), where
   it is installed (``pip install "lerobot[pusht]"``, in an environment of its own).
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
-import platform
 import statistics
 import time
 from collections import deque
@@ -31,11 +29,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.settings import DEVICE, command, settings, store
-from ebt_policy.evaluation.contestants import load_contestants
-from ebt_policy.models import Policy
-from envs.rollout import RolloutPool, batched, noise_seed
-from envs.spec import EVALUATION_SEED, EnvSpec
+from benchmarks.command_line import command_line, parse_options
+from benchmarks.device import DEVICE, device_name
+from benchmarks.results import store_json
+from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
+from ebt_policy.envs.rollout import RolloutPool, batch_observations, noise_seed
+from ebt_policy.policies import Policy
+from ebt_policy.policies.entries import load_policy_entries
 
 Play = Callable[[Sequence[int]], list[float]]  # seeds -> scores
 OBS = "environment_state"  # lerobot's name for what is not an image
@@ -43,37 +43,40 @@ console = Console()
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """The noise that a `RolloutPool` gives these episodes, so that all ways play the same ones."""
+    """Return the noise of these episodes in a `RolloutPool`: all ways play the same episodes."""
     return [torch.Generator().manual_seed(noise_seed(seed)) for seed in seeds]
 
 
 def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
-    """One environment in this process."""
+    """Return the way that steps one environment in this process."""
     env = stack.enter_context(spec.make())
 
     def episode(seed: int) -> float:
         obs, _ = env.reset(seed=seed)
         recent = deque([obs] * spec.n_obs_steps, maxlen=spec.n_obs_steps)
-        noise, score, over = generators([seed]), 0.0, False
-        while not over:
-            chunk = policy.predict_chunk(batched([spec.stack(recent)]), generator=noise)
-            for action in spec.plan(chunk.actions[0].numpy())[: spec.n_action_steps]:
+        noise, score, done = generators([seed]), 0.0, False
+        while not done:
+            chunk = policy.predict_chunk(
+                batch_observations([spec.stack_history(recent)]), generator=noise
+            )
+            for action in spec.future_actions(chunk.actions[0].numpy())[: spec.n_action_steps]:
                 obs, reward, terminated, truncated, _ = env.step(action)
                 recent.append(obs)
-                score, over = max(score, float(reward)), terminated or truncated
-                if over:
+                score, done = max(score, float(reward)), terminated or truncated
+                if done:
                     break
         return score
 
     return lambda seeds: [episode(seed) for seed in seeds]
 
 
-def ours(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
+def with_rollout_pool(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
+    """Return a function that plays with a `RolloutPool`."""
     pool = stack.enter_context(RolloutPool(spec, workers))
     return lambda seeds: [episode.score for episode in pool.rollout(policy, seeds)]
 
 
-class Queued(torch.nn.Module):
+class ActionQueuePolicy(torch.nn.Module):
     """A policy as lerobot's `rollout` calls it: an action for each environment, every step."""
 
     def __init__(self, policy: Policy, spec: EnvSpec):
@@ -83,15 +86,15 @@ class Queued(torch.nn.Module):
 
     def reset(self) -> None:
         self._noise = generators(self.seeds)
-        self._seen: deque[torch.Tensor] = deque(maxlen=self._spec.n_obs_steps)
+        self._recent: deque[torch.Tensor] = deque(maxlen=self._spec.n_obs_steps)
         self._planned: deque[torch.Tensor] = deque()
 
     def select_action(self, observation: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Observations (B, Do) -> actions (B, A)."""
-        new = observation[f"observation.{OBS}"].float()
-        self._seen.extend([new] * (1 if self._seen else self._spec.n_obs_steps))
+        """Return actions (B, A) for observations (B, Do)."""
+        rows = observation[f"observation.{OBS}"].float()
+        self._recent.extend([rows] * (1 if self._recent else self._spec.n_obs_steps))
         if not self._planned:
-            obs = {"obs": torch.stack(list(self._seen), dim=1)}
+            obs = {"obs": torch.stack(list(self._recent), dim=1)}
             actions = self._policy.predict_chunk(obs, generator=self._noise).actions
             first = self._spec.n_obs_steps - 1
             self._planned.extend(
@@ -100,7 +103,7 @@ class Queued(torch.nn.Module):
         return self._planned.popleft()
 
 
-class Named(gymnasium.ObservationWrapper):
+class NamedObservations(gymnasium.ObservationWrapper):
     """Observations as lerobot wants them, by name."""
 
     def __init__(self, env: gymnasium.Env):
@@ -114,38 +117,38 @@ class Named(gymnasium.ObservationWrapper):
         return {OBS: observation, "agent_pos": observation[-2:]}
 
 
-def in_step(envs: Any, queued: Queued, seeds: Sequence[int]) -> tuple[Any, Any]:
-    """Steps vectorised environments until all episodes are over: rewards and ends (B, T)."""
-    queued.reset()
+def in_step(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
+    """Step vectorised environments until all episodes are over; return rewards and ends (B, T)."""
+    policy.reset()
     obs, _ = envs.reset(seed=list(seeds))
-    rewards, over = [], [np.zeros(len(seeds), dtype=bool)]
-    while not over[-1].all():
-        seen = {f"observation.{OBS}": torch.from_numpy(obs[OBS])}
-        obs, reward, terminated, truncated, _ = envs.step(queued.select_action(seen).numpy())
+    rewards, dones = [], [np.zeros(len(seeds), dtype=bool)]
+    while not dones[-1].all():
+        observation = {f"observation.{OBS}": torch.from_numpy(obs[OBS])}
+        obs, reward, terminated, truncated, _ = envs.step(policy.select_action(observation).numpy())
         rewards.append(reward)
-        over.append(over[-1] | terminated | truncated)
-    return np.stack(rewards, axis=1), np.stack(over[1:], axis=1)
+        dones.append(dones[-1] | terminated | truncated)
+    return np.stack(rewards, axis=1), np.stack(dones[1:], axis=1)
 
 
-def by_lerobot(envs: Any, queued: Queued, seeds: Sequence[int]) -> tuple[Any, Any]:
-    """The same by lerobot's own loop."""
+def by_lerobot(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
+    """Do the same by lerobot's own loop."""
     rollout = importlib.import_module("lerobot.scripts.lerobot_eval").rollout
-    found = rollout(envs, queued, *[lambda same: same] * 4, seeds=list(seeds))
-    return found["reward"].numpy(), found["done"].numpy()
+    result = rollout(envs, policy, *[lambda value: value] * 4, seeds=list(seeds))
+    return result["reward"].numpy(), result["done"].numpy()
 
 
 def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any]) -> Play:
-    """Batches of as many episodes as there are environments, each until its last episode ends."""
-    queued = Queued(policy, spec)
+    """Return the way that plays batches of episodes, each until its last episode ends."""
+    queued = ActionQueuePolicy(policy, spec)
 
     def episodes(seeds: Sequence[int]) -> list[float]:
         scores: list[float] = []
         for first in range(0, len(seeds), envs.num_envs):
             batch = list(seeds[first : first + envs.num_envs])
             queued.seeds = batch + batch[:1] * (envs.num_envs - len(batch))
-            rewards, over = play(envs, queued, queued.seeds)
-            # What an environment does after the end of its episode does not count.
-            after = np.roll(over, 1, axis=1)
+            rewards, dones = play(envs, queued, queued.seeds)
+            # Rewards after the end of an episode do not count.
+            after = np.roll(dones, 1, axis=1)
             after[:, 0] = False
             scores += np.where(after, 0.0, rewards).max(axis=1)[: len(batch)].tolist()
         return scores
@@ -154,25 +157,27 @@ def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any
 
 
 def main() -> None:
-    given = settings(checkpoint="runs/push_t/ebt-xs-seed0", episodes=50, workers=25, rounds=3)
-    (contestant,) = load_contestants([given.checkpoint], DEVICE)
-    policy, spec = contestant.policy, contestant.env_spec
-    seeds = range(EVALUATION_SEED, EVALUATION_SEED + given.episodes)
+    options = parse_options(
+        checkpoint="runs/push_t/ebt-xs-seed0", episodes=50, workers=25, rounds=3
+    )
+    (entry,) = load_policy_entries([options.checkpoint], DEVICE)
+    policy, spec = entry.model, entry.env_spec
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + options.episodes)
     try:
         version = importlib.metadata.version("lerobot")
     except importlib.metadata.PackageNotFoundError:
         version = None
-        console.print("lerobot is not installed; its way is left out")
+        console.print("skipped lerobot: it is not installed")
     with ExitStack() as stack:
-        workers, make = given.workers, lambda: Named(spec.make())
+        workers, make = options.workers, lambda: NamedObservations(spec.make())
         ways = {
             "one environment": plain(policy, spec, stack),
-            f"ours, {workers} workers": ours(policy, spec, workers, stack),
+            f"ours, {workers} workers": with_rollout_pool(policy, spec, workers, stack),
         }
         processes = gymnasium.vector.AsyncVectorEnv([make] * workers)
         stack.callback(processes.close)
         ways[f"AsyncVectorEnv, {workers} processes"] = vectorised(policy, processes, spec, in_step)
-        for count in (workers, given.episodes) if version else ():
+        for count in (workers, options.episodes) if version else ():
             one_process = gymnasium.vector.SyncVectorEnv([make] * count)
             stack.callback(one_process.close)
             name = f"lerobot, {count} environments"
@@ -180,36 +185,36 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, float] = {}
         for play in ways.values():
-            play(seeds[:1])  # what is done once
-        for _ in range(given.rounds):
+            play(seeds[:1])  # warms up
+        for _ in range(options.rounds):
             for name, play in ways.items():
                 start = time.perf_counter()
                 scores[name] = statistics.fmean(play(seeds))
                 seconds[name].append(time.perf_counter() - start)
-    show(seconds, scores, given, version)
+    report(seconds, scores, options, version)
 
 
-def show(
-    seconds: dict[str, list[float]], scores: dict[str, float], given: Any, version: str | None
+def report(
+    seconds: dict[str, list[float]], scores: dict[str, float], options: Any, version: str | None
 ) -> None:
-    """A table, and the same as JSON."""
-    rates = {name: given.episodes / statistics.median(each) for name, each in seconds.items()}
+    """Print a table and store it as JSON."""
+    rates = {name: options.episodes / statistics.median(times) for name, times in seconds.items()}
     first = next(iter(rates.values()))
     table = Table("way", "episodes/s", "times the plain way", "mean score")
     for name, rate in rates.items():
         table.add_row(name, f"{rate:.2f}", f"{rate / first:.2f}", f"{scores[name]:.3f}")
     console.print(table)
     result = {
-        "command": command("rollouts"),
-        "policy": given.checkpoint,
-        "device": platform.processor() or platform.machine(),
+        "command": command_line("rollouts"),
+        "policy": options.checkpoint,
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "lerobot": version,
-        "episodes": given.episodes,
+        "episodes": options.episodes,
         "ways": {
             name: {
-                "seconds": [round(one, 3) for one in seconds[name]],
+                "seconds": [round(value, 3) for value in seconds[name]],
                 "episodes_per_second": round(rate, 3),
                 "times_plain": round(rate / first, 3),
                 "mean_score": round(scores[name], 4),
@@ -217,7 +222,7 @@ def show(
             for name, rate in rates.items()
         },
     }
-    store("rollouts.json", json.dumps(result, indent=2) + "\n")
+    store_json("rollouts", result)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 Training: one update of the energy policy against one of the diffusion policy, batch 128. Inference:
 one chunk at batch size 1. Both eager and compiled. Everything is timed in turns within one run, so
-that a noisy neighbour hits all alike; what is reported are medians and their ratios. Writes
+that a noisy neighbour hits all alike. Medians and their ratios are stored in
 ``docs/results/speed.json``. Weights are untrained: speed does not depend on them.
 """
 
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.settings import DEVICE, command, settings, wait
-from ebt_policy.data.normalize import Normalizer
-from ebt_policy.evaluation.stats import percentiles
-from ebt_policy.models import Policy, build_policy
+from benchmarks.command_line import command_line, parse_options
+from benchmarks.device import DEVICE, device_name, synchronize
+from benchmarks.training import compose_config
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.evaluation.statistics import percentiles
 from ebt_policy.models.base import Model
+from ebt_policy.policies import Policy, build_policy
 
 BATCH = 128
 SHAPE = {
@@ -46,32 +45,24 @@ CHUNKS = {
     "flow matching, 4 steps": ("flow_matching", {"steps": 4}),
     "flow matching, 8 steps": ("flow_matching", {"steps": 8}),
     "flow matching, 2 steps, medoid of 8": (
-        "flow_matching", {"steps": 2, "candidates": 8, "select": "medoid"},
+        "flow_matching", {"steps": 2, "num_candidates": 8, "select": "medoid"},
     ),
     "flow matching, 2 steps, densest of 8": (
-        "flow_matching", {"steps": 2, "candidates": 8, "select": "density"},
+        "flow_matching", {"steps": 2, "num_candidates": 8, "select": "density"},
     ),
     "flow matching, 2 steps, line integral of 8": (
-        "flow_matching", {"steps": 2, "candidates": 8, "select": "line_integral"},
+        "flow_matching", {"steps": 2, "num_candidates": 8, "select": "line_integral"},
     ),
     "DDIM-4, densest of 8": (
-        "diffusion", {"scheduler": "ddim", "steps": 4, "candidates": 8, "select": "density"},
+        "diffusion", {"scheduler": "ddim", "steps": 4, "num_candidates": 8, "select": "density"},
     ),
-    "energy, 2 steps": ("ebt", {"steps": 2, "candidates": 1}),
-    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "candidates": 8}),
-    "energy, 3 steps, best of 4": ("ebt", {"steps": 3, "candidates": 4}),
-    "energy, 4 steps": ("ebt", {"steps": 4, "candidates": 1}),
-    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "candidates": 8}),
+    "energy, 2 steps": ("ebt", {"steps": 2, "num_candidates": 1}),
+    "energy, 2 steps, best of 8": ("ebt", {"steps": 2, "num_candidates": 8}),
+    "energy, 3 steps, best of 4": ("ebt", {"steps": 3, "num_candidates": 4}),
+    "energy, 4 steps": ("ebt", {"steps": 4, "num_candidates": 1}),
+    "energy, 4 steps, best of 8": ("ebt", {"steps": 4, "num_candidates": 8}),
 }  # fmt: skip
 console = Console()
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    """Return the packaged configuration of a policy's training, with overrides."""
-    with initialize_config_module("configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
-    assert isinstance(config, dict)
-    return {str(k): v for k, v in config.items()}
 
 
 def make(
@@ -82,14 +73,14 @@ def make(
     shape: Mapping[str, Any] = SHAPE,
 ) -> Policy:
     """Return an untrained policy of the packaged configuration."""
-    config = composed(f"model={model}", f"size={size}", *overrides)
+    config = compose_config(f"model={model}", f"size={size}", *overrides)
     limits = {"obs": torch.rand(64, 20) * 512, "action": torch.rand(64, 2) * 512}
     torch.manual_seed(0)
     return build_policy({**config, "shape": dict(shape)}, Normalizer.fit(limits)).to(device)
 
 
 def update(policy: Policy, device: torch.device) -> Callable[[], None]:
-    """One training update as a function."""
+    """Return one training update as a function."""
     batch = {
         "obs": torch.rand(BATCH, 2, 20, device=device) * 2 - 1,
         "action": torch.rand(BATCH, 16, 2, device=device) * 2 - 1,
@@ -98,11 +89,11 @@ def update(policy: Policy, device: torch.device) -> Callable[[], None]:
 
 
 def update_on(model: Model, batch: dict[str, Any]) -> Callable[[], None]:
-    """One training update of any model on a normalised batch as a function."""
+    """Return one training update of any model on a normalised batch as a function."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        loss, _ = model(model.draw(batch))
+        loss, _ = model(model.with_noise(batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -111,39 +102,39 @@ def update_on(model: Model, batch: dict[str, Any]) -> Callable[[], None]:
     return step
 
 
-def in_turns(
-    jobs: dict[str, Callable[[], Any]], rounds: int, device: torch.device
+def interleaved_timing(
+    jobs: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of every job in every round, after a warm-up."""
+    """Return milliseconds of every job in every round, after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for job in jobs.values():
         for _ in range(3):
             job()
     for _ in range(rounds):
         for name, job in jobs.items():
-            wait()
+            synchronize()
             start = time.perf_counter()
             job()
-            wait()
+            synchronize()
             times[name].append((time.perf_counter() - start) * 1e3)
     return times
 
 
 def training(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Medians of updates and the ratios that matter."""
+    """Return medians of updates and the ratios that matter."""
     jobs: dict[str, Callable[[], None]] = {}
-    kinds = {
+    models = {
         "energy (flow)": ("ebt", []),
         "energy (s1)": ("ebt", ["objective=s1"]),
         "diffusion": ("diffusion", []),
         "flow matching": ("flow_matching", []),
     }
-    for name, (model, overrides) in kinds.items():
+    for name, (model, overrides) in models.items():
         jobs[f"{name}, eager"] = update(make(model, size, device, *overrides), device)
         policy = make(model, size, device, *overrides)
         policy.compile()
         jobs[f"{name}, compiled"] = update(policy, device)
-    medians = {k: statistics.median(v) for k, v in in_turns(jobs, rounds, device).items()}
+    medians = {k: statistics.median(v) for k, v in interleaved_timing(jobs, rounds).items()}
     ratio = {
         f"{name}: {label}": medians[f"{a}"] / medians[f"{b}"]
         for name, label, a, b in [
@@ -163,19 +154,19 @@ def training(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 
 def inference(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Latency of a chunk at batch size 1."""
+    """Return latencies of a chunk at batch size 1."""
     obs = {"obs": torch.rand(1, 2, 20) * 512}
     result: dict[str, Any] = {}
-    for how in ("eager", "compiled"):
+    for mode in ("eager", "compiled"):
         jobs: dict[str, Callable[[], Any]] = {}
         for name, (model, changes) in CHUNKS.items():
             policy = make(model, size, device).eval().requires_grad_(False)
             policy.configure_inference(**changes)
-            if how == "compiled":
+            if mode == "compiled":
                 policy.compile_prediction()
             jobs[name] = lambda policy=policy: policy.predict_chunk(obs).actions.cpu()
-        latency = {k: percentiles(v) for k, v in in_turns(jobs, rounds, device).items()}
-        result[how] = {
+        latency = {k: percentiles(v) for k, v in interleaved_timing(jobs, rounds).items()}
+        result[mode] = {
             name: value | {"ddpm_100_takes": latency["DDPM-100"]["p50"] / value["p50"]}
             for name, value in latency.items()
         }
@@ -183,11 +174,11 @@ def inference(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = settings(size="xs", rounds=200, output="docs/results/speed.json")
-    size, rounds, target, device = given.size, given.rounds, Path(given.output), DEVICE
+    options = parse_options(size="xs", rounds=200, output="docs/results/speed.json")
+    size, rounds, target, device = options.size, options.rounds, Path(options.output), DEVICE
     result = {
-        "command": command("speed"),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "command": command_line("speed"),
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "size": size,
@@ -197,8 +188,8 @@ def main() -> None:
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")
-    for how, latency in result["inference"].items():
-        table = Table(f"chunk at batch 1, {how}", "p50 ms", "p99 ms", "DDPM-100 takes")
+    for mode, latency in result["inference"].items():
+        table = Table(f"chunk at batch 1, {mode}", "p50 ms", "p99 ms", "DDPM-100 takes")
         for name, value in latency.items():
             times = f"{value['p50']:.1f}", f"{value['p99']:.1f}"
             table.add_row(name, *times, f"{value['ddpm_100_takes']:.1f}x as long")

@@ -1,1 +1,1 @@
-"""Hydra configuration, shipped with the package (found as ``pkg://configs``)."""
+"""Hydra configuration, shipped with the package (found as ``pkg://ebt_policy.configs``)."""

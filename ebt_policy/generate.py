@@ -15,10 +15,11 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ebt_policy.entry import hydra_arguments, pick_device, report_errors
-from ebt_policy.evaluation.contestants import parse_checkpoint
-from ebt_policy.models.text import LanguageModel
-from ebt_policy.options import ConfigError, options
+from ebt_policy.cli import pick_device, report_errors, run_entry
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.entries import parse_checkpoint
+from ebt_policy.language.model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,26 @@ class GenerateOptions:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="generate")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="generate")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
-        given: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = options(GenerateOptions, given, "the configuration")
+        raw_options: Any = OmegaConf.to_container(cfg, resolve=True)
+        config = options(GenerateOptions, raw_options, "the configuration")
         path, changes = parse_checkpoint(str(config.checkpoint))
         model = LanguageModel.from_checkpoint(path, pick_device(config.device))
         model.configure_inference(**changes)
         sys.stdout.write(config.prompt)
-        for piece in model.generate(
+        for text in model.generate(
             config.prompt, config.length, temperature=config.temperature,
             top_k=config.top_k or None, generator=torch.Generator().manual_seed(config.seed),
         ):  # fmt: skip
-            sys.stdout.write(piece)
+            sys.stdout.write(text)
             sys.stdout.flush()
         sys.stdout.write("\n")
 
 
 def main() -> None:
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    _main()
+    run_entry(_main)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Manipulation tasks that stand on one of gymnasium's own MuJoCo environments."""
+"""The base class of tasks that wrap a gymnasium MuJoCo environment."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.headless import choose_backend
-from envs.manipulation import ManipulationEnv
+from ebt_policy.envs.manipulation_env import ManipulationEnv
+from ebt_policy.envs.rendering import choose_backend
 
 choose_backend()  # before MuJoCo is imported
 import mujoco as _mujoco  # noqa: E402
 
-mujoco: Any = _mujoco  # its compiled parts have no types that checkers see
-_DYNAMICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next step depends on
+mujoco: Any = _mujoco  # its compiled modules have no type stubs
+_DYNAMICS = mujoco.mjtState.mjSTATE_INTEGRATION  # everything that the next step depends on
 
 
 class MujocoManipulationEnv(ManipulationEnv):
-    """Frames and the physical state of an environment that holds a `model` and `data`.
+    """A manipulation task on an environment that has a MuJoCo `model` and `data`.
 
     Args:
-        sim_env: the environment that is wrapped.
+        sim_env: the wrapped environment.
         layout, grasps, cameras, image_size, render_mode: as in `ManipulationEnv`.
     """
 
-    upside_down: tuple[str, ...] = ()  # cameras that are mounted the wrong way up
+    upside_down: tuple[str, ...] = ()  # cameras that are mounted upside down
 
     def __init__(
         self,
@@ -56,18 +56,21 @@ class MujocoManipulationEnv(ManipulationEnv):
             self._renderers[size] = self._renderer(size)
         renderer = self._renderers[size]
         renderer.update_scene(self.sim_env.data, camera)
-        drawn = renderer.render()
-        return np.ascontiguousarray(drawn[::-1, ::-1]) if camera in self.upside_down else drawn
+        image = renderer.render()
+        return np.ascontiguousarray(image[::-1, ::-1]) if camera in self.upside_down else image
 
     def _renderer(self, size: int) -> Any:
-        """Frames of `render_size`, for people, have shadows and smooth edges; of other sizes, for
-        policies, neither: on a CPU they take nine tenths of the time."""
-        pretty, quality = size == self.render_size, self.sim_env.model.vis.quality
-        smooth = quality.offsamples
-        quality.offsamples = smooth if pretty else 0
+        """Build a renderer of frames of `size` px.
+
+        Frames of `render_size`, for people, have shadows and anti-aliasing. Frames for policies
+        have neither, because both take nine tenths of the rendering time on a CPU.
+        """
+        is_high_quality, quality = size == self.render_size, self.sim_env.model.vis.quality
+        num_samples = quality.offsamples
+        quality.offsamples = num_samples if is_high_quality else 0
         renderer = mujoco.Renderer(self.sim_env.model, size, size)
-        quality.offsamples = smooth
-        if not pretty:
+        quality.offsamples = num_samples
+        if not is_high_quality:
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         return renderer
 
@@ -78,14 +81,16 @@ class MujocoManipulationEnv(ManipulationEnv):
         self.sim_env.close()
 
     def _dynamics(self) -> np.ndarray:
+        """Return MuJoCo's integration state."""
         state = np.empty(mujoco.mj_stateSize(self.sim_env.model, _DYNAMICS))
         mujoco.mj_getState(self.sim_env.model, self.sim_env.data, state, _DYNAMICS)
         return state
 
     def _set_dynamics(self, state: np.ndarray) -> None:
+        """Restore MuJoCo's integration state."""
         mujoco.mj_setState(self.sim_env.model, self.sim_env.data, state, _DYNAMICS)
         self.settle()
 
     def settle(self) -> None:
-        """Compute all places and orientations from the joints, without letting time pass."""
+        """Compute all positions and orientations from the joints without advancing time."""
         mujoco.mj_forward(self.sim_env.model, self.sim_env.data)

@@ -1,4 +1,4 @@
-"""robosuite's Lift, Can, Square, Tool Hang and Transport, set as in the robomimic data sets.
+"""robosuite's Lift, Can, Square, Tool Hang and Transport, configured as in robomimic's data sets.
 
 Zhu et al. 2020, "robosuite: A Modular Simulation Framework and Benchmark for Robot Learning";
 Mandlekar et al. 2021, "What Matters in Learning from Offline Human Demonstrations".
@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from ebt_policy.data.robomimic import (
+from ebt_policy.envs.errors import EnvError
+from ebt_policy.envs.manipulation_env import ExpertFn, ManipulationEnv
+from ebt_policy.envs.rendering import choose_backend
+from ebt_policy.envs.robosuite_tasks import (
     RATE_HZ,
     SCENES,
     absolute_actions,
@@ -22,31 +25,29 @@ from ebt_policy.data.robomimic import (
     layout,
     observation,
 )
-from envs.headless import choose_backend
-from envs.manipulation import Expert, ManipulationEnv
 
 choose_backend()  # robosuite imports MuJoCo
-logging.disable(logging.WARNING)  # it tells each program of files and robots that it does without
+logging.disable(logging.WARNING)  # it warns about optional files and robots at import
 import robosuite  # noqa: E402
 from robosuite.controllers import load_composite_controller_config  # noqa: E402
 
 logging.disable(logging.NOTSET)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-REACH = 2.0  # m, bound of absolute positions
-PUSH_STEPS = 40  # control periods after which something else holds a gripper that is pushed
-VERSION = "1.5"  # of robosuite, the layout of its observations
+POSITION_BOUND = 2.0  # m, of absolute actions
+MAX_PUSH_STEPS = 40  # control periods after which a push that meets an obstacle is given up
+OBSERVATION_VERSION = "1.5"  # version of robosuite that decides the layout of "object"
 
 
 class RobosuiteEnv(ManipulationEnv):
-    """One of `ebt_policy.data.robomimic.SCENES`.
+    """A robosuite task of `ebt_policy.envs.robosuite_tasks.SCENES`.
 
-    Observation: see `ebt_policy.data.robomimic.observation`.
+    Observation: see `ebt_policy.envs.robosuite_tasks.observation`.
     Action, for each arm: "delta", (7,) in [-1, 1]: translation (1 is 5 cm), rotation vector (1 is
-    0.5 rad), gripper (-1 opens, 1 closes); or "absolute", (10,): the goal of the same, position (m)
-    and two columns of the rotation matrix, gripper. All in the frame of the world.
-    State: time, qpos, qvel, as in robomimic's files. The controllers' own memory (the posture that
-    they prefer) is that of the seed, so what follows a given state may differ by a hair.
+    0.5 rad), gripper (-1 opens, 1 closes); or "absolute", (10,): the goal pose as position (m) and
+    two columns of the rotation matrix, then the gripper. All in the world frame.
+    State: time, qpos, qvel, as in robomimic's files. The internal state of the controllers (their
+    preferred posture) depends on the seed, so trajectories from a restored state differ slightly.
 
     Args:
         scene: a key of `SCENES`.
@@ -65,15 +66,17 @@ class RobosuiteEnv(ManipulationEnv):
         render_mode: str | None = None,
     ) -> None:
         if scene not in SCENES:
-            raise ValueError(f"scene must be one of {', '.join(SCENES)}, got {scene!r}")
+            raise EnvError(f"task.scene must be one of {', '.join(SCENES)}, got {scene!r}.")
         if actions not in ("delta", "absolute"):
-            raise ValueError(f'actions must be "delta" or "absolute", got {actions!r}')
+            raise EnvError(f'task.actions must be "delta" or "absolute", got {actions!r}.')
         self._name, self.scene = scene, SCENES[scene]
         self.absolute = actions == "absolute"
         self.proprioception = 9 * self.scene.arms
-        bound = [REACH] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
+        bound = [POSITION_BOUND] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
         high = np.tile(np.array(bound, dtype=np.float32), self.scene.arms)
-        with _numpy_seed(0):  # some objects have random sizes, drawn once: the same for all
+        with _numpy_seed(
+            0
+        ):  # some objects have random sizes, sampled once: the same in every environment
             self.sim_env: Any = robosuite.make(
                 self.scene.env_name,
                 robots=["Panda"] * self.scene.arms,
@@ -84,65 +87,70 @@ class RobosuiteEnv(ManipulationEnv):
                 use_object_obs=True,
                 control_freq=RATE_HZ,
                 ignore_done=True,
-                lite_physics=True,  # the same to rounding, and an eighth faster
-                hard_reset=False,  # the same scenes, without reading the meshes again
+                lite_physics=True,  # equal up to rounding, and an eighth faster
+                hard_reset=False,  # the same scenes, without loading the meshes again
             )
         sim = self.sim_env
-        held = {
+        grasped_objects = {
             "Lift": lambda: sim.cube,
             "Can": lambda: sim.objects[sim.object_id],
             "Square": lambda: sim.nuts[sim.nut_id],
         }
-        self._object: Any = held[scene]() if scene in held else None
+        self._object: Any = grasped_objects[scene]() if scene in grasped_objects else None
         super().__init__(
             spaces.Box(-high, high), layout(self.scene), self.sim_env.sim.model.camera_names,
-            grasps=scene in held, cameras=cameras, image_size=image_size, render_mode=render_mode,
+            grasps=scene in grasped_objects,
+            cameras=cameras, image_size=image_size, render_mode=render_mode,
         )  # fmt: skip
         self.render_camera = "agentview" if self.scene.arms == 1 else "shouldercamera0"
 
     def frame(self, camera: str, size: int) -> np.ndarray:
-        drawn = self.sim_env.sim.render(height=size, width=size, camera_name=camera)
-        return np.ascontiguousarray(drawn[::-1])
+        image = self.sim_env.sim.render(height=size, width=size, camera_name=camera)
+        return np.ascontiguousarray(image[::-1])
 
-    def expert(self, rng: np.random.Generator) -> Expert:
-        from envs.robosuite_experts import EXPERTS
+    def expert(self, rng: np.random.Generator) -> ExpertFn:
+        from ebt_policy.envs.robosuite_experts import EXPERTS
 
         if self._name not in EXPERTS:
-            raise ValueError(
-                f"there are scripted experts for {', '.join(EXPERTS)}, not for {self._name}; "
-                "use human demonstrations"
+            raise EnvError(
+                f"{self._name} has no scripted expert, only {', '.join(EXPERTS)} have; "
+                "use human demonstrations."
             )
         act = EXPERTS[self._name](self.sim_env, rng)
-        return (lambda: absolute_actions(self.parts(), act())) if self.absolute else act
+        return (
+            (lambda: absolute_actions(self.robosuite_observations(), act()))
+            if self.absolute
+            else act
+        )
 
     def holding(self) -> bool:
         gripper = self.sim_env.robots[0].gripper["right"]
         return self._object is not None and bool(self.sim_env._check_grasp(gripper, self._object))
 
-    def _push(self, shift: np.ndarray) -> None:
-        far = np.linalg.norm(shift)
-        relative = np.array([*(shift / far), 0.0, 0.0, 0.0, self._grip])
-        here = start = self.parts()
-        for _ in range(PUSH_STEPS):
-            if np.linalg.norm(here["robot0_eef_pos"] - start["robot0_eef_pos"]) >= far:
+    def _push_gripper(self, shift: np.ndarray) -> None:
+        distance = np.linalg.norm(shift)
+        relative = np.array([*(shift / distance), 0.0, 0.0, 0.0, self._grip])
+        current = start = self.robosuite_observations()
+        for _ in range(MAX_PUSH_STEPS):
+            if np.linalg.norm(current["robot0_eef_pos"] - start["robot0_eef_pos"]) >= distance:
                 break
-            self._act(absolute_actions(here, relative) if self.absolute else relative)
-            here = self.parts()
+            self._apply_action(absolute_actions(current, relative) if self.absolute else relative)
+            current = self.robosuite_observations()
 
-    def _place(self) -> np.ndarray:
+    def _object_position(self) -> np.ndarray:
         return self.sim_env.sim.data.get_joint_qpos(self._object.joints[0])[:2].copy()
 
-    def _lay(self, place: np.ndarray) -> bool:
+    def _place_object(self, position: np.ndarray) -> bool:
         data, joint = self.sim_env.sim.data, self._object.joints[0]
         pose = data.get_joint_qpos(joint).copy()
-        pose[:3] = [*place, self._height]
+        pose[:3] = [*position, self._height]
         data.set_joint_qpos(joint, pose)
         data.set_joint_qvel(joint, np.zeros(6))
         self.sim_env.sim.forward()
         gripper = self.sim_env.robots[0].gripper["right"]
         return not self.sim_env.check_contact(self._object, gripper)
 
-    def _start(self, seed: int) -> None:
+    def _reset_scene(self, seed: int) -> None:
         with _numpy_seed(seed):
             self.sim_env.reset()
         self._grip = -1.0
@@ -152,24 +160,24 @@ class RobosuiteEnv(ManipulationEnv):
     def restore(self, state: np.ndarray) -> None:
         self.sim_env.sim.set_state_from_flattened(state)
 
-    def _act(self, action: np.ndarray) -> None:
+    def _apply_action(self, action: np.ndarray) -> None:
         self._grip = float(action[-1])
         self.sim_env.step(from_six_dimensional(action) if self.absolute else action)
 
     @property
     def physics_dt(self) -> float:
-        """s."""
+        """Time step of the physics, s."""
         return float(self.sim_env.model_timestep)
 
     def advance(self, action: np.ndarray, steps: int) -> None:
-        """Go on toward an absolute goal for so many steps of `physics_dt`, as its step does.
+        """Follow an absolute action for `steps` steps of `physics_dt`, as `step` does.
 
         Raises:
-            ValueError: actions are relative: each would be counted from where the last one led.
+            EnvError: actions are relative: each would start where the previous one ended.
         """
         if not self.absolute:
-            raise ValueError(
-                "only absolute goals can be followed in time; use task.actions=absolute"
+            raise EnvError(
+                "task.actions=delta cannot be followed in physics time; use task.actions=absolute."
             )
         self._grip = float(action[-1])
         goal, sim = from_six_dimensional(action), self.sim_env.sim
@@ -178,48 +186,51 @@ class RobosuiteEnv(ManipulationEnv):
             self.sim_env._pre_action(goal, policy_step=i == 0)
             sim.step2()
 
-    def judge(self) -> tuple[float, bool]:
-        """Reward of the scene as it is, and whether the task is solved."""
-        solved = self._solved()
-        return self._score(solved), solved
+    def compute_reward(self) -> tuple[float, bool]:
+        """Return the reward of the current scene, and whether the task is solved."""
+        solved = self._is_solved()
+        return self._task_progress(solved), solved
 
-    def stay(self) -> np.ndarray:
-        """The absolute goal that keeps the arms where they are."""
-        still = [0.0] * 6 + [self._grip]
-        return absolute_actions(self.parts(), np.array(still * self.scene.arms))
+    def hold_action(self) -> np.ndarray:
+        """Return the absolute action that keeps the arms where they are."""
+        zero_motion = [0.0] * 6 + [self._grip]
+        return absolute_actions(
+            self.robosuite_observations(), np.array(zero_motion * self.scene.arms)
+        )
 
-    def parts(self) -> dict[str, np.ndarray]:
-        """robosuite's observations of the scene as it is."""
-        self.sim_env.sim.forward()  # a step leaves places and orientations one time step behind
-        self.sim_env._get_observations(force_update=True)  # some are made of others from before
-        parts = self.sim_env._get_observations(force_update=True)
-        return {**parts, "object": parts["object-state"]}
+    def robosuite_observations(self) -> dict[str, np.ndarray]:
+        """Return robosuite's observations of the current scene, by name."""
+        self.sim_env.sim.forward()  # after a step, positions and orientations lag one time step
+        # The second update is needed: some observations are computed from the previous ones.
+        self.sim_env._get_observations(force_update=True)
+        observations = self.sim_env._get_observations(force_update=True)
+        return {**observations, "object": observations["object-state"]}
 
-    def _low_dim(self) -> np.ndarray:
-        return observation(self.scene, self.parts(), VERSION)
+    def _low_dim_observation(self) -> np.ndarray:
+        return observation(self.scene, self.robosuite_observations(), OBSERVATION_VERSION)
 
-    def _state(self) -> np.ndarray:
+    def get_state(self) -> np.ndarray:
         return np.asarray(self.sim_env.sim.get_state().flatten(), dtype=np.float64)
 
-    def _solved(self) -> bool:
+    def _is_solved(self) -> bool:
         return bool(self.sim_env._check_success())
 
 
 def controllers(*, absolute: bool) -> dict[str, Any]:
-    """Operational-space control of a Panda, as in the robomimic data sets."""
+    """Return the operational-space controllers of a Panda, as in robomimic's data sets."""
     config: Any = load_composite_controller_config(robot="Panda")
-    for part in config["body_parts"].values():
-        part["input_ref_frame"] = "world"
-        part["input_type"] = "absolute" if absolute else "delta"
+    for part_config in config["body_parts"].values():
+        part_config["input_ref_frame"] = "world"
+        part_config["input_type"] = "absolute" if absolute else "delta"
     return config
 
 
 @contextlib.contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """robosuite 1.5.1 places objects with NumPy's global generator; ours, and then as it was."""
-    before = np.random.get_state()
+    """Seed NumPy's global generator, with which robosuite 1.5.1 places objects, for a block."""
+    state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
         yield
     finally:
-        np.random.set_state(before)
+        np.random.set_state(state)

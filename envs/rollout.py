@@ -1,8 +1,8 @@
 """Seeded rollouts of a policy: worker processes step environments, the parent batches the policy.
 
-One worker owns one environment and plays whole episodes. The initial state and the noise of an
-episode depend on its seed alone, so the result does not depend on the number of workers (up to the
-rounding of the policy's own batched arithmetic).
+One worker owns one environment and plays complete episodes. The initial state and the noise of an
+episode depend on its seed alone. The results therefore do not depend on the number of workers,
+except for the rounding of the policy's batched arithmetic.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import torch
 
-from envs.process import WorkerProcess
-from envs.spec import EnvSpec
-from envs.worker import Order, Played
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.errors import EnvError
+from ebt_policy.envs.worker import EpisodeOutcome, EpisodeRequest
+from ebt_policy.envs.worker_process import WorkerProcess
 
 
 class Policy(Protocol):
-    """Anything that predicts chunks of actions; see `ebt_policy.models`."""
+    """A predictor of chunks of actions; see `ebt_policy.policies.base`."""
 
     def predict_chunk(self, obs: dict[str, torch.Tensor], *, generator: Any = None) -> Any: ...
 
@@ -35,9 +36,9 @@ class ChunkRecord:
     """One prediction within an episode.
 
     Attributes:
-        step: environment step at which it was made.
-        energy, grad_norm, steps_used: as the policy reports them; None where it does not.
-        latency_ms: wall time of the whole batch's prediction.
+        step: environment step of the prediction.
+        energy, grad_norm, steps_used: of the predicted chunk; None if the policy reports none.
+        latency_ms: wall time of the prediction of the batch.
     """
 
     step: int
@@ -58,7 +59,7 @@ class EpisodeResult:
         retries: grasps since the perturbation, if there was one.
         chunks: one record a prediction, in order.
         video: path of its MP4, or None.
-        rows: what each step saw and did, when collected; see `envs.worker.Played`.
+        rows: observation, state and action of each step, if collected; see `EpisodeOutcome`.
     """
 
     seed: int
@@ -70,15 +71,15 @@ class EpisodeResult:
     video: str | None = None
     rows: dict[str, np.ndarray] | None = None
 
-    def finish(self, played: Played) -> EpisodeResult:
-        """Take over what a worker played."""
-        self.score, self.success, self.length = played.score, played.success, played.length
-        self.retries, self.rows = played.retries, played.rows
+    def finish(self, outcome: EpisodeOutcome) -> EpisodeResult:
+        """Take over the outcome that a worker returned."""
+        self.score, self.success, self.length = outcome.score, outcome.success, outcome.length
+        self.retries, self.rows = outcome.retries, outcome.rows
         return self
 
 
 class RolloutPools:
-    """One pool at a time, kept while the spec stays the same; a context manager.
+    """A holder of one pool, reused while the spec stays the same; a context manager.
 
     Args:
         workers: as in `RolloutPool`.
@@ -89,8 +90,8 @@ class RolloutPools:
         self._stack = ExitStack()
         self._pool: RolloutPool | None = None
 
-    def of(self, spec: EnvSpec) -> RolloutPool:
-        """A pool that plays `spec`; the one before it is closed."""
+    def for_spec(self, spec: EnvSpec) -> RolloutPool:
+        """Return a pool that plays `spec`; a pool of another spec is closed."""
         if self._pool is None or self._pool.spec != spec:
             self._stack.close()
             self._pool = self._stack.enter_context(RolloutPool(spec, self._workers))
@@ -104,18 +105,21 @@ class RolloutPools:
 
 
 class RolloutPool:
-    """Worker processes that stay alive between rollouts (starting one takes about a second).
+    """A pool of worker processes that stay alive between rollouts (a start takes about a second).
 
     Use it as a context manager, or call `close`. After an error it is closed.
 
     Args:
         spec: the environment and the horizons.
         workers: number of processes, each with one environment.
+
+    Raises:
+        EnvError: fewer than 1 worker.
     """
 
     def __init__(self, spec: EnvSpec, workers: int):
         if workers < 1:
-            raise ValueError(f"a rollout needs at least 1 worker, got {workers}")
+            raise EnvError(f"workers must be at least 1, got {workers}.")
         self.spec = spec
         self._workers = [WorkerProcess(spec) for _ in range(workers)]
 
@@ -132,22 +136,23 @@ class RolloutPool:
         """Play one episode a seed and return the results in the order of `seeds`.
 
         Args:
-            policy: its `predict_chunk` gets what `batched` gives, on the CPU, and a list of B CPU
-                generators, one an episode, seeded from the episode's seed.
-            videos: the first so many episodes are filmed to `video_dir`/seed_<seed>.mp4.
-            on_episode: called with each result as soon as it is there, in order of completion.
-            collect: keep what each step saw and did (`EpisodeResult.rows`).
+            policy: its `predict_chunk` gets the result of `batch_observations`, on the CPU, and a
+                list of B CPU generators, one an episode, seeded from the episode's seed.
+            videos: number of episodes, the first ones, recorded to `video_dir`/seed_<seed>.mp4.
+            on_episode: called with each result, in order of completion.
+            collect: keep observation, state and action of each step (`EpisodeResult.rows`).
 
         Raises:
-            ValueError: `videos` without `video_dir`; a chunk too short for the spec or not finite.
+            EnvError: a chunk that is too short for the spec, or not finite.
+            ValueError: `videos` without `video_dir`.
             RuntimeError: a worker failed; its traceback is in the message.
         """
         if videos > 0 and video_dir is None:
-            raise ValueError("videos need a video_dir to be written to")
+            raise ValueError("videos > 0 requires a video_dir")
         results = [EpisodeResult(int(seed)) for seed in seeds]
         for result in results[:videos]:
             result.video = str(Path(str(video_dir)) / f"seed_{result.seed}.mp4")
-        with self._at_work():
+        with self._close_on_error():
             self._run(policy, results, on_episode, collect)
         return results
 
@@ -158,23 +163,23 @@ class RolloutPool:
         on_episode: Callable[[EpisodeResult], None] | None,
         collect: bool,
     ) -> None:
-        todo = iter(results)
+        pending = iter(results)
         playing: dict[WorkerProcess, _Episode] = {}
 
         def start(worker: WorkerProcess) -> None:
-            if (result := next(todo, None)) is not None:
+            if (result := next(pending, None)) is not None:
                 playing[worker] = _Episode(result)
-                worker.send(Order(result.seed, result.video, collect))
+                worker.send(EpisodeRequest(result.seed, result.video, collect))
 
         for worker in self._workers:
             start(worker)
         while playing:
-            # Lock-step, in the order of the workers: every batch is full and made up the same way
-            # each time. A worker that finishes an episode joins the batch with its next one.
+            # Lock-step, in the order of the workers, so that batches are full and reproducible. A
+            # worker that finishes an episode joins the batch with its next one.
             batch: list[tuple[WorkerProcess, _Episode, dict[str, np.ndarray]]] = []
             for worker in [w for w in self._workers if w in playing]:
                 message = worker.receive()
-                while isinstance(message, Played):
+                while isinstance(message, EpisodeOutcome):
                     result = playing.pop(worker).result.finish(message)
                     start(worker)
                     if on_episode is not None:
@@ -193,21 +198,27 @@ class RolloutPool:
         *,
         on_episode: Callable[[EpisodeResult], None] | None = None,
     ) -> list[EpisodeResult]:
-        """Let the environment's own expert play one episode a seed, and keep their rows.
+        """Let the environment's own expert play one episode a seed, and collect the rows.
+
+        Args:
+            on_episode: called with each result, in order of completion.
+
+        Returns:
+            The results in the order of `seeds`.
 
         Raises:
-            RuntimeError: a worker failed, perhaps since there is no expert.
+            RuntimeError: a worker failed, for example because there is no expert.
         """
         results = [EpisodeResult(int(seed)) for seed in seeds]
-        todo = iter(results)
+        pending = iter(results)
         playing: dict[WorkerProcess, EpisodeResult] = {}
 
         def start(worker: WorkerProcess) -> None:
-            if (result := next(todo, None)) is not None:
+            if (result := next(pending, None)) is not None:
                 playing[worker] = result
-                worker.send(Order(result.seed, collect=True, expert=True))
+                worker.send(EpisodeRequest(result.seed, collect=True, expert=True))
 
-        with self._at_work():
+        with self._close_on_error():
             for worker in self._workers:
                 start(worker)
             while playing:
@@ -220,10 +231,10 @@ class RolloutPool:
         return results
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """The workers play; after an error they are closed, whatever they are doing."""
+    def _close_on_error(self) -> Iterator[None]:
+        """Kill the workers after an error in the block, whatever they are doing."""
         if not self._workers:
-            raise RuntimeError("this RolloutPool is closed; make a new one")
+            raise RuntimeError("this RolloutPool is closed; create a new one")
         try:
             yield
         except BaseException:
@@ -231,7 +242,7 @@ class RolloutPool:
             raise
 
     def close(self, *, kill: bool = False) -> None:
-        """End the workers; with `kill`, without waiting for what they are doing."""
+        """End the workers; with `kill`, without waiting for their current episode."""
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.end(kill)
@@ -261,7 +272,7 @@ def rollout(
     on_episode: Callable[[EpisodeResult], None] | None = None,
     collect: bool = False,
 ) -> list[EpisodeResult]:
-    """Play one episode a seed, in workers started for it; the rest is `RolloutPool.rollout`'s.
+    """Play one episode a seed in a pool that is closed afterwards; see `RolloutPool.rollout`.
 
     Args:
         workers: number of processes, min(len(seeds), 8) by default.
@@ -280,21 +291,21 @@ def rollout(
 
 
 def noise_seed(seed: int) -> int:
-    """The seed of the generator that a policy gets in the episode of `seed`."""
+    """Return the seed of the generator that a policy gets in the episode of `seed`."""
     words = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     return int(words[0]) >> 1
 
 
 class _Episode:
-    """An episode in play: the result being filled and the generator of its noise."""
+    """A running episode: its incomplete result and the generator of its noise."""
 
     def __init__(self, result: EpisodeResult):
         self.result = result
         self.generator = torch.Generator().manual_seed(noise_seed(result.seed))
 
 
-def batched(observations: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """B observations (see `EnvSpec.stack`) as a policy takes them.
+def batch_observations(observations: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Batch B observations (see `EnvSpec.stack_history`) for a policy.
 
     Returns:
         {"obs": (B, To, Do) float32} and under the name of each camera (B, To, H, W, 3) uint8.
@@ -309,8 +320,8 @@ def _predict(
     spec: EnvSpec,
     batch: list[tuple[WorkerProcess, _Episode, dict[str, np.ndarray]]],
 ) -> np.ndarray:
-    """One prediction for the whole batch: chunks (B, T, A), recorded in the episodes."""
-    obs = batched([seen for _, _, seen in batch])
+    """Predict chunks (B, T, A) for the batch and append a record to each episode."""
+    obs = batch_observations([observation for _, _, observation in batch])
     generators = [episode.generator for _, episode, _ in batch]
     start = time.perf_counter()
     chunk = policy.predict_chunk(obs, generator=generators)
@@ -318,9 +329,10 @@ def _predict(
     latency_ms = (time.perf_counter() - start) * 1e3
     extras = {name: _floats(chunk, name) for name in ("energy", "grad_norm", "steps_used")}
     for i, (_, episode, _) in enumerate(batch):
-        if not np.isfinite(spec.plan(actions[i])).all():
-            raise ValueError(
-                f"the policy predicted NaN or infinity in the episode of seed {episode.result.seed}"
+        if not np.isfinite(spec.future_actions(actions[i])).all():
+            raise EnvError(
+                "the policy predicted NaN or infinity in the episode of seed "
+                f"{episode.result.seed}; evaluate an earlier checkpoint, or lower train.lr."
             )
         episode.result.chunks.append(
             ChunkRecord(

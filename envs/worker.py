@@ -1,11 +1,11 @@
-"""A rollout worker: a process that owns one environment and plays whole seeded episodes.
+"""A rollout worker: a process that owns one environment and plays seeded episodes.
 
-It must not import torch: a worker starts in about a second and stays small. The parent
-(`envs.rollout`) sends an `Order` for each episode, and the worker then asks for one chunk of
-actions after the other until the episode is over. It ends when the parent closes the pipe.
+It must not import torch, so that it starts in about a second and stays small. The parent
+(`ebt_policy.envs.rollout`) sends an `EpisodeRequest` for each episode. The worker then requests one
+chunk of actions after the other until the episode is over. It ends when the parent closes the pipe.
 
-    parent -> worker   EnvSpec, once | Order | chunk (T, A)
-    worker -> parent   ("obs", {name: (To, ...)}) | ("done", Played) | ("error", traceback)
+    parent -> worker   EnvSpec, once | EpisodeRequest | chunk (T, A)
+    worker -> parent   ("obs", {name: (To, ...)}) | ("done", EpisodeOutcome) | ("error", traceback)
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
 
-Shoot = Callable[[np.ndarray | None], None]  # films a frame with the plan (n, A) still ahead
+AddFrame = Callable[[np.ndarray | None], None]  # records a frame, with the plan (n, A) still ahead
 VIDEO_SPEED = 2  # videos play at twice the environment's rate
 
 
 @dataclass(frozen=True)
-class Order:
-    """An episode to play: its seed, where to write its video, whether to return its steps, and
-    whether the environment's own expert plays it, instead of the parent."""
+class EpisodeRequest:
+    """An episode to play.
+
+    Attributes:
+        seed: of the environment.
+        video: path of the MP4 to write, or None.
+        collect: return the rows of every step.
+        expert: the environment's own expert plays it, instead of the parent's policy.
+    """
 
     seed: int
     video: str | None = None
@@ -40,15 +46,15 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Played:
-    """An episode that is over.
+class EpisodeOutcome:
+    """A finished episode.
 
     Attributes:
-        score: best reward of the episode, from the perturbation on if there was one.
+        score: best reward of the episode; with a perturbation, from its event on.
         success: whether the environment reported success at any of these steps.
         length: number of steps.
-        retries: grasps since the perturbation (see `Perturbed`).
-        rows: where asked for, of each step `state` (length, S), `info["state"]` before it, `obs`
+        retries: grasps since the perturbation (see `PerturbationWrapper`).
+        rows: if requested, of each step `state` (length, S), `info["state"]` before it, `obs`
             (length, Do), the observation before it, and `action` (length, A), as executed.
     """
 
@@ -59,65 +65,68 @@ class Played:
     rows: dict[str, np.ndarray] | None
 
 
-class Player:
-    """Plays episodes in one environment, asking `connection` for chunks of actions."""
+class EpisodeWorker:
+    """A player of episodes in one environment, which requests actions over `connection`."""
 
     def __init__(self, spec: EnvSpec, connection: Connection):
         self._spec = spec
         self._connection = connection
         self._envs: dict[str | None, gymnasium.Env] = {}
 
-    def play(self, order: Order) -> Played:
+    def play(self, request: EpisodeRequest) -> EpisodeOutcome:
         """Run one episode from reset to termination or time limit."""
-        if order.video is None:
-            return self._play(self._env(None), order, lambda plan: None)
+        if request.video is None:
+            return self._play(self._env(None), request, lambda plan: None)
         env = self._env("rgb_array")
-        with _film(env, order.video) as shoot:
-            return self._play(env, order, shoot)
+        with _record_video(env, request.video) as add_frame:
+            return self._play(env, request, add_frame)
 
-    def _play(self, env: gymnasium.Env, order: Order, shoot: Shoot) -> Played:
+    def _play(
+        self, env: gymnasium.Env, request: EpisodeRequest, add_frame: AddFrame
+    ) -> EpisodeOutcome:
         to, ta = self._spec.n_obs_steps, self._spec.n_action_steps
-        obs, info = env.reset(seed=order.seed)
-        recent = deque([obs] * to, maxlen=to)  # the first observation fills the missing past
-        score, success, over = -np.inf, False, False
+        obs, info = env.reset(seed=request.seed)
+        history = deque([obs] * to, maxlen=to)  # the first observation fills the missing past
+        score, success, is_over = -np.inf, False, False
         length, rows = 0, {"obs": [], "state": [], "action": []}
-        expert = env.unwrapped.expert(_expert_rng(order.seed)) if order.expert else None  # type: ignore[attr-defined]
-        # Cameras are slow to draw; perturbations may show what was seen before, so then all are.
-        lazy = hasattr(env.unwrapped, "blind") and self._spec.perturbation is None
-        while not over:
+        expert = env.unwrapped.expert(_expert_rng(request.seed)) if request.expert else None  # type: ignore[attr-defined]
+        # Rendering is slow, so frames that no policy sees are skipped. A perturbation may show
+        # earlier observations, so with one all frames are rendered.
+        can_skip = hasattr(env.unwrapped, "skip_rendering") and self._spec.perturbation is None
+        while not is_over:
             if expert is None:
-                self._connection.send(("obs", self._spec.stack(recent)))
-                plan = self._spec.plan(self._connection.recv())
+                self._connection.send(("obs", self._spec.stack_history(history)))
+                plan = self._spec.future_actions(self._connection.recv())
             else:
                 plan = np.asarray(expert())[None]
             if isinstance(env.action_space, Box):
                 plan = np.clip(plan, env.action_space.low, env.action_space.high)
             for i, action in enumerate(plan[:ta]):
-                shoot(plan[i:])
-                if lazy:  # the policy sees what follows the last To actions of a chunk
-                    env.unwrapped.blind = order.expert or i < ta - to  # type: ignore[attr-defined]
-                if order.collect:
+                add_frame(plan[i:])
+                if can_skip:  # the policy sees what follows the last To actions of a chunk
+                    env.unwrapped.skip_rendering = request.expert or i < ta - to  # type: ignore[attr-defined]
+                if request.collect:
                     low_dim = obs["obs"] if isinstance(obs, dict) else obs
-                    now = {"obs": low_dim, "state": info["state"], "action": action}
-                    for key, row in now.items():
-                        rows[key].append(row)
+                    row = {"obs": low_dim, "state": info["state"], "action": action}
+                    for key, value in row.items():
+                        rows[key].append(value)
                 obs, reward, terminated, truncated, info = env.step(action)
-                recent.append(obs)
+                history.append(obs)
                 length += 1
-                if info.get("perturbed"):  # what came before says nothing of recovery
+                if info.get("perturbed"):  # the score measures recovery: it starts at the event
                     score, success = -np.inf, False
                 score = max(score, float(reward))
                 success = success or bool(info.get("is_success", False))
-                over = terminated or truncated
-                if over:
+                is_over = terminated or truncated
+                if is_over:
                     break
-        shoot(None)
-        return Played(
+        add_frame(None)
+        return EpisodeOutcome(
             score,
             success,
             length,
             int(info.get("retries", 0)),
-            {key: np.stack(row) for key, row in rows.items()} if order.collect else None,
+            {key: np.stack(row) for key, row in rows.items()} if request.collect else None,
         )
 
     def _env(self, render_mode: str | None) -> gymnasium.Env:
@@ -127,35 +136,36 @@ class Player:
 
 
 def _expert_rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, 2])  # apart from the scene's and the perturbations' draws
+    # Independent of the generators of the scene and of the perturbation.
+    return np.random.default_rng([seed, 2])
 
 
 @contextmanager
-def _film(env: gymnasium.Env, path: str) -> Iterator[Shoot]:
-    """The video of one episode, with the plan drawn where the environment knows how to."""
-    from envs.video import video_writer  # most workers never film
+def _record_video(env: gymnasium.Env, path: str) -> Iterator[AddFrame]:
+    """Record one episode to an MP4, with the plan drawn over it if the environment can draw it."""
+    from ebt_policy.envs.mp4_writer import video_writer  # most workers record no video
 
-    draw = getattr(env.unwrapped, "draw_plan", None)
-    with video_writer(path, VIDEO_SPEED * env.metadata.get("render_fps", 10)) as add:
+    draw_plan = getattr(env.unwrapped, "draw_plan", None)
+    with video_writer(path, VIDEO_SPEED * env.metadata.get("render_fps", 10)) as write:
 
-        def shoot(plan: np.ndarray | None) -> None:
+        def add_frame(plan: np.ndarray | None) -> None:
             frame = np.ascontiguousarray(env.render())
-            if plan is not None and draw is not None:
-                frame = draw(frame, plan)
-            add(frame)
+            if plan is not None and draw_plan is not None:
+                frame = draw_plan(frame, plan)
+            write(frame)
 
-        yield shoot
+        yield add_frame
 
 
 def serve(connection: Connection) -> None:
-    """Receive the spec, then play every ordered episode until the parent closes the pipe."""
+    """Receive the spec, then play every requested episode until the parent closes the pipe."""
     try:
-        player = Player(connection.recv(), connection)
+        worker = EpisodeWorker(connection.recv(), connection)
         while True:
-            connection.send(("done", player.play(connection.recv())))
+            connection.send(("done", worker.play(connection.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except Exception:  # whatever it is, the parent reports it
+    except Exception:  # of any kind: the parent reports it
         connection.send(("error", traceback.format_exc()))
 
 

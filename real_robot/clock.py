@@ -1,4 +1,4 @@
-"""Time as the control loop sees it: the machine's monotonic clock, or one that a test moves."""
+"""The clock of the control loop: the machine's monotonic clock, or a simulated one."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds since some moment; never runs backwards."""
+    """A clock that never runs backwards."""
 
-    def now(self) -> float: ...
+    def now(self) -> float:
+        """Return the seconds since an arbitrary moment."""
+        ...
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:
-        """Return at the moment, or as soon as ``wake`` is set."""
+        """Return at a moment (clock seconds), or as soon as ``wake`` is set."""
         ...
 
 
 class MonotonicClock:
-    """The machine's. `time.monotonic` is the same for all processes of one machine."""
+    """The clock of the machine: `time.monotonic`, the same for all of its processes."""
 
     def now(self) -> float:
         return time.monotonic()
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:
         wake = wake or threading.Event()
-        while (left := moment - time.monotonic()) > 0 and not wake.wait(left):
+        while (remaining := moment - time.monotonic()) > 0 and not wake.wait(remaining):
             pass
 
 
 class SimulatedClock:
-    """Stands still but for `wait_until`; what is due in between happens at its own time.
+    """A clock that only moves in `wait_until`; scheduled events happen at their own time.
 
     An hour of control then takes as long as its computations, and is the same every time.
     """
@@ -43,15 +45,15 @@ class SimulatedClock:
     def now(self) -> float:
         return self._now
 
-    def at(self, moment: float, event: Callable[[], None]) -> None:
-        """Call ``event`` at the moment."""
+    def call_at(self, moment: float, event: Callable[[], None]) -> None:
+        """Schedule a call of ``event`` at a moment (clock seconds)."""
         self._due.append((moment, len(self._due), event))
         self._due.sort(key=lambda due: due[:2])
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:
         while self._due and self._due[0][0] <= moment:
-            when, _, event = self._due.pop(0)
-            self._now = max(self._now, when)
+            due_time, _, event = self._due.pop(0)
+            self._now = max(self._now, due_time)
             event()
             if wake is not None and wake.is_set():
                 return

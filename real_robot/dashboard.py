@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: a live view of the control loop, and a line for each stop."""
+"""The terminal's view of a run: a live dashboard, and a line for each stop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from real_robot.loop import Tick
-from real_robot.operator import KEYS
-from real_robot.session import Session
-from real_robot.supervisor import SAID, Change, State, Supervisor
+from ebt_policy.real_robot.episode_runner import EpisodeRunner
+from ebt_policy.real_robot.keyboard import KEYS
+from ebt_policy.real_robot.loop import Tick
+from ebt_policy.real_robot.supervisor import STATE_WORDS, State, StateChange, Supervisor
 
 COLOURS = {
     State.DISARMED: "dim",
@@ -32,65 +32,65 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 class Dashboard:
-    """State, rate, lateness, latency, energy and clamps; an observer of ticks.
+    """A view of state, rate, lateness, latency, energy and clamped ticks; an observer of ticks.
 
     Args:
-        title: what runs.
-        window: ticks that the numbers are of.
+        title: of the panel.
+        window: how many of the newest ticks the numbers cover.
     """
 
     def __init__(self, title: str, window: int = 100) -> None:
         self._title = title
         self._ticks: deque[Tick] = deque(maxlen=window)
         self._energies: deque[float] = deque(maxlen=40)
-        self.session: Session | None = None
+        self.runner: EpisodeRunner | None = None
 
     def __call__(self, tick: Tick) -> None:
         self._ticks.append(tick)
-        plan = self.session.planner.plan if self.session else None
-        if plan is not None and plan.energy is not None and plan.start == tick.tick:
+        plan = self.runner.source.plan if self.runner else None
+        if plan is not None and plan.energy is not None and plan.start == tick.number:
             self._energies.append(plan.energy)
 
     def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
-        ticks, session = list(self._ticks), self.session
-        if session is None:
+        ticks, runner = list(self._ticks), self.runner
+        if runner is None:
             return Panel("starting", title=escape(self._title))
-        supervisor = session.supervisor
+        supervisor = runner.supervisor
         colour = COLOURS[supervisor.state]
         table.add_row("state", f"[{colour}]{supervisor.state}[/] {escape(supervisor.reason)}")
         if len(ticks) > 1:
             span = ticks[-1].began - ticks[0].began
             rate = (len(ticks) - 1) / max(span, 1e-9)
-            table.add_row("rate", f"{rate:.1f} Hz, {session.loop.overruns} ticks left out")
-            table.add_row("late", _percentiles([t.late for t in ticks]))
-            limited = [t.clamped for t in ticks if t.clamped is not None and t.limited]
-            which = np.sum(limited, axis=0) if limited else []
-            names = [n for n, c in zip(session.robot.action, which, strict=False) if c]
-            table.add_row("limited", f"{len(limited)} of {len(ticks)} ticks {' '.join(names)}")
-            table.add_row("starved", f"{session.loop.starved} ticks")
-        if session.planner.latencies:
-            table.add_row("chunk", _percentiles(session.planner.latencies[-100:]))
+            table.add_row("rate", f"{rate:.1f} Hz, {runner.loop.overruns} ticks skipped")
+            table.add_row("lateness", _format_percentiles([t.late for t in ticks]))
+            clamped = [t.clamped for t in ticks if t.clamped is not None and t.is_clamped]
+            counts = np.sum(clamped, axis=0) if clamped else []
+            names = [n for n, c in zip(runner.robot.action, counts, strict=False) if c]
+            table.add_row("clamped", f"{len(clamped)} of {len(ticks)} ticks {' '.join(names)}")
+            table.add_row("without a plan", f"{runner.loop.ticks_without_plan} ticks")
+        if runner.source.latencies:
+            table.add_row("latency", _format_percentiles(runner.source.latencies[-100:]))
         if self._energies:
             table.add_row("energy", f"{self._energies[-1]:.2f} {sparkline(list(self._energies))}")
         return Panel(table, title=escape(self._title), subtitle=KEYS, border_style=colour)
 
 
 def sparkline(values: list[float]) -> str:
-    """``▁▄█``: the last values, between their lowest and highest."""
+    """Return values as bars between their lowest and highest, such as ``▁▄█``."""
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(BARS[min(int((v - low) / span * len(BARS)), len(BARS) - 1)] for v in values)
 
 
-def _percentiles(seconds: list[float]) -> str:
-    half, most, nearly = np.percentile([1e3 * s for s in seconds], [50, 95, 99])
-    return f"p50 {half:.1f}, p95 {most:.1f}, p99 {nearly:.1f} ms"
+def _format_percentiles(seconds: list[float]) -> str:
+    p50, p95, p99 = np.percentile([1e3 * s for s in seconds], [50, 95, 99])
+    return f"p50 {p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f} ms"
 
 
 @contextmanager
-def shown(dashboard: Dashboard, console: Console, live: bool) -> Iterator[Any]:
-    """Draw it four times a second, from a thread of its own, where there is a terminal."""
+def live_dashboard(dashboard: Dashboard, console: Console, live: bool) -> Iterator[Any]:
+    """Draw the dashboard four times a second in its own thread, if there is a terminal."""
     if not (live and console.is_terminal):
         yield
         return
@@ -99,30 +99,31 @@ def shown(dashboard: Dashboard, console: Console, live: bool) -> Iterator[Any]:
 
 
 @contextmanager
-def announced(
+def announce_changes(
     supervisor: Supervisor, console: Console, remedies: dict[State, str]
 ) -> Iterator[None]:
-    """Print a line whenever the robot is held or stopped, or a person lets it go on.
+    """Print a line whenever the robot is held or stopped, or a person lets it continue.
 
     A thread of its own prints: a terminal that is slow, or paused, must not delay the loop.
 
     Args:
-        remedies: what a person can do about a state; a state beyond `SAID` is printed if it is
-            among them.
+        remedies: what a person can do about a state. States other than those of `STATE_WORDS` are
+            printed only if they are in it.
     """
-    ended, told = threading.Event(), max(len(supervisor.changes) - 1, 1)  # from now
+    ended, num_printed = threading.Event(), max(len(supervisor.changes) - 1, 1)
 
-    def tell() -> None:
-        nonlocal told
-        changes = supervisor.changes[told:]
-        for before, change in zip([supervisor.changes[told - 1], *changes], changes, strict=False):
-            if line := _line(before, change, remedies):
+    def print_changes() -> None:
+        nonlocal num_printed
+        last = supervisor.changes[num_printed - 1]
+        changes = supervisor.changes[num_printed:]
+        for before, change in zip([last, *changes], changes, strict=False):
+            if line := _format_change(before, change, remedies):
                 console.print(line, soft_wrap=True, highlight=False)
-        told += len(changes)
+        num_printed += len(changes)
 
     def watch() -> None:
         while not ended.wait(POLL_S):
-            tell()
+            print_changes()
 
     thread = threading.Thread(target=watch, daemon=True, name="announcer")
     thread.start()
@@ -131,15 +132,15 @@ def announced(
     finally:
         ended.set()
         thread.join()
-        tell()
+        print_changes()
 
 
-def _line(before: Change, change: Change, remedies: dict[State, str]) -> str:
-    """What is printed of a change of state; "" for one that no person needs to know."""
+def _format_change(before: StateChange, change: StateChange, remedies: dict[State, str]) -> str:
+    """Return the line for a change of state; "" if nobody needs to know of it."""
     remedy = f" ({remedies[change.state]})" if change.state in remedies else ""
-    word, colour = SAID.get(change.state, str(change.state)), COLOURS[change.state]
-    if change.state in SAID or remedy:
-        return f"[{colour}]{word}:[/] {escape(change.reason + remedy)}"
+    label, colour = STATE_WORDS.get(change.state, str(change.state)), COLOURS[change.state]
+    if change.state in STATE_WORDS or remedy:
+        return f"[{colour}]{label}:[/] {escape(change.reason + remedy)}"
     if change.state is State.RUNNING and before.state is State.HOLD:
-        return f"[{colour}]{word}:[/] {escape(change.reason)}"
+        return f"[{colour}]{label}:[/] {escape(change.reason)}"
     return ""

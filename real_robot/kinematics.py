@@ -1,4 +1,4 @@
-"""Where the tool of an arm is, for limits in space of actions that are joint angles."""
+"""Forward kinematics of an arm, for limits in space of actions that are joint positions."""
 
 from __future__ import annotations
 
@@ -9,45 +9,49 @@ from typing import Any
 
 import numpy as np
 
+from ebt_policy.real_robot.errors import SafetyError
 
-def tool_place(model: str, site: str, joints: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
-    """Forward kinematics: joint positions (A,) in rad or m -> the place of a site (3,), m.
+
+def tool_kinematics(
+    model: str, site: str, joints: Sequence[str]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from joint positions (A,), rad or m, to the position of a site (3,), m.
 
     Args:
-        model: a MuJoCo XML or a URDF file.
-        site: of the model (in a URDF, a body).
-        joints: of the model, in the order of the action.
+        model: path of a MuJoCo XML or a URDF file.
+        site: name of a site of the model (in a URDF, of a body).
+        joints: names of joints of the model, in the order of the action.
 
     Raises:
-        ValueError: MuJoCo is not installed, the file cannot be read, or does not have these names.
+        SafetyError: MuJoCo is not installed, the file cannot be read, or a name is not in it.
     """
     try:
         mujoco: Any = importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
-        raise ValueError(
-            "a workspace of joints needs MuJoCo: pip install 'ebt_policy[robomimic]'."
+        raise SafetyError(
+            "robot.limits: workspace.model needs MuJoCo: pip install 'ebt_policy[robomimic]'."
         ) from error
     if not Path(model).is_file():
-        raise ValueError(f"limits: workspace.model: there is no file {model}.")
+        raise SafetyError(f"robot.limits: workspace.model: there is no file {model}.")
     arm = mujoco.MjModel.from_xml_path(str(model))
     data = mujoco.MjData(arm)
-    where = []
+    joint_addresses = []
     for name in joints:
         index = mujoco.mj_name2id(arm, mujoco.mjtObj.mjOBJ_JOINT, name)
         if index < 0:
-            raise ValueError(f"limits: {model} has no joint {name}.")
-        where.append(int(arm.jnt_qposadr[index]))
-    found = {
+            raise SafetyError(f"robot.limits: workspace.model: {model} has no joint {name}.")
+        joint_addresses.append(int(arm.jnt_qposadr[index]))
+    indices = {
         "site_xpos": mujoco.mj_name2id(arm, mujoco.mjtObj.mjOBJ_SITE, site),
         "xpos": mujoco.mj_name2id(arm, mujoco.mjtObj.mjOBJ_BODY, site),
     }
-    places, index = next(((key, i) for key, i in found.items() if i >= 0), ("", -1))
+    positions, index = next(((key, i) for key, i in indices.items() if i >= 0), ("", -1))
     if index < 0:
-        raise ValueError(f"limits: {model} has no site or body {site}.")
+        raise SafetyError(f"robot.limits: workspace.site: {model} has no site or body {site}.")
 
-    def place(command: np.ndarray) -> np.ndarray:
-        data.qpos[where] = command
+    def tool_position(command: np.ndarray) -> np.ndarray:
+        data.qpos[joint_addresses] = command
         mujoco.mj_kinematics(arm, data)
-        return np.array(getattr(data, places)[index])
+        return np.array(getattr(data, positions)[index])
 
-    return place
+    return tool_position

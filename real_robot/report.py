@@ -1,4 +1,4 @@
-"""What a run leaves to look at: ``summary.json``, ``table.md``, ``timeline.svg``."""
+"""The results of a run: ``summary.json``, ``table.md``, ``timeline.svg``."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ebt_policy
-from ebt_policy.evaluation.figures import GREY, INK, PALETTE, blank, styled
-from ebt_policy.evaluation.stats import mean_ci, percentiles, success_rate
-from ebt_policy.evaluation.study_figures import save_figure
-from ebt_policy.output import write_atomic
-from real_robot.robots import Robot
-from real_robot.session import Episode
-from real_robot.supervisor import SAID, State
+from ebt_policy.evaluation.figure_style import GREY, INK, PALETTE, blank, save_figure, styled
+from ebt_policy.evaluation.statistics import mean_ci, percentiles, success_rate
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.real_robot.episode_result import EpisodeResult, mean_or_none, percentiles_ms
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.run_options import RunOptions
+from ebt_policy.real_robot.supervisor import STATE_WORDS, State
 
-RESULTS = ("summary.json", "table.md", "timeline.svg", "videos")
+RESULT_NAMES = ("summary.json", "table.md", "timeline.svg", "videos")
 SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545"}
 
 
-def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Numbers over all episodes, times in ms; score and success of simulated robots."""
+def summarize(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Return numbers over all episodes, times in ms; score and success of simulated robots."""
     rows = [episode.summary() for episode in episodes if episode.ticks]
     ticks = [tick for episode in episodes for tick in episode.ticks]
-    latencies = [1e3 * s for episode in episodes for s in episode.latencies]
-    jumps = [j for episode in episodes for j in episode.jumps]
-    kinks = [k for episode in episodes for k in episode.kinks]
-    surprises = [x for episode in episodes for x in episode.surprises]
+    latencies = [s for episode in episodes for s in episode.latencies]
+    jumps = [x for episode in episodes for x in episode.transition_jumps]
+    differences = [x for episode in episodes for x in episode.transition_second_differences]
+    inconsistencies = [x for episode in episodes for x in episode.plan_inconsistencies]
     scored = [row for row in rows if row["score"] is not None]
     stops = Counter((change.state, change.reason) for e in episodes for change in e.stops)
     return {
@@ -44,24 +44,24 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
         ],
         "score": mean_ci([row["score"] for row in scored]) if scored else None,
         "success": success_rate([row["success"] for row in scored]) if scored else None,
-        "rate_hz": float(np.mean([row["rate_hz"] for row in rows])) if rows else None,
-        "late_ms": percentiles([1e3 * tick.late for tick in ticks]) if ticks else None,
-        "latency_ms": percentiles(latencies) if latencies else None,
-        "surprise": percentiles(surprises) if surprises else None,
+        "rate_hz": mean_or_none([row["rate_hz"] for row in rows]),
+        "late_ms": percentiles_ms([tick.late for tick in ticks]),
+        "latency_ms": percentiles_ms(latencies),
+        "plan_inconsistency": percentiles(inconsistencies) if inconsistencies else None,
         "ticks": len(ticks),
         "overruns": sum(row["overruns"] for row in rows),
-        "starved": sum(row["starved"] for row in rows),
-        "clamped": sum(row["clamped"] for row in rows),
-        "seam_jump": float(np.mean(jumps)) if jumps else None,
-        "seam_kink": float(np.mean(kinks)) if kinks else None,
+        "ticks_without_plan": sum(row["ticks_without_plan"] for row in rows),
+        "clamped_ticks": sum(row["clamped_ticks"] for row in rows),
+        "transition_jump": mean_or_none(jumps),
+        "transition_second_difference": mean_or_none(differences),
         "each": rows,
     }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The same as Markdown."""
+def markdown_table(summary: dict[str, Any]) -> str:
+    """Return a summary as a Markdown table."""
 
-    def times(entry: dict[str, float] | None) -> str:
+    def format_percentiles(entry: dict[str, float] | None) -> str:
         if entry is None:
             return "none"
         return f"p50 {entry['p50']:.1f}, p95 {entry['p95']:.1f}, p99 {entry['p99']:.1f}"
@@ -71,30 +71,30 @@ def table(summary: dict[str, Any]) -> str:
         ended = summary["episodes"] - summary["completed"]
         rows.append(("ended by a hold or a stop", f"{ended} of {summary['episodes']}"))
     for stop in summary["stops"]:
-        again = f" ({stop['times']} times)" if stop["times"] > 1 else ""
-        rows.append((SAID[State(stop["state"])], stop["reason"].replace("|", r"\|") + again))
+        count = f" ({stop['times']} times)" if stop["times"] > 1 else ""
+        rows.append((STATE_WORDS[State(stop["state"])], stop["reason"].replace("|", r"\|") + count))
     for name in ("score", "success"):
-        if (found := summary[name]) is not None:
-            low, high = found["ci95"]
-            rows.append((name, f"{found['mean']:.3f} [{low:.3f}, {high:.3f}]"))
+        if (mean := summary[name]) is not None:
+            low, high = mean["ci95"]
+            rows.append((name, f"{mean['mean']:.3f} [{low:.3f}, {high:.3f}]"))
     rows += [
-        ("ticks a second", "" if summary["rate_hz"] is None else f"{summary['rate_hz']:.2f}"),
-        ("ticks late by, ms", times(summary["late_ms"])),
-        ("a chunk takes, ms", times(summary["latency_ms"])),
+        ("ticks per second", "" if summary["rate_hz"] is None else f"{summary['rate_hz']:.2f}"),
+        ("tick lateness, ms", format_percentiles(summary["late_ms"])),
+        ("prediction latency, ms", format_percentiles(summary["latency_ms"])),
         ("ticks", str(summary["ticks"])),
-        ("left out (overruns)", str(summary["overruns"])),
-        ("without a plan (starved)", str(summary["starved"])),
-        ("limited", str(summary["clamped"])),
+        ("skipped ticks (overruns)", str(summary["overruns"])),
+        ("ticks without a plan", str(summary["ticks_without_plan"])),
+        ("clamped ticks", str(summary["clamped_ticks"])),
     ]
-    if summary["surprise"] is not None:
-        rows.append(("surprise", times(summary["surprise"])))
+    if summary["plan_inconsistency"] is not None:
+        rows.append(("plan inconsistency", format_percentiles(summary["plan_inconsistency"])))
     lines = ["| | |", "| :-- | --: |", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(lines) + "\n"
 
 
 @styled
-def timeline(episodes: Sequence[Episode], names: Sequence[str]) -> Figure:
-    """Commands, how late ticks were, and the states, over time, of the first episode."""
+def timeline(episodes: Sequence[EpisodeResult], names: Sequence[str]) -> Figure:
+    """Draw commands, tick lateness and states of the first episode over time."""
     ticks = episodes[0].ticks
     start = ticks[0].due
     time = np.array([tick.due - start for tick in ticks])
@@ -105,10 +105,10 @@ def timeline(episodes: Sequence[Episode], names: Sequence[str]) -> Figure:
     )
     for i, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
         above.plot(time, commands[:, i], label=name, color=colour, linewidth=1.4)
-    limited = [i for i, tick in enumerate(ticks) if tick.limited]
-    if limited:
+    clamped = [i for i, tick in enumerate(ticks) if tick.is_clamped]
+    if clamped:
         above.plot(
-            time[limited], commands[limited, 0], "x", color=INK, label="limited", markersize=4
+            time[clamped], commands[clamped, 0], "x", color=INK, label="clamped", markersize=4
         )
     for i, tick in enumerate(ticks):
         if tick.state in SHADES:
@@ -117,41 +117,42 @@ def timeline(episodes: Sequence[Episode], names: Sequence[str]) -> Figure:
     above.set_title("commands; shaded where the robot was held (yellow) or stopped (red)")
     above.legend(loc="upper right")
     below.plot(time, [1e3 * tick.late for tick in ticks], linewidth=1, color=GREY)
-    below.set(title="how late a tick began, ms", xlabel="time, s")
+    below.set(title="tick lateness, ms", xlabel="time, s")
     return figure
 
 
-def write_run(
+def write_results(
     output: Path,
     name: str,
-    params: int,
+    parameter_count: int,
     robot: Robot,
-    given: Any,
-    episodes: Sequence[Episode],
+    run_options: RunOptions,
+    episodes: Sequence[EpisodeResult],
     summary: dict[str, Any],
     command: str,
 ) -> None:
-    """Write all of it into a folder, the numbers first.
+    """Write the results into a folder, the numbers first.
 
     Args:
-        given: the options of the run.
+        name, parameter_count: of the policy, or what else moved the robot.
         summary: see `summarize`.
+        command: the command line of the run.
 
     Raises:
-        OSError: the disk refused.
+        OSError: they cannot be written.
     """
     content = {
         "robot": robot.name,
         "policy": name,
-        "params": params,
-        "mode": given.mode,
-        "speed": given.speed,
-        "execution": asdict(given.execution),
+        "params": parameter_count,
+        "mode": run_options.mode,
+        "speed": run_options.speed,
+        "execution": asdict(run_options.execution),
         **summary,
         "command": command,
         "version": ebt_policy.__version__,
     }
-    write_atomic(output / "summary.json", json.dumps(content, indent=2) + "\n")
-    write_atomic(output / "table.md", table(summary))
+    atomic_write(output / "summary.json", json.dumps(content, indent=2) + "\n")
+    atomic_write(output / "table.md", markdown_table(summary))
     if episodes and episodes[0].ticks:
         save_figure(timeline(episodes, robot.action), output / "timeline.svg")

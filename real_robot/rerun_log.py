@@ -1,4 +1,4 @@
-"""A run as a Rerun recording (`rerun run.rrd` shows it): an observer of ticks, by `rerun-sdk`."""
+"""A Rerun recording of a run, which `rerun run.rrd` shows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.options import ConfigError
-from real_robot.loop import Tick
-from real_robot.session import Session
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.episode_runner import EpisodeRunner
+from ebt_policy.real_robot.loop import Tick
 
 
 class RerunLog:
-    """Commands, positions, wishes, energy, lateness, cameras and changes of state over time.
+    """A log of commands, positions, energy, lateness, cameras and states; an observer of ticks.
 
     Args:
-        path: of the recording, in .rrd.
+        path: of the recording, ending in .rrd.
 
     Raises:
         ConfigError: rerun-sdk is not installed, or the file exists or cannot be created.
@@ -30,30 +30,30 @@ class RerunLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
         except FileExistsError as error:
-            raise ConfigError(f"rerun={path} exists; give another name.") from error
+            raise ConfigError(f"rerun={path} exists; give another file name.") from error
         except OSError as error:
             raise ConfigError(f"rerun={path} cannot be written ({error.strerror}).") from error
         self._stream = self._rerun.RecordingStream("ebt_policy")
         self._stream.save(str(path))
-        self.session: Session | None = None
+        self.runner: EpisodeRunner | None = None
         self._path, self._state = path, ""
 
     def __call__(self, tick: Tick) -> None:
-        session, stream, scalars = self.session, self._stream, self._rerun.Scalars
-        if session is None:
+        runner, stream, scalars = self.runner, self._stream, self._rerun.Scalars
+        if runner is None:
             return
         stream.set_time("time", duration=tick.due)
         position = None if tick.observation is None else tick.observation.position
-        told = {"wanted": tick.wanted, "command": tick.command, "position": position}
-        for name, values in told.items():
+        series = {"desired": tick.desired, "command": tick.command, "position": position}
+        for name, values in series.items():
             if values is not None:
-                for number, value in zip(session.robot.action, values, strict=True):
+                for number, value in zip(runner.robot.action, values, strict=True):
                     stream.log(f"{name}/{number}", scalars([float(value)]))
         stream.log("late_ms", scalars([1e3 * tick.late]))
-        plan = session.planner.plan
-        if plan is not None and plan.start == tick.tick:
+        plan = runner.source.plan
+        if plan is not None and plan.start == tick.number:
             stream.log("chunk_ms", scalars([1e3 * plan.seconds]))
-            for name in ("energy", "surprise"):
+            for name in ("energy", "inconsistency"):
                 if (value := getattr(plan, name)) is not None:
                     stream.log(name, scalars([value]))
         if tick.observation is not None:
@@ -62,11 +62,11 @@ class RerunLog:
                     stream.log(f"camera/{name}", self._rerun.Image(value))
         if str(tick.state) != self._state:
             self._state = str(tick.state)
-            reason = f"{tick.state}: {session.supervisor.reason}"
+            reason = f"{tick.state}: {runner.supervisor.reason}"
             stream.log("state", self._rerun.TextLog(reason))
 
     def close(self) -> None:
-        """Write what is left; a recording without ticks is removed."""
+        """Write the rest of the recording; remove one without ticks."""
         self._stream.flush(timeout_sec=10.0)
         self._stream.disconnect()
         if not self._state:

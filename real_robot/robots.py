@@ -1,4 +1,4 @@
-"""Robots by configuration: what a robot is, its limits, its driver."""
+"""The section ``robot`` of a run: what a robot is, its limits and its driver."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from ebt_policy.options import ConfigError, options
-from envs.spec import EnvSpec
-from real_robot.clock import Clock
-from real_robot.drivers.base import Driver
-from real_robot.drivers.replay import Recording, ReplayDriver
-from real_robot.drivers.ros2 import Ros2Driver, Ros2Sim, Topics
-from real_robot.drivers.sim import SimRobot
-from real_robot.loop import Watch
-from real_robot.safety import Limits, limits_of
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers import ROBOT_DRIVERS
+from ebt_policy.real_robot.drivers.base import Driver, DriverContext
+from ebt_policy.real_robot.limits import Limits, parse_limits
+from ebt_policy.real_robot.watchdogs import WatchdogTimeouts
 
 
 @dataclass(frozen=True)
 class Robot:
-    """The section ``robot`` of a configuration.
+    """The description of a robot, from ``configs/robot``.
 
     Args:
         name: of the robot.
-        driver: its ``name`` and options.
-        rate_hz: ticks a second; the rate of the demonstrations.
+        driver: ``name`` is one of `ROBOT_DRIVERS`; the rest are its options.
+        rate_hz: ticks per second; the rate of the demonstrations.
         episode_s: time limit of an episode.
         action: names of the A numbers of an action.
-        limits: see `limits_of`.
-        watch: see `Watch`.
+        limits: see `parse_limits`.
+        watch: see `WatchdogTimeouts`.
         confirm: whether a person starts each episode.
 
     Raises:
-        SafetyError: limits that are missing or wrong: such a robot is not armed.
+        ConfigError: an option is wrong.
+        SafetyError: a limit is missing or wrong; such a robot is not armed.
     """
 
     name: str
@@ -52,45 +51,42 @@ class Robot:
         for name in ("rate_hz", "episode_s"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ConfigError(f"robot.{name} must be positive and finite, got {value}.")
-        _ = self.safety, self.timeouts  # wrong ones are told before anything is loaded
+        _ = self.safety, self.timeouts  # report errors in them before anything is loaded
 
     @cached_property
     def safety(self) -> Limits:
-        return limits_of(self.limits, self.action)
+        """The parsed section `limits`."""
+        return parse_limits(self.limits, self.action)
 
     @cached_property
-    def timeouts(self) -> Watch:
-        return options(Watch, self.watch, "robot.watch")
+    def timeouts(self) -> WatchdogTimeouts:
+        """The parsed section `watch`."""
+        return options(WatchdogTimeouts, self.watch, "robot.watch")
 
-    def connect(self, clock: Clock, *, film: bool = False) -> Driver:
-        """Its driver, not connected yet.
+    def make_driver(self, clock: Clock, *, render: bool = False) -> Driver:
+        """Return the driver of the robot, not connected yet.
+
+        Args:
+            clock: the loop's.
+            render: see `DriverContext`.
 
         Raises:
-            ConfigError: an unknown driver, or options that it cannot have.
+            ConfigError: the driver is unknown, or an option of it is wrong.
         """
-        given = dict(self.driver)
-        name = given.pop("name", None)
-        if name == "sim":
-            given.setdefault("max_steps", max(1, round(self.rate_hz * self.episode_s)))
-            spec = options(EnvSpec, given, "robot.driver")
-            return SimRobot(spec, clock, command_s=self.timeouts.command_s, film=film)
-        if name == "ros2":
-            topics = self.topics
-            return (Ros2Sim if topics.simulated else Ros2Driver)(topics, clock)
-        if name == "replay":
-            return ReplayDriver(options(Recording, given, "robot.driver"), clock)
-        raise ConfigError(f"robot.driver.name must be sim, ros2 or replay, got {name}.")
-
-    @cached_property
-    def topics(self) -> Topics:
-        """Of a robot behind ROS 2."""
-        given = {key: value for key, value in self.driver.items() if key != "name"}
-        return options(Topics, given, "robot.driver")
+        driver = ROBOT_DRIVERS.get(self.driver.get("name"))
+        section = {key: value for key, value in self.driver.items() if key != "name"}
+        command_s = self.timeouts.command_s
+        context = DriverContext(clock, self.rate_hz, self.episode_s, command_s, render)
+        return driver.from_config(section, context)
 
 
 def load_robot(name: str, *overrides: str) -> Robot:
-    """A robot of ``configs/robot`` by its name, with overrides as on the command line."""
-    with initialize_config_module("configs", version_base="1.3"):
+    """Load a robot of ``configs/robot`` by its name.
+
+    Args:
+        overrides: as on the command line, such as ``robot.episode_s=10``.
+    """
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         config = compose("run", [f"robot={name}", *overrides])
     section: Any = OmegaConf.to_container(config.robot, resolve=True)
     return options(Robot, section, "robot")

@@ -1,13 +1,12 @@
-"""A simulated robot as a ROS 2 node: ``python -m real_robot.sim_node robot=ros2_push_t``.
+"""A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=NAME``.
 
-It publishes what `drivers.ros2` observes and moves as that commands, with the watchdogs of a robot:
-without commands or heartbeats, or with the emergency stop pressed, it holds. Ends with Ctrl-C.
+It publishes what `drivers.ros2` observes and follows its commands. It has the watchdogs of a robot:
+it holds without commands or heartbeats, and with the emergency stop pressed. Ctrl-C ends it.
 """
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -15,103 +14,117 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ebt_policy.entry import hydra_arguments, report_errors
-from ebt_policy.options import ConfigError, options
-from envs.spec import EnvSpec
-from real_robot.clock import Clock, MonotonicClock
-from real_robot.drivers.base import DriverError
-from real_robot.drivers.ros2 import RosNode, message_class, quality
-from real_robot.drivers.ros_messages import MessageError
-from real_robot.drivers.sim import SimRobot
-from real_robot.robots import Robot
+from ebt_policy.cli import report_errors, run_entry
+from ebt_policy.config import options
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import Clock, MonotonicClock
+from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
+from ebt_policy.real_robot.drivers.ros_topics import parse_topics
+from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.errors import MessageError
+from ebt_policy.real_robot.robots import Robot
 
 
 class SimNode:
-    """The node of a robot whose driver's configuration says what it simulates.
+    """The node of a simulated robot.
+
+    Args:
+        robot: with the section ``driver.simulates``.
+        clock: of the simulation.
 
     Raises:
-        ConfigError: it says nothing.
+        ConfigError: the robot is not simulated.
         DriverError: ROS 2 is not installed.
     """
 
     def __init__(self, robot: Robot, clock: Clock) -> None:
-        played = robot.topics.simulated if robot.driver.get("name") == "ros2" else None
-        if played is None:
-            raise ConfigError(f"{robot.name} has no robot.driver.simulates: it is a real one.")
-        self._topics, self._clock, self._parts = robot.topics, clock, played.parts
-        if silent := sorted(set(robot.topics.parts) - set(played.parts)):
-            raise ConfigError(f"robot.driver.simulates.parts needs {', '.join(silent)}.")
-        env = {"max_steps": round(robot.rate_hz * robot.episode_s), **played.env}
+        topics = parse_topics(robot.driver)
+        if topics is None or topics.simulated is None:
+            raise ConfigError(
+                f"robot={robot.name} has no robot.driver.simulates; it is not a simulated robot."
+            )
+        simulated = topics.simulated
+        self._topics, self._clock, self._columns = topics, clock, simulated.parts
+        if missing := sorted(set(topics.observed) - set(simulated.parts)):
+            raise ConfigError(f"robot.driver.simulates.parts needs {', '.join(missing)}.")
+        env = {"max_steps": round(robot.rate_hz * robot.episode_s), **simulated.env}
         spec = options(EnvSpec, env, "robot.driver.simulates.env")
-        self._watch = robot.timeouts
+        self._timeouts = robot.timeouts
         self.sim = SimRobot(spec, clock, command_s=robot.timeouts.command_s)
         self.sim.connect()
-        self._pressed, self._token, self._seed = False, 0.0, 0.0
-        self._beat = clock.now()
+        self._estop_pressed, self._reset_number, self._seed = False, 0.0, 0.0
+        self._last_heartbeat = clock.now()
         self._ros = RosNode("simulated_robot")
         node = self._ros.node
         self._publishers = {
-            name: node.create_publisher(message_class(part.type), part.topic, quality("sensor"))
-            for name, part in self._topics.parts.items()
+            name: node.create_publisher(
+                message_class(topic.type), topic.topic, qos_profile(Channel.SENSOR)
+            )
+            for name, topic in topics.observed.items()
         }
-        self._told = node.create_publisher(
-            message_class("Float64MultiArray"), played.score, quality("command")
+        qos = qos_profile(Channel.COMMAND)
+        self._score_publisher = node.create_publisher(
+            message_class("Float64MultiArray"), simulated.score, qos
         )
-        for kind, topic, heard in (
-            (self._topics.out.type, self._topics.out.topic, self._command),
-            ("Empty", self._topics.heartbeat, self._beats),
-            ("Bool", self._topics.estop, self._stop),
-            ("Float64MultiArray", played.reset, self._reset),
+        for message_type, topic, callback in (
+            (topics.commanded.type, topics.commanded.topic, self._on_command),
+            ("Empty", topics.heartbeat, self._on_heartbeat),
+            ("Bool", topics.estop, self._on_estop),
+            ("Float64MultiArray", simulated.reset, self._on_reset),
         ):
-            node.create_subscription(message_class(kind), topic, heard, quality("command"))
-        node.create_timer(1 / played.publish_hz, self._publish)
+            node.create_subscription(message_class(message_type), topic, callback, qos)
+        node.create_timer(1 / simulated.publish_hz, self._publish)
 
     def start(self) -> None:
+        """Start to publish."""
         self._ros.start()
 
     def close(self) -> None:
+        """End the node and the simulation."""
         self._ros.close()
         self.sim.close()
 
     def _publish(self) -> None:
-        if self._clock.now() - self._beat > self._watch.heartbeat_s:
-            self.sim.stop()  # nobody is there any more
-        seen, state = self.sim.read(), self.sim.state
+        if self._clock.now() - self._last_heartbeat > self._timeouts.heartbeat_s:
+            self.sim.stop()  # no program controls it any more
+        observation, state = self.sim.read(), self.sim.state
         stamp = self._ros.node.get_clock().now().to_msg()
-        for name, part in self._topics.parts.items():
-            numbers = seen.values[name] if part.image else state[self._parts[name]]
-            message = part.message(numbers, message_class)
+        for name, topic in self._topics.observed.items():
+            reading = observation.values[name] if topic.is_image else state[self._columns[name]]
+            message = topic.message(reading, message_class)
             message.header.stamp = stamp
             self._publishers[name].publish(message)
-        told = message_class("Float64MultiArray")()
-        told.data = [self._seed, self.sim.score, float(self.sim.over), self._token]
-        self._told.publish(told)
+        score = message_class("Float64MultiArray")()
+        score.data = [self._seed, self.sim.score, float(self.sim.solved), self._reset_number]
+        self._score_publisher.publish(score)
 
-    def _command(self, message: Any) -> None:
-        if self._pressed:
+    def _on_command(self, message: Any) -> None:
+        if self._estop_pressed:
             return
         position = self.sim.read().position
         try:
-            self.sim.send(self._topics.out.read(message, position), self._clock.now())
+            command = self._topics.commanded.read(message, position)
+            self.sim.send(command, self._clock.now())
         except MessageError as error:
             self._ros.node.get_logger().warning(f"rejected: {error}")
 
-    def _beats(self, _message: Any) -> None:
-        self._beat = self._clock.now()
+    def _on_heartbeat(self, _message: Any) -> None:
+        self._last_heartbeat = self._clock.now()
 
-    def _stop(self, message: Any) -> None:
-        self._pressed = message.data
-        if self._pressed:
+    def _on_estop(self, message: Any) -> None:
+        self._estop_pressed = message.data
+        if self._estop_pressed:
             self.sim.stop()
 
-    def _reset(self, message: Any) -> None:
-        seed, token = message.data
-        if token != self._token:
+    def _on_reset(self, message: Any) -> None:
+        seed, number = message.data
+        if number != self._reset_number:
             self.sim.reset(int(seed))
-            self._seed, self._token = seed, token
+            self._seed, self._reset_number = seed, number
 
 
-@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="run")
+@hydra.main(version_base="1.3", config_path="pkg://ebt_policy.configs", config_name="run")
 def _main(cfg: DictConfig) -> None:
     with report_errors():
         section: Any = OmegaConf.to_container(cfg.robot, resolve=True)
@@ -119,10 +132,7 @@ def _main(cfg: DictConfig) -> None:
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
-        try:
-            node = SimNode(robot, MonotonicClock())
-        except DriverError as error:
-            raise ConfigError(str(error)) from error
+        node = SimNode(robot, MonotonicClock())
         node.start()
         Console().print(f"{robot.name} is simulated; Ctrl-C ends it", highlight=False)
         ended.wait()
@@ -130,9 +140,8 @@ def _main(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    with report_errors():
-        sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    _main()
+    """Run the command line."""
+    run_entry(_main)
 
 
 if __name__ == "__main__":

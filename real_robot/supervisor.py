@@ -1,4 +1,4 @@
-"""Whether the robot may move: one state, and who may change it how."""
+"""The state of a run: whether the robot may move, and which changes of state are allowed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
-from real_robot.clock import Clock
+from ebt_policy.real_robot.clock import Clock
 
 
 class State(StrEnum):
-    """DISARMED: nothing is sent. READY: checked and warmed up, waits for a start. RUNNING: the
-    policy moves the robot. HOLD: it is slowed down and held, and a person may let it go on. FAULT:
-    it is stopped until a person has looked and re-arms it."""
+    """The states of a run.
+
+    DISARMED: nothing is sent.
+    READY: the robot is checked, the policy is warmed up, and the run waits for a start.
+    RUNNING: the policy moves the robot.
+    HOLD: the robot is slowed down and held; a person may let it continue.
+    FAULT: the robot is stopped until a person has inspected and re-armed it.
+    """
 
     DISARMED = "disarmed"
     READY = "ready"
@@ -21,10 +26,11 @@ class State(StrEnum):
     FAULT = "fault"
 
 
-# The robot stands, and a person is to look; with a word for it.
-SAID = {State.HOLD: "held", State.FAULT: "stopped"}
-STOPPED = tuple(SAID)
-ALLOWED = {  # from -> to; every state may fault and be disarmed, but for leaving a fault unseen
+# The states in which the robot stands and a person has to look, with a word for each.
+STATE_WORDS = {State.HOLD: "held", State.FAULT: "stopped"}
+STOPPED = tuple(STATE_WORDS)
+# From -> to. Every state may fault or be disarmed; only `Supervisor.rearm` leaves a fault.
+ALLOWED_TRANSITIONS = {
     State.DISARMED: {State.READY, State.FAULT},
     State.READY: {State.RUNNING, State.FAULT, State.DISARMED},
     State.RUNNING: {State.HOLD, State.FAULT, State.DISARMED},
@@ -34,25 +40,25 @@ ALLOWED = {  # from -> to; every state may fault and be disarmed, but for leavin
 
 
 @dataclass(frozen=True)
-class Change:
-    """A change of state: when (clock seconds), to what, why."""
+class StateChange:
+    """A change of state: when (clock seconds), to which state, and why."""
 
-    at: float
+    time: float
     state: State
     reason: str
 
 
 class Supervisor:
-    """Holds the state. Its methods may be called from any thread.
+    """The holder of the state. Its methods may be called from any thread.
 
     Attributes:
-        changes: all of them, oldest first.
+        changes: all changes of state, oldest first.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self.changes = [Change(clock.now(), State.DISARMED, "not armed yet")]
+        self.changes = [StateChange(clock.now(), State.DISARMED, "not armed yet")]
 
     @property
     def state(self) -> State:
@@ -62,28 +68,36 @@ class Supervisor:
     def reason(self) -> str:
         return self.changes[-1].reason
 
-    def to(self, state: State, reason: str) -> bool:
-        """Change the state, where it may be changed so; whether it was. A reason is one line."""
+    def transition(self, state: State, reason: str) -> bool:
+        """Change the state if the transition is allowed, and return whether it was.
+
+        Line breaks in the reason become spaces.
+        """
         with self._lock:
-            if state not in ALLOWED[self.state]:
+            if state not in ALLOWED_TRANSITIONS[self.state]:
                 return False
-            self.changes.append(Change(self._clock.now(), state, " ".join(reason.split())))
+            reason = " ".join(reason.split())
+            self.changes.append(StateChange(self._clock.now(), state, reason))
             return True
 
     def rearm(self) -> bool:
-        """A person has looked: a fault is over, and everything is to be checked again."""
+        """Leave a fault after a person has inspected the robot; it must be checked again.
+
+        Returns:
+            Whether there was a fault to leave.
+        """
         with self._lock:
             if self.state is not State.FAULT:
                 return False
-            self.changes.append(Change(self._clock.now(), State.DISARMED, "re-armed"))
+            self.changes.append(StateChange(self._clock.now(), State.DISARMED, "re-armed"))
             return True
 
 
 class EStop:
-    """The emergency stop: anyone may press it, from any thread and from a signal handler.
+    """The emergency stop. It may be pressed from any thread and from a signal handler.
 
     Attributes:
-        pressed: wakes whoever waits for it.
+        pressed: the event that wakes whoever waits for the stop.
         reason: who pressed it first.
     """
 
@@ -96,6 +110,6 @@ class EStop:
         self.pressed.set()
 
     def release(self) -> None:
-        """For re-arming."""
+        """Release the stop, before the robot is re-armed."""
         self.reason = ""
         self.pressed.clear()

@@ -1,7 +1,7 @@
-"""A person's hand on a simulated robot: mouse, keyboard or gamepad in a window, or a policy's.
+"""Teleoperation of a simulated robot by mouse, keyboard or gamepad in a window.
 
-A hand is to the control loop what a planner is: it has the action of each tick. So what a person
-does is kept within the same limits and recorded in the same way.
+A person is a source of actions like a planner. So their actions are limited and recorded in the
+same way.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.options import ConfigError
-from real_robot.background import Background
-from real_robot.drivers.base import DriverError
-from real_robot.planner import Plans
-from real_robot.safety import Motion
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.action_source import ActionSource
+from ebt_policy.real_robot.errors import DriverError
+from ebt_policy.real_robot.inference_worker import InferenceWorker
+from ebt_policy.real_robot.safety import Motion
 
 DEVICES = ("mouse", "keyboard", "gamepad")
-SIDE = 512  # px of the window
-SPEED = 300.0  # px/s of keyboard and gamepad
-DEAD = 0.1  # of a gamepad's axis
+WINDOW_SIZE = 512  # px, width and height
+SPEED = 300.0  # units of the action per s, of keyboard and gamepad
+DEAD_ZONE = 0.1  # of a gamepad's axis
 HELP = "mouse, arrows or stick move; Backspace drops the episode, Enter keeps it, Esc quits"
 
 
-class Hand(Plans):
+class TeleopSource(ActionSource):
     """A person in front of a window that shows the scene, in the plane of a two-number action.
 
     Args:
         device: one of `DEVICES`.
-        frame: draws the scene (H, W, 3).
-        low, high: (2,) what the window's edges are, in units of the action.
+        frame: returns a frame of the scene (H, W, 3).
+        low, high: (2,) positions of the window's edges, in units of the action.
         dt: seconds from tick to tick.
-        background: unused, idle.
+        worker: unused.
 
     Attributes:
-        kept: None while the person goes on, then whether the episode is to be kept.
-        quits: whether the window was closed.
+        keep: None until the person ends the episode, then whether to keep it.
+        quit: whether the person closed the window.
 
     Raises:
-        ConfigError: an unknown device, or there is no such device or no screen.
+        ConfigError: the device is unknown or not plugged in, or there is no screen.
     """
 
     def __init__(
@@ -49,22 +49,22 @@ class Hand(Plans):
         low: np.ndarray,
         high: np.ndarray,
         dt: float,
-        background: Background,
+        worker: InferenceWorker,
     ) -> None:
         import pygame
 
         if device not in DEVICES:
             raise ConfigError(f"input must be one of {', '.join(DEVICES)}, got {device}.")
-        super().__init__(dt, background)
+        super().__init__(dt, worker)
         self._pygame: Any = pygame
         self._device, self._frame, self._low, self._high = device, frame, low, high
-        self.quits = False
+        self.quit = False
         try:
             pygame.display.init()
-            self._window = pygame.display.set_mode((SIDE, SIDE))
+            self._window = pygame.display.set_mode((WINDOW_SIZE, WINDOW_SIZE))
         except pygame.error as error:
             raise ConfigError(
-                f"there is no screen for a window ({error}); input=policy needs none."
+                f"there is no screen for a window ({error}); mode=teleop needs one."
             ) from error
         pygame.display.set_caption(HELP)
         self._stick: Any = None
@@ -74,67 +74,70 @@ class Hand(Plans):
                 raise ConfigError("no gamepad is plugged in; use input=mouse or input=keyboard.")
             self._stick = pygame.joystick.Joystick(0)
             self._stick.init()
-        self.begin()
+        self.restart()
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
         self._show()
 
-    def begin(self) -> None:
-        self.kept: bool | None = None
-        self._at: np.ndarray | None = None
+    def restart(self) -> None:
+        self.keep: bool | None = None
+        self._target: np.ndarray | None = None
         self._pressed: set[int] = set()
 
     def observe(self, values: dict[str, np.ndarray]) -> None:
         self._show()
 
     def action(self, tick: int, motion: Motion) -> np.ndarray | None:
-        """Where the hand points to."""
-        if self._at is None:
-            self._at = np.array(motion.position)
-        self._listen()
-        self._at = np.clip(self._at + SPEED * self.dt * self._push(), self._low, self._high)
-        return self._at
+        """Return the position (2,) that the person points to."""
+        if self._target is None:
+            self._target = np.array(motion.position)
+        self._handle_events()
+        self._target = np.clip(
+            self._target + SPEED * self.dt * self._direction(), self._low, self._high
+        )
+        return self._target
 
     def close(self) -> None:
+        """Close the window."""
         self._pygame.display.quit()
 
-    def _listen(self) -> None:
+    def _handle_events(self) -> None:
         game = self._pygame
         for event in game.event.get():
             if event.type == game.QUIT:
-                self.quits = True
+                self.quit = True
             elif event.type == game.MOUSEMOTION and self._device == "mouse":
-                share = np.array(event.pos, dtype=np.float64) / SIDE
-                self._at = self._low + share * (self._high - self._low)
+                fraction = np.array(event.pos, dtype=np.float64) / WINDOW_SIZE
+                self._target = self._low + fraction * (self._high - self._low)
             elif event.type == game.KEYDOWN:
                 self._pressed.add(event.key)
                 if event.key == game.K_ESCAPE:
-                    self.quits = True
+                    self.quit = True
                 elif event.key in (game.K_BACKSPACE, game.K_RETURN):
-                    self.kept = event.key == game.K_RETURN
+                    self.keep = event.key == game.K_RETURN
             elif event.type == game.KEYUP:
                 self._pressed.discard(event.key)
 
-    def _push(self) -> np.ndarray:
-        """Direction (2,) of keyboard and gamepad, at most 1 long."""
+    def _direction(self) -> np.ndarray:
+        """Return the direction (2,) of keyboard and gamepad, at most 1 long."""
         game = self._pygame
         if self._device == "keyboard":
             right, down = (
                 float(plus in self._pressed) - float(minus in self._pressed)
                 for plus, minus in ((game.K_RIGHT, game.K_LEFT), (game.K_DOWN, game.K_UP))
             )
-            push = np.array([right, down])
+            direction = np.array([right, down])
         elif self._stick is not None:
-            push = np.array([self._stick.get_axis(0), self._stick.get_axis(1)])
-            push[np.abs(push) < DEAD] = 0.0
+            direction = np.array([self._stick.get_axis(0), self._stick.get_axis(1)])
+            direction[np.abs(direction) < DEAD_ZONE] = 0.0
         else:
             return np.zeros(2)
-        return push / max(np.linalg.norm(push), 1.0)
+        return direction / max(np.linalg.norm(direction), 1.0)
 
     def _show(self) -> None:
         game = self._pygame
-        picture = game.surfarray.make_surface(np.swapaxes(self._frame(), 0, 1))
-        self._window.blit(game.transform.scale(picture, (SIDE, SIDE)), (0, 0))
+        frame = game.surfarray.make_surface(np.swapaxes(self._frame(), 0, 1))
+        self._window.blit(game.transform.scale(frame, (WINDOW_SIZE, WINDOW_SIZE)), (0, 0))
         try:
             game.display.flip()
         except game.error as error:

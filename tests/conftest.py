@@ -18,9 +18,10 @@ from hydra import compose, initialize_config_module
 from hypothesis import Phase, settings
 from omegaconf import OmegaConf
 
-from ebt_policy.data.episodes import Episodes, write_episodes
-from ebt_policy.train import without_what_is_not_theirs
-from ebt_policy.training.trainer import can_compile
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.train import drop_unused_sections, train
+from ebt_policy.training.compilation import can_compile
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)
@@ -40,7 +41,7 @@ TINY = (
     "train.batch_size=8",
     "train.warmup_steps=3",
     "train.compile=false",
-    "train.rollout_every=0",
+    "train.eval_every=0",
     "train.log_every=1",
     "evaluation.episodes=0",
     "evaluation.workers=2",
@@ -48,16 +49,16 @@ TINY = (
 
 
 @cache
-def _composed(overrides: tuple[str, ...], name: str) -> dict[str, Any]:
-    with initialize_config_module("configs", version_base="1.3"):
-        config = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
+        config = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
     assert isinstance(config, dict)
-    return without_what_is_not_theirs(config)
+    return drop_unused_sections(config)
 
 
-def compose_config(*overrides: str, config: str = "train") -> dict[str, Any]:
-    """The resolved content of configs/train.yaml, or another one, with overrides."""
-    return copy.deepcopy(_composed(overrides, config))
+def compose_config(*overrides: str) -> dict[str, Any]:
+    """Return the resolved content of configs/train.yaml with overrides."""
+    return copy.deepcopy(_composed(overrides))
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +111,16 @@ def tiny_arguments(demonstrations, tmp_path):
         return [*TINY, path, run_dir, *overrides]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, demonstrations) -> str:
+    """The folder of a training run of ten updates."""
+    config = compose_config(*TINY)
+    config["task"]["path"] = str(demonstrations)
+    config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "tiny-seed0")
+    train(config)
+    return config["run_dir"]
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebt_policy.models.policy import Chunk
-from real_robot.background import SimulatedBackground
-from real_robot.clock import SimulatedClock
-from real_robot.drivers.base import DriverError, Observation, Scored
-from real_robot.planner import Execution, Planner
-from real_robot.robots import Robot
-from real_robot.session import Session, shapes_of, tick_s
+from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.base import Observation, SimulatedDriver
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.errors import DriverError
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import SimulatedWorker
+from ebt_policy.real_robot.planner import Planner
+from ebt_policy.real_robot.robots import Robot
 
 RATE = 10
 SECTION: dict[str, Any] = {
@@ -28,7 +31,7 @@ SECTION: dict[str, Any] = {
         "position": [-10, 10],
         "velocity": 8,
         "acceleration": 40,
-        "lead": 3,
+        "max_tracking_error": 3,
         "workspace": {"x": [-9, 9]},
     },
     "watch": {
@@ -36,24 +39,26 @@ SECTION: dict[str, Any] = {
         "inference_s": 0.6,
         "command_s": 0.25,
         "heartbeat_s": 1.0,
-        "clamps": 15,
+        "max_consecutive_clamped_ticks": 15,
     },
     "confirm": False,
 }
 
 
-class PointRobot(Scored):
-    """A point that follows its commands, and checks each of them by itself.
+class PointRobot(SimulatedDriver):
+    """A point that follows its commands, and checks each of them.
 
     Attributes:
-        seen: what `read` gives of an observation, to be changed by a test; it may raise.
-        gone: a robot that cannot be reached.
-        commands: (when, command) of all that was sent.
+        transform: what `read` makes of an observation, to be changed by a test; it may raise.
+        gone: whether the robot cannot be reached.
+        commands: (time, command) of all that were sent.
     """
 
     def __init__(self, robot: Robot, clock: SimulatedClock, dt: float) -> None:
         self.robot, self.clock, self.dt = robot, clock, dt
-        self.seen: Callable[[Observation], Observation | None] = lambda observation: observation
+        self.transform: Callable[[Observation], Observation | None] = lambda observation: (
+            observation
+        )
         self.gone = False
         self.commands: list[tuple[float, np.ndarray]] = []
         self.stops = 0
@@ -64,48 +69,52 @@ class PointRobot(Scored):
         pass
 
     def reset(self, seed: int) -> None:
-        self._at = np.random.default_rng(seed).uniform(-5, 5, 2)
+        self._position = np.random.default_rng(seed).uniform(-5, 5, 2)
         self._hold()
-        self._time = self._heard = self.clock.now()
+        self._time = self._last_command_at = self.clock.now()
 
     @property
     def score(self) -> float:
         return 0.0
 
     @property
-    def over(self) -> bool:
+    def solved(self) -> bool:
         return False
 
     @property
-    def held(self) -> bool:
+    def holding(self) -> bool:
         """Whether it stands without commands."""
         self._pass_time()
-        return self._held
+        return self._holding
 
     def _pass_time(self) -> None:
         now = self.clock.now()
-        if not self._held and now - self._heard > self.robot.timeouts.command_s:
+        if not self._holding and now - self._last_command_at > self.robot.timeouts.command_s:
             self._hold()
         step = min((now - self._time) / 0.05, 1.0)
-        self._at = self._at + step * (self._target - self._at)
+        self._position = self._position + step * (self._target - self._position)
         self._time = now
 
     def _hold(self) -> None:
-        self._target, self._held = self._at.copy(), True
-        self._before = (self._at.copy(), np.zeros(2))  # the next command starts from rest, here
+        self._target, self._holding = self._position.copy(), True
+        self._before = (
+            self._position.copy(),
+            np.zeros(2),
+        )  # the next command starts from rest, here
 
     def read(self) -> Observation | None:
-        self._reachable()
+        self._check_connected()
         self._pass_time()
-        here = self._at.copy()
-        return self.seen(Observation({"obs": here.astype(np.float32)}, here, self._time))
+        position = self._position.copy()
+        values = {"obs": position.astype(np.float32)}
+        return self.transform(Observation(values, position, self._time))
 
     def send(self, command: np.ndarray, due: float) -> None:
-        self._reachable()
+        self._check_connected()
         self._pass_time()
         self._check(command)
         self.commands.append((self.clock.now(), command.copy()))
-        self._target, self._heard, self._held = command.copy(), self.clock.now(), False
+        self._target, self._last_command_at, self._holding = command.copy(), self.clock.now(), False
 
     def _check(self, command: np.ndarray) -> None:
         limits, dt, slack = self.robot.safety, self.dt, 1e-6
@@ -117,7 +126,7 @@ class PointRobot(Scored):
         assert (np.abs(now - travel) <= limits.acceleration * dt**2 + slack).all(), "acceleration"
         self._before = (command, now)
 
-    def _reachable(self) -> None:
+    def _check_connected(self) -> None:
         if self.gone:
             raise DriverError("the robot is gone.")
 
@@ -132,7 +141,7 @@ class PointRobot(Scored):
 
 
 class Wanderer:
-    """A policy that wants to go somewhere else in every chunk, beyond the limits, too.
+    """A policy with another goal in every chunk, also beyond the limits.
 
     Attributes:
         chunk: what it makes of a chunk's actions, to be changed by a test; it may raise.
@@ -147,41 +156,42 @@ class Wanderer:
     def __init__(self, reach: float = 6.0) -> None:
         self.reach = reach
         self.chunk: Callable[[torch.Tensor], torch.Tensor] = lambda actions: actions
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[ChunkConstraints] = []
 
-    def predict_chunk(
-        self, obs, prefix=None, warm=None, project=None, deadline_s=None, generator=None
-    ):
-        self.calls.append({"obs": obs, "prefix": prefix, "warm": warm, "deadline_s": deadline_s})
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
+        constraints = constraints or ChunkConstraints()
+        self.calls.append(constraints)
         goal = self.reach * torch.randn(1, 1, 2, generator=generator)
         share = torch.linspace(0, 1, 16).view(1, 16, 1)
         actions = obs["obs"][:, -1:] + share * (goal - obs["obs"][:, -1:])
-        if project is not None:
-            actions = project(actions)
-        if prefix is not None:
+        if constraints.project is not None:
+            actions = constraints.project(actions)
+        if (prefix := constraints.prefix) is not None:
             actions[:, : prefix.shape[1]] = prefix
         actions = self.chunk(actions)
         return Chunk(actions, torch.full((1,), 2), energy=torch.zeros(1))
 
 
-def point_session(
+def point_runner(
     *,
-    mode: str = "frozen",
+    mode: str = "rtc",
     delay: Callable[[], float] | float = 0.02,
     policy: Any = None,
     change: dict[str, Any] | None = None,
-    surprise: float | None = None,
+    max_plan_inconsistency: float | None = None,
     **more: Any,
-) -> tuple[Session, PointRobot, Any, SimulatedClock]:
-    """A session with a `PointRobot`, ready to start."""
+) -> tuple[EpisodeRunner, PointRobot, Any, SimulatedClock]:
+    """Return a runner with a `PointRobot`, ready to start, and its parts."""
     clock = SimulatedClock(start=100.0)
     robot = Robot(**{**SECTION, **(change or {})})
     policy = policy or Wanderer()
-    background = SimulatedBackground(clock, delay if callable(delay) else lambda: delay)
-    dt = tick_s(robot, more.pop("speed", 1.0))
+    worker = SimulatedWorker(clock, delay if callable(delay) else lambda: delay)
+    dt = tick_seconds(robot, more.pop("speed", 1.0))
     driver = PointRobot(robot, clock, dt)
-    how = Execution(mode=mode, surprise=surprise)
-    planner = Planner(policy, robot.safety, dt, background, clock, how)
-    session = Session(robot, driver, planner, clock, shapes_of(policy), heart=False, **more)
-    session.prepare()
-    return session, driver, policy, clock
+    execution = ExecutionOptions(mode=mode, max_plan_inconsistency=max_plan_inconsistency)
+    planner = Planner(policy, robot.safety, dt, worker, clock, execution)
+    runner = EpisodeRunner(
+        robot, driver, planner, clock, observation_shapes(policy), watchdog=False, **more
+    )
+    runner.prepare()
+    return runner, driver, policy, clock

@@ -37,14 +37,15 @@ from torch import Tensor
 from training_runs import logged
 
 from ebt_policy import train as training
-from ebt_policy.data.episodes import Episodes, write_episodes
-from ebt_policy.models import load_policy
-from ebt_policy.models.autoencoder import Autoencoder, frame_features
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.image.model import ImageModel
+from ebt_policy.language.masked_lm import MaskedModel
+from ebt_policy.language.model import TextModel
 from ebt_policy.models.base import checkpoint_folder
-from ebt_policy.models.image import ImageModel
-from ebt_policy.models.masked import MaskedModel
-from ebt_policy.models.text import TextModel
-from ebt_policy.models.video import VideoModel
+from ebt_policy.policies import ChunkConstraints, load_policy
+from ebt_policy.video.autoencoder import Autoencoder, frame_features
+from ebt_policy.video.model import VideoModel
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDS, PREDICTIONS = GOLDEN / "records.json", GOLDEN / "predictions.npz"
@@ -73,7 +74,7 @@ class Case:
 
 SHARED = (
     "size.width=8", "size.heads=2", "device=cpu", "train.minutes=null", f"train.steps={UPDATES}",
-    "train.lr=0.003", "train.warmup_steps=2", "train.compile=false", "train.rollout_every=0",
+    "train.lr=0.003", "train.warmup_steps=2", "train.compile=false", "train.eval_every=0",
     "train.log_every=1",
 )  # fmt: skip
 ROBOT = (
@@ -95,11 +96,16 @@ VIDEO = (
 )  # fmt: skip
 AUTOENCODER = "features"  # folder of the one whose features the other models of video see
 FEATURES = (*VIDEO, "size.layers=2", f"task.features={AUTOENCODER}")
-SEVERAL = {"one": {"candidates": 1}, "several": {"candidates": 5}}
+SEVERAL = {"one": {"num_candidates": 1}, "several": {"num_candidates": 5}}
 # Of guesses that start from noise, and of those that all start from the same place.
-GUESSES: dict[str, Any] = {"several": {"candidates": 4}, "more": {"steps": 4, "only_down": True}}
-STEPS: dict[str, Any] = {"more": {"steps": 4, "stop_grad_norm": 0.05, "only_down": True}}
-GENERATING = ("task.noise=1000",)
+GUESSES: dict[str, Any] = {
+    "several": {"num_candidates": 4},
+    "more": {"steps": 4, "reject_energy_increase": True},
+}
+STEPS: dict[str, Any] = {
+    "more": {"steps": 4, "stop_grad_norm": 0.05, "reject_energy_increase": True}
+}
+GENERATING = ("task.max_noise_level=1000",)
 
 CASES: dict[str, Case] = {
     "autoencoder/kl": Case(
@@ -109,14 +115,20 @@ CASES: dict[str, Case] = {
         (*PUSH_T, "model=ebt", "objective=flow"),
         SEVERAL
         | {
-            "lands": {"candidates": 4, "steps": 4, "stop_change": 0.5},
-            "drop": {"candidates": 4, "stop_change": None, "select": "drop", "level": 0.7},
+            "lands": {"num_candidates": 4, "steps": 4, "straightness_tol": 0.5},
+            "drop": {
+                "num_candidates": 4, "straightness_tol": None, "select": "energy_decrease",
+                "scoring_level": 0.7,
+            },
             "medoid": {"select": "medoid"},
-            "density": {"select": "density", "warm_steps": 2, "warm_level": 0.3},
+            "density": {"select": "density", "warm_start_steps": 2, "warm_start_level": 0.3},
         },
     ),
     "robot/ebt_flow_untold": Case(
-        (*PUSH_T, "model=ebt", "objective=flow", "objective.level=false", "objective.samples=2"),
+        (
+            *PUSH_T, "model=ebt", "objective=flow", "objective.condition_on_noise_level=false",
+            "objective.noise_samples_per_target=2",
+        ),
         SEVERAL,
     ),
     "robot/ebt_equilibrium": Case(
@@ -134,24 +146,24 @@ CASES: dict[str, Case] = {
         (*PUSH_T, "model=ebt", "task.relative_to=null", "task.align=false", "task.mirror=false"),
         SEVERAL,
     ),
-    "robot/ebt_told_prefix": Case((*PUSH_T, "model=ebt", "task.max_prefix=3"), SEVERAL),
+    "robot/ebt_told_prefix": Case((*PUSH_T, "model=ebt", "task.max_prefix_len=3"), SEVERAL),
     "robot/ebt_lift": Case(("task=lift", "task.path=lift", *ROBOT, "model=ebt"), SEVERAL),
     "robot/ebt_pixels": Case(
         (
             "task=push_t_image", "task.path=push_t", *ROBOT, "model=ebt", "vision.keypoints=2",
-            "vision.stage=0", "vision.shrink=4",
+            "vision.stage=0", "vision.downsample=4",
         ),
         SEVERAL, extra="timm",
     ),
     "robot/bc": Case((*PUSH_T, "model=bc")),
-    "robot/bc_told_prefix": Case((*PUSH_T, "model=bc", "task.max_prefix=3")),
+    "robot/bc_told_prefix": Case((*PUSH_T, "model=bc", "task.max_prefix_len=3")),
     "robot/diffusion": Case(
         (*PUSH_T, "model=diffusion", "model.inference.steps=6"),
         SEVERAL
         | {
             "medoid": {"select": "medoid"},
             "line_integral": {"select": "line_integral"},
-            "ddim": {"candidates": 1, "scheduler": "ddim", "steps": 3},
+            "ddim": {"num_candidates": 1, "scheduler": "ddim", "steps": 3},
         },
     ),
     "robot/diffusion_epsilon": Case(
@@ -166,42 +178,51 @@ CASES: dict[str, Case] = {
     ),
     "robot/ibc": Case((*PUSH_T, "model=ibc", "model.negatives=8", "model.inference.samples=16")),
     "text/ebt_s1": Case((*TEXT, "model=ebt", "objective=s1"), STEPS),
-    "text/ebt_s1_told": Case((*TEXT, "model=ebt", "objective=s1", "objective.told=true")),
+    "text/ebt_s1_told": Case(
+        (*TEXT, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "text/ebt_s2": Case((*TEXT, "model=ebt", "objective=s2"), GUESSES),
     "text/ebt_s2_replay": Case(
         (*TEXT, "model=ebt", "objective=s2", "objective.replay=6", "objective.noise=[0.2,0.002]")
     ),
-    "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=corrupted"), GUESSES),
-    "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.guess_layers=1")),
+    "text/ebt_corrupted": Case((*TEXT, "model=ebt", "objective=s1_corrupted"), GUESSES),
+    "text/ebt_guess_layers": Case((*TEXT, "model=ebt", "model.candidate_layers=1")),
     "text/ebt_bpe": Case(
         (*TEXT, "model=ebt", "task.tokenizer=bpe", "task.vocab_size=270")
     ),
     "text/refiner_s1": Case((*TEXT, "model=refiner", "objective=s1")),
     "text/refiner_s2": Case((*TEXT, "model=refiner", "objective=s2")),
-    "text/refiner_corrupted": Case((*TEXT, "model=refiner", "objective=corrupted")),
+    "text/refiner_corrupted": Case((*TEXT, "model=refiner", "objective=s1_corrupted")),
     "text/transformer_pp": Case((*TEXT, "model=transformer_pp")),
     "text/masked_ebt_s1": Case((*TEXT, "model=masked_ebt", "objective=s1"), STEPS),
     "text/masked_ebt_s2": Case((*TEXT, "model=masked_ebt", "objective=s2"), GUESSES),
-    "text/masked_ebt_corrupted": Case((*TEXT, "model=masked_ebt", "objective=corrupted"), GUESSES),
+    "text/masked_ebt_corrupted": Case(
+        (*TEXT, "model=masked_ebt", "objective=s1_corrupted"), GUESSES
+    ),
     "text/masked_ebt_product": Case((*TEXT, "model=masked_ebt", "model.energy=product")),
     "text/bert": Case((*TEXT, "model=bert")),
     "image/ebt_s1": Case((*IMAGE, "model=ebt", "objective=s1"), STEPS),
-    "image/ebt_s1_told": Case((*IMAGE, "model=ebt", "objective=s1", "objective.told=true")),
+    "image/ebt_s1_told": Case(
+        (*IMAGE, "model=ebt", "objective=s1", "objective.step_conditioned=true")
+    ),
     "image/ebt_s2": Case((*IMAGE, "model=ebt", "objective=s2", "objective.replay=6")),
-    "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=corrupted")),
+    "image/ebt_corrupted": Case((*IMAGE, "model=ebt", "objective=s1_corrupted")),
     "image/ebt_equilibrium": Case(
         (*IMAGE, "model=ebt", "objective=equilibrium", *GENERATING, "task.classes=true"), GUESSES
     ),
     "image/ebt_grey": Case((*IMAGE, "model=ebt", "task.channels=1")),
     "image/refiner_s1": Case((*IMAGE, "model=refiner", "objective=s1")),
     "image/refiner_s2": Case((*IMAGE, "model=refiner", "objective=s2", "objective.replay=6")),
-    "image/refiner_corrupted": Case((*IMAGE, "model=refiner", "objective=corrupted")),
+    "image/refiner_corrupted": Case((*IMAGE, "model=refiner", "objective=s1_corrupted")),
     "image/refiner_equilibrium": Case(
         (*IMAGE, "model=refiner", "objective=equilibrium", *GENERATING)
     ),
     "image/dit": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5"),
-        {"untold": {"told": False}, "ddpm": {"told": True, "scheduler": "ddpm"}},
+        {
+            "untold": {"start_at_noise_level": False},
+            "ddpm": {"start_at_noise_level": True, "scheduler": "ddpm"},
+        },
     ),
     "image/dit_classes": Case(
         (*IMAGE, "model=dit", "model.inference.steps=5", *GENERATING, "task.classes=true")
@@ -243,10 +264,7 @@ COMPILED = ("robot/ebt_equilibrium", "robot/flow_matching", "robot/bc")
 
 def train(arguments: tuple[str, ...], run: str) -> Path:
     """Train as `python -m ebt_policy.train` does with some arguments; the run folder."""
-    given, config = training.of_its_kind([*arguments, f"run_dir={run}"]), "train"
-    if given[0] == "--config-name":
-        config, given = given[1], given[2:]
-    return training.train(compose_config(*given, config=config))
+    return training.train(compose_config(*arguments, f"run_dir={run}"))
 
 
 def losses(run: Path) -> list[float]:
@@ -281,9 +299,10 @@ def chunks(policy: Any, folder: Path, terms: Sequence[str] = ("free", "bound", "
     plan = middle + 0.5 * spread * normal(2, shape.horizon, shape.action_dim, seed=3)
     low, high = float(middle - spread), float(middle + spread)
     bound = {"prefix": plan[:, :3], "project": lambda x: x.clamp(low, high)}
-    given: dict[str, Any] = {"free": {}, "bound": bound, "warm": {"warm": plan, **bound}}
+    given: dict[str, Any] = {"free": {}, "bound": bound, "warm": {"warm_start": plan, **bound}}
     for name in terms:
-        chunk = policy.predict_chunk(obs, **given[name], generator=seeded())
+        constraints = ChunkConstraints(**given[name])
+        chunk = policy.predict_chunk(obs, constraints=constraints, generator=seeded())
         found[f"{name} actions"], found[f"{name} energy"] = chunk.actions, chunk.energy
         found[f"{name} gradient"], found[f"{name} steps"] = chunk.grad_norm, chunk.steps_used
     if hasattr(policy, "energies"):
@@ -298,12 +317,14 @@ def words(model: Any, folder: Path) -> Found:
     with torch.no_grad():
         found["surprisal"] = model.surprisal(tokens, seeded())
         if isinstance(model, MaskedModel):
-            found["logits"] = model.fill(tokens, model.places(tokens, seeded()), seeded(1))[:1]
+            found["logits"] = model.predict_masked(
+                tokens, model.mask_positions(tokens, seeded()), seeded(1)
+            )[:1]
             return found
         seen = model.observe(tokens[:, :-1])
         found["logits"] = model.predict(seen, seeded())[:1]
-        if hasattr(model, "think"):
-            found["energies"] = model.think(seen, seeded()).energies
+        if hasattr(model, "descend"):
+            found["energies"] = model.descend(seen, seeded()).energies
         for temperature in (0.0, 1.0):
             pieces = model.generate("fox", 12, temperature=temperature, generator=seeded())
             found[f"text at {temperature}"] = "".join(pieces)
@@ -315,12 +336,12 @@ def pixels(model: Any, folder: Path) -> Found:
     shape = model.shape
     clean = (0.5 * normal(2, shape.channels, shape.side, shape.side, seed=5)).clamp(-1, 1)
     labels = torch.tensor([1, 0]) if shape.classes else None
-    noisy = model.degrade(clean, shape.noise, seeded())
-    restored = model.restore(noisy, shape.noise, labels, seeded(1))
+    noisy = model.add_noise(clean, shape.max_noise_level, seeded())
+    restored = model.denoise(noisy, shape.max_noise_level, labels, seeded(1))
     found = {"images": restored.images, "energies": restored.energies}
     found["features"] = model.features(clean, 50, labels, seeded())
     if labels is None:
-        found |= model.oddness(clean, seeded())
+        found |= model.ood_scores(clean, seeded())
     return found
 
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from hypothesis import settings
 from torch import Tensor
+
+from ebt_policy.energy import Descent, DescentResult, EnergyFn, FixedSteps
+from ebt_policy.energy.sampling import Generators
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
@@ -55,3 +59,16 @@ def slow(energy: Callable[..., Tensor], seconds: float):
         return energy(x, level)
 
     return waiting
+
+
+def descend(
+    energy: EnergyFn,
+    init: Tensor,
+    count: int,
+    size: float | Tensor,
+    *,
+    generator: Generators = None,
+    **parts: Any,
+) -> DescentResult:
+    """Descend in fixed steps, with other parts of a `Descent`."""
+    return Descent(FixedSteps(count, size), **parts)(energy, init, generator=generator)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.data.normalize import Normalizer
-from ebt_policy.models import Policy, build_policy, load_policy
-from ebt_policy.models.action import EnergyPolicy
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.models.base import CheckpointError
+from ebt_policy.policies import Policy, build_policy, load_policy
+from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.training import checkpoint
 from ebt_policy.training.checkpoint import (
     load_trainer_state,
@@ -86,7 +86,7 @@ def crash_in_half(self: Policy, folder: Path) -> None:
     [
         (Policy, "save", crash_in_half),
         (torch, "save", crash),
-        (checkpoint, "_sync", crash),
+        (checkpoint, "sync_to_disk", crash),
         (os, "rename", crash),
     ],
 )
@@ -181,7 +181,7 @@ def test_weights_must_fit_the_configuration(saved):
 
 
 def test_another_kind_of_policy_is_named(saved):
-    from ebt_policy.baselines.behavior_cloning import BehaviorCloning
+    from ebt_policy.policies.behavior_cloning import BehaviorCloning
 
     with pytest.raises(CheckpointError, match="holds model=ebt, not BehaviorCloning"):
         BehaviorCloning.from_checkpoint(saved)

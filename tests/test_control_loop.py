@@ -1,48 +1,19 @@
-"""The control loop: time, plans and their seams, states, watchdogs."""
+"""The control loop: time, states, and what ends in which state."""
 
-import io
-import math
-import os
-import signal
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from doubles import RATE, SECTION, Wanderer, point_session
-from rich.console import Console
+from doubles import RATE, SECTION, Wanderer, point_runner
 
-from ebt_policy.options import ConfigError
-from real_robot.background import ThreadBackground
-from real_robot.clock import MonotonicClock, SimulatedClock
-from real_robot.dashboard import announced
-from real_robot.loop import Heart
-from real_robot.operator import Operator, listening
-from real_robot.planner import Planner, PolicyError
-from real_robot.robots import Robot
-from real_robot.safety import SafetyError
-from real_robot.supervisor import EStop, State, Supervisor
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.real_robot.keyboard import Operator
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.supervisor import State
 
 DT = 1 / RATE
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
-
-
-class Straight(Wanderer):
-    """Goes one unit of a tenth a tick, from where the robot is: its plans show their own ticks."""
-
-    def predict_chunk(self, obs, prefix=None, project=None, **more):
-        self.calls.append({"obs": obs, "prefix": prefix, **more})
-        ahead = torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([0.1, 0.0])
-        chunk = super().predict_chunk(obs)
-        actions = obs["obs"][:, -1:] + ahead
-        if prefix is not None:
-            length = prefix.shape[1]
-            actions = prefix[:, -1:] + ahead[:, 1:] - ahead[:, length : length + 1]
-            actions = torch.cat([prefix, actions[:, length:]], dim=1)
-            actions = torch.cat([actions, actions[:, -1:]], dim=1)[:, :16]
-        self.calls.pop()
-        return replace(chunk, actions=actions)
 
 
 def commands_of(episode):
@@ -50,111 +21,55 @@ def commands_of(episode):
 
 
 def test_ticks_are_due_at_fixed_times():
-    session, driver, _, _ = point_session()
-    episode = session.episode(3)
+    runner, driver, _, _ = point_runner()
+    episode = runner.run_episode(3)
     due = [tick.due for tick in episode.ticks]
     np.testing.assert_allclose(np.diff(due), DT)
-    assert len(due) == 40 and episode.overruns == episode.starved == 0
+    assert len(due) == 40 and episode.overruns == episode.ticks_without_plan == 0
     times = [when for when, _ in driver.commands]
     np.testing.assert_allclose(times[1:], due[1:], atol=1e-9)  # the first waits for its chunk
-    assert driver.held and driver.stops >= 1  # held when the episode is over
+    assert driver.holding and driver.stops >= 1  # held when the episode is over
 
 
 def test_a_late_tick_is_followed_at_once_and_lost_ticks_are_left_out():
-    session, _, _, clock = point_session()
+    runner, _, _, clock = point_runner()
     slow = {5: 0.12, 12: 0.47}  # seconds that something takes in these ticks
 
     def busy(tick):
-        clock.wait_until(clock.now() + slow.get(tick.tick, 0.0))
+        clock.wait_until(clock.now() + slow.get(tick.number, 0.0))
 
-    session.loop.observers = [busy]
-    episode = session.episode(0)
-    numbers = [tick.tick for tick in episode.ticks]
+    runner.loop.observers = [busy]
+    episode = runner.run_episode(0)
+    numbers = [tick.number for tick in episode.ticks]
     assert 6 in numbers and 13 not in numbers and 17 in numbers
     assert episode.overruns == 4
-    late = {tick.tick: tick.late for tick in episode.ticks}
+    late = {tick.number: tick.late for tick in episode.ticks}
     assert late[6] == pytest.approx(0.02) and abs(late[7]) < 1e-9
-    np.testing.assert_allclose([t.due - t.tick * DT for t in episode.ticks], 100.0 + 0.12, atol=0.2)
-
-
-@pytest.mark.parametrize(
-    ("mode", "delay", "stands"),
-    [("blocking", 0.25, 2), ("async", 0.25, 0), ("frozen", 0.25, 0), ("blocking", 0.04, 0)],
-)
-def test_a_robot_stands_only_while_a_blocking_policy_thinks(mode, delay, stands):
-    session = point_session(mode=mode, delay=delay, policy=Straight())[0]
-    episode = session.episode(0)
-    starved = [tick.tick for tick in episode.ticks if tick.wanted is None]
-    first = math.ceil(delay / DT) - 1 if delay > 0.05 else 0
-    assert starved[:first] == list(range(first))  # until the first chunk, every robot stands
-    assert (len(starved) > first) == (stands > 0)
-    if stands:  # then Ta actions, then it stands again
-        assert starved[first : first + stands] == [first + 8 + i for i in range(stands)]
-
-
-@pytest.mark.parametrize("delay", [0.01, 0.15, 0.25, 0.4])
-def test_a_frozen_prefix_leaves_no_seam(delay):
-    wanted = {}
-    for mode in ("async", "frozen"):
-        session, _, policy, _ = point_session(mode=mode, delay=delay, policy=Straight())
-        episode = session.episode(0)
-        moving = [tick for tick in episode.ticks if tick.wanted is not None]
-        travels = np.diff([tick.command for tick in moving], axis=0)[:, 0]
-        wanted[mode] = np.abs(np.diff(travels)).max()
-        if mode == "frozen":
-            held = [call["prefix"] for call in policy.calls[7:] if call["prefix"] is not None]
-            committed = max(1, math.ceil(delay / DT - 1e-9))
-            assert {p.shape[1] for p in held} == {1 + committed}
-    assert wanted["frozen"] < 1e-6
-    assert wanted["async"] > 0.01  # the robot lags behind its plan, so a new one begins elsewhere
-
-
-def test_the_prefix_is_what_was_sent_and_what_will_be():
-    session, _, policy, _ = point_session(mode="frozen", delay=0.25)
-    policy.calls.clear()
-    episode = session.episode(0)
-    sent = {tick.tick: tick.command for tick in episode.ticks}
-    prefixes = [call["prefix"] for call in policy.calls if call["prefix"] is not None][:3]
-    asked = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
-    for start, prefix in zip(asked, prefixes, strict=True):
-        executed = np.stack([sent[start - 1 + i] for i in range(prefix.shape[1])])
-        np.testing.assert_allclose(prefix[0].numpy(), executed, atol=1e-5)
-
-
-def test_what_is_limited_in_the_descent_is_not_limited_again():
-    free, bound = Wanderer(reach=30.0), Wanderer(reach=30.0)
-    original = bound.predict_chunk
-    bound.predict_chunk = lambda obs, project=None, **more: original(obs, **more)
-    clamped = []
-    for policy in (free, bound):
-        session, _, _, _ = point_session(policy=policy, change={"watch": patient()})
-        episode = session.episode(1)
-        clamped.append(episode.summary()["clamped"])
-    assert clamped[0] <= 2 < clamped[1]
-
-
-def patient():
-    return SECTION["watch"] | {"clamps": 1000}
+    np.testing.assert_allclose(
+        [t.due - t.number * DT for t in episode.ticks], 100.0 + 0.12, atol=0.2
+    )
 
 
 def test_repeated_clamps_hold_the_robot():
     policy = Wanderer(reach=30.0)
     original = policy.predict_chunk
-    policy.predict_chunk = lambda obs, project=None, **more: original(obs, **more)
-    session, driver, _, _ = point_session(policy=policy)
-    episode = session.episode(1)
+    policy.predict_chunk = lambda obs, *, constraints, generator: original(
+        obs, constraints=replace(constraints, project=None), generator=generator
+    )
+    runner, driver, _, _ = point_runner(policy=policy)
+    episode = runner.run_episode(1)
     assert episode.ended[0] is State.HOLD
-    assert "had to be limited for 15 ticks in a row" in episode.ended[1]
+    assert "had to be clamped for 15 ticks in a row" in episode.ended[1]
     np.testing.assert_allclose(driver.commands[-1][1], driver.commands[-2][1])  # it stands
 
 
 def test_a_held_robot_goes_on_from_where_it_stands():
-    session, _, _, clock = point_session()
-    operator = Operator(session.supervisor, session.estop)
+    runner, _, _, clock = point_runner()
+    operator = Operator(runner.supervisor, runner.estop)
     start = clock.now()
-    clock.at(start + 0.95, lambda: operator.key("h"))
-    clock.at(start + 1.95, lambda: operator.key("r"))
-    episode = session.episode(0)
+    clock.call_at(start + 0.95, lambda: operator.press_key("h"))
+    clock.call_at(start + 1.95, lambda: operator.press_key("r"))
+    episode = runner.run_episode(0)
     states = [tick.state for tick in episode.ticks]
     assert states[9] is State.RUNNING and states[12] is State.HOLD and states[-1] is State.RUNNING
     still = commands_of(episode)[15:20]
@@ -163,56 +78,56 @@ def test_a_held_robot_goes_on_from_where_it_stands():
 
 
 def test_starting_stopping_and_arming_again():
-    session, driver, _, clock = point_session(change={"confirm": True})
+    runner, driver, _, clock = point_runner(change={"confirm": True})
     stop, stopped = driver.stop, []
     driver.stop = lambda: (stopped.append(clock.now()), stop())
-    operator = Operator(session.supervisor, session.estop)
+    operator = Operator(runner.supervisor, runner.estop)
     start = clock.now()
     for when, key in ((0.45, "s"), (1.55, " ")):
-        clock.at(start + when, lambda key=key: operator.key(key))
-    episode = session.episode(0)
+        clock.call_at(start + when, lambda key=key: operator.press_key(key))
+    episode = runner.run_episode(0)
     assert episode.ticks[0].due == pytest.approx(start + 0.5)
     assert episode.ended == (State.FAULT, "emergency stop: space bar")
-    assert driver.held and stopped[0] == pytest.approx(
+    assert driver.holding and stopped[0] == pytest.approx(
         start + 1.55
     )  # at once, not at the next tick
     for key in "rs":  # neither lets a fault go
-        operator.key(key)
-        assert session.supervisor.state is State.FAULT
-    operator.key("a")
-    assert session.supervisor.state is State.DISARMED and not session.estop.pressed.is_set()
-    operator.key("s")
-    assert session.supervisor.state is State.DISARMED  # it is to be checked first
-    session.prepare()
-    operator.key("s")
-    assert session.supervisor.state is State.RUNNING
+        operator.press_key(key)
+        assert runner.supervisor.state is State.FAULT
+    operator.press_key("a")
+    assert runner.supervisor.state is State.DISARMED and not runner.estop.pressed.is_set()
+    operator.press_key("s")
+    assert runner.supervisor.state is State.DISARMED  # it is to be checked first
+    runner.prepare()
+    operator.press_key("s")
+    assert runner.supervisor.state is State.RUNNING
 
 
 def test_shadow_computes_and_sends_nothing(tmp_path):
-    session, driver, policy, _ = point_session(active=False, record=tmp_path / "shadow")
-    episode = session.episode(0)
+    runner, driver, policy, _ = point_runner(active=False, record=tmp_path / "shadow")
+    episode = runner.run_episode(0)
     assert not driver.commands and not any(tick.sent for tick in episode.ticks)
     assert all(tick.command is not None for tick in episode.ticks[1:]) and len(policy.calls) > 5
 
 
 def test_half_the_speed_takes_twice_the_time():
-    session, _, _, clock = point_session(speed=0.5)
+    runner, _, _, clock = point_runner(speed=0.5)
     start = clock.now()
-    episode = session.episode(0)
+    episode = runner.run_episode(0)
     assert len(episode.ticks) == 40 and clock.now() - start == pytest.approx(8.0, abs=0.3)
     with pytest.raises(ConfigError, match=r"speed must be in \(0, 1\]"):
-        point_session(speed=2.0)
+        point_runner(speed=2.0)
 
 
 def test_what_the_robot_gives_must_be_what_the_policy_reads():
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 7})
-    with pytest.raises(ConfigError, match=r"obs is \(2,\) instead of \(7,\)"):
-        point_session(policy=policy)
+    with pytest.raises(ConfigError, match=r"obs has the shape \(2,\) instead of \(7,\)"):
+        point_runner(policy=policy)
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "action_dim": 7})
     with pytest.raises(ConfigError, match="7 numbers in an action, the robot 2"):
-        point_session(policy=policy)
+        point_runner(policy=policy)
 
 
 def test_robots_without_all_limits_are_refused():
@@ -220,172 +135,32 @@ def test_robots_without_all_limits_are_refused():
     for change, error, message in (
         ({"limits": slow}, SafetyError, "velocity must be given"),
         ({"watch": SECTION["watch"] | {"inference_s": 0}}, ConfigError, "inference_s"),
-        ({"watch": {"clamps": 3}}, ConfigError, "needs the option observation_s"),
+        (
+            {"watch": {"max_consecutive_clamped_ticks": 3}},
+            ConfigError,
+            "needs the option observation_s",
+        ),
         ({"rate_hz": 0.0}, ConfigError, r"robot\.rate_hz must be positive"),
     ):
         with pytest.raises(error, match=message):
             Robot(**{**SECTION, **change})
-    with pytest.raises(ConfigError, match=r"driver\.name must be"):
-        Robot(**{**SECTION, "driver": {"name": "hexapod"}}).connect(SimulatedClock())
-
-
-def test_a_surprised_policy_holds_the_robot(monkeypatch):
-    from ebt_policy.models.action import EnergyPolicy
-
-    class Surprised(Wanderer, EnergyPolicy):
-        __init__ = Wanderer.__init__
-        shape = Wanderer.shape
-        parameter_count = 0
-
-        def energies(self, obs, chunks):
-            return torch.tensor([[7.5, 2.0]])  # the rest of the last plan, and the new one
-
-    monkeypatch.setattr(EnergyPolicy, "__setattr__", object.__setattr__)
-    for limit, ends, count in ((6.0, State.RUNNING, 4), (5.0, State.HOLD, 1)):
-        session, _, _, _ = point_session(policy=Surprised(), surprise=limit)
-        episode = session.episode(0)
-        assert episode.ended[0] is ends and len(episode.surprises) == count
-        assert set(episode.surprises) == {5.5}
-    assert episode.ended[1] == "the policy is surprised: by 5.5, allowed are 5"
-    with pytest.raises(ConfigError, match="for energy policies"):
-        point_session(surprise=5.0)
+    with pytest.raises(
+        ConfigError, match=r"driver\.name=hexapod is unknown; there are replay, ros2, sim"
+    ):
+        Robot(**{**SECTION, "driver": {"name": "hexapod"}}).make_driver(SimulatedClock())
 
 
 @pytest.mark.rerun
 def test_a_run_as_a_rerun_recording(tmp_path):
     pytest.importorskip("rerun")
-    from real_robot.rerun_log import RerunLog
+    from ebt_policy.real_robot.rerun_log import RerunLog
 
-    session, _, _, _ = point_session()
+    runner, _, _, _ = point_runner()
     log = RerunLog(tmp_path / "logs" / "run.rrd")
-    log.session = session
-    session.loop.observers = [*session.loop.observers, log]
-    session.episode(0)
+    log.runner = runner
+    runner.loop.observers = [*runner.loop.observers, log]
+    runner.run_episode(0)
     log.close()
     content = (tmp_path / "logs" / "run.rrd").read_bytes()
     for name in (b"command/x", b"position/y", b"late_ms", b"chunk_ms", b"energy", b"state"):
         assert name in content, name
-
-
-# -- with real threads and time ---------------------------------------------------------------
-
-
-def test_a_thread_predicts_waits_and_leaves_a_hanging_job_behind():
-    clock = MonotonicClock()
-    background = ThreadBackground(clock)
-    background.submit(lambda: 7)
-    background.wait(clock.now() + PATIENCE)
-    done = background.take()
-    assert done is not None and done.value == 7 and background.take() is None
-    background.submit(lambda: 1 / 0)
-    background.wait(clock.now() + PATIENCE)
-    done = background.take()
-    assert done is not None and isinstance(done.error, ZeroDivisionError)
-    blocked = threading.Event()
-    background.submit(blocked.wait)
-    background.wait(clock.now() + 0.02)
-    assert background.take() is None
-    background.abandon()
-    background.submit(lambda: 8)
-    background.wait(clock.now() + PATIENCE)
-    blocked.set()  # its answer comes late and counts for nothing
-    done = background.take()
-    assert done is not None and done.value == 8
-
-
-def test_a_loop_that_hangs_is_stopped_from_another_thread():
-    clock, said = SimulatedClock(), []
-    heart = Heart(clock, 0.05, said.append)
-    clock.wait_until(1.0)
-    heart.check()
-    assert not said  # it does not beat before it began
-    heart.beat()
-    for moment in (1.04, 1.06, 1.2):
-        clock.wait_until(moment)
-        heart.check()
-    assert said == ["the control loop did not beat for 0.05 s"]  # once
-    stopped = threading.Event()
-    with Heart(MonotonicClock(), 0.05, lambda reason: stopped.set()) as heart:
-        heart.beat()
-        assert stopped.wait(PATIENCE)
-
-
-def test_the_emergency_stop_wakes_the_loop():
-    estop, clock = EStop(), MonotonicClock()
-    threading.Timer(0.05, lambda: estop.press("button")).start()
-    end = clock.now() + PATIENCE
-    clock.wait_until(end, estop.pressed)
-    assert estop.pressed.is_set() and clock.now() < end
-    estop.press("another")
-    assert estop.reason == "button"
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signals_are_the_emergency_stop_and_handlers_come_back(name):
-    estop = EStop()
-    operator = Operator(Supervisor(MonotonicClock()), estop)
-    number = signal.Signals[name]
-    before = signal.getsignal(number)
-    with listening(operator):
-        signal.raise_signal(number)
-        assert estop.reason == ("Ctrl-C" if name == "SIGINT" else name)
-        assert estop.pressed.is_set() and operator.quits.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(number) is before
-
-
-def test_a_terminal_that_is_closed_is_the_emergency_stop(monkeypatch):
-    import pty
-
-    person, terminal = pty.openpty()
-    estop = EStop()
-    operator = Operator(Supervisor(MonotonicClock()), estop)
-    with open(terminal) as stdin:
-        monkeypatch.setattr("sys.stdin", stdin)
-        with listening(operator) as keys:
-            assert keys
-            os.write(person, b" ")
-            assert estop.pressed.wait(PATIENCE) and not operator.quits.is_set()
-            os.close(person)
-            assert operator.quits.wait(PATIENCE)
-    assert estop.reason == "space bar"
-
-
-def test_what_a_person_is_to_know_is_a_line_when_it_happens():
-    said, supervisor = io.StringIO(), Supervisor(SimulatedClock())
-    supervisor.to(State.READY, "checked")
-    console = Console(file=said, width=20)
-    with announced(supervisor, console, {State.HOLD: "r lets it go on"}):
-        supervisor.to(State.RUNNING, "started")
-        supervisor.to(State.HOLD, "no observation for 0.3 s: obs is (2,) instead of [/7]")
-        supervisor.to(State.RUNNING, "a person let it go on")
-        supervisor.to(State.FAULT, "the policy failed (RuntimeError: two\nlines).")
-    assert said.getvalue().splitlines() == [
-        "held: no observation for 0.3 s: obs is (2,) instead of [/7] (r lets it go on)",
-        "running: a person let it go on",
-        "stopped: the policy failed (RuntimeError: two lines).",
-    ]
-
-
-def test_a_fault_stays_until_a_person_has_looked():
-    supervisor = Supervisor(SimulatedClock())
-    assert not supervisor.to(State.RUNNING, "too early")
-    for state in (State.READY, State.RUNNING, State.FAULT):
-        assert supervisor.to(state, "on")
-    for state in State:
-        assert not supervisor.to(state, "on")
-    assert supervisor.rearm() and not supervisor.rearm()
-    assert [change.state for change in supervisor.changes][-1] is State.DISARMED
-
-
-def test_warming_up_fails_where_the_policy_does():
-    session, _, policy, _ = point_session()
-
-    def fail(actions):
-        raise RuntimeError("no GPU")
-
-    policy.chunk = fail
-    planner: Planner = session.planner
-    with pytest.raises(PolicyError, match="the policy failed \\(RuntimeError: no GPU\\)"):
-        planner.warm_up({"obs": np.zeros(2, np.float32)}, np.zeros(2))

@@ -5,16 +5,45 @@ Shapes: B batch, U units, N steps.
 
 from __future__ import annotations
 
-from typing import Any
+import doctest
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import MODES, double_well, few, normal, quadratic, slope
+from landscapes import MODES, descend, double_well, few, normal, quadratic, slope
 
-from ebt_policy.energy import DescentError, descend
-from ebt_policy.energy.noise import cosine_noise, draw_normal
+from ebt_policy.energy import (
+    ClippedGradient,
+    Descent,
+    DescentError,
+    FirstOf,
+    FixedSteps,
+    FrozenEntries,
+    GradientNorm,
+    LangevinNoise,
+    LevelSchedule,
+    MirrorMap,
+    NesterovMomentum,
+    PathProjection,
+    Projection,
+    RandomSteps,
+    RejectIncreases,
+    SharedFirstGradient,
+    StopReason,
+    StraightPath,
+    ZeroInitGradient,
+    descent,
+    select,
+)
+from ebt_policy.energy.sampling import cosine_noise, draw_normal
+
+
+def test_the_example_of_the_module_runs():
+    failed, count = doctest.testmod(descent)
+    assert failed == 0 and count > 5
+
 
 # -- the plain loop -------------------------------------------------------------------------------
 
@@ -28,53 +57,54 @@ from ebt_policy.energy.noise import cosine_noise, draw_normal
 )
 def test_quadratic_follows_the_closed_form(curvature, fraction, centre, steps):
     init = normal(2, 3, 4)
-    found = descend(quadratic(curvature, centre), init, steps=steps, step_size=fraction / curvature)
-    for k, x in enumerate(found.path):
+    result = descend(quadratic(curvature, centre), init, steps, fraction / curvature)
+    for k, x in enumerate(result.path):
         torch.testing.assert_close(x, centre + (1 - fraction) ** k * (init - centre))
-        torch.testing.assert_close(found.energies[k], quadratic(curvature, centre)(x))
-    gradient = curvature * (torch.stack(found.path[:-1]) - centre)
-    torch.testing.assert_close(found.grad_norms, gradient.norm(dim=-1))
-    assert found.candidate is found.path[-1]
-    assert (found.steps_used == steps).all()
-    assert not found.diverged.any()
+        torch.testing.assert_close(result.energies[k], quadratic(curvature, centre)(x))
+    gradient = curvature * (torch.stack(result.path[:-1]) - centre)
+    torch.testing.assert_close(result.grad_norms, gradient.norm(dim=-1))
+    assert result.candidate is result.path[-1]
+    assert (result.steps_used == steps).all() and (result.reason == StopReason.STEPS_DONE).all()
+    assert not result.diverged.any()
 
 
 def test_shapes_without_the_final_energy():
-    found = descend(quadratic(), normal(2, 3, 4, 5), steps=4, step_size=0.1, final_energy=False)
-    assert found.candidate.shape == (2, 3, 4, 5) and len(found.path) == 5
-    assert found.energies.shape == found.grad_norms.shape == (4, 2, 3)
-    one = descend(quadratic(), normal(1, 1, 2), steps=1, step_size=0.1, final_energy=False)
-    assert not one.diverged.any(), "one energy tells nothing"
+    result = descend(quadratic(), normal(2, 3, 4, 5), 4, 0.1, final_energy=False)
+    assert result.candidate.shape == (2, 3, 4, 5) and len(result.path) == 5
+    assert result.energies.shape == result.grad_norms.shape == (4, 2, 3)
+    assert not result.has_final_energy
+    single = descend(quadratic(), normal(1, 1, 2), 1, 0.1, final_energy=False)
+    assert not single.diverged.any(), "a single energy has no difference"
 
 
 def test_step_sizes_can_differ_by_step_and_by_unit():
     init = normal(2, 3, 4)
     by_step = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
-    found = descend(quadratic(), init, steps=3, step_size=by_step)
-    torch.testing.assert_close(found.candidate, init * (1 - by_step).prod())
+    result = descend(quadratic(), init, 3, by_step)
+    torch.testing.assert_close(result.candidate, init * (1 - by_step).prod())
     by_unit = torch.rand(2, 3, dtype=torch.float64)
-    found = descend(quadratic(), init, steps=3, step_size=by_unit)
-    torch.testing.assert_close(found.candidate, init * (1 - by_unit).pow(3).unsqueeze(-1))
+    result = descend(quadratic(), init, 3, by_unit)
+    torch.testing.assert_close(result.candidate, init * (1 - by_unit).pow(3).unsqueeze(-1))
 
 
 @few
 @given(curvature=st.floats(0.1, 10), excess=st.floats(1.001, 1.5))
 def test_a_step_size_over_two_over_curvature_is_reported_as_divergence(curvature, excess):
     init = torch.cat([normal(1, 3, 2), torch.zeros(1, 3, 2)])
-    found = descend(quadratic(curvature), init, steps=5, step_size=excess * 2 / curvature)
-    assert found.diverged[0].all()
-    assert not found.diverged[1].any(), "a unit that starts in its minimum stays there"
-    fine = descend(quadratic(curvature), init, steps=5, step_size=2 / curvature / excess)
+    result = descend(quadratic(curvature), init, 5, excess * 2 / curvature)
+    assert result.diverged[0].all()
+    assert not result.diverged[1].any(), "a unit that starts in its minimum stays there"
+    fine = descend(quadratic(curvature), init, 5, 2 / curvature / excess)
     assert not fine.diverged.any()
 
 
 def test_double_well_keeps_the_modes_that_their_mean_would_lose():
     init = normal(4, 8, 2).clamp(-1.5, 1.5)
     init = init + 0.05 * init.sign()
-    found = descend(double_well, init, steps=200, step_size=0.2)
-    torch.testing.assert_close(found.candidate, init.sign(), atol=1e-4, rtol=0)
-    assert (found.energies[-1] < 1e-6).all()
-    mean = descend(double_well, torch.zeros(1, 1, 2), steps=5, step_size=0.2).candidate
+    result = descend(double_well, init, 200, 0.2)
+    torch.testing.assert_close(result.candidate, init.sign(), atol=1e-4, rtol=0)
+    assert (result.energies[-1] < 1e-6).all()
+    mean = descend(double_well, torch.zeros(1, 1, 2), 5, 0.2).candidate
     assert (mean == 0).all() and double_well(mean).item() == 0.5  # stuck on the ridge
 
 
@@ -91,11 +121,11 @@ def test_nan_or_inf_is_reported_with_its_step(broken, mode):
             return value + (3 - x).abs().sqrt().sum(-1) * 1e-12
         return value
 
-    def project(x, done):
+    def project(x):
         return torch.where(x >= 3, torch.inf, x) if broken == "candidate" else x
 
     with mode(), pytest.raises(DescentError, match="after 3 of 5 steps"):
-        descend(energy, torch.zeros(2, 1, 1), steps=5, step_size=1.0, project=project)
+        descend(energy, torch.zeros(2, 1, 1), 5, 1.0, constraints=(Projection(project),))
 
 
 def test_a_gradient_that_is_nan_is_not_taken_for_convergence():
@@ -103,7 +133,7 @@ def test_a_gradient_that_is_nan_is_not_taken_for_convergence():
         return x.abs().sqrt().sum(-1)  # at 0 the slope is infinite times zero
 
     with torch.no_grad(), pytest.raises(DescentError, match="after 0 of 1 steps"):
-        descend(energy, torch.zeros(1, 1, 2), steps=5, step_size=0.1, stop_grad_norm=1e-3)
+        descend(energy, torch.zeros(1, 1, 2), 5, 0.1, stop=GradientNorm(1e-3))
 
 
 # -- noise ----------------------------------------------------------------------------------------
@@ -113,45 +143,38 @@ def test_a_gradient_that_is_nan_is_not_taken_for_convergence():
 def test_langevin_has_the_stationary_variance_of_its_chain(fraction):
     """x' = r (x + s z) with r = 1 - a L has the variance r^2 s^2 / (1 - r^2)."""
     curvature, sigma, ratio = 2.0, 0.3, 1 - fraction
-    found = descend(
+    result = descend(
         quadratic(curvature),
         torch.zeros(1, 20_000, 1, dtype=torch.float64),
-        steps=40,
-        step_size=fraction / curvature,
-        noise=sigma,
+        40,
+        fraction / curvature,
+        noise=LangevinNoise(sigma),
         final_energy=False,
         generator=torch.Generator().manual_seed(0),
     )
     want = ratio**2 * sigma**2 / (1 - ratio**2)
-    assert found.candidate.var().item() == pytest.approx(want, rel=0.05)
-    assert found.candidate.mean().item() == pytest.approx(0, abs=5 * (want / 20_000) ** 0.5)
+    assert result.candidate.var().item() == pytest.approx(want, rel=0.05)
+    assert result.candidate.mean().item() == pytest.approx(0, abs=5 * (want / 20_000) ** 0.5)
 
 
-def test_noise_schedule_and_given_normals():
+def test_noise_schedule_and_noise_drawn_beforehand():
     sigma = cosine_noise(0.2, 0.002)
     assert [sigma(0, 5), sigma(2, 5), sigma(4, 5)] == pytest.approx([0.2, 0.101, 0.002])
     assert sigma(0, 1) == 0.2
     init, z = normal(2, 3, 1), normal(2, 4, 3, 1, seed=1)
-    found = descend(quadratic(), init, steps=4, step_size=0.1, noise=sigma, normals=z)
+    result = descend(quadratic(), init, 4, 0.1, noise=LangevinNoise(sigma, z))
     x = init
     for k in range(4):
         x = 0.9 * (x + sigma(k, 4) * z[:, k])
-    torch.testing.assert_close(found.candidate, x)
+    torch.testing.assert_close(result.candidate, x)
 
 
 def test_row_generators_make_a_row_independent_of_its_batch():
     def run(rows):
         generators = [torch.Generator().manual_seed(r) for r in rows]
-        return descend(
-            double_well,
-            draw_normal(torch.empty(len(rows), 4, 3), generators),
-            steps=5,
-            step_size=0.1,
-            noise=0.1,
-            step_size_range=(0.5, 2.0),
-            candidates=2,
-            generator=generators,
-        )
+        descent = Descent(RandomSteps((5, 5), 0.1, (0.5, 2.0)), noise=LangevinNoise(0.1))
+        init = draw_normal(torch.empty(len(rows), 4, 3), generators)
+        return select(descent(double_well, init, generator=generators), 2)
 
     together, alone = run([5, 6, 7, 8]), run([7])
     assert torch.equal(together.candidate[2:3], alone.candidate)
@@ -163,8 +186,8 @@ def test_row_generators_make_a_row_independent_of_its_batch():
 def test_the_same_seed_gives_the_same_descent():
     def run(seed):
         g = torch.Generator().manual_seed(seed)
-        return descend(double_well, normal(2, 2, 2), steps=(1, 9), step_size=0.1, noise=0.2,
-                       generator=g)  # fmt: skip
+        descent = Descent(RandomSteps((1, 9), 0.1), noise=LangevinNoise(0.2))
+        return descent(double_well, normal(2, 2, 2), generator=g)
 
     assert torch.equal(run(3).candidate, run(3).candidate)
     assert not torch.equal(run(3).candidate, run(4).candidate)
@@ -173,10 +196,10 @@ def test_the_same_seed_gives_the_same_descent():
 # -- step control ---------------------------------------------------------------------------------
 
 
-def test_step_size_range_draws_one_factor_a_unit():
+def test_a_range_of_sizes_draws_one_factor_a_unit():
     init = normal(50, 20, 3)
-    found = descend(quadratic(), init, steps=3, step_size=0.1, step_size_range=(0.5, 2.0))
-    ratios = torch.stack([b / a for a, b in zip(found.path, found.path[1:], strict=False)])
+    path = Descent(RandomSteps((3, 3), 0.1, (0.5, 2.0)))(quadratic(), init).path
+    ratios = torch.stack([b / a for a, b in pairwise(path)])
     factor = (1 - ratios) / 0.1  # (N, B, U, *)
     torch.testing.assert_close(factor, factor[:1, ..., :1].expand_as(factor))
     drawn = factor[0, ..., 0].flatten()
@@ -187,7 +210,7 @@ def test_step_size_range_draws_one_factor_a_unit():
 
 def test_a_range_of_steps_is_drawn_from_both_ends():
     lengths = {
-        len(descend(slope, torch.zeros(1, 1, 1), steps=(2, 4), step_size=0.1).grad_norms)
+        len(Descent(RandomSteps((2, 4), 0.1))(slope, torch.zeros(1, 1, 1)).grad_norms)
         for _ in range(60)
     }
     assert lengths == {2, 3, 4}
@@ -196,70 +219,67 @@ def test_a_range_of_steps_is_drawn_from_both_ends():
 def test_momentum_is_nesterovs():
     curvature, a, mu = torch.tensor([1.0, 5.0], dtype=torch.float64), 0.1, 0.8
     x, v = normal(2, 3, 2), torch.zeros(2, 3, 2)
-    found = descend(quadratic(curvature), x, steps=6, step_size=a, momentum=mu)
-    for step in found.path[1:]:
+    result = descend(quadratic(curvature), x, 6, a, update=NesterovMomentum(mu))
+    for step in result.path[1:]:
         v = mu * v - a * curvature * (x + mu * v)
         x = x + v
         torch.testing.assert_close(step, x)
 
 
-def test_energy_scaled_steps_are_longer_where_energy_is_high():
-    x = 0.3 * normal(2, 3, 2)
-    found = descend(quadratic(), x, steps=3, step_size=0.1, energy_scaled=True)
-    for step in found.path[1:]:
-        x = x - 0.1 * quadratic()(x).exp().unsqueeze(-1) * x
-        torch.testing.assert_close(step, x)
-    high = descend(quadratic(1.0, 100.0), x, steps=1, step_size=1e-9, energy_scaled=True)
-    assert high.candidate.isfinite().all(), "the exponent is capped"
-
-
 def test_max_grad_norm_clips_each_unit_by_itself():
     init = torch.tensor([[[3.0, 4.0], [0.03, 0.04]]])
-    found = descend(quadratic(), init, steps=1, step_size=0.5, max_grad_norm=1.0)
+    result = descend(quadratic(), init, 1, 0.5, update=ClippedGradient(1.0))
     torch.testing.assert_close(
-        found.candidate, torch.tensor([[[3.0 - 0.3, 4.0 - 0.4], [0.015, 0.02]]])
+        result.candidate, torch.tensor([[[3.0 - 0.3, 4.0 - 0.4], [0.015, 0.02]]])
     )
-    torch.testing.assert_close(found.grad_norms[0, 0], torch.tensor([5.0, 0.05]))
+    torch.testing.assert_close(result.grad_norms[0, 0], torch.tensor([5.0, 0.05]))
 
 
 # -- constraints ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("extra", [{}, {"noise": 0.5}, {"momentum": 0.9}, {"stop_grad_norm": 0.5}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"noise": LangevinNoise(0.5)},
+        {"update": NesterovMomentum(0.9)},
+        {"stop": GradientNorm(0.5)},
+    ],
+)
 def test_frozen_prefix_and_projection_hold_at_every_step(extra):
     init = 2 * normal(3, 4, 5, 2)
     frozen = (torch.arange(5) < 2).view(1, 1, 5, 1)
-    found = descend(
-        quadratic(1.0, 4.0),
-        init,
-        steps=8,
-        step_size=0.4,
-        frozen=frozen,
-        project=lambda x, done: x.clamp(-1, 1),
-        **extra,
-    )
-    assert len(found.path) > 2
-    for x in found.path:
+    constraints = (Projection(lambda x: x.clamp(-1, 1)), FrozenEntries(frozen))
+    result = descend(quadratic(1.0, 4.0), init, 8, 0.4, constraints=constraints, **extra)
+    assert len(result.path) > 2
+    for x in result.path:
         assert torch.equal(x[:, :, :2], init[:, :, :2])
-    for x in found.path[1:]:
+    for x in result.path[1:]:
         assert x[:, :, 2:].abs().max() <= 1
     free = (4.0 - init[:, :, 2:]).flatten(2).norm(dim=-1)
     if "noise" not in extra:
-        torch.testing.assert_close(found.grad_norms[0], free)  # the frozen part does not count
+        torch.testing.assert_close(result.grad_norms[0], free)  # the frozen part does not count
 
 
-def test_projection_is_told_how_many_steps_are_done_and_reaches_stopped_units():
-    seen = []
+def test_a_projection_knows_the_last_step_and_reaches_stopped_units():
+    calls = []
 
-    def project(x, done):
-        seen.append(done)
+    def on_the_way(x):
+        calls.append("on the way")
+        return x.clamp(max=0.7)
+
+    def final(x):
+        calls.append("final")
         return x.clamp(max=0.5)
 
     init = torch.tensor([[[1.0]], [[-3.0]]])  # the first starts in its minimum, out of bounds
-    found = descend(quadratic(1.0, 1.0), init, steps=3, step_size=0.1, project=project,
-                    stop_grad_norm=1e-3)  # fmt: skip
-    assert seen == [1, 2, 3]
-    assert found.candidate[0].item() == 0.5 and found.steps_used[0].item() == 0
+    constraints = (Projection(on_the_way, final),)
+    result = descend(
+        quadratic(1.0, 1.0), init, 3, 0.1, constraints=constraints, stop=GradientNorm(1e-3)
+    )
+    assert calls == ["on the way", "on the way", "final"]
+    assert result.candidate[0].item() == 0.5 and result.steps_used[0].item() == 0
 
 
 # -- candidates -----------------------------------------------------------------------------------
@@ -268,10 +288,9 @@ def test_projection_is_told_how_many_steps_are_done_and_reaches_stopped_units():
 @few
 @given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
 def test_the_best_of_m_is_the_argmin(units, m, seed):
-    options: dict[str, Any] = {"steps": 3, "step_size": 0.05}
     init = normal(2, units * m, 3, seed=seed)
-    every = descend(double_well, init, **options)
-    best = descend(double_well, init, candidates=m, **options)
+    every = descend(double_well, init, 3, 0.05)
+    best = select(every, m)
     for b in range(2):
         for u in range(units):
             group = range(u * m, (u + 1) * m)
@@ -280,77 +299,145 @@ def test_the_best_of_m_is_the_argmin(units, m, seed):
             assert torch.equal(best.energies[:, b, u], every.energies[:, b, winner])
             assert torch.equal(best.grad_norms[:, b, u], every.grad_norms[:, b, winner])
             assert best.energies[-1, b, u] <= every.energies[-1, b, u * m]
-            assert best.chosen is None or best.chosen[b, u] == winner
-    assert best.steps_used.shape == (2, units)
+            assert best.selected_indices is None or best.selected_indices[b, u] == winner
+    assert best.steps_used.shape == best.reason.shape == (2, units)
     assert best.path[-1].shape == init.shape
-    assert (best.chosen is None) == (m == 1)
-    assert torch.equal(best.route[-1], best.candidate)  # each unit's own path
+    assert (best.selected_indices is None) == (m == 1)
+    assert torch.equal(best.selected_path[-1], best.candidate)  # each unit's own path
 
 
-def test_select_drop_takes_the_candidate_that_lost_the_most():
+def test_selecting_by_the_energy_decrease_takes_the_largest():
     init = torch.tensor([[[0.9], [5.0], [0.5]]])
-    kept: dict[str, Any] = {"steps": 2, "step_size": 0.1, "candidates": 3}
-    assert descend(quadratic(), init, **kept).energies[0, 0, 0] == pytest.approx(0.125)
-    found = descend(quadratic(), init, **kept, select="drop")
-    torch.testing.assert_close(found.candidate, torch.tensor([[[5.0 * 0.81]]]))
-    torch.testing.assert_close(found.drop, torch.tensor([[12.5 * (1 - 0.81**2)]]))
+    every = descend(quadratic(), init, 2, 0.1)
+    assert select(every, 3).energies[0, 0, 0] == pytest.approx(0.125)
+    best = select(every, 3, "energy_decrease")
+    torch.testing.assert_close(best.candidate, torch.tensor([[[5.0 * 0.81]]]))
+    torch.testing.assert_close(best.energy_decrease, torch.tensor([[12.5 * (1 - 0.81**2)]]))
 
 
-def test_the_drop_along_levels_leaves_out_what_the_levels_change():
+def test_selecting_by_a_callable_takes_the_lowest_score():
+    every = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
+    best = select(every, 3, lambda x: -x[..., 0])
+    assert best.selected_indices is not None and best.selected_indices.item() == 1
+
+
+def test_a_score_stands_for_the_final_energy():
+    init = torch.tensor([[[0.9], [5.0], [0.5]]])
+    score = lambda x: -x[..., 0]  # noqa: E731
+    result = Descent(FixedSteps(2, 0.1))(quadratic(), init, score=score)
+    torch.testing.assert_close(result.energies[-1], score(result.candidate))
+    torch.testing.assert_close(result.energies[0], quadratic()(init))
+
+
+def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
     def energy(x, level):  # ten higher at each level, whatever the candidate
         return quadratic()(x) + 10 * level
 
     init = torch.tensor([[[1.0], [3.0]]])
-    found = descend(energy, init, steps=1, step_size=0.1, levels=torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(found.drop, torch.tensor([[0.1, 0.9]]))  # 0.1 |dE/dx|^2
+    result = Descent(LevelSchedule(torch.tensor([0.0, 1.0]), 0.1))(energy, init)
+    torch.testing.assert_close(result.energy_decrease, torch.tensor([[0.1, 0.9]]))  # 0.1 |dE/dx|^2
 
 
 # -- bad input ------------------------------------------------------------------------------------
 
+LEVELS = LevelSchedule.uniform(2)
+MIRROR = MirrorMap(torch.tanh, torch.tanh, quadratic())
+
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": (3, 2)}, "range must not be empty"),
-        ({"step_size": 0.0}, "step_size must be positive"),
-        ({"step_size": float("nan")}, "step_size must be positive"),
-        ({"step_size": torch.ones(3)}, r"step_size must be a number, \(2,\) or \(2, 4\)"),
-        ({"step_size": torch.ones(4, 2)}, r"got \(4, 2\)"),
-        ({"step_size_range": (0.0, 1.0)}, "positive and ordered"),
-        ({"step_size_range": (2.0, 1.0)}, "positive and ordered"),
-        ({"levels": torch.linspace(0, 1, 2)}, "2 steps need 3 levels, got 2"),
-        ({"noise": -0.1}, "noise must not be negative"),
-        ({"noise": 0.1, "normals": torch.zeros(2, 3, 4, 1)}, r"normals must be \(B, 2, U"),
-        ({"momentum": 1.0}, "momentum"),
-        ({"momentum": -0.1}, "momentum"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
-        ({"stop_grad_norm": -1.0}, "stop_grad_norm must be positive"),
-        ({"stop_change": 0.0}, "stop_change must be positive"),
-        ({"stop_change": 0.1}, "stop_change needs levels"),
-        ({"deadline_s": 0.0}, "deadline must be a positive"),
-        ({"deadline_s": float("nan")}, "deadline must be a positive"),
-        ({"candidates": 3}, "multiple of candidates=3"),
-        ({"candidates": 0}, "multiple of candidates=0"),
-        ({"candidates": 2, "final_energy": False}, "final_energy=True"),
-        (
-            {"candidates": 2, "select": "highest"},
-            "one of energy, drop, medoid, .*'highest'",
-        ),
-        ({"noise": 0.1, "generator": [torch.Generator()]}, "1 generators for a batch of 2 rows"),
-        ({"init": torch.zeros(2, 4)}, r"init must be \(B, U, ...\)"),
-        ({"energy": lambda x, level: x.sum((1, 2))}, r"energy must be \(2, 4\), one a unit"),
+        (lambda: FixedSteps(0, 0.1), "steps must be at least 1"),
+        (lambda: RandomSteps((3, 2), 0.1), "range must not be empty"),
+        (lambda: FixedSteps(2, 0.0), "step size must be positive"),
+        (lambda: FixedSteps(2, float("nan")), "step size must be positive"),
+        (lambda: RandomSteps((2, 2), 0.1, (0.0, 1.0)), "positive and ordered"),
+        (lambda: RandomSteps((2, 2), 0.1, (2.0, 1.0)), "positive and ordered"),
+        (lambda: LevelSchedule(torch.zeros(1), 0.1), "at least 2 levels, got 1"),
+        (lambda: LevelSchedule.uniform(0), "steps must be at least 1"),
+        (lambda: LangevinNoise(-0.1), "sigma must not be negative"),
+        (lambda: NesterovMomentum(1.0), "momentum"),
+        (lambda: NesterovMomentum(-0.1), "momentum"),
+        (lambda: ClippedGradient(0.0), "max_norm must be positive"),
+        (lambda: GradientNorm(-1.0), "must be positive, got -1"),
+        (lambda: StraightPath(0.0), "must be positive, got 0"),
+        (lambda: StraightPath(0.1, 0), "num_candidates must be at least 1"),
+        (lambda: SharedFirstGradient(0), "num_candidates must be at least 1"),
+        (lambda: FirstOf(()), "at least one rule"),
     ],
 )
-def test_bad_options_are_refused(options, message):
-    given_: dict[str, Any] = {
-        "energy": quadratic(),
-        "init": torch.ones(2, 4, 1),
-        "steps": 2,
-        "step_size": 0.1,
-    }
+def test_parts_check_themselves(make, message):
     with pytest.raises(ValueError, match=message):
-        descend(**{**given_, **options})
+        make()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"stop": StraightPath(0.1)}, "StraightPath needs a LevelSchedule"),
+        ({"stop": FirstOf((GradientNorm(1.0), StraightPath(0.1)))}, "StraightPath needs"),
+        ({"stop": RejectIncreases(), "schedule": LEVELS}, "RejectIncreases excludes LevelSchedule"),
+        ({"stop": RejectIncreases(), "update": NesterovMomentum(0.5)}, "excludes NesterovMomentum"),
+        ({"stop": RejectIncreases(), "final_energy": False}, "needs final_energy=True"),
+        ({"constraints": (PathProjection(torch.zeros(1, 1, 1), None),)}, "needs a LevelSchedule"),
+        ({"gradient": SharedFirstGradient(2), "mirror": MIRROR}, "excludes a mirror"),
+        ({"gradient": SharedFirstGradient(2), "deadline_s": 1.0}, "excludes deadline_s"),
+        ({"gradient": ZeroInitGradient(), "noise": LangevinNoise(0.1)}, "excludes noise"),
+        ({"deadline_s": 0.0}, "deadline must be a positive"),
+        ({"deadline_s": float("nan")}, "deadline must be a positive"),
+    ],
+)
+def test_parts_that_exclude_each_other_cannot_be_composed(parts, message):
+    with pytest.raises(ValueError, match=message):
+        Descent(**{"schedule": FixedSteps(2, 0.1), **parts})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": torch.ones(3)}, r"step size must be a number, \(2,\) or \(2, 4\)"),
+        ({"size": torch.ones(4, 2)}, r"got \(4, 2\)"),
+        ({"noise": LangevinNoise(0.1, torch.zeros(2, 3, 4, 1))}, r"noise must be \(B, 2, U"),
+        (
+            {"noise": LangevinNoise(0.1), "generator": [torch.Generator()]},
+            "1 generators for a batch of 2 rows",
+        ),
+        ({"init": torch.zeros(2, 4)}, r"init must be \(B, U, ...\)"),
+        ({"energy": lambda x, level: x.sum((1, 2))}, r"energy must be \(2, 4\), one a unit"),
+        ({"gradient": SharedFirstGradient(3)}, "multiple of num_candidates=3"),
+    ],
+)
+def test_tensors_of_wrong_shapes_are_refused(arguments, message):
+    defaults = {"energy": quadratic(), "init": torch.ones(2, 4, 1), "count": 2, "size": 0.1}
+    with pytest.raises(ValueError, match=message):
+        descend(**{**defaults, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "score", "message"),
+    [
+        (3, "energy", "multiple of num_candidates=3"),
+        (0, "energy", "multiple of num_candidates=0"),
+        (2, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
+        (1, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
+    ],
+)
+def test_bad_selections_are_refused(num_candidates, score, message):
+    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1)
+    with pytest.raises(ValueError, match=message):
+        select(result, num_candidates, score)
+
+
+def test_selecting_by_energy_needs_the_final_one():
+    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1, final_energy=False)
+    with pytest.raises(ValueError, match="final_energy=True"):
+        select(result, 2)
+
+
+def test_a_score_excludes_a_rule_that_compares_energies():
+    rejecting = Descent(FixedSteps(2, 0.1), stop=RejectIncreases())
+    with pytest.raises(ValueError, match="score excludes"):
+        rejecting(quadratic(), torch.ones(1, 1, 1), score=quadratic())
 
 
 # -- a first step for all candidates --------------------------------------------------------------
@@ -358,7 +445,7 @@ def test_bad_options_are_refused(options, message):
 
 @few
 @given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
-def test_a_shared_start_changes_nothing_where_candidates_share_a_quadratic(
+def test_a_shared_first_gradient_changes_nothing_where_candidates_share_a_quadratic(
     units, candidates, steps
 ):
     centre = normal(2, units, 3, seed=1)
@@ -371,17 +458,11 @@ def test_a_shared_start_changes_nothing_where_candidates_share_a_quadratic(
         return quadratic(centre=c)(x) + level * double_well(x)
 
     init = normal(2, units * candidates, 3, seed=2)
-    options: dict[str, Any] = {
-        "steps": steps, "step_size": 0.2, "candidates": candidates,
-        "levels": torch.linspace(0, 1, steps + 1, dtype=torch.float64),
-    }  # fmt: skip
-    plain = descend(energy, init, **options)
+    schedule = LevelSchedule(torch.linspace(0, 1, steps + 1, dtype=torch.float64), 0.2)
+    plain = select(Descent(schedule)(energy, init), candidates)
     asked.clear()
-    shared = descend(energy, init, shared_start=True, **options)
+    shared = select(Descent(schedule, SharedFirstGradient(candidates))(energy, init), candidates)
     assert asked == [units] + [units * candidates] * steps
-    asked.clear()
-    descend(energy, init, shared_start=True, deadline_s=60.0, **options)
-    assert asked == [units * candidates] * (steps + 1)  # the first step is to be like the others
     torch.testing.assert_close(shared.path, plain.path)
-    for name in ("candidate", "energies", "grad_norms", "drop"):
+    for name in ("candidate", "energies", "grad_norms", "energy_decrease"):
         torch.testing.assert_close(getattr(shared, name), getattr(plain, name))

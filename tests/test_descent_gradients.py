@@ -5,15 +5,22 @@ Shapes: B batch, U units, N steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from landscapes import MODES, double_well, level_quadratic, normal
+from landscapes import MODES, descend, double_well, level_quadratic, normal
 
-from ebt_policy.energy import Mirror, descend
-from ebt_policy.energy.gradient import Product, Update, energy_gradient
-from ebt_policy.models.text import negative_entropy
+from ebt_policy.energy import (
+    BilinearEnergy,
+    Descent,
+    DirectUpdate,
+    FrozenEntries,
+    LangevinNoise,
+    LevelSchedule,
+    MirrorMap,
+    NesterovMomentum,
+)
+from ebt_policy.energy.gradients import energy_gradient
+from ebt_policy.language.model import negative_entropy
 
 
 def network(w1, w2):
@@ -22,16 +29,21 @@ def network(w1, w2):
 
 @pytest.mark.parametrize(
     "extra",
-    [{}, {"momentum": 0.5}, {"noise": 0.1}, {"frozen": torch.tensor([True, False, False])}],
+    [
+        {},
+        {"update": NesterovMomentum(0.5)},
+        {"noise": LangevinNoise(0.1, normal(2, 3, 2, 3, seed=3))},
+        {"constraints": (FrozenEntries(torch.tensor([True, False, False])),)},
+    ],
 )
 def test_gradients_through_uncut_steps_equal_finite_differences(extra):
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     size = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    init, z = normal(2, 2, 3, seed=2).requires_grad_(), normal(2, 3, 2, 3, seed=3)
+    init = normal(2, 2, 3, seed=2).requires_grad_()
 
     def outcome(w1, w2, size, init):
-        found = descend(network(w1, w2), init, steps=3, step_size=size, normals=z, **extra)
-        return found.candidate, found.energies
+        result = descend(network(w1, w2), init, 3, size, **extra)
+        return result.candidate, result.energies
 
     assert torch.autograd.gradcheck(outcome, (w1, w2, size, init))
 
@@ -41,16 +53,15 @@ def test_gradients_reach_step_sizes_by_step_and_by_unit():
     for shape in [(3,), (2, 2)]:
         size = torch.full(shape, 0.3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(
-            lambda a: descend(network(w1, w2), init, steps=3, step_size=a).candidate, (size,)
+            lambda a: descend(network(w1, w2), init, 3, a).candidate, (size,)
         )
 
 
-def test_cut_graph_leaves_the_gradient_of_the_last_step_alone():
+def test_detaching_between_steps_leaves_the_gradient_of_the_last_step_alone():
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     init = normal(2, 2, 3, seed=2)
-    options: dict[str, Any] = {"step_size": 0.3}
-    cut = descend(network(w1, w2), init, steps=3, cut_graph=True, **options)
-    whole = descend(network(w1, w2), init, steps=3, **options)
+    cut = descend(network(w1, w2), init, 3, 0.3, detach_between_steps=True)
+    whole = descend(network(w1, w2), init, 3, 0.3)
     assert torch.equal(cut.candidate, whole.candidate)
 
     def gradient(x):
@@ -59,7 +70,7 @@ def test_cut_graph_leaves_the_gradient_of_the_last_step_alone():
 
     for k in (3, 2, 1):  # every step on the path is one step from a constant
         before = cut.path[k - 1].detach()
-        step = descend(network(w1, w2), before, steps=1, **options)
+        step = descend(network(w1, w2), before, 1, 0.3)
         torch.testing.assert_close(gradient(cut.path[k]), gradient(step.candidate))
     assert not torch.allclose(gradient(whole.candidate), gradient(cut.candidate))
 
@@ -69,21 +80,21 @@ def test_cut_graph_leaves_the_gradient_of_the_last_step_alone():
 def test_every_grad_mode_gives_the_same(mode, made_in):
     with made_in():
         init, levels = normal(2, 3, 4), torch.linspace(0, 1, 4, dtype=torch.float64)
-    options: dict[str, Any] = {"steps": 3, "step_size": 0.2, "momentum": 0.3}
+    update = NesterovMomentum(0.3)
     w = torch.ones((), dtype=torch.float64, requires_grad=True)
 
     def energy(x, level):
         return w * (level_quadratic(x, level) + double_well(x) * level)
 
     fresh = torch.linspace(0, 1, 4, dtype=torch.float64)
-    want = descend(energy, normal(2, 3, 4), levels=fresh, **options)
+    want = Descent(LevelSchedule(fresh, 0.2), update=update)(energy, normal(2, 3, 4))
     with mode():
-        found = descend(energy, init, levels=levels, **options)
+        result = Descent(LevelSchedule(levels, 0.2), update=update)(energy, init)
         assert torch.is_grad_enabled() == (mode is torch.enable_grad)
-    assert torch.equal(found.candidate, want.candidate)
-    assert torch.equal(found.energies, want.energies)
-    assert found.candidate.requires_grad == (mode is torch.enable_grad)
-    assert not found.candidate.is_inference()
+    assert torch.equal(result.candidate, want.candidate)
+    assert torch.equal(result.energies, want.energies)
+    assert result.candidate.requires_grad == (mode is torch.enable_grad)
+    assert not result.candidate.is_inference()
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -91,7 +102,7 @@ def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
     net = torch.nn.Sequential(
         torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
     ).double()
-    energy, x = Product(lambda x, level: net(x)), torch.zeros(2, 4, 3, dtype=torch.float64)
+    energy, x = BilinearEnergy(lambda x, level: net(x)), torch.zeros(2, 4, 3, dtype=torch.float64)
     with torch.set_grad_enabled(grad):
         short, value = energy_gradient(energy, x, zero=True)
         slope, want = energy_gradient(energy, x)
@@ -108,21 +119,19 @@ def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
 
 def test_an_update_stands_where_an_energy_does():
     field = lambda x, level: 0.5 * (1 - x)  # noqa: E731
-    found = descend(Update(field), torch.zeros(1, 2, 3), steps=3, step_size=1.0)
-    torch.testing.assert_close(found.candidate, torch.full((1, 2, 3), 0.875))
-    assert not found.energies.any()
+    result = descend(DirectUpdate(field), torch.zeros(1, 2, 3), 3, 1.0)
+    torch.testing.assert_close(result.candidate, torch.full((1, 2, 3), 0.875))
+    assert not result.energies.any()
 
 
 def test_mirror_descent_reaches_the_gibbs_distribution():
     """The gradient of <cost, p> - H(p) in the distribution moves the logits, to -cost."""
     cost = torch.tensor([0.3, -0.2, 0.9])
-    mirror = Mirror(lambda x: x.softmax(-1), lambda slope: slope, negative_entropy)
-    found = descend(
-        lambda p, level: (p * cost).sum(-1), torch.zeros(1, 1, 3), steps=4, step_size=0.5,
-        mirror=mirror,
-    )  # fmt: skip
+    mirror = MirrorMap(lambda x: x.softmax(-1), lambda slope: slope, negative_entropy)
+    energy = lambda p, level: (p * cost).sum(-1)  # noqa: E731
+    result = descend(energy, torch.zeros(1, 1, 3), 4, 0.5, mirror=mirror)
     want = (-(1 - 0.5**4) * cost).softmax(-1)
-    torch.testing.assert_close(found.candidate.softmax(-1)[0, 0], want)
+    torch.testing.assert_close(result.candidate.softmax(-1)[0, 0], want)
     free = (want * cost).sum() + (want * want.log()).sum()
-    torch.testing.assert_close(found.energies[-1, 0, 0], free)
-    assert found.energies[-1] >= -(-cost).logsumexp(0)  # the lowest free energy that there is
+    torch.testing.assert_close(result.energies[-1, 0, 0], free)
+    assert result.energies[-1] >= -(-cost).logsumexp(0)  # the lowest free energy that there is

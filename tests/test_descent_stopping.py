@@ -11,39 +11,55 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import few, level_quadratic, normal, quadratic, slope, slow
+from landscapes import descend, few, level_quadratic, normal, quadratic, slope, slow
 
-from ebt_policy.energy import descend
+from ebt_policy.energy import (
+    Descent,
+    FirstOf,
+    FixedSteps,
+    GradientNorm,
+    LangevinNoise,
+    LevelSchedule,
+    PathProjection,
+    RejectIncreases,
+    StopReason,
+    StraightPath,
+    select,
+)
 
 
 @few
 @given(ratio=st.floats(0.2, 0.9), seed=st.integers(0, 99))
 def test_early_stop_stops_converged_units_only(ratio, seed):
     init = normal(3, 4, 2, seed=seed) * torch.logspace(-4, 1, 12).view(3, 4, 1)
-    found = descend(quadratic(), init, steps=15, step_size=1 - ratio, stop_grad_norm=1e-2)
+    result = descend(quadratic(), init, 15, 1 - ratio, stop=GradientNorm(1e-2))
     kept = torch.tensor(ratio, dtype=torch.float64)  # of the distance, at each step
     norms = init.norm(dim=-1) * kept ** torch.arange(15).view(-1, 1, 1)
     want = (norms >= 1e-2).sum(0)
-    assert torch.equal(found.steps_used, want)
-    torch.testing.assert_close(found.candidate, init * (kept**want).unsqueeze(-1))
-    assert len(found.path) == len(found.energies) == len(found.grad_norms) + 1
+    assert torch.equal(result.steps_used, want)
+    stopped = result.reason == StopReason.GRADIENT_NORM
+    assert torch.equal(stopped, want < 15)
+    assert (result.reason[~stopped] == StopReason.STEPS_DONE).all()
+    torch.testing.assert_close(result.candidate, init * (kept**want).unsqueeze(-1))
+    assert len(result.path) == len(result.energies) == len(result.grad_norms) + 1
 
 
 def test_the_loop_ends_when_all_have_stopped():
-    found = descend(quadratic(), normal(2, 2, 1), steps=10**6, step_size=0.5, stop_grad_norm=1e-3)
-    assert len(found.grad_norms) < 20 and (found.grad_norms[-1] < 1e-3).all()
-    done = descend(quadratic(), torch.zeros(2, 2, 1), steps=9, step_size=0.5, stop_grad_norm=1e-3)
+    stop = GradientNorm(1e-3)
+    result = descend(quadratic(), normal(2, 2, 1), 10**6, 0.5, stop=stop)
+    assert len(result.grad_norms) < 20 and (result.grad_norms[-1] < 1e-3).all()
+    done = descend(quadratic(), torch.zeros(2, 2, 1), 9, 0.5, stop=stop)
     assert (done.steps_used == 0).all() and (done.candidate == 0).all()
     assert not done.diverged.any()
 
 
 def test_noise_does_not_move_a_unit_that_has_stopped():
     init = torch.tensor([[[1e-6], [100.0]]])
-    found = descend(quadratic(), init, steps=30, step_size=0.1, stop_grad_norm=0.5, noise=0.05,
+    result = descend(quadratic(), init, 30, 0.1, stop=GradientNorm(0.5), noise=LangevinNoise(0.05),
                     generator=torch.Generator().manual_seed(0))  # fmt: skip
-    first = torch.stack(found.path)[:, 0, 0, 0]
-    assert (first[1:] == first[1]).all() and found.steps_used[0].tolist()[0] == 0
-    assert found.steps_used[0, 1] == 30
+    first = torch.stack(result.path)[:, 0, 0, 0]
+    assert (first[1:] == first[1]).all() and result.steps_used[0].tolist()[0] == 0
+    assert result.steps_used[0, 1] == 30
 
 
 def turning(x, level):
@@ -56,40 +72,76 @@ def turning(x, level):
 @pytest.mark.parametrize("steps", [2, 4, 9])
 def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
     init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
-    options = {"steps": steps, "step_size": 1 / steps, "levels": torch.linspace(0, 1, steps + 1)}
-    whole = descend(turning, init, **options)
-    found = descend(turning, init, stop_change=0.1, **options)
-    assert found.steps_used.tolist() == [[2, steps]]
-    torch.testing.assert_close(found.candidate, whole.candidate)
-    alone = descend(turning, init[:, :1], stop_change=0.1, **options)
+    schedule = LevelSchedule.uniform(steps)
+    landing = Descent(schedule, stop=StraightPath(0.1))
+    whole = Descent(schedule)(turning, init)
+    result = landing(turning, init)
+    assert result.steps_used.tolist() == [[2, steps]]
+    assert result.reason.tolist() == [[StopReason.STRAIGHT_PATH, StopReason.STEPS_DONE]]
+    torch.testing.assert_close(result.candidate, whole.candidate)
+    alone = landing(turning, init[:, :1])
     assert len(alone.path) == 3
     torch.testing.assert_close(alone.candidate, whole.candidate[:, :1])
-    bold = descend(turning, init, stop_change=1.5, **options)  # 1.0 per unit of level is its bend
+    bold = Descent(schedule, stop=StraightPath(1.5))(turning, init)  # it bends by 1.0 a level
     assert bold.steps_used.tolist() == [[2, 2]]
 
 
 def test_candidates_land_together():
     bent, straight = [50.0, 0.0], [0.0, 0.0]
     init = torch.tensor([[bent, straight, straight, straight]])
-    options = {"steps": 4, "step_size": 0.25, "levels": torch.linspace(0, 1, 5), "candidates": 2}
-    found = descend(turning, init, stop_change=0.1, **options)
-    assert found.steps_used.tolist() == [[4, 2]]
+    descent = Descent(LevelSchedule.uniform(4), stop=StraightPath(0.1, num_candidates=2))
+    result = select(descent(turning, init), 2)
+    assert result.steps_used.tolist() == [[4, 2]]
 
 
-def test_what_is_done_at_the_end_is_done_to_those_that_landed():
-    told = []
+def test_a_projection_of_the_end_is_applied_to_units_that_landed():
+    calls = []
 
-    def project(x, done):
-        told.append(done)
+    def project(x):
+        calls.append("on the way")
         return x
 
-    descend(turning, torch.zeros(1, 1, 2), steps=5, step_size=0.2, stop_change=0.1,
-            levels=torch.linspace(0, 1, 6), project=project)  # fmt: skip
-    assert told == [1, 5]
+    def final(x):
+        calls.append("final")
+        return x
+
+    constraints = (PathProjection(torch.zeros(1, 1, 2), project, final),)
+    schedule = LevelSchedule.uniform(5)
+    Descent(schedule, constraints=constraints, stop=StraightPath(0.1))(
+        turning, torch.zeros(1, 1, 2)
+    )
+    assert calls == ["on the way", "final"]
+
+
+def test_a_unit_whose_energy_rises_goes_back_and_stops():
+    def energy(x, level):  # each unit has its own curvature: one step size suits one of them
+        return (torch.tensor([1.0, 30.0]).view(1, 2, 1) * x.square() / 2).sum(-1)
+
+    init = torch.ones(1, 2, 1)
+    result = descend(energy, init, 4, 0.1, stop=RejectIncreases())
+    assert result.candidate[0, 1].item() == 1.0 and result.steps_used.tolist() == [[4, 1]]
+    torch.testing.assert_close(result.candidate[0, 0], torch.tensor([0.9**4]))
+    assert (result.energies.diff(dim=0) <= 0).all()
+    assert result.reason.tolist() == [[StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]]
+    last = descend(energy, init, 1, 0.1, stop=RejectIncreases())  # seen by the final energy alone
+    assert last.candidate[0, 1].item() == 1.0
+    assert last.reason.tolist() == [[StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]]
+
+
+def test_a_unit_stops_by_the_first_of_several_rules():
+    def energy(x, level):
+        return (torch.tensor([0.5, 1.0, 30.0]).view(1, 3, 1) * x.square() / 2).sum(-1)
+
+    init = torch.tensor([[[1e-3], [1.0], [1.0]]])
+    stop = FirstOf((RejectIncreases(), GradientNorm(1e-2)))
+    result = descend(energy, init, 4, 0.1, stop=stop)
+    reasons = [StopReason.GRADIENT_NORM, StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]
+    assert result.reason.tolist() == [reasons]
+    assert result.steps_used.tolist() == [[0, 4, 1]]
 
 
 class Clock:
-    """Stands in for the wall clock: every evaluation of an energy takes what it is told."""
+    """A double of the wall clock: every evaluation of an energy takes a given time."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -105,25 +157,25 @@ class Clock:
         return timed
 
 
+def schedule(count, with_levels, size=0.1):
+    levels = torch.linspace(0, 1, count + 1)
+    return LevelSchedule(levels, size) if with_levels else FixedSteps(count, size)
+
+
 @pytest.mark.parametrize("final_energy", [True, False])
 @pytest.mark.parametrize("with_levels", [True, False])
 @pytest.mark.parametrize("budget", [3.5, 7.5, 20.5, 48.5])
 def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, budget):
     clock, n = Clock(monkeypatch), 50
-    found = descend(
-        clock.times(slope, [1.0] * 60),
-        torch.zeros(1, 2, 3),
-        steps=n,
-        step_size=0.1,
-        levels=torch.linspace(0, 1, n + 1) if with_levels else None,
-        deadline_s=budget,
-        final_energy=final_energy,
-    )
+    descent = Descent(schedule(n, with_levels), deadline_s=budget, final_energy=final_energy)
+    result = descent(clock.times(slope, [1.0] * 60), torch.zeros(1, 2, 3))
     assert budget - 1 <= clock.now - 100 <= budget
     used = int(budget) - final_energy
-    assert (found.steps_used == used).all() and len(found.path) == used + 1
+    assert (result.steps_used == used).all() and len(result.path) == used + 1
     reached = n if with_levels else used  # with levels the last step covers the rest of the path
-    torch.testing.assert_close(found.candidate, torch.full((1, 2, 3), 0.1 * reached))
+    torch.testing.assert_close(result.candidate, torch.full((1, 2, 3), 0.1 * reached))
+    all_done = used == n
+    assert (result.reason == (StopReason.STEPS_DONE if all_done else StopReason.DEADLINE)).all()
 
 
 @few
@@ -131,9 +183,8 @@ def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, bu
 def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
     with pytest.MonkeyPatch.context() as monkeypatch:
         clock = Clock(monkeypatch)
-        levels = torch.linspace(0, 1, 21) if with_levels else None
-        descend(clock.times(slope, costs), torch.zeros(1, 1, 1), steps=20, step_size=0.1,
-                levels=levels, deadline_s=10.0)  # fmt: skip
+        descent = Descent(schedule(20, with_levels), deadline_s=10.0)
+        descent(clock.times(slope, costs), torch.zeros(1, 1, 1))
         # Three evaluations at most were judged by an earlier one, each by 1.5 too little at most.
         assert 5 < clock.now - 100 <= 10 + 3 * 1.5
 
@@ -141,44 +192,42 @@ def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
 @pytest.mark.parametrize("with_levels", [True, False])
 def test_deadline_is_kept_on_the_real_clock(with_levels):
     n, cost, budget = 100, 0.02, 0.3
-    levels = torch.linspace(0, 1, n + 1) if with_levels else None
     begun = time.perf_counter()
-    found = descend(slow(slope, cost), torch.zeros(1, 1, 1), steps=n, step_size=0.1,
-                    levels=levels, deadline_s=budget)  # fmt: skip
+    descent = Descent(schedule(n, with_levels), deadline_s=budget)
+    result = descent(slow(slope, cost), torch.zeros(1, 1, 1))
     assert time.perf_counter() - begun < 1.0  # a busy machine is late; all steps take two seconds
-    assert 1 <= found.steps_used.item() <= budget / cost
+    assert 1 <= result.steps_used.item() <= budget / cost
 
 
 @pytest.mark.parametrize("with_levels", [True, False])
 def test_one_step_is_always_taken(with_levels):
-    told = []
+    levels = []
 
     def energy(x, level):
-        told.append(None if level is None else level.flatten()[0].item())
+        levels.append(None if level is None else level.flatten()[0].item())
         return slope(x)
 
-    levels = torch.linspace(0, 1, 5) if with_levels else None
-    found = descend(energy, torch.zeros(1, 1, 1), steps=4, step_size=0.25, levels=levels,
-                    deadline_s=1e-9)  # fmt: skip
-    assert found.steps_used.item() == 1
-    assert found.candidate.item() == (1.0 if with_levels else 0.25)
-    assert told == ([0.0, 1.0] if with_levels else [None, None])
+    descent = Descent(schedule(4, with_levels, 0.25), deadline_s=1e-9)
+    result = descent(energy, torch.zeros(1, 1, 1))
+    assert result.steps_used.item() == 1
+    assert result.candidate.item() == (1.0 if with_levels else 0.25)
+    assert levels == ([0.0, 1.0] if with_levels else [None, None])
 
 
 def test_a_generous_deadline_changes_nothing():
-    free = descend(quadratic(), normal(2, 2, 2), steps=5, step_size=0.1)
-    timed = descend(quadratic(), normal(2, 2, 2), steps=5, step_size=0.1, deadline_s=60.0)
+    free = descend(quadratic(), normal(2, 2, 2), 5, 0.1)
+    timed = descend(quadratic(), normal(2, 2, 2), 5, 0.1, deadline_s=60.0)
     assert torch.equal(free.candidate, timed.candidate)
 
 
-def test_levels_are_told_before_each_step_and_at_the_end():
+def test_the_energy_is_asked_at_each_level_and_at_the_last():
     init, levels = normal(2, 3, 4), torch.tensor([0.0, 0.5, 0.7, 1.0])
-    found = descend(level_quadratic, init, steps=3, step_size=0.5, levels=levels)
+    result = Descent(LevelSchedule(levels, 0.5))(level_quadratic, init)
     x = init
     for level in levels[:-1]:
         x = x - 0.5 * (x - level)
-    torch.testing.assert_close(found.candidate, x)
-    torch.testing.assert_close(found.energies[-1], (x - 1).square().sum(-1) / 2)
-    by_unit = descend(level_quadratic, init, steps=3, step_size=0.5,
-                      levels=levels.view(-1, 1, 1).expand(-1, 2, 3))  # fmt: skip
-    assert torch.equal(by_unit.candidate, found.candidate)
+    torch.testing.assert_close(result.candidate, x)
+    torch.testing.assert_close(result.energies[-1], (x - 1).square().sum(-1) / 2)
+    per_unit = levels.view(-1, 1, 1).expand(-1, 2, 3)
+    by_unit = Descent(LevelSchedule(per_unit, 0.5))(level_quadratic, init)
+    assert torch.equal(by_unit.candidate, result.candidate)

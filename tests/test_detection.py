@@ -37,7 +37,7 @@ def test_the_interval_knows_that_chunks_of_an_episode_are_alike():
     alone = samples(400)
     copied = Samples(*(np.repeat(part, 10) for part in alone[:2]), np.repeat(alone.episode, 10))
     assert auroc([copied])["ci95"] == pytest.approx(auroc([alone])["ci95"], abs=1e-9)
-    ignored = Samples(copied.signal, copied.happened, np.arange(4000))
+    ignored = Samples(copied.signal, copied.label, np.arange(4000))
     assert np.ptp(auroc([ignored])["ci95"]) < 0.5 * np.ptp(auroc([copied])["ci95"])
 
 
@@ -46,13 +46,13 @@ def test_runs_are_averaged_and_their_spread_counts():
     both = auroc([good, bad])
     assert both["mean"] == pytest.approx((auroc([good])["mean"] + auroc([bad])["mean"]) / 2)
     assert np.ptp(both["ci95"]) > 0.3
-    nothing = samples()._replace(happened=np.zeros(200, bool))
+    nothing = samples()._replace(label=np.zeros(200, bool))
     assert auroc([good, nothing]) == auroc([good])
 
 
 def test_what_cannot_be_answered_is_refused():
     with pytest.raises(ValueError, match="where it happened and where it did not"):
-        auroc([samples()._replace(happened=np.ones(200, bool))])
+        auroc([samples()._replace(label=np.ones(200, bool))])
     with pytest.raises(ValueError, match="NaN"):
         auroc([samples()._replace(signal=np.full(200, np.nan))])
 

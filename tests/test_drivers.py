@@ -1,340 +1,34 @@
-"""One suite for all drivers; and a robot behind real ROS 2, in its own process."""
+"""Drivers: their contract, and recordings in place of a robot."""
 
-import os
-import subprocess
-import sys
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from doubles import Wanderer, point_session
+from doubles import Wanderer, point_runner
+from driver_contract import check_driver
 
-from ebt_policy.options import ConfigError
-from real_robot.background import ThreadBackground
-from real_robot.clock import MonotonicClock, SimulatedClock
-from real_robot.drivers.base import DriverError, Scored
-from real_robot.drivers.replay import Recording, ReplayDriver
-from real_robot.drivers.ros2 import Ros2Driver, RosNode, Topics, message_class, quality
-from real_robot.planner import Execution, Planner
-from real_robot.robots import load_robot
-from real_robot.session import Session, shapes_of, tick_s
-from real_robot.supervisor import State
-
-DOMAIN = str(os.getpid() % 90 + 10)
-PATIENCE = 300.0  # seconds until what must happen has not: a busy machine is slow
-# Nothing is late here but what a test makes late.
-PATIENT = [
-    f"robot.watch.{name}={PATIENCE}" for name in ("observation_s", "inference_s", "heartbeat_s")
-] + [f"+robot.driver.connect_s={PATIENCE}", f"robot.episode_s={2 * PATIENCE}"]
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import MonotonicClock
+from ebt_policy.real_robot.drivers.replay import Recording, ReplayDriver
+from ebt_policy.real_robot.episode_runner import EpisodeRunner
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.planner import Planner
+from ebt_policy.real_robot.robots import load_robot
 
 
-@pytest.fixture(scope="module")
-def ros_environment():
-    """A domain of our own, on this machine alone."""
-    pytest.importorskip("rclpy")
-    own = {
-        "ROS_DOMAIN_ID": str(os.getpid() % 90 + 10),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    }
-    before = {key: os.environ.get(key) for key in own}
-    os.environ.update(own)
-    yield
-    for key, value in before.items():
-        os.environ.pop(key) if value is None else os.environ.update({key: value})
+def test_a_simulated_robot_keeps_the_contract():
+    check_driver(load_robot("sim_push_t").make_driver(MonotonicClock()))
 
 
-@contextmanager
-def sim_node():
-    command = [sys.executable, "-m", "real_robot.sim_node", "robot=ros2_push_t"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
-        assert node.stdout is not None and "is simulated" in node.stdout.readline()
-        try:
-            yield node
-        finally:
-            node.terminate()
-
-
-@pytest.fixture(scope="module")
-def node(ros_environment):
-    with sim_node() as process:
-        yield process
-
-
-@pytest.fixture(params=["sim", "replay", pytest.param("ros2", marks=pytest.mark.ros)])
-def driver(request, tmp_path):
-    clock = MonotonicClock()
-    if request.param == "sim":
-        made = load_robot("sim_push_t").connect(clock)
-    elif request.param == "ros2":
-        request.getfixturevalue("node")
-        made = load_robot("ros2_push_t", *PATIENT).connect(clock)
-    else:
-        session = point_session(record=tmp_path / "run")[0]
-        session.episode(0)
-        made = ReplayDriver(Recording(str(tmp_path / "run")), clock)
-    yield made
-    made.close()
-
-
-def test_every_driver_keeps_the_contract(driver):
-    driver.stop()  # before it is connected: nothing happens
-    with pytest.raises(DriverError, match="not"):
-        driver.read()
-    with pytest.raises(DriverError, match="not"):
-        driver.send(np.zeros(2), 0.0)
-    driver.connect()
-    driver.reset(3)
-    clock = MonotonicClock()
-    seen = driver.read()
-    assert seen.values["obs"].dtype == np.float32 and seen.position.shape == (2,)
-    end = clock.now() + PATIENCE
-    assert np.isfinite(seen.position).all() and -0.01 <= clock.now() - seen.stamp < PATIENCE
-    stamps = [seen.stamp]
-    while stamps[-1] == stamps[0] or len(stamps) < 10:  # neither waits, so some see the same
-        driver.send(seen.position, clock.now() + 0.1)
-        seen = driver.read()
-        stamps.append(seen.stamp)
-        assert clock.now() < end
-        clock.wait_until(clock.now() + 0.03)
-    assert (np.diff(stamps) >= 0).all()
-    if isinstance(driver, Scored):
-        assert 0 <= driver.score <= 1 and not driver.over
-    driver.stop()
-    driver.stop()
-    driver.close()
-    driver.close()
-    driver.stop()
-    with pytest.raises(DriverError):
-        driver.read()
-
-
-def session_on(robot, **more):
-    clock = MonotonicClock()
-    policy = Wanderer()
-    policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
-
-    def predict(obs, prefix=None, project=None, **_):
-        import torch
-
-        from ebt_policy.models.policy import Chunk  # goes right, slowly
-
-        here = obs["obs"][:, -1:, 18:]
-        actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
-        actions = actions if project is None else project(actions)
-        if prefix is not None:
-            actions[:, : prefix.shape[1]] = prefix
-        return Chunk(actions, torch.ones(1), energy=torch.zeros(1))
-
-    policy.predict_chunk = predict
-    planner = Planner(
-        policy, robot.safety, tick_s(robot, 1.0), ThreadBackground(clock), clock, Execution()
-    )
-    return Session(robot, robot.connect(clock), planner, clock, shapes_of(policy), **more)
-
-
-@pytest.mark.ros
-def test_push_t_behind_ros(node, tmp_path):
-    session = session_on(load_robot("ros2_push_t", *PATIENT), record=tmp_path / "run")
-    places = []
-
-    def watch(tick):
-        places.append(tick.observation.position[0])
-
-    session.loop.observers = [*session.loop.observers, watch]
-    try:
-        session.prepare()
-        episode = session.episode(7, quits=lambda: places[-1] - places[0] > 30)
-        assert episode.ended[0] is State.RUNNING and places[-1] - places[0] > 30
-        other = load_robot("sim_push_t").connect(session.clock)  # the same start, without ROS
-        other.connect()
-        other.reset(7)
-        first = episode.ticks[0].observation.values["obs"]
-        np.testing.assert_allclose(first, other.read().values["obs"], atol=0.01)
-    finally:
-        session.close()
-    assert len(Recording(str(tmp_path / "run"))) >= len(episode.ticks) - 1
-
-
-@pytest.mark.ros
-@pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray", "TwistStamped"])
-def test_commands_of_every_type_arrive(ros_environment, kind):
-    """An arm of three numbers, in millimetres here and metres there, by real ROS 2."""
-    clock, heard = MonotonicClock(), []
-    at, to = f"/{kind}/tool", f"/{kind}/command"
-    arm, xyz = RosNode("arm"), ["x", "y", "z"]
-    tool = arm.node.create_publisher(message_class("PoseStamped"), at, quality("sensor"))
-    arm.node.create_subscription(message_class(kind), to, heard.append, quality("command"))
-    pose = message_class("PoseStamped")()
-    pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.1, 0.2, 0.3
-
-    def tell():
-        pose.header.stamp = arm.node.get_clock().now().to_msg()
-        tool.publish(pose)
-
-    arm.node.create_timer(0.02, tell)
-    arm.start()
-    part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
-    out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
-    topics = Topics(
-        observe={"tool": part}, obs=["tool"], position="tool", command=out, connect_s=PATIENCE
-    )
-    driver = Ros2Driver(topics, clock)
-    try:
-        driver.connect()
-        np.testing.assert_allclose(driver.read().position, [100, 200, 300])
-        end = clock.now() + PATIENCE
-        driver._clock = SimulatedClock()  # else a busy machine has less than a tenth left
-        while not heard and clock.now() < end:  # it may take a moment until they have met
-            driver.send(np.array([110.0, 190.0, 300.0]), 0.1)
-            clock.wait_until(clock.now() + 0.1)
-    finally:
-        driver.close()
-        arm.close()
-    message = heard[0]
-    if kind == "Float64MultiArray":
-        np.testing.assert_allclose(message.data, [0.11, 0.19, 0.3])
-    elif kind == "JointTrajectory":
-        assert list(message.joint_names) == ["x", "y", "z"]
-        np.testing.assert_allclose(message.points[0].positions, [0.11, 0.19, 0.3])
-        assert message.points[0].time_from_start.nanosec == pytest.approx(1e8)
-    else:  # a centimetre in a tenth of a second
-        linear = message.twist.linear
-        np.testing.assert_allclose([linear.x, linear.y, linear.z], [0.1, -0.1, 0], atol=1e-9)
-
-
-@pytest.mark.ros
-def test_two_programs_do_not_command_one_robot(node):
-    """The second one may watch, and does not even stop the robot that is not its own."""
-    kind, quiet = message_class("JointTrajectory"), []
-    first = RosNode("first")
-    first.node.create_publisher(kind, "/push_t/command", quality("command"))
-    first.node.create_subscription(kind, "/push_t/command", quiet.append, quality("command"))
-    first.start()
-    robot = load_robot("ros2_push_t", *PATIENT)
-    second, watching = session_on(robot), session_on(robot, active=False)
-    try:
-        with pytest.raises(DriverError, match="another program commands the robot on /push_t/com"):
-            while True:  # until they have met
-                second.prepare()
-        second.close()
-        watching.prepare()
-        assert watching.episode(0, quits=lambda: True).ended[0] is State.RUNNING
-    finally:
-        second.close()
-        watching.close()
-        first.close()
-    assert not quiet
-
-
-@pytest.mark.ros
-def test_the_emergency_stop_of_a_topic(node):
-    from rclpy.duration import Duration
-
-    session = session_on(load_robot("ros2_push_t", *PATIENT))
-    button = RosNode("button")
-    publisher = button.node.create_publisher(
-        message_class("Bool"), "/emergency_stop", quality("stop")
-    )
-    button.start()
-
-    def press(tick):
-        if tick.tick >= 8:  # again and again: they may not have met yet
-            publisher.publish(message_class("Bool")(data=True))
-
-    session.loop.observers = [*session.loop.observers, press]
-    try:
-        session.prepare()
-        episode = session.episode(1)
-        assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
-        publisher.publish(message_class("Bool")(data=False))
-        assert publisher.wait_for_all_acked(Duration(seconds=PATIENCE))
-    finally:
-        session.close()
-        button.close()
-
-
-@pytest.mark.slow
-@pytest.mark.ros
-def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
-    robot = load_robot("ros2_push_t", *PATIENT, "robot.watch.observation_s=1")
-    session = session_on(robot, record=tmp_path / "run")
-    at, back = {}, []  # when what happened; the ticks since the robot came back
-    with ExitStack() as nodes:
-        first = nodes.enter_context(sim_node())
-
-        def fate(tick):
-            if "killed" not in at:
-                if tick.state is State.HOLD:  # the machine is busy
-                    session.supervisor.to(State.RUNNING, "a person let it go on")
-                elif tick.tick >= 10:
-                    first.kill()
-                    first.wait()
-                    at["killed"] = session.clock.now()
-            elif "born" not in at:
-                if tick.state is State.HOLD:
-                    nodes.enter_context(sim_node())  # takes seconds: ticks are left out meanwhile
-                    at["born"] = session.clock.now()
-            elif tick.state is State.RUNNING:
-                back.append(tick.tick)
-            elif tick.observation.stamp > at["born"]:
-                session.supervisor.to(State.RUNNING, "a person let it go on")
-
-        session.loop.observers = [*session.loop.observers, fate]
-        session.prepare()
-        episode = session.episode(2, quits=lambda: len(back) >= 5)
-        session.close()
-    assert episode.ended[0] is State.RUNNING and len(back) == 5
-    away = [stop for stop in episode.stops if at["killed"] < stop.at < at["born"]]
-    assert [(stop.state, stop.reason) for stop in away] == [(State.HOLD, "no observation for 1 s")]
-    assert State.FAULT not in {stop.state for stop in episode.stops} and episode.overruns > 0
-    assert len(Recording(str(tmp_path / "run"))) >= 5
-
-
-@pytest.mark.ros
-def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
-    monkeypatch.setenv("ROS_DOMAIN_ID", "9")
-    robot = load_robot("ros2_push_t", "+robot.driver.connect_s=0.3")
-    driver = robot.connect(MonotonicClock())
-    with pytest.raises(DriverError, match="nothing usable came on /push_t/agent, /push_t/block"):
-        driver.connect()
-    driver.close()
-
-
-def test_without_ros_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rclpy", None)
-    driver = load_robot("ros2_push_t").connect(MonotonicClock())
-    with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
-        driver.connect()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("robot.driver.obs=[agent,hand]", "hand is not observed"),
-        ("robot.driver.transform=magic", "transform must be"),
-        ("+robot.driver.stamps=none", "stamps must be"),
-        ("robot.driver.command.type=Pose", "not known"),
-        ("+robot.driver.colour=red", "has no option colour"),
-        ("robot.driver.observe.agent.names=[]", "needs names"),
-        ("robot.driver.observe.agent.scale=nan", "/push_t/agent: scale must be finite"),
-        ("robot.driver.observe.agent.scale=0", "/push_t/agent: scale must not be 0"),
-        ("robot.driver.observe.block.scale=[1,2]", "scale must be a number or 3 of them"),
-        ("+robot.driver.command.offset=inf", "/push_t/command: offset must be finite"),
-        ("+robot.driver.observe.block.frame.rpy=[0,0,nan]", "the frame table: rpy must be finite"),
-        ("+robot.driver.connect_s=nan", "connect_s must be"),
-        ("robot.driver.simulates.publish_hz=-1", "publish_hz must be"),
-    ],
-)
-def test_wrong_topics_are_one_clear_error(change, message):
-    with pytest.raises(ConfigError, match=message):
-        load_robot("ros2_push_t", change).connect(MonotonicClock())
+def test_a_recording_keeps_the_contract(tmp_path):
+    runner = point_runner(record=tmp_path / "run")[0]
+    runner.run_episode(0)
+    check_driver(ReplayDriver(Recording(str(tmp_path / "run")), MonotonicClock()))
 
 
 def test_a_recording_is_shown_as_it_was(tmp_path):
-    session, _, _, clock = point_session(record=tmp_path / "run")
-    episode = session.episode(0)
+    runner, _, _, clock = point_runner(record=tmp_path / "run")
+    episode = runner.run_episode(0)
     recording = Recording(str(tmp_path / "run"))
     driver = ReplayDriver(recording, clock)
     driver.connect()
@@ -343,11 +37,13 @@ def test_a_recording_is_shown_as_it_was(tmp_path):
         clock.wait_until(start + tick.due - episode.ticks[0].due)
         np.testing.assert_array_equal(driver.read().position, tick.observation.position)
     planner = Planner(
-        Wanderer(), session.robot.safety, 0.1, session.planner.background, clock, Execution()
+        Wanderer(), runner.robot.safety, 0.1, runner.source.worker, clock, ExecutionOptions()
     )
-    robot = replace(session.robot, episode_s=60.0)
-    shadow = Session(robot, driver, planner, clock, {}, active=False, heart=False)
+    robot = replace(runner.robot, episode_s=60.0)
+    shadow = EpisodeRunner(robot, driver, planner, clock, {}, active=False, watchdog=False)
     shadow.prepare()
-    assert len(shadow.episode(0).ticks) == len(episode.ticks)  # it ends where the recording does
-    with pytest.raises(ConfigError, match="has 1 episodes, not one number 4"):
+    assert len(shadow.run_episode(0).ticks) == len(
+        episode.ticks
+    )  # it ends where the recording does
+    with pytest.raises(ConfigError, match="has 1 episodes; there is no episode 4"):
         Recording(str(tmp_path / "run"), 4)

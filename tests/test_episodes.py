@@ -14,14 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from ebt_policy.data import episodes as module
-from ebt_policy.data.episodes import (
-    EpisodeError,
-    Episodes,
-    append_episodes,
-    read_episodes,
-    write_episodes,
-)
+from ebt_policy.data import episode_store as module
+from ebt_policy.data.episode_store import append_episodes, read_episodes, write_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes
 
 FORMATS = pytest.mark.parametrize("zarr_format", [2, 3])
 NAMES = pytest.mark.parametrize("name", ["store.zarr", "store.zarr.zip"])

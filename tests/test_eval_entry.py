@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
+from ebt_policy.envs.rollout import RolloutPool
+from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
-from ebt_policy.evaluation.contestants import load_contestants, parse_checkpoint
-from ebt_policy.options import ConfigError
-from ebt_policy.output import output_folder
+from ebt_policy.evaluation.entries import parse_checkpoint
+from ebt_policy.io.output import output_folder
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.train import train
-from envs.rollout import RolloutPool
 
 SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
 
@@ -37,7 +38,7 @@ def trained(demonstrations, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
     code, error = run_main(
-        f"checkpoint={trained}", f"checkpoint={trained}@steps=3,candidates=3", *SHORT
+        f"checkpoint={trained}", f"checkpoint={trained}@steps=3,num_candidates=3", *SHORT
     )
     assert (code, error) == (0, "")
     results = Path("results") / "trained-vs-trained-steps3-candidates3"
@@ -82,7 +83,7 @@ def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr("ebt_policy.eval.write_report", broken)
+        context.setattr("ebt_policy.evaluation.evaluator.write_report", broken)
         code, error = run_main(*given)
     assert code == 2 and "No space left on device" in error
     assert len((out / "played.jsonl").read_text().splitlines()) == 1
@@ -93,7 +94,9 @@ def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkey
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, monkeypatch):
-    monkeypatch.setattr("ebt_policy.eval.load_contestants", None)  # nothing is even loaded
+    monkeypatch.setattr(
+        "ebt_policy.policies.evaluate.load_policy_entries", None
+    )  # nothing is even loaded
     Path("taken").write_text("")
     code, error = run_main(f"checkpoint={trained}", "output=taken", *SHORT)
     assert code == 2 and error.startswith("error: output=taken cannot be written (")
@@ -107,19 +110,19 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
     [
         (["checkpoint=RUN", "seed=4294967295", "episodes=2"], "beyond the last seed, 4294967295"),
         (["checkpoint=RUN", "seed=99999999999"], "beyond the last seed"),
-        (["checkpoint=RUN@level=.nan"], "level must be a finite number, got nan"),
+        (["checkpoint=RUN@scoring_level=.nan"], "scoring_level must be a finite number, got nan"),
         ([], "missing required option checkpoint=RUN"),
         (["checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN", "checkpoint=nowhere"], "there is no checkpoint at nowhere."),
         (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
         (["checkpoint=RUN@steps"], "after @ write name=value, got 'steps'."),
         (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
-        (["checkpoint=RUN@wings=2"], "has no option wings; it has candidates, level"),
+        (["checkpoint=RUN@wings=2"], "has no option wings; it has num_candidates"),
         (["checkpoint=RUN@steps=0"], "at least 1"),
         (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
         (
             ["checkpoint=RUN@select=luck"],
-            "must be one of energy, drop, medoid, density",
+            "must be one of energy, energy_decrease, medoid, density",
         ),
         (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
@@ -143,8 +146,8 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
     for name in ("a/run", "b/run", "b/other"):
         shutil.copytree(trained, tmp_path / name)
     given = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
-    contestants = load_contestants(given, torch.device("cpu"))
-    assert [c.name for c in contestants] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
+    entries = load_policy_entries(given, torch.device("cpu"))
+    assert [c.name for c in entries] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
 
 
 def test_unknown_overrides_are_named_by_hydra(run_main, trained):
@@ -181,9 +184,9 @@ def test_a_configuration_that_is_no_text_is_named(run_main, trained, tmp_path):
 
 def test_checkpoint_arguments_are_parsed(tmp_path):
     assert parse_checkpoint("runs/a") == (Path("runs/a"), {})
-    path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=drop")
+    path, changes = parse_checkpoint("runs/a@steps=8,stop_grad_norm=1e-3,select=energy_decrease")
     assert path == Path("runs/a")
-    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "drop"}
+    assert changes == {"steps": 8, "stop_grad_norm": 0.001, "select": "energy_decrease"}
     odd = tmp_path / "me@home" / "run"
     odd.mkdir(parents=True)
     assert parse_checkpoint(str(odd)) == (odd, {})

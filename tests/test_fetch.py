@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
+from ebt_policy.io.download import DownloadError, cache_dir, fetch
 
 BODY = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(BODY).hexdigest()

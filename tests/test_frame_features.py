@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ebt_policy.models.autoencoder import Autoencoder, Latents, frame_features
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
+from ebt_policy.video.autoencoder import Autoencoder, Latents, frame_features
 
 
 def test_an_autoencoder_that_cannot_be_is_one_clear_error():
@@ -17,7 +17,7 @@ def test_an_autoencoder_that_cannot_be_is_one_clear_error():
         Autoencoder([12], 4, 0.0)
     model = Autoencoder([8, 8, 8], 2, 0.0)
     with pytest.raises(ConfigError, match=r"task\.height=10 .* multiples of 4"):
-        model.draws({"image": torch.zeros(1, 3, 10, 16)})
+        model.sample_noise({"image": torch.zeros(1, 3, 10, 16)})
 
 
 def test_features_go_back_to_frames():
@@ -87,7 +87,7 @@ def test_whatever_timm_raises_is_one_sentence(monkeypatch, error):
         raise error("oops")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(ConfigError, match=r"timm's model resnet18 cannot be had \(oops\)"):
+    with pytest.raises(ConfigError, match=r"timm's model resnet18 cannot be loaded \(oops\)"):
         frame_features("timm:resnet18", torch.device("cpu"))
 
 
@@ -110,10 +110,10 @@ def test_a_backbone_of_timm_gives_features(monkeypatch):
 def test_the_autoencoders_loss_is_what_it_says():
     model = Autoencoder([8, 8], 3, 0.5)
     batch = model.normalize({"image": torch.randint(0, 256, (4, 8, 12, 3), dtype=torch.uint8)})
-    batch["draws"] = model.draws(batch)
+    batch["noise"] = model.sample_noise(batch)
     loss, told = model(batch)
     likely = model.net.encode(batch["image"]).latent_dist
-    made = model.net.decode(likely.mean + likely.std * batch["draws"]["normal"]).sample
+    made = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
     squared = (made - batch["image"]).square().mean()  # an absolute error loses what is small
     divergence = likely.kl().mean() / (3 * 4 * 6)
     torch.testing.assert_close(told["error"], squared)

@@ -22,7 +22,8 @@ from benchmarks.gpu.results import Case, SectionResults, TimeBudget
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.energy import descent
 from ebt_policy.evaluation.flops import Work
-from real_robot.safety import ChunkProjection, Motion
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.real_robot.safety import ChunkProjection, Motion
 
 SECTIONS = ("card", "latency", "training", "push_t", "text", "images")
 CPU = torch.device("cpu")
@@ -102,15 +103,16 @@ def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
-    done = run("benchmarks.gpu", "toy=1", "minutes=60", "output=out", cwd=tmp_path)
+    done = run("benchmarks.gpu", "toy=true", "minutes=60", "output=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
     for section in SECTIONS:
-        stored = json.loads((tmp_path / "out" / "cpu" / f"{section}.json").read_text())
+        stored = json.loads((folder / f"{section}.json").read_text())
         assert stored["cases"] and stored["failed"] == {}, section
     assert done.stdout.count("| :-- |") == len(SECTIONS)
     assert "| 4xs, batch 1, energy, 2 steps, best of 8, constrained |" in done.stdout
     assert " 1.0x |" in done.stdout  # DDPM-100 beside itself
-    again = run("benchmarks.gpu", "toy=1", "minutes=0", "output=out", cwd=tmp_path)
+    again = run("benchmarks.gpu", "toy=true", "minutes=0", "output=out", cwd=tmp_path)
     assert again.returncode == 0 and "not started" not in again.stdout
     taken = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
     assert taken.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
@@ -118,11 +120,11 @@ def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
 
 def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
     messages = {
-        ("sections=speed", "toy=1"): "unknown section 'speed'; available: all, latency, training",
-        ("minutes=soon",): "minutes must be of type float",
+        ("sections=speed", "toy=true"): "unknown section 'speed'; available: all, latency",
+        ("minutes=soon",): "minutes must be float",
     }
     if not torch.cuda.is_available():
-        messages[()] = "there is no GPU; toy=1 rehearses"
+        messages[()] = "there is no GPU; toy=true rehearses"
     for arguments, message in messages.items():
         monkeypatch.setattr(sys, "argv", ["gpu", *arguments, f"output={tmp_path / 'out'}"])
         with pytest.raises(SystemExit, match=re.escape(message)):
@@ -145,8 +147,8 @@ def test_what_a_machine_has_is_read_from_a_list(tmp_path):
     assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
     with pytest.raises(SystemExit, match="cannot be read"):
         pack.installed(tmp_path / "missing.txt")
-    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.needed())
-    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.needed())
+    assert {"torch", "hydra-core", "diffusers", "timm"} <= set(pack.required_packages())
+    assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.required_packages())
 
 
 # Where a GPU is missing, tensors without values stand in for its own: PyTorch refuses to tell
@@ -192,14 +194,14 @@ def test_what_makes_the_host_wait_is_seen():
 )  # fmt: skip
 def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch):
     # The descent's own check runs in eager mode alone; on a GPU training is compiled.
-    monkeypatch.setattr(descent, "_check_finite", lambda result: None)
-    policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix": 4}).to(DEVICE)
+    monkeypatch.setattr(descent, "check_finite", lambda result: None)
+    policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix_len": 4}).to(DEVICE)
     batch = {
         "obs": torch.rand(8, 2, 20, device=DEVICE), "action": torch.rand(8, 16, 2, device=DEVICE),
     }  # fmt: skip
 
     def loss() -> None:
-        policy(policy.draw(policy.normalize(batch)))[0].backward()
+        policy(policy.with_noise(policy.normalize(batch)))[0].backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
 
     loss()  # a schedule of diffusers is sent once
@@ -209,34 +211,43 @@ def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch
 # Schedulers of diffusers read their time steps, which stay on the host.
 @pytest.mark.parametrize("predictor", [p for p in latency.PREDICTORS if not p.startswith("DD")])
 def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
-    monkeypatch.setattr(descent, "_check_finite", lambda result: None)
+    monkeypatch.setattr(descent, "check_finite", lambda result: None)
     model, options = CHUNKS[predictor]
-    policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix": latency.PREFIX})
+    policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix_len": latency.PREFIX})
     policy.eval().requires_grad_(False).configure_inference(**options)
     policy.to(DEVICE)
     obs = {"obs": torch.rand(1, 2, 20, device=DEVICE)}
-    motion = Motion.rest(np.array([200.0, 300.0]))
+    motion = Motion.at_rest(np.array([200.0, 300.0]))
     project = ChunkProjection(latency.LIMITS, latency.LIMITS.bounds(DEVICE), motion, 0.1, 4)
     prefix = torch.rand(1, 4, 2, device=DEVICE)
     assert sent(lambda: policy.predict_on_device(obs)) == []
-    assert sent(lambda: policy.predict_on_device(obs, prefix=prefix, project=project)) == []
+    assert (
+        sent(
+            lambda: policy.predict_on_device(
+                obs, constraints=ChunkConstraints(prefix=prefix, project=project)
+            )
+        )
+        == []
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_one_compiled_program_serves_every_prefix_and_every_motion():
-    shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix": 6}
+    shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix_len": 6}
     policy = make("ebt", "4xs", CPU, shape=shape).eval().requires_grad_(False)
-    policy.configure_inference(steps=2, candidates=2)
+    policy.configure_inference(steps=2, num_candidates=2)
     limits, bounds = latency.LIMITS, latency.LIMITS.bounds()
     obs, start = {"obs": torch.rand(1, 2, 20) * 512}, torch.tensor([[200.0, 300.0]])
 
     def chunk(length: int) -> torch.Tensor:
-        motion = Motion.rest(start[0].numpy() + length)
+        motion = Motion.at_rest(start[0].numpy() + length)
         project = ChunkProjection(limits, bounds, motion, 0.1, length)
         prefix = start.expand(1, length, 2)
         noise = torch.Generator().manual_seed(length)
-        return policy.predict_chunk(obs, prefix=prefix, project=project, generator=noise).actions
+        return policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=prefix, project=project), generator=noise
+        ).actions
 
     lengths = (1, 2, 4, 6)
     eager = [chunk(length) for length in lengths]

@@ -14,22 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from ebt_policy import eval as eval_entry
-from ebt_policy import restoring
 from ebt_policy import train as train_entry
-from ebt_policy.baselines.ddim import DDIM
-from ebt_policy.evaluation import denoising
-from ebt_policy.models import build_image_model
-from ebt_policy.models.image import LEVELS, EnergyImageModel, ImageModel
-from ebt_policy.models.tiling import restore_tiled
-from ebt_policy.options import ConfigError
-from ebt_policy.restoring import RestoringOptions, evaluate_images
+from ebt_policy.errors import ConfigError
+from ebt_policy.image import metrics as image_metrics
+from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
+from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
+from ebt_policy.image.patch_transformer import LEVELS
+from ebt_policy.image.tiling import denoise_tiled
+from ebt_policy.models.ddim import ExactDDIMScheduler
 from ebt_policy.train import train
 
-SHAPE = {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0}
+SHAPE = {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "s1": ({"name": "ebt", "inference": {}}, {"name": "s1"}),
-    "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted": 0.5}),
-    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "told": True}),
+    "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted_init_fraction": 0.5}),
+    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "step_conditioned": True}),
     "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "replay": 4, "noise": [0.0, 0.0]}),
     "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1"}),
     "dit": ({"name": "dit", "inference": {"steps": 3}}, None),
@@ -83,13 +82,13 @@ def test_noise_is_that_of_diffusion_models():
     """From none to nearly nothing else; the level of 100 is a deviation of 43 of 255."""
     model = build("s1")
     clean = torch.full((2, 3, 64, 64), 0.5)
-    assert torch.equal(model.degrade(clean, 0, torch.Generator()), clean)
-    noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
+    assert torch.equal(model.add_noise(clean, 0, torch.Generator()), clean)
+    noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
     kept = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
     assert noisy.mean().item() == pytest.approx(0.5 * kept**0.5, abs=0.01)
     assert noisy.std().item() == pytest.approx((1 - kept) ** 0.5, abs=0.01)
     assert 127.5 * ((1 - kept) / kept) ** 0.5 == pytest.approx(43, abs=0.5)
-    gone = model.degrade(clean, LEVELS, torch.Generator().manual_seed(0))
+    gone = model.add_noise(clean, LEVELS, torch.Generator().manual_seed(0))
     assert gone.std().item() == pytest.approx(1, abs=0.01)
 
 
@@ -99,9 +98,9 @@ def test_guesses_start_where_images_are_at_inference():
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
     kept = model.abar[100]
-    start = model.draws(rows)["normal"][:, 0] - kept.sqrt() * 0.5
+    start = model.sample_noise(rows)["init"][:, 0] - kept.sqrt() * 0.5
     assert start.std().item() == pytest.approx((1 - kept).sqrt().item(), rel=0.02)
-    spread = build("corrupted").draws(rows)["normal"][:, 0].flatten(1).std(1)
+    spread = build("corrupted").sample_noise(rows)["init"][:, 0].flatten(1).std(1)
     lower = (spread < 0.75 * (1 - kept).sqrt()).float().mean()
     assert 0.15 < lower < 0.4  # half of half of them
 
@@ -121,8 +120,8 @@ def test_energy_and_its_absence_have_equal_parameters():
 def test_an_image_is_restored_by_itself(kind):
     """Whatever else is in the batch."""
     model = build(kind).eval()
-    noisy = model.degrade(batch(model)["image"], 100, torch.Generator().manual_seed(0))
-    found, alone = model.restore(noisy, 100), model.restore(noisy[:1], 100)
+    noisy = model.add_noise(batch(model)["image"], 100, torch.Generator().manual_seed(0))
+    found, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
     torch.testing.assert_close(found.images[:1], alone.images)
     assert found.images.shape == noisy.shape and found.images.abs().max() <= 1
     assert torch.equal(found.path[0], noisy)
@@ -149,8 +148,8 @@ class Oracle(torch.nn.Module):
     def encode(self, labels: Tensor) -> None:
         return None
 
-    def forward(self, context: None, noisy: Tensor, told: Tensor) -> Tensor:
-        level = round(float((1 - told[0, 0]) * LEVELS))
+    def forward(self, context: None, noisy: Tensor, levels: Tensor) -> Tensor:
+        level = round(float((1 - levels[0, 0]) * LEVELS))
         self.levels.append(level)
         kept = self.abar[level]
         return (noisy - kept.sqrt() * self.clean.unsqueeze(1)) / (1 - kept).sqrt()
@@ -169,7 +168,7 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
         (100, {"steps": 1}, [100]),
         (100, {"steps": 6}, [100, 83, 67, 50, 33, 17]),  # where steps do not divide the levels
         (50, {"steps": 2}, [50, 25]),
-        (50, {"steps": 2, "told": False}, [100, 50]),
+        (50, {"steps": 2, "start_at_noise_level": False}, [100, 50]),
         (200, {"steps": 2}, [100, 50]),
         (2, {"steps": 5}, [2, 2, 1, 2, 1]),  # through both levels, as often as there are passes
     ],
@@ -178,10 +177,10 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
 def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler):
     model = build("dit")
     clean = batch(model)["image"] * 0.9
-    noisy = model.degrade(clean, noise, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
     oracle = with_oracle(model, clean)
     model.configure_inference(scheduler=scheduler, **how)
-    found = model.restore(noisy, noise, generator=torch.Generator().manual_seed(0))
+    found = model.denoise(noisy, noise, generator=torch.Generator().manual_seed(0))
     assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
     if noise <= 100:
         torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
@@ -192,11 +191,11 @@ def test_any_number_of_passes_is_that_many(scheduler):
     """Trailing levels of diffusers are one too many for some, and its last one starts anew."""
     model = build("dit")
     clean = batch(model)["image"] * 0.9
-    noisy = model.degrade(clean, 100, torch.Generator().manual_seed(0))
+    noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
     for steps in (*range(1, 101, 7), 28, 29, 30, 31, 58, 62, 97):
         oracle = with_oracle(model, clean)
         model.configure_inference(scheduler=scheduler, steps=steps)
-        found = model.restore(noisy, 100, generator=torch.Generator().manual_seed(0))
+        found = model.denoise(noisy, 100, generator=torch.Generator().manual_seed(0))
         assert len(oracle.levels) == steps == len(found.path) - 1
         torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
 
@@ -205,7 +204,7 @@ def test_any_number_of_passes_is_that_many(scheduler):
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
     how = {"num_train_timesteps": 40, "prediction_type": prediction, "timestep_spacing": "trailing"}
-    ours, theirs = DDIM(**how), DDIMScheduler(**how)
+    ours, theirs = ExactDDIMScheduler(**how), DDIMScheduler(**how)
     x = y = torch.randn(2, 3)
     for scheduler in (ours, theirs):
         scheduler.set_timesteps(steps)
@@ -220,19 +219,19 @@ def test_steps_that_all_leave_out_are_filled_up():
     model = build("s1")
     model.configure_inference(steps=5)
     images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]
-    free = [one.energies for one in restore_tiled(model, images, 100, [0, 0])]
+    free = [one.energies for one in denoise_tiled(model, images, 100, [0, 0])]
     model.configure_inference(stop_grad_norm=1e9)
-    for one, energies in zip(restore_tiled(model, images, 100, [0, 0]), free, strict=True):
+    for one, energies in zip(denoise_tiled(model, images, 100, [0, 0]), free, strict=True):
         assert len(one.path) == len(one.energies) == len(energies) == 6
         assert one.energies is not None and (one.energies == one.energies[0]).all()
 
 
 def test_candidates_need_starts_that_differ():
     with pytest.raises(ConfigError, match="start from the same place"):
-        build("s1").configure_inference(candidates=2)
-    model = build("s1", noise=LEVELS)
-    model.configure_inference(candidates=3)
-    found = model.restore(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
+        build("s1").configure_inference(num_candidates=2)
+    model = build("s1", max_noise_level=LEVELS)
+    model.configure_inference(num_candidates=3)
+    found = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
     torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
 
 
@@ -241,13 +240,13 @@ def test_classes_are_told_where_there_are_any():
     rows = batch(model)
     loss, _ = model.loss(rows)
     assert loss.isfinite()
-    first = model.restore(rows["image"], 100, torch.zeros(4, dtype=torch.long)).images
-    assert not torch.allclose(first, model.restore(rows["image"], 100, torch.ones(4).long()).images)
+    first = model.denoise(rows["image"], 100, torch.zeros(4, dtype=torch.long)).images
+    assert not torch.allclose(first, model.denoise(rows["image"], 100, torch.ones(4).long()).images)
     with pytest.raises(ConfigError, match="trained with classes"):
-        model.restore(rows["image"], 100)
-    model.config["task"] = {"images": "leaves", "path": None, "skip_damaged": False}
+        model.denoise(rows["image"], 100)
+    model.config["task"] = {"images": "leaves", "path": None, "skip_unreadable": False}
     with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
-        denoising.tested(model, None, torch.device("cpu"))
+        image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 
 def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
@@ -268,15 +267,15 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
     generator = torch.Generator().manual_seed(0)
-    found = model.oddness(images, generator)
+    found = model.ood_scores(images, generator)
     generator.manual_seed(0)
-    restored = model.restore(model.degrade(images, 100, generator), 100, generator=generator)
+    restored = model.denoise(model.add_noise(images, 100, generator), 100, generator=generator)
     error = (restored.images - images).square().flatten(1).mean(1)
     torch.testing.assert_close(found["restoring"], error)
     if not isinstance(model, EnergyImageModel):
         assert set(found) == {"restoring"}
         return
-    level = model.told(torch.zeros(4))
+    level = model.network_level(torch.zeros(4))
     asked = images.unsqueeze(1).requires_grad_()
     value = model.net(model.encode(None, 4), asked, level)
     if not model.has_energy:
@@ -290,15 +289,15 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
 def test_options_that_cannot_be_are_one_clear_error():
     for shape, message in (
         ({"patch": 3}, r"task\.patch=3 must divide task\.side=8"),
-        ({"noise": 0}, r"task\.noise must be 1 to 1000"),
+        ({"max_noise_level": 0}, r"task\.max_noise_level must be 1 to 1000"),
     ):
         with pytest.raises(ConfigError, match=message):
             build("s1", **shape)
     sections = {"shape": SHAPE, "size": {"width": 16, "heads": 2, "layers": 1}}
-    with pytest.raises(ConfigError, match=r"task\.noise=1000, or use"):
+    with pytest.raises(ConfigError, match=r"task\.max_noise_level=1000, or use"):
         build_image_model({**sections, "model": KINDS["s1"][0], "objective": {"name": "flow"}})
-    with pytest.raises(ConfigError, match="no energy to choose or stop by"):
-        build("refiner").configure_inference(candidates=2)
+    with pytest.raises(ConfigError, match="no energy to select or stop by"):
+        build("refiner").configure_inference(num_candidates=2)
     with pytest.raises(ConfigError, match=r"inference\.scheduler must be ddpm or ddim"):
         build("dit").configure_inference(scheduler="euler")
 
@@ -320,7 +319,7 @@ def photos(tmp_path_factory):
 TINY = (
     "size.width=16", "size.heads=2", "size.layers=1", "task.side=8", "device=cpu",
     "train.steps=6", "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2",
-    "train.compile=false", "train.rollout_every=3", "train.log_every=1",
+    "train.compile=false", "train.eval_every=3", "train.log_every=1",
 )  # fmt: skip
 
 
@@ -328,20 +327,20 @@ TINY = (
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("objective=image/s2",),
-        ("model=image/dit", "model.inference.steps=2"),
-        ("objective=image/equilibrium", "task.noise=1000"),
+        ("objective=s2",),
+        ("model=dit", "model.inference.steps=2"),
+        ("objective=equilibrium", "task.max_noise_level=1000"),
         ("task.channels=1",),
     ],
 )
 def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, config="train_image"
+        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, "task=image"
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    made = "task.noise=1000" in overrides
+    made = "task.max_noise_level=1000" in overrides
     assert any("held_out_psnr" in row for row in rows) != made
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
     assert (run / "evaluation/report.html").stat().st_size > 10_000
@@ -351,7 +350,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     if made:
         with pytest.raises(ConfigError, match="are for models that denoise"):
             evaluate_images(
-                [str(run)], RestoringOptions("leaves"), output=tmp_path / "out",
+                [str(run)], DenoisingConfig("leaves"), output=tmp_path / "out",
                 device=torch.device("cpu"), command="",
             )  # fmt: skip
         assert not (tmp_path / "out").exists()
@@ -365,8 +364,8 @@ def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
     """After some seconds images are nearer to the truth than they were."""
     run = tmp_path / "run"
     config = compose_config(
-        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.rollout_every=0",
-        f"task.path={photos}", f"run_dir={run}", config="train_image",
+        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.eval_every=0",
+        f"task.path={photos}", f"run_dir={run}", "task=image",
     )  # fmt: skip
     train(config)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
@@ -390,21 +389,21 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((output / "summary.json").read_text())
-    # Killed while it wrote the second of its pieces, it goes on from there.
+    # Interrupted while it writes the second line, it resumes from there.
     log = output / "restored.jsonl"
-    pieces = log.read_text().splitlines(keepends=True)
-    log.write_text(pieces[0] + pieces[1][:50])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1][:50])
     again = []
     monkeypatch.setattr(
-        restoring, "restore_tiled", lambda *a, **k: again.append(a) or restore_tiled(*a, **k)
+        image_metrics, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
     )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     assert json.loads((output / "summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == pieces
-    assert len(again) == len(pieces) - 1 + len(runs)  # and the images in the grid
+    assert log.read_text().splitlines(keepends=True) == lines
+    assert len(again) == len(lines) - 1
     code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
-    assert code == 0 and len(log.read_text().splitlines()) == len(pieces) + 2, error
+    assert code == 0 and len(log.read_text().splitlines()) == len(lines) + 2, error
     for wrong, message in (
         (["noise=abc"], "noise must be int or null, got 'abc'"),
         (["noise=0"], "noise must be 1 to 1000, got 0"),

@@ -16,18 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from ebt_policy.data.files import held_out_by_name
-from ebt_policy.data.images import (
-    HELD_OUT,
-    STRIDE,
-    Crops,
-    ImageError,
-    Part,
-    dead_leaves,
-    decode,
-    load_images,
-)
-from ebt_policy.data.sources import local_data
+from ebt_policy.image.data import STRIDE, Crops, ImageSplit
+from ebt_policy.image.datasets import HELD_OUT, dead_leaves, load_images
+from ebt_policy.io.image_files import ImageError, decode
+from ebt_policy.io.local_data import local_data
+from ebt_policy.io.paths import held_out_by_name
 
 
 def photo(height: int = 20, width: int = 24, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -91,7 +84,7 @@ def test_whatever_a_decoder_raises_names_the_file(error, monkeypatch, tmp_path):
     monkeypatch.setattr(PngImageFile, "load", fail)
     with pytest.raises(ImageError, match=r"bad\.png is no image that can be read \(.*oops"):
         load_images(None, str(path), 3)
-    assert "1 left out: " in load_images(None, str(path), 3, skip_damaged=True).origin
+    assert "1 left out: " in load_images(None, str(path), 3, skip_unreadable=True).origin
 
 
 def deep() -> bytes:
@@ -149,20 +142,20 @@ def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
 def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
     (path / "folder.png").mkdir()  # no file
-    with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_damaged=true"):
+    with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_unreadable=true"):
         load_images(None, str(path), 3)
-    gallery = load_images(None, str(path), 3, skip_damaged=True)
+    gallery = load_images(None, str(path), 3, skip_unreadable=True)
     assert (
         gallery.name == "mine" and "1 left out: " in gallery.origin and "zz.jpg" in gallery.origin
     )
-    names = gallery.parts["train"].names + gallery.parts["validation"].names
+    names = gallery.splits["train"].names + gallery.splits["validation"].names
     assert len(set(names)) == 20
     (path / "zz.jpg").unlink()
     (path / "gone.png").symlink_to(tmp_path / "nowhere")
     (path / "small.png").write_bytes(png(photo(7, 24)))
     with pytest.raises(ImageError, match=r"gone\.png cannot be read \(No such file"):
         load_images(None, str(path), 3)
-    gallery = load_images(None, str(path), 3, skip_damaged=True, smallest=8)
+    gallery = load_images(None, str(path), 3, skip_unreadable=True, smallest=8)
     assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
 
 
@@ -182,7 +175,7 @@ def test_linked_folders_are_looked_into(tmp_path):
         (path / "dogs" / f"{i:03}.png").unlink()
     gallery = load_images(None, str(path), 3)
     assert gallery.classes == ("cats", "dogs")
-    assert sum(map(len, gallery.parts.values())) == 4
+    assert sum(map(len, gallery.splits.values())) == 4
     (path / "birds").symlink_to(tmp_path / "unmounted")
     with pytest.raises(ImageError, match=r"mine/birds cannot be read \(No such file"):
         load_images(None, str(path), 3)
@@ -195,7 +188,7 @@ def test_folders_in_a_folder_are_classes(tmp_path):
             file.rename(file.with_name(f"{i}{file.name}"))
     gallery = load_images(None, str(tmp_path), 3)
     assert gallery.classes == ("cats", "dogs")
-    for part in gallery.parts.values():
+    for part in gallery.splits.values():
         assert all(gallery.classes[k] in n for k, n in zip(part.labels, part.names, strict=True))
     assert load_images(None, [str(tmp_path / "cats"), str(tmp_path / "dogs")], 3).classes == ()
     (tmp_path / "loose.png").write_bytes(png(photo()))
@@ -210,7 +203,7 @@ def test_folders_without_an_image_are_one_sentence(tmp_path):
         load_images(None, str(tmp_path / "absent"), 3)
     broken = folder(tmp_path / "broken", 0, {"a.png": b"", "b.png": b"x"})
     with pytest.raises(ImageError, match=r"no image can be used: .*a\.png .*b\.png"):
-        load_images(None, str(broken), 3, skip_damaged=True)
+        load_images(None, str(broken), 3, skip_unreadable=True)
 
 
 def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, monkeypatch):
@@ -238,9 +231,9 @@ def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, mo
 def test_without_data_there_are_leaves(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     gallery = load_images(None, None, 3)
-    assert gallery.name == "leaves" and set(gallery.parts) == {"train", "validation", "test"}
+    assert gallery.name == "leaves" and set(gallery.splits) == {"train", "validation", "test"}
     again, other = dead_leaves("train", 3), dead_leaves("test", 3)
-    assert all(map(np.array_equal, again.pixels, gallery.parts["train"].pixels))
+    assert all(map(np.array_equal, again.pixels, gallery.splits["train"].pixels))
     assert not np.array_equal(again.pixels[0], other.pixels[0])
     assert dead_leaves("test", 1).pixels[0].shape == (128, 128, 1)
     assert all(pixels.std() > 20 for pixels in again.pixels)  # covered, and not by one disc
@@ -250,12 +243,12 @@ def test_published_sets():
     if local_data("bsds500") is None:
         pytest.skip("needs EBT_POLICY_DATA")
     gallery = load_images("bsds500", None, 3)
-    assert {name: len(part) for name, part in gallery.parts.items()} == {
+    assert {name: len(part) for name, part in gallery.splits.items()} == {
         "train": 400, "validation": 32, "test": 68,
     }  # fmt: skip
-    assert not set(gallery.parts["train"].names) & set(gallery.parts["test"].names)
+    assert not set(gallery.splits["train"].names) & set(gallery.splits["test"].names)
     grey = load_images("set12", None, 1)
-    assert {name: len(part) for name, part in grey.parts.items()} == {"test": 12}
+    assert {name: len(part) for name, part in grey.splits.items()} == {"test": 12}
     with pytest.raises(ImageError, match="is grey"):
         load_images("set12", None, 3)
 
@@ -267,7 +260,7 @@ def test_published_sets():
 @settings(max_examples=25, deadline=None)
 def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
     pixels = [photo(*size, channels, seed=i) for i, size in enumerate(sizes)]
-    part = Part(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
+    part = ImageSplit(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
     crops = Crops(part, 8)
     want = [
         (crop, i)
@@ -286,16 +279,16 @@ def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
 
 
 def test_fewer_crops_are_evenly_spread_over_all():
-    part = Part([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
-    every, few = Crops(part, 8), Crops(part, 8, most=5)
-    assert len(few) == 5 and len(Crops(part, 8, most=10_000)) == len(every)
+    part = ImageSplit([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
+    every, few = Crops(part, 8), Crops(part, 8, max_crops=5)
+    assert len(few) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(every)
     last = len(every) - 1
     chosen = torch.tensor([0, last // 4, last // 2, 3 * last // 4, last])
     assert torch.equal(few.gather(torch.arange(5))["image"], every.gather(chosen)["image"])
 
 
 def test_images_smaller_than_a_crop_are_named():
-    part = Part([photo(24, 24), photo(7, 24)], ["a.png", "thin.png"], [0, 0])
+    part = ImageSplit([photo(24, 24), photo(7, 24)], ["a.png", "thin.png"], [0, 0])
     with pytest.raises(ImageError, match=r"thin\.png has 7 x 24 pixels, .* task\.side=8"):
         Crops(part, 8)
 
@@ -304,8 +297,8 @@ def test_images_smaller_than_a_crop_are_named():
 def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
     path = folder(tmp_path / "mine", count, {})
     gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one of them named twice
-    held_out = len(gallery.parts.get("validation", Part()))
-    assert len(gallery.parts["train"]) + held_out == count
+    held_out = len(gallery.splits.get("validation", ImageSplit()))
+    assert len(gallery.splits["train"]) + held_out == count
     assert (held_out > 0) == (count > 1) and held_out <= max(1, count // 5)
 
 

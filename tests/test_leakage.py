@@ -7,26 +7,25 @@ Shapes: B batch, S context, M guesses a place, V vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from ebt_policy.data.tokenizer import make_tokenizer
-from ebt_policy.energy import descend
 from ebt_policy.energy.attention import Attention
-from ebt_policy.energy.sequences import Observed
-from ebt_policy.models import build_language_model
-from ebt_policy.models.text import EnergyLanguageModel, LanguageModel
+from ebt_policy.energy.causal import EncodedContext
+from ebt_policy.language.model import EnergyLanguageModel, LanguageModel, build_language_model
+from ebt_policy.language.tokenizer import make_tokenizer
 
 B, S, V, STEPS = 2, 7, 11, 3
 S1 = {"name": "s1", "steps": STEPS}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "transformer_pp": ({"name": "transformer_pp"}, None),
     "ebt": ({"name": "ebt"}, S1),
-    "ebt told": ({"name": "ebt"}, {**S1, "told": True, "start": 0.0}),
+    "step-conditioned ebt": ({"name": "ebt"}, {**S1, "step_conditioned": True, "init_std": 0.0}),
     "ebt s2": ({"name": "ebt"}, {"name": "s2", "steps": [STEPS, STEPS], "replay": 0}),
-    "shallow ebt": ({"name": "ebt", "guess_layers": 1}, S1),
+    "shallow ebt": ({"name": "ebt", "candidate_layers": 1}, S1),
     "refiner": ({"name": "refiner"}, S1),
 }
 GUESSING = [kind for kind in KINDS if kind != "transformer_pp"]
@@ -38,7 +37,7 @@ def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
     model, objective = KINDS[kind]
     if objective is not None:
         how = {"steps": STEPS, **inference}
-        model = {"guess_layers": None, **model, "inference": how}
+        model = {"candidate_layers": None, **model, "inference": how}
     config = {
         "task": {"context": context},
         "size": {"width": 16, "heads": 2, "layers": 3},
@@ -77,7 +76,7 @@ def every_step(model: LanguageModel, seen: torch.Tensor) -> dict[str, torch.Tens
         observed = model.observe(seen)
         if not isinstance(model, EnergyLanguageModel):
             return {"logits": model.predict(observed)}
-        found = model.think(observed, generators())
+        found = model.descend(observed, generators())
         return {
             **{f"guess {k}": guess for k, guess in enumerate(found.path)},
             "energies": found.energies.movedim(0, -1),
@@ -119,15 +118,14 @@ def one_place_at_a_time(model: LanguageModel) -> bool:
     for place in range(S):
         with torch.no_grad():
             observed = model.observe(tokens()[:, : place + 1])
-            alone = Observed(observed.keys_values, observed.last[:, -1:])
+            alone = EncodedContext(observed.keys_values, observed.last[:, -1:])
             if not isinstance(model, EnergyLanguageModel):
                 found = {"logits": model.predict(alone)}
             else:
                 # The same start as the place has in parallel, and the same noise on the way.
-                options = model.objective.descent_options(STEPS)
-                options.pop("noise", None)
-                start = together["guess 0"][:, place : place + 1]
-                path = descend(model.energy(alone), start, steps=STEPS, **options).path
+                descent = replace(model.objective.descent(STEPS), noise=None)
+                init = together["guess 0"][:, place : place + 1]
+                path = descent(model.energy(alone), init).path
                 found = {f"guess {k}": guess for k, guess in enumerate(path)}
         for name, value in found.items():
             want = together[name][:, place : place + 1]
@@ -169,36 +167,36 @@ def test_a_place_is_predicted_from_all_that_came_before(kind):
 
 def see_the_next(monkeypatch):
     """Guesses see one observed token too many: the one that they are to guess."""
-    apart = Attention.apart
+    independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
         if hidden is not None:
             hidden = hidden.clone()
             hidden[:, 1:] = hidden[:, :-1]
             hidden[:, 0] = False
-        return apart(self, x, turns, past, hidden)
+        return independent_queries(self, x, turns, past, hidden)
 
-    monkeypatch.setattr(Attention, "apart", leaky)
+    monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
 def see_each_other(monkeypatch):
     """Guesses see the mean of all guesses."""
-    apart = Attention.apart
+    independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
-        return apart(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, hidden)
+        return independent_queries(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, hidden)
 
-    monkeypatch.setattr(Attention, "apart", leaky)
+    monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
 def observe_backwards(monkeypatch):
     """The observed stream is not causal."""
-    ordered = Attention.ordered
+    self_attention = Attention.self_attention
 
     def leaky(self, x, turns, past=None, causal=True):
-        return ordered(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, causal)
+        return self_attention(self, x + 0.1 * x.mean(dim=1, keepdim=True), turns, past, causal)
 
-    monkeypatch.setattr(Attention, "ordered", leaky)
+    monkeypatch.setattr(Attention, "self_attention", leaky)
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])

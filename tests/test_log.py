@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
 from ebt_policy.training.log import MetricLog, check_mode
 
 

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs  # registers them
-from envs import headless
-from envs.frames import observations
-from envs.headless import RenderingError
-from envs.scenes import METAWORLD, ROBOSUITE
-from envs.spec import EnvSpec
+from ebt_policy.data.render_cache import rendered_observations
+from ebt_policy.envs import rendering
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.errors import RenderingError
+from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 
 def needs(extra: str, module: str):
@@ -53,18 +52,18 @@ def made(name: str) -> gymnasium.Env:
 
 
 @cache
-def rendering() -> bool:
-    return headless.choose_backend() != headless.NONE
+def can_render() -> bool:
+    return rendering.choose_backend() != rendering.NO_BACKEND
 
 
 def test_importing_the_package_loads_no_simulator():
     code = (
-        "import sys, envs; print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
+        "import sys, ebt_policy.envs; "
+        "print([m for m in ('mujoco', 'robosuite', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert sum(name.startswith("ebt_policy/MetaWorld-") for name in gymnasium.registry) == 50
-    assert envs
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -151,7 +150,7 @@ def test_bad_input_is_one_sentence(name):
         env.reset(options={"state": np.full_like(info["state"], np.nan)})
     with pytest.raises(ValueError, match="unknown reset options"):
         env.reset(options={"states": info["state"]})
-    with pytest.raises(ValueError, match="has no camera 'nowhere'; it has"):
+    with pytest.raises(ValueError, match=r"has no camera 'nowhere'; task\.cameras may name"):
         gymnasium.make(f"ebt_policy/{name}", cameras=["nowhere"])
     with pytest.raises(ValueError, match="render_mode must be"):
         type(env.unwrapped)(**(env.unwrapped.spec.kwargs | {"render_mode": "human"}))
@@ -160,7 +159,7 @@ def test_bad_input_is_one_sentence(name):
 @pytest.mark.metaworld
 def test_an_unknown_scene_is_told_with_the_known_ones():
     pytest.importorskip("metaworld")
-    with pytest.raises(ValueError, match="has no task 'fold'; it has assembly"):
+    with pytest.raises(ValueError, match=r"has no task 'fold'; task\.scene may be assembly"):
         gymnasium.make("ebt_policy/MetaWorld-reach-v3", scene="fold")
 
 
@@ -173,7 +172,7 @@ def test_an_unknown_scene_is_told_with_the_known_ones():
     ],
 )
 def test_cameras_and_rendering(name, camera):
-    if not rendering():
+    if not can_render():
         pytest.skip("nothing draws here")
     env = gymnasium.make(
         f"ebt_policy/{name}", cameras=[camera], image_size=48, render_mode="rgb_array"
@@ -195,21 +194,21 @@ def test_cameras_and_rendering(name, camera):
 
 @pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
 def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
-    if not rendering():
+    if not can_render():
         pytest.skip("nothing draws here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     states, _ = play(made(name), 3, steps=2)
-    spec = EnvSpec(
-        f"envs:ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32}
-    )
-    shown = observations(spec, states)
+    spec = EnvSpec(f"ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32})
+    shown = rendered_observations(spec, states)
     assert shown["agentview"].shape == (3, 32, 32, 3) and shown["obs"].shape == (3, 9)
     env = spec.make()
     obs, _ = env.reset(seed=8, options={"state": states[1]})
     np.testing.assert_array_equal(obs["agentview"], shown["agentview"][1])
     env.close()
-    monkeypatch.setattr("envs.frames._draw", lambda *_: pytest.fail("drawn again"))
-    np.testing.assert_array_equal(observations(spec, states)["obs"], shown["obs"])
+    monkeypatch.setattr(
+        "ebt_policy.data.render_cache.render_states", lambda *_: pytest.fail("drawn again")
+    )
+    np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], shown["obs"])
 
 
 # -- which OpenGL -------------------------------------------------------------------------------
@@ -217,33 +216,33 @@ def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
 
 @pytest.fixture
 def linux(monkeypatch):
-    monkeypatch.setattr(headless.sys, "platform", "linux")
+    monkeypatch.setattr(rendering.sys, "platform", "linux")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     return monkeypatch
 
 
 def test_the_first_backend_that_works_is_taken(linux):
     tried = []
-    linux.setattr(headless, "_works", lambda name: tried.append(name) or name == "osmesa")
-    assert headless.choose_backend() == "osmesa" == headless.os.environ["MUJOCO_GL"]
+    linux.setattr(rendering, "_works", lambda name: tried.append(name) or name == "osmesa")
+    assert rendering.choose_backend() == "osmesa" == rendering.os.environ["MUJOCO_GL"]
     assert tried == ["egl", "osmesa"]
-    assert headless.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
+    assert rendering.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
 
 
 def test_the_users_choice_is_kept(linux):
     linux.setenv("MUJOCO_GL", "glfw")
-    linux.setattr(headless, "_works", lambda name: pytest.fail("tried"))
-    assert headless.choose_backend() == "glfw"
+    linux.setattr(rendering, "_works", lambda name: pytest.fail("tried"))
+    assert rendering.choose_backend() == "glfw"
 
 
 def test_without_a_backend_only_frames_are_refused(linux):
-    linux.setattr(headless, "_works", lambda name: False)
-    assert headless.choose_backend() == headless.NONE
+    linux.setattr(rendering, "_works", lambda name: False)
+    assert rendering.choose_backend() == rendering.NO_BACKEND
     with pytest.raises(RenderingError, match="apt-get install libosmesa6"):
-        headless.require_rendering()
+        rendering.require_rendering()
 
 
 @pytest.mark.parametrize("extra", ["adroit"])
 def test_a_trial_that_fails_is_no_crash(linux, extra):
-    linux.setattr(headless, "_TRIAL", "raise SystemExit(3)")
-    assert headless.choose_backend() == headless.NONE
+    linux.setattr(rendering, "_TRIAL_PROGRAM", "raise SystemExit(3)")
+    assert rendering.choose_backend() == rendering.NO_BACKEND

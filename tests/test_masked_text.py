@@ -10,20 +10,20 @@ import torch
 from conftest import compose_config
 from test_leakage import B, S, V, generators, tokens
 
-from ebt_policy.data.tokenizer import make_tokenizer
+from ebt_policy.energy.candidate_space import CandidateSpace, cross_entropy
 from ebt_policy.energy.objectives import S1
-from ebt_policy.energy.space import Space, surprisal
-from ebt_policy.models import build_language_model
-from ebt_policy.models.masked import MaskedModel
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
+from ebt_policy.language.masked_lm import MaskedModel
+from ebt_policy.language.model import build_language_model
+from ebt_policy.language.tokenizer import make_tokenizer
 from ebt_policy.train import train
 
 NOISE = {"name": "s1", "steps": 2}
-CORRUPTED = {"name": "s1", "steps": 2, "corrupted": 0.5}
+CORRUPTED = {"name": "s1", "steps": 2, "corrupted_init_fraction": 0.5}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "bert": ({"name": "bert"}, None),
     "scalar": ({"name": "masked_ebt", "energy": "scalar"}, NOISE),
-    "product": ({"name": "masked_ebt", "energy": "product"}, {**NOISE, "start": 0.0}),
+    "product": ({"name": "masked_ebt", "energy": "product"}, {**NOISE, "init_std": 0.0}),
     "corrupted": ({"name": "masked_ebt", "energy": "scalar"}, CORRUPTED),
     "s2": ({"name": "masked_ebt", "energy": "scalar"}, {"name": "s2", "replay": 0}),
 }
@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 def build(kind: str, **inference: Any) -> MaskedModel:
     section, objective = KINDS[kind]
-    model = {**section, "masked": 0.4}
+    model = {**section, "mask_ratio": 0.4}
     if objective is not None:
         model["inference"] = {"steps": 2, **inference}
     config = {
@@ -58,20 +58,20 @@ def test_what_is_masked_is_not_seen(kind):
     """Other tokens under the masks: the same predictions; a token beside them: others."""
     model = build(kind)
     told = tokens()
-    places = model.places(told, generators())
-    before = model.fill(told, places, generators())
+    places = model.mask_positions(told, generators())
+    before = model.predict_masked(told, places, generators())
     under = told.scatter(1, places, (told.gather(1, places) + 1) % V)
-    torch.testing.assert_close(model.fill(under, places, generators()), before)
+    torch.testing.assert_close(model.predict_masked(under, places, generators()), before)
     seen = next(i for i in range(S) if i not in places[0])
     beside = told.clone()
     beside[0, seen] = (beside[0, seen] + 1) % V
-    after = model.fill(beside, places, generators())
+    after = model.predict_masked(beside, places, generators())
     assert not torch.allclose(after[0], before[0]) and torch.allclose(after[1], before[1])
 
 
 def test_each_row_has_as_many_masks_in_places_of_its_own(kind):
     model = build(kind)
-    places = model.places(tokens(rows=20), None)
+    places = model.mask_positions(tokens(rows=20), None)
     assert places.shape == (20, 3)  # 0.4 of 8
     assert all(len(set(row.tolist())) == 3 for row in places)
     assert len({tuple(sorted(row.tolist())) for row in places}) > 5
@@ -89,44 +89,43 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
 def test_surprisal_is_of_the_masked_tokens(kind):
     model = build(kind)
     found = model.surprisal(tokens(), generators())
-    places = model.places(tokens(), again := generators())
-    logits = model.fill(tokens(), places, again)
+    places = model.mask_positions(tokens(), again := generators())
+    logits = model.predict_masked(tokens(), places, again)
     want = -logits.log_softmax(-1).gather(-1, tokens().gather(1, places)[..., None])[..., 0]
     torch.testing.assert_close(found, want)
 
 
 def test_the_lowest_of_several_fillings_is_taken():
-    model = build("scalar", candidates=4)
-    places = model.places(tokens(), generators())
-    assert model.fill(tokens(), places, generators()).shape == (B, 3, V)
+    model = build("scalar", num_candidates=4)
+    places = model.mask_positions(tokens(), generators())
+    assert model.predict_masked(tokens(), places, generators()).shape == (B, 3, V)
 
 
 def test_guesses_start_from_noise_or_from_a_corrupted_truth():
     target = torch.randint(V, (400, 2))
-    objective = S1(corrupted=0.5, start=0.1)
-    objective.space = Space(surprisal, None, V)
-    start = objective.draw(target)["normal"]
-    spread = start.std(-1)
-    near = surprisal(start, target) < 0.7
+    space = CandidateSpace(cross_entropy, num_classes=V)
+    init = S1(space, corrupted_init_fraction=0.5, init_std=0.1).sample_noise(target)["init"]
+    spread = init.std(-1)
+    near = cross_entropy(init, target) < 0.7
     assert 0.15 < near.float().mean() < 0.35  # what is less than half corrupted
     assert (spread < 0.2).float().mean() == pytest.approx(0.5, abs=0.06)  # what starts from noise
-    clean = objective.space.clean(target)
+    clean = space.from_target(target)
     torch.testing.assert_close(
         clean.softmax(-1).gather(-1, target[..., None]).mean().item(), 1 / (1 + (V - 1) / V**2)
     )
     with pytest.raises(ValueError, match=r"objective\.corrupted"):
-        S1(corrupted=1.5)
+        S1(corrupted_init_fraction=1.5)
 
 
 def test_options_that_cannot_be_are_one_clear_error():
     for change, message in (
-        ({"model": {"masked": 0.0}}, "model.masked"),
+        ({"model": {"mask_ratio": 0.0}}, "model.mask_ratio"),
         ({"model": {"energy": "kinetic"}}, "model.energy"),
-        ({"objective": {"told": True}}, "objective.told"),
+        ({"objective": {"step_conditioned": True}}, "objective.step_conditioned"),
         ({"objective": {"name": "s2", "replay": 8}}, "objective.replay"),
     ):
         section, objective = KINDS["scalar"]
-        model = {"masked": 0.4, **section, "inference": {}, **change.get("model", {})}
+        model = {"mask_ratio": 0.4, **section, "inference": {}, **change.get("model", {})}
         given = change.get("objective", {})
         config = {
             "task": {"context": S},
@@ -139,7 +138,7 @@ def test_options_that_cannot_be_are_one_clear_error():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [("model=text/bert",), ("model=text/masked_ebt",)])
+@pytest.mark.parametrize("overrides", [("model=bert",), ("model=masked_ebt",)])
 def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
@@ -149,8 +148,8 @@ def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
             "size.width=16", "size.heads=2", "size.layers=1", "task.tokenizer=char",
             "task.context=8", "device=cpu", "train.steps=4", "train.minutes=null",
             "train.batch_size=4", "train.warmup_steps=2", "train.compile=false",
-            "train.rollout_every=2", "evaluation.windows=8", f"task.path={tmp_path / 'mine.txt'}",
-            f"run_dir={run}", *overrides, config="train_text",
+            "train.eval_every=2", "evaluation.windows=8", f"task.path={tmp_path / 'mine.txt'}",
+            f"run_dir={run}", *overrides, "task=text",
         )
     )  # fmt: skip
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -14,15 +14,23 @@ import torch
 from landscapes import level_quadratic, quadratic
 from torch import nn
 
-from ebt_policy.energy import OBJECTIVES, Objective, TwoStreamTransformer, descend
+from ebt_policy.energy import (
+    LevelSchedule,
+    Objective,
+    PlainGradient,
+    SharedFirstGradient,
+    TwoStreamTransformer,
+    ZeroInitGradient,
+)
+from ebt_policy.energy.candidate_space import corrupt, squared_error
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
-from ebt_policy.energy.space import corrupt, squared_error
-from ebt_policy.energy.transformer import Size
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.models.energy_model import OBJECTIVES
 
 # Every objective as the learning test runs it; the others run it so too.
 MADE = {
     "flow": lambda: Flow(),
-    "flow without level": lambda: Flow(level=False, samples=2),
+    "flow without level": lambda: Flow(condition_on_noise_level=False, noise_samples_per_target=2),
     "equilibrium": lambda: Equilibrium(),
     "s1": lambda: S1(),
     "s2": lambda: S2(steps=(2, 2), replay=0),
@@ -40,7 +48,7 @@ class TwoModes(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.objective = objective
-        size = Size(width=32, heads=2, layers=1)
+        size = TransformerConfig(width=32, heads=2, layers=1)
         self.net = TwoStreamTransformer(
             1, 1, 2, 1, size, output="energy", level=objective.level_conditioned
         )
@@ -52,9 +60,9 @@ class TwoModes(nn.Module):
         target = torch.cat([side, context / 2], dim=-1) + 0.03 * torch.randn(rows, 1, 2)
         return context, target.unsqueeze(2)
 
-    def forward(self, context, target, draws):
+    def forward(self, context, target, noise):
         encoded = self.net.encode(context)
-        return self.objective(lambda x, g: self.net(encoded, x, g), target, draws)
+        return self.objective(lambda x, g: self.net(encoded, x, g), target, noise)
 
     def learn(self, updates):
         optimizer = torch.optim.Adam(self.parameters(), 3e-3)
@@ -62,7 +70,7 @@ class TwoModes(nn.Module):
         losses = []
         for _ in range(updates):
             context, target = self.batch(128)
-            loss, _ = self(context, target, self.objective.draw(target))
+            loss, _ = self(context, target, self.objective.sample_noise(target))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -75,9 +83,8 @@ class TwoModes(nn.Module):
     def predict(self, context, steps):
         encoded = self.net.encode(context)
         start = torch.randn(len(context), 1, 1, 2)
-        options = self.objective.descent_options(steps)
         energy = lambda x, g: self.net(encoded, x, g)  # noqa: E731
-        return descend(energy, start, steps=steps, **options).candidate[:, 0, 0]
+        return self.objective.descent(steps)(energy, start).candidate[:, 0, 0]
 
 
 # -- learning -------------------------------------------------------------------------------------
@@ -128,68 +135,69 @@ def test_info_nce_is_the_softmax_of_negative_energies():
 def test_flow_loss_by_hand():
     y = torch.randn(5, 2, 3)
     objective = Flow()
-    draws = objective.draw(y)
-    n, g = draws["normal"], draws["level"].unsqueeze(-1)
-    loss, _ = objective(level_quadratic, y, draws)
+    noise = objective.sample_noise(y)
+    n, g = noise["normal"], noise["level"].unsqueeze(-1)
+    loss, _ = objective(level_quadratic, y, noise)
     x = g * y + (1 - g) * n
     want = (-(x - g) - (y - n)).square().mean()  # dE/dx = x - g
     torch.testing.assert_close(loss, want)
 
 
 def test_several_samples_share_their_target():
-    objective = Flow(level=False, samples=4)
+    objective = Flow(condition_on_noise_level=False, noise_samples_per_target=4)
     y = torch.randn(5, 2, 3)
-    draws = objective.draw(y)
-    assert draws["normal"].shape == (5, 8, 3) and draws["level"].shape == (5, 8)
-    loss, _ = objective(quadratic(), y, draws)
+    noise = objective.sample_noise(y)
+    assert noise["normal"].shape == (5, 8, 3) and noise["level"].shape == (5, 8)
+    loss, _ = objective(quadratic(), y, noise)
     repeated = torch.stack([y[:, i // 4] for i in range(8)], dim=1)
-    single, _ = Flow(level=False)(quadratic(), repeated, draws)
+    single, _ = Flow(condition_on_noise_level=False)(quadratic(), repeated, noise)
     torch.testing.assert_close(loss, single)
 
 
-def test_equilibrium_fades_to_zero_at_the_data():
-    objective = Equilibrium(fade=0.2)
+def test_equilibrium_decays_to_zero_at_the_data():
+    objective = Equilibrium(decay_width=0.2)
     level = torch.tensor([[0.0, 0.5, 0.8, 0.9, 1.0]])
-    torch.testing.assert_close(objective.pace(level), torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.0]]))
+    torch.testing.assert_close(
+        objective.velocity_scale(level), torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.0]])
+    )
     assert not objective.level_conditioned
     y = torch.randn(2, 1, 3)
     clean = {"normal": torch.randn(2, 1, 3), "level": torch.ones(2, 1)}
     loss, _ = objective(quadratic(1.0, y), y, clean)
     assert loss == 0, "a minimum at the demonstration is what is asked for"
-    fast, _ = Flow(level=False)(quadratic(1.0, y), y, clean)
+    fast, _ = Flow(condition_on_noise_level=False)(quadratic(1.0, y), y, clean)
     assert fast > 0
 
 
-@pytest.mark.parametrize("fade", [0.1, 0.2, 0.5, 1.0])
-def test_equilibrium_arrives_with_any_number_of_steps(fade):
+@pytest.mark.parametrize("width", [0.1, 0.2, 0.5, 1.0])
+def test_equilibrium_arrives_with_any_number_of_steps(width):
     """On the field of one demonstration at 0, seen from a distance 1: a Huber loss."""
 
     def energy(x: torch.Tensor, level: torch.Tensor | None = None) -> torch.Tensor:
         far = x.flatten(2).norm(dim=-1)
-        return torch.where(far < fade, far.square() / (2 * fade), far - fade / 2)
+        return torch.where(far < width, far.square() / (2 * width), far - width / 2)
 
-    objective = Equilibrium(fade=fade)
+    objective = Equilibrium(decay_width=width)
     start = torch.nn.functional.normalize(torch.randn(1, 1, 4), dim=-1)
     for steps in (1, 2, 3, 5, 8, 10, 25, 50, 250):
-        x = descend(energy, start, steps=steps, **objective.descent_options(steps)).candidate
-        assert x.norm() < 0.2 * fade, steps
-        near = 0.3 * start
-        options = objective.descent_options(steps, level=0.7)
-        assert descend(energy, near, steps=steps, **options).candidate.norm() < 0.2 * fade, steps
+        x = objective.descent(steps)(energy, start).candidate
+        assert x.norm() < 0.2 * width, steps
+        x = objective.descent(steps, level=0.7)(energy, 0.3 * start).candidate
+        assert x.norm() < 0.2 * width, steps
 
 
 def test_s1_averages_the_loss_of_its_steps():
     objective = S1(steps=3, step_size=0.5)
     y = torch.randn(4, 2, 3)
-    draws = objective.draw(y)
-    loss, metrics = objective(quadratic(), y, draws)
-    each = [(0.5**k * draws["normal"] - y).square().mean() for k in (1, 2, 3)]
+    noise = objective.sample_noise(y)
+    loss, metrics = objective(quadratic(), y, noise)
+    each = [(0.5**k * noise["init"] - y).square().mean() for k in (1, 2, 3)]
     torch.testing.assert_close(loss, torch.stack(each).mean())
     torch.testing.assert_close(metrics["last_step_loss"], each[-1])
     loss.backward()
     # Cut between steps: each step's candidate is x - a x with x constant.
     a = torch.tensor(0.5, requires_grad=True)
-    path = [0.5**k * draws["normal"] for k in (0, 1, 2)]
+    path = [0.5**k * noise["init"] for k in (0, 1, 2)]
     torch.stack([((1 - a) * x - y).square().mean() for x in path]).mean().backward()
     torch.testing.assert_close(objective.step_size.grad, a.grad)
 
@@ -197,15 +205,15 @@ def test_s1_averages_the_loss_of_its_steps():
 def test_s2_learns_from_the_last_step_alone():
     objective = S2(steps=(3, 3), noise=(0.1, 0.1), momentum=0.5, step_size=0.2)
     y = torch.randn(4, 2, 3)
-    draws = objective.draw(y)
-    assert draws["steps"] == 3
-    assert (draws["step_size"] >= 0.1).all() and (draws["step_size"] <= 0.4).all()
+    noise = objective.sample_noise(y)
+    assert noise["steps"] == 3
+    assert (noise["step_size"] >= 0.1).all() and (noise["step_size"] <= 0.4).all()
     curvature = torch.ones((), requires_grad=True)
-    loss, metrics = objective(quadratic(curvature), y, draws)
-    x, v, a = draws["normal"], torch.zeros_like(y), draws["step_size"].unsqueeze(-1)
+    loss, metrics = objective(quadratic(curvature), y, noise)
+    x, v, a = noise["init"], torch.zeros_like(y), noise["step_size"].unsqueeze(-1)
     last = torch.ones((), requires_grad=True)
     for k in range(3):
-        x = x + 0.1 * draws["normals"][:, k]
+        x = x + 0.1 * noise["langevin_noise"][:, k]
         v = 0.5 * v - a * (last if k == 2 else 1.0) * (x + 0.5 * v)
         x = x + v
     want = (x - y).square().mean()
@@ -218,18 +226,18 @@ def test_s2_learns_from_the_last_step_alone():
 
 def test_s2_draws_its_number_of_steps():
     objective = S2(steps=(2, 4))
-    drawn = [objective.draw(torch.zeros(1, 1, 2)) for _ in range(40)]
+    drawn = [objective.sample_noise(torch.zeros(1, 1, 2)) for _ in range(40)]
     assert {d["steps"] for d in drawn} == {2, 3, 4}
-    assert all(d["normals"].shape == (1, d["steps"], 1, 2) for d in drawn)
+    assert all(d["langevin_noise"].shape == (1, d["steps"], 1, 2) for d in drawn)
 
 
 def test_contrastive_loss_by_hand():
     objective = Contrastive(negatives=3, steps=2, step_size=0.1, noise=(0.0, 0.0))
     y = torch.randn(4, 2, 5)
-    draws = objective.draw(y)
+    noise = objective.sample_noise(y)
     curvature = torch.tensor(0.7, requires_grad=True)
-    loss, metrics = objective(quadratic(curvature), y, draws)
-    x = draws["normal"] * (1 - 0.1 * 0.7) ** 2  # far below the clipping norm
+    loss, metrics = objective(quadratic(curvature), y, noise)
+    x = noise["init"] * (1 - 0.1 * 0.7) ** 2  # far below the clipping norm
     last = torch.tensor(0.7, requires_grad=True)  # the chains themselves pass no gradient
     e, n = quadratic(last)(y), quadratic(last)(x).unflatten(1, (2, 3))
     nce = torch.logsumexp(torch.cat([-e.unsqueeze(2), -n], dim=2), dim=2) + e
@@ -249,18 +257,18 @@ def test_contrastive_loss_by_hand():
 def test_draws_are_all_the_randomness_and_have_the_batch_first(name):
     problem = TwoModes(MADE[name]())
     context, target = problem.batch(6)
-    draws = problem.objective.draw(target)
+    noise = problem.objective.sample_noise(target)
     state = torch.get_rng_state()
-    loss, _ = problem(context, target, draws)
+    loss, _ = problem(context, target, noise)
     assert torch.equal(torch.get_rng_state(), state)
-    again, _ = problem(context, target, draws)
+    again, _ = problem(context, target, noise)
     assert torch.equal(loss, again)
-    other, _ = problem(context, target, problem.objective.draw(target))
+    other, _ = problem(context, target, problem.objective.sample_noise(target))
     assert not torch.equal(loss, other)
 
     # So a batch may be split among processes: the loss is the mean of their losses.
     def part(rows):
-        mine = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in draws.items()}
+        mine = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in noise.items()}
         return problem(context[rows], target[rows], mine)[0]
 
     halves = (part(slice(0, 3)) + part(slice(3, 6))) / 2
@@ -268,31 +276,43 @@ def test_draws_are_all_the_randomness_and_have_the_batch_first(name):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_inference_options_suit_the_descent(name):
+def test_the_descent_at_inference_suits_the_landscape(name):
     objective = MADE[name]()
+    energy = level_quadratic if objective.level_conditioned else quadratic()
     for steps in (1, 5):
-        options = objective.descent_options(steps)
-        assert (options.get("levels") is not None) == objective.level_conditioned
-        found = descend(level_quadratic if objective.level_conditioned else quadratic(),
-                        torch.randn(2, 3, 2), steps=steps, **options)  # fmt: skip
-        assert not found.candidate.requires_grad
+        descent = objective.descent(steps)
+        assert descent.schedule.has_levels == objective.level_conditioned
+        result = descent(energy, torch.randn(2, 3, 2))
+        assert len(result.path) == steps + 1 and not result.candidate.requires_grad
     if isinstance(objective, Flow):
-        assert options["step_size"] * 5 == pytest.approx(1)
+        assert float(descent.schedule.steps(torch.zeros(1, 1, 1)).sizes[0]) >= 1 / 5 - 1e-6
 
 
 def test_flow_goes_the_rest_of_the_way_from_a_level():
-    options = Flow().descent_options(4, level=0.6)
-    assert options["step_size"] == pytest.approx(0.1) and not options["shared_start"]
-    assert options["levels"].tolist() == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
-    assert Flow().descent_options(4)["shared_start"]
+    descent = Flow().descent(4, level=0.6)
+    assert isinstance(descent.schedule, LevelSchedule) and descent.gradient == PlainGradient()
+    assert descent.schedule.size == pytest.approx(0.1)
+    assert descent.schedule.levels.tolist() == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+    assert Flow().descent(4, num_candidates=3).gradient == SharedFirstGradient(3)
 
 
-def test_candidates_that_start_as_zeros_are_announced_so():
-    assert S1(start=0.0).descent_options(2)["zero_start"]
-    assert not S1().descent_options(2)["zero_start"]
-    near = S1(start=0.0, corrupted=0.5)  # which starts some in training elsewhere
-    assert near.descent_options(2)["zero_start"]
-    assert not near.descent_options(2, learned=True)["zero_start"]
+def test_candidates_that_start_as_zeros_need_no_backward_pass():
+    def first(objective):
+        """The rule of the first gradient, at inference and in training."""
+        used = []
+
+        def energy(x, level):
+            used.append(x)
+            return quadratic()(x)
+
+        target = torch.ones(1, 2, 3)
+        objective(energy, target, objective.sample_noise(target))
+        return objective.descent(2).gradient, bool(used[0].any())
+
+    assert first(S1(init_std=0.0)) == (ZeroInitGradient(), False)
+    assert first(S1()) == (PlainGradient(), True)
+    # In training some of its candidates start elsewhere.
+    assert first(S1(init_std=0.0, corrupted_init_fraction=1.0)) == (ZeroInitGradient(), True)
 
 
 # -- compiled -------------------------------------------------------------------------------------
@@ -306,11 +326,11 @@ def test_compiled_equals_eager(name):
     torch._dynamo.reset()
     problem = TwoModes(MADE[name]())
     context, target = problem.batch(8)
-    draws = problem.objective.draw(target)
+    noise = problem.objective.sample_noise(target)
 
     def run(function):
         problem.zero_grad()
-        loss, metrics = function(context, target, draws)
+        loss, metrics = function(context, target, noise)
         loss.backward()
         gradients = {k: p.grad.clone() for k, p in problem.named_parameters() if p.grad is not None}
         return loss.detach(), {k: v.detach() for k, v in metrics.items()}, gradients
@@ -330,14 +350,22 @@ def test_compiled_equals_eager(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("flow", {"samples": 0}, "objective.samples must be at least 1, got 0"),
-        ("equilibrium", {"fade": 0.0}, "objective.fade must be in (0, 1], got 0.0"),
-        ("equilibrium", {"fade": 1.5}, "objective.fade must be in (0, 1], got 1.5"),
+        (
+            "flow",
+            {"noise_samples_per_target": 0},
+            "noise_samples_per_target must be at least 1, got 0",
+        ),
+        ("equilibrium", {"decay_width": 0.0}, "objective.decay_width must be in (0, 1], got 0.0"),
+        ("equilibrium", {"decay_width": 1.5}, "objective.decay_width must be in (0, 1], got 1.5"),
         ("s1", {"steps": 0}, "objective.steps must be at least 1, got 0"),
         ("s1", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
-        ("s1", {"start": -0.1}, "objective.start must be 0 or more, got -0.1"),
-        ("s1", {"corrupted": 1.1}, "objective.corrupted must be in [0, 1], got 1.1"),
-        ("s1", {"corrupted": -0.1}, "objective.corrupted must be in [0, 1], got -0.1"),
+        ("s1", {"init_std": -0.1}, "objective.init_std must be 0 or more, got -0.1"),
+        ("s1", {"corrupted_init_fraction": 1.1}, "init_fraction must be in [0, 1], got 1.1"),
+        (
+            "s1",
+            {"corrupted_init_fraction": -0.1},
+            "init_fraction must be in [0, 1], got -0.1",
+        ),
         ("s2", {"steps": (0, 2)}, "objective.steps must be an increasing range from 1 on, got (0"),
         ("s2", {"steps": (3, 2)}, "objective.steps must be an increasing range from 1 on, got (3"),
         ("s2", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
@@ -357,49 +385,49 @@ def test_compiled_equals_eager(name):
 )
 def test_bad_options_are_refused(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        OBJECTIVES[name](**options)
+        OBJECTIVES.get(name)(**options)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("flow", {"samples": 1}),
-        ("equilibrium", {"fade": 1.0}),
-        ("s1", {"steps": 1, "start": 0.0, "corrupted": 1.0}),
+        ("flow", {"noise_samples_per_target": 1}),
+        ("equilibrium", {"decay_width": 1.0}),
+        ("s1", {"steps": 1, "init_std": 0.0, "corrupted_init_fraction": 1.0}),
         ("s2", {"steps": (1, 1), "step_size_range": (1.0, 1.0), "noise": (0.0, 0.0)}),
         ("contrastive", {"negatives": 1, "steps": 1, "noise": (0.0, 0.0), "regularizer": 0.0}),
     ],
 )
 def test_options_at_their_limits_are_taken(name, options):
     y = torch.randn(4, 2, 3)
-    objective = OBJECTIVES[name](**options)
+    objective = OBJECTIVES.get(name)(**options)
     energy = level_quadratic if objective.level_conditioned else quadratic()
-    loss, _ = objective(energy, y, objective.draw(y))
+    loss, _ = objective(energy, y, objective.sample_noise(y))
     assert loss.isfinite()
 
 
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.5])
-def test_flow_verifies_by_the_likelihood(level, spread):
+def test_flow_scores_by_the_likelihood(level, spread):
     # Targets N(mean, spread^2): the energy that flow matching learns of them is known.
     mean = torch.tensor([0.7, -1.2, 0.1], dtype=torch.float64)
 
-    def energy(x, told):
-        g = told.unsqueeze(-1)
+    def energy(x, level):
+        g = level.unsqueeze(-1)
         variance = g**2 * spread**2 + (1 - g) ** 2
         curvature = (g * spread**2 - (1 - g)) / variance
         off = x - g * mean
         return -(x @ mean) - (curvature * off.square() / 2).sum(-1)
 
     candidates = torch.randn(2, 50, 3, dtype=torch.float64) * 2
-    found = Flow().verify(energy, candidates, level)
+    score = Flow().score(energy, candidates, level)
     variance = level**2 * spread**2 + (1 - level) ** 2
     expected = (level * (candidates - mean)).square().sum(-1) / (2 * variance)
-    torch.testing.assert_close(found - found[0, 0], expected - expected[0, 0])
+    torch.testing.assert_close(score - score[0, 0], expected - expected[0, 0])
 
 
-def test_landscapes_without_a_level_verify_by_their_energy():
+def test_landscapes_without_levels_score_by_their_energy():
     x = torch.randn(2, 3, 4)
     for make in ("flow without level", "equilibrium", "s1", "s2", "contrastive"):
         energy = quadratic(2.0)
-        assert torch.equal(MADE[make]().verify(energy, x, 0.5), energy(x))
+        assert torch.equal(MADE[make]().score(energy, x, 0.5), energy(x))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.options import ConfigError
-from ebt_policy.output import check_free_space, exclusive, output_folder
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.output import check_free_space, exclusive, output_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ebt_policy.output import exclusive
+from ebt_policy.io.output import exclusive
 with exclusive(Path(sys.argv[1]), Path("that place")):
     print("locked", flush=True)
     time.sleep(60)

@@ -8,11 +8,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envs.perturb import EVENT_STEPS, Perturbation, Perturbed, kinds
-from envs.push_t import MARGIN, RADIUS, SIZE, PushTEnv
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import (
+    EVENT_STEP_RANGE,
+    Perturbation,
+    PerturbationWrapper,
+    perturbation_kinds,
+)
+from ebt_policy.envs.push_t_env import AGENT_RADIUS, EDGE_MARGIN, WORKSPACE_SIZE, PushTEnv
 
-PUSH_T = "envs:ebt_policy/PushT-v0"
+PUSH_T = "ebt_policy/PushT-v0"
 CENTRE = np.array([256.0, 256.0])
 ROUNDING = 1e-6  # px, of the simulator's own positions
 
@@ -21,7 +26,7 @@ def make(kind: str, strength: float) -> gymnasium.Env:
     return EnvSpec(PUSH_T, 300, perturbation=Perturbation(kind, strength)).make()
 
 
-def play(env: gymnasium.Env, seed: int, steps: int = EVENT_STEPS[1] + 2):
+def play(env: gymnasium.Env, seed: int, steps: int = EVENT_STEP_RANGE[1] + 2):
     """Observations, states and steps of events under a still agent."""
     obs, info = env.reset(seed=seed)
     observations, states, events = [obs], [info["state"]], [-1] if info.get("perturbed") else []
@@ -52,11 +57,11 @@ def test_without_strength_nothing_happens(kind):
 def test_the_scene_is_disturbed_as_told(kind, strength, seed):
     _, states, events = play(make(kind, strength), seed)
     (event,) = events
-    assert EVENT_STEPS[0] <= event <= EVENT_STEPS[1]
+    assert EVENT_STEP_RANGE[0] <= event <= EVENT_STEP_RANGE[1]
     env = PushTEnv()
     env.reset(options={"state": states[event]})
     env.perturb(kind, strength, np.random.default_rng(seed))
-    before, after = states[event], env._state()
+    before, after = states[event], env.get_state()
     if kind == "agent":
         assert np.linalg.norm(after[:2] - before[:2]) == pytest.approx(strength)
         np.testing.assert_allclose(after[2:], before[2:], atol=1e-9)
@@ -66,7 +71,7 @@ def test_the_scene_is_disturbed_as_told(kind, strength, seed):
         turned = (after[4] - before[4] + np.pi) % (2 * np.pi) - np.pi
         assert abs(turned) == pytest.approx(np.deg2rad(strength))
         np.testing.assert_allclose(heavy(env, after), heavy(env, before), atol=1e-6)
-    assert not env._overlap(after)
+    assert not env._agent_overlaps_block(after)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -79,14 +84,14 @@ def test_the_scene_is_disturbed_as_told(kind, strength, seed):
 def test_no_scene_is_impossible(kind, strength, seed):
     env = PushTEnv()
     env.reset(seed=seed)
-    before = env._state()
+    before = env.get_state()
     obs, info = env.perturb(kind, strength, np.random.default_rng(seed))
     after = info["state"]
     np.testing.assert_array_equal(obs, env.get_obs())
     if (after[:2] != before[:2]).any():
-        assert abs(after[:2] - CENTRE).max() <= SIZE / 2 - RADIUS + ROUNDING
+        assert abs(after[:2] - CENTRE).max() <= WORKSPACE_SIZE / 2 - AGENT_RADIUS + ROUNDING
     if kind in ("kick", "start") and (after[2:4] != before[2:4]).any():
-        assert abs(after[2:4] - CENTRE).max() <= SIZE / 2 - MARGIN + ROUNDING
+        assert abs(after[2:4] - CENTRE).max() <= WORKSPACE_SIZE / 2 - EDGE_MARGIN + ROUNDING
 
 
 def test_a_shifted_start_is_farther_from_the_centre():
@@ -96,7 +101,7 @@ def test_a_shifted_start_is_farther_from_the_centre():
         assert events == [-1]
         near, far = (np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted))
         assert far > near
-        assert abs(shifted[2:4] - CENTRE).max() <= SIZE / 2 - MARGIN + ROUNDING
+        assert abs(shifted[2:4] - CENTRE).max() <= WORKSPACE_SIZE / 2 - EDGE_MARGIN + ROUNDING
 
 
 def test_it_depends_on_the_seed_alone():
@@ -139,8 +144,8 @@ def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match="no perturbation 'wind'; it has agent, kick"):
         make("wind", 1)
     with pytest.raises(ValueError, match="it has none"):
-        Perturbed(gymnasium.make("CartPole-v1"), Perturbation("kick", 1))
-    assert kinds(gymnasium.make("CartPole-v1")) == {}
+        PerturbationWrapper(gymnasium.make("CartPole-v1"), Perturbation("kick", 1))
+    assert perturbation_kinds(gymnasium.make("CartPole-v1")) == {}
     env = PushTEnv()
     env.reset(seed=0)
     with pytest.raises(ValueError, match="cannot be perturbed by 'delay'"):

@@ -7,8 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from envs.perturb import Perturbation
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Perturbation
 
 WORLDS = {
     "lift": ("Lift-v0", "robosuite", "robomimic"),
@@ -28,7 +28,9 @@ ROBOTS = [
 
 def spec(name: str, kind: str, strength: float) -> EnvSpec:
     return EnvSpec(
-        f"envs:ebt_policy/{WORLDS[name][0]}", 500, perturbation=Perturbation(kind, strength)
+        f"ebt_policy/{WORLDS[name][0]}",
+        500,
+        perturbation=Perturbation(kind, strength),
     )
 
 
@@ -64,9 +66,9 @@ def test_strength_says_how_far(name):
     moved, _ = scene.perturb("gripper", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
     assert 9 < 100 * np.linalg.norm(moved[:3] - obs[:3]) < 18
     assert not scene.holding()  # type: ignore[attr-defined]
-    place = scene._place()  # type: ignore[attr-defined]
+    place = scene._object_position()  # type: ignore[attr-defined]
     scene.perturb("object", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
-    np.testing.assert_allclose(np.linalg.norm(scene._place() - place), 0.12)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(np.linalg.norm(scene._object_position() - place), 0.12)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="cannot be perturbed by 'kick'"):
         scene.perturb("kick", 1, np.random.default_rng(0))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no perturbation 'kick'; it has delay, freeze, object"):
@@ -85,6 +87,6 @@ def test_a_missing_simulator_is_said_with_the_extra(monkeypatch):
     def missing(*_, **__):
         raise ModuleNotFoundError("No module named 'robosuite'", name="robosuite.controllers")
 
-    monkeypatch.setattr("envs.spec.gymnasium.make", missing)
+    monkeypatch.setattr("ebt_policy.envs.env_spec.gymnasium.make", missing)
     with pytest.raises(ValueError, match=r"needs robosuite, .* 'ebt_policy\[robomimic\]'"):
-        EnvSpec("envs:ebt_policy/Lift-v0", 400).check(videos=False)
+        EnvSpec("ebt_policy/Lift-v0", 400).check(videos=False)

@@ -7,15 +7,16 @@ import pytest
 import torch
 from conftest import TINY, compose_config
 
-from ebt_policy.data.normalize import Normalizer
-from ebt_policy.models import Policy, build_policy, load_policy
-from ebt_policy.models.policy import TOLD_NOISE
-from ebt_policy.options import ConfigError
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies import Policy, build_policy, load_policy
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.policies.prefix import PREFIX_NOISE_STD
 
 QUICK_DIFFUSION = ("model=diffusion", "model.inference.steps=4")
 KINDS = {
     "flow": ("objective=flow",),
-    "flow without level": ("objective=flow", "objective.level=false"),
+    "flow without level": ("objective=flow", "objective.condition_on_noise_level=false"),
     "equilibrium": ("objective=equilibrium",),
     "s1": ("objective=s1",),
     "s2": ("objective=s2",),
@@ -91,7 +92,9 @@ def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
     first = torch.tensor([30.1, 120.7]).expand(2, 4, 2)
     second = torch.tensor([480.3, 390.9]).expand(2, 4, 2)
     chunks = [
-        policy.predict_chunk(obs, prefix=prefix, generator=generators(0, 1)).actions
+        policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=prefix), generator=generators(0, 1)
+        ).actions
         for prefix in (first, second)
     ]
     assert torch.equal(chunks[0][:, :4], first) and torch.equal(chunks[1][:, :4], second)
@@ -100,46 +103,48 @@ def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
 
 
 def test_a_policy_can_be_told_what_is_committed(kind):
-    policy, obs = build(kind, max_prefix=6), observe(2)
-    read = policy.observe(obs)
+    policy, obs = build(kind, max_prefix_len=6), observe(2)
+    read = policy.encode_observation(obs)
     assert read.shape == (2, 2, 20 + 6 * 3) and not read[..., 20:].any()
     prefix = torch.rand(2, 4, 2)
-    told = policy.observe(obs, prefix)[:, :, 20:].unflatten(-1, (6, 3))
+    told = policy.encode_observation(obs, prefix)[:, :, 20:].unflatten(-1, (6, 3))
     for step in told.unbind(1):
         torch.testing.assert_close(step[:, :4], torch.cat([prefix, torch.ones(2, 4, 1)], dim=-1))
         assert not step[:, 4:].any()
     longer = torch.cat([prefix, torch.rand(2, 5, 2)], dim=1)  # as far as it can be told
-    assert policy.observe(obs, longer).shape == read.shape
+    assert policy.encode_observation(obs, longer).shape == read.shape
     chunks = [
-        policy.predict_chunk(obs, prefix=at.expand(2, 4, 2), generator=generators(0, 1)).actions
+        policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=at.expand(2, 4, 2)), generator=generators(0, 1)
+        ).actions
         for at in (torch.tensor([30.1, 120.7]), torch.tensor([480.3, 390.9]))
     ]
     assert not torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-2)
 
 
 def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kind):
-    policy, batch = build(kind, max_prefix=6), training_batch(512)
-    drawn = policy.draw(batch)
-    counts = drawn["draws"]["committed"]
+    policy, batch = build(kind, max_prefix_len=6), training_batch(512)
+    drawn = policy.with_noise(batch)
+    counts = drawn["noise"]["prefix_length"]
     assert counts.shape == (512,) and set(counts.tolist()) == set(range(7))
     assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot that stands has committed nothing
-    read = policy.features(drawn)
+    read = policy.observation_features(drawn)
     later = torch.arange(16) >= counts.unsqueeze(1)
     other = torch.where(later.unsqueeze(-1), torch.rand(512, 16, 2), drawn["action"])
-    torch.testing.assert_close(policy.features({**drawn, "action": other}), read)
+    torch.testing.assert_close(policy.observation_features({**drawn, "action": other}), read)
     for count in range(7):  # as it is told when it predicts
         row = counts.tolist().index(count)
         alone = {"obs": batch["obs"][row : row + 1]}
         prefix = batch["action"][row : row + 1, :count]
-        told = policy.features(alone, prefix) - read[row : row + 1]
-        assert told.abs().max() < 6 * TOLD_NOISE
+        told = policy.observation_features(alone, prefix) - read[row : row + 1]
+        assert told.abs().max() < 6 * PREFIX_NOISE_STD
     loss, _ = policy(drawn)
     assert loss.isfinite()
 
 
 def test_a_prefix_that_leaves_nothing_to_choose_is_refused():
-    with pytest.raises(ConfigError, match="max_prefix=16 must be less than the horizon 16"):
-        build("flow", max_prefix=16)
+    with pytest.raises(ConfigError, match="max_prefix_len=16 must be at least 0 and less"):
+        build("flow", max_prefix_len=16)
 
 
 def test_what_may_be_executed_is_what_is_chosen(kind):
@@ -151,7 +156,9 @@ def test_what_may_be_executed_is_what_is_chosen(kind):
         seen.append(chunks.shape)
         return chunks.clamp(low, high)
 
-    chunk = policy.predict_chunk(obs, project=project, generator=generators(0, 1))
+    chunk = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(project=project), generator=generators(0, 1)
+    )
     assert (chunk.actions >= low - 1e-3).all() and (chunk.actions <= high + 1e-3).all()
     assert all(shape[0] == 2 and shape[-2:] == (16, 2) for shape in seen)
     if kind in ENERGIES:  # the energy is that of what is executed
@@ -159,29 +166,39 @@ def test_what_may_be_executed_is_what_is_chosen(kind):
         energy = policy.energies(obs, chunk.actions.unsqueeze(1))[:, 0]
         torch.testing.assert_close(energy, chunk.energy, atol=1e-3, rtol=1e-3)
     prefix = (LOW + HIGH).div(2).expand(2, 3, 2)
-    both = policy.predict_chunk(obs, prefix=prefix, project=project).actions
+    both = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=prefix, project=project)
+    ).actions
     assert torch.equal(both[:, :3], prefix) and (both >= low - 1e-3).all()
 
 
 def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
     policy, obs = build(kind), observe(2)
     cold = policy.predict_chunk(obs, generator=generators(0, 1))
-    warm = policy.predict_chunk(obs, warm=cold.actions, generator=generators(2, 3))
+    warm = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(warm_start=cold.actions), generator=generators(2, 3)
+    )
     if kind not in ENERGIES:
         again = policy.predict_chunk(obs, generator=generators(2, 3))
         torch.testing.assert_close(warm.actions, again.actions)
         return
     assert (warm.steps_used == 1).all()
-    policy.configure_inference(warm_level=0.99)
-    near = policy.predict_chunk(obs, warm=cold.actions, generator=generators(2, 3)).actions
+    policy.configure_inference(warm_start_level=0.99)
+    near = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(warm_start=cold.actions), generator=generators(2, 3)
+    ).actions
     assert (near - cold.actions).abs().mean() < (warm.actions - cold.actions).abs().mean()
 
 
 def test_prefix_may_be_the_whole_chunk_or_nothing(kind):
     policy, obs = build(kind), observe(1)
     whole = (LOW + HIGH).div(2).expand(1, 16, 2)
-    assert torch.equal(policy.predict_chunk(obs, prefix=whole).actions, whole)
-    nothing = policy.predict_chunk(obs, prefix=whole[:, :0], generator=generators(0)).actions
+    assert torch.equal(
+        policy.predict_chunk(obs, constraints=ChunkConstraints(prefix=whole)).actions, whole
+    )
+    nothing = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=whole[:, :0]), generator=generators(0)
+    ).actions
     plain = policy.predict_chunk(obs, generator=generators(0)).actions
     # Noising an empty prefix draws nothing, so the rest sees the same noise.
     torch.testing.assert_close(nothing, plain)
@@ -197,11 +214,15 @@ def test_row_generators_make_rows_independent_of_their_batch(kind):
 
 def test_predicting_works_whatever_the_gradient_mode(kind):
     policy, prefix = build(kind), (LOW + HIGH).div(2).expand(1, 2, 2)
-    want = policy.predict_chunk(observe(1), prefix=prefix, generator=generators(0)).actions
+    want = policy.predict_chunk(
+        observe(1), constraints=ChunkConstraints(prefix=prefix), generator=generators(0)
+    ).actions
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             got = policy.predict_chunk(
-                observe(1), prefix=prefix.clone(), generator=generators(0)
+                observe(1),
+                constraints=ChunkConstraints(prefix=prefix.clone()),
+                generator=generators(0),
             ).actions
         torch.testing.assert_close(got, want)
     loss, _ = policy.loss(training_batch())
@@ -224,10 +245,10 @@ def test_bad_input_is_one_clear_value_error(kind):
     ]
     for obs, prefix, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
-            policy.predict_chunk(obs, prefix=prefix)
+            policy.predict_chunk(obs, constraints=ChunkConstraints(prefix=prefix))
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="earlier plan has 8 actions, the horizon is 16"):
-        policy.predict_chunk(good, warm=torch.zeros(2, 8, 2))
+        policy.predict_chunk(good, constraints=ChunkConstraints(warm_start=torch.zeros(2, 8, 2)))
 
 
 def test_unknown_inference_options_are_named(kind):
@@ -252,9 +273,9 @@ def test_inference_options_change_how_it_predicts(kind):
 def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
     # Row generators draw the first candidate's noise first, so it is the one drawn alone.
     policy, obs = build(kind), observe(5)
-    policy.configure_inference(candidates=1)
+    policy.configure_inference(num_candidates=1)
     alone = policy.predict_chunk(obs, generator=generators(*range(5))).energy
-    policy.configure_inference(candidates=4)
+    policy.configure_inference(num_candidates=4)
     best = policy.predict_chunk(obs, generator=generators(*range(5))).energy
     assert alone is not None and best is not None
     assert (best <= alone + 1e-4).all()
@@ -265,7 +286,7 @@ def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_deadline_ends_the_descent_in_time(kind, candidates, monkeypatch):
     policy = build(kind)
-    policy.configure_inference(steps=100, candidates=candidates)
+    policy.configure_inference(steps=100, num_candidates=candidates)
     network = policy.get_submodule("net")
     forward = network.forward
 
@@ -275,7 +296,7 @@ def test_deadline_ends_the_descent_in_time(kind, candidates, monkeypatch):
 
     monkeypatch.setattr(network, "forward", slow)
     start = time.perf_counter()
-    chunk = policy.predict_chunk(observe(1), deadline_s=0.15)
+    chunk = policy.predict_chunk(observe(1), constraints=ChunkConstraints(deadline_s=0.15))
     assert time.perf_counter() - start < 0.6  # all steps would take more than a second
     assert 1 <= int(chunk.steps_used) < 30
     assert chunk.actions.isfinite().all()
@@ -329,7 +350,7 @@ def test_what_cannot_be_built_is_named():
         ({"model": {**config["model"], "inference": {"steps": 0}}}, "at least 1"),
         (
             {"model": {**config["model"], "inference": {"select": "luck"}}},
-            "one of energy, drop",
+            "one of energy, energy_decrease",
         ),
     ]
     for change, message in bad:
@@ -352,7 +373,7 @@ def test_relative_actions_are_measured_from_the_newest_observation(kind):
     actions = torch.rand(3, 16, 2) * 512
     batch = policy.normalize({"obs": obs["obs"], "action": actions})
     torch.testing.assert_close(
-        policy.env_actions(obs["obs"], batch["action"]), actions, atol=1e-3, rtol=1e-5
+        policy.unnormalize_actions(obs["obs"], batch["action"]), actions, atol=1e-3, rtol=1e-5
     )
     moved = {"obs": obs["obs"].clone(), "action": actions + 30}
     moved["obs"][:, -1, 18:] += 30  # robot and actions together: nothing changes
@@ -365,7 +386,9 @@ def test_relative_actions_are_measured_from_the_newest_observation(kind):
     assert (in_units >= low - 1e-3).all() and (in_units <= high + 1e-3).all()
     if kind != "bc":
         prefix = torch.rand(3, 2, 2) * 512
-        held = policy.predict_chunk(obs, prefix=prefix, generator=generators(0, 1, 2))
+        held = policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=prefix), generator=generators(0, 1, 2)
+        )
         torch.testing.assert_close(held.actions[:, :2], prefix)
 
 
@@ -378,5 +401,7 @@ def test_compiled_prediction_equals_eager(kind):
     policy.compile_prediction()
     found = policy.predict_chunk(obs, generator=generators(0))
     torch.testing.assert_close(found.actions, expected.actions, atol=1e-2, rtol=1e-4)
-    held = policy.predict_chunk(obs, prefix=found.actions[:, :1], generator=generators(0))
+    held = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=found.actions[:, :1]), generator=generators(0)
+    )
     assert held.actions.isfinite().all()

@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 
 from ebt_policy.data import push_t
-from ebt_policy.data.episodes import EpisodeError, Episodes, read_episodes, write_episodes
-from ebt_policy.data.fetch import DownloadError, cache_dir
-from ebt_policy.data.push_t import (
-    KEYPOINTS,
-    aligned,
-    content_digest,
-    keypoints,
-    load_push_t,
-    mirrored,
-    observation,
-)
+from ebt_policy.data.episode_store import read_episodes, write_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes
+from ebt_policy.data.push_t import aligned, content_digest, load_push_t, mirrored
+from ebt_policy.envs.push_t_geometry import KEYPOINTS, keypoints, observation
+from ebt_policy.io.download import DownloadError, cache_dir
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("EBT_POLICY_DATA"), reason="EBT_POLICY_DATA is not set"
@@ -203,7 +197,7 @@ def test_wrong_files(offline):
         load_push_t(offline / "b")
     with pytest.raises(ValueError, match="is unknown"):
         load_push_t(demos="robot")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="leave path out"):
+    with pytest.raises(ValueError, match=r"leave task\.path out"):
         load_push_t(offline / "a", demos="expert")
 
 
@@ -229,7 +223,7 @@ def test_shipped_demonstrations_are_varied_successes():
     starts = episodes.arrays["obs"][np.concatenate([[0], episodes.ends[:-1]])]
     assert (starts.std(axis=0) > 50).all()  # px: agent and block begin all over the table
     assert len(np.unique(starts.round(1), axis=0)) == len(episodes)
-    goal = push_t.keypoints(np.array([0, 0, 256, 256, np.pi / 4]))
+    goal = keypoints(np.array([0, 0, 256, 256, np.pi / 4]))
     ends = episodes.arrays["obs"][episodes.ends - 1, :18].reshape(-1, 9, 2)
     # The last row is the one before the action that finished: the T is all but in place.
     assert np.linalg.norm(ends - goal, axis=-1).mean(axis=-1).max() < 20

@@ -12,9 +12,9 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs  # noqa: F401  registers the environment
-from ebt_policy.data.push_t import observation
-from envs.push_t import PushTEnv, seeded_state
+import ebt_policy.envs  # noqa: F401  registers the environment
+from ebt_policy.envs.push_t_env import PushTEnv
+from ebt_policy.envs.push_t_geometry import observation, seeded_state
 
 GOAL = np.array([100.0, 100.0, 256.0, 256.0, np.pi / 4])  # the block on the goal
 DATA = os.environ.get("EBT_POLICY_DATA")
@@ -49,7 +49,9 @@ def test_follows_the_gymnasium_interface():
 
 
 def test_registration_imports_no_simulator():
-    code = "import envs, sys; assert not {'pygame', 'pymunk', 'torch'} & sys.modules.keys()"
+    code = (
+        "import sys, ebt_policy.envs; assert not {'pygame', 'pymunk', 'torch'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env=with_path())
 
 
@@ -218,7 +220,7 @@ def test_the_mirror_image_of_an_episode_is_one(env):
 
 @pytest.mark.skipif(not DATA, reason="EBT_POLICY_DATA is unset")
 def test_replaying_a_human_demonstration_repeats_it(env):
-    from ebt_policy.data.episodes import read_episodes
+    from ebt_policy.data.episode_store import read_episodes
 
     path = Path(str(DATA)) / "pusht" / "pusht_cchi_v7_replay.zarr.zip"
     demos = read_episodes(path, keys=["state", "action"])

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import compose_config
 
-from ebt_policy import modules
-from ebt_policy.data.episodes import read_episodes
-from ebt_policy.options import ConfigError
-from envs import record as module
-from envs.perturb import Kind
-from envs.record import main, record
-from envs.spec import EnvSpec
+from ebt_policy import plugins as modules
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import PerturbationKind
+from ebt_policy.errors import ConfigError, OutputError
+from ebt_policy.policies import recording as module
+from ebt_policy.policies.recording import Demonstrator, record_demonstrations
+from ebt_policy.record import main
 
 ATTRS = {"rate_hz": 10, "units": {"state": "px"}, "source": "a test"}
 
@@ -79,9 +80,14 @@ class Noise:
         },
     }  # fmt: skip
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         noise = [torch.randn(16, 2, generator=g) for g in generator or []]
         return SimpleNamespace(actions=torch.stack(noise))
+
+
+def record(policy, spec, episodes, output, *, attrs=ATTRS, **options):
+    """Record what `policy` does in the environment of `spec`."""
+    return record_demonstrations(Demonstrator(policy, spec, attrs), episodes, output, **options)
 
 
 def test_only_successes_are_written(lottery, tmp_path):
@@ -91,7 +97,6 @@ def test_only_successes_are_written(lottery, tmp_path):
         lottery(),
         5,
         output,
-        attrs=ATTRS,
         workers=2,
         on_progress=lambda *counts: progress.append(counts),
     )
@@ -111,10 +116,10 @@ def test_only_successes_are_written(lottery, tmp_path):
 
 
 def test_an_interrupted_recording_goes_on(lottery, tmp_path):
-    whole = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", attrs=ATTRS, workers=2)
+    whole = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", workers=2)
     output, progress = tmp_path / "demos.zarr", []
     with pytest.raises(RuntimeError, match="killed"):
-        record(Noise(), lottery(raise_on=10), 6, output, attrs=ATTRS, workers=2)
+        record(Noise(), lottery(raise_on=10), 6, output, workers=2)
     assert not output.exists() and len(read_episodes(tmp_path / "demos.zarr.partial")) == 4
     # Another number of workers makes no difference. Seed 7 was the last success.
     finished = record(
@@ -122,7 +127,6 @@ def test_an_interrupted_recording_goes_on(lottery, tmp_path):
         lottery(raise_on=3),
         6,
         output,
-        attrs=ATTRS,
         workers=1,
         on_progress=lambda *counts: progress.append(counts),
     )
@@ -136,65 +140,65 @@ def test_an_interrupted_recording_goes_on(lottery, tmp_path):
 
 def test_enough_finished_episodes_need_no_more_rollouts(lottery, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
-        record(Noise(), lottery(raise_on=4), 9, tmp_path / "demos.zarr", attrs=ATTRS, workers=2)
+        record(Noise(), lottery(raise_on=4), 9, tmp_path / "demos.zarr", workers=2)
     broken = EnvSpec("NoSuch-v0", 10)
-    finished = record(Noise(), broken, 2, tmp_path / "demos.zarr", attrs=ATTRS)
+    finished = record(Noise(), broken, 2, tmp_path / "demos.zarr")
     assert finished.attrs["seeds"] == [1, 3]
 
 
 def test_a_recording_with_other_settings_is_not_continued(lottery, tmp_path):
     output = tmp_path / "demos.zarr"
     with pytest.raises(RuntimeError, match="killed"):
-        record(Noise(), lottery(raise_on=4), 9, output, attrs=ATTRS, workers=2)
-    with pytest.raises(ValueError, match="other settings"):
+        record(Noise(), lottery(raise_on=4), 9, output, workers=2)
+    with pytest.raises(OutputError, match="other settings"):
         record(Noise(), lottery(), 9, output, attrs={**ATTRS, "source": "another"}, workers=2)
 
 
 def test_existing_output_is_left_alone(lottery, tmp_path):
     output = tmp_path / "demos.zarr.zip"
     output.write_text("precious")
-    with pytest.raises(FileExistsError, match="remove it or choose another"):
-        record(Noise(), lottery(), 1, output, attrs=ATTRS)
+    with pytest.raises(OutputError, match="remove it or choose another"):
+        record(Noise(), lottery(), 1, output)
     assert output.read_text() == "precious"
 
 
 def test_two_recordings_do_not_mix(lottery, tmp_path):
     def beside(*_):
         with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
-            record(Noise(), lottery(), 2, output, attrs=ATTRS, workers=1)
+            record(Noise(), lottery(), 2, output, workers=1)
 
     output = tmp_path / "demos.zarr"
-    record(Noise(), lottery(), 2, output, attrs=ATTRS, workers=1, on_progress=beside)
+    record(Noise(), lottery(), 2, output, workers=1, on_progress=beside)
     assert read_episodes(output).attrs["seeds"] == [1, 3]
 
 
 def test_nothing_to_record_is_refused(lottery, tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
-        record(Noise(), lottery(), 0, tmp_path / "demos.zarr", attrs=ATTRS)
+        record(Noise(), lottery(), 0, tmp_path / "demos.zarr")
 
 
 def test_a_hopeless_policy_is_given_up(lottery, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 10)
     with pytest.raises(ValueError, match=r"only 0 of 12 episodes succeeded"):
-        record(Noise(), lottery(odds=1), 3, tmp_path / "demos.zarr", attrs=ATTRS, workers=2)
+        record(Noise(), lottery(odds=1), 3, tmp_path / "demos.zarr", workers=2)
 
 
 def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "EVALUATION_SEED", 7)
     with pytest.raises(ValueError, match=r"only 3 of 7"):
-        record(Noise(), lottery(raise_on=7), 4, tmp_path / "demos.zarr", attrs=ATTRS, workers=2)
+        record(Noise(), lottery(raise_on=7), 4, tmp_path / "demos.zarr", workers=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["task=push_t"], "task=push_t has no scripted expert; say whose episodes"),
+        (["task=push_t"], "task=push_t has no scripted expert; add checkpoint=RUN"),
         (["task=adroit_door"], "checkpoint=RUN"),
         (["task=push_t", "checkpoint=runs/none"], "there is no checkpoint at runs/none"),
         (["task=lift", "task.scene=Fold"], "task.scene must be one of Lift, Can"),
         (["task=lift", "episodes=many"], "episodes must be int, got 'many'"),
         (["task=lift", "episodes=0"], "episodes must be at least 1"),
-        (["task=lift", "workers=0"], "at least 1 worker"),
+        (["task=lift", "workers=0"], "workers must be at least 1"),
         (["task=metaworld", "+task.align=true"], "belong to Push-T"),
     ],
 )
@@ -216,28 +220,28 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     code, told = call_entry(main, *command)
     assert code == 2 and "exists" in told
     code, told = call_entry(main, "task=lift", "checkpoint=runs/a")
-    assert code == 2 and "runs/a is a policy for task=push_t" in told
+    assert code == 2 and "checkpoint=runs/a is a policy for task=push_t" in told
 
 
 def test_an_expert_of_the_environment_plays(lottery, tmp_path):
-    whole = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", attrs=ATTRS, workers=1)
+    whole = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", workers=1)
     assert whole.lengths.tolist() == [2, 4, 6, 8, 10] and whole.attrs["seeds"] == [1, 3, 5, 7, 9]
-    many = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", attrs=ATTRS, workers=3)
+    many = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", workers=3)
     for key, rows in whole.arrays.items():
         np.testing.assert_array_equal(rows, many.arrays[key])
     with pytest.raises(RuntimeError, match=r"no attribute 'expert'"):
-        record(None, lottery(), 1, tmp_path / "none.zarr", attrs=ATTRS, workers=1)
+        record(None, lottery(), 1, tmp_path / "none.zarr", workers=1)
 
 
 @pytest.mark.metaworld
 def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entry):
     pytest.importorskip("metaworld")
-    from ebt_policy.tasks import Task
+    from ebt_policy.policies.task_config import PolicyTaskConfig
 
     monkeypatch.chdir(tmp_path)
     command = ["task=metaworld", "task.scene=reach", "episodes=3", "workers=1"]
     assert call_entry(main, *command)[0] == 0
-    task = Task.of(compose_config("task=metaworld", "task.scene=reach"))
+    task = PolicyTaskConfig.from_config(compose_config("task=metaworld", "task.scene=reach"))
     episodes, note = task.demonstrations()
     assert len(episodes) == 3 and note.startswith("metaworld-reach: 3 demonstrations from demos")
     assert set(episodes.arrays) == {"obs", "action", "state"}
@@ -246,28 +250,38 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
 
 def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):
     from ebt_policy.data.episodes import EpisodeError
-    from ebt_policy.tasks import Task
+    from ebt_policy.policies.task_config import PolicyTaskConfig
 
     monkeypatch.chdir(tmp_path)
-    task = Task.of(compose_config("task=metaworld", "task.scene=door-open"))
-    with pytest.raises(EpisodeError, match=r"envs\.record task=metaworld task\.scene=door-open"):
+    task = PolicyTaskConfig.from_config(compose_config("task=metaworld", "task.scene=door-open"))
+    with pytest.raises(
+        EpisodeError, match=r"ebt_policy\.record task=metaworld task\.scene=door-open"
+    ):
         task.demonstrations()
-    lift = Task.of(compose_config("task=lift", "task.demos=expert"))
-    with pytest.raises(EpisodeError, match=r"record it with: python -m envs\.record task=lift"):
+    lift = PolicyTaskConfig.from_config(compose_config("task=lift", "task.demos=expert"))
+    with pytest.raises(
+        EpisodeError, match=r"record it with: python -m ebt_policy\.record task=lift"
+    ):
         lift.demonstrations()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["perturb=kick"], "perturb=kick is several; record with one at one strength, such as"),
+        (
+            ["perturb=kick"],
+            "perturb=kick names several perturbations; a recording has one at",
+        ),
         (["perturb=kick=5", "perturb=turn=9"], "such as perturb=kick=5"),
         (["perturb=wind"], "perturb=wind is unknown; there are kick, turn, or all."),
     ],
 )
 def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeypatch, call_entry):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
-    known = {"kick": Kind("px", (25.0, 50.0)), "turn": Kind("degrees", (30.0,))}
+    known = {
+        "kick": PerturbationKind("px", (25.0, 50.0)),
+        "turn": PerturbationKind("degrees", (30.0,)),
+    }
     monkeypatch.setattr(module, "known_perturbations", lambda spec: known)
     monkeypatch.chdir(tmp_path)
     command = ["task=push_t", "checkpoint=runs/a", "episodes=1", "workers=1"]
@@ -280,11 +294,11 @@ def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeyp
 @pytest.mark.robomimic
 def test_an_expert_shows_how_to_recover(tmp_path, call_entry):
     pytest.importorskip("robosuite")
-    from ebt_policy.data.robomimic import load_robomimic
+    from ebt_policy.data.robomimic import read_robomimic
 
     output = tmp_path / "lift.hdf5"
     command = ["task=lift", "episodes=2", "workers=2", "perturb=object=8", f"output={output}"]
     assert call_entry(main, *command)[0] == 0
     for i in range(2):
-        closed = load_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
+        closed = read_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
         assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it closed on the cube anew

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from doubles import point_session
+from doubles import point_runner
 
-from ebt_policy.data.episodes import Episodes, read_episodes, write_episodes
+from ebt_policy.data.episode_store import read_episodes, write_episodes
+from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import Windows
-from ebt_policy.options import ConfigError
-from real_robot.record import Layout, Recorder
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.recorder import Layout, Recorder
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
 
 def test_episodes_are_as_they_were_and_trainable(tmp_path):
     store = tmp_path / "recorded"
-    session, _, _, _ = point_session(record=store)
-    played = [session.episode(seed) for seed in (0, 1)]
+    runner, _, _, _ = point_runner(record=store)
+    played = [runner.run_episode(seed) for seed in (0, 1)]
     recorded = read_episodes(store)
     assert len(recorded) == 2 and recorded.attrs["rate_hz"] == 10
     assert recorded.attrs["action_names"] == ["x", "y"]
@@ -54,10 +55,10 @@ KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from doubles import point_session
-session, *_ = point_session(record=Path({store!r}), change={{"episode_s": 1e6}})
-session.loop.observers = [*session.loop.observers, lambda tick: print(tick.tick, flush=True)]
-session.episode(0)
+from doubles import point_runner
+runner, *_ = point_runner(record=Path({store!r}), change={{"episode_s": 1e6}})
+runner.loop.observers = [*runner.loop.observers, lambda tick: print(tick.number, flush=True)]
+runner.run_episode(0)
 """
 
 
@@ -65,7 +66,7 @@ session.episode(0)
 def test_a_killed_program_leaves_all_ticks(tmp_path, before):
     store = tmp_path / "recorded"
     for seed in range(before):  # there may be episodes already
-        point_session(record=store)[0].episode(seed)
+        point_runner(record=store)[0].run_episode(seed)
     code = KILLED.format(tests=str(Path(__file__).parent), store=str(store))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ}
@@ -86,9 +87,9 @@ def test_a_killed_program_leaves_all_ticks(tmp_path, before):
 @pytest.mark.parametrize("cut", [0, 10, 100, -1, -100])
 def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
     store = tmp_path / "recorded"
-    session, _, _, _ = point_session(record=store)
-    session.recorder.end = lambda: 0  # as if it had died there
-    session.episode(0)
+    runner, _, _, _ = point_runner(record=store)
+    runner.recorder.end = lambda: 0  # as if it had died there
+    runner.run_episode(0)
     journal = tmp_path / ".recorded.journal"
     content = journal.read_bytes()
     journal.write_bytes(content[:cut])
@@ -98,9 +99,9 @@ def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
 
 def test_a_journal_of_another_robot_is_left_alone(tmp_path):
     store = tmp_path / "recorded"
-    session, _, _, _ = point_session(record=store)
-    session.recorder.end = lambda: 0
-    session.episode(0)
+    runner, _, _, _ = point_runner(record=store)
+    runner.recorder.end = lambda: 0
+    runner.run_episode(0)
     other = Layout({"obs": ("<f4", (3,))}, ("x", "y"), 10.0, "other")
     with pytest.raises(ConfigError, match="was recorded from another robot"):
         Recorder(store, other)
@@ -108,14 +109,14 @@ def test_a_journal_of_another_robot_is_left_alone(tmp_path):
 
 
 def test_only_its_own_stores_are_recorded_into(tmp_path):
-    with pytest.raises(ConfigError, match="no episode store"):
+    with pytest.raises(ConfigError, match="not an episode store"):
         Recorder(tmp_path / "store.zip", LAYOUT)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="no episode store"):
+    with pytest.raises(ConfigError, match="not an episode store"):
         Recorder(tmp_path / "folder", LAYOUT)
     store = tmp_path / "other"
     rows = {"obs": np.zeros((4, 7)), "action": np.zeros((4, 2))}
     write_episodes(store, Episodes(rows, np.array([4])))
-    with pytest.raises(ConfigError, match="records other things"):
+    with pytest.raises(ConfigError, match="has other columns"):
         Recorder(store, LAYOUT)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy import ReplayBuffer
 from ebt_policy.energy.objectives import S2
-from ebt_policy.energy.transformer import Size
-from ebt_policy.models.action import EnergyPolicy
-from ebt_policy.models.policy import Shape
+from ebt_policy.energy.two_stream import TransformerConfig
+from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.policy_shape import PolicyShape
 
 
 def rows(numbers):
@@ -114,19 +115,19 @@ def test_bad_input_is_refused():
 def policy(**objective):
     torch.manual_seed(0)
     limits = {key: torch.tensor([[-1.0, -1.0], [1.0, 1.0]]) for key in ("obs", "action")}
-    shape = Shape(obs_dim=2, action_dim=2, horizon=4, n_obs_steps=2, n_action_steps=2)
+    shape = PolicyShape(obs_dim=2, action_dim=2, horizon=4, n_obs_steps=2, n_action_steps=2)
     return EnergyPolicy(
         shape,
         Normalizer.fit(limits),
-        Size(8, 2, 1),
+        TransformerConfig(8, 2, 1),
         actions_per_token=2,
         inference={},
-        objective=S2(**{"replay": 6, **objective}),
+        objective=partial(S2, **{"replay": 6, **objective}),
     )
 
 
 def train(policy, batch):
-    drawn = policy.draw(policy.before_step(batch))
+    drawn = policy.with_noise(policy.before_step(batch))
     _, metrics = policy(drawn)
     if "candidate" in metrics:
         rows = {"obs": drawn["obs"], "action": drawn["action"], "candidate": metrics["candidate"]}
@@ -140,16 +141,16 @@ def test_s2_goes_on_from_replayed_rows():
     assert p.objective.replay is not None and len(p.objective.replay) == 4
     stored = p.objective.replay.sample(9)
     new = {"obs": -torch.rand(4, 2, 2), "action": -torch.rand(4, 4, 2)}
-    assert len(p.draw(new)["obs"]) == 4  # held-out windows are not mixed with replayed ones
-    second = p.draw(p.before_step(new))
+    assert len(p.with_noise(new)["obs"]) == 4  # held-out windows are not mixed with replayed ones
+    second = p.with_noise(p.before_step(new))
     assert all(len(second[key]) == 6 for key in ("obs", "action"))  # half a batch more
-    assert all(len(v) == 6 for v in second["draws"].values() if isinstance(v, torch.Tensor))
+    assert all(len(v) == 6 for v in second["noise"].values() if isinstance(v, torch.Tensor))
     for row in (4, 5):
         same = [i for i in range(4) if torch.equal(stored["obs"][i], second["obs"][row])]
         assert len(same) == 1
         assert torch.equal(stored["action"][same[0]], second["action"][row])
-        assert torch.equal(stored["candidate"][same[0]], second["draws"]["normal"][row])
-    assert not any(torch.equal(second["draws"]["normal"][r], c)
+        assert torch.equal(stored["candidate"][same[0]], second["noise"]["init"][row])
+    assert not any(torch.equal(second["noise"]["init"][r], c)
                    for r in range(4) for c in stored["candidate"])  # fmt: skip
 
 
@@ -161,13 +162,13 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     other = policy()
     other.load_extra_training_state(p.extra_training_state())
     torch.manual_seed(3)
-    want = p.draw(p.before_step(batch))
+    want = p.with_noise(p.before_step(batch))
     torch.manual_seed(3)
-    got = other.draw(other.before_step(batch))
-    assert torch.equal(want["draws"]["normal"], got["draws"]["normal"])
+    got = other.with_noise(other.before_step(batch))
+    assert torch.equal(want["noise"]["init"], got["noise"]["init"])
 
 
 def test_without_a_buffer_nothing_is_replayed():
     p, batch = policy(replay=0), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     train(p, batch)
-    assert len(p.draw(batch)["obs"]) == 4 and p.extra_training_state() == {}
+    assert len(p.with_noise(batch)["obs"]) == 4 and p.extra_training_state() == {}

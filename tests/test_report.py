@@ -10,15 +10,16 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from ebt_policy.evaluation import figures, summary
+from ebt_policy.evaluation import figure_style, figures, tables
 from ebt_policy.evaluation.report import write_report
-from ebt_policy.evaluation.summary import (
-    POLICIES,
-    comparison,
-    entry_summary,
-    markdown_table,
-    write_results,
+from ebt_policy.evaluation.tables import markdown_table
+from ebt_policy.policies.figures import (
+    chunk_picture,
+    energy_landscape,
+    energy_over_descent,
+    score_histogram,
 )
+from ebt_policy.policies.metrics import POLICY_REPORT, compare, entry_summary, write_results
 
 INFO = {
     "task": "push_t",
@@ -96,7 +97,7 @@ def test_a_policy_that_records_no_latency_says_so() -> None:
     entry = entry_summary("e", INFO, make_episodes([1.0], latency=None), "c")
     assert entry["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert entry["steps_used"] == {"mean": None}
-    assert "n/a / n/a / n/a" in markdown_table({"entries": [entry], "paired": []}, POLICIES)
+    assert "n/a / n/a / n/a" in markdown_table({"entries": [entry], "paired": []}, POLICY_REPORT)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_pairs_equal_a_case_worked_by_hand() -> None:
     # known, 1 in 27 (3.7 %) lies at either end, so the 95 % interval reaches both.
     a = make_entry("a", [0.0, 1.0, 0.5], seeds=[12, 10, 11])
     b = make_entry("b", [0.0, 0.5, 1.0], seeds=[10, 11, 12])
-    result = comparison([a, b])
+    result = compare([a, b])
     assert set(result) == {"entries", "paired"}
     assert [e["name"] for e in result["entries"]] == ["a", "b"]
     score, success = result["paired"]
@@ -136,19 +137,19 @@ def test_every_pair_is_compared_once_and_unlike_entries_never() -> None:
     three = [make_entry(name, scores) for name in "abc"]
     other_seeds = make_entry("d", scores, seeds=[7, 8])
     other_task = make_entry("e", scores, task="lift")
-    result = comparison([*three, other_seeds, other_task])
+    result = compare([*three, other_seeds, other_task])
     pairs = {(p["a"], p["b"]) for p in result["paired"]}
     assert pairs == {("a", "b"), ("a", "c"), ("b", "c")} and len(result["paired"]) == 6
-    assert "Not paired" in markdown_table(result, POLICIES) and "d and e" in markdown_table(
-        result, POLICIES
+    assert "Not paired" in markdown_table(result, POLICY_REPORT) and "d and e" in markdown_table(
+        result, POLICY_REPORT
     )
 
 
 def test_nothing_or_twins_cannot_be_compared(entries) -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
-        comparison([])
+        compare([])
     with pytest.raises(ValueError, match="'energy'"):
-        comparison([entries[0], entries[0]])
+        compare([entries[0], entries[0]])
 
 
 def test_results_on_disk_read_back_equal(tmp_path, entries) -> None:
@@ -165,7 +166,7 @@ def test_results_on_disk_read_back_equal(tmp_path, entries) -> None:
         (name, seed) for name in ("energy", "diffusion") for seed in range(3)
     ]
     assert lines[0] == {"entry": "energy", **entries[0][1][0]}
-    assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result, POLICIES)
+    assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result, POLICY_REPORT)
 
 
 def test_a_failed_write_leaves_the_old_results_whole(tmp_path, entries, monkeypatch) -> None:
@@ -178,7 +179,7 @@ def test_a_failed_write_leaves_the_old_results_whole(tmp_path, entries, monkeypa
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(summary.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_results(tmp_path, entries[1:])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -192,7 +193,7 @@ def test_incomplete_episodes_are_not_written(tmp_path, entries) -> None:
 
 
 def test_table_reads_well(entries) -> None:
-    table = markdown_table(comparison(entries), POLICIES)
+    table = markdown_table(compare(entries), POLICY_REPORT)
     row = next(line for line in table.splitlines() if line.startswith("| energy | 0.341M"))
     assert "0.767 [0.500, 1.000]" in row
     assert "10.0 / 10.0 / 10.0" in row and row.endswith("| 15.0 |")
@@ -201,7 +202,7 @@ def test_table_reads_well(entries) -> None:
 
 
 def test_names_cannot_break_the_table() -> None:
-    table = markdown_table(comparison([make_entry("a|b\nc", [1.0])]), POLICIES)
+    table = markdown_table(compare([make_entry("a|b\nc", [1.0])]), POLICY_REPORT)
     assert "| a\\|b c | 0.341M" in table and "over 1 episode an" in table
 
 
@@ -219,7 +220,7 @@ def test_names_cannot_break_the_table() -> None:
     ],
 )
 def test_counts_read_well(count, text) -> None:
-    assert summary.format_count(count) == text
+    assert tables.format_count(count) == text
 
 
 # figures
@@ -236,33 +237,31 @@ def all_figures(tmp_path, entries):
     frame = np.full((32, 32, 3), 255, dtype=np.uint8)
     chunks, energies = rng.uniform(0, 512, (4, 16, 2)), rng.normal(size=4)
     return {
-        "forest": figures.forest_plot(comparison(entries), ("score", "success")),
-        "histogram": figures.score_histogram(entries),
-        "descent": figures.energy_over_descent({"a": rng.normal(size=(5, 8)), "b": [[2.0], [1]]}),
-        "landscape": figures.energy_landscape(x, y, bowl, path, path[-1:], ("u", "v")),
-        "descents": figures.energy_landscape(
-            x, y, bowl, [path, -path], np.empty((0, 2)), ("u", "v")
-        ),
+        "forest": figures.forest_plot(compare(entries), ("score", "success")),
+        "histogram": score_histogram(entries),
+        "descent": energy_over_descent({"a": rng.normal(size=(5, 8)), "b": [[2.0], [1]]}),
+        "landscape": energy_landscape(x, y, bowl, path, path[-1:], ("u", "v")),
+        "descents": energy_landscape(x, y, bowl, [path, -path], np.empty((0, 2)), ("u", "v")),
         "training": figures.training_curve(log),
-        "chunks": figures.chunk_picture(frame, chunks, int(energies.argmin()), energies),
+        "chunks": chunk_picture(frame, chunks, int(energies.argmin()), energies),
     }
 
 
 def test_every_figure_becomes_svg_without_global_state(tmp_path, entries) -> None:
     before = dict(mpl.rcParams)
     for name, figure in all_figures(tmp_path, entries).items():
-        svg = figures.figure_to_svg(figure, name)
+        svg = figure_style.figure_to_svg(figure, name)
         assert svg.startswith(f'<svg id="{name}"') and "currentColor" in svg
         ids = re.findall(r'\bid="([^"]*)"', svg)
         assert len(ids) == len(set(ids)) and all(i.startswith(name) for i in ids)
         used = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', svg)
         assert {a or b for a, b in used} <= set(ids)
-        assert figures.figure_to_svg(figure, name) == svg
+        assert figure_style.figure_to_svg(figure, name) == svg
     assert dict(mpl.rcParams) == before
 
 
 def test_descent_panels_measure_from_the_winner() -> None:
-    figure = figures.energy_over_descent({"a": [[5.0, 9.0], [3.0, 2.5]]})
+    figure = energy_over_descent({"a": [[5.0, 9.0], [3.0, 2.5]]})
     curves = [line.get_ydata() for line in figure.axes[0].lines]
     assert np.allclose(curves[0], [2.5, 0.5])
     assert np.allclose(curves[1], [6.5, 0.0])  # the winner, drawn last
@@ -271,30 +270,29 @@ def test_descent_panels_measure_from_the_winner() -> None:
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: figures.score_histogram([]), "no entries"),
-        (lambda: figures.score_histogram([({"name": "a"}, [])]), "'a'"),
-        (lambda: figures.energy_over_descent({}), "no traces"),
-        (lambda: figures.energy_over_descent({"a": [1.0, 2.0]}), "2 axes"),
-        (lambda: figures.energy_over_descent({"a": [[np.nan]]}), "NaN"),
+        (lambda: score_histogram([]), "no entries"),
+        (lambda: score_histogram([({"name": "a"}, [])]), "'a'"),
+        (lambda: energy_over_descent({}), "no traces"),
+        (lambda: energy_over_descent({"a": [1.0, 2.0]}), "2 axes"),
+        (lambda: energy_over_descent({"a": [[np.nan]]}), "NaN"),
         (
-            lambda: figures.energy_landscape(
-                [0, 1], [0, 1, 2], np.ones((2, 3)), [[0, 0]], [], ("", "")
-            ),
+            lambda: energy_landscape([0, 1], [0, 1, 2], np.ones((2, 3)), [[0, 0]], [], ("", "")),
             r"\(3, 2\)",
         ),
         (
-            lambda: figures.energy_landscape(
-                [0, 1], [0, 1], np.ones((2, 2)), [[0, 0]], [], ("", "")
-            ),
+            lambda: energy_landscape([0, 1], [0, 1], np.ones((2, 2)), [[0, 0]], [], ("", "")),
             "same everywhere",
         ),
-        (lambda: figures.chunk_picture(np.ones((4, 4)), np.ones((1, 2, 2)), 0, [0.0]), "frame"),
         (
-            lambda: figures.chunk_picture(np.ones((4, 4, 3)), np.ones((2, 3, 2)), 0, [0.0]),
+            lambda: chunk_picture(np.ones((4, 4)), np.ones((1, 2, 2)), 0, [0.0]),
+            "frame",
+        ),
+        (
+            lambda: chunk_picture(np.ones((4, 4, 3)), np.ones((2, 3, 2)), 0, [0.0]),
             "one energy each",
         ),
         (
-            lambda: figures.chunk_picture(np.ones((4, 4, 3)), np.ones((1, 3, 2)), 1, [0.0]),
+            lambda: chunk_picture(np.ones((4, 4, 3)), np.ones((1, 3, 2)), 1, [0.0]),
             "best",
         ),
     ],
@@ -360,8 +358,8 @@ def report(tmp_path, entries, **changes) -> Page:
     video.write_bytes(MP4)
     options = {
         "title": "Push-T",
-        "comparison": comparison(entries),
-        "shown": POLICIES,
+        "comparison": compare(entries),
+        "spec": POLICY_REPORT,
         "figures": [
             (name, f"caption of {name}", figure)
             for name, figure in all_figures(tmp_path, entries).items()
@@ -396,7 +394,7 @@ def test_report_escapes_everything(tmp_path) -> None:
         tmp_path,
         entries,
         title=attack,
-        figures=[(attack, attack, figures.score_histogram(entries))],
+        figures=[(attack, attack, score_histogram(entries))],
         videos=[],
         notes=[attack],
     )
@@ -425,5 +423,8 @@ def test_bad_videos_stop_the_report_before_it_is_written(tmp_path, entries, cont
 def test_an_empty_comparison_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="nothing to report"):
         write_report(
-            tmp_path / "r.html", title="t", comparison={"entries": [], "paired": []}, shown=POLICIES
+            tmp_path / "r.html",
+            title="t",
+            comparison={"entries": [], "paired": []},
+            spec=POLICY_REPORT,
         )

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from ebt_policy.data.episodes import EpisodeError
-from ebt_policy.data.robomimic import (
-    FLANGE,
+from ebt_policy.data.robomimic import read_robomimic
+from ebt_policy.envs.robosuite_tasks import (
+    EEF_TO_CONTROL,
     SCENES,
     from_six_dimensional,
     layout,
-    load_robomimic,
     observation,
     to_six_dimensional,
 )
@@ -73,7 +73,7 @@ def write(path, version="1.5.1", lengths=(5, 7, 4), masks=True, seed=0, args=Non
 @pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
 def test_both_published_layouts_give_the_same(tmp_path, version):
     told = write(tmp_path / "can.hdf5", version)
-    episodes = load_robomimic("Can", tmp_path / "can.hdf5")
+    episodes = read_robomimic("Can", tmp_path / "can.hdf5")
     assert episodes.lengths.tolist() == [5, 7, 4]
     assert episodes.arrays["obs"].shape == (16, sum(layout(SCENES["Can"]).values()))
     parts, pose, actions = told[1]
@@ -90,42 +90,44 @@ def test_the_usual_rate_need_not_be_told(tmp_path):
     args = env_args("1.5.1")
     del args["env_kwargs"]["control_freq"]
     write(tmp_path / "can.hdf5", args=args)
-    assert len(load_robomimic("Can", tmp_path / "can.hdf5")) == 3
+    assert len(read_robomimic("Can", tmp_path / "can.hdf5")) == 3
     args["env_kwargs"]["control_freq"] = 10
     write(tmp_path / "slow.hdf5", args=args)
     with pytest.raises(EpisodeError, match="at 10 Hz; only OSC_POSE at 20 Hz"):
-        load_robomimic("Can", tmp_path / "slow.hdf5")
+        read_robomimic("Can", tmp_path / "slow.hdf5")
 
 
 def test_many_demonstrations_are_in_the_order_of_their_numbers(tmp_path):
     write(tmp_path / "can.hdf5", lengths=range(2, 14))
-    assert load_robomimic("Can", tmp_path / "can.hdf5").lengths.tolist() == list(range(2, 14))
+    assert read_robomimic("Can", tmp_path / "can.hdf5").lengths.tolist() == list(range(2, 14))
 
 
 def test_subsets(tmp_path):
     write(tmp_path / "can.hdf5")
-    assert load_robomimic("Can", tmp_path / "can.hdf5", mask="train").lengths.tolist() == [5, 4]
-    assert load_robomimic("Can", tmp_path / "can.hdf5", mask="valid").lengths.tolist() == [7]
+    assert read_robomimic("Can", tmp_path / "can.hdf5", mask="train").lengths.tolist() == [5, 4]
+    assert read_robomimic("Can", tmp_path / "can.hdf5", mask="valid").lengths.tolist() == [7]
     with pytest.raises(EpisodeError, match=r"no subset 'half'; it has train, valid"):
-        load_robomimic("Can", tmp_path / "can.hdf5", mask="half")
+        read_robomimic("Can", tmp_path / "can.hdf5", mask="half")
     write(tmp_path / "bare.hdf5", masks=False)
-    assert len(load_robomimic("Can", tmp_path / "bare.hdf5")) == 3
+    assert len(read_robomimic("Can", tmp_path / "bare.hdf5")) == 3
     with pytest.raises(
         EpisodeError, match=r"it has none at all \(leave task.mask out, or make one"
     ):
-        load_robomimic("Can", tmp_path / "bare.hdf5", mask="train")
+        read_robomimic("Can", tmp_path / "bare.hdf5", mask="train")
 
 
 def test_absolute_actions_are_the_goals_of_the_relative_ones(tmp_path):
     told = write(tmp_path / "can.hdf5")
-    episodes = load_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
+    episodes = read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
     parts, _, actions = told[0]
     goals = from_six_dimensional(episodes.episode(0)["action"].astype(np.float64))
     np.testing.assert_allclose(
         goals[:, :3], parts["robot0_eef_pos"] + 0.05 * actions[:, :3], atol=1e-6
     )
     turned = Rotation.from_rotvec(0.5 * actions[:, 3:6])
-    here = Rotation.from_matrix(Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ FLANGE)
+    here = Rotation.from_matrix(
+        Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
+    )
     apart = (turned * here).inv() * Rotation.from_rotvec(goals[:, 3:6])
     assert apart.magnitude().max() < 1e-5
     np.testing.assert_allclose(goals[:, 6], actions[:, 6], atol=1e-6)
@@ -137,14 +139,14 @@ def test_absolute_actions_of_the_file_itself_are_taken(tmp_path):
     path = tmp_path / "can.hdf5"
     told = write(path, args=env_args("1.5.1", control_delta=False))
     with pytest.raises(EpisodeError, match=r"absolute actions: set task\.actions=absolute"):
-        load_robomimic("Can", path)
-    first = load_robomimic("Can", path, actions="absolute").episode(0)["action"]
+        read_robomimic("Can", path)
+    first = read_robomimic("Can", path, actions="absolute").episode(0)["action"]
     np.testing.assert_allclose(first, to_six_dimensional(told[0][2]), atol=1e-6)
     write(path)
     with h5py.File(path, "a") as file:
         for i, (_, _, actions) in enumerate(told):
             file[f"data/demo_{i}/actions_abs"] = actions
-    again = load_robomimic("Can", path, actions="absolute").episode(0)["action"]
+    again = read_robomimic("Can", path, actions="absolute").episode(0)["action"]
     np.testing.assert_array_equal(again, first)
 
 
@@ -323,7 +325,7 @@ def test_damage_is_told_in_one_sentence(tmp_path, how, message):
     path = tmp_path / "can.hdf5"
     damage(path, how)
     with pytest.raises(EpisodeError, match=message) as told:
-        load_robomimic("Can", path)
+        read_robomimic("Can", path)
     assert "\n" not in str(told.value) and str(path) in str(told.value)
 
 
@@ -340,9 +342,9 @@ def test_subsets_name_what_is_there(tmp_path):
         file["mask/linked"] = np.array([b"demo_8"])
     for mask, message in (("gone", "demo_7, which the file does not hold"), ("elsewhere", "elsew")):
         with pytest.raises(EpisodeError, match=message):
-            load_robomimic("Can", path, mask=mask)
-    assert load_robomimic("Can", path, mask="train").lengths.tolist() == [5, 4]
-    assert load_robomimic("Can", path, mask="linked").lengths.tolist() == [7]
+            read_robomimic("Can", path, mask=mask)
+    assert read_robomimic("Can", path, mask="train").lengths.tolist() == [5, 4]
+    assert read_robomimic("Can", path, mask="linked").lengths.tolist() == [7]
 
 
 # -- what a file says of its actions ------------------------------------------------------------
@@ -366,20 +368,22 @@ def test_goals_are_made_in_the_scale_of_the_controller(
     tmp_path, version, ranges, moves, turns, clipped
 ):
     told = write(tmp_path / "can.hdf5", version, args=env_args(version, **ranges))
-    episodes = load_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
+    episodes = read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
     parts, _, actions = told[0]
     goals = from_six_dimensional(episodes.episode(0)["action"].astype(np.float64))
     clipped_to = actions[:, :6].clip(-clipped, clipped)
     way = goals[:, :3] - parts["robot0_eef_pos"]
     np.testing.assert_allclose(way, moves * clipped_to[:, :3], atol=1e-6)
-    here = Rotation.from_matrix(Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ FLANGE)
+    here = Rotation.from_matrix(
+        Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
+    )
     turned = Rotation.from_rotvec(goals[:, 3:6]) * here.inv()
     np.testing.assert_allclose(turned.as_rotvec(), turns * clipped_to[:, 3:], atol=1e-5)
     if ranges:
         with pytest.raises(
             EpisodeError, match=r"its controller turns .* set task\.actions=absolute"
         ):
-            load_robomimic("Can", tmp_path / "can.hdf5")
+            read_robomimic("Can", tmp_path / "can.hdf5")
 
 
 @pytest.mark.parametrize(
@@ -409,7 +413,7 @@ def test_what_changes_the_meaning_of_actions_is_refused(tmp_path, where, changes
     {"args": args, "kwargs": kwargs, "controller": controller}[where].update(changes)
     write(tmp_path / "can.hdf5", args=args)
     with pytest.raises(EpisodeError, match=message):
-        load_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
+        read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
 
 
 def test_what_means_the_same_is_read(tmp_path):
@@ -418,12 +422,12 @@ def test_what_means_the_same_is_read(tmp_path):
     arms = {"arms": kwargs["controller_configs"].pop("body_parts")}
     kwargs |= {"robots": "Panda", "controller_configs": {"type": "BASIC", "body_parts": arms}}
     write(tmp_path / "can.hdf5", args=args)
-    assert len(load_robomimic("Can", tmp_path / "can.hdf5")) == 3
+    assert len(read_robomimic("Can", tmp_path / "can.hdf5")) == 3
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(EpisodeError, match="There is no robomimic file at"):
-        load_robomimic("Can", tmp_path / "no.hdf5")
+        read_robomimic("Can", tmp_path / "no.hdf5")
 
 
 # -- recorded here ------------------------------------------------------------------------------
@@ -434,13 +438,13 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_recording_goes_the_way_of_the_published_files(tmp_path, monkeypatch, call_entry):
     import h5py
 
-    from ebt_policy.tasks import Task
-    from envs.record import main
-    from envs.robosuite_env import RobosuiteEnv
+    from ebt_policy.envs.robosuite_env import RobosuiteEnv
+    from ebt_policy.policies.task_config import PolicyTaskConfig
+    from ebt_policy.record import main
 
     monkeypatch.chdir(tmp_path)
     assert call_entry(main, "task=lift", "episodes=2", "workers=1")[0] == 0
-    task = Task.of(compose_config("task=lift"))
+    task = PolicyTaskConfig.from_config(compose_config("task=lift"))
     episodes, note = task.demonstrations()
     assert note == "lift: 2 demonstrations by a scripted expert, from demos/lift.hdf5."
     env = RobosuiteEnv("Lift", "absolute")

@@ -9,8 +9,8 @@ import pytest
 if importlib.util.find_spec("robosuite") is None:
     pytest.skip("without robomimic", allow_module_level=True)
 
-from envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
-from envs.robosuite_experts import EXPERTS
+from ebt_policy.envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
+from ebt_policy.envs.robosuite_experts import EXPERTS
 
 pytestmark = [pytest.mark.robomimic, pytest.mark.slow]
 JOINTS = {"Lift": "cube_joint0", "Can": "Can_joint0", "Square": "SquareNut_joint0"}
@@ -70,7 +70,7 @@ def test_follows_an_object_that_is_moved(name):
     moved = []
 
     def move(env, expert, step, action):
-        if not moved and expert.held():
+        if not moved and expert.is_held():
             env.sim.data.set_joint_qpos(joint, elsewhere)
             env.sim.data.set_joint_qvel(joint, np.zeros(6))
             env.sim.forward()
@@ -85,7 +85,7 @@ def test_grasps_again_what_it_was_made_to_drop(name):
     forced = []
 
     def open_fingers(env, expert, step, action):
-        if len(forced) < 15 and (forced or expert.held()):
+        if len(forced) < 15 and (forced or expert.is_held()):
             action[6] = -1.0
             forced.append(step)
 

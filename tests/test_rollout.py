@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.perturb import Perturbation
-from envs.rollout import RolloutPool, rollout
-from envs.spec import EnvSpec
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Perturbation
+from ebt_policy.envs.rollout import RolloutPool, rollout
 
 SHORT = EnvSpec("ebt_policy/PushT-v0", max_steps=20, n_obs_steps=2, n_action_steps=8)
 SEEDS = [100_003, 100_000, 7, 100_001, 100_002]
@@ -73,11 +73,11 @@ def counting(tmp_path, monkeypatch):
 FILMED = """
 import numpy as np
 from gymnasium import register, spaces
-from envs import manipulation
+from ebt_policy.envs import manipulation_env
 
-manipulation.require_rendering = lambda: None
+manipulation_env.require_rendering = lambda: None
 
-class Filmed(manipulation.ManipulationEnv):
+class Filmed(manipulation_env.ManipulationEnv):
     render_camera, proprioception = "above", 1
 
     def __init__(self, **kwargs):
@@ -89,22 +89,22 @@ class Filmed(manipulation.ManipulationEnv):
         self.drawn += 1
         return np.array([self.t, self.drawn, 0], dtype=np.uint8).reshape(1, 1, 3)
 
-    def _start(self, seed):
+    def _reset_scene(self, seed):
         self.t = 0
 
     def restore(self, state):
         self.t = int(state[0])
 
-    def _act(self, action):
+    def _apply_action(self, action):
         self.t += 1
 
-    def _low_dim(self):
+    def _low_dim_observation(self):
         return np.array([self.t])
 
-    def _state(self):
+    def get_state(self):
         return np.array([self.t], dtype=float)
 
-    def _solved(self):
+    def _is_solved(self):
         return False
 
 register("Filmed-v0", Filmed)
@@ -139,7 +139,7 @@ class Noisy:
     def __init__(self):
         self.batches = []
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         newest, oldest = obs["obs"][:, -1:], obs["obs"][:, :1]
         noise = torch.stack([torch.randn(16, 2, generator=g) for g in generator or []])
         self.batches.append(len(noise))
@@ -158,14 +158,17 @@ class Indexed:
     def __init__(self, horizon=16):
         self.horizon, self.seen = horizon, []
 
-    def predict_chunk(self, obs, prefix=None, deadline_s=None, generator=None):
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
         self.seen.append(obs["obs"][..., 0].clone())
         index = torch.arange(self.horizon, dtype=torch.float32)[:, None]
         return SimpleNamespace(actions=1000 * obs["obs"][:, -1:] + index)
 
 
 def test_workers_stay_free_of_torch():
-    code = "import sys, envs.worker, envs.push_t, envs.video; sys.exit('torch' in sys.modules)"
+    modules = ("worker", "push_t_env", "mp4_writer")
+    code = "import sys; "
+    code += "; ".join(f"import ebt_policy.envs.{name}" for name in modules)
+    code += "; sys.exit('torch' in sys.modules)"
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 
@@ -235,7 +238,7 @@ def test_no_seeds_no_results():
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_workers_must_be_positive(workers):
-    with pytest.raises(ValueError, match="at least 1 worker"):
+    with pytest.raises(ValueError, match="workers must be at least 1"):
         rollout(Noisy(), SHORT, [1], workers=workers)
 
 
@@ -246,7 +249,7 @@ def test_spec_refuses_nothing_to_do(name):
 
 
 def test_a_chunk_too_short_is_refused(counting):
-    with pytest.raises(ValueError, match=r"predicts 8 actions .* need 9"):
+    with pytest.raises(ValueError, match=r"predicts 8 actions, but .* need 9"):
         rollout(Indexed(horizon=8), counting(), [5])
 
 
@@ -324,7 +327,7 @@ def test_videos_need_a_folder():
 
 
 def test_video_writer_refuses_nonsense(tmp_path):
-    from envs.video import video_writer
+    from ebt_policy.envs.mp4_writer import video_writer
 
     frame = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="no frame"), video_writer(tmp_path / "a.mp4", 10):

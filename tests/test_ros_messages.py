@@ -9,16 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ebt_policy.options import ConfigError
-from real_robot.drivers.ros_messages import Frame, MessageError, Out, Part
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, FrameTransform, ObservedTopic
+from ebt_policy.real_robot.errors import MessageError
 
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy")
 
-from real_robot.drivers.ros2 import message_class  # noqa: E402
+from ebt_policy.real_robot.drivers.ros_node import message_class  # noqa: E402
 
 NUMBER = st.floats(-1e3, 1e3)
-JOINTS = Part("/joints", "JointState", names=["elbow", "wrist"], scale=[1000, 2], offset=[5, 0])
+JOINTS = ObservedTopic(
+    "/joints", "JointState", names=["elbow", "wrist"], scale=[1000, 2], offset=[5, 0]
+)
 
 
 def test_joints_are_found_by_name_whatever_their_order():
@@ -43,7 +46,7 @@ def test_joints_there_and_back(numbers):
 @given(arrays(float, 3, elements=NUMBER), st.floats(-3.1, 3.1), arrays(float, 3, elements=NUMBER))
 def test_poses_there_and_back(xyz, yaw, scale):
     scale = np.where(np.abs(scale) < 0.1, 1.0, scale)
-    part = Part("/p", "PoseStamped", fields=["x", "y", "z", "yaw"], scale=[*scale, 1.0])
+    part = ObservedTopic("/p", "PoseStamped", fields=["x", "y", "z", "yaw"], scale=[*scale, 1.0])
     numbers = np.array([*xyz, yaw])
     back = part.read(part.message(numbers, message_class))
     np.testing.assert_allclose(back, numbers, atol=1e-6, rtol=1e-6)
@@ -51,8 +54,10 @@ def test_poses_there_and_back(xyz, yaw, scale):
 
 def test_poses_are_turned_into_the_frame_of_the_policy():
     # The table stands at (1, 2), turned by a quarter to the left in the policy's frame.
-    frame = Frame("table", xyz=(1, 2, 0), rpy=(0, 0, math.pi / 2))
-    part = Part("/pose", "PoseStamped", fields=["x", "y", "yaw"], frame=frame, scale=[1e3, 1e3, 1])
+    frame = FrameTransform("table", xyz=(1, 2, 0), rpy=(0, 0, math.pi / 2))
+    part = ObservedTopic(
+        "/pose", "PoseStamped", fields=["x", "y", "yaw"], frame=frame, scale=[1e3, 1e3, 1]
+    )
     message = message_class("PoseStamped")()
     message.header.frame_id = "table"
     message.pose.position.x = 0.3
@@ -70,22 +75,22 @@ def test_poses_are_turned_into_the_frame_of_the_policy():
 def test_images_of_every_encoding_with_padded_rows(encoding):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (6, 5, 3), dtype=np.uint8)
-    shown = image if encoding[0] in "rm" else image[..., ::-1]
-    shown = shown[..., :1] if encoding == "mono8" else shown
+    live_dashboard = image if encoding[0] in "rm" else image[..., ::-1]
+    live_dashboard = live_dashboard[..., :1] if encoding == "mono8" else live_dashboard
     if "a8" in encoding:
-        shown = np.concatenate([shown, np.full((6, 5, 1), 7, np.uint8)], axis=2)
+        live_dashboard = np.concatenate([live_dashboard, np.full((6, 5, 1), 7, np.uint8)], axis=2)
     message = message_class("Image")()
     message.height, message.width, message.encoding = 6, 5, encoding
-    message.step = 5 * shown.shape[2] + 3
-    rows = np.pad(shown.reshape(6, -1), ((0, 0), (0, 3)))
+    message.step = 5 * live_dashboard.shape[2] + 3
+    rows = np.pad(live_dashboard.reshape(6, -1), ((0, 0), (0, 3)))
     message.data = rows.tobytes()
     want = np.repeat(image[..., :1], 3, axis=2) if encoding == "mono8" else image
-    part = Part("/camera", "Image", size=[6, 5])
+    part = ObservedTopic("/camera", "Image", size=[6, 5])
     np.testing.assert_array_equal(part.read(message), want)
-    small = Part("/camera", "Image", size=[3, 2]).read(message)
+    small = ObservedTopic("/camera", "Image", size=[3, 2]).read(message)
     assert small.shape == (3, 2, 3) and small.dtype == np.uint8
     message.data = rows.tobytes()[:-4]
-    with pytest.raises(MessageError, match="does not have the size that it says"):
+    with pytest.raises(MessageError, match="does not have the size that its header says"):
         part.read(message)
     message.encoding = "16UC1"
     with pytest.raises(MessageError, match="images are '16UC1'"):
@@ -97,7 +102,7 @@ def test_compressed_images():
     image[:, :, 0] = 250  # red
     message = message_class("CompressedImage")()
     message.data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    part = Part("/camera", "CompressedImage", size=[8, 8])
+    part = ObservedTopic("/camera", "CompressedImage", size=[8, 8])
     np.testing.assert_array_equal(part.read(message), image)
     for data in (b"no image", b""):
         message.data = data
@@ -108,13 +113,13 @@ def test_compressed_images():
 @pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray"])
 @given(goal=arrays(float, 2, elements=NUMBER))
 def test_commands_there_and_back(kind, goal):
-    out = Out("/command", kind, names=["x", "y"], scale=1000, offset=[0, 3])
+    out = CommandTopic("/command", kind, names=["x", "y"], scale=1000, offset=[0, 3])
     message = out.message(goal, np.zeros(2), 0.1, message_class)
     np.testing.assert_allclose(out.read(message, np.zeros(2)), goal, atol=1e-9)
 
 
 def test_a_trajectory_has_one_point_in_time():
-    out = Out("/command", "JointTrajectory", names=["x", "y"])
+    out = CommandTopic("/command", "JointTrajectory", names=["x", "y"])
     message = out.message(np.array([1.0, 2.0]), np.zeros(2), 1.25, message_class)
     (point,) = message.points
     assert (point.time_from_start.sec, point.time_from_start.nanosec) == (1, 250_000_000)
@@ -129,7 +134,7 @@ def test_a_trajectory_has_one_point_in_time():
 
 
 def test_a_twist_leads_there_in_time():
-    out = Out("/twist", "TwistStamped", frame_id="base", scale=1000)
+    out = CommandTopic("/twist", "TwistStamped", frame_id="base", scale=1000)
     message = out.message(np.array([100.0, 0, 50]), np.array([0.0, 0, 0]), 0.5, message_class)
     linear = message.twist.linear
     assert (linear.x, linear.y, linear.z) == pytest.approx((0.2, 0, 0.1))
@@ -144,11 +149,11 @@ def test_a_twist_leads_there_in_time():
         ({"type": "JointState"}, "needs names"),
         ({"type": "PoseStamped"}, "needs fields"),
         ({"type": "Image"}, "needs size"),
-        ({"type": "LaserScan"}, "not understood"),
+        ({"type": "LaserScan"}, "not supported"),
         ({"type": "PoseStamped", "fields": ["w"]}, "a pose has x, y"),
         ({"type": "JointState", "names": ["a"], "value": "torque"}, "value must be"),
     ],
 )
 def test_wrong_parts_are_one_clear_error(options, message):
     with pytest.raises(ConfigError, match=message):
-        Part("/topic", **options)
+        ObservedTopic("/topic", **options)

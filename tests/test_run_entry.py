@@ -1,4 +1,4 @@
-"""`python -m real_robot.run` as a user starts it, in real time, with a policy of a second."""
+"""`python -m ebt_policy.real_robot.run` as a user starts it, in real time, with a tiny policy."""
 
 import json
 import os
@@ -12,32 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from ebt_policy.data.episodes import read_episodes
-from ebt_policy.train import train
-from real_robot.robots import load_robot
-from real_robot.run import RunOptions, main, results_folder
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.real_robot.robots import load_robot
+from ebt_policy.real_robot.run import main
+from ebt_policy.real_robot.run_options import RunOptions
+from ebt_policy.real_robot.run_robot import results_folder
 
 PATIENCE = 120.0  # seconds until what must happen has not
 # A busy machine is slow, which is no fault here.
 PATIENT = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, demonstrations):
-    from conftest import TINY, compose_config
-
-    config = compose_config(*TINY)
-    config["task"]["path"] = str(demonstrations)
-    config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "tiny-seed0")
-    train(config)
-    return config["run_dir"]
-
-
 @pytest.fixture
-def arguments(trained, tmp_path):
+def arguments(tiny_run, tmp_path):
     def make(*more, robot="sim_push_t"):
         base = [f"robot={robot}", "robot.episode_s=2", "live=false", f"output={tmp_path / 'out'}"]
-        return [*base, *PATIENT, f"checkpoint={trained}", *more]
+        return [*base, *PATIENT, f"checkpoint={tiny_run}", *more]
 
     return make
 
@@ -73,26 +63,32 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
 
 
 def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
-    code, said = call_entry(main, *arguments("mode=dry"))
+    code, said = call_entry(main, *arguments("mode=dry_run"))
     assert code == 0 and not (tmp_path / "out").exists(), said
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("mode=fly", "mode must be one of run, shadow, dry, replay, teleop"),
-        ("checkpoint=null", "say what is to run: checkpoint="),
-        ("mode=replay", "say what is to run: recording="),
+        ("mode=fly", "mode must be one of run, shadow, dry_run, replay, teleop"),
+        ("mode=dry", "mode=dry was renamed: use mode=dry_run"),
+        ("keep=solved", "keep=solved was renamed: use keep=successful"),
+        ("execution.mode=frozen", "execution.mode=frozen was renamed: use execution.mode=rtc"),
+        ("checkpoint=null", "missing required option checkpoint=... for mode=run"),
+        ("mode=replay", "missing required option recording=... for mode=replay"),
         ("checkpoint=nowhere", "there is no checkpoint at nowhere"),
         ("~robot.limits.velocity", "limits: velocity must be given"),
         ("robot.limits.acceleration=-1", "acceleration must be positive"),
         ("robot.action=[x,y,z]", "3"),
-        ("execution.mode=wild", "execution.mode must be blocking, async or frozen"),
+        ("execution.mode=wild", "execution.mode must be one of blocking, async, rtc"),
         ("speed=0.2", "robot.watch.command_s=0.3"),
         ("robot.confirm=true", "is started by a person with a key, but there is no terminal"),
-        ("robot.driver.name=hexapod", "robot.driver.name must be"),
-        ("robot=ros2_push_t", "video=true films simulated robots"),
-        ("keep=best", "keep must be one of completed, solved, all"),
+        (
+            "robot.driver.name=hexapod",
+            "robot.driver.name=hexapod is unknown; there are replay, ros2, sim",
+        ),
+        ("robot=ros2_push_t", "video=true needs a simulated robot"),
+        ("keep=best", "keep must be one of completed, successful, all"),
         ("seed=-1", "seed must be at least 0"),
         ("speed=nan", "speed must be"),
         ("robot.episode_s=nan", "episode_s must be"),
@@ -100,11 +96,11 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.rate_hz=-10", "rate_hz must be"),
         ("robot.watch.inference_s=inf", "inference_s must be"),
         ("robot.watch.observation_s=nan", "observation_s must be"),
-        ("robot.watch.clamps=0", "clamps must be"),
-        ("execution.wait=nan", "wait must be"),
+        ("robot.watch.max_consecutive_clamped_ticks=0", "max_consecutive_clamped_ticks must be"),
+        ("execution.max_wait_fraction=nan", "max_wait_fraction must be"),
         ("execution.deadline_s=inf", "deadline_s must be"),
-        ("execution.surprise=-1", "surprise must be"),
-        ("execution.surprise=nan", "surprise must be"),
+        ("execution.max_plan_inconsistency=-1", "max_plan_inconsistency must be"),
+        ("execution.max_plan_inconsistency=nan", "max_plan_inconsistency must be"),
         ("robot.limits.workspace.x=[nan,512]", "workspace.x must be"),
         ("robot.limits.workspace.x=[0,inf]", "workspace.x must be"),
         ("robot.limits.workspace.x=[5,null]", "workspace.x must be"),
@@ -113,7 +109,7 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.limits.workspace=3", "workspace must be a section"),
         ("+robot.limits.workspace.model=arm.xml", "workspace.site must be given"),
         ("execution=null", "execution must be"),
-        ("robot.limits.lead=-1", "lead must be positive"),
+        ("robot.limits.max_tracking_error=-1", "max_tracking_error must be positive"),
         ("robot.limits.velocity=nan", "velocity must be"),
     ],
 )
@@ -125,18 +121,18 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
 
 
 def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
-    call_entry, arguments, trained, tmp_path
+    call_entry, arguments, tiny_run, tmp_path
 ):
     names = [f'{what} it\'s "a" [1], ü=x' for what in ("~run", "out", "store")]
     run, out, store = (tmp_path / name for name in names)
-    run.symlink_to(trained)
+    run.symlink_to(tiny_run)
     code, said = call_entry(
-        main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,candidates=3",
+        main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,num_candidates=3",
         f"output={out}", f"record={store}",
     )  # fmt: skip
     assert code == 0, said
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["policy"].endswith(f"{Path(trained).name} (steps 2, candidates 3)")
+    assert summary["policy"].endswith(f"{Path(tiny_run).name} (steps 2, candidates 3)")
     assert len(read_episodes(store)) == 1
 
 
@@ -189,7 +185,7 @@ def at_a_terminal(command):
 
 
 def of_a_terminal(arguments, *more):
-    command = [sys.executable, "-m", "real_robot.run", *arguments(*more)]
+    command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments(*more)]
     return [word for word in command if word != "robot.episode_s=2"]
 
 
@@ -201,9 +197,9 @@ def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
         press(b"s")
         hear("started by a person")
         press(b"h")
-        hear("held by a person (r lets it go on, q quits)")
+        hear("held by a person (r resumes it, q quits)")
         press(b"r")
-        hear("a person let it go on")
+        hear("resumed by a person")
         press(b" ")
         hear("emergency stop: space bar (a re-arms it, q quits)")
         press(b"r")  # lets no stopped robot go on
@@ -247,7 +243,7 @@ def wait_for(happened):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
     store = tmp_path / "recorded"
-    command = [sys.executable, "-m", "real_robot.run", *arguments(f"record={store}")]
+    command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments(f"record={store}")]
     command[command.index("robot.episode_s=2")] = "robot.episode_s=60"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         journal = tmp_path / ".recorded.journal"
@@ -264,5 +260,5 @@ def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
             [*command, "mode=run", "robot.episode_s=1"], capture_output=True, text=True,
             env={**os.environ},
         )  # fmt: skip
-        assert again.returncode == 0 and "of an interrupted episode were kept" in again.stdout
+        assert again.returncode == 0 and "of an interrupted episode were recovered" in again.stdout
         assert len(read_episodes(store)) == 2

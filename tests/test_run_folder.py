@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from test_train_entry import assert_one_sentence
 from training_runs import assert_same_end
 
-from ebt_policy.output import output_folder
+from ebt_policy.io.output import output_folder
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
 
@@ -69,7 +69,8 @@ def test_a_second_signal_acts_at_once(run_main, tiny_arguments, tmp_path, monkey
 def test_a_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_path, monkeypatch):
     """Before training a signal ends the entry at once, and no empty folder stays."""
     monkeypatch.setattr(
-        "ebt_policy.tasks.Task.demonstrations", lambda _: os.kill(os.getpid(), signal.SIGTERM)
+        "ebt_policy.policies.task_config.PolicyTaskConfig.demonstrations",
+        lambda _: os.kill(os.getpid(), signal.SIGTERM),
     )
     code, error = run_main(tiny_arguments("run"))
     assert (code, error) == (143, "interrupted\n")
@@ -86,7 +87,7 @@ def test_one_folder_takes_one_training(run_main, tiny_arguments, tmp_path):
 def test_a_disk_without_space_for_checkpoints_is_said_before(
     run_main, tiny_arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ebt_policy.train.CHECKPOINTS", 1 << 40)
+    monkeypatch.setattr("ebt_policy.training.run_folder.CHECKPOINT_BYTES_PER_PARAMETER", 1 << 40)
     code, error = run_main(tiny_arguments("run"))
     assert code == 2 and "MiB of free disk space" in error
     assert not (tmp_path / "run").exists()

@@ -7,16 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from real_robot.safety import (
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.real_robot.limits import Limits, Workspace
+from ebt_policy.real_robot.safety import (
     ChunkProjection,
-    Limits,
     Motion,
-    SafetyError,
-    Workspace,
     brake,
-    limit,
     limit_chunks,
-    limits_of,
+    limit_command,
     stopping_travel,
 )
 
@@ -26,9 +24,9 @@ A = 2
 
 
 def build(low=(0.0, -1.0), high=(10.0, 1.0), velocity=(5.0, 2.0), acceleration=(20.0, 3.0), **more):
-    lead = np.array(more.pop("lead", (np.inf, np.inf)))
+    max_tracking_error = np.array(more.pop("max_tracking_error", (np.inf, np.inf)))
     rows = (np.array(row, dtype=float) for row in (low, high, velocity, acceleration))
-    return Limits(("x", "y"), *rows, lead, **more)
+    return Limits(("x", "y"), *rows, max_tracking_error, **more)
 
 
 @st.composite
@@ -51,8 +49,11 @@ def broken(limits, command, motion, measured=None):
         return "velocity"
     if (np.abs(travel - motion.travel) > limits.acceleration * DT**2 + slack).any():
         return "acceleration"
-    if measured is not None and (np.abs(command - measured) > limits.lead + slack).any():
-        return "lead"
+    if (
+        measured is not None
+        and (np.abs(command - measured) > limits.max_tracking_error + slack).any()
+    ):
+        return "max_tracking_error"
     return None
 
 
@@ -60,41 +61,41 @@ def broken(limits, command, motion, measured=None):
 @given(any_limits(), st.data())
 def test_no_wish_makes_a_command_leave_the_limits(limits, data):
     share = data.draw(arrays(float, A, elements=st.floats(0, 1)))
-    motion = Motion.rest(limits.low + share * (limits.high - limits.low))
-    motion = Motion.rest(np.clip(motion.position, limits.low, limits.high))
+    motion = Motion.at_rest(limits.low + share * (limits.high - limits.low))
+    motion = Motion.at_rest(np.clip(motion.position, limits.low, limits.high))
     here = np.zeros(A)
     for _ in range(12):
         wanted = data.draw(arrays(float, A, elements=ANY))
         if not np.isfinite(wanted).all():
             with pytest.raises(SafetyError, match="NaN or infinite"):
-                limit(limits, wanted, motion, DT, here)
+                limit_command(limits, wanted, motion, DT, here)
             continue
-        found = limit(limits, wanted, motion, DT, here)
+        found = limit_command(limits, wanted, motion, DT, here)
         assert broken(limits, found.command, motion) is None
         kept = ~found.clamped
         span = (limits.high - limits.low)[kept]
         assert (np.abs(found.command[kept] - wanted[kept]) <= 1e-4 * span).all()
-        motion = motion.then(found.command)
+        motion = motion.advance(found.command)
     for _ in range(3):  # whatever it was doing, it can brake, and braking ends
         command = brake(limits, motion, DT)
         assert broken(limits, command, motion) is None
         slower = np.abs(command - motion.position) <= np.abs(motion.travel) + 1e-9
         assert slower.all()
-        motion = motion.then(command)
+        motion = motion.advance(command)
 
 
 @settings(max_examples=200, deadline=None)
 @given(any_limits(), arrays(float, (3, 9, A), elements=st.floats(-2e3, 2e3)), st.integers(0, 8))
 def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, brakes):
-    motion = Motion.rest((limits.low + limits.high) / 2)
+    motion = Motion.at_rest((limits.low + limits.high) / 2)
     allowed = limit_chunks(limits, chunks, motion, DT)
     for chunk, wanted in zip(allowed, chunks, strict=True):
         now = motion
         for i, command in enumerate(chunk):
             assert broken(limits, command, now) is None
-            alone = limit(limits, wanted[i], now, DT, np.zeros(A)).command
+            alone = limit_command(limits, wanted[i], now, DT, np.zeros(A)).command
             np.testing.assert_allclose(alone, command, rtol=1e-9, atol=1e-9)
-            now = now.then(command)
+            now = now.advance(command)
     again = limit_chunks(limits, allowed, motion, DT)  # what is allowed stays as it is
     np.testing.assert_allclose(again, allowed, rtol=1e-6, atol=1e-6)
 
@@ -105,15 +106,17 @@ def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, bra
     arrays(float, A, elements=st.floats(-3, 3)),
     arrays(float, A, elements=st.floats(-1e6, 1e6)),
 )
-def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(measured, lead, wanted):
-    limits = build(lead=np.abs(lead) + 0.1)
-    motion = Motion.rest(np.array([5.0, 0.0]))
+def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(
+    measured, max_tracking_error, wanted
+):
+    limits = build(max_tracking_error=np.abs(max_tracking_error) + 0.1)
+    motion = Motion.at_rest(np.array([5.0, 0.0]))
     try:
-        found = limit(limits, wanted, motion, DT, measured)
+        found = limit_command(limits, wanted, motion, DT, measured)
     except SafetyError as error:
-        assert "is not where it was sent" in str(error)
+        assert "does not follow its commands" in str(error)
         reachable = np.minimum(limits.velocity * DT, limits.acceleration * DT**2)
-        assert (np.abs(motion.position - measured) > limits.lead - reachable).any()
+        assert (np.abs(motion.position - measured) > limits.max_tracking_error - reachable).any()
     else:
         assert broken(limits, found.command, motion, measured) is None
 
@@ -133,34 +136,33 @@ def test_braking_takes_what_physics_says():
     motion = Motion(np.array([100.0, 0.0]), np.array([5.0, 0.0]))  # 50 a second
     ticks = 0
     while motion.travel.any():
-        motion, ticks = motion.then(brake(limits, motion, DT)), ticks + 1
+        motion, ticks = motion.advance(brake(limits, motion, DT)), ticks + 1
     assert ticks == 5  # 50 / 100 s
     assert motion.position[0] == pytest.approx(100 + 4 + 3 + 2 + 1)
 
 
 def test_a_robot_outside_its_limits_does_not_move():
-    outside = Motion.rest(np.array([5.0, 1.5]))
+    outside = Motion.at_rest(np.array([5.0, 1.5]))
     with pytest.raises(SafetyError) as refusal:
-        limit(build(), np.array([5.0, 0.0]), outside, DT, outside.position)
+        limit_command(build(), np.array([5.0, 0.0]), outside, DT, outside.position)
     assert str(refusal.value) == (
-        "the robot stands outside its limits: y is at 1.5, allowed are -1 to 1; bring it back by "
-        "hand."
+        "the robot is outside its limits: y is at 1.5, the range is -1 to 1; move it back by hand."
     )
 
 
 def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
-    limits, motion = build(lead=(2.0, 0.3)), Motion.rest(np.array([5.0, 0.0]))
+    limits, motion = build(max_tracking_error=(2.0, 0.3)), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError) as refusal:
-        limit(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
+        limit_command(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
     assert str(refusal.value) == (
-        "the robot is not where it was sent: y is at 0.9, was sent to 0, and may be 0.3 behind; "
-        "see what blocks it."
+        "the robot does not follow its commands: y is at 0.9, the last command was 0, and "
+        "robot.limits.max_tracking_error=0.3; check what blocks it."
     )
 
 
 @pytest.mark.parametrize("first", [0, 4, 9])
 def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(first):
-    limits, rest = build(), Motion.rest(np.array([5.0, 0.0]))
+    limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(3, 2, 9, A)) * 50
     expected = (
         np.concatenate(
@@ -176,7 +178,7 @@ def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(f
 
 
 def test_chunks_of_a_policy_are_limited_in_double_precision():
-    limits, rest = build(), Motion.rest(np.array([5.0, 0.0]))
+    limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(1, 4, A)).astype(np.float32)
     found = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
     expected = limit_chunks(limits, chunks.astype(np.float64), rest, DT, 1)
@@ -185,61 +187,11 @@ def test_chunks_of_a_policy_are_limited_in_double_precision():
 
 
 def test_names_and_shapes_are_checked():
-    limits, motion = build(), Motion.rest(np.array([5.0, 0.0]))
+    limits, motion = build(), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError, match=r"2 numbers \(x, y\), got shape \(3,\)"):
-        limit(limits, np.zeros(3), motion, DT, np.zeros(2))
+        limit_command(limits, np.zeros(3), motion, DT, np.zeros(2))
     with pytest.raises(SafetyError, match="command for y is NaN"):
-        limit(limits, np.array([5.0, np.nan]), motion, DT, np.zeros(2))
-
-
-WHOLE = {
-    "position": [[0, 10], [-1, 1]],
-    "velocity": 5,
-    "acceleration": [20, 3],
-    "lead": [2, None],
-    "workspace": {"x": [1, 9]},
-}
-
-
-def test_without_limits_a_robot_is_not_armed():
-    with pytest.raises(SafetyError) as refusal:
-        limits_of({}, ["x", "y"])
-    assert str(refusal.value) == (
-        "limits: position, velocity, acceleration, workspace, lead must be given; without all of "
-        "position, velocity, acceleration, lead, workspace the robot is not armed."
-    )
-
-
-def test_limits_from_a_configuration():
-    limits = limits_of(WHOLE, ["x", "y"])
-    assert limits.low.tolist() == [1, -1] and limits.high.tolist() == [9, 1]
-    assert limits.velocity.tolist() == [5, 5] and limits.lead.tolist() == [2, np.inf]
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_every_limit_is_mandatory(name):
-    part = {key: value for key, value in WHOLE.items() if key != name}
-    with pytest.raises(SafetyError, match=f"limits: {name} must be given"):
-        limits_of(part, ["x", "y"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"velocity": [1, 2, 3]}, "velocity must be a number, or a list with one for each of 2"),
-        ({"velocity": [1, None]}, "velocity must be finite"),
-        ({"velocity": [1, -1]}, "velocity must be positive"),
-        ({"position": [10, 0]}, "every low must be below its high"),
-        ({"position": 3}, r"position must be \[low, high\]"),
-        ({"workspace": {"z": [0, 1]}}, r"z, which is no number of the action \(x, y\)\."),
-        ({"jerk": 3}, "jerk is unknown; there are position, velocity, acceleration, lead, work"),
-        ({"acceleration": "fast"}, "acceleration must be a number"),
-        ({"acceleration": float("nan")}, "acceleration must be 2 numbers"),
-    ],
-)
-def test_wrong_limits_are_one_clear_error(change, message):
-    with pytest.raises(SafetyError, match=message):
-        limits_of(WHOLE | change, ["x", "y"])
+        limit_command(limits, np.array([5.0, np.nan]), motion, DT, np.zeros(2))
 
 
 def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
@@ -250,8 +202,12 @@ def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
     motion = Motion(np.array([5.0, 0.0]), np.array([0.3, 0.0]))
     here = motion.position
     with pytest.raises(SafetyError, match="would leave its workspace"):
-        limit(limits, np.array([5.35, 0.0]), motion, DT, here)  # inside, but too fast to brake
-    assert limit(limits, np.array([5.1, 0.0]), motion, DT, here).command[0] == pytest.approx(5.1)
+        limit_command(
+            limits, np.array([5.35, 0.0]), motion, DT, here
+        )  # inside, but too fast to brake
+    assert limit_command(limits, np.array([5.1, 0.0]), motion, DT, here).command[
+        0
+    ] == pytest.approx(5.1)
 
 
 @pytest.mark.parametrize("direction", [1, -1])
@@ -265,44 +221,8 @@ def test_the_workspace_is_used_up_to_where_braking_ends(direction):
         box = Workspace(low, high, lambda q: np.array([q[0], q[1], 0]))
         limits, command = build(workspace=box), np.array([wanted, 0.0])
         if allowed:
-            found = limit(limits, command, motion, DT, motion.position)
+            found = limit_command(limits, command, motion, DT, motion.position)
             assert found.command[0] == pytest.approx(wanted)
         else:
             with pytest.raises(SafetyError, match="would leave its workspace"):
-                limit(limits, command, motion, DT, motion.position)
-
-
-def test_a_workspace_holds_its_own_faces():
-    box = Workspace(np.zeros(3), np.ones(3), lambda q: q)
-    assert box.holds(np.zeros(3)) and box.holds(np.ones(3))
-    assert not box.holds(np.array([0, 0, 1.001])) and not box.holds(np.array([-0.001, 0, 0]))
-
-
-@pytest.mark.robomimic
-def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
-    pytest.importorskip("mujoco")
-    arm = tmp_path / "arm.xml"
-    arm.write_text(
-        '<mujoco><worldbody><body name="upper"><joint name="shoulder" axis="0 0 1"/>'
-        '<geom size="0.01"/><body pos="1 0 0"><joint name="elbow" axis="0 0 1"/>'
-        '<geom size="0.01"/><site name="tool" pos="1 0 0"/></body></body></worldbody></mujoco>'
-    )
-    box = [[-3, 3], [-0.5, 0.5], [-1, 1]]
-    section = {
-        "position": [-3.1, 3.1],
-        "velocity": 10,
-        "acceleration": 100,
-        "lead": None,
-        "workspace": {"model": str(arm), "site": "tool", "box": box},
-    }
-    limits = limits_of(section, ["shoulder", "elbow"])
-    motion, here = Motion.rest(np.zeros(2)), np.zeros(2)
-    assert limit(limits, np.array([0.1, 0.1]), motion, DT, here).command.tolist() == [0.1, 0.1]
-    with pytest.raises(SafetyError, match="would leave its workspace"):
-        limit(limits, np.array([0.3, 0.0]), motion, DT, here)  # y = 2 sin 0.3 = 0.59
-    section["workspace"]["box"] = box[:2]
-    with pytest.raises(SafetyError, match=r"workspace\.box must be \[low, high\], or a list .* 3"):
-        limits_of(section, ["shoulder", "elbow"])
-    section["workspace"] |= {"box": box, "site": "hand"}
-    with pytest.raises(ValueError, match="no site or body hand"):
-        limits_of(section, ["shoulder", "elbow"])
+                limit_command(limits, command, motion, DT, motion.position)

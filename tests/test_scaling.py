@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from test_text import TEXT
 
 from ebt_policy import scaling
-from ebt_policy.data.text import TokenWindows
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.flops import training_work
 from ebt_policy.evaluation.scaling_law import Point, scaling_law
-from ebt_policy.options import ConfigError
+from ebt_policy.language.data import TokenWindows
+from ebt_policy.language.scaling import AXES, RunGrid, multirun_products
 
 SMALL = (
     "task.context=8", "size.width=16", "size.heads=2", "train.steps=4", "train.batch_size=2",
@@ -82,7 +83,7 @@ def test_one_place_is_no_law():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what is to grow"),
+        ([], "missing required option axis=data"),
         (["axis=height"], "axis must be one of data"),
         (["axis=depth", "seeds=0"], "seeds must be at least 1"),
         (["axis=depth", "seeds=two"], "seeds"),
@@ -101,14 +102,14 @@ def test_settings_that_cannot_be_are_one_clear_error(arguments, message):
         scaling.parse(arguments)
 
 
-def grid(*arguments: str) -> scaling.Grid:
-    return scaling.Grid(*scaling.parse([*arguments]), torch.device("cpu"))
+def grid(*arguments: str) -> RunGrid:
+    return RunGrid(*scaling.parse([*arguments]), torch.device("cpu"))
 
 
 def test_runs_are_named_by_what_the_axes_move():
     """One folder of a run on all axes that it lies on."""
     named = {}
-    for axis in scaling.AXES:
+    for axis in AXES:
         of = grid(f"axis={axis}", "models=ebt")
         named[axis] = {place: of.run(("ebt", place), 0.002, 0).name for place in of.places}
     assert named["depth"]["2"] == named["width"]["64"] == named["data"]["1000"]
@@ -133,7 +134,7 @@ def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch
     monkeypatch.setattr(
         of, "losses", lambda run, part: np.full(3, abs(math.log(run[1] / best[run[0]])))
     )
-    assert of.tuned() == best
+    assert of.tune_learning_rates() == best
     assert len(trained) == len(set(trained)) == 5 + 4 + 5 + 3
 
 
@@ -145,7 +146,7 @@ CELLS = st.tuples(st.sampled_from("abc"), st.sampled_from("1234"))
 def test_multiruns_do_what_is_asked_for_once(rates):
     done = [
         (model, place, rate)
-        for models, places, shared in scaling.products(rates)
+        for models, places, shared in multirun_products(rates)
         for model in models
         for place in places
         for rate in shared
@@ -171,8 +172,10 @@ def test_flops_are_those_of_the_products():
 @pytest.mark.sweeps
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
 def test_runs_can_be_done_elsewhere(launcher):
-    with initialize_config_module("configs", version_base="1.3"):
-        chosen = compose("train_text", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
+        chosen = compose(
+            "train", [f"hydra/launcher={launcher}", "task=text"], return_hydra_config=True
+        )
         assert get_class(chosen.hydra.launcher._target_)
 
 

@@ -9,10 +9,11 @@ import torch
 from conftest import TINY, compose_config
 from torch import Tensor
 
-from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.selection import best_of, line_integral, vote
-from ebt_policy.models import build_policy
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies import build_policy
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
 
 SHAPE = {"obs_dim": 3, "action_dim": 2, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8}
 MODELS = {
@@ -147,7 +148,7 @@ def test_a_vote_takes_one_of_the_candidates(model):
     rows = [torch.Generator().manual_seed(i) for i in range(3)]
     chosen = {}
     for rule in rules:
-        policy.configure_inference(candidates=6, select=rule)
+        policy.configure_inference(num_candidates=6, select=rule)
         rows = [torch.Generator().manual_seed(i) for i in range(3)]
         chosen[rule] = policy.predict_chunk(obs, generator=rows).actions
         assert chosen[rule].shape == (3, 16, 2)
@@ -158,7 +159,7 @@ def test_a_vote_takes_one_of_the_candidates(model):
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm", "unet"])
 def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
     policy, obs = build(*MODELS[model]), torch.randn(2, 2, 3)
-    policy.configure_inference(candidates=4, select="medoid")
+    policy.configure_inference(num_candidates=4, select="medoid")
 
     def predict(rows: list[int]) -> Tensor:
         generators = [torch.Generator().manual_seed(i) for i in rows]
@@ -170,22 +171,26 @@ def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm"])
 def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model):
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(2, 2, 3)}
-    policy.configure_inference(candidates=4, select="medoid")
+    policy.configure_inference(num_candidates=4, select="medoid")
     prefix = torch.full((2, 3, 2), 0.25)
-    chunk = policy.predict_chunk(obs, prefix=prefix, project=lambda x: x.clamp(-0.3, 0.3))
+    chunk = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=prefix, project=lambda x: x.clamp(-0.3, 0.3))
+    )
     assert torch.equal(chunk.actions[:, :3], prefix) and chunk.actions.abs().max() <= 0.3
 
 
 def test_the_best_is_chosen_among_what_may_be_executed():
     """Two samples of three agree once they are cut to the limits, though not before."""
     policy = build(*MODELS["flow"])
-    policy.configure_inference(candidates=3, select="density")
+    policy.configure_inference(num_candidates=3, select="density")
     heights = torch.tensor([0.0, 0.9, 1.4]).view(1, 3, 1, 1)
-    policy.sample = lambda context, noise, terms, generator: heights.expand_as(noise)
+    policy.sample = lambda context, noise, constraints, generator: heights.expand_as(noise)
     limit = lambda x: x.clamp(max=0.5)  # noqa: E731
-    network = policy._network_actions(torch.zeros(1, 2, 3), torch.full((1, 1, 2), 0.5))
+    network = policy.normalize_actions(torch.zeros(1, 2, 3), torch.full((1, 1, 2), 0.5))
     heights = network.max() + torch.tensor([-3.0, 0.5, 1.5]).view(1, 3, 1, 1)
-    actions = policy.predict_chunk({"obs": torch.zeros(1, 2, 3)}, project=limit).actions
+    actions = policy.predict_chunk(
+        {"obs": torch.zeros(1, 2, 3)}, constraints=ChunkConstraints(project=limit)
+    ).actions
     torch.testing.assert_close(actions, torch.full_like(actions, 0.5))
 
 
@@ -194,10 +199,14 @@ def test_the_best_is_chosen_among_what_may_be_executed():
     [
         ("flow", {"select": "energy"}, "without an energy, got energy"),
         ("ddim", {"select": "best"}, "one of medoid, density, first, line_integral"),
-        ("energy", {"select": "line_integral"}, "one of energy, drop, medoid, density, first"),
-        ("flow", {"candidates": 0}, "inference.candidates must be at least 1, got 0"),
-        ("flow", {"level": 1.0}, "inference.level must lie between 0 and 1"),
-        ("flow", {"level": math.nan}, "level must be a finite number, got nan"),
+        (
+            "energy",
+            {"select": "line_integral"},
+            "one of energy, energy_decrease, medoid, density, first",
+        ),
+        ("flow", {"num_candidates": 0}, "inference.num_candidates must be at least 1, got 0"),
+        ("flow", {"scoring_level": 1.0}, "inference.scoring_level must lie between 0 and 1"),
+        ("flow", {"scoring_level": math.nan}, "level must be a finite number, got nan"),
     ],
 )
 def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):

@@ -13,16 +13,18 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from training_runs import changed, copied
 
-from ebt_policy.eval import evaluate, main
-from ebt_policy.evaluation import figures
-from ebt_policy.evaluation.protocol import Protocol
-from ebt_policy.evaluation.study_figures import suite_overview
-from ebt_policy.options import ConfigError, options
-from ebt_policy.suite import Suite, evaluate_suite, interval_note, load_suite
+from ebt_policy.config import options
+from ebt_policy.envs import rollout
+from ebt_policy.errors import ConfigError
+from ebt_policy.eval import main
+from ebt_policy.evaluation import figure_style
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.evaluate import evaluate_policies
+from ebt_policy.policies.figures import suite_overview
+from ebt_policy.policies.suite import Suite, evaluate_suite, interval_note, load_suite
 from ebt_policy.train import train
-from envs import rollout
 
-PROTOCOL = Protocol(episodes=2, seed=5, videos=0, workers=1)
+PROTOCOL = EvalConfig(episodes=2, seed=5, videos=0, workers=1)
 SUITE = Suite("two", ["push-near", "push-far"])
 CPU = torch.device("cpu")
 
@@ -51,7 +53,7 @@ def runs(trained, tmp_path) -> Path:
 
 
 def given(runs: Path) -> list[str]:
-    return [f"{runs}/{{task}}/ebt@steps=1,candidates=2", f"{runs}/{{task}}/bc-seed*"]
+    return [f"{runs}/{{task}}/ebt@steps=1,num_candidates=2", f"{runs}/{{task}}/bc-seed*"]
 
 
 def play(runs: Path, output: Path, suite: Suite = SUITE):
@@ -114,7 +116,9 @@ def test_one_task_is_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
     one = play(trained, tmp_path / "suite", suite)
     texts = [text.replace("{task}", "push-far") for text in given(trained)]
-    plain = evaluate(texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test")
+    plain = evaluate_policies(
+        texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test"
+    )
     stored = json.loads((tmp_path / "suite" / "push-far" / "summary.json").read_text())
     assert stored["paired"] == plain["paired"]
     for entry, on_task, expected in zip(
@@ -193,10 +197,13 @@ def test_the_command_plays_goes_on_and_names_what_is_wrong(
 def test_the_suites_that_there_are_can_be_read():
     from importlib.resources import files
 
-    names = [file.name.removesuffix(".yaml") for file in (files("configs") / "suite").iterdir()]
+    names = [
+        file.name.removesuffix(".yaml")
+        for file in (files("ebt_policy.configs") / "suite").iterdir()
+    ]
     assert {"metaworld_10", "mujoco"} <= set(names)
     for name in names:
-        with initialize_config_module("configs", version_base="1.3"):
+        with initialize_config_module("ebt_policy.configs", version_base="1.3"):
             section = OmegaConf.to_container(compose("eval", [f"suite={name}"]).suite)
         assert options(Suite, section, "suite").name == name  # type: ignore[arg-type]
 
@@ -214,7 +221,9 @@ def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
     shown = [label.get_text() for label in each.get_xticklabels()]
     assert shown == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
     assert [text.get_text() for text in each.texts] == ["70"] * 3 * count
-    assert figures.figure_to_svg(figure, "suite") == figures.figure_to_svg(figure, "suite")
+    assert figure_style.figure_to_svg(figure, "suite") == figure_style.figure_to_svg(
+        figure, "suite"
+    )
 
 
 def test_the_note_says_when_the_training_seed_is_not_covered():

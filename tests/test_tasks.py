@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from ebt_policy.data import robomimic
 from ebt_policy.data.episodes import Episodes
-from ebt_policy.options import ConfigError
-from ebt_policy.tasks import Task
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
-def task(**changes) -> Task:
-    return Task.of({"task": {**compose_config()["task"], **changes}})
+def task(**changes) -> PolicyTaskConfig:
+    return PolicyTaskConfig.from_config({"task": {**compose_config()["task"], **changes}})
 
 
 ROWS = 9
@@ -72,7 +72,7 @@ def test_mirror_images_are_learned_from_but_not_held_out():
 
 @pytest.mark.parametrize("name", ["lift", "can", "square", "tool_hang", "transport"])
 def test_goals_of_grippers_are_measured_from_where_they_are(name):
-    task = Task.of(compose_config(f"task={name}"))
+    task = PolicyTaskConfig.from_config(compose_config(f"task={name}"))
     scene = robomimic.SCENES[str(task.scene)]
     ends = np.cumsum(list(robomimic.layout(scene).values()))
     starts = dict(zip(robomimic.layout(scene), [0, *ends], strict=False))
@@ -82,5 +82,7 @@ def test_goals_of_grippers_are_measured_from_where_they_are(name):
 
 def test_relative_actions_have_no_origin():
     with pytest.raises(ConfigError, match=r"with task\.actions=delta write task\.relative_to=null"):
-        Task.of(compose_config("task=lift", "task.actions=delta"))
-    Task.of(compose_config("task=lift", "task.actions=delta", "task.relative_to=null"))
+        PolicyTaskConfig.from_config(compose_config("task=lift", "task.actions=delta"))
+    PolicyTaskConfig.from_config(
+        compose_config("task=lift", "task.actions=delta", "task.relative_to=null")
+    )

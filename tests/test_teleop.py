@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.options import ConfigError
-from envs.spec import EnvSpec
-from real_robot.background import SimulatedBackground
-from real_robot.clock import SimulatedClock
-from real_robot.drivers.sim import SimRobot
-from real_robot.robots import Robot, load_robot
-from real_robot.session import Session, tick_s
-from real_robot.teleop import Hand
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.sim import SimRobot
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, tick_seconds
+from ebt_policy.real_robot.inference_worker import SimulatedWorker
+from ebt_policy.real_robot.robots import Robot, load_robot
+from ebt_policy.real_robot.teleop import TeleopSource
 
 
 @pytest.fixture
@@ -28,28 +28,28 @@ def screen(monkeypatch):
 def desk(device, record=None, **change):
     robot: Robot = load_robot("sim_push_t", *(f"robot.{k}={v}" for k, v in change.items()))
     clock = SimulatedClock()
-    driver = SimRobot(EnvSpec("envs:ebt_policy/PushT-v0", 300), clock, command_s=0.3, film=True)
+    driver = SimRobot(EnvSpec("ebt_policy/PushT-v0", 300), clock, command_s=0.3, render=True)
     driver.connect()
-    dt = tick_s(robot, 1.0)
-    background = SimulatedBackground(clock, lambda: 0.0)
-    hand = Hand(device, driver.render, robot.safety.low, robot.safety.high, dt, background)
-    session = Session(robot, driver, hand, clock, {}, heart=False, record=record)
-    session.prepare()
-    return session, hand
+    dt = tick_seconds(robot, 1.0)
+    worker = SimulatedWorker(clock, lambda: 0.0)
+    teleop = TeleopSource(device, driver.render, robot.safety.low, robot.safety.high, dt, worker)
+    runner = EpisodeRunner(robot, driver, teleop, clock, {}, watchdog=False, record=record)
+    runner.prepare()
+    return runner, teleop
 
 
 def test_the_mouse_shows_where_to_go_and_all_is_recorded(screen, tmp_path):
-    session, hand = desk("mouse", record=tmp_path / "mine", episode_s=4)
+    runner, teleop = desk("mouse", record=tmp_path / "mine", episode_s=4)
 
     def point(tick):
-        if tick.tick == 3:
+        if tick.number == 3:
             move = screen.event.Event(
                 screen.MOUSEMOTION, pos=(256, 128), rel=(0, 0), buttons=(0, 0, 0)
             )
             screen.event.post(move)
 
-    session.loop.observers = [*session.loop.observers, point]
-    episode = session.episode(4)
+    runner.loop.observers = [*runner.loop.observers, point]
+    episode = runner.run_episode(4)
     commands = np.array([tick.command for tick in episode.ticks])
     goal = np.array([256.0, 128.0])
     np.testing.assert_allclose(commands[2], commands[0])  # until then it stays
@@ -58,11 +58,11 @@ def test_the_mouse_shows_where_to_go_and_all_is_recorded(screen, tmp_path):
     demonstrations, _ = load_push_t(path=str(tmp_path / "mine"))
     assert len(demonstrations) == 1 and demonstrations.arrays["obs"].shape == (40, 20)
     np.testing.assert_allclose(demonstrations.arrays["action"], commands, atol=1e-3)
-    hand.close()
+    teleop.close()
 
 
 def test_keys_move_keep_drop_and_quit(screen, tmp_path):
-    session, hand = desk("keyboard", record=tmp_path / "mine", episode_s=3)
+    runner, teleop = desk("keyboard", record=tmp_path / "mine", episode_s=3)
     pressed = {
         2: (screen.KEYDOWN, screen.K_RIGHT),
         12: (screen.KEYUP, screen.K_RIGHT),
@@ -70,23 +70,23 @@ def test_keys_move_keep_drop_and_quit(screen, tmp_path):
     }
 
     def press(tick):
-        if tick.tick in pressed:
-            kind, key = pressed[tick.tick]
+        if tick.number in pressed:
+            kind, key = pressed[tick.number]
             screen.event.post(screen.event.Event(kind, key=key))
 
-    session.loop.observers = [*session.loop.observers, press]
-    quits = lambda: hand.quits or hand.kept is not None  # noqa: E731
-    keep = lambda episode: bool(hand.kept)  # noqa: E731
-    episode = session.episode(4, quits=quits, keep=keep)
+    runner.loop.observers = [*runner.loop.observers, press]
+    quits = lambda: teleop.quit or teleop.keep is not None  # noqa: E731
+    keep = lambda episode: bool(teleop.keep)  # noqa: E731
+    episode = runner.run_episode(4, should_quit=quits, should_keep=keep)
     moved = episode.ticks[-1].command - episode.ticks[0].command
     np.testing.assert_allclose(moved, [300, 0], atol=35)
     assert len(episode.ticks) == 22 and episode.kept
     pressed[20] = (screen.KEYDOWN, screen.K_BACKSPACE)
-    assert not session.episode(5, quits=quits, keep=keep).kept
+    assert not runner.run_episode(5, should_quit=quits, should_keep=keep).kept
     assert len(load_push_t(path=str(tmp_path / "mine"))[0]) == 1
     pressed[20] = (screen.KEYDOWN, screen.K_ESCAPE)
-    session.episode(6, quits=quits, keep=keep)
-    assert hand.quits
+    runner.run_episode(6, should_quit=quits, should_keep=keep)
+    assert teleop.quit
 
 
 def test_a_gamepads_stick(screen, monkeypatch):
@@ -96,13 +96,13 @@ def test_a_gamepads_stick(screen, monkeypatch):
         desk("gamepad")
     monkeypatch.setattr(screen.joystick, "get_count", lambda: 1)
     monkeypatch.setattr(screen.joystick, "Joystick", lambda i: stick)
-    session, _ = desk("gamepad", episode_s=2)
+    runner, _ = desk("gamepad", episode_s=2)
 
     def push(tick):
-        axes[0] = -0.5 if tick.tick >= 5 else 0.0
+        axes[0] = -0.5 if tick.number >= 5 else 0.0
 
-    session.loop.observers = [*session.loop.observers, push]
-    commands = np.array([tick.command for tick in session.episode(4).ticks])
+    runner.loop.observers = [*runner.loop.observers, push]
+    commands = np.array([tick.command for tick in runner.run_episode(4).ticks])
     np.testing.assert_allclose(commands[5], commands[0])  # a stick at rest is never quite zero
     assert commands[9][0] < commands[5][0] - 40
 

@@ -18,25 +18,25 @@ from test_leakage import KINDS, B, V, build, generators, tokens
 
 from ebt_policy import eval as evaluating
 from ebt_policy import generate
-from ebt_policy.data.questions import QUESTIONS
-from ebt_policy.data.text import TextError, TokenWindows, load_corpus, pieces, tokenized
-from ebt_policy.data.tokenizer import UNKNOWN, make_tokenizer
-from ebt_policy.models.base import CheckpointError
-from ebt_policy.models.text import (
+from ebt_policy.errors import ConfigError
+from ebt_policy.language.data import TextError, TokenWindows, iter_chunks, tokenized
+from ebt_policy.language.datasets import load_corpus
+from ebt_policy.language.model import (
     EnergyLanguageModel,
     LanguageModel,
-    MeanEmbedding,
     negative_entropy,
 )
-from ebt_policy.options import ConfigError
-from ebt_policy.train import main, of_its_kind, train
+from ebt_policy.language.qa_datasets import QUESTIONS
+from ebt_policy.language.tokenizer import UNKNOWN, make_tokenizer
+from ebt_policy.models.base import CheckpointError
+from ebt_policy.train import main, train
 
 TEXT = "the quick brown fox jumps over the lazy dog. naïve 日本\n" * 60
 TINY = (
     "size.width=16", "size.heads=2", "size.layers=2", "task.tokenizer=char", "task.context=8",
     "device=cpu", "train.steps=12", "train.minutes=null", "train.batch_size=4",
     "train.warmup_steps=3", "train.compile=false", "train.checkpoint_every=6", "train.log_every=2",
-    "train.rollout_every=4", "evaluation.windows=8",
+    "train.eval_every=4", "evaluation.windows=8",
 )  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def text(tmp_path, monkeypatch) -> Path:
 def tiny(text, tmp_path):
     """name, overrides -> configuration of a quick training."""
 
-    def configure(name: str, *overrides: str, config="train_text"):
+    def configure(name: str, *overrides: str):
         where = (f"task.path={text}", f"run_dir={tmp_path / name}")
-        return compose_config(*TINY, *where, *overrides, config=config)
+        return compose_config(*TINY, *where, *overrides, "task=text")
 
     return configure
 
@@ -72,7 +72,7 @@ def test_bytes_in_pairs_lose_nothing(sample):
 
 
 def test_characters_lose_nothing_that_was_seen():
-    tokenizer = make_tokenizer("char", pieces(TEXT), 0)
+    tokenizer = make_tokenizer("char", iter_chunks(TEXT), 0)
     assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
     assert tokenizer.decode(tokenizer.encode("Q").ids, skip_special_tokens=False) == UNKNOWN
     assert tokenizer.get_vocab_size() == len(set(TEXT)) + 1
@@ -98,7 +98,7 @@ def test_tokens_are_made_once_and_kept(text, tmp_path, monkeypatch):
     tokenizer = make_tokenizer("char", [TEXT], 0)
     first = tokenized(TEXT, tokenizer)
     assert isinstance(first, np.memmap) and first.dtype == np.uint16 and len(first) == len(TEXT)
-    monkeypatch.setattr("ebt_policy.data.text._tokenize", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("ebt_policy.language.data._tokenize", lambda *_: pytest.fail("made again"))
     np.testing.assert_array_equal(tokenized(TEXT, tokenizer), first)
 
 
@@ -121,7 +121,7 @@ def test_tokens_that_a_crash_left_incomplete_are_made_again(text, tmp_path):
 
 def test_the_mark_of_some_editors_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("words", "utf-8-sig")
-    assert load_corpus(None, str(tmp_path / "a.txt")).parts["train"] == "word"
+    assert load_corpus(None, str(tmp_path / "a.txt")).splits["train"] == "word"
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
     library = type(
         "Library", (), {"load_dataset": lambda *_: {k: {"text": v} for k, v in splits.items()}}
     )
-    monkeypatch.setattr("ebt_policy.data.text.find_spec", lambda name: True)
-    monkeypatch.setattr("ebt_policy.data.text.import_module", lambda name: library)
+    monkeypatch.setattr("ebt_policy.language.datasets.find_spec", lambda name: True)
+    monkeypatch.setattr("ebt_policy.language.datasets.import_module", lambda name: library)
     if isinstance(parts, str):
         with pytest.raises(TextError, match=parts):
             load_corpus("someone/something", None)
     else:
-        found = load_corpus("someone/something", None).parts
+        found = load_corpus("someone/something", None).splits
         assert {name: len(text) for name, text in found.items()} == parts
 
 
@@ -159,14 +159,14 @@ def test_windows_are_what_follows_each_place():
 
 
 def test_pieces_are_the_text():
-    assert "".join(pieces(TEXT * 800)) == TEXT * 800 and len(list(pieces(TEXT * 800))) > 1
+    assert "".join(iter_chunks(TEXT * 800)) == TEXT * 800 and len(list(iter_chunks(TEXT * 800))) > 1
 
 
 def test_corpora(text, tmp_path, monkeypatch):
     own = load_corpus("own", None)
-    assert "descend" in own.parts["train"] + own.parts["validation"]
+    assert "descend" in own.splits["train"] + own.splits["validation"]
     mine = load_corpus(None, str(text))
-    assert mine.name == "mine" and mine.parts["train"] + mine.parts["validation"] == TEXT
+    assert mine.name == "mine" and mine.splits["train"] + mine.splits["validation"] == TEXT
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.md").write_text("a")
     (tmp_path / "folder" / "b.txt").write_text("b")
@@ -177,7 +177,7 @@ def test_corpora(text, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "text" / "tinyshakespeare.zip", "w") as zipped:
         zipped.writestr("tinyshakespeare/input.txt", TEXT)
     found = load_corpus(None, None)
-    assert found.name == "tinyshakespeare" and len(found.parts["train"]) == round(0.9 * len(TEXT))
+    assert found.name == "tinyshakespeare" and len(found.splits["train"]) == round(0.9 * len(TEXT))
 
 
 def test_questions_and_answers_are_text_to_evaluate_on(tiny, tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_questions_and_answers_are_text_to_evaluate_on(tiny, tmp_path, monkeypat
         lines = content if name == "gsm8k" else [content]
         with zipfile.ZipFile(tmp_path / "reasoning" / archive, "a") as zipped:
             zipped.writestr(member, "\n".join(map(json.dumps, lines)))
-    texts = [load_corpus(name, None).parts["test"] for name in written]
+    texts = [load_corpus(name, None).splits["test"] for name in written]
     assert texts == [
         "Question: 1 + 1?\nAnswer: #### 2",
         "Question: Some text. Why?\nAnswer: So.",
@@ -228,7 +228,7 @@ def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypat
     ):
         with pytest.raises(TextError, match=message):
             load_corpus(name, path)
-    monkeypatch.setattr("ebt_policy.data.text.find_spec", lambda name: None)
+    monkeypatch.setattr("ebt_policy.language.datasets.find_spec", lambda name: None)
     with pytest.raises(TextError, match="pip install datasets"):
         load_corpus("someone/something", None)
 
@@ -253,8 +253,8 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
 @pytest.mark.parametrize("many", [1, 3])
 def test_surprisal_is_that_of_a_distribution(kind, many):
     model = build(kind)
-    if isinstance(model, EnergyLanguageModel) and model.has_energy and model.varied_starts:
-        model.configure_inference(candidates=many)
+    if isinstance(model, EnergyLanguageModel) and model.has_energy and model.has_random_init:
+        model.configure_inference(num_candidates=many)
     logits = model.predict(model.observe(tokens()), generators())
     assert logits.shape == (B, 7, V) and not logits.requires_grad
     found = model.surprisal(tokens(), generators())
@@ -268,9 +268,9 @@ def test_with_a_cache_it_writes_what_it_writes_without(kind, temperature):
     model = build(kind)
     how = {"temperature": temperature, "top_k": 5}
     if isinstance(model, EnergyLanguageModel):
-        model.objective.start = 0.0  # with a random start, noise would be drawn for other places
+        model.objective.init_std = 0.0  # with a random start, noise would be drawn for other places
         if kind == "ebt s2":
-            model.objective.noise = lambda step, steps: 0.0
+            model.objective.noise = None
     written = [
         "".join(model.generate("abc", 12, **how, cached=cached, generator=g))
         for cached, g in zip((True, False), generators(), strict=True)
@@ -297,33 +297,31 @@ def test_characters_of_several_bytes_are_written_whole():
 
 
 def free_energy(model, observed, logits):
-    return model.energy(observed)(
-        MeanEmbedding(model.embedding).seen(logits), None
-    ) + negative_entropy(logits)
+    return model.energy(observed)(model.embed(logits), None) + negative_entropy(logits)
 
 
 def test_the_lowest_of_several_guesses_is_taken():
-    one, many = build("ebt"), build("ebt", candidates=4)
+    one, many = build("ebt"), build("ebt", num_candidates=4)
     assert isinstance(one, EnergyLanguageModel) and isinstance(many, EnergyLanguageModel)
     observed = many.observe(tokens())
-    found = many.think(observed, generators())
-    alone = one.think(one.observe(tokens()), generators())
+    found = many.descend(observed, generators())
+    alone = one.descend(one.observe(tokens()), generators())
     assert found.candidate.shape == alone.candidate.shape == (B, 7, V)
     again = free_energy(many, observed, found.candidate)
     torch.testing.assert_close(again, found.energies[-1])
     every = build("ebt")
-    every.configure_inference(candidates=4)
+    every.configure_inference(num_candidates=4)
     torch.testing.assert_close(every.predict(observed, generators()), found.candidate)
 
 
-def test_only_down_never_ends_higher():
-    plain, careful = build("ebt", steps=6), build("ebt", steps=6, only_down=True)
+def test_rejecting_increases_never_ends_higher():
+    plain, careful = build("ebt", steps=6), build("ebt", steps=6, reject_energy_increase=True)
     assert isinstance(plain, EnergyLanguageModel) and isinstance(careful, EnergyLanguageModel)
     with torch.no_grad():
         for model in (plain, careful):  # steps so long that some go up
             model.objective.step_size.fill_(20.0)  # type: ignore[union-attr]
-        up = plain.think(plain.observe(tokens()), generators()).energies.diff(dim=0) > 1e-9
-        down = careful.think(careful.observe(tokens()), generators())
+        up = plain.descend(plain.observe(tokens()), generators()).energies.diff(dim=0) > 1e-9
+        down = careful.descend(careful.observe(tokens()), generators())
     assert up.any() and (down.energies.diff(dim=0) <= 1e-9).all()
     energy = free_energy(careful, careful.observe(tokens()), down.candidate)
     torch.testing.assert_close(energy, down.energies[-1])
@@ -331,10 +329,10 @@ def test_only_down_never_ends_higher():
 
 
 def test_a_refiner_has_nothing_to_choose_by():
-    with pytest.raises(ConfigError, match="no energy to choose"):
-        build("refiner", candidates=2)
-    with pytest.raises(ConfigError, match="no energy to choose"):
-        build("refiner").configure_inference(only_down=True)
+    with pytest.raises(ConfigError, match="no energy to select"):
+        build("refiner", num_candidates=2)
+    with pytest.raises(ConfigError, match="no energy to select"):
+        build("refiner").configure_inference(reject_energy_increase=True)
 
 
 # -- training, evaluation, storage ----------------------------------------------------------------
@@ -342,8 +340,8 @@ def test_a_refiner_has_nothing_to_choose_by():
 
 @pytest.mark.parametrize(
     "overrides",
-    [("model=text/transformer_pp",), ("model=text/refiner",), ("objective=text/s1",),
-     ("objective=text/s2", "objective.replay=8", "objective.noise=[0.1,0.01]")],
+    [("model=transformer_pp",), ("model=refiner",), ("objective=s1",),
+     ("objective=s2", "objective.replay=8", "objective.noise=[0.1,0.01]")],
 )  # fmt: skip
 def test_train_evaluate_and_load(tiny, overrides):
     straight = train(tiny("straight", *overrides))
@@ -395,7 +393,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny, tmp_path):
 
 
 def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
-    run = train(tiny("run", "evaluation.final=false", "objective.start=1.0"))
+    run = train(tiny("run", "evaluation.final=false", "objective.init_std=1.0"))
     where = f"output={tmp_path / 'found'}"
     call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", where]
     monkeypatch.setattr(sys, "argv", [*call])
@@ -422,20 +420,13 @@ def test_the_entries(tiny, tmp_path, monkeypatch, capsys):
     assert written.startswith("the 'quick'\\") and len(written) == len("the 'quick'\\") + 6
 
 
-def test_what_is_no_policy_has_a_configuration_of_its_own():
-    assert of_its_kind(["task=push_t", "model=ebt"]) == ["task=push_t", "model=ebt"]
-    assert of_its_kind(["model=ebt,refiner", "task=text", "-m", "seed=1"]) == [
-        "--config-name", "train_text", "model=text/ebt,text/refiner", "-m", "seed=1",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare"),
         (["task.context=0"], "task.context must be at least 1"),
-        (["model=transformer_pp", "objective=s2"], "objective=... belongs to"),
-        (["model.guess_layers=9"], "guess_layers=9 must be between 1 and"),
+        (["model=transformer_pp", "objective=s2"], "objective=... is for models that descend"),
+        (["model.candidate_layers=9"], "candidate_layers=9 must be between 1 and"),
         (["task.tokenizer=bpe", "task.vocab_size=5"], "at least 257"),
     ],
 )

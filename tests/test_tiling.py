@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.evaluation.denoising import measured, measures, psnrs
-from ebt_policy.models import build_image_model
-from ebt_policy.models.tiling import TOGETHER, Tiling, restore_tiled
+from ebt_policy.image.model import build_image_model
+from ebt_policy.image.tiling import TOGETHER, Tiling, denoise_tiled
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 12))
@@ -34,7 +31,7 @@ def test_tiles_meet_smoothly():
 def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
     model = build_image_model(
         {
-            "shape": {"side": 8, "channels": 3, "patch": 4, "noise": 100, "classes": 0},
+            "shape": {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0},
             "size": {"width": 16, "heads": 2, "layers": 1},
             "model": {"name": "ebt", "inference": {}},
             "objective": {"name": "s1"},
@@ -43,34 +40,14 @@ def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
     noisy = [torch.rand(3, *size) * 2 - 1 for size in ((13, 21), (8, 8), (9, 30))]
     for most in (2, 100):  # batches that end within an image, and one batch
         monkeypatch.setitem(TOGETHER, "cpu", most)
-        found = restore_tiled(model, noisy, 100, [0, 0, 0])
-        lean = restore_tiled(model, noisy, 100, [0, 0, 0], follow=False)
+        found = denoise_tiled(model, noisy, 100, [0, 0, 0])
+        lean = denoise_tiled(model, noisy, 100, [0, 0, 0], follow=False)
         assert [len(one.path) for one in found + lean] == [3, 3, 3, 0, 0, 0]
         for image, one in zip(noisy, found, strict=True):
-            (alone,) = restore_tiled(model, [image], 100, [0])
+            (alone,) = denoise_tiled(model, [image], 100, [0])
             assert one.images.shape == image.shape
             torch.testing.assert_close(one.images, alone.images)
             torch.testing.assert_close(one.energies, alone.energies)
             assert one.energies is not None and one.energies.shape == (3,)
             for x, y in zip(one.path, alone.path, strict=False):
                 torch.testing.assert_close(x, y)
-
-
-def test_measures_agree_with_their_definitions():
-    clean = torch.rand(3, 3, 16, 16) * 2 - 1
-    noisy = (clean + 0.1 * torch.randn(3, 3, 16, 16)).clamp(-1, 1)
-    found = measures(noisy, clean)
-    mse = ((noisy - clean) * 127.5).square().mean((1, 2, 3)).numpy()
-    np.testing.assert_allclose(found["mse"], mse, rtol=1e-4)
-    np.testing.assert_allclose(found["psnr"], 10 * np.log10(255**2 / mse), rtol=1e-4)
-    assert (found["ssim"] < 1).all() and measures(clean, clean)["ssim"] == pytest.approx(1)
-
-
-def test_images_of_several_sizes_are_measured_as_one_by_one():
-    sizes = ((16, 16), (20, 16), (16, 16), (16, 20), (20, 16))
-    clean = [torch.rand(3, *size) * 2 - 1 for size in sizes]
-    found = [(x + 0.1 * torch.randn(x.shape)).clamp(-1, 1) for x in clean]
-    alone = [measures(a[None], b[None]) for a, b in zip(found, clean, strict=True)]
-    for name, values in measured(found, clean).items():
-        np.testing.assert_allclose(values, [one[name].item() for one in alone], rtol=1e-5)
-    np.testing.assert_allclose(psnrs(found, clean), measured(found, clean)["psnr"], rtol=1e-6)

@@ -12,20 +12,17 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from training_runs import S2, assert_identical, assert_same_end, logged, losses
 
-from ebt_policy.models import load_policy
+from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import CheckpointError
-from ebt_policy.options import ConfigError
+from ebt_policy.policies import load_policy
 from ebt_policy.train import train
+from ebt_policy.training.batches import process_slice
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.progress import TrainingProgress
-from ebt_policy.training.trainer import (
-    VALIDATED,
-    NonFiniteLoss,
-    Progress,
-    TrainConfig,
-    Trainer,
-    _part,
-)
+from ebt_policy.training.schedule import Progress, learning_rate_factor, plan_total_steps
+from ebt_policy.training.task import TASKS
+from ebt_policy.training.trainer import VALIDATION_ROWS, NonFiniteLoss, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +94,7 @@ def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monke
     lines = logged(validated)
     assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
     assert [x["step"] for x in lines if "loss" in x] == [5, 10]
-    monkeypatch.setattr(Trainer, "_validate", lambda self, held_out: {})
+    monkeypatch.setattr(Trainer, "_validation_loss", lambda self, data: {})
     plain = train(tiny("plain", *settings))
     assert losses(validated) == losses(plain)
     ends = [newest_checkpoint(run) for run in (validated, plain)]
@@ -256,13 +253,13 @@ def test_a_budget_of_no_minutes_is_refused(tiny):
         TrainConfig(**settings)
 
 
-def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, capsys):
+def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler found\nmore lines")
 
     monkeypatch.setattr(torch, "compile", broken)
     assert len(losses(train(tiny("run", "train.compile=true")))) == 10
-    assert "torch.compile does not work here (no C++ compiler found)" in capsys.readouterr().err
+    assert "torch.compile does not work here (no C++ compiler found)" in caplog.text
 
 
 @pytest.mark.usefixtures("compiler")
@@ -285,17 +282,16 @@ def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
 @pytest.fixture
 def make_trainer(tiny, tmp_path):
     """An untrained Trainer for looking at its parts."""
-    from ebt_policy.train import job_of
 
     def make(*overrides: str) -> Trainer:
         config = tiny("run", *overrides)
-        accelerator, how = Accelerator(cpu=True), TrainConfig(**config["train"])
-        job = job_of(config, how)
-        job.fetch()
-        model, data, _, _ = job.build(accelerator.device)
+        accelerator, train_config = Accelerator(cpu=True), TrainConfig(**config["train"])
+        task = TASKS.get("policy")(config, train_config)
+        setup = task.build(task.load_data(), accelerator.device)
         return Trainer(
-            model, data, how, tmp_path / "run", seed=config["seed"], accelerator=accelerator
-        )
+            setup.model, setup.train_data, train_config, tmp_path / "run",
+            seed=config["seed"], accelerator=accelerator,
+        )  # fmt: skip
 
     return make
 
@@ -303,49 +299,49 @@ def make_trainer(tiny, tmp_path):
 def test_minutes_become_a_number_of_steps_once_warm(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=2", "train.warmup_steps=30")
     trainer.progress.step, trainer.progress.seconds = 29, 10.0
-    trainer._plan(rate=5.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=5.0)
     assert trainer.progress.total_steps is None
     trainer.progress.step, trainer.progress.seconds = 30, 20.0
-    trainer._plan(rate=5.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=5.0)
     assert trainer.progress.total_steps == 30 + 5 * (120 - 20)
     trainer.progress.step, trainer.progress.seconds = 230, 40.0  # it became twice as fast
-    trainer._plan(rate=1.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=1.0)
     assert trainer.progress.total_steps == 230 + 10 * (120 - 40)
     trainer.progress.step, trainer.progress.seconds = 400, 61.0  # half of the budget is used
-    trainer._plan(rate=1.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=1.0)
     assert trainer.progress.total_steps == 1030
 
 
 def test_an_overdrawn_budget_still_ends(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=1")
     trainer.progress.step, trainer.progress.seconds = 40, 100.0
-    trainer._plan(rate=5.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=5.0)
     assert trainer.progress.total_steps == 41
     trainer.progress.step, trainer.progress.seconds = 41, 101.0
-    trainer._plan(rate=5.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=5.0)
     assert trainer.progress.total_steps == 41
 
 
 def test_a_plan_made_while_compiling_is_mended_even_late(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=10", "train.log_every=50")
     trainer.progress.step, trainer.progress.seconds = 50, 300.0  # nearly all of it compiling
-    trainer._plan(rate=50 / 300)
+    plan_total_steps(trainer.progress, trainer.config, rate=50 / 300)
     assert trainer.progress.total_steps == 50 + 50
     trainer.progress.step, trainer.progress.seconds = 100, 310.0
-    trainer._plan(rate=5.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=5.0)
     assert trainer.progress.total_steps == 100 + 5 * 290
     trainer.progress.step, trainer.progress.seconds = 150, 330.0
-    trainer._plan(rate=2.5)
+    plan_total_steps(trainer.progress, trainer.config, rate=2.5)
     assert trainer.progress.total_steps == 100 + 5 * 290
 
 
 def test_a_warm_up_longer_than_the_budget_is_cut_short(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=1", "train.warmup_steps=10_000")
     trainer.progress.step, trainer.progress.seconds = 10, 5.0
-    trainer._plan(rate=2.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=2.0)
     assert trainer.progress.total_steps is None
     trainer.progress.step, trainer.progress.seconds = 20, 10.0
-    trainer._plan(rate=2.0)
+    plan_total_steps(trainer.progress, trainer.config, rate=2.0)
     assert trainer.progress.total_steps == 20 + 2 * 50
 
 
@@ -362,15 +358,13 @@ def test_a_budget_of_minutes_is_kept(tiny):
     assert rates[-1] < 0.5 * max(rates)
 
 
-def test_learning_rate_warms_up_and_falls_to_a_tenth(make_trainer):
-    trainer = make_trainer("train.steps=100", "train.warmup_steps=20")
-    factors = [trainer.learning_rate_factor(step) for step in range(100)]
+def test_learning_rate_warms_up_and_falls_to_a_tenth():
+    factors = [learning_rate_factor(step, 100, 20) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 20) and factors[19] == factors[20] == 1.0
     assert all(a < b for a, b in pairwise(factors[:20]))
     assert all(a > b for a, b in pairwise(factors[20:]))
     assert factors[60] == pytest.approx(0.55) and factors[99] == pytest.approx(0.1, abs=1e-3)
-    trainer.progress.total_steps = None  # not planned yet: stay at the peak
-    assert trainer.learning_rate_factor(500) == 1.0
+    assert learning_rate_factor(500, None, 20) == 1.0  # not planned yet: it stays at the peak
 
 
 def test_every_update_has_the_learning_rate_of_its_step(tiny):
@@ -404,9 +398,9 @@ def test_the_learned_step_size_keeps_its_own_rate(tiny):
 
 def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypatch):
     trainer = make_trainer("train.batch_size=7")
-    monkeypatch.setattr(trainer.data, "gather", lambda index: {"index": index})
+    monkeypatch.setattr(trainer.sampler.data, "gather", lambda index: {"index": index})
     monkeypatch.setattr(trainer.model, "normalize", lambda batch: batch)
-    count = len(trainer.data)
+    count = len(trainer.sampler.data)
     per_epoch = count // 7
     epochs = [
         torch.cat([trainer.batch(epoch * per_epoch + i)["index"] for i in range(per_epoch)])
@@ -417,7 +411,7 @@ def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypat
         assert rows.min() >= 0 and rows.max() < count
     assert not torch.equal(epochs[0], epochs[1])
     assert torch.equal(trainer.batch(3)["index"], trainer.batch(3)["index"])
-    trainer.seed = 1
+    trainer.sampler.seed = 1
     assert not torch.equal(trainer.batch(0)["index"], epochs[0][:7])
 
 
@@ -425,7 +419,7 @@ class HeldOut:
     """As many windows as are asked for, which are those of a trainer's data over and over."""
 
     def __init__(self, trainer: Trainer, count: int) -> None:
-        self.data, self.count = trainer.data, count
+        self.data, self.count = trainer.sampler.data, count
         self.asked: list[int] = []
 
     def __len__(self) -> int:
@@ -439,21 +433,23 @@ class HeldOut:
 def test_the_held_out_loss_is_of_evenly_spread_windows_with_the_same_draws(make_trainer):
     trainer = make_trainer("train.batch_size=64")
     many, few = HeldOut(trainer, 5000), HeldOut(trainer, 100)
-    first = trainer._validate(many)
-    assert many.asked[0] == 0 and many.asked[VALIDATED - 1] == 4999
+    first = trainer._validation_loss(many)
+    assert many.asked[0] == 0 and many.asked[VALIDATION_ROWS - 1] == 4999
     steps = {b - a for a, b in pairwise(many.asked)}
-    assert len(many.asked) == VALIDATED and steps == {4, 5}
-    assert trainer._validate(many) == first and math.isfinite(first["validation_loss"])
+    assert len(many.asked) == VALIDATION_ROWS and steps == {4, 5}
+    assert trainer._validation_loss(many) == first and math.isfinite(first["validation_loss"])
     trainer.seed += 1
-    assert trainer._validate(many) != first
-    trainer._validate(few)  # batches as in training, so the last one is filled up from the first
+    assert trainer._validation_loss(many) != first
+    trainer._validation_loss(
+        few
+    )  # batches as in training, so the last one is filled up from the first
     assert few.asked == [*range(100), *range(28)]
 
 
 def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
     trainer, given = make_trainer("train.batch_size=8"), iter([1.0, 2.0, 6.0])
     monkeypatch.setattr(trainer.model, "forward", lambda batch: (torch.tensor(next(given)), {}))
-    assert trainer._validate(HeldOut(trainer, 20)) == {"validation_loss": 3.0}
+    assert trainer._validation_loss(HeldOut(trainer, 20)) == {"validation_loss": 3.0}
 
 
 @pytest.mark.parametrize("failure", [FloatingPointError, None], ids=["raises", "nan"])
@@ -466,7 +462,7 @@ def test_a_held_out_loss_that_is_not_finite_is_left_out(failure, make_trainer, m
         return torch.tensor(math.nan), {}
 
     monkeypatch.setattr(trainer.model, "forward", broken)
-    assert trainer._validate(HeldOut(trainer, 20)) == {}
+    assert trainer._validation_loss(HeldOut(trainer, 20)) == {}
 
 
 def test_the_progress_line_follows_the_training(capsys):
@@ -506,7 +502,7 @@ def test_the_seed_decides(tiny):
 
 
 def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
-    import ebt_policy.jobs.policy as entry
+    import ebt_policy.policies.task as entry
 
     def rollout(policy, spec, seeds, workers):
         assert spec.max_steps == 20 and not policy.training and max(seeds) < 100_000
@@ -516,7 +512,7 @@ def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
 
     monkeypatch.setattr(entry, "rollout", rollout)
     plain = train(tiny("plain", "train.checkpoint_every=4"))
-    played = train(tiny("played", "train.checkpoint_every=4", "train.rollout_every=4"))
+    played = train(tiny("played", "train.checkpoint_every=4", "train.eval_every=4"))
     rows = [x for x in logged(played) if "rollout_score" in x]
     assert [x["step"] for x in rows] == [4, 8]
     assert all(x["rollout_score"] == 0.25 and x["rollout_success"] == 0.5 for x in rows)
@@ -524,13 +520,13 @@ def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
 
 
 def test_a_rollout_that_breaks_down_does_not_end_the_training(tiny, monkeypatch):
-    import ebt_policy.jobs.policy as entry
+    import ebt_policy.policies.task as entry
 
     def rollout(*_, **__):
         raise FloatingPointError("too steep")
 
     monkeypatch.setattr(entry, "rollout", rollout)
-    run = train(tiny("run", "train.rollout_every=4"))
+    run = train(tiny("run", "train.eval_every=4"))
     assert len(losses(run)) == 10
 
 
@@ -540,9 +536,9 @@ class _Result:
 
 
 def test_parts_of_a_batch_are_equal_whatever_was_replayed():
-    batch = {"obs": torch.arange(9), "draws": {"normal": torch.arange(9), "steps": 3}}
-    parts = [_part(batch, i, 2) for i in range(2)]
+    batch = {"obs": torch.arange(9), "noise": {"normal": torch.arange(9), "steps": 3}}
+    parts = [process_slice(batch, i, 2) for i in range(2)]
     assert [p["obs"].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert all(torch.equal(p["draws"]["normal"], p["obs"]) for p in parts)
-    assert all(p["draws"]["steps"] == 3 for p in parts)
-    assert _part(batch, 0, 1) is batch
+    assert all(torch.equal(p["noise"]["normal"], p["obs"]) for p in parts)
+    assert all(p["noise"]["steps"] == 3 for p in parts)
+    assert process_slice(batch, 0, 1) is batch

@@ -20,12 +20,13 @@ import pytest
 import torch
 from training_runs import S2, assert_same_end, logged, losses
 
-from ebt_policy.models import load_policy
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies import load_policy
 from ebt_policy.train import train
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.processes import devices, join_processes
-from ebt_policy.training.trainer import TrainConfig, Trainer
+from ebt_policy.training.trainer import Trainer
 
 # What the README says. torchrun finds a free port, so that trainings can run side by side.
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -11,17 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from landscapes import descend
 
-from ebt_policy.energy import TwoStreamTransformer, descend
+from ebt_policy.energy import Descent, LevelSchedule, TwoStreamTransformer
 from ebt_policy.energy.attention import Attention, double_backward_attention, sinusoidal
-from ebt_policy.energy.transformer import Size
+from ebt_policy.energy.two_stream import TransformerConfig
 
 B, U, L, C, K, OBS = 2, 4, 3, 2, 5, 6
 
 
 def build(output: Any = "energy", level=False, **size):
     torch.manual_seed(0)
-    width = Size(**{"width": 16, "heads": 2, "layers": 2, **size})
+    width = TransformerConfig(**{"width": 16, "heads": 2, "layers": 2, **size})
     return TwoStreamTransformer(OBS, K, C, L, width, output=output, level=level)
 
 
@@ -86,10 +87,9 @@ def test_a_context_encoded_once_equals_one_encoded_at_every_step():
     context = net.encode(obs)
     calls = []
     net.context_in.register_forward_hook(lambda *_: calls.append(1))
-    options: dict[str, Any] = {"steps": 3, "step_size": 0.1}
-    once = descend(lambda x, g: net(context, x, g), x, **options)
+    once = descend(lambda x, g: net(context, x, g), x, 3, 0.1)
     assert not calls
-    again = descend(lambda x, g: net(net.encode(obs), x, g), x, **options)
+    again = descend(lambda x, g: net(net.encode(obs), x, g), x, 3, 0.1)
     assert len(calls) == 4
     torch.testing.assert_close(once.candidate, again.candidate)
 
@@ -126,7 +126,7 @@ def test_tokens_wider_than_the_network_pass_around_it(output):
     """A share of the candidate is added to the vector, so its square to the energy."""
     torch.manual_seed(0)
     wide = TwoStreamTransformer(
-        OBS, K, 20, L, Size(width=16, heads=2, layers=1), output=output, level=True
+        OBS, K, 20, L, TransformerConfig(width=16, heads=2, layers=1), output=output, level=True
     )
     obs, x, level = inputs()[0], torch.randn(B, U, L, 20), torch.rand(B, U)
     context = wide.encode(obs)
@@ -154,7 +154,7 @@ def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_ne
         first_derivative(net, obs, x).square().sum().backward()
     context = net.encode(obs)
     net.zero_grad()
-    found = descend(lambda x, g: net(context, x, g), x, steps=2, step_size=0.1)
+    found = descend(lambda x, g: net(context, x, g), x, 2, 0.1)
     found.candidate.square().sum().backward()
     for name, parameter in net.blocks.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -182,11 +182,11 @@ def test_the_second_derivative_equals_finite_differences():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inference_with_fused_attention_equals_training_with_math_attention(mode):
     net, (obs, x) = build(level=True), inputs()
-    options: dict[str, Any] = {"steps": 3, "step_size": 0.1, "levels": torch.linspace(0, 1, 4)}
+    descent = Descent(LevelSchedule(torch.linspace(0, 1, 4), 0.1))
     context = net.encode(obs)
-    slow = descend(lambda x, g: net(context, x, g), x, **options)
+    slow = descent(lambda x, g: net(context, x, g), x)
     with mode():
-        fast = descend(lambda x, g: net(context, x, g), x, **options)
+        fast = descent(lambda x, g: net(context, x, g), x)
     torch.testing.assert_close(fast.candidate, slow.candidate, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fast.grad_norms, slow.grad_norms, rtol=1e-5, atol=1e-6)
     assert not fast.energies.requires_grad and slow.energies.requires_grad

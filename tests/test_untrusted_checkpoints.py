@@ -18,17 +18,19 @@ from conftest import TINY, compose_config
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ebt_policy import foreseeing, modules
-from ebt_policy.data.episodes import EpisodeError, read_episodes
+from ebt_policy import plugins as modules
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError
+from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main as eval_main
-from ebt_policy.evaluation.contestants import load_contestants
+from ebt_policy.image.model import ImageModel
+from ebt_policy.language.model import LanguageModel
 from ebt_policy.models.base import checkpoint_folder
-from ebt_policy.models.image import ImageModel
-from ebt_policy.models.text import LanguageModel
-from ebt_policy.models.video import VideoModel
-from ebt_policy.options import ConfigError
+from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.train import train
-from envs.video import video_writer
+from ebt_policy.video.metrics import load_eval_set as load_video_eval_set
+from ebt_policy.video.model import VideoModel
 
 CANARY = "canary_payload"
 FORMS = (CANARY, f"{CANARY}:Thing-v0", f"{CANARY}.Thing", f"./{CANARY}.py")
@@ -42,13 +44,13 @@ gymnasium.register("Thing-v0", Thing)
 FAST = (
     "train.steps=1", "train.batch_size=4", "train.warmup_steps=1", "size.width=16", "size.heads=2",
     "size.layers=1", "device=cpu", "train.minutes=null", "train.compile=false",
-    "train.rollout_every=0",
+    "train.eval_every=0",
 )  # fmt: skip
 
 
 def play(run: Path) -> None:
     """Load a policy and make the environment that it was trained for."""
-    (entry,) = load_contestants([str(run)], torch.device("cpu"))
+    (entry,) = load_policy_entries([str(run)], torch.device("cpu"))
     entry.env_spec.make().close()
 
 
@@ -60,9 +62,9 @@ def load_image(run: Path) -> None:
     ImageModel.from_checkpoint(run)
 
 
-def foresee(run: Path) -> None:
-    """Load a model of video and the features that it was trained on."""
-    foreseeing.tested(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
+def load_video(run: Path) -> None:
+    """Load a video model and the features that it was trained on."""
+    load_video_eval_set(VideoModel.from_checkpoint(run), None, torch.device("cpu"))
 
 
 def train_policy(tmp_path: Path, demonstrations: Path, *overrides: str) -> Path:
@@ -77,16 +79,16 @@ def train_text(tmp_path: Path, _: Path) -> Path:
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     where = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
     given = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
-    return train(compose_config(*given, *where, config="train_text"))
+    return train(compose_config(*given, *where, "task=text"))
 
 
 def train_image(tmp_path: Path, _: Path) -> Path:
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    given = (*FAST, "task.side=8", "evaluation.final=false", "model=image/dit")
+    given = (*FAST, "task.side=8", "evaluation.final=false", "model=dit")
     where = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *where, config="train_image"))
+    return train(compose_config(*given, *where, "task=image"))
 
 
 def train_video(tmp_path: Path, _: Path) -> Path:
@@ -97,10 +99,10 @@ def train_video(tmp_path: Path, _: Path) -> Path:
     given = (*FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
              f"task.path={tmp_path}")  # fmt: skip
     features = f"{tmp_path}/features"
-    made = ("model=video/autoencoder", "model.channels=[8,8]", f"run_dir={features}")
-    train(compose_config(*given, *made, config="train_video"))
+    made = ("model=autoencoder", "model.channels=[8,8]", f"run_dir={features}")
+    train(compose_config(*given, *made, "task=video"))
     run = (f"task.features={features}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *run, config="train_video"))
+    return train(compose_config(*given, *run, "task=video"))
 
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -108,7 +110,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), play),
     "text": (train_text, load_text),
     "image": (train_image, load_image),
-    "video": (train_video, foresee),
+    "video": (train_video, load_video),
 }
 
 
@@ -161,11 +163,11 @@ def test_a_module_of_the_command_line_may_be_named(
 ):
     run = train_policy(tmp_path, demonstrations)
     file = checkpoint_folder(run) / "config.yaml"
-    text = file.read_text().replace("envs:ebt_policy/PushT-v0", "my_envs:Mine-v0")
+    text = file.read_text().replace("ebt_policy/PushT-v0", "my_envs:Mine-v0")
     file.write_text(text)
     (tmp_path / "my_envs.py").write_text(
         "import gymnasium\n"
-        "gymnasium.register('Mine-v0', 'envs.push_t:PushTEnv')\n"
+        "gymnasium.register('Mine-v0', 'ebt_policy.envs.push_t_env:PushTEnv')\n"
     )  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     # Processes that play import the module, too.

@@ -20,25 +20,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ebt_policy import eval as eval_entry
-from ebt_policy import footage, foreseeing
 from ebt_policy import train as train_entry
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.data.sources import local_data
-from ebt_policy.data.video import (
-    Clip,
-    FrameWindows,
-    VideoError,
-    load_g1,
-    load_own,
-    read_video,
-    split,
-)
-from ebt_policy.footage import VideoTask, load_footage
-from ebt_policy.foreseeing import foreseen
-from ebt_policy.options import ConfigError
+from ebt_policy.envs.mp4_writer import video_writer
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.local_data import local_data
 from ebt_policy.train import train
-from envs.video import video_writer
+from ebt_policy.video import datasets as footage
+from ebt_policy.video import evaluate as video_evaluate
+from ebt_policy.video.data import Clip, FrameWindows, VideoError, split
+from ebt_policy.video.datasets import (
+    VideoTaskConfig,
+    load_g1,
+    load_video_files,
+    load_videos,
+    read_video,
+)
+from ebt_policy.video.metrics import prediction_errors
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -98,9 +97,9 @@ def films(tmp_path_factory):
 
 
 def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
-    found = load_own([str(films)], 16, 24, 2)
-    assert sum(map(len, found.parts.values())) == 12 and all(found.parts.values())
-    frames = found.parts["train"][0].frames
+    found = load_video_files([str(films)], 16, 24, 2)
+    assert sum(map(len, found.splits.values())) == 12 and all(found.splits.values())
+    frames = found.splits["train"][0].frames
     assert frames.shape == (8, 16, 24, 3) and found.rate_hz == 5
     bright = (frames[..., 0] > 130).any(1).argmax(1)
     assert (np.diff(bright) > 0).all()  # the square goes right
@@ -108,21 +107,21 @@ def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
 
 def test_what_is_no_video_is_named(tmp_path):
     with pytest.raises(VideoError, match="there is no video at"):
-        load_own([str(tmp_path / "none.mp4")], 8, 8, 1)
+        load_video_files([str(tmp_path / "none.mp4")], 8, 8, 1)
     with pytest.raises(VideoError, match=r"there is no video \(.mp4"):
-        load_own([str(tmp_path)], 8, 8, 1)
+        load_video_files([str(tmp_path)], 8, 8, 1)
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
-    with pytest.raises(VideoError, match=r"bad\.mp4 is no video .* task\.skip_damaged=true"):
-        load_own([str(tmp_path)], 8, 8, 1)
+    with pytest.raises(VideoError, match=r"bad\.mp4 is no video .* task\.skip_unreadable=true"):
+        load_video_files([str(tmp_path)], 8, 8, 1)
 
 
 def test_damaged_videos_are_left_out_where_told(films, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
-        load_own([str(tmp_path)], 8, 8, 1, skip_damaged=True)
-    given = task(path=[str(films), str(tmp_path)], skip_damaged=True)
-    found = load_footage(given)
-    assert sum(map(len, found.parts.values())) == 12
+        load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
+    given = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
+    found = load_videos(given)
+    assert sum(map(len, found.splits.values())) == 12
     assert "from 12 files, 1 left out:" in found.origin and "bad.mp4" in found.origin
 
 
@@ -143,7 +142,7 @@ def test_videos_of_several_rates_are_not_mixed(films, tmp_path):
             for _ in range(16):
                 add(np.zeros((32, 48, 3), np.uint8))
     with pytest.raises(VideoError, match=r"10\.mp4 has 10 frames .*25\.mp4 25: .* to one rate"):
-        load_own([str(tmp_path)], 8, 8, 2)
+        load_video_files([str(tmp_path)], 8, 8, 2)
 
 
 def test_videos_that_end_early_are_named(tmp_path):
@@ -166,26 +165,26 @@ def test_videos_that_end_early_are_named(tmp_path):
     ):
         (tmp_path / name).write_bytes(cut)
         with pytest.raises(VideoError, match=rf"{name} is no video that can be read \(.*{why}"):
-            load_own([str(tmp_path / name)], 8, 8, 1)
+            load_video_files([str(tmp_path / name)], 8, 8, 1)
 
 
 def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
     files = sorted(films.iterdir())
     for file in files:
         shutil.copy(file, tmp_path / file.name)
-    held_out = Path(load_own([str(tmp_path)], 8, 8, 1).parts["validation"][0].name)
+    held_out = Path(load_video_files([str(tmp_path)], 8, 8, 1).splits["validation"][0].name)
     with video_writer(held_out, fps=10) as add:
         for _ in range(3):
             add(np.zeros((32, 48, 3), np.uint8))
-    found = load_footage(task(path=[str(tmp_path)], context=4))
-    assert sum(map(len, found.parts.values())) == 11 and all(found.parts.values())
+    found = load_videos(task(path=[str(tmp_path)], context=4))
+    assert sum(map(len, found.splits.values())) == 11 and all(found.splits.values())
     assert f"{held_out} has 3 frames, a window needs 5" in found.origin
 
 
-def task(**given: Any) -> VideoTask:
+def task(**given: Any) -> VideoTaskConfig:
     defaults = {"name": "video", "videos": None, "path": None, "height": 24, "width": 32,
-                "every": 1, "context": 4, "features": None}  # fmt: skip
-    return VideoTask(**{**defaults, **given})
+                "frame_stride": 1, "context": 4, "features": None}  # fmt: skip
+    return VideoTaskConfig(**{**defaults, **given})
 
 
 def test_a_real_robot_is_there_where_its_recording_is():
@@ -194,18 +193,18 @@ def test_a_real_robot_is_there_where_its_recording_is():
             load_g1(24, 32, 1)
         return
     found = load_g1(24, 32, 1)
-    assert sum(len(c.frames) for part in found.parts.values() for c in part) == 6532
-    assert sum(len(part) for part in found.parts.values()) == 93 and found.rate_hz == 6
+    assert sum(len(c.frames) for part in found.splits.values() for c in part) == 6532
+    assert sum(len(part) for part in found.splits.values()) == 93 and found.rate_hz == 6
     # Episodes are not cut wrongly: within one, frames change little.
-    frames = found.parts["train"][0].frames.astype(float)
+    frames = found.splits["train"][0].frames.astype(float)
     assert np.abs(np.diff(frames, axis=0)).mean() < 15
 
 
 def test_an_unknown_name_is_one_clear_error():
     with pytest.raises(ConfigError, match=r"task\.videos=cats is unknown; there are g1, push_t"):
-        load_footage(task(videos="cats"))
-    with pytest.raises(ConfigError, match=r"task\.every must be at least 1"):
-        task(every=0)
+        load_videos(task(videos="cats"))
+    with pytest.raises(ConfigError, match=r"task\.frame_stride must be at least 1"):
+        task(frame_stride=0)
 
 
 def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path):
@@ -219,9 +218,9 @@ def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path
         return Episodes(arrays, np.arange(6, 61, 6), episodes.attrs), said
 
     monkeypatch.setattr(footage, "load_push_t", ten)
-    found = load_footage(task(videos="push_t_expert", every=4))
+    found = load_videos(task(videos="push_t_expert", frame_stride=4))
     assert found.name == "push_t_expert" and found.rate_hz == 2.5
-    shapes = [clip.frames.shape for part in found.parts.values() for clip in part]
+    shapes = [clip.frames.shape for part in found.splits.values() for clip in part]
     assert shapes == [(2, 24, 32, 3)] * 10
 
 
@@ -238,28 +237,25 @@ TINY = (
 @pytest.fixture
 def short(monkeypatch):
     """An autoencoder that is trained in no time."""
-    from ebt_policy.jobs import video
+    from ebt_policy.video import task as video
 
-    monkeypatch.setitem(video.FIRST, "steps", 4)
-    monkeypatch.setitem(video.FIRST, "batch_size", 4)
-    monkeypatch.setitem(video.FIRST, "warmup_steps", 2)
-    monkeypatch.setitem(video.FIRST_MODEL, "channels", [8, 8])
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "steps", 4)
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "batch_size", 4)
+    monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "warmup_steps", 2)
+    monkeypatch.setitem(video.AUTOENCODER_MODEL, "channels", [8, 8])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides", [("objective=video/s2",), ("model=video/transformer_pp",), ()]
-)
+@pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_leaves_a_report_pictures_and_a_film(
-    overrides, films, tmp_path, monkeypatch, short, capsys
+    overrides, films, tmp_path, monkeypatch, short, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"
-    config = compose_config(
-        *TINY, f"task.path={films}", f"run_dir={run}", *overrides, config="train_video"
-    )
+    config = compose_config(*TINY, f"task.path={films}", f"run_dir={run}", *overrides, "task=video")
+    caplog.set_level("INFO")
     train(config)
-    assert "first an autoencoder, in" in capsys.readouterr().out
+    assert "training an autoencoder in" in caplog.text
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("validation_loss" in row for row in rows)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
@@ -271,8 +267,9 @@ def test_training_leaves_a_report_pictures_and_a_film(
         assert image.size[0] > 300
     # The autoencoder is there now.
     config["run_dir"] = str(run.with_name("two"))
+    caplog.clear()
     train(config)
-    assert "first an autoencoder" not in capsys.readouterr().out
+    assert "training an autoencoder in" not in caplog.text
 
 
 def test_clips_shorter_than_the_context_are_told_before_anything_is_trained(
@@ -312,22 +309,30 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     assert code == 0, error
     result = json.loads((tmp_path / "out/summary.json").read_text())
     assert len(result["entries"]) == 4 and len(result["paired"]) == 6
-    # Killed while it wrote its third piece, it goes on from there.
+    # Interrupted while it writes the third line, it resumes from there.
     log = tmp_path / "out/foreseen.jsonl"
-    pieces = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(pieces[:2]) + pieces[2][:50])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:50])
     again = []
-    monkeypatch.setattr(foreseeing, "foreseen", lambda *a: again.append(a) or foreseen(*a))
+    monkeypatch.setattr(
+        video_evaluate, "prediction_errors", lambda *a: again.append(a) or prediction_errors(*a)
+    )
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     assert json.loads((tmp_path / "out/summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == pieces and len(again) == len(pieces) - 2
+    assert log.read_text().splitlines(keepends=True) == lines and len(again) == len(lines) - 2
     for wrong, message in (
         ([f"checkpoint={runs[0]}", f"checkpoint={runs[0]}/"], "ebt is listed twice"),
-        ([f"checkpoint={tmp_path}/*"], "must match runs that differ in their seed alone|holds an"),
-        ([f"checkpoint={frames_run}"], "holds an autoencoder, not a model of video"),
-        ([f"checkpoint={runs[0]}@candidates=2"], "all guesses of this model start from the same"),
-        ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for a model of images"),
+        (
+            [f"checkpoint={tmp_path}/*"],
+            "must match runs that differ in their seed alone|holds model=",
+        ),
+        ([f"checkpoint={frames_run}"], "holds model=autoencoder, not VideoModel"),
+        (
+            [f"checkpoint={runs[0]}@num_candidates=2"],
+            "all candidates of this model start from",
+        ),
+        ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for an image model"),
     ):
         code, error = call_entry(eval_entry.main, *wrong, "device=cpu")
         assert code == 2 and re.search(message, error), error
@@ -336,19 +341,19 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     other.mkdir()
     shutil.copy(films / "00.mp4", other / "mine.mp4")
     code, error = call_entry(
-        eval_entry.main, *comparing[:-2], f"footage={other}", f"output={tmp_path / 'mine'}",
+        eval_entry.main, *comparing[:-2], f"video_dataset={other}", f"output={tmp_path / 'mine'}",
         "device=cpu",
     )  # fmt: skip
     assert code == 0, error
     entries = json.loads((tmp_path / "mine/summary.json").read_text())["entries"]
     assert all((one["videos"], one["clips"]) == ("other", 1) for one in entries)
-    code, error = call_entry(eval_entry.main, *comparing[:1], "footage=cats", "device=cpu")
-    assert code == 2 and "footage=cats is neither a path nor one of g1, push_t" in error
+    code, error = call_entry(eval_entry.main, *comparing[:1], "video_dataset=cats", "device=cpu")
+    assert code == 2 and "video_dataset=cats is neither a path nor one of g1, push_t" in error
     # Frames that differ from the first one's are compared with no other, and not drawn.
     slow = tmp_path / "slow"
     code, error = call_entry(
-        train_entry.main, "task=video", *given, f"task.features={frames_run}", "task.every=2",
-        f"run_dir={slow}",
+        train_entry.main, "task=video", *given, f"task.features={frames_run}",
+        "task.frame_stride=2", f"run_dir={slow}",
     )  # fmt: skip
     assert code == 0, error
     code, error = call_entry(
@@ -375,14 +380,14 @@ def test_motion_that_never_changes_is_learned(films, tmp_path, monkeypatch):
     common = [*TINY, f"task.path={films}"]
     train(
         compose_config(
-            *common, "model=video/autoencoder", "model.channels=[8,16]", "train.steps=150",
-            "train.lr=5e-3", f"run_dir={frames_run}", config="train_video",
+            *common, "model=autoencoder", "model.channels=[8,16]", "train.steps=150",
+            "train.lr=5e-3", f"run_dir={frames_run}", "task=video",
         )
     )  # fmt: skip
     run = tmp_path / "run"
     config = compose_config(
         *common, "train.steps=150", "train.batch_size=16", "train.lr=5e-3", "train.ema_power=0.6",
-        f"task.features={frames_run}", f"run_dir={run}", config="train_video",
+        f"task.features={frames_run}", f"run_dir={run}", "task=video",
     )  # fmt: skip
     train(config)
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]

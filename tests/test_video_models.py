@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from ebt_policy import foreseeing
-from ebt_policy.data.video import Clip
-from ebt_policy.models import build_video_model
-from ebt_policy.models.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
-from ebt_policy.models.video import EnergyVideoModel, VideoModel
+from ebt_policy.video.autoencoder import Autoencoder, Backbone, FrameFeatures, Latents
+from ebt_policy.video.data import Clip
+from ebt_policy.video.evaluate import draw_rollouts
+from ebt_policy.video.metrics import EvalSet
+from ebt_policy.video.model import EnergyVideoModel, VideoModel, build_video_model
 
 F, S = 5, 4
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0}),
-    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "start": 0.0, "told": True}),
+    "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "init_std": 0.0}),
+    "told": (
+        {"name": "ebt", "inference": {}},
+        {"name": "s1", "init_std": 0.0, "step_conditioned": True},
+    ),
     "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "noise": [0.0, 0.0], "replay": 4}),
-    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1", "start": 0.0}),
+    "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1", "init_std": 0.0}),
     "transformer_pp": ({"name": "transformer_pp"}, None),
 }
 
@@ -74,7 +77,7 @@ def test_a_later_frame_changes_nothing_before_it(kind):
 
 
 def test_one_step_from_nothing_is_a_plain_transformers_output():
-    """Of size 1, as the energy's own gradient says (see `SequenceLandscape`)."""
+    """Of size 1, as the energy's own gradient says (see `SequenceEnergyModel`)."""
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
     model.configure_inference(steps=1)
@@ -126,20 +129,23 @@ def test_a_rollout_goes_on_from_its_own_frames(kind):
     torch.testing.assert_close(ahead[:, 1:2], second)
 
 
-def test_pictures_are_of_those_whose_features_go_back(tmp_path):
+def test_rollouts_are_drawn_of_decodable_features(tmp_path):
     here = torch.device("cpu")
     back, none = Latents(Autoencoder([8, 8], 1, 0.0).net, here), Backbone(torch.nn.Flatten(), here)
     clip = Clip(np.zeros((10, 4, 4, 3), np.uint8), "clip")
     features = back.encode(torch.from_numpy(clip.frames))
-    models = {name: [build("transformer_pp", 4)] for name in ("one", "other")}
+    models = {name: build("transformer_pp", 4) for name in ("one", "other")}
 
     def drawn(*encoders: FrameFeatures) -> Any:
         windows: Any = None  # pictures need none
-        tests = {
-            name: foreseeing.Tested([clip], [features], windows, encoder, {"context": S}, 5.0, "")
+        evaluated = {
+            name: (
+                models[name],
+                EvalSet([clip], [features], windows, encoder, {"context": S}, 5.0, ""),
+            )
             for name, encoder in zip(models, encoders, strict=True)
         }
-        return foreseeing._pictures(models, tests, tmp_path)
+        return draw_rollouts(evaluated, tmp_path)
 
     assert drawn(none, none) is None and not list(tmp_path.iterdir())
     few, many = drawn(none, back), drawn(back, back)

@@ -17,23 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import assert_same_end
 
-import envs  # noqa: F401  registers the environments
-from ebt_policy.data.fetch import cache_dir
-from ebt_policy.data.normalize import Normalizer
+import ebt_policy.envs  # noqa: F401  registers the environments
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.push_t import mirrored
+from ebt_policy.data.render_cache import rendered_observations
 from ebt_policy.data.windows import Windows, fit_normalizer
-from ebt_policy.eval import batch_one_latency
-from ebt_policy.evaluation.landscape import energy_plane
-from ebt_policy.models import Policy, build_policy, load_policy
-from ebt_policy.models.vision import Vision, VisionEncoder, crop, spatial_softmax
-from ebt_policy.options import ConfigError
-from ebt_policy.tasks import Task
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.push_t_env import PushTEnv
+from ebt_policy.envs.rollout import rollout
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.download import cache_dir
+from ebt_policy.policies import Policy, build_policy, load_policy
+from ebt_policy.policies.energy_slice import slice_energy
+from ebt_policy.policies.evaluate import batch_one_latency
+from ebt_policy.policies.task_config import PolicyTaskConfig
+from ebt_policy.policies.vision import VisionConfig, VisionEncoder, crop, spatial_softmax
 from ebt_policy.train import main, train
 from ebt_policy.training.trainer import Trainer
-from envs.frames import observations
-from envs.push_t import PushTEnv
-from envs.rollout import rollout
-from envs.spec import EnvSpec
 
 pytestmark = pytest.mark.vision
 SIDE = 96
@@ -125,14 +125,14 @@ def test_one_image_does_not_touch_another(pretrained):
     """No batch statistics: averaged weights would not fit them, and rollouts are batched."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
-    how = Vision(backbone="test_resnet", pretrained=pretrained, keypoints=4)
+    how = VisionConfig(backbone="test_resnet", pretrained=pretrained, keypoints=4)
     encoder = VisionEncoder({"left": [40, 48], "right": [32, 32]}, how).train()
     images = {
         "left": torch.randint(0, 256, (3, 2, 40, 48, 3), dtype=torch.uint8),
         "right": torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8),
     }
     together = encoder(images, None)
-    assert together.shape == (3, 2, encoder.features) and encoder.features == 2 * 4 * 2
+    assert together.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
     alone = encoder({name: image[1:2, 1:] for name, image in images.items()}, None)
     torch.testing.assert_close(alone[0, 0], together[1, 1])
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -142,18 +142,18 @@ def test_one_image_does_not_touch_another(pretrained):
 def test_wrong_settings_are_one_sentence(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
-        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*near it"),
+        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*did you mean"),
         ({"crop": 0.0}, "vision.crop"),
-        ({"shrink": 0}, "vision.shrink"),
+        ({"downsample": 0}, "vision.downsample"),
         ({"stage": 17}, "vision.stage=17"),
         ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 28 x 28 pixels"),
     ]:
         with pytest.raises(ConfigError, match=message) as caught:
-            VisionEncoder({"image": [32, 32]}, Vision(**{"backbone": "test_resnet", **wrong}))
+            VisionEncoder({"image": [32, 32]}, VisionConfig(**{"backbone": "test_resnet", **wrong}))
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'ebt_policy\[vision\]'"):
-        Vision()
+        VisionConfig()
 
 
 # -- policies ------------------------------------------------------------------------------------
@@ -173,12 +173,12 @@ def test_every_policy_learns_from_what_it_sees(kind):
     for name, parameter in policy.vision.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
     torch.manual_seed(0)
-    drawn = policy.draw(batch)
-    assert drawn["draws"]["crop"].shape == (3, 1, 2)
+    drawn = policy.with_noise(batch)
+    assert drawn["noise"]["crop"].shape == (3, 1, 2)
     first, _ = policy(drawn)
     again, _ = policy(drawn)
     assert torch.equal(first, again)  # all randomness is in the draws
-    drawn["draws"]["crop"] = 1 - drawn["draws"]["crop"]
+    drawn["noise"]["crop"] = 1 - drawn["noise"]["crop"]
     assert not torch.equal(policy(drawn)[0], first)
 
 
@@ -211,7 +211,7 @@ def test_bad_observations_are_refused():
 
 def test_images_are_encoded_once_a_chunk_and_not_at_all_while_descending(monkeypatch):
     policy, calls = build(), []
-    policy.configure_inference(steps=4, candidates=8)
+    policy.configure_inference(steps=4, num_candidates=8)
     assert policy.vision is not None
     policy.vision.register_forward_hook(lambda *_: calls.append(1))
     policy.predict_chunk(observe(2))
@@ -230,11 +230,11 @@ def test_a_policy_that_sees_is_stored_and_loaded(tmp_path):
 def test_replayed_rows_bring_their_images():
     policy = build("s2", "objective.replay=6")
     batch = training_batch(policy, 4)
-    drawn = policy.draw(policy.before_step(batch))
+    drawn = policy.with_noise(policy.before_step(batch))
     _, metrics = policy(drawn)
     rows = {key: drawn[key] for key in policy.keys}
     policy.after_step({**rows, "candidate": metrics["candidate"]})
-    second = policy.draw(policy.before_step(training_batch(policy, 4)))
+    second = policy.with_noise(policy.before_step(training_batch(policy, 4)))
     assert len(second["image"]) == len(second["obs"]) == 6 and second["image"].dtype == torch.uint8
     for row in (4, 5):
         same = [i for i in range(4) if torch.equal(batch["obs"][i], second["obs"][row])]
@@ -246,9 +246,9 @@ def test_compiled_equals_eager(compiler):
     losses_, gradients = [], []
     for compiled in (False, True):
         policy = build()
-        drawn = {**training_batch(policy), "draws": {}}
+        drawn = {**training_batch(policy), "noise": {}}
         torch.manual_seed(0)
-        drawn = policy.draw(drawn)
+        drawn = policy.with_noise(drawn)
         if compiled:
             policy.compile()
         loss, _ = policy.train()(drawn)
@@ -286,7 +286,7 @@ def test_windows_gather_images_beside_observations():
             Windows(wrong, [8, 20], cameras=["eye"], **sizes)
 
 
-PIXELS = EnvSpec("envs:ebt_policy/PushTImage-v0", 300)
+PIXELS = EnvSpec("ebt_policy/PushTImage-v0", 300)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -303,10 +303,10 @@ def _frames_apart(tmp_path_factory):
 
 def test_damaged_kept_frames_are_drawn_again():
     states = np.tile(np.array([100.0, 100.0, 256.0, 256.0, 0.5]), (2, 1))
-    first = observations(PIXELS, states)
+    first = rendered_observations(PIXELS, states)
     (kept,) = (p for p in (cache_dir() / "frames").glob("*.npz") if same(p, first))
     kept.write_bytes(kept.read_bytes()[:100])
-    np.testing.assert_array_equal(observations(PIXELS, states)["image"], first["image"])
+    np.testing.assert_array_equal(rendered_observations(PIXELS, states)["image"], first["image"])
     assert same(kept, first)
 
 
@@ -337,26 +337,30 @@ def test_demonstrations_look_as_the_environment_does():
         np.testing.assert_array_equal(env._render(), obs["image"])  # gym-pusht's resizing
         obs, _, _, _, info = env.step(np.array([200.0, 300.0]))
         states.append(info["state"])
-    shown = observations(PIXELS, np.stack(states[:5]))
+    shown = rendered_observations(PIXELS, np.stack(states[:5]))
     np.testing.assert_array_equal(shown["image"], np.stack(drawn))
     np.testing.assert_allclose(shown["obs"], np.stack(states[:5])[:, :2], rtol=1e-6)
-    again = observations(PIXELS, np.stack(states[:5]))  # from the cache
+    again = rendered_observations(PIXELS, np.stack(states[:5]))  # from the cache
     np.testing.assert_array_equal(again["image"], shown["image"])
     assert len({frame.tobytes() for frame in drawn}) == 5
 
 
 def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
-    episodes, _ = Task.of(
+    episodes, _ = PolicyTaskConfig.from_config(
         {"task": {**compose_config()["task"], "path": str(demonstrations)}}
     ).demonstrations()
-    frames = observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
-    images = observations(PIXELS, mirrored(episodes).arrays["state"])["image"].astype(float)
+    frames = rendered_observations(PIXELS, episodes.arrays["state"])["image"].astype(float)
+    images = rendered_observations(PIXELS, mirrored(episodes).arrays["state"])["image"].astype(
+        float
+    )
     flipped = frames.transpose(0, 2, 1, 3)[:, ::-1, ::-1]  # at the line x + y = 512
     assert np.abs(images - flipped).mean() < 0.5 < 2 < np.abs(images - frames).mean()
 
 
 def test_the_shipped_demonstrations_need_no_frames():
-    task = Task.of(compose_config(*IMAGE, "task.demos=expert", "task.mirror=false"))
+    task = PolicyTaskConfig.from_config(
+        compose_config(*IMAGE, "task.demos=expert", "task.mirror=false")
+    )
     episodes, _ = task.demonstrations()
     windows = task.windows(episodes.select([0]))
     assert windows.images["image"].shape == (len(windows.obs), SIDE, SIDE, 3)
@@ -373,12 +377,12 @@ def trained(tiny) -> Path:
 def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
     policy: Any = load_policy(trained)
     assert policy.shape.cameras == {"image": [SIDE, SIDE]} and policy.config["vision"]
-    spec = Task.of(policy.config).env_spec()
+    spec = PolicyTaskConfig.from_config(policy.config).env_spec()
     results = rollout(policy, spec, [100_000, 100_001], workers=2)
     assert [len(r.chunks) for r in results] == [3, 3]
-    monkeypatch.setattr("ebt_policy.eval.LATENCY_CALLS", 2)
+    monkeypatch.setattr("ebt_policy.policies.evaluate.LATENCY_CALLS", 2)
     assert batch_one_latency(policy, spec, 0)["p50"] > 0
-    plane = energy_plane(policy, observe(1))
+    plane = slice_energy(policy, observe(1))
     assert np.isfinite(plane.energy).all() and len(plane.chunks) == policy.inference.steps + 1
 
 
@@ -405,7 +409,7 @@ def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
 def test_what_cannot_see_is_said_before_anything_is_loaded(
     tiny, tiny_arguments, call_entry, monkeypatch
 ):
-    monkeypatch.setattr(Task, "demonstrations", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(PolicyTaskConfig, "demonstrations", lambda self: pytest.fail("loaded"))
     code, error = call_entry(main, *tiny_arguments("run", "vision=small"))
     assert code == 2 and "tasks with cameras" in error
     monkeypatch.setitem(sys.modules, "timm", None)

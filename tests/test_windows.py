@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebt_policy.data.windows import Windows, action_origin, fit_normalizer, origin_index
+from ebt_policy.data.relative_actions import action_origin, origin_index
+from ebt_policy.data.windows import Windows, fit_normalizer
 
 
 def make(lengths):

@@ -1,6 +1,6 @@
 """Measure on this machine's GPU: ``python -m benchmarks.gpu [sections=latency,text minutes=9]``.
 
-Settings: sections (all, or some of them, separated by commas), minutes (of all together), toy (1
+Settings: sections (all, or some of them, separated by commas), minutes (of all together), toy (true
 for the smallest sizes, a rehearsal that also runs on a CPU), output (docs/results/gpu). Every case
 is stored in ``OUTPUT/CARD/SECTION.json`` as soon as it is measured; the next call measures what is
 missing, in the same order. A case that does not fit in the time left is not started. At the end the
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.command_line import command_line, parse_options
+from benchmarks.device import DEVICE, device_name
 from benchmarks.gpu import card, images, latency, push_t, text, training
 from benchmarks.gpu.report import tables
-from benchmarks.gpu.results import SectionResults, TimeBudget, card_folder, card_name
-from benchmarks.settings import DEVICE, RESULTS, command, settings
+from benchmarks.gpu.results import SectionResults, TimeBudget, card_folder
+from benchmarks.results import RESULTS
 
 SECTIONS = {
     "latency": latency.cases,
@@ -29,21 +31,21 @@ SECTIONS = {
 
 
 def main() -> None:
-    given = settings(sections="all", minutes=9.0, toy=0, output=str(RESULTS / "gpu"))
-    wanted = list(SECTIONS) if given.sections == "all" else given.sections.split(",")
-    if unknown := [name for name in wanted if name not in SECTIONS]:
+    options = parse_options(sections="all", minutes=9.0, toy=False, output=str(RESULTS / "gpu"))
+    names = list(SECTIONS) if options.sections == "all" else options.sections.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
         sys.exit(f"error: unknown section {unknown[0]!r}; available: all, {', '.join(SECTIONS)}.")
-    if DEVICE.type == "cpu" and not given.toy:
-        sys.exit("error: there is no GPU; toy=1 rehearses the benchmark on the CPU.")
-    budget, toy = TimeBudget(given.minutes), bool(given.toy)
-    folder = card_folder(Path(given.output))
-    print(f"{card_name()}, PyTorch {torch.__version__}, results in {folder}", flush=True)
-    rates = SectionResults("card", folder, command("gpu"), toy)
+    if DEVICE.type == "cpu" and not options.toy:
+        sys.exit("error: there is no GPU; toy=true rehearses the benchmark on the CPU.")
+    budget, toy = TimeBudget(options.minutes), options.toy
+    folder = card_folder(Path(options.output))
+    print(f"{device_name()}, PyTorch {torch.__version__}, results in {folder}", flush=True)
+    rates = SectionResults("card", folder, command_line("gpu"), toy)
     if not rates.run(card.ceilings(toy), budget):
         sys.exit("error: the rates of the card are not measured; see above.")
-    for name in wanted:
+    for name in names:
         print(f"{name}, {budget.seconds_left:.0f} s left", flush=True)
-        results = SectionResults(name, folder, command("gpu"), toy)
+        results = SectionResults(name, folder, command_line("gpu"), toy)
         results.run(SECTIONS[name](rates.cases, toy), budget)
     print(tables(folder))
 

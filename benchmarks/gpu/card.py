@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.device import DEVICE, synchronize
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE, wait
 from ebt_policy.evaluation.flops import Work
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -34,10 +34,10 @@ def seconds_of(job: Callable[[], Any], rounds: int, warm_up: int = 3) -> list[fl
         job()
     times = []
     for _ in range(rounds):
-        wait()
+        synchronize()
         start = time.perf_counter()
         job()
-        wait()
+        synchronize()
         times.append(time.perf_counter() - start)
     return times
 
@@ -60,13 +60,15 @@ def ceilings(toy: bool) -> list[Case]:
         return {"gigabytes_per_second": 2 * megabytes * 2**20 / median / 1e9}
 
     def launch() -> dict[str, Any]:
-        x, many = torch.zeros(1, device=DEVICE), 1000
+        x, num_launches = torch.zeros(1, device=DEVICE), 1000
 
         def launches() -> None:
-            for _ in range(many):
+            for _ in range(num_launches):
                 x.add_(1.0)
 
-        return {"microseconds": statistics.median(seconds_of(launches, rounds)) / many * 1e6}
+        return {
+            "microseconds": statistics.median(seconds_of(launches, rounds)) / num_launches * 1e6
+        }
 
     products = [
         Case(f"matrix product, {name}", lambda name=name: product(name), 20) for name in PRECISIONS

@@ -12,36 +12,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import parse_options
 from benchmarks.gpu.report import TABLES
-from benchmarks.settings import RESULTS, settings
-from ebt_policy.output import write_atomic
+from benchmarks.results import RESULTS
+from ebt_policy.io.atomic_write import atomic_write
 
-MADE_BY = ("version", "torch", "card")
+IDENTITY = ("version", "torch", "card")
 
 
 def merged(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Return a section's results with those of another run of it; other versions are replaced."""
-    if any(stored.get(key) != new[key] for key in MADE_BY):
+    if any(stored.get(key) != new[key] for key in IDENTITY):
         return new
     cases = {**stored["cases"], **new["cases"]}
-    failed = {name: why for name, why in new["failed"].items() if name not in cases}
+    failed = {name: reason for name, reason in new["failed"].items() if name not in cases}
     return {**new, "cases": cases, "failed": failed}
 
 
 def main() -> None:
-    given = settings(**{"from": "", "output": str(RESULTS / "gpu")})
-    source = Path(getattr(given, "from"))
+    options = parse_options(**{"from": "", "output": str(RESULTS / "gpu")})
+    source = Path(getattr(options, "from"))
     files = [file for file in sorted(source.rglob("*.json")) if file.stem in TABLES]
-    if not getattr(given, "from") or not files:
+    if not getattr(options, "from") or not files:
         sys.exit(f"error: from={source} must be a folder that holds results of benchmarks.gpu.")
     for file in files:
         new = json.loads(file.read_text())
         if new["toy"]:
             continue
-        target = Path(given.output) / file.parent.name / file.name
+        target = Path(options.output) / file.parent.name / file.name
         stored = json.loads(target.read_text()) if target.exists() else {}
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, json.dumps(merged(stored, new), indent=1) + "\n")
+        atomic_write(target, json.dumps(merged(stored, new), indent=1) + "\n")
         print(f"{target}: {len(new['cases'])} cases")
 
 

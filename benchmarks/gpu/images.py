@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks import image_speed
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.gpu.training import MODELS, random_windows, speed_of
-from benchmarks.settings import DEVICE
 from benchmarks.speed import SHAPE, make
 from ebt_policy.evaluation.flops import count_work
 
@@ -63,7 +63,7 @@ def measure_denoising(
 ) -> dict[str, Any]:
     """Return the speed of denoising a batch, and its ratio to the least time of this work."""
     denoiser = image_speed.make(model, size).eval().requires_grad_(False)
-    job = image_speed.restoring(denoiser, rows, passes)
+    job = image_speed.denoising(denoiser, rows, passes)
     floor = floor_seconds(count_work(job), rates, "fp32")
     median = statistics.median(seconds_of(job, 2 if toy else 30))
     return {

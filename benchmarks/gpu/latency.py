@@ -8,6 +8,7 @@ committed prefix and a robot's limits. Weights are untrained: latency does not d
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, seconds_of
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
 from benchmarks.speed import CHUNKS, SHAPE, make
 from ebt_policy.evaluation.flops import count_work
-from ebt_policy.evaluation.stats import percentiles
-from ebt_policy.models import Chunk, Policy
-from real_robot.safety import ChunkProjection, Limits, Motion
+from ebt_policy.evaluation.statistics import percentiles
+from ebt_policy.policies import Chunk, Policy
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.real_robot.safety import ChunkProjection, Limits, Motion
 
 PREDICTORS = (  # of `speed.CHUNKS`, the most wanted first
     "energy, 2 steps, best of 8", "DDPM-100", "flow matching, 2 steps", "energy, 2 steps",
@@ -40,16 +42,16 @@ LIMITS = Limits(
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return the cases in the order of how much they are wanted."""
+    """Return the cases, the most important first."""
     sizes, batches, rounds = (("4xs",), (1,), 1) if toy else (SIZES, BATCHES, 100)
-    wanted = []
+    result = []
     for batch, size, predictor in product(batches, sizes, PREDICTORS):
         constraints = (False, True) if predictor.startswith("energy") and batch == 1 else (False,)
         for constrained in constraints:
             name = f"{size}, batch {batch}, {predictor}{', constrained' * constrained}"
             job = partial(measure, size, batch, predictor, constrained, rates, rounds)
-            wanted.append(Case(name, job, SECONDS))
-    return wanted
+            result.append(Case(name, job, SECONDS))
+    return result
 
 
 def measure(
@@ -58,17 +60,17 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     """Return medians and 99th percentiles, ms, and the ratio of the best to its floor."""
     model, options = CHUNKS[predictor]
-    shape = {**SHAPE, "max_prefix": PREFIX} if constrained else SHAPE
+    shape = {**SHAPE, "max_prefix_len": PREFIX} if constrained else SHAPE
     policy = make(model, size, DEVICE, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(**options)
     obs = {"obs": torch.rand(batch, 2, 20) * 512}
-    given = constraints(obs["obs"]) if constrained else {}
+    constraints = robot_constraints(obs["obs"]) if constrained else ChunkConstraints()
     floor_ms = 1e3 * floor_seconds(
-        count_work(lambda: policy.predict_chunk(obs, **given)), rates, "fp32"
+        count_work(lambda: policy.predict_chunk(obs, constraints=constraints)), rates, "fp32"
     )
 
     def times(chunk: Callable[..., Chunk]) -> dict[str, float]:
-        seconds = seconds_of(lambda: chunk(obs, **given).actions.cpu(), rounds)
+        seconds = seconds_of(lambda: chunk(obs, constraints=constraints).actions.cpu(), rounds)
         return {f"{name}_ms": 1e3 * value for name, value in percentiles(seconds).items()}
 
     runs = {"eager": times(policy.predict_chunk)}
@@ -77,43 +79,42 @@ def measure(
     result: dict[str, Any] = {"runs": runs, "floor_ms": floor_ms}
     if DEVICE.type == "cuda":
         try:
-            runs["graph"] = times(graphed(policy, obs, given))
+            runs["graph"] = times(graphed(policy, obs, constraints))
         except RuntimeError as error:  # something in it cannot be captured
             result["graph_failed"] = str(error).splitlines()[0]
     best = min(run["p50_ms"] for run in runs.values())
     return {**result, "best_ms": best, "times_floor": best / floor_ms}
 
 
-def constraints(obs: torch.Tensor) -> dict[str, Any]:
+def robot_constraints(obs: torch.Tensor) -> ChunkConstraints:
     """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
     start = obs[:, -1:, 18:20]
-    motion = Motion.rest(start[0, 0].numpy())
-    return {
-        "prefix": start.expand(-1, PREFIX, -1),
-        "project": ChunkProjection(LIMITS, LIMITS.bounds(DEVICE), motion, ROBOT_DT, PREFIX),
-    }
+    motion = Motion.at_rest(start[0, 0].numpy())
+    return ChunkConstraints(
+        prefix=start.expand(-1, PREFIX, -1),
+        project=ChunkProjection(LIMITS, LIMITS.bounds(DEVICE), motion, ROBOT_DT, PREFIX),
+    )
 
 
 def graphed(
-    policy: Policy, obs: dict[str, torch.Tensor], given: dict[str, Any]
+    policy: Policy, obs: dict[str, torch.Tensor], constraints: ChunkConstraints
 ) -> Callable[..., Chunk]:
     """Return a prediction that replays one CUDA graph, with new observations of the same shape."""
-    held = {key: value.to(DEVICE) for key, value in obs.items()}
-    held_given: dict[str, Any] = {
-        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in given.items()
-    }
+    static_obs = {key: value.to(DEVICE) for key, value in obs.items()}
+    if constraints.prefix is not None:
+        constraints = replace(constraints, prefix=constraints.prefix.to(DEVICE))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
-            policy.predict_on_device(held, **held_given)
+            policy.predict_on_device(static_obs, constraints=constraints)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chunk = policy.predict_on_device(held, **held_given)
+        chunk = policy.predict_on_device(static_obs, constraints=constraints)
 
     def replay(new: dict[str, torch.Tensor], **_: Any) -> Chunk:
         for key, value in new.items():
-            held[key].copy_(value, non_blocking=True)
+            static_obs[key].copy_(value, non_blocking=True)
         graph.replay()
         return chunk
 

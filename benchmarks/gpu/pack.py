@@ -24,14 +24,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from benchmarks.settings import settings
-from ebt_policy.data.episodes import write_episodes
+from benchmarks.command_line import parse_options
+from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.push_t import load_push_t
-from ebt_policy.output import write_atomic
+from ebt_policy.io.atomic_write import atomic_write
 
 LARGEST_MB = 60
 NOT_NEEDED = {
-    "av",  # films
+    "av",  # videos
     "opencv-python",  # opencv-python-headless is the same module
     "httpx2", "httpcore2", "truststore",  # downloads
     "importlib-metadata", "pre-commit",
@@ -53,23 +53,23 @@ python3 -m benchmarks.gpu "$@"
 """
 
 
-def needed() -> dict[str, str]:
+def required_packages() -> dict[str, str]:
     """Return the packages that ``ebt_policy`` and its extra ``vision`` ask for: name -> version."""
     versions: dict[str, str] = {}
-    todo = [("ebt_policy", "vision")]
-    while todo:
-        name, extra = todo.pop()
+    pending = [("ebt_policy", "vision")]
+    while pending:
+        name, extra = pending.pop()
         try:
-            found = distribution(name)
+            package = distribution(name)
         except PackageNotFoundError:  # for another platform
             continue
         if canonical(name) in versions:
             continue
-        versions[canonical(name)] = found.version
-        for text in found.requires or []:
+        versions[canonical(name)] = package.version
+        for text in package.requires or []:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                todo.append((requirement.name, ""))
+                pending.append((requirement.name, ""))
     del versions["ebt-policy"]
     return versions
 
@@ -97,48 +97,48 @@ def installed(file: Path) -> set[str]:
 
 def download(name: str, version: str, python: str, folder: Path) -> None:
     """Put one wheel into a folder, built here where the index has only its source."""
-    wanted = f"{name}=={version}"
-    platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    requirement = f"{name}=={version}"
+    platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = subprocess.run(
         [*pip, "download", "--no-deps", "--only-binary=:all:", "--python-version", python,
-         "--implementation", "cp", *platforms, "--dest", str(folder), wanted],
+         "--implementation", "cp", *platforms, "--dest", str(folder), requirement],
         capture_output=True, text=True,
     )  # fmt: skip
     if wheel.returncode:
         built = subprocess.run(
-            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), wanted],
+            [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), requirement],
             capture_output=True, text=True,
         )  # fmt: skip
         if built.returncode:
-            why = f"{wheel.stderr}{built.stderr}"
-            sys.exit(f"error: {wanted} could be neither downloaded nor built:\n{why}")
+            output = f"{wheel.stderr}{built.stderr}"
+            sys.exit(f"error: {requirement} could be neither downloaded nor built:\n{output}")
 
 
 def main() -> None:
-    given = settings(has="", python="3.12", folder="gpu_kit")
-    if not given.has:
-        sys.exit("error: missing required setting has=FILE, the packages of the GPU machine.")
+    options = parse_options(has="", python="3.12", folder="gpu_kit")
+    if not options.has:
+        sys.exit("error: missing required option has=FILE, the packages of the GPU machine.")
     if platform.machine() != "x86_64":
         sys.exit("error: wheels that have to be built here would not run on x86-64.")
-    there = installed(Path(given.has)) | NOT_NEEDED
+    present = installed(Path(options.has)) | NOT_NEEDED
     missing = {
         name: version
-        for name, version in sorted({**needed(), **BESIDES}.items())
-        if name not in there and not name.startswith("nvidia")
+        for name, version in sorted({**required_packages(), **BESIDES}.items())
+        if name not in present and not name.startswith("nvidia")
     }
-    folder = Path(given.folder)
+    folder = Path(options.folder)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "wheels").mkdir(parents=True)
     for name, version in missing.items():
         print(f"{name} {version}", flush=True)
-        download(name, version, given.python, folder / "wheels")
+        download(name, version, options.python, folder / "wheels")
     episodes, note = load_push_t()
     target = folder / "data" / "pusht" / "pusht_cchi_v7_replay.zarr.zip"
     target.parent.mkdir(parents=True)
     write_episodes(target, episodes)
     print(note)
-    write_atomic(folder / "run.sh", RUN)
+    atomic_write(folder / "run.sh", RUN)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     print(f"{folder}: {size:.1f} MB")
     if size > LARGEST_MB:

@@ -15,22 +15,22 @@ MINUTES = 3.0
 RUNS = Path("runs/gpu")
 GOAL = 0.99
 POLICIES = {
-    "energy": ["model=ebt", "model.inference.steps=2", "model.inference.candidates=8"],
+    "energy": ["model=ebt", "model.inference.steps=2", "model.inference.num_candidates=8"],
     "flow matching": [
-        "model=flow_matching", "model.inference.steps=2", "model.inference.candidates=8",
+        "model=flow_matching", "model.inference.steps=2", "model.inference.num_candidates=8",
         "model.inference.select=line_integral",
     ],
     "diffusion": [
         "model=diffusion", "model.inference.scheduler=ddim", "model.inference.steps=4",
-        "model.inference.candidates=8", "model.inference.select=density",
+        "model.inference.num_candidates=8", "model.inference.select=density",
     ],
 }  # fmt: skip
 FULL = [
-    f"train.minutes={MINUTES}", "train.rollout_every=1000", "train.batch_size=256",
+    f"train.minutes={MINUTES}", "train.eval_every=1000", "train.batch_size=256",
     "evaluation.rollout_episodes=50",
 ]  # fmt: skip
 TOY = [
-    "task.demos=expert", "train.minutes=null", "train.steps=4", "train.rollout_every=2",
+    "task.demos=expert", "train.minutes=null", "train.steps=4", "train.eval_every=2",
     "train.log_every=1", "train.batch_size=8", "train.compile=false", "size=4xs",
     "task.env.max_steps=10", "evaluation.rollout_episodes=1", "evaluation.workers=1",
 ]  # fmt: skip

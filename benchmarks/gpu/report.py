@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ebt_policy.evaluation.summary import markdown
+from ebt_policy.evaluation.tables import markdown
 
 Cases = dict[str, dict[str, Any]]
 COLUMNS = {
@@ -32,27 +32,27 @@ RUNS = ("eager", "compiled", "graph")  # ways to run a prediction
 
 def cards(output: Path) -> str:
     """Return the tables of every card that is stored in a folder of results."""
-    parts = []
+    sections = []
     for folder in sorted(folder for folder in output.glob("*") if folder.is_dir()):
-        made = json.loads((folder / "card.json").read_text())
-        heading = f"{made['card']}, PyTorch {made['torch']}, version {made['version']}"
-        parts.append(f"{heading}:\n\n{tables(folder)}")
-    return "\n".join(parts) or "No GPU has been measured with this benchmark yet.\n"
+        stored = json.loads((folder / "card.json").read_text())
+        heading = f"{stored['card']}, PyTorch {stored['torch']}, version {stored['version']}"
+        sections.append(f"{heading}:\n\n{tables(folder)}")
+    return "\n".join(sections) or "No GPU has been measured with this benchmark yet.\n"
 
 
 def tables(folder: Path) -> str:
     """Return a heading and a table for each section that is stored in a card's folder."""
-    parts = []
+    blocks = []
     for section, (title, table) in TABLES.items():
         file = folder / f"{section}.json"
         if not file.exists():
             continue
         stored = json.loads(file.read_text())
-        parts.append(f"### {title}\n\n{table(stored['cases'])}")
+        blocks.append(f"### {title}\n\n{table(stored['cases'])}")
         if failed := stored["failed"]:
             lines = "\n".join(f"- {name}: {reason}" for name, reason in failed.items())
-            parts.append(f"Failed:\n\n{lines}\n")
-    return "\n".join(parts)
+            blocks.append(f"Failed:\n\n{lines}\n")
+    return "\n".join(blocks)
 
 
 def card(cases: Cases) -> str:
@@ -85,9 +85,9 @@ def latency(cases: Cases) -> str:
 
 def speeds(cases: Cases) -> str:
     """A row a case, a column a result of `COLUMNS` that a case has."""
-    shown = {key: name for key, name in COLUMNS.items() if any(key in c for c in cases.values())}
-    rows = [(name, *(_number(case.get(key)) for key in shown)) for name, case in cases.items()]
-    return markdown(("case", *shown.values()), rows, 1)
+    columns = {key: name for key, name in COLUMNS.items() if any(key in c for c in cases.values())}
+    rows = [(name, *(_number(case.get(key)) for key in columns)) for name, case in cases.items()]
+    return markdown(("case", *columns.values()), rows, 1)
 
 
 TABLES: dict[str, tuple[str, Callable[[Cases], str]]] = {

@@ -13,18 +13,13 @@ from typing import Any
 import torch
 
 import ebt_policy
-from benchmarks.settings import DEVICE
-from ebt_policy.output import write_atomic
-
-
-def card_name() -> str:
-    """Return the name of the GPU, or ``CPU``."""
-    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+from benchmarks.device import DEVICE, device_name
+from ebt_policy.io.atomic_write import atomic_write
 
 
 def card_folder(output: Path) -> Path:
     """Return the folder of this card's results, say ``nvidia-h200`` for ``NVIDIA H200``."""
-    return output / re.sub(r"[^a-z0-9]+", "-", card_name().lower()).strip("-")
+    return output / re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
 
 
 class TimeBudget:
@@ -71,16 +66,16 @@ class SectionResults:
 
     def __init__(self, section: str, folder: Path, command: str, toy: bool) -> None:
         self.path = folder / f"{section}.json"
-        made_by = {
+        identity = {
             "version": ebt_policy.__version__,
             "torch": torch.__version__,
-            "card": card_name(),
+            "card": device_name(),
             "toy": toy,
         }
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        same = all(stored.get(key) == value for key, value in made_by.items())
-        cases = stored["cases"] if same else {}
-        self._content = {**made_by, "command": command, "failed": {}, "cases": cases}
+        is_same_setup = all(stored.get(key) == value for key, value in identity.items())
+        cases = stored["cases"] if is_same_setup else {}
+        self._content = {**identity, "command": command, "failed": {}, "cases": cases}
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
@@ -115,7 +110,7 @@ class SectionResults:
             else:
                 self.cases[case.name] = result
                 seconds = time.perf_counter() - start
-                print(f"  {case.name}: {_short(result)} ({seconds:.0f} s)", flush=True)
+                print(f"  {case.name}: {_format_numbers(result)} ({seconds:.0f} s)", flush=True)
             self._write()
             if DEVICE.type == "cuda":
                 torch.cuda.empty_cache()
@@ -123,9 +118,9 @@ class SectionResults:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, json.dumps(self._content, indent=1) + "\n")
+        atomic_write(self.path, json.dumps(self._content, indent=1) + "\n")
 
 
-def _short(result: dict[str, Any]) -> str:
+def _format_numbers(result: dict[str, Any]) -> str:
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
     return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())

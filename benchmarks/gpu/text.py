@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import seconds_of
 from benchmarks.gpu.results import Case
 from benchmarks.gpu.training import peak_gib, speed_of
 from benchmarks.language_speed import untrained
-from benchmarks.settings import DEVICE
 
 SIZES = {
     "m": {"width": 288, "heads": 8, "layers": 6}, "l": {"width": 512, "heads": 8, "layers": 9},
@@ -97,10 +97,13 @@ def measure_attention(
     shape = (batch, 8, context, 64)
     q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3))
 
-    def twice() -> None:
+    def double_backward() -> None:
         (gradient,) = torch.autograd.grad(attention(q, k, v).sum(), q, create_graph=True)
         torch.autograd.grad(gradient.square().sum(), (q, k, v))
 
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    return {"ms": 1e3 * statistics.median(seconds_of(twice, rounds)), "memory_gib": peak_gib()}
+    return {
+        "ms": 1e3 * statistics.median(seconds_of(double_backward, rounds)),
+        "memory_gib": peak_gib(),
+    }

@@ -17,15 +17,18 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.device import DEVICE
 from benchmarks.gpu.card import floor_seconds, precision, seconds_of
 from benchmarks.gpu.results import Case
-from benchmarks.settings import DEVICE
-from benchmarks.speed import composed, make
+from benchmarks.speed import make
+from benchmarks.training import compose_config
 from ebt_policy.data.windows import Windows
 from ebt_policy.evaluation.flops import Work, training_work
 from ebt_policy.models.base import Model
+from ebt_policy.training.batches import TrainingData
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.processes import join_processes
-from ebt_policy.training.trainer import Data, TrainConfig, Trainer
+from ebt_policy.training.trainer import Trainer
 
 MODELS = {"energy": "ebt", "diffusion": "diffusion", "flow matching": "flow_matching"}
 SIZES = ("m", "xs", "l")  # the most wanted first
@@ -36,18 +39,18 @@ SECONDS = 75.0  # a case takes at most, most of it to compile
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return the cases in the order of how much they are wanted."""
-    sizes, batches, kinds = (
+    """Return the cases, the most important first."""
+    sizes, batches, precisions = (
         (("4xs",), (8,), ("bf16", "fp32")) if toy else (SIZES, BATCHES, PRECISIONS)
     )
-    wanted = []
-    for size, batch, kind, name in product(sizes, batches, kinds, MODELS):
-        graphs = (False, True) if DEVICE.type == "cuda" and kind == "bf16" else (False,)
+    result = []
+    for size, batch, precision_name, name in product(sizes, batches, precisions, MODELS):
+        graphs = (False, True) if DEVICE.type == "cuda" and precision_name == "bf16" else (False,)
         for replay in graphs:
-            job = partial(measure, MODELS[name], size, batch, kind, rates, replay, toy)
-            key = f"{size}, batch {batch}, {kind}, {name}{', graphs' * replay}"
-            wanted.append(Case(key, job, SECONDS))
-    return wanted
+            job = partial(measure, MODELS[name], size, batch, precision_name, rates, replay, toy)
+            key = f"{size}, batch {batch}, {precision_name}, {name}{', graphs' * replay}"
+            result.append(Case(key, job, SECONDS))
+    return result
 
 
 def measure(
@@ -75,8 +78,8 @@ def random_windows(count: int, cameras: tuple[str, ...] = (), side: int = 96) ->
 
 
 def speed_of(
-    model: Model, data: Data, batch: int, kind: str, rates: dict[str, dict[str, Any]], rounds: int,
-    *, graphs: bool = False,
+    model: Model, data: TrainingData, batch: int, kind: str, rates: dict[str, dict[str, Any]],
+    rounds: int, *, graphs: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the trainer does in a second, and where the time of an update goes.
 
@@ -146,10 +149,10 @@ def peak_gib() -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
 
 
-def trainer_of(model: Model, data: Data, batch: int, kind: str, folder: Path) -> Trainer:
+def trainer_of(model: Model, data: TrainingData, batch: int, kind: str, folder: Path) -> Trainer:
     """Return a trainer, configured as usual, of a model that is compiled already."""
     mixed = "bf16" if kind == "bf16" else "no"
-    config = composed(
+    config = compose_config(
         "train.minutes=null", "train.steps=100000", "train.compile=false",
         f"train.batch_size={batch}", f"train.mixed_precision={mixed}",
     )["train"]  # fmt: skip

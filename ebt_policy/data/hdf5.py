@@ -47,10 +47,10 @@ def subgroup(group: Any, name: str) -> Any:
     Raises:
         EpisodeError: as `member`, or it is an array.
     """
-    found = member(group, name)
-    if not isinstance(found, h5py_module().Group):
+    node = member(group, name)
+    if not isinstance(node, h5py_module().Group):
         raise EpisodeError(f"has an array in place of the group {name}")
-    return found
+    return node
 
 
 def read_rows(
@@ -78,8 +78,8 @@ def read_rows(
     if rows is not None and shape[0] != rows:
         raise EpisodeError(f"has {shape[0]} rows of {name}, but {rows} actions")
     values = dataset[()]
-    usable = np.abs(values) <= np.finfo(np.float32).max  # NaN is not
-    if not usable.all():
-        row = int(np.argmin(usable.all(axis=1)))
+    is_valid = np.abs(values) <= np.finfo(np.float32).max  # NaN is not
+    if not is_valid.all():
+        row = int(np.argmin(is_valid.all(axis=1)))
         raise EpisodeError(f"has NaN or infinity in {name}, first in row {row}")
     return values

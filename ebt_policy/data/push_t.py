@@ -15,31 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning, read_episodes
-from ebt_policy.data.fetch import DownloadError, cache_dir, fetch
-from ebt_policy.data.sources import local_data
+from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
+from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
+from ebt_policy.envs.push_t_geometry import GOAL, observation
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.download import DownloadError, cache_dir, fetch
+from ebt_policy.io.local_data import local_data
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
 # The archive has no published checksum, so its content is checked: see `content_digest`.
 HUMAN_DIGEST = "095007df5123ff64d0ef28170c5ee8c71acb85423ef6305c0d7f6e6b4aaf728c"
 
-# Keypoints of the T in its own frame, px, shape (9, 2): fitted to the human demonstrations'
-# recorded keypoints (mean absolute difference below 0.05 px).
-KEYPOINTS = np.array(
-    [
-        [9.26978651, 90.04097386],
-        [-60.98347195, -1.18673018],
-        [60.91275546, -1.39336347],
-        [-0.27050367, 25.54362508],
-        [-14.06492744, 122.81585387],
-        [39.00273833, 32.85740441],
-        [-39.9664144, 32.72965538],
-        [-16.82434402, 62.86317907],
-        [23.54146135, -1.70028786],
-    ]
-)
-
-GOAL = np.array([256.0, 256.0, np.pi / 4])  # where the block is to be: x, y (px), angle (rad)
 
 # What a file of Push-T episodes says of itself.
 ATTRS: dict[str, Any] = {
@@ -47,26 +34,6 @@ ATTRS: dict[str, Any] = {
     "units": {"state": "px, px, px, px, rad", "action": "px"},
     "roles": {"state": "state", "action": "action"},
 }
-
-
-def keypoints(state: np.ndarray) -> np.ndarray:
-    """Scene positions (..., 9, 2), px, of the T's keypoints: R(angle) local + block position."""
-    state = np.asarray(state, dtype=np.float64)
-    if state.ndim == 0 or state.shape[-1] != 5:
-        raise ValueError(f"A Push-T state has 5 numbers, got an array of shape {state.shape}.")
-    cos, sin = np.cos(state[..., 4, None]), np.sin(state[..., 4, None])
-    x, y = KEYPOINTS.T
-    rotated = np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
-    return rotated + state[..., None, 2:4]
-
-
-def observation(state: np.ndarray) -> np.ndarray:
-    """Observation (..., 20), float32, px, of state (..., 5): keypoints flattened, then agent."""
-    points = keypoints(state)
-    agent = np.asarray(state, dtype=np.float64)[..., :2]
-    return np.concatenate([points.reshape(*points.shape[:-2], 18), agent], axis=-1).astype(
-        np.float32
-    )
 
 
 def mirror(points: np.ndarray) -> np.ndarray:
@@ -97,16 +64,16 @@ def aligned(episodes: Episodes) -> Episodes:
     starts = np.concatenate([[0], episodes.ends[:-1]])
     final = np.repeat(episodes.ends - 1, episodes.ends - starts)  # of each row's episode
     state = episodes.arrays["state"].astype(np.float64)
-    end, turn = state[final, 2:4], GOAL[2] - state[final, 4:]
-    cos, sin = np.cos(turn), np.sin(turn)
+    end, rotation = state[final, 2:4], GOAL[2] - state[final, 4:]
+    cos, sin = np.cos(rotation), np.sin(rotation)
 
     def move(points: np.ndarray) -> np.ndarray:
         x, y = np.split(points.astype(np.float64) - end, 2, axis=-1)
         return np.concatenate([cos * x - sin * y, sin * x + cos * y], axis=-1) + GOAL[:2]
 
-    moved = [move(state[:, :2]), move(state[:, 2:4]), state[:, 4:] + turn]
+    moved_state = [move(state[:, :2]), move(state[:, 2:4]), state[:, 4:] + rotation]
     arrays = {
-        "state": np.concatenate(moved, axis=-1),
+        "state": np.concatenate(moved_state, axis=-1),
         "action": move(episodes.arrays["action"]).clip(0.0, 512.0),
     }
     return _with_observations(Episodes(arrays, episodes.ends, episodes.attrs))
@@ -142,18 +109,20 @@ def load_push_t(
     Raises:
         EpisodeError: the file at `path` (or in $EBT_POLICY_DATA) is missing or malformed.
         DownloadError: demos="human" and the file cannot be had, or is not the published one.
-        ValueError: unknown `demos`, or "expert" together with a path.
+        ConfigError: unknown `demos`, or "expert" together with a path.
     """
     if demos not in (None, "human", "expert"):
-        raise ValueError(f'demos={demos!r} is unknown: use "human", "expert" or None.')
+        raise ConfigError(f'task.demos={demos!r} is unknown: use "human", "expert" or None.')
     if demos == "expert":
         if path is not None:
-            raise ValueError('demos="expert" takes the shipped demonstrations: leave path out.')
+            raise ConfigError(
+                "task.demos=expert takes the shipped demonstrations; leave task.path out."
+            )
         return _shipped("")
     if path is not None:
-        return _describe(_read(Path(path)), f"from {path}")
+        return _describe(_read_push_t(Path(path)), f"from {path}")
     if (file := local_data("pusht", "pusht_cchi_v7_replay.zarr.zip")) is not None:
-        return _describe(_read(file), f"by humans, from {file}")
+        return _describe(_read_push_t(file), f"by humans, from {file}")
     try:
         episodes = _download()
     except DownloadError as error:
@@ -166,7 +135,7 @@ def load_push_t(
 def _download() -> Episodes:
     file = fetch(URL, "pusht.zip")
     try:
-        episodes = _read(file)
+        episodes = _read_push_t(file)
         if content_digest(episodes) == HUMAN_DIGEST:
             return episodes
         reason = "other values"
@@ -179,12 +148,12 @@ def _download() -> Episodes:
     )
 
 
-def _read(path: Path) -> Episodes:
+def _read_push_t(path: Path) -> Episodes:
     # Only these two: the images beside them are 700 MB decompressed, and the observation is
     # computed from the state so that it is the same function everywhere.
     episodes = read_episodes(path, keys=("state", "action"))
-    where, rate_hz = str(path), ATTRS["rate_hz"]
-    check_meaning(episodes.attrs, where, rate_hz=rate_hz, units={"state": "px", "action": "px"})
+    source, rate_hz = str(path), ATTRS["rate_hz"]
+    check_meaning(episodes.attrs, source, rate_hz=rate_hz, units={"state": "px", "action": "px"})
     for key, width in (("state", 5), ("action", 2)):
         shape = episodes.arrays[key].shape
         if len(shape) != 2 or shape[1] != width:
@@ -194,10 +163,10 @@ def _read(path: Path) -> Episodes:
     return episodes
 
 
-def _shipped(why: str) -> tuple[Episodes, str]:
+def _shipped(note: str) -> tuple[Episodes, str]:
     resource = resources.files("ebt_policy.data") / "demos" / "push_t_expert.zarr.zip"
     with resources.as_file(resource) as file:
-        return _describe(_read(file), f"{EXPERT}{why}")
+        return _describe(_read_push_t(file), f"{EXPERT}{note}")
 
 
 def _describe(raw: Episodes, origin: str) -> tuple[Episodes, str]:
@@ -212,3 +181,21 @@ def _with_observations(raw: Episodes) -> Episodes:
     }
     roles, units = {**ATTRS["roles"], "obs": "observation"}, {**ATTRS["units"], "obs": "px"}
     return Episodes(arrays, raw.ends, {**ATTRS, "roles": roles, "units": units})
+
+
+@TASK_FAMILIES.register("push_t")
+class PushTFamily(TaskFamily):
+    """Pushing the T onto its target."""
+
+    has_scripted_expert = False
+    recording_attrs = ATTRS
+
+    def check(self, config: DemonstrationConfig) -> None:
+        """Accept ``task.align`` and ``task.mirror``."""
+
+    def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
+        episodes, note = load_push_t(path=config.path, demos=config.demos)
+        return (aligned(episodes) if config.align else episodes), note
+
+    def mirror(self, episodes: Episodes) -> Episodes:
+        return mirrored(episodes)

@@ -14,150 +14,32 @@ Shapes: N rows, arms 1 or 2.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from ebt_policy.data.episodes import EpisodeError, Episodes
-from ebt_policy.data.fetch import fetch_from_hub
-from ebt_policy.data.files import SHOWN, listed, reason
 from ebt_policy.data.hdf5 import h5py_module, member, read_rows, subgroup
-
-HUB = "amandlek/robomimic"  # data set on the Hugging Face hub, where robomimic keeps its files
-SCALE = np.array([0.05] * 3 + [0.5] * 3)  # m and rad, what a relative action of 1 asks for
-FLANGE = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # robot0_eef_quat -> the controlled frame
-RATE_HZ = 20
-ROBOT, GRIPPERS = "Panda", ("default", "PandaGripper")
-ROBOSUITE = 1  # robomimic's number of this kind of environment
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A task of the data sets.
-
-    Attributes:
-        env_name: robosuite's name of it.
-        folder: its name in the data sets' addresses.
-        objects: how many objects have a pose.
-        poses: version of robosuite -> entries of "object" that hold those poses (position, m, and
-            quaternion xyzw each), and after them what else is absolute (bins, flags).
-        arms: number of robots.
-    """
-
-    env_name: str
-    folder: str
-    objects: int
-    poses: dict[str, list[int]]
-    arms: int = 1
+from ebt_policy.data.robomimic_controller import (
+    RecordedController,
+    check_delta_actions,
+    read_controller,
+)
+from ebt_policy.envs.robosuite_tasks import (
+    RATE_HZ,
+    SCENES,
+    Scene,
+    absolute_actions,
+    layout,
+    observation,
+    to_six_dimensional,
+)
+from ebt_policy.io.paths import SHOWN, listed, reason
 
 
-def _span(*ranges: tuple[int, int]) -> list[int]:
-    return [i for start, stop in ranges for i in range(start, stop)]
-
-
-SCENES = {
-    "Lift": Scene("Lift", "lift", 1, {"1.4": _span((0, 7)), "1.5": _span((0, 7))}),
-    "Can": Scene("PickPlaceCan", "can", 1, {"1.4": _span((0, 7)), "1.5": _span((7, 14))}),
-    "Square": Scene("NutAssemblySquare", "square", 1,
-                    {"1.4": _span((0, 7)), "1.5": _span((7, 14))}),
-    "ToolHang": Scene("ToolHang", "tool_hang", 3, {
-        "1.4": _span((0, 7), (14, 21), (28, 35), (42, 44)),
-        "1.5": _span((7, 14), (21, 28), (35, 44)),
-    }),
-    "Transport": Scene("TwoArmTransport", "transport", 3, {
-        "1.4": _span((0, 27), (39, 41)),
-        "1.5": _span((0, 29)),
-    }, arms=2),
-}  # fmt: skip
-
-
-def observation(scene: Scene, parts: Mapping[str, np.ndarray], version: str) -> np.ndarray:
-    """The observation (..., Do), float32, of robomimic's observation keys.
-
-    For each arm the end effector's position (3, m), quaternion (4, xyzw) and fingers (2, m); the
-    poses of the objects (see `Scene`); and the way from each arm to each object (3, m).
-
-    Args:
-        parts: "robot<i>_eef_pos", "robot<i>_eef_quat", "robot<i>_gripper_qpos" and "object".
-        version: of robosuite, which decides how "object" is laid out.
-    """
-    poses = np.asarray(parts["object"])[..., scene.poses[version]]
-    robots, ways = [], []
-    for arm in range(scene.arms):
-        hand = np.asarray(parts[f"robot{arm}_eef_pos"])
-        keys = (f"robot{arm}_eef_quat", f"robot{arm}_gripper_qpos")
-        robots += [hand, *(np.asarray(parts[key]) for key in keys)]
-        ways += [poses[..., 7 * i : 7 * i + 3] - hand for i in range(scene.objects)]
-    return np.concatenate([*robots, poses, *ways], axis=-1).astype(np.float32)
-
-
-def layout(scene: Scene) -> dict[str, int]:
-    """Name -> width of each part of an observation, in order."""
-    parts = {}
-    for arm in range(scene.arms):
-        parts |= {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4}
-        parts |= {f"robot{arm}_gripper_qpos": 2}
-    ways = 3 * scene.objects * scene.arms
-    return {**parts, "poses": len(scene.poses["1.5"]), "ways": ways}
-
-
-def absolute_actions(
-    parts: Mapping[str, np.ndarray], actions: np.ndarray, scale: np.ndarray = SCALE
-) -> np.ndarray:
-    """Relative actions (..., 7 arms) as the goals that they set: (..., 10 arms).
-
-    A goal is a position (3, m, world), the first two columns of a rotation matrix (6), and the
-    gripper as it was (1): Zhou et al. 2019, "On the Continuity of Rotation Representations in
-    Neural Networks"; Chi et al. 2023.
-
-    Args:
-        parts: "robot<i>_eef_pos" and "robot<i>_eef_quat" at the time of each action.
-        scale: (6,) m and rad, what an action of 1 asks for.
-    """
-    arms = []
-    for arm, one in enumerate(np.split(np.asarray(actions), actions.shape[-1] // 7, axis=-1)):
-        goal = np.asarray(parts[f"robot{arm}_eef_pos"]) + scale[:3] * one[..., :3]
-        turn = Rotation.from_rotvec(scale[3:] * one[..., 3:6]).as_matrix()
-        here = Rotation.from_quat(parts[f"robot{arm}_eef_quat"]).as_matrix() @ FLANGE
-        arms.append(_goal(goal, turn @ here, one[..., 6:]))
-    return np.concatenate(arms, axis=-1)
-
-
-def _goal(position: np.ndarray, matrix: np.ndarray, gripper: np.ndarray) -> np.ndarray:
-    return np.concatenate([position, matrix[..., 0], matrix[..., 1], gripper], axis=-1)
-
-
-def to_six_dimensional(actions: np.ndarray) -> np.ndarray:
-    """Goals with rotation vectors (..., 7 arms), as robomimic stores them, as (..., 10 arms)."""
-    arms = []
-    for one in np.split(actions, actions.shape[-1] // 7, axis=-1):
-        matrix = Rotation.from_rotvec(one[..., 3:6]).as_matrix()
-        arms.append(_goal(one[..., :3], matrix, one[..., 6:]))
-    return np.concatenate(arms, axis=-1)
-
-
-def from_six_dimensional(actions: np.ndarray) -> np.ndarray:
-    """Inverse: (..., 10 arms) -> (..., 7 arms), with the rotation nearest to any two columns.
-
-    Levinson et al. 2020, "An Analysis of SVD for Deep Rotation Estimation".
-    """
-    arms = []
-    for one in np.split(actions, actions.shape[-1] // 10, axis=-1):
-        first, second = one[..., 3:6], one[..., 6:9]
-        left, _, right = np.linalg.svd(np.stack([first, second, np.cross(first, second)], axis=-1))
-        left[..., -1] *= np.linalg.det(left @ right)[..., None]  # a rotation, no mirror image
-        vector = Rotation.from_matrix(left @ right).as_rotvec()
-        arms.append(np.concatenate([one[..., :3], vector, one[..., 9:]], axis=-1))
-    return np.concatenate(arms, axis=-1)
-
-
-def load_robomimic(
+def read_robomimic(
     scene: str,
     path: str | os.PathLike[str],
     *,
@@ -177,17 +59,17 @@ def load_robomimic(
             first few are named.
     """
     h5py = h5py_module()
-    path, known = Path(path), SCENES[scene]
+    path, scene_spec = Path(path), SCENES[scene]
     if not path.is_file():
         raise EpisodeError(f"There is no robomimic file at {path}.")
     try:
         with h5py.File(path, "r") as file:
-            data = _opened(path, file, "data")
-            recorded = _recorded(path, data, known)
+            data = _open_group(path, file, "data")
+            recorded = read_controller(path, data, scene_spec)
             if actions == "delta":
-                _check_relative(path, recorded)
+                check_delta_actions(path, recorded)
             chosen = _names(path, data, None if mask is None else _subset(path, file, mask))
-            demos = _demos(path, data, chosen, known, recorded, actions)
+            demos = _demos(path, data, chosen, scene_spec, recorded, actions)
     except EpisodeError:
         raise
     except Exception as error:  # what h5py raises at damaged files shares no base
@@ -200,142 +82,16 @@ def load_robomimic(
     return Episodes(arrays, np.cumsum([len(d["action"]) for d in demos]), {"rate_hz": RATE_HZ})
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """How a file was recorded.
-
-    Attributes:
-        version: of robosuite.
-        relative: whether its actions are relative.
-        limit: (6,) to which the controller clips a relative action.
-        scale: (6,) m and rad, what a relative action of 1 asks for.
-    """
-
-    version: str
-    relative: bool
-    limit: np.ndarray
-    scale: np.ndarray
-
-
-# Options of a controller with which actions mean what they do here, robosuite's default first.
-_UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "type": ("OSC_POSE",),
-    "impedance_mode": ("fixed",),
-    "goal_update_mode": ("achieved",),
-    "position_limits": (None,),
-    "orientation_limits": (None,),
-    "input_ref_frame": ("world",),
-}
-
-
-def _opened(path: Path, group: Any, name: str) -> Any:
+def _open_group(path: Path, group: Any, name: str) -> Any:
     try:
         return subgroup(group, name)
     except EpisodeError as error:
         raise EpisodeError(f"{path} {error}: it is no robomimic file.") from error
 
 
-def _recorded(path: Path, data: Any, scene: Scene) -> _Recorded:
-    """What a file says of its environment, checked to be that of `scene`."""
-    if "env_args" not in data.attrs:
-        raise EpisodeError(
-            f'{path} does not say its environment ("env_args" of the group "data" is missing): '
-            "convert it with robomimic's convert_robosuite.py first."
-        )
-    try:
-        told = json.loads(data.attrs["env_args"])
-        name, kwargs = told["env_name"], told.get("env_kwargs", {})
-        simulator = told.get("type", ROBOSUITE)
-        version = str(told.get("env_version") or kwargs.get("env_version") or "1.4")[:3]
-        controller = _controller(kwargs["controller_configs"])
-        # robosuite's own recorder leaves out the rate where it is the usual one.
-        rate = kwargs.get("control_freq", RATE_HZ)
-        relative = bool(
-            controller.get("control_delta", True) and controller.get("input_type") != "absolute"
-        )
-        ranges = {"input_max": 1, "input_min": -1, "output_max": SCALE, "output_min": -SCALE}
-        limit, low, reach, back = (
-            np.broadcast_to(np.asarray(controller.get(key, usual), dtype=float), 6)
-            for key, usual in ranges.items()
-        )
-        robots = _strings(kwargs.get("robots", [ROBOT] * scene.arms))
-        grippers = _strings(kwargs.get("gripper_types", "default"))
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise EpisodeError(f'{path}: its "env_args" cannot be understood ({error}).') from error
-    if name != scene.env_name or simulator != ROBOSUITE:
-        here = [task for task, one in SCENES.items() if one.env_name == name]
-        what = f"those of {here[0]}" if here else f"those of {name!r}, which is not among the tasks"
-        if simulator != ROBOSUITE:
-            what = f"those of a simulator that robomimic numbers {simulator}, not of robosuite"
-        raise EpisodeError(
-            f"{path} holds demonstrations of another environment than {scene.env_name}: {what}."
-        )
-    known = dict(_UNDERSTOOD)
-    if relative and scene.arms == 1:  # then the base is turned as the world is
-        known["input_ref_frame"] = ("world", "base")
-    differing = [
-        f"{key} {controller[key]}"
-        for key, values in known.items()
-        if controller.get(key, values[0]) not in values
-    ]
-    if differing or rate != RATE_HZ:
-        raise EpisodeError(
-            f"{path} was recorded with the controller {', '.join(differing) or 'OSC_POSE'} at "
-            f"{rate} Hz; only OSC_POSE at {RATE_HZ} Hz, as published, is understood."
-        )
-    if robots != [ROBOT] * scene.arms or any(g not in GRIPPERS for g in grippers):
-        raise EpisodeError(
-            f"{path} was recorded with the robots {', '.join(robots)} and the grippers "
-            f"{', '.join(grippers)}; {scene.env_name} is played by {scene.arms} {ROBOT} "
-            "with its default gripper."
-        )
-    if version not in scene.poses:
-        raise EpisodeError(
-            f"{path} comes from robosuite {version}; versions {' and '.join(scene.poses)} are "
-            "understood."
-        )
-    positive = (limit > 0).all() and (reach > 0).all() and np.isfinite(reach / limit).all()
-    if not (positive and np.array_equal(low, -limit) and np.array_equal(back, -reach)):
-        raise EpisodeError(
-            f"{path}: its controller takes actions from {low.tolist()} to {limit.tolist()} for "
-            f"{back.tolist()} to {reach.tolist()}; only ranges around zero are understood."
-        )
-    return _Recorded(version, relative, limit, reach / limit)
-
-
-def _strings(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [str(one) for one in value]
-
-
-def _controller(configs: Any) -> dict[str, Any]:
-    """The options of the arms' controller, from those of one robot or a list of them."""
-    arms = []
-    for config in configs if isinstance(configs, list) else [configs]:
-        parts = config.get("body_parts")
-        if parts is None:  # robosuite 1.4
-            arms.append(config)
-        else:
-            parts = parts.get("arms", parts)
-            arms += [parts[side] for side in ("right", "left") if side in parts]
-    if not arms or any(arm != arms[0] for arm in arms):
-        raise ValueError("no controller of the arms, or not one for all of them")
-    return arms[0]
-
-
-def _check_relative(path: Path, recorded: _Recorded) -> None:
-    if not recorded.relative:
-        raise EpisodeError(f"{path} holds absolute actions: set task.actions=absolute.")
-    if not (np.allclose(recorded.scale, SCALE) and np.allclose(recorded.limit, 1)):
-        raise EpisodeError(
-            f"{path}: its controller turns relative actions of up to {recorded.limit.tolist()} "
-            f"into {(recorded.limit * recorded.scale).tolist()} m and rad, the environment's of up "
-            f"to 1 into {SCALE.tolist()}: set task.actions=absolute, which takes it into account."
-        )
-
-
 def _subset(path: Path, file: Any, mask: str) -> set[str]:
     """Names of the demonstrations of a subset."""
-    masks = _opened(path, file, "mask") if "mask" in file else {}
+    masks = _open_group(path, file, "mask") if "mask" in file else {}
     if mask not in masks:
         raise EpisodeError(
             f"{path} has no subset {mask!r}; it has {', '.join(sorted(masks)) or 'none at all'} "
@@ -366,12 +122,17 @@ def _names(path: Path, data: Any, subset: set[str] | None) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    suffix = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + suffix
 
 
 def _demos(
-    path: Path, data: Any, names: list[str], scene: Scene, recorded: _Recorded, actions: str
+    path: Path,
+    data: Any,
+    names: list[str],
+    scene: Scene,
+    recorded: RecordedController,
+    actions: str,
 ) -> list[dict[str, np.ndarray]]:
     """All demonstrations, or what is wrong with the first few that cannot be used."""
     demos: list[dict[str, np.ndarray]] = []
@@ -380,7 +141,7 @@ def _demos(
         try:
             demo = _demo(subgroup(data, name), scene, recorded, actions)
             if demos and "state" in demo and "state" in demos[0]:
-                wide, usual = (one["state"].shape[1] for one in (demo, demos[0]))
+                wide, usual = (episode["state"].shape[1] for episode in (demo, demos[0]))
                 if wide != usual:
                     raise EpisodeError(f"has states of {wide} numbers, others have {usual}")
         except EpisodeError as error:
@@ -392,25 +153,29 @@ def _demos(
     return demos
 
 
-def _demo(demo: Any, scene: Scene, recorded: _Recorded, actions: str) -> dict[str, np.ndarray]:
+def _demo(
+    demo: Any, scene: Scene, recorded: RecordedController, actions: str
+) -> dict[str, np.ndarray]:
     """A demonstration; errors say what it has or lacks."""
     stored = "actions_abs" if actions == "absolute" and "actions_abs" in demo else "actions"
-    given = read_rows(demo, stored, width=7 * scene.arms)
-    rows = len(given)
-    if (told := demo.attrs.get("num_samples", rows)) != rows:
-        raise EpisodeError(f"has {rows} {stored}, but says that it has {told} (num_samples)")
+    action = read_rows(demo, stored, width=7 * scene.arms)
+    rows = len(action)
+    if (declared_rows := demo.attrs.get("num_samples", rows)) != rows:
+        raise EpisodeError(
+            f"has {rows} {stored}, but says that it has {declared_rows} (num_samples)"
+        )
     if "obs" not in demo:
         raise EpisodeError(
             "has no observations, only states: add them with robomimic's dataset_states_to_obs.py"
         )
     widths = {key: width for key, width in layout(scene).items() if key.startswith("robot")}
-    seen = subgroup(demo, "obs")
-    parts = {key: read_rows(seen, key, width=width, rows=rows) for key, width in widths.items()}
-    parts["object"] = read_rows(seen, "object", rows=rows)
-    if max(scene.poses[recorded.version]) >= parts["object"].shape[1]:
-        raise EpisodeError(f"has object of {parts['object'].shape[1]} numbers, too few")
+    obs_group = subgroup(demo, "obs")
+    obs = {key: read_rows(obs_group, key, width=width, rows=rows) for key, width in widths.items()}
+    obs["object"] = read_rows(obs_group, "object", rows=rows)
+    if max(scene.poses[recorded.version]) >= obs["object"].shape[1]:
+        raise EpisodeError(f"has object of {obs['object'].shape[1]} numbers, too few")
     for arm in range(scene.arms):
-        zero = ~parts[f"robot{arm}_eef_quat"].any(axis=1)
+        zero = ~obs[f"robot{arm}_eef_quat"].any(axis=1)
         if zero.any():
             raise EpisodeError(
                 f"has no orientation (zeros) in robot{arm}_eef_quat, first in row {zero.argmax()}"
@@ -418,21 +183,11 @@ def _demo(demo: Any, scene: Scene, recorded: _Recorded, actions: str) -> dict[st
     if actions == "absolute":
         if recorded.relative and stored == "actions":
             limit = np.tile([*recorded.limit, np.inf], scene.arms)
-            given = absolute_actions(parts, given.clip(-limit, limit), recorded.scale)
+            action = absolute_actions(obs, action.clip(-limit, limit), recorded.scale)
         else:
-            given = to_six_dimensional(given)
+            action = to_six_dimensional(action)
     episode = {
-        "obs": observation(scene, parts, recorded.version),
-        "action": given.astype(np.float32),
+        "obs": observation(scene, obs, recorded.version),
+        "action": action.astype(np.float32),
     }
     return episode | ({"state": read_rows(demo, "states", rows=rows)} if "states" in demo else {})
-
-
-def published(scene: str) -> Path:
-    """The published demonstrations of one proficient human, downloaded to the cache if need be.
-
-    Raises:
-        DownloadError: they cannot be had.
-    """
-    folder = SCENES[scene].folder
-    return fetch_from_hub(HUB, f"v1.5/{folder}/ph/low_dim_v15.hdf5", f"robomimic/{folder}.hdf5")

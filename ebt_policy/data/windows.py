@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebt_policy.data.normalize import Normalizer
+from ebt_policy.data.episodes import EpisodeError
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.data.relative_actions import action_origin, origin_index
+from ebt_policy.errors import ConfigError
 
 
 def long_enough(
@@ -26,23 +29,23 @@ def long_enough(
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
 
     Raises:
-        ValueError: none does.
+        ConfigError: none does.
     """
-    needed = horizon - n_action_steps - n_obs_steps + 2
-    enough = lengths >= needed
-    if not enough.any():
-        raise ValueError(
+    min_length = horizon - n_action_steps - n_obs_steps + 2
+    is_long_enough = lengths >= min_length
+    if not is_long_enough.any():
+        raise ConfigError(
             f"None of the {len(lengths)} episodes gives a window: with horizon={horizon}, "
             f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
-            f"{needed} rows; the longest has {int(lengths.max(initial=0))}."
+            f"{min_length} rows; the longest has {int(lengths.max(initial=0))}."
         )
-    if not enough.all():
+    if not is_long_enough.all():
         warnings.warn(
-            f"{int((~enough).sum())} of {len(lengths)} episodes are too short for a window of "
-            f"{horizon} rows and are left out.",
+            f"{int((~is_long_enough).sum())} of {len(lengths)} episodes are too short for a window "
+            f"of {horizon} rows and are left out.",
             stacklevel=3,
         )
-    return enough
+    return is_long_enough
 
 
 class Windows:
@@ -78,12 +81,12 @@ class Windows:
         cameras: Sequence[str] = (),
     ) -> None:
         if min(horizon, n_obs_steps, n_action_steps) < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"horizon={horizon}, n_obs_steps={n_obs_steps} and "
                 f"n_action_steps={n_action_steps} must all be at least 1."
             )
         if horizon < n_obs_steps + n_action_steps - 1:
-            raise ValueError(
+            raise ConfigError(
                 f"horizon={horizon} is too short to execute n_action_steps={n_action_steps} after "
                 f"n_obs_steps={n_obs_steps}: set it to {n_obs_steps + n_action_steps - 1} or more."
             )
@@ -99,7 +102,7 @@ class Windows:
         self.images = {name: self._resident(arrays, name, rows) for name in cameras}
         for name, images in self.images.items():
             if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
-                raise ValueError(
+                raise EpisodeError(
                     f'The camera "{name}" must have (rows, height, width, 3) uint8, it has '
                     f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}."
                 )
@@ -109,8 +112,8 @@ class Windows:
         length = last - first + 1
         count = np.maximum(length - horizon + n_action_steps + n_obs_steps - 1, 0)
         long_enough(length, horizon=horizon, n_obs_steps=n_obs_steps, n_action_steps=n_action_steps)
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        start = np.repeat(first, count) + within - (n_obs_steps - 1)
+        index_in_episode = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        start = np.repeat(first, count) + index_in_episode - (n_obs_steps - 1)
         self._start = torch.from_numpy(start).to(self.device)
         self._first = torch.from_numpy(np.repeat(first, count)).to(self.device)
         self._last = torch.from_numpy(np.repeat(last, count)).to(self.device)
@@ -148,34 +151,6 @@ class Windows:
         observed, rows = self.rows(index)
         images = {name: images[observed] for name, images in self.images.items()}
         return {"obs": self.obs[observed], "action": self.action[rows], **images}
-
-
-def origin_index(
-    relative_to: Sequence[int | None] | None, device: torch.device | str = "cpu"
-) -> Tensor | None:
-    """Return the entries (A,) of an observation that `action_origin` reads.
-
-    Args:
-        relative_to: A entries of an observation, in the units of the action; None for a number
-            that stays absolute, None as a whole for absolute actions.
-    """
-    if relative_to is None:
-        return None
-    return torch.tensor([-1 if i is None else i for i in relative_to], device=device)
-
-
-def action_origin(obs: Tensor, index: Tensor | None) -> Tensor | float:
-    """Return where the actions of a chunk are measured from: (B, 1, A), or 0.0 if absolute.
-
-    Args:
-        obs: (B, To, Do), the newest last.
-        index: what `origin_index` returned, on the same device.
-    """
-    if index is None:
-        return 0.0
-    # The last entry is a zero, for what stays absolute.
-    newest = torch.nn.functional.pad(obs[:, -1:], (0, 1))
-    return newest[..., index]
 
 
 def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:

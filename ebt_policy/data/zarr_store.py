@@ -20,7 +20,8 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
-from ebt_policy.data.files import below, dangles
+from ebt_policy.errors import UserError
+from ebt_policy.io.paths import below, dangles
 
 ALL_CHUNKS = "all_chunks_stored"  # attribute of an array of which no chunk may be absent
 _MOST_ABSENT = 1_000_000  # chunks; an array of more is nothing but a damaged shape
@@ -29,7 +30,7 @@ _ARRAY = ("zarr.json", ".zarray")
 _EPISODES = tuple(f"meta/episode_ends/{name}" for name in _ARRAY)
 
 
-class EpisodeError(ValueError):
+class EpisodeError(UserError, ValueError):
     """Episodes that are missing, malformed or damaged; the message names the path and the key."""
 
 
@@ -60,7 +61,7 @@ class Store:
 
     def array(self, key: str) -> zarr.Array:
         """Open the array `key`; EpisodeError if it is missing or its metadata damaged."""
-        self._check_links(key, within=True)
+        self._check_links(key, include_children=True)
         try:
             array = self.root.get(key)
         except Exception as error:  # those of zarr and its codecs share no base
@@ -101,18 +102,20 @@ class Store:
         except Exception as error:
             raise self._damaged(key, error) from error
 
-    def _check_links(self, key: str, *, within: bool = False) -> None:
-        """Refuse a link that leads nowhere on the way to a key, or `within` it."""
+    def _check_links(self, key: str, *, include_children: bool = False) -> None:
+        """Refuse a link that leads nowhere on the way to a key, and optionally below it."""
         for link in sorted(self.dangling):
-            if f"{key}/".startswith(f"{link}/") or (within and link.startswith(f"{key}/")):
+            if f"{key}/".startswith(f"{link}/") or (
+                include_children and link.startswith(f"{key}/")
+            ):
                 raise EpisodeError(
                     f"{self.path}: {link} is a link to {(self.path / link).readlink()}, which is "
                     "not there: mount or fetch what it leads to."
                 )
 
-    def _damaged(self, key: str, why: object) -> EpisodeError:
+    def _damaged(self, key: str, cause: object) -> EpisodeError:
         return EpisodeError(
-            f"{self.path}: {key} is damaged or incomplete ({why}): restore it or write it again."
+            f"{self.path}: {key} is damaged or incomplete ({cause}): restore it or write it again."
         )
 
 
@@ -122,9 +125,9 @@ def open_store(path: Path) -> Iterator[Store]:
     if not path.exists():
         raise EpisodeError(f"{path} does not exist: give the folder or zip of an episode store.")
     if path.is_dir():
-        found = {file.relative_to(path).as_posix(): file for file in below(path)}
-        files, dangling = list(found), [name for name, file in found.items() if dangles(file)]
-        inside = ""
+        paths = {file.relative_to(path).as_posix(): file for file in below(path)}
+        files, dangling = list(paths), [name for name, file in paths.items() if dangles(file)]
+        root_in_zip = ""
         if not set(_GROUP) & set(files):
             raise EpisodeError(f"{path} is not a zarr store: it has no zarr.json and no .zgroup.")
         store = LocalStore(path, read_only=True)
@@ -137,14 +140,14 @@ def open_store(path: Path) -> Iterator[Store]:
                 f"{path} is not a zarr store, or was cut short: it cannot be opened as a zip "
                 f"({error})."
             ) from error
-        inside = _root_in_zip(path, names)
-        files = [name.removeprefix(inside) for name in names if name.startswith(inside)]
+        root_in_zip = _root_in_zip(path, names)
+        files = [name.removeprefix(root_in_zip) for name in names if name.startswith(root_in_zip)]
         dangling = []
         store = ZipStore(path, mode="r")
     try:
         try:
             # Consolidated metadata is a copy, which an append by another tool may leave behind.
-            root = zarr.open_group(store, path=inside, mode="r", use_consolidated=False)
+            root = zarr.open_group(store, path=root_in_zip, mode="r", use_consolidated=False)
         except Exception as error:
             raise EpisodeError(f"{path} cannot be opened as a zarr store ({error}).") from error
         yield Store(path, root, frozenset(files), frozenset(dangling))

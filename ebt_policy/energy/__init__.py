@@ -1,20 +1,59 @@
 """The core: one energy transformer, one descent loop, and the objectives that shape a landscape.
 
-Nothing here knows of robots, environments, configuration or logging; it imports torch alone.
+It imports torch alone. Start with `ebt_policy.energy.descent`; the sign and the scale of energies
+are stated in `ebt_policy.energy.energy_function`: lower is better.
 """
 
-from ebt_policy.energy.descent import Descent, DescentError, Mirror, descend
-from ebt_policy.energy.objectives import OBJECTIVES, Objective
-from ebt_policy.energy.replay import ReplayBuffer
-from ebt_policy.energy.transformer import TwoStreamTransformer
+from ebt_policy.energy.constraints import FrozenEntries, PathProjection, Projection
+from ebt_policy.energy.descent import Descent
+from ebt_policy.energy.energy_function import BilinearEnergy, DirectUpdate, EnergyFn
+from ebt_policy.energy.gradients import PlainGradient, SharedFirstGradient, ZeroInitGradient
+from ebt_policy.energy.mirror_map import MirrorMap
+from ebt_policy.energy.objectives import Objective
+from ebt_policy.energy.replay_buffer import ReplayBuffer
+from ebt_policy.energy.result import DescentError, DescentResult, StopReason
+from ebt_policy.energy.sampling import LangevinNoise
+from ebt_policy.energy.schedules import FixedSteps, LevelSchedule, RandomSteps
+from ebt_policy.energy.selection import select
+from ebt_policy.energy.stopping import (
+    FirstOf,
+    GradientNorm,
+    NeverStop,
+    RejectIncreases,
+    StraightPath,
+)
+from ebt_policy.energy.two_stream import TwoStreamTransformer
+from ebt_policy.energy.updates import ClippedGradient, GradientStep, NesterovMomentum
 
 __all__ = [
-    "OBJECTIVES",
+    "BilinearEnergy",
+    "ClippedGradient",
     "Descent",
     "DescentError",
-    "Mirror",
+    "DescentResult",
+    "DirectUpdate",
+    "EnergyFn",
+    "FirstOf",
+    "FixedSteps",
+    "FrozenEntries",
+    "GradientNorm",
+    "GradientStep",
+    "LangevinNoise",
+    "LevelSchedule",
+    "MirrorMap",
+    "NesterovMomentum",
+    "NeverStop",
     "Objective",
+    "PathProjection",
+    "PlainGradient",
+    "Projection",
+    "RandomSteps",
+    "RejectIncreases",
     "ReplayBuffer",
+    "SharedFirstGradient",
+    "StopReason",
+    "StraightPath",
     "TwoStreamTransformer",
-    "descend",
+    "ZeroInitGradient",
+    "select",
 ]

@@ -1,6 +1,6 @@
 """Multi-head attention that can be differentiated twice where training needs it.
 
-Shapes: B batch, Q tokens, K tokens seen before, D width, H heads.
+Shapes: B batch, Q tokens, K earlier tokens, D width, H heads.
 
 Training an energy differentiates its input gradient, so attention is differentiated twice. Fused
 kernels (flash, memory-efficient, CPU flash) have no second derivative; PyTorch's "math" backend
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def double_backward_attention(needed: bool) -> AbstractContextManager[Any]:
-    """Within this context attention has a second derivative, if ``needed``."""
-    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
+def double_backward_attention(enabled: bool) -> AbstractContextManager[Any]:
+    """Return a context in which attention has a second derivative, if ``enabled``."""
+    return sdpa_kernel(SDPBackend.MATH) if enabled else nullcontext()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -37,25 +37,25 @@ def merge_heads(x: Tensor) -> Tensor:
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each (B, H, K, D/H)."""
 
-Turns = tuple[Tensor, Tensor]
+RotaryEmbedding = tuple[Tensor, Tensor]
 """Cosines and sines of positions, each (Q, D/H/2)."""
 
 
-def turns(positions: Tensor, head_width: int) -> Turns:
-    """By how much queries and keys at positions (Q,) turn (Su et al. 2021, "RoFormer")."""
+def rotary_embedding(positions: Tensor, head_width: int) -> RotaryEmbedding:
+    """Return the rotary embedding of positions (Q,) (Su et al. 2021, "RoFormer")."""
     angles = _angles(positions.float(), head_width // 2)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, by: Turns) -> Tensor:
-    """Turn the two halves of x (..., Q, D/H) against each other."""
-    cos, sin = by
+def apply_rotary_embedding(x: Tensor, rotary: RotaryEmbedding) -> Tensor:
+    """Rotate the two halves of x (..., Q, D/H) against each other."""
+    cos, sin = rotary
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Attention(nn.Module):
-    """Softmax attention of tokens to each other and to tokens seen before (Vaswani et al. 2017).
+    """Softmax attention of tokens to each other and to earlier tokens (Vaswani et al. 2017).
 
     Args:
         width: D.
@@ -69,43 +69,63 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def _project(self, x: Tensor, turns: Turns | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, rotary: RotaryEmbedding | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        return (q, k, v) if turns is None else (rotate(q, turns), rotate(k, turns), v)
+        if rotary is not None:
+            q, k = apply_rotary_embedding(q, rotary), apply_rotary_embedding(k, rotary)
+        return q, k, v
 
-    def ordered(
-        self, x: Tensor, turns: Turns, past: KeysValues | None = None, causal: bool = True
+    def self_attention(
+        self,
+        x: Tensor,
+        rotary: RotaryEmbedding,
+        past: KeysValues | None = None,
+        causal: bool = True,
     ) -> tuple[Tensor, KeysValues]:
-        """Tokens x (B, Q, D) of a sequence see themselves, those before them (without ``causal``
-        those behind, too), and the past -> (B, Q, D), and all keys and values."""
-        q, k, v = self._project(x, turns)
+        """Let tokens x (B, Q, D) of a sequence attend to each other and to the past.
+
+        Args:
+            x: (B, Q, D).
+            rotary: of the positions of x.
+            past: keys and values of earlier tokens.
+            causal: whether each token attends only to itself and to those before it.
+
+        Returns:
+            (B, Q, D), and all keys and values.
+        """
+        q, k, v = self._project(x, rotary)
         mask = None
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-            later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
-            mask = later.tril(k.shape[2] - q.shape[2])
+            ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
+            mask = ones.tril(k.shape[2] - q.shape[2])
         causal = causal and past is None
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.out(merge_heads(seen)), (k, v)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out(merge_heads(output)), (k, v)
 
-    def apart(self, x: Tensor, turns: Turns, past: KeysValues, hidden: Tensor | None) -> Tensor:
-        """Tokens x (B, Q, D) see themselves and the past, but not each other -> (B, Q, D).
+    def independent_queries(
+        self, x: Tensor, rotary: RotaryEmbedding, past: KeysValues, hidden: Tensor | None
+    ) -> Tensor:
+        """Let tokens x (B, Q, D) attend to themselves and the past, but not to each other.
 
         Args:
-            hidden: (Q, K) True where a token does not see the past's.
+            x: (B, Q, D).
+            rotary: of the positions of x.
+            past: keys and values (B, H, K, D/H).
+            hidden: (Q, K) True where a token does not attend to a token of the past.
         """
-        q, k, v = self._project(x, turns)
+        q, k, v = self._project(x, rotary)
         scale = q.shape[-1] ** -0.5
         scores = (q @ past[0].transpose(-1, -2)) * scale
         if hidden is not None:
             scores = scores.masked_fill(hidden, -math.inf)
-        own = (q * k).sum(-1, keepdim=True) * scale
-        weights = torch.cat([scores, own], dim=-1).softmax(dim=-1)
-        seen = weights[..., :-1] @ past[1] + weights[..., -1:] * v
-        return self.out(merge_heads(seen))
+        self_score = (q * k).sum(-1, keepdim=True) * scale
+        weights = torch.cat([scores, self_score], dim=-1).softmax(dim=-1)
+        output = weights[..., :-1] @ past[1] + weights[..., -1:] * v
+        return self.out(merge_heads(output))
 
     def forward(self, x: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
-        """x (B, Q, D) and what was seen before -> (B, Q, D), and the keys and values of x.
+        """Return the output (B, Q, D) for tokens x (B, Q, D), and their keys and values.
 
         Exactly one batch dimension: with two, PyTorch 2.13's compiled CPU kernel is silently wrong.
         """
@@ -113,8 +133,8 @@ class Attention(nn.Module):
         keys, values = k, v
         if past is not None:
             keys, values = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        seen = F.scaled_dot_product_attention(q, keys, values)
-        return self.out(merge_heads(seen)), (k, v)
+        output = F.scaled_dot_product_attention(q, keys, values)
+        return self.out(merge_heads(output)), (k, v)
 
 
 class FeedForward(nn.Sequential):
@@ -125,13 +145,13 @@ class FeedForward(nn.Sequential):
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020), as wide inside as gives `FeedForward`'s number of weights."""
+    """SwiGLU (Shazeer 2020), as wide inside as `FeedForward` for the same number of weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = 8 * round(width / 3)
-        self.gates = nn.Linear(width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, width, bias=False)
+        hidden_width = 8 * round(width / 3)
+        self.gates = nn.Linear(width, 2 * hidden_width, bias=False)
+        self.out = nn.Linear(hidden_width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.gates(x).chunk(2, dim=-1)
@@ -139,7 +159,7 @@ class GatedFeedForward(nn.Module):
 
 
 def sinusoidal(level: Tensor, width: int) -> Tensor:
-    """Fourier features of a level in [0, 1]: (...) -> (..., width) (Vaswani et al. 2017).
+    """Return Fourier features of a level in [0, 1]: (...) -> (..., width) (Vaswani et al. 2017).
 
     The level is scaled by 1000, the range that diffusion models feed to these features.
     """
@@ -148,21 +168,20 @@ def sinusoidal(level: Tensor, width: int) -> Tensor:
 
 
 def embed_level(net: nn.Module | None, level: Tensor | None, width: int) -> Tensor | None:
-    """What a network is told of levels (...): (..., D) of its `net` over `sinusoidal` features.
+    """Return the embedding (..., D) of levels (...) by ``net`` over `sinusoidal` features.
 
-    Returns:
-        None where it is told none, which is where `net` is None.
+    None for a network without levels, whose ``net`` is None.
 
     Raises:
         ValueError: a level is missing, or given to a network without one.
     """
     if (level is None) != (net is None):
-        need = "takes no level." if net is None else "must be given a level."
-        raise ValueError(f"this network {need}")
+        problem = "takes no level." if net is None else "must be given a level."
+        raise ValueError(f"this network {problem}")
     return None if net is None or level is None else net(sinusoidal(level, width))
 
 
-def _angles(places: Tensor, count: int) -> Tensor:
-    """Places (...) times frequencies from 1 down to 1 / 10,000: (..., count)."""
-    exponents = torch.arange(count, device=places.device, dtype=places.dtype) / count
-    return places.unsqueeze(-1) * torch.exp(-9.2103 * exponents)  # 10,000 ** -exponent
+def _angles(positions: Tensor, count: int) -> Tensor:
+    """Return positions (...) times frequencies from 1 down to 1 / 10,000: (..., count)."""
+    exponents = torch.arange(count, device=positions.device, dtype=positions.dtype) / count
+    return positions.unsqueeze(-1) * torch.exp(-9.2103 * exponents)  # 10,000 ** -exponent

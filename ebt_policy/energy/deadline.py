@@ -8,27 +8,28 @@ from torch import Tensor
 
 
 class Deadline:
-    """Tells when the time left is too short, judged by the slowest step so far.
+    """A clock that says when the time left is too short, judged by the slowest step so far.
 
     Args:
         budget_s: seconds from now; None for no deadline, and then nothing is ever measured.
-        reserve: steps' worth of time that must be left for going on.
+        reserve: steps whose time must be left for going on.
     """
 
     def __init__(self, budget_s: float | None, reserve: int) -> None:
         if budget_s is not None and not budget_s > 0:
             raise ValueError(f"the deadline must be a positive number of seconds, got {budget_s}.")
         self.budget, self.reserve, self.slowest = budget_s, reserve, 0.0
-        self.begun = self.mark = time.perf_counter() if budget_s is not None else 0.0
+        self.start = self.mark = time.perf_counter() if budget_s is not None else 0.0
 
     def tick(self, x: Tensor) -> None:
-        """A step ended and x is its result."""
+        """Record that a step ended whose result is x."""
         if self.budget is not None:
             x.sum().item()  # an accelerator runs behind the clock: wait for it
             now = time.perf_counter()
             self.slowest, self.mark = max(self.slowest, now - self.mark), now
 
-    def presses(self) -> bool:
+    def exceeded(self) -> bool:
+        """Return whether going on would overrun the budget."""
         if self.budget is None:
             return False
-        return time.perf_counter() - self.begun + self.reserve * self.slowest > self.budget
+        return time.perf_counter() - self.start + self.reserve * self.slowest > self.budget

@@ -12,23 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from ebt_policy.evaluation.stats import wilson
+from ebt_policy.evaluation.statistics import wilson
 
 RESAMPLES = 1000
 
 
 class Samples(NamedTuple):
-    """What one training run saw: signal (n,), whether it happened (n,), episode number (n,)."""
+    """Samples of one training run: signal (n,), binary label (n,), episode number (n,)."""
 
     signal: np.ndarray
-    happened: np.ndarray
+    label: np.ndarray
     episode: np.ndarray
 
 
 def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
-    """Area under the ROC curve of a signal that should be high where something happened.
+    """Return the area under the ROC curve of a signal that should be high for positive labels.
 
-    The chance that a sample where it happened has the higher signal (Mann & Whitney 1947; ties
+    The chance that a positive sample has the higher signal (Mann & Whitney 1947; ties
     count half), the mean over training runs. The percentile bootstrap draws episodes, the same
     ones for all runs, and runs.
 
@@ -40,14 +40,14 @@ def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
     for run in runs:
         if not np.isfinite(run.signal).all():
             raise ValueError("a signal holds NaN or infinity.")
-    runs = [run for run in runs if 0 < np.count_nonzero(run.happened) < len(run.happened)]
+    runs = [run for run in runs if 0 < np.count_nonzero(run.label) < len(run.label)]
     if not runs:
         raise ValueError("there must be samples where it happened and where it did not.")
     episodes = 1 + max(int(run.episode.max()) for run in runs)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
-    drawn = np.concatenate([np.ones((1, episodes)), drawn])  # the first row is the estimate
-    areas = np.stack([_areas(run, drawn[:, run.episode]) for run in runs])  # (runs, 1 + R)
+    draws = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
+    draws = np.concatenate([np.ones((1, episodes)), draws])  # the first row is the estimate
+    areas = np.stack([_areas(run, draws[:, run.episode]) for run in runs])  # (runs, 1 + R)
     weights = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=RESAMPLES).T
     weights = weights * np.isfinite(areas[:, 1:])
     weights, resampled = weights[:, weights.any(0)], areas[:, 1:][:, weights.any(0)]
@@ -61,10 +61,9 @@ def _areas(run: Samples, weights: np.ndarray) -> np.ndarray:
     values, place = np.unique(run.signal, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(len(values)))
-    happened = run.happened.astype(bool)
+    label = run.label.astype(bool)
     yes, no = (
-        np.add.reduceat((weights * kind)[:, order], starts, axis=1)
-        for kind in (happened, ~happened)
+        np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (label, ~label)
     )
     below = np.cumsum(no, axis=1) - no
     with np.errstate(invalid="ignore"):
@@ -75,41 +74,41 @@ class Calibration:
     """A signal as a probability: the best increasing function of it (isotonic regression).
 
     Args:
-        signal, happened: (n,), what to learn from.
+        signal, label: (n,), to fit the calibration to.
     """
 
-    def __init__(self, signal: np.ndarray, happened: np.ndarray) -> None:
+    def __init__(self, signal: np.ndarray, label: np.ndarray) -> None:
         order = np.argsort(signal, kind="stable")
         self._signal = signal[order]
-        self._probability = np.asarray(isotonic_regression(happened[order].astype(float)).x)
+        self._probability = np.asarray(isotonic_regression(label[order].astype(float)).x)
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         """Probabilities (n,), linear between the signals learned from."""
         return np.interp(signal, self._signal, self._probability)
 
 
-def reliability(predicted: np.ndarray, happened: np.ndarray, bins: int = 5) -> dict[str, Any]:
+def reliability(predicted: np.ndarray, label: np.ndarray, bins: int = 5) -> dict[str, Any]:
     """Do predicted probabilities come true? Both (n,), of samples not calibrated on.
 
     Returns `bins` of nearly equal size, from low to high, as `{"predicted", "observed": {mean,
     ci95}, "n"}`; the expected calibration error (mean distance of the two, weighted); the Brier
     score, and that of always predicting the mean.
     """
-    parts = [
-        part for part in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(part)
+    bin_indices = [
+        index for index in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(index)
     ]
     table = [
         {
-            "predicted": float(predicted[part].mean()),
-            "observed": wilson(int(happened[part].sum()), len(part)),
-            "n": len(part),
+            "predicted": float(predicted[index].mean()),
+            "observed": wilson(int(label[index].sum()), len(index)),
+            "n": len(index),
         }
-        for part in parts
+        for index in bin_indices
     ]
     gaps = [abs(row["predicted"] - row["observed"]["mean"]) * row["n"] for row in table]
     return {
         "bins": table,
         "calibration_error": float(sum(gaps) / len(predicted)),
-        "brier": float(np.square(predicted - happened).mean()),
-        "brier_of_mean": float(np.square(happened.mean() - happened).mean()),
+        "brier": float(np.square(predicted - label).mean()),
+        "brier_of_mean": float(np.square(label.mean() - label).mean()),
     }

@@ -51,6 +51,6 @@ def count_work(job: Callable[[], object]) -> Work:
 
 def training_work(model: Model, batch: Any) -> Work:
     """Return the work of the loss of one training update on a batch of data, and its gradient."""
-    batch = model.draw(model.normalize(batch))
+    batch = model.with_noise(model.normalize(batch))
     model.requires_grad_()
     return count_work(lambda: model(batch)[0].backward())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,14 +13,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ebt_policy.evaluation.figures import PALETTE, blank, styled
-from ebt_policy.evaluation.study_figures import bands
+from ebt_policy.evaluation.figure_style import blank, styled
+from ebt_policy.io.atomic_write import atomic_path
 
 LINE = 20  # letters
 GAP = 4  # px between the panels of a film
 
 
-class Strip(NamedTuple):
+class ImageRow(NamedTuple):
     """A row of pictures.
 
     Attributes:
@@ -36,7 +35,7 @@ class Strip(NamedTuple):
 
 
 @styled
-def image_grid(strips: Sequence[Strip]) -> Figure:
+def image_grid(strips: Sequence[ImageRow]) -> Figure:
     """Rows of pictures; where names or titles repeat those above, they are left out."""
     columns = max(len(strip.images) for strip in strips)
     figure = blank(1.3 * columns + 0.3, 1.3 * len(strips) + 0.3)
@@ -97,49 +96,6 @@ def _aside(ax: Axes, name: str) -> None:
     )
 
 
-@styled
-def over_steps(thoughts: Mapping[str, Any]) -> Figure:
-    """Signal to noise and energy over the steps of descents: name -> `restoring`'s."""
-    figure = blank(8.5, 3.3)
-    quality, energy = figure.subplots(1, 2)
-    for colour, (name, found) in zip(cycle(PALETTE), thoughts.items(), strict=False):
-        means, low, high = bands(found["longer"])
-        x = np.arange(len(means))
-        quality.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-        quality.plot(x, means, "-o", color=colour, markersize=3.5, label=Path(name).name)
-        quality.axvline(found["steps"], color=colour, linestyle=":", linewidth=1)
-        if found["energy"]:
-            energy.plot(found["energy"], "-o", color=colour, markersize=3.5)
-    quality.set(title="peak signal to noise ratio, dB", xlabel="steps")
-    energy.set(title="energy above its end", xlabel="steps")
-    quality.legend(fontsize=7)
-    return figure
-
-
-@styled
-def over_places(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Of models of video: error and energy over the context, and error over steps."""
-    figure = blank(11, 3.3)
-    error, energy, steps = figure.subplots(1, 3)
-    for colour, entry in zip(cycle(PALETTE), entries, strict=False):
-        name = Path(entry["name"]).name
-        x = np.arange(1, len(entry["by_place"]) + 1)
-        error.plot(x, entry["by_place"], color=colour, label=name)
-        if "energy_at_the_start" in entry:
-            energy.plot(x, entry["energy_at_the_start"], color=colour)
-        if "thinking" in entry:
-            means, low, high = bands(entry["thinking"]["longer"])
-            done = np.arange(1, len(means) + 1)
-            steps.fill_between(done, low, high, color=colour, alpha=0.12, linewidth=0)
-            steps.plot(done, means, "-o", color=colour, markersize=3.5)
-            steps.axvline(entry["thinking"]["steps"], color=colour, linestyle=":", linewidth=1)
-    error.set(title="error", xlabel="frames seen")
-    energy.set(title="energy at the start of clips", xlabel="frames seen")
-    steps.set(title="error", xlabel="steps")
-    error.legend(fontsize=7)
-    return figure
-
-
 def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
     """Pictures (H, W, 3) uint8 of one size beside each other, each with its title: a frame of a
     film (H', W', 3) uint8.
@@ -150,18 +106,17 @@ def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
     """
     rows, columns, _ = next(iter(panels.values())).shape
     width = round(columns * height / rows)
-    whole = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
-    pencil = ImageDraw.Draw(whole)
+    canvas = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
+    draw = ImageDraw.Draw(canvas)
     for i, (title, picture) in enumerate(panels.items()):
         panel = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
         left = i * (width + GAP)
-        whole.paste(panel, (left, 0))
-        pencil.text((left + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
-    return np.asarray(whole)
+        canvas.paste(panel, (left, 0))
+        draw.text((left + 5, 3), title, fill="white", stroke_width=2, stroke_fill="black")
+    return np.asarray(canvas)
 
 
-def png(figure: Figure, path: Path) -> None:
-    """Write it beside the report, to be looked at by itself."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -17,13 +17,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ebt_policy.evaluation.figures import figure_to_svg, forest_plot
-from ebt_policy.evaluation.summary import (
-    Shown,
-    format_interval,
-    unpaired_names,
-)
-from ebt_policy.output import write_atomic
+from ebt_policy.evaluation.figure_style import figure_to_svg
+from ebt_policy.evaluation.figures import forest_plot
+from ebt_policy.evaluation.tables import ReportSpec, format_interval, unpaired_names
+from ebt_policy.io.atomic_write import atomic_write
 
 
 def write_report(
@@ -31,15 +28,15 @@ def write_report(
     *,
     title: str,
     comparison: Mapping[str, Any],
-    shown: Shown,
+    spec: ReportSpec,
     figures: Sequence[tuple[str, str, Figure]] = (),
     videos: Sequence[tuple[str, str | os.PathLike[str]]] = (),
     notes: Sequence[str] = (),
 ) -> Path:
     """Write a self-contained HTML report and return its path.
 
-    `comparison` comes from `summary.comparison` or a `summary.json`; `shown` says what of its
-    entries a person is to see, and a forest plot of what has intervals; `figures` are (title,
+    `comparison` is what a `summary.json` holds; `spec` says what the report shows of its entries,
+    and the metrics of the forest plot; `figures` are (title,
     caption, Figure); `videos` (label, path of an MP4, H.264 for browsers); `notes` plain sentences.
     All text is escaped. The file is written to a temporary name and renamed; its folder is made
     when missing.
@@ -61,19 +58,19 @@ def write_report(
     template = files("ebt_policy.evaluation").joinpath("report.html.j2").read_text("utf-8")
     html = environment.from_string(template).render(
         title=title,
-        header=shown.header,
-        rows=[shown.row(entry) for entry in comparison["entries"]],
-        facts=[(entry["name"], shown.facts(entry)) for entry in comparison["entries"]],
+        header=spec.header,
+        rows=[spec.row(entry) for entry in comparison["entries"]],
+        facts=[(entry["name"], spec.facts(entry)) for entry in comparison["entries"]],
         paired=comparison["paired"],
         unpaired=unpaired_names(comparison),
-        what=shown.what,
-        interval_note=shown.note(comparison),
+        paired_over=spec.paired_over,
+        interval_note=spec.note(comparison),
         forest=_inline(
-            forest_plot(comparison, shown.metrics),
+            forest_plot(comparison, spec.metrics),
             "forest",
-            f"{' and '.join(shown.metrics)} with 95 % intervals",
+            f"{' and '.join(spec.metrics)} with 95 % intervals",
         )
-        if shown.metrics
+        if spec.metrics
         else None,
         figures=pictures,
         videos=clips,
@@ -81,7 +78,7 @@ def write_report(
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, html)
+    atomic_write(target, html)
     return target
 
 

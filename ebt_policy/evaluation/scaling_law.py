@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.evaluation.stats import estimate, mean_ci, resampled_means
+from ebt_policy.evaluation.statistics import estimate, mean_ci, resampled_means
 
 
 @dataclass(frozen=True)
@@ -53,49 +53,56 @@ def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict
         ValueError: fewer than two places, or not as many for all models.
     """
     *_, base = points
-    if any(len({p.x for p in of}) < 2 or len(of) != len(points[base]) for of in points.values()):
+    if any(
+        len({p.x for p in model_points}) < 2 or len(model_points) != len(points[base])
+        for model_points in points.values()
+    ):
         raise ValueError("a scaling law needs two places or more, as many for all models.")
-    tables = [point.losses for of in points.values() for point in of]
-    drawn = np.stack(resampled_means(tables, seed), axis=1)  # (R, all points)
-    seen = np.array([table.mean() for table in tables])
-    every = np.concatenate([seen[None], drawn])  # the first row is what was seen
-    by_model = dict(zip(points, np.split(every, len(points), axis=1), strict=True))
+    tables = [point.losses for model_points in points.values() for point in model_points]
+    resampled = np.stack(resampled_means(tables, seed), axis=1)  # (R, all points)
+    observed = np.array([table.mean() for table in tables])
+    all_means = np.concatenate([observed[None], resampled])  # the first row is what was seen
+    by_model = dict(zip(points, np.split(all_means, len(points), axis=1), strict=True))
     over_x = {name: _line([p.x for p in points[name]], y) for name, y in by_model.items()}
     over_flops = {name: _line([p.flops for p in points[name]], y) for name, y in by_model.items()}
     result: dict[str, Any] = {}
-    for name, of in points.items():
+    for name, model_points in points.items():
         slope, base_slope = over_x[name][1], over_x[base][1]
-        at = _common_flops(of, points[base])
+        common_flops = _common_flops(model_points, points[base])
         result[name] = {
             "points": [
                 {"x": p.x, "flops": p.flops, "params": p.params, "lr": p.lr}
                 | {"loss": mean_ci(p.losses)}
-                for p in of
+                for p in model_points
             ],
             "rate": estimate(-slope),
             "ratio": estimate(slope / base_slope),
             "same_place": estimate((by_model[name] - by_model[base]).mean(1)),
             "equal_flops": None
-            if at is None
-            else {"flops": at} | estimate(_on(over_flops[name], at) - _on(over_flops[base], at)),
+            if common_flops is None
+            else {"flops": common_flops}
+            | estimate(
+                _evaluate_line(over_flops[name], common_flops)
+                - _evaluate_line(over_flops[base], common_flops)
+            ),
         }
     return result
 
 
 def _line(x: Sequence[float], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least squares of y (R, P) over log x, P places: intercepts and slopes, (R,) each."""
-    at = np.log(x)
-    centred = at - at.mean()
+    log_x = np.log(x)
+    centred = log_x - log_x.mean()
     slope = y @ centred / (centred @ centred)
-    return y.mean(1) - slope * at.mean(), slope
+    return y.mean(1) - slope * log_x.mean(), slope
 
 
-def _on(line: tuple[np.ndarray, np.ndarray], flops: float) -> np.ndarray:
+def _evaluate_line(line: tuple[np.ndarray, np.ndarray], flops: float) -> np.ndarray:
     return line[0] + line[1] * np.log(flops)
 
 
 def _common_flops(a: Sequence[Point], b: Sequence[Point]) -> float | None:
     """The geometric middle of what both span."""
-    low = max(min(p.flops for p in of) for of in (a, b))
-    high = min(max(p.flops for p in of) for of in (a, b))
+    low = max(min(p.flops for p in points) for points in (a, b))
+    high = min(max(p.flops for p in points) for points in (a, b))
     return float(np.sqrt(low * high)) if low < high else None

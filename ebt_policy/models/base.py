@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,13 +21,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from ebt_policy.options import ConfigError, options
+from ebt_policy.config import options
+from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.models.migration import migrate_config
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = 2  # of the checkpoints written here; earlier ones are migrated
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that is missing, damaged or of another version."""
+
+
+class Domain(StrEnum):
+    """What a model predicts."""
+
+    POLICY = "policy"
+    TEXT = "text"
+    IMAGE = "image"
+    VIDEO = "video"
+
+    @property
+    def noun(self) -> str:
+        """Return a noun phrase for messages, such as ``an image model``."""
+        if self is Domain.POLICY:
+            return "a policy"
+        return f"{'an' if self is Domain.IMAGE else 'a'} {self.value} model"
 
 
 class Model(nn.Module, ABC):
@@ -34,14 +53,14 @@ class Model(nn.Module, ABC):
 
     Attributes:
         name: of its class, in configurations.
-        kind: what it models, as `kind_in` says it of a checkpoint; "" to take any.
+        domain: what it predicts.
         files: that a checkpoint has besides weights, configuration and version.
         config: the sections it was built from, stored with a checkpoint.
         inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str] = ""
+    domain: ClassVar[Domain]
     files: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
     inference: Any = None
@@ -58,12 +77,12 @@ class Model(nn.Module, ABC):
         return batch
 
     @abstractmethod
-    def draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The randomness of a training step on a normalised batch; tensors have B first."""
 
-    def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["draws"]``, all the randomness of a training step."""
-        return {**{key: batch[key] for key in self.keys}, "draws": self.draws(batch)}
+    def with_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add ``batch["noise"]``, all the randomness of a training step."""
+        return {**{key: batch[key] for key in self.keys}, "noise": self.sample_noise(batch)}
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,10 +90,10 @@ class Model(nn.Module, ABC):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics of a batch."""
-        return self(self.draw(batch))
+        return self(self.with_noise(batch))
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Hook before a training step's `draw`: may add rows to the global batch."""
+        """Hook before a training step's `with_noise`: may add rows to the global batch."""
         return batch
 
     def after_step(self, rows: dict[str, Tensor]) -> None:
@@ -132,12 +151,13 @@ class Model(nn.Module, ABC):
         """Write weights, configuration and `files` into an existing folder."""
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        OmegaConf.save(OmegaConf.create({**self.config, **self._learned}), folder / "config.yaml")
+        config = {"domain": self.domain.value, **self.config, **self._data_config}
+        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         self._write(folder)
-        (folder / "format_version").write_text(FORMAT_VERSION)
+        (folder / "format_version").write_text(str(FORMAT_VERSION))
 
     @property
-    def _learned(self) -> dict[str, Any]:
+    def _data_config(self) -> dict[str, Any]:
         """Sections of its configuration that came from its data."""
         return {}
 
@@ -146,7 +166,7 @@ class Model(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def _rebuild(cls, config: dict[str, Any], folder: Path) -> Model:
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         """An untrained model from what `save` wrote."""
 
     @classmethod
@@ -157,45 +177,61 @@ class Model(nn.Module, ABC):
             CheckpointError: missing, damaged, of another version, or of another kind of model.
         """
         folder = checkpoint_folder(path)
-        _need(folder, "model.safetensors", "config.yaml", "format_version")
-        with reading(folder / "format_version"):
-            version = (folder / "format_version").read_text().strip()
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder} has format {version}, this package reads {FORMAT_VERSION}; "
-                "use the package version that wrote it, or train again."
-            )
-        with reading(folder / "config.yaml"):
-            config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-            if cls.kind and (found := kind_in(config)) != cls.kind:
-                raise CheckpointError(f"{folder} holds {found}, not {cls.kind}.")
-        _need(folder, *cls.files)
-        with reading(folder / "config.yaml"):
-            model = cls._rebuild(config, folder)
-        with reading(folder / "model.safetensors"):
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+        _require_files(folder, "model.safetensors")
+        config = read_checkpoint_config(folder)
+        with wrap_read_errors(folder / "config.yaml"):
+            domain = Domain(config["domain"])
+        if domain is not cls.domain:
+            raise CheckpointError(f"{folder} holds {domain.noun}, not {cls.domain.noun}.")
+        _require_files(folder, *cls.files)
+        with wrap_read_errors(folder / "config.yaml"):
+            model = cls._from_config(config, folder)
         if not isinstance(model, cls):
             raise CheckpointError(f"{folder} holds model={model.name}, not {cls.__name__}.")
+        with wrap_read_errors(folder / "model.safetensors"):
+            model.load_state_dict(load_file(folder / "model.safetensors"))
         # The weights stay as they are while candidates descend; a graph of them would cost time.
         return model.to(device).eval().requires_grad_(False)
 
 
-def kind_in(config: Any) -> str:
-    """What a checkpoint's configuration says that it models."""
-    if config["model"]["name"] == "autoencoder":
-        return "an autoencoder"
-    of = {"text": "text", "image": "images", "video": "video"}.get(config["task"]["name"])
-    return f"a model of {of}" if of else "a policy"
+def read_checkpoint_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint folder, migrated to the present version.
+
+    Raises:
+        CheckpointError: missing, damaged, or written by a newer version.
+    """
+    _require_files(folder, "config.yaml", "format_version")
+    with wrap_read_errors(folder / "format_version"):
+        version = int((folder / "format_version").read_text())
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format {version}, and this version of the package reads formats up to "
+            f"{FORMAT_VERSION}; update the package."
+        )
+    with wrap_read_errors(folder / "config.yaml"):
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        return migrate_config(config)
 
 
-def _need(folder: Path, *names: str) -> None:
+def stored_domain(path: str | Path) -> Domain:
+    """Return the domain of the model in a checkpoint or run folder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    folder = checkpoint_folder(path)
+    with wrap_read_errors(folder / "config.yaml"):
+        return Domain(read_checkpoint_config(folder)["domain"])
+
+
+def _require_files(folder: Path, *names: str) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; is it a checkpoint folder?")
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def wrap_read_errors(file: Path) -> Iterator[None]:
     """Whatever a damaged file leads to becomes one sentence that names the file."""
     try:
         yield
@@ -213,10 +249,10 @@ def checkpoint_folder(path: str | Path) -> Path:
     """A checkpoint folder as it is, or the newest one of a run folder."""
     folder = Path(path)
     if (folder / "checkpoints").is_dir():
-        found = sorted((folder / "checkpoints").glob("step_*"))
-        if not found:
+        checkpoints = sorted((folder / "checkpoints").glob("step_*"))
+        if not checkpoints:
             raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
-        return found[-1]
+        return checkpoints[-1]
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint at {folder}.")
     return folder

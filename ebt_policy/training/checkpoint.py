@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ebt_policy.data.files import reason
+from ebt_policy.errors import OutputError
+from ebt_policy.io.atomic_write import sync_to_disk
+from ebt_policy.io.paths import reason
 from ebt_policy.models.base import CheckpointError, Model
 
 
@@ -27,7 +29,7 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
         state: all that training needs to go on: tensors, numbers, strings and containers of them.
 
     Raises:
-        OSError: it cannot be written, say, as the disk is full; nothing of it is left.
+        OutputError: it cannot be written, say, because the disk is full; nothing of it is left.
     """
     parent = run_dir / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -39,11 +41,11 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
         model.save(temporary)
         torch.save(state, temporary / "trainer_state.pt")
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync_to_disk(file)
+        sync_to_disk(temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in three libraries
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(
+        raise OutputError(
             f"the checkpoint of step {step:,} cannot be written into {parent} ({reason(error)}); "
             f"{shutil.disk_usage(parent).free >> 20:,} MiB are free there. Free some space, then "
             "run the same command with resume=true to resume."
@@ -53,19 +55,19 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
         shutil.rmtree(temporary)
         return final
     os.rename(temporary, final)
-    _sync(parent)
+    sync_to_disk(parent)
     for old in sorted(parent.glob("step_*"))[:-2]:
         # Renamed first: a kill in the middle of a removal must not leave half a checkpoint.
-        gone = old.with_name(f".writing_{old.name}")
-        os.rename(old, gone)
-        shutil.rmtree(gone)
+        trash = old.with_name(f".writing_{old.name}")
+        os.rename(old, trash)
+        shutil.rmtree(trash)
     return final
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest checkpoint of a run, or None."""
-    found = sorted((run_dir / "checkpoints").glob("step_*"))
-    return found[-1] if found else None
+    checkpoints = sorted((run_dir / "checkpoints").glob("step_*"))
+    return checkpoints[-1] if checkpoints else None
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
@@ -85,11 +87,3 @@ def unusable(folder: Path, reason: str) -> CheckpointError:
         f"{folder}/trainer_state.pt cannot be read ({' '.join(reason.split()).rstrip('.')}); "
         f"delete the folder {folder.name} to resume from the checkpoint before it."
     )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError, OutputError
+from ebt_policy.io.atomic_write import atomic_write
 
 MODES = ("off", "online", "offline")
 
@@ -41,7 +41,10 @@ class MetricLog:
         try:
             self._file.write(json.dumps(values) + "\n")
         except OSError as error:
-            raise OSError(f"{self._path} cannot be written ({error.strerror or error}).") from error
+            raise OutputError(
+                f"{self._path} cannot be written ({error.strerror or error}); free space, then "
+                "run the same command with resume=true to resume."
+            ) from error
         if self._run is not None:
             self._run.log(values, step=values.get("step"))
 
@@ -65,12 +68,12 @@ def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool
     wandb: Any = import_module("wandb")  # optional, and slow to import
 
     # A resumed run goes on under its id; another run of the same folder name gets its own.
-    known = run_dir / "wandb_id"
-    if not (resumed and known.is_file()):
-        known.write_text(uuid4().hex[:12])
+    id_file = run_dir / "wandb_id"
+    if not (resumed and id_file.is_file()):
+        id_file.write_text(uuid4().hex[:12])
     try:
         return wandb.init(
-            project="ebt_policy", dir=run_dir, name=run_dir.name, id=known.read_text(), mode=mode,
+            project="ebt_policy", dir=run_dir, name=run_dir.name, id=id_file.read_text(), mode=mode,
             config=config, resume="allow",
         )  # fmt: skip
     except wandb.errors.Error as error:
@@ -81,14 +84,12 @@ def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool
 
 
 def _drop_after(path: Path, step: int) -> None:
-    kept = []
+    kept_lines = []
     for line in path.read_text().splitlines():
         try:
             values = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill cut short
             continue
         if values.get("step", 0) <= step:
-            kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+            kept_lines.append(line)
+    atomic_write(path, "".join(line + "\n" for line in kept_lines))

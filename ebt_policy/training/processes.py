@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
 
 # The main process downloads data and plays rollouts alone; the others wait for it this long.
 WAIT = timedelta(hours=1)

@@ -1,16 +1,47 @@
-"""What the control loop asks of a robot."""
+"""The interface of a robot to the control loop, and the registry of drivers.
+
+A driver of your own is a class with a name, in a module that ``--module`` imports or that an
+installed plug-in declares as an entry point of the group ``ebt_policy.robots``::
+
+    @ROBOT_DRIVERS.register("my_arm")
+    class MyArm(Driver):
+        def __init__(self, context: DriverContext, port: str) -> None: ...
+
+A robot's configuration then says ``driver: {name: my_arm, port: /dev/ttyUSB0}``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ebt_policy.config import options
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.registry import Registry
 
-class DriverError(RuntimeError):
-    """The robot cannot be reached any more; the message says what was lost."""
+
+@dataclass(frozen=True)
+class DriverContext:
+    """What every driver gets besides its own options.
+
+    Args:
+        clock: the loop's.
+        rate_hz: ticks per second.
+        episode_s: time limit of an episode.
+        command_s: time without a command after which the driver must hold the robot.
+        render: whether frames of a simulated robot will be asked for (see `Renderable`).
+    """
+
+    clock: Clock
+    rate_hz: float
+    episode_s: float
+    command_s: float
+    render: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,11 +49,11 @@ class Observation:
     """What a robot measured.
 
     Attributes:
-        values: "obs" (Do,) float32, under the name of each camera (H, W, 3) uint8, and what else is
-            to be recorded ("state", which tells a simulated scene).
-        position: (A,) where the robot is, as an action that would keep it there; what nothing
-            measures (say, a gripper's force) as it was last sent.
-        stamp: when, in seconds of the loop's clock.
+        values: "obs" (Do,) float32, under the name of each camera (H, W, 3) uint8, and what else
+            shall be recorded ("state", which describes a simulated scene).
+        position: (A,) the measured position, as an action that would keep the robot there; what
+            nothing measures (for example a gripper's force) as it was last sent.
+        stamp: when it was measured, clock seconds.
     """
 
     values: dict[str, np.ndarray]
@@ -33,34 +64,48 @@ class Observation:
 class Driver(ABC):
     """A robot, or what stands in for one.
 
-    A driver has a watchdog of its own: when no command came for the time that its robot allows, it
-    slows the robot down and holds it, since whoever sent commands may have died.
+    A driver has a watchdog of its own: when no command came for `DriverContext.command_s`, it slows
+    the robot down and holds it, since the program that sent commands may have died.
 
     Attributes:
-        press: what a driver calls when the robot's own emergency stop is pressed, with its name.
-        seconds: how long an episode lasts at most, None for a robot without an end of its own.
+        press: call it with a name when the robot's own emergency stop is pressed.
+        seconds: the longest possible episode, None for a robot that has no end of its own.
     """
 
     press: Callable[[str], None] = staticmethod(lambda reason: None)
     seconds: float | None = None
 
+    @classmethod
+    def from_config(cls, section: dict[str, Any], context: DriverContext) -> Driver:
+        """Return a driver from the options of ``robot.driver``, not connected yet.
+
+        By default these are the parameters of the class after the first one, `context`.
+
+        Args:
+            section: the options, without ``name``.
+
+        Raises:
+            ConfigError: an option is unknown, missing or has a wrong type or value.
+        """
+        return options(partial(cls, context), section, "robot.driver")
+
     @abstractmethod
     def connect(self) -> None:
-        """Reach the robot; it does not move.
+        """Connect to the robot; it does not move.
 
         Raises:
             DriverError: it cannot be reached.
         """
 
-    def check_alone(self) -> None:  # noqa: B027
-        """Check, before the first command, that nobody else commands the robot.
+    def check_exclusive(self) -> None:  # noqa: B027
+        """Check, before the first command, that no other program commands the robot.
 
         Raises:
             DriverError: another program does.
         """
 
     def reset(self, seed: int) -> None:  # noqa: B027
-        """An episode begins; a simulated robot starts that of a seed (see `EnvSpec`), at rest.
+        """Begin an episode; a simulated robot starts that of a seed (see `EnvSpec`), at rest.
 
         Raises:
             DriverError: it cannot.
@@ -68,15 +113,15 @@ class Driver(ABC):
 
     @abstractmethod
     def read(self) -> Observation | None:
-        """The newest observation, at once; None before the first.
+        """Return the newest observation without waiting; None before the first.
 
         Raises:
-            DriverError: the robot is gone. One that only stopped measuring gives an old stamp.
+            DriverError: the robot is gone. A robot that only stopped measuring has an old stamp.
         """
 
     @abstractmethod
     def send(self, command: np.ndarray, due: float) -> None:
-        """Go to a place (A,), to be there at the time ``due`` (clock seconds).
+        """Send the robot to a position (A,), to be there at the time `due` (clock seconds).
 
         Raises:
             DriverError: the robot is gone.
@@ -84,19 +129,19 @@ class Driver(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Slow down and hold, now; nothing that was sent before counts any more.
+        """Slow down and hold, now; commands that were sent before do not count any more.
 
-        Called from any thread, again and again, also before `connect` and on a robot that is gone:
-        it never raises.
+        It may be called from any thread, repeatedly, before `connect` and after the robot is gone.
+        It never raises.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Let the robot go, held; again and again, and it never raises."""
+        """Disconnect from the robot, which is held. May be called repeatedly; never raises."""
 
 
-class Scored(Driver):
-    """A simulated robot: it knows its task."""
+class SimulatedDriver(Driver):
+    """A simulated robot, which knows its task."""
 
     @property
     @abstractmethod
@@ -105,5 +150,17 @@ class Scored(Driver):
 
     @property
     @abstractmethod
-    def over(self) -> bool:
+    def solved(self) -> bool:
         """Whether the task is solved."""
+
+
+@runtime_checkable
+class Renderable(Protocol):
+    """A driver that draws its scene, for videos and teleoperation."""
+
+    def render(self) -> np.ndarray:
+        """Return a frame of the current scene, (H, W, 3) uint8."""
+        ...
+
+
+ROBOT_DRIVERS: Registry[type[Driver]] = Registry("robot.driver.name", "ebt_policy.robots")

@@ -1,8 +1,8 @@
-"""ROS 2 messages to numbers and back: names, units, frames, encodings. No ROS graph is needed.
+"""Conversion between ROS 2 messages and numbers: names, units, frames, encodings.
 
-ROS speaks metres and radians (REP 103); a policy speaks the units of its demonstrations. Every part
-of an observation or a command therefore has a ``scale`` (policy units in a ROS unit) and an
-``offset`` (policy units), x_policy = scale * x_ros + offset.
+ROS uses metres and radians (REP 103); a policy uses the units of its demonstrations. Every topic
+therefore has a ``scale`` (policy units per ROS unit) and an ``offset`` (policy units):
+x_policy = scale * x_ros + offset.
 """
 
 from __future__ import annotations
@@ -16,42 +16,39 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ebt_policy.options import ConfigError
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.errors import MessageError
 
-FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw", "roll", "pitch", "yaw")
-CHANNELS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr", "mono8": "gray"}
-
-
-class MessageError(ValueError):
-    """A message that is not what the configuration says; it is rejected."""
+POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw", "roll", "pitch", "yaw")
+CHANNEL_ORDERS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr", "mono8": "gray"}
 
 
-def _numbers(given: float | Sequence[float], count: int, what: str) -> np.ndarray:
-    """One number, or one for each of `count`, as (count,)."""
+def _parse_numbers(value: float | Sequence[float], count: int, name: str) -> np.ndarray:
+    """Parse one number for all, or one for each of `count`, as (count,)."""
     try:
-        row = np.broadcast_to(np.asarray(given, dtype=np.float64), (count,))
+        row = np.broadcast_to(np.asarray(value, dtype=np.float64), (count,))
     except (TypeError, ValueError):
-        raise ConfigError(f"{what} must be a number or {count} of them, got {given}.") from None
+        raise ConfigError(f"{name} must be a number or {count} of them, got {value}.") from None
     if not np.isfinite(row).all():
-        raise ConfigError(f"{what} must be finite, got {given}.")
+        raise ConfigError(f"{name} must be finite, got {value}.")
     return row
 
 
-def _check_units(part: Part | Out, width: int) -> None:
-    """Refuse units that no message could be converted with, before one arrives."""
-    if not _numbers(part.scale, width, f"{part.topic}: scale").all():
-        raise ConfigError(f"{part.topic}: scale must not be 0, got {part.scale}.")
-    _numbers(part.offset, width, f"{part.topic}: offset")
+def _check_units(topic: ObservedTopic | CommandTopic, width: int) -> None:
+    """Check, before a message arrives, that the units of `width` numbers can convert it."""
+    if not _parse_numbers(topic.scale, width, f"{topic.topic}: scale").all():
+        raise ConfigError(f"{topic.topic}: scale must not be 0, got {topic.scale}.")
+    _parse_numbers(topic.offset, width, f"{topic.topic}: offset")
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A fixed transform of poses from the frame of a message into the policy's.
+class FrameTransform:
+    """A fixed transform of poses from the frame of a message into the policy's frame.
 
     Args:
         id: the frame that messages must be in.
-        xyz: (3,) m, and
-        rpy: (3,) rad, of that frame in the policy's.
+        xyz: (3,) position of that frame in the policy's, m.
+        rpy: (3,) its roll, pitch and yaw, rad.
     """
 
     id: str
@@ -60,25 +57,26 @@ class Frame:
 
     def __post_init__(self) -> None:
         for name in ("xyz", "rpy"):
-            _numbers(getattr(self, name), 3, f"the frame {self.id}: {name}")
+            _parse_numbers(getattr(self, name), 3, f"the frame {self.id}: {name}")
 
-    def enter(self, xyz: np.ndarray, turn: Rotation) -> tuple[np.ndarray, Rotation]:
-        own = Rotation.from_euler("xyz", self.rpy)
-        return own.apply(xyz) + np.asarray(self.xyz), own * turn
+    def apply(self, xyz: np.ndarray, rotation: Rotation) -> tuple[np.ndarray, Rotation]:
+        """Return a pose of the message's frame in the policy's: (3,) m, and its rotation."""
+        frame_rotation = Rotation.from_euler("xyz", self.rpy)
+        return frame_rotation.apply(xyz) + np.asarray(self.xyz), frame_rotation * rotation
 
 
 @dataclass(frozen=True)
-class Part:
-    """One topic that is observed.
+class ObservedTopic:
+    """An observed topic.
 
     Args:
         topic: its name.
         type: of its messages.
         names: of joints, in the order of the policy (JointState).
-        value: which of a joint's numbers.
-        fields: of a pose, in the order of the policy, out of `FIELDS` (PoseStamped).
+        value: which of a joint's numbers is read.
+        fields: of a pose, in the order of the policy, from `POSE_FIELDS` (PoseStamped).
         frame: of poses.
-        scale, offset: one number, or one for each.
+        scale, offset: one number for all, or one for each.
         size: [H, W] of an image, px.
     """
 
@@ -87,7 +85,7 @@ class Part:
     names: list[str] = field(default_factory=list)
     value: Literal["position", "velocity", "effort"] = "position"
     fields: list[str] = field(default_factory=list)
-    frame: Frame | None = None
+    frame: FrameTransform | None = None
     scale: Any = 1.0
     offset: Any = 0.0
     size: list[int] | None = None
@@ -95,27 +93,30 @@ class Part:
     def __post_init__(self) -> None:
         needs = {"JointState": "names", "PoseStamped": "fields"}.get(self.type, "size")
         if self.type not in ("JointState", "PoseStamped", "Image", "CompressedImage"):
-            raise ConfigError(f"{self.topic}: messages of type {self.type} are not understood.")
+            raise ConfigError(f"{self.topic}: messages of type {self.type} are not supported.")
         if not getattr(self, needs):
             raise ConfigError(f"{self.topic}: {self.type} needs {needs}.")
-        if unknown := [name for name in self.fields if name not in FIELDS]:
-            raise ConfigError(f"{self.topic}: a pose has {', '.join(FIELDS)}, not {unknown[0]}.")
+        if unknown := [name for name in self.fields if name not in POSE_FIELDS]:
+            raise ConfigError(
+                f"{self.topic}: a pose has {', '.join(POSE_FIELDS)}, not {unknown[0]}."
+            )
         if self.value not in ("position", "velocity", "effort"):
             raise ConfigError(f"{self.topic}: value must be position, velocity or effort.")
-        if not self.image:
+        if not self.is_image:
             _check_units(self, self.width)
 
     @property
-    def image(self) -> bool:
+    def is_image(self) -> bool:
+        """Whether the messages are images of a camera."""
         return self.size is not None
 
     @property
     def width(self) -> int:
-        """How many numbers it gives."""
+        """The count of its numbers."""
         return len(self.names or self.fields)
 
     def read(self, message: Any) -> np.ndarray:
-        """Numbers (n,) in policy units, or an image (H, W, 3) uint8.
+        """Return numbers (n,) in policy units, or an image (H, W, 3) uint8.
 
         Raises:
             MessageError: other names, another frame, an unknown encoding.
@@ -125,14 +126,18 @@ class Part:
         elif self.type == "PoseStamped":
             raw = self._pose(message)
         else:
-            image = _decoded(message, self.topic) if self.type == "Image" else _unpacked(message)
+            image = (
+                _decode_image(message, self.topic)
+                if self.type == "Image"
+                else _decode_compressed_image(message)
+            )
             assert self.size is not None
             height, width = self.size
             if image.shape[:2] != (height, width):
                 image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
             return np.ascontiguousarray(image)
-        scale = _numbers(self.scale, len(raw), f"{self.topic}: scale")
-        return scale * raw + _numbers(self.offset, len(raw), f"{self.topic}: offset")
+        scale = _parse_numbers(self.scale, len(raw), f"{self.topic}: scale")
+        return scale * raw + _parse_numbers(self.offset, len(raw), f"{self.topic}: offset")
 
     def _joints(self, message: Any) -> np.ndarray:
         values = dict(zip(message.name, getattr(message, self.value), strict=False))
@@ -148,51 +153,51 @@ class Part:
             raise MessageError(
                 f"{self.topic} is in the frame {message.header.frame_id!r}, not {self.frame.id!r}"
             )
-        at, q = message.pose.position, message.pose.orientation
-        xyz, quaternion = np.array([at.x, at.y, at.z]), np.array([q.x, q.y, q.z, q.w])
+        point, q = message.pose.position, message.pose.orientation
+        xyz, quaternion = np.array([point.x, point.y, point.z]), np.array([q.x, q.y, q.z, q.w])
         if not (np.isfinite(xyz).all() and np.isfinite(quaternion).all() and quaternion.any()):
             raise MessageError(f"{self.topic} has NaN, infinity or no orientation")
-        turn = Rotation.from_quat(quaternion)
+        rotation = Rotation.from_quat(quaternion)
         if self.frame is not None:
-            xyz, turn = self.frame.enter(xyz, turn)
-        numbers = [*xyz, *turn.as_quat(), *turn.as_euler("xyz")]
-        return np.array([numbers[FIELDS.index(name)] for name in self.fields])
+            xyz, rotation = self.frame.apply(xyz, rotation)
+        numbers = [*xyz, *rotation.as_quat(), *rotation.as_euler("xyz")]
+        return np.array([numbers[POSE_FIELDS.index(name)] for name in self.fields])
 
     def message(self, numbers: np.ndarray, messages: Any) -> Any:
-        """The inverse, for what simulates a robot: a message without a stamp.
+        """Return a message without a stamp, the inverse of `read`, for a simulated robot.
 
         Args:
             numbers: (n,) in policy units, or an image.
-            messages: gives message classes by name.
+            messages: returns a message class by its name.
         """
-        made = messages(self.type)()
-        if self.image:
-            made.height, made.width, made.encoding = *numbers.shape[:2], "rgb8"
-            made.step, made.data = 3 * numbers.shape[1], numbers.tobytes()
-            return made
-        scale = _numbers(self.scale, len(numbers), "scale")
-        raw = (numbers - _numbers(self.offset, len(numbers), "offset")) / scale
+        result = messages(self.type)()
+        if self.is_image:
+            result.height, result.width, result.encoding = *numbers.shape[:2], "rgb8"
+            result.step, result.data = 3 * numbers.shape[1], numbers.tobytes()
+            return result
+        scale = _parse_numbers(self.scale, len(numbers), "scale")
+        raw = (numbers - _parse_numbers(self.offset, len(numbers), "offset")) / scale
         if self.type == "JointState":
-            made.name = list(self.names)
-            setattr(made, self.value, raw.tolist())
-            return made
+            result.name = list(self.names)
+            setattr(result, self.value, raw.tolist())
+            return result
         if self.frame is not None:
-            made.header.frame_id = self.frame.id
-        given = dict(zip(self.fields, raw.tolist(), strict=True))
-        angles = [given.get(name, 0.0) for name in ("roll", "pitch", "yaw")]
+            result.header.frame_id = self.frame.id
+        pose = dict(zip(self.fields, raw.tolist(), strict=True))
+        angles = [pose.get(name, 0.0) for name in ("roll", "pitch", "yaw")]
         x, y, z, w = Rotation.from_euler("xyz", angles).as_quat()
-        for name, value in given.items():
+        for name, value in pose.items():
             if name in "xyz":
-                setattr(made.pose.position, name, value)
-        q = made.pose.orientation
+                setattr(result.pose.position, name, value)
+        q = result.pose.orientation
         q.x, q.y, q.z, q.w = (
-            float(given.get(f"q{n}", v)) for n, v in zip("xyzw", (x, y, z, w), strict=True)
+            float(pose.get(f"q{n}", v)) for n, v in zip("xyzw", (x, y, z, w), strict=True)
         )
-        return made
+        return result
 
 
 @dataclass(frozen=True)
-class Out:
+class CommandTopic:
     """The topic of commands.
 
     Args:
@@ -201,7 +206,7 @@ class Out:
             TwistStamped: the velocity that leads there (three or six numbers).
         names: of joints (JointTrajectory).
         frame_id: of a twist.
-        scale, offset: as in `Part`.
+        scale, offset: as in `ObservedTopic`.
     """
 
     topic: str
@@ -213,7 +218,7 @@ class Out:
 
     def __post_init__(self) -> None:
         if self.type not in ("JointTrajectory", "Float64MultiArray", "TwistStamped"):
-            raise ConfigError(f"{self.topic}: commands of type {self.type} are not known.")
+            raise ConfigError(f"{self.topic}: commands of type {self.type} are not supported.")
         if self.type == "JointTrajectory" and not self.names:
             raise ConfigError(f"{self.topic}: JointTrajectory needs names.")
         _check_units(self, len(self.names) or max(np.size(self.scale), np.size(self.offset)))
@@ -221,41 +226,47 @@ class Out:
     def message(
         self, command: np.ndarray, position: np.ndarray, seconds: float, messages: Any
     ) -> Any:
-        """Go from a position (A,) to a command (A,) within so many seconds; policy units.
+        """Return a message that moves the robot to a command.
+
+        Args:
+            command: (A,) in policy units.
+            position: (A,) the measured position, in policy units.
+            seconds: until the robot shall be there.
+            messages: returns a message class by its name.
 
         Raises:
-            ConfigError: another number of joints than names.
+            ConfigError: the numbers of joints and names differ.
         """
-        scale = _numbers(self.scale, len(command), f"{self.topic}: scale")
-        offset = _numbers(self.offset, len(command), f"{self.topic}: offset")
-        goal, here = (command - offset) / scale, (position - offset) / scale
+        scale = _parse_numbers(self.scale, len(command), f"{self.topic}: scale")
+        offset = _parse_numbers(self.offset, len(command), f"{self.topic}: offset")
+        goal, current = (command - offset) / scale, (position - offset) / scale
         seconds = max(seconds, 1e-3)
-        made = messages(self.type)()
+        result = messages(self.type)()
         if self.type == "Float64MultiArray":
-            made.data = goal.tolist()
+            result.data = goal.tolist()
         elif self.type == "TwistStamped":
             if len(goal) not in (3, 6):
                 raise ConfigError(f"{self.topic}: a twist has 3 or 6 numbers, not {len(goal)}.")
-            made.header.frame_id = self.frame_id
-            speed = [*((goal - here) / seconds), 0.0, 0.0, 0.0][:6]
-            for part, start in ((made.twist.linear, 0), (made.twist.angular, 3)):
-                part.x, part.y, part.z = (float(v) for v in speed[start : start + 3])
+            result.header.frame_id = self.frame_id
+            speed = [*((goal - current) / seconds), 0.0, 0.0, 0.0][:6]
+            for vector, start in ((result.twist.linear, 0), (result.twist.angular, 3)):
+                vector.x, vector.y, vector.z = (float(v) for v in speed[start : start + 3])
         else:
             if len(goal) != len(self.names):
                 raise ConfigError(
                     f"{self.topic}: {len(self.names)} joint names for {len(goal)} numbers."
                 )
-            made.joint_names = list(self.names)
+            result.joint_names = list(self.names)
             point = messages("JointTrajectoryPoint")()
             point.positions = goal.tolist()
-            whole = math.floor(seconds)
-            point.time_from_start.sec = whole
-            point.time_from_start.nanosec = int((seconds - whole) * 1e9)
-            made.points = [point]  # its stamp is zero: from when it arrives
-        return made
+            full_seconds = math.floor(seconds)
+            point.time_from_start.sec = full_seconds
+            point.time_from_start.nanosec = int((seconds - full_seconds) * 1e9)
+            result.points = [point]  # the stamp stays zero: time counts from its arrival
+        return result
 
     def read(self, message: Any, position: np.ndarray) -> np.ndarray:
-        """The inverse, for what simulates a robot: the command (A,) in policy units.
+        """Return the command (A,) of a message in policy units, for a simulated robot.
 
         Raises:
             MessageError: other joints, or no point.
@@ -263,7 +274,7 @@ class Out:
         if self.type == "Float64MultiArray":
             goal = np.array(message.data, dtype=np.float64)
         elif self.type == "TwistStamped":
-            raise MessageError("a simulated robot is moved by positions")
+            raise MessageError("a simulated robot takes positions, not velocities")
         else:
             if not message.points:
                 raise MessageError(f"{self.topic}: the trajectory has no point")
@@ -273,23 +284,23 @@ class Out:
             goal = np.array([values[name] for name in self.names], dtype=np.float64)
         if goal.shape != position.shape or not np.isfinite(goal).all():
             raise MessageError(f"{self.topic}: {len(position)} finite numbers were expected")
-        scale = _numbers(self.scale, len(goal), "scale")
-        return scale * goal + _numbers(self.offset, len(goal), "offset")
+        scale = _parse_numbers(self.scale, len(goal), "scale")
+        return scale * goal + _parse_numbers(self.offset, len(goal), "offset")
 
 
-def _decoded(message: Any, topic: str) -> np.ndarray:
-    """(H, W, 3) RGB of an Image, whose rows may be padded."""
-    if message.encoding not in CHANNELS:
+def _decode_image(message: Any, topic: str) -> np.ndarray:
+    """Return the (H, W, 3) RGB of an Image, whose rows may be padded."""
+    if message.encoding not in CHANNEL_ORDERS:
         raise MessageError(
-            f"{topic}: images are {message.encoding!r}; use one of {', '.join(CHANNELS)}"
+            f"{topic}: images are {message.encoding!r}; use one of {', '.join(CHANNEL_ORDERS)}"
         )
     depth = {"mono8": 1, "rgb8": 3, "bgr8": 3}.get(message.encoding, 4)
     data = np.frombuffer(message.data, dtype=np.uint8)
     if message.step < message.width * depth or len(data) != message.step * message.height:
-        raise MessageError(f"{topic}: the image does not have the size that it says")
+        raise MessageError(f"{topic}: the image does not have the size that its header says")
     rows = data.reshape(message.height, message.step)[:, : message.width * depth]
     pixels = rows.reshape(message.height, message.width, depth)[..., :3]
-    order = CHANNELS[message.encoding]
+    order = CHANNEL_ORDERS[message.encoding]
     return (
         np.repeat(pixels, 3, axis=2)
         if order == "gray"
@@ -297,8 +308,8 @@ def _decoded(message: Any, topic: str) -> np.ndarray:
     )
 
 
-def _unpacked(message: Any) -> np.ndarray:
-    """(H, W, 3) RGB of a CompressedImage (JPEG or PNG)."""
+def _decode_compressed_image(message: Any) -> np.ndarray:
+    """Return the (H, W, 3) RGB of a CompressedImage (JPEG or PNG)."""
     data = np.frombuffer(message.data, dtype=np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:

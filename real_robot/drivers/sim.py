@@ -1,4 +1,4 @@
-"""A simulated robot that goes on in time, whether anyone looks or not."""
+"""A simulated robot whose time passes with the clock."""
 
 from __future__ import annotations
 
@@ -7,39 +7,61 @@ from typing import Any
 
 import numpy as np
 
-from ebt_policy.options import ConfigError
-from envs.spec import EnvSpec
-from real_robot.clock import Clock
-from real_robot.drivers.base import DriverError, Observation, Scored
+from ebt_policy.config import options
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import (
+    ROBOT_DRIVERS,
+    DriverContext,
+    Observation,
+    SimulatedDriver,
+)
+from ebt_policy.real_robot.errors import DriverError
 
-ROUNDING = 1e-6  # of a physics step, so that a tick's worth of steps is not one short
+# Fraction of a physics step, so that the steps of a tick are not one short.
+ROUNDING_SLACK = 1e-6
 
 
-class SimRobot(Scored):
-    """An environment of ours as a robot: position control with a watchdog.
+@ROBOT_DRIVERS.register("sim")
+class SimRobot(SimulatedDriver):
+    """An environment of this package as a robot with position control and a watchdog.
 
-    Its time is the clock's: each call first simulates what has passed since the last one, in steps
-    of the simulator's physics, so that it behaves the same with a real and with a simulated clock.
+    Its time is the clock's. Each call first simulates the time since the last one, in steps of the
+    simulator's physics, so it behaves the same with a real and with a simulated clock.
 
     Args:
-        spec: the environment; it must be able to `advance` (Push-T, robosuite's absolute actions).
+        spec: the environment; it must have `advance` (Push-T, robosuite's absolute actions).
         clock: the loop's.
-        command_s: without a command for so long, it holds.
-        film: it can be rendered.
+        command_s: time without a command after which the robot holds.
+        render: whether it can be rendered.
+
+    Raises:
+        ConfigError: the environment has no `advance`, or `command_s` is not positive.
     """
 
     def __init__(
-        self, spec: EnvSpec, clock: Clock, *, command_s: float, film: bool = False
+        self, spec: EnvSpec, clock: Clock, *, command_s: float, render: bool = False
     ) -> None:
         if not command_s > 0:
             raise ConfigError(f"robot.watch.command_s must be positive, got {command_s}.")
-        self._env = spec.make("rgb_array" if film else None)
+        self._env = spec.make("rgb_array" if render else None)
         self._scene: Any = self._env.unwrapped
         if not hasattr(self._scene, "advance"):
-            raise ConfigError(f"{spec.env_id} cannot be a robot: it only knows whole steps.")
-        self._clock, self._timeout = clock, command_s
+            raise ConfigError(
+                f"robot.driver.env_id={spec.env_id} cannot be a robot: it has no `advance` for "
+                "parts of a step."
+            )
+        self._clock, self._command_s = clock, command_s
         self._lock = threading.RLock()
         self._connected = False
+
+    @classmethod
+    def from_config(cls, section: dict[str, Any], context: DriverContext) -> SimRobot:
+        """Return a driver from the options of `EnvSpec`; see `Driver.from_config`."""
+        max_steps = max(1, round(context.rate_hz * context.episode_s))
+        spec = options(EnvSpec, {"max_steps": max_steps, **section}, "robot.driver")
+        return cls(spec, context.clock, command_s=context.command_s, render=context.render)
 
     def connect(self) -> None:
         with self._lock:
@@ -50,7 +72,7 @@ class SimRobot(Scored):
         with self._lock:
             self._env.reset(seed=seed)
             self._time = self._clock.now()
-            self._heard = self._time
+            self._last_command_at = self._time
             self._score, self._solved = 0.0, False
             self._hold()
 
@@ -60,39 +82,39 @@ class SimRobot(Scored):
             return self._score
 
     @property
-    def over(self) -> bool:
+    def solved(self) -> bool:
         with self._lock:
             return self._solved
 
     @property
     def holding(self) -> bool:
-        """Whether it stands by itself, without commands."""
+        """Whether the robot holds its position, without commands."""
         with self._lock:
             self._pass_time()
-            return self._held
+            return self._holding
 
     @property
     def state(self) -> np.ndarray:
-        """The environment's, which tells the whole scene."""
+        """The state of the environment, which describes the whole scene."""
         with self._lock:
             self._pass_time()
-            return self._scene._state()
+            return self._scene.get_state()
 
     def read(self) -> Observation:
         with self._lock:
-            self._reachable()
+            self._check_connected()
             self._pass_time()
-            seen = self._scene.get_obs()
-            values = {**(seen if isinstance(seen, dict) else {"obs": seen})}
-            values["state"] = self._scene._state()
-            return Observation(values, self._scene.stay(), self._time)
+            obs = self._scene.get_obs()
+            values = {**(obs if isinstance(obs, dict) else {"obs": obs})}
+            values["state"] = self._scene.get_state()
+            return Observation(values, self._scene.hold_action(), self._time)
 
     def send(self, command: np.ndarray, due: float) -> None:
         with self._lock:
-            self._reachable()
+            self._check_connected()
             self._pass_time()
             self._target = np.array(command, dtype=np.float64)
-            self._heard, self._held = self._clock.now(), False
+            self._last_command_at, self._holding = self._clock.now(), False
 
     def stop(self) -> None:
         with self._lock:
@@ -108,32 +130,32 @@ class SimRobot(Scored):
             self._connected = False
 
     def render(self) -> np.ndarray:
-        """A frame of the scene as it is."""
+        """Return a frame of the current scene, (H, W, 3) uint8."""
         with self._lock:
             self._pass_time()
             return np.ascontiguousarray(self._env.render())
 
-    def _reachable(self) -> None:
+    def _check_connected(self) -> None:
         if not self._connected:
             raise DriverError("the simulated robot is not connected.")
 
     def _pass_time(self) -> None:
         now = self._clock.now()
-        timeout = self._heard + self._timeout
-        if not self._held and timeout < now:
+        timeout = self._last_command_at + self._command_s
+        if not self._holding and timeout < now:
             self._simulate(timeout)
             self._hold()
         self._simulate(now)
 
-    def _simulate(self, until: float) -> None:
+    def _simulate(self, end_time: float) -> None:
         step = self._scene.physics_dt
-        count = int((until - self._time) / step + ROUNDING)
+        count = int((end_time - self._time) / step + ROUNDING_SLACK)
         if count <= 0:
             return
         self._time += count * step
         self._scene.advance(self._target, count)
-        reward, solved = self._scene.judge()
+        reward, solved = self._scene.compute_reward()
         self._score, self._solved = max(self._score, reward), self._solved or solved
 
     def _hold(self) -> None:
-        self._target, self._held = self._scene.stay(), True
+        self._target, self._holding = self._scene.hold_action(), True

@@ -1,0 +1,47 @@
+"""Options of the benchmarks' commands, written ``name=value``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+BOOLEANS = {"true": True, "false": False}
+
+
+def parse_options(arguments: Sequence[str] | None = None, **defaults: Any) -> SimpleNamespace:
+    """Return the options of a command line, in the types of their defaults.
+
+    Args:
+        arguments: ``name=value`` each; None for those of this process.
+        defaults: value of each option that is not given. The default of a tuple is its first
+            item, and its other items are what else the option may be.
+
+    Raises:
+        SystemExit: an option is unknown, or its value is of another type or not among the choices.
+    """
+    values = {k: v[0] if isinstance(v, tuple) else v for k, v in defaults.items()}
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        name, equals, text = argument.partition("=")
+        if not equals or name not in defaults:
+            sys.exit(f"error: unknown option {argument!r}; available: {', '.join(defaults)}.")
+        values[name] = _parse_value(name, text, defaults[name])
+    return SimpleNamespace(**values)
+
+
+def _parse_value(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, tuple):
+        if text not in default:
+            sys.exit(f"error: {name} must be one of {', '.join(default)}, got {text!r}.")
+        return text
+    try:
+        return BOOLEANS[text] if isinstance(default, bool) else type(default)(text)
+    except (ValueError, KeyError):
+        expected = "true or false" if isinstance(default, bool) else type(default).__name__
+        sys.exit(f"error: {name} must be {expected}, got {text!r}.")
+
+
+def command_line(module: str) -> str:
+    """Return the command of this process, to be stored with its results."""
+    return " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]])

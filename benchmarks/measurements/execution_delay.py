@@ -1,0 +1,151 @@
+"""What a slow policy costs in the control loop, on a simulated clock.
+
+A prediction takes 0 to 400 ms on that clock, whatever it takes here. Ways to execute chunks:
+blocking, asynchronously, and with a frozen prefix, from noise, from the chunk before, and by a
+policy that was trained with a committed prefix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from benchmarks.study import StudyContext
+from benchmarks.study_figures import delay_curves
+from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.envs.rollout import rollout
+from ebt_policy.evaluation.figure_style import save_figure
+from ebt_policy.evaluation.statistics import mean_ci, success_rate
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.policies.entries import load_policy_entries
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import SimulatedWorker
+from ebt_policy.real_robot.planner import Planner
+from ebt_policy.real_robot.robots import load_robot
+
+Rows = list[dict[str, Any]]  # one an episode
+
+DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
+WARM_START = "frozen prefix, warm start"  # of a descent: for the energy policy alone
+CONDITIONED = "frozen prefix, conditioned on it"
+EXECUTION_MODES = {
+    "blocking": ExecutionOptions(mode="blocking"),
+    "asynchronous": ExecutionOptions(mode="async"),
+    "frozen prefix": ExecutionOptions(mode="rtc"),
+    WARM_START: ExecutionOptions(mode="rtc", warm=True),
+    CONDITIONED: ExecutionOptions(mode="rtc"),
+}
+EPISODE_KEYS = (
+    "seed", "score", "success", "ticks_without_plan", "clamped_ticks", "transition_jump",
+    "transition_second_difference", "second_difference", "ended",
+)  # fmt: skip
+
+
+def execution_delay(context: StudyContext) -> dict[str, Any]:
+    """Return scores and transitions of every policy, execution mode and delay; draw the curves.
+
+    Groups of the part are policies: the entry as it is, and the one conditioned on a prefix. The
+    study has the options ``robot`` and ``episodes``.
+    """
+    options = context.options
+    jobs = [
+        (policy, mode, delay_ms, checkpoint)
+        for policy, mode, delay_ms in product(context.part.groups, EXECUTION_MODES, DELAYS_MS)
+        if mode != WARM_START or policy == "ebt"
+        for checkpoint in seed_checkpoints(context, policy, mode == CONDITIONED)
+    ]
+    episodes: dict[tuple[str, str, float], list[Rows]] = {}
+    with ProcessPoolExecutor(options.parallel) as pool:
+        pending = []
+        for policy, mode, delay_ms, checkpoint in jobs:
+            name = f"{Path(checkpoint).name} {mode} {delay_ms} {options.episodes}.json"
+            cache = context.output / name.replace("/", "_")
+            future = None
+            if not cache.exists():
+                future = pool.submit(
+                    play, checkpoint, options.robot, mode, delay_ms, options.episodes
+                )
+            pending.append(((policy, mode, delay_ms), cache, future))
+        for key, cache, future in track(pending, description="episodes"):
+            if future is not None:
+                atomic_write(cache, json.dumps(future.result()))
+            episodes.setdefault(key, []).append(json.loads(cache.read_text()))
+    entries = []
+    for policy in context.part.groups:
+        for (name, mode, delay_ms), runs in episodes.items():
+            if name == policy:
+                execution = asdict(EXECUTION_MODES[mode])
+                entry = {"policy": policy, "way": mode, "execution": execution}
+                entries.append({**entry, "delay_ms": delay_ms, **summarize(runs)})
+        checkpoints = seed_checkpoints(context, policy)
+        in_steps = summarize([play_in_steps(text, options.episodes) for text in checkpoints])
+        entries.append({"policy": policy, "way": "offline", "delay_ms": None, **in_steps})
+    result = {
+        "robot": options.robot,
+        "seeds": options.seeds,
+        "episodes": options.episodes,
+        "entries": entries,
+        "command": context.command,
+    }
+    context.assets.mkdir(parents=True, exist_ok=True)
+    save_figure(delay_curves(result), context.assets / "delay.svg")
+    return result
+
+
+def seed_checkpoints(context: StudyContext, policy: str, conditioned: bool = False) -> list[str]:
+    """Return the training runs of a policy, each as ``checkpoint=`` takes it."""
+    checkpoint = context.checkpoints(policy)[int(conditioned)]
+    return [checkpoint.replace("*", str(seed)) for seed in range(context.options.seeds)]
+
+
+def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, episodes: int) -> Rows:
+    """Return episodes of one training run with one execution mode and one delay."""
+    torch.set_num_threads(1)
+    policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
+    robot, clock = load_robot(robot_name), SimulatedClock()
+    driver = robot.make_driver(clock)
+    worker = SimulatedWorker(clock, lambda: delay_ms / 1e3)
+    planner = Planner(
+        policy, robot.safety, tick_seconds(robot, 1.0), worker, clock, EXECUTION_MODES[mode]
+    )
+    shapes = observation_shapes(policy)
+    runner = EpisodeRunner(robot, driver, planner, clock, shapes, watchdog=False)
+    runner.prepare()
+    rows = []
+    for seed in range(EVALUATION_SEED, EVALUATION_SEED + episodes):
+        row = runner.run_episode(seed).summary()
+        rows.append({key: row[key] for key in EPISODE_KEYS})
+    runner.close()
+    return rows
+
+
+def play_in_steps(checkpoint: str, episodes: int) -> Rows:
+    """Return the same episodes in steps, without limits or time."""
+    torch.set_num_threads(1)
+    entry = load_policy_entries([checkpoint], torch.device("cpu"))[0]
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + episodes)
+    results = rollout(entry.model, entry.env_spec, seeds, workers=2)
+    return [{"seed": r.seed, "score": r.score, "success": r.success} for r in results]
+
+
+def summarize(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return means with intervals over training runs and episodes."""
+    table = {
+        key: np.array([[float(row[key] or 0.0) for row in rows] for rows in runs])
+        for key in runs[0][0]
+        if key not in ("seed", "ended")
+    }
+    held = sum(row.get("ended") in ("hold", "fault") for rows in runs for row in rows)
+    means = {key: mean_ci(values) for key, values in table.items()}
+    return means | {"success": success_rate(table["success"]), "held": held}

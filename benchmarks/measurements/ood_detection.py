@@ -1,0 +1,88 @@
+"""Out-of-distribution detection: images unlike those that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.device import DEVICE
+from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
+from ebt_policy.image.model import ImageModel
+
+BATCH = 256
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]  # group -> signal -> (N,)
+
+
+class ImageGroup(NamedTuple):
+    """Images (N, C, S, S), and the numbers (N,) of the larger images that they are crops of.
+
+    A bootstrap draws these numbers. They are None where each image stands for itself.
+    """
+
+    images: Tensor
+    sources: np.ndarray | None = None
+
+
+def model_scores(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
+    """Return a model's signals of images, (N,) each; high should be out of distribution."""
+    generator = torch.Generator().manual_seed(0)
+    batch_scores = [model.ood_scores(x.to(DEVICE), generator) for x in images.split(BATCH)]
+    return {
+        name: torch.cat([scores[name] for scores in batch_scores]).cpu().numpy()
+        for name in batch_scores[0]
+    }
+
+
+def roughness(images: Tensor) -> np.ndarray:
+    """Return a signal that needs no model: how much neighbouring pixels differ, (N,)."""
+    return images.diff(dim=-1).abs().flatten(1).mean(1).numpy()
+
+
+def detection_quality(runs: Sequence[Scores], groups: Mapping[str, ImageGroup]) -> dict[str, Any]:
+    """Return signal -> group -> area under the ROC curve and calibration, over training runs.
+
+    Args:
+        runs: the signals of each training run.
+        groups: the first is in distribution; each other is told from it.
+    """
+    usual, *other_groups = groups
+    sources = {
+        name: np.arange(len(group.images)) if group.sources is None else group.sources
+        for name, group in groups.items()
+    }
+    result: dict[str, Any] = {}
+    for signal in runs[0][usual]:
+        result[signal] = {}
+        for other in other_groups:
+            samples = [
+                _samples(scores[usual][signal], scores[other][signal], sources[usual],
+                         sources[other])
+                for scores in runs
+            ]  # fmt: skip
+            result[signal][other] = {"auroc": auroc(samples), "reliability": _reliability(samples)}
+    return result
+
+
+def _samples(
+    usual: np.ndarray, other: np.ndarray, usual_sources: np.ndarray, other_sources: np.ndarray
+) -> Samples:
+    # A source belongs to one group: the numbers of the second group begin after the first's.
+    sources = np.concatenate([usual_sources, other_sources + len(usual_sources)])
+    odd = np.repeat([False, True], [len(usual_sources), len(other_sources)])
+    return Samples(np.concatenate([usual, other]), odd, sources)
+
+
+def _reliability(runs: Sequence[Samples]) -> dict[str, Any]:
+    """Calibrate on sources of even numbers and test on odd ones: no source is in both halves."""
+    predicted, observed = [], []
+    for run in runs:
+        even = run.episode % 2 == 0
+        calibrated = Calibration(run.signal[even], run.label[even])
+        predicted.append(calibrated(run.signal[~even]))
+        observed.append(run.label[~even])
+    return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))

@@ -1,0 +1,15 @@
+"""All studies, by the name that ``python -m benchmarks.run study=NAME`` takes."""
+
+from __future__ import annotations
+
+from benchmarks.studies import control_loop, images, push_t, robots, text, video
+from benchmarks.study import Study
+
+STUDIES: dict[str, Study] = {
+    **push_t.STUDIES,
+    **robots.STUDIES,
+    **control_loop.STUDIES,
+    **text.STUDIES,
+    **images.STUDIES,
+    **video.STUDIES,
+}

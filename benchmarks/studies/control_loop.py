@@ -1,0 +1,48 @@
+"""Studies of the control loop: docs/real_robot.md."""
+
+from __future__ import annotations
+
+from benchmarks.measurements.execution_delay import execution_delay
+from benchmarks.measurements.real_time import real_time
+from benchmarks.measurements.teleop_end_to_end import teleop_end_to_end
+from benchmarks.study import Part, Run, Study
+
+UPDATES = ("train.minutes=null", "train.steps=12500")
+CONDITIONED = "task.max_prefix_len=8"  # on the committed actions
+CHECKPOINT = "runs/push_t/ebt-xs-seed0"
+
+STUDIES = {
+    "delay": Study(
+        "what a slow policy costs, by the way chunks are executed (2 h on 2 cores)",
+        parts={
+            "delay": Part(
+                execution_delay,
+                "delay",
+                groups={
+                    "ebt": ["ebt", "ebt_conditioned"],
+                    "flow_matching": ["flow_matching@steps=2", "flow_matching_conditioned@steps=2"],
+                },
+            )
+        },
+        runs={
+            "ebt": Run(UPDATES),
+            "ebt_conditioned": Run((*UPDATES, CONDITIONED)),
+            "flow_matching": Run((*UPDATES, "model=flow_matching")),
+            "flow_matching_conditioned": Run((*UPDATES, "model=flow_matching", CONDITIONED)),
+        },
+        folder="runs/delay",
+        options={"episodes": 50, "robot": "sim_push_t"},
+    ),
+    "real_time": Study(
+        "the control loop in real time and through ROS 2; needs an idle machine (20 min)",
+        parts={"real_time": Part(real_time, "real_time", ("{checkpoint}",))},
+        folder="runs/real_time",
+        options={"checkpoint": CHECKPOINT, "episodes": 20, "ros": True, "lift_checkpoint": ""},
+    ),
+    "teleop": Study(
+        "teleoperate, train and run Push-T, with a scripted mouse; needs an idle machine (30 min)",
+        parts={"teleop": Part(teleop_end_to_end, "collect", ("{checkpoint}",))},
+        folder="runs/collect",
+        options={"checkpoint": CHECKPOINT, "demonstrations": 20, "episodes": 20, "minutes": 10.0},
+    ),
+}

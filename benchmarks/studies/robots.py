@@ -1,0 +1,134 @@
+"""Studies of policies on simulated robots: docs/simulated_robots.md.
+
+Policies have equal numbers of parameters and, by their numbers of updates, equal time: a clock
+would measure it badly beside other work. An update of the energy policy takes 1.47 times as long as
+one of the others (``benchmarks.speed``). With cameras, whose images take most of the time, it takes
+as long as diffusion's and 1.16 times as long as flow matching's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from benchmarks.evaluations import RobustnessEvaluation, SuiteEvaluation, load_suite_config
+from benchmarks.study import Part, Recording, Run, Study
+
+FOLDER = "runs/manipulation"
+MODELS = ("ebt", "diffusion", "flow_matching")
+CAMERAS = {"lift": "agentview,robot0_eye_in_hand", "metaworld": "corner2"}
+HUMAN_DEMONSTRATIONS = ("adroit_door", "push_t_image")  # tasks without a scripted expert's
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a suite's tasks are learned from.
+
+    Attributes:
+        demos: demonstrations of a scripted expert.
+        updates: of the energy policy.
+        other_updates: of the other policies.
+        batch_size: of all.
+    """
+
+    demos: int
+    updates: int
+    other_updates: int
+    batch_size: int = 128
+
+    def overrides(self, model: str) -> tuple[str, ...]:
+        """Return what a model is trained with."""
+        updates = self.updates if model == "ebt" else self.other_updates
+        return (
+            f"model={model}", "train.minutes=null", f"train.steps={updates}",
+            f"train.batch_size={self.batch_size}",
+        )  # fmt: skip
+
+
+EFFORTS = {
+    "metaworld_10": Effort(demos=10, updates=1500, other_updates=2200),
+    "mujoco": Effort(demos=100, updates=3000, other_updates=4400),
+    "cameras": Effort(demos=50, updates=2000, other_updates=2320, batch_size=64),
+}
+TASK_EFFORTS = {  # tasks that need more updates than the others of their suite
+    "push_t_image": replace(EFFORTS["cameras"], updates=6000, other_updates=6960),
+}
+
+
+def task_overrides(name: str) -> tuple[str, ...]:
+    """Return what selects a task: ``task=metaworld task.scene=door-open`` for metaworld-door-open.
+
+    A name that ends in ``-cameras`` selects the task with images.
+    """
+    family, _, scene = name.removesuffix("-cameras").partition("-")
+    overrides = [f"task={family}", *([f"task.scene={scene}"] if scene else [])]
+    if name.endswith("-cameras"):
+        overrides += [f"task.cameras=[{CAMERAS[family]}]", "vision=small"]
+    return tuple(overrides)
+
+
+def task_runs(
+    task: str, effort: Effort, folder: str = "", perturbation: str = ""
+) -> dict[str, Run]:
+    """Return a run of every model on a task, ``FOLDER/MODEL``.
+
+    Args:
+        folder: of the runs; default the task's name.
+        perturbation: what goes wrong in every demonstration.
+    """
+    recording = None
+    if task not in HUMAN_DEMONSTRATIONS:
+        recorded = task.removesuffix("-cameras")  # images are rendered from the states
+        recording = Recording(recorded, task_overrides(recorded), effort.demos, perturbation)
+    overrides = task_overrides(task)
+    return {
+        f"{folder or task}/{model}": Run((*overrides, *effort.overrides(model)), recording)
+        for model in MODELS
+    }
+
+
+def suite_study(suite: str, summary: str) -> Study:
+    """Return the study of all policies on the tasks of a suite."""
+    runs: dict[str, Run] = {}
+    for task in load_suite_config(suite).tasks:
+        runs |= task_runs(task, TASK_EFFORTS.get(task, EFFORTS[suite]))
+    entries = (
+        "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
+        "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
+        "flow_matching@steps=2", "flow_matching@steps=4",
+    )  # fmt: skip
+    part = Part(SuiteEvaluation(suite), suite, [f"{{{{task}}}}/{entry}" for entry in entries])
+    return Study(summary, {suite: part}, runs, FOLDER, {"episodes": 50})
+
+
+def recovery_study(runs: dict[str, Run], summary: str) -> Study:
+    """Return the study of policies whose object is taken away, or whose gripper is pushed."""
+    name = next(iter(runs)).partition("/")[0]
+    entries = [
+        f"{name}/ebt@steps=2,num_candidates=8", f"{name}/diffusion@scheduler=ddim,steps=10",
+        f"{name}/flow_matching@steps=2",
+    ]  # fmt: skip
+    part = Part(RobustnessEvaluation(("object", "gripper")), f"recovery_{name}", entries)
+    return Study(summary, {"recovery": part}, runs, FOLDER, {"episodes": 20})
+
+
+def recovery_studies(task: str, suite: str, perturbation: str) -> dict[str, Study]:
+    """Return studies of a task, trained on usual demonstrations and on perturbed ones."""
+    usual = task_runs(task, EFFORTS[suite])
+    perturbed = task_runs(task, EFFORTS["mujoco"], f"{task}_disturbed", perturbation)
+    return {
+        f"recovery_{task}": recovery_study(
+            usual, f"{task} after perturbations, trained on usual demonstrations"
+        ),
+        f"recovery_{task}_disturbed": recovery_study(
+            perturbed, f"{task} after perturbations, trained on perturbed demonstrations"
+        ),
+    }
+
+
+STUDIES = {
+    "metaworld_10": suite_study("metaworld_10", "every policy on ten tasks of Meta-World"),
+    "mujoco": suite_study("mujoco", "every policy on Lift, Can, Square and Adroit's door"),
+    "cameras": suite_study("cameras", "every policy on three tasks with cameras"),
+    **recovery_studies("lift", "mujoco", "object=8"),
+    **recovery_studies("metaworld-peg-insert-side", "metaworld_10", "object=5"),
+}

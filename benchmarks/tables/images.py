@@ -1,0 +1,148 @@
+"""Tables of image models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tables.cells import difference, interval
+from ebt_policy.evaluation.tables import format_estimate, markdown
+
+Result = Mapping[str, Any]
+
+DENOISER_NAMES = {
+    "ebt": "energy, System 1",
+    "ebt_s2": "energy, System 2",
+    "ebt_all_levels": "energy, from all levels up to the double",
+    "refiner": "refiner, no energy",
+    "dit": "DiT, as the paper ran it",
+    "dit_wide": "DiT, trained up to the double, told the level",
+}
+HEADLINE = {  # model -> budgets of passes
+    "ebt": (1, 2),
+    "ebt_all_levels": (2,),
+    "refiner": (2,),
+    "dit": (1, 100, 300),
+    "dit_wide": (1, 10, 100),
+}
+MEASURES = {  # metric -> title, digits
+    "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
+    "mse_double": ("MSE, twice the noise", 1),
+}  # fmt: skip
+GENERATOR_NAMES = {
+    "ebt": "energy, equilibrium", "refiner": "the same without an energy", "dit": "DiT, DDIM",
+}  # fmt: skip
+REPRESENTATION_NAMES = {
+    "ebt": "energy", "refiner": "refiner, no energy", "dit": "DiT", "untrained": "untrained",
+    "pixels": "pixels",
+}  # fmt: skip
+SPEED_MODELS = ("energy", "refiner", "DiT")
+
+
+def denoising(
+    result: Result,
+    chosen: Mapping[str, Sequence[int]] | None = None,
+    measures: Sequence[str] = tuple(MEASURES),
+) -> str:
+    """Return what was measured at both levels of noise.
+
+    Args:
+        result: of a denoising study.
+        chosen: model -> budgets of passes to show; None for all.
+        measures: keys of `MEASURES` to show.
+    """
+    rows = []
+    entries = sorted(result["entries"], key=lambda entry: entry["steps"])
+    for name, title in DENOISER_NAMES.items():
+        for entry in entries:
+            if entry["name"].partition("-seed")[0] != name:
+                continue
+            if chosen is None or entry["steps"] in chosen.get(name, ()):
+                cells = (format_estimate(entry[key], MEASURES[key][1]) for key in measures)
+                rows.append((title, f"{entry['params']:,}", str(entry["steps"]), *cells))
+    bm3d = (format_estimate(result["bm3d"][key], MEASURES[key][1]) for key in measures)
+    rows.append(("BM3D, told the deviation", "", "", *bm3d))
+    titles = (MEASURES[key][0] for key in measures)
+    return markdown(("model", "parameters", "passes", *titles), rows, left=1)
+
+
+def denoising_headline(result: Result) -> str:
+    """Return PSNR of a few models and budgets."""
+    return denoising(result, HEADLINE, ("psnr", "psnr_double"))
+
+
+def generation(result: Result) -> str:
+    """Return distances and accuracies at every budget of passes."""
+    rows = [
+        (
+            GENERATOR_NAMES[entry["model"]],
+            str(entry["steps"]),
+            f"{np.mean(entry['distance']):.2f} [{min(entry['distance']):.2f}, "
+            f"{max(entry['distance']):.2f}]",
+            interval(entry["accuracy"]),
+        )
+        for entry in result["entries"]
+    ]
+    real = result["real"]
+    rows.append(("other real images", "", f"{real['distance']:.2f}", f"{real['accuracy']:.2f}"))
+    header = (
+        "model",
+        "passes",
+        "Fréchet distance, and its range over seeds",
+        "taken for its class",
+    )
+    return markdown(header, rows, left=1)
+
+
+def representation(result: Result) -> str:
+    """Return both tables of the study."""
+    return f"{probes(result)}\n{detectors(result)}"
+
+
+def probes(result: Result) -> str:
+    """Return accuracies of linear probes."""
+    rows = [
+        (
+            REPRESENTATION_NAMES[name],
+            interval(probe["accuracy"]),
+            ", ".join(map(str, probe["noise"])) if "noise" in probe else "",
+            difference(probe["ahead"]) if "ahead" in probe else "",
+        )
+        for name, probe in result["probe"].items()
+    ]
+    header = ("linear probe on", "accuracy", "noise on the images, by seed", "less DiT's")
+    return markdown(header, rows, left=1)
+
+
+def detectors(result: Result) -> str:
+    """Return how well each signal detects each group of images, and whether it is calibrated."""
+    groups = list(next(iter(next(iter(result["detected"].values())).values())))
+    rows = [
+        (
+            f"{REPRESENTATION_NAMES[name]}: {signal}",
+            *(interval(by_group[k]["auroc"]) for k in groups),
+            *(f"{by_group[k]['reliability']['calibration_error']:.3f}" for k in groups),
+        )
+        for name, signals in result["detected"].items()
+        for signal, by_group in signals.items()
+    ]
+    header = ("area under the ROC curve", *groups, *(f"calibration error, {k}" for k in groups))
+    return markdown(header, rows, left=1)
+
+
+def speed(result: Result) -> str:
+    """Return milliseconds, ratios to DiT, and images a second."""
+    ms, rows = result["ms"], []
+    passes = sorted({int(key.split(", ")[1].split()[0]) for key in ms if " passes, " in key})
+    timed = {"update, eager": 1, "update, compiled": 1, f"{passes[-1]} passes, eager": passes[-1]}
+    for job, count in timed.items():
+        times = {name: ms[f"{name}, {job}"] / count for name in SPEED_MODELS}
+        ratios = (f"{time:.1f} ms ({time / times['DiT']:.2f}x)" for time in times.values())
+        rows.append((job if count == 1 else "pass, eager", *ratios))
+    for count in passes:
+        rates = [1e3 * result["batch"] / ms[f"{name}, {count} passes, eager"]
+                 for name in SPEED_MODELS]  # fmt: skip
+        rows.append((f"images a second, passes: {count}", *(f"{rate:,.0f}" for rate in rates)))
+    return markdown((f"batch of {result['batch']}", *SPEED_MODELS), rows, left=1)

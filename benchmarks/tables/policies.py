@@ -1,0 +1,221 @@
+"""Tables of policies: scores, latencies, perturbations and suites of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.studies.push_t import PUSH_T
+from benchmarks.tables.cells import difference, interval
+from ebt_policy.evaluation.tables import markdown
+from ebt_policy.policies.metrics import METRICS
+from ebt_policy.policies.robustness import OVERALL
+
+Result = Mapping[str, Any]
+
+HEADLINE = (  # stored result, its entry, the chunk of speed.json
+    ("push_t_selection", "ebt_12500 (steps 2, candidates 8)", "energy, 2 steps, best of 8"),
+    (
+        "push_t_selection", "flow_matching (steps 2, candidates 8, select line_integral)",
+        "flow matching, 2 steps, line integral of 8",
+    ),
+    (
+        "push_t_selection", "flow_matching (steps 2, candidates 8, select density)",
+        "flow matching, 2 steps, densest of 8",
+    ),
+    ("push_t_selection", "ebt_12500 (steps 2, candidates 1)", "energy, 2 steps"),
+    ("push_t_selection", "flow_matching (steps 2, candidates 1)", "flow matching, 2 steps"),
+    (
+        "push_t_selection", "diffusion (ddim, steps 4, candidates 8, select density)",
+        "DDIM-4, densest of 8",
+    ),
+    ("push_t_selection", "diffusion (ddim, steps 4, candidates 1)", "DDIM-4"),
+    ("push_t", "diffusion (ddpm, steps 100)", "DDPM-100"),
+)  # fmt: skip
+SUITES = {
+    "metaworld_10": "ten tasks of Meta-World",
+    "mujoco": "Lift, Can, Square, Adroit's door",
+    "cameras": "Push-T, Lift, a drawer, from cameras",
+}
+SUITE_COLUMNS = {  # entry of a suite -> its column in the README
+    "ebt (steps 2, candidates 8)": "energy, 2 steps, best of 8",
+    "flow_matching (steps 2)": "flow matching, 2 steps",
+    "diffusion (ddim, steps 10)": "DDIM-10",
+    "diffusion (ddpm, steps 100)": "DDPM-100",
+}
+
+
+def headline(load: Callable[[str], Result]) -> str:
+    """Return quality and latency side by side, at equal updates.
+
+    Args:
+        load: returns a stored result.
+    """
+    times = load("speed")["inference"]["compiled"]
+    first_seeds = {part.result: part.measure.seed for part in PUSH_T.parts.values()}
+    rows = []
+    for result, name, chunk in HEADLINE:
+        entry = entry_by_name(load(result))[canonical_name(name)]
+        rows.append(
+            (
+                chunk,
+                *(interval(entry[metric]) for metric in METRICS),
+                f"{times[chunk]['p50']:.1f} ms",
+                f"{times[chunk]['ddpm_100_takes']:.0f}x",
+                f"{first_seeds[result]:,}",
+            )
+        )
+    header = ("policy", *METRICS, "a chunk, compiled", "DDPM-100 takes", "seeds from")
+    return markdown(header, rows, left=1)
+
+
+def selection(result: Result) -> str:
+    """Return every rule to choose a candidate, and the first entry minus each other."""
+    first = result["entries"][0]["name"]
+    differences = {
+        (pair["b"], pair["metric"]): difference(pair)
+        for pair in result["paired"]
+        if pair["a"] == first
+    }
+    rows = [
+        (
+            entry["name"],
+            f"{entry['train_steps']:,}",
+            *(interval(entry[metric]) for metric in METRICS),
+            *(differences.get((entry["name"], metric), "") for metric in METRICS),
+        )
+        for entry in result["entries"]
+    ]
+    header = ("policy", "updates", *METRICS, *(f"first minus it, {m}" for m in METRICS))
+    return markdown(header, rows, left=1)
+
+
+def scores(result: Result, minutes: bool = True) -> str:
+    """Return score and success of every entry of an evaluation."""
+    rows = [
+        (
+            entry["name"],
+            *(interval(entry[metric]) for metric in METRICS),
+            f"{entry['train_steps']:,}",
+            *([f"{entry['train_seconds'] / 60:.0f}"] if minutes else []),
+        )
+        for entry in result["entries"]
+    ]
+    header = ("policy", *METRICS, "updates", *(["minutes"] if minutes else []))
+    return markdown(header, rows, left=1)
+
+
+def speed(result: Result) -> str:
+    """Return latency of a chunk and cost of an update."""
+    modes = [result["inference"][mode] for mode in ("eager", "compiled")]
+    rows = []
+    for name in modes[0]:
+        cells = [name]
+        for latency in (mode[name] for mode in modes):
+            cells += [
+                f"{latency['p50']:.1f} / {latency['p99']:.1f}", f"{latency['ddpm_100_takes']:.1f}x",
+            ]  # fmt: skip
+        rows.append(cells)
+    header = (
+        "chunk at batch 1", "eager p50 / p99 ms", "DDPM-100 takes", "compiled p50 / p99 ms",
+        "DDPM-100 takes",
+    )  # fmt: skip
+    ratios = [(name, f"{value:.2f}x") for name, value in result["training"]["ratio"].items()]
+    latencies = markdown(header, rows, left=1)
+    return f"{latencies}\n{markdown(('training update, ratio of medians', ''), ratios, left=1)}"
+
+
+def energy(result: Result) -> str:
+    """Return areas under the ROC curve of each signal."""
+    columns = {**result["unexpected"], **{f"failure, {k}": v for k, v in result["failure"].items()}}
+    rows = [
+        (name, *(f"{column[name]['mean']:.2f}" for column in columns.values()))
+        for name in next(iter(columns.values()))
+    ]
+    return markdown(("area under the ROC curve", *columns), rows, left=1)
+
+
+def recovery(result: Result, metric: str = "success") -> str:
+    """Return a metric after each kind of perturbation (mean over its strengths) and over all.
+
+    The last column is the first policy minus each other, over all.
+    """
+    values: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for entry in result["entries"]:
+        values.setdefault(entry["name"], {}).setdefault(entry["kind"], []).append(entry[metric])
+    differences = {
+        pair["b"]: difference(pair)
+        for pair in result["paired"]
+        if (pair["kind"], pair["metric"]) == (OVERALL, metric)
+    }
+    kinds = [kind for kind in next(iter(values.values())) if kind != OVERALL]
+    rows = [
+        (
+            name,
+            *(f"{np.mean([value['mean'] for value in by_kind[kind]]):.2f}" for kind in kinds),
+            interval(by_kind[OVERALL][0]),
+            differences.get(name, ""),
+        )
+        for name, by_kind in values.items()
+    ]
+    header = (metric, *(kind.replace("_", " ") for kind in kinds), OVERALL, "first minus it")
+    return markdown(header, rows, left=1)
+
+
+def recovery_and_retries(result: Result) -> str:
+    """Return success after a perturbation, and how often robots grasped anew."""
+    return "\n".join(recovery(result, metric) for metric in ("success", "retries"))
+
+
+def suite(result: Result) -> str:
+    """Return success of every policy on each task of a suite and over all of them.
+
+    Scores have a row of their own where they are more than success. The last row is the first
+    policy minus each other, over all.
+    """
+    entries = result["entries"]
+    differences = {
+        pair["b"]: difference(pair) for pair in result["paired"] if pair["metric"] == "iqm"
+    }
+    rows = []
+    for task in entries[0]["tasks"]:
+        values = [entry["tasks"][task] for entry in entries]
+        name = task.removeprefix("metaworld-")
+        rows.append((name, *(interval(value["success"]) for value in values)))
+        if any(value["score"] != value["success"] for value in values):
+            rows.append((f"{name}, score", *(interval(value["score"]) for value in values)))
+    rows.append(("mean", *(interval(entry["mean"]) for entry in entries)))
+    rows.append(("interquartile mean", *(interval(entry["iqm"]) for entry in entries)))
+    rows.append(("first minus it", *(differences.get(entry["name"], "") for entry in entries)))
+    return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
+
+
+def suites(results: Mapping[str, Result]) -> str:
+    """Return mean success over the tasks of each suite: title -> result."""
+    rows = []
+    for title, result in results.items():
+        entries = entry_by_name(result)
+        names = map(canonical_name, SUITE_COLUMNS)
+        rows.append((title, *(interval(entries[name]["mean"]) for name in names)))
+    return markdown(("success", *SUITE_COLUMNS.values()), rows, left=1)
+
+
+def rollouts(result: Result) -> str:
+    """Return episodes a second of each way to evaluate a policy."""
+    rows = [
+        (name, f"{row['episodes_per_second']:.1f}", f"{row['times_plain']:.2f}x")
+        for name, row in result["ways"].items()
+    ]
+    return markdown(("evaluation", "episodes a second", "the plain way"), rows, left=1)
+
+
+def entry_by_name(result: Result) -> dict[str, Any]:
+    """Return the entries of a result by their `canonical_name`."""
+    return {canonical_name(entry["name"]): entry for entry in result["entries"]}
+
+
+def canonical_name(name: str) -> str:
+    """Return the name of an entry, whether it was stored with old or new names of options."""
+    return name.replace("num_candidates", "candidates")

@@ -1,0 +1,105 @@
+"""Tables of language models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables.cells import difference
+from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
+
+Result = Mapping[str, Any]
+
+NAMES = {
+    "transformer_pp": "Transformer++",
+    "ebt": "energy, 2 steps",
+    "ebt_shallow": "energy, 2 steps, guesses through one block",
+    "refiner": "refiner, 2 steps",
+    "ebt_s2": "energy, System 2, 3 steps",
+}
+MASKED_NAMES = {
+    "bert": "BERT",
+    "scalar": "scalar energy, from noise",
+    "scalar_corrupted": "scalar energy, half from corrupted truths",
+    "product": "product energy, from noise",
+    "product_corrupted": "product energy, half from corrupted truths",
+}
+
+
+def quality(result: Result, cost: Result) -> str:
+    """Return held-out losses, their difference to Transformer++'s, and what an update costs."""
+    times = {
+        entry["name"]: entry["times_transformer_pp"]
+        for entry in cost["entries"]
+        if entry["how"] == "compiled"
+    }
+    first = result["entries"][0]["name"]
+    pairs = {pair["b"]: pair for pair in result["paired"] if pair["a"] == first}
+    rows = []
+    for entry in result["entries"]:
+        name, loss, perplexity = _name(entry["name"]), entry["loss"], entry["perplexity"]
+        baseline_difference = ""
+        if pair := pairs.get(entry["name"]):
+            low, high = pair["ci95"]
+            baseline_difference = format_interval(-pair["diff"], (-high, -low), signed=True)
+        rows.append(
+            (
+                name,
+                f"{entry['params']:,}",
+                format_estimate(loss),
+                f"{perplexity['mean']:.2f}",
+                baseline_difference,
+                f"{times[name]:.1f}x" if name in times else "",
+            )
+        )
+    header = (
+        "model", "parameters", "held-out loss, nats", "perplexity", "minus Transformer++'s, nats",
+        "an update takes",
+    )  # fmt: skip
+    return markdown(header, rows, left=1)
+
+
+def other_texts(results: Result) -> str:
+    """Return perplexity of all models on texts that they were not trained on."""
+    names = [entry["name"] for entry in next(iter(results.values()))["entries"]]
+    rows = []
+    for corpus, result in results.items():
+        cells = (format_estimate(entry["perplexity"], 1) for entry in result["entries"])
+        rows.append((corpus, *cells))
+    return markdown(("perplexity", *map(_name, names)), rows, left=1)
+
+
+def thinking(results: Result, model: str = "ebt_s2") -> str:
+    """Return what more steps and guesses change in a model's loss on several texts."""
+    rows, header = [], ("text", "perplexity")
+    for corpus, result in results.items():
+        entry = next(e for e in result["entries"] if e["name"].startswith(f"{model}-seed"))
+        curves = entry["thinking"]
+        steps = {f"{k} steps": curves["longer"][k] for k in (1, 2, 4, 6, 12)}
+        wide = {f"best of {cell['candidates']}": cell for cell in curves["wider"][1:]}
+        wide["while the energy falls"] = curves["adaptive"]
+        header = ("text", f"perplexity, {curves['steps']} steps", *steps, *wide)
+        cells = [difference(cell["against"]) for cell in (steps | wide).values()]
+        perplexity = math.exp(curves["longer"][curves["steps"]]["mean"])
+        rows.append((corpus, f"{perplexity:.2f}", *cells))
+    return markdown(header, rows, left=1)
+
+
+def masked_text(result: Result) -> str:
+    """Return means over training runs, and their range: seeds are few."""
+
+    def span(values: list[float]) -> str:
+        return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    rows = []
+    for entry in result["entries"]:
+        runs = entry["runs"]
+        cells = (span([run[k] for run in runs]) for k in ("loss", "accuracy", "largest_share"))
+        rows.append((MASKED_NAMES[entry["name"]], f"{runs[0]['params']:,}", *cells))
+    header = ("model", "parameters", "held-out loss, nats", "right", "most frequent filling")
+    return markdown(header, rows, left=1)
+
+
+def _name(entry: str) -> str:
+    return NAMES[entry.partition("-seed")[0]]

@@ -1,0 +1,56 @@
+"""The table of video models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables.cells import difference, interval
+from ebt_policy.evaluation.tables import format_count, markdown
+from ebt_policy.video.evaluate import SIGNALS
+
+NAMES = {
+    "ebt": "energy, System 1",
+    "ebt_s2": "energy, System 2",
+    "refiner": "refiner, no energy",
+    "transformer_pp": "Transformer++",
+}
+
+
+def video(result: Mapping[str, Any]) -> str:
+    """Return errors at all sizes, and their difference to Transformer++'s of the same size."""
+    against = {
+        parse_entry(pair["a"]): difference(pair)
+        for pair in result["paired"]
+        if parse_entry(pair["b"]) == ("transformer_pp", parse_entry(pair["a"])[1], "")
+    }
+    rows = []
+    for entry in result["entries"]:
+        model, size, steps = parse_entry(entry["name"])
+        hard = entry["hard"]
+        rows.append(
+            (
+                NAMES[model],
+                format_count(entry["params"]),
+                steps,
+                interval(entry["error"]),
+                against.get((model, size, steps), ""),
+                *(f"{hard[name]['mean']:.2f}" if name in hard else "" for name in SIGNALS),
+            )
+        )
+    repeating = interval(result["entries"][0]["repeating"])
+    rows.append(
+        ("repeating the last frame", "", "", repeating, *("" for _ in range(1 + len(SIGNALS))))
+    )
+    header = (
+        "model", "parameters", "steps", "error of the next frame", "minus Transformer++'s",
+        *(f"hard told by {name}" for name in SIGNALS),
+    )  # fmt: skip
+    return markdown(header, rows, left=1)
+
+
+def parse_entry(name: str) -> tuple[str, str, str]:
+    """Return model, size and steps ("" for models that do not descend) of an entry's name."""
+    run, _, inference = name.partition("@")
+    model, _, size = run.partition("-seed")[0].partition("-")
+    return model, size, inference.removeprefix("steps=")

@@ -1,0 +1,59 @@
+"""Configurations of trainings, and the trainings of a study, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from benchmarks.study import Recording, TrainingCommand
+from ebt_policy.train import drop_unused_sections
+
+
+def compose_config(*arguments: str) -> dict[str, Any]:
+    """Return the configuration that ``ebt_policy.train`` composes from its arguments."""
+    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("train", list(arguments)), resolve=True)
+    return drop_unused_sections(config)
+
+
+def record(recording: Recording, folder: Path) -> None:
+    """Record demonstrations that are missing."""
+    if not recording.path(folder).exists():
+        subprocess.run(recording.command(folder), check=True)
+
+
+def train(command: TrainingCommand, threads: int) -> None:
+    """Train one model with one seed, or resume it; its output goes to ``RUN-seedSEED.log``.
+
+    Args:
+        threads: of PyTorch, where ``OMP_NUM_THREADS`` is not set.
+
+    Raises:
+        SystemExit: the training failed.
+    """
+    log_file = command.run_dir.with_name(f"{command.run_dir.name}.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("a") as log:
+        process = subprocess.run(
+            [sys.executable, "-m", "ebt_policy.train", *command.arguments],
+            stdout=log, stderr=log, env={"OMP_NUM_THREADS": str(threads), **os.environ},
+        )  # fmt: skip
+    if process.returncode:
+        raise SystemExit(f"error: training {command.run_dir.name} failed; see {log_file}.")
+    print(f"trained {command.run_dir.name}", flush=True)
+
+
+def train_all(stages: Sequence[Sequence[TrainingCommand]], parallel: int) -> None:
+    """Train stage after stage, `parallel` at a time within a stage."""
+    threads = max((os.cpu_count() or 1) // parallel, 1)
+    for stage in stages:
+        with ThreadPoolExecutor(parallel) as executor:
+            list(executor.map(lambda command: train(command, threads), stage))

@@ -1,1 +1,0 @@
-"""Policies without a descended energy, behind the same interface and on the same network."""

@@ -1,0 +1,83 @@
+"""Random numbers of a descent: seeded the same on every device, row by row if asked.
+
+Shapes: B batch, U units, * the shape of a unit, N steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One for a whole batch, or a list with one for each row; None is torch's global generator."""
+
+
+def cosine_noise(start: float, end: float) -> Callable[[int, int], float]:
+    """Return a schedule sigma(k, N) that falls from ``start`` to ``end`` along half a cosine."""
+
+    def sigma(step: int, steps: int) -> float:
+        progress = step / max(steps - 1, 1)
+        return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return sigma
+
+
+def draw_normal(like: Tensor, generator: Generators = None) -> Tensor:
+    """Draw standard normal noise of the shape of ``like`` (B, ...).
+
+    Row generators make the noise of a row independent of the batch it happens to be in. Noise is
+    drawn on the generator's own device and moved, so a seed means the same on every device.
+
+    Raises:
+        ValueError: for a list of generators that is not one a row.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != len(like):
+            raise ValueError(f"{len(generator)} generators for a batch of {len(like)} rows.")
+        rows = [draw_normal(row, g) for row, g in zip(like, generator, strict=True)]
+        return torch.stack(rows)
+    device = generator.device if generator is not None else like.device
+    noise = torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype)
+    return noise.to(like.device)
+
+
+@dataclass(frozen=True)
+class LangevinNoise:
+    """Normal noise that a descent adds to its candidates before each gradient.
+
+    The result of the last step therefore carries none.
+
+    Args:
+        sigma: standard deviation, or a schedule ``sigma(k, N)`` such as `cosine_noise`.
+        predrawn: (B, N, U, *) standard normal noise drawn beforehand, for compiled or distributed
+            training; otherwise it is drawn step by step.
+    """
+
+    sigma: float | Callable[[int, int], float]
+    predrawn: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not (callable(self.sigma) or self.sigma >= 0):
+            raise ValueError(f"sigma must not be negative, got {self.sigma}.")
+
+    def __call__(self, x: Tensor, k: int, count: int, generator: Generators = None) -> Tensor:
+        """Return the noise (B, U, *) of step k of N for candidates x.
+
+        Raises:
+            ValueError: if the noise drawn beforehand has another shape.
+        """
+        if self.predrawn is not None and self.predrawn.shape != (len(x), count, *x.shape[1:]):
+            raise ValueError(
+                f"the predrawn noise must be (B, {count}, U, ...), got "
+                f"{tuple(self.predrawn.shape)}."
+            )
+        sigma = self.sigma(k, count) if callable(self.sigma) else self.sigma
+        if sigma == 0:
+            return torch.zeros_like(x)
+        return sigma * (
+            self.predrawn[:, k] if self.predrawn is not None else draw_normal(x, generator)
+        )

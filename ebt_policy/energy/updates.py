@@ -1,0 +1,77 @@
+"""How a gradient becomes the displacement of a candidate.
+
+Shapes: B batch, U units, * the shape of a unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ebt_policy.energy.gradients import expand_units
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """The plain step: -size * gradient."""
+
+    def look_ahead(self, x: Tensor, velocity: Tensor) -> Tensor:
+        """Return where the gradient is taken, (B, U, *).
+
+        Args:
+            x: candidates (B, U, *).
+            velocity: (B, U, *) displacement of the step before, zeros at first.
+        """
+        return x
+
+    def __call__(self, gradient: Tensor, norm: Tensor, velocity: Tensor, size: Tensor) -> Tensor:
+        """Return the displacement (B, U, *) of one step.
+
+        Args:
+            gradient: (B, U, *).
+            norm: (B, U) Euclidean norm of each unit's gradient.
+            velocity: as in `look_ahead`.
+            size: broadcastable to (B, U).
+        """
+        return -(expand_units(size, gradient) * gradient)
+
+
+@dataclass(frozen=True)
+class NesterovMomentum(GradientStep):
+    """Nesterov's momentum; the gradient is taken at the look-ahead point x + mu v.
+
+    Args:
+        momentum: mu, in [0, 1).
+    """
+
+    momentum: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}.")
+
+    def look_ahead(self, x: Tensor, velocity: Tensor) -> Tensor:
+        return x + self.momentum * velocity
+
+    def __call__(self, gradient: Tensor, norm: Tensor, velocity: Tensor, size: Tensor) -> Tensor:
+        return self.momentum * velocity - expand_units(size, gradient) * gradient
+
+
+@dataclass(frozen=True)
+class ClippedGradient(GradientStep):
+    """A plain step along a gradient whose norm is clipped, for each unit by itself.
+
+    Args:
+        max_norm: the largest norm.
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise ValueError(f"max_norm must be positive, got {self.max_norm}.")
+
+    def __call__(self, gradient: Tensor, norm: Tensor, velocity: Tensor, size: Tensor) -> Tensor:
+        factor = (self.max_norm / (norm + 1e-12)).clamp(max=1.0)
+        return super().__call__(gradient * expand_units(factor, gradient), norm, velocity, size)

@@ -1,0 +1,142 @@
+"""What image models are evaluated on: held-out images, and noise that is the same for all.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.image_metrics import compute_metrics, compute_psnr
+from ebt_policy.image.data import ImageDataset, ImageSplit
+from ebt_policy.image.datasets import NAMES, load_images
+from ebt_policy.image.model import EnergyImageModel, ImageModel
+from ebt_policy.image.tiling import denoise_tiled
+
+MAX_IMAGES = 200  # evenly spread, of a set that has more
+WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
+
+
+class EvalSet(NamedTuple):
+    """Images to denoise.
+
+    Attributes:
+        images: (C, H, W) in [-1, 1] each.
+        labels: their classes.
+        metadata: name, split and number of images.
+        digest: a short hash of the images.
+    """
+
+    images: list[Tensor]
+    labels: list[int]
+    metadata: dict[str, Any]
+    digest: str
+
+
+@lru_cache(maxsize=1)  # entries mostly share it
+def _load_dataset(
+    name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_unreadable: bool
+) -> ImageDataset:
+    return load_images(name, path, channels, skip_unreadable=skip_unreadable)
+
+
+def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -> EvalSet:
+    """Load the middles of images that a model was not trained on, or of other images.
+
+    Args:
+        images: other images: a name, or a path; None for those of the model's training.
+
+    Raises:
+        ImageError: there are no images.
+        ConfigError: there are only those that the model was trained on, or they lack the classes
+            that the model is conditioned on.
+    """
+    task = model.config["task"]
+    name, path = task["images"], task["path"]
+    path = tuple(path) if isinstance(path, list) else path
+    if images is not None:
+        name, path = (None, images) if Path(images).exists() else (images, None)
+        if name is not None and name not in NAMES:
+            available = ", ".join(NAMES)
+            raise ConfigError(f"images={images} is neither a path nor one of {available}.")
+    dataset = _load_dataset(name, path, model.shape.channels, task["skip_unreadable"])
+    if model.shape.classes not in (0, len(dataset.classes)):
+        raise ConfigError(
+            f"the model is told which of {model.shape.classes} classes an image has, and "
+            f"{dataset.name} has {len(dataset.classes) or 'none'}; give other images=."
+        )
+    split_name = next(name for name in ("test", "validation", "train") if name in dataset.splits)
+    split = dataset.splits[split_name]
+    if path is not None and images is not None:  # another folder: all of it
+        split_name, split = "all", ImageSplit()
+        for other in dataset.splits.values():
+            split.pixels.extend(other.pixels)
+            split.labels.extend(other.labels)
+    if split_name == "train":
+        raise ConfigError(f"{dataset.name} has no images but those it learned from; give images=.")
+    count = min(MAX_IMAGES, len(split))
+    indices = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int))
+    middles = []
+    for i in indices:
+        pixels = split.pixels[i]
+        top, left = (max(0, (side - WINDOW) // 2) for side in pixels.shape[:2])
+        middle = torch.tensor(pixels[top : top + WINDOW, left : left + WINDOW])
+        middles.append(middle.permute(2, 0, 1).float() / 127.5 - 1)
+    digest = hashlib.sha256(str([image.shape for image in middles]).encode())
+    for image in middles:
+        digest.update(image.numpy().tobytes())
+    return EvalSet(
+        [image.to(device) for image in middles],
+        [split.labels[i] for i in indices],
+        {"images": dataset.name, "part": split_name, "count": len(indices)},
+        digest.hexdigest()[:16],
+    )
+
+
+def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
+    """Add noise of a level to images; the same noise for every model."""
+    return [
+        model.add_noise(image[None], noise, torch.Generator().manual_seed(i))[0]
+        for i, image in enumerate(images)
+    ]
+
+
+MAX_STEP_FACTOR = 4  # times the steps that a model predicts with: how far descents are followed
+
+
+def denoising_metrics(
+    model: ImageModel, noisy: Sequence[Tensor], level: int, eval_set: EvalSet
+) -> dict[str, list[float]]:
+    """Return metrics of each denoised image, and the steps that were used for it."""
+    generator = torch.Generator().manual_seed(0)
+    results = denoise_tiled(model, noisy, level, eval_set.labels, generator, follow=False)
+    metrics = compute_metrics([result.images for result in results], eval_set.images)
+    steps = [float(result.steps_used) for result in results]
+    return {"steps_used": steps} | {name: values.tolist() for name, values in metrics.items()}
+
+
+def descent_metrics(
+    model: EnergyImageModel, noisy: Sequence[Tensor], level: int, eval_set: EvalSet
+) -> dict[str, Any]:
+    """Return PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
+    inference = model.inference
+    model.configure_inference(steps=MAX_STEP_FACTOR * inference.steps, num_candidates=1)
+    generator = torch.Generator().manual_seed(0)
+    results = denoise_tiled(model, noisy, level, eval_set.labels, generator)
+    model.configure_inference(**asdict(inference))
+    steps = zip(*(result.path for result in results), strict=True)
+    ratios = [
+        compute_psnr([x.clamp(-1, 1) for x in images], eval_set.images).tolist() for images in steps
+    ]
+    above = [r.energies - r.energies[-1] for r in results if r.energies is not None]
+    return {"psnr": ratios, "energy": torch.stack(above).mean(0).tolist() if above else None}

@@ -1,0 +1,62 @@
+"""Files that are at every moment either the old ones or the new ones, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ebt_policy.errors import OutputError
+
+
+def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file at once: text as UTF-8 with ``\\n`` line ends, or bytes.
+
+    Raises:
+        OutputError: it cannot be written; the old file, if any, is unchanged.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, with its suffix; sync and rename it at the end.
+
+    It is removed if the block raises an error.
+
+    Raises:
+        OutputError: it cannot be written, inside the block too; the old file is unchanged.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
+        )
+        temporary = Path(name)
+        os.fchmod(handle, 0o644)  # mkstemp makes files private; results are to be shared
+        os.close(handle)
+        yield temporary
+        sync_to_disk(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{target} cannot be written ({error.strerror or error}); check its folder and "
+                "the free disk space."
+            ) from error
+        raise
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,131 @@
+"""Where results go: checked before long work, used by one program at a time, written whole or not.
+
+A folder that cannot be written, or a full disk, is found at the start and not after hours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from filelock import SoftFileLock as _SoftFileLock
+
+from ebt_policy.errors import ConfigError
+
+MIB = 1 << 20
+
+
+@contextmanager
+def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
+    """Own a folder for results while a program writes them, see `writable_folder`.
+
+    Raises:
+        ConfigError: as there, or another program is writing there.
+    """
+    with (
+        writable_folder(folder, option, need_bytes=need_bytes),
+        exclusive(folder / ".lock", folder),
+    ):
+        yield
+
+
+@contextmanager
+def writable_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
+    """Check that a folder can be written into; create it if missing.
+
+    Folders that were created and are still empty at the end are removed again.
+
+    Args:
+        option: the name of the folder as the user typed it, for messages.
+        need_bytes: free space that the results need at least.
+
+    Raises:
+        ConfigError: the folder cannot be created or written, or its disk is too full.
+    """
+    created = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        _remove_empty(created)
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{option}={folder} cannot be written ({reason}); give another folder."
+        ) from error
+    try:
+        check_free_space(folder, need_bytes, option)
+        yield
+    finally:
+        _remove_empty(created)
+
+
+@contextmanager
+def output_store(store: Path, option: str) -> Iterator[None]:
+    """Own a file or folder that lies beside others, and may exist, while a program writes it.
+
+    Raises:
+        ConfigError: its folder cannot be written, or another program is writing it.
+    """
+    with (
+        writable_folder(store.parent, option),
+        exclusive(store.with_name(f".{store.name}.lock"), store),
+    ):
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, up to the first that holds something."""
+    with suppress(OSError, ValueError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def check_free_space(folder: Path, need_bytes: int, option: str) -> None:
+    """Raise `ConfigError` if the disk of an existing folder has less free space than needed."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise ConfigError(
+            f"{option}={folder} needs {-(-need_bytes // MIB):,} MiB of free disk space, and "
+            f"{free // MIB:,} MiB are left; free some or give another folder."
+        )
+
+
+@contextmanager
+def exclusive(lock_file: Path, resource: Path) -> Iterator[None]:
+    """Hold a lock that other programs respect; the kernel releases it when this one dies.
+
+    Args:
+        lock_file: in an existing folder; holds the owner's process id and host while locked.
+        resource: the locked file or folder, for the message.
+
+    Raises:
+        ConfigError: another program holds the lock.
+    """
+    lock = FileLock(lock_file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{resource} is in use by {_owner(lock_file)}; wait for it, or choose another place."
+        ) from None
+    try:
+        # Without flock (some network file systems) filelock writes the same two lines itself.
+        if not isinstance(lock, _SoftFileLock):
+            lock_file.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+        yield
+    finally:
+        lock_file.unlink(missing_ok=True)  # before the release: whoever waits checks for it
+        lock.release()
+
+
+def _owner(lock_file: Path) -> str:
+    with suppress(OSError, ValueError):
+        pid, host = lock_file.read_text().split()[:2]
+        return f"process {pid} on {host}"
+    return "another process"

@@ -1,1 +1,0 @@
-"""What may be trained, each with its data and what shows how good it is."""

@@ -1,0 +1,38 @@
+"""DDIM (Song et al. 2021), whose steps meet, and the levels of N steps.
+
+diffusers' scheduler takes T // N levels a step, T of N steps, wherever the next one starts: unless
+N divides T, the two differ, and what a step leaves is taken for another level of noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
+from torch import Tensor
+
+
+class ExactDDIMScheduler(DDIMScheduler):
+    """Deterministic DDIM whose steps end at the level of the next entry of ``timesteps``."""
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any
+    ) -> DDIMSchedulerOutput:
+        """Equation 12 of the paper, sigma 0, from what is predicted at a time step."""
+        config: Any = self.config
+        abar = self.alphas_cumprod[timestep]
+        later_steps = self.timesteps[self.timesteps < timestep]
+        previous_abar = (
+            self.alphas_cumprod[later_steps[0]] if len(later_steps) else self.final_alpha_cumprod
+        )
+        signal, noise = abar.sqrt(), (1 - abar).sqrt()
+        if config.prediction_type == "v_prediction":
+            clean = signal * sample - noise * model_output
+            normal = signal * model_output + noise * sample
+        else:
+            clean, normal = (sample - noise * model_output) / signal, model_output
+        if config.clip_sample:
+            clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
+        return DDIMSchedulerOutput(
+            previous_abar.sqrt() * clean + (1 - previous_abar).sqrt() * normal
+        )

@@ -1,0 +1,26 @@
+"""Policies of robots: all of them predict chunks of actions from observations."""
+
+from ebt_policy.policies.base import Chunk, Policy, load_policy
+from ebt_policy.policies.behavior_cloning import BehaviorCloning
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.policies.diffusion import DiffusionPolicy
+from ebt_policy.policies.energy import EnergyPolicy
+from ebt_policy.policies.flow_matching import FlowMatchingPolicy
+from ebt_policy.policies.implicit_bc import ImplicitBC
+from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.registry import POLICIES, build_policy
+
+__all__ = [
+    "POLICIES",
+    "BehaviorCloning",
+    "Chunk",
+    "ChunkConstraints",
+    "DiffusionPolicy",
+    "EnergyPolicy",
+    "FlowMatchingPolicy",
+    "ImplicitBC",
+    "Policy",
+    "PolicyShape",
+    "build_policy",
+    "load_policy",
+]

@@ -1,0 +1,79 @@
+"""Entries of an evaluation of policies, and the environments that they play in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.evaluation.entries import (
+    EvalEntry,
+    parse_checkpoint,
+    run_metadata,
+    with_unique_names,
+)
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.task_config import PolicyTaskConfig
+
+
+class PolicyEntry(EvalEntry[Policy]):
+    """A policy, trained once or with several seeds, and how it predicts."""
+
+    @property
+    def task_name(self) -> str:
+        """Name of its task."""
+        return self.model.config["task"]["name"]
+
+    @property
+    def env_spec(self) -> EnvSpec:
+        """Environment that it plays in, with the policy's horizons."""
+        return PolicyTaskConfig.from_config(self.model.config).env_spec()
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a summary says of it (see `metrics.POLICY_KEYS`); means over the runs."""
+        return {**run_metadata(self.models), "demos": self.model.config.get("demos")}
+
+    @classmethod
+    def name_of(cls, text: str, is_pattern: bool) -> str:
+        """Return the name of ``RUN@steps=2`` before it is made unique: ``RUN (steps 2)``."""
+        path, changes = parse_checkpoint(text)
+        name = path.resolve().name
+        if is_pattern:
+            name = path.name.replace("-seed*", "").replace("*", "")
+        words = [
+            f"{v}" if k == "scheduler" else f"{k.removeprefix('num_')} {v}"
+            for k, v in changes.items()
+        ]
+        return name + (f" ({', '.join(words)})" if words else "")
+
+
+def load_policy_entries(checkpoints: Sequence[str], device: torch.device) -> list[PolicyEntry]:
+    """Load each ``RUN[@name=value,...]``, with names that differ.
+
+    Raises:
+        CheckpointError, ConfigError: see `EvalEntry.load`, or an entry is listed twice.
+    """
+    return with_unique_names([PolicyEntry.load(text, Policy, device) for text in checkpoints])
+
+
+def check_envs(entries: Sequence[PolicyEntry], *, videos: bool) -> None:
+    """Raise now what would stop the evaluation later (see `EnvSpec.check`).
+
+    Args:
+        videos: whether videos are to be recorded.
+    """
+    checked: list[EnvSpec] = []
+    for spec in (entry.env_spec for entry in entries):
+        if spec not in checked:
+            spec.check(videos=videos)
+            checked.append(spec)
+
+
+def share_env(entries: Sequence[PolicyEntry]) -> bool:
+    """Return whether all entries play the same environment with the same time limit."""
+    # The horizons belong to a policy, not to the environment.
+    specs = [replace(entry.env_spec, n_obs_steps=1, n_action_steps=1) for entry in entries]
+    return all(spec == specs[0] for spec in specs)

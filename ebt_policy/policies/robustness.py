@@ -1,0 +1,252 @@
+"""Robustness: all policies meet the same perturbations, each at several strengths.
+
+``python -m ebt_policy.eval perturb=all checkpoint=...`` leaves in its output folder
+
+    recovery.jsonl   one line a training run and condition, as soon as it was played
+    recovery.json    {"entries": [...], "paired": [...], ...}: means with intervals
+    recovery.md      the same, to read
+    recovery.svg     success over strength, a panel a perturbation
+
+If the robot grasps, ``retries`` counts how often it grasped again after the perturbation.
+
+A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
+Episodes in ``recovery.jsonl`` are not played again (see `cached_rollouts`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.envs.perturbations import Perturbation, PerturbationKind, perturbation_kinds
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.figure_style import save_figure
+from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
+from ebt_policy.evaluation.tables import format_interval, markdown
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.policies.cached_rollouts import RolloutJob, play_jobs, rollout_jobs
+from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
+from ebt_policy.policies.eval_config import EvalConfig
+from ebt_policy.policies.figures import robustness_curves
+from ebt_policy.policies.metrics import METRICS
+
+console = Console()
+Condition = Perturbation | None
+Outcomes = dict[str, np.ndarray]  # metric -> (training runs, episodes)
+CACHE = "recovery.jsonl"
+UNDISTURBED = "undisturbed"
+OVERALL = "all"  # the mean over all conditions with a perturbation
+
+
+def evaluate_robustness(
+    checkpoints: list[str],
+    config: EvalConfig,
+    perturbations: str | Sequence[str],
+    *,
+    output: Path,
+    device: torch.device,
+    command: str,
+) -> dict[str, Any]:
+    """Play the same perturbations with every policy.
+
+    Args:
+        perturbations: see `parse_perturbations`.
+
+    Returns:
+        What ``recovery.json`` holds.
+
+    Raises:
+        CheckpointError, ConfigError: before anything is played.
+    """
+    entries = load_policy_entries(checkpoints, device)
+    if not share_env(entries):
+        raise ConfigError("perturb= compares policies of one task, with equal time limits.")
+    check_envs(entries, videos=config.videos > 0)
+    kinds = known_perturbations(entries[0].env_spec)
+    conditions = parse_perturbations(perturbations, kinds)
+    grasps = any(kind.held for kind in kinds.values())
+    metrics = (*METRICS, "retries") if grasps else METRICS
+    outcomes = play_conditions(entries, conditions, config, output, metrics)
+    result = summarize(outcomes, kinds, command)
+    write_recovery(output, result)
+    console.print(Markdown(table(result)))
+    console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
+    return result
+
+
+def parse_perturbations(
+    specs: str | Sequence[str], kinds: Mapping[str, PerturbationKind]
+) -> list[Condition]:
+    """Return the conditions of a user's words, the undisturbed one first.
+
+    Args:
+        specs: ``all``, kinds, or kinds with strengths (``kick=50``).
+        kinds: kinds of the environment.
+
+    Raises:
+        ConfigError: an unknown kind, or a strength that is no number.
+    """
+    specs = [specs] if isinstance(specs, str) else [str(spec) for spec in specs]
+    conditions: list[Condition] = [None]
+    for spec in list(kinds) if specs == ["all"] else specs:
+        kind, equals, strength = spec.partition("=")
+        if kind not in kinds:
+            raise ConfigError(
+                f"perturb={spec} is unknown; there are {', '.join(kinds) or 'none'}, or all."
+            )
+        try:
+            strengths = [float(strength)] if equals else kinds[kind].strengths
+            conditions += [Perturbation(kind, value) for value in strengths]
+        except ValueError as error:
+            raise ConfigError(
+                f"perturb={spec} needs a strength that is a number: {error}"
+            ) from None
+    return list(dict.fromkeys(conditions))
+
+
+def known_perturbations(spec: EnvSpec) -> dict[str, PerturbationKind]:
+    """Return the kinds of perturbations that the environment of `spec` has."""
+    env = spec.make()
+    try:
+        return perturbation_kinds(env)
+    finally:
+        env.close()
+
+
+def play_conditions(
+    entries: Sequence[PolicyEntry],
+    conditions: Sequence[Condition],
+    config: EvalConfig,
+    output: Path,
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, dict[Condition, Outcomes]]:
+    """Play what the cache does not have yet; return name -> condition -> outcomes.
+
+    Raises:
+        ConfigError: no episodes are to be played.
+    """
+    jobs = {
+        (entry.name, condition): rollout_jobs(
+            entry, str(condition or UNDISTURBED), replace(entry.env_spec, perturbation=condition)
+        )
+        for condition in conditions
+        for entry in entries
+    }
+    episodes = play_jobs(list(chain(*jobs.values())), config, output, CACHE, metrics)
+
+    def outcomes(runs: Sequence[RolloutJob]) -> Outcomes:
+        return {
+            m: np.array([[float(row[m]) for row in episodes[job.key]] for job in runs])
+            for m in metrics
+        }
+
+    return {
+        entry.name: {condition: outcomes(jobs[entry.name, condition]) for condition in conditions}
+        for entry in entries
+    }
+
+
+def summarize(
+    outcomes: Mapping[str, Mapping[Condition, Outcomes]],
+    kinds: Mapping[str, PerturbationKind],
+    command: str,
+) -> dict[str, Any]:
+    """Return means with intervals for every policy and condition, and over all conditions.
+
+    ``paired`` holds the first policy minus each other, over equal seeds.
+    """
+    entries, paired = [], []
+    first = next(iter(outcomes))
+    references = dict(_cells(outcomes[first]))
+    for name, by_condition in outcomes.items():
+        cells = dict(_cells(by_condition))
+        for (kind, strength), values in cells.items():
+            condition = {
+                "kind": kind,
+                "strength": strength,
+                "unit": kinds[kind].unit if kind in kinds else None,
+            }
+            means = {m: mean_ci(values[m]) for m in values}
+            # Over several conditions the success of an episode is a mean, such as 1/3.
+            if np.isin(values["success"], (0, 1)).all():
+                means["success"] = success_rate(values["success"])
+            entries.append({"name": name, **condition, **means})
+            if name != first:
+                reference = references[kind, strength]
+                paired += [
+                    {
+                        "a": first, "b": name, **condition, "metric": m,
+                        **paired_difference(reference[m], values[m]),
+                    }
+                    for m in values
+                ]  # fmt: skip
+    scores = next(iter(outcomes[first].values()))["score"]
+    return {
+        "command": command,
+        "runs": int(scores.shape[0]),
+        "episodes": int(scores.shape[1]),
+        "entries": entries,
+        "paired": paired,
+    }
+
+
+def _cells(
+    by_condition: Mapping[Condition, Outcomes],
+) -> list[tuple[tuple[str, float], Outcomes]]:
+    """Return outcomes by (kind, strength), and their mean over all perturbations."""
+    cells = [
+        ((c.kind, c.strength) if c else (UNDISTURBED, 0.0), values)
+        for c, values in by_condition.items()
+    ]
+    disturbed = [values for c, values in by_condition.items() if c is not None]
+    if disturbed:
+        mean = {m: np.mean([values[m] for values in disturbed], axis=0) for m in disturbed[0]}
+        cells.append(((OVERALL, 0.0), mean))
+    return cells
+
+
+def table(result: Mapping[str, Any], metric: str = "success") -> str:
+    """Return Markdown: a row a condition, a column a policy, mean and interval of a metric."""
+    names = list(dict.fromkeys(entry["name"] for entry in result["entries"]))
+    cells: dict[tuple[str, float], dict[str, str]] = {}
+    units: dict[tuple[str, float], str | None] = {}
+    for entry in result["entries"]:
+        condition = (entry["kind"], entry["strength"])
+        units[condition] = entry["unit"]
+        value = entry[metric]
+        cells.setdefault(condition, {})[entry["name"]] = format_interval(
+            value["mean"], value["ci95"]
+        )
+    rows = [
+        (
+            f"{kind.replace('_', ' ')} {strength:g} {units[kind, strength]}"
+            if units[kind, strength]
+            else {OVERALL: "mean of all disturbed"}.get(kind, kind),
+            *(row[name] for name in names),
+        )
+        for (kind, strength), row in cells.items()
+    ]
+    return markdown((metric, *names), rows, left=1)
+
+
+def write_recovery(output: Path, result: Mapping[str, Any]) -> None:
+    """Write ``recovery.json``, ``recovery.md`` and ``recovery.svg``."""
+    note = (
+        f"Mean and 95 % interval over {result['episodes']} episodes and {result['runs']} training "
+        "run(s); scores count from the perturbation on.\n"
+    )
+    metrics = [m for m in (*METRICS[::-1], "retries") if m in result["entries"][0]]
+    text = "\n".join([*(table(result, metric) for metric in metrics), note])
+    atomic_write(output / "recovery.md", text)
+    save_figure(robustness_curves(result), output / "recovery.svg")
+    atomic_write(output / "recovery.json", json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,135 @@
+"""Tasks by name: their demonstrations and their environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ebt_policy.config import options
+from ebt_policy.data import adroit_door, push_t, recordings, robosuite
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.data.render_cache import rendered_observations
+from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
+from ebt_policy.data.windows import Windows, long_enough
+from ebt_policy.envs import registered_env_ids
+from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
+from ebt_policy.plugins import is_user_module
+
+# The families of this package, which register themselves.
+BUILT_IN_FAMILIES = (adroit_door, push_t, recordings, robosuite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTaskConfig(DemonstrationConfig):
+    """The section ``task`` of a configuration.
+
+    Args:
+        horizon, n_obs_steps, n_action_steps: T, To, Ta.
+        validation_episodes: demonstrations held out of training.
+        env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
+        cameras: names of the cameras that the policy reads.
+        max_prefix_len: condition the policy on up to this many committed actions, for control
+            loops in which it predicts while the last chunk is executed; 0 for none.
+    """
+
+    horizon: int
+    n_obs_steps: int
+    n_action_steps: int
+    validation_episodes: int
+    env: dict[str, Any]
+    cameras: list[str] | None = None
+    max_prefix_len: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.task_family.check(self)
+
+    @property
+    def task_family(self) -> TaskFamily:
+        """The family named by ``family``."""
+        return TASK_FAMILIES.get(self.family)()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """From the configuration of a run."""
+        return options(cls, config["task"], "task")
+
+    @property
+    def horizons(self) -> dict[str, int]:
+        """T, To and Ta by name."""
+        return {k: getattr(self, k) for k in ("horizon", "n_obs_steps", "n_action_steps")}
+
+    def demonstrations(self) -> tuple[Episodes, str]:
+        """Load episodes with "obs" and "action", and one line that says where they came from."""
+        return self.task_family.load(self)
+
+    def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
+        """Split at random into those to train on, with their mirror images, and those held out.
+
+        Episodes too short for a window are left out before, with a warning.
+
+        Raises:
+            ConfigError: none would be left to train on.
+            ValueError: all are too short.
+        """
+        indices = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
+        count = self.validation_episodes
+        if not 0 <= count < len(indices):
+            raise ConfigError(
+                f"task.validation_episodes={count} must leave some of the {len(indices)} "
+                f"demonstrations that are long enough for a window of task.horizon={self.horizon} "
+                "to train on."
+            )
+        order = np.random.default_rng(seed).permutation(indices)
+        training = episodes.select(np.sort(order[count:]))
+        held_out = episodes.select(np.sort(order[:count])) if count else None
+        return (training + self.task_family.mirror(training) if self.mirror else training), held_out
+
+    def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
+        """Windows of episodes, of the horizons of this task."""
+        arrays, cameras = episodes.arrays, self.cameras or []
+        if cameras:
+            if "state" not in arrays:
+                raise ConfigError(
+                    f"the demonstrations of {self.name} have no states to draw frames from; leave "
+                    "task.cameras out."
+                )
+            arrays = {**arrays, **rendered_observations(self.env_spec(), arrays["state"])}
+        return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
+
+    def env_spec(self) -> EnvSpec:
+        """Return its environment, with the horizons that its policies use.
+
+        Raises:
+            ConfigError: neither this package nor a module of the command line has it.
+        """
+        horizons = {k: v for k, v in self.horizons.items() if k != "horizon"}
+        _check_known(self.env.get("env_id"))
+        return options(EnvSpec, {**self.env, **horizons}, "task.env")
+
+
+def _check_known(env_id: Any) -> None:
+    """Refuse environments of modules that nobody asked for: making one would import its module,
+    and a configuration may come with somebody else's checkpoint."""
+    if env_id in registered_env_ids():
+        return
+    module, colon, _ = str(env_id).partition(":")
+    if not colon:
+        suggestions = (
+            get_close_matches(str(env_id), registered_env_ids(), cutoff=0.4)
+            or registered_env_ids()[:1]
+        )
+        raise ConfigError(
+            f"task.env.env_id={env_id} is unknown; near it are {', '.join(suggestions)}. An "
+            "environment of another package is module:id, with --module module on the command line."
+        )
+    if not is_user_module(module):
+        raise ConfigError(
+            f"task.env.env_id={env_id} belongs to the module {module}, which is not of this "
+            f"package; to run its code, add --module {module} to the command."
+        )

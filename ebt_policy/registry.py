@@ -1,0 +1,126 @@
+"""Names in configurations to the classes that they stand for.
+
+A class gets its name from the decorator `Registry.register`. Classes outside this package do the
+same, in a module that ``--module`` imports or that an installed plug-in declares as an entry point
+of the registry's group. A name in a checkpoint is only ever looked up, never imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from ebt_policy.errors import ConfigError
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class Registry(Generic[T]):
+    """Classes or functions by name.
+
+    Args:
+        option: as the user types it, for messages: ``model``, ``robot.driver.name``.
+        group: of the entry points by which installed plug-ins add to it.
+    """
+
+    def __init__(self, option: str, group: str) -> None:
+        self.option, self.group = option, group
+        self._items: dict[str, T] = {}
+        self._declared: dict[str, str] = {}  # name -> "module:attribute", not imported yet
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Return a decorator that gives a class this name.
+
+        Raises:
+            ValueError: another class has it.
+        """
+
+        def add(item: Any) -> Any:
+            if self._items.get(name, item) is not item:
+                raise ValueError(f"{self.option}={name} is registered twice.")
+            self._items[name] = item
+            return item
+
+        return add
+
+    def declare(self, name: str, place: str) -> None:
+        """Give a name to a class of this package that is imported only when it is asked for.
+
+        Args:
+            place: ``module:attribute``.
+        """
+        self._declared[name] = place
+
+    def get(self, name: Any, needs: str | None = None) -> T:
+        """Return the class of this name.
+
+        Names of this package and of modules that ``--module`` imported come before those of
+        installed plug-ins.
+
+        Args:
+            name: from a configuration.
+            needs: the module that has it, if a checkpoint names one. It is never imported.
+
+        Raises:
+            ConfigError: nothing has this name, or a plug-in that has it cannot be imported.
+        """
+        if not isinstance(name, str):
+            raise self._unknown_name_error(name)
+        if name not in self._items and name in self._declared:
+            module, _, attribute = self._declared[name].partition(":")
+            self._items[name] = getattr(import_module(module), attribute)
+        if name not in self._items and (points := self._plugins().get(name)):
+            item = self._load_plugin(name, points)
+            self._items.setdefault(name, item)  # its module may have registered it itself
+        if name in self._items:
+            return self._items[name]
+        if needs:
+            raise ConfigError(
+                f"{self.option}={name} belongs to the module {needs}, which is not imported; add "
+                f"--module {needs} to the command, or install the plug-in that has it."
+            )
+        raise self._unknown_name_error(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield all names, those of plug-ins last."""
+        return iter(dict.fromkeys((*self._declared, *self._items, *self._plugins())))
+
+    def __contains__(self, name: object) -> bool:
+        return name in (*self._declared, *self._items) or name in self._plugins()
+
+    def _plugins(self) -> dict[str, list[EntryPoint]]:
+        plugins: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group):
+            points = plugins.setdefault(point.name, [])
+            if point.value not in [other.value for other in points]:  # one may be installed twice
+                points.append(point)
+        return plugins
+
+    def _load_plugin(self, name: str, points: list[EntryPoint]) -> T:
+        if len(points) > 1:
+            packages = " and ".join(sorted({_distribution(point) for point in points}))
+            raise ConfigError(
+                f"{self.option}={name} is in several installed plug-ins, {packages}; uninstall all "
+                "but one."
+            )
+        try:
+            return points[0].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.option}={name} of the plug-in {_distribution(points[0])} cannot be "
+                f"imported ({error}); repair or uninstall the plug-in."
+            ) from error
+
+    def _unknown_name_error(self, name: Any) -> ConfigError:
+        suggestions = get_close_matches(str(name), list(self), n=1)
+        hint = f" Did you mean {suggestions[0]}?" if suggestions else ""
+        return ConfigError(f"{self.option}={name} is unknown; there are {', '.join(self)}.{hint}")
+
+
+def _distribution(point: EntryPoint) -> str:
+    """Return the name of the distribution that declares an entry point."""
+    return point.dist.name if point.dist is not None else point.value

@@ -1,0 +1,70 @@
+"""The order in which a run trains on its data; it depends on the seed and the step alone."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ebt_policy.errors import ConfigError
+
+
+class TrainingData(Protocol):
+    """Data that batches are gathered from."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """Return the rows of some indices, as `Model.normalize` takes them."""
+        ...
+
+
+class BatchSampler:
+    """Global batches by step: epochs without replacement, each in an order of its own.
+
+    Args:
+        data: to draw from.
+        batch_size: rows of a batch.
+        seed: of the orders.
+
+    Raises:
+        ConfigError: there are fewer rows than a batch has.
+    """
+
+    def __init__(self, data: TrainingData, batch_size: int, seed: int) -> None:
+        if len(data) < batch_size:
+            raise ConfigError(
+                f"there are {len(data)} training windows, fewer than "
+                f"train.batch_size={batch_size}; lower it."
+            )
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self._epoch_order: tuple[int, Tensor] | None = None  # seed and order of one epoch
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return the rows of a step's global batch."""
+        size, count = self.batch_size, len(self.data)
+        epoch, place = divmod(step, count // size)
+        seed = self.seed * 1_000_003 + epoch
+        if self._epoch_order is None or self._epoch_order[0] != seed:  # slow for long texts
+            generator = torch.Generator().manual_seed(seed)
+            self._epoch_order = seed, torch.randperm(count, generator=generator)
+        return self.data.gather(self._epoch_order[1][place * size : (place + 1) * size])
+
+
+def process_slice(batch: dict[str, Any], index: int, count: int) -> dict[str, Any]:
+    """Return the part of a global batch that belongs to one of several processes.
+
+    All parts have the same length, because gradients are averaged over processes; replayed rows
+    that do not divide evenly are dropped.
+    """
+
+    def slice_value(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: slice_value(v) for k, v in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        rows = len(value) // count
+        return value[index * rows : (index + 1) * rows]
+
+    return batch if count == 1 else slice_value(batch)

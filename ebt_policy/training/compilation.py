@@ -1,0 +1,20 @@
+"""Whether `torch.compile` works on this machine."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` works here; log a warning that says why not."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:  # say, no C++ compiler or no headers of Python
+        reason = str(error).strip().splitlines()[0]
+        log.warning("torch.compile does not work here (%s): training without it, slower.", reason)
+        return False
+    return True

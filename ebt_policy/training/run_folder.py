@@ -1,0 +1,111 @@
+"""The folder of a training run: one owner, and never another run's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.io.output import check_free_space, output_folder
+from ebt_policy.io.paths import reason
+from ebt_policy.models.migration import migrate_config
+from ebt_policy.training.checkpoint import newest_checkpoint
+
+# Sections that must be equal for a run to resume.
+COMPARED_SECTIONS = ("task", "model", "objective", "size", "vision", "seed", "train")
+# Options of them that may change: what the model learns stays the same, up to rounding.
+RESUMABLE_OVERRIDES = ("checkpoint_every", "eval_every", "log_every", "compile", "inference")
+# Weights, their average and two moments of AdamW, in single precision, in three checkpoints: two
+# are kept while one is written.
+CHECKPOINT_BYTES_PER_PARAMETER = 3 * 16
+
+
+@contextmanager
+def prepare_run_dir(run_dir: Path, config: dict[str, Any], *, is_main: bool) -> Iterator[None]:
+    """Own a run folder while a run writes it.
+
+    Args:
+        config: resolved content of the configuration.
+        is_main: whether this process writes; others only check.
+
+    Raises:
+        ConfigError: the folder cannot be written, another program writes there, or it holds a run
+            that is not to be resumed, or has other settings.
+    """
+    if not is_main:
+        check_resumable(run_dir, config)
+        yield
+        return
+    with output_folder(run_dir, "run_dir"):
+        check_resumable(run_dir, config)
+        yield
+
+
+def check_resumable(run_dir: Path, config: dict[str, Any]) -> None:
+    """Refuse a folder that holds a run, unless it is to be resumed with the same settings.
+
+    Raises:
+        ConfigError: naming the settings that differ.
+    """
+    if newest_checkpoint(run_dir) is None:
+        return
+    if not config["resume"]:
+        raise ConfigError(
+            f"{run_dir} already holds a run: add resume=true to resume it, or give another "
+            "run_dir=..."
+        )
+    stored = migrate_config(_stored_config(run_dir))
+    changed = [
+        f"{section}.{option}".rstrip(".")
+        for section in COMPARED_SECTIONS
+        for option in _differing_options(stored.get(section), config.get(section))
+        if option not in RESUMABLE_OVERRIDES
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run_dir} was trained with other settings of {', '.join(changed)} (see its "
+            "config.yaml); give another run_dir=... for the new ones."
+        )
+
+
+def save_run_config(run_dir: Path, config: dict[str, Any], parameters: int) -> None:
+    """Write ``config.yaml``, once the disk is known to hold the checkpoints.
+
+    Args:
+        parameters: of the model.
+
+    Raises:
+        ConfigError: the disk is too full.
+    """
+    check_free_space(run_dir, CHECKPOINT_BYTES_PER_PARAMETER * parameters, "run_dir")
+    atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+def _stored_config(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / "config.yaml"
+    try:
+        stored: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({reason(error)}), so the run cannot be resumed with its "
+            "settings; give another run_dir=..."
+        ) from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{file} holds no settings of a run; give another run_dir=...")
+    return stored
+
+
+def _differing_options(before: Any, now: Any) -> list[str]:
+    """Return the options of a section that differ; [""] for a section that is one value."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [""]
+    absent = object()
+    names = {**before, **now}
+    return [name for name in names if before.get(name, absent) != now.get(name, absent)]

@@ -1,0 +1,14 @@
+"""Models of video in feature space, and the features of frames."""
+
+from ebt_policy.video.autoencoder import Autoencoder
+from ebt_policy.video.baselines import VideoRefiner, VideoTransformerPP
+from ebt_policy.video.model import VIDEO_MODELS, EnergyVideoModel, build_video_model
+
+__all__ = [
+    "VIDEO_MODELS",
+    "Autoencoder",
+    "EnergyVideoModel",
+    "VideoRefiner",
+    "VideoTransformerPP",
+    "build_video_model",
+]

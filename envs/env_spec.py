@@ -1,0 +1,117 @@
+"""The environment of a rollout, and how much of it a policy sees and executes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ebt_policy.envs.errors import EnvError
+from ebt_policy.envs.perturbations import Perturbation, PerturbationWrapper
+
+# Importable package -> the extra of ebt_policy that installs it.
+EXTRA_OF_PACKAGE = {
+    "robosuite": "robomimic",
+    "h5py": "robomimic",
+    "metaworld": "metaworld",
+    "gymnasium_robotics": "adroit",
+    "mujoco": "robomimic,metaworld,adroit",
+}
+EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment, its time limit, and how much a policy sees and executes.
+
+    Attributes:
+        env_id: gymnasium id; "module:id" imports `module` first.
+        max_steps: time limit of an episode, environment steps.
+        n_obs_steps: To, observations that the policy sees (the newest last).
+        n_action_steps: Ta, actions executed of each predicted chunk.
+        kwargs: further arguments of `gymnasium.make`.
+        perturbation: what disturbs every episode, if anything.
+
+    Raises:
+        EnvError: a number of steps below 1.
+    """
+
+    env_id: str
+    max_steps: int
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    perturbation: Perturbation | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "n_obs_steps", "n_action_steps"):
+            if getattr(self, name) < 1:
+                raise EnvError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def make(self, render_mode: str | None = None) -> gymnasium.Env:
+        """Build the environment with the time limit of this spec.
+
+        Raises:
+            EnvError: the environment is unknown, refuses its arguments or the perturbation, or
+                its simulator is not installed.
+            RenderingError: the environment needs frames and no backend can draw them.
+        """
+        kwargs = {"max_episode_steps": self.max_steps, "render_mode": render_mode, **self.kwargs}
+        try:
+            env = gymnasium.make(self.env_id, **kwargs)
+        except EnvError:
+            raise
+        except (gymnasium.error.Error, TypeError, ValueError) as error:
+            raise EnvError(
+                f"task.env.env_id={self.env_id} cannot be made with "
+                f"{self.kwargs or 'no arguments'} ({error}); check the section task.env."
+            ) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF_PACKAGE:
+                raise
+            raise EnvError(
+                f"task.env.env_id={self.env_id} needs {package}, which is not installed: "
+                f"pip install 'ebt_policy[{EXTRA_OF_PACKAGE[package]}]'."
+            ) from error
+        return env if self.perturbation is None else PerturbationWrapper(env, self.perturbation)
+
+    def check(self, *, videos: bool) -> None:
+        """Raise before long work what `make` would raise later.
+
+        Args:
+            videos: the environment must be able to draw frames.
+        """
+        self.make("rgb_array" if videos else None).close()
+
+    @staticmethod
+    def stack_history(observations: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Stack To observations of an environment, the newest last.
+
+        Returns:
+            Name -> (To, ...). An observation that is an array is the low-dimensional part, "obs".
+            A dictionary has it under this name, beside the image of each camera (H, W, 3) uint8.
+        """
+        named = [o if isinstance(o, dict) else {"obs": o} for o in observations]
+        return {name: np.stack([o[name] for o in named]) for name in named[0]}
+
+    def future_actions(self, chunk: np.ndarray) -> np.ndarray:
+        """Return the part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).
+
+        A chunk starts at the oldest of the To observations. Its action To - 1 is the one to take
+        right after the newest observation. The first Ta of the result are executed.
+
+        Raises:
+            EnvError: the chunk is too short for Ta actions.
+        """
+        min_actions = self.n_obs_steps - 1 + self.n_action_steps
+        if len(chunk) < min_actions:
+            raise EnvError(
+                f"the policy predicts {len(chunk)} actions, but n_obs_steps={self.n_obs_steps} and "
+                f"n_action_steps={self.n_action_steps} need {min_actions}; lower "
+                "task.n_action_steps."
+            )
+        return chunk[self.n_obs_steps - 1 :]

@@ -1,0 +1,164 @@
+"""Perturbations: disturbances of an episode, the same for every policy.
+
+A `Perturbation` is one kind at one strength; strength zero is the undisturbed episode. The
+environment disturbs its own scene: it declares its kinds and their strengths (`perturbations`) and
+has a method `perturb(kind, strength, rng) -> observation, info`. Disturbances of actions and
+observations are implemented here, for any environment that declares them:
+
+    action_noise   white noise on every executed action, standard deviation in units of the action
+    delay          observations reach the policy this number of environment steps late
+    freeze         from a random step on, the observation stays the same for this number of steps
+
+This module must not import torch: rollout workers use it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+from ebt_policy.envs.errors import EnvError
+
+EVENT_STEP_RANGE = (20, 60)  # environment steps between which an event happens, both included
+RESET_KINDS = ("start",)  # kinds of an environment that change the initial state
+CONTINUOUS_KINDS = ("action_noise", "delay")  # kinds of this module that act from step 0 on
+STEP_COUNT_KINDS = ("delay", "freeze")  # kinds of this module whose strength is a number of steps
+
+
+@dataclass(frozen=True)
+class PerturbationKind:
+    """A kind of perturbation that an environment declares.
+
+    Attributes:
+        unit: of the strength.
+        strengths: the strengths at which a recovery curve measures it.
+        held: it happens as soon as the robot holds the object (the environment's `holding` says
+            so), not at a random step.
+    """
+
+    unit: str
+    strengths: tuple[float, ...]
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One kind of perturbation at one strength, in the unit of its kind.
+
+    Raises:
+        EnvError: a strength that is negative, not finite, or not a whole number of steps.
+    """
+
+    kind: str
+    strength: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.strength) and self.strength >= 0):
+            raise EnvError(
+                f"the strength of {self.kind} must be at least 0 and finite, got {self.strength}."
+            )
+        if self.kind in STEP_COUNT_KINDS and self.strength != int(self.strength):
+            raise EnvError(
+                f"the strength of {self.kind} must be a whole number of steps, got {self.strength}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.strength:g}"
+
+
+def perturbation_kinds(env: gymnasium.Env) -> dict[str, PerturbationKind]:
+    """Return the kinds of perturbation that `env` declares in `perturbations`, by name."""
+    return dict(getattr(env.unwrapped, "perturbations", {}))
+
+
+def sample_event(seed: int | None) -> tuple[np.random.Generator, int]:
+    """Return the generator of the event of episode `seed`, and the environment step of it."""
+    rng = np.random.default_rng(None if seed is None else [seed, 1])
+    return rng, int(rng.integers(*EVENT_STEP_RANGE, endpoint=True))
+
+
+class PerturbationWrapper(gymnasium.Wrapper):
+    """An environment with one perturbation in every episode.
+
+    The step and the direction of the event depend on the seed of the episode alone, not on the
+    strength, so policies and strengths are compared on the same events. At the step of an event
+    (and at the reset if the initial state is changed) `info["perturbed"]` is true: scores count
+    from there on. If the environment has `holding`, `info["retries"]` counts the grasps after the
+    event.
+
+    Args:
+        env: it declares the kind (see `perturbation_kinds`).
+        perturbation: what disturbs the episode.
+
+    Raises:
+        EnvError: `env` does not declare this kind.
+    """
+
+    def __init__(self, env: gymnasium.Env, perturbation: Perturbation):
+        super().__init__(env)
+        declared = perturbation_kinds(env)
+        if perturbation.kind not in declared:
+            raise EnvError(
+                f"this environment has no perturbation {perturbation.kind!r}; "
+                f"it has {', '.join(declared) or 'none'}."
+            )
+        self.perturbation = perturbation
+        self._kind = declared[perturbation.kind]
+        self._rng = np.random.default_rng()
+        self._event_step, self._step = 0, 0
+        self._event_done, self._was_holding, self._retries = False, False, 0
+        self._delayed: deque[Any] = deque(maxlen=1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        (self._rng, self._event_step), self._step = sample_event(seed), 0
+        self._event_done, self._was_holding, self._retries = False, False, 0
+        kind, strength = self.perturbation.kind, self.perturbation.strength
+        if kind in RESET_KINDS:
+            obs, scene_info = self._apply_perturbation()
+            info = info | scene_info | {"perturbed": True}
+        delay = int(strength) if kind == "delay" else 0
+        self._delayed = deque([obs] * (delay + 1), maxlen=delay + 1)
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        kind, strength = self.perturbation.kind, self.perturbation.strength
+        if self._kind.held:
+            is_due = self._was_holding and not self._event_done
+        else:
+            is_due = self._step == self._event_step
+        is_event = is_due and kind not in (*RESET_KINDS, *CONTINUOUS_KINDS)
+        if is_event:
+            self._event_done = True
+            if kind != "freeze":
+                self._apply_perturbation()
+                self._was_holding = self._is_holding()
+        if kind == "action_noise":
+            action = action + strength * self._rng.standard_normal(np.shape(action))
+            if isinstance(self.action_space, Box):
+                action = np.clip(action, self.action_space.low, self.action_space.high)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        frozen = kind == "freeze" and 0 <= self._step - self._event_step < strength
+        if not frozen:
+            self._delayed.append(obs)
+        self._step += 1
+        was_holding, self._was_holding = self._was_holding, self._is_holding()
+        self._retries += self._event_done and self._was_holding and not was_holding
+        info = info | {"retries": self._retries} | ({"perturbed": True} if is_event else {})
+        return self._delayed[0], float(reward), terminated, truncated, info
+
+    def _is_holding(self) -> bool:
+        scene: Any = self.env.unwrapped
+        return bool(scene.holding()) if hasattr(scene, "holding") else False
+
+    def _apply_perturbation(self) -> tuple[Any, dict[str, Any]]:
+        """Let the environment disturb its scene; return observation and info after it."""
+        scene: Any = self.env.unwrapped
+        return scene.perturb(self.perturbation.kind, self.perturbation.strength, self._rng)

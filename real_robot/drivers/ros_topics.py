@@ -1,0 +1,142 @@
+"""The options of a robot behind ROS 2: which topics are observed and commanded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.config import options
+from ebt_policy.data import push_t
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, FrameTransform, ObservedTopic
+from ebt_policy.registry import Registry
+
+# Functions from the observed numbers (n,) to the "obs" (Do,) of the policy.
+OBSERVATION_TRANSFORMS: Registry[Callable[[np.ndarray], np.ndarray]] = Registry(
+    "robot.driver.transform", "ebt_policy.observation_transforms"
+)
+# (5,) agent, block, angle -> (20,) keypoints of the block, agent.
+OBSERVATION_TRANSFORMS.register("push_t_keypoints")(push_t.observation)
+SECTION = "robot.driver"
+
+
+@dataclass(frozen=True)
+class SimNodeOptions:
+    """The section ``robot.driver.simulates``: what `sim_node` simulates.
+
+    Args:
+        env: see `EnvSpec`.
+        parts: name of an observed topic -> entries of the environment's state.
+        publish_hz: of all topics.
+        reset: topic (Float64MultiArray) of the seed and number of a reset.
+        score: topic (Float64MultiArray) of the seed, the score, whether the task is solved, and
+            the number of the last reset.
+    """
+
+    env: dict[str, Any]
+    parts: dict[str, list[int]]
+    publish_hz: float
+    reset: str
+    score: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.publish_hz < math.inf:
+            raise ConfigError(
+                f"{SECTION}.simulates.publish_hz must be positive and finite, got "
+                f"{self.publish_hz}."
+            )
+
+
+@dataclass(frozen=True)
+class RosTopics:
+    """The options of ``robot.driver`` with ``name: ros2``.
+
+    Args:
+        observe: name -> options of `ObservedTopic`. Images become cameras of that name.
+        obs: names of the observed topics that make up "obs", in order.
+        position: name of the observed topic that measures the robot's position.
+        command: options of `CommandTopic`.
+        transform: name of one of `OBSERVATION_TRANSFORMS`, applied to "obs".
+        estop: topic of the emergency stop (Bool; true stops).
+        heartbeat: topic of a message for each tick of the loop (Empty).
+        stamps: "header", or "arrival" where the robot's clock is another one.
+        connect_s: how long to wait for the first messages.
+        simulates: options of `SimNodeOptions`, of a robot that `sim_node` simulates.
+
+    Attributes:
+        observed, commanded, simulated: the parsed `observe`, `command` and `simulates`.
+    """
+
+    observe: dict[str, Any]
+    obs: list[str]
+    position: str
+    command: dict[str, Any]
+    transform: str | None = None
+    estop: str = "/emergency_stop"
+    heartbeat: str = "/policy/heartbeat"
+    stamps: str = "header"
+    connect_s: float = 10.0
+    simulates: dict[str, Any] | None = None
+    observed: dict[str, ObservedTopic] = field(init=False)
+    commanded: CommandTopic = field(init=False)
+    simulated: SimNodeOptions | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        observed = {
+            name: _parse_observed(section, f"{SECTION}.observe.{name}")
+            for name, section in self.observe.items()
+        }
+        commanded = options(CommandTopic, self.command, f"{SECTION}.command")
+        simulated = None
+        if self.simulates:
+            simulated = options(SimNodeOptions, self.simulates, f"{SECTION}.simulates")
+        object.__setattr__(self, "observed", observed)
+        object.__setattr__(self, "commanded", commanded)
+        object.__setattr__(self, "simulated", simulated)
+        for name in (*self.obs, self.position):
+            if name not in observed:
+                raise ConfigError(f"{SECTION}.observe has no {name}; it has {', '.join(observed)}.")
+        if self.transform is not None:
+            OBSERVATION_TRANSFORMS.get(self.transform)
+        if not 0 < self.connect_s < math.inf:
+            raise ConfigError(
+                f"{SECTION}.connect_s must be positive and finite, got {self.connect_s}."
+            )
+        if self.stamps not in ("header", "arrival"):
+            raise ConfigError(f"{SECTION}.stamps must be header or arrival, got {self.stamps}.")
+
+    def observation_values(self, readings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the values of an `Observation`; "state" is "obs" before the transform.
+
+        Args:
+            readings: name of an observed topic -> what `ObservedTopic.read` returned.
+        """
+        values, low_dim = {}, np.concatenate([readings[name] for name in self.obs])
+        if self.transform is not None:
+            values["state"] = low_dim
+            low_dim = OBSERVATION_TRANSFORMS.get(self.transform)(low_dim)
+        values["obs"] = np.asarray(low_dim, dtype=np.float32)
+        cameras = {name: readings[name] for name, topic in self.observed.items() if topic.is_image}
+        return values | cameras
+
+
+def parse_topics(driver: dict[str, Any]) -> RosTopics | None:
+    """Parse the section ``robot.driver``; None for a robot with another driver.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    if driver.get("name") != "ros2":
+        return None
+    return options(RosTopics, {k: v for k, v in driver.items() if k != "name"}, SECTION)
+
+
+def _parse_observed(section: dict[str, Any], section_name: str) -> ObservedTopic:
+    if section.get("frame") is not None:
+        frame = options(FrameTransform, section["frame"], f"{section_name}.frame")
+        section = {**section, "frame": frame}
+    return options(ObservedTopic, dict(section), section_name)

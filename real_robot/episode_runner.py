@@ -1,0 +1,248 @@
+"""A robot, a source of actions and the loop between them, episode after episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies import Policy
+from ebt_policy.real_robot.action_source import ActionSource
+from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.drivers.base import Driver, Observation, SimulatedDriver
+from ebt_policy.real_robot.episode_result import EpisodeResult, mean_second_difference
+from ebt_policy.real_robot.errors import DriverError, RecordError
+from ebt_policy.real_robot.loop import ControlLoop, Tick
+from ebt_policy.real_robot.observation_reader import ObservationReader
+from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.supervisor import STOPPED, EStop, State, Supervisor
+from ebt_policy.real_robot.watchdogs import LoopWatchdog
+
+FIRST_OBSERVATION_S = 10.0
+
+
+def tick_seconds(robot: Robot, speed: float) -> float:
+    """Return the seconds from tick to tick; at half speed the same motion takes twice the time."""
+    if not 0 < speed <= 1:
+        raise ConfigError(f"speed must be in (0, 1], got {speed}.")
+    return 1 / (robot.rate_hz * speed)
+
+
+def observation_shapes(policy: Policy) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of what a policy reads of an observation."""
+    cameras = policy.shape.cameras or {}
+    return {"obs": (policy.shape.obs_dim,)} | {name: (*size, 3) for name, size in cameras.items()}
+
+
+class EpisodeRunner:
+    """A runner of episodes on one robot.
+
+    Args:
+        robot, driver, source, clock: what runs.
+        shapes: name -> shape of each value that the driver must give, see `observation_shapes`.
+        active: whether commands are sent.
+        record: an episode store to record into, see `Recorder`.
+        observers: called with every tick.
+        watchdog: whether another thread stops the robot when the loop hangs.
+
+    Raises:
+        ConfigError: a tick is longer than a timeout of the robot.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        driver: Driver,
+        source: ActionSource,
+        clock: Clock,
+        shapes: dict[str, tuple[int, ...]],
+        *,
+        active: bool = True,
+        record: Path | None = None,
+        observers: Sequence[Callable[[Tick], None]] = (),
+        watchdog: bool = True,
+    ) -> None:
+        self.robot, self.driver, self.clock, self.source = robot, driver, clock, source
+        for name in ("command_s", "heartbeat_s"):
+            if source.dt >= (timeout := getattr(robot.timeouts, name)):
+                raise ConfigError(
+                    f"a tick takes {source.dt:g} s, which is not less than robot.watch.{name}="
+                    f"{timeout:g}; raise robot.watch.{name} or speed."
+                )
+        self.supervisor, self.estop = Supervisor(clock), EStop()
+        driver.press = self.estop.press
+        self._store: Path | None = record
+        self.recorder: Recorder | None = None
+        self.loop = ControlLoop(
+            driver,
+            source,
+            robot.safety,
+            robot.timeouts,
+            self.supervisor,
+            self.estop,
+            clock,
+            shapes,
+            active=active,
+            observers=[*observers, self._record],
+        )
+        timeout = robot.timeouts.heartbeat_s
+        self.watchdog = self.loop.watchdog = (
+            LoopWatchdog(clock, timeout, self.loop.fault) if watchdog else None
+        )
+
+    def _record(self, tick: Tick) -> None:
+        if self.recorder is not None:
+            try:
+                self.recorder.add(tick, self.source.plan)
+            except RecordError as error:
+                self.loop.fault(str(error))
+
+    def prepare(self) -> Observation:
+        """Connect, observe and warm up; only then is the robot READY.
+
+        Raises:
+            DriverError, PolicyError, RecordError: a part of the run is not ready.
+            ConfigError: the robot does not observe what the policy reads.
+        """
+        self.driver.connect()
+        if self.loop.active:
+            self.driver.check_exclusive()
+        observation = self.first_observation()
+        if self._store is not None and self.recorder is None:
+            rate_hz, name = 1 / self.source.dt, self.robot.name
+            layout = Layout.from_values(observation.values, self.robot.action, rate_hz, name)
+            self.recorder = Recorder(self._store, layout, self._max_ticks)
+        self.source.warm_up(observation.values, observation.position)
+        self.supervisor.transition(State.READY, "checked and warmed up")
+        return observation
+
+    @property
+    def _max_ticks(self) -> int:
+        """Ticks of the longest episode; a recording in place of a robot ends by itself."""
+        if (seconds := self.driver.seconds) is not None:
+            return int(seconds / self.source.dt + 1e-6) + 1
+        return round(self.robot.episode_s * self.robot.rate_hz)
+
+    def first_observation(self) -> Observation:
+        """Wait for an observation that the policy can read.
+
+        Raises:
+            ConfigError: none came.
+        """
+        reader = ObservationReader(self.driver, self.loop.shapes, len(self.robot.action))
+        end = self.clock.now() + FIRST_OBSERVATION_S
+        while True:
+            reader.read()
+            if reader.newest is not None:
+                return reader.newest
+            if self.clock.now() >= end:
+                reason = reader.rejection or "nothing was measured"
+                raise ConfigError(
+                    f"{self.robot.name} gave no observation that the policy can read within "
+                    f"{FIRST_OBSERVATION_S:g} s: {reason}."
+                )
+            self.clock.wait_until(self.clock.now() + 0.05)
+
+    def run_episode(
+        self,
+        seed: int,
+        *,
+        should_quit: Callable[[], bool] = lambda: False,
+        should_keep: Callable[[EpisodeResult], bool] = lambda result: True,
+    ) -> EpisodeResult:
+        """Run until the task is solved, the time is over, a fault, or `should_quit`.
+
+        The robot starts by itself, unless its configuration wants a person to start it. A recording
+        stays if `should_keep` returns True, and always when the program is interrupted. A robot
+        that is held or stopped at the end stays in that state until the next episode, or until it
+        is re-armed.
+
+        Args:
+            seed: of a simulated robot, and of the policy's noise.
+        """
+        result = EpisodeResult(seed)
+        if self.supervisor.state in (State.RUNNING, State.HOLD):  # of the episode before
+            self._make_ready("a new episode")
+        num_changes = len(self.supervisor.changes)
+        num_latencies = len(self.source.latencies)
+        overruns, ticks_without_plan = self.loop.overruns, self.loop.ticks_without_plan
+        self._begin(seed)
+        try:
+            self.loop.run(lambda tick: self._is_done(tick, result, should_quit))
+        except BaseException:
+            if self.recorder is not None:
+                self.recorder.end()
+            raise
+        result.overruns = self.loop.overruns - overruns
+        result.ticks_without_plan = self.loop.ticks_without_plan - ticks_without_plan
+        result.latencies = self.source.latencies[num_latencies:]
+        self._complete(result)
+        if self.supervisor.state is State.RUNNING:
+            self._make_ready("the episode is over")
+        self._end_recording(result, should_keep)
+        changes = self.supervisor.changes[num_changes:]
+        result.stops = [change for change in changes if change.state in STOPPED]
+        return result
+
+    def _begin(self, seed: int) -> None:
+        """Reset all parts and start the robot."""
+        try:
+            self.driver.reset(seed)
+            if self.recorder is not None:
+                self.recorder.begin()
+        except (DriverError, RecordError, ConfigError) as error:
+            self.loop.fault(str(error))
+        self.source.reset(seed)
+        if not self.robot.confirm:
+            self.supervisor.transition(State.RUNNING, "started")
+
+    def _is_done(self, tick: Tick, result: EpisodeResult, should_quit: Callable[[], bool]) -> bool:
+        """Add a tick to the result, and return whether it was the last."""
+        if tick.state is State.READY:  # a person has yet to start it
+            return should_quit()
+        result.ticks.append(tick)
+        plan = self.source.plan
+        if plan is not None and plan.inconsistency is not None and plan.start == tick.number:
+            result.plan_inconsistencies.append(plan.inconsistency)
+        solved = isinstance(self.driver, SimulatedDriver) and self.driver.solved
+        timed_out = tick.number - result.ticks[0].number + 1 >= self._max_ticks
+        return solved or timed_out or tick.state is State.FAULT or should_quit()
+
+    def _complete(self, result: EpisodeResult) -> None:
+        """Fill in what is known once the loop has ended."""
+        if result.ticks:
+            result.seconds = self.clock.now() - result.ticks[0].due
+        if isinstance(self.driver, SimulatedDriver):
+            result.score, result.success = self.driver.score, self.driver.solved
+        for transition in self.source.transitions:
+            result.transition_jumps.append(float(np.linalg.norm(transition.jump)))
+            length = float(np.linalg.norm(transition.second_difference))
+            result.transition_second_differences.append(length)
+        excluded = {transition.tick for transition in self.source.transitions}
+        result.second_difference = mean_second_difference(result.ticks, excluded)
+        result.ended = (self.supervisor.state, self.supervisor.reason)
+
+    def _end_recording(
+        self, result: EpisodeResult, should_keep: Callable[[EpisodeResult], bool]
+    ) -> None:
+        result.kept = should_keep(result)
+        try:
+            if self.recorder is not None and result.kept:
+                self.recorder.end()
+            elif self.recorder is not None:
+                self.recorder.discard()
+        except RecordError as error:
+            result.kept = False
+            self.loop.fault(str(error))
+            result.ended = (self.supervisor.state, self.supervisor.reason)
+
+    def _make_ready(self, reason: str) -> None:
+        self.supervisor.transition(State.DISARMED, reason)
+        self.supervisor.transition(State.READY, "checked before")
+
+    def close(self) -> None:
+        """Disconnect from the robot, which is held."""
+        self.driver.close()

@@ -1,0 +1,60 @@
+"""The section ``execution`` of a run: how the chunks of a policy are executed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ebt_policy.config import FloatOrInfinity
+from ebt_policy.errors import ConfigError
+from ebt_policy.renamed_options import RENAMED_VALUES
+
+MODES = ("blocking", "async", "rtc")
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How chunks are executed.
+
+    Args:
+        mode: "blocking": the next chunk is predicted when the last one has been executed, and the
+            robot stands meanwhile. "async": the next chunk is predicted before that, and takes over
+            as soon as it arrives. "rtc": as "async", and the prediction is conditioned on the
+            actions that are executed meanwhile (real-time chunking, Black et al. 2025; here as a
+            frozen prefix of the descent).
+        warm: whether the descent of an energy policy starts from the last chunk.
+        deadline_s: time limit of a prediction; an energy policy returns its best chunk by then.
+        max_wait_fraction: the fraction of a tick for which a command waits for its prediction.
+        max_plan_inconsistency: hold the robot when the energy of the rest of the last plan exceeds
+            that of the new plan by more than this, in nats. Infinity only measures the difference;
+            None does not measure it. For energy policies.
+    """
+
+    mode: Literal["blocking", "async", "rtc"] = "rtc"
+    warm: bool = False
+    deadline_s: float | None = None
+    max_wait_fraction: float = 0.5
+    max_plan_inconsistency: FloatOrInfinity | None = None
+
+    def __post_init__(self) -> None:
+        if new_mode := RENAMED_VALUES.get(("execution", "mode", self.mode)):
+            raise ConfigError(
+                f"execution.mode={self.mode} was renamed: use execution.mode={new_mode}."
+            )
+        if self.mode not in MODES:
+            raise ConfigError(f"execution.mode must be one of {', '.join(MODES)}, got {self.mode}.")
+        if self.max_plan_inconsistency is not None and not self.max_plan_inconsistency > 0:
+            raise ConfigError(
+                "execution.max_plan_inconsistency must be positive, got "
+                f"{self.max_plan_inconsistency}."
+            )
+        if not 0 <= self.max_wait_fraction < 1:
+            raise ConfigError(
+                "execution.max_wait_fraction must be in [0, 1) of a tick, got "
+                f"{self.max_wait_fraction}."
+            )
+        if self.deadline_s is not None and not 0 < self.deadline_s < math.inf:
+            raise ConfigError(
+                f"execution.deadline_s must be positive and finite, got {self.deadline_s}."
+            )

@@ -1,0 +1,140 @@
+"""Predictions beside the control loop: in a thread, or simulated on a simulated clock."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ebt_policy.real_robot.clock import Clock, SimulatedClock
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The outcome of a job.
+
+    Attributes:
+        value: what the job returned, None if it raised.
+        error: what the job raised.
+        seconds: how long the job took.
+    """
+
+    value: Any
+    error: Exception | None
+    seconds: float
+
+
+class InferenceWorker(ABC):
+    """An executor of one job at a time.
+
+    Attributes:
+        started_at: clock seconds at which the current job was submitted, None without a job.
+    """
+
+    started_at: float | None = None
+
+    @abstractmethod
+    def submit(self, job: Callable[[], Any]) -> None:
+        """Start a job. No other job may be running."""
+
+    @abstractmethod
+    def take_result(self) -> JobResult | None:
+        """Return the result of the current job once it has ended, and forget the job."""
+
+    @abstractmethod
+    def wait(self, deadline: float) -> None:
+        """Return as soon as the current job has ended, at the latest at ``deadline`` (clock s)."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Forget the current job, even one that never ends."""
+
+
+class ThreadWorker(InferenceWorker):
+    """A thread of this process. A thread that hangs is abandoned and replaced by a new one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._result: JobResult | None = None
+        thread = threading.Thread(
+            target=self._work, args=(self._jobs, self._ended), daemon=True, name="planner"
+        )
+        thread.start()
+
+    def _work(self, jobs: queue.SimpleQueue, ended: threading.Event) -> None:
+        while ended is self._ended:  # until this thread is abandoned
+            job = jobs.get()
+            start = self._clock.now()
+            try:
+                result = JobResult(job(), None, self._clock.now() - start)
+            except Exception as error:  # the planner raises it in the loop's thread
+                result = JobResult(None, error, self._clock.now() - start)
+            if ended is self._ended:
+                self._result = result
+                ended.set()
+
+    def submit(self, job: Callable[[], Any]) -> None:
+        assert self.started_at is None
+        self.started_at = self._clock.now()
+        self._ended.clear()
+        self._jobs.put(job)
+
+    def take_result(self) -> JobResult | None:
+        if self.started_at is None or not self._ended.is_set():
+            return None
+        self.started_at = None
+        return self._result
+
+    def wait(self, deadline: float) -> None:
+        if self.started_at is not None:
+            self._ended.wait(max(deadline - self._clock.now(), 0.0))
+
+    def abandon(self) -> None:
+        if self.started_at is not None:
+            self.started_at = None
+            self._start_thread()
+
+
+class SimulatedWorker(InferenceWorker):
+    """Jobs of a simulated duration, on a clock that stands still while they compute.
+
+    Args:
+        clock: the loop's.
+        delay: returns the seconds that the next job takes; infinite for one that hangs.
+    """
+
+    def __init__(self, clock: SimulatedClock, delay: Callable[[], float]) -> None:
+        self._clock, self._delay = clock, delay
+        self._result: JobResult | None = None
+        self._ends_at = 0.0
+
+    def submit(self, job: Callable[[], Any]) -> None:
+        assert self.started_at is None
+        seconds = self._delay()
+        self.started_at = self._clock.now()
+        self._ends_at = self.started_at + seconds
+        try:
+            self._result = JobResult(job(), None, seconds)
+        except Exception as error:  # as in a thread
+            self._result = JobResult(None, error, seconds)
+
+    def take_result(self) -> JobResult | None:
+        if self.started_at is None or self._clock.now() < self._ends_at:
+            return None
+        self.started_at = None
+        return self._result
+
+    def wait(self, deadline: float) -> None:
+        if self.started_at is not None:
+            self._clock.wait_until(max(min(deadline, self._ends_at), self._clock.now()))
+
+    def abandon(self) -> None:
+        self.started_at = None

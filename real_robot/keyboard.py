@@ -1,0 +1,114 @@
+"""The operator beside the robot: keys of the terminal, Ctrl-C and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
+
+KEYS = "space stop, h hold, r resume, s start, a re-arm, q quit"
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Operator:
+    """The requests of a person.
+
+    Attributes:
+        quit: set by q, a signal or a closed terminal: the run ends, and the robot is held.
+    """
+
+    def __init__(self, supervisor: Supervisor, estop: EStop) -> None:
+        self._supervisor, self._estop = supervisor, estop
+        self.quit = threading.Event()
+
+    def press_key(self, pressed: str) -> None:
+        """React to a key of `KEYS`; ignore others."""
+        if pressed == " ":
+            self._estop.press("space bar")
+        elif pressed == "h":
+            self._supervisor.transition(State.HOLD, "held by a person")
+        elif pressed == "r" and self._supervisor.state is State.HOLD:
+            self._supervisor.transition(State.RUNNING, "resumed by a person")
+        elif pressed == "s" and self._supervisor.state is State.READY:
+            self._supervisor.transition(State.RUNNING, "started by a person")
+        elif (
+            pressed == "a" and self._supervisor.rearm()
+        ):  # a stop that the loop has not seen yet stays
+            self._estop.release()
+        elif pressed == "q":
+            self.quit.set()
+
+    def stop_and_quit(self, reason: str) -> None:
+        """Stop the robot and end the run."""
+        self._estop.press(reason)
+        self.quit.set()
+
+
+@contextmanager
+def listen_to_operator(operator: Operator) -> Iterator[bool]:
+    """React to keys and signals while this context is open.
+
+    Ctrl-C, SIGTERM and a closed terminal are the emergency stop and end the run. A second Ctrl-C or
+    SIGTERM ends the program at once.
+
+    Yields:
+        Whether there is a terminal for keys.
+    """
+
+    def stop(number: int, _frame: object) -> None:
+        if operator.quit.is_set() and number in END_SIGNALS:
+            raise KeyboardInterrupt
+        operator.stop_and_quit("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+    numbers = (*END_SIGNALS, signal.SIGHUP) if os.name == "posix" else END_SIGNALS
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        if os.name == "posix" and sys.stdin.isatty():
+            with _read_keys(operator):
+                yield True
+        else:
+            yield False
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _read_keys(operator: Operator) -> Iterator[None]:
+    """Pass each pressed key of the terminal to the operator, from a thread."""
+    import termios
+    import tty
+
+    terminal, ended = sys.stdin.fileno(), threading.Event()
+    saved = termios.tcgetattr(terminal)
+
+    def read_loop() -> None:
+        while not ended.is_set():
+            if not select.select([terminal], [], [], 0.05)[0]:
+                continue
+            try:
+                pressed = os.read(terminal, 1)
+            except OSError:
+                pressed = b""
+            if not pressed:  # nobody could stop the robot by a key any more
+                operator.stop_and_quit("the terminal was closed")
+                return
+            operator.press_key(pressed.decode(errors="ignore"))
+
+    tty.setcbreak(terminal)
+    thread = threading.Thread(target=read_loop, daemon=True, name="keys")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(termios.error):  # one that was closed
+            termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

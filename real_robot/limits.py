@@ -1,0 +1,197 @@
+"""The limits of a robot: what a configuration must say before the robot may move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebt_policy.real_robot.errors import SafetyError
+from ebt_policy.renamed_options import RENAMED_OPTIONS
+
+ForwardKinematics = Callable[[np.ndarray], np.ndarray]  # command (A,) -> tool position (3,), m
+LIMIT_NAMES = ("position", "velocity", "acceleration", "max_tracking_error", "workspace")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A box that the tool stays in, for actions that are not themselves positions in space.
+
+    Args:
+        low, high: (3,) corners of the box, m.
+        forward_kinematics: maps a command (A,) to the position of the tool (3,), m.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    forward_kinematics: ForwardKinematics
+
+    def contains(self, command: np.ndarray) -> bool:
+        """Return whether the tool is in the box after a command (A,)."""
+        tool = self.forward_kinematics(command)
+        return bool(np.all((tool >= self.low) & (tool <= self.high)))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits that all commands keep. None of them has a default.
+
+    Args:
+        names: names of the A numbers of an action.
+        low, high: (A,) position.
+        velocity: (A,) units/s.
+        acceleration: (A,) units/s^2.
+        max_tracking_error: (A,) the largest distance between a command and the measured position;
+            infinite for numbers that nothing measures.
+        workspace: the box of the tool, if the action is not itself a position in space; otherwise
+            None, and the box is part of low and high.
+    """
+
+    names: tuple[str, ...]
+    low: np.ndarray
+    high: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    max_tracking_error: np.ndarray
+    workspace: Workspace | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "velocity", "acceleration", "max_tracking_error"):
+            value = getattr(self, name)
+            if value.shape != (len(self.names),) or np.isnan(value).any():
+                raise SafetyError(
+                    f"robot.limits: {name} must be {len(self.names)} numbers, one for each of "
+                    f"{', '.join(self.names)}, got {value.tolist()}."
+                )
+            if name != "max_tracking_error" and not np.isfinite(value).all():
+                raise SafetyError(f"robot.limits: {name} must be finite, got {value.tolist()}.")
+        if not (self.low < self.high).all():
+            raise SafetyError("robot.limits: every low must be below its high.")
+        for name in ("velocity", "acceleration", "max_tracking_error"):
+            if not (getattr(self, name) > 0).all():
+                raise SafetyError(f"robot.limits: {name} must be positive.")
+
+    def bounds(self, device: torch.device | str = "cpu") -> Bounds:
+        """Return the limits that hold along a chunk, on a device."""
+        return Bounds(*(torch.from_numpy(getattr(self, n)).to(device) for n in Bounds._fields))
+
+
+class Bounds(NamedTuple):
+    """The limits of `Limits` as tensors of double precision, for `limit_chunks`."""
+
+    low: Tensor
+    high: Tensor
+    velocity: Tensor
+    acceleration: Tensor
+
+
+def parse_limits(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
+    """Parse the section ``robot.limits``: one number for all, or one for each name.
+
+        position: [[low, high], ...]
+        velocity: 1.0
+        acceleration: 8.0
+        max_tracking_error: 0.1  # null for what nothing measures
+        workspace: {x: [low, high], ...}
+
+    The entries of ``workspace`` are the numbers of the action that are positions in space (m or
+    px). Joint-space robots give ``{model: arm.xml, site: tool, box: [[low, high], x3]}``, with
+    joints named as in that MuJoCo model.
+
+    Raises:
+        SafetyError: a limit is missing (all are mandatory) or has another form.
+    """
+    for name in section:
+        if new_name := RENAMED_OPTIONS.get(("robot.limits", name)):
+            raise SafetyError(f"robot.limits: {name} was renamed: use {new_name}.")
+    missing = [
+        name
+        for name in LIMIT_NAMES
+        if name not in section or (section[name] is None and name != "max_tracking_error")
+    ]
+    if missing:
+        raise SafetyError(
+            f"robot.limits: {', '.join(missing)} must be given; the robot is not armed without "
+            f"all of {', '.join(LIMIT_NAMES)}."
+        )
+    if unknown := sorted(set(section) - set(LIMIT_NAMES)):
+        raise SafetyError(
+            f"robot.limits: {unknown[0]} is unknown; there are {', '.join(LIMIT_NAMES)}."
+        )
+    low, high = _parse_numbers(section["position"], (len(names), 2), "position").T.copy()
+    box, workspace = section["workspace"], None
+    if not isinstance(box, Mapping):
+        raise SafetyError(
+            f"robot.limits: workspace must be a section, x: [low, high], ...; got {box}."
+        )
+    if "model" in box:
+        workspace = _parse_tool_workspace(box, names)
+    else:
+        _intersect_workspace(low, high, box, names)
+    rates = {
+        name: _parse_numbers(section[name], (len(names),), name)
+        for name in ("velocity", "acceleration", "max_tracking_error")
+    }
+    return Limits(tuple(names), low, high, workspace=workspace, **rates)
+
+
+def _parse_tool_workspace(section: Mapping[str, Any], names: Sequence[str]) -> Workspace:
+    """Parse the workspace of a robot whose actions are joint positions."""
+    if absent := [name for name in ("site", "box") if name not in section]:
+        raise SafetyError(f"robot.limits: workspace.{absent[0]} must be given with a model.")
+    from ebt_policy.real_robot.kinematics import tool_kinematics  # needs MuJoCo
+
+    box = _parse_box(section["box"], 3, "workspace.box")
+    kinematics = tool_kinematics(section["model"], section["site"], names)
+    return Workspace(box[:, 0], box[:, 1], kinematics)
+
+
+def _intersect_workspace(
+    low: np.ndarray, high: np.ndarray, box: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    """Narrow the position limits (A,) in place to a box over some numbers of the action."""
+    if unknown := sorted(set(box) - set(names)):
+        raise SafetyError(
+            f"robot.limits: workspace has {unknown[0]}, which is no number of the action "
+            f"({', '.join(names)})."
+        )
+    for name, sides in box.items():
+        i = list(names).index(name)
+        ((box_low, box_high),) = _parse_box(sides, 1, f"workspace.{name}")
+        low[i], high[i] = max(low[i], box_low), min(high[i], box_high)
+
+
+def _parse_box(value: Any, dimensions: int, name: str) -> np.ndarray:
+    """Parse the sides [low, high] of a box, (dimensions, 2).
+
+    They must be finite: NaN would pass every comparison unnoticed.
+    """
+    box = _parse_numbers(value, (dimensions, 2), name)
+    if not np.isfinite(box).all() or not (box[:, 0] < box[:, 1]).all():
+        raise SafetyError(
+            f"robot.limits: {name} must be finite, every low below its high, got {value}."
+        )
+    return box
+
+
+def _parse_numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Parse numbers of a shape, or of one row for all; null is infinite."""
+
+    def null_to_infinity(entry: Any) -> Any:
+        if isinstance(entry, Sequence) and not isinstance(entry, str):
+            return [null_to_infinity(e) for e in entry]
+        return np.inf if entry is None else entry
+
+    try:
+        numbers = np.array(null_to_infinity(value), dtype=np.float64)
+        if numbers.shape not in (shape, shape[1:]):
+            raise ValueError(numbers.shape)
+    except (TypeError, ValueError):
+        single = "[low, high]" if shape[1:] else "a number"
+        several = f", or a list with one for each of {shape[0]}" if shape[0] > 1 else ""
+        raise SafetyError(f"robot.limits: {name} must be {single}{several}, got {value}.") from None
+    return np.broadcast_to(numbers, shape).copy()

@@ -1,0 +1,274 @@
+"""Recording of observations and commands into an episode store, safe against a kill.
+
+While an episode runs, each tick is one write to a journal. Whatever ends the program, the journal
+has all ticks until then. At the end of the episode, or when the recorder is opened again after a
+kill or a full disk, the journal becomes an episode of the store, which training reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebt_policy.data.episode_store import append_episodes, write_episodes
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.output import MIB, check_free_space
+from ebt_policy.real_robot.action_source import Plan
+from ebt_policy.real_robot.errors import RecordError
+from ebt_policy.real_robot.loop import Tick
+from ebt_policy.real_robot.supervisor import State
+
+STATES = list(State)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a recording. Their names are a file format: older recordings have the same.
+
+    "wanted" is the desired action, "action" the command that was allowed, "surprise" the
+    inconsistency of a plan (see `Plan`), and "mode" the index of the state in `STATES`.
+
+    Args:
+        values: name -> type and shape of each observed value.
+        names: of the A numbers of an action.
+        rate_hz: ticks per second.
+        robot: its name.
+    """
+
+    values: dict[str, tuple[str, tuple[int, ...]]]
+    names: tuple[str, ...]
+    rate_hz: float
+    robot: str
+
+    @classmethod
+    def from_values(
+        cls, values: Mapping[str, np.ndarray], names: Sequence[str], rate_hz: float, robot: str
+    ) -> Layout:
+        """Return the layout of recordings of a robot with such observed values."""
+        columns = {name: (value.dtype.str, value.shape) for name, value in values.items()}
+        return cls(columns, tuple(names), rate_hz, robot)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a row."""
+        width = (len(self.names),)
+        rows: list[tuple] = [(name, *kind) for name, kind in self.values.items()]
+        rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
+        rows += [("clamped", "?", width), ("sent", "?"), ("mode", "u1"), ("tick", "i8")]
+        rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy", "surprise")]
+        return np.dtype([*rows, ("steps", "i4")])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape of the columns."""
+        dtype = self.dtype
+        return {name: dtype[name].shape for name in dtype.names or ()}
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of the store."""
+        return {
+            "rate_hz": self.rate_hz,
+            "robot": self.robot,
+            "action_names": list(self.names),
+            "modes": [str(state) for state in STATES],
+            "units": {name: "s" for name in ("time", "late", "age", "latency")},
+        }
+
+
+class Recorder:
+    """A recorder of episodes into a store (a folder). Opening it completes what a kill left.
+
+    Args:
+        store: a new folder, or a store that was recorded from the same kind of robot.
+        layout: of the rows.
+        max_ticks: ticks of the longest episode, for which the disk must have space.
+
+    Attributes:
+        recovered: ticks of an interrupted episode that were recovered, 0 if there was none.
+
+    Raises:
+        ConfigError: the folder is something else, or holds rows of another robot, or the disk has
+            no space for an episode.
+        RecordError: the interrupted episode cannot be written.
+    """
+
+    def __init__(self, store: Path, layout: Layout, max_ticks: int = 0) -> None:
+        if store.suffix == ".zip" or (store.exists() and not is_episode_store(store)):
+            raise ConfigError(
+                f"record={store} is not an episode store; give a new folder or an episode store."
+            )
+        if store.exists() and _stored_shapes(store) != layout.shapes():
+            raise ConfigError(
+                f"record={store} has other columns than a recording of {layout.robot}; give "
+                "another folder."
+            )
+        self.store, self.layout = store, layout
+        self._journal = store.with_name(f".{store.name}.journal")
+        self._file: int | None = None
+        self._bytes_written = 0  # bytes of complete rows in the journal
+        self._failure: RecordError | None = None
+        # Each row is written twice, into the journal and into the store.
+        self._required_bytes = 2 * max_ticks * layout.dtype.itemsize + MIB
+        self.recovered = self._recover()
+        self._check_space()
+
+    def begin(self) -> None:
+        """Start an episode, before anything moves.
+
+        Raises:
+            ConfigError: the disk has no space for it.
+            RecordError: it cannot be written.
+        """
+        assert self._file is None
+        self._failure = None
+        self._check_space()
+        self._recover()
+        with self._wrap_errors():
+            self._file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._bytes_written = 0
+        self._write(self._header())
+
+    def add(self, tick: Tick, plan: Plan | None) -> None:
+        """Record a tick at which the policy moves the robot; skip others.
+
+        Raises:
+            RecordError: it cannot be written. Nothing more is recorded of this episode.
+        """
+        if self._file is None or tick.observation is None or tick.state is not State.RUNNING:
+            return
+        row = np.zeros(1, self.layout.dtype)
+        for name in self.layout.values:
+            row[name] = tick.observation.values[name]
+        row["position"] = tick.observation.position
+        row["wanted"] = np.nan if tick.desired is None else tick.desired
+        row["action"] = np.nan if tick.command is None else tick.command
+        row["clamped"] = False if tick.clamped is None else tick.clamped
+        row["sent"], row["mode"] = tick.sent, STATES.index(tick.state)
+        row["tick"], row["time"], row["late"] = tick.number, tick.due, tick.late
+        row["age"] = tick.began - tick.observation.stamp
+        if plan is not None:
+            row["latency"], row["steps"] = plan.seconds, plan.steps
+            row["energy"] = np.nan if plan.energy is None else plan.energy
+            row["surprise"] = plan.inconsistency or 0.0
+        self._write(row.tobytes())
+
+    def end(self) -> int:
+        """End the episode, and return how many of its ticks were recorded.
+
+        Raises:
+            RecordError: not all of it could be written. The journal stays for `begin`, or for the
+                next recorder.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._file is None:
+            return 0
+        with self._wrap_errors():
+            try:
+                os.fsync(self._file)
+            finally:
+                self._close()
+            return self._store_journal()
+
+    def discard(self) -> None:
+        """Drop the current episode, unless it could not be written to its end."""
+        if self._file is not None:
+            self._close()
+            self._journal.unlink(missing_ok=True)
+
+    def _check_space(self) -> None:
+        folder = self.store.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        check_free_space(folder, self._required_bytes, "record")
+
+    def _recover(self) -> int:
+        """Add an interrupted episode to the store, and return how many ticks it has."""
+        with self._wrap_errors():
+            return self._store_journal() if self._journal.exists() else 0
+
+    def _write(self, content: bytes) -> None:
+        """Append to the journal in one write, so that a kill leaves complete rows.
+
+        If a full disk takes only a part, the journal is cut after the last complete row.
+        """
+        assert self._file is not None
+        try:
+            with self._wrap_errors():
+                if os.write(self._file, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except RecordError as error:
+            self._failure = error
+            os.ftruncate(self._file, self._bytes_written)
+            self._close()
+            raise
+        self._bytes_written += len(content)
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
+    @contextmanager
+    def _wrap_errors(self) -> Iterator[None]:
+        """Turn errors of the disk into a `RecordError`."""
+        try:
+            yield
+        except (OSError, EpisodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RecordError(f"record={self.store} cannot be written ({reason}).") from error
+
+    def _header(self) -> bytes:
+        return (json.dumps(_as_lists(self.layout.dtype.descr)) + "\n").encode()
+
+    def _store_journal(self) -> int:
+        """Add the journal to the store as an episode, and return how many ticks it has."""
+        rows = self._journal_rows()
+        if len(rows):
+            arrays = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+            if not np.isfinite(arrays["energy"]).all():  # of policies that have none
+                arrays["energy"] = np.zeros(len(rows))
+            arrays["wanted"] = np.where(np.isnan(rows["wanted"]), rows["action"], rows["wanted"])
+            episode = Episodes(arrays, np.array([len(rows)]), self.layout.attributes())
+            if self.store.exists():
+                append_episodes(self.store, episode)
+            else:
+                write_episodes(self.store, episode)
+        self._journal.unlink()
+        return len(rows)
+
+    def _journal_rows(self) -> np.ndarray:
+        """Return the rows of the journal at which the policy moved the robot."""
+        content = self._journal.read_bytes()
+        header, newline, body = content.partition(b"\n")
+        if newline and header + newline != self._header():
+            raise ConfigError(
+                f"{self._journal} was recorded from another robot; move it away, or give another "
+                "folder than record={self.store}."
+            )
+        dtype = self.layout.dtype
+        rows = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype)
+        running = rows["mode"] == STATES.index(State.RUNNING)
+        return rows[running & np.isfinite(rows["action"]).all(axis=1)]
+
+
+def _stored_shapes(store: Path) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the columns of a store."""
+    with open_store(store) as opened:
+        return {
+            name: tuple(opened.array(f"data/{name}").shape[1:])
+            for name in opened.array_names("data")
+        }
+
+
+def _as_lists(value: Any) -> Any:
+    """Return nested tuples as lists, as JSON has them."""
+    return [_as_lists(v) for v in value] if isinstance(value, list | tuple) else value

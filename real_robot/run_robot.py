@@ -1,0 +1,187 @@
+"""A whole run: connect, prepare, run episodes, write and show the results."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.io.output import output_folder, output_store
+from ebt_policy.real_robot.action_source import RecordedActions
+from ebt_policy.real_robot.clock import MonotonicClock
+from ebt_policy.real_robot.dashboard import Dashboard, announce_changes, live_dashboard
+from ebt_policy.real_robot.drivers.base import Driver, Renderable, SimulatedDriver
+from ebt_policy.real_robot.episode_runner import EpisodeRunner
+from ebt_policy.real_robot.episode_series import OUTPUT_FAILED, EpisodeSeries, exit_code
+from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
+from ebt_policy.real_robot.optional_outputs import BestEffort
+from ebt_policy.real_robot.report import RESULT_NAMES, markdown_table, summarize, write_results
+from ebt_policy.real_robot.rerun_log import RerunLog
+from ebt_policy.real_robot.robots import Robot
+from ebt_policy.real_robot.run_options import KeepRule, RunMode, RunOptions
+from ebt_policy.real_robot.source_factory import NamedSource, build_source
+from ebt_policy.real_robot.supervisor import State
+from ebt_policy.real_robot.teleop import TeleopSource
+
+console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# The prediction's thread must yield the interpreter to the loop's, which wakes for its tick, at
+# once; by default that may take 5 ms.
+SWITCH_INTERVAL_S = 0.0005
+REMEDIES = {State.HOLD: "r resumes it, q quits", State.FAULT: "a re-arms it, q quits"}
+
+
+def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
+    """Run episodes on a robot, and return the exit code.
+
+    Args:
+        command: the command line, for the results.
+
+    Raises:
+        ConfigError, CheckpointError, SafetyError, DriverError, PolicyError, RecordError: before
+            anything moves.
+    """
+    clock = MonotonicClock()
+    render = options.video or options.mode == RunMode.TELEOP
+    driver = robot.make_driver(clock, render=render)
+    _check_driver(driver, options)
+    with ExitStack() as stack:
+        output = stack.enter_context(results_folder(robot, options))
+        if options.record is not None:
+            stack.enter_context(output_store(Path(options.record), "record"))
+        stack.callback(driver.close)
+        if options.mode == RunMode.TELEOP:
+            driver.connect()  # the window shows its scene
+        source = build_source(robot, options, driver, clock)
+        if isinstance(source.actions, TeleopSource):
+            stack.callback(source.actions.close)
+        if isinstance(source.actions, RecordedActions):
+            robot = replace(robot, episode_s=len(source.actions) / robot.rate_hz)
+        dashboard = Dashboard(f"{robot.name}: {source.name}, {options.mode}")
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        log = None if options.rerun is None else RerunLog(Path(options.rerun))
+        extras = [] if log is None else [BestEffort("rerun", lambda: log)]
+        for extra in extras:
+            stack.callback(extra.close)
+        runner = EpisodeRunner(
+            robot, driver, source.actions, clock, source.shapes,
+            active=options.mode != RunMode.SHADOW, observers=[dashboard, *extras],
+            record=Path(options.record) if options.record else None,
+        )  # fmt: skip
+        dashboard.runner = runner
+        if log is not None:
+            log.runner = runner
+        _prepare(runner)
+        if options.mode == RunMode.DRY_RUN:
+            return 0
+        operator = Operator(runner.supervisor, runner.estop)
+        has_keys = stack.enter_context(listen_to_operator(operator))
+        series = EpisodeSeries(runner, options, output, operator, has_keys, extras=extras)
+        return _run_series(series, dashboard, source, command)
+
+
+def _check_driver(driver: Driver, options: RunOptions) -> None:
+    """Check that the driver can do what the options ask for."""
+    if options.video and not isinstance(driver, Renderable):
+        raise ConfigError("video=true needs a simulated robot that can be rendered; remove it.")
+    if options.keep == KeepRule.SUCCESSFUL and not isinstance(driver, SimulatedDriver):
+        raise ConfigError("keep=successful needs a simulated robot, which knows its task.")
+
+
+def _prepare(runner: EpisodeRunner) -> None:
+    """Make the robot ready, and print what a person may want to know of it."""
+    console.print("connecting and warming up", highlight=False)
+    runner.prepare()
+    if runner.recorder is not None and (count := runner.recorder.recovered):
+        console.print(f"{count} ticks of an interrupted episode were recovered", highlight=False)
+    if runner.source.latencies:
+        slowest_ms = 1e3 * max(runner.source.latencies)
+        console.print(f"ready: a prediction takes {slowest_ms:.0f} ms", highlight=False)
+
+
+def _run_series(
+    series: EpisodeSeries, dashboard: Dashboard, source: NamedSource, command: str
+) -> int:
+    """Run the episodes with the terminal's view of them, and report; returns the exit code."""
+    runner, robot, options = series.runner, series.runner.robot, series.options
+    if robot.confirm and not series.has_keys:
+        raise ConfigError(
+            f"robot={robot.name} is started by a person with a key, but there is no terminal; use "
+            "a terminal, or robot.confirm=false."
+        )
+    remedies = REMEDIES if series.has_keys else {}
+    if robot.confirm:
+        remedies = remedies | {State.READY: "s starts it"}
+    # A person who redirects the output still sees why the robot stands.
+    terminal = console if console.is_terminal else errors
+    assert runner.watchdog is not None
+    code = 0
+    try:
+        with (
+            runner.watchdog,
+            announce_changes(runner.supervisor, terminal, remedies),
+            live_dashboard(dashboard, console, options.live),
+        ):
+            series.run()
+    finally:
+        for extra in series.extras:
+            extra.close()
+        if series.results:
+            code = report_results(series, source, command)
+    return code
+
+
+@contextmanager
+def results_folder(robot: Robot, options: RunOptions) -> Iterator[Path]:
+    """Own the folder of a run's results, which must not have results yet.
+
+    Raises:
+        ConfigError: it has results of another run, cannot be written or is in use.
+    """
+    if options.output is None:
+        default = Path("results") / f"{robot.name}-{options.source_name}"
+        numbered = (default.with_name(f"{default.name}-{i}") for i in itertools.count(2))
+        folder = next(path for path in itertools.chain([default], numbered) if not path.exists())
+    else:
+        folder = Path(options.output)
+    with output_folder(folder, "output"):
+        if present := [name for name in RESULT_NAMES if (folder / name).exists()]:
+            raise ConfigError(
+                f"output={folder} has results of another run ({present[0]}); give another folder."
+            )
+        yield folder
+
+
+def report_results(series: EpisodeSeries, source: NamedSource, command: str) -> int:
+    """Write and show the results of a run, and return the exit code."""
+    options, results, output = series.options, series.results, series.output
+    failures = [extra.failure for extra in series.extras if extra.failure]
+    summary = summarize(results)
+    try:
+        write_results(
+            output, source.name, source.parameter_count, series.runner.robot, options, results,
+            summary, command,
+        )  # fmt: skip
+    except OSError as error:  # the terminal shows them at least
+        failures.append(f"output={output} cannot be written ({error.strerror or error})")
+    console.print(Markdown(markdown_table(summary)))
+    console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)
+    if options.record:
+        num_kept = sum(result.kept for result in results)
+        num_dropped = len(results) - num_kept
+        dropped = f"; {num_dropped} were dropped (keep={options.keep})" if num_dropped else ""
+        console.print(
+            f"recorded: {num_kept} episodes in {options.record}{dropped}",
+            markup=False, soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    for failure in failures:
+        errors.print(f"[bold red]error:[/] {escape(failure)}")
+    return exit_code(results) or (OUTPUT_FAILED if failures else 0)

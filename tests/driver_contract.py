@@ -1,0 +1,47 @@
+"""What every driver does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ebt_policy.real_robot.clock import MonotonicClock
+from ebt_policy.real_robot.drivers.base import SimulatedDriver
+from ebt_policy.real_robot.errors import DriverError
+
+
+def check_driver(driver, patience_s=300.0):
+    """Check that a driver, not connected yet, does what `Driver` says.
+
+    Args:
+        patience_s: until what must happen has not; a busy machine is slow.
+    """
+    driver.stop()  # before it is connected: nothing happens
+    with pytest.raises(DriverError, match="not"):
+        driver.read()
+    with pytest.raises(DriverError, match="not"):
+        driver.send(np.zeros(2), 0.0)
+    driver.connect()
+    driver.reset(3)
+    clock = MonotonicClock()
+    seen = driver.read()
+    assert seen.values["obs"].dtype == np.float32 and seen.position.shape == (2,)
+    end = clock.now() + patience_s
+    assert np.isfinite(seen.position).all() and -0.01 <= clock.now() - seen.stamp < patience_s
+    stamps = [seen.stamp]
+    while stamps[-1] == stamps[0] or len(stamps) < 10:  # neither waits, so some see the same
+        driver.send(seen.position, clock.now() + 0.1)
+        seen = driver.read()
+        stamps.append(seen.stamp)
+        assert clock.now() < end
+        clock.wait_until(clock.now() + 0.03)
+    assert (np.diff(stamps) >= 0).all()
+    if isinstance(driver, SimulatedDriver):
+        assert 0 <= driver.score <= 1 and not driver.solved
+    driver.stop()
+    driver.stop()
+    driver.close()
+    driver.close()
+    driver.stop()
+    with pytest.raises(DriverError):
+        driver.read()

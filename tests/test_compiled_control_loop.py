@@ -1,0 +1,47 @@
+"""A compiled policy in the control loop: one program for every prefix, motion and tick."""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from benchmarks.speed import SHAPE, make
+from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import SimulatedWorker
+from ebt_policy.real_robot.planner import Planner
+from ebt_policy.real_robot.robots import load_robot
+
+
+def runner_with(policy, execution):
+    robot, clock = load_robot("sim_push_t", "robot.episode_s=8"), SimulatedClock()
+    delays = iter(np.random.default_rng(0).uniform(0.02, 0.35, 1000))  # prefixes of 1 to 4 ticks
+    planner = Planner(
+        policy, robot.safety, tick_seconds(robot, 1.0),
+        SimulatedWorker(clock, lambda: next(delays)), clock, execution,
+    )  # fmt: skip
+    driver, shapes = robot.make_driver(clock), observation_shapes(policy)
+    return EpisodeRunner(robot, driver, planner, clock, shapes, watchdog=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_control_loop_neither_recompiles_nor_falls_back_to_eager(warm):
+    torch._dynamo.reset()
+    counters.clear()
+    shape = {**SHAPE, "max_prefix_len": 6}
+    policy = make("ebt", "4xs", torch.device("cpu"), shape=shape).eval().requires_grad_(False)
+    policy.configure_inference(steps=2, num_candidates=2)
+    policy.compile_prediction()
+    runner = runner_with(policy, ExecutionOptions(warm=warm))
+    runner.prepare()
+    compiled_calls, compiled = [], policy._compiled
+    policy._compiled = lambda *arguments: compiled_calls.append(1) or compiled(*arguments)
+    num_frames = counters["frames"]["total"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        result = runner.run_episode(3)
+    assert result.completed and len(compiled_calls) >= 10
+    assert len(compiled_calls) >= len(result.latencies)
+    assert counters["frames"]["total"] == num_frames and not counters["graph_break"]

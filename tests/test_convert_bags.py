@@ -1,0 +1,250 @@
+"""ROS 2 bags become episodes that can be learned from."""
+
+import re
+
+import numpy as np
+import pytest
+
+from ebt_policy.data.push_t import load_push_t
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.convert_bags import convert, main
+from ebt_policy.real_robot.robots import load_robot
+
+pytestmark = pytest.mark.ros
+pytest.importorskip("rosbags")
+
+from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
+from rosbags.typesys import Stores, get_typestore  # noqa: E402
+
+STORE = get_typestore(Stores.LATEST)
+
+
+def kind(name):
+    return STORE.types[name]
+
+
+def header(seconds, frame=""):
+    stamp = kind("builtin_interfaces/msg/Time")(int(seconds), int(seconds % 1 * 1e9))
+    return kind("std_msgs/msg/Header")(stamp, frame)
+
+
+def joints(seconds, xy):
+    numbers = np.asarray(xy, dtype=np.float64)
+    return kind("sensor_msgs/msg/JointState")(
+        header(seconds), ["y", "x"], numbers[::-1].copy(), np.zeros(0), np.zeros(0)
+    )
+
+
+def pose(seconds, x, y, frame="table"):
+    at, turn = kind("geometry_msgs/msg/Point"), kind("geometry_msgs/msg/Quaternion")
+    placed = kind("geometry_msgs/msg/Pose")(at(x, y, 0.0), turn(0.0, 0.0, 0.0, 1.0))
+    return kind("geometry_msgs/msg/PoseStamped")(header(seconds, frame), placed)
+
+
+def trajectory(seconds, xy):
+    duration = kind("builtin_interfaces/msg/Duration")(0, 100_000_000)
+    empty = np.zeros(0)
+    point = kind("trajectory_msgs/msg/JointTrajectoryPoint")(
+        np.asarray(xy, dtype=np.float64), empty, empty, empty, duration
+    )
+    return kind("trajectory_msgs/msg/JointTrajectory")(header(0.0), ["x", "y"], [point])
+
+
+NAMES = {
+    "/push_t/agent": "sensor_msgs/msg/JointState",
+    "/push_t/block": "geometry_msgs/msg/PoseStamped",
+    "/push_t/command": "trajectory_msgs/msg/JointTrajectory",
+}
+
+
+def write_messages(path, messages, types=NAMES, storage=StoragePlugin.MCAP):
+    """Write (topic, seconds, message) in the order in which they are given."""
+    with Writer(path, version=9, storage_plugin=storage) as writer:
+        links = {
+            topic: writer.add_connection(topic, name, typestore=STORE)
+            for topic, name in types.items()
+        }
+        for topic, seconds, message in messages:
+            raw = STORE.serialize_cdr(message, types[topic])
+            writer.write(links[topic], int(seconds * 1e9), raw)
+    return path
+
+
+def motion(frame="table", commands=True, clock=lambda t: 1000 + t, blocks=lambda t: True):
+    """Three seconds at 50 Hz: the agent goes right by 1 mm a message; it was sent 5 mm ahead."""
+    for i in range(150):
+        now = clock(i / 50)
+        yield "/push_t/agent", now, joints(now, (0.1 + i / 1000, 0.2))
+        if blocks(i / 50):
+            yield "/push_t/block", now, pose(now, 0.25, 0.3, frame)
+        if commands and i % 5 == 0:
+            yield "/push_t/command", now + 0.01, trajectory(now, (0.105 + i / 1000, 0.2))
+
+
+def write_bag(path, storage=StoragePlugin.MCAP, **changes):
+    return write_messages(path, motion(**changes), storage=storage)
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_bags_become_demonstrations(tmp_path, storage):
+    bags = [write_bag(tmp_path / f"bag{i}", storage=storage) for i in range(2)]
+    convert(bags, load_robot("ros2_push_t"), tmp_path / "store")
+    demonstrations, _ = load_push_t(path=str(tmp_path / "store"))
+    assert len(demonstrations) == 2
+    one = demonstrations.episode(1)
+    assert 29 <= len(one["action"]) <= 30
+    np.testing.assert_allclose(np.diff(one["obs"][:, 18]), 5, atol=1.01)  # px a tick
+    np.testing.assert_allclose(one["state"][:, 2:], np.tile([250, 300, 0], (len(one["obs"]), 1)))
+    ahead = one["action"][:, 0] - one["obs"][:, 18]
+    assert (ahead >= 3).all() and (ahead <= 11).all()
+
+
+def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
+    bag, output = write_bag(tmp_path / "bag"), tmp_path / "store.zip"
+    code, said = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
+    assert code == 0 and output.exists(), said
+    robot = load_robot("ros2_push_t")
+    with pytest.raises(ConfigError, match="in the frame 'map', not 'table'"):
+        convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
+    with pytest.raises(ConfigError, match="no messages on /push_t/command"):
+        convert([write_bag(tmp_path / "silent", commands=False)], robot, tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"bag=.* does not exist"):
+        convert([tmp_path / "nowhere"], robot, tmp_path / "x")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "metadata.yaml").write_text("nonsense: [")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        convert([tmp_path / "broken"], robot, tmp_path / "x")
+    with pytest.raises(ConfigError, match="sim_push_t has no topics"):
+        convert([bag], load_robot("sim_push_t"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    code, said = call_entry(main, "robot=ros2_push_t")
+    assert code == 2 and "missing required option bag=BAG or output=STORE" in said
+
+
+def refused(tmp_path, message, bag, **options):
+    with pytest.raises(ConfigError, match=message) as told:
+        convert([bag], load_robot("ros2_push_t"), tmp_path / "store", **options)
+    assert str(bag) in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_bags_without_what_the_robot_has_are_one_sentence(tmp_path):
+    other = {"/other/joints": "sensor_msgs/msg/JointState"}
+    message = ("/other/joints", 1.0, joints(1.0, (0, 0)))
+    topics = "/push_t/agent, /push_t/block, /push_t/command"
+    bag = write_messages(tmp_path / "other", [message], other)
+    refused(tmp_path, f"no messages on {topics}; its topics are /other/joints", bag)
+    bag = write_messages(tmp_path / "none", [], {})
+    refused(tmp_path, f"no messages on {topics}; its topics are none|cannot be read", bag)
+    refused(tmp_path, f"no messages on {topics}; its", write_messages(tmp_path / "empty", []))
+    types = {**NAMES, "/push_t/agent": "geometry_msgs/msg/PoseStamped"}
+    wrong = [("/push_t/agent", 1.0, pose(1.0, 0, 0))]
+    bag = write_messages(tmp_path / "types", wrong, types)
+    refused(tmp_path, r"type geometry_msgs/msg/PoseStamped on /push_t/agent, .*JointState", bag)
+
+
+def test_other_topics_do_not_matter(tmp_path):
+    """Service events, and types that nobody knows."""
+    path = tmp_path / "a [1]* größe"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, kind in (
+            ("/set_goal/_service_event", "interfaces/srv/SetGoal_Event"),
+            ("/custom", "interfaces/msg/Thing"),
+        ):
+            link = writer.add_connection(
+                topic, kind, msgdef="unknown/Type[] ???", rihs01="RIHS01_0"
+            )
+            writer.write(link, int(1001e9), b"\0\1\0\0beyond us")
+        links = {t: writer.add_connection(t, n, typestore=STORE) for t, n in NAMES.items()}
+        for topic, seconds, message in motion():
+            raw = STORE.serialize_cdr(message, NAMES[topic])
+            writer.write(links[topic], int(seconds * 1e9), raw)
+    assert len(convert([path], load_robot("ros2_push_t"), tmp_path / "store")) == 1
+
+
+def test_types_of_another_definition_are_refused(tmp_path):
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        kind = "sensor_msgs/msg/JointState"
+        link = writer.add_connection("/push_t/agent", kind, msgdef="float64 x", rihs01="RIHS01_12")
+        writer.write(link, 1, b"\0\1\0\0" + bytes(8))
+    refused(tmp_path, "on /push_t/agent whose definition of .*JointState is not", tmp_path / "bag")
+
+
+def test_commands_that_end_before_all_is_observed_are_one_sentence(tmp_path):
+    early = [("/push_t/command", 10 + i / 50, trajectory(0, (0.1, 0.2))) for i in range(9)]
+    bag = write_messages(tmp_path / "bag", [*motion(commands=False), *early])
+    refused(tmp_path, r"no command was sent while .*command from 10\.00 to 10\.16 s", bag)
+
+
+@pytest.mark.parametrize("jump", [86_400, 1.7e9, -900])
+def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump, caplog):
+    bag = write_bag(tmp_path / "bag", clock=lambda t: 1000 + t + (jump if t >= 1.5 else 0))
+    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    assert re.search(r"cut into 2 episodes .* s without /push_t/", caplog.text)
+    assert len(episodes) == 2 and 26 <= episodes.ends[-1] <= 30
+    for i in range(2):  # nothing is known of the time between
+        agent = episodes.episode(i)["obs"][:, 18]
+        np.testing.assert_allclose(np.diff(agent), 5, atol=1.01)
+        assert (episodes.episode(i)["action"][:, 0] - agent <= 11).all()
+
+
+def test_a_topic_that_stays_silent_is_not_seen_frozen(tmp_path, caplog):
+    def blocks(t):
+        return not 0.5 <= t < 1.8
+
+    bag = write_bag(tmp_path / "bag", blocks=blocks)
+    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    assert "longest gap is 1.32 s without /push_t/block, 0.48 s from" in caplog.text
+    assert len(episodes) == 2 and 14 <= episodes.ends[-1] <= 17
+    whole = convert([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
+    assert len(whole) == 1 and whole.ends[-1] >= 29
+    bag = write_bag(tmp_path / "lost", blocks=lambda t: t < 0.5)  # and commands go on
+    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    assert "cut into 1 episodes" in caplog.text
+    assert episodes.ends[-1] <= 6
+    bag = write_bag(tmp_path / "once", blocks=lambda t: t == 0)
+    assert len(convert([bag], load_robot("ros2_push_t"), tmp_path / "store", max_gap_s=3)) == 1
+    refused(tmp_path / "x", r"has no episode: .* max_gap_s=1 \(", bag)
+    assert "cut into 0 episodes" in caplog.text
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_messages_may_be_stored_in_any_order(tmp_path, storage):
+    robot = load_robot("ros2_push_t")
+    shuffled = list(motion())
+    np.random.default_rng(0).shuffle(shuffled)
+    mixed = convert(
+        [write_messages(tmp_path / "a", shuffled, storage=storage)], robot, tmp_path / "x"
+    )
+    plain = convert([write_bag(tmp_path / "b")], robot, tmp_path / "y")
+    for key, rows in plain.arrays.items():
+        np.testing.assert_array_equal(mixed.arrays[key], rows)
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.95])
+def test_bags_cut_short_are_one_sentence(tmp_path, storage, part):
+    bag = write_bag(tmp_path / "bag", storage=storage)
+    (file,) = (f for f in bag.iterdir() if f.suffix in (".mcap", ".db3"))
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
+    refused(tmp_path, "cannot be read|has no messages on", bag)
+
+
+def test_all_bags_that_cannot_be_read_are_named(tmp_path):
+    robot, good = load_robot("ros2_push_t"), write_bag(tmp_path / "good")
+    nan = [("/push_t/agent", 1000.2, joints(0, (np.nan, 0.2)))]
+    bad = write_messages(tmp_path / "nan", [*motion(), *nan])
+    with pytest.raises(ConfigError) as told:
+        convert([tmp_path / "a", good, bad, tmp_path / "b"], robot, tmp_path / "store")
+    for named in ("does not exist", "/a does", "/b does", "nan, 1000.01 to", '"position" has NaN'):
+        assert named in str(told.value)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", ".nan", ".inf", "long", "null"])
+def test_a_limit_of_gaps_that_is_none_is_refused(tmp_path, limit, call_entry):
+    bag = f"bag={write_bag(tmp_path / 'bag')}"
+    code, said = call_entry(
+        main, "robot=ros2_push_t", bag, f"output={tmp_path / 'store'}", f"max_gap_s={limit}"
+    )
+    assert code == 2 and "max_gap_s must be positive" in said

@@ -1,0 +1,31 @@
+"""Predictions in a thread."""
+
+import threading
+
+from ebt_policy.real_robot.clock import MonotonicClock
+from ebt_policy.real_robot.inference_worker import ThreadWorker
+
+PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+
+
+def test_a_thread_predicts_waits_and_leaves_a_hanging_job_behind():
+    clock = MonotonicClock()
+    worker = ThreadWorker(clock)
+    worker.submit(lambda: 7)
+    worker.wait(clock.now() + PATIENCE)
+    done = worker.take_result()
+    assert done is not None and done.value == 7 and worker.take_result() is None
+    worker.submit(lambda: 1 / 0)
+    worker.wait(clock.now() + PATIENCE)
+    done = worker.take_result()
+    assert done is not None and isinstance(done.error, ZeroDivisionError)
+    blocked = threading.Event()
+    worker.submit(blocked.wait)
+    worker.wait(clock.now() + 0.02)
+    assert worker.take_result() is None
+    worker.abandon()
+    worker.submit(lambda: 8)
+    worker.wait(clock.now() + PATIENCE)
+    blocked.set()  # its answer comes late and counts for nothing
+    done = worker.take_result()
+    assert done is not None and done.value == 8

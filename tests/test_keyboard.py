@@ -1,0 +1,44 @@
+"""The operator: keys, signals, a closed terminal."""
+
+import os
+import signal
+
+import pytest
+
+from ebt_policy.real_robot.clock import MonotonicClock
+from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
+from ebt_policy.real_robot.supervisor import EStop, Supervisor
+
+PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signals_are_the_emergency_stop_and_handlers_come_back(name):
+    estop = EStop()
+    operator = Operator(Supervisor(MonotonicClock()), estop)
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with listen_to_operator(operator):
+        signal.raise_signal(number)
+        assert estop.reason == ("Ctrl-C" if name == "SIGINT" else name)
+        assert estop.pressed.is_set() and operator.quit.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_is_closed_is_the_emergency_stop(monkeypatch):
+    import pty
+
+    person, terminal = pty.openpty()
+    estop = EStop()
+    operator = Operator(Supervisor(MonotonicClock()), estop)
+    with open(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with listen_to_operator(operator) as keys:
+            assert keys
+            os.write(person, b" ")
+            assert estop.pressed.wait(PATIENCE) and not operator.quit.is_set()
+            os.close(person)
+            assert operator.quit.wait(PATIENCE)
+    assert estop.reason == "space bar"

@@ -1,0 +1,305 @@
+"""A robot behind real ROS 2, in its own process."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+from doubles import Wanderer
+from driver_contract import check_driver
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
+from ebt_policy.real_robot.drivers.replay import Recording
+from ebt_policy.real_robot.drivers.ros2 import Ros2Driver
+from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
+from ebt_policy.real_robot.drivers.ros_topics import RosTopics
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
+from ebt_policy.real_robot.errors import DriverError
+from ebt_policy.real_robot.execution import ExecutionOptions
+from ebt_policy.real_robot.inference_worker import ThreadWorker
+from ebt_policy.real_robot.planner import Planner
+from ebt_policy.real_robot.robots import load_robot
+from ebt_policy.real_robot.supervisor import State
+
+DOMAIN = str(os.getpid() % 90 + 10)
+PATIENCE = 300.0  # seconds until what must happen has not: a busy machine is slow
+# Nothing is late here but what a test makes late.
+PATIENT = [
+    f"robot.watch.{name}={PATIENCE}" for name in ("observation_s", "inference_s", "heartbeat_s")
+] + [f"+robot.driver.connect_s={PATIENCE}", f"robot.episode_s={2 * PATIENCE}"]
+
+
+@pytest.fixture(scope="module")
+def ros_environment():
+    """A domain of our own, on this machine alone."""
+    pytest.importorskip("rclpy")
+    own = {
+        "ROS_DOMAIN_ID": str(os.getpid() % 90 + 10),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    before = {key: os.environ.get(key) for key in own}
+    os.environ.update(own)
+    yield
+    for key, value in before.items():
+        os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+@contextmanager
+def sim_node():
+    command = [sys.executable, "-m", "ebt_policy.real_robot.sim_node", "robot=ros2_push_t"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
+        assert node.stdout is not None and "is simulated" in node.stdout.readline()
+        try:
+            yield node
+        finally:
+            node.terminate()
+
+
+@pytest.fixture(scope="module")
+def node(ros_environment):
+    with sim_node() as process:
+        yield process
+
+
+@pytest.mark.ros
+def test_it_keeps_the_contract_of_drivers(node):
+    driver = load_robot("ros2_push_t", *PATIENT).make_driver(MonotonicClock())
+    check_driver(driver, PATIENCE)
+
+
+def runner_on(robot, **more):
+    clock = MonotonicClock()
+    policy = Wanderer()
+    policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
+
+    def predict(obs, *, constraints, generator):
+        import torch
+
+        from ebt_policy.policies.base import Chunk  # goes right, slowly
+
+        here = obs["obs"][:, -1:, 18:]
+        actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
+        if constraints.project is not None:
+            actions = constraints.project(actions)
+        if (prefix := constraints.prefix) is not None:
+            actions[:, : prefix.shape[1]] = prefix
+        return Chunk(actions, torch.ones(1), energy=torch.zeros(1))
+
+    policy.predict_chunk = predict
+    planner = Planner(
+        policy,
+        robot.safety,
+        tick_seconds(robot, 1.0),
+        ThreadWorker(clock),
+        clock,
+        ExecutionOptions(),
+    )
+    return EpisodeRunner(
+        robot, robot.make_driver(clock), planner, clock, observation_shapes(policy), **more
+    )
+
+
+@pytest.mark.ros
+def test_push_t_behind_ros(node, tmp_path):
+    runner = runner_on(load_robot("ros2_push_t", *PATIENT), record=tmp_path / "run")
+    places = []
+
+    def watch(tick):
+        places.append(tick.observation.position[0])
+
+    runner.loop.observers = [*runner.loop.observers, watch]
+    try:
+        runner.prepare()
+        episode = runner.run_episode(7, should_quit=lambda: places[-1] - places[0] > 30)
+        assert episode.ended[0] is State.RUNNING and places[-1] - places[0] > 30
+        other = load_robot("sim_push_t").make_driver(runner.clock)  # the same start, without ROS
+        other.connect()
+        other.reset(7)
+        first = episode.ticks[0].observation.values["obs"]
+        np.testing.assert_allclose(first, other.read().values["obs"], atol=0.01)
+    finally:
+        runner.close()
+    assert len(Recording(str(tmp_path / "run"))) >= len(episode.ticks) - 1
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray", "TwistStamped"])
+def test_commands_of_every_type_arrive(ros_environment, kind):
+    """An arm of three numbers, in millimetres here and metres there, by real ROS 2."""
+    clock, heard = MonotonicClock(), []
+    at, to = f"/{kind}/tool", f"/{kind}/command"
+    arm, xyz = RosNode("arm"), ["x", "y", "z"]
+    tool = arm.node.create_publisher(message_class("PoseStamped"), at, qos_profile(Channel.SENSOR))
+    arm.node.create_subscription(
+        message_class(kind), to, heard.append, qos_profile(Channel.COMMAND)
+    )
+    pose = message_class("PoseStamped")()
+    pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.1, 0.2, 0.3
+
+    def tell():
+        pose.header.stamp = arm.node.get_clock().now().to_msg()
+        tool.publish(pose)
+
+    arm.node.create_timer(0.02, tell)
+    arm.start()
+    part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
+    out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
+    topics = RosTopics(
+        observe={"tool": part}, obs=["tool"], position="tool", command=out, connect_s=PATIENCE
+    )
+    driver = Ros2Driver(topics, clock)
+    try:
+        driver.connect()
+        np.testing.assert_allclose(driver.read().position, [100, 200, 300])
+        end = clock.now() + PATIENCE
+        driver._clock = SimulatedClock()  # else a busy machine has less than a tenth left
+        while not heard and clock.now() < end:  # it may take a moment until they have met
+            driver.send(np.array([110.0, 190.0, 300.0]), 0.1)
+            clock.wait_until(clock.now() + 0.1)
+    finally:
+        driver.close()
+        arm.close()
+    message = heard[0]
+    if kind == "Float64MultiArray":
+        np.testing.assert_allclose(message.data, [0.11, 0.19, 0.3])
+    elif kind == "JointTrajectory":
+        assert list(message.joint_names) == ["x", "y", "z"]
+        np.testing.assert_allclose(message.points[0].positions, [0.11, 0.19, 0.3])
+        assert message.points[0].time_from_start.nanosec == pytest.approx(1e8)
+    else:  # a centimetre in a tenth of a second
+        linear = message.twist.linear
+        np.testing.assert_allclose([linear.x, linear.y, linear.z], [0.1, -0.1, 0], atol=1e-9)
+
+
+@pytest.mark.ros
+def test_two_programs_do_not_command_one_robot(node):
+    """The second one may watch, and does not even stop the robot that is not its own."""
+    kind, quiet = message_class("JointTrajectory"), []
+    first = RosNode("first")
+    first.node.create_publisher(kind, "/push_t/command", qos_profile(Channel.COMMAND))
+    first.node.create_subscription(
+        kind, "/push_t/command", quiet.append, qos_profile(Channel.COMMAND)
+    )
+    first.start()
+    robot = load_robot("ros2_push_t", *PATIENT)
+    second, watching = runner_on(robot), runner_on(robot, active=False)
+    try:
+        with pytest.raises(DriverError, match="another program commands the robot on /push_t/com"):
+            while True:  # until they have met
+                second.prepare()
+        second.close()
+        watching.prepare()
+        assert watching.run_episode(0, should_quit=lambda: True).ended[0] is State.RUNNING
+    finally:
+        second.close()
+        watching.close()
+        first.close()
+    assert not quiet
+
+
+@pytest.mark.ros
+def test_the_emergency_stop_of_a_topic(node):
+    from rclpy.duration import Duration
+
+    runner = runner_on(load_robot("ros2_push_t", *PATIENT))
+    button = RosNode("button")
+    publisher = button.node.create_publisher(
+        message_class("Bool"), "/emergency_stop", qos_profile(Channel.STOP)
+    )
+    button.start()
+
+    def press(tick):
+        if tick.number >= 8:  # again and again: they may not have met yet
+            publisher.publish(message_class("Bool")(data=True))
+
+    runner.loop.observers = [*runner.loop.observers, press]
+    try:
+        runner.prepare()
+        episode = runner.run_episode(1)
+        assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
+        publisher.publish(message_class("Bool")(data=False))
+        assert publisher.wait_for_all_acked(Duration(seconds=PATIENCE))
+    finally:
+        runner.close()
+        button.close()
+
+
+@pytest.mark.slow
+@pytest.mark.ros
+def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
+    robot = load_robot("ros2_push_t", *PATIENT, "robot.watch.observation_s=1")
+    runner = runner_on(robot, record=tmp_path / "run")
+    at, back = {}, []  # when what happened; the ticks since the robot came back
+    with ExitStack() as nodes:
+        first = nodes.enter_context(sim_node())
+
+        def fate(tick):
+            if "killed" not in at:
+                if tick.state is State.HOLD:  # the machine is busy
+                    runner.supervisor.transition(State.RUNNING, "resumed by a person")
+                elif tick.number >= 10:
+                    first.kill()
+                    first.wait()
+                    at["killed"] = runner.clock.now()
+            elif "born" not in at:
+                if tick.state is State.HOLD:
+                    nodes.enter_context(sim_node())  # takes seconds: ticks are left out meanwhile
+                    at["born"] = runner.clock.now()
+            elif tick.state is State.RUNNING:
+                back.append(tick.number)
+            elif tick.observation.stamp > at["born"]:
+                runner.supervisor.transition(State.RUNNING, "resumed by a person")
+
+        runner.loop.observers = [*runner.loop.observers, fate]
+        runner.prepare()
+        episode = runner.run_episode(2, should_quit=lambda: len(back) >= 5)
+        runner.close()
+    assert episode.ended[0] is State.RUNNING and len(back) == 5
+    away = [stop for stop in episode.stops if at["killed"] < stop.time < at["born"]]
+    assert [(stop.state, stop.reason) for stop in away] == [(State.HOLD, "no observation for 1 s")]
+    assert State.FAULT not in {stop.state for stop in episode.stops} and episode.overruns > 0
+    assert len(Recording(str(tmp_path / "run"))) >= 5
+
+
+@pytest.mark.ros
+def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", "9")
+    robot = load_robot("ros2_push_t", "+robot.driver.connect_s=0.3")
+    driver = robot.make_driver(MonotonicClock())
+    with pytest.raises(DriverError, match="no usable message came on /push_t/agent, /push_t/block"):
+        driver.connect()
+    driver.close()
+
+
+def test_without_ros_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    driver = load_robot("ros2_push_t").make_driver(MonotonicClock())
+    with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
+        driver.connect()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("robot.driver.obs=[agent,hand]", "observe has no hand; it has agent, block"),
+        ("robot.driver.transform=magic", "transform=magic is unknown; there are push_t_keypoints"),
+        ("+robot.driver.stamps=none", "stamps must be"),
+        ("robot.driver.command.type=Pose", "not supported"),
+        ("+robot.driver.colour=red", "has no option colour"),
+        ("robot.driver.observe.agent.names=[]", "needs names"),
+        ("robot.driver.observe.agent.scale=nan", "/push_t/agent: scale must be finite"),
+        ("robot.driver.observe.agent.scale=0", "/push_t/agent: scale must not be 0"),
+        ("robot.driver.observe.block.scale=[1,2]", "scale must be a number or 3 of them"),
+        ("+robot.driver.command.offset=inf", "/push_t/command: offset must be finite"),
+        ("+robot.driver.observe.block.frame.rpy=[0,0,nan]", "the frame table: rpy must be finite"),
+        ("+robot.driver.connect_s=nan", "connect_s must be"),
+        ("robot.driver.simulates.publish_hz=-1", "publish_hz must be"),
+    ],
+)
+def test_wrong_topics_are_one_clear_error(change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_robot("ros2_push_t", change).make_driver(MonotonicClock())
