@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_module
 from hypothesis import Phase, settings
@@ -22,6 +23,9 @@ from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.train import drop_unused_sections, train
 from ebt_policy.training.compilation import can_compile
+from ebt_policy.training.config import TrainConfig
+from ebt_policy.training.task import TASKS
+from ebt_policy.training.trainer import Trainer
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)
@@ -144,3 +148,20 @@ def call_entry(monkeypatch, capfd):
         return 0, capfd.readouterr().err
 
     return call
+
+
+@pytest.fixture
+def make_trainer(tiny, tmp_path):
+    """An untrained Trainer for looking at its parts."""
+
+    def make(*overrides: str) -> Trainer:
+        config = tiny("run", *overrides)
+        accelerator, train_config = Accelerator(cpu=True), TrainConfig(**config["train"])
+        task = TASKS.get("policy")(config, train_config)
+        setup = task.build(task.load_data(), accelerator.device)
+        return Trainer(
+            setup.model, setup.train_data, train_config, tmp_path / "run",
+            seed=config["seed"], accelerator=accelerator,
+        )  # fmt: skip
+
+    return make

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from ebt_policy.training.checkpoint import load_trainer_state, newest_checkpoint
+from ebt_policy.training.trainer import Trainer
 
 S2 = ("objective=s2", "objective.replay=12")
 
@@ -67,3 +69,19 @@ def changed(run: Path, key: str, value: Any) -> None:
         stored = OmegaConf.load(file)
         OmegaConf.update(stored, key, value)
         OmegaConf.save(stored, file)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The training dies right after this step, whatever it has saved by then."""
+    whole = Trainer.train_step
+
+    def train_step(self: Trainer) -> dict[str, Tensor]:
+        if self.progress.step == step:
+            raise Interrupted
+        return whole(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
