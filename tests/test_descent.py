@@ -18,22 +18,16 @@ from ebt_policy.energy import (
     ClippedGradient,
     Descent,
     DescentError,
-    FirstOf,
     FixedSteps,
     FrozenEntries,
     GradientNorm,
     LangevinNoise,
     LevelSchedule,
-    MirrorMap,
     NesterovMomentum,
-    PathProjection,
     Projection,
     RandomSteps,
-    RejectIncreases,
     SharedFirstGradient,
     StopReason,
-    StraightPath,
-    ZeroInitGradient,
     descent,
     select,
 )
@@ -282,43 +276,7 @@ def test_a_projection_knows_the_last_step_and_reaches_stopped_units():
     assert result.candidate[0].item() == 0.5 and result.steps_used[0].item() == 0
 
 
-# -- candidates -----------------------------------------------------------------------------------
-
-
-@few
-@given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
-def test_the_best_of_m_is_the_argmin(units, m, seed):
-    init = normal(2, units * m, 3, seed=seed)
-    every = descend(double_well, init, 3, 0.05)
-    best = select(every, m)
-    for b in range(2):
-        for u in range(units):
-            group = range(u * m, (u + 1) * m)
-            winner = min(group, key=lambda i: float(every.energies[-1, b, i]))
-            assert torch.equal(best.candidate[b, u], every.candidate[b, winner])
-            assert torch.equal(best.energies[:, b, u], every.energies[:, b, winner])
-            assert torch.equal(best.grad_norms[:, b, u], every.grad_norms[:, b, winner])
-            assert best.energies[-1, b, u] <= every.energies[-1, b, u * m]
-            assert best.selected_indices is None or best.selected_indices[b, u] == winner
-    assert best.steps_used.shape == best.reason.shape == (2, units)
-    assert best.path[-1].shape == init.shape
-    assert (best.selected_indices is None) == (m == 1)
-    assert torch.equal(best.selected_path[-1], best.candidate)  # each unit's own path
-
-
-def test_selecting_by_the_energy_decrease_takes_the_largest():
-    init = torch.tensor([[[0.9], [5.0], [0.5]]])
-    every = descend(quadratic(), init, 2, 0.1)
-    assert select(every, 3).energies[0, 0, 0] == pytest.approx(0.125)
-    best = select(every, 3, "energy_decrease")
-    torch.testing.assert_close(best.candidate, torch.tensor([[[5.0 * 0.81]]]))
-    torch.testing.assert_close(best.energy_decrease, torch.tensor([[12.5 * (1 - 0.81**2)]]))
-
-
-def test_selecting_by_a_callable_takes_the_lowest_score():
-    every = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
-    best = select(every, 3, lambda x: -x[..., 0])
-    assert best.selected_indices is not None and best.selected_indices.item() == 1
+# -- energies of the result -----------------------------------------------------------------------
 
 
 def test_a_score_stands_for_the_final_energy():
@@ -338,111 +296,7 @@ def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
     torch.testing.assert_close(result.energy_decrease, torch.tensor([[0.1, 0.9]]))  # 0.1 |dE/dx|^2
 
 
-# -- bad input ------------------------------------------------------------------------------------
-
-LEVELS = LevelSchedule.uniform(2)
-MIRROR = MirrorMap(torch.tanh, torch.tanh, quadratic())
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: FixedSteps(0, 0.1), "steps must be at least 1"),
-        (lambda: RandomSteps((3, 2), 0.1), "range must not be empty"),
-        (lambda: FixedSteps(2, 0.0), "step size must be positive"),
-        (lambda: FixedSteps(2, float("nan")), "step size must be positive"),
-        (lambda: RandomSteps((2, 2), 0.1, (0.0, 1.0)), "positive and ordered"),
-        (lambda: RandomSteps((2, 2), 0.1, (2.0, 1.0)), "positive and ordered"),
-        (lambda: LevelSchedule(torch.zeros(1), 0.1), "at least 2 levels, got 1"),
-        (lambda: LevelSchedule.uniform(0), "steps must be at least 1"),
-        (lambda: LangevinNoise(-0.1), "sigma must not be negative"),
-        (lambda: NesterovMomentum(1.0), "momentum"),
-        (lambda: NesterovMomentum(-0.1), "momentum"),
-        (lambda: ClippedGradient(0.0), "max_norm must be positive"),
-        (lambda: GradientNorm(-1.0), "must be positive, got -1"),
-        (lambda: StraightPath(0.0), "must be positive, got 0"),
-        (lambda: StraightPath(0.1, 0), "num_candidates must be at least 1"),
-        (lambda: SharedFirstGradient(0), "num_candidates must be at least 1"),
-        (lambda: FirstOf(()), "at least one rule"),
-    ],
-)
-def test_parts_check_themselves(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"stop": StraightPath(0.1)}, "StraightPath needs a LevelSchedule"),
-        ({"stop": FirstOf((GradientNorm(1.0), StraightPath(0.1)))}, "StraightPath needs"),
-        ({"stop": RejectIncreases(), "schedule": LEVELS}, "RejectIncreases excludes LevelSchedule"),
-        ({"stop": RejectIncreases(), "update": NesterovMomentum(0.5)}, "excludes NesterovMomentum"),
-        ({"stop": RejectIncreases(), "final_energy": False}, "needs final_energy=True"),
-        ({"constraints": (PathProjection(torch.zeros(1, 1, 1), None),)}, "needs a LevelSchedule"),
-        ({"gradient": SharedFirstGradient(2), "mirror": MIRROR}, "excludes a mirror"),
-        ({"gradient": SharedFirstGradient(2), "deadline_s": 1.0}, "excludes deadline_s"),
-        ({"gradient": ZeroInitGradient(), "noise": LangevinNoise(0.1)}, "excludes noise"),
-        ({"deadline_s": 0.0}, "deadline must be a positive"),
-        ({"deadline_s": float("nan")}, "deadline must be a positive"),
-    ],
-)
-def test_parts_that_exclude_each_other_cannot_be_composed(parts, message):
-    with pytest.raises(ValueError, match=message):
-        Descent(**{"schedule": FixedSteps(2, 0.1), **parts})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"size": torch.ones(3)}, r"step size must be a number, \(2,\) or \(2, 4\)"),
-        ({"size": torch.ones(4, 2)}, r"got \(4, 2\)"),
-        ({"noise": LangevinNoise(0.1, torch.zeros(2, 3, 4, 1))}, r"noise must be \(B, 2, U"),
-        (
-            {"noise": LangevinNoise(0.1), "generator": [torch.Generator()]},
-            "1 generators for a batch of 2 rows",
-        ),
-        ({"init": torch.zeros(2, 4)}, r"init must be \(B, U, ...\)"),
-        ({"energy": lambda x, level: x.sum((1, 2))}, r"energy must be \(2, 4\), one a unit"),
-        ({"gradient": SharedFirstGradient(3)}, "multiple of num_candidates=3"),
-    ],
-)
-def test_tensors_of_wrong_shapes_are_refused(arguments, message):
-    defaults = {"energy": quadratic(), "init": torch.ones(2, 4, 1), "count": 2, "size": 0.1}
-    with pytest.raises(ValueError, match=message):
-        descend(**{**defaults, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("num_candidates", "score", "message"),
-    [
-        (3, "energy", "multiple of num_candidates=3"),
-        (0, "energy", "multiple of num_candidates=0"),
-        (2, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
-        (1, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
-    ],
-)
-def test_bad_selections_are_refused(num_candidates, score, message):
-    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1)
-    with pytest.raises(ValueError, match=message):
-        select(result, num_candidates, score)
-
-
-def test_selecting_by_energy_needs_the_final_one():
-    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1, final_energy=False)
-    with pytest.raises(ValueError, match="final_energy=True"):
-        select(result, 2)
-
-
-def test_a_score_excludes_a_rule_that_compares_energies():
-    rejecting = Descent(FixedSteps(2, 0.1), stop=RejectIncreases())
-    with pytest.raises(ValueError, match="score excludes"):
-        rejecting(quadratic(), torch.ones(1, 1, 1), score=quadratic())
-
-
 # -- a first step for all candidates --------------------------------------------------------------
-
-
 @few
 @given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
 def test_a_shared_first_gradient_changes_nothing_where_candidates_share_a_quadratic(

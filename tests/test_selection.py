@@ -7,9 +7,13 @@ import math
 import pytest
 import torch
 from conftest import TINY, compose_config
+from hypothesis import given
+from hypothesis import strategies as st
+from landscapes import descend, double_well, few, normal, quadratic
 from torch import Tensor
 
 from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.energy import select
 from ebt_policy.energy.selection import best_of, line_integral, vote
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import build_policy
@@ -212,3 +216,63 @@ def test_the_best_is_chosen_among_what_may_be_executed():
 def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(*MODELS[model]).configure_inference(**changes)
+
+
+# -- at the end of a descent ----------------------------------------------------------------------
+
+
+@few
+@given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
+def test_the_best_of_m_is_the_argmin(units, m, seed):
+    init = normal(2, units * m, 3, seed=seed)
+    every = descend(double_well, init, 3, 0.05)
+    best = select(every, m)
+    for b in range(2):
+        for u in range(units):
+            group = range(u * m, (u + 1) * m)
+            winner = min(group, key=lambda i: float(every.energies[-1, b, i]))
+            assert torch.equal(best.candidate[b, u], every.candidate[b, winner])
+            assert torch.equal(best.energies[:, b, u], every.energies[:, b, winner])
+            assert torch.equal(best.grad_norms[:, b, u], every.grad_norms[:, b, winner])
+            assert best.energies[-1, b, u] <= every.energies[-1, b, u * m]
+            assert best.selected_indices is None or best.selected_indices[b, u] == winner
+    assert best.steps_used.shape == best.reason.shape == (2, units)
+    assert best.path[-1].shape == init.shape
+    assert (best.selected_indices is None) == (m == 1)
+    assert torch.equal(best.selected_path[-1], best.candidate)  # each unit's own path
+
+
+def test_selecting_by_the_energy_decrease_takes_the_largest():
+    init = torch.tensor([[[0.9], [5.0], [0.5]]])
+    every = descend(quadratic(), init, 2, 0.1)
+    assert select(every, 3).energies[0, 0, 0] == pytest.approx(0.125)
+    best = select(every, 3, "energy_decrease")
+    torch.testing.assert_close(best.candidate, torch.tensor([[[5.0 * 0.81]]]))
+    torch.testing.assert_close(best.energy_decrease, torch.tensor([[12.5 * (1 - 0.81**2)]]))
+
+
+def test_selecting_by_a_callable_takes_the_lowest_score():
+    every = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
+    best = select(every, 3, lambda x: -x[..., 0])
+    assert best.selected_indices is not None and best.selected_indices.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "score", "message"),
+    [
+        (3, "energy", "multiple of num_candidates=3"),
+        (0, "energy", "multiple of num_candidates=0"),
+        (2, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
+        (1, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
+    ],
+)
+def test_bad_selections_are_refused(num_candidates, score, message):
+    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1)
+    with pytest.raises(ValueError, match=message):
+        select(result, num_candidates, score)
+
+
+def test_selecting_by_energy_needs_the_final_one():
+    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1, final_energy=False)
+    with pytest.raises(ValueError, match="final_energy=True"):
+        select(result, 2)
