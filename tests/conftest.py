@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_module
 from hypothesis import Phase, settings
 from omegaconf import OmegaConf
+from tiny_language_models import TEXT
 
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
@@ -50,6 +51,13 @@ TINY = (
     "evaluation.episodes=0",
     "evaluation.workers=2",
 )
+
+TINY_TEXT = (
+    "size.width=16", "size.heads=2", "size.layers=2", "task.tokenizer=char", "task.context=8",
+    "device=cpu", "train.steps=12", "train.minutes=null", "train.batch_size=4",
+    "train.warmup_steps=3", "train.compile=false", "train.checkpoint_every=6", "train.log_every=2",
+    "train.eval_every=4", "evaluation.windows=8",
+)  # fmt: skip
 
 
 @cache
@@ -165,3 +173,23 @@ def make_trainer(tiny, tmp_path):
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def text_file(tmp_path, monkeypatch) -> Path:
+    """A file of text, and a cache of its own."""
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "mine.txt"
+    file.write_text(TEXT, "utf-8")
+    return file
+
+
+@pytest.fixture
+def tiny_text(text_file, tmp_path):
+    """Configuration of a quick training on it; ``tiny_text("name", *overrides)``."""
+
+    def configure(name: str, *overrides: str):
+        paths = (f"task.path={text_file}", f"run_dir={tmp_path / name}")
+        return compose_config(*TINY_TEXT, *paths, *overrides, "task=text")
+
+    return configure

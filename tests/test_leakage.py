@@ -12,57 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_language_models import KINDS, STEPS, B, S, V, build, generators, tokens
 
 from ebt_policy.energy.attention import Attention
 from ebt_policy.energy.causal import EncodedContext
-from ebt_policy.language.model import EnergyLanguageModel, LanguageModel, build_language_model
-from ebt_policy.language.tokenizer import make_tokenizer
+from ebt_policy.language.model import EnergyLanguageModel, LanguageModel
 
-B, S, V, STEPS = 2, 7, 11, 3
-S1 = {"name": "s1", "steps": STEPS}
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    "transformer_pp": ({"name": "transformer_pp"}, None),
-    "ebt": ({"name": "ebt"}, S1),
-    "step-conditioned ebt": ({"name": "ebt"}, {**S1, "step_conditioned": True, "init_std": 0.0}),
-    "ebt s2": ({"name": "ebt"}, {"name": "s2", "steps": [STEPS, STEPS], "replay": 0}),
-    "shallow ebt": ({"name": "ebt", "candidate_layers": 1}, S1),
-    "refiner": ({"name": "refiner"}, S1),
-}
 GUESSING = [kind for kind in KINDS if kind != "transformer_pp"]
 # The Langevin noise of the other is drawn for all places together.
 NOISELESS = [kind for kind in KINDS if kind != "ebt s2"]
-
-
-def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
-    model, objective = KINDS[kind]
-    if objective is not None:
-        how = {"steps": STEPS, **inference}
-        model = {"candidate_layers": None, **model, "inference": how}
-    config = {
-        "task": {"context": context},
-        "size": {"width": 16, "heads": 2, "layers": 3},
-        "model": model,
-        "objective": objective,
-    }
-    torch.manual_seed(0)
-    letters = "abcdefghij"  # and one for what is none of them
-    made = build_language_model(config, make_tokenizer("char", [letters], 0))
-    with torch.no_grad():  # as large as after training: what leaks is to be seen
-        made.embedding.weight.normal_()
-        for name, matrix in made.net.named_parameters():
-            if matrix.ndim == 2:
-                matrix.normal_(std=0.3)
-            elif "step" not in name:
-                matrix.uniform_(0.5, 1.5)
-    return made.double()  # so that what differs differs by more than rounding
-
-
-def tokens(seed: int = 0, rows: int = B) -> torch.Tensor:
-    return torch.randint(V, (rows, S), generator=torch.Generator().manual_seed(seed))
-
-
-def generators(rows: int = B) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(rows)]
 
 
 @pytest.fixture(params=KINDS)

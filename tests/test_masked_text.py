@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import compose_config
-from test_leakage import B, S, V, generators, tokens
+from tiny_language_models import B, S, V, generators, tokens
 
 from ebt_policy.energy.candidate_space import CandidateSpace, cross_entropy
 from ebt_policy.energy.objectives import S1

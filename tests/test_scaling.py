@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text import TEXT
+from tiny_language_models import TEXT, build
 
 from ebt_policy import scaling
 from ebt_policy.errors import ConfigError
@@ -156,8 +156,6 @@ def test_multiruns_do_what_is_asked_for_once(rates):
 
 def test_flops_are_those_of_the_products():
     """Of Transformer++: 2 for each weight and token, twice that again for the backward pass."""
-    from test_leakage import build
-
     model = build("transformer_pp")
     tokens = np.arange(40) % model.vocabulary
     found = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops

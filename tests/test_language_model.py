@@ -1,0 +1,110 @@
+"""Autoregressive language models: loss, surprisal, generation and candidates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_language_models import KINDS, B, V, build, generators, tokens
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.language.model import EnergyLanguageModel, negative_entropy
+from ebt_policy.language.tokenizer import make_tokenizer
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+def test_loss_is_finite_and_reaches_every_parameter(kind):
+    model = build(kind).float()
+    loss, _ = model.loss({"tokens": torch.randint(V, (3, 8))})
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_surprisal_is_that_of_a_distribution(kind, many):
+    model = build(kind)
+    if isinstance(model, EnergyLanguageModel) and model.has_energy and model.has_random_init:
+        model.configure_inference(num_candidates=many)
+    logits = model.predict(model.observe(tokens()), generators())
+    assert logits.shape == (B, 7, V) and not logits.requires_grad
+    found = model.surprisal(tokens(), generators())
+    want = -model.predict(model.observe(tokens()[:, :-1]), generators()).log_softmax(-1)
+    torch.testing.assert_close(found, want.gather(2, tokens()[:, 1:, None])[..., 0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_with_a_cache_it_writes_what_it_writes_without(kind, temperature):
+    """Token by token, past the end of the context."""
+    model = build(kind)
+    how = {"temperature": temperature, "top_k": 5}
+    if isinstance(model, EnergyLanguageModel):
+        model.objective.init_std = 0.0  # with a random start, noise would be drawn for other places
+        if kind == "ebt s2":
+            model.objective.noise = None
+    written = [
+        "".join(model.generate("abc", 12, **how, cached=cached, generator=g))
+        for cached, g in zip((True, False), generators(), strict=True)
+        if g.manual_seed(3)
+    ]
+    assert len(written[0]) == 12 and written[0] == written[1]
+
+
+def test_writing_starts_from_something(kind):
+    with pytest.raises(ConfigError, match="must not be empty"):
+        next(build(kind).generate("", 3))
+
+
+def test_characters_of_several_bytes_are_written_whole():
+    tokenizer = make_tokenizer("bpe", ["plain"], 257)
+    model = build("transformer_pp")
+    model.tokenizer = tokenizer
+    ids = iter(tokenizer.encode("日本é!").ids)
+    model.predict = lambda observed, generator=None: torch.nn.functional.one_hot(  # type: ignore
+        torch.tensor([[next(ids)]]), 257
+    ).float()
+    model.embedding = torch.nn.Embedding(257, 16, dtype=torch.float64)
+    assert list(model.generate("a", 9, temperature=0.0)) == ["日", "本", "é", "!"]
+
+
+def free_energy(model, observed, logits):
+    return model.energy(observed)(model.embed(logits), None) + negative_entropy(logits)
+
+
+def test_the_lowest_of_several_guesses_is_taken():
+    one, many = build("ebt"), build("ebt", num_candidates=4)
+    assert isinstance(one, EnergyLanguageModel) and isinstance(many, EnergyLanguageModel)
+    observed = many.observe(tokens())
+    found = many.descend(observed, generators())
+    alone = one.descend(one.observe(tokens()), generators())
+    assert found.candidate.shape == alone.candidate.shape == (B, 7, V)
+    again = free_energy(many, observed, found.candidate)
+    torch.testing.assert_close(again, found.energies[-1])
+    every = build("ebt")
+    every.configure_inference(num_candidates=4)
+    torch.testing.assert_close(every.predict(observed, generators()), found.candidate)
+
+
+def test_rejecting_increases_never_ends_higher():
+    plain, careful = build("ebt", steps=6), build("ebt", steps=6, reject_energy_increase=True)
+    assert isinstance(plain, EnergyLanguageModel) and isinstance(careful, EnergyLanguageModel)
+    with torch.no_grad():
+        for model in (plain, careful):  # steps so long that some go up
+            model.objective.step_size.fill_(20.0)  # type: ignore[union-attr]
+        up = plain.descend(plain.observe(tokens()), generators()).energies.diff(dim=0) > 1e-9
+        down = careful.descend(careful.observe(tokens()), generators())
+    assert up.any() and (down.energies.diff(dim=0) <= 1e-9).all()
+    energy = free_energy(careful, careful.observe(tokens()), down.candidate)
+    torch.testing.assert_close(energy, down.energies[-1])
+    assert (down.steps_used <= 6).all() and (down.steps_used < 6).any()
+
+
+def test_a_refiner_has_nothing_to_choose_by():
+    with pytest.raises(ConfigError, match="no energy to select"):
+        build("refiner", num_candidates=2)
+    with pytest.raises(ConfigError, match="no energy to select"):
+        build("refiner").configure_inference(reject_energy_increase=True)
