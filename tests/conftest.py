@@ -22,6 +22,7 @@ from tiny_language_models import TEXT
 
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
+from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.train import drop_unused_sections, train
 from ebt_policy.training.compilation import can_compile
 from ebt_policy.training.config import TrainConfig
@@ -193,3 +194,16 @@ def tiny_text(text_file, tmp_path):
         return compose_config(*TINY_TEXT, *paths, *overrides, "task=text")
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """Twelve films of 16 frames: a bright square that goes right, at several heights."""
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(12):
+        with video_writer(folder / f"{i:02}.mp4", fps=10) as add:
+            for t in range(16):
+                frame = np.full((32, 48, 3), 40, np.uint8)
+                frame[i : i + 12, 2 * t : 2 * t + 12] = 220
+                add(frame)
+    return folder

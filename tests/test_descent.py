@@ -297,6 +297,8 @@ def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
 
 
 # -- a first step for all candidates --------------------------------------------------------------
+
+
 @few
 @given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
 def test_a_shared_first_gradient_changes_nothing_where_candidates_share_a_quadratic(

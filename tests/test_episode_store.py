@@ -29,6 +29,8 @@ from ebt_policy.data.episodes import EpisodeError, Episodes
 
 
 # --- round trips -------------------------------------------------------------------------------
+
+
 @FORMATS
 @NAMES
 @settings(
@@ -254,6 +256,8 @@ def test_append_refuses(tmp_path):
 
 
 # --- paths and links ---------------------------------------------------------------------------
+
+
 @FORMATS
 @pytest.mark.parametrize("linked", ["data", "data/action", "meta/episode_ends", "."])
 def test_linked_folders_are_read(tmp_path, zarr_format, linked):
