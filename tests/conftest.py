@@ -207,3 +207,11 @@ def films(tmp_path_factory):
                 frame[i : i + 12, 2 * t : 2 * t + 12] = 220
                 add(frame)
     return folder
+
+
+@pytest.fixture
+def policy_entries():
+    """Two entries of results, each with its episodes."""
+    from policy_results import make_entry  # with matplotlib, which most tests do without
+
+    return [make_entry("energy", [1.0, 0.5, 0.8]), make_entry("diffusion", [0.7, 0.5, 1.0])]

@@ -27,7 +27,6 @@ from ebt_policy.data import episode_store as module
 from ebt_policy.data.episode_store import append_episodes, read_episodes, write_episodes
 from ebt_policy.data.episodes import EpisodeError, Episodes
 
-
 # --- round trips -------------------------------------------------------------------------------
 
 

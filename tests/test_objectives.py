@@ -17,7 +17,6 @@ from ebt_policy.energy.candidate_space import corrupt, squared_error
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
 from ebt_policy.models.energy_model import OBJECTIVES
 
-
 # -- formulas by hand -----------------------------------------------------------------------------
 
 
