@@ -1,0 +1,156 @@
+"""What constrains a chunk: committed prefixes, projections, warm starts and deadlines."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from tiny_policies import ALL_KINDS, ENERGIES, HIGH, LOW, build, generators, observe, training_batch
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.policies.prefix import PREFIX_NOISE_STD
+
+
+@ALL_KINDS
+def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
+    policy, obs = build(kind), observe(2)
+    first = torch.tensor([30.1, 120.7]).expand(2, 4, 2)
+    second = torch.tensor([480.3, 390.9]).expand(2, 4, 2)
+    chunks = [
+        policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=prefix), generator=generators(0, 1)
+        ).actions
+        for prefix in (first, second)
+    ]
+    assert torch.equal(chunks[0][:, :4], first) and torch.equal(chunks[1][:, :4], second)
+    same = torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-3)
+    assert same == (kind == "bc")  # one pass from observations: there is nothing to fit
+
+
+@ALL_KINDS
+def test_a_policy_can_be_told_what_is_committed(kind):
+    policy, obs = build(kind, max_prefix_len=6), observe(2)
+    read = policy.encode_observation(obs)
+    assert read.shape == (2, 2, 20 + 6 * 3) and not read[..., 20:].any()
+    prefix = torch.rand(2, 4, 2)
+    told = policy.encode_observation(obs, prefix)[:, :, 20:].unflatten(-1, (6, 3))
+    for step in told.unbind(1):
+        torch.testing.assert_close(step[:, :4], torch.cat([prefix, torch.ones(2, 4, 1)], dim=-1))
+        assert not step[:, 4:].any()
+    longer = torch.cat([prefix, torch.rand(2, 5, 2)], dim=1)  # as far as it can be told
+    assert policy.encode_observation(obs, longer).shape == read.shape
+    chunks = [
+        policy.predict_chunk(
+            obs, constraints=ChunkConstraints(prefix=at.expand(2, 4, 2)), generator=generators(0, 1)
+        ).actions
+        for at in (torch.tensor([30.1, 120.7]), torch.tensor([480.3, 390.9]))
+    ]
+    assert not torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-2)
+
+
+@ALL_KINDS
+def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kind):
+    policy, batch = build(kind, max_prefix_len=6), training_batch(512)
+    drawn = policy.with_noise(batch)
+    counts = drawn["noise"]["prefix_length"]
+    assert counts.shape == (512,) and set(counts.tolist()) == set(range(7))
+    assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot that stands has committed nothing
+    read = policy.observation_features(drawn)
+    later = torch.arange(16) >= counts.unsqueeze(1)
+    other = torch.where(later.unsqueeze(-1), torch.rand(512, 16, 2), drawn["action"])
+    torch.testing.assert_close(policy.observation_features({**drawn, "action": other}), read)
+    for count in range(7):  # as it is told when it predicts
+        row = counts.tolist().index(count)
+        alone = {"obs": batch["obs"][row : row + 1]}
+        prefix = batch["action"][row : row + 1, :count]
+        told = policy.observation_features(alone, prefix) - read[row : row + 1]
+        assert told.abs().max() < 6 * PREFIX_NOISE_STD
+    loss, _ = policy(drawn)
+    assert loss.isfinite()
+
+
+def test_a_prefix_that_leaves_nothing_to_choose_is_refused():
+    with pytest.raises(ConfigError, match="max_prefix_len=16 must be at least 0 and less"):
+        build("flow", max_prefix_len=16)
+
+
+@ALL_KINDS
+def test_what_may_be_executed_is_what_is_chosen(kind):
+    policy, obs = build(kind), observe(2)
+    low, high = LOW + (HIGH - LOW) * 0.4, LOW + (HIGH - LOW) * 0.6
+    seen = []
+
+    def project(chunks):
+        seen.append(chunks.shape)
+        return chunks.clamp(low, high)
+
+    chunk = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(project=project), generator=generators(0, 1)
+    )
+    assert (chunk.actions >= low - 1e-3).all() and (chunk.actions <= high + 1e-3).all()
+    assert all(shape[0] == 2 and shape[-2:] == (16, 2) for shape in seen)
+    if kind in ENERGIES:  # the energy is that of what is executed
+        assert len(seen) > 1
+        energy = policy.energies(obs, chunk.actions.unsqueeze(1))[:, 0]
+        torch.testing.assert_close(energy, chunk.energy, atol=1e-3, rtol=1e-3)
+    prefix = (LOW + HIGH).div(2).expand(2, 3, 2)
+    both = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=prefix, project=project)
+    ).actions
+    assert torch.equal(both[:, :3], prefix) and (both >= low - 1e-3).all()
+
+
+@ALL_KINDS
+def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
+    policy, obs = build(kind), observe(2)
+    cold = policy.predict_chunk(obs, generator=generators(0, 1))
+    warm = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(warm_start=cold.actions), generator=generators(2, 3)
+    )
+    if kind not in ENERGIES:
+        again = policy.predict_chunk(obs, generator=generators(2, 3))
+        torch.testing.assert_close(warm.actions, again.actions)
+        return
+    assert (warm.steps_used == 1).all()
+    policy.configure_inference(warm_start_level=0.99)
+    near = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(warm_start=cold.actions), generator=generators(2, 3)
+    ).actions
+    assert (near - cold.actions).abs().mean() < (warm.actions - cold.actions).abs().mean()
+
+
+@ALL_KINDS
+def test_prefix_may_be_the_whole_chunk_or_nothing(kind):
+    policy, obs = build(kind), observe(1)
+    whole = (LOW + HIGH).div(2).expand(1, 16, 2)
+    assert torch.equal(
+        policy.predict_chunk(obs, constraints=ChunkConstraints(prefix=whole)).actions, whole
+    )
+    nothing = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=whole[:, :0]), generator=generators(0)
+    ).actions
+    plain = policy.predict_chunk(obs, generator=generators(0)).actions
+    # Noising an empty prefix draws nothing, so the rest sees the same noise.
+    torch.testing.assert_close(nothing, plain)
+
+
+@pytest.mark.parametrize("kind", ["flow", "equilibrium"])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_deadline_ends_the_descent_in_time(kind, candidates, monkeypatch):
+    policy = build(kind)
+    policy.configure_inference(steps=100, num_candidates=candidates)
+    network = policy.get_submodule("net")
+    forward = network.forward
+
+    def slow(*arguments):
+        time.sleep(0.01)
+        return forward(*arguments)
+
+    monkeypatch.setattr(network, "forward", slow)
+    start = time.perf_counter()
+    chunk = policy.predict_chunk(observe(1), constraints=ChunkConstraints(deadline_s=0.15))
+    assert time.perf_counter() - start < 0.6  # all steps would take more than a second
+    assert 1 <= int(chunk.steps_used) < 30
+    assert chunk.actions.isfinite().all()
