@@ -53,9 +53,7 @@ VIDEO = (
     "task=video", "task.path=clips.mkv", *SHARED, "task.height=8", "task.width=8", "task.context=4",
     "train.batch_size=4", "evaluation.final=false",
 )  # fmt: skip
-AUTOENCODER = (
-    "features"  # folder of the autoencoder whose features the other models of video predict
-)
+AUTOENCODER = "features"  # folder of the autoencoder that encodes frames for the video models
 FEATURES = (*VIDEO, "size.layers=2", f"task.features={AUTOENCODER}")
 SEVERAL = {"one": {"num_candidates": 1}, "several": {"num_candidates": 5}}
 # Inference options of candidates that start from noise, and of candidates that all start alike.

@@ -3,7 +3,8 @@
     python tests/golden_records.py  # writes tests/golden anew
 
 Write them anew only when a change of the numbers is intended, or a case is added: later code must
-reproduce the records and read the checkpoints and runs of the code that wrote them. `python tests/golden_records.py CASE ...` writes only those cases, say, new ones.
+reproduce the records, and read the checkpoints and runs of the code that wrote them.
+`python tests/golden_records.py CASE ...` writes only the named cases.
 """
 
 from __future__ import annotations
