@@ -17,7 +17,7 @@ from ebt_policy.energy import Descent, DescentResult, EnergyFn, FixedSteps
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow
 from ebt_policy.energy.sampling import Generators
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few_examples = settings(max_examples=25, deadline=None, derandomize=True)
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 
 

@@ -29,7 +29,7 @@ def write_demonstrations(path, version="1.5.1", lengths=(5, 7, 4), masks=True, s
     import h5py
 
     rng = np.random.default_rng(seed)
-    told = []
+    demonstrations = []
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps(args or env_args(version))
@@ -49,8 +49,8 @@ def write_demonstrations(path, version="1.5.1", lengths=(5, 7, 4), masks=True, s
             for key, rows in parts.items():
                 demo[f"obs/{key}"] = rows
             demo["actions"], demo["states"] = actions, rng.normal(size=(length, 9))
-            told.append((parts, pose, actions))
+            demonstrations.append((parts, pose, actions))
         if masks:
             file["mask/train"] = np.array([b"demo_2", b"demo_0"])
             file["mask/valid"] = np.array([b"demo_1"])
-    return told
+    return demonstrations

@@ -87,15 +87,15 @@ def test_all_ways_of_playing_play_the_same_episodes():
     with ExitStack() as stack:
         envs = gymnasium.vector.SyncVectorEnv([lambda: rollouts.NamedObservations(spec.make())] * 2)
         stack.callback(envs.close)
-        ways = [
+        rollout_modes = [
             rollouts.plain(policy, spec, stack),
             rollouts.with_rollout_pool(policy, spec, 2, stack),
             rollouts.vectorised(policy, envs, spec, rollouts.in_step),
         ]
-        one, *others = [play(seeds) for play in ways]
-    assert max(one) > 0
+        expected, *others = [play(seeds) for play in rollout_modes]
+    assert max(expected) > 0
     for scores in others:
-        np.testing.assert_allclose(scores, one, atol=1e-3)
+        np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
 def test_videosof_unequal_length_become_one(tmp_path):
@@ -111,14 +111,14 @@ def test_videosof_unequal_length_become_one(tmp_path):
 
 def test_a_probe_finds_what_is_there_and_nothing_more():
     rng = np.random.default_rng(0)
-    labels = {part: rng.integers(0, 3, n) for part, n in
-              (("train", 300), ("validation", 100), ("test", 200))}  # fmt: skip
-    told = {part: np.eye(3)[of] + 0.1 * rng.normal(size=(len(of), 3)) for part, of in
-            labels.items()}  # fmt: skip
-    nothing = {part: rng.normal(size=(len(of), 3)) for part, of in labels.items()}
-    right, validated = linear_probe.linear_probe(lambda part: told[part], labels)
+    counts = {"train": 300, "validation": 100, "test": 200}
+    labels = {part: rng.integers(0, 3, count) for part, count in counts.items()}
+    noise = {part: rng.normal(size=(count, 3)) for part, count in counts.items()}
+    informative = {part: np.eye(3)[labels[part]] + 0.1 * noise[part] for part in labels}
+    uninformative = {part: rng.normal(size=(count, 3)) for part, count in counts.items()}
+    right, validated = linear_probe.linear_probe(lambda part: informative[part], labels)
     assert right.shape == (200,) and right.mean() > 0.98 and validated > 0.98
-    right, _ = linear_probe.linear_probe(lambda part: nothing[part], labels)
+    right, _ = linear_probe.linear_probe(lambda part: uninformative[part], labels)
     assert 0.2 < right.mean() < 0.47
 
 
@@ -134,10 +134,10 @@ def test_a_detector_is_measured_against_what_is_usual():
     ]
     counts = {"usual": 400, "odd": 300, "alike": 300}
     groups = {name: ImageGroup(torch.zeros(n)) for name, n in counts.items()}
-    found = detection_quality(runs, groups)["energy"]
-    assert found["odd"]["auroc"]["mean"] > 0.95
-    low, high = found["alike"]["auroc"]["ci95"]
-    assert low < 0.52 and high > 0.48 and found["odd"]["reliability"]["calibration_error"] < 0.1
+    quality = detection_quality(runs, groups)["energy"]
+    assert quality["odd"]["auroc"]["mean"] > 0.95
+    low, high = quality["alike"]["auroc"]["ci95"]
+    assert low < 0.52 and high > 0.48 and quality["odd"]["reliability"]["calibration_error"] < 0.1
 
 
 def test_parts_of_one_image_are_no_independent_samples():

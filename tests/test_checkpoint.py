@@ -117,9 +117,9 @@ def test_a_crash_while_dropping_an_old_one_leaves_whole_ones(saved, policy, monk
     monkeypatch.setattr(shutil, "rmtree", remove_half)
     with pytest.raises(Crash):
         save_checkpoint(run, 9, policy, {"step": 9})
-    found = sorted(p.name for p in saved.parent.glob("step_*"))
-    assert found == ["step_00000008", "step_00000009"]
-    for name in found:
+    checkpoints = sorted(p.name for p in saved.parent.glob("step_*"))
+    assert checkpoints == ["step_00000008", "step_00000009"]
+    for name in checkpoints:
         load_policy(saved.parent / name)
     monkeypatch.setattr(shutil, "rmtree", remove)
     save_checkpoint(run, 10, policy, {"step": 10})

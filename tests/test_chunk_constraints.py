@@ -32,20 +32,22 @@ def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
 @ALL_KINDS
 def test_a_policy_can_be_told_what_is_committed(kind):
     policy, obs = build(kind, max_prefix_len=6), observe(2)
-    read = policy.encode_observation(obs)
-    assert read.shape == (2, 2, 20 + 6 * 3) and not read[..., 20:].any()
+    features = policy.encode_observation(obs)
+    assert features.shape == (2, 2, 20 + 6 * 3) and not features[..., 20:].any()
     prefix = torch.rand(2, 4, 2)
-    told = policy.encode_observation(obs, prefix)[:, :, 20:].unflatten(-1, (6, 3))
-    for step in told.unbind(1):
+    prefix_features = policy.encode_observation(obs, prefix)[:, :, 20:].unflatten(-1, (6, 3))
+    for step in prefix_features.unbind(1):
         torch.testing.assert_close(step[:, :4], torch.cat([prefix, torch.ones(2, 4, 1)], dim=-1))
         assert not step[:, 4:].any()
     longer = torch.cat([prefix, torch.rand(2, 5, 2)], dim=1)  # as far as it can be told
-    assert policy.encode_observation(obs, longer).shape == read.shape
+    assert policy.encode_observation(obs, longer).shape == features.shape
     chunks = [
         policy.predict_chunk(
-            obs, constraints=ChunkConstraints(prefix=at.expand(2, 4, 2)), generator=generators(0, 1)
+            obs,
+            constraints=ChunkConstraints(prefix=position.expand(2, 4, 2)),
+            generator=generators(0, 1),
         ).actions
-        for at in (torch.tensor([30.1, 120.7]), torch.tensor([480.3, 390.9]))
+        for position in (torch.tensor([30.1, 120.7]), torch.tensor([480.3, 390.9]))
     ]
     assert not torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-2)
 
@@ -53,21 +55,23 @@ def test_a_policy_can_be_told_what_is_committed(kind):
 @ALL_KINDS
 def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kind):
     policy, batch = build(kind, max_prefix_len=6), training_batch(512)
-    drawn = policy.with_noise(batch)
-    counts = drawn["noise"]["prefix_length"]
+    noisy_batch = policy.with_noise(batch)
+    counts = noisy_batch["noise"]["prefix_length"]
     assert counts.shape == (512,) and set(counts.tolist()) == set(range(7))
     assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot that stands has committed nothing
-    read = policy.observation_features(drawn)
+    features = policy.observation_features(noisy_batch)
     later = torch.arange(16) >= counts.unsqueeze(1)
-    other = torch.where(later.unsqueeze(-1), torch.rand(512, 16, 2), drawn["action"])
-    torch.testing.assert_close(policy.observation_features({**drawn, "action": other}), read)
+    other = torch.where(later.unsqueeze(-1), torch.rand(512, 16, 2), noisy_batch["action"])
+    torch.testing.assert_close(
+        policy.observation_features({**noisy_batch, "action": other}), features
+    )
     for count in range(7):  # as it is told when it predicts
         row = counts.tolist().index(count)
         alone = {"obs": batch["obs"][row : row + 1]}
         prefix = batch["action"][row : row + 1, :count]
-        told = policy.observation_features(alone, prefix) - read[row : row + 1]
-        assert told.abs().max() < 6 * PREFIX_NOISE_STD
-    loss, _ = policy(drawn)
+        difference = policy.observation_features(alone, prefix) - features[row : row + 1]
+        assert difference.abs().max() < 6 * PREFIX_NOISE_STD
+    loss, _ = policy(noisy_batch)
     assert loss.isfinite()
 
 
@@ -80,26 +84,26 @@ def test_a_prefix_that_leaves_nothing_to_choose_is_refused():
 def test_what_may_be_executed_is_what_is_chosen(kind):
     policy, obs = build(kind), observe(2)
     low, high = LOW + (HIGH - LOW) * 0.4, LOW + (HIGH - LOW) * 0.6
-    seen = []
+    shapes = []
 
     def project(chunks):
-        seen.append(chunks.shape)
+        shapes.append(chunks.shape)
         return chunks.clamp(low, high)
 
     chunk = policy.predict_chunk(
         obs, constraints=ChunkConstraints(project=project), generator=generators(0, 1)
     )
     assert (chunk.actions >= low - 1e-3).all() and (chunk.actions <= high + 1e-3).all()
-    assert all(shape[0] == 2 and shape[-2:] == (16, 2) for shape in seen)
+    assert all(shape[0] == 2 and shape[-2:] == (16, 2) for shape in shapes)
     if kind in ENERGIES:  # the energy is that of what is executed
-        assert len(seen) > 1
+        assert len(shapes) > 1
         energy = policy.energies(obs, chunk.actions.unsqueeze(1))[:, 0]
         torch.testing.assert_close(energy, chunk.energy, atol=1e-3, rtol=1e-3)
     prefix = (LOW + HIGH).div(2).expand(2, 3, 2)
-    both = policy.predict_chunk(
+    constrained = policy.predict_chunk(
         obs, constraints=ChunkConstraints(prefix=prefix, project=project)
     ).actions
-    assert torch.equal(both[:, :3], prefix) and (both >= low - 1e-3).all()
+    assert torch.equal(constrained[:, :3], prefix) and (constrained >= low - 1e-3).all()
 
 
 @ALL_KINDS
@@ -115,25 +119,26 @@ def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
         return
     assert (warm.steps_used == 1).all()
     policy.configure_inference(warm_start_level=0.99)
-    near = policy.predict_chunk(
+    late_start = policy.predict_chunk(
         obs, constraints=ChunkConstraints(warm_start=cold.actions), generator=generators(2, 3)
     ).actions
-    assert (near - cold.actions).abs().mean() < (warm.actions - cold.actions).abs().mean()
+    assert (late_start - cold.actions).abs().mean() < (warm.actions - cold.actions).abs().mean()
 
 
 @ALL_KINDS
 def test_prefix_may_be_the_whole_chunk_or_nothing(kind):
     policy, obs = build(kind), observe(1)
-    whole = (LOW + HIGH).div(2).expand(1, 16, 2)
+    full_prefix = (LOW + HIGH).div(2).expand(1, 16, 2)
     assert torch.equal(
-        policy.predict_chunk(obs, constraints=ChunkConstraints(prefix=whole)).actions, whole
+        policy.predict_chunk(obs, constraints=ChunkConstraints(prefix=full_prefix)).actions,
+        full_prefix,
     )
-    nothing = policy.predict_chunk(
-        obs, constraints=ChunkConstraints(prefix=whole[:, :0]), generator=generators(0)
+    empty_prefix = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=full_prefix[:, :0]), generator=generators(0)
     ).actions
-    plain = policy.predict_chunk(obs, generator=generators(0)).actions
+    unconstrained = policy.predict_chunk(obs, generator=generators(0)).actions
     # Noising an empty prefix draws nothing, so the rest sees the same noise.
-    torch.testing.assert_close(nothing, plain)
+    torch.testing.assert_close(empty_prefix, unconstrained)
 
 
 @pytest.mark.parametrize("kind", ["flow", "equilibrium"])

@@ -72,9 +72,11 @@ def test_a_held_robot_goes_on_from_where_it_stands():
     episode = runner.run_episode(0)
     states = [tick.state for tick in episode.ticks]
     assert states[9] is State.RUNNING and states[12] is State.HOLD and states[-1] is State.RUNNING
-    still = commands_of(episode)[15:20]
-    assert (still == still[0]).all()
-    assert (commands_of(episode)[25:] != still[0]).any()  # and the robot checked every command
+    held_commands = commands_of(episode)[15:20]
+    assert (held_commands == held_commands[0]).all()
+    assert (
+        commands_of(episode)[25:] != held_commands[0]
+    ).any()  # and the robot checked every command
 
 
 def test_starting_stopping_and_arming_again():

@@ -14,90 +14,90 @@ from ebt_policy.data.robomimic import read_robomimic
 pytestmark = NEEDS_ROBOMIMIC
 
 
-def damage(path, how):
+def damage(path, kind):
     import h5py
 
     write_demonstrations(path)
-    if how == "truncated":
+    if kind == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif how == "empty":
+    elif kind == "empty":
         path.write_bytes(b"")
-    elif how == "text":
+    elif kind == "text":
         path.write_text("no HDF5 at all")
     else:
         with h5py.File(path, "a") as file:
             data = file["data"]
-            if how == "no env_args":
+            if kind == "no env_args":
                 del data.attrs["env_args"]
-            elif how == "bad env_args":
+            elif kind == "bad env_args":
                 data.attrs["env_args"] = "{"
-            elif how == "unknown env":
+            elif kind == "unknown env":
                 data.attrs["env_args"] = json.dumps(env_args("1.5.1", "Coffee_D0"))
-            elif how == "other env":
+            elif kind == "other env":
                 data.attrs["env_args"] = json.dumps(env_args("1.5.1", "Lift"))
-            elif how == "controller":
+            elif kind == "controller":
                 data.attrs["env_args"] = json.dumps(env_args("1.5.1", type="JOINT_POSITION"))
-            elif how == "version":
+            elif kind == "version":
                 data.attrs["env_args"] = json.dumps(env_args("1.2.0"))
-            elif how == "raw":
+            elif kind == "raw":
                 del data["demo_1/obs"]
-            elif how == "no key":
+            elif kind == "no key":
                 del data["demo_1/obs/robot0_eef_quat"]
-            elif how == "no actions":
+            elif kind == "no actions":
                 del data["demo_0/actions"]
-            elif how == "wide actions":
+            elif kind == "wide actions":
                 del data["demo_0/actions"]
                 data["demo_0/actions"] = np.zeros((5, 8))
-            elif how == "nan":
+            elif kind == "nan":
                 data["demo_0/actions"][2, 3] = np.nan
-            elif how == "zero orientation":
+            elif kind == "zero orientation":
                 data["demo_1/obs/robot0_eef_quat"][3] = 0
-            elif how == "more observations":
+            elif kind == "more observations":
                 del data["demo_1/obs/object"]
                 data["demo_1/obs/object"] = np.zeros((9, 14))
-            elif how == "other states":
+            elif kind == "other states":
                 del data["demo_2/states"]
                 data["demo_2/states"] = np.zeros((4, 11))
-            elif how == "an array of observations":
+            elif kind == "an array of observations":
                 del data["demo_1/obs"]
                 data["demo_1/obs"] = np.zeros((7, 19))
-            elif how == "an array of data":
+            elif kind == "an array of data":
                 del file["data"]
                 file["data"] = np.zeros(3)
-            elif how == "a group of actions":
+            elif kind == "a group of actions":
                 del data["demo_1/actions"]
                 data.create_group("demo_1/actions")
-            elif how == "words":
+            elif kind == "words":
                 del data["demo_0/obs/object"]
                 data["demo_0/obs/object"] = np.full((5, 14), "x", dtype=h5py.string_dtype())
-            elif how == "no rows":
+            elif kind == "no rows":
                 del data["demo_0/actions"]
                 data["demo_0/actions"] = np.zeros((0, 7))
-            elif how == "absurd":
+            elif kind == "absurd":
                 del data["demo_0/obs/object"]
                 data.create_dataset("demo_0/obs/object", (10**13, 14), "f4", chunks=(1, 14))
-            elif how == "absurd actions":
+            elif kind == "absurd actions":
                 del data["demo_0/actions"]
                 data.create_dataset("demo_0/actions", (10**14, 7), "f4", chunks=(1, 7))
-            elif how == "fewer samples":
+            elif kind == "fewer samples":
                 data["demo_0"].attrs["num_samples"] = 3
-            elif how == "notes":
+            elif kind == "notes":
                 data.create_group("notes")
-            elif how == "many":
+            elif kind == "many":
                 for i in range(10, 17):
                     data.create_group(f"demo_{i}")
-            elif how in ("link", "dangling link", "soft link", "array elsewhere", "virtual array"):
+            elif kind in ("link", "dangling link", "soft link", "array elsewhere", "virtual array"):
                 with h5py.File(path.with_name("other.hdf5"), "w") as other:
                     other["rows"] = np.zeros((5, 7))
                     other.create_group("demo")
-                if how == "link":
+                if kind == "link":
                     data["demo_9"] = h5py.ExternalLink("other.hdf5", "demo")
-                elif how == "dangling link":
+                elif kind == "dangling link":
                     data["demo_9"] = h5py.ExternalLink("none.hdf5", "demo")
-                elif how == "soft link":
+                elif kind == "soft link":
                     file["hidden"] = h5py.ExternalLink("other.hdf5", "/")
                     data["demo_9"] = h5py.SoftLink("/hidden/demo")
-                elif how == "array elsewhere":
+                elif kind == "array elsewhere":
                     del data["demo_0/actions"]
                     raw = path.with_name("raw.bin")
                     raw.write_bytes(bytes(5 * 7 * 8))
@@ -109,15 +109,15 @@ def damage(path, how):
                     virtual = h5py.VirtualLayout((5, 7), "f8")
                     virtual[...] = h5py.VirtualSource("other.hdf5", "rows", (5, 7))
                     data.create_virtual_dataset("demo_0/actions", virtual)
-            elif how == "none":
+            elif kind == "none":
                 for name in list(data):
                     del data[name]
-            elif how == "foreign":
+            elif kind == "foreign":
                 del file["data"]
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("kind", "message"),
     [
         ("truncated", "cannot be read .* truncated or no robomimic file"),
         ("empty", "truncated or no robomimic file"),
@@ -155,9 +155,9 @@ def damage(path, how):
         ("foreign", "lacks data: it is no robomimic file"),
     ],
 )
-def test_damage_is_told_in_one_sentence(tmp_path, how, message):
+def test_damage_is_told_in_one_sentence(tmp_path, kind, message):
     path = tmp_path / "can.hdf5"
-    damage(path, how)
-    with pytest.raises(EpisodeError, match=message) as told:
+    damage(path, kind)
+    with pytest.raises(EpisodeError, match=message) as caught:
         read_robomimic("Can", path)
-    assert "\n" not in str(told.value) and str(path) in str(told.value)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)

@@ -79,9 +79,9 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
 )
 def test_other_files_are_no_adroit_demonstrations(tmp_path, changes, message):
     path = door(tmp_path / "door.npz", **changes)
-    with pytest.raises(EpisodeError, match=message) as told:
+    with pytest.raises(EpisodeError, match=message) as caught:
         load_adroit_door(path)
-    assert path in str(told.value)
+    assert path in str(caught.value)
 
 
 def test_damaged_or_missing_adroit_files(nowhere):
@@ -100,20 +100,20 @@ def test_damaged_or_missing_adroit_files(nowhere):
 
 
 def test_without_a_network_the_command_that_records_is_told(nowhere):
-    with pytest.raises(DownloadError) as told:
+    with pytest.raises(DownloadError) as caught:
         task("task=lift").demonstrations()
-    for part in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
-        assert part in str(told.value)
-    assert "\n" not in str(told.value)
+    for text in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
+        assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypatch):
-    asked = []
-    stated = type("Metadata", (), {"etag": "a" * 64})
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: stated)
-    monkeypatch.setattr(fetching, "fetch", lambda *given: asked.append(given))
+    calls = []
+    metadata = type("Metadata", (), {"etag": "a" * 64})
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: metadata)
+    monkeypatch.setattr(fetching, "fetch", lambda *arguments: calls.append(arguments))
     fetching.fetch_from_hub("amandlek/robomimic", "v1.5/lift/ph/low_dim_v15.hdf5", "lift.hdf5")
-    ((url, name, checksum),) = asked
+    ((url, name, checksum),) = calls
     assert url.endswith("datasets/amandlek/robomimic/resolve/main/v1.5/lift/ph/low_dim_v15.hdf5")
     assert (name, checksum) == ("lift.hdf5", "a" * 64)
 
@@ -143,18 +143,22 @@ def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.random((40, 23)), "action": rng.random((40, 10))}
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40])))
-    where = f"task.path={tmp_path / 'mine'}"
-    found, note = PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
-    assert len(found) == 2 and found.arrays["action"].shape == (40, 10) and "mine" in note
+    path_override = f"task.path={tmp_path / 'mine'}"
+    episodes, note = PolicyTaskConfig.from_config(
+        compose_config("task=lift", path_override)
+    ).demonstrations()
+    assert len(episodes) == 2 and episodes.arrays["action"].shape == (40, 10) and "mine" in note
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40]), {"rate_hz": 50}))
     with pytest.raises(EpisodeError, match="mine says rate_hz=50, the task has 20"):
-        PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", path_override)).demonstrations()
     write_episodes(tmp_path / "mine", Episodes({"action": arrays["action"]}, np.array([20, 40])))
     with pytest.raises(EpisodeError, match="mine has no obs, which lift needs; it has action"):
-        PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", path_override)).demonstrations()
     steps = ("task.actions=delta", "task.relative_to=null")
     with pytest.raises(ConfigError, match="goals as actions"):
-        PolicyTaskConfig.from_config(compose_config("task=lift", where, *steps)).demonstrations()
+        PolicyTaskConfig.from_config(
+            compose_config("task=lift", path_override, *steps)
+        ).demonstrations()
 
 
 @pytest.mark.parametrize("load", [lambda: load_push_t(), lambda: load_adroit_door(None)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import MODES, descend, double_well, few, normal, quadratic, slope
+from landscapes import MODES, descend, double_well, few_examples, normal, quadratic, slope
 
 from ebt_policy.energy import (
     ClippedGradient,
@@ -42,7 +42,7 @@ def test_the_example_of_the_module_runs():
 # -- the plain loop -------------------------------------------------------------------------------
 
 
-@few
+@few_examples
 @given(
     curvature=st.floats(0.1, 10),
     fraction=st.floats(0.01, 1.9),
@@ -81,7 +81,7 @@ def test_step_sizes_can_differ_by_step_and_by_unit():
     torch.testing.assert_close(result.candidate, init * (1 - by_unit).pow(3).unsqueeze(-1))
 
 
-@few
+@few_examples
 @given(curvature=st.floats(0.1, 10), excess=st.floats(1.001, 1.5))
 def test_a_step_size_over_two_over_curvature_is_reported_as_divergence(curvature, excess):
     init = torch.cat([normal(1, 3, 2), torch.zeros(1, 3, 2)])
@@ -170,9 +170,9 @@ def test_row_generators_make_a_row_independent_of_its_batch():
         init = draw_normal(torch.empty(len(rows), 4, 3), generators)
         return select(descent(double_well, init, generator=generators), 2)
 
-    together, alone = run([5, 6, 7, 8]), run([7])
-    assert torch.equal(together.candidate[2:3], alone.candidate)
-    assert torch.equal(together.energies[:, 2:3], alone.energies)
+    batched, alone = run([5, 6, 7, 8]), run([7])
+    assert torch.equal(batched.candidate[2:3], alone.candidate)
+    assert torch.equal(batched.energies[:, 2:3], alone.energies)
     with pytest.raises(ValueError, match="2 generators for a batch of 3 rows"):
         draw_normal(torch.empty(3, 1), [torch.Generator(), torch.Generator()])
 
@@ -196,10 +196,14 @@ def test_a_range_of_sizes_draws_one_factor_a_unit():
     ratios = torch.stack([b / a for a, b in pairwise(path)])
     factor = (1 - ratios) / 0.1  # (N, B, U, *)
     torch.testing.assert_close(factor, factor[:1, ..., :1].expand_as(factor))
-    drawn = factor[0, ..., 0].flatten()
-    assert len(drawn.unique()) == 1000 and drawn.min() >= 0.5 and drawn.max() <= 2.0
-    assert drawn.mean().item() == pytest.approx(1.25, abs=0.05)
-    assert drawn.var().item() == pytest.approx(1.5**2 / 12, rel=0.1)
+    unit_factors = factor[0, ..., 0].flatten()
+    assert (
+        len(unit_factors.unique()) == 1000
+        and unit_factors.min() >= 0.5
+        and unit_factors.max() <= 2.0
+    )
+    assert unit_factors.mean().item() == pytest.approx(1.25, abs=0.05)
+    assert unit_factors.var().item() == pytest.approx(1.5**2 / 12, rel=0.1)
 
 
 def test_a_range_of_steps_is_drawn_from_both_ends():
@@ -299,26 +303,26 @@ def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
 # -- a first step for all candidates --------------------------------------------------------------
 
 
-@few
+@few_examples
 @given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
 def test_a_shared_first_gradient_changes_nothing_where_candidates_share_a_quadratic(
     units, candidates, steps
 ):
     centre = normal(2, units, 3, seed=1)
-    asked = []
+    unit_counts = []
 
     def energy(x, level):
         """|x - c|^2 / 2 at level 0, something else later; c is the context's."""
-        asked.append(x.shape[1])
+        unit_counts.append(x.shape[1])
         c = centre.repeat_interleave(x.shape[1] // units, dim=1)
         return quadratic(centre=c)(x) + level * double_well(x)
 
     init = normal(2, units * candidates, 3, seed=2)
     schedule = LevelSchedule(torch.linspace(0, 1, steps + 1, dtype=torch.float64), 0.2)
     plain = select(Descent(schedule)(energy, init), candidates)
-    asked.clear()
+    unit_counts.clear()
     shared = select(Descent(schedule, SharedFirstGradient(candidates))(energy, init), candidates)
-    assert asked == [units] + [units * candidates] * steps
+    assert unit_counts == [units] + [units * candidates] * steps
     torch.testing.assert_close(shared.path, plain.path)
     for name in ("candidate", "energies", "grad_norms", "energy_decrease"):
         torch.testing.assert_close(getattr(shared, name), getattr(plain, name))

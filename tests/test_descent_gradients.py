@@ -61,18 +61,18 @@ def test_detaching_between_steps_leaves_the_gradient_of_the_last_step_alone():
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     init = normal(2, 2, 3, seed=2)
     cut = descend(network(w1, w2), init, 3, 0.3, detach_between_steps=True)
-    whole = descend(network(w1, w2), init, 3, 0.3)
-    assert torch.equal(cut.candidate, whole.candidate)
+    uncut = descend(network(w1, w2), init, 3, 0.3)
+    assert torch.equal(cut.candidate, uncut.candidate)
 
     def gradient(x):
-        both = torch.autograd.grad(x.square().sum(), (w1, w2), retain_graph=True)
-        return torch.cat([g.flatten() for g in both])
+        gradients = torch.autograd.grad(x.square().sum(), (w1, w2), retain_graph=True)
+        return torch.cat([g.flatten() for g in gradients])
 
     for k in (3, 2, 1):  # every step on the path is one step from a constant
         before = cut.path[k - 1].detach()
         step = descend(network(w1, w2), before, 1, 0.3)
         torch.testing.assert_close(gradient(cut.path[k]), gradient(step.candidate))
-    assert not torch.allclose(gradient(whole.candidate), gradient(cut.candidate))
+    assert not torch.allclose(gradient(uncut.candidate), gradient(cut.candidate))
 
 
 @pytest.mark.parametrize("made_in", MODES)
@@ -109,11 +109,11 @@ def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
     torch.testing.assert_close(short, slope)
     torch.testing.assert_close(value, want)
     if grad:  # and in training, whose loss is differentiated through it
-        mine, theirs = (
+        actual, expected = (
             torch.autograd.grad(g.square().sum(), list(net.parameters()), retain_graph=True)
             for g in (short, slope)
         )
-        for a, b in zip(mine, theirs, strict=True):
+        for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b)
 
 

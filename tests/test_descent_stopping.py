@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import descend, few, level_quadratic, normal, quadratic, slope, slow
+from landscapes import descend, few_examples, level_quadratic, normal, quadratic, slope, slow
 
 from ebt_policy.energy import (
     Descent,
@@ -28,19 +28,19 @@ from ebt_policy.energy import (
 )
 
 
-@few
+@few_examples
 @given(ratio=st.floats(0.2, 0.9), seed=st.integers(0, 99))
 def test_early_stop_stops_converged_units_only(ratio, seed):
     init = normal(3, 4, 2, seed=seed) * torch.logspace(-4, 1, 12).view(3, 4, 1)
     result = descend(quadratic(), init, 15, 1 - ratio, stop=GradientNorm(1e-2))
-    kept = torch.tensor(ratio, dtype=torch.float64)  # of the distance, at each step
-    norms = init.norm(dim=-1) * kept ** torch.arange(15).view(-1, 1, 1)
+    shrinkage = torch.tensor(ratio, dtype=torch.float64)  # of the distance, at each step
+    norms = init.norm(dim=-1) * shrinkage ** torch.arange(15).view(-1, 1, 1)
     want = (norms >= 1e-2).sum(0)
     assert torch.equal(result.steps_used, want)
     stopped = result.reason == StopReason.GRADIENT_NORM
     assert torch.equal(stopped, want < 15)
     assert (result.reason[~stopped] == StopReason.STEPS_DONE).all()
-    torch.testing.assert_close(result.candidate, init * (kept**want).unsqueeze(-1))
+    torch.testing.assert_close(result.candidate, init * (shrinkage**want).unsqueeze(-1))
     assert len(result.path) == len(result.energies) == len(result.grad_norms) + 1
 
 
@@ -74,14 +74,14 @@ def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
     init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
     schedule = LevelSchedule.uniform(steps)
     landing = Descent(schedule, stop=StraightPath(0.1))
-    whole = Descent(schedule)(turning, init)
+    full = Descent(schedule)(turning, init)
     result = landing(turning, init)
     assert result.steps_used.tolist() == [[2, steps]]
     assert result.reason.tolist() == [[StopReason.STRAIGHT_PATH, StopReason.STEPS_DONE]]
-    torch.testing.assert_close(result.candidate, whole.candidate)
+    torch.testing.assert_close(result.candidate, full.candidate)
     alone = landing(turning, init[:, :1])
     assert len(alone.path) == 3
-    torch.testing.assert_close(alone.candidate, whole.candidate[:, :1])
+    torch.testing.assert_close(alone.candidate, full.candidate[:, :1])
     bold = Descent(schedule, stop=StraightPath(1.5))(turning, init)  # it bends by 1.0 a level
     assert bold.steps_used.tolist() == [[2, 2]]
 
@@ -178,7 +178,7 @@ def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, bu
     assert (result.reason == (StopReason.STEPS_DONE if all_done else StopReason.DEADLINE)).all()
 
 
-@few
+@few_examples
 @given(costs=st.lists(st.floats(0.5, 2), min_size=30, max_size=30), with_levels=st.booleans())
 def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
     with pytest.MonkeyPatch.context() as monkeypatch:

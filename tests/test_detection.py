@@ -26,10 +26,10 @@ def samples(n=200, shift=1.0, seed=0, per_episode=1) -> Samples:
 )
 def test_area_is_mann_and_whitneys_also_with_ties(rows):
     signal, happened = (np.array(column) for column in zip(*rows, strict=True))
-    found = auroc([Samples(signal.astype(float), happened, np.arange(len(rows)))])
+    area = auroc([Samples(signal.astype(float), happened, np.arange(len(rows)))])
     u = mannwhitneyu(signal[happened], signal[~happened]).statistic
-    assert found["mean"] == pytest.approx(u / (happened.sum() * (~happened).sum()))
-    lo, hi = found["ci95"]
+    assert area["mean"] == pytest.approx(u / (happened.sum() * (~happened).sum()))
+    lo, hi = area["ci95"]
     assert 0 <= lo <= hi <= 1
 
 
@@ -43,11 +43,11 @@ def test_the_interval_knows_that_chunks_of_an_episode_are_alike():
 
 def test_runs_are_averaged_and_their_spread_counts():
     good, bad = samples(shift=3), samples(shift=0, seed=1)
-    both = auroc([good, bad])
-    assert both["mean"] == pytest.approx((auroc([good])["mean"] + auroc([bad])["mean"]) / 2)
-    assert np.ptp(both["ci95"]) > 0.3
-    nothing = samples()._replace(label=np.zeros(200, bool))
-    assert auroc([good, nothing]) == auroc([good])
+    average = auroc([good, bad])
+    assert average["mean"] == pytest.approx((auroc([good])["mean"] + auroc([bad])["mean"]) / 2)
+    assert np.ptp(average["ci95"]) > 0.3
+    unlabelled = samples()._replace(label=np.zeros(200, bool))
+    assert auroc([good, unlabelled]) == auroc([good])
 
 
 def test_what_cannot_be_answered_is_refused():

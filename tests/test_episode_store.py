@@ -171,15 +171,15 @@ def test_append_killed_at_any_write(tmp_path, zarr_format, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BYTES", 48)
     old, killed, new = make_episodes((4, 6)), make_episodes((5, 2), 1), make_episodes((3, 3), 2)
     write_episodes(tmp_path / "start", old, zarr_format)
-    left = [0]
+    remaining = [0]
 
     class Killed(BaseException):
         pass
 
     def count():
-        if left[0] == 0:
+        if remaining[0] == 0:
             raise Killed
-        left[0] -= 1
+        remaining[0] -= 1
 
     set_, delete, replace = LocalStore.set, LocalStore.delete, Path.replace
 
@@ -200,7 +200,7 @@ def test_append_killed_at_any_write(tmp_path, zarr_format, monkeypatch):
     while not done:
         path = tmp_path / f"s{operations}"
         shutil.copytree(tmp_path / "start", path)
-        left[0] = operations
+        remaining[0] = operations
         with monkeypatch.context() as patch:
             patch.setattr(LocalStore, "set", counted_set)
             patch.setattr(LocalStore, "delete", counted_delete)
@@ -212,13 +212,13 @@ def test_append_killed_at_any_write(tmp_path, zarr_format, monkeypatch):
                 done = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = read_episodes(path)
-            assert_same(found, concatenated(old, killed) if len(found) == 4 else old)
-        outcomes.add(len(found))
+            stored = read_episodes(path)
+            assert_same(stored, concatenated(old, killed) if len(stored) == 4 else old)
+        outcomes.add(len(stored))
         append_episodes(path, new)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert_same(read_episodes(path), concatenated(found, new))
+            assert_same(read_episodes(path), concatenated(stored, new))
         operations += 1
     assert operations > 10
     assert outcomes == {2, 4}

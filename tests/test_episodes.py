@@ -26,9 +26,9 @@ def test_episode_and_select():
 
 def test_joined_episodes():
     eps = make_episodes((4, 6, 3))
-    both = eps.select([2]) + eps.select([0, 1])
-    assert both.ends.tolist() == [3, 7, 13]
-    np.testing.assert_array_equal(both.episode(2)["action"], eps.episode(1)["action"])
+    joined = eps.select([2]) + eps.select([0, 1])
+    assert joined.ends.tolist() == [3, 7, 13]
+    np.testing.assert_array_equal(joined.episode(2)["action"], eps.episode(1)["action"])
     with pytest.raises(EpisodeError, match="Cannot join"):
         eps + Episodes({"action": eps.arrays["action"]}, eps.ends)
 
@@ -61,6 +61,6 @@ def test_wrong_episodes_are_refused(arrays, ends, message):
 
 def test_all_wrong_arrays_are_told_at_once():
     arrays = {f"a{i}": np.full((2, 1), np.nan) for i in range(7)}
-    with pytest.raises(EpisodeError, match=r'"a0" has .*"a4" has .* And 2 more\.$') as told:
+    with pytest.raises(EpisodeError, match=r'"a0" has .*"a4" has .* And 2 more\.$') as caught:
         Episodes(arrays, np.array([2]))
-    assert '"a5"' not in str(told.value)
+    assert '"a5"' not in str(caught.value)

@@ -22,13 +22,13 @@ from ebt_policy.train import main
 from ebt_policy.training.trainer import NonFiniteLoss
 from ebt_policy.video.data import VideoError
 
-OURS = (
+USER_ERRORS = (
     ConfigError, OutputError, CheckpointError, EpisodeError, TextError, ImageError, VideoError,
     DownloadError, NonFiniteLoss,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*OURS, DescentError, EnvError])
+@pytest.mark.parametrize("kind", [*USER_ERRORS, DescentError, EnvError])
 def test_a_user_error_is_one_sentence(kind, capsys):
     with pytest.raises(SystemExit) as end, report_errors():
         raise kind("the option x must be 1, got [2].")
@@ -36,7 +36,7 @@ def test_a_user_error_is_one_sentence(kind, capsys):
     assert capsys.readouterr().err == "error: the option x must be 1, got [2].\n"
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", USER_ERRORS)
 def test_user_errors_have_one_base(kind):
     assert issubclass(kind, UserError)
 

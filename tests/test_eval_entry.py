@@ -43,15 +43,15 @@ def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
     assert (code, error) == (0, "")
     results = Path("results") / "trained-vs-trained-steps3-candidates3"
     summary = json.loads((results / "summary.json").read_text())
-    one, two = summary["entries"]
-    assert (one["name"], two["name"]) == ("trained", "trained (steps 3, candidates 3)")
-    assert (one["steps"], two["steps"]) == (2, 3) and one["params"] == two["params"]
-    assert [one["steps_used"]["mean"], two["steps_used"]["mean"]] == [2, 3]
+    default, changed = summary["entries"]
+    assert (default["name"], changed["name"]) == ("trained", "trained (steps 3, candidates 3)")
+    assert (default["steps"], changed["steps"]) == (2, 3) and default["params"] == changed["params"]
+    assert [default["steps_used"]["mean"], changed["steps_used"]["mean"]] == [2, 3]
     assert [p["metric"] for p in summary["paired"]] == ["score", "success"]
     for pair in summary["paired"]:
-        assert (pair["a"], pair["b"]) == (one["name"], two["name"])
+        assert (pair["a"], pair["b"]) == (default["name"], changed["name"])
         metric = pair["metric"]
-        assert pair["diff"] == pytest.approx(one[metric]["mean"] - two[metric]["mean"])
+        assert pair["diff"] == pytest.approx(default[metric]["mean"] - changed[metric]["mean"])
         low, high = pair["ci95"]
         assert low <= pair["diff"] <= high
     table = (results / "table.md").read_text()
@@ -59,7 +59,9 @@ def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
     assert (results / "report.html").stat().st_size > 10_000
     episodes = [json.loads(x) for x in (results / "episodes.jsonl").read_text().splitlines()]
     assert [x["seed"] for x in episodes] == 2 * [100_000, 100_001, 100_002]
-    assert one["command"].startswith(f"python -m ebt_policy.eval checkpoint={trained} checkpoint=")
+    assert default["command"].startswith(
+        f"python -m ebt_policy.eval checkpoint={trained} checkpoint="
+    )
 
 
 @pytest.mark.slow
@@ -77,19 +79,19 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
 @pytest.mark.slow
 def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkeypatch):
     """A report that cannot be made costs nothing: the same command goes on from what was played."""
-    out, given = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
+    out, arguments = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
 
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
         context.setattr("ebt_policy.evaluation.evaluator.write_report", broken)
-        code, error = run_main(*given)
+        code, error = run_main(*arguments)
     assert code == 2 and "No space left on device" in error
     assert len((out / "played.jsonl").read_text().splitlines()) == 1
     assert not list(out.glob(".lock*"))
     monkeypatch.setattr(RolloutPool, "rollout", broken)
-    assert run_main(*given) == (0, "")
+    assert run_main(*arguments) == (0, "")
     assert json.loads((out / "summary.json").read_text())["entries"][0]["episodes"] == 3
 
 
@@ -145,8 +147,8 @@ def test_mistakes_end_with_one_sentence(arguments, message, run_main, trained):
 def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
     for name in ("a/run", "b/run", "b/other"):
         shutil.copytree(trained, tmp_path / name)
-    given = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
-    entries = load_policy_entries(given, torch.device("cpu"))
+    checkpoints = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
+    entries = load_policy_entries(checkpoints, torch.device("cpu"))
     assert [c.name for c in entries] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
 
 
@@ -161,9 +163,9 @@ def test_perturbations_are_given_one_by_one_or_as_a_list(words, run_main, traine
     arguments = [f"checkpoint={trained}", *words, f"output={tmp_path}/out", *SHORT[1:]]
     assert run_main(*arguments, "episodes=1") == (0, "")
     lines = (tmp_path / "out" / "recovery.jsonl").read_text().splitlines()
-    played = [json.loads(line)["key"].rpartition(" | ")[2] for line in lines]
+    conditions = [json.loads(line)["key"].rpartition(" | ")[2] for line in lines]
     kinds = ["kick 50", "delay 1"] if len(words) == 2 else ["delay 1", "delay 2", "delay 4"]
-    assert played == ["undisturbed", *kinds]
+    assert conditions == ["undisturbed", *kinds]
 
 
 def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):

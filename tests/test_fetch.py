@@ -19,9 +19,9 @@ class Handler(BaseHTTPRequestHandler):
     """Serves BODY: /file with ranges, /plain without, /cut drops the line half way."""
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.requests.append((self.path, asked))  # type: ignore[attr-defined]
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        range_header = self.headers.get("Range")
+        self.server.requests.append((self.path, range_header))  # type: ignore[attr-defined]
+        start = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header else 0
         if self.path == "/absent":
             return self.send_error(404)
         if self.path == "/plain":
@@ -132,10 +132,10 @@ def test_line_cut_then_resumed(url, server):
     with pytest.raises(DownloadError, match="Could not download"):
         fetch(f"{url}/cut", "data.bin", SHA256)
     assert not (cache_dir() / "data.bin").exists()
-    kept = (cache_dir() / "data.bin.part").stat().st_size
-    assert len(BODY) // 4 < kept <= len(BODY) // 2
+    partial_size = (cache_dir() / "data.bin.part").stat().st_size
+    assert len(BODY) // 4 < partial_size <= len(BODY) // 2
     assert fetch(f"{url}/cut", "data.bin", SHA256).read_bytes() == BODY
-    assert server.requests[-1] == ("/cut", f"bytes={kept}-")
+    assert server.requests[-1] == ("/cut", f"bytes={partial_size}-")
 
 
 def test_wrong_checksum(url):

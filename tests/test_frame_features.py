@@ -25,8 +25,8 @@ def test_features_go_back_to_frames():
     pixels = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
     features = encoder.encode(pixels)
     assert features.shape == (5, 3 * 4 * 6)
-    made = encoder.decode(features, 8, 12)
-    assert made.shape == pixels.shape and made.dtype == torch.uint8
+    decoded = encoder.decode(features, 8, 12)
+    assert decoded.shape == pixels.shape and decoded.dtype == torch.uint8
 
 
 def test_frames_that_features_cannot_hold_are_told_at_once():
@@ -73,9 +73,9 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, change, why):
 def test_damaged_files_of_weights_are_one_sentence(tmp_path, file, content):
     Autoencoder([8, 8], 3, 0.0).net.save_pretrained(tmp_path / "vae")
     (tmp_path / "vae" / file).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"task\.features=.*vae .* no AutoencoderKL") as told:
+    with pytest.raises(ConfigError, match=r"task\.features=.*vae .* no AutoencoderKL") as caught:
         frame_features(str(tmp_path / "vae"), torch.device("cpu"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.vision
@@ -98,7 +98,7 @@ def test_a_backbone_of_timm_gives_features(monkeypatch):
     make = timm.create_model
     monkeypatch.setattr(
         timm, "create_model",
-        lambda name, pretrained, **how: make(name, pretrained=False, **how),
+        lambda name, pretrained, **options: make(name, pretrained=False, **options),
     )  # fmt: skip
     encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
     features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
@@ -111,10 +111,12 @@ def test_the_autoencoders_loss_is_what_it_says():
     model = Autoencoder([8, 8], 3, 0.5)
     batch = model.normalize({"image": torch.randint(0, 256, (4, 8, 12, 3), dtype=torch.uint8)})
     batch["noise"] = model.sample_noise(batch)
-    loss, told = model(batch)
+    loss, metrics = model(batch)
     likely = model.net.encode(batch["image"]).latent_dist
-    made = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
-    squared = (made - batch["image"]).square().mean()  # an absolute error loses what is small
+    reconstruction = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
+    squared = (
+        (reconstruction - batch["image"]).square().mean()
+    )  # an absolute error loses what is small
     divergence = likely.kl().mean() / (3 * 4 * 6)
-    torch.testing.assert_close(told["error"], squared)
+    torch.testing.assert_close(metrics["error"], squared)
     torch.testing.assert_close(loss, squared + 0.5 * divergence)

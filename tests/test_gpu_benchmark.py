@@ -114,8 +114,8 @@ def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
     assert " 1.0x |" in done.stdout  # DDPM-100 beside itself
     again = run("benchmarks.gpu", "toy=true", "minutes=0", "output=out", cwd=tmp_path)
     assert again.returncode == 0 and "not started" not in again.stdout
-    taken = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
-    assert taken.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
+    fetched = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
+    assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
 
 
 def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
@@ -133,13 +133,13 @@ def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkey
 
 
 def test_results_from_elsewhere_join_those_that_are_here():
-    made = {"version": "1", "torch": "2", "card": "GPU", "toy": False, "command": ""}
-    here = {**made, "cases": {"a": {"ms": 1}, "b": {"ms": 2}}, "failed": {"c": "why"}}
-    new = {**made, "cases": {"b": {"ms": 3}, "c": {"ms": 4}}, "failed": {"d": "why"}}
-    joined = fetch.merged(here, new)
+    header = {"version": "1", "torch": "2", "card": "GPU", "toy": False, "command": ""}
+    existing = {**header, "cases": {"a": {"ms": 1}, "b": {"ms": 2}}, "failed": {"c": "why"}}
+    new = {**header, "cases": {"b": {"ms": 3}, "c": {"ms": 4}}, "failed": {"d": "why"}}
+    joined = fetch.merged(existing, new)
     assert joined["cases"] == {"a": {"ms": 1}, "b": {"ms": 3}, "c": {"ms": 4}}
     assert joined["failed"] == {"d": "why"}
-    assert fetch.merged({**here, "version": "0"}, new) == new
+    assert fetch.merged({**existing, "version": "0"}, new) == new
 
 
 def test_what_a_machine_has_is_read_from_a_list(tmp_path):

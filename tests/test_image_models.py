@@ -77,12 +77,12 @@ def test_noise_is_that_of_diffusion_models():
     clean = torch.full((2, 3, 64, 64), 0.5)
     assert torch.equal(model.add_noise(clean, 0, torch.Generator()), clean)
     noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
-    kept = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
-    assert noisy.mean().item() == pytest.approx(0.5 * kept**0.5, abs=0.01)
-    assert noisy.std().item() == pytest.approx((1 - kept) ** 0.5, abs=0.01)
-    assert 127.5 * ((1 - kept) / kept) ** 0.5 == pytest.approx(43, abs=0.5)
-    gone = model.add_noise(clean, LEVELS, torch.Generator().manual_seed(0))
-    assert gone.std().item() == pytest.approx(1, abs=0.01)
+    abar = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
+    assert noisy.mean().item() == pytest.approx(0.5 * abar**0.5, abs=0.01)
+    assert noisy.std().item() == pytest.approx((1 - abar) ** 0.5, abs=0.01)
+    assert 127.5 * ((1 - abar) / abar) ** 0.5 == pytest.approx(43, abs=0.5)
+    pure_noise = model.add_noise(clean, LEVELS, torch.Generator().manual_seed(0))
+    assert pure_noise.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_guesses_start_where_images_are_at_inference():
@@ -90,11 +90,11 @@ def test_guesses_start_where_images_are_at_inference():
     clean = torch.full((200, 3, 8, 8), 0.5)
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
-    kept = model.abar[100]
-    start = model.sample_noise(rows)["init"][:, 0] - kept.sqrt() * 0.5
-    assert start.std().item() == pytest.approx((1 - kept).sqrt().item(), rel=0.02)
+    abar = model.abar[100]
+    start = model.sample_noise(rows)["init"][:, 0] - abar.sqrt() * 0.5
+    assert start.std().item() == pytest.approx((1 - abar).sqrt().item(), rel=0.02)
     spread = build("corrupted").sample_noise(rows)["init"][:, 0].flatten(1).std(1)
-    lower = (spread < 0.75 * (1 - kept).sqrt()).float().mean()
+    lower = (spread < 0.75 * (1 - abar).sqrt()).float().mean()
     assert 0.15 < lower < 0.4  # half of half of them
 
 
@@ -114,12 +114,12 @@ def test_an_image_is_restored_by_itself(kind):
     """Whatever else is in the batch."""
     model = build(kind).eval()
     noisy = model.add_noise(batch(model)["image"], 100, torch.Generator().manual_seed(0))
-    found, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
-    torch.testing.assert_close(found.images[:1], alone.images)
-    assert found.images.shape == noisy.shape and found.images.abs().max() <= 1
-    assert torch.equal(found.path[0], noisy)
-    assert len(found.path) == found.steps_used[0] + 1
-    assert (found.energies is None) == (kind in ("refiner", "dit"))
+    result, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
+    torch.testing.assert_close(result.images[:1], alone.images)
+    assert result.images.shape == noisy.shape and result.images.abs().max() <= 1
+    assert torch.equal(result.path[0], noisy)
+    assert len(result.path) == result.steps_used[0] + 1
+    assert (result.energies is None) == (kind in ("refiner", "dit"))
 
 
 def test_energies_of_patches_are_shares_of_the_energy():
@@ -144,8 +144,8 @@ class Oracle(torch.nn.Module):
     def forward(self, context: None, noisy: Tensor, levels: Tensor) -> Tensor:
         level = round(float((1 - levels[0, 0]) * LEVELS))
         self.levels.append(level)
-        kept = self.abar[level]
-        return (noisy - kept.sqrt() * self.clean.unsqueeze(1)) / (1 - kept).sqrt()
+        abar = self.abar[level]
+        return (noisy - abar.sqrt() * self.clean.unsqueeze(1)) / (1 - abar).sqrt()
 
 
 def with_oracle(model: Any, clean: Tensor) -> Oracle:
@@ -155,7 +155,7 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
 
 
 @pytest.mark.parametrize(
-    ("noise", "how", "levels"),
+    ("noise", "options", "levels"),
     [
         (100, {"steps": 4}, [100, 75, 50, 25]),
         (100, {"steps": 1}, [100]),
@@ -167,16 +167,16 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler):
+def test_diffusion_starts_at_the_level_it_is_told(noise, options, levels, scheduler):
     model = build("dit")
     clean = batch(model)["image"] * 0.9
     noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
     oracle = with_oracle(model, clean)
-    model.configure_inference(scheduler=scheduler, **how)
-    found = model.denoise(noisy, noise, generator=torch.Generator().manual_seed(0))
+    model.configure_inference(scheduler=scheduler, **options)
+    result = model.denoise(noisy, noise, generator=torch.Generator().manual_seed(0))
     assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
     if noise <= 100:
-        torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+        torch.testing.assert_close(result.images, clean, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
@@ -188,22 +188,26 @@ def test_any_number_of_passes_is_that_many(scheduler):
     for steps in (*range(1, 101, 7), 28, 29, 30, 31, 58, 62, 97):
         oracle = with_oracle(model, clean)
         model.configure_inference(scheduler=scheduler, steps=steps)
-        found = model.denoise(noisy, 100, generator=torch.Generator().manual_seed(0))
-        assert len(oracle.levels) == steps == len(found.path) - 1
-        torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+        result = model.denoise(noisy, 100, generator=torch.Generator().manual_seed(0))
+        assert len(oracle.levels) == steps == len(result.path) - 1
+        torch.testing.assert_close(result.images, clean, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
-    how = {"num_train_timesteps": 40, "prediction_type": prediction, "timestep_spacing": "trailing"}
-    ours, theirs = ExactDDIMScheduler(**how), DDIMScheduler(**how)
+    options = {
+        "num_train_timesteps": 40,
+        "prediction_type": prediction,
+        "timestep_spacing": "trailing",
+    }
+    exact, reference = ExactDDIMScheduler(**options), DDIMScheduler(**options)
     x = y = torch.randn(2, 3)
-    for scheduler in (ours, theirs):
+    for scheduler in (exact, reference):
         scheduler.set_timesteps(steps)
-    for t in ours.timesteps:
+    for t in exact.timesteps:
         predicted = torch.randn(2, 3)
-        x, y = ours.step(predicted, t, x).prev_sample, theirs.step(predicted, t, y).prev_sample
+        x, y = exact.step(predicted, t, x).prev_sample, reference.step(predicted, t, y).prev_sample
         torch.testing.assert_close(x, y)
 
 
@@ -212,11 +216,11 @@ def test_steps_that_all_leave_out_are_filled_up():
     model = build("s1")
     model.configure_inference(steps=5)
     images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]
-    free = [one.energies for one in denoise_tiled(model, images, 100, [0, 0])]
+    free = [result.energies for result in denoise_tiled(model, images, 100, [0, 0])]
     model.configure_inference(stop_grad_norm=1e9)
-    for one, energies in zip(denoise_tiled(model, images, 100, [0, 0]), free, strict=True):
-        assert len(one.path) == len(one.energies) == len(energies) == 6
-        assert one.energies is not None and (one.energies == one.energies[0]).all()
+    for result, energies in zip(denoise_tiled(model, images, 100, [0, 0]), free, strict=True):
+        assert len(result.path) == len(result.energies) == len(energies) == 6
+        assert result.energies is not None and (result.energies == result.energies[0]).all()
 
 
 def test_candidates_need_starts_that_differ():
@@ -224,8 +228,8 @@ def test_candidates_need_starts_that_differ():
         build("s1").configure_inference(num_candidates=2)
     model = build("s1", max_noise_level=LEVELS)
     model.configure_inference(num_candidates=3)
-    found = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
-    torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
+    result = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
+    torch.testing.assert_close(result.path[-1].clamp(-1, 1), result.images)
 
 
 def test_classes_are_told_where_there_are_any():
@@ -245,10 +249,10 @@ def test_classes_are_told_where_there_are_any():
 def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
-    found = model.features(images)
+    features = model.features(images)
     layers, width = 1, 16
-    assert found.shape == (4, layers * width) and found.std(0).min() > 0
-    torch.testing.assert_close(model.features(images[1:2]), found[1:2], atol=1e-5, rtol=1e-4)
+    assert features.shape == (4, layers * width) and features.std(0).min() > 0
+    torch.testing.assert_close(model.features(images[1:2]), features[1:2], atol=1e-5, rtol=1e-4)
     noisy = [
         model.features(images, 50, generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
@@ -260,23 +264,23 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
     generator = torch.Generator().manual_seed(0)
-    found = model.ood_scores(images, generator)
+    scores = model.ood_scores(images, generator)
     generator.manual_seed(0)
     restored = model.denoise(model.add_noise(images, 100, generator), 100, generator=generator)
     error = (restored.images - images).square().flatten(1).mean(1)
-    torch.testing.assert_close(found["restoring"], error)
+    torch.testing.assert_close(scores["restoring"], error)
     if not isinstance(model, EnergyImageModel):
-        assert set(found) == {"restoring"}
+        assert set(scores) == {"restoring"}
         return
     level = model.network_level(torch.zeros(4))
-    asked = images.unsqueeze(1).requires_grad_()
-    value = model.net(model.encode(None, 4), asked, level)
+    inputs = images.unsqueeze(1).requires_grad_()
+    value = model.net(model.encode(None, 4), inputs, level)
     if not model.has_energy:
-        torch.testing.assert_close(found["gradient"], value.square().flatten(1).mean(1))
+        torch.testing.assert_close(scores["gradient"], value.square().flatten(1).mean(1))
         return
-    torch.testing.assert_close(found["energy"], value[:, 0])
-    (slope,) = torch.autograd.grad(value.sum(), asked)
-    torch.testing.assert_close(found["gradient"], slope.square().flatten(1).mean(1))
+    torch.testing.assert_close(scores["energy"], value[:, 0])
+    (slope,) = torch.autograd.grad(value.sum(), inputs)
+    torch.testing.assert_close(scores["gradient"], slope.square().flatten(1).mean(1))
 
 
 def test_options_that_cannot_be_are_one_clear_error():

@@ -54,14 +54,14 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
     )
     train(config)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    made = "task.max_noise_level=1000" in overrides
-    assert any("held_out_psnr" in row for row in rows) != made
+    generates = "task.max_noise_level=1000" in overrides
+    assert any("held_out_psnr" in row for row in rows) != generates
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
     assert (run / "evaluation/report.html").stat().st_size > 10_000
-    picture = run / "evaluation" / ("run.png" if made else "grid.png")
+    picture = run / "evaluation" / ("run.png" if generates else "grid.png")
     with Image.open(picture) as image:
         assert image.size[0] > 300
-    if made:
+    if generates:
         with pytest.raises(ConfigError, match="are for models that denoise"):
             evaluate_images(
                 [str(run)], DenoisingConfig("leaves"), output=tmp_path / "out",

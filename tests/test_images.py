@@ -28,9 +28,9 @@ def photo(height: int = 20, width: int = 24, channels: int = 3, seed: int = 0) -
     return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def stored(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
+def stored(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **how)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -59,8 +59,8 @@ def test_an_exif_that_pillow_cannot_write_anew_still_turns_the_pixels(orientatio
     image = Image.fromarray(photo())
     good = Image.Exif()
     good[0x0112] = orientation
-    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(stored(image, "PNG", exif=good))))
-    assert np.array_equal(decode(stored(image, "PNG", exif=exif), "a.png", 3), np.asarray(wanted))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(stored(image, "PNG", exif=good))))
+    assert np.array_equal(decode(stored(image, "PNG", exif=exif), "a.png", 3), np.asarray(expected))
 
 
 def test_an_exif_that_cannot_be_read_leaves_the_pixels(monkeypatch):
@@ -116,9 +116,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_what_cannot_be_used_is_named(what, tmp_path):
-    make, message = BAD[what]
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_used_is_named(case, tmp_path):
+    make, message = BAD[case]
     with pytest.raises(ImageError, match=rf"bad\.png {message}"):
         decode(make(), "bad.png", 3)
 
@@ -270,21 +270,21 @@ def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
         for crop in (image[top : top + 8, left : left + 8],) * 2
     ]
     assert len(crops) == len(want)
-    found = crops.gather(torch.arange(len(crops)))
-    assert torch.equal(crops.sources(torch.arange(len(crops))), found["label"])
-    assert found["image"].dtype == torch.uint8 and found["label"].tolist() == [i for _, i in want]
+    batch = crops.gather(torch.arange(len(crops)))
+    assert torch.equal(crops.sources(torch.arange(len(crops))), batch["label"])
+    assert batch["image"].dtype == torch.uint8 and batch["label"].tolist() == [i for _, i in want]
     for k, (crop, _) in enumerate(want):
-        shown = crop if k % 2 == 0 else crop[:, ::-1]
-        assert np.array_equal(found["image"][k].numpy(), shown)
+        expected = crop if k % 2 == 0 else crop[:, ::-1]
+        assert np.array_equal(batch["image"][k].numpy(), expected)
 
 
 def test_fewer_crops_are_evenly_spread_over_all():
     part = ImageSplit([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
-    every, few = Crops(part, 8), Crops(part, 8, max_crops=5)
-    assert len(few) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(every)
-    last = len(every) - 1
+    all_crops, limited = Crops(part, 8), Crops(part, 8, max_crops=5)
+    assert len(limited) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(all_crops)
+    last = len(all_crops) - 1
     chosen = torch.tensor([0, last // 4, last // 2, 3 * last // 4, last])
-    assert torch.equal(few.gather(torch.arange(5))["image"], every.gather(chosen)["image"])
+    assert torch.equal(limited.gather(torch.arange(5))["image"], all_crops.gather(chosen)["image"])
 
 
 def test_images_smaller_than_a_crop_are_named():
@@ -318,5 +318,5 @@ def test_what_is_held_out_stays_so_as_files_come_and_go(count, chance):
     files = [Path(f"{n:03}.png") for n in chance.sample(range(1000), 200)]
     parts = dict(zip(files, held_out_by_name(files, names), strict=True))
     fewer = chance.sample(files, count)  # so many that no part needs a file not drawn for it
-    left = dict(zip(fewer, held_out_by_name(fewer, names), strict=True))
-    assert left == {file: parts[file] for file in fewer}
+    remaining = dict(zip(fewer, held_out_by_name(fewer, names), strict=True))
+    assert remaining == {file: parts[file] for file in fewer}

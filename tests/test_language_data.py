@@ -45,10 +45,10 @@ def test_a_tokenizer_that_cannot_be_had_is_one_clear_error(tmp_path):
 
 
 def test_a_stored_tokenizer_serves_again(tmp_path):
-    made = make_tokenizer("bpe", [TEXT], 300)
-    made.save(str(tmp_path / "tokenizer.json"))
-    again = make_tokenizer(str(tmp_path / "tokenizer.json"), [], 0)
-    assert again.encode(TEXT).ids == made.encode(TEXT).ids
+    tokenizer = make_tokenizer("bpe", [TEXT], 300)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    restored = make_tokenizer(str(tmp_path / "tokenizer.json"), [], 0)
+    assert restored.encode(TEXT).ids == tokenizer.encode(TEXT).ids
 
 
 def test_tokens_are_made_once_and_kept(text_file, tmp_path, monkeypatch):
@@ -100,8 +100,8 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
         with pytest.raises(TextError, match=parts):
             load_corpus("someone/something", None)
     else:
-        found = load_corpus("someone/something", None).splits
-        assert {name: len(text) for name, text in found.items()} == parts
+        loaded = load_corpus("someone/something", None).splits
+        assert {name: len(text) for name, text in loaded.items()} == parts
 
 
 def test_windows_are_what_follows_each_place():
@@ -122,8 +122,11 @@ def test_pieces_are_the_text():
 def test_corpora(text_file, tmp_path, monkeypatch):
     own = load_corpus("own", None)
     assert "descend" in own.splits["train"] + own.splits["validation"]
-    mine = load_corpus(None, str(text_file))
-    assert mine.name == "mine" and mine.splits["train"] + mine.splits["validation"] == TEXT
+    from_file = load_corpus(None, str(text_file))
+    assert (
+        from_file.name == "mine"
+        and from_file.splits["train"] + from_file.splits["validation"] == TEXT
+    )
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.md").write_text("a")
     (tmp_path / "folder" / "b.txt").write_text("b")
@@ -133,25 +136,27 @@ def test_corpora(text_file, tmp_path, monkeypatch):
     (tmp_path / "text").mkdir()
     with zipfile.ZipFile(tmp_path / "text" / "tinyshakespeare.zip", "w") as zipped:
         zipped.writestr("tinyshakespeare/input.txt", TEXT)
-    found = load_corpus(None, None)
-    assert found.name == "tinyshakespeare" and len(found.splits["train"]) == round(0.9 * len(TEXT))
+    default = load_corpus(None, None)
+    assert default.name == "tinyshakespeare" and len(default.splits["train"]) == round(
+        0.9 * len(TEXT)
+    )
 
 
 def test_questions_and_answers_are_text_to_evaluate_on(tiny_text, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     (tmp_path / "reasoning").mkdir()
     squad = [{"context": "Some text.", "qas": [{"question": "Why?", "answers": [{"text": "So."}]}]}]
-    written = {
+    contents = {
         "gsm8k": [{"question": "1 + 1?", "answer": "#### 2"}],
         "squad": {"data": [{"paragraphs": squad}]},
         "dyck_languages": {"examples": [{"input": "( [", "target": "] )"}]},
     }
-    for name, content in written.items():
+    for name, content in contents.items():
         archive, member, _ = QUESTIONS[name]
         lines = content if name == "gsm8k" else [content]
         with zipfile.ZipFile(tmp_path / "reasoning" / archive, "a") as zipped:
             zipped.writestr(member, "\n".join(map(json.dumps, lines)))
-    texts = [load_corpus(name, None).splits["test"] for name in written]
+    texts = [load_corpus(name, None).splits["test"] for name in contents]
     assert texts == [
         "Question: 1 + 1?\nAnswer: #### 2",
         "Question: Some text. Why?\nAnswer: So.",

@@ -25,33 +25,33 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
         assert parameter.grad.any(), name
 
 
-@pytest.mark.parametrize("many", [1, 3])
-def test_surprisal_is_that_of_a_distribution(kind, many):
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_surprisal_is_that_of_a_distribution(kind, num_candidates):
     model = build(kind)
     if isinstance(model, EnergyLanguageModel) and model.has_energy and model.has_random_init:
-        model.configure_inference(num_candidates=many)
+        model.configure_inference(num_candidates=num_candidates)
     logits = model.predict(model.observe(tokens()), generators())
     assert logits.shape == (B, 7, V) and not logits.requires_grad
-    found = model.surprisal(tokens(), generators())
+    surprisal = model.surprisal(tokens(), generators())
     want = -model.predict(model.observe(tokens()[:, :-1]), generators()).log_softmax(-1)
-    torch.testing.assert_close(found, want.gather(2, tokens()[:, 1:, None])[..., 0])
+    torch.testing.assert_close(surprisal, want.gather(2, tokens()[:, 1:, None])[..., 0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_with_a_cache_it_writes_what_it_writes_without(kind, temperature):
     """Token by token, past the end of the context."""
     model = build(kind)
-    how = {"temperature": temperature, "top_k": 5}
+    options = {"temperature": temperature, "top_k": 5}
     if isinstance(model, EnergyLanguageModel):
         model.objective.init_std = 0.0  # with a random start, noise would be drawn for other places
         if kind == "ebt s2":
             model.objective.noise = None
-    written = [
-        "".join(model.generate("abc", 12, **how, cached=cached, generator=g))
+    texts = [
+        "".join(model.generate("abc", 12, **options, cached=cached, generator=g))
         for cached, g in zip((True, False), generators(), strict=True)
         if g.manual_seed(3)
     ]
-    assert len(written[0]) == 12 and written[0] == written[1]
+    assert len(texts[0]) == 12 and texts[0] == texts[1]
 
 
 def test_writing_starts_from_something(kind):
@@ -76,17 +76,17 @@ def free_energy(model, observed, logits):
 
 
 def test_the_lowest_of_several_guesses_is_taken():
-    one, many = build("ebt"), build("ebt", num_candidates=4)
-    assert isinstance(one, EnergyLanguageModel) and isinstance(many, EnergyLanguageModel)
-    observed = many.observe(tokens())
-    found = many.descend(observed, generators())
-    alone = one.descend(one.observe(tokens()), generators())
-    assert found.candidate.shape == alone.candidate.shape == (B, 7, V)
-    again = free_energy(many, observed, found.candidate)
-    torch.testing.assert_close(again, found.energies[-1])
-    every = build("ebt")
-    every.configure_inference(num_candidates=4)
-    torch.testing.assert_close(every.predict(observed, generators()), found.candidate)
+    single, best_of_4 = build("ebt"), build("ebt", num_candidates=4)
+    assert isinstance(single, EnergyLanguageModel) and isinstance(best_of_4, EnergyLanguageModel)
+    observed = best_of_4.observe(tokens())
+    result = best_of_4.descend(observed, generators())
+    alone = single.descend(single.observe(tokens()), generators())
+    assert result.candidate.shape == alone.candidate.shape == (B, 7, V)
+    energies = free_energy(best_of_4, observed, result.candidate)
+    torch.testing.assert_close(energies, result.energies[-1])
+    configured = build("ebt")
+    configured.configure_inference(num_candidates=4)
+    torch.testing.assert_close(configured.predict(observed, generators()), result.candidate)
 
 
 def test_rejecting_increases_never_ends_higher():

@@ -33,10 +33,10 @@ def test_train_evaluate_and_load(tiny_text, overrides):
     assert low <= summary["perplexity"]["mean"] == math.exp(summary["loss"]["mean"]) <= high
 
     model = LanguageModel.from_checkpoint(straight)
-    again = LanguageModel.from_checkpoint(straight / "checkpoints" / "step_00000012")
-    some = torch.randint(model.vocabulary, (2, 9))
+    restored = LanguageModel.from_checkpoint(straight / "checkpoints" / "step_00000012")
+    windows = torch.randint(model.vocabulary, (2, 9))
     torch.testing.assert_close(
-        model.surprisal(some, generators()), again.surprisal(some, generators())
+        model.surprisal(windows, generators()), restored.surprisal(windows, generators())
     )
 
 
@@ -73,8 +73,8 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny_text, tmp_path):
 
 def test_the_entries(tiny_text, tmp_path, monkeypatch, capsys):
     run = train(tiny_text("run", "evaluation.final=false", "objective.init_std=1.0"))
-    where = f"output={tmp_path / 'found'}"
-    call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", where]
+    output = f"output={tmp_path / 'found'}"
+    call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", output]
     monkeypatch.setattr(sys, "argv", [*call])
     evaluating.main()
     entries = json.loads((tmp_path / "found" / "summary.json").read_text())["entries"]
@@ -84,8 +84,8 @@ def test_the_entries(tiny_text, tmp_path, monkeypatch, capsys):
     assert [entry["candidates"] for entry in thought["wider"]] == [1, 2, 4, 8]
     assert thought["longer"][2]["mean"] == pytest.approx(thought["wider"][0]["mean"], rel=1e-5)
     report = (tmp_path / "found" / "report.html").read_text("utf-8")
-    for shown in ("Thinking", "bits a byte", "window by window", "Training of run"):
-        assert shown in report
+    for heading in ("Thinking", "bits a byte", "window by window", "Training of run"):
+        assert heading in report
     monkeypatch.setattr(sys, "argv", [*call[:2], "corpus=own", *call[3:]])
     evaluating.main()
     (entry,) = json.loads((tmp_path / "found" / "summary.json").read_text())["entries"]
@@ -95,8 +95,8 @@ def test_the_entries(tiny_text, tmp_path, monkeypatch, capsys):
         sys, "argv", ["generate", f"checkpoint={run}", "prompt=the 'quick'\\", "length=5"]
     )
     generate.main()
-    written = capsys.readouterr().out
-    assert written.startswith("the 'quick'\\") and len(written) == len("the 'quick'\\") + 6
+    generated = capsys.readouterr().out
+    assert generated.startswith("the 'quick'\\") and len(generated) == len("the 'quick'\\") + 6
 
 
 @pytest.mark.parametrize(

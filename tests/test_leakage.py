@@ -28,65 +28,73 @@ def kind(request) -> str:
     return request.param
 
 
-def every_step(model: LanguageModel, seen: torch.Tensor) -> dict[str, torch.Tensor]:
+def every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[str, torch.Tensor]:
     """All that a model makes of the places (B, S) of some tokens, after every step."""
     with torch.no_grad():
-        observed = model.observe(seen)
+        observed = model.observe(sequence)
         if not isinstance(model, EnergyLanguageModel):
             return {"logits": model.predict(observed)}
-        found = model.descend(observed, generators())
+        result = model.descend(observed, generators())
         return {
-            **{f"guess {k}": guess for k, guess in enumerate(found.path)},
-            "energies": found.energies.movedim(0, -1),
-            "norms": found.grad_norms.movedim(0, -1),
+            **{f"guess {k}": guess for k, guess in enumerate(result.path)},
+            "energies": result.energies.movedim(0, -1),
+            "norms": result.grad_norms.movedim(0, -1),
         }
 
 
 def leaks_backwards(model: LanguageModel) -> list[str]:
     """What changes at the places before a token that is replaced."""
-    before, moved, found = every_step(model, tokens()), tokens(), []
+    before, moved, leaks = every_step(model, tokens()), tokens(), []
     for place in range(1, S):
         moved = tokens()
         moved[:, place] = (moved[:, place] + 1 + torch.arange(B)) % V
         after = every_step(model, moved)
         for name, value in before.items():
             if not torch.allclose(after[name][:, :place], value[:, :place], rtol=1e-9):
-                found.append(f"{name} before {place}")
-    return found
+                leaks.append(f"{name} before {place}")
+    return leaks
 
 
-def leaks_between_guesses(model: EnergyLanguageModel, many: int = 1) -> bool:
+def leaks_between_guesses(model: EnergyLanguageModel, num_candidates: int = 1) -> bool:
     """Whether a guess's energy, or update, depends on another guess."""
     observed = model.observe(tokens())
-    seen = torch.randn(B, S * many, 16).double().requires_grad_()
-    level = torch.full((B, S * many), 0.5).double() if model.objective.level_conditioned else None
+    candidates = torch.randn(B, S * num_candidates, 16).double().requires_grad_()
+    level = (
+        torch.full((B, S * num_candidates), 0.5).double()
+        if model.objective.level_conditioned
+        else None
+    )
     energy: Any = model.energy(observed)
-    given = energy.field(seen, level).sum(-1) if model.name == "refiner" else energy(seen, level)
-    for unit in range(S * many):
-        (slope,) = torch.autograd.grad(given[:, unit].sum(), seen, retain_graph=True)
+    energies = (
+        energy.field(candidates, level).sum(-1)
+        if model.name == "refiner"
+        else energy(candidates, level)
+    )
+    for unit in range(S * num_candidates):
+        (slope,) = torch.autograd.grad(energies[:, unit].sum(), candidates, retain_graph=True)
         assert slope[:, unit].any()
-        if slope[:, torch.arange(S * many) != unit].any():
+        if slope[:, torch.arange(S * num_candidates) != unit].any():
             return True
     return False
 
 
 def one_place_at_a_time(model: LanguageModel) -> bool:
     """Whether places predicted alone, from what came before them, equal those in parallel."""
-    together = every_step(model, tokens())
+    parallel = every_step(model, tokens())
     for place in range(S):
         with torch.no_grad():
             observed = model.observe(tokens()[:, : place + 1])
             alone = EncodedContext(observed.keys_values, observed.last[:, -1:])
             if not isinstance(model, EnergyLanguageModel):
-                found = {"logits": model.predict(alone)}
+                outputs = {"logits": model.predict(alone)}
             else:
                 # The same start as the place has in parallel, and the same noise on the way.
                 descent = replace(model.objective.descent(STEPS), noise=None)
-                init = together["guess 0"][:, place : place + 1]
+                init = parallel["guess 0"][:, place : place + 1]
                 path = descent(model.energy(alone), init).path
-                found = {f"guess {k}": guess for k, guess in enumerate(path)}
-        for name, value in found.items():
-            want = together[name][:, place : place + 1]
+                outputs = {f"guess {k}": guess for k, guess in enumerate(path)}
+        for name, value in outputs.items():
+            want = parallel[name][:, place : place + 1]
             if not torch.allclose(value, want, rtol=1e-6, atol=1e-9):
                 return False
     return True
@@ -97,10 +105,12 @@ def test_a_later_token_changes_nothing_before_it(kind):
 
 
 @pytest.mark.parametrize("kind", GUESSING)
-@pytest.mark.parametrize("many", [1, 3])
-def test_guesses_do_not_see_each_other(kind, many):
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_guesses_do_not_see_each_other(kind, num_candidates):
     model = build(kind)
-    assert isinstance(model, EnergyLanguageModel) and not leaks_between_guesses(model, many)
+    assert isinstance(model, EnergyLanguageModel) and not leaks_between_guesses(
+        model, num_candidates
+    )
 
 
 @pytest.mark.parametrize("kind", NOISELESS)

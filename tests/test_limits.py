@@ -87,13 +87,13 @@ def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
         "workspace": {"model": str(arm), "site": "tool", "box": box},
     }
     limits = parse_limits(section, ["shoulder", "elbow"])
-    motion, here = Motion.at_rest(np.zeros(2)), np.zeros(2)
-    assert limit_command(limits, np.array([0.1, 0.1]), motion, DT, here).command.tolist() == [
+    motion, measured = Motion.at_rest(np.zeros(2)), np.zeros(2)
+    assert limit_command(limits, np.array([0.1, 0.1]), motion, DT, measured).command.tolist() == [
         0.1,
         0.1,
     ]
     with pytest.raises(SafetyError, match="would leave its workspace"):
-        limit_command(limits, np.array([0.3, 0.0]), motion, DT, here)  # y = 2 sin 0.3 = 0.59
+        limit_command(limits, np.array([0.3, 0.0]), motion, DT, measured)  # y = 2 sin 0.3 = 0.59
     section["workspace"]["box"] = box[:2]
     with pytest.raises(SafetyError, match=r"workspace\.box must be \[low, high\], or a list .* 3"):
         parse_limits(section, ["shoulder", "elbow"])

@@ -74,8 +74,8 @@ def test_a_resumed_log_drops_later_and_broken_lines(tmp_path):
     lines = '{"step": 1}\n{"step": 2}\n{"note": 0}\n{"step": 3}\n{"st'
     (tmp_path / "log.jsonl").write_text(lines)
     start(tmp_path, resume_step=2, mode="off").close()
-    kept = '{"step": 1}\n{"step": 2}\n{"note": 0}\n'
-    assert (tmp_path / "log.jsonl").read_text() == kept
+    expected = '{"step": 1}\n{"step": 2}\n{"note": 0}\n'
+    assert (tmp_path / "log.jsonl").read_text() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     start(tmp_path, mode="off").close()
     assert (tmp_path / "log.jsonl").read_text() == ""

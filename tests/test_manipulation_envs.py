@@ -46,7 +46,7 @@ ONE_EACH = [
 
 
 @cache
-def made(name: str) -> gymnasium.Env:
+def cached_env(name: str) -> gymnasium.Env:
     """An environment, made once for all tests: none of them may depend on what came before."""
     return gymnasium.make(f"ebt_policy/{name}")
 
@@ -69,7 +69,7 @@ def test_importing_the_package_loads_no_simulator():
 @pytest.mark.parametrize("name", SAMPLE)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of boxes without limits
 def test_gymnasium_accepts_it(name):
-    check_env(made(name).unwrapped, skip_render_check=True)
+    check_env(cached_env(name).unwrapped, skip_render_check=True)
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def play(env: gymnasium.Env, seed: int, steps: int = 12) -> tuple[np.ndarray, np
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_an_episode_depends_on_its_seed_alone(name):
-    env = made(name)
+    env = cached_env(name)
     first, _ = play(env, 3)
     other, _ = play(env, 4)
     again, _ = play(env, 3)
@@ -128,7 +128,7 @@ def test_an_episode_depends_on_its_seed_alone(name):
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_state_tells_the_observation(name):
-    env = made(name)
+    env = cached_env(name)
     states, observations = play(env, 3)
     for state, expected in list(zip(states, observations, strict=True))[::4]:
         obs, info = env.reset(seed=11, options={"state": state})
@@ -138,7 +138,7 @@ def test_a_state_tells_the_observation(name):
 
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_bad_input_is_one_sentence(name):
-    env = made(name)
+    env = cached_env(name)
     _, info = env.reset(seed=0)
     width = env.action_space.shape[0]  # type: ignore[index]
     for action in (np.zeros(width + 1), np.full(width, np.nan), np.full(width, np.inf)):
@@ -197,18 +197,18 @@ def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
     if not can_render():
         pytest.skip("nothing draws here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
-    states, _ = play(made(name), 3, steps=2)
+    states, _ = play(cached_env(name), 3, steps=2)
     spec = EnvSpec(f"ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32})
-    shown = rendered_observations(spec, states)
-    assert shown["agentview"].shape == (3, 32, 32, 3) and shown["obs"].shape == (3, 9)
+    rendered = rendered_observations(spec, states)
+    assert rendered["agentview"].shape == (3, 32, 32, 3) and rendered["obs"].shape == (3, 9)
     env = spec.make()
     obs, _ = env.reset(seed=8, options={"state": states[1]})
-    np.testing.assert_array_equal(obs["agentview"], shown["agentview"][1])
+    np.testing.assert_array_equal(obs["agentview"], rendered["agentview"][1])
     env.close()
     monkeypatch.setattr(
         "ebt_policy.data.render_cache.render_states", lambda *_: pytest.fail("drawn again")
     )
-    np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], shown["obs"])
+    np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], rendered["obs"])
 
 
 # -- which OpenGL -------------------------------------------------------------------------------
@@ -222,11 +222,11 @@ def linux(monkeypatch):
 
 
 def test_the_first_backend_that_works_is_taken(linux):
-    tried = []
-    linux.setattr(rendering, "_works", lambda name: tried.append(name) or name == "osmesa")
+    attempts = []
+    linux.setattr(rendering, "_works", lambda name: attempts.append(name) or name == "osmesa")
     assert rendering.choose_backend() == "osmesa" == rendering.os.environ["MUJOCO_GL"]
-    assert tried == ["egl", "osmesa"]
-    assert rendering.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
+    assert attempts == ["egl", "osmesa"]
+    assert rendering.choose_backend() == "osmesa" and len(attempts) == 2  # not tried again
 
 
 def test_the_users_choice_is_kept(linux):

@@ -48,8 +48,8 @@ def test_constant_channel(jitter):
     data = torch.tensor([[0.0, 100.0], [1.0, 100.0 + jitter]])
     normalizer = Normalizer.fit({"a": data})
     assert normalizer.normalize("a", data)[:, 1].tolist() == [0.0, 0.0]
-    anything = torch.tensor([[0.0, -0.7], [0.0, 5.0]])
-    torch.testing.assert_close(normalizer.unnormalize("a", anything)[:, 1], data[:, 1])
+    values = torch.tensor([[0.0, -0.7], [0.0, 5.0]])
+    torch.testing.assert_close(normalizer.unnormalize("a", values)[:, 1], data[:, 1])
 
 
 def test_json_round_trip_is_exact():

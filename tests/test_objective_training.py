@@ -111,8 +111,8 @@ def test_draws_are_all_the_randomness_and_have_the_batch_first(name):
 
     # So a batch may be split among processes: the loss is the mean of their losses.
     def part(rows):
-        mine = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in noise.items()}
-        return problem(context[rows], target[rows], mine)[0]
+        noise_part = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in noise.items()}
+        return problem(context[rows], target[rows], noise_part)[0]
 
     halves = (part(slice(0, 3)) + part(slice(3, 6))) / 2
     torch.testing.assert_close(halves, loss, rtol=1e-5, atol=1e-6)

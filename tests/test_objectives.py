@@ -76,8 +76,8 @@ def test_equilibrium_arrives_with_any_number_of_steps(width):
     """On the field of one demonstration at 0, seen from a distance 1: a Huber loss."""
 
     def energy(x: torch.Tensor, level: torch.Tensor | None = None) -> torch.Tensor:
-        far = x.flatten(2).norm(dim=-1)
-        return torch.where(far < width, far.square() / (2 * width), far - width / 2)
+        distance = x.flatten(2).norm(dim=-1)
+        return torch.where(distance < width, distance.square() / (2 * width), distance - width / 2)
 
     objective = Equilibrium(decay_width=width)
     start = torch.nn.functional.normalize(torch.randn(1, 1, 4), dim=-1)
@@ -93,9 +93,9 @@ def test_s1_averages_the_loss_of_its_steps():
     y = torch.randn(4, 2, 3)
     noise = objective.sample_noise(y)
     loss, metrics = objective(quadratic(), y, noise)
-    each = [(0.5**k * noise["init"] - y).square().mean() for k in (1, 2, 3)]
-    torch.testing.assert_close(loss, torch.stack(each).mean())
-    torch.testing.assert_close(metrics["last_step_loss"], each[-1])
+    step_losses = [(0.5**k * noise["init"] - y).square().mean() for k in (1, 2, 3)]
+    torch.testing.assert_close(loss, torch.stack(step_losses).mean())
+    torch.testing.assert_close(metrics["last_step_loss"], step_losses[-1])
     loss.backward()
     # Cut between steps: each step's candidate is x - a x with x constant.
     a = torch.tensor(0.5, requires_grad=True)
@@ -128,9 +128,9 @@ def test_s2_learns_from_the_last_step_alone():
 
 def test_s2_draws_its_number_of_steps():
     objective = S2(steps=(2, 4))
-    drawn = [objective.sample_noise(torch.zeros(1, 1, 2)) for _ in range(40)]
-    assert {d["steps"] for d in drawn} == {2, 3, 4}
-    assert all(d["langevin_noise"].shape == (1, d["steps"], 1, 2) for d in drawn)
+    samples = [objective.sample_noise(torch.zeros(1, 1, 2)) for _ in range(40)]
+    assert {d["steps"] for d in samples} == {2, 3, 4}
+    assert all(d["langevin_noise"].shape == (1, d["steps"], 1, 2) for d in samples)
 
 
 def test_contrastive_loss_by_hand():
@@ -143,8 +143,8 @@ def test_contrastive_loss_by_hand():
     last = torch.tensor(0.7, requires_grad=True)  # the chains themselves pass no gradient
     e, n = quadratic(last)(y), quadratic(last)(x).unflatten(1, (2, 3))
     nce = torch.logsumexp(torch.cat([-e.unsqueeze(2), -n], dim=2), dim=2) + e
-    both = torch.cat([e.flatten(), n.flatten()])
-    want = nce.mean() + 0.001 * both.square().mean()
+    energies = torch.cat([e.flatten(), n.flatten()])
+    want = nce.mean() + 0.001 * energies.square().mean()
     torch.testing.assert_close(loss, want)
     torch.testing.assert_close(metrics["energy_gap"], (n.mean() - e.mean()).detach())
     loss.backward()

@@ -99,8 +99,10 @@ def test_a_shifted_start_is_farther_from_the_centre():
         _, (plain, *_), _ = play(EnvSpec(PUSH_T, 300).make(), seed, steps=1)
         _, (shifted, *_), events = play(make("start", 60), seed, steps=1)
         assert events == [-1]
-        near, far = (np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted))
-        assert far > near
+        plain_distance, shifted_distance = (
+            np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted)
+        )
+        assert shifted_distance > plain_distance
         assert abs(shifted[2:4] - CENTRE).max() <= WORKSPACE_SIZE / 2 - EDGE_MARGIN + ROUNDING
 
 
@@ -120,8 +122,8 @@ def test_delay_and_freeze_hold_observations_back():
     np.testing.assert_array_equal(late[:3], truth[:1].repeat(3, axis=0))
     frozen, _, (event,) = play(make("freeze", 4), 5)
     for step in range(len(truth)):
-        shown = event if event < step <= event + 4 else step
-        np.testing.assert_array_equal(frozen[step], truth[shown])
+        source_step = event if event < step <= event + 4 else step
+        np.testing.assert_array_equal(frozen[step], truth[source_step])
 
 
 def test_action_noise_stays_in_the_action_space_and_repeats():

@@ -53,19 +53,21 @@ def test_a_robot_stands_only_while_a_blocking_policy_predicts(mode, delay, stand
 
 @pytest.mark.parametrize("delay", [0.01, 0.15, 0.25, 0.4])
 def test_a_frozen_prefix_leaves_no_jump(delay):
-    wanted = {}
+    largest_jump = {}
     for mode in ("async", "rtc"):
         runner, _, policy, _ = point_runner(mode=mode, delay=delay, policy=Straight())
         episode = runner.run_episode(0)
         moving = [tick for tick in episode.ticks if tick.desired is not None]
         travels = np.diff([tick.command for tick in moving], axis=0)[:, 0]
-        wanted[mode] = np.abs(np.diff(travels)).max()
+        largest_jump[mode] = np.abs(np.diff(travels)).max()
         if mode == "rtc":
-            held = [call.prefix for call in policy.calls[7:] if call.prefix is not None]
+            prefixes = [call.prefix for call in policy.calls[7:] if call.prefix is not None]
             committed = max(1, math.ceil(delay / DT - 1e-9))
-            assert {p.shape[1] for p in held} == {1 + committed}
-    assert wanted["rtc"] < 1e-6
-    assert wanted["async"] > 0.01  # the robot lags behind its plan, so a new one begins elsewhere
+            assert {p.shape[1] for p in prefixes} == {1 + committed}
+    assert largest_jump["rtc"] < 1e-6
+    assert (
+        largest_jump["async"] > 0.01
+    )  # the robot lags behind its plan, so a new one begins elsewhere
 
 
 def test_the_prefix_is_what_was_sent_and_what_will_be():
@@ -74,8 +76,8 @@ def test_the_prefix_is_what_was_sent_and_what_will_be():
     episode = runner.run_episode(0)
     sent = {tick.number: tick.command for tick in episode.ticks}
     prefixes = [call.prefix for call in policy.calls if call.prefix is not None][:3]
-    asked = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
-    for start, prefix in zip(asked, prefixes, strict=True):
+    start_ticks = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
+    for start, prefix in zip(start_ticks, prefixes, strict=True):
         executed = np.stack([sent[start - 1 + i] for i in range(prefix.shape[1])])
         np.testing.assert_allclose(prefix[0].numpy(), executed, atol=1e-5)
 

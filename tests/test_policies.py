@@ -58,26 +58,26 @@ def test_chunk_is_in_env_units_within_the_demonstrated_limits(kind):
 @ALL_KINDS
 def test_row_generators_make_rows_independent_of_their_batch(kind):
     policy, obs = build(kind), observe(3)
-    together = policy.predict_chunk(obs, generator=generators(5, 6, 7)).actions
+    batched = policy.predict_chunk(obs, generator=generators(5, 6, 7)).actions
     for i, seed in enumerate((5, 6, 7)):
         alone = policy.predict_chunk({"obs": obs["obs"][i : i + 1]}, generator=generators(seed))
-        torch.testing.assert_close(alone.actions, together[i : i + 1], atol=0.02, rtol=0)
+        torch.testing.assert_close(alone.actions, batched[i : i + 1], atol=0.02, rtol=0)
 
 
 @ALL_KINDS
 def test_predicting_works_whatever_the_gradient_mode(kind):
     policy, prefix = build(kind), (LOW + HIGH).div(2).expand(1, 2, 2)
-    want = policy.predict_chunk(
+    expected = policy.predict_chunk(
         observe(1), constraints=ChunkConstraints(prefix=prefix), generator=generators(0)
     ).actions
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            got = policy.predict_chunk(
+            actual = policy.predict_chunk(
                 observe(1),
                 constraints=ChunkConstraints(prefix=prefix.clone()),
                 generator=generators(0),
             ).actions
-        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(actual, expected)
     loss, _ = policy.loss(training_batch())
     loss.backward()  # and it leaves training as it was
 
@@ -154,10 +154,10 @@ def test_a_stored_policy_predicts_identically(kind, tmp_path):
     loaded = load_policy(tmp_path)
     assert type(loaded) is type(policy) and not loaded.training
     assert loaded.config == policy.config and loaded.shape == policy.shape
-    want = policy.predict_chunk(observe(2), generator=generators(1, 2))
-    got = loaded.predict_chunk(observe(2), generator=generators(1, 2))
-    assert torch.equal(got.actions, want.actions)
-    assert (got.energy is None) == (want.energy is None)
+    expected = policy.predict_chunk(observe(2), generator=generators(1, 2))
+    actual = loaded.predict_chunk(observe(2), generator=generators(1, 2))
+    assert torch.equal(actual.actions, expected.actions)
+    assert (actual.energy is None) == (expected.energy is None)
 
 
 @pytest.mark.parametrize("size", ["xs", "s", "m", "l"])
@@ -214,10 +214,10 @@ def test_relative_actions_are_measured_from_the_newest_observation(kind):
     assert (in_units >= low - 1e-3).all() and (in_units <= high + 1e-3).all()
     if kind != "bc":
         prefix = torch.rand(3, 2, 2) * 512
-        held = policy.predict_chunk(
+        constrained = policy.predict_chunk(
             obs, constraints=ChunkConstraints(prefix=prefix), generator=generators(0, 1, 2)
         )
-        torch.testing.assert_close(held.actions[:, :2], prefix)
+        torch.testing.assert_close(constrained.actions[:, :2], prefix)
 
 
 @pytest.mark.slow
@@ -227,9 +227,9 @@ def test_compiled_prediction_equals_eager(kind):
     policy, obs = build_relative(kind).requires_grad_(False), observe(1)
     expected = policy.predict_chunk(obs, generator=generators(0))
     policy.compile_prediction()
-    found = policy.predict_chunk(obs, generator=generators(0))
-    torch.testing.assert_close(found.actions, expected.actions, atol=1e-2, rtol=1e-4)
-    held = policy.predict_chunk(
-        obs, constraints=ChunkConstraints(prefix=found.actions[:, :1]), generator=generators(0)
+    actual = policy.predict_chunk(obs, generator=generators(0))
+    torch.testing.assert_close(actual.actions, expected.actions, atol=1e-2, rtol=1e-4)
+    constrained = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=actual.actions[:, :1]), generator=generators(0)
     )
-    assert held.actions.isfinite().all()
+    assert constrained.actions.isfinite().all()

@@ -94,10 +94,10 @@ def test_nothing_or_twins_cannot_be_compared(policy_entries) -> None:
 
 def test_results_on_disk_read_back_equal(tmp_path, policy_entries) -> None:
     policy_entries[0][1][0]["score"] = np.float32(1.0)  # NumPy numbers are plain numbers on disk
-    written = [
+    entries_with_states = [
         (s, [e | {"states": np.zeros((16, 5))} for e in episodes]) for s, episodes in policy_entries
     ]
-    result = write_results(tmp_path / "run", written)  # collected states are left out
+    result = write_results(tmp_path / "run", entries_with_states)  # collected states are left out
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"episodes.jsonl", "summary.json", "table.md"}  # and no temporary file
     assert json.loads((tmp_path / "run/summary.json").read_text("utf-8")) == result

@@ -100,8 +100,8 @@ def test_aligned_demonstrations_end_on_the_goal_and_are_moved_as_a_whole():
         turned = after[:, 4] - before[:, 4]
         np.testing.assert_allclose(turned, turned[0], atol=1e-4)
         for part in (slice(0, 2), slice(2, 4)):  # distances to where the block ends stay
-            far = [np.linalg.norm(s[:, part] - s[-1, 2:4], axis=1) for s in (before, after)]
-            np.testing.assert_allclose(*far, atol=1e-2)
+            distances = [np.linalg.norm(s[:, part] - s[-1, 2:4], axis=1) for s in (before, after)]
+            np.testing.assert_allclose(*distances, atol=1e-2)
     again = aligned(moved)
     np.testing.assert_allclose(again.arrays["state"], moved.arrays["state"], atol=1e-2)
 

@@ -151,9 +151,9 @@ def test_reward_is_clipped_coverage_and_full_coverage_ends(env):
     assert 0 < coverages[0] < 0.95
     np.testing.assert_allclose(rewards, np.clip(coverages / 0.95, 0, 1))
 
-    near = GOAL + [0, 0, 3, 0, 0]  # less than 95 % covered: good, but not done
-    env.reset(options={"state": near})
-    _, reward, terminated, _, info = env.step(near[:2])
+    almost_goal = GOAL + [0, 0, 3, 0, 0]  # less than 95 % covered: good, but not done
+    env.reset(options={"state": almost_goal})
+    _, reward, terminated, _, info = env.step(almost_goal[:2])
     assert not terminated and reward < 1 and info["coverage"] < 0.95
 
 
@@ -169,12 +169,12 @@ def test_dynamics_are_gym_pushts(env):
 
     original, actions = Original(), wander(4)
     values = seeded_state(11)
-    ours, rewards, _ = play(env, actions, seed=11)
+    states, rewards, _ = play(env, actions, seed=11)
     state, _ = original.reset(options={"reset_to_state": values})
-    np.testing.assert_array_equal(state, ours[0])
+    np.testing.assert_array_equal(state, states[0])
     for i, action in enumerate(actions):
         state, reward, *_ = original.step(action)
-        np.testing.assert_array_equal(state, ours[i + 1])
+        np.testing.assert_array_equal(state, states[i + 1])
         assert reward == rewards[i]
 
 
@@ -197,8 +197,8 @@ def test_frames_show_plan_and_block():
     frame = env.render()
     assert isinstance(frame, np.ndarray)
     assert frame.shape == (96, 128, 3) and frame.dtype == np.uint8
-    drawn = env.draw_plan(frame.copy(), np.array([[0, 0], [256, 256], [512, 512]]))
-    assert (drawn != frame).any()
+    with_plan = env.draw_plan(frame.copy(), np.array([[0, 0], [256, 256], [512, 512]]))
+    assert (with_plan != frame).any()
     np.testing.assert_array_equal(env.draw_plan(frame.copy(), np.empty((0, 2))), frame)
     assert (PushTEnv(render_mode="rgb_array").reset(seed=0)[0] == env.reset(seed=0)[0]).all()
 

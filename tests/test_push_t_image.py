@@ -59,7 +59,7 @@ PIXELS = EnvSpec("ebt_policy/PushTImage-v0", 300)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _frames_apart(tmp_path_factory):
+def _separate_frame_cache(tmp_path_factory):
     """Frames of tests do not belong into the user's cache."""
     before = os.environ.get("EBT_POLICY_CACHE")
     os.environ["EBT_POLICY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -73,15 +73,15 @@ def _frames_apart(tmp_path_factory):
 def test_damaged_kept_frames_are_drawn_again():
     states = np.tile(np.array([100.0, 100.0, 256.0, 256.0, 0.5]), (2, 1))
     first = rendered_observations(PIXELS, states)
-    (kept,) = (p for p in (cache_dir() / "frames").glob("*.npz") if same(p, first))
-    kept.write_bytes(kept.read_bytes()[:100])
+    (cache_file,) = (p for p in (cache_dir() / "frames").glob("*.npz") if holds_images(p, first))
+    cache_file.write_bytes(cache_file.read_bytes()[:100])
     np.testing.assert_array_equal(rendered_observations(PIXELS, states)["image"], first["image"])
-    assert same(kept, first)
+    assert holds_images(cache_file, first)
 
 
-def same(path, arrays) -> bool:
-    with np.load(path) as kept:
-        return np.array_equal(kept["image"], arrays["image"])
+def holds_images(path, arrays) -> bool:
+    with np.load(path) as stored:
+        return np.array_equal(stored["image"], arrays["image"])
 
 
 # -- Push-T from pixels --------------------------------------------------------------------------
@@ -98,20 +98,20 @@ def test_follows_the_gymnasium_interface():
 
 
 def test_demonstrations_look_as_the_environment_does():
-    env, drawn = PushTEnv("rgb_array", SIDE, SIDE, pixels=True), []
+    env, frames = PushTEnv("rgb_array", SIDE, SIDE, pixels=True), []
     obs, info = env.reset(seed=3)
     states = [info["state"]]
     for _ in range(5):
-        drawn.append(obs["image"])
+        frames.append(obs["image"])
         np.testing.assert_array_equal(env._render(), obs["image"])  # gym-pusht's resizing
         obs, _, _, _, info = env.step(np.array([200.0, 300.0]))
         states.append(info["state"])
-    shown = rendered_observations(PIXELS, np.stack(states[:5]))
-    np.testing.assert_array_equal(shown["image"], np.stack(drawn))
-    np.testing.assert_allclose(shown["obs"], np.stack(states[:5])[:, :2], rtol=1e-6)
+    rendered = rendered_observations(PIXELS, np.stack(states[:5]))
+    np.testing.assert_array_equal(rendered["image"], np.stack(frames))
+    np.testing.assert_allclose(rendered["obs"], np.stack(states[:5])[:, :2], rtol=1e-6)
     again = rendered_observations(PIXELS, np.stack(states[:5]))  # from the cache
-    np.testing.assert_array_equal(again["image"], shown["image"])
-    assert len({frame.tobytes() for frame in drawn}) == 5
+    np.testing.assert_array_equal(again["image"], rendered["image"])
+    assert len({frame.tobytes() for frame in frames}) == 5
 
 
 def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
@@ -158,9 +158,9 @@ def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
 @pytest.mark.slow
 def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
     pytest.importorskip("timm")
-    how = ("objective=s2", "objective.replay=12", "train.steps=6", "train.checkpoint_every=3")
-    settings = (*IMAGE, *how)
-    straight = train(tiny("straight", *settings))
+    options = ("objective=s2", "objective.replay=12", "train.steps=6", "train.checkpoint_every=3")
+    overrides = (*IMAGE, *options)
+    straight = train(tiny("straight", *overrides))
     step = Trainer.train_step
 
     def interrupt(self):
@@ -171,8 +171,8 @@ def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny("broken", *settings))
-    assert_same_end(straight, train(tiny("broken", *settings, "resume=true")))
+            train(tiny("broken", *overrides))
+    assert_same_end(straight, train(tiny("broken", *overrides, "resume=true")))
 
 
 def test_what_cannot_see_is_said_before_anything_is_loaded(

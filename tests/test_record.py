@@ -116,7 +116,7 @@ def test_only_successes_are_written(lottery, tmp_path):
 
 
 def test_an_interrupted_recording_goes_on(lottery, tmp_path):
-    whole = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", workers=2)
+    uninterrupted = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", workers=2)
     output, progress = tmp_path / "demos.zarr", []
     with pytest.raises(RuntimeError, match="killed"):
         record(Noise(), lottery(raise_on=10), 6, output, workers=2)
@@ -131,10 +131,10 @@ def test_an_interrupted_recording_goes_on(lottery, tmp_path):
         on_progress=lambda *counts: progress.append(counts),
     )
     assert progress[0] == (4, 8)
-    assert finished.attrs == whole.attrs and (finished.ends == whole.ends).all()
+    assert finished.attrs == uninterrupted.attrs and (finished.ends == uninterrupted.ends).all()
     stored = read_episodes(output)
     for key in ("state", "action"):
-        np.testing.assert_array_equal(stored.arrays[key], whole.arrays[key])
+        np.testing.assert_array_equal(stored.arrays[key], uninterrupted.arrays[key])
     assert not (tmp_path / "demos.zarr.partial").exists()
 
 
@@ -163,12 +163,12 @@ def test_existing_output_is_left_alone(lottery, tmp_path):
 
 
 def test_two_recordings_do_not_mix(lottery, tmp_path):
-    def beside(*_):
+    def second_recording(*_):
         with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
             record(Noise(), lottery(), 2, output, workers=1)
 
     output = tmp_path / "demos.zarr"
-    record(Noise(), lottery(), 2, output, workers=1, on_progress=beside)
+    record(Noise(), lottery(), 2, output, workers=1, on_progress=second_recording)
     assert read_episodes(output).attrs["seeds"] == [1, 3]
 
 
@@ -204,8 +204,8 @@ def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
 )
 def test_bad_arguments_are_explained(arguments, message, call_entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, told = call_entry(main, *arguments)
-    assert code == 2 and message in told and "Traceback" not in told
+    code, error = call_entry(main, *arguments)
+    assert code == 2 and message in error and "Traceback" not in error
 
 
 def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
@@ -217,18 +217,24 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
     assert "noise policy of 3 parameters, trained for 1,234 updates" in stored.attrs["source"]
     assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
-    code, told = call_entry(main, *command)
-    assert code == 2 and "exists" in told
-    code, told = call_entry(main, "task=lift", "checkpoint=runs/a")
-    assert code == 2 and "checkpoint=runs/a is a policy for task=push_t" in told
+    code, error = call_entry(main, *command)
+    assert code == 2 and "exists" in error
+    code, error = call_entry(main, "task=lift", "checkpoint=runs/a")
+    assert code == 2 and "checkpoint=runs/a is a policy for task=push_t" in error
 
 
 def test_an_expert_of_the_environment_plays(lottery, tmp_path):
-    whole = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", workers=1)
-    assert whole.lengths.tolist() == [2, 4, 6, 8, 10] and whole.attrs["seeds"] == [1, 3, 5, 7, 9]
-    many = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", workers=3)
-    for key, rows in whole.arrays.items():
-        np.testing.assert_array_equal(rows, many.arrays[key])
+    one_worker = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", workers=1)
+    assert one_worker.lengths.tolist() == [2, 4, 6, 8, 10] and one_worker.attrs["seeds"] == [
+        1,
+        3,
+        5,
+        7,
+        9,
+    ]
+    three_workers = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", workers=3)
+    for key, rows in one_worker.arrays.items():
+        np.testing.assert_array_equal(rows, three_workers.arrays[key])
     with pytest.raises(RuntimeError, match=r"no attribute 'expert'"):
         record(None, lottery(), 1, tmp_path / "none.zarr", workers=1)
 
@@ -278,15 +284,15 @@ def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch
 )
 def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeypatch, call_entry):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
-    known = {
+    kinds = {
         "kick": PerturbationKind("px", (25.0, 50.0)),
         "turn": PerturbationKind("degrees", (30.0,)),
     }
-    monkeypatch.setattr(module, "known_perturbations", lambda spec: known)
+    monkeypatch.setattr(module, "known_perturbations", lambda spec: kinds)
     monkeypatch.chdir(tmp_path)
     command = ["task=push_t", "checkpoint=runs/a", "episodes=1", "workers=1"]
-    code, told = call_entry(main, *command, *words)
-    assert code == 2 and message in told
+    code, error = call_entry(main, *command, *words)
+    assert code == 2 and message in error
     assert not (tmp_path / "demos").exists()
 
 

@@ -22,11 +22,11 @@ LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 def test_episodes_are_as_they_were_and_trainable(tmp_path):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
-    played = [runner.run_episode(seed) for seed in (0, 1)]
+    episodes = [runner.run_episode(seed) for seed in (0, 1)]
     recorded = read_episodes(store)
     assert len(recorded) == 2 and recorded.attrs["rate_hz"] == 10
     assert recorded.attrs["action_names"] == ["x", "y"]
-    for i, episode in enumerate(played):
+    for i, episode in enumerate(episodes):
         rows = recorded.episode(i)
         ticks = [tick for tick in episode.ticks if tick.command is not None]
         for name, values in {
@@ -75,9 +75,9 @@ def test_a_killed_program_leaves_all_ticks(tmp_path, before):
         for _ in range(60):
             program.stdout.readline()
         program.send_signal(signal.SIGKILL)
-        seen = 60 + len(program.stdout.read().splitlines())
+        printed_ticks = 60 + len(program.stdout.read().splitlines())
     recorder = Recorder(store, LAYOUT)
-    assert recorder.recovered >= seen - 2
+    assert recorder.recovered >= printed_ticks - 2
     recorded = read_episodes(store)
     assert len(recorded) == before + 1
     assert (np.diff(recorded.episode(-1)["tick"]) == 1).all()
@@ -93,8 +93,10 @@ def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
     journal = tmp_path / ".recorded.journal"
     content = journal.read_bytes()
     journal.write_bytes(content[:cut])
-    kept = Recorder(store, LAYOUT).recovered
-    assert (kept > 30) == (cut < 0) and store.exists() == (kept > 0) and not journal.exists()
+    recovered = Recorder(store, LAYOUT).recovered
+    assert (
+        (recovered > 30) == (cut < 0) and store.exists() == (recovered > 0) and not journal.exists()
+    )
 
 
 def test_a_journal_of_another_robot_is_left_alone(tmp_path):

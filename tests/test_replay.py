@@ -46,9 +46,9 @@ def test_samples_are_distinct_uniform_and_repeatable():
     buffer.add(rows(range(6)))
     counts = torch.zeros(6)
     for _ in range(600):
-        drawn = buffer.sample(3)["obs"].flatten().long()
-        assert len(drawn.unique()) == 3
-        counts[drawn] += 1
+        sampled = buffer.sample(3)["obs"].flatten().long()
+        assert len(sampled.unique()) == 3
+        counts[sampled] += 1
     assert counts.min() > 230 and counts.max() < 370  # 300 expected, standard deviation 12
 
     def seeded():
@@ -58,11 +58,11 @@ def test_samples_are_distinct_uniform_and_repeatable():
 
 
 def test_rows_are_copies_without_gradients():
-    buffer, mine = ReplayBuffer(4), rows(range(3))
-    mine["obs"].requires_grad_()
-    buffer.add(mine)
+    buffer, source = ReplayBuffer(4), rows(range(3))
+    source["obs"].requires_grad_()
+    buffer.add(source)
     with torch.no_grad():
-        mine["obs"].fill_(99.0)
+        source["obs"].fill_(99.0)
     sample = buffer.sample(3)
     assert sample["obs"].max() == 2 and not sample["obs"].requires_grad
     sample["obs"].fill_(99.0)
@@ -77,8 +77,8 @@ def test_state_round_trip_through_a_file(count):
     file.seek(0)
     restored = ReplayBuffer(4)
     restored.load_state_dict(torch.load(file, weights_only=True))
-    for each in (buffer, restored):
-        each.add(rows([100.0]))
+    for replay in (buffer, restored):
+        replay.add(rows([100.0]))
     a, b = (x.sample(4, torch.Generator().manual_seed(0)) for x in (buffer, restored))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert len(restored) == len(buffer)
@@ -127,12 +127,16 @@ def policy(**objective):
 
 
 def train(policy, batch):
-    drawn = policy.with_noise(policy.before_step(batch))
-    _, metrics = policy(drawn)
+    noisy_batch = policy.with_noise(policy.before_step(batch))
+    _, metrics = policy(noisy_batch)
     if "candidate" in metrics:
-        rows = {"obs": drawn["obs"], "action": drawn["action"], "candidate": metrics["candidate"]}
+        rows = {
+            "obs": noisy_batch["obs"],
+            "action": noisy_batch["action"],
+            "candidate": metrics["candidate"],
+        }
         policy.after_step(rows)
-    return drawn
+    return noisy_batch
 
 
 def test_s2_goes_on_from_replayed_rows():
@@ -162,10 +166,10 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     other = policy()
     other.load_extra_training_state(p.extra_training_state())
     torch.manual_seed(3)
-    want = p.with_noise(p.before_step(batch))
+    expected = p.with_noise(p.before_step(batch))
     torch.manual_seed(3)
-    got = other.with_noise(other.before_step(batch))
-    assert torch.equal(want["noise"]["init"], got["noise"]["init"])
+    actual = other.with_noise(other.before_step(batch))
+    assert torch.equal(expected["noise"]["init"], actual["noise"]["init"])
 
 
 def test_without_a_buffer_nothing_is_replayed():

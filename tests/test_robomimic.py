@@ -25,17 +25,17 @@ pytestmark = NEEDS_ROBOMIMIC
 
 @pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
 def test_both_published_layouts_give_the_same(tmp_path, version):
-    told = write_demonstrations(tmp_path / "can.hdf5", version)
+    demonstrations = write_demonstrations(tmp_path / "can.hdf5", version)
     episodes = read_robomimic("Can", tmp_path / "can.hdf5")
     assert episodes.lengths.tolist() == [5, 7, 4]
     assert episodes.arrays["obs"].shape == (16, sum(layout(SCENES["Can"]).values()))
-    parts, pose, actions = told[1]
-    one = episodes.episode(1)
+    parts, pose, actions = demonstrations[1]
+    episode = episodes.episode(1)
     hand = parts["robot0_eef_pos"]
     robot = [hand, parts["robot0_eef_quat"], parts["robot0_gripper_qpos"]]
     expected = np.concatenate([*robot, pose, pose[:, :3] - hand], axis=1)
-    np.testing.assert_allclose(one["obs"], expected, atol=1e-6)
-    np.testing.assert_allclose(one["action"], actions, atol=1e-6)
+    np.testing.assert_allclose(episode["obs"], expected, atol=1e-6)
+    np.testing.assert_allclose(episode["action"], actions, atol=1e-6)
 
 
 def test_the_usual_rate_need_not_be_told(tmp_path):
@@ -70,19 +70,19 @@ def test_subsets(tmp_path):
 
 
 def test_absolute_actions_are_the_goals_of_the_relative_ones(tmp_path):
-    told = write_demonstrations(tmp_path / "can.hdf5")
+    demonstrations = write_demonstrations(tmp_path / "can.hdf5")
     episodes = read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
-    parts, _, actions = told[0]
+    parts, _, actions = demonstrations[0]
     goals = from_six_dimensional(episodes.episode(0)["action"].astype(np.float64))
     np.testing.assert_allclose(
         goals[:, :3], parts["robot0_eef_pos"] + 0.05 * actions[:, :3], atol=1e-6
     )
-    turned = Rotation.from_rotvec(0.5 * actions[:, 3:6])
-    here = Rotation.from_matrix(
+    rotation = Rotation.from_rotvec(0.5 * actions[:, 3:6])
+    orientation = Rotation.from_matrix(
         Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
     )
-    apart = (turned * here).inv() * Rotation.from_rotvec(goals[:, 3:6])
-    assert apart.magnitude().max() < 1e-5
+    difference = (rotation * orientation).inv() * Rotation.from_rotvec(goals[:, 3:6])
+    assert difference.magnitude().max() < 1e-5
     np.testing.assert_allclose(goals[:, 6], actions[:, 6], atol=1e-6)
 
 
@@ -90,14 +90,14 @@ def test_absolute_actions_of_the_file_itself_are_taken(tmp_path):
     import h5py
 
     path = tmp_path / "can.hdf5"
-    told = write_demonstrations(path, args=env_args("1.5.1", control_delta=False))
+    demonstrations = write_demonstrations(path, args=env_args("1.5.1", control_delta=False))
     with pytest.raises(EpisodeError, match=r"absolute actions: set task\.actions=absolute"):
         read_robomimic("Can", path)
     first = read_robomimic("Can", path, actions="absolute").episode(0)["action"]
-    np.testing.assert_allclose(first, to_six_dimensional(told[0][2]), atol=1e-6)
+    np.testing.assert_allclose(first, to_six_dimensional(demonstrations[0][2]), atol=1e-6)
     write_demonstrations(path)
     with h5py.File(path, "a") as file:
-        for i, (_, _, actions) in enumerate(told):
+        for i, (_, _, actions) in enumerate(demonstrations):
             file[f"data/demo_{i}/actions_abs"] = actions
     again = read_robomimic("Can", path, actions="absolute").episode(0)["action"]
     np.testing.assert_array_equal(again, first)
@@ -113,8 +113,8 @@ def test_six_numbers_are_a_rotation(seed, arms):
     back = from_six_dimensional(wide).reshape(3, arms, 7)
     goals = goals.reshape(3, arms, 7)
     np.testing.assert_allclose(back[..., [0, 1, 2, 6]], goals[..., [0, 1, 2, 6]])
-    ours, theirs = (Rotation.from_rotvec(x[..., 3:6].reshape(-1, 3)) for x in (back, goals))
-    assert (ours.inv() * theirs).magnitude().max() < 1e-6
+    decoded, original = (Rotation.from_rotvec(x[..., 3:6].reshape(-1, 3)) for x in (back, goals))
+    assert (decoded.inv() * original).magnitude().max() < 1e-6
     # A network's two columns are neither of unit length nor at right angles.
     stretched = from_six_dimensional(wide + 0.05 * rng.normal(size=wide.shape))
     assert np.isfinite(stretched).all()

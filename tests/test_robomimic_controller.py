@@ -31,18 +31,20 @@ pytestmark = NEEDS_ROBOMIMIC
 def test_goals_are_made_in_the_scale_of_the_controller(
     tmp_path, version, ranges, moves, turns, clipped
 ):
-    told = write_demonstrations(tmp_path / "can.hdf5", version, args=env_args(version, **ranges))
+    demonstrations = write_demonstrations(
+        tmp_path / "can.hdf5", version, args=env_args(version, **ranges)
+    )
     episodes = read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
-    parts, _, actions = told[0]
+    parts, _, actions = demonstrations[0]
     goals = from_six_dimensional(episodes.episode(0)["action"].astype(np.float64))
     clipped_to = actions[:, :6].clip(-clipped, clipped)
-    way = goals[:, :3] - parts["robot0_eef_pos"]
-    np.testing.assert_allclose(way, moves * clipped_to[:, :3], atol=1e-6)
-    here = Rotation.from_matrix(
+    translation = goals[:, :3] - parts["robot0_eef_pos"]
+    np.testing.assert_allclose(translation, moves * clipped_to[:, :3], atol=1e-6)
+    orientation = Rotation.from_matrix(
         Rotation.from_quat(parts["robot0_eef_quat"]).as_matrix() @ EEF_TO_CONTROL
     )
-    turned = Rotation.from_rotvec(goals[:, 3:6]) * here.inv()
-    np.testing.assert_allclose(turned.as_rotvec(), turns * clipped_to[:, 3:], atol=1e-5)
+    rotation = Rotation.from_rotvec(goals[:, 3:6]) * orientation.inv()
+    np.testing.assert_allclose(rotation.as_rotvec(), turns * clipped_to[:, 3:], atol=1e-5)
     if ranges:
         with pytest.raises(
             EpisodeError, match=r"its controller turns .* set task\.actions=absolute"
@@ -51,7 +53,7 @@ def test_goals_are_made_in_the_scale_of_the_controller(
 
 
 @pytest.mark.parametrize(
-    ("where", "changes", "message"),
+    ("section", "changes", "message"),
     [
         ("controller", {"impedance_mode": "variable_kp"}, "controller impedance_mode variable_kp"),
         ("controller", {"goal_update_mode": "desired"}, "controller goal_update_mode desired"),
@@ -70,11 +72,11 @@ def test_goals_are_made_in_the_scale_of_the_controller(
         ("args", {"type": 3}, "a simulator that robomimic numbers 3"),
     ],
 )
-def test_what_changes_the_meaning_of_actions_is_refused(tmp_path, where, changes, message):
+def test_what_changes_the_meaning_of_actions_is_refused(tmp_path, section, changes, message):
     args = env_args("1.5.1")
     kwargs = args["env_kwargs"]
     controller = kwargs["controller_configs"]["body_parts"]["right"]
-    {"args": args, "kwargs": kwargs, "controller": controller}[where].update(changes)
+    {"args": args, "kwargs": kwargs, "controller": controller}[section].update(changes)
     write_demonstrations(tmp_path / "can.hdf5", args=args)
     with pytest.raises(EpisodeError, match=message):
         read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")

@@ -29,9 +29,9 @@ def test_a_recording_goes_the_way_of_the_published_files(tmp_path, monkeypatch, 
     assert note == "lift: 2 demonstrations by a scripted expert, from demos/lift.hdf5."
     env = RobosuiteEnv("Lift", "absolute")
     for i in range(2):
-        one = episodes.episode(i)
+        episode = episodes.episode(i)
         obs, _ = env.reset(seed=i)
-        for row, action in zip(one["obs"], one["action"], strict=True):
+        for row, action in zip(episode["obs"], episode["action"], strict=True):
             np.testing.assert_allclose(obs, row, atol=1e-3)  # contact forces grow differences
             obs, _, solved, _, _ = env.step(action)
         assert solved

@@ -57,8 +57,10 @@ def test_episodes_differ_in_style():
     env = environment("Lift")
     np.random.seed(0)
     env.reset()
-    one, other = (EXPERTS["Lift"](env, np.random.default_rng(seed)) for seed in (0, 1))
-    assert one.speed != other.speed and not np.allclose(one(), other(), atol=0.01)
+    expert, other_expert = (EXPERTS["Lift"](env, np.random.default_rng(seed)) for seed in (0, 1))
+    assert expert.speed != other_expert.speed and not np.allclose(
+        expert(), other_expert(), atol=0.01
+    )
 
 
 @pytest.mark.parametrize("name", EXPERTS)

@@ -36,13 +36,13 @@ class Fault:
 def obs_stop(runner, driver, policy, at, rng):
     frozen = []
 
-    def seen(observation):
+    def transform(observation):
         if driver.clock.now() < at:
             return observation
         frozen.append(observation)
         return frozen[0]
 
-    driver.transform = seen
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s")
 
 
@@ -54,28 +54,30 @@ def obs_never_come_again(runner, driver, policy, at, rng):
 def obs_late(runner, driver, policy, at, rng):
     age = rng.uniform(0.3, 2.0)
 
-    def seen(observation):
+    def transform(observation):
         late = driver.clock.now() >= at
         return Observation(observation.values, observation.position, observation.stamp - age * late)
 
-    driver.transform = seen  # one that is older than the newest does not count, so all are old soon
+    driver.transform = (
+        transform  # one that is older than the newest does not count, so all are old soon
+    )
     return Fault(0.25 + 2 * DT, State.HOLD, "out of order")
 
 
 def obs_out_of_order(runner, driver, policy, at, rng):
     count = [0]
 
-    def seen(observation):
+    def transform(observation):
         count[0] += driver.clock.now() >= at
         back = 0.15 if count[0] % 2 else 0.0
         return Observation(observation.values, observation.position, observation.stamp - back)
 
-    driver.transform = seen  # every second one is left out; the others are fresh enough
+    driver.transform = transform  # every second one is left out; the others are fresh enough
     return Fault(math.inf, None, "")
 
 
 def obs_nan(runner, driver, policy, at, rng):
-    def seen(observation):
+    def transform(observation):
         if driver.clock.now() < at:
             return observation
         name = rng.choice(["obs", "position"])
@@ -84,19 +86,19 @@ def obs_nan(runner, driver, policy, at, rng):
             return Observation({"obs": broken}, observation.position, observation.stamp)
         return Observation(observation.values, broken, observation.stamp)
 
-    driver.transform = seen
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "has NaN or infinity")
 
 
 def obs_wrong_shape(runner, driver, policy, at, rng):
     broken = [{"obs": np.zeros(3)}, {"state": np.zeros(2)}, {}][rng.integers(3)]
 
-    def seen(observation):
+    def transform(observation):
         if driver.clock.now() < at:
             return observation
         return Observation(broken, observation.position, observation.stamp)
 
-    driver.transform = seen
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s: the observation")
 
 
@@ -232,16 +234,16 @@ def test_hundreds_of_runs_that_go_wrong(part, tmp_path):
             episode = runner.run_episode(run)
         except SystemExit:
             assert kind is loop_dies
-        what = f"run {run}, {kind.__name__}, {mode}"
-        assert driver.holding, what
+        label = f"run {run}, {kind.__name__}, {mode}"
+        assert driver.holding, label
         if episode is not None:
-            assert fault.ends in (None, episode.ended[0]), (what, episode.ended)
-            assert fault.said in episode.ended[1], (what, episode.ended)
+            assert fault.ends in (None, episode.ended[0]), (label, episode.ended)
+            assert fault.said in episode.ended[1], (label, episode.ended)
         if math.isfinite(fault.within) and episode is not None:
             braking = 8.0 / 40 + DT  # from full speed at full acceleration, and a tick
             rest = rest_after(driver, at)
-            assert rest <= at + fault.within + braking + 1e-6, (what, rest - at)
-        check_recording(tmp_path / f"{run}", at, runner, what)
+            assert rest <= at + fault.within + braking + 1e-6, (label, rest - at)
+        check_recording(tmp_path / f"{run}", at, runner, label)
 
 
 def rest_after(driver, at):
@@ -256,15 +258,15 @@ def rest_after(driver, at):
     return max([*moved, at])
 
 
-def check_recording(store, at, runner, what):
+def check_recording(store, at, runner, label):
     runner.close()
     if not store.exists():  # it died: the next program finds what it left
         recovered = Recorder(store, runner.recorder.layout).recovered
-        assert recovered > 0, what
+        assert recovered > 0, label
     episodes = read_episodes(store)
-    assert len(episodes) == 1, what
+    assert len(episodes) == 1, label
     seconds = episodes.arrays["time"]
-    assert seconds[0] == pytest.approx(seconds.min()) and seconds[-1] >= at - 0.5 - DT, what
+    assert seconds[0] == pytest.approx(seconds.min()) and seconds[-1] >= at - 0.5 - DT, label
     np.testing.assert_allclose(np.diff(episodes.arrays["tick"]).min(), 1)
 
 
@@ -286,10 +288,10 @@ def test_a_blocked_robot_is_held():
     usual = driver._pass_time
 
     def pass_time():
-        here = driver._position.copy()
+        position = driver._position.copy()
         usual()
         if clock.now() >= stuck:
-            driver._position = here
+            driver._position = position
 
     driver._pass_time = pass_time
     episode = runner.run_episode(0)

@@ -27,7 +27,10 @@ from ebt_policy.policies.robustness import (
 )
 from ebt_policy.train import train
 
-KNOWN = {"kick": PerturbationKind("px", (10.0, 20.0)), "delay": PerturbationKind("steps", (1.0,))}
+KNOWN_PERTURBATIONS = {
+    "kick": PerturbationKind("px", (10.0, 20.0)),
+    "delay": PerturbationKind("steps", (1.0,)),
+}
 CONFIG = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 
@@ -58,9 +61,13 @@ def play(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
 
 def test_parse_perturbations_returns_conditions():
     kick = [Perturbation("kick", 10.0), Perturbation("kick", 20.0)]
-    assert parse_perturbations("kick", KNOWN) == [None, *kick]
-    assert parse_perturbations("all", KNOWN) == [None, *kick, Perturbation("delay", 1)]
-    assert parse_perturbations(["kick=35", "kick=35", "delay"], KNOWN) == [
+    assert parse_perturbations("kick", KNOWN_PERTURBATIONS) == [None, *kick]
+    assert parse_perturbations("all", KNOWN_PERTURBATIONS) == [
+        None,
+        *kick,
+        Perturbation("delay", 1),
+    ]
+    assert parse_perturbations(["kick=35", "kick=35", "delay"], KNOWN_PERTURBATIONS) == [
         None,
         Perturbation("kick", 35.0),
         Perturbation("delay", 1.0),
@@ -79,7 +86,7 @@ def test_parse_perturbations_returns_conditions():
 )
 def test_parse_perturbations_rejects_bad_words(words, message):
     with pytest.raises(ConfigError, match=message):
-        parse_perturbations(words, KNOWN)
+        parse_perturbations(words, KNOWN_PERTURBATIONS)
 
 
 @pytest.mark.slow
@@ -135,14 +142,14 @@ def test_an_incomplete_cache_line_is_played_again(runs, tmp_path):
 def test_summary_and_pairs_use_all_runs():
     rng = np.random.default_rng(0)
 
-    def played(runs, shift):
+    def random_results(runs, shift):
         values = rng.uniform(size=(runs, 20)) / 2 + shift
         return {"score": values, "success": (values > 0.5).astype(float)}
 
     kick = Perturbation("kick", 10.0)
-    a = {None: played(3, 0.5), kick: played(3, 0.4)}
-    b = {None: played(1, 0.5), kick: played(1, 0.0)}
-    result = summarize({"a": a, "b": b}, KNOWN, "test")
+    a = {None: random_results(3, 0.5), kick: random_results(3, 0.4)}
+    b = {None: random_results(1, 0.5), kick: random_results(1, 0.0)}
+    result = summarize({"a": a, "b": b}, KNOWN_PERTURBATIONS, "test")
     assert (result["runs"], result["episodes"]) == (3, 20)
     (pair,) = [p for p in result["paired"] if p["kind"] == "kick" and p["metric"] == "score"]
     assert pair["ci95"][0] > 0

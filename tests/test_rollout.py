@@ -117,20 +117,20 @@ def test_cameras_draw_what_the_policy_sees(tmp_path, monkeypatch, perturbed):
     monkeypatch.syspath_prepend(tmp_path)
     perturbation = Perturbation("delay", 1) if perturbed else None
     spec = EnvSpec("filmed_env:Filmed-v0", 20, 2, 8, perturbation=perturbation)
-    seen = []
+    observations = []
 
     class Looking:
         def predict_chunk(self, obs, generator=None):
-            seen.append(obs)
+            observations.append(obs)
             return SimpleNamespace(actions=torch.zeros(1, 16, 2))
 
     rollout(Looking(), spec, [1, 2], workers=1)
-    times = torch.stack([obs["above"][0, :, 0, 0, 0] for obs in seen])
-    assert torch.equal(times, torch.stack([obs["obs"][0, :, 0] for obs in seen]).byte())
+    times = torch.stack([obs["above"][0, :, 0, 0, 0] for obs in observations])
+    assert torch.equal(times, torch.stack([obs["obs"][0, :, 0] for obs in observations]).byte())
     if not perturbed:
         assert times.tolist() == [[0, 0], [7, 8], [15, 16]] * 2
-        drawn = [obs["above"][0, -1, 0, 0, 1].item() for obs in seen]
-        assert drawn == [1, 3, 5, 6, 8, 10]
+        draw_counts = [obs["above"][0, -1, 0, 0, 1].item() for obs in observations]
+        assert draw_counts == [1, 3, 5, 6, 8, 10]
 
 
 class Noisy:
@@ -219,9 +219,9 @@ def test_horizon_arithmetic(counting, n_obs, n_act, horizon):
     expected = 1000 * starts + (n_obs - 1) + np.arange(length) - starts
     np.testing.assert_array_equal(result.rows["action"][:, 0], expected)
     np.testing.assert_array_equal(result.rows["state"][:, 0], np.arange(length))
-    for chunk, seen in zip(result.chunks, policy.seen, strict=True):
+    for chunk, observation in zip(result.chunks, policy.seen, strict=True):
         window = np.maximum(np.arange(chunk.step - n_obs + 1, chunk.step + 1), 0)
-        np.testing.assert_array_equal(seen[0], window)
+        np.testing.assert_array_equal(observation[0], window)
         assert chunk.energy is None and chunk.grad_norm is None and chunk.steps_used is None
 
 

@@ -36,12 +36,12 @@ PATIENT = [
 def ros_environment():
     """A domain of our own, on this machine alone."""
     pytest.importorskip("rclpy")
-    own = {
+    variables = {
         "ROS_DOMAIN_ID": str(os.getpid() % 90 + 10),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }
-    before = {key: os.environ.get(key) for key in own}
-    os.environ.update(own)
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     yield
     for key, value in before.items():
         os.environ.pop(key) if value is None else os.environ.update({key: value})
@@ -80,8 +80,8 @@ def runner_on(robot, **more):
 
         from ebt_policy.policies.base import Chunk  # goes right, slowly
 
-        here = obs["obs"][:, -1:, 18:]
-        actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
+        position = obs["obs"][:, -1:, 18:]
+        actions = position + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
         if constraints.project is not None:
             actions = constraints.project(actions)
         if (prefix := constraints.prefix) is not None:

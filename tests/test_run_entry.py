@@ -123,14 +123,14 @@ def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, messa
 def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
     call_entry, arguments, tiny_run, tmp_path
 ):
-    names = [f'{what} it\'s "a" [1], ü=x' for what in ("~run", "out", "store")]
+    names = [f'{stem} it\'s "a" [1], ü=x' for stem in ("~run", "out", "store")]
     run, out, store = (tmp_path / name for name in names)
     run.symlink_to(tiny_run)
-    code, said = call_entry(
+    code, error = call_entry(
         main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,num_candidates=3",
         f"output={out}", f"record={store}",
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, error
     summary = json.loads((out / "summary.json").read_text())
     assert summary["policy"].endswith(f"{Path(tiny_run).name} (steps 2, candidates 3)")
     assert len(read_episodes(store)) == 1
@@ -145,13 +145,13 @@ def test_why_the_robot_was_held_is_said_without_a_dashboard(call_entry, argument
 def test_results_of_an_earlier_run_stay(call_entry, arguments, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.md").write_text("mine")
-    code, said = call_entry(main, *arguments())
-    assert code == 2 and "out has results of another run (table.md); give another folder" in said
+    code, error = call_entry(main, *arguments())
+    assert code == 2 and "out has results of another run (table.md); give another folder" in error
     monkeypatch.chdir(tmp_path)
-    robot, given = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
-    with results_folder(robot, given) as one, results_folder(robot, given) as other:
-        assert one == Path("results/sim_push_t-first@steps=2")
-        assert other == Path("results/sim_push_t-first@steps=2-2")
+    robot, options = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
+    with results_folder(robot, options) as folder, results_folder(robot, options) as other_folder:
+        assert folder == Path("results/sim_push_t-first@steps=2")
+        assert other_folder == Path("results/sim_push_t-first@steps=2-2")
     assert not Path("results").exists()
 
 
@@ -163,16 +163,16 @@ def at_a_terminal(command):
     person, terminal = pty.openpty()
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as program:
         os.close(terminal)
-        said = ""
+        output = ""
 
-        def hear(what):
-            nonlocal said
+        def hear(text):
+            nonlocal output
             end = time.monotonic() + PATIENCE
-            while what not in said:
+            while text not in output:
                 ready, _, _ = select.select([person], [], [], 1.0)
-                assert time.monotonic() < end, said[-2000:]
-                said += os.read(person, 4096).decode(errors="ignore") if ready else ""
-            said = said.partition(what)[2]
+                assert time.monotonic() < end, output[-2000:]
+                output += os.read(person, 4096).decode(errors="ignore") if ready else ""
+            output = output.partition(text)[2]
 
         def press(key):
             os.write(person, key)

@@ -31,8 +31,8 @@ def build(low=(0.0, -1.0), high=(10.0, 1.0), velocity=(5.0, 2.0), acceleration=(
 
 @st.composite
 def any_limits(draw):
-    def number(least, most):
-        return arrays(float, A, elements=st.floats(least, most))
+    def number(minimum, maximum):
+        return arrays(float, A, elements=st.floats(minimum, maximum))
 
     low, size = draw(number(-1e3, 1e3)), draw(number(1e-3, 1e3))
     velocity, acceleration = draw(number(1e-3, 1e4)), draw(number(1e-3, 1e5))
@@ -63,19 +63,19 @@ def test_no_wish_makes_a_command_leave_the_limits(limits, data):
     share = data.draw(arrays(float, A, elements=st.floats(0, 1)))
     motion = Motion.at_rest(limits.low + share * (limits.high - limits.low))
     motion = Motion.at_rest(np.clip(motion.position, limits.low, limits.high))
-    here = np.zeros(A)
+    measured = np.zeros(A)
     for _ in range(12):
-        wanted = data.draw(arrays(float, A, elements=ANY))
-        if not np.isfinite(wanted).all():
+        desired = data.draw(arrays(float, A, elements=ANY))
+        if not np.isfinite(desired).all():
             with pytest.raises(SafetyError, match="NaN or infinite"):
-                limit_command(limits, wanted, motion, DT, here)
+                limit_command(limits, desired, motion, DT, measured)
             continue
-        found = limit_command(limits, wanted, motion, DT, here)
-        assert broken(limits, found.command, motion) is None
-        kept = ~found.clamped
-        span = (limits.high - limits.low)[kept]
-        assert (np.abs(found.command[kept] - wanted[kept]) <= 1e-4 * span).all()
-        motion = motion.advance(found.command)
+        limited = limit_command(limits, desired, motion, DT, measured)
+        assert broken(limits, limited.command, motion) is None
+        unclamped = ~limited.clamped
+        span = (limits.high - limits.low)[unclamped]
+        assert (np.abs(limited.command[unclamped] - desired[unclamped]) <= 1e-4 * span).all()
+        motion = motion.advance(limited.command)
     for _ in range(3):  # whatever it was doing, it can brake, and braking ends
         command = brake(limits, motion, DT)
         assert broken(limits, command, motion) is None
@@ -89,13 +89,13 @@ def test_no_wish_makes_a_command_leave_the_limits(limits, data):
 def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, brakes):
     motion = Motion.at_rest((limits.low + limits.high) / 2)
     allowed = limit_chunks(limits, chunks, motion, DT)
-    for chunk, wanted in zip(allowed, chunks, strict=True):
-        now = motion
+    for chunk, desired in zip(allowed, chunks, strict=True):
+        state = motion
         for i, command in enumerate(chunk):
-            assert broken(limits, command, now) is None
-            alone = limit_command(limits, wanted[i], now, DT, np.zeros(A)).command
+            assert broken(limits, command, state) is None
+            alone = limit_command(limits, desired[i], state, DT, np.zeros(A)).command
             np.testing.assert_allclose(alone, command, rtol=1e-9, atol=1e-9)
-            now = now.advance(command)
+            state = state.advance(command)
     again = limit_chunks(limits, allowed, motion, DT)  # what is allowed stays as it is
     np.testing.assert_allclose(again, allowed, rtol=1e-6, atol=1e-6)
 
@@ -107,18 +107,18 @@ def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, bra
     arrays(float, A, elements=st.floats(-1e6, 1e6)),
 )
 def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(
-    measured, max_tracking_error, wanted
+    measured, max_tracking_error, desired
 ):
     limits = build(max_tracking_error=np.abs(max_tracking_error) + 0.1)
     motion = Motion.at_rest(np.array([5.0, 0.0]))
     try:
-        found = limit_command(limits, wanted, motion, DT, measured)
+        limited = limit_command(limits, desired, motion, DT, measured)
     except SafetyError as error:
         assert "does not follow its commands" in str(error)
         reachable = np.minimum(limits.velocity * DT, limits.acceleration * DT**2)
         assert (np.abs(motion.position - measured) > limits.max_tracking_error - reachable).any()
     else:
-        assert broken(limits, found.command, motion, measured) is None
+        assert broken(limits, limited.command, motion, measured) is None
 
 
 @given(st.floats(0, 1e4), st.floats(1e-4, 1e4))
@@ -180,10 +180,10 @@ def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(f
 def test_chunks_of_a_policy_are_limited_in_double_precision():
     limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(1, 4, A)).astype(np.float32)
-    found = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
+    projected = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
     expected = limit_chunks(limits, chunks.astype(np.float64), rest, DT, 1)
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    assert projected.dtype == torch.float32
+    np.testing.assert_array_equal(projected.numpy(), expected.astype(np.float32))
 
 
 def test_names_and_shapes_are_checked():
@@ -200,12 +200,12 @@ def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
     )
     limits = build(workspace=box)
     motion = Motion(np.array([5.0, 0.0]), np.array([0.3, 0.0]))
-    here = motion.position
+    measured = motion.position
     with pytest.raises(SafetyError, match="would leave its workspace"):
         limit_command(
-            limits, np.array([5.35, 0.0]), motion, DT, here
+            limits, np.array([5.35, 0.0]), motion, DT, measured
         )  # inside, but too fast to brake
-    assert limit_command(limits, np.array([5.1, 0.0]), motion, DT, here).command[
+    assert limit_command(limits, np.array([5.1, 0.0]), motion, DT, measured).command[
         0
     ] == pytest.approx(5.1)
 
@@ -214,15 +214,15 @@ def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
 def test_the_workspace_is_used_up_to_where_braking_ends(direction):
     """From a travel of 0.5 a tick, which may change by 0.2, braking takes 0.3 + 0.1 more."""
     motion = Motion(np.array([5.0, 0.0]), np.array([0.5 * direction, 0.0]))
-    wanted, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction
+    desired, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction
     for room, allowed in ((1e-6, True), (-1e-6, False)):
         ends = sorted((5.0 - 9.0 * direction, stop + room * direction))
         low, high = np.array([ends[0], -9, -9]), np.array([ends[1], 9, 9])
         box = Workspace(low, high, lambda q: np.array([q[0], q[1], 0]))
-        limits, command = build(workspace=box), np.array([wanted, 0.0])
+        limits, command = build(workspace=box), np.array([desired, 0.0])
         if allowed:
-            found = limit_command(limits, command, motion, DT, motion.position)
-            assert found.command[0] == pytest.approx(wanted)
+            limited = limit_command(limits, command, motion, DT, motion.position)
+            assert limited.command[0] == pytest.approx(desired)
         else:
             with pytest.raises(SafetyError, match="would leave its workspace"):
                 limit_command(limits, command, motion, DT, motion.position)

@@ -41,14 +41,14 @@ def points(rate: float, level: float, flops: float = 1.0, noise: float = 0.0, se
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.floats(0.05, 1.0), st.floats(0.05, 1.0), st.floats(-1, 1))
 def test_a_power_law_is_found(rate, base_rate, above):
-    found = scaling_law({"a": points(rate, 3 + above), "b": points(base_rate, 3)})
-    a = found["a"]
+    laws = scaling_law({"a": points(rate, 3 + above), "b": points(base_rate, 3)})
+    a = laws["a"]
     assert a["rate"]["mean"] == pytest.approx(rate, rel=1e-6)
     assert a["ratio"]["mean"] == pytest.approx(rate / base_rate, rel=1e-6)
     lead = (base_rate - rate) * math.log(8) / 2
     assert a["same_place"]["mean"] == pytest.approx(above + lead, abs=1e-6)
     assert a["equal_flops"]["mean"] == pytest.approx(above + lead, abs=1e-6)
-    assert found["b"]["ratio"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert laws["b"]["ratio"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
 
 
 def test_intervals_hold_what_made_the_losses_and_grow_with_the_noise():
@@ -110,15 +110,17 @@ def test_runs_are_named_by_what_the_axes_move():
     """One folder of a run on all axes that it lies on."""
     named = {}
     for axis in AXES:
-        of = grid(f"axis={axis}", "models=ebt")
-        named[axis] = {place: of.run(("ebt", place), 0.002, 0).name for place in of.places}
+        run_grid = grid(f"axis={axis}", "models=ebt")
+        named[axis] = {
+            place: run_grid.run(("ebt", place), 0.002, 0).name for place in run_grid.places
+        }
     assert named["depth"]["2"] == named["width"]["64"] == named["data"]["1000"]
     assert named["depth"]["2"] == named["batch"]["8"] == "ebt-w64-l2-b8-n1000-lr0.002-seed0"
     assert named["params"] == named["flops"] and len(set(named["params"].values())) == 4
 
 
 def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch):
-    of = grid("axis=depth", "size.layers=1,2", "models=ebt,transformer_pp", "train.lr=2e-3")
+    run_grid = grid("axis=depth", "size.layers=1,2", "models=ebt,transformer_pp", "train.lr=2e-3")
     best = {
         ("ebt", "1"): 0.0005, ("ebt", "2"): 0.001,
         ("transformer_pp", "1"): 0.008, ("transformer_pp", "2"): 0.002,
@@ -129,12 +131,12 @@ def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch
         assert seeds == [0]
         trained.extend((cell, rate) for cell, several in rates.items() for rate in several)
 
-    monkeypatch.setattr(of, "train", train)
-    monkeypatch.setattr(of, "run", lambda cell, rate, seed: (cell, rate))
+    monkeypatch.setattr(run_grid, "train", train)
+    monkeypatch.setattr(run_grid, "run", lambda cell, rate, seed: (cell, rate))
     monkeypatch.setattr(
-        of, "losses", lambda run, part: np.full(3, abs(math.log(run[1] / best[run[0]])))
+        run_grid, "losses", lambda run, part: np.full(3, abs(math.log(run[1] / best[run[0]])))
     )
-    assert of.tune_learning_rates() == best
+    assert run_grid.tune_learning_rates() == best
     assert len(trained) == len(set(trained)) == 5 + 4 + 5 + 3
 
 
@@ -151,20 +153,22 @@ def test_multiruns_do_what_is_asked_for_once(rates):
         for place in places
         for rate in shared
     ]
-    assert sorted(done) == sorted((*cell, rate) for cell, of in rates.items() for rate in of)
+    assert sorted(done) == sorted(
+        (*cell, rate) for cell, cell_rates in rates.items() for rate in cell_rates
+    )
 
 
 def test_flops_are_those_of_the_products():
     """Of Transformer++: 2 for each weight and token, twice that again for the backward pass."""
     model = build("transformer_pp")
     tokens = np.arange(40) % model.vocabulary
-    found = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops
+    flops = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops
     block = model.net.blocks[0]
     width, layers = model.net.width, len(model.net.blocks)
     weights = layers * sum(p.numel() for p in block.parameters() if p.ndim == 2)
     weights += model.embedding.weight.numel()
     attention = layers * 2 * 8 * width  # a query with each key, weights with each value
-    assert found == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
+    assert flops == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
 
 
 @pytest.mark.sweeps
@@ -192,8 +196,8 @@ def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, 
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text(TEXT, "utf-8")
-    given = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL, *launcher]
-    result = scaling.scaling(given)
+    arguments = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL, *launcher]
+    result = scaling.scaling(arguments)
     stored = json.loads((tmp_path / "results/scaling-depth/summary.json").read_text())
     assert stored["models"] == json.loads(json.dumps(result["models"]))
     ebt, base = result["models"]["ebt"], result["models"]["transformer_pp"]
@@ -208,7 +212,7 @@ def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, 
     (tmp_path / "runs/scaling/ebt-w16-l2-b2-n4-lr0.002-seed1/test.npy").unlink()
     capfd.readouterr()
     if not launcher:
-        assert scaling.scaling(given)["models"] == result["models"]
+        assert scaling.scaling(arguments)["models"] == result["models"]
         assert capfd.readouterr().out.count("resumed at step 4") == 8
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, compose_config
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import descend, double_well, few, normal, quadratic
+from landscapes import descend, double_well, few_examples, normal, quadratic
 from torch import Tensor
 
 from ebt_policy.data.normalizer import Normalizer
@@ -99,9 +99,9 @@ def test_the_line_integral_of_a_gradient_is_the_difference_of_its_potential():
         points = points.detach().requires_grad_()
         return torch.autograd.grad(potential(points).sum(), points)[0]
 
-    found = line_integral(field, x, 3)
+    integral = line_integral(field, x, 3)
     mean = x.unflatten(1, (2, 3)).mean(2).repeat_interleave(3, dim=1)
-    torch.testing.assert_close(found, potential(x) - potential(mean))
+    torch.testing.assert_close(integral, potential(x) - potential(mean))
 
 
 class Gaussian(torch.nn.Module):
@@ -221,20 +221,20 @@ def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):
 # -- at the end of a descent ----------------------------------------------------------------------
 
 
-@few
+@few_examples
 @given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
 def test_the_best_of_m_is_the_argmin(units, m, seed):
     init = normal(2, units * m, 3, seed=seed)
-    every = descend(double_well, init, 3, 0.05)
-    best = select(every, m)
+    result = descend(double_well, init, 3, 0.05)
+    best = select(result, m)
     for b in range(2):
         for u in range(units):
             group = range(u * m, (u + 1) * m)
-            winner = min(group, key=lambda i: float(every.energies[-1, b, i]))
-            assert torch.equal(best.candidate[b, u], every.candidate[b, winner])
-            assert torch.equal(best.energies[:, b, u], every.energies[:, b, winner])
-            assert torch.equal(best.grad_norms[:, b, u], every.grad_norms[:, b, winner])
-            assert best.energies[-1, b, u] <= every.energies[-1, b, u * m]
+            winner = min(group, key=lambda i: float(result.energies[-1, b, i]))
+            assert torch.equal(best.candidate[b, u], result.candidate[b, winner])
+            assert torch.equal(best.energies[:, b, u], result.energies[:, b, winner])
+            assert torch.equal(best.grad_norms[:, b, u], result.grad_norms[:, b, winner])
+            assert best.energies[-1, b, u] <= result.energies[-1, b, u * m]
             assert best.selected_indices is None or best.selected_indices[b, u] == winner
     assert best.steps_used.shape == best.reason.shape == (2, units)
     assert best.path[-1].shape == init.shape
@@ -244,16 +244,16 @@ def test_the_best_of_m_is_the_argmin(units, m, seed):
 
 def test_selecting_by_the_energy_decrease_takes_the_largest():
     init = torch.tensor([[[0.9], [5.0], [0.5]]])
-    every = descend(quadratic(), init, 2, 0.1)
-    assert select(every, 3).energies[0, 0, 0] == pytest.approx(0.125)
-    best = select(every, 3, "energy_decrease")
+    result = descend(quadratic(), init, 2, 0.1)
+    assert select(result, 3).energies[0, 0, 0] == pytest.approx(0.125)
+    best = select(result, 3, "energy_decrease")
     torch.testing.assert_close(best.candidate, torch.tensor([[[5.0 * 0.81]]]))
     torch.testing.assert_close(best.energy_decrease, torch.tensor([[12.5 * (1 - 0.81**2)]]))
 
 
 def test_selecting_by_a_callable_takes_the_lowest_score():
-    every = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
-    best = select(every, 3, lambda x: -x[..., 0])
+    result = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
+    best = select(result, 3, lambda x: -x[..., 0])
     assert best.selected_indices is not None and best.selected_indices.item() == 1
 
 

@@ -24,15 +24,15 @@ def robot(spec=PUSH_T, seed=5, **more):
 def test_commands_in_time_are_the_environments_steps():
     sim, clock = robot()
     env = PUSH_T.make()
-    seen, _ = env.reset(seed=5)
+    observation, _ = env.reset(seed=5)
     rng = np.random.default_rng(0)
     best = 0.0
     for _ in range(60):
-        np.testing.assert_array_equal(sim.read().values["obs"], seen)
-        action = seen[18:] + rng.uniform(-40, 40, 2)
+        np.testing.assert_array_equal(sim.read().values["obs"], observation)
+        action = observation[18:] + rng.uniform(-40, 40, 2)
         sim.send(action, clock.now() + 0.1)
         clock.wait_until(clock.now() + 0.1)
-        seen, reward, *_ = env.step(action)
+        observation, reward, *_ = env.step(action)
         best = max(best, reward)
     sim.read()
     assert sim.score == best
@@ -100,15 +100,15 @@ def test_an_arm_in_time_is_the_arm_in_steps():
     pytest.importorskip("robosuite")
     sim, clock = robot(LIFT, seed=3)
     env = LIFT.make()
-    seen, _ = env.reset(seed=3)
+    observation, _ = env.reset(seed=3)
     goal = sim.read().position
-    np.testing.assert_allclose(goal[:3], seen[:3], atol=1e-6)
+    np.testing.assert_allclose(goal[:3], observation[:3], atol=1e-6)
     for i in range(20):
         goal = goal + np.array([0.004, 0.002, -0.003] + [0.0] * 7)
         sim.send(goal, clock.now() + 0.05)
         clock.wait_until(clock.now() + 0.05)
-        seen, *_ = env.step(goal)
-        np.testing.assert_allclose(sim.read().values["obs"], seen, atol=2e-4, err_msg=str(i))
+        observation, *_ = env.step(goal)
+        np.testing.assert_allclose(sim.read().values["obs"], observation, atol=2e-4, err_msg=str(i))
     sim.stop()
     clock.wait_until(clock.now() + 1.0)
     rest = sim.read().position

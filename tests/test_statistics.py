@@ -159,12 +159,14 @@ def test_whole_counts_of_any_type_are_accepted() -> None:
 def test_many_pairs_are_found_as_one_by_one() -> None:
     rng = np.random.default_rng(0)
     values = {"a": rng.random((3, 40)), "b": rng.random((2, 40)), "c": rng.random(40)}
-    found = paired_differences({**values, "d": values["c"] + 1})
-    assert list(found) == [*((a, b) for a, b in combinations("abcd", 2))]
-    assert found["a", "b"]["diff"] == paired_difference(values["a"], values["b"])["diff"]
-    one = paired_difference(values["a"], values["c"])
-    np.testing.assert_allclose(found["a", "c"]["ci95"], one["ci95"], atol=5e-3)  # other draws
-    assert found["c", "d"] == paired_difference(values["c"], values["c"] + 1)
+    differences = paired_differences({**values, "d": values["c"] + 1})
+    assert list(differences) == [*((a, b) for a, b in combinations("abcd", 2))]
+    assert differences["a", "b"]["diff"] == paired_difference(values["a"], values["b"])["diff"]
+    single = paired_difference(values["a"], values["c"])
+    np.testing.assert_allclose(
+        differences["a", "c"]["ci95"], single["ci95"], atol=5e-3
+    )  # other draws
+    assert differences["c", "d"] == paired_difference(values["c"], values["c"] + 1)
 
 
 def test_pairs_of_different_length_are_refused() -> None:
@@ -177,9 +179,9 @@ def test_several_runs_widen_the_interval_by_their_spread() -> None:
     episodes = rng.normal(size=100)
     alike = np.stack([episodes] * 3)
     assert mean_ci(alike)["ci95"] == pytest.approx(mean_ci(episodes)["ci95"], abs=0.02)
-    apart = alike + np.array([[-1.0], [0.0], [1.0]])
-    lo, hi = mean_ci(apart)["ci95"]
-    assert mean_ci(apart)["mean"] == pytest.approx(episodes.mean())
+    different = alike + np.array([[-1.0], [0.0], [1.0]])
+    lo, hi = mean_ci(different)["ci95"]
+    assert mean_ci(different)["mean"] == pytest.approx(episodes.mean())
     assert hi - lo > 1.5 > np.ptp(mean_ci(alike)["ci95"])
 
 
@@ -205,7 +207,7 @@ def test_aggregates_agree_with_rliable() -> None:
     rng = np.random.default_rng(0)
     a, b = (np.round(rng.beta(*p, size=s), 3) for p, s in (((4, 2), (3, 10)), ((3, 3), (5, 10))))
     result = aggregates({"a": one_episode(a), "b": one_episode(b)})
-    found = [
+    estimates = [
         *(result["entries"][name][metric] for name in "ab" for metric in ("mean", "iqm")),
         *({"mean": pair["diff"], "ci95": pair["ci95"]} for pair in result["paired"]),
         *result["improvement"],
@@ -219,9 +221,9 @@ def test_aggregates_agree_with_rliable() -> None:
         (0.168990, 0.074725, 0.262501),
         (0.733333, 0.62, 0.84),
     ]
-    for ours, (mean, lo, hi) in zip(found, rliable, strict=True):
-        assert ours["mean"] == pytest.approx(mean, abs=1e-6)
-        assert ours["ci95"] == pytest.approx([lo, hi], abs=0.007)  # 1 / 150 is the last's grain
+    for estimate, (mean, lo, hi) in zip(estimates, rliable, strict=True):
+        assert estimate["mean"] == pytest.approx(mean, abs=1e-6)
+        assert estimate["ci95"] == pytest.approx([lo, hi], abs=0.007)  # 1 / 150 is the last's grain
 
 
 def some_tasks(runs: int = 3, shift: float = 0.0, seed: int = 0) -> dict[str, np.ndarray]:
@@ -238,9 +240,9 @@ def test_one_task_and_run_is_the_plain_mean() -> None:
     result = aggregates({"a": {"can": values}})
     plain = mean_ci(values)
     for metric in ("mean", "iqm"):
-        one = result["entries"]["a"][metric]
-        assert one["mean"] == pytest.approx(plain["mean"])
-        assert one["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
+        aggregate = result["entries"]["a"][metric]
+        assert aggregate["mean"] == pytest.approx(plain["mean"])
+        assert aggregate["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
     assert result["paired"] == result["improvement"] == []
 
 
@@ -278,11 +280,13 @@ def test_policies_share_the_luck_of_the_episodes_on_each_task() -> None:
 
 def test_training_runs_widen_the_aggregate_by_their_spread() -> None:
     episodes = np.random.default_rng(0).normal(size=(1, 100))
-    alike, apart = (
+    alike, different = (
         {task: episodes + spread * np.array([[-1.0], [0.0], [1.0]]) for task in ("lift", "can")}
         for spread in (0, 1)
     )
-    narrow, wide = (aggregates({"a": x})["entries"]["a"]["mean"]["ci95"] for x in (alike, apart))
+    narrow, wide = (
+        aggregates({"a": x})["entries"]["a"]["mean"]["ci95"] for x in (alike, different)
+    )
     assert np.ptp(wide) > 1 > 2 * np.ptp(narrow)
 
 

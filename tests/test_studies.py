@@ -82,8 +82,8 @@ def test_every_training_and_every_entry_can_be_configured(name):
     assert {command.run for command in commands} <= set(study.runs)
     models = {}
     for command in commands:
-        own = (a for a in command.arguments if not a.startswith("run_dir="))
-        models[command.run] = untrained(tuple(own))
+        arguments = (a for a in command.arguments if not a.startswith("run_dir="))
+        models[command.run] = untrained(tuple(arguments))
     for part in study.parts.values():
         for entry in all_entries(part):
             assert study.runs_of(entry) or not study.runs, f"{entry} is of no run of the study"

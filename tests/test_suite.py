@@ -52,13 +52,13 @@ def runs(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "runs")
 
 
-def given(runs: Path) -> list[str]:
+def checkpoint_texts(runs: Path) -> list[str]:
     return [f"{runs}/{{task}}/ebt@steps=1,num_candidates=2", f"{runs}/{{task}}/bc-seed*"]
 
 
 def play(runs: Path, output: Path, suite: Suite = SUITE):
     return evaluate_suite(
-        given(runs), PROTOCOL, suite, output=output, device=CPU, command="test"
+        checkpoint_texts(runs), PROTOCOL, suite, output=output, device=CPU, command="test"
     )  # fmt: skip
 
 
@@ -114,15 +114,15 @@ def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
 @pytest.mark.slow
 def test_one_task_is_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
-    one = play(trained, tmp_path / "suite", suite)
-    texts = [text.replace("{task}", "push-far") for text in given(trained)]
+    result = play(trained, tmp_path / "suite", suite)
+    texts = [text.replace("{task}", "push-far") for text in checkpoint_texts(trained)]
     plain = evaluate_policies(
         texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test"
     )
     stored = json.loads((tmp_path / "suite" / "push-far" / "summary.json").read_text())
     assert stored["paired"] == plain["paired"]
     for entry, on_task, expected in zip(
-        one["entries"], stored["entries"], plain["entries"], strict=True
+        result["entries"], stored["entries"], plain["entries"], strict=True
     ):
         assert entry["tasks"]["push-far"] == {m: expected[m] for m in ("score", "success")}
         assert entry["mean"]["mean"] == pytest.approx(expected["success"]["mean"])
@@ -140,30 +140,32 @@ def test_all_that_is_missing_is_named_at_once(runs):
     shutil.rmtree(runs / "push-near" / "ebt")
     for seed in range(2):
         shutil.rmtree(runs / "push-far" / f"bc-seed{seed}")
-    error = refused(given(runs), "suite=two lacks .*push-near/ebt@steps=1.*, .*push-far/bc-seed")
+    error = refused(
+        checkpoint_texts(runs), "suite=two lacks .*push-near/ebt@steps=1.*, .*push-far/bc-seed"
+    )
     assert "push-far/ebt" not in error and "push-near/bc" not in error
 
 
 def test_what_cannot_be_compared_is_refused(runs):
     refused([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
-    refused([given(runs)[0]] * 2, "is listed twice")
+    refused([checkpoint_texts(runs)[0]] * 2, "is listed twice")
     with pytest.raises(ConfigError, match="lists the task lift twice"):
         Suite("x", ["lift", "can", "lift"])
     with pytest.raises(ConfigError, match="suite=x has no tasks"):
         Suite("x", [])
     changed(runs / "push-near" / "ebt", "task.env.max_steps", 3)
-    refused(given(runs), "equal time limits, but those given for push-near differ")
+    refused(checkpoint_texts(runs), "equal time limits, but those given for push-near differ")
     changed(runs / "push-near" / "ebt", "task.env.max_steps", 15)
     shutil.rmtree(runs / "push-far" / "bc-seed1")
-    refused(given(runs), "there are 2 of push-near, 1 of push-far")
+    refused(checkpoint_texts(runs), "there are 2 of push-near, 1 of push-far")
 
 
 def test_policies_are_called_the_same_on_every_task(runs):
     for task in SUITE.tasks:
         shutil.copytree(runs / task / "ebt", runs / f"ebt-{task}")
     text = f"{runs}/ebt-{{task}}@steps=1"
-    by_task = load_suite([text, given(runs)[1]], SUITE, CPU)
-    assert [[one.name for one in ones] for ones in by_task.values()] == [[text, "bc"]] * 2
+    by_task = load_suite([text, checkpoint_texts(runs)[1]], SUITE, CPU)
+    assert [[entry.name for entry in entries] for entries in by_task.values()] == [[text, "bc"]] * 2
 
 
 @pytest.mark.slow
@@ -171,11 +173,11 @@ def test_the_command_plays_goes_on_and_names_what_is_wrong(
     trained, tmp_path, monkeypatch, call_entry
 ):
     monkeypatch.chdir(tmp_path)
-    arguments = [f"checkpoint={text}" for text in given(trained)]
+    arguments = [f"checkpoint={text}" for text in checkpoint_texts(trained)]
     arguments += ["episodes=1", "workers=1", "videos=0", "device=cpu"]
-    mine = ["+suite.name=mine", "+suite.tasks=[push-near,push-far]"]
+    suite_options = ["+suite.name=mine", "+suite.tasks=[push-near,push-far]"]
     for _ in range(2):
-        assert call_entry(main, *arguments, *mine) == (0, "")
+        assert call_entry(main, *arguments, *suite_options) == (0, "")
     (output,) = Path("results").iterdir()
     assert output.name.startswith("mine-ebt-steps1-candidates2-vs-bc")
     assert len(lines(output)) == 6
@@ -187,8 +189,8 @@ def test_the_command_plays_goes_on_and_names_what_is_wrong(
         "perturb=kick": "do not go together",
         "+suite.wings=2": "suite has no option wings; it has name, tasks.",
     }.items():
-        more = [] if wrong.startswith("suite") else mine
-        code, error = call_entry(main, *arguments, *more, wrong)
+        options = [] if wrong.startswith("suite") else suite_options
+        code, error = call_entry(main, *arguments, *options, wrong)
         assert code == 2 and message in error and error.count("\n") == 1
     code, error = call_entry(main, *arguments, "suite=nowhere")
     assert code == 1 and "metaworld_10" in error and "Traceback" not in error
@@ -216,11 +218,11 @@ def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
         {"name": name, "runs": 1, "mean": value, "iqm": value, "tasks": tasks} for name in "abc"
     ]
     figure = suite_overview({"entries": entries})
-    overall, each = figure.axes
+    overall, by_task = figure.axes
     assert [label.get_text() for label in overall.get_yticklabels()] == ["a", "b", "c"]
-    shown = [label.get_text() for label in each.get_xticklabels()]
-    assert shown == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
-    assert [text.get_text() for text in each.texts] == ["70"] * 3 * count
+    labels = [label.get_text() for label in by_task.get_xticklabels()]
+    assert labels == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
+    assert [text.get_text() for text in by_task.texts] == ["70"] * 3 * count
     assert figure_style.figure_to_svg(figure, "suite") == figure_style.figure_to_svg(
         figure, "suite"
     )

@@ -38,16 +38,16 @@ def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
         }
     )
     noisy = [torch.rand(3, *size) * 2 - 1 for size in ((13, 21), (8, 8), (9, 30))]
-    for most in (2, 100):  # batches that end within an image, and one batch
-        monkeypatch.setitem(TOGETHER, "cpu", most)
-        found = denoise_tiled(model, noisy, 100, [0, 0, 0])
+    for batch_size in (2, 100):  # batches that end within an image, and one batch
+        monkeypatch.setitem(TOGETHER, "cpu", batch_size)
+        results = denoise_tiled(model, noisy, 100, [0, 0, 0])
         lean = denoise_tiled(model, noisy, 100, [0, 0, 0], follow=False)
-        assert [len(one.path) for one in found + lean] == [3, 3, 3, 0, 0, 0]
-        for image, one in zip(noisy, found, strict=True):
+        assert [len(result.path) for result in results + lean] == [3, 3, 3, 0, 0, 0]
+        for image, result in zip(noisy, results, strict=True):
             (alone,) = denoise_tiled(model, [image], 100, [0])
-            assert one.images.shape == image.shape
-            torch.testing.assert_close(one.images, alone.images)
-            torch.testing.assert_close(one.energies, alone.energies)
-            assert one.energies is not None and one.energies.shape == (3,)
-            for x, y in zip(one.path, alone.path, strict=False):
+            assert result.images.shape == image.shape
+            torch.testing.assert_close(result.images, alone.images)
+            torch.testing.assert_close(result.energies, alone.energies)
+            assert result.energies is not None and result.energies.shape == (3,)
+            for x, y in zip(result.path, alone.path, strict=False):
                 torch.testing.assert_close(x, y)

@@ -170,9 +170,9 @@ def test_a_diverged_training_ends_with_one_sentence(run_main, tiny_arguments):
 def test_paths_are_taken_as_they_are(name, run_main, tiny_arguments, demonstrations, tmp_path):
     store = tmp_path / f"{name}.zarr"
     shutil.copytree(demonstrations, store)
-    given = [a for a in tiny_arguments("run") if not a.startswith(("task.path=", "run_dir="))]
+    arguments = [a for a in tiny_arguments("run") if not a.startswith(("task.path=", "run_dir="))]
     run = tmp_path / f"{name} run"
-    code, error = run_main([*given, f"task.path={store}", f"run_dir={run}", "train.steps=1"])
+    code, error = run_main([*arguments, f"task.path={store}", f"run_dir={run}", "train.steps=1"])
     assert (code, error) == (0, "") and (run / "checkpoints").is_dir()
 
 

@@ -25,23 +25,23 @@ from ebt_policy.training.trainer import VALIDATION_ROWS, NonFiniteLoss, Trainer
 pytestmark = pytest.mark.slow
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, step: int, metric: str) -> None:
     """Make the loss, or the weights through a bad gradient, NaN at a step (counted from 1)."""
-    whole = Trainer.train_step
+    original = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, Tensor]:
-        metrics = whole(self)
+        metrics = original(self)
         if self.progress.step == step:
-            metrics[what] = torch.tensor(math.nan)
+            metrics[metric] = torch.tensor(math.nan)
         return metrics
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
-@pytest.mark.parametrize("what", ["loss", "grad_norm_weights"])
+@pytest.mark.parametrize("metric", ["loss", "grad_norm_weights"])
 @pytest.mark.parametrize("log_every", [1, 50])
-def test_nan_names_the_step_and_the_last_good_checkpoint(what, log_every, tiny, monkeypatch):
-    poison(monkeypatch, 8, what)
+def test_nan_names_the_step_and_the_last_good_checkpoint(metric, log_every, tiny, monkeypatch):
+    poison(monkeypatch, 8, metric)
     config = tiny("run", "train.checkpoint_every=4", f"train.log_every={log_every}")
     with pytest.raises(NonFiniteLoss, match="step 8;") as caught:
         train(config)
@@ -95,15 +95,15 @@ def test_bad_settings_are_refused_before_training(override, message, tiny):
 @pytest.mark.parametrize("name", ["batch_size", "lr", "warmup_steps", "max_grad_norm",
                                   "ema_power", "checkpoint_every", "log_every"])  # fmt: skip
 def test_numbers_that_must_be_positive_are_named(name, tiny):
-    settings = tiny("run")["train"]
+    section = tiny("run")["train"]
     with pytest.raises(ConfigError, match=f"^train.{name} must be positive, got 0.$"):
-        TrainConfig(**{**settings, name: 0})
+        TrainConfig(**{**section, name: 0})
 
 
 def test_a_budget_of_no_minutes_is_refused(tiny):
-    settings = {**tiny("run")["train"], "steps": None, "minutes": 0}
+    section = {**tiny("run")["train"], "steps": None, "minutes": 0}
     with pytest.raises(ConfigError, match=r"^train\.minutes must be positive, got 0\.$"):
-        TrainConfig(**settings)
+        TrainConfig(**section)
 
 
 def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, caplog):
@@ -162,23 +162,25 @@ class HeldOut:
 
 def test_the_held_out_loss_is_of_evenly_spread_windows_with_the_same_draws(make_trainer):
     trainer = make_trainer("train.batch_size=64")
-    many, few = HeldOut(trainer, 5000), HeldOut(trainer, 100)
-    first = trainer._validation_loss(many)
-    assert many.asked[0] == 0 and many.asked[VALIDATION_ROWS - 1] == 4999
-    steps = {b - a for a, b in pairwise(many.asked)}
-    assert len(many.asked) == VALIDATION_ROWS and steps == {4, 5}
-    assert trainer._validation_loss(many) == first and math.isfinite(first["validation_loss"])
+    large, small = HeldOut(trainer, 5000), HeldOut(trainer, 100)
+    first = trainer._validation_loss(large)
+    assert large.asked[0] == 0 and large.asked[VALIDATION_ROWS - 1] == 4999
+    steps = {b - a for a, b in pairwise(large.asked)}
+    assert len(large.asked) == VALIDATION_ROWS and steps == {4, 5}
+    assert trainer._validation_loss(large) == first and math.isfinite(first["validation_loss"])
     trainer.seed += 1
-    assert trainer._validation_loss(many) != first
+    assert trainer._validation_loss(large) != first
     trainer._validation_loss(
-        few
+        small
     )  # batches as in training, so the last one is filled up from the first
-    assert few.asked == [*range(100), *range(28)]
+    assert small.asked == [*range(100), *range(28)]
 
 
 def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
-    trainer, given = make_trainer("train.batch_size=8"), iter([1.0, 2.0, 6.0])
-    monkeypatch.setattr(trainer.model, "forward", lambda batch: (torch.tensor(next(given)), {}))
+    trainer, batch_losses = make_trainer("train.batch_size=8"), iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(
+        trainer.model, "forward", lambda batch: (torch.tensor(next(batch_losses)), {})
+    )
     assert trainer._validation_loss(HeldOut(trainer, 20)) == {"validation_loss": 3.0}
 
 
@@ -242,11 +244,11 @@ def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
 
     monkeypatch.setattr(entry, "rollout", rollout)
     plain = train(tiny("plain", "train.checkpoint_every=4"))
-    played = train(tiny("played", "train.checkpoint_every=4", "train.eval_every=4"))
-    rows = [x for x in logged(played) if "rollout_score" in x]
+    evaluated = train(tiny("played", "train.checkpoint_every=4", "train.eval_every=4"))
+    rows = [x for x in logged(evaluated) if "rollout_score" in x]
     assert [x["step"] for x in rows] == [4, 8]
     assert all(x["rollout_score"] == 0.25 and x["rollout_success"] == 0.5 for x in rows)
-    assert [x["loss"] for x in logged(played) if "loss" in x] == losses(plain)
+    assert [x["loss"] for x in logged(evaluated) if "loss" in x] == losses(plain)
 
 
 def test_a_rollout_that_breaks_down_does_not_end_the_training(tiny, monkeypatch):

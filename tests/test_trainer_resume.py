@@ -37,17 +37,17 @@ pytestmark = pytest.mark.slow
     ids=["flow", "s2", "s1", "diffusion", "bf16"],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(overrides, tiny, monkeypatch):
-    settings = ("train.steps=10", "train.checkpoint_every=4", *overrides)
-    straight = train(tiny("straight", *settings))
+    all_overrides = ("train.steps=10", "train.checkpoint_every=4", *overrides)
+    straight = train(tiny("straight", *all_overrides))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *settings))
+            train(tiny("broken", *all_overrides))
     broken = Path(tiny("broken")["run_dir"])
     assert [x["step"] for x in logged(broken)] == list(range(1, 8))
     before = newest_checkpoint(broken)
     assert before is not None and before.name == "step_00000004"
-    train(tiny("broken", *settings, "resume=true"))
+    train(tiny("broken", *all_overrides, "resume=true"))
     assert [x["step"] for x in logged(broken)] == list(range(1, 11))
     assert_same_end(straight, broken)
 
@@ -64,43 +64,45 @@ def test_a_checkpoint_holds_both_the_weights_and_their_average(tiny):
 
 
 def test_saving_does_not_change_the_training(tiny):
-    settings = ("task.validation_episodes=0",)  # the held-out loss is logged at checkpoints
-    rarely = train(tiny("rarely", "train.checkpoint_every=1000", *settings))
-    often = train(tiny("often", "train.checkpoint_every=1", *settings))
+    overrides = ("task.validation_episodes=0",)  # the held-out loss is logged at checkpoints
+    rarely = train(tiny("rarely", "train.checkpoint_every=1000", *overrides))
+    often = train(tiny("often", "train.checkpoint_every=1", *overrides))
     assert_same_end(rarely, often)
 
 
 def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monkeypatch):
-    settings = ("train.checkpoint_every=4", "train.log_every=5", *S2)
-    validated = train(tiny("validated", *settings))
+    overrides = ("train.checkpoint_every=4", "train.log_every=5", *S2)
+    validated = train(tiny("validated", *overrides))
     lines = logged(validated)
     assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8, 10]
     assert [x["step"] for x in lines if "loss" in x] == [5, 10]
     monkeypatch.setattr(Trainer, "_validation_loss", lambda self, data: {})
-    plain = train(tiny("plain", *settings))
+    plain = train(tiny("plain", *overrides))
     assert losses(validated) == losses(plain)
     ends = [newest_checkpoint(run) for run in (validated, plain)]
     assert_identical(*(load_trainer_state(folder) for folder in ends if folder is not None))
 
 
-@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
-def test_a_kill_beside_the_writing_of_a_checkpoint_loses_no_log_line(written, tiny, monkeypatch):
-    settings = ("train.steps=10", "train.checkpoint_every=4")
-    straight = train(tiny("straight", *settings))
+@pytest.mark.parametrize("already_saved", [False, True], ids=["before", "after"])
+def test_a_kill_beside_the_writing_of_a_checkpoint_loses_no_log_line(
+    already_saved, tiny, monkeypatch
+):
+    overrides = ("train.steps=10", "train.checkpoint_every=4")
+    straight = train(tiny("straight", *overrides))
     save = Trainer.save
 
     def killed(self: Trainer) -> Path:
         if self.progress.step < 8:
             return save(self)
-        if written:
+        if already_saved:
             save(self)
         raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", killed)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *settings))
-    broken = train(tiny("broken", *settings, "resume=true"))
+            train(tiny("broken", *overrides))
+    broken = train(tiny("broken", *overrides, "resume=true"))
     assert [x["step"] for x in logged(broken)] == list(range(1, 11))
     assert_same_end(straight, broken)
 
@@ -124,13 +126,13 @@ def test_resuming_a_finished_run_changes_nothing(tiny):
 
 
 def test_mean_loss_is_right_when_a_resume_falls_between_two_log_lines(tiny, monkeypatch):
-    settings = ("train.log_every=4", "train.checkpoint_every=6", "train.lr=1e-9")
-    straight = train(tiny("straight", *settings))
+    overrides = ("train.log_every=4", "train.checkpoint_every=6", "train.lr=1e-9")
+    straight = train(tiny("straight", *overrides))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *settings))
-    broken = train(tiny("broken", *settings, "resume=true"))
+            train(tiny("broken", *overrides))
+    broken = train(tiny("broken", *overrides, "resume=true"))
     assert losses(broken)[0] == losses(straight)[0]
     # Its second line averages the two steps after the resume: alike, not half as large.
     assert losses(broken)[1] == pytest.approx(losses(straight)[1], rel=0.4)
@@ -153,13 +155,13 @@ def test_incomplete_trainer_state_is_refused(tiny):
 
 @pytest.mark.usefixtures("compiler")
 def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
-    settings = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")
-    eager = losses(train(tiny("eager", *settings, "train.compile=false")))
-    straight = train(tiny("straight", *settings))
+    overrides = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")
+    eager = losses(train(tiny("eager", *overrides, "train.compile=false")))
+    straight = train(tiny("straight", *overrides))
     assert losses(straight) == pytest.approx(eager, rel=1e-3)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *settings))
-    train(tiny("broken", *settings, "resume=true"))
+            train(tiny("broken", *overrides))
+    train(tiny("broken", *overrides, "resume=true"))
     assert_same_end(straight, Path(tiny("broken")["run_dir"]))

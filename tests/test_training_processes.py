@@ -57,12 +57,12 @@ def processes_of(run: Path) -> int:
     return load_policy(run).config["trained"]["processes"]
 
 
-def assert_trained_alike(one: Path, two: Path) -> None:
+def assert_trained_alike(single_run: Path, parallel_run: Path) -> None:
     """A run of one process and one of two end alike, but for the order of their sums."""
-    assert (processes_of(one), processes_of(two)) == (1, 2)
-    assert [x["step"] for x in logged(two)] == [x["step"] for x in logged(one)]
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    weights = [dict(load_policy(run).named_parameters()) for run in (one, two)]
+    assert (processes_of(single_run), processes_of(parallel_run)) == (1, 2)
+    assert [x["step"] for x in logged(parallel_run)] == [x["step"] for x in logged(single_run)]
+    assert losses(parallel_run) == pytest.approx(losses(single_run), rel=1e-5)
+    weights = [dict(load_policy(run).named_parameters()) for run in (single_run, parallel_run)]
     for name, weight in weights[0].items():
         # Softmax ignores the bias of keys: its gradient is rounding, which Adam scales up.
         if not name.endswith("qkv.bias"):
@@ -72,16 +72,16 @@ def assert_trained_alike(one: Path, two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), S2], ids=["flow", "s2"])
 def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
-    settings = ("train.steps=20", "train.checkpoint_every=10", *overrides)
-    train_in_two(tiny_arguments("two", *settings))
-    assert_trained_alike(train(tiny("one", *settings)), Path(tiny("two")["run_dir"]))
+    all_overrides = ("train.steps=20", "train.checkpoint_every=10", *overrides)
+    train_in_two(tiny_arguments("two", *all_overrides))
+    assert_trained_alike(train(tiny("one", *all_overrides)), Path(tiny("two")["run_dir"]))
 
 
 @pytest.mark.slow
 def test_two_processes_share_one_plan_of_their_minutes_and_one_evaluates(tiny, tiny_arguments):
-    settings = ["train.steps=null", "train.minutes=0.05", "train.warmup_steps=5"]
-    settings += ["train.checkpoint_every=5", "evaluation.episodes=1", "evaluation.videos=0"]
-    output = train_in_two(tiny_arguments("two", *settings))
+    overrides = ["train.steps=null", "train.minutes=0.05", "train.warmup_steps=5"]
+    overrides += ["train.checkpoint_every=5", "evaluation.episodes=1", "evaluation.videos=0"]
+    output = train_in_two(tiny_arguments("two", *overrides))
     run = Path(tiny("two")["run_dir"])
     folder = newest_checkpoint(run)
     assert folder is not None and processes_of(run) == 2
@@ -92,9 +92,9 @@ def test_two_processes_share_one_plan_of_their_minutes_and_one_evaluates(tiny, t
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_arguments):
-    settings = ("train.steps=100", "train.checkpoint_every=3")
+    overrides = ("train.steps=100", "train.checkpoint_every=3")
     run = Path(tiny("two")["run_dir"])
-    launcher = start(TWO, tiny_arguments("two", *settings))
+    launcher = start(TWO, tiny_arguments("two", *overrides))
     while _log_length(run) < 7:
         assert launcher.poll() is None
         time.sleep(0.01)
@@ -106,8 +106,8 @@ def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_argum
     cause = errors.partition("Root Cause")[2]
     assert re.search(r"rank +: 1 .*\n.*SIGKILL", cause)
     assert load_policy(run).config["trained"]["steps"] < 100
-    train_in_two(tiny_arguments("two", *settings, "resume=true"))
-    assert_trained_alike(train(tiny("one", *settings)), run)
+    train_in_two(tiny_arguments("two", *overrides, "resume=true"))
+    assert_trained_alike(train(tiny("one", *overrides)), run)
 
 
 @pytest.mark.slow
@@ -152,16 +152,16 @@ def test_a_batch_that_processes_cannot_share_equally_is_refused(tiny):
 
 
 def _train_quietly(config: dict[str, Any]) -> None:
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 1)
         train(config)
 
 
 @pytest.mark.slow
 def test_killed_ten_times_equals_uninterrupted(tiny):
-    settings = (*S2, "train.steps=400", "train.checkpoint_every=3")
-    straight = train(tiny("straight", *settings))
-    config = tiny("killed", *settings, "resume=true")
+    overrides = (*S2, "train.steps=400", "train.checkpoint_every=3")
+    straight = train(tiny("straight", *overrides))
+    config = tiny("killed", *overrides, "resume=true")
     run = Path(config["run_dir"])
     # The fork server imports the package once; each training is a process of its own.
     server = multiprocessing.get_context("forkserver")

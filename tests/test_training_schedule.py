@@ -102,5 +102,5 @@ def test_the_learned_step_size_keeps_its_own_rate(tiny):
     assert len(groups) == 3 and len(groups[2]["params"]) == 1
     assert groups[2]["lr"] == pytest.approx(21 * groups[0]["lr"])
     assert groups[2]["weight_decay"] == groups[1]["weight_decay"] == 0 < groups[0]["weight_decay"]
-    every = [i for group in groups for i in group["params"]]
-    assert sorted(every) == list(range(len(list(load_policy(run).parameters()))))
+    indices = [i for group in groups for i in group["params"]]
+    assert sorted(indices) == list(range(len(list(load_policy(run).parameters()))))

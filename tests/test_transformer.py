@@ -64,11 +64,11 @@ def test_a_unit_is_the_same_alone_and_in_company():
     net, (obs, x) = build(), inputs()
     with torch.no_grad():
         context = net.encode(obs)
-        together = net(context, x)
+        batched = net(context, x)
         alone = torch.cat([net(context, x[:, u : u + 1]) for u in range(U)], dim=1)
         by_row = torch.cat([net(net.encode(obs[b : b + 1]), x[b : b + 1]) for b in range(B)])
-    torch.testing.assert_close(alone, together)
-    torch.testing.assert_close(by_row, together)
+    torch.testing.assert_close(alone, batched)
+    torch.testing.assert_close(by_row, batched)
 
 
 def test_energy_depends_on_context_order_of_tokens_and_level():
@@ -102,15 +102,15 @@ def test_output_shapes(output):
 
 def test_features_are_the_mean_over_tokens_of_each_block():
     net, (obs, x) = build(layers=3), inputs()
-    made = []
+    outputs = []
     for block in net.blocks:
-        block.register_forward_hook(lambda _, given, result: made.append(result[0]))
+        block.register_forward_hook(lambda _, arguments, result: outputs.append(result[0]))
     with torch.no_grad():
         context = net.encode(obs)
-        made.clear()
+        outputs.clear()
         features = net.features(context, x)
     assert features.shape == (B, U, 3, 16)
-    want = torch.stack([h.view(B, U, L, 16).mean(2) for h in made], dim=2)
+    want = torch.stack([h.view(B, U, L, 16).mean(2) for h in outputs], dim=2)
     torch.testing.assert_close(features, want)
 
 
@@ -154,8 +154,8 @@ def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_ne
         first_derivative(net, obs, x).square().sum().backward()
     context = net.encode(obs)
     net.zero_grad()
-    found = descend(lambda x, g: net(context, x, g), x, 2, 0.1)
-    found.candidate.square().sum().backward()
+    result = descend(lambda x, g: net(context, x, g), x, 2, 0.1)
+    result.candidate.square().sum().backward()
     for name, parameter in net.blocks.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert net.context_in.weight.grad is not None
@@ -207,11 +207,11 @@ def test_compiled_inference_equals_eager():
 def test_tokens_seen_before_count_as_if_they_were_there():
     torch.manual_seed(0)
     attention = Attention(8, 2)
-    before, now = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
+    before, later = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
     with torch.no_grad():
-        together, _ = attention(torch.cat([before, now], dim=1))
+        joint, _ = attention(torch.cat([before, later], dim=1))
         _, past = attention(before)
-        torch.testing.assert_close(attention(now, past)[0], together[:, 4:])
+        torch.testing.assert_close(attention(later, past)[0], joint[:, 4:])
 
 
 def test_levels_have_distinct_smooth_features():

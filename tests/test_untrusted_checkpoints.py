@@ -77,18 +77,18 @@ def train_policy(tmp_path: Path, demonstrations: Path, *overrides: str) -> Path:
 
 def train_text(tmp_path: Path, _: Path) -> Path:
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
-    where = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
-    given = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
-    return train(compose_config(*given, *where, "task=text"))
+    paths = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
+    overrides = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
+    return train(compose_config(*overrides, *paths, "task=text"))
 
 
 def train_image(tmp_path: Path, _: Path) -> Path:
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    given = (*FAST, "task.side=8", "evaluation.final=false", "model=dit")
-    where = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *where, "task=image"))
+    overrides = (*FAST, "task.side=8", "evaluation.final=false", "model=dit")
+    paths = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
+    return train(compose_config(*overrides, *paths, "task=image"))
 
 
 def train_video(tmp_path: Path, _: Path) -> Path:
@@ -96,13 +96,15 @@ def train_video(tmp_path: Path, _: Path) -> Path:
         with video_writer(tmp_path / f"{i}.mp4", fps=10) as add:
             for t in range(8):
                 add(np.full((32, 48, 3), 20 * i + t, np.uint8))
-    given = (*FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
-             f"task.path={tmp_path}")  # fmt: skip
+    overrides = (
+        *FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
+        f"task.path={tmp_path}",
+    )  # fmt: skip
     features = f"{tmp_path}/features"
-    made = ("model=autoencoder", "model.channels=[8,8]", f"run_dir={features}")
-    train(compose_config(*given, *made, "task=video"))
+    autoencoder = ("model=autoencoder", "model.channels=[8,8]", f"run_dir={features}")
+    train(compose_config(*overrides, *autoencoder, "task=video"))
     run = (f"task.features={features}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *run, "task=video"))
+    return train(compose_config(*overrides, *run, "task=video"))
 
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -174,12 +176,12 @@ def test_a_module_of_the_command_line_may_be_named(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.setattr(modules, "_imported", set())
     monkeypatch.chdir(tmp_path)
-    given = [f"checkpoint={run}", "episodes=1", "videos=0", "workers=1", "output=results"]
-    code, error = call_entry(eval_main, *given)
+    arguments = [f"checkpoint={run}", "episodes=1", "videos=0", "workers=1", "output=results"]
+    code, error = call_entry(eval_main, *arguments)
     assert code == 2 and "to run its code, add --module my_envs to the command" in error
     assert "my_envs" not in sys.modules
-    assert call_entry(eval_main, "--module", "my_envs", *given) == (0, "")
-    code, error = call_entry(eval_main, "--module=none_such", *given)
+    assert call_entry(eval_main, "--module", "my_envs", *arguments) == (0, "")
+    code, error = call_entry(eval_main, "--module=none_such", *arguments)
     assert code == 2 and "--module none_such cannot be imported" in error
 
 

@@ -82,8 +82,10 @@ def test_a_driver_of_a_users_module_runs_an_episode(project, tiny_run):
 
 def test_an_unknown_driver_lists_those_that_are_known():
     robot = load_robot("sim_push_t", "robot.driver.name=sin")
-    known = r"robot\.driver\.name=sin is unknown; there are .*replay, ros2, sim.*Did you mean sim\?"
-    with pytest.raises(ConfigError, match=known):
+    message = (
+        r"robot\.driver\.name=sin is unknown; there are .*replay, ros2, sim.*Did you mean sim\?"
+    )
+    with pytest.raises(ConfigError, match=message):
         robot.make_driver(SimulatedClock())
 
 

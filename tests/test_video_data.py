@@ -73,10 +73,10 @@ def test_windows_never_cross_clips(lengths, context, stride):
 
 
 def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
-    found = load_video_files([str(films)], 16, 24, 2)
-    assert sum(map(len, found.splits.values())) == 12 and all(found.splits.values())
-    frames = found.splits["train"][0].frames
-    assert frames.shape == (8, 16, 24, 3) and found.rate_hz == 5
+    dataset = load_video_files([str(films)], 16, 24, 2)
+    assert sum(map(len, dataset.splits.values())) == 12 and all(dataset.splits.values())
+    frames = dataset.splits["train"][0].frames
+    assert frames.shape == (8, 16, 24, 3) and dataset.rate_hz == 5
     bright = (frames[..., 0] > 130).any(1).argmax(1)
     assert (np.diff(bright) > 0).all()  # the square goes right
 
@@ -95,10 +95,10 @@ def test_damaged_videos_are_left_out_where_told(films, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
-    given = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
-    found = load_videos(given)
-    assert sum(map(len, found.splits.values())) == 12
-    assert "from 12 files, 1 left out:" in found.origin and "bad.mp4" in found.origin
+    config = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
+    dataset = load_videos(config)
+    assert sum(map(len, dataset.splits.values())) == 12
+    assert "from 12 files, 1 left out:" in dataset.origin and "bad.mp4" in dataset.origin
 
 
 def test_videos_taken_upright_are_turned_as_they_say(films, tmp_path):
@@ -152,15 +152,15 @@ def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
     with video_writer(held_out, fps=10) as add:
         for _ in range(3):
             add(np.zeros((32, 48, 3), np.uint8))
-    found = load_videos(task(path=[str(tmp_path)], context=4))
-    assert sum(map(len, found.splits.values())) == 11 and all(found.splits.values())
-    assert f"{held_out} has 3 frames, a window needs 5" in found.origin
+    dataset = load_videos(task(path=[str(tmp_path)], context=4))
+    assert sum(map(len, dataset.splits.values())) == 11 and all(dataset.splits.values())
+    assert f"{held_out} has 3 frames, a window needs 5" in dataset.origin
 
 
-def task(**given: Any) -> VideoTaskConfig:
+def task(**changes: Any) -> VideoTaskConfig:
     defaults = {"name": "video", "videos": None, "path": None, "height": 24, "width": 32,
                 "frame_stride": 1, "context": 4, "features": None}  # fmt: skip
-    return VideoTaskConfig(**{**defaults, **given})
+    return VideoTaskConfig(**{**defaults, **changes})
 
 
 def test_a_real_robot_is_there_where_its_recording_is():
@@ -168,11 +168,11 @@ def test_a_real_robot_is_there_where_its_recording_is():
         with pytest.raises(VideoError, match="looked for at"):
             load_g1(24, 32, 1)
         return
-    found = load_g1(24, 32, 1)
-    assert sum(len(c.frames) for part in found.splits.values() for c in part) == 6532
-    assert sum(len(part) for part in found.splits.values()) == 93 and found.rate_hz == 6
+    dataset = load_g1(24, 32, 1)
+    assert sum(len(c.frames) for part in dataset.splits.values() for c in part) == 6532
+    assert sum(len(part) for part in dataset.splits.values()) == 93 and dataset.rate_hz == 6
     # Episodes are not cut wrongly: within one, frames change little.
-    frames = found.splits["train"][0].frames.astype(float)
+    frames = dataset.splits["train"][0].frames.astype(float)
     assert np.abs(np.diff(frames, axis=0)).mean() < 15
 
 
@@ -186,15 +186,15 @@ def test_an_unknown_name_is_one_clear_error():
 def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
 
-    def ten(demos: Any) -> tuple[Episodes, str]:
+    def load_ten_short_episodes(demos: Any) -> tuple[Episodes, str]:
         assert demos == "expert"
-        episodes, said = load_push_t(demos=demos)
-        kept = [{k: rows[:6] for k, rows in episodes.episode(i).items()} for i in range(10)]
-        arrays = {k: np.concatenate([one[k] for one in kept]) for k in kept[0]}
-        return Episodes(arrays, np.arange(6, 61, 6), episodes.attrs), said
+        episodes, note = load_push_t(demos=demos)
+        shortened = [{k: rows[:6] for k, rows in episodes.episode(i).items()} for i in range(10)]
+        arrays = {k: np.concatenate([episode[k] for episode in shortened]) for k in shortened[0]}
+        return Episodes(arrays, np.arange(6, 61, 6), episodes.attrs), note
 
-    monkeypatch.setattr(footage, "load_push_t", ten)
-    found = load_videos(task(videos="push_t_expert", frame_stride=4))
-    assert found.name == "push_t_expert" and found.rate_hz == 2.5
-    shapes = [clip.frames.shape for part in found.splits.values() for clip in part]
+    monkeypatch.setattr(footage, "load_push_t", load_ten_short_episodes)
+    dataset = load_videos(task(videos="push_t_expert", frame_stride=4))
+    assert dataset.name == "push_t_expert" and dataset.rate_hz == 2.5
+    shapes = [clip.frames.shape for part in dataset.splits.values() for clip in part]
     assert shapes == [(2, 24, 32, 3)] * 10

@@ -77,7 +77,7 @@ def test_clips_shorter_than_the_context_are_told_before_anything_is_trained(
 def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call_entry):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"
-    given = [*TINY, f"task.path={films}", "evaluation.final=false"]
+    common = [*TINY, f"task.path={films}", "evaluation.final=false"]
     code, error = call_entry(
         train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
         f"task.path={films}", f"run_dir={frames_run}",
@@ -87,7 +87,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     runs = [tmp_path / "ebt", tmp_path / "refiner", tmp_path / "transformer_pp"]
     for run in runs:
         code, error = call_entry(
-            train_entry.main, "task=video", f"model={run.name}", *given,
+            train_entry.main, "task=video", f"model={run.name}", *common,
             f"task.features={frames_run}", f"run_dir={run}",
         )  # fmt: skip
         assert code == 0, error
@@ -136,13 +136,13 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     )  # fmt: skip
     assert code == 0, error
     entries = json.loads((tmp_path / "mine/summary.json").read_text())["entries"]
-    assert all((one["videos"], one["clips"]) == ("other", 1) for one in entries)
+    assert all((entry["videos"], entry["clips"]) == ("other", 1) for entry in entries)
     code, error = call_entry(eval_entry.main, *comparing[:1], "video_dataset=cats", "device=cpu")
     assert code == 2 and "video_dataset=cats is neither a path nor one of g1, push_t" in error
     # Frames that differ from the first one's are compared with no other, and not drawn.
     slow = tmp_path / "slow"
     code, error = call_entry(
-        train_entry.main, "task=video", *given, f"task.features={frames_run}",
+        train_entry.main, "task=video", *common, f"task.features={frames_run}",
         "task.frame_stride=2", f"run_dir={slow}",
     )  # fmt: skip
     assert code == 0, error

@@ -32,12 +32,12 @@ pytestmark = pytest.mark.vision
 def test_a_crop_is_one_window_of_all_images_of_a_row(h, w, place, data):
     window = [data.draw(st.integers(1, h)), data.draw(st.integers(1, w))]
     images = torch.arange(2 * 3 * h * w * 3).view(2, 3, h, w, 3)
-    other = torch.tensor([place[::-1], place])
-    got = crop(images, window, other)
-    for row, (y, x) in enumerate(other.tolist()):
+    offsets = torch.tensor([place[::-1], place])
+    cropped = crop(images, window, offsets)
+    for row, (y, x) in enumerate(offsets.tolist()):
         top, left = int(y * (h - window[0] + 1)), int(x * (w - window[1] + 1))
         want = images[row, :, top : top + window[0], left : left + window[1]]
-        assert torch.equal(got[row], want)
+        assert torch.equal(cropped[row], want)
     centre = crop(images, window, None)
     top, left = (h - window[0]) // 2, (w - window[1]) // 2
     assert torch.equal(centre, images[:, :, top : top + window[0], left : left + window[1]])
@@ -58,16 +58,16 @@ def test_one_image_does_not_touch_another(pretrained):
     """No batch statistics: averaged weights would not fit them, and rollouts are batched."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
-    how = VisionConfig(backbone="test_resnet", pretrained=pretrained, keypoints=4)
-    encoder = VisionEncoder({"left": [40, 48], "right": [32, 32]}, how).train()
+    config = VisionConfig(backbone="test_resnet", pretrained=pretrained, keypoints=4)
+    encoder = VisionEncoder({"left": [40, 48], "right": [32, 32]}, config).train()
     images = {
         "left": torch.randint(0, 256, (3, 2, 40, 48, 3), dtype=torch.uint8),
         "right": torch.randint(0, 256, (3, 2, 32, 32, 3), dtype=torch.uint8),
     }
-    together = encoder(images, None)
-    assert together.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
+    batched = encoder(images, None)
+    assert batched.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
     alone = encoder({name: image[1:2, 1:] for name, image in images.items()}, None)
-    torch.testing.assert_close(alone[0, 0], together[1, 1])
+    torch.testing.assert_close(alone[0, 0], batched[1, 1])
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not norms  # group normalisation, or batch normalisation that is frozen
 
@@ -106,13 +106,13 @@ def test_every_policy_learns_from_what_it_sees(kind):
     for name, parameter in policy.vision.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
     torch.manual_seed(0)
-    drawn = policy.with_noise(batch)
-    assert drawn["noise"]["crop"].shape == (3, 1, 2)
-    first, _ = policy(drawn)
-    again, _ = policy(drawn)
+    noisy_batch = policy.with_noise(batch)
+    assert noisy_batch["noise"]["crop"].shape == (3, 1, 2)
+    first, _ = policy(noisy_batch)
+    again, _ = policy(noisy_batch)
     assert torch.equal(first, again)  # all randomness is in the draws
-    drawn["noise"]["crop"] = 1 - drawn["noise"]["crop"]
-    assert not torch.equal(policy(drawn)[0], first)
+    noisy_batch["noise"]["crop"] = 1 - noisy_batch["noise"]["crop"]
+    assert not torch.equal(policy(noisy_batch)[0], first)
 
 
 def test_every_policy_acts_on_what_it_sees(kind):
@@ -163,9 +163,9 @@ def test_a_policy_that_sees_is_stored_and_loaded(tmp_path):
 def test_replayed_rows_bring_their_images():
     policy = build("s2", "objective.replay=6")
     batch = training_batch(policy, 4)
-    drawn = policy.with_noise(policy.before_step(batch))
-    _, metrics = policy(drawn)
-    rows = {key: drawn[key] for key in policy.keys}
+    noisy_batch = policy.with_noise(policy.before_step(batch))
+    _, metrics = policy(noisy_batch)
+    rows = {key: noisy_batch[key] for key in policy.keys}
     policy.after_step({**rows, "candidate": metrics["candidate"]})
     second = policy.with_noise(policy.before_step(training_batch(policy, 4)))
     assert len(second["image"]) == len(second["obs"]) == 6 and second["image"].dtype == torch.uint8
@@ -179,20 +179,20 @@ def test_compiled_equals_eager(compiler):
     losses_, gradients = [], []
     for compiled in (False, True):
         policy = build()
-        drawn = {**training_batch(policy), "noise": {}}
+        noisy_batch = {**training_batch(policy), "noise": {}}
         torch.manual_seed(0)
-        drawn = policy.with_noise(drawn)
+        noisy_batch = policy.with_noise(noisy_batch)
         if compiled:
             policy.compile()
-        loss, _ = policy.train()(drawn)
+        loss, _ = policy.train()(noisy_batch)
         loss.backward()
         losses_.append(loss.detach())
         gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
     torch.testing.assert_close(*losses_, rtol=1e-4, atol=1e-5)
-    for one, two in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-4)
+    for gradient, compiled_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, compiled_gradient, rtol=1e-2, atol=1e-4)
     policy = build()
-    want = policy.predict_chunk(observe(1), generator=generators(0)).actions
+    expected = policy.predict_chunk(observe(1), generator=generators(0)).actions
     policy.compile_prediction()
-    got = policy.predict_chunk(observe(1), generator=generators(0)).actions
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=0.05)
+    actual = policy.predict_chunk(observe(1), generator=generators(0)).actions
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0.05)

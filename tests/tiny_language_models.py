@@ -28,8 +28,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
     model, objective = KINDS[kind]
     if objective is not None:
-        how = {"steps": STEPS, **inference}
-        model = {"candidate_layers": None, **model, "inference": how}
+        options = {"steps": STEPS, **inference}
+        model = {"candidate_layers": None, **model, "inference": options}
     config = {
         "task": {"context": context},
         "size": {"width": 16, "heads": 2, "layers": 3},
@@ -38,15 +38,15 @@ def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
     }
     torch.manual_seed(0)
     letters = "abcdefghij"  # and one for what is none of them
-    made = build_language_model(config, make_tokenizer("char", [letters], 0))
+    language_model = build_language_model(config, make_tokenizer("char", [letters], 0))
     with torch.no_grad():  # as large as after training: what leaks is to be seen
-        made.embedding.weight.normal_()
-        for name, matrix in made.net.named_parameters():
+        language_model.embedding.weight.normal_()
+        for name, matrix in language_model.net.named_parameters():
             if matrix.ndim == 2:
                 matrix.normal_(std=0.3)
             elif "step" not in name:
                 matrix.uniform_(0.5, 1.5)
-    return made.double()  # so that what differs differs by more than rounding
+    return language_model.double()  # so that what differs differs by more than rounding
 
 
 def tokens(seed: int = 0, rows: int = B) -> torch.Tensor:

@@ -26,30 +26,30 @@ def losses(run: Path) -> list[float]:
     return [values["loss"] for values in logged(run) if "loss" in values]
 
 
-def assert_identical(a: Any, b: Any, where: str = "state") -> None:
+def assert_identical(a: Any, b: Any, path: str = "state") -> None:
     """Equal to the last bit, however nested; wall-clock times aside."""
-    assert type(a) is type(b), where
+    assert type(a) is type(b), path
     if isinstance(a, Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
+        assert a.dtype == b.dtype and torch.equal(a, b), path
     elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
+        assert a.keys() == b.keys(), path
         for key in a.keys() - {"seconds"}:
-            assert_identical(a[key], b[key], f"{where}.{key}")
+            assert_identical(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
+        assert len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_identical(x, y, f"{where}[{i}]")
+            assert_identical(x, y, f"{path}[{i}]")
     else:
-        assert a == b, where
+        assert a == b, path
 
 
 def assert_same_end(run: Path, other: Path) -> None:
     """Both runs ended at the same step with the same weights, averages, optimizer and log."""
-    one, two = newest_checkpoint(run), newest_checkpoint(other)
-    assert one is not None and two is not None and one.name == two.name
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, two)]
+    end, other_end = newest_checkpoint(run), newest_checkpoint(other)
+    assert end is not None and other_end is not None and end.name == other_end.name
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (end, other_end)]
     assert weights[0] == weights[1]
-    assert_identical(load_trainer_state(one), load_trainer_state(two))
+    assert_identical(load_trainer_state(end), load_trainer_state(other_end))
     timing = ("seconds", "steps_per_second")
     logs = [
         [{k: v for k, v in x.items() if k not in timing} for x in logged(r)] for r in (run, other)
@@ -77,11 +77,11 @@ class Interrupted(BaseException):
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The training dies right after this step, whatever it has saved by then."""
-    whole = Trainer.train_step
+    original = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, Tensor]:
         if self.progress.step == step:
             raise Interrupted
-        return whole(self)
+        return original(self)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
