@@ -14,7 +14,7 @@ from ebt_policy.policies.prefix import PREFIX_NOISE_STD
 
 
 @ALL_KINDS
-def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
+def test_prefix_is_returned_exactly_and_conditions_the_rest(kind):
     policy, obs = build(kind), observe(2)
     first = torch.tensor([30.1, 120.7]).expand(2, 4, 2)
     second = torch.tensor([480.3, 390.9]).expand(2, 4, 2)
@@ -30,7 +30,7 @@ def test_prefix_is_returned_exactly_and_the_rest_is_made_to_fit_it(kind):
 
 
 @ALL_KINDS
-def test_a_policy_can_be_told_what_is_committed(kind):
+def test_policy_is_conditioned_on_the_committed_prefix(kind):
     policy, obs = build(kind, max_prefix_len=6), observe(2)
     features = policy.encode_observation(obs)
     assert features.shape == (2, 2, 20 + 6 * 3) and not features[..., 20:].any()
@@ -53,7 +53,7 @@ def test_a_policy_can_be_told_what_is_committed(kind):
 
 
 @ALL_KINDS
-def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kind):
+def test_training_prefixes_have_all_lengths_and_hide_later_actions(kind):
     policy, batch = build(kind, max_prefix_len=6), training_batch(512)
     noisy_batch = policy.with_noise(batch)
     counts = noisy_batch["noise"]["prefix_length"]
@@ -75,13 +75,13 @@ def test_training_tells_prefixes_of_all_lengths_and_nothing_of_later_actions(kin
     assert loss.isfinite()
 
 
-def test_a_prefix_that_leaves_nothing_to_choose_is_refused():
+def test_max_prefix_must_be_shorter_than_the_chunk():
     with pytest.raises(ConfigError, match="max_prefix_len=16 must be at least 0 and less"):
         build("flow", max_prefix_len=16)
 
 
 @ALL_KINDS
-def test_what_may_be_executed_is_what_is_chosen(kind):
+def test_chunks_are_projected_during_selection(kind):
     policy, obs = build(kind), observe(2)
     low, high = LOW + (HIGH - LOW) * 0.4, LOW + (HIGH - LOW) * 0.6
     shapes = []
@@ -107,7 +107,7 @@ def test_what_may_be_executed_is_what_is_chosen(kind):
 
 
 @ALL_KINDS
-def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
+def test_warm_start_needs_fewer_steps_and_stays_close(kind):
     policy, obs = build(kind), observe(2)
     cold = policy.predict_chunk(obs, generator=generators(0, 1))
     warm = policy.predict_chunk(
@@ -126,7 +126,7 @@ def test_a_warm_start_needs_fewer_steps_and_stays_near(kind):
 
 
 @ALL_KINDS
-def test_prefix_may_be_the_whole_chunk_or_nothing(kind):
+def test_prefix_may_be_full_or_empty(kind):
     policy, obs = build(kind), observe(1)
     full_prefix = (LOW + HIGH).div(2).expand(1, 16, 2)
     assert torch.equal(

@@ -31,7 +31,7 @@ def test_ticks_are_due_at_fixed_times():
     assert driver.holding and driver.stops >= 1  # held when the episode is over
 
 
-def test_a_late_tick_is_followed_at_once_and_lost_ticks_are_left_out():
+def test_late_ticks_run_at_once_and_missed_ticks_are_skipped():
     runner, _, _, clock = point_runner()
     slow = {5: 0.12, 12: 0.47}  # seconds that something takes in these ticks
 
@@ -63,7 +63,7 @@ def test_repeated_clamps_hold_the_robot():
     np.testing.assert_allclose(driver.commands[-1][1], driver.commands[-2][1])  # it stands
 
 
-def test_a_held_robot_goes_on_from_where_it_stands():
+def test_held_robot_resumes_from_its_position():
     runner, _, _, clock = point_runner()
     operator = Operator(runner.supervisor, runner.estop)
     start = clock.now()
@@ -79,7 +79,7 @@ def test_a_held_robot_goes_on_from_where_it_stands():
     ).any()  # and the robot checked every command
 
 
-def test_starting_stopping_and_arming_again():
+def test_start_stop_and_rearm():
     runner, driver, _, clock = point_runner(change={"confirm": True})
     stop, stopped = driver.stop, []
     driver.stop = lambda: (stopped.append(clock.now()), stop())
@@ -105,7 +105,7 @@ def test_starting_stopping_and_arming_again():
     assert runner.supervisor.state is State.RUNNING
 
 
-def test_shadow_computes_and_sends_nothing(tmp_path):
+def test_shadow_mode_computes_but_sends_no_commands(tmp_path):
     runner, driver, policy, _ = point_runner(active=False, record=tmp_path / "shadow")
     episode = runner.run_episode(0)
     assert not driver.commands and not any(tick.sent for tick in episode.ticks)
@@ -121,7 +121,7 @@ def test_half_the_speed_takes_twice_the_time():
         point_runner(speed=2.0)
 
 
-def test_what_the_robot_gives_must_be_what_the_policy_reads():
+def test_robot_and_policy_shapes_must_agree():
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 7})
     with pytest.raises(ConfigError, match=r"obs has the shape \(2,\) instead of \(7,\)"):
@@ -153,7 +153,7 @@ def test_robots_without_all_limits_are_refused():
 
 
 @pytest.mark.rerun
-def test_a_run_as_a_rerun_recording(tmp_path):
+def test_rerun_recording_of_a_run(tmp_path):
     pytest.importorskip("rerun")
     from ebt_policy.real_robot.rerun_log import RerunLog
 

@@ -101,7 +101,7 @@ def test_bags_become_demonstrations(tmp_path, storage):
     assert (ahead >= 3).all() and (ahead <= 11).all()
 
 
-def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
+def test_convert_command_and_unreadable_bags(tmp_path, call_entry):
     bag, output = write_bag(tmp_path / "bag"), tmp_path / "store.zip"
     code, said = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
     assert code == 0 and output.exists(), said
@@ -130,7 +130,7 @@ def assert_refused(tmp_path, message, bag, **options):
     assert not (tmp_path / "store").exists()
 
 
-def test_bags_without_what_the_robot_has_are_one_sentence(tmp_path):
+def test_missing_topics_are_a_one_line_error(tmp_path):
     other = {"/other/joints": "sensor_msgs/msg/JointState"}
     message = ("/other/joints", 1.0, joints(1.0, (0, 0)))
     topics = "/push_t/agent, /push_t/block, /push_t/command"
@@ -149,7 +149,7 @@ def test_bags_without_what_the_robot_has_are_one_sentence(tmp_path):
     )
 
 
-def test_other_topics_do_not_matter(tmp_path):
+def test_unrelated_topics_are_ignored(tmp_path):
     """Service events, and types that nobody knows."""
     path = tmp_path / "a [1]* größe"
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -168,7 +168,7 @@ def test_other_topics_do_not_matter(tmp_path):
     assert len(convert([path], load_robot("ros2_push_t"), tmp_path / "store")) == 1
 
 
-def test_types_of_another_definition_are_refused(tmp_path):
+def test_message_types_with_another_definition_are_refused(tmp_path):
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         kind = "sensor_msgs/msg/JointState"
         link = writer.add_connection("/push_t/agent", kind, msgdef="float64 x", rihs01="RIHS01_12")
@@ -178,7 +178,7 @@ def test_types_of_another_definition_are_refused(tmp_path):
     )
 
 
-def test_commands_that_end_before_all_is_observed_are_one_sentence(tmp_path):
+def test_commands_that_end_too_early_are_a_one_line_error(tmp_path):
     early = [("/push_t/command", 10 + i / 50, trajectory(0, (0.1, 0.2))) for i in range(9)]
     bag = write_messages(tmp_path / "bag", [*motion(commands=False), *early])
     assert_refused(tmp_path, r"no command was sent while .*command from 10\.00 to 10\.16 s", bag)
@@ -196,7 +196,7 @@ def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump, caplog):
         assert (episodes.episode(i)["action"][:, 0] - agent <= 11).all()
 
 
-def test_a_topic_that_stays_silent_is_not_seen_frozen(tmp_path, caplog):
+def test_silent_topics_split_the_episode(tmp_path, caplog):
     def blocks(t):
         return not 0.5 <= t < 1.8
 
@@ -231,14 +231,14 @@ def test_messages_may_be_stored_in_any_order(tmp_path, storage):
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.95])
-def test_bags_cut_short_are_one_sentence(tmp_path, storage, part):
+def test_truncated_bags_are_a_one_line_error(tmp_path, storage, part):
     bag = write_bag(tmp_path / "bag", storage=storage)
     (file,) = (f for f in bag.iterdir() if f.suffix in (".mcap", ".db3"))
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
     assert_refused(tmp_path, "cannot be read|has no messages on", bag)
 
 
-def test_all_bags_that_cannot_be_read_are_named(tmp_path):
+def test_all_unreadable_bags_are_listed(tmp_path):
     robot, good = load_robot("ros2_push_t"), write_bag(tmp_path / "good")
     nan = [("/push_t/agent", 1000.2, joints(0, (np.nan, 0.2)))]
     bad = write_messages(tmp_path / "nan", [*motion(), *nan])
@@ -256,7 +256,7 @@ def test_all_bags_that_cannot_be_read_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", ".nan", ".inf", "long", "null"])
-def test_a_limit_of_gaps_that_is_none_is_refused(tmp_path, limit, call_entry):
+def test_max_gap_must_be_positive(tmp_path, limit, call_entry):
     bag = f"bag={write_bag(tmp_path / 'bag')}"
     code, said = call_entry(
         main, "robot=ros2_push_t", bag, f"output={tmp_path / 'store'}", f"max_gap_s={limit}"

@@ -122,7 +122,7 @@ def test_foreign_store_with_wrong_content(tmp_path, zarr_format, values, ends, m
 
 
 @FORMATS
-def test_chunks_that_zarr_leaves_out_are_fill_values(tmp_path, zarr_format):
+def test_missing_chunks_are_read_as_fill_values(tmp_path, zarr_format):
     """By its specification; zarr itself stores no chunk of nothing but fill values."""
     action = np.random.default_rng(0).normal(size=(150, 4))
     action[50:100] = 0
@@ -146,7 +146,7 @@ def test_chunks_that_zarr_leaves_out_are_fill_values(tmp_path, zarr_format):
 
 
 @FORMATS
-def test_absurd_shapes_are_one_sentence(tmp_path, zarr_format):
+def test_absurd_shapes_are_a_one_line_error(tmp_path, zarr_format):
     rows = 10**15
     root = zarr.create_group(tmp_path / "s", zarr_format=zarr_format)
     for key, chunk in {"many": 1, "huge": rows}.items():
@@ -162,7 +162,7 @@ def test_absurd_shapes_are_one_sentence(tmp_path, zarr_format):
 
 
 @FORMATS
-def test_unreadable_key_is_left_alone_unless_asked_for(tmp_path, zarr_format):
+def test_unreadable_key_is_an_error_only_when_read(tmp_path, zarr_format):
     write_episodes(tmp_path / "s", make_episodes(), zarr_format)
     metadata = tmp_path / "s" / "data" / "image" / (".zarray" if zarr_format == 2 else "zarr.json")
     metadata.write_text(metadata.read_text().replace('"zstd"', '"unheard_of"'))

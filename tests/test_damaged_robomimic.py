@@ -155,7 +155,7 @@ def damage(path, kind):
         ("foreign", "lacks data: it is no robomimic file"),
     ],
 )
-def test_damage_is_told_in_one_sentence(tmp_path, kind, message):
+def test_damaged_files_are_a_one_line_error(tmp_path, kind, message):
     path = tmp_path / "can.hdf5"
     damage(path, kind)
     with pytest.raises(EpisodeError, match=message) as caught:

@@ -42,7 +42,7 @@ def door(path, **changes) -> str:
     return str(path)
 
 
-def test_a_family_of_the_user_loads_its_own_demonstrations(monkeypatch):
+def test_user_task_family_loads_its_demonstrations(monkeypatch):
     monkeypatch.setattr(TASK_FAMILIES, "_items", dict(TASK_FAMILIES._items))
     stored = Episodes({"obs": np.zeros((3, 2)), "action": np.ones((3, 1))}, np.array([3]))
 
@@ -77,7 +77,7 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
         ({"observations": np.full((7, 39), {})}, "cannot be read .*; download it again"),
     ],
 )
-def test_other_files_are_no_adroit_demonstrations(tmp_path, changes, message):
+def test_other_files_are_refused_as_adroit_demonstrations(tmp_path, changes, message):
     path = door(tmp_path / "door.npz", **changes)
     with pytest.raises(EpisodeError, match=message) as caught:
         load_adroit_door(path)
@@ -99,7 +99,7 @@ def test_damaged_or_missing_adroit_files(nowhere):
         load_adroit_door(path)
 
 
-def test_without_a_network_the_command_that_records_is_told(nowhere):
+def test_offline_error_suggests_the_record_command(nowhere):
     with pytest.raises(DownloadError) as caught:
         task("task=lift").demonstrations()
     for text in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
@@ -107,7 +107,7 @@ def test_without_a_network_the_command_that_records_is_told(nowhere):
     assert "\n" not in str(caught.value)
 
 
-def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypatch):
+def test_download_checks_the_checksum_of_the_hub(nowhere, monkeypatch):
     calls = []
     metadata = type("Metadata", (), {"etag": "a" * 64})
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: metadata)
@@ -134,12 +134,12 @@ def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypat
         (["task=lift", "+task.mirror=true"], "belong to Push-T"),
     ],
 )
-def test_settings_that_no_task_has(overrides, message):
+def test_unknown_task_options_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         task(*overrides)
 
 
-def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
+def test_recorded_episodes_train_a_robosuite_task(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.random((40, 23)), "action": rng.random((40, 10))}
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40])))
@@ -162,14 +162,14 @@ def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
 
 
 @pytest.mark.parametrize("load", [lambda: load_push_t(), lambda: load_adroit_door(None)])
-def test_a_variable_that_points_nowhere_is_said_before_any_download(load, tmp_path, monkeypatch):
+def test_missing_data_folder_is_an_error_before_any_download(load, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path / "typo"))
     monkeypatch.setattr("ebt_policy.data.push_t._download", None)
     with pytest.raises(ConfigError, match=r"EBT_POLICY_DATA=.*typo is no folder; correct"):
         load()
 
 
-def test_the_data_folder_may_be_below_home(tmp_path, monkeypatch):
+def test_data_folder_may_start_with_a_tilde(tmp_path, monkeypatch):
     (tmp_path / "here").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EBT_POLICY_DATA", "~")

@@ -34,7 +34,7 @@ from ebt_policy.energy import (
 from ebt_policy.energy.sampling import cosine_noise, draw_normal
 
 
-def test_the_example_of_the_module_runs():
+def test_module_example_runs():
     failed, count = doctest.testmod(descent)
     assert failed == 0 and count > 5
 
@@ -83,7 +83,7 @@ def test_step_sizes_can_differ_by_step_and_by_unit():
 
 @few_examples
 @given(curvature=st.floats(0.1, 10), excess=st.floats(1.001, 1.5))
-def test_a_step_size_over_two_over_curvature_is_reported_as_divergence(curvature, excess):
+def test_step_size_above_two_over_curvature_is_divergence(curvature, excess):
     init = torch.cat([normal(1, 3, 2), torch.zeros(1, 3, 2)])
     result = descend(quadratic(curvature), init, 5, excess * 2 / curvature)
     assert result.diverged[0].all()
@@ -92,7 +92,7 @@ def test_a_step_size_over_two_over_curvature_is_reported_as_divergence(curvature
     assert not fine.diverged.any()
 
 
-def test_double_well_keeps_the_modes_that_their_mean_would_lose():
+def test_double_well_descends_to_both_modes():
     init = normal(4, 8, 2).clamp(-1.5, 1.5)
     init = init + 0.05 * init.sign()
     result = descend(double_well, init, 200, 0.2)
@@ -122,7 +122,7 @@ def test_nan_or_inf_is_reported_with_its_step(broken, mode):
         descend(energy, torch.zeros(2, 1, 1), 5, 1.0, constraints=(Projection(project),))
 
 
-def test_a_gradient_that_is_nan_is_not_taken_for_convergence():
+def test_nan_gradient_is_not_convergence():
     def energy(x, level):
         return x.abs().sqrt().sum(-1)  # at 0 the slope is infinite times zero
 
@@ -260,7 +260,7 @@ def test_frozen_prefix_and_projection_hold_at_every_step(extra):
         torch.testing.assert_close(result.grad_norms[0], free)  # the frozen part does not count
 
 
-def test_a_projection_knows_the_last_step_and_reaches_stopped_units():
+def test_final_projection_applies_to_stopped_units():
     calls = []
 
     def on_the_way(x):
@@ -283,7 +283,7 @@ def test_a_projection_knows_the_last_step_and_reaches_stopped_units():
 # -- energies of the result -----------------------------------------------------------------------
 
 
-def test_a_score_stands_for_the_final_energy():
+def test_score_replaces_the_final_energy():
     init = torch.tensor([[[0.9], [5.0], [0.5]]])
     score = lambda x: -x[..., 0]  # noqa: E731
     result = Descent(FixedSteps(2, 0.1))(quadratic(), init, score=score)
@@ -291,7 +291,7 @@ def test_a_score_stands_for_the_final_energy():
     torch.testing.assert_close(result.energies[0], quadratic()(init))
 
 
-def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
+def test_energy_decrease_excludes_level_differences():
     def energy(x, level):  # ten higher at each level, whatever the candidate
         return quadratic()(x) + 10 * level
 
@@ -305,9 +305,7 @@ def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
 
 @few_examples
 @given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
-def test_a_shared_first_gradient_changes_nothing_where_candidates_share_a_quadratic(
-    units, candidates, steps
-):
+def test_shared_first_gradient_is_exact_for_a_quadratic(units, candidates, steps):
     centre = normal(2, units, 3, seed=1)
     unit_counts = []
 

@@ -50,7 +50,7 @@ MIRROR = MirrorMap(torch.tanh, torch.tanh, quadratic())
         (lambda: FirstOf(()), "at least one rule"),
     ],
 )
-def test_parts_check_themselves(make, message):
+def test_parts_refuse_bad_options(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -71,7 +71,7 @@ def test_parts_check_themselves(make, message):
         ({"deadline_s": float("nan")}, "deadline must be a positive"),
     ],
 )
-def test_parts_that_exclude_each_other_cannot_be_composed(parts, message):
+def test_incompatible_parts_are_refused(parts, message):
     with pytest.raises(ValueError, match=message):
         Descent(**{"schedule": FixedSteps(2, 0.1), **parts})
 
@@ -97,7 +97,7 @@ def test_tensors_of_wrong_shapes_are_refused(arguments, message):
         descend(**{**defaults, **arguments})
 
 
-def test_a_score_excludes_a_rule_that_compares_energies():
+def test_score_excludes_energy_based_stopping():
     rejecting = Descent(FixedSteps(2, 0.1), stop=RejectIncreases())
     with pytest.raises(ValueError, match="score excludes"):
         rejecting(quadratic(), torch.ones(1, 1, 1), score=quadratic())

@@ -70,7 +70,7 @@ def turning(x, level):
 
 
 @pytest.mark.parametrize("steps", [2, 4, 9])
-def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
+def test_straight_path_exits_early_and_bent_path_does_not(steps):
     init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
     schedule = LevelSchedule.uniform(steps)
     landing = Descent(schedule, stop=StraightPath(0.1))
@@ -86,7 +86,7 @@ def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
     assert bold.steps_used.tolist() == [[2, 2]]
 
 
-def test_candidates_land_together():
+def test_candidates_exit_together():
     bent, straight = [50.0, 0.0], [0.0, 0.0]
     init = torch.tensor([[bent, straight, straight, straight]])
     descent = Descent(LevelSchedule.uniform(4), stop=StraightPath(0.1, num_candidates=2))
@@ -94,7 +94,7 @@ def test_candidates_land_together():
     assert result.steps_used.tolist() == [[4, 2]]
 
 
-def test_a_projection_of_the_end_is_applied_to_units_that_landed():
+def test_final_projection_applies_to_early_exited_units():
     calls = []
 
     def project(x):
@@ -113,7 +113,7 @@ def test_a_projection_of_the_end_is_applied_to_units_that_landed():
     assert calls == ["on the way", "final"]
 
 
-def test_a_unit_whose_energy_rises_goes_back_and_stops():
+def test_unit_with_rising_energy_reverts_and_stops():
     def energy(x, level):  # each unit has its own curvature: one step size suits one of them
         return (torch.tensor([1.0, 30.0]).view(1, 2, 1) * x.square() / 2).sum(-1)
 
@@ -165,7 +165,7 @@ def schedule(count, with_levels, size=0.1):
 @pytest.mark.parametrize("final_energy", [True, False])
 @pytest.mark.parametrize("with_levels", [True, False])
 @pytest.mark.parametrize("budget", [3.5, 7.5, 20.5, 48.5])
-def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, budget):
+def test_deadline_is_met_and_fully_used(monkeypatch, with_levels, final_energy, budget):
     clock, n = Clock(monkeypatch), 50
     descent = Descent(schedule(n, with_levels), deadline_s=budget, final_energy=final_energy)
     result = descent(clock.times(slope, [1.0] * 60), torch.zeros(1, 2, 3))
@@ -180,7 +180,7 @@ def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, bu
 
 @few_examples
 @given(costs=st.lists(st.floats(0.5, 2), min_size=30, max_size=30), with_levels=st.booleans())
-def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
+def test_deadline_overrun_is_at_most_one_slow_step(costs, with_levels):
     with pytest.MonkeyPatch.context() as monkeypatch:
         clock = Clock(monkeypatch)
         descent = Descent(schedule(20, with_levels), deadline_s=10.0)
@@ -190,7 +190,7 @@ def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
 
 
 @pytest.mark.parametrize("with_levels", [True, False])
-def test_deadline_is_kept_on_the_real_clock(with_levels):
+def test_deadline_is_met_on_the_wall_clock(with_levels):
     n, cost, budget = 100, 0.02, 0.3
     begun = time.perf_counter()
     descent = Descent(schedule(n, with_levels), deadline_s=budget)
@@ -220,7 +220,7 @@ def test_a_generous_deadline_changes_nothing():
     assert torch.equal(free.candidate, timed.candidate)
 
 
-def test_the_energy_is_asked_at_each_level_and_at_the_last():
+def test_energy_is_evaluated_at_each_level_and_the_last():
     init, levels = normal(2, 3, 4), torch.tensor([0.0, 0.5, 0.7, 1.0])
     result = Descent(LevelSchedule(levels, 0.5))(level_quadratic, init)
     x = init

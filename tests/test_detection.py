@@ -24,7 +24,7 @@ def samples(n=200, shift=1.0, seed=0, per_episode=1) -> Samples:
         lambda rows: len({happened for _, happened in rows}) == 2
     )
 )
-def test_area_is_mann_and_whitneys_also_with_ties(rows):
+def test_auroc_equals_mann_whitney_with_ties(rows):
     signal, happened = (np.array(column) for column in zip(*rows, strict=True))
     area = auroc([Samples(signal.astype(float), happened, np.arange(len(rows)))])
     u = mannwhitneyu(signal[happened], signal[~happened]).statistic
@@ -33,7 +33,7 @@ def test_area_is_mann_and_whitneys_also_with_ties(rows):
     assert 0 <= lo <= hi <= 1
 
 
-def test_the_interval_knows_that_chunks_of_an_episode_are_alike():
+def test_interval_accounts_for_correlated_chunks():
     alone = samples(400)
     copied = Samples(*(np.repeat(part, 10) for part in alone[:2]), np.repeat(alone.episode, 10))
     assert auroc([copied])["ci95"] == pytest.approx(auroc([alone])["ci95"], abs=1e-9)
@@ -50,14 +50,14 @@ def test_runs_are_averaged_and_their_spread_counts():
     assert auroc([good, unlabelled]) == auroc([good])
 
 
-def test_what_cannot_be_answered_is_refused():
+def test_undefined_detection_metrics_are_refused():
     with pytest.raises(ValueError, match="where it happened and where it did not"):
         auroc([samples()._replace(label=np.ones(200, bool))])
     with pytest.raises(ValueError, match="NaN"):
         auroc([samples()._replace(signal=np.full(200, np.nan))])
 
 
-def test_calibrated_probabilities_come_true():
+def test_calibrated_probabilities_match_frequencies():
     rng = np.random.default_rng(0)
     signal = rng.normal(size=4000)
     chance = 1 / (1 + np.exp(-2 * signal))

@@ -51,7 +51,7 @@ def slow(**more):
 
 
 @pytest.mark.parametrize("keep", ["completed", "successful"])
-def test_a_robot_that_nobody_can_look_at_stays_held_and_the_table_says_why(tmp_path, keep):
+def test_unattended_robot_stays_held_and_the_table_has_the_reason(tmp_path, keep):
     runner, driver, _, _ = slow(record=tmp_path / "run")
     episodes = series_results(runner, episodes=3, keep=keep)
     assert len(episodes) == 1 and not episodes[0].kept and exit_code(episodes) == 4
@@ -62,7 +62,7 @@ def test_a_robot_that_nobody_can_look_at_stays_held_and_the_table_says_why(tmp_p
     assert "| held | the policy did not answer for 0.6 s |" in said
 
 
-def test_all_keeps_what_was_held_of_a_simulated_robot(tmp_path):
+def test_keep_all_keeps_held_episodes_of_a_simulated_robot(tmp_path):
     runner, _, _, _ = slow()
     episodes = series_results(runner, episodes=2, keep="all")
     assert [episode.kept for episode in episodes] == [True, True] and exit_code(episodes) == 4
@@ -71,7 +71,7 @@ def test_all_keeps_what_was_held_of_a_simulated_robot(tmp_path):
     )
 
 
-def test_a_stopped_robot_ends_a_run_without_a_person(tmp_path):
+def test_fault_ends_an_unattended_run(tmp_path):
     runner, _, policy, _ = point_runner(record=tmp_path / "run")
 
     def fail(actions):
@@ -84,7 +84,7 @@ def test_a_stopped_robot_ends_a_run_without_a_person(tmp_path):
     assert f"| stopped | {reason} |" in markdown_table(summarize(episodes))
 
 
-def test_episodes_that_end_by_themselves_are_kept(tmp_path):
+def test_completed_episodes_are_kept(tmp_path):
     runner, _, _, _ = point_runner(record=tmp_path / "run")
     episodes = series_results(runner, episodes=2)
     assert all(episode.kept for episode in episodes) and exit_code(episodes) == 0
@@ -92,7 +92,7 @@ def test_episodes_that_end_by_themselves_are_kept(tmp_path):
     assert "held" not in markdown_table(summarize(episodes))
 
 
-def test_a_stop_waits_for_a_person_who_rearms_the_robot(tmp_path):
+def test_stopped_robot_waits_until_rearmed(tmp_path):
     runner, driver, _, clock = point_runner(record=tmp_path / "run")
     start = clock.now()
     episodes = series_results(runner, {1.55: " ", 2.0: "r", 3.0: "s", 9.0: "a"})
@@ -104,7 +104,7 @@ def test_a_stop_waits_for_a_person_who_rearms_the_robot(tmp_path):
 
 
 @pytest.mark.parametrize("keep", ["completed", "all"])
-def test_a_person_leaves_a_stopped_robot(keep):
+def test_quit_while_stopped(keep):
     runner, _, _, clock = point_runner()
     start = clock.now()
     episodes = series_results(runner, {1.5: " ", 9.0: "q"}, keep=keep)
@@ -112,7 +112,7 @@ def test_a_person_leaves_a_stopped_robot(keep):
     assert clock.now() == pytest.approx(start + 9.0, abs=0.1)  # it waits in the last one, too
 
 
-def test_a_held_robot_waits_for_a_person_between_episodes():
+def test_held_robot_waits_for_acknowledgement_between_episodes():
     runner, _, _, clock = slow()
     start = clock.now()
     episodes = series_results(runner, {7.0: "r", 14.0: "q"})
@@ -120,14 +120,14 @@ def test_a_held_robot_waits_for_a_person_between_episodes():
     assert episodes[0].acknowledged and episodes[1].ticks[0].due >= start + 7.0
 
 
-def test_the_emergency_stop_of_a_held_robot_between_episodes():
+def test_emergency_stop_of_a_held_robot_between_episodes():
     runner, _, _, _ = slow()
     series_results(runner, {7.0: " ", 8.0: "r", 9.0: "q"})
     assert runner.supervisor.state is State.FAULT
     assert runner.supervisor.reason == "emergency stop: space bar"
 
 
-def test_a_robot_that_fails_its_checks_stays_stopped():
+def test_robot_that_fails_its_checks_stays_stopped():
     runner, driver, _, clock = point_runner()
     clock.call_at(clock.now() + 1.0, lambda: setattr(driver, "gone", True))
     clock.call_at(clock.now() + 6.0, lambda: setattr(driver, "gone", False))
@@ -137,7 +137,7 @@ def test_a_robot_that_fails_its_checks_stays_stopped():
     assert [e.ended[0] for e in episodes] == [State.FAULT, State.RUNNING]
 
 
-def test_a_robot_that_cannot_start_an_episode_is_stopped_and_the_others_are_reported():
+def test_failed_reset_stops_the_robot_and_earlier_episodes_are_reported():
     runner, driver, _, _ = point_runner()
     usual = driver.reset
 
@@ -152,7 +152,7 @@ def test_a_robot_that_cannot_start_an_episode_is_stopped_and_the_others_are_repo
     assert summarize(episodes)["episodes"] == 2
 
 
-def test_a_stop_is_not_released_before_it_was_seen():
+def test_stop_is_not_released_before_it_is_handled():
     runner, _, _, _ = point_runner()
     operator = Operator(runner.supervisor, runner.estop)
     operator.press_key(" ")
@@ -182,7 +182,7 @@ def full_from(monkeypatch, number, part=0):
 
 @pytest.mark.parametrize("part", [0, 17])
 @pytest.mark.parametrize("keep", ["completed", "all"])
-def test_a_full_disk_stops_the_robot_and_loses_nothing(tmp_path, monkeypatch, keep, part):
+def test_full_disk_stops_the_robot_without_data_loss(tmp_path, monkeypatch, keep, part):
     store = tmp_path / "run"
     runner, driver, _, _ = point_runner(record=store)
     full_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
@@ -196,7 +196,7 @@ def test_a_full_disk_stops_the_robot_and_loses_nothing(tmp_path, monkeypatch, ke
     assert len(read_episodes(store)) == 2
 
 
-def test_a_person_makes_space_and_goes_on(tmp_path, monkeypatch):
+def test_recording_resumes_after_disk_space_is_freed(tmp_path, monkeypatch):
     store = tmp_path / "run"
     runner, _, _, clock = point_runner(record=store)
     disk = full_from(monkeypatch, 22)
@@ -206,7 +206,7 @@ def test_a_person_makes_space_and_goes_on(tmp_path, monkeypatch):
     assert len(read_episodes(store)) == 2  # what was recorded until then, and the next one
 
 
-def test_an_episode_that_cannot_be_put_into_the_store_stays_in_the_journal(tmp_path, monkeypatch):
+def test_unstored_episode_stays_in_the_journal(tmp_path, monkeypatch):
     store = tmp_path / "run"
     runner, _, _, _ = point_runner(record=store)
     monkeypatch.setattr("ebt_policy.real_robot.recorder.write_episodes", no_space)
@@ -216,12 +216,12 @@ def test_an_episode_that_cannot_be_put_into_the_store_stays_in_the_journal(tmp_p
     assert Recorder(store, LAYOUT).recovered > 30
 
 
-def test_space_for_an_episode_is_checked_before_anything_moves(tmp_path):
+def test_disk_space_is_checked_before_motion(tmp_path):
     with pytest.raises(ConfigError, match=r"record=.* needs [\d,]+ MiB of free disk space"):
         Recorder(tmp_path / "run", LAYOUT, max_ticks=1 << 50)
 
 
-def test_nothing_is_written_while_the_policy_does_not_move_the_robot(tmp_path):
+def test_nothing_is_recorded_before_the_start(tmp_path):
     runner, _, _, _ = point_runner(record=tmp_path / "run", change={"confirm": True})
     sizes = []
 
@@ -233,7 +233,7 @@ def test_nothing_is_written_while_the_policy_does_not_move_the_robot(tmp_path):
     assert sizes[0] == sizes[299] and len(read_episodes(tmp_path / "run").arrays["obs"]) == 40
 
 
-def test_two_programs_do_not_record_into_one_store(tmp_path):
+def test_concurrent_recording_into_one_store_is_refused(tmp_path):
     store = tmp_path / "new" / "run"
     with output_store(store, "record"):
         with (
@@ -247,7 +247,7 @@ def test_two_programs_do_not_record_into_one_store(tmp_path):
 
 
 @pytest.mark.parametrize(("keys", "code"), [(None, 2), ({1.0: " ", 2.0: "q"}, 3)])
-def test_results_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys, keys, code):
+def test_unwritable_results_are_printed(tmp_path, monkeypatch, capsys, keys, code):
     runner, _, _, _ = point_runner()
     series = run_series(runner, keys, tmp_path)
     monkeypatch.setattr("ebt_policy.real_robot.run_robot.write_results", no_space)
@@ -265,7 +265,7 @@ def test_results_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys,
 
 
 @pytest.mark.parametrize("fails", ["at first", "in the middle", "at the end"])
-def test_a_video_that_cannot_be_written_stops_nothing(tmp_path, fails):
+def test_unwritable_video_does_not_stop_the_run(tmp_path, fails):
     runner, _, _, _ = point_runner()
     live_dashboard, path = [], tmp_path / "video.mp4"
 

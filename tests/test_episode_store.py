@@ -55,7 +55,7 @@ def test_round_trip(tmp_path: Path, zarr_format, name, lengths, shape, dtype):
 
 @FORMATS
 @NAMES
-def test_many_chunks_and_chosen_keys(tmp_path, zarr_format, name, monkeypatch):
+def test_many_chunks_and_selected_keys(tmp_path, zarr_format, name, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BYTES", 64)
     eps = make_episodes((4, 9, 11))
     write_episodes(tmp_path / name, eps, zarr_format)
@@ -85,7 +85,7 @@ def test_store_inside_a_zip(tmp_path, zarr_format, prefix):
         read_episodes(path)
 
 
-def test_other_tools_can_read_it(tmp_path):
+def test_zarr_reads_a_written_store(tmp_path):
     write_episodes(tmp_path / "s", make_episodes(), 3)
     root = zarr.open_group(tmp_path / "s", mode="r")
     assert dict(root.attrs) == ATTRS
@@ -110,7 +110,7 @@ def test_failed_write_leaves_the_old_store(tmp_path, name, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_write_never_replaces_other_things(tmp_path):
+def test_write_refuses_to_replace_other_files(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
     (tmp_path / "notes").write_text("hello")
@@ -166,7 +166,7 @@ def test_append_refreshes_consolidated_metadata(tmp_path, zarr_format):
 
 
 @FORMATS
-def test_append_killed_at_any_write(tmp_path, zarr_format, monkeypatch):
+def test_append_killed_at_any_write_loses_no_episode(tmp_path, zarr_format, monkeypatch):
     """Whatever file operation is the last one, the store holds the old episodes or all of them."""
     monkeypatch.setattr(module, "_CHUNK_BYTES", 48)
     old, killed, new = make_episodes((4, 6)), make_episodes((5, 2), 1), make_episodes((3, 3), 2)
@@ -274,7 +274,7 @@ def test_linked_folders_are_read(tmp_path, zarr_format, linked):
 
 
 @FORMATS
-def test_links_that_lead_nowhere_are_named_where_they_are_needed(tmp_path, zarr_format):
+def test_dangling_links_are_named_when_read(tmp_path, zarr_format):
     path = tmp_path / "s"
     write_episodes(path, make_episodes(), zarr_format)
     shutil.rmtree(path / "data" / "image")
@@ -289,7 +289,7 @@ def test_links_that_lead_nowhere_are_named_where_they_are_needed(tmp_path, zarr_
         read_episodes(path, ["zero"])
 
 
-def test_links_around_a_store_are_no_endless_loop(tmp_path):
+def test_cyclic_links_are_read_without_a_loop(tmp_path):
     path = tmp_path / "s"
     write_episodes(path, make_episodes())
     for name in ("a", "b", "c"):
@@ -301,7 +301,7 @@ def test_links_around_a_store_are_no_endless_loop(tmp_path):
 
 
 @NAMES
-def test_writing_to_a_link_replaces_what_it_leads_to(tmp_path, name):
+def test_writing_to_a_link_replaces_its_target(tmp_path, name):
     (tmp_path / "disk").mkdir()
     write_episodes(tmp_path / "disk" / name, make_episodes((2,)))
     (tmp_path / name).symlink_to(tmp_path / "disk" / name)

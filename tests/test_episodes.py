@@ -54,12 +54,12 @@ def test_joined_episodes():
         ({"a": np.zeros(3)}, [1.5, 3.0], "must be integers, not float64"),
     ],
 )
-def test_wrong_episodes_are_refused(arrays, ends, message):
+def test_invalid_episodes_are_refused(arrays, ends, message):
     with pytest.raises(EpisodeError, match=message):
         Episodes(arrays, np.array(ends))
 
 
-def test_all_wrong_arrays_are_told_at_once():
+def test_all_invalid_arrays_are_listed_in_one_error():
     arrays = {f"a{i}": np.full((2, 1), np.nan) for i in range(7)}
     with pytest.raises(EpisodeError, match=r'"a0" has .*"a4" has .* And 2 more\.$') as caught:
         Episodes(arrays, np.array([2]))

@@ -36,7 +36,7 @@ def trained(demonstrations, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
+def test_compares_two_inference_settings_over_the_same_seeds(run_main, trained):
     code, error = run_main(
         f"checkpoint={trained}", f"checkpoint={trained}@steps=3,num_candidates=3", *SHORT
     )
@@ -65,7 +65,7 @@ def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
 
 
 @pytest.mark.slow
-def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
+def test_output_folder_and_determinism(run_main, trained, tmp_path):
     results = []
     for name in ("first", "second"):
         out = tmp_path / name
@@ -77,7 +77,7 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkeypatch):
+def test_finished_rollouts_are_cached(run_main, trained, tmp_path, monkeypatch):
     """A report that cannot be made costs nothing: the same command goes on from what was played."""
     out, arguments = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
 
@@ -95,7 +95,7 @@ def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkey
     assert json.loads((out / "summary.json").read_text())["entries"][0]["episodes"] == 3
 
 
-def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, monkeypatch):
+def test_unwritable_output_is_refused_first(run_main, trained, monkeypatch):
     monkeypatch.setattr(
         "ebt_policy.policies.evaluate.load_policy_entries", None
     )  # nothing is even loaded
@@ -137,14 +137,14 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN", "device=tpu"], "device must be auto, cpu or cuda, got tpu."),
     ],
 )
-def test_mistakes_end_with_one_sentence(arguments, message, run_main, trained):
+def test_user_errors_are_one_line(arguments, message, run_main, trained):
     code, error = run_main(*[a.replace("RUN", str(trained)) for a in arguments])
     assert code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert list(Path().iterdir()) == []
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
+def test_equal_run_names_get_unique_names_by_folder(trained, tmp_path):
     for name in ("a/run", "b/run", "b/other"):
         shutil.copytree(trained, tmp_path / name)
     checkpoints = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
@@ -159,7 +159,7 @@ def test_unknown_overrides_are_named_by_hydra(run_main, trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["perturb=kick=50", "perturb=delay=1"], ["perturb=[delay]"]])
-def test_perturbations_are_given_one_by_one_or_as_a_list(words, run_main, trained, tmp_path):
+def test_perturbations_as_repeated_option_or_list(words, run_main, trained, tmp_path):
     arguments = [f"checkpoint={trained}", *words, f"output={tmp_path}/out", *SHORT[1:]]
     assert run_main(*arguments, "episodes=1") == (0, "")
     lines = (tmp_path / "out" / "recovery.jsonl").read_text().splitlines()
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):
     assert code == 2 and str(weights) in error and error.count("\n") == 1
 
 
-def test_a_configuration_that_is_no_text_is_named(run_main, trained, tmp_path):
+def test_binary_configuration_file_is_named(run_main, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "damaged")
     (config,) = (tmp_path / "damaged" / "checkpoints").rglob("config.yaml")
     config.write_bytes(b"\x00\xff")

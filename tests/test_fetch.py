@@ -67,7 +67,7 @@ def url(server, monkeypatch, tmp_path):
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_several_at_once_download_once(server, url):
+def test_concurrent_fetches_download_once(server, url):
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: fetch(f"{url}/file", "data.bin", SHA256), range(4)))
     assert len(set(paths)) == 1 and paths[0].read_bytes() == BODY
@@ -100,7 +100,7 @@ def test_cache_dir(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("sha256", [None, SHA256, SHA256.upper()])
-def test_whole_then_cached(url, server, sha256):
+def test_complete_download_is_cached(url, server, sha256):
     path = fetch(f"{url}/file", "data.bin", sha256)
     assert path.read_bytes() == BODY
     assert files() == ["data.bin"]
@@ -128,7 +128,7 @@ def test_leftover_longer_than_the_file(url):
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
 
 
-def test_line_cut_then_resumed(url, server):
+def test_interrupted_download_resumes(url, server):
     with pytest.raises(DownloadError, match="Could not download"):
         fetch(f"{url}/cut", "data.bin", SHA256)
     assert not (cache_dir() / "data.bin").exists()
@@ -144,7 +144,7 @@ def test_wrong_checksum(url):
     assert files() == []
 
 
-def test_leftover_of_another_file_is_found_out(url):
+def test_partial_download_of_another_file_is_detected(url):
     part(b"x" * 1000)
     with pytest.raises(DownloadError, match="was deleted"):
         fetch(f"{url}/file", "data.bin", SHA256)
@@ -157,12 +157,12 @@ def test_cached_file_of_another_version_is_replaced(url):
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
 
 
-def test_refused(url):
+def test_http_errors_are_reported(url):
     with pytest.raises(DownloadError, match=r"/absent \(HTTP 404\).* put it at .*data\.bin"):
         fetch(f"{url}/absent", "data.bin")
 
 
-def test_no_server(url, server):
+def test_unreachable_server_is_reported(url, server):
     server.shutdown()
     server.server_close()
     with pytest.raises(OSError, match="check the network") as caught:
@@ -170,6 +170,6 @@ def test_no_server(url, server):
     assert isinstance(caught.value, DownloadError) and url in str(caught.value)
 
 
-def test_not_an_address(url):
+def test_invalid_url_is_reported(url):
     with pytest.raises(DownloadError, match="Could not download"):
         fetch("nowhere", "data.bin")

@@ -31,7 +31,7 @@ def test_every_figure_becomes_svg_without_global_state(tmp_path, policy_entries)
     assert dict(mpl.rcParams) == before
 
 
-def test_descent_panels_measure_from_the_winner() -> None:
+def test_descent_panels_are_relative_to_the_lowest_energy() -> None:
     figure = energy_over_descent({"a": [[5.0, 9.0], [3.0, 2.5]]})
     curves = [line.get_ydata() for line in figure.axes[0].lines]
     assert np.allclose(curves[0], [2.5, 0.5])
@@ -68,7 +68,7 @@ def test_descent_panels_measure_from_the_winner() -> None:
         ),
     ],
 )
-def test_bad_pictures_are_refused(draw, message) -> None:
+def test_invalid_figure_data_is_refused(draw, message) -> None:
     with pytest.raises(ValueError, match=message):
         draw()
 

@@ -39,7 +39,7 @@ def case(name: str, log: list[str], seconds: float = 0.0, fails: bool = False) -
     return Case(name, measure, seconds)
 
 
-def test_each_case_is_stored_as_it_is_measured_and_not_measured_again(tmp_path):
+def test_measured_cases_are_stored_at_once_and_skipped_later(tmp_path):
     log: list[str] = []
     stored = tmp_path / "latency.json"
 
@@ -56,7 +56,7 @@ def test_each_case_is_stored_as_it_is_measured_and_not_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["version", "torch", "card", "toy"])
-def test_results_of_another_version_are_measured_anew(tmp_path, changed):
+def test_results_of_another_version_are_measured_again(tmp_path, changed):
     log: list[str] = []
     SectionResults("text", tmp_path, "", toy=False).run([case("a", log)], TimeBudget(1))
     stored = json.loads((tmp_path / "text.json").read_text())
@@ -65,7 +65,7 @@ def test_results_of_another_version_are_measured_anew(tmp_path, changed):
     assert log == ["a", "a"]
 
 
-def test_a_case_that_fails_is_noted_and_tried_again(tmp_path, capsys):
+def test_failed_case_is_noted_and_retried(tmp_path, capsys):
     log: list[str] = []
     results = SectionResults("text", tmp_path, "", toy=False)
     assert not results.run([case("a", log, fails=True), case("b", log)], TimeBudget(1))
@@ -75,14 +75,14 @@ def test_a_case_that_fails_is_noted_and_tried_again(tmp_path, capsys):
     assert log == ["a", "b", "a"] and "Failed" not in tables(tmp_path)
 
 
-def test_a_case_that_does_not_fit_in_the_time_left_does_not_start(tmp_path, capsys):
+def test_case_longer_than_the_remaining_time_is_skipped(tmp_path, capsys):
     log: list[str] = []
     results = SectionResults("text", tmp_path, "", toy=False)
     assert not results.run([case("a", log, seconds=90.0), case("b", log, 10.0)], TimeBudget(1))
     assert log == ["b"] and "a: not started, it may take 90 s" in capsys.readouterr().out
 
 
-def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+def test_roofline_is_the_slower_of_arithmetic_and_memory():
     rates = {
         "matrix product, bf16": {"teraflops": 500.0},
         "copy": {"gigabytes_per_second": 4000.0},
@@ -102,7 +102,7 @@ def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
+def test_toy_run_measures_every_section_and_prints_tables(tmp_path):
     done = run("benchmarks.gpu", "toy=true", "minutes=60", "output=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "out").iterdir()
@@ -118,7 +118,7 @@ def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
     assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
 
 
-def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+def test_bad_options_are_refused_before_measuring(tmp_path, monkeypatch):
     messages = {
         ("sections=speed", "toy=true"): "unknown section 'speed'; available: all, latency",
         ("minutes=soon",): "minutes must be float",
@@ -132,7 +132,7 @@ def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_results_from_elsewhere_join_those_that_are_here():
+def test_fetched_results_are_merged_with_existing_ones():
     header = {"version": "1", "torch": "2", "card": "GPU", "toy": False, "command": ""}
     existing = {**header, "cases": {"a": {"ms": 1}, "b": {"ms": 2}}, "failed": {"c": "why"}}
     new = {**header, "cases": {"b": {"ms": 3}, "c": {"ms": 4}}, "failed": {"d": "why"}}
@@ -142,7 +142,7 @@ def test_results_from_elsewhere_join_those_that_are_here():
     assert fetch.merged({**existing, "version": "0"}, new) == new
 
 
-def test_what_a_machine_has_is_read_from_a_list(tmp_path):
+def test_installed_packages_are_read_from_a_list(tmp_path):
     (tmp_path / "has.txt").write_text("Torch==2.11.0+cu130\nzipp\n\nscikit_learn @ file:///x\n")
     assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
     with pytest.raises(SystemExit, match="cannot be read"):
@@ -178,7 +178,7 @@ def sent(job: Callable[[], object]) -> list[str]:
     return tensors.found
 
 
-def test_what_makes_the_host_wait_is_seen():
+def test_host_synchronisations_are_detected():
     x = torch.rand(4, device=DEVICE)
     assert sent(lambda: torch.arange(4).to(DEVICE)) == ["_to_copy"]
     assert sent(lambda: x * 2 + torch.arange(4, device=DEVICE)) == []
@@ -192,7 +192,7 @@ def test_what_makes_the_host_wait_is_seen():
     [("ebt", []), ("ebt", ["objective=s1"]), ("ebt", ["objective=equilibrium"]),
      ("diffusion", []), ("flow_matching", []), ("bc", [])],
 )  # fmt: skip
-def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch):
+def test_training_loss_does_not_synchronise_with_the_host(model, overrides, monkeypatch):
     # The descent's own check runs in eager mode alone; on a GPU training is compiled.
     monkeypatch.setattr(descent, "check_finite", lambda result: None)
     policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix_len": 4}).to(DEVICE)
@@ -210,7 +210,7 @@ def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch
 
 # Schedulers of diffusers read their time steps, which stay on the host.
 @pytest.mark.parametrize("predictor", [p for p in latency.PREDICTORS if not p.startswith("DD")])
-def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
+def test_prediction_does_not_synchronise_with_the_host(predictor, monkeypatch):
     monkeypatch.setattr(descent, "check_finite", lambda result: None)
     model, options = CHUNKS[predictor]
     policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix_len": latency.PREFIX})
@@ -233,7 +233,7 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_one_compiled_program_serves_every_prefix_and_every_motion():
+def test_one_compiled_program_for_all_prefixes_and_motions():
     shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix_len": 6}
     policy = make("ebt", "4xs", CPU, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(steps=2, num_candidates=2)

@@ -54,7 +54,7 @@ def kind(request) -> str:
     return request.param
 
 
-def test_bytes_become_numbers_from_minus_one_to_one():
+def test_pixels_are_normalized_to_minus_one_to_one():
     model = build("s1")
     pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat(96).view(1, 8, 8, 3)
     image = model.normalize({"image": pixels, "label": torch.zeros(1)})["image"]
@@ -62,7 +62,7 @@ def test_bytes_become_numbers_from_minus_one_to_one():
     assert torch.equal(image[0, :, 2, 5], pixels[0, 2, 5].float() / 127.5 - 1)
 
 
-def test_patches_are_squares_of_the_image_and_go_back():
+def test_patches_are_image_squares_and_invertible():
     model = build("s1", side=12)
     image = torch.arange(3 * 144.0).view(1, 1, 3, 12, 12)
     patches = model.net.patches(image)
@@ -71,7 +71,7 @@ def test_patches_are_squares_of_the_image_and_go_back():
     assert torch.equal(model.net._images(patches), image)
 
 
-def test_noise_is_that_of_diffusion_models():
+def test_noise_follows_the_diffusion_schedule():
     """From none to nearly nothing else; the level of 100 is a deviation of 43 of 255."""
     model = build("s1")
     clean = torch.full((2, 3, 64, 64), 0.5)
@@ -85,7 +85,7 @@ def test_noise_is_that_of_diffusion_models():
     assert pure_noise.std().item() == pytest.approx(1, abs=0.01)
 
 
-def test_guesses_start_where_images_are_at_inference():
+def test_training_candidates_start_at_the_inference_noise_level():
     """At the noise of training, those of corrupted candidates at any lower level, too."""
     clean = torch.full((200, 3, 8, 8), 0.5)
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
@@ -106,11 +106,11 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_energy_and_its_absence_have_equal_parameters():
+def test_energy_model_and_refiner_have_equal_parameters():
     assert build("s1").parameter_count == build("refiner").parameter_count
 
 
-def test_an_image_is_restored_by_itself(kind):
+def test_denoising_is_independent_of_the_batch(kind):
     """Whatever else is in the batch."""
     model = build(kind).eval()
     noisy = model.add_noise(batch(model)["image"], 100, torch.Generator().manual_seed(0))
@@ -122,7 +122,7 @@ def test_an_image_is_restored_by_itself(kind):
     assert (result.energies is None) == (kind in ("refiner", "dit"))
 
 
-def test_energies_of_patches_are_shares_of_the_energy():
+def test_patch_energies_sum_to_the_energy():
     model: Any = build("s1")
     images = batch(model)["image"].unsqueeze(1)
     context = model.encode(None, len(images))
@@ -167,7 +167,7 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-def test_diffusion_starts_at_the_level_it_is_told(noise, options, levels, scheduler):
+def test_diffusion_starts_at_the_given_noise_level(noise, options, levels, scheduler):
     model = build("dit")
     clean = batch(model)["image"] * 0.9
     noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
@@ -180,7 +180,7 @@ def test_diffusion_starts_at_the_level_it_is_told(noise, options, levels, schedu
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-def test_any_number_of_passes_is_that_many(scheduler):
+def test_number_of_network_passes_equals_steps(scheduler):
     """Trailing levels of diffusers are one too many for some, and its last one starts anew."""
     model = build("dit")
     clean = batch(model)["image"] * 0.9
@@ -195,7 +195,7 @@ def test_any_number_of_passes_is_that_many(scheduler):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 4, 10])
-def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
+def test_ddim_equals_diffusers_when_steps_divide_the_levels(prediction, steps):
     options = {
         "num_train_timesteps": 40,
         "prediction_type": prediction,
@@ -211,7 +211,7 @@ def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
         torch.testing.assert_close(x, y)
 
 
-def test_steps_that_all_leave_out_are_filled_up():
+def test_early_stopped_tiles_are_padded_to_equal_length():
     """A batch of tiles that all stop early, beside one that does not."""
     model = build("s1")
     model.configure_inference(steps=5)
@@ -223,7 +223,7 @@ def test_steps_that_all_leave_out_are_filled_up():
         assert result.energies is not None and (result.energies == result.energies[0]).all()
 
 
-def test_candidates_need_starts_that_differ():
+def test_several_candidates_need_random_starts():
     with pytest.raises(ConfigError, match="start from the same place"):
         build("s1").configure_inference(num_candidates=2)
     model = build("s1", max_noise_level=LEVELS)
@@ -232,7 +232,7 @@ def test_candidates_need_starts_that_differ():
     torch.testing.assert_close(result.path[-1].clamp(-1, 1), result.images)
 
 
-def test_classes_are_told_where_there_are_any():
+def test_class_conditional_denoising():
     model = build("s1", classes=3)
     rows = batch(model)
     loss, _ = model.loss(rows)
@@ -246,7 +246,7 @@ def test_classes_are_told_where_there_are_any():
         image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 
-def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
+def test_features_are_independent_of_the_batch(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
     features = model.features(images)
@@ -260,7 +260,7 @@ def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
     assert torch.equal(noisy[0], noisy[1]) and not torch.allclose(noisy[0], noisy[2])
 
 
-def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
+def test_ood_scores_equal_their_formulas(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
     generator = torch.Generator().manual_seed(0)
@@ -283,7 +283,7 @@ def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
     torch.testing.assert_close(scores["gradient"], slope.square().flatten(1).mean(1))
 
 
-def test_options_that_cannot_be_are_one_clear_error():
+def test_invalid_options_are_refused():
     for shape, message in (
         ({"patch": 3}, r"task\.patch=3 must divide task\.side=8"),
         ({"max_noise_level": 0}, r"task\.max_noise_level must be 1 to 1000"),

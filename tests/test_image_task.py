@@ -47,7 +47,7 @@ TINY = (
         ("task.channels=1",),
     ],
 )
-def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
+def test_training_writes_a_report_and_pictures(overrides, photos, tmp_path):
     run = tmp_path / "run"
     config = compose_config(
         *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, "task=image"
@@ -74,7 +74,7 @@ def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
+def test_training_improves_psnr(photos, tmp_path):
     """After some seconds images are nearer to the truth than they were."""
     run = tmp_path / "run"
     config = compose_config(

@@ -38,7 +38,7 @@ def png(pixels: np.ndarray) -> bytes:
     return stored(Image.fromarray(pixels.squeeze()))
 
 
-def test_pixels_come_as_they_are_and_grey_is_made_of_colours():
+def test_pixels_are_unchanged_and_grey_is_converted():
     pixels = photo()
     assert np.array_equal(decode(png(pixels), "a.png", 3), pixels)
     grey = decode(png(pixels), "a.png", 1)
@@ -52,7 +52,7 @@ def test_pixels_come_as_they_are_and_grey_is_made_of_colours():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_exif_that_pillow_cannot_write_anew_still_turns_the_pixels(orientation):
+def test_orientation_of_unwritable_exif_is_applied(orientation):
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2)
     exif += struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
     exif += struct.pack("<HHII", 0x010E, 12, 1, 60) + bytes(68)  # a number where text belongs
@@ -63,7 +63,7 @@ def test_an_exif_that_pillow_cannot_write_anew_still_turns_the_pixels(orientatio
     assert np.array_equal(decode(stored(image, "PNG", exif=exif), "a.png", 3), np.asarray(expected))
 
 
-def test_an_exif_that_cannot_be_read_leaves_the_pixels(monkeypatch):
+def test_unreadable_exif_leaves_the_pixels(monkeypatch):
     def fail(self):
         raise struct.error("unpack requires a buffer of 2 bytes")
 
@@ -72,7 +72,7 @@ def test_an_exif_that_cannot_be_read_leaves_the_pixels(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, struct.error, MemoryError, KeyError])
-def test_whatever_a_decoder_raises_names_the_file(error, monkeypatch, tmp_path):
+def test_decoder_errors_name_the_file(error, monkeypatch, tmp_path):
     path = folder(tmp_path / "mine", 3, {"bad.png": png(photo(20, 20))})
     load = PngImageFile.load
 
@@ -117,7 +117,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_used_is_named(case, tmp_path):
+def test_unusable_images_are_named(case, tmp_path):
     make, message = BAD[case]
     with pytest.raises(ImageError, match=rf"bad\.png {message}"):
         decode(make(), "bad.png", 3)
@@ -139,7 +139,7 @@ def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
     return path
 
 
-def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
+def test_damaged_files_are_skipped_only_with_skip_unreadable(tmp_path):
     path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
     (path / "folder.png").mkdir()  # no file
     with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_unreadable=true"):
@@ -159,13 +159,13 @@ def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
 
 
-def test_all_damaged_files_are_named_at_once(tmp_path):
+def test_all_damaged_files_are_listed_in_one_error(tmp_path):
     path = folder(tmp_path / "mine", 1, {f"bad{i}.png": b"" for i in range(7)})
     with pytest.raises(ImageError, match=r"bad0\.png .*bad4\.png .* And 2 more\. Mend or remove"):
         load_images(None, str(path), 3)
 
 
-def test_linked_folders_are_looked_into(tmp_path):
+def test_linked_folders_are_followed(tmp_path):
     cats, path = folder(tmp_path / "cats [1]*", 3, {}), tmp_path / "mine"
     path.mkdir()
     (path / "cats").symlink_to(cats)
@@ -195,7 +195,7 @@ def test_folders_in_a_folder_are_classes(tmp_path):
     assert load_images(None, str(tmp_path), 3).classes == ()
 
 
-def test_folders_without_an_image_are_one_sentence(tmp_path):
+def test_folders_without_images_are_a_one_line_error(tmp_path):
     empty = folder(tmp_path / "empty", 0, {"notes.txt": b"no image"})
     with pytest.raises(ImageError, match=r"there is no image \(.*\) in .*empty; check task\.path"):
         load_images(None, str(empty), 3)
@@ -206,7 +206,7 @@ def test_folders_without_an_image_are_one_sentence(tmp_path):
         load_images(None, str(broken), 3, skip_unreadable=True)
 
 
-def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, monkeypatch):
+def test_missing_or_damaged_published_sets_are_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     with pytest.raises(ImageError, match=r"\$EBT_POLICY_DATA/bsds500/bsds500_images\.zip"):
         load_images("bsds500", None, 3)
@@ -228,7 +228,7 @@ def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, mo
         load_images("cifar10", None, 3)
 
 
-def test_without_data_there_are_leaves(tmp_path, monkeypatch):
+def test_default_data_set_is_leaves(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     gallery = load_images(None, None, 3)
     assert gallery.name == "leaves" and set(gallery.splits) == {"train", "validation", "test"}
@@ -258,7 +258,7 @@ def test_published_sets():
     channels=st.sampled_from([1, 3]),
 )
 @settings(max_examples=25, deadline=None)
-def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
+def test_crops_cover_the_grid_with_mirror_images(sizes, channels):
     pixels = [photo(*size, channels, seed=i) for i, size in enumerate(sizes)]
     part = ImageSplit(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
     crops = Crops(part, 8)
@@ -294,7 +294,7 @@ def test_images_smaller_than_a_crop_are_named():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30])
-def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
+def test_user_images_have_a_held_out_part(count, tmp_path):
     path = folder(tmp_path / "mine", count, {})
     gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one of them named twice
     held_out = len(gallery.splits.get("validation", ImageSplit()))
@@ -304,7 +304,7 @@ def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
 
 @given(st.integers(1, 30), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_every_part_has_a_file_where_there_are_enough(count, chance):
+def test_every_split_has_a_file_when_there_are_enough(count, chance):
     names = ["validation", "test"]
     files = [Path(f"{n:03}.png") for n in sorted(chance.sample(range(1000), count))]
     parts = held_out_by_name(files, names)
@@ -313,7 +313,7 @@ def test_every_part_has_a_file_where_there_are_enough(count, chance):
 
 @given(st.integers(101, 200), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_what_is_held_out_stays_so_as_files_come_and_go(count, chance):
+def test_held_out_files_are_stable_when_files_change(count, chance):
     names = ["validation", "test"]
     files = [Path(f"{n:03}.png") for n in chance.sample(range(1000), 200)]
     parts = dict(zip(files, held_out_by_name(files, names), strict=True))

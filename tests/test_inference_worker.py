@@ -8,7 +8,7 @@ from ebt_policy.real_robot.inference_worker import ThreadWorker
 PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
 
 
-def test_a_thread_predicts_waits_and_leaves_a_hanging_job_behind():
+def test_thread_worker_predicts_and_abandons_a_hanging_job():
     clock = MonotonicClock()
     worker = ThreadWorker(clock)
     worker.submit(lambda: 7)

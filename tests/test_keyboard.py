@@ -13,7 +13,7 @@ PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slo
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signals_are_the_emergency_stop_and_handlers_come_back(name):
+def test_signals_trigger_the_emergency_stop_and_handlers_are_restored(name):
     estop = EStop()
     operator = Operator(Supervisor(MonotonicClock()), estop)
     number = signal.Signals[name]
@@ -27,7 +27,7 @@ def test_signals_are_the_emergency_stop_and_handlers_come_back(name):
     assert signal.getsignal(number) is before
 
 
-def test_a_terminal_that_is_closed_is_the_emergency_stop(monkeypatch):
+def test_closed_terminal_triggers_the_emergency_stop(monkeypatch):
     import pty
 
     person, terminal = pty.openpty()

@@ -22,20 +22,20 @@ from ebt_policy.train import train
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(min_size=1, max_size=200).filter(lambda s: "\x00" not in s))
-def test_bytes_in_pairs_lose_nothing(sample):
+def test_bpe_round_trip(sample):
     tokenizer = make_tokenizer("bpe", [TEXT], 300)
     clean = sample.encode("utf-8", "ignore").decode()
     assert tokenizer.decode(tokenizer.encode(clean).ids) == clean
 
 
-def test_characters_lose_nothing_that_was_seen():
+def test_character_tokenizer_round_trip():
     tokenizer = make_tokenizer("char", iter_chunks(TEXT), 0)
     assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
     assert tokenizer.decode(tokenizer.encode("Q").ids, skip_special_tokens=False) == UNKNOWN
     assert tokenizer.get_vocab_size() == len(set(TEXT)) + 1
 
 
-def test_a_tokenizer_that_cannot_be_had_is_one_clear_error(tmp_path):
+def test_unavailable_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least 257"):
         make_tokenizer("bpe", [TEXT], 256)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -44,14 +44,14 @@ def test_a_tokenizer_that_cannot_be_had_is_one_clear_error(tmp_path):
             make_tokenizer(str(kind), [TEXT], 0)
 
 
-def test_a_stored_tokenizer_serves_again(tmp_path):
+def test_stored_tokenizer_is_reloaded(tmp_path):
     tokenizer = make_tokenizer("bpe", [TEXT], 300)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     restored = make_tokenizer(str(tmp_path / "tokenizer.json"), [], 0)
     assert restored.encode(TEXT).ids == tokenizer.encode(TEXT).ids
 
 
-def test_tokens_are_made_once_and_kept(text_file, tmp_path, monkeypatch):
+def test_tokens_are_cached(text_file, tmp_path, monkeypatch):
     tokenizer = make_tokenizer("char", [TEXT], 0)
     first = tokenized(TEXT, tokenizer)
     assert isinstance(first, np.memmap) and first.dtype == np.uint16 and len(first) == len(TEXT)
@@ -59,14 +59,14 @@ def test_tokens_are_made_once_and_kept(text_file, tmp_path, monkeypatch):
     np.testing.assert_array_equal(tokenized(TEXT, tokenizer), first)
 
 
-def test_a_cache_that_cannot_be_written_is_one_clear_error(text_file, monkeypatch, tmp_path):
+def test_unwritable_cache_is_refused(text_file, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"EBT_POLICY_CACHE"):
         tokenized(TEXT, make_tokenizer("char", [TEXT], 0))
 
 
-def test_tokens_that_a_crash_left_incomplete_are_made_again(text_file, tmp_path):
+def test_incomplete_cached_tokens_are_rebuilt(text_file, tmp_path):
     tokenizer = make_tokenizer("char", [TEXT], 0)
     first = np.array(tokenized(TEXT, tokenizer))
     (file,) = (tmp_path / "cache" / "tokens").glob("*.npy")
@@ -76,7 +76,7 @@ def test_tokens_that_a_crash_left_incomplete_are_made_again(text_file, tmp_path)
     assert len(tokenized("", tokenizer)) == 0
 
 
-def test_the_mark_of_some_editors_is_no_text(tmp_path):
+def test_byte_order_mark_is_removed(tmp_path):
     (tmp_path / "a.txt").write_text("words", "utf-8-sig")
     assert load_corpus(None, str(tmp_path / "a.txt")).splits["train"] == "word"
 
@@ -90,7 +90,7 @@ def test_the_mark_of_some_editors_is_no_text(tmp_path):
         ({"train": [None]}, "cannot be had .* must have a column text"),
     ],
 )
-def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
+def test_hub_data_sets_may_lack_splits(splits, parts, monkeypatch):
     library = type(
         "Library", (), {"load_dataset": lambda *_: {k: {"text": v} for k, v in splits.items()}}
     )
@@ -104,7 +104,7 @@ def test_data_sets_of_the_hub_may_lack_parts(splits, parts, monkeypatch):
         assert {name: len(text) for name, text in loaded.items()} == parts
 
 
-def test_windows_are_what_follows_each_place():
+def test_token_windows():
     windows = TokenWindows(np.arange(20, dtype=np.uint16), 4, stride=3)
     assert len(windows) == 6
     rows = windows.gather(torch.tensor([0, 5]))["tokens"]
@@ -115,7 +115,7 @@ def test_windows_are_what_follows_each_place():
         TokenWindows(np.arange(4), 4)
 
 
-def test_pieces_are_the_text():
+def test_chunks_of_text_concatenate_to_the_text():
     assert "".join(iter_chunks(TEXT * 800)) == TEXT * 800 and len(list(iter_chunks(TEXT * 800))) > 1
 
 
@@ -142,7 +142,7 @@ def test_corpora(text_file, tmp_path, monkeypatch):
     )
 
 
-def test_questions_and_answers_are_text_to_evaluate_on(tiny_text, tmp_path, monkeypatch):
+def test_question_answering_corpora_are_for_evaluation(tiny_text, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     (tmp_path / "reasoning").mkdir()
     squad = [{"context": "Some text.", "qas": [{"question": "Why?", "answers": [{"text": "So."}]}]}]
@@ -170,7 +170,7 @@ def test_questions_and_answers_are_text_to_evaluate_on(tiny_text, tmp_path, monk
         train(tiny_text("run", "task.path=null", "task.corpus=gsm8k"))
 
 
-def test_text_that_is_not_there_or_broken_is_one_clear_error(tmp_path, monkeypatch):
+def test_missing_or_broken_text_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "tinyshakespeare.zip").write_bytes(b"no archive")

@@ -26,7 +26,7 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
 
 
 @pytest.mark.parametrize("num_candidates", [1, 3])
-def test_surprisal_is_that_of_a_distribution(kind, num_candidates):
+def test_surprisal_is_the_negative_log_probability(kind, num_candidates):
     model = build(kind)
     if isinstance(model, EnergyLanguageModel) and model.has_energy and model.has_random_init:
         model.configure_inference(num_candidates=num_candidates)
@@ -38,7 +38,7 @@ def test_surprisal_is_that_of_a_distribution(kind, num_candidates):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_with_a_cache_it_writes_what_it_writes_without(kind, temperature):
+def test_cached_generation_equals_uncached(kind, temperature):
     """Token by token, past the end of the context."""
     model = build(kind)
     options = {"temperature": temperature, "top_k": 5}
@@ -54,12 +54,12 @@ def test_with_a_cache_it_writes_what_it_writes_without(kind, temperature):
     assert len(texts[0]) == 12 and texts[0] == texts[1]
 
 
-def test_writing_starts_from_something(kind):
+def test_empty_prompt_is_refused(kind):
     with pytest.raises(ConfigError, match="must not be empty"):
         next(build(kind).generate("", 3))
 
 
-def test_characters_of_several_bytes_are_written_whole():
+def test_multibyte_characters_are_emitted_complete():
     tokenizer = make_tokenizer("bpe", ["plain"], 257)
     model = build("transformer_pp")
     model.tokenizer = tokenizer
@@ -75,7 +75,7 @@ def free_energy(model, observed, logits):
     return model.energy(observed)(model.embed(logits), None) + negative_entropy(logits)
 
 
-def test_the_lowest_of_several_guesses_is_taken():
+def test_lowest_energy_candidate_is_selected():
     single, best_of_4 = build("ebt"), build("ebt", num_candidates=4)
     assert isinstance(single, EnergyLanguageModel) and isinstance(best_of_4, EnergyLanguageModel)
     observed = best_of_4.observe(tokens())
@@ -89,7 +89,7 @@ def test_the_lowest_of_several_guesses_is_taken():
     torch.testing.assert_close(configured.predict(observed, generators()), result.candidate)
 
 
-def test_rejecting_increases_never_ends_higher():
+def test_rejecting_increases_never_raises_the_energy():
     plain, careful = build("ebt", steps=6), build("ebt", steps=6, reject_energy_increase=True)
     assert isinstance(plain, EnergyLanguageModel) and isinstance(careful, EnergyLanguageModel)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_rejecting_increases_never_ends_higher():
     assert (down.steps_used <= 6).all() and (down.steps_used < 6).any()
 
 
-def test_a_refiner_has_nothing_to_choose_by():
+def test_refiner_has_no_energy_to_select_by():
     with pytest.raises(ConfigError, match="no energy to select"):
         build("refiner", num_candidates=2)
     with pytest.raises(ConfigError, match="no energy to select"):

@@ -40,7 +40,7 @@ def test_train_evaluate_and_load(tiny_text, overrides):
     )
 
 
-def test_a_killed_training_goes_on_bit_for_bit(tiny_text, tmp_path, monkeypatch):
+def test_interrupted_training_resumes_bit_for_bit(tiny_text, tmp_path, monkeypatch):
     from ebt_policy.training.trainer import Trainer
 
     straight = train(tiny_text("straight"))
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny_text, tmp_path):
         LanguageModel.from_checkpoint(run)
 
 
-def test_the_entries(tiny_text, tmp_path, monkeypatch, capsys):
+def test_eval_and_generate_commands(tiny_text, tmp_path, monkeypatch, capsys):
     run = train(tiny_text("run", "evaluation.final=false", "objective.init_std=1.0"))
     output = f"output={tmp_path / 'found'}"
     call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", output]
@@ -109,7 +109,7 @@ def test_the_entries(tiny_text, tmp_path, monkeypatch, capsys):
         (["task.tokenizer=bpe", "task.vocab_size=5"], "at least 257"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error(arguments, message, monkeypatch, capsys, tmp_path):
+def test_invalid_training_options_are_refused(arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     base = ["train", "task=text", "task.corpus=own", "task.tokenizer=char", "device=cpu"]

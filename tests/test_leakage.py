@@ -100,13 +100,13 @@ def one_place_at_a_time(model: LanguageModel) -> bool:
     return True
 
 
-def test_a_later_token_changes_nothing_before_it(kind):
+def test_predictions_do_not_depend_on_later_tokens(kind):
     assert leaks_backwards(build(kind)) == []
 
 
 @pytest.mark.parametrize("kind", GUESSING)
 @pytest.mark.parametrize("num_candidates", [1, 3])
-def test_guesses_do_not_see_each_other(kind, num_candidates):
+def test_candidates_are_independent_of_each_other(kind, num_candidates):
     model = build(kind)
     assert isinstance(model, EnergyLanguageModel) and not leaks_between_guesses(
         model, num_candidates
@@ -114,11 +114,11 @@ def test_guesses_do_not_see_each_other(kind, num_candidates):
 
 
 @pytest.mark.parametrize("kind", NOISELESS)
-def test_in_parallel_as_one_place_at_a_time(kind):
+def test_parallel_prediction_equals_sequential(kind):
     assert one_place_at_a_time(build(kind))
 
 
-def test_a_place_is_predicted_from_all_that_came_before(kind):
+def test_predictions_depend_on_all_earlier_tokens(kind):
     """The other way round: nothing is hidden that may be seen."""
     model = build(kind)
     last = every_step(model, tokens())
@@ -168,20 +168,20 @@ def observe_backwards(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
-def test_the_suite_notices_guesses_that_see_the_next_token(kind, monkeypatch):
+def test_checks_detect_candidates_that_see_the_next_token(kind, monkeypatch):
     see_the_next(monkeypatch)
     assert leaks_backwards(build(kind)) and not one_place_at_a_time(build(kind))
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
-def test_the_suite_notices_guesses_that_see_each_other(kind, monkeypatch):
+def test_checks_detect_candidates_that_see_each_other(kind, monkeypatch):
     see_each_other(monkeypatch)
     model = build(kind)
     assert isinstance(model, EnergyLanguageModel) and leaks_between_guesses(model)
     assert not one_place_at_a_time(model)
 
 
-def test_the_suite_notices_an_observed_stream_that_is_not_causal(kind, monkeypatch):
+def test_checks_detect_an_observed_stream_that_is_not_causal(kind, monkeypatch):
     observe_backwards(monkeypatch)
     assert leaks_backwards(build(kind))
     if kind != "ebt s2":
@@ -213,12 +213,12 @@ def learns_noise(kind: str) -> float:
 
 
 @pytest.mark.slow
-def test_noise_cannot_be_predicted(kind):
+def test_random_tokens_cannot_be_predicted(kind):
     assert learns_noise(kind) > -0.02  # the mean of 3,584 places
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
-def test_a_leak_predicts_noise(kind, monkeypatch):
+def test_leaky_model_predicts_random_tokens(kind, monkeypatch):
     see_the_next(monkeypatch)
     assert learns_noise(kind) < -0.2

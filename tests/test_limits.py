@@ -58,12 +58,12 @@ def test_every_limit_is_mandatory(name):
         ({"acceleration": float("nan")}, "acceleration must be 2 numbers"),
     ],
 )
-def test_wrong_limits_are_one_clear_error(change, message):
+def test_wrong_limits_are_refused(change, message):
     with pytest.raises(SafetyError, match=message):
         parse_limits(SECTION | change, ["x", "y"])
 
 
-def test_a_workspace_holds_its_own_faces():
+def test_workspace_includes_its_faces():
     box = Workspace(np.zeros(3), np.ones(3), lambda q: q)
     assert box.contains(np.zeros(3)) and box.contains(np.ones(3))
     assert not box.contains(np.array([0, 0, 1.001])) and not box.contains(np.array([-0.001, 0, 0]))

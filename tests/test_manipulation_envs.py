@@ -76,7 +76,7 @@ def test_gymnasium_accepts_it(name):
 @pytest.mark.parametrize("scene", METAWORLD)
 @pytest.mark.metaworld
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_metaworld_task_is_there_and_its_expert_solves_it(scene):
+def test_every_metaworld_task_is_registered_and_solved_by_its_expert(scene):
     pytest.importorskip("metaworld")
     env = gymnasium.make(f"ebt_policy/MetaWorld-{scene}-v3")
     check_env(env.unwrapped, skip_render_check=True)
@@ -127,7 +127,7 @@ def test_an_episode_depends_on_its_seed_alone(name):
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_state_tells_the_observation(name):
+def test_state_determines_the_observation(name):
     env = cached_env(name)
     states, observations = play(env, 3)
     for state, expected in list(zip(states, observations, strict=True))[::4]:
@@ -137,7 +137,7 @@ def test_a_state_tells_the_observation(name):
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
-def test_bad_input_is_one_sentence(name):
+def test_bad_input_is_a_one_line_error(name):
     env = cached_env(name)
     _, info = env.reset(seed=0)
     width = env.action_space.shape[0]  # type: ignore[index]
@@ -157,7 +157,7 @@ def test_bad_input_is_one_sentence(name):
 
 
 @pytest.mark.metaworld
-def test_an_unknown_scene_is_told_with_the_known_ones():
+def test_unknown_scene_error_lists_known_scenes():
     pytest.importorskip("metaworld")
     with pytest.raises(ValueError, match=r"has no task 'fold'; task\.scene may be assembly"):
         gymnasium.make("ebt_policy/MetaWorld-reach-v3", scene="fold")
@@ -193,7 +193,7 @@ def test_cameras_and_rendering(name, camera):
 
 
 @pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
-def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
+def test_recorded_states_are_rendered_once(name, tmp_path, monkeypatch):
     if not can_render():
         pytest.skip("nothing draws here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
@@ -221,7 +221,7 @@ def linux(monkeypatch):
     return monkeypatch
 
 
-def test_the_first_backend_that_works_is_taken(linux):
+def test_first_working_render_backend_is_chosen(linux):
     attempts = []
     linux.setattr(rendering, "_works", lambda name: attempts.append(name) or name == "osmesa")
     assert rendering.choose_backend() == "osmesa" == rendering.os.environ["MUJOCO_GL"]
@@ -229,13 +229,13 @@ def test_the_first_backend_that_works_is_taken(linux):
     assert rendering.choose_backend() == "osmesa" and len(attempts) == 2  # not tried again
 
 
-def test_the_users_choice_is_kept(linux):
+def test_render_backend_of_the_user_is_kept(linux):
     linux.setenv("MUJOCO_GL", "glfw")
     linux.setattr(rendering, "_works", lambda name: pytest.fail("tried"))
     assert rendering.choose_backend() == "glfw"
 
 
-def test_without_a_backend_only_frames_are_refused(linux):
+def test_without_a_backend_only_rendering_is_refused(linux):
     linux.setattr(rendering, "_works", lambda name: False)
     assert rendering.choose_backend() == rendering.NO_BACKEND
     with pytest.raises(RenderingError, match="apt-get install libosmesa6"):
@@ -243,6 +243,6 @@ def test_without_a_backend_only_frames_are_refused(linux):
 
 
 @pytest.mark.parametrize("extra", ["adroit"])
-def test_a_trial_that_fails_is_no_crash(linux, extra):
+def test_failed_backend_trial_does_not_crash(linux, extra):
     linux.setattr(rendering, "_TRIAL_PROGRAM", "raise SystemExit(3)")
     assert rendering.choose_backend() == rendering.NO_BACKEND

@@ -54,7 +54,7 @@ def kind(request) -> str:
     return request.param
 
 
-def test_what_is_masked_is_not_seen(kind):
+def test_masked_tokens_are_not_visible(kind):
     """Other tokens under the masks: the same predictions; a token beside them: others."""
     model = build(kind)
     original = tokens()
@@ -69,7 +69,7 @@ def test_what_is_masked_is_not_seen(kind):
     assert not torch.allclose(after[0], before[0]) and torch.allclose(after[1], before[1])
 
 
-def test_each_row_has_as_many_masks_in_places_of_its_own(kind):
+def test_mask_count_is_equal_and_positions_differ_by_row(kind):
     model = build(kind)
     places = model.mask_positions(tokens(rows=20), None)
     assert places.shape == (20, 3)  # 0.4 of 8
@@ -95,13 +95,13 @@ def test_surprisal_is_of_the_masked_tokens(kind):
     torch.testing.assert_close(surprisal, want)
 
 
-def test_the_lowest_of_several_fillings_is_taken():
+def test_best_of_several_candidates_is_predicted():
     model = build("scalar", num_candidates=4)
     places = model.mask_positions(tokens(), generators())
     assert model.predict_masked(tokens(), places, generators()).shape == (B, 3, V)
 
 
-def test_guesses_start_from_noise_or_from_a_corrupted_truth():
+def test_candidates_start_from_noise_or_corrupted_targets():
     target = torch.randint(V, (400, 2))
     space = CandidateSpace(cross_entropy, num_classes=V)
     init = S1(space, corrupted_init_fraction=0.5, init_std=0.1).sample_noise(target)["init"]
@@ -117,7 +117,7 @@ def test_guesses_start_from_noise_or_from_a_corrupted_truth():
         S1(corrupted_init_fraction=1.5)
 
 
-def test_options_that_cannot_be_are_one_clear_error():
+def test_invalid_options_are_refused():
     for change, message in (
         ({"model": {"mask_ratio": 0.0}}, "model.mask_ratio"),
         ({"model": {"energy": "kinetic"}}, "model.energy"),
@@ -141,7 +141,7 @@ def test_options_that_cannot_be_are_one_clear_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("model=bert",), ("model=masked_ebt",)])
-def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
+def test_training_logs_predictions_of_masked_tokens(overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
     run = tmp_path / "run"

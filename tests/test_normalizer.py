@@ -65,7 +65,7 @@ def test_json_round_trip_is_exact():
     assert stored["obs"]["min"] == pytest.approx(data.min(0).tolist(), abs=0)
 
 
-def test_follows_the_module_but_stays_out_of_the_state():
+def test_normalizer_moves_with_the_module_but_is_not_in_its_state():
     policy = torch.nn.Module()
     policy.normalizer = Normalizer.fit({"obs": torch.rand(4, 2)})
     assert not policy.state_dict()

@@ -70,7 +70,7 @@ class TwoModes(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_OBJECTIVES)
-def test_flow_keeps_two_modes_apart_and_regression_from_noise_averages_them(name):
+def test_flow_learns_two_modes_and_regression_averages_them(name):
     problem = TwoModes(SMALL_OBJECTIVES[name]())
     losses = problem.learn(150)
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
@@ -97,7 +97,7 @@ def test_flow_keeps_two_modes_apart_and_regression_from_noise_averages_them(name
 
 
 @pytest.mark.parametrize("name", SMALL_OBJECTIVES)
-def test_draws_are_all_the_randomness_and_have_the_batch_first(name):
+def test_noise_is_the_only_randomness_and_is_batch_first(name):
     problem = TwoModes(SMALL_OBJECTIVES[name]())
     context, target = problem.batch(6)
     noise = problem.objective.sample_noise(target)

@@ -45,7 +45,7 @@ def test_flow_loss_by_hand():
     torch.testing.assert_close(loss, want)
 
 
-def test_several_samples_share_their_target():
+def test_several_noise_samples_share_their_target():
     objective = Flow(condition_on_noise_level=False, noise_samples_per_target=4)
     y = torch.randn(5, 2, 3)
     noise = objective.sample_noise(y)
@@ -72,7 +72,7 @@ def test_equilibrium_decays_to_zero_at_the_data():
 
 
 @pytest.mark.parametrize("width", [0.1, 0.2, 0.5, 1.0])
-def test_equilibrium_arrives_with_any_number_of_steps(width):
+def test_equilibrium_converges_for_any_number_of_steps(width):
     """On the field of one demonstration at 0, seen from a distance 1: a Huber loss."""
 
     def energy(x: torch.Tensor, level: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_s1_averages_the_loss_of_its_steps():
     torch.testing.assert_close(objective.step_size.grad, a.grad)
 
 
-def test_s2_learns_from_the_last_step_alone():
+def test_s2_trains_on_the_last_step_only():
     objective = S2(steps=(3, 3), noise=(0.1, 0.1), momentum=0.5, step_size=0.2)
     y = torch.randn(4, 2, 3)
     noise = objective.sample_noise(y)
@@ -153,7 +153,7 @@ def test_contrastive_loss_by_hand():
 
 
 @pytest.mark.parametrize("name", SMALL_OBJECTIVES)
-def test_the_descent_at_inference_suits_the_landscape(name):
+def test_inference_descent_matches_the_objective(name):
     objective = SMALL_OBJECTIVES[name]()
     energy = level_quadratic if objective.level_conditioned else quadratic()
     for steps in (1, 5):
@@ -165,7 +165,7 @@ def test_the_descent_at_inference_suits_the_landscape(name):
         assert float(descent.schedule.steps(torch.zeros(1, 1, 1)).sizes[0]) >= 1 / 5 - 1e-6
 
 
-def test_flow_goes_the_rest_of_the_way_from_a_level():
+def test_flow_descends_from_an_intermediate_level():
     descent = Flow().descent(4, level=0.6)
     assert isinstance(descent.schedule, LevelSchedule) and descent.gradient == PlainGradient()
     assert descent.schedule.size == pytest.approx(0.1)
@@ -173,7 +173,7 @@ def test_flow_goes_the_rest_of_the_way_from_a_level():
     assert Flow().descent(4, num_candidates=3).gradient == SharedFirstGradient(3)
 
 
-def test_candidates_that_start_as_zeros_need_no_backward_pass():
+def test_zero_init_needs_no_backward_pass():
     def first(objective):
         """The rule of the first gradient, at inference and in training."""
         used = []
@@ -246,7 +246,7 @@ def test_bad_options_are_refused(name, options, message):
         ("contrastive", {"negatives": 1, "steps": 1, "noise": (0.0, 0.0), "regularizer": 0.0}),
     ],
 )
-def test_options_at_their_limits_are_taken(name, options):
+def test_options_at_their_limits_are_accepted(name, options):
     y = torch.randn(4, 2, 3)
     objective = OBJECTIVES.get(name)(**options)
     energy = level_quadratic if objective.level_conditioned else quadratic()
@@ -256,7 +256,7 @@ def test_options_at_their_limits_are_taken(name, options):
 
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.5])
-def test_flow_scores_by_the_likelihood(level, spread):
+def test_flow_score_is_the_negative_log_likelihood(level, spread):
     # Targets N(mean, spread^2): the energy that flow matching learns of them is known.
     mean = torch.tensor([0.7, -1.2, 0.1], dtype=torch.float64)
 
@@ -274,7 +274,7 @@ def test_flow_scores_by_the_likelihood(level, spread):
     torch.testing.assert_close(score - score[0, 0], expected - expected[0, 0])
 
 
-def test_landscapes_without_levels_score_by_their_energy():
+def test_score_without_levels_is_the_energy():
     x = torch.randn(2, 3, 4)
     for make in ("flow without level", "equilibrium", "s1", "s2", "contrastive"):
         energy = quadratic(2.0)

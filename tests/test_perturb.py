@@ -44,7 +44,7 @@ def heavy(env: PushTEnv, state: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", [k for k in PushTEnv.perturbations])
-def test_without_strength_nothing_happens(kind):
+def test_zero_strength_changes_nothing(kind):
     plain, _, _ = play(EnvSpec(PUSH_T, 300).make(), 7)
     perturbed, _, events = play(make(kind, 0), 7)
     np.testing.assert_array_equal(perturbed, plain)
@@ -54,7 +54,7 @@ def test_without_strength_nothing_happens(kind):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("strength", [30.0, 90.0])
 @pytest.mark.parametrize("kind", ["agent", "kick", "turn"])
-def test_the_scene_is_disturbed_as_told(kind, strength, seed):
+def test_perturbations_have_the_given_strength(kind, strength, seed):
     _, states, events = play(make(kind, strength), seed)
     (event,) = events
     assert EVENT_STEP_RANGE[0] <= event <= EVENT_STEP_RANGE[1]
@@ -81,7 +81,7 @@ def test_the_scene_is_disturbed_as_told(kind, strength, seed):
     strength=st.floats(0, 400),
     seed=st.integers(0, 2**31),
 )
-def test_no_scene_is_impossible(kind, strength, seed):
+def test_perturbed_scenes_are_valid(kind, strength, seed):
     env = PushTEnv()
     env.reset(seed=seed)
     before = env.get_state()
@@ -106,7 +106,7 @@ def test_a_shifted_start_is_farther_from_the_centre():
         assert abs(shifted[2:4] - CENTRE).max() <= WORKSPACE_SIZE / 2 - EDGE_MARGIN + ROUNDING
 
 
-def test_it_depends_on_the_seed_alone():
+def test_perturbation_depends_only_on_the_seed():
     env = make("kick", 50)
     first, again, other = play(env, 3), play(env, 3), play(env, 4)
     np.testing.assert_array_equal(first[1], again[1])

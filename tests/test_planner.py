@@ -38,7 +38,7 @@ class Straight(Wanderer):
     ("mode", "delay", "stands"),
     [("blocking", 0.25, 2), ("async", 0.25, 0), ("rtc", 0.25, 0), ("blocking", 0.04, 0)],
 )
-def test_a_robot_stands_only_while_a_blocking_policy_predicts(mode, delay, stands):
+def test_robot_waits_only_for_blocking_predictions(mode, delay, stands):
     runner = point_runner(mode=mode, delay=delay, policy=Straight())[0]
     episode = runner.run_episode(0)
     ticks_without_plan = [tick.number for tick in episode.ticks if tick.desired is None]
@@ -52,7 +52,7 @@ def test_a_robot_stands_only_while_a_blocking_policy_predicts(mode, delay, stand
 
 
 @pytest.mark.parametrize("delay", [0.01, 0.15, 0.25, 0.4])
-def test_a_frozen_prefix_leaves_no_jump(delay):
+def test_frozen_prefix_avoids_jumps(delay):
     largest_jump = {}
     for mode in ("async", "rtc"):
         runner, _, policy, _ = point_runner(mode=mode, delay=delay, policy=Straight())
@@ -70,7 +70,7 @@ def test_a_frozen_prefix_leaves_no_jump(delay):
     )  # the robot lags behind its plan, so a new one begins elsewhere
 
 
-def test_the_prefix_is_what_was_sent_and_what_will_be():
+def test_prefix_equals_the_executed_commands():
     runner, _, policy, _ = point_runner(mode="rtc", delay=0.25)
     policy.calls.clear()
     episode = runner.run_episode(0)
@@ -82,7 +82,7 @@ def test_the_prefix_is_what_was_sent_and_what_will_be():
         np.testing.assert_allclose(prefix[0].numpy(), executed, atol=1e-5)
 
 
-def test_what_is_limited_in_the_descent_is_not_limited_again():
+def test_projected_chunks_are_not_clamped_again():
     free, bound = Wanderer(reach=30.0), Wanderer(reach=30.0)
     original = bound.predict_chunk
     bound.predict_chunk = lambda obs, *, constraints, generator: original(
@@ -118,7 +118,7 @@ def test_an_inconsistent_plan_holds_the_robot(monkeypatch):
         point_runner(max_plan_inconsistency=5.0)
 
 
-def test_warming_up_fails_where_the_policy_does():
+def test_warm_up_raises_errors_of_the_policy():
     runner, _, policy, _ = point_runner()
 
     def fail(actions):

@@ -65,7 +65,7 @@ def test_row_generators_make_rows_independent_of_their_batch(kind):
 
 
 @ALL_KINDS
-def test_predicting_works_whatever_the_gradient_mode(kind):
+def test_prediction_works_in_every_gradient_mode(kind):
     policy, prefix = build(kind), (LOW + HIGH).div(2).expand(1, 2, 2)
     expected = policy.predict_chunk(
         observe(1), constraints=ChunkConstraints(prefix=prefix), generator=generators(0)
@@ -83,7 +83,7 @@ def test_predicting_works_whatever_the_gradient_mode(kind):
 
 
 @ALL_KINDS
-def test_bad_input_is_one_clear_value_error(kind):
+def test_bad_observations_are_a_one_line_value_error(kind):
     policy, good = build(kind), observe(2)
     poisoned = {"obs": good["obs"].clone()}
     poisoned["obs"][1, 0, 3] = float("nan")
@@ -114,7 +114,7 @@ def test_unknown_inference_options_are_named(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bc"])
-def test_inference_options_change_how_it_predicts(kind):
+def test_inference_options_take_effect(kind):
     policy = build(kind)
     policy.configure_inference(steps=3)
     assert (policy.predict_chunk(observe(2)).steps_used == 3).all()
@@ -172,7 +172,7 @@ def test_models_of_one_size_have_equal_parameter_counts(size):
     assert max(off.values()) - min(off.values()) <= 0.05, off
 
 
-def test_what_cannot_be_built_is_named():
+def test_invalid_configurations_are_refused():
     config = {**compose_config(*TINY), "shape": SHAPE}
     bad: list[tuple[dict[str, Any], str]] = [
         ({"model": {"name": "oracle"}}, "model=oracle is unknown"),

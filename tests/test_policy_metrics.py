@@ -33,7 +33,7 @@ def test_the_version_is_filled_in() -> None:
     assert entry_summary("e", INFO, make_episodes([1.0]), "c")["version"]
 
 
-def test_a_policy_that_records_no_latency_says_so() -> None:
+def test_missing_latency_is_shown_as_not_available() -> None:
     entry = entry_summary("e", INFO, make_episodes([1.0], latency=None), "c")
     assert entry["latency_ms"] == {"p50": None, "p95": None, "p99": None}
     assert entry["steps_used"] == {"mean": None}
@@ -58,7 +58,7 @@ def test_bad_entries_are_refused(name, info, episodes, message) -> None:
         entry_summary(name, info, episodes, "c")
 
 
-def test_pairs_equal_a_case_worked_by_hand() -> None:
+def test_paired_difference_equals_a_hand_computed_case() -> None:
     # a - b = +1, 0, -1 with a's episodes in another order: the mean is 0; all 27 resamples are
     # known, 1 in 27 (3.7 %) lies at either end, so the 95 % interval reaches both.
     a = make_entry("a", [0.0, 1.0, 0.5], seeds=[12, 10, 11])
@@ -72,7 +72,7 @@ def test_pairs_equal_a_case_worked_by_hand() -> None:
     assert success == {"a": "a", "b": "b", "metric": "success", "diff": 0.0, "ci95": [-1.0, 1.0]}
 
 
-def test_every_pair_is_compared_once_and_unlike_entries_never() -> None:
+def test_comparable_entries_are_paired_once() -> None:
     scores = [0.2, 0.4]
     three = [make_entry(name, scores) for name in "abc"]
     other_seeds = make_entry("d", scores, seeds=[7, 8])
@@ -85,7 +85,7 @@ def test_every_pair_is_compared_once_and_unlike_entries_never() -> None:
     )
 
 
-def test_nothing_or_twins_cannot_be_compared(policy_entries) -> None:
+def test_empty_or_duplicate_entries_are_refused(policy_entries) -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
         compare([])
     with pytest.raises(ValueError, match="'energy'"):
@@ -109,7 +109,7 @@ def test_results_on_disk_read_back_equal(tmp_path, policy_entries) -> None:
     assert (tmp_path / "run/table.md").read_text("utf-8") == markdown_table(result, POLICY_REPORT)
 
 
-def test_a_failed_write_leaves_the_old_results_whole(tmp_path, policy_entries, monkeypatch) -> None:
+def test_failed_write_keeps_the_old_results(tmp_path, policy_entries, monkeypatch) -> None:
     write_results(tmp_path, policy_entries)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     policy_entries[0][1][0]["chunks"][0]["energy"] = float("nan")
@@ -132,7 +132,7 @@ def test_incomplete_episodes_are_not_written(tmp_path, policy_entries) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_table_reads_well(policy_entries) -> None:
+def test_table_formatting(policy_entries) -> None:
     table = markdown_table(compare(policy_entries), POLICY_REPORT)
     row = next(line for line in table.splitlines() if line.startswith("| energy | 0.341M"))
     assert "0.767 [0.500, 1.000]" in row
@@ -141,7 +141,7 @@ def test_table_reads_well(policy_entries) -> None:
     assert "-0.000" not in table and "over 3 episodes" in table
 
 
-def test_names_cannot_break_the_table() -> None:
+def test_names_are_escaped_in_the_table() -> None:
     table = markdown_table(compare([make_entry("a|b\nc", [1.0])]), POLICY_REPORT)
     assert "| a\\|b c | 0.341M" in table and "over 1 episode an" in table
 
@@ -159,5 +159,5 @@ def test_names_cannot_break_the_table() -> None:
         (None, "n/a"),
     ],
 )
-def test_counts_read_well(count, text) -> None:
+def test_count_formatting(count, text) -> None:
     assert tables.format_count(count) == text

@@ -138,7 +138,7 @@ def test_falls_back_to_the_expert_without_a_network(offline):
     assert "own expert" in sentence and push_t.URL in sentence and "\n" not in sentence
 
 
-def test_human_insists(offline):
+def test_human_demos_are_required_when_requested(offline):
     with pytest.raises(DownloadError, match="Could not download"):
         load_push_t(demos="human")
 

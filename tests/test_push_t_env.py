@@ -42,7 +42,7 @@ def wander(seed, n=60):
 
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as everyone has it
-def test_follows_the_gymnasium_interface():
+def test_env_follows_the_gymnasium_interface():
     env = gymnasium.make("ebt_policy/PushT-v0", render_mode="rgb_array")
     assert env.spec is not None and env.spec.max_episode_steps == 300
     check_env(env.unwrapped)
@@ -164,7 +164,7 @@ def test_the_time_limit_truncates():
     assert ends[-1] == (False, True) and not any(t or u for t, u in ends[:-1])
 
 
-def test_dynamics_are_gym_pushts(env):
+def test_dynamics_equal_gym_pusht(env):
     from gym_pusht.envs.pusht import PushTEnv as Original
 
     original, actions = Original(), wander(4)
@@ -203,7 +203,7 @@ def test_frames_show_plan_and_block():
     assert (PushTEnv(render_mode="rgb_array").reset(seed=0)[0] == env.reset(seed=0)[0]).all()
 
 
-def test_the_mirror_image_of_an_episode_is_one(env):
+def test_mirrored_episode_is_valid_dynamics(env):
     from ebt_policy.data.push_t import load_push_t, mirrored
 
     episodes, _ = load_push_t(demos="expert")
@@ -219,7 +219,7 @@ def test_the_mirror_image_of_an_episode_is_one(env):
 
 
 @pytest.mark.skipif(not DATA, reason="EBT_POLICY_DATA is unset")
-def test_replaying_a_human_demonstration_repeats_it(env):
+def test_replayed_human_demonstration_is_reproduced(env):
     from ebt_policy.data.episode_store import read_episodes
 
     path = Path(str(DATA)) / "pusht" / "pusht_cchi_v7_replay.zarr.zip"

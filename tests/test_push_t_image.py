@@ -70,7 +70,7 @@ def _separate_frame_cache(tmp_path_factory):
         os.environ["EBT_POLICY_CACHE"] = before
 
 
-def test_damaged_kept_frames_are_drawn_again():
+def test_damaged_cached_frames_are_rendered_again():
     states = np.tile(np.array([100.0, 100.0, 256.0, 256.0, 0.5]), (2, 1))
     first = rendered_observations(PIXELS, states)
     (cache_file,) = (p for p in (cache_dir() / "frames").glob("*.npz") if holds_images(p, first))
@@ -88,7 +88,7 @@ def holds_images(path, arrays) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as everyone has it
-def test_follows_the_gymnasium_interface():
+def test_env_follows_the_gymnasium_interface():
     env = gymnasium.make("ebt_policy/PushTImage-v0", render_mode="rgb_array")
     check_env(env.unwrapped)
     obs, info = env.reset(seed=100_000)
@@ -97,7 +97,7 @@ def test_follows_the_gymnasium_interface():
     np.testing.assert_allclose(obs["obs"], state[18:])
 
 
-def test_demonstrations_look_as_the_environment_does():
+def test_rendered_demonstrations_equal_environment_frames():
     env, frames = PushTEnv("rgb_array", SIDE, SIDE, pixels=True), []
     obs, info = env.reset(seed=3)
     states = [info["state"]]
@@ -143,7 +143,7 @@ def trained(tiny) -> Path:
 
 
 @pytest.mark.slow
-def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
+def test_image_policy_trains_rolls_out_and_plots_its_energy(trained, monkeypatch):
     policy: Any = load_policy(trained)
     assert policy.shape.cameras == {"image": [SIDE, SIDE]} and policy.config["vision"]
     spec = PolicyTaskConfig.from_config(policy.config).env_spec()
@@ -156,7 +156,7 @@ def test_trains_plays_and_shows_its_landscape(trained, monkeypatch):
 
 
 @pytest.mark.slow
-def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
+def test_resumed_image_training_equals_uninterrupted(tiny, monkeypatch):
     pytest.importorskip("timm")
     options = ("objective=s2", "objective.replay=12", "train.steps=6", "train.checkpoint_every=3")
     overrides = (*IMAGE, *options)
@@ -175,7 +175,7 @@ def test_resuming_equals_training_in_one_go(tiny, monkeypatch):
     assert_same_end(straight, train(tiny("broken", *overrides, "resume=true")))
 
 
-def test_what_cannot_see_is_said_before_anything_is_loaded(
+def test_vision_errors_are_raised_before_loading_data(
     tiny, tiny_arguments, call_entry, monkeypatch
 ):
     monkeypatch.setattr(PolicyTaskConfig, "demonstrations", lambda self: pytest.fail("loaded"))
@@ -186,7 +186,7 @@ def test_what_cannot_see_is_said_before_anything_is_loaded(
     assert code == 2 and "pip install" in error and error.count("\n") == 1
 
 
-def test_a_camera_that_the_demonstrations_lack_is_named(tiny):
+def test_missing_camera_is_named(tiny):
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match='need the key "wrist"'):
         train(tiny("run", *IMAGE, "task.cameras=[image,wrist]"))

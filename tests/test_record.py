@@ -115,7 +115,7 @@ def test_only_successes_are_written(lottery, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demos.zarr.zip", "modules"]
 
 
-def test_an_interrupted_recording_goes_on(lottery, tmp_path):
+def test_interrupted_recording_resumes(lottery, tmp_path):
     uninterrupted = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", workers=2)
     output, progress = tmp_path / "demos.zarr", []
     with pytest.raises(RuntimeError, match="killed"):
@@ -138,7 +138,7 @@ def test_an_interrupted_recording_goes_on(lottery, tmp_path):
     assert not (tmp_path / "demos.zarr.partial").exists()
 
 
-def test_enough_finished_episodes_need_no_more_rollouts(lottery, tmp_path):
+def test_finished_recording_needs_no_rollouts(lottery, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         record(Noise(), lottery(raise_on=4), 9, tmp_path / "demos.zarr", workers=2)
     broken = EnvSpec("NoSuch-v0", 10)
@@ -172,12 +172,12 @@ def test_two_recordings_do_not_mix(lottery, tmp_path):
     assert read_episodes(output).attrs["seeds"] == [1, 3]
 
 
-def test_nothing_to_record_is_refused(lottery, tmp_path):
+def test_zero_episodes_are_refused(lottery, tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         record(Noise(), lottery(), 0, tmp_path / "demos.zarr")
 
 
-def test_a_hopeless_policy_is_given_up(lottery, tmp_path, monkeypatch):
+def test_recording_gives_up_without_successes(lottery, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 10)
     with pytest.raises(ValueError, match=r"only 0 of 12 episodes succeeded"):
         record(Noise(), lottery(odds=1), 3, tmp_path / "demos.zarr", workers=2)
@@ -223,7 +223,7 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     assert code == 2 and "checkpoint=runs/a is a policy for task=push_t" in error
 
 
-def test_an_expert_of_the_environment_plays(lottery, tmp_path):
+def test_expert_of_the_environment_is_recorded(lottery, tmp_path):
     one_worker = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", workers=1)
     assert one_worker.lengths.tolist() == [2, 4, 6, 8, 10] and one_worker.attrs["seeds"] == [
         1,
@@ -254,7 +254,7 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
     assert [episodes.arrays[key].shape[1] for key in ("obs", "action")] == [39, 4]
 
 
-def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):
+def test_missing_recording_error_names_the_record_command(tmp_path, monkeypatch):
     from ebt_policy.data.episodes import EpisodeError
     from ebt_policy.policies.task_config import PolicyTaskConfig
 
@@ -282,7 +282,9 @@ def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch
         (["perturb=wind"], "perturb=wind is unknown; there are kick, turn, or all."),
     ],
 )
-def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeypatch, call_entry):
+def test_only_one_perturbation_is_recorded(
+    words, message, lottery, tmp_path, monkeypatch, call_entry
+):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
     kinds = {
         "kick": PerturbationKind("px", (25.0, 50.0)),
@@ -298,7 +300,7 @@ def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.robomimic
-def test_an_expert_shows_how_to_recover(tmp_path, call_entry):
+def test_expert_recordings_include_recovery(tmp_path, call_entry):
     pytest.importorskip("robosuite")
     from ebt_policy.data.robomimic import read_robomimic
 

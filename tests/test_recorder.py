@@ -19,7 +19,7 @@ from ebt_policy.real_robot.recorder import Layout, Recorder
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
 
-def test_episodes_are_as_they_were_and_trainable(tmp_path):
+def test_recorded_episodes_equal_the_run_and_are_trainable(tmp_path):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
     episodes = [runner.run_episode(seed) for seed in (0, 1)]
@@ -42,7 +42,7 @@ def test_episodes_are_as_they_were_and_trainable(tmp_path):
     assert len(windows) > 40
 
 
-def test_an_episode_can_be_dropped(tmp_path):
+def test_episode_can_be_discarded(tmp_path):
     store = tmp_path / "recorded"
     recorder = Recorder(store, LAYOUT)
     recorder.begin()
@@ -63,7 +63,7 @@ runner.run_episode(0)
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_killed_program_leaves_all_ticks(tmp_path, before):
+def test_killed_program_keeps_all_ticks(tmp_path, before):
     store = tmp_path / "recorded"
     for seed in range(before):  # there may be episodes already
         point_runner(record=store)[0].run_episode(seed)
@@ -85,7 +85,7 @@ def test_a_killed_program_leaves_all_ticks(tmp_path, before):
 
 
 @pytest.mark.parametrize("cut", [0, 10, 100, -1, -100])
-def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
+def test_truncated_journal_is_recovered_up_to_the_cut(tmp_path, cut):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
     runner.recorder.end = lambda: 0  # as if it had died there
@@ -99,7 +99,7 @@ def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
     )
 
 
-def test_a_journal_of_another_robot_is_left_alone(tmp_path):
+def test_journal_of_another_robot_is_untouched(tmp_path):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
     runner.recorder.end = lambda: 0
@@ -110,7 +110,7 @@ def test_a_journal_of_another_robot_is_left_alone(tmp_path):
     assert Recorder(store, LAYOUT).recovered > 30
 
 
-def test_only_its_own_stores_are_recorded_into(tmp_path):
+def test_stores_of_other_layouts_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="not an episode store"):
         Recorder(tmp_path / "store.zip", LAYOUT)
     (tmp_path / "folder").mkdir()

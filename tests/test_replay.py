@@ -26,7 +26,7 @@ def rows(numbers):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(capacity=st.integers(1, 7), sizes=st.lists(st.integers(1, 9), max_size=6))
-def test_it_keeps_the_newest_rows(capacity, sizes):
+def test_buffer_keeps_the_newest_rows(capacity, sizes):
     buffer, total = ReplayBuffer(capacity), 0
     for size in sizes:
         buffer.add(rows(range(total, total + size)))
@@ -139,7 +139,7 @@ def train(policy, batch):
     return noisy_batch
 
 
-def test_s2_goes_on_from_replayed_rows():
+def test_s2_starts_from_replayed_rows():
     p, batch = policy(), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     assert len(train(p, batch)["obs"]) == 4
     assert p.objective.replay is not None and len(p.objective.replay) == 4
@@ -158,7 +158,7 @@ def test_s2_goes_on_from_replayed_rows():
                    for r in range(4) for c in stored["candidate"])  # fmt: skip
 
 
-def test_what_was_replayed_is_stored_again_and_survives_a_restart():
+def test_replayed_rows_are_stored_again_and_restored():
     p, batch = policy(), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     train(p, batch)
     train(p, batch)
@@ -172,7 +172,7 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     assert torch.equal(expected["noise"]["init"], actual["noise"]["init"])
 
 
-def test_without_a_buffer_nothing_is_replayed():
+def test_no_replay_without_a_buffer():
     p, batch = policy(replay=0), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     train(p, batch)
     assert len(p.with_noise(batch)["obs"]) == 4 and p.extra_training_state() == {}

@@ -70,7 +70,7 @@ def report(tmp_path, entries, **changes) -> Page:
     return Page(path.read_text("utf-8"))
 
 
-def test_report_holds_everything_and_loads_nothing(tmp_path, policy_entries) -> None:
+def test_report_is_complete_and_self_contained(tmp_path, policy_entries) -> None:
     page = report(tmp_path, policy_entries)
     assert page.open == [] and len(page.ids) == len(set(page.ids))
     assert all(str(load).startswith(("data:", "#")) for load in page.loads)
@@ -101,7 +101,7 @@ def test_report_escapes_everything(tmp_path) -> None:
     assert page.text.count("<script>alert(1)</script>&{{ 7 * 7 }}") >= 8
 
 
-def test_report_of_one_entry_needs_no_extras(tmp_path) -> None:
+def test_report_of_one_entry(tmp_path) -> None:
     entry = make_entry("a", [0.5], objective=None, steps=None, train_seconds=None)
     page = report(tmp_path, [entry], figures=[], videos=[], notes=[])
     assert "Paired" not in page.text and "Videos" not in page.text and "n/a" in page.text

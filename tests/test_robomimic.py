@@ -24,7 +24,7 @@ pytestmark = NEEDS_ROBOMIMIC
 
 
 @pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
-def test_both_published_layouts_give_the_same(tmp_path, version):
+def test_both_published_layouts_give_equal_episodes(tmp_path, version):
     demonstrations = write_demonstrations(tmp_path / "can.hdf5", version)
     episodes = read_robomimic("Can", tmp_path / "can.hdf5")
     assert episodes.lengths.tolist() == [5, 7, 4]
@@ -38,7 +38,7 @@ def test_both_published_layouts_give_the_same(tmp_path, version):
     np.testing.assert_allclose(episode["action"], actions, atol=1e-6)
 
 
-def test_the_usual_rate_need_not_be_told(tmp_path):
+def test_missing_rate_defaults_to_20_hz(tmp_path):
     """robosuite's own recorder leaves it out."""
     args = env_args("1.5.1")
     del args["env_kwargs"]["control_freq"]
@@ -50,7 +50,7 @@ def test_the_usual_rate_need_not_be_told(tmp_path):
         read_robomimic("Can", tmp_path / "slow.hdf5")
 
 
-def test_many_demonstrations_are_in_the_order_of_their_numbers(tmp_path):
+def test_demonstrations_are_ordered_by_number(tmp_path):
     write_demonstrations(tmp_path / "can.hdf5", lengths=range(2, 14))
     assert read_robomimic("Can", tmp_path / "can.hdf5").lengths.tolist() == list(range(2, 14))
 
@@ -86,7 +86,7 @@ def test_absolute_actions_are_the_goals_of_the_relative_ones(tmp_path):
     np.testing.assert_allclose(goals[:, 6], actions[:, 6], atol=1e-6)
 
 
-def test_absolute_actions_of_the_file_itself_are_taken(tmp_path):
+def test_absolute_actions_of_the_file_are_used(tmp_path):
     import h5py
 
     path = tmp_path / "can.hdf5"
@@ -133,7 +133,7 @@ def test_every_scene_has_the_same_poses_in_both_versions():
             assert observation(scene, parts, version).shape == (1, sum(layout(scene).values()))
 
 
-def test_subsets_name_what_is_there(tmp_path):
+def test_subset_errors_name_missing_demonstrations(tmp_path):
     import h5py
 
     path = tmp_path / "can [1]* größe.hdf5"
@@ -151,6 +151,6 @@ def test_subsets_name_what_is_there(tmp_path):
     assert read_robomimic("Can", path, mask="linked").lengths.tolist() == [7]
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(EpisodeError, match="There is no robomimic file at"):
         read_robomimic("Can", tmp_path / "no.hdf5")

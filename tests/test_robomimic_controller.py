@@ -28,9 +28,7 @@ pytestmark = NEEDS_ROBOMIMIC
         ({"input_max": 0.5, "input_min": -0.5}, 0.1, 1.0, 0.5),
     ],
 )
-def test_goals_are_made_in_the_scale_of_the_controller(
-    tmp_path, version, ranges, moves, turns, clipped
-):
+def test_goals_use_the_scale_of_the_controller(tmp_path, version, ranges, moves, turns, clipped):
     demonstrations = write_demonstrations(
         tmp_path / "can.hdf5", version, args=env_args(version, **ranges)
     )
@@ -72,7 +70,7 @@ def test_goals_are_made_in_the_scale_of_the_controller(
         ("args", {"type": 3}, "a simulator that robomimic numbers 3"),
     ],
 )
-def test_what_changes_the_meaning_of_actions_is_refused(tmp_path, section, changes, message):
+def test_unsupported_controller_settings_are_refused(tmp_path, section, changes, message):
     args = env_args("1.5.1")
     kwargs = args["env_kwargs"]
     controller = kwargs["controller_configs"]["body_parts"]["right"]
@@ -82,7 +80,7 @@ def test_what_changes_the_meaning_of_actions_is_refused(tmp_path, section, chang
         read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
 
 
-def test_what_means_the_same_is_read(tmp_path):
+def test_equivalent_controller_settings_are_read(tmp_path):
     args = env_args("1.5.1", input_ref_frame="base", impedance_mode="fixed", position_limits=None)
     kwargs = args["env_kwargs"]
     arms = {"arms": kwargs["controller_configs"].pop("body_parts")}

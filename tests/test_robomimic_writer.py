@@ -15,7 +15,7 @@ pytestmark = NEEDS_ROBOMIMIC
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="without robosuite")
-def test_a_recording_goes_the_way_of_the_published_files(tmp_path, monkeypatch, call_entry):
+def test_recording_is_read_like_published_files(tmp_path, monkeypatch, call_entry):
     import h5py
 
     from ebt_policy.envs.robosuite_env import RobosuiteEnv

@@ -48,7 +48,7 @@ def test_solves_the_task(name, seed):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_same_seeds_same_actions(name):
+def test_expert_actions_depend_only_on_the_seed(name):
     first, again = play(name, 3, limit=30)[0], play(name, 3, limit=30)[0]
     np.testing.assert_array_equal(first, again)
 
@@ -83,7 +83,7 @@ def test_follows_an_object_that_is_moved(name):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_grasps_again_what_it_was_made_to_drop(name):
+def test_expert_regrasps_a_dropped_object(name):
     forced = []
 
     def open_fingers(env, expert, step, action):

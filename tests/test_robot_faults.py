@@ -212,7 +212,7 @@ FAULTS = [
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 8))]
 )
-def test_hundreds_of_runs_that_go_wrong(part, tmp_path):
+def test_random_faults_stop_the_robot_in_time(part, tmp_path):
     for run in range(part, RUNS, 8):
         rng = np.random.default_rng(run)
         kind = FAULTS[run % len(FAULTS)]
@@ -270,7 +270,7 @@ def check_recording(store, at, runner, label):
     np.testing.assert_allclose(np.diff(episodes.arrays["tick"]).min(), 1)
 
 
-def test_a_robot_that_comes_back_waits_for_a_person():
+def test_reconnected_robot_waits_for_a_person():
     runner, driver, _, clock = point_runner()
     start = clock.now()
     away = (start + 1.0, start + 2.0)
@@ -282,7 +282,7 @@ def test_a_robot_that_comes_back_waits_for_a_person():
     assert episode.ended[0] is State.RUNNING
 
 
-def test_a_blocked_robot_is_held():
+def test_robot_that_does_not_follow_is_held():
     runner, driver, _, clock = point_runner()
     stuck = clock.now() + 1.0
     usual = driver._pass_time

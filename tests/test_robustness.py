@@ -90,7 +90,7 @@ def test_parse_perturbations_rejects_bad_words(words, message):
 
 
 @pytest.mark.slow
-def test_cached_conditions_are_not_played_again(runs, tmp_path, monkeypatch):
+def test_cached_conditions_are_not_rerun(runs, tmp_path, monkeypatch):
     result = play(runs, tmp_path)
     assert {e["name"] for e in result["entries"]} == {"ebt (candidates 2)", "bc"}
     assert {(e["kind"], e["strength"]) for e in result["entries"]} == {
@@ -130,7 +130,7 @@ def test_policies_of_other_environments_are_refused(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_incomplete_cache_line_is_played_again(runs, tmp_path):
+def test_incomplete_cache_lines_are_rerun(runs, tmp_path):
     result = play(runs, tmp_path)
     log = tmp_path / "recovery.jsonl"
     log.write_text(log.read_text()[:-25])

@@ -112,7 +112,7 @@ register("Filmed-v0", Filmed)
 
 
 @pytest.mark.parametrize("perturbed", [False, True])
-def test_cameras_draw_what_the_policy_sees(tmp_path, monkeypatch, perturbed):
+def test_cameras_render_only_observed_frames(tmp_path, monkeypatch, perturbed):
     (tmp_path / "filmed_env.py").write_text(FILMED)
     monkeypatch.syspath_prepend(tmp_path)
     perturbation = Perturbation("delay", 1) if perturbed else None
@@ -191,7 +191,7 @@ def test_results_do_not_depend_on_the_number_of_workers():
             assert [c.energy for c in a.chunks] == [c.energy for c in b.chunks]
 
 
-def test_a_pool_is_reusable_and_noise_follows_the_episode():
+def test_pool_is_reusable_and_noise_depends_on_the_episode():
     with RolloutPool(SHORT, 1) as pool:
         first = pool.rollout(Noisy(), [1, 2], collect=True)
         again = pool.rollout(Noisy(), [2], collect=True)[0]
@@ -243,7 +243,7 @@ def test_workers_must_be_positive(workers):
 
 
 @pytest.mark.parametrize("name", ["max_steps", "n_obs_steps", "n_action_steps"])
-def test_spec_refuses_nothing_to_do(name):
+def test_spec_refuses_zero_steps(name):
     with pytest.raises(ValueError, match=name):
         EnvSpec(**{"env_id": "x", "max_steps": 5, name: 0})
 
@@ -309,7 +309,7 @@ def test_videos_are_readable(tmp_path):
     assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50
 
 
-def test_odd_frames_of_any_environment_are_filmed(counting, tmp_path):
+def test_frames_of_odd_size_are_recorded(counting, tmp_path):
     rollout(Indexed(), counting(), [5], videos=3, video_dir=tmp_path)
     assert (tmp_path / "seed_5.mp4").stat().st_size > 0
 
@@ -326,7 +326,7 @@ def test_videos_need_a_folder():
         rollout(Noisy(), SHORT, [1], videos=1)
 
 
-def test_video_writer_refuses_nonsense(tmp_path):
+def test_video_writer_refuses_bad_arguments(tmp_path):
     from ebt_policy.envs.mp4_writer import video_writer
 
     frame = np.zeros((16, 16, 3), np.uint8)

@@ -65,7 +65,7 @@ def node(ros_environment):
 
 
 @pytest.mark.ros
-def test_it_keeps_the_contract_of_drivers(node):
+def test_ros2_driver_satisfies_the_driver_contract(node):
     driver = load_robot("ros2_push_t", *PATIENT).make_driver(MonotonicClock())
     check_driver(driver, PATIENCE)
 
@@ -103,7 +103,7 @@ def runner_on(robot, **more):
 
 
 @pytest.mark.ros
-def test_push_t_behind_ros(node, tmp_path):
+def test_push_t_episode_over_ros(node, tmp_path):
     runner = runner_on(load_robot("ros2_push_t", *PATIENT), record=tmp_path / "run")
     places = []
 
@@ -175,7 +175,7 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
 
 
 @pytest.mark.ros
-def test_two_programs_do_not_command_one_robot(node):
+def test_second_commander_is_refused(node):
     """The second one may watch, and does not even stop the robot that is not its own."""
     kind, quiet = message_class("JointTrajectory"), []
     first = RosNode("first")
@@ -229,7 +229,7 @@ def test_the_emergency_stop_of_a_topic(node):
 
 @pytest.mark.slow
 @pytest.mark.ros
-def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
+def test_lost_robot_is_held_and_may_reconnect(ros_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
     robot = load_robot("ros2_push_t", *PATIENT, "robot.watch.observation_s=1")
     runner = runner_on(robot, record=tmp_path / "run")
@@ -266,7 +266,7 @@ def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatc
 
 
 @pytest.mark.ros
-def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
+def test_missing_robot_is_refused(ros_environment, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "9")
     robot = load_robot("ros2_push_t", "+robot.driver.connect_s=0.3")
     driver = robot.make_driver(MonotonicClock())
@@ -275,7 +275,7 @@ def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypat
     driver.close()
 
 
-def test_without_ros_it_says_what_to_install(monkeypatch):
+def test_missing_ros_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rclpy", None)
     driver = load_robot("ros2_push_t").make_driver(MonotonicClock())
     with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
@@ -300,6 +300,6 @@ def test_without_ros_it_says_what_to_install(monkeypatch):
         ("robot.driver.simulates.publish_hz=-1", "publish_hz must be"),
     ],
 )
-def test_wrong_topics_are_one_clear_error(change, message):
+def test_wrong_topics_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         load_robot("ros2_push_t", change).make_driver(MonotonicClock())

@@ -32,7 +32,7 @@ def arguments(tiny_run, tmp_path):
     return make
 
 
-def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, arguments, tmp_path):
+def test_run_writes_results_figure_video_and_recording(call_entry, arguments, tmp_path):
     store = tmp_path / "recorded"
     code, said = call_entry(main, *arguments("episodes=2", "video=true", f"record={store}"))
     assert code == 0, said
@@ -62,7 +62,7 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
     assert json.loads((shadow / "summary.json").read_text())["ticks"] <= 20
 
 
-def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
+def test_dry_run_sends_no_commands(call_entry, arguments, tmp_path):
     code, said = call_entry(main, *arguments("mode=dry_run"))
     assert code == 0 and not (tmp_path / "out").exists(), said
 
@@ -113,16 +113,14 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.limits.velocity=nan", "velocity must be"),
     ],
 )
-def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, message):
+def test_invalid_runs_are_refused(call_entry, arguments, change, message):
     more = ["video=true"] if "ros2" in change else []
     code, said = call_entry(main, *arguments(change, *more))
     assert code == 2 and message in said and said.count("error:") == 1, said
     assert "Traceback" not in said
 
 
-def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
-    call_entry, arguments, tiny_run, tmp_path
-):
+def test_paths_and_checkpoint_options_are_parsed(call_entry, arguments, tiny_run, tmp_path):
     names = [f'{stem} it\'s "a" [1], ü=x' for stem in ("~run", "out", "store")]
     run, out, store = (tmp_path / name for name in names)
     run.symlink_to(tiny_run)
@@ -136,13 +134,13 @@ def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
     assert len(read_episodes(store)) == 1
 
 
-def test_why_the_robot_was_held_is_said_without_a_dashboard(call_entry, arguments, tmp_path):
+def test_hold_reason_is_printed_without_a_dashboard(call_entry, arguments, tmp_path):
     code, said = call_entry(main, *arguments("robot.watch.inference_s=0.0001"))
     assert code == 4 and said == "held: the policy did not answer for 0.0001 s\n"
     assert "the policy did not answer" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_results_of_an_earlier_run_stay(call_entry, arguments, tmp_path, monkeypatch):
+def test_results_of_an_earlier_run_are_kept(call_entry, arguments, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.md").write_text("mine")
     code, error = call_entry(main, *arguments())

@@ -59,7 +59,7 @@ def broken(limits, command, motion, measured=None):
 
 @settings(max_examples=300, deadline=None)
 @given(any_limits(), st.data())
-def test_no_wish_makes_a_command_leave_the_limits(limits, data):
+def test_commands_stay_within_limits_for_any_desired_action(limits, data):
     share = data.draw(arrays(float, A, elements=st.floats(0, 1)))
     motion = Motion.at_rest(limits.low + share * (limits.high - limits.low))
     motion = Motion.at_rest(np.clip(motion.position, limits.low, limits.high))
@@ -106,9 +106,7 @@ def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, bra
     arrays(float, A, elements=st.floats(-3, 3)),
     arrays(float, A, elements=st.floats(-1e6, 1e6)),
 )
-def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(
-    measured, max_tracking_error, desired
-):
+def test_tracking_error_is_limited_or_refused(measured, max_tracking_error, desired):
     limits = build(max_tracking_error=np.abs(max_tracking_error) + 0.1)
     motion = Motion.at_rest(np.array([5.0, 0.0]))
     try:
@@ -122,7 +120,7 @@ def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(
 
 
 @given(st.floats(0, 1e4), st.floats(1e-4, 1e4))
-def test_braking_from_the_longest_travel_ends_just_within_the_room(room, slowing):
+def test_braking_from_maximum_travel_ends_within_the_limits(room, slowing):
     travel = float(stopping_travel(np.array(room), np.array(slowing)))
     ticks = int(min(travel / slowing, 1e5))
     total = travel * (ticks + 1) - slowing * ticks * (ticks + 1) / 2
@@ -131,7 +129,7 @@ def test_braking_from_the_longest_travel_ends_just_within_the_room(room, slowing
         assert total == pytest.approx(room, rel=1e-6, abs=1e-6)
 
 
-def test_braking_takes_what_physics_says():
+def test_braking_distance_equals_the_formula():
     limits = build(low=(0, -100), high=(1000, 100), velocity=(50, 2), acceleration=(100, 3))
     motion = Motion(np.array([100.0, 0.0]), np.array([5.0, 0.0]))  # 50 a second
     ticks = 0
@@ -150,7 +148,7 @@ def test_a_robot_outside_its_limits_does_not_move():
     )
 
 
-def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
+def test_blocked_robot_error_names_the_maximum_tracking_error():
     limits, motion = build(max_tracking_error=(2.0, 0.3)), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError) as refusal:
         limit_command(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
@@ -161,7 +159,7 @@ def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
 
 
 @pytest.mark.parametrize("first", [0, 4, 9])
-def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(first):
+def test_array_and_tensor_limits_agree(first):
     limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(3, 2, 9, A)) * 50
     expected = (
@@ -194,7 +192,7 @@ def test_names_and_shapes_are_checked():
         limit_command(limits, np.array([5.0, np.nan]), motion, DT, np.zeros(2))
 
 
-def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
+def test_tool_stays_and_brakes_within_its_workspace():
     box = Workspace(
         np.array([-9.0] * 3), np.array([5.4, 9, 9]), lambda q: np.array([q[0], q[1], 0])
     )
@@ -211,7 +209,7 @@ def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_the_workspace_is_used_up_to_where_braking_ends(direction):
+def test_workspace_is_usable_up_to_the_braking_distance(direction):
     """From a travel of 0.5 a tick, which may change by 0.2, braking takes 0.3 + 0.1 more."""
     motion = Motion(np.array([5.0, 0.0]), np.array([0.5 * direction, 0.0]))
     desired, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction

@@ -40,7 +40,7 @@ def points(rate: float, level: float, flops: float = 1.0, noise: float = 0.0, se
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.floats(0.05, 1.0), st.floats(0.05, 1.0), st.floats(-1, 1))
-def test_a_power_law_is_found(rate, base_rate, above):
+def test_power_law_is_recovered(rate, base_rate, above):
     laws = scaling_law({"a": points(rate, 3 + above), "b": points(base_rate, 3)})
     a = laws["a"]
     assert a["rate"]["mean"] == pytest.approx(rate, rel=1e-6)
@@ -51,7 +51,7 @@ def test_a_power_law_is_found(rate, base_rate, above):
     assert laws["b"]["ratio"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
 
 
-def test_intervals_hold_what_made_the_losses_and_grow_with_the_noise():
+def test_intervals_cover_the_true_rate_and_grow_with_noise():
     widths = []
     for noise in (0.01, 0.1):
         law = scaling_law({"a": points(0.3, 3, noise=noise), "b": points(0.2, 3, noise=noise)})
@@ -61,7 +61,7 @@ def test_intervals_hold_what_made_the_losses_and_grow_with_the_noise():
     assert widths[1] > 5 * widths[0]
 
 
-def test_what_costs_more_is_compared_at_the_same_cost():
+def test_models_are_compared_at_equal_flops():
     """Four times the FLOPs at each place: the lines meet in the middle of what both span."""
     law = scaling_law({"a": points(0.2, 3, flops=4), "b": points(0.2, 3)})["a"]
     assert law["same_place"]["mean"] == pytest.approx(0.0)
@@ -73,7 +73,7 @@ def test_what_costs_more_is_compared_at_the_same_cost():
     )
 
 
-def test_one_place_is_no_law():
+def test_power_law_needs_two_points():
     with pytest.raises(ValueError, match="two places"):
         scaling_law({"a": points(0.2, 3)[:1]})
     with pytest.raises(ValueError, match="as many"):
@@ -97,7 +97,7 @@ def test_one_place_is_no_law():
         (["axis=depth", "size.width=16,32"], "size.width has several"),
     ],
 )
-def test_settings_that_cannot_be_are_one_clear_error(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         scaling.parse(arguments)
 
@@ -106,7 +106,7 @@ def grid(*arguments: str) -> RunGrid:
     return RunGrid(*scaling.parse([*arguments]), torch.device("cpu"))
 
 
-def test_runs_are_named_by_what_the_axes_move():
+def test_run_names_contain_the_scaled_options():
     """One folder of a run on all axes that it lies on."""
     named = {}
     for axis in AXES:
@@ -119,7 +119,7 @@ def test_runs_are_named_by_what_the_axes_move():
     assert named["params"] == named["flops"] and len(set(named["params"].values())) == 4
 
 
-def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch):
+def test_learning_rate_of_each_cell_is_a_local_minimum(monkeypatch):
     run_grid = grid("axis=depth", "size.layers=1,2", "models=ebt,transformer_pp", "train.lr=2e-3")
     best = {
         ("ebt", "1"): 0.0005, ("ebt", "2"): 0.001,
@@ -145,7 +145,7 @@ CELLS = st.tuples(st.sampled_from("abc"), st.sampled_from("1234"))
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.dictionaries(CELLS, st.sets(st.sampled_from([0.1, 0.2, 0.4]), min_size=1)))
-def test_multiruns_do_what_is_asked_for_once(rates):
+def test_multiruns_cover_each_run_once(rates):
     done = [
         (model, place, rate)
         for models, places, shared in multirun_products(rates)
@@ -158,7 +158,7 @@ def test_multiruns_do_what_is_asked_for_once(rates):
     )
 
 
-def test_flops_are_those_of_the_products():
+def test_flops_equal_the_matrix_products():
     """Of Transformer++: 2 for each weight and token, twice that again for the backward pass."""
     model = build("transformer_pp")
     tokens = np.arange(40) % model.vocabulary
@@ -173,7 +173,7 @@ def test_flops_are_those_of_the_products():
 
 @pytest.mark.sweeps
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
-def test_runs_can_be_done_elsewhere(launcher):
+def test_launchers_are_installed(launcher):
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         chosen = compose(
             "train", [f"hydra/launcher={launcher}", "task=text"], return_hydra_config=True
@@ -192,7 +192,7 @@ def test_runs_can_be_done_elsewhere(launcher):
         pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.sweeps),
     ],
 )
-def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, monkeypatch, capfd):
+def test_scaling_study_writes_a_table_and_resumes(launcher, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text(TEXT, "utf-8")

@@ -55,14 +55,14 @@ def test_the_medoid_is_nearest_to_all_others():
     assert best_of(vote("medoid", two_units, 5), 5).tolist() == [[2, 7]]
 
 
-def test_density_finds_the_crowd_and_the_medoid_the_middle():
+def test_density_selects_the_cluster_and_the_medoid_the_middle():
     """Of a crowd, stragglers on the other side and one between them."""
     x = torch.tensor([-10.2, -10.1, -9.9, -10.0, 0.0, 8.0, 9.0, 11.0, 12.0]).view(1, 9, 1)
     assert vote("density", x, 9).argmin() < 4
     assert x.flatten()[vote("medoid", x, 9).argmin()] == 0.0
 
 
-def test_density_is_that_of_gaussian_kernels_a_quarter_of_the_median_distance_wide():
+def test_density_uses_kernels_of_a_quarter_of_the_median_distance():
     x = torch.randn(2, 5, 3, 2, dtype=torch.float64)
     flat = x.flatten(2)
     for row, score in zip(flat, vote("density", x, 5), strict=True):
@@ -74,7 +74,7 @@ def test_density_is_that_of_gaussian_kernels_a_quarter_of_the_median_distance_wi
 
 
 @pytest.mark.parametrize("rule", ["medoid", "density", "first"])
-def test_equal_candidates_are_no_division_by_zero(rule):
+def test_equal_candidates_cause_no_division_by_zero(rule):
     score = vote(rule, torch.ones(2, 4, 3), 4)
     assert score.isfinite().all()
 
@@ -161,7 +161,7 @@ def test_a_vote_takes_one_of_the_candidates(model):
 
 
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm", "unet"])
-def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
+def test_row_samples_do_not_depend_on_the_batch(model):
     policy, obs = build(*MODELS[model]), torch.randn(2, 2, 3)
     policy.configure_inference(num_candidates=4, select="medoid")
 
@@ -173,7 +173,7 @@ def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
 
 
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm"])
-def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model):
+def test_candidates_have_the_prefix_and_the_choice_is_within_limits(model):
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(2, 2, 3)}
     policy.configure_inference(num_candidates=4, select="medoid")
     prefix = torch.full((2, 3, 2), 0.25)
@@ -183,7 +183,7 @@ def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model)
     assert torch.equal(chunk.actions[:, :3], prefix) and chunk.actions.abs().max() <= 0.3
 
 
-def test_the_best_is_chosen_among_what_may_be_executed():
+def test_selection_is_after_projection():
     """Two samples of three agree once they are cut to the limits, though not before."""
     policy = build(*MODELS["flow"])
     policy.configure_inference(num_candidates=3, select="density")
@@ -213,7 +213,7 @@ def test_the_best_is_chosen_among_what_may_be_executed():
         ("flow", {"scoring_level": math.nan}, "level must be a finite number, got nan"),
     ],
 )
-def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):
+def test_unsupported_selection_rules_are_refused(model, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(*MODELS[model]).configure_inference(**changes)
 
@@ -223,7 +223,7 @@ def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):
 
 @few_examples
 @given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
-def test_the_best_of_m_is_the_argmin(units, m, seed):
+def test_best_of_m_is_the_argmin(units, m, seed):
     init = normal(2, units * m, 3, seed=seed)
     result = descend(double_well, init, 3, 0.05)
     best = select(result, m)
@@ -272,7 +272,7 @@ def test_bad_selections_are_refused(num_candidates, score, message):
         select(result, num_candidates, score)
 
 
-def test_selecting_by_energy_needs_the_final_one():
+def test_selecting_by_energy_needs_the_final_energy():
     result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1, final_energy=False)
     with pytest.raises(ValueError, match="final_energy=True"):
         select(result, 2)

@@ -21,7 +21,7 @@ def robot(spec=PUSH_T, seed=5, **more):
     return sim, clock
 
 
-def test_commands_in_time_are_the_environments_steps():
+def test_timed_commands_equal_environment_steps():
     sim, clock = robot()
     env = PUSH_T.make()
     observation, _ = env.reset(seed=5)
@@ -38,7 +38,7 @@ def test_commands_in_time_are_the_environments_steps():
     assert sim.score == best
 
 
-def test_time_goes_on_whether_anyone_looks_or_not():
+def test_simulation_time_advances_without_reads():
     ends = []
     for looks in (1, 7):
         sim, clock = robot()
@@ -52,7 +52,7 @@ def test_time_goes_on_whether_anyone_looks_or_not():
     np.testing.assert_allclose(*ends, atol=1.0)  # a step of physics more or less
 
 
-def test_without_commands_it_holds_by_itself():
+def test_simulated_robot_holds_without_commands():
     sim, clock = robot()
     start = sim.read().position
     sim.send(start + [400, 0], clock.now() + 0.1)
@@ -67,7 +67,7 @@ def test_without_commands_it_holds_by_itself():
     assert rest[0] < start[0] + 390  # it did not go on to where it had been sent
 
 
-def test_stop_holds_at_once_and_close_ends_it():
+def test_stop_holds_and_close_disconnects():
     sim, clock = robot()
     sim.send(sim.read().position + [300, 0], clock.now() + 0.1)
     clock.wait_until(clock.now() + 0.1)
@@ -82,13 +82,13 @@ def test_stop_holds_at_once_and_close_ends_it():
         sim.send(np.zeros(2), 0.0)
 
 
-def test_it_is_filmed():
+def test_simulated_robot_renders_video():
     sim, _ = robot(render=True)
     frame = sim.render()
     assert frame.shape == (256, 256, 3) and frame.dtype == np.uint8 and frame.std() > 10
 
 
-def test_environments_that_only_know_whole_steps_are_no_robots():
+def test_environments_without_substeps_are_refused():
     with pytest.raises(ConfigError, match="cannot be a robot"):
         SimRobot(EnvSpec("CartPole-v1", 10), SimulatedClock(), command_s=0.3)
     with pytest.raises(ConfigError, match="command_s must be positive"):
@@ -96,7 +96,7 @@ def test_environments_that_only_know_whole_steps_are_no_robots():
 
 
 @pytest.mark.robomimic
-def test_an_arm_in_time_is_the_arm_in_steps():
+def test_timed_arm_equals_environment_steps():
     pytest.importorskip("robosuite")
     sim, clock = robot(LIFT, seed=3)
     env = LIFT.make()

@@ -65,7 +65,7 @@ def test_mean_ci_is_deterministic_and_leaves_the_global_generator_alone() -> Non
     assert (np.random.get_state(legacy=True)[1] == before).all()  # type: ignore
 
 
-def test_mean_ci_covers_a_known_mean_about_as_often_as_it_says() -> None:
+def test_mean_ci_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     trials = 200
     covered = 0
@@ -83,7 +83,7 @@ def test_mean_ci_agrees_with_the_normal_interval_of_a_large_sample() -> None:
     assert [lo, hi] == pytest.approx([values.mean() - half, values.mean() + half], abs=2e-3)
 
 
-def test_one_value_or_equal_values_collapse() -> None:
+def test_interval_of_equal_values_has_zero_width() -> None:
     assert mean_ci([0.3]) == {"mean": 0.3, "ci95": [0.3, 0.3]}
     assert mean_ci([0.1] * 7) == {"mean": 0.1, "ci95": [0.1, 0.1]}
 
@@ -101,7 +101,7 @@ def test_paired_difference_does_not_depend_on_the_order_of_episodes(pairs, rando
     assert paired_difference(a, b) == paired_difference(*zip(*pairs, strict=True))
 
 
-def test_paired_difference_sees_what_separate_intervals_cannot() -> None:
+def test_paired_interval_is_narrower_than_separate_intervals() -> None:
     luck = np.random.default_rng(0).normal(0.0, 1.0, size=30)
     a, b = luck + 0.1 + np.linspace(-0.05, 0.05, 30), luck
     result = paired_difference(a, b)
@@ -151,12 +151,12 @@ def test_bad_counts_are_refused(k, n, message) -> None:
         wilson(k, n)
 
 
-def test_whole_counts_of_any_type_are_accepted() -> None:
+def test_integer_counts_of_any_type_are_accepted() -> None:
     assert wilson(np.int64(2), np.int64(4)) == wilson(2, 4)  # type: ignore[arg-type]
     assert wilson(2.0, 4.0) == wilson(2, 4)  # type: ignore[arg-type]
 
 
-def test_many_pairs_are_found_as_one_by_one() -> None:
+def test_all_pairs_equal_single_pairs() -> None:
     rng = np.random.default_rng(0)
     values = {"a": rng.random((3, 40)), "b": rng.random((2, 40)), "c": rng.random(40)}
     differences = paired_differences({**values, "d": values["c"] + 1})
@@ -185,7 +185,7 @@ def test_several_runs_widen_the_interval_by_their_spread() -> None:
     assert hi - lo > 1.5 > np.ptp(mean_ci(alike)["ci95"])
 
 
-def test_pairs_of_several_runs_share_the_luck_of_the_episodes() -> None:
+def test_paired_runs_share_episode_resampling() -> None:
     rng = np.random.default_rng(0)
     luck = 10 * rng.normal(size=80)
     a, b = (luck + rng.normal(size=(runs, 80)) * 0.1 for runs in (3, 2))
@@ -253,7 +253,7 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
     assert entry["mean"] == {"mean": pytest.approx(0.4), "ci95": pytest.approx([0.4, 0.4])}
 
 
-def test_aggregates_depend_on_no_order() -> None:
+def test_aggregates_do_not_depend_on_order() -> None:
     values = {"a": some_tasks(), "b": some_tasks(2, 0.2, 1), "c": some_tasks(1, 0.1, 2)}
     result = aggregates(values)
     turned = {n: dict(reversed(values[n].items())) for n in ("a", "c", "b")}
@@ -264,7 +264,7 @@ def test_aggregates_depend_on_no_order() -> None:
     assert aggregates({"c": values["c"]})["entries"]["c"] == result["entries"]["c"]
 
 
-def test_policies_share_the_luck_of_the_episodes_on_each_task() -> None:
+def test_policies_share_episode_resampling_on_each_task() -> None:
     rng = np.random.default_rng(0)
     luck = {task: rng.normal(size=(1, 40)) for task in ("lift", "can")}
     a = {task: x + 0.1 for task, x in luck.items()}
@@ -301,6 +301,6 @@ def test_training_runs_widen_the_aggregate_by_their_spread() -> None:
         ({"a": {"lift": [float("nan")]}}, "finite"),
     ],
 )
-def test_what_does_not_aggregate_is_refused(values, message) -> None:
+def test_invalid_aggregates_are_refused(values, message) -> None:
     with pytest.raises(ValueError, match=message):
         aggregates(values)

@@ -101,7 +101,7 @@ def test_every_run_of_a_study_is_evaluated_or_trained_first():
         assert sorted(commands) == sorted(study.runs), name
 
 
-def test_results_are_stored_under_names_of_their_own():
+def test_results_have_unique_file_names():
     results = [context.result for name in STUDIES for context in contexts(name)]
     stored = [result for result in results if result]
     assert len(set(stored)) == len(stored)
@@ -125,7 +125,7 @@ def test_an_option_reaches_trainings_checkpoints_and_results():
     assert context.checkpoint("ebt-seed0") == "runs/denoising/grey_2xs/ebt-seed0"
 
 
-def test_a_part_trains_what_it_needs_alone():
+def test_study_part_trains_only_the_runs_it_needs():
     study, options = started("push_t", "part=next", "seeds=1")
     first, second = study.training_commands(options)
     assert first == [] and [c.run for c in second] == ["ebt", "diffusion", "flow_matching"]
@@ -181,7 +181,7 @@ def compose_run(*arguments: str) -> None:
         compose("run", list(arguments))
 
 
-def test_videos_show_entries_that_are_trained():
+def test_videos_show_trained_entries():
     for runs, _ in render_rollouts.VIDEOS.values():
         study = STUDIES[f"recovery_{runs}"]
         for entry in render_rollouts.POLICIES:

@@ -67,7 +67,7 @@ def lines(output: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
+def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
     result = play(trained, tmp_path)
     assert [e["name"] for e in result["entries"]] == ["ebt (steps 1, candidates 2)", "bc"]
     assert [e["runs"] for e in result["entries"]] == [1, 2]
@@ -98,7 +98,7 @@ def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
+def test_interrupted_suite_reruns_one_part_and_new_trainings(runs, tmp_path):
     output = tmp_path / "out"
     result = play(runs, output)
     keys = [line["key"] for line in lines(output)]
@@ -112,7 +112,7 @@ def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_task_is_the_plain_evaluation(trained, tmp_path):
+def test_suite_of_one_task_equals_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
     result = play(trained, tmp_path / "suite", suite)
     texts = [text.replace("{task}", "push-far") for text in checkpoint_texts(trained)]
@@ -136,7 +136,7 @@ def refused(checkpoints: list[str], message: str, suite: Suite = SUITE) -> str:
     return str(error.value)
 
 
-def test_all_that_is_missing_is_named_at_once(runs):
+def test_all_missing_checkpoints_are_listed_in_one_error(runs):
     shutil.rmtree(runs / "push-near" / "ebt")
     for seed in range(2):
         shutil.rmtree(runs / "push-far" / f"bc-seed{seed}")
@@ -146,7 +146,7 @@ def test_all_that_is_missing_is_named_at_once(runs):
     assert "push-far/ebt" not in error and "push-near/bc" not in error
 
 
-def test_what_cannot_be_compared_is_refused(runs):
+def test_incomparable_entries_are_refused(runs):
     refused([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
     refused([checkpoint_texts(runs)[0]] * 2, "is listed twice")
     with pytest.raises(ConfigError, match="lists the task lift twice"):
@@ -160,7 +160,7 @@ def test_what_cannot_be_compared_is_refused(runs):
     refused(checkpoint_texts(runs), "there are 2 of push-near, 1 of push-far")
 
 
-def test_policies_are_called_the_same_on_every_task(runs):
+def test_policies_have_equal_names_on_every_task(runs):
     for task in SUITE.tasks:
         shutil.copytree(runs / task / "ebt", runs / f"ebt-{task}")
     text = f"{runs}/ebt-{{task}}@steps=1"
@@ -169,9 +169,7 @@ def test_policies_are_called_the_same_on_every_task(runs):
 
 
 @pytest.mark.slow
-def test_the_command_plays_goes_on_and_names_what_is_wrong(
-    trained, tmp_path, monkeypatch, call_entry
-):
+def test_suite_command_runs_resumes_and_reports_errors(trained, tmp_path, monkeypatch, call_entry):
     monkeypatch.chdir(tmp_path)
     arguments = [f"checkpoint={text}" for text in checkpoint_texts(trained)]
     arguments += ["episodes=1", "workers=1", "videos=0", "device=cpu"]
@@ -196,7 +194,7 @@ def test_the_command_plays_goes_on_and_names_what_is_wrong(
     assert code == 1 and "metaworld_10" in error and "Traceback" not in error
 
 
-def test_the_suites_that_there_are_can_be_read():
+def test_shipped_suites_can_be_loaded():
     from importlib.resources import files
 
     names = [

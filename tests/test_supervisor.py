@@ -22,7 +22,7 @@ def test_the_emergency_stop_wakes_the_loop():
     assert estop.reason == "button"
 
 
-def test_what_a_person_is_to_know_is_a_line_when_it_happens():
+def test_state_changes_are_printed_when_they_happen():
     said, supervisor = io.StringIO(), Supervisor(SimulatedClock())
     supervisor.transition(State.READY, "checked")
     console = Console(file=said, width=20)
@@ -38,7 +38,7 @@ def test_what_a_person_is_to_know_is_a_line_when_it_happens():
     ]
 
 
-def test_a_fault_stays_until_a_person_has_looked():
+def test_fault_stays_until_acknowledged():
     supervisor = Supervisor(SimulatedClock())
     assert not supervisor.transition(State.RUNNING, "too early")
     for state in (State.READY, State.RUNNING, State.FAULT):

@@ -38,7 +38,7 @@ def desk(device, record=None, **change):
     return runner, teleop
 
 
-def test_the_mouse_shows_where_to_go_and_all_is_recorded(screen, tmp_path):
+def test_mouse_teleoperation_is_recorded(screen, tmp_path):
     runner, teleop = desk("mouse", record=tmp_path / "mine", episode_s=4)
 
     def point(tick):

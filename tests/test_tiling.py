@@ -12,7 +12,7 @@ from ebt_policy.image.tiling import TOGETHER, Tiling, denoise_tiled
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
-def test_tiles_go_back_together(height, width, side):
+def test_tiles_reassemble_the_image(height, width, side):
     tiling = Tiling(height, width, side)
     image = torch.rand(2, height, width)
     tiles = tiling.cut(image)
@@ -20,7 +20,7 @@ def test_tiles_go_back_together(height, width, side):
     torch.testing.assert_close(tiling.join(tiles), image)
 
 
-def test_tiles_meet_smoothly():
+def test_tiles_blend_smoothly():
     """Where one tile is 0 and its neighbour 1, what is between rises without a jump."""
     tiling = Tiling(8, 14, 8)
     joined = tiling.join(torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]))
@@ -28,7 +28,7 @@ def test_tiles_meet_smoothly():
     assert row[5] == 0 and row[8] == 1 and (row.diff() >= 0).all() and row.diff().max() < 0.7
 
 
-def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
+def test_batched_tiled_denoising_equals_single_images(monkeypatch):
     model = build_image_model(
         {
             "shape": {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0},

@@ -92,7 +92,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["objective=s2", "objective.steps=[2,x]"], "steps must be [int, int], got [2, 'x']."),
     ],
 )
-def test_mistakes_end_with_one_sentence(overrides, message, run_main, tiny_arguments, tmp_path):
+def test_user_errors_are_one_line(overrides, message, run_main, tiny_arguments, tmp_path):
     code, error = run_main(tiny_arguments("run", *overrides))
     assert code == 2
     assert_one_sentence(error)
@@ -120,7 +120,7 @@ def test_unknown_overrides_are_named_by_hydra(override, run_main, tiny_arguments
     assert "Traceback" not in error
 
 
-def test_a_run_is_never_overwritten_or_silently_changed(run_main, tiny_arguments, tmp_path):
+def test_run_is_never_overwritten_or_changed(run_main, tiny_arguments, tmp_path):
     assert run_main(tiny_arguments("run"))[0] == 0
     run = tmp_path / "run"
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -167,7 +167,9 @@ def test_a_diverged_training_ends_with_one_sentence(run_main, tiny_arguments):
 
 
 @pytest.mark.parametrize("name", ["x (1)", "données", "数据", "John's", "a=b", "a,b", "[c]", "$d"])
-def test_paths_are_taken_as_they_are(name, run_main, tiny_arguments, demonstrations, tmp_path):
+def test_paths_with_special_characters_are_accepted(
+    name, run_main, tiny_arguments, demonstrations, tmp_path
+):
     store = tmp_path / f"{name}.zarr"
     shutil.copytree(demonstrations, store)
     arguments = [a for a in tiny_arguments("run") if not a.startswith(("task.path=", "run_dir="))]
@@ -201,7 +203,7 @@ def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
         ("seed", "5000000000"), ("task.relative_to", "[a,b]"), ("task.validation_episodes", "-1"),
     ],
 )  # fmt: skip
-def test_numbers_that_are_none_are_refused(option, value, run_main, tiny_arguments, tmp_path):
+def test_non_numeric_options_are_refused(option, value, run_main, tiny_arguments, tmp_path):
     code, error = run_main(tiny_arguments("run", f"{option}={value}"))
     assert code == 2
     assert_one_sentence(error)
@@ -215,7 +217,7 @@ def test_minutes_that_are_no_number_are_refused(run_main, tiny_arguments):
 
 
 @pytest.mark.slow
-def test_leaves_policy_logs_results_report_and_video(tiny_arguments, tmp_path):
+def test_training_writes_policy_logs_results_report_and_video(tiny_arguments, tmp_path):
     overrides = ["train.steps=30", "train.checkpoint_every=10", "train.eval_every=20"]
     overrides += ["evaluation.episodes=2", "evaluation.videos=1", "evaluation.rollout_episodes=1"]
     command = [sys.executable, "-m", "ebt_policy.train", *tiny_arguments("run", *overrides)]

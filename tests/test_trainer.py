@@ -58,7 +58,7 @@ def test_nan_before_any_checkpoint_says_so(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("overrides", [(), S2, ("model=bc",)], ids=["flow", "s2", "bc"])
-def test_absurd_learning_rate_ends_in_the_same_error(overrides, tiny):
+def test_diverging_learning_rate_is_reported(overrides, tiny):
     config = tiny("run", "train.lr=1e30", "train.checkpoint_every=1", *overrides)
     with pytest.raises(NonFiniteLoss, match=r"not finite .*step .*last good checkpoint is"):
         train(config)
@@ -86,7 +86,7 @@ def test_absurd_learning_rate_ends_in_the_same_error(overrides, tiny):
         ("task.demos=robot", "unknown"),
     ],
 )
-def test_bad_settings_are_refused_before_training(override, message, tiny):
+def test_bad_options_are_refused_before_training(override, message, tiny):
     with pytest.raises(ValueError, match=message) as caught:
         train(tiny("run", override))
     assert "\n" not in str(caught.value)
@@ -100,13 +100,13 @@ def test_numbers_that_must_be_positive_are_named(name, tiny):
         TrainConfig(**{**section, name: 0})
 
 
-def test_a_budget_of_no_minutes_is_refused(tiny):
+def test_zero_minutes_are_refused(tiny):
     section = {**tiny("run")["train"], "steps": None, "minutes": 0}
     with pytest.raises(ConfigError, match=r"^train\.minutes must be positive, got 0\.$"):
         TrainConfig(**section)
 
 
-def test_without_a_compiler_it_says_so_and_trains(tiny, monkeypatch, caplog):
+def test_missing_compiler_is_logged_and_training_is_eager(tiny, monkeypatch, caplog):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler found\nmore lines")
 
@@ -160,7 +160,7 @@ class HeldOut:
         return self.data.gather(index % len(self.data))
 
 
-def test_the_held_out_loss_is_of_evenly_spread_windows_with_the_same_draws(make_trainer):
+def test_held_out_loss_uses_evenly_spread_windows_and_fixed_noise(make_trainer):
     trainer = make_trainer("train.batch_size=64")
     large, small = HeldOut(trainer, 5000), HeldOut(trainer, 100)
     first = trainer._validation_loss(large)
@@ -185,7 +185,7 @@ def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
 
 
 @pytest.mark.parametrize("failure", [FloatingPointError, None], ids=["raises", "nan"])
-def test_a_held_out_loss_that_is_not_finite_is_left_out(failure, make_trainer, monkeypatch):
+def test_non_finite_held_out_loss_is_not_logged(failure, make_trainer, monkeypatch):
     trainer = make_trainer()
 
     def broken(batch):
@@ -197,7 +197,7 @@ def test_a_held_out_loss_that_is_not_finite_is_left_out(failure, make_trainer, m
     assert trainer._validation_loss(HeldOut(trainer, 20)) == {}
 
 
-def test_the_progress_line_follows_the_training(capsys):
+def test_progress_line_shows_the_training_state(capsys):
     counter = Progress(step=3)
     with TrainingProgress(counter, enabled=True) as line:
         counter.step, counter.total_steps = 5, 20
@@ -221,19 +221,19 @@ def test_bf16_trains_on_the_cpu(overrides, tiny, monkeypatch):
     assert all(p.dtype == torch.float32 for p in load_policy(run).parameters())
 
 
-def test_training_learns(tiny):
+def test_training_reduces_the_loss(tiny):
     run = train(tiny("run", "model=bc", "task.relative_to=null", "train.steps=60", "train.lr=0.01"))
     history = losses(run)
     assert sum(history[-10:]) < 0.5 * sum(history[:10])
 
 
-def test_the_seed_decides(tiny):
+def test_seed_determines_the_training(tiny):
     first, again = train(tiny("first")), train(tiny("again"))
     other = train(tiny("other", "seed=1"))
     assert losses(first) == losses(again) != losses(other)
 
 
-def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
+def test_rollouts_are_logged_without_side_effects(tiny, monkeypatch):
     import ebt_policy.policies.task as entry
 
     def rollout(policy, spec, seeds, workers):
@@ -251,7 +251,7 @@ def test_rollouts_are_logged_and_disturb_nothing(tiny, monkeypatch):
     assert [x["loss"] for x in logged(evaluated) if "loss" in x] == losses(plain)
 
 
-def test_a_rollout_that_breaks_down_does_not_end_the_training(tiny, monkeypatch):
+def test_failed_rollout_does_not_end_the_training(tiny, monkeypatch):
     import ebt_policy.policies.task as entry
 
     def rollout(*_, **__):
@@ -267,7 +267,7 @@ class _Result:
         self.score, self.success = score, success
 
 
-def test_parts_of_a_batch_are_equal_whatever_was_replayed():
+def test_batch_slices_have_equal_size_with_replay():
     batch = {"obs": torch.arange(9), "noise": {"normal": torch.arange(9), "steps": 3}}
     parts = [process_slice(batch, i, 2) for i in range(2)]
     assert [p["obs"].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -52,7 +52,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(overrides, tiny, monkeypatch):
     assert_same_end(straight, broken)
 
 
-def test_a_checkpoint_holds_both_the_weights_and_their_average(tiny):
+def test_checkpoint_has_the_weights_and_their_average(tiny):
     run = train(tiny("run", "train.checkpoint_every=5"))
     folder = newest_checkpoint(run)
     assert folder is not None
@@ -70,7 +70,7 @@ def test_saving_does_not_change_the_training(tiny):
     assert_same_end(rarely, often)
 
 
-def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monkeypatch):
+def test_held_out_loss_is_logged_at_checkpoints_without_side_effects(tiny, monkeypatch):
     overrides = ("train.checkpoint_every=4", "train.log_every=5", *S2)
     validated = train(tiny("validated", *overrides))
     lines = logged(validated)
@@ -84,9 +84,7 @@ def test_held_out_loss_is_logged_at_checkpoints_and_disturbs_nothing(tiny, monke
 
 
 @pytest.mark.parametrize("already_saved", [False, True], ids=["before", "after"])
-def test_a_kill_beside_the_writing_of_a_checkpoint_loses_no_log_line(
-    already_saved, tiny, monkeypatch
-):
+def test_kill_before_or_after_a_checkpoint_loses_no_log_line(already_saved, tiny, monkeypatch):
     overrides = ("train.steps=10", "train.checkpoint_every=4")
     straight = train(tiny("straight", *overrides))
     save = Trainer.save
@@ -154,7 +152,7 @@ def test_incomplete_trainer_state_is_refused(tiny):
 
 
 @pytest.mark.usefixtures("compiler")
-def test_compiled_training_resumes_where_it_was(tiny, monkeypatch):
+def test_compiled_training_resumes_bit_for_bit(tiny, monkeypatch):
     overrides = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")
     eager = losses(train(tiny("eager", *overrides, "train.compile=false")))
     straight = train(tiny("straight", *overrides))

@@ -119,7 +119,7 @@ def test_accelerate_that_starts_one_process_of_two_is_refused(tiny, tiny_argumen
     assert not Path(tiny("run")["run_dir"]).exists()
 
 
-def test_one_process_that_was_asked_for_trains(monkeypatch):
+def test_requested_single_process_trains(monkeypatch):
     for name in ("RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -127,7 +127,7 @@ def test_one_process_that_was_asked_for_trains(monkeypatch):
     assert accelerator.num_processes == 1 and devices(accelerator) == "cpu"
 
 
-def test_one_process_of_several_that_were_asked_for_is_refused(monkeypatch):
+def test_fewer_processes_than_requested_are_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

@@ -33,7 +33,7 @@ def test_minutes_become_a_number_of_steps_once_warm(make_trainer):
     assert trainer.progress.total_steps == 1030
 
 
-def test_an_overdrawn_budget_still_ends(make_trainer):
+def test_exceeded_time_budget_ends_the_training(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=1")
     trainer.progress.step, trainer.progress.seconds = 40, 100.0
     plan_total_steps(trainer.progress, trainer.config, rate=5.0)
@@ -43,7 +43,7 @@ def test_an_overdrawn_budget_still_ends(make_trainer):
     assert trainer.progress.total_steps == 41
 
 
-def test_a_plan_made_while_compiling_is_mended_even_late(make_trainer):
+def test_plan_is_corrected_after_compilation(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=10", "train.log_every=50")
     trainer.progress.step, trainer.progress.seconds = 50, 300.0  # nearly all of it compiling
     plan_total_steps(trainer.progress, trainer.config, rate=50 / 300)

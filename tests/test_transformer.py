@@ -60,7 +60,7 @@ def test_the_energy_of_a_unit_has_no_gradient_in_the_others():
         assert (gradient[:, others] == 0).all() and (gradient[:, u] != 0).all()
 
 
-def test_a_unit_is_the_same_alone_and_in_company():
+def test_unit_output_does_not_depend_on_other_units():
     net, (obs, x) = build(), inputs()
     with torch.no_grad():
         context = net.encode(obs)
@@ -122,7 +122,7 @@ def test_the_energy_is_the_product_of_candidate_and_vector():
 
 
 @pytest.mark.parametrize("output", ["energy", "vector"])
-def test_tokens_wider_than_the_network_pass_around_it(output):
+def test_wide_tokens_use_a_skip_connection(output):
     """A share of the candidate is added to the vector, so its square to the energy."""
     torch.manual_seed(0)
     wide = TwoStreamTransformer(
@@ -146,7 +146,7 @@ def first_derivative(net, obs, x):
     return torch.autograd.grad(energy.sum(), leaf, create_graph=True)[0]
 
 
-def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_needed():
+def test_math_attention_is_used_for_second_derivatives():
     net, (obs, x) = build(), inputs()
     with double_backward_attention(False), pytest.raises(RuntimeError, match="attention"):
         first_derivative(net, obs, x).square().sum().backward()
@@ -204,7 +204,7 @@ def test_compiled_inference_equals_eager():
 # -- parts ----------------------------------------------------------------------------------------
 
 
-def test_tokens_seen_before_count_as_if_they_were_there():
+def test_cached_tokens_equal_recomputed_tokens():
     torch.manual_seed(0)
     attention = Attention(8, 2)
     before, later = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
@@ -225,7 +225,7 @@ def test_levels_have_distinct_smooth_features():
 # -- bad input ------------------------------------------------------------------------------------
 
 
-def test_a_level_is_given_exactly_when_the_network_was_built_for_it():
+def test_level_is_required_only_by_level_conditioned_networks():
     obs, x = inputs()
     with_level, without = build(level=True), build()
     with pytest.raises(ValueError, match="must be given a level"):

@@ -160,9 +160,7 @@ def test_no_string_of_a_checkpoint_is_imported(kind, demonstrations, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_module_of_the_command_line_may_be_named(
-    demonstrations, tmp_path, monkeypatch, call_entry
-):
+def test_module_option_imports_user_code(demonstrations, tmp_path, monkeypatch, call_entry):
     run = train_policy(tmp_path, demonstrations)
     file = checkpoint_folder(run) / "config.yaml"
     text = file.read_text().replace("ebt_policy/PushT-v0", "my_envs:Mine-v0")
@@ -203,7 +201,7 @@ class Canary:
         {"dtype": "|O", "fill_value": "", "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]},
     ],
 )
-def test_no_store_of_episodes_is_unpickled(metadata, tmp_path):
+def test_episode_stores_are_not_unpickled(metadata, tmp_path):
     store = tmp_path / "store"
     root = zarr.open_group(str(store), mode="w", zarr_format=2)
     rows = {"data/state": np.zeros((10, 5), "f4"), "data/action": np.ones((10, 2), "f4")}

@@ -37,7 +37,7 @@ def clips(*lengths: int) -> list[Clip]:
 
 @given(st.lists(st.integers(1, 12), min_size=10, max_size=25))
 @settings(max_examples=30, deadline=None, derandomize=True)
-def test_each_clip_is_in_one_part(lengths):
+def test_each_clip_is_in_one_split(lengths):
     given_clips = clips(*lengths)
     parts = split(given_clips)
     names = [clip.name for part in parts.values() for clip in part]
@@ -45,7 +45,7 @@ def test_each_clip_is_in_one_part(lengths):
     assert set(parts) == {"train", "validation", "test"} and all(parts.values())
 
 
-def test_few_clips_are_cut_to_pieces():
+def test_few_clips_are_split_into_parts():
     parts = split(clips(20, 31))
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 16, "validation": 2, "test": 2,
@@ -81,7 +81,7 @@ def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
     assert (np.diff(bright) > 0).all()  # the square goes right
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def test_non_video_files_are_named(tmp_path):
     with pytest.raises(VideoError, match="there is no video at"):
         load_video_files([str(tmp_path / "none.mp4")], 8, 8, 1)
     with pytest.raises(VideoError, match=r"there is no video \(.mp4"):
@@ -91,7 +91,7 @@ def test_what_is_no_video_is_named(tmp_path):
         load_video_files([str(tmp_path)], 8, 8, 1)
 
 
-def test_damaged_videos_are_left_out_where_told(films, tmp_path):
+def test_damaged_videos_are_skipped_with_skip_unreadable(films, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
@@ -101,7 +101,7 @@ def test_damaged_videos_are_left_out_where_told(films, tmp_path):
     assert "from 12 files, 1 left out:" in dataset.origin and "bad.mp4" in dataset.origin
 
 
-def test_videos_taken_upright_are_turned_as_they_say(films, tmp_path):
+def test_rotation_metadata_is_applied(films, tmp_path):
     raw = bytearray((films / "00.mp4").read_bytes())
     matrix = raw.index(b"tkhd") + 44
     turned = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # clockwise, as by a telephone
@@ -163,7 +163,7 @@ def task(**changes: Any) -> VideoTaskConfig:
     return VideoTaskConfig(**{**defaults, **changes})
 
 
-def test_a_real_robot_is_there_where_its_recording_is():
+def test_g1_recording_is_loaded_if_available():
     if local_data("g1_pick_bottle", "lowdim.npz") is None:
         with pytest.raises(VideoError, match="looked for at"):
             load_g1(24, 32, 1)
@@ -176,14 +176,14 @@ def test_a_real_robot_is_there_where_its_recording_is():
     assert np.abs(np.diff(frames, axis=0)).mean() < 15
 
 
-def test_an_unknown_name_is_one_clear_error():
+def test_unknown_video_name_is_refused():
     with pytest.raises(ConfigError, match=r"task\.videos=cats is unknown; there are g1, push_t"):
         load_videos(task(videos="cats"))
     with pytest.raises(ConfigError, match=r"task\.frame_stride must be at least 1"):
         task(frame_stride=0)
 
 
-def test_push_t_is_drawn_from_the_demonstrations_asked_for(monkeypatch, tmp_path):
+def test_push_t_videos_use_the_requested_demonstrations(monkeypatch, tmp_path):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
 
     def load_ten_short_episodes(demos: Any) -> tuple[Episodes, str]:

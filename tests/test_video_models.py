@@ -57,13 +57,13 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
     assert loss.isfinite() and unused == []
 
 
-def test_all_have_nearly_equal_parameters():
+def test_video_models_have_similar_parameter_counts():
     counts = {kind: build(kind).parameter_count for kind in ("s1", "refiner", "transformer_pp")}
     assert counts["s1"] == counts["refiner"]
     assert counts["s1"] - counts["transformer_pp"] == 1 + 2 * 16  # step size, place, norm
 
 
-def test_a_later_frame_changes_nothing_before_it(kind):
+def test_predictions_do_not_depend_on_later_frames(kind):
     model = build(kind).eval()
     rows = frames()
     other = rows.clone()
@@ -76,7 +76,7 @@ def test_a_later_frame_changes_nothing_before_it(kind):
     assert not torch.allclose(start.changes[:, -1], after.changes[:, -1])
 
 
-def test_one_step_from_nothing_is_a_plain_transformers_output():
+def test_one_step_from_zero_equals_a_plain_transformer():
     """Of size 1, as the energy's own gradient says (see `SequenceEnergyModel`)."""
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
@@ -87,7 +87,7 @@ def test_one_step_from_nothing_is_a_plain_transformers_output():
     torch.testing.assert_close(model.predict(observed).changes, want)
 
 
-def test_energies_are_what_the_formula_says():
+def test_energies_equal_the_formula():
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
     observed = model.observe(frames()[:, :-1])
@@ -98,7 +98,7 @@ def test_energies_are_what_the_formula_says():
     torch.testing.assert_close(prediction.signals["energy"], want)
 
 
-def test_units_are_those_of_training():
+def test_prediction_units_equal_training_units():
     """Repeating the last frame has an error of 1, whatever the units of the features."""
     model = build("transformer_pp")
     some = [3.0 + 100 * x for x in frames(6, 20)]
@@ -108,7 +108,7 @@ def test_units_are_those_of_training():
     assert model.changes(rows).square().mean().item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_a_feature_that_never_varies_stays_harmless():
+def test_constant_feature_is_normalized_safely():
     model = build("transformer_pp")
     some = frames(6, 20)
     some[..., 0] = 7.0
@@ -116,7 +116,7 @@ def test_a_feature_that_never_varies_stays_harmless():
     assert model.normalize({"frames": some})["frames"].isfinite().all()
 
 
-def test_a_rollout_goes_on_from_its_own_frames(kind):
+def test_rollout_continues_from_predicted_frames(kind):
     model = build(kind).eval()
     start = frames(2, S)
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +129,7 @@ def test_a_rollout_goes_on_from_its_own_frames(kind):
     torch.testing.assert_close(ahead[:, 1:2], second)
 
 
-def test_rollouts_are_drawn_of_decodable_features(tmp_path):
+def test_rollouts_are_rendered_for_decodable_features(tmp_path):
     device = torch.device("cpu")
     back, none = (
         Latents(Autoencoder([8, 8], 1, 0.0).net, device),

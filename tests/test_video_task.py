@@ -37,7 +37,7 @@ def short(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
-def test_training_leaves_a_report_pictures_and_a_film(
+def test_training_writes_report_pictures_and_video(
     overrides, films, tmp_path, monkeypatch, short, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
@@ -62,9 +62,7 @@ def test_training_leaves_a_report_pictures_and_a_film(
     assert "training an autoencoder in" not in caplog.text
 
 
-def test_clips_shorter_than_the_context_are_told_before_anything_is_trained(
-    films, tmp_path, call_entry
-):
+def test_too_short_clips_are_refused_before_training(films, tmp_path, call_entry):
     code, error = call_entry(
         train_entry.main, "task=video", *TINY, "task.context=20", f"task.path={films}",
         f"run_dir={tmp_path / 'run'}",
@@ -163,7 +161,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
 
 
 @pytest.mark.slow
-def test_motion_that_never_changes_is_learned(films, tmp_path, monkeypatch):
+def test_constant_motion_is_learned(films, tmp_path, monkeypatch):
     """After some seconds the next frame is foreseen better than by repeating the last one."""
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"

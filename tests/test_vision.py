@@ -29,7 +29,7 @@ pytestmark = pytest.mark.vision
     ),
     data=st.data(),
 )
-def test_a_crop_is_one_window_of_all_images_of_a_row(h, w, place, data):
+def test_crop_is_the_same_for_all_images_of_a_row(h, w, place, data):
     window = [data.draw(st.integers(1, h)), data.draw(st.integers(1, w))]
     images = torch.arange(2 * 3 * h * w * 3).view(2, 3, h, w, 3)
     offsets = torch.tensor([place[::-1], place])
@@ -43,7 +43,7 @@ def test_a_crop_is_one_window_of_all_images_of_a_row(h, w, place, data):
     assert torch.equal(centre, images[:, :, top : top + window[0], left : left + window[1]])
 
 
-def test_keypoints_follow_what_moves_in_the_image():
+def test_keypoints_follow_the_responses():
     responses = torch.full((2, 2, 5, 9), -50.0)
     responses[0, 0, 0, 0] = responses[0, 1, 4, 8] = 50.0  # a corner each
     responses[1, 0, 2, 4] = 50.0  # the middle
@@ -54,7 +54,7 @@ def test_keypoints_follow_what_moves_in_the_image():
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_one_image_does_not_touch_another(pretrained):
+def test_images_are_encoded_independently(pretrained):
     """No batch statistics: averaged weights would not fit them, and rollouts are batched."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_one_image_does_not_touch_another(pretrained):
     assert not norms  # group normalisation, or batch normalisation that is frozen
 
 
-def test_wrong_settings_are_one_sentence(monkeypatch):
+def test_bad_vision_options_are_a_one_line_error(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
         ({"backbone": "resnet81"}, "resnet81 is no model of timm .*did you mean"),
@@ -97,7 +97,7 @@ def kind(request) -> str:
     return request.param
 
 
-def test_every_policy_learns_from_what_it_sees(kind):
+def test_every_policy_trains_its_encoder(kind):
     policy = build(kind)
     batch = training_batch(policy)
     loss, _ = policy.train().loss(batch)
@@ -115,7 +115,7 @@ def test_every_policy_learns_from_what_it_sees(kind):
     assert not torch.equal(policy(noisy_batch)[0], first)
 
 
-def test_every_policy_acts_on_what_it_sees(kind):
+def test_every_policy_depends_on_its_images(kind):
     policy = build(kind)
     obs = observe(2)
     chunk = policy.predict_chunk(obs, generator=generators(0, 1))
@@ -151,7 +151,7 @@ def test_images_are_encoded_once_a_chunk_and_not_at_all_while_descending(monkeyp
     assert len(calls) == 1
 
 
-def test_a_policy_that_sees_is_stored_and_loaded(tmp_path):
+def test_image_policy_is_stored_and_loaded(tmp_path):
     policy = build("flow_matching")
     policy.save(tmp_path)
     again = load_policy(tmp_path)
@@ -160,7 +160,7 @@ def test_a_policy_that_sees_is_stored_and_loaded(tmp_path):
     assert torch.equal(again.predict_chunk(observe(1), generator=generators(3)).actions, want)
 
 
-def test_replayed_rows_bring_their_images():
+def test_replayed_rows_include_their_images():
     policy = build("s2", "objective.replay=6")
     batch = training_batch(policy, 4)
     noisy_batch = policy.with_noise(policy.before_step(batch))

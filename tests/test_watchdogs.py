@@ -8,7 +8,7 @@ from ebt_policy.real_robot.watchdogs import LoopWatchdog
 PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
 
 
-def test_a_loop_that_hangs_is_stopped_from_another_thread():
+def test_hanging_loop_is_stopped_by_the_watchdog():
     clock, said = SimulatedClock(), []
     watchdog = LoopWatchdog(clock, 0.05, said.append)
     clock.wait_until(1.0)
