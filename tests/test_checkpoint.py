@@ -76,7 +76,7 @@ def crash(*_: object, **__: object) -> None:
     raise Crash
 
 
-def crash_in_half(self: Policy, folder: Path) -> None:
+def crash_after_half_the_weights(self: Policy, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"half")
     raise Crash
 
@@ -84,7 +84,7 @@ def crash_in_half(self: Policy, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "instead"),
     [
-        (Policy, "save", crash_in_half),
+        (Policy, "save", crash_after_half_the_weights),
         (torch, "save", crash),
         (checkpoint, "sync_to_disk", crash),
         (os, "rename", crash),

@@ -112,7 +112,7 @@ def test_shadow_mode_computes_but_sends_no_commands(tmp_path):
     assert all(tick.command is not None for tick in episode.ticks[1:]) and len(policy.calls) > 5
 
 
-def test_half_the_speed_takes_twice_the_time():
+def test_half_speed_doubles_the_duration():
     runner, _, _, clock = point_runner(speed=0.5)
     start = clock.now()
     episode = runner.run_episode(0)

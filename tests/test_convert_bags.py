@@ -103,8 +103,8 @@ def test_bags_become_demonstrations(tmp_path, storage):
 
 def test_convert_command_and_unreadable_bags(tmp_path, call_entry):
     bag, output = write_bag(tmp_path / "bag"), tmp_path / "store.zip"
-    code, said = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
-    assert code == 0 and output.exists(), said
+    code, error = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
+    assert code == 0 and output.exists(), error
     robot = load_robot("ros2_push_t")
     with pytest.raises(ConfigError, match="in the frame 'map', not 'table'"):
         convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
@@ -119,8 +119,8 @@ def test_convert_command_and_unreadable_bags(tmp_path, call_entry):
     with pytest.raises(ConfigError, match="sim_push_t has no topics"):
         convert([bag], load_robot("sim_push_t"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    code, said = call_entry(main, "robot=ros2_push_t")
-    assert code == 2 and "missing required option bag=BAG or output=STORE" in said
+    code, error = call_entry(main, "robot=ros2_push_t")
+    assert code == 2 and "missing required option bag=BAG or output=STORE" in error
 
 
 def assert_refused(tmp_path, message, bag, **options):
@@ -217,7 +217,7 @@ def test_silent_topics_split_the_episode(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
-def test_messages_may_be_stored_in_any_order(tmp_path, storage):
+def test_messages_are_sorted_by_time(tmp_path, storage):
     robot = load_robot("ros2_push_t")
     shuffled = list(motion())
     np.random.default_rng(0).shuffle(shuffled)
@@ -258,7 +258,7 @@ def test_all_unreadable_bags_are_listed(tmp_path):
 @pytest.mark.parametrize("limit", ["0", "-1", ".nan", ".inf", "long", "null"])
 def test_max_gap_must_be_positive(tmp_path, limit, call_entry):
     bag = f"bag={write_bag(tmp_path / 'bag')}"
-    code, said = call_entry(
+    code, error = call_entry(
         main, "robot=ros2_push_t", bag, f"output={tmp_path / 'store'}", f"max_gap_s={limit}"
     )
-    assert code == 2 and "max_gap_s must be positive" in said
+    assert code == 2 and "max_gap_s must be positive" in error

@@ -19,7 +19,7 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
+def offline_folder(tmp_path, monkeypatch):
     """A folder without recordings, and neither data nor network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EBT_POLICY_DATA", raising=False)
@@ -36,7 +36,7 @@ def task(*overrides: str) -> PolicyTaskConfig:
     return PolicyTaskConfig.from_config(compose_config(*overrides))
 
 
-def door(path, **changes) -> str:
+def write_door_file(path, **changes) -> str:
     rows = {"observations": np.zeros((7, 39)), "actions": 2 * np.ones((7, 28))}
     np.savez(path, **{**rows, "episode_ends": np.array([3, 7]), **changes})
     return str(path)
@@ -57,7 +57,7 @@ def test_user_task_family_loads_its_demonstrations(monkeypatch):
 
 def test_adroit_demonstrations_lose_their_first_row(tmp_path):
     rows = np.arange(7.0)[:, None] * np.ones(39)
-    path = door(tmp_path / "door.npz", observations=rows)
+    path = write_door_file(tmp_path / "door.npz", observations=rows)
     episodes, note = task("task=adroit_door", f"task.path={path}").demonstrations()
     assert episodes.lengths.tolist() == [2, 3] and note.startswith("adroit_door: 2 demonstrations")
     assert episodes.arrays["obs"][:, 0].tolist() == [1, 2, 4, 5, 6]
@@ -78,28 +78,28 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
     ],
 )
 def test_other_files_are_refused_as_adroit_demonstrations(tmp_path, changes, message):
-    path = door(tmp_path / "door.npz", **changes)
+    path = write_door_file(tmp_path / "door.npz", **changes)
     with pytest.raises(EpisodeError, match=message) as caught:
         load_adroit_door(path)
     assert path in str(caught.value)
 
 
-def test_damaged_or_missing_adroit_files(nowhere):
+def test_damaged_or_missing_adroit_files(offline_folder):
     with pytest.raises(EpisodeError, match=r"put door_human_25demos\.npz into \$EBT_POLICY_DATA"):
         load_adroit_door(None)
     with pytest.raises(EpisodeError, match=r"no Adroit demonstrations at gone\.npz"):
         load_adroit_door("gone.npz")
-    path = door(nowhere / "door.npz")
-    (nowhere / "door.npz").write_bytes((nowhere / "door.npz").read_bytes()[:300])
+    path = write_door_file(offline_folder / "door.npz")
+    (offline_folder / "door.npz").write_bytes((offline_folder / "door.npz").read_bytes()[:300])
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         load_adroit_door(path)
-    with (nowhere / "door.npz").open("wb") as file:
+    with (offline_folder / "door.npz").open("wb") as file:
         np.save(file, np.zeros(3))  # one array, which NumPy opens as something else
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         load_adroit_door(path)
 
 
-def test_offline_error_suggests_the_record_command(nowhere):
+def test_offline_error_suggests_the_record_command(offline_folder):
     with pytest.raises(DownloadError) as caught:
         task("task=lift").demonstrations()
     for text in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
@@ -107,7 +107,7 @@ def test_offline_error_suggests_the_record_command(nowhere):
     assert "\n" not in str(caught.value)
 
 
-def test_download_checks_the_checksum_of_the_hub(nowhere, monkeypatch):
+def test_download_checks_the_checksum_of_the_hub(offline_folder, monkeypatch):
     calls = []
     metadata = type("Metadata", (), {"etag": "a" * 64})
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: metadata)

@@ -190,7 +190,7 @@ def test_the_same_seed_gives_the_same_descent():
 # -- step control ---------------------------------------------------------------------------------
 
 
-def test_a_range_of_sizes_draws_one_factor_a_unit():
+def test_step_size_range_draws_one_factor_per_unit():
     init = normal(50, 20, 3)
     path = Descent(RandomSteps((3, 3), 0.1, (0.5, 2.0)))(quadratic(), init).path
     ratios = torch.stack([b / a for a, b in pairwise(path)])
@@ -206,7 +206,7 @@ def test_a_range_of_sizes_draws_one_factor_a_unit():
     assert unit_factors.var().item() == pytest.approx(1.5**2 / 12, rel=0.1)
 
 
-def test_a_range_of_steps_is_drawn_from_both_ends():
+def test_step_range_includes_both_ends():
     lengths = {
         len(Descent(RandomSteps((2, 4), 0.1))(slope, torch.zeros(1, 1, 1)).grad_norms)
         for _ in range(60)
@@ -214,7 +214,7 @@ def test_a_range_of_steps_is_drawn_from_both_ends():
     assert lengths == {2, 3, 4}
 
 
-def test_momentum_is_nesterovs():
+def test_momentum_equals_nesterov():
     curvature, a, mu = torch.tensor([1.0, 5.0], dtype=torch.float64), 0.1, 0.8
     x, v = normal(2, 3, 2), torch.zeros(2, 3, 2)
     result = descend(quadratic(curvature), x, 6, a, update=NesterovMomentum(mu))

@@ -117,7 +117,7 @@ def test_bilinear_energy_at_zero_needs_no_backward_pass(grad):
             torch.testing.assert_close(a, b)
 
 
-def test_update_field_replaces_an_energy():
+def test_direct_update_field_is_followed():
     field = lambda x, level: 0.5 * (1 - x)  # noqa: E731
     result = descend(DirectUpdate(field), torch.zeros(1, 2, 3), 3, 1.0)
     torch.testing.assert_close(result.candidate, torch.full((1, 2, 3), 0.875))

@@ -62,7 +62,7 @@ def test_noise_does_not_move_a_unit_that_has_stopped():
     assert result.steps_used[0, 1] == 30
 
 
-def turning(x, level):
+def turning_energy(x, level):
     """Falls along (1, 1), except for units beyond 10: they turn with the level."""
     level = torch.zeros(x.shape[:2]) if level is None else level
     turn = torch.where(x.detach()[..., 0] > 10, level, torch.zeros_like(level))
@@ -74,15 +74,16 @@ def test_straight_path_exits_early_and_bent_path_does_not(steps):
     init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
     schedule = LevelSchedule.uniform(steps)
     landing = Descent(schedule, stop=StraightPath(0.1))
-    full = Descent(schedule)(turning, init)
-    result = landing(turning, init)
+    full = Descent(schedule)(turning_energy, init)
+    result = landing(turning_energy, init)
     assert result.steps_used.tolist() == [[2, steps]]
     assert result.reason.tolist() == [[StopReason.STRAIGHT_PATH, StopReason.STEPS_DONE]]
     torch.testing.assert_close(result.candidate, full.candidate)
-    alone = landing(turning, init[:, :1])
+    alone = landing(turning_energy, init[:, :1])
     assert len(alone.path) == 3
     torch.testing.assert_close(alone.candidate, full.candidate[:, :1])
-    bold = Descent(schedule, stop=StraightPath(1.5))(turning, init)  # it bends by 1.0 a level
+    tolerant = Descent(schedule, stop=StraightPath(1.5))  # the path bends by 1.0 a level
+    bold = tolerant(turning_energy, init)
     assert bold.steps_used.tolist() == [[2, 2]]
 
 
@@ -90,7 +91,7 @@ def test_candidates_exit_together():
     bent, straight = [50.0, 0.0], [0.0, 0.0]
     init = torch.tensor([[bent, straight, straight, straight]])
     descent = Descent(LevelSchedule.uniform(4), stop=StraightPath(0.1, num_candidates=2))
-    result = select(descent(turning, init), 2)
+    result = select(descent(turning_energy, init), 2)
     assert result.steps_used.tolist() == [[4, 2]]
 
 
@@ -108,7 +109,7 @@ def test_final_projection_applies_to_early_exited_units():
     constraints = (PathProjection(torch.zeros(1, 1, 2), project, final),)
     schedule = LevelSchedule.uniform(5)
     Descent(schedule, constraints=constraints, stop=StraightPath(0.1))(
-        turning, torch.zeros(1, 1, 2)
+        turning_energy, torch.zeros(1, 1, 2)
     )
     assert calls == ["on the way", "final"]
 
@@ -128,7 +129,7 @@ def test_unit_with_rising_energy_reverts_and_stops():
     assert last.reason.tolist() == [[StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]]
 
 
-def test_a_unit_stops_by_the_first_of_several_rules():
+def test_unit_stops_by_the_first_rule_that_applies():
     def energy(x, level):
         return (torch.tensor([0.5, 1.0, 30.0]).view(1, 3, 1) * x.square() / 2).sum(-1)
 
@@ -180,7 +181,7 @@ def test_deadline_is_met_and_fully_used(monkeypatch, with_levels, final_energy, 
 
 @few_examples
 @given(costs=st.lists(st.floats(0.5, 2), min_size=30, max_size=30), with_levels=st.booleans())
-def test_deadline_overrun_is_at_most_one_slow_step(costs, with_levels):
+def test_deadline_overrun_is_bounded(costs, with_levels):
     with pytest.MonkeyPatch.context() as monkeypatch:
         clock = Clock(monkeypatch)
         descent = Descent(schedule(20, with_levels), deadline_s=10.0)

@@ -45,25 +45,25 @@ def series_results(runner, keys=None, **options):
     return run_series(runner, keys, **options).results
 
 
-def slow(**more):
+def slow_runner(**more):
     """A session whose policy never answers in time."""
     return point_runner(delay=9.0, **more)
 
 
 @pytest.mark.parametrize("keep", ["completed", "successful"])
 def test_unattended_robot_stays_held_and_the_table_has_the_reason(tmp_path, keep):
-    runner, driver, _, _ = slow(record=tmp_path / "run")
+    runner, driver, _, _ = slow_runner(record=tmp_path / "run")
     episodes = series_results(runner, episodes=3, keep=keep)
     assert len(episodes) == 1 and not episodes[0].kept and exit_code(episodes) == 4
     assert driver.holding and runner.supervisor.state is State.HOLD
     assert not list(tmp_path.iterdir())
-    said = markdown_table(summarize(episodes))
-    assert "| ended by a hold or a stop | 1 of 1 |" in said
-    assert "| held | the policy did not answer for 0.6 s |" in said
+    table = markdown_table(summarize(episodes))
+    assert "| ended by a hold or a stop | 1 of 1 |" in table
+    assert "| held | the policy did not answer for 0.6 s |" in table
 
 
 def test_keep_all_keeps_held_episodes_of_a_simulated_robot(tmp_path):
-    runner, _, _, _ = slow()
+    runner, _, _, _ = slow_runner()
     episodes = series_results(runner, episodes=2, keep="all")
     assert [episode.kept for episode in episodes] == [True, True] and exit_code(episodes) == 4
     assert "| held | the policy did not answer for 0.6 s (2 times) |" in markdown_table(
@@ -113,7 +113,7 @@ def test_quit_while_stopped(keep):
 
 
 def test_held_robot_waits_for_acknowledgement_between_episodes():
-    runner, _, _, clock = slow()
+    runner, _, _, clock = slow_runner()
     start = clock.now()
     episodes = series_results(runner, {7.0: "r", 14.0: "q"})
     assert len(episodes) == 2 and exit_code(episodes) == 4
@@ -121,7 +121,7 @@ def test_held_robot_waits_for_acknowledgement_between_episodes():
 
 
 def test_emergency_stop_of_a_held_robot_between_episodes():
-    runner, _, _, _ = slow()
+    runner, _, _, _ = slow_runner()
     series_results(runner, {7.0: " ", 8.0: "r", 9.0: "q"})
     assert runner.supervisor.state is State.FAULT
     assert runner.supervisor.reason == "emergency stop: space bar"
@@ -167,7 +167,7 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def full_from(monkeypatch, number, part=0):
+def fill_disk_from(monkeypatch, number, part=0):
     """From a write on the disk takes `part` bytes; gives a switch, "full"."""
     usual, state, count = os.write, {"full": True}, itertools.count(1)
 
@@ -185,7 +185,7 @@ def full_from(monkeypatch, number, part=0):
 def test_full_disk_stops_the_robot_without_data_loss(tmp_path, monkeypatch, keep, part):
     store = tmp_path / "run"
     runner, driver, _, _ = point_runner(record=store)
-    full_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
+    fill_disk_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
     episodes = series_results(runner, episodes=3, keep=keep)
     assert [e.ended[0] for e in episodes] == [State.RUNNING, State.FAULT]
     assert episodes[1].ended[1] == f"record={store} cannot be written (No space left on device)."
@@ -199,7 +199,7 @@ def test_full_disk_stops_the_robot_without_data_loss(tmp_path, monkeypatch, keep
 def test_recording_resumes_after_disk_space_is_freed(tmp_path, monkeypatch):
     store = tmp_path / "run"
     runner, _, _, clock = point_runner(record=store)
-    disk = full_from(monkeypatch, 22)
+    disk = fill_disk_from(monkeypatch, 22)
     clock.call_at(clock.now() + 5.0, lambda: disk.update(full=False))
     episodes = series_results(runner, {6.0: "a"})
     assert [e.kept for e in episodes] == [False, True]

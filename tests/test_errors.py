@@ -29,7 +29,7 @@ USER_ERRORS = (
 
 
 @pytest.mark.parametrize("kind", [*USER_ERRORS, DescentError, EnvError])
-def test_a_user_error_is_one_sentence(kind, capsys):
+def test_user_error_is_one_line(kind, capsys):
     with pytest.raises(SystemExit) as end, report_errors():
         raise kind("the option x must be 1, got [2].")
     assert end.value.code == 2

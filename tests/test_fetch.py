@@ -81,11 +81,11 @@ def test_a_cache_that_cannot_be_written_is_named(url, monkeypatch, tmp_path):
         fetch(f"{url}/file", "data.bin")
 
 
-def files() -> list[str]:
+def cached_files() -> list[str]:
     return [p.name for p in cache_dir().iterdir() if p.suffix != ".lock"]
 
 
-def part(content: bytes):
+def write_partial(content: bytes):
     cache_dir().mkdir(parents=True, exist_ok=True)
     path = cache_dir() / "data.bin.part"
     path.write_bytes(content)
@@ -103,14 +103,14 @@ def test_cache_dir(monkeypatch, tmp_path):
 def test_complete_download_is_cached(url, server, sha256):
     path = fetch(f"{url}/file", "data.bin", sha256)
     assert path.read_bytes() == BODY
-    assert files() == ["data.bin"]
+    assert cached_files() == ["data.bin"]
     assert fetch(f"{url}/file", "data.bin", sha256) == path
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("page", ["file", "plain"])
 def test_resume_or_restart(url, server, page):
-    leftover = part(BODY[:1000])
+    leftover = write_partial(BODY[:1000])
     path = fetch(f"{url}/{page}", "data.bin", SHA256)
     assert path.read_bytes() == BODY
     assert server.requests == [(f"/{page}", "bytes=1000-")]
@@ -118,13 +118,13 @@ def test_resume_or_restart(url, server, page):
 
 
 def test_killed_before_the_rename(url, server):
-    part(BODY)
+    write_partial(BODY)
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
     assert len(server.requests) == 1
 
 
 def test_leftover_longer_than_the_file(url):
-    part(BODY + b"more")
+    write_partial(BODY + b"more")
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
 
 
@@ -141,11 +141,11 @@ def test_interrupted_download_resumes(url, server):
 def test_wrong_checksum(url):
     with pytest.raises(DownloadError, match=f"SHA-256 {SHA256} instead of 00.* was deleted"):
         fetch(f"{url}/file", "data.bin", "0" * 64)
-    assert files() == []
+    assert cached_files() == []
 
 
 def test_partial_download_of_another_file_is_detected(url):
-    part(b"x" * 1000)
+    write_partial(b"x" * 1000)
     with pytest.raises(DownloadError, match="was deleted"):
         fetch(f"{url}/file", "data.bin", SHA256)
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY

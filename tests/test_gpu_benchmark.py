@@ -156,32 +156,32 @@ def test_installed_packages_are_read_from_a_list(tmp_path):
 DEVICE = torch.device("meta")
 
 
-class SentTensors(TorchDispatchMode):
+class HostTransfers(TorchDispatchMode):
     """Notes each tensor of the host that is copied to the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.transfers: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
         if name in ("_to_copy", "copy_") and len({x.device.type for x in tensors}) > 1:
-            self.found.append(name)
+            self.transfers.append(name)
         return out
 
 
-def sent(job: Callable[[], object]) -> list[str]:
-    with SentTensors() as tensors:
+def host_transfers(job: Callable[[], object]) -> list[str]:
+    with HostTransfers() as tensors:
         job()
-    return tensors.found
+    return tensors.transfers
 
 
 def test_host_synchronisations_are_detected():
     x = torch.rand(4, device=DEVICE)
-    assert sent(lambda: torch.arange(4).to(DEVICE)) == ["_to_copy"]
-    assert sent(lambda: x * 2 + torch.arange(4, device=DEVICE)) == []
+    assert host_transfers(lambda: torch.arange(4).to(DEVICE)) == ["_to_copy"]
+    assert host_transfers(lambda: x * 2 + torch.arange(4, device=DEVICE)) == []
     for ask in (lambda: float(x[0]), lambda: bool(x.any()), lambda: x.tolist()):
         with pytest.raises(RuntimeError):
             ask()
@@ -205,7 +205,7 @@ def test_training_loss_does_not_synchronise_with_the_host(model, overrides, monk
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
 
     loss()  # a schedule of diffusers is sent once
-    assert sent(loss) == []
+    assert host_transfers(loss) == []
 
 
 # Schedulers of diffusers read their time steps, which stay on the host.
@@ -220,9 +220,9 @@ def test_prediction_does_not_synchronise_with_the_host(predictor, monkeypatch):
     motion = Motion.at_rest(np.array([200.0, 300.0]))
     project = ChunkProjection(latency.LIMITS, latency.LIMITS.bounds(DEVICE), motion, 0.1, 4)
     prefix = torch.rand(1, 4, 2, device=DEVICE)
-    assert sent(lambda: policy.predict_on_device(obs)) == []
+    assert host_transfers(lambda: policy.predict_on_device(obs)) == []
     assert (
-        sent(
+        host_transfers(
             lambda: policy.predict_on_device(
                 obs, constraints=ChunkConstraints(prefix=prefix, project=project)
             )

@@ -28,14 +28,14 @@ def photo(height: int = 20, width: int = 24, channels: int = 3, seed: int = 0) -
     return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def stored(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def png(pixels: np.ndarray) -> bytes:
-    return stored(Image.fromarray(pixels.squeeze()))
+    return encode(Image.fromarray(pixels.squeeze()))
 
 
 def test_pixels_are_unchanged_and_grey_is_converted():
@@ -47,7 +47,7 @@ def test_pixels_are_unchanged_and_grey_is_converted():
     turned = Image.fromarray(pixels)
     exif = turned.getexif()
     exif[0x0112] = 6  # taken with the camera turned
-    upright = decode(stored(turned, exif=exif), "turned.png", 3)
+    upright = decode(encode(turned, exif=exif), "turned.png", 3)
     assert np.array_equal(upright, np.rot90(pixels, -1))
 
 
@@ -59,8 +59,8 @@ def test_orientation_of_unwritable_exif_is_applied(orientation):
     image = Image.fromarray(photo())
     good = Image.Exif()
     good[0x0112] = orientation
-    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(stored(image, "PNG", exif=good))))
-    assert np.array_equal(decode(stored(image, "PNG", exif=exif), "a.png", 3), np.asarray(expected))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encode(image, "PNG", exif=good))))
+    assert np.array_equal(decode(encode(image, "PNG", exif=exif), "a.png", 3), np.asarray(expected))
 
 
 def test_unreadable_exif_leaves_the_pixels(monkeypatch):
@@ -87,12 +87,12 @@ def test_decoder_errors_name_the_file(error, monkeypatch, tmp_path):
     assert "1 left out: " in load_images(None, str(path), 3, skip_unreadable=True).origin
 
 
-def deep() -> bytes:
+def png_16_bit() -> bytes:
     values = np.arange(400, dtype=np.uint16).reshape(20, 20)
-    return stored(Image.fromarray(values))
+    return encode(Image.fromarray(values))
 
 
-def deep_colours() -> bytes:
+def colour_png_16_bit() -> bytes:
     return cv2.imencode(".png", np.zeros((20, 20, 3), np.uint16))[1].tobytes()
 
 
@@ -101,17 +101,17 @@ BAD = {
     "empty": (lambda: b"", "is no image that can be read"),
     "truncated": (lambda: png(photo(200, 200))[:3000], "is no image that can be read"),
     "truncated jpeg": (
-        lambda: stored(Image.fromarray(photo(200, 200)), "JPEG")[:3000],
+        lambda: encode(Image.fromarray(photo(200, 200)), "JPEG")[:3000],
         "is no image that can be read",
     ),
-    "16 bits": (deep, "has more than 8 bits"),
-    "16 bits, colours": (deep_colours, "has more than 8 bits"),
+    "16 bits": (png_16_bit, "has more than 8 bits"),
+    "16 bits, colours": (colour_png_16_bit, "has more than 8 bits"),
     "transparent": (lambda: png(photo(channels=4)), "has the channels RGBA"),
     "deep, of another kind": (  # Pillow would cut it to 8 bits and not say so
         lambda: cv2.imencode(".jp2", np.zeros((64, 64, 3), np.uint16))[1].tobytes(),
         "is no image that can be read",
     ),
-    "printed": (lambda: stored(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
+    "printed": (lambda: encode(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
     "grey": (lambda: png(photo(channels=1)), r"is grey; .* task\.channels=1"),
 }
 

@@ -9,7 +9,7 @@ from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
 from ebt_policy.real_robot.supervisor import EStop, Supervisor
 
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds until what must happen has not: a busy machine is slow
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
@@ -38,7 +38,7 @@ def test_closed_terminal_triggers_the_emergency_stop(monkeypatch):
         with listen_to_operator(operator) as keys:
             assert keys
             os.write(person, b" ")
-            assert estop.pressed.wait(PATIENCE) and not operator.quit.is_set()
+            assert estop.pressed.wait(TIMEOUT_S) and not operator.quit.is_set()
             os.close(person)
-            assert operator.quit.wait(PATIENCE)
+            assert operator.quit.wait(TIMEOUT_S)
     assert estop.reason == "space bar"

@@ -60,7 +60,7 @@ def test_interrupted_training_resumes_bit_for_bit(tiny_text, tmp_path, monkeypat
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_a_damaged_checkpoint_is_one_clear_error(tiny_text, tmp_path):
+def test_damaged_checkpoint_is_refused(tiny_text, tmp_path):
     run = train(tiny_text("run", "evaluation.final=false"))
     folder = sorted((run / "checkpoints").glob("step_*"))[-1]
     (folder / "tokenizer.json").write_text("{")
@@ -79,10 +79,10 @@ def test_eval_and_generate_commands(tiny_text, tmp_path, monkeypatch, capsys):
     evaluating.main()
     entries = json.loads((tmp_path / "found" / "summary.json").read_text())["entries"]
     assert [entry["steps"] for entry in entries] == [2, 3]
-    thought = entries[0]["thinking"]
-    assert len(thought["longer"]) == 9
-    assert [entry["candidates"] for entry in thought["wider"]] == [1, 2, 4, 8]
-    assert thought["longer"][2]["mean"] == pytest.approx(thought["wider"][0]["mean"], rel=1e-5)
+    thinking = entries[0]["thinking"]
+    assert len(thinking["longer"]) == 9
+    assert [entry["candidates"] for entry in thinking["wider"]] == [1, 2, 4, 8]
+    assert thinking["longer"][2]["mean"] == pytest.approx(thinking["wider"][0]["mean"], rel=1e-5)
     report = (tmp_path / "found" / "report.html").read_text("utf-8")
     for heading in ("Thinking", "bits a byte", "window by window", "Training of run"):
         assert heading in report

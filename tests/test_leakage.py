@@ -28,7 +28,7 @@ def kind(request) -> str:
     return request.param
 
 
-def every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[str, torch.Tensor]:
+def outputs_of_every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[str, torch.Tensor]:
     """All that a model makes of the places (B, S) of some tokens, after every step."""
     with torch.no_grad():
         observed = model.observe(sequence)
@@ -44,18 +44,18 @@ def every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[str, torch.
 
 def leaks_backwards(model: LanguageModel) -> list[str]:
     """What changes at the places before a token that is replaced."""
-    before, moved, leaks = every_step(model, tokens()), tokens(), []
+    before, moved, leaks = outputs_of_every_step(model, tokens()), tokens(), []
     for place in range(1, S):
         moved = tokens()
         moved[:, place] = (moved[:, place] + 1 + torch.arange(B)) % V
-        after = every_step(model, moved)
+        after = outputs_of_every_step(model, moved)
         for name, value in before.items():
             if not torch.allclose(after[name][:, :place], value[:, :place], rtol=1e-9):
                 leaks.append(f"{name} before {place}")
     return leaks
 
 
-def leaks_between_guesses(model: EnergyLanguageModel, num_candidates: int = 1) -> bool:
+def leaks_between_candidates(model: EnergyLanguageModel, num_candidates: int = 1) -> bool:
     """Whether a guess's energy, or update, depends on another guess."""
     observed = model.observe(tokens())
     candidates = torch.randn(B, S * num_candidates, 16).double().requires_grad_()
@@ -78,9 +78,9 @@ def leaks_between_guesses(model: EnergyLanguageModel, num_candidates: int = 1) -
     return False
 
 
-def one_place_at_a_time(model: LanguageModel) -> bool:
+def equals_sequential_prediction(model: LanguageModel) -> bool:
     """Whether places predicted alone, from what came before them, equal those in parallel."""
-    parallel = every_step(model, tokens())
+    parallel = outputs_of_every_step(model, tokens())
     for place in range(S):
         with torch.no_grad():
             observed = model.observe(tokens()[:, : place + 1])
@@ -108,24 +108,24 @@ def test_predictions_do_not_depend_on_later_tokens(kind):
 @pytest.mark.parametrize("num_candidates", [1, 3])
 def test_candidates_are_independent_of_each_other(kind, num_candidates):
     model = build(kind)
-    assert isinstance(model, EnergyLanguageModel) and not leaks_between_guesses(
+    assert isinstance(model, EnergyLanguageModel) and not leaks_between_candidates(
         model, num_candidates
     )
 
 
 @pytest.mark.parametrize("kind", NOISELESS)
 def test_parallel_prediction_equals_sequential(kind):
-    assert one_place_at_a_time(build(kind))
+    assert equals_sequential_prediction(build(kind))
 
 
 def test_predictions_depend_on_all_earlier_tokens(kind):
     """The other way round: nothing is hidden that may be seen."""
     model = build(kind)
-    last = every_step(model, tokens())
+    last = outputs_of_every_step(model, tokens())
     for place in range(S):
         moved = tokens()
         moved[:, place] = (moved[:, place] + 1) % V
-        for name, value in every_step(model, moved).items():
+        for name, value in outputs_of_every_step(model, moved).items():
             if name != "guess 0" and (kind, name) != ("refiner", "energies"):  # it has none
                 assert not torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6), (name, place)
 
@@ -133,7 +133,7 @@ def test_predictions_depend_on_all_earlier_tokens(kind):
 # -- leaky masks ----------------------------------------------------------------------------------
 
 
-def see_the_next(monkeypatch):
+def leak_next_token(monkeypatch):
     """Guesses see one observed token too many: the one that they are to guess."""
     independent_queries = Attention.independent_queries
 
@@ -147,7 +147,7 @@ def see_the_next(monkeypatch):
     monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
-def see_each_other(monkeypatch):
+def leak_between_candidates(monkeypatch):
     """Guesses see the mean of all guesses."""
     independent_queries = Attention.independent_queries
 
@@ -157,7 +157,7 @@ def see_each_other(monkeypatch):
     monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
-def observe_backwards(monkeypatch):
+def leak_in_observed_stream(monkeypatch):
     """The observed stream is not causal."""
     self_attention = Attention.self_attention
 
@@ -169,29 +169,29 @@ def observe_backwards(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
 def test_checks_detect_candidates_that_see_the_next_token(kind, monkeypatch):
-    see_the_next(monkeypatch)
-    assert leaks_backwards(build(kind)) and not one_place_at_a_time(build(kind))
+    leak_next_token(monkeypatch)
+    assert leaks_backwards(build(kind)) and not equals_sequential_prediction(build(kind))
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
 def test_checks_detect_candidates_that_see_each_other(kind, monkeypatch):
-    see_each_other(monkeypatch)
+    leak_between_candidates(monkeypatch)
     model = build(kind)
-    assert isinstance(model, EnergyLanguageModel) and leaks_between_guesses(model)
-    assert not one_place_at_a_time(model)
+    assert isinstance(model, EnergyLanguageModel) and leaks_between_candidates(model)
+    assert not equals_sequential_prediction(model)
 
 
 def test_checks_detect_an_observed_stream_that_is_not_causal(kind, monkeypatch):
-    observe_backwards(monkeypatch)
+    leak_in_observed_stream(monkeypatch)
     assert leaks_backwards(build(kind))
     if kind != "ebt s2":
-        assert not one_place_at_a_time(build(kind))
+        assert not equals_sequential_prediction(build(kind))
 
 
 # -- noise ----------------------------------------------------------------------------------------
 
 
-def learns_noise(kind: str) -> float:
+def excess_surprisal_on_noise(kind: str) -> float:
     """Held-out surprisal, nats, after training on uniform random tokens, minus ln V."""
     torch.manual_seed(0)
     model = build(kind).float()
@@ -214,11 +214,11 @@ def learns_noise(kind: str) -> float:
 
 @pytest.mark.slow
 def test_random_tokens_cannot_be_predicted(kind):
-    assert learns_noise(kind) > -0.02  # the mean of 3,584 places
+    assert excess_surprisal_on_noise(kind) > -0.02  # the mean of 3,584 places
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
 def test_leaky_model_predicts_random_tokens(kind, monkeypatch):
-    see_the_next(monkeypatch)
-    assert learns_noise(kind) < -0.2
+    leak_next_token(monkeypatch)
+    assert excess_surprisal_on_noise(kind) < -0.2

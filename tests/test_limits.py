@@ -20,7 +20,7 @@ SECTION = {
 }
 
 
-def test_without_limits_a_robot_is_not_armed():
+def test_robot_without_limits_is_not_armed():
     with pytest.raises(SafetyError) as refusal:
         parse_limits({}, ["x", "y"])
     assert str(refusal.value) == (

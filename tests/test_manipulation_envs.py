@@ -19,15 +19,15 @@ from ebt_policy.envs.errors import RenderingError
 from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 
-def needs(extra: str, module: str):
+def requires_extra(extra: str, module: str):
     """Marks of a test of one extra, left out where it is not installed."""
     absent = importlib.util.find_spec(module) is None
     return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"without {extra}")]
 
 
-robosuite = needs("robomimic", "robosuite")
-metaworld = needs("metaworld", "metaworld")
-adroit = needs("adroit", "gymnasium_robotics")
+robosuite = requires_extra("robomimic", "robosuite")
+metaworld = requires_extra("metaworld", "metaworld")
+adroit = requires_extra("adroit", "gymnasium_robotics")
 SAMPLE = [
     pytest.param("Lift-v0", marks=robosuite),
     *(
@@ -38,7 +38,7 @@ SAMPLE = [
     *(pytest.param(f"MetaWorld-{s}-v3", marks=metaworld) for s in ("reach", "door-open", "hammer")),
     pytest.param("AdroitDoor-v0", marks=adroit),
 ]
-ONE_EACH = [
+ENVIRONMENTS = [
     pytest.param("Lift-v0", marks=robosuite),
     pytest.param("MetaWorld-door-open-v3", marks=metaworld),
     pytest.param("AdroitDoor-v0", marks=adroit),
@@ -85,7 +85,7 @@ def test_every_metaworld_task_is_registered_and_solved_by_its_expert(scene):
 
 
 @pytest.mark.metaworld
-def test_the_names_are_metaworlds():
+def test_task_names_equal_metaworld():
     env_dict = pytest.importorskip("metaworld.env_dict")
     assert sorted(f"{scene}-v3" for scene in METAWORLD) == sorted(env_dict.ALL_V3_ENVIRONMENTS)
 
@@ -114,7 +114,7 @@ def play(env: gymnasium.Env, seed: int, steps: int = 12) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_an_episode_depends_on_its_seed_alone(name):
+def test_episode_depends_only_on_its_seed(name):
     env = cached_env(name)
     first, _ = play(env, 3)
     other, _ = play(env, 4)
@@ -136,7 +136,7 @@ def test_state_determines_the_observation(name):
         np.testing.assert_allclose(info["state"], state, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_bad_input_is_a_one_line_error(name):
     env = cached_env(name)
     _, info = env.reset(seed=0)

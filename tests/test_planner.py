@@ -90,7 +90,7 @@ def test_projected_chunks_are_not_clamped_again():
     )
     clamped = []
     for policy in (free, bound):
-        runner, _, _, _ = point_runner(policy=policy, change={"watch": patient()})
+        runner, _, _, _ = point_runner(policy=policy, change={"watch": watch_without_clamp_limit()})
         episode = runner.run_episode(1)
         clamped.append(episode.summary()["clamped_ticks"])
     assert clamped[0] <= 2 < clamped[1]
@@ -130,5 +130,5 @@ def test_warm_up_raises_errors_of_the_policy():
         planner.warm_up({"obs": np.zeros(2, np.float32)}, np.zeros(2))
 
 
-def patient():
+def watch_without_clamp_limit():
     return SECTION["watch"] | {"max_consecutive_clamped_ticks": 1000}

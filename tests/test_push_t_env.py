@@ -60,7 +60,7 @@ def with_path():
 
 
 @pytest.mark.parametrize("seed", [0, 7, 100_000, 2**32 - 1])
-def test_initial_values_are_diffusion_policys(seed):
+def test_initial_values_equal_diffusion_policy(seed):
     rs = np.random.RandomState(seed)
     expected = [rs.randint(50, 450), rs.randint(50, 450), rs.randint(100, 400)]
     expected += [rs.randint(100, 400), rs.randn() * 2 * np.pi - np.pi]

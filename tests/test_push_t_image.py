@@ -114,7 +114,7 @@ def test_rendered_demonstrations_equal_environment_frames():
     assert len({frame.tobytes() for frame in frames}) == 5
 
 
-def test_a_mirrored_state_looks_like_the_mirrored_frame(demonstrations):
+def test_mirrored_state_renders_the_mirrored_frame(demonstrations):
     episodes, _ = PolicyTaskConfig.from_config(
         {"task": {**compose_config()["task"], "path": str(demonstrations)}}
     ).demonstrations()

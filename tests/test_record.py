@@ -162,7 +162,7 @@ def test_existing_output_is_left_alone(lottery, tmp_path):
     assert output.read_text() == "precious"
 
 
-def test_two_recordings_do_not_mix(lottery, tmp_path):
+def test_concurrent_recordings_are_refused(lottery, tmp_path):
     def second_recording(*_):
         with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
             record(Noise(), lottery(), 2, output, workers=1)
@@ -240,7 +240,7 @@ def test_expert_of_the_environment_is_recorded(lottery, tmp_path):
 
 
 @pytest.mark.metaworld
-def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entry):
+def test_metaworld_recording_is_trainable(tmp_path, monkeypatch, call_entry):
     pytest.importorskip("metaworld")
     from ebt_policy.policies.task_config import PolicyTaskConfig
 

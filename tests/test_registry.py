@@ -54,7 +54,7 @@ def colors():
     return registry
 
 
-def test_names_are_looked_up(colors):
+def test_registered_names_are_found(colors):
     assert colors.get("red") == "a red thing" and list(colors) == ["red", "green"]
     assert "red" in colors and "blue" not in colors
     with pytest.raises(ValueError, match="color=red is registered twice"):
@@ -82,7 +82,7 @@ def test_an_installed_plugin_adds_a_name(colors, site):
     assert colors.get("blue") == "a blue thing"
 
 
-def test_a_name_of_the_package_comes_before_that_of_a_plugin(colors, site):
+def test_package_names_take_precedence_over_plugins(colors, site):
     install_plugin(site, "red-plugin", "red = nowhere:RED", "ebt_policy.test_colors")
     assert colors.get("red") == "a red thing"
 

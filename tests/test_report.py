@@ -110,7 +110,7 @@ def test_report_of_one_entry(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"), [(None, FileNotFoundError), (b"", ValueError), (b"GIF89a..", ValueError)]
 )
-def test_bad_videos_stop_the_report_before_it_is_written(
+def test_bad_videos_are_refused_before_the_report_is_written(
     tmp_path, policy_entries, content, error
 ) -> None:
     video = tmp_path / "broken.mp4"

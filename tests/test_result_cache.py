@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_results_that_cannot_be_written_go_to_the_cache_folder(tmp_path, cache, monkeypatch):
+def test_unwritable_results_go_to_the_cache_folder(tmp_path, cache, monkeypatch):
     file = tmp_path / "played.jsonl"
     ResultCache(file, "episodes").add(FIRST, [1.0])
     append = result_cache._append

@@ -69,7 +69,7 @@ def test_subsets(tmp_path):
         read_robomimic("Can", tmp_path / "bare.hdf5", mask="train")
 
 
-def test_absolute_actions_are_the_goals_of_the_relative_ones(tmp_path):
+def test_absolute_actions_are_the_targets_of_relative_actions(tmp_path):
     demonstrations = write_demonstrations(tmp_path / "can.hdf5")
     episodes = read_robomimic("Can", tmp_path / "can.hdf5", actions="absolute")
     parts, _, actions = demonstrations[0]
@@ -105,7 +105,7 @@ def test_absolute_actions_of_the_file_are_used(tmp_path):
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 2))
-def test_six_numbers_are_a_rotation(seed, arms):
+def test_six_dimensional_rotation_round_trip(seed, arms):
     rng = np.random.default_rng(seed)
     goals = rng.normal(size=(3, 7 * arms))
     wide = to_six_dimensional(goals)

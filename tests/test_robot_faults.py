@@ -30,7 +30,7 @@ class Fault:
 
     within: float
     ends: State | None
-    said: str
+    reason: str
 
 
 def obs_stop(runner, driver, policy, at, rng):
@@ -46,7 +46,7 @@ def obs_stop(runner, driver, policy, at, rng):
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s")
 
 
-def obs_never_come_again(runner, driver, policy, at, rng):
+def obs_stop_for_good(runner, driver, policy, at, rng):
     driver.transform = lambda observation: observation if driver.clock.now() < at else None
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s")
 
@@ -191,7 +191,7 @@ def loop_hangs(runner, driver, policy, at, rng):
 
 FAULTS = [
     obs_stop,
-    obs_never_come_again,
+    obs_stop_for_good,
     obs_late,
     obs_out_of_order,
     obs_nan,
@@ -238,15 +238,15 @@ def test_random_faults_stop_the_robot_in_time(part, tmp_path):
         assert driver.holding, label
         if episode is not None:
             assert fault.ends in (None, episode.ended[0]), (label, episode.ended)
-            assert fault.said in episode.ended[1], (label, episode.ended)
+            assert fault.reason in episode.ended[1], (label, episode.ended)
         if math.isfinite(fault.within) and episode is not None:
             braking = 8.0 / 40 + DT  # from full speed at full acceleration, and a tick
-            rest = rest_after(driver, at)
+            rest = time_of_rest(driver, at)
             assert rest <= at + fault.within + braking + 1e-6, (label, rest - at)
         check_recording(tmp_path / f"{run}", at, runner, label)
 
 
-def rest_after(driver, at):
+def time_of_rest(driver, at):
     """When the last command that moved the robot was sent, or it was stopped."""
     moved = [
         when

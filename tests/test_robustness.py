@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import copied
+from training_runs import copy_run
 
 from ebt_policy.envs import rollout
 from ebt_policy.envs.perturbations import Perturbation, PerturbationKind
@@ -44,11 +44,11 @@ def runs(tmp_path_factory, demonstrations) -> Path:
         config = compose_config(*TINY, "train.steps=3", *overrides)
         config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
         train(config)
-    copied(folder / "ebt-seed0", folder / "ebt-seed1", "seed", 1)
+    copy_run(folder / "ebt-seed0", folder / "ebt-seed1", "seed", 1)
     return folder
 
 
-def play(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
+def evaluate(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
     return evaluate_robustness(
         [f"{runs}/ebt-seed*@num_candidates=2", f"{runs}/bc"],
         config,
@@ -91,7 +91,7 @@ def test_parse_perturbations_rejects_bad_words(words, message):
 
 @pytest.mark.slow
 def test_cached_conditions_are_not_rerun(runs, tmp_path, monkeypatch):
-    result = play(runs, tmp_path)
+    result = evaluate(runs, tmp_path)
     assert {e["name"] for e in result["entries"]} == {"ebt (candidates 2)", "bc"}
     assert {(e["kind"], e["strength"]) for e in result["entries"]} == {
         ("undisturbed", 0.0),
@@ -110,13 +110,13 @@ def test_cached_conditions_are_not_rerun(runs, tmp_path, monkeypatch):
             raise AssertionError("played again")
 
     monkeypatch.setattr(rollout, "RolloutPool", ForbiddenPool)
-    assert play(runs, tmp_path) == result
+    assert evaluate(runs, tmp_path) == result
     with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
-        play(runs, tmp_path, config=replace(CONFIG, seed=6))
+        evaluate(runs, tmp_path, config=replace(CONFIG, seed=6))
 
 
 def test_policies_of_other_environments_are_refused(runs, tmp_path):
-    copied(runs / "bc", tmp_path / "hasty", "task.env.max_steps", 5)
+    copy_run(runs / "bc", tmp_path / "hasty", "task.env.max_steps", 5)
     with pytest.raises(ConfigError, match="equal time limits"):
         evaluate_robustness(
             [f"{runs}/bc", f"{tmp_path}/hasty"],
@@ -131,10 +131,10 @@ def test_policies_of_other_environments_are_refused(runs, tmp_path):
 
 @pytest.mark.slow
 def test_incomplete_cache_lines_are_rerun(runs, tmp_path):
-    result = play(runs, tmp_path)
+    result = evaluate(runs, tmp_path)
     log = tmp_path / "recovery.jsonl"
     log.write_text(log.read_text()[:-25])
-    assert play(runs, tmp_path) == result
+    assert evaluate(runs, tmp_path) == result
     lines = [json.loads(line) for line in log.read_text().splitlines()]  # nothing half is left
     assert len(lines) == 2 * 3
 
@@ -173,7 +173,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
+def test_runs_of_one_policy_form_one_entry(runs, tmp_path):
     result = evaluate_policies(
         [f"{runs}/ebt-seed*", f"{runs}/bc"],
         CONFIG,

@@ -164,7 +164,7 @@ class Indexed:
         return SimpleNamespace(actions=1000 * obs["obs"][:, -1:] + index)
 
 
-def test_workers_stay_free_of_torch():
+def test_workers_do_not_import_torch():
     modules = ("worker", "push_t_env", "mp4_writer")
     code = "import sys; "
     code += "; ".join(f"import ebt_policy.envs.{name}" for name in modules)

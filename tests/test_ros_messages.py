@@ -118,7 +118,7 @@ def test_commands_round_trip(kind, goal):
     np.testing.assert_allclose(out.read(message, np.zeros(2)), goal, atol=1e-9)
 
 
-def test_a_trajectory_has_one_point_in_time():
+def test_trajectory_has_one_timed_point():
     out = CommandTopic("/command", "JointTrajectory", names=["x", "y"])
     message = out.message(np.array([1.0, 2.0]), np.zeros(2), 1.25, message_class)
     (point,) = message.points

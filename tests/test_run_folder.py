@@ -77,7 +77,7 @@ def test_a_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_one_folder_takes_one_training(run_main, tiny_arguments, tmp_path):
+def test_run_folder_is_locked_by_one_training(run_main, tiny_arguments, tmp_path):
     with output_folder(tmp_path / "run", "run_dir"):
         code, error = run_main(tiny_arguments("run"))
         assert code == 2 and f"run is in use by process {os.getpid()} on" in error

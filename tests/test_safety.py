@@ -39,7 +39,7 @@ def any_limits(draw):
     return Limits(("x", "y"), low, low + size, velocity, acceleration, np.full(A, np.inf))
 
 
-def broken(limits, command, motion, measured=None):
+def broken_limit(limits, command, motion, measured=None):
     """Which limit a command breaks, computed without any function of the safety layer."""
     slack = 1e-6 * (1 + np.abs(limits.low) + np.abs(limits.high))
     travel = command - motion.position
@@ -71,14 +71,14 @@ def test_commands_stay_within_limits_for_any_desired_action(limits, data):
                 limit_command(limits, desired, motion, DT, measured)
             continue
         limited = limit_command(limits, desired, motion, DT, measured)
-        assert broken(limits, limited.command, motion) is None
+        assert broken_limit(limits, limited.command, motion) is None
         unclamped = ~limited.clamped
         span = (limits.high - limits.low)[unclamped]
         assert (np.abs(limited.command[unclamped] - desired[unclamped]) <= 1e-4 * span).all()
         motion = motion.advance(limited.command)
     for _ in range(3):  # whatever it was doing, it can brake, and braking ends
         command = brake(limits, motion, DT)
-        assert broken(limits, command, motion) is None
+        assert broken_limit(limits, command, motion) is None
         slower = np.abs(command - motion.position) <= np.abs(motion.travel) + 1e-9
         assert slower.all()
         motion = motion.advance(command)
@@ -86,13 +86,13 @@ def test_commands_stay_within_limits_for_any_desired_action(limits, data):
 
 @settings(max_examples=200, deadline=None)
 @given(any_limits(), arrays(float, (3, 9, A), elements=st.floats(-2e3, 2e3)), st.integers(0, 8))
-def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, brakes):
+def test_chunk_limits_equal_command_limits(limits, chunks, brakes):
     motion = Motion.at_rest((limits.low + limits.high) / 2)
     allowed = limit_chunks(limits, chunks, motion, DT)
     for chunk, desired in zip(allowed, chunks, strict=True):
         state = motion
         for i, command in enumerate(chunk):
-            assert broken(limits, command, state) is None
+            assert broken_limit(limits, command, state) is None
             alone = limit_command(limits, desired[i], state, DT, np.zeros(A)).command
             np.testing.assert_allclose(alone, command, rtol=1e-9, atol=1e-9)
             state = state.advance(command)
@@ -116,7 +116,7 @@ def test_tracking_error_is_limited_or_refused(measured, max_tracking_error, desi
         reachable = np.minimum(limits.velocity * DT, limits.acceleration * DT**2)
         assert (np.abs(motion.position - measured) > limits.max_tracking_error - reachable).any()
     else:
-        assert broken(limits, limited.command, motion, measured) is None
+        assert broken_limit(limits, limited.command, motion, measured) is None
 
 
 @given(st.floats(0, 1e4), st.floats(1e-4, 1e4))

@@ -146,7 +146,7 @@ def test_the_score_field_is_the_gradient_of_the_blurred_likelihood(model, target
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_vote_takes_one_of_the_candidates(model):
+def test_vote_selects_one_of_the_candidates(model):
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(3, 2, 3)}
     rules = ["first", "medoid", "density"] + ["line_integral"] * (model != "energy")
     rows = [torch.Generator().manual_seed(i) for i in range(3)]

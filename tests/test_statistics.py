@@ -36,7 +36,7 @@ def test_wilson_equals_the_closed_formula(case: tuple[int, int]) -> None:
     assert 0.0 <= result["ci95"][0] <= p <= result["ci95"][1] <= 1.0
 
 
-def test_a_success_rate_of_one_run_is_wilsons_and_of_several_the_bootstrap() -> None:
+def test_success_rate_interval_is_wilson_for_one_run_and_bootstrap_for_several() -> None:
     assert success_rate([0, 0]) == success_rate([[False, False]]) == wilson(0, 2)
     several = [[1, 0, 1, 1], [0, 0, 1, 1]]
     assert success_rate(several) == mean_ci(several)

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, compose_config
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from training_runs import changed, copied
+from training_runs import copy_run, set_stored_option
 
 from ebt_policy.config import options
 from ebt_policy.envs import rollout
@@ -38,11 +38,11 @@ def trained(tmp_path_factory, demonstrations) -> Path:
         config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
         train(config)
     for steps, task in zip((15, 20), SUITE.tasks, strict=True):
-        copied(folder / "ebt", folder / task / "ebt", "task.env.max_steps", steps)
+        copy_run(folder / "ebt", folder / task / "ebt", "task.env.max_steps", steps)
         for seed in range(2):
             run = folder / task / f"bc-seed{seed}"
-            copied(folder / "bc-seed0", run, "task.env.max_steps", steps)
-            changed(run, "seed", seed)
+            copy_run(folder / "bc-seed0", run, "task.env.max_steps", steps)
+            set_stored_option(run, "seed", seed)
     return folder
 
 
@@ -56,7 +56,7 @@ def checkpoint_texts(runs: Path) -> list[str]:
     return [f"{runs}/{{task}}/ebt@steps=1,num_candidates=2", f"{runs}/{{task}}/bc-seed*"]
 
 
-def play(runs: Path, output: Path, suite: Suite = SUITE):
+def run_suite(runs: Path, output: Path, suite: Suite = SUITE):
     return evaluate_suite(
         checkpoint_texts(runs), PROTOCOL, suite, output=output, device=CPU, command="test"
     )  # fmt: skip
@@ -68,7 +68,7 @@ def lines(output: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
-    result = play(trained, tmp_path)
+    result = run_suite(trained, tmp_path)
     assert [e["name"] for e in result["entries"]] == ["ebt (steps 1, candidates 2)", "bc"]
     assert [e["runs"] for e in result["entries"]] == [1, 2]
     assert len(lines(tmp_path)) == 2 * (1 + 2)  # tasks times training runs
@@ -94,27 +94,27 @@ def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
             raise AssertionError("played again")
 
     monkeypatch.setattr(rollout, "RolloutPool", Untouchable)
-    assert play(trained, tmp_path) == result
+    assert run_suite(trained, tmp_path) == result
 
 
 @pytest.mark.slow
 def test_interrupted_suite_reruns_one_part_and_new_trainings(runs, tmp_path):
     output = tmp_path / "out"
-    result = play(runs, output)
+    result = run_suite(runs, output)
     keys = [line["key"] for line in lines(output)]
     log = output / "suite.jsonl"
     log.write_text(log.read_text()[:-25])
-    assert play(runs, output) == result
+    assert run_suite(runs, output) == result
     assert [line["key"] for line in lines(output)] == keys  # nothing half is left
-    changed(runs / "push-far" / "bc-seed1", "trained.steps", 3)
-    play(runs, output)
+    set_stored_option(runs / "push-far" / "bc-seed1", "trained.steps", 3)
+    run_suite(runs, output)
     assert [line["key"] for line in lines(output)[6:]] == ["bc | bc-seed1 | push-far"]
 
 
 @pytest.mark.slow
 def test_suite_of_one_task_equals_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
-    result = play(trained, tmp_path / "suite", suite)
+    result = run_suite(trained, tmp_path / "suite", suite)
     texts = [text.replace("{task}", "push-far") for text in checkpoint_texts(trained)]
     plain = evaluate_policies(
         texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test"
@@ -130,7 +130,7 @@ def test_suite_of_one_task_equals_the_plain_evaluation(trained, tmp_path):
         assert on_task["latency_ms"] == {"p50": None, "p95": None, "p99": None}
 
 
-def refused(checkpoints: list[str], message: str, suite: Suite = SUITE) -> str:
+def suite_error(checkpoints: list[str], message: str, suite: Suite = SUITE) -> str:
     with pytest.raises(ConfigError, match=message) as error:
         load_suite(checkpoints, suite, CPU)
     return str(error.value)
@@ -140,24 +140,24 @@ def test_all_missing_checkpoints_are_listed_in_one_error(runs):
     shutil.rmtree(runs / "push-near" / "ebt")
     for seed in range(2):
         shutil.rmtree(runs / "push-far" / f"bc-seed{seed}")
-    error = refused(
+    error = suite_error(
         checkpoint_texts(runs), "suite=two lacks .*push-near/ebt@steps=1.*, .*push-far/bc-seed"
     )
     assert "push-far/ebt" not in error and "push-near/bc" not in error
 
 
 def test_incomparable_entries_are_refused(runs):
-    refused([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
-    refused([checkpoint_texts(runs)[0]] * 2, "is listed twice")
+    suite_error([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
+    suite_error([checkpoint_texts(runs)[0]] * 2, "is listed twice")
     with pytest.raises(ConfigError, match="lists the task lift twice"):
         Suite("x", ["lift", "can", "lift"])
     with pytest.raises(ConfigError, match="suite=x has no tasks"):
         Suite("x", [])
-    changed(runs / "push-near" / "ebt", "task.env.max_steps", 3)
-    refused(checkpoint_texts(runs), "equal time limits, but those given for push-near differ")
-    changed(runs / "push-near" / "ebt", "task.env.max_steps", 15)
+    set_stored_option(runs / "push-near" / "ebt", "task.env.max_steps", 3)
+    suite_error(checkpoint_texts(runs), "equal time limits, but those given for push-near differ")
+    set_stored_option(runs / "push-near" / "ebt", "task.env.max_steps", 15)
     shutil.rmtree(runs / "push-far" / "bc-seed1")
-    refused(checkpoint_texts(runs), "there are 2 of push-near, 1 of push-far")
+    suite_error(checkpoint_texts(runs), "there are 2 of push-near, 1 of push-far")
 
 
 def test_policies_have_equal_names_on_every_task(runs):
@@ -209,7 +209,7 @@ def test_shipped_suites_can_be_loaded():
 
 
 @pytest.mark.parametrize("count", [1, 10])
-def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
+def test_suite_figure_has_a_row_per_policy_and_a_column_per_task(count):
     value = {"mean": 0.7, "ci95": [0.6, 0.8]}
     tasks = {f"metaworld-task{k}": {"success": value} for k in range(count)}
     entries = [
@@ -226,7 +226,7 @@ def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
     )
 
 
-def test_the_note_says_when_the_training_seed_is_not_covered():
+def test_note_on_missing_training_seeds():
     entries = [{"name": "a", "runs": 3}, {"name": "b", "runs": 3}]
     result = {"episodes": 50, "entries": entries}
     assert "episodes alone" not in interval_note(result)

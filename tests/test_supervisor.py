@@ -9,13 +9,13 @@ from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announce_changes
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds until what must happen has not: a busy machine is slow
 
 
 def test_the_emergency_stop_wakes_the_loop():
     estop, clock = EStop(), MonotonicClock()
     threading.Timer(0.05, lambda: estop.press("button")).start()
-    end = clock.now() + PATIENCE
+    end = clock.now() + TIMEOUT_S
     clock.wait_until(end, estop.pressed)
     assert estop.pressed.is_set() and clock.now() < end
     estop.press("another")
@@ -23,15 +23,15 @@ def test_the_emergency_stop_wakes_the_loop():
 
 
 def test_state_changes_are_printed_when_they_happen():
-    said, supervisor = io.StringIO(), Supervisor(SimulatedClock())
+    output, supervisor = io.StringIO(), Supervisor(SimulatedClock())
     supervisor.transition(State.READY, "checked")
-    console = Console(file=said, width=20)
+    console = Console(file=output, width=20)
     with announce_changes(supervisor, console, {State.HOLD: "r resumes it"}):
         supervisor.transition(State.RUNNING, "started")
         supervisor.transition(State.HOLD, "no observation for 0.3 s: obs is (2,) instead of [/7]")
         supervisor.transition(State.RUNNING, "resumed by a person")
         supervisor.transition(State.FAULT, "the policy failed (RuntimeError: two\nlines).")
-    assert said.getvalue().splitlines() == [
+    assert output.getvalue().splitlines() == [
         "held: no observation for 0.3 s: obs is (2,) instead of [/7] (r resumes it)",
         "running: resumed by a person",
         "stopped: the policy failed (RuntimeError: two lines).",

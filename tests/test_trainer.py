@@ -51,7 +51,7 @@ def test_nan_names_the_step_and_the_last_good_checkpoint(metric, log_every, tiny
     load_policy(good)
 
 
-def test_nan_before_any_checkpoint_says_so(tiny, monkeypatch):
+def test_nan_before_the_first_checkpoint_is_reported(tiny, monkeypatch):
     poison(monkeypatch, 2, "loss")
     with pytest.raises(NonFiniteLoss, match="none yet"):
         train(tiny("run"))
@@ -126,7 +126,7 @@ def test_a_log_line_has_metrics_and_the_speed_since_the_last_one(tiny):
     assert first["seconds"] == pytest.approx(5 / first["steps_per_second"], rel=1e-5)
 
 
-def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypatch):
+def test_batches_sample_without_replacement(make_trainer, monkeypatch):
     trainer = make_trainer("train.batch_size=7")
     monkeypatch.setattr(trainer.sampler.data, "gather", lambda index: {"index": index})
     monkeypatch.setattr(trainer.model, "normalize", lambda batch: batch)
@@ -146,17 +146,17 @@ def test_batches_go_through_the_data_without_replacement(make_trainer, monkeypat
 
 
 class HeldOut:
-    """As many windows as are asked for, which are those of a trainer's data over and over."""
+    """Held-out data: `count` windows that repeat a trainer's data."""
 
     def __init__(self, trainer: Trainer, count: int) -> None:
         self.data, self.count = trainer.sampler.data, count
-        self.asked: list[int] = []
+        self.requested: list[int] = []
 
     def __len__(self) -> int:
         return self.count
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        self.asked += index.tolist()
+        self.requested += index.tolist()
         return self.data.gather(index % len(self.data))
 
 
@@ -164,16 +164,16 @@ def test_held_out_loss_uses_evenly_spread_windows_and_fixed_noise(make_trainer):
     trainer = make_trainer("train.batch_size=64")
     large, small = HeldOut(trainer, 5000), HeldOut(trainer, 100)
     first = trainer._validation_loss(large)
-    assert large.asked[0] == 0 and large.asked[VALIDATION_ROWS - 1] == 4999
-    steps = {b - a for a, b in pairwise(large.asked)}
-    assert len(large.asked) == VALIDATION_ROWS and steps == {4, 5}
+    assert large.requested[0] == 0 and large.requested[VALIDATION_ROWS - 1] == 4999
+    steps = {b - a for a, b in pairwise(large.requested)}
+    assert len(large.requested) == VALIDATION_ROWS and steps == {4, 5}
     assert trainer._validation_loss(large) == first and math.isfinite(first["validation_loss"])
     trainer.seed += 1
     assert trainer._validation_loss(large) != first
     trainer._validation_loss(
         small
     )  # batches as in training, so the last one is filled up from the first
-    assert small.asked == [*range(100), *range(28)]
+    assert small.requested == [*range(100), *range(28)]
 
 
 def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):

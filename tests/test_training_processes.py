@@ -78,7 +78,7 @@ def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_plan_of_their_minutes_and_one_evaluates(tiny, tiny_arguments):
+def test_two_processes_share_the_time_plan_and_one_evaluates(tiny, tiny_arguments):
     overrides = ["train.steps=null", "train.minutes=0.05", "train.warmup_steps=5"]
     overrides += ["train.checkpoint_every=5", "evaluation.episodes=1", "evaluation.videos=0"]
     output = train_in_two(tiny_arguments("two", *overrides))
@@ -111,7 +111,7 @@ def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_argum
 
 
 @pytest.mark.slow
-def test_accelerate_that_starts_one_process_of_two_is_refused(tiny, tiny_arguments):
+def test_accelerate_that_starts_one_of_two_processes_is_refused(tiny, tiny_arguments):
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     process = start(launcher, tiny_arguments("run"))
     _, errors = process.communicate(timeout=300)
@@ -142,7 +142,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         join_processes(torch.device("cuda"), "no")
 
 
-def test_a_batch_that_processes_cannot_share_equally_is_refused(tiny):
+def test_batch_must_be_divisible_by_the_processes(tiny):
     config = TrainConfig(**tiny("run", "train.batch_size=15")["train"])
     accelerator: Any = SimpleNamespace(num_processes=2)
     model: Any = None

@@ -56,7 +56,7 @@ def test_plan_is_corrected_after_compilation(make_trainer):
     assert trainer.progress.total_steps == 100 + 5 * 290
 
 
-def test_a_warm_up_longer_than_the_budget_is_cut_short(make_trainer):
+def test_long_warm_up_is_limited_by_the_budget(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=1", "train.warmup_steps=10_000")
     trainer.progress.step, trainer.progress.seconds = 10, 5.0
     plan_total_steps(trainer.progress, trainer.config, rate=2.0)
@@ -66,7 +66,7 @@ def test_a_warm_up_longer_than_the_budget_is_cut_short(make_trainer):
     assert trainer.progress.total_steps == 20 + 2 * 50
 
 
-def test_a_budget_of_minutes_is_kept(tiny):
+def test_minutes_budget_is_met(tiny):
     start = time.perf_counter()
     run = train(tiny("run", "train.steps=null", "train.minutes=0.03", "train.log_every=5"))
     assert time.perf_counter() - start < 10
@@ -94,7 +94,7 @@ def test_every_update_has_the_learning_rate_of_its_step(tiny):
     assert [x["lr"] / 0.008 for x in lines] == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling])
 
 
-def test_the_learned_step_size_keeps_its_own_rate(tiny):
+def test_learned_step_size_has_its_own_learning_rate(tiny):
     run = train(tiny("run", "objective=s1", "objective.step_size=7.0", "train.lr=0.001"))
     folder = newest_checkpoint(run)
     assert folder is not None

@@ -36,7 +36,7 @@ def inputs(seed=0):
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(unit=st.integers(0, U - 1), level=st.booleans(), size=st.sampled_from([0.1, 10.0, 1e3]))
-def test_units_do_not_see_each_other(unit, level, size):
+def test_units_are_independent_of_each_other(unit, level, size):
     net = build(level=level)
     obs, x = inputs()
     g = torch.rand(B, U) if level else None
@@ -82,7 +82,7 @@ def test_energy_depends_on_context_order_of_tokens_and_level():
         assert not torch.allclose(net(net.encode(obs), x, level + 0.1), energy)
 
 
-def test_a_context_encoded_once_equals_one_encoded_at_every_step():
+def test_context_encoded_once_equals_context_encoded_at_every_step():
     net, (obs, x) = build(), inputs()
     context = net.encode(obs)
     calls = []

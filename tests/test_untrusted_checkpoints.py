@@ -48,7 +48,7 @@ FAST = (
 )  # fmt: skip
 
 
-def play(run: Path) -> None:
+def load_env(run: Path) -> None:
     """Load a policy and make the environment that it was trained for."""
     (entry,) = load_policy_entries([str(run)], torch.device("cpu"))
     entry.env_spec.make().close()
@@ -108,8 +108,8 @@ def train_video(tmp_path: Path, _: Path) -> Path:
 
 
 KINDS: dict[str, tuple[Any, Any]] = {
-    "energy policy": (train_policy, play),
-    "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), play),
+    "energy policy": (train_policy, load_env),
+    "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), load_env),
     "text": (train_text, load_text),
     "image": (train_image, load_image),
     "video": (train_video, load_video),
@@ -170,7 +170,7 @@ def test_module_option_imports_user_code(demonstrations, tmp_path, monkeypatch, 
         "gymnasium.register('Mine-v0', 'ebt_policy.envs.push_t_env:PushTEnv')\n"
     )  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
-    # Processes that play import the module, too.
+    # Rollout processes import the module, too.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.setattr(modules, "_imported", set())
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def test_windows_never_cross_clips(lengths, context, stride):
     assert (rows[:, :, 0] == windows.clip[:, None]).all() and (rows[:, :, 1].diff(dim=1) == 1).all()
 
 
-def test_video_files_are_read_at_the_size_and_rate_asked_for(films):
+def test_video_files_are_read_at_the_requested_size_and_rate(films):
     dataset = load_video_files([str(films)], 16, 24, 2)
     assert sum(map(len, dataset.splits.values())) == 12 and all(dataset.splits.values())
     frames = dataset.splits["train"][0].frames

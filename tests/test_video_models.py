@@ -98,7 +98,7 @@ def test_energies_equal_the_formula():
     torch.testing.assert_close(prediction.signals["energy"], want)
 
 
-def test_prediction_units_equal_training_units():
+def test_repeating_the_last_frame_has_an_error_of_one():
     """Repeating the last frame has an error of 1, whatever the units of the features."""
     model = build("transformer_pp")
     some = [3.0 + 100 * x for x in frames(6, 20)]

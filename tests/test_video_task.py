@@ -25,7 +25,7 @@ TINY = (
 
 
 @pytest.fixture
-def short(monkeypatch):
+def quick_autoencoder(monkeypatch):
     """Defaults with which the autoencoder trains in a moment."""
     from ebt_policy.video import task as video
 
@@ -38,7 +38,7 @@ def short(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_writes_report_pictures_and_video(
-    overrides, films, tmp_path, monkeypatch, short, caplog
+    overrides, films, tmp_path, monkeypatch, quick_autoencoder, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"

@@ -142,7 +142,7 @@ def test_bad_observations_are_refused():
             policy.predict_chunk(obs)
 
 
-def test_images_are_encoded_once_a_chunk_and_not_at_all_while_descending(monkeypatch):
+def test_images_are_encoded_once_per_chunk(monkeypatch):
     policy, calls = build(), []
     policy.configure_inference(steps=4, num_candidates=8)
     assert policy.vision is not None

@@ -57,13 +57,13 @@ def assert_same_end(run: Path, other: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def copied(run: Path, to: Path, key: str, value: Any) -> None:
+def copy_run(run: Path, to: Path, key: str, value: Any) -> None:
     """A run again, as if it had been trained with another setting."""
     shutil.copytree(run, to)
-    changed(to, key, value)
+    set_stored_option(to, key, value)
 
 
-def changed(run: Path, key: str, value: Any) -> None:
+def set_stored_option(run: Path, key: str, value: Any) -> None:
     """A setting of a run, as if it had been trained with it."""
     for file in run.rglob("checkpoints/*/config.yaml"):
         stored = OmegaConf.load(file)
