@@ -1,4 +1,4 @@
-"""What several tests share: synthetic demonstrations, tiny configurations, quick trainings."""
+"""Shared fixtures: synthetic demonstrations, tiny configurations and quick trainings."""
 
 from __future__ import annotations
 

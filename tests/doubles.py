@@ -50,7 +50,7 @@ class PointRobot(SimulatedDriver):
 
     Attributes:
         transform: what `read` makes of an observation, to be changed by a test; it may raise.
-        gone: whether the robot cannot be reached.
+        gone: whether the robot is disconnected.
         commands: (time, command) of all that were sent.
     """
 

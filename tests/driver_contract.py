@@ -1,4 +1,4 @@
-"""What every driver does."""
+"""The contract that every driver satisfies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_driver(driver, patience_s=300.0):
     """Check that a driver, not connected yet, does what `Driver` says.
 
     Args:
-        patience_s: until what must happen has not; a busy machine is slow.
+        patience_s: seconds after which an expected event has failed; a busy machine is slow.
     """
     driver.stop()  # before it is connected: nothing happens
     with pytest.raises(DriverError, match="not"):

@@ -1,4 +1,4 @@
-"""What is recorded of every model and objective: five updates and what it predicts after them.
+"""Golden cases: tiny trainings of every model and objective, and their predictions.
 
 Each case is a tiny training by the command's own code (configuration, data, trainer, checkpoint) on
 data of `golden_data`, and predictions (`golden_predictions`) of the checkpoint that it leaves.

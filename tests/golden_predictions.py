@@ -1,4 +1,4 @@
-"""What is recorded of the predictions of a golden case, by kind of model."""
+"""Training of the golden cases, and the predictions that are recorded for each kind of model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Energies with known answers, and what else tests of the descent share.
+"""Energies with known solutions, and other helpers of the tests of the descent.
 
 Shapes: candidates (B, U, *) -> energies (B, U).
 """

@@ -1,4 +1,4 @@
-"""The commands behind the README's numbers run (tiny), and refuse what they do not know."""
+"""The benchmark commands at tiny size: options, measurements and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What constrains a chunk: committed prefixes, projections, warm starts and deadlines."""
+"""Constraints of a chunk: committed prefixes, projections, warm starts and deadlines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control loop: time, states, and what ends in which state."""
+"""The control loop: timing, states and transitions."""
 
 from dataclasses import replace
 
@@ -74,9 +74,8 @@ def test_held_robot_resumes_from_its_position():
     assert states[9] is State.RUNNING and states[12] is State.HOLD and states[-1] is State.RUNNING
     held_commands = commands_of(episode)[15:20]
     assert (held_commands == held_commands[0]).all()
-    assert (
-        commands_of(episode)[25:] != held_commands[0]
-    ).any()  # and the robot checked every command
+    moving_commands = commands_of(episode)[25:]  # the robot checked every one of them
+    assert (moving_commands != held_commands[0]).any()
 
 
 def test_start_stop_and_rearm():

@@ -71,7 +71,7 @@ def write_messages(path, messages, types=NAMES, storage=StoragePlugin.MCAP):
 
 
 def motion(frame="table", commands=True, clock=lambda t: 1000 + t, blocks=lambda t: True):
-    """Three seconds at 50 Hz: the agent goes right by 1 mm a message; it was sent 5 mm ahead."""
+    """Three seconds at 50 Hz: the agent moves right by 1 mm a message; commands are 5 mm ahead."""
     for i in range(150):
         stamp = clock(i / 50)
         yield "/push_t/agent", stamp, joints(stamp, (0.1 + i / 1000, 0.2))
@@ -150,7 +150,7 @@ def test_missing_topics_are_a_one_line_error(tmp_path):
 
 
 def test_unrelated_topics_are_ignored(tmp_path):
-    """Service events, and types that nobody knows."""
+    """Service events and unknown message types are ignored."""
     path = tmp_path / "a [1]* größe"
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         for topic, kind in (

@@ -1,4 +1,4 @@
-"""Where demonstrations come from, and what is said when there are none."""
+"""Sources of demonstrations, and errors when there are none."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def series_results(runner, keys=None, **options):
 
 
 def slow_runner(**more):
-    """A session whose policy never answers in time."""
+    """Return a runner whose policy never answers in time."""
     return point_runner(delay=9.0, **more)
 
 

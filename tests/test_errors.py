@@ -1,4 +1,4 @@
-"""The command line: what a user can fix is one sentence, and a bug keeps its traceback."""
+"""The command line: user errors are one line, and bugs keep their traceback."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_output_folder_and_determinism(run_main, trained, tmp_path):
 
 @pytest.mark.slow
 def test_finished_rollouts_are_cached(run_main, trained, tmp_path, monkeypatch):
-    """A report that cannot be made costs nothing: the same command goes on from what was played."""
+    """After a failed report, the same command resumes from the finished rollouts."""
     out, arguments = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
 
     def broken(*_, **__):

@@ -114,9 +114,8 @@ def test_autoencoder_loss_equals_its_formula():
     loss, metrics = model(batch)
     likely = model.net.encode(batch["image"]).latent_dist
     reconstruction = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
-    squared = (
-        (reconstruction - batch["image"]).square().mean()
-    )  # an absolute error loses what is small
+    # A squared error: an absolute error neglects small objects.
+    squared = (reconstruction - batch["image"]).square().mean()
     divergence = likely.kl().mean() / (3 * 4 * 6)
     torch.testing.assert_close(metrics["error"], squared)
     torch.testing.assert_close(loss, squared + 0.5 * divergence)

@@ -1,4 +1,4 @@
-"""The GPU benchmark, rehearsed on the CPU, and that what a GPU runs never makes the host wait."""
+"""The GPU benchmark at toy size on the CPU, and host synchronisation of code for the GPU."""
 
 import json
 import os

@@ -72,7 +72,7 @@ def test_patches_are_image_squares_and_invertible():
 
 
 def test_noise_follows_the_diffusion_schedule():
-    """From none to nearly nothing else; the level of 100 is a deviation of 43 of 255."""
+    """Level 0 has no noise, the last level is noise only; level 100 deviates by 43 of 255."""
     model = build("s1")
     clean = torch.full((2, 3, 64, 64), 0.5)
     assert torch.equal(model.add_noise(clean, 0, torch.Generator()), clean)
@@ -86,7 +86,7 @@ def test_noise_follows_the_diffusion_schedule():
 
 
 def test_training_candidates_start_at_the_inference_noise_level():
-    """At the noise of training, those of corrupted candidates at any lower level, too."""
+    """They start at the noise level of training; corrupted candidates also at lower levels."""
     clean = torch.full((200, 3, 8, 8), 0.5)
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
@@ -111,7 +111,7 @@ def test_energy_model_and_refiner_have_equal_parameters():
 
 
 def test_denoising_is_independent_of_the_batch(kind):
-    """Whatever else is in the batch."""
+    """The result does not depend on the other images of the batch."""
     model = build(kind).eval()
     noisy = model.add_noise(batch(model)["image"], 100, torch.Generator().manual_seed(0))
     result, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
@@ -149,7 +149,7 @@ class Oracle(torch.nn.Module):
 
 
 def with_oracle(model: Any, clean: Tensor) -> Oracle:
-    """A model whose network is one."""
+    """Replace the network of a model by an oracle."""
     model.net = oracle = Oracle(clean, model.abar)
     return oracle
 
@@ -181,7 +181,7 @@ def test_diffusion_starts_at_the_given_noise_level(noise, options, levels, sched
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_number_of_network_passes_equals_steps(scheduler):
-    """Trailing levels of diffusers are one too many for some, and its last one starts anew."""
+    """The trailing spacing of diffusers has one level too many for some numbers of steps."""
     model = build("dit")
     clean = batch(model)["image"] * 0.9
     noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
@@ -212,7 +212,7 @@ def test_ddim_equals_diffusers_when_steps_divide_the_levels(prediction, steps):
 
 
 def test_early_stopped_tiles_are_padded_to_equal_length():
-    """A batch of tiles that all stop early, beside one that does not."""
+    """One batch of tiles stops early and another does not."""
     model = build("s1")
     model.configure_inference(steps=5)
     images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]

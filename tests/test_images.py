@@ -1,4 +1,4 @@
-"""Images to learn from: what is read, what is refused and how it is said, and crops."""
+"""Image data: decoding, refused files, splits and crops."""
 
 from __future__ import annotations
 

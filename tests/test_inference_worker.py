@@ -5,7 +5,7 @@ import threading
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 
-TIMEOUT_S = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
 def test_thread_worker_predicts_and_abandons_a_hanging_job():

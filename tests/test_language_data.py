@@ -1,4 +1,4 @@
-"""Text and tokens: tokenizers, their cache, corpora, windows; and what may be wrong with them."""
+"""Text and tokens: tokenizers, their cache, corpora, windows and errors."""
 
 from __future__ import annotations
 

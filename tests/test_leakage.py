@@ -1,7 +1,9 @@
-"""No language model sees what it is to predict: perturbed, differentiated, one place at a time,
-trained on noise; and each of these notices a mask that leaks.
+"""No language model sees the token that it predicts.
 
-Shapes: B batch, S context, M guesses a place, V vocabulary.
+Four checks: perturbed tokens, gradients, prediction of one position at a time, and training on
+random tokens. Each check is shown to detect a leaking mask.
+
+Shapes: B batch, S context, M candidates a position, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def kind(request) -> str:
 
 
 def outputs_of_every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All that a model makes of the places (B, S) of some tokens, after every step."""
+    """Return all outputs of a model for the positions (B, S) of a sequence, after every step."""
     with torch.no_grad():
         observed = model.observe(sequence)
         if not isinstance(model, EnergyLanguageModel):
@@ -43,7 +45,7 @@ def outputs_of_every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[
 
 
 def leaks_backwards(model: LanguageModel) -> list[str]:
-    """What changes at the places before a token that is replaced."""
+    """Return the outputs that change at positions before a replaced token."""
     before, moved, leaks = outputs_of_every_step(model, tokens()), tokens(), []
     for place in range(1, S):
         moved = tokens()
@@ -56,7 +58,7 @@ def leaks_backwards(model: LanguageModel) -> list[str]:
 
 
 def leaks_between_candidates(model: EnergyLanguageModel, num_candidates: int = 1) -> bool:
-    """Whether a guess's energy, or update, depends on another guess."""
+    """Return whether a candidate's energy or update depends on another candidate."""
     observed = model.observe(tokens())
     candidates = torch.randn(B, S * num_candidates, 16).double().requires_grad_()
     level = (
@@ -79,7 +81,7 @@ def leaks_between_candidates(model: EnergyLanguageModel, num_candidates: int = 1
 
 
 def equals_sequential_prediction(model: LanguageModel) -> bool:
-    """Whether places predicted alone, from what came before them, equal those in parallel."""
+    """Return whether positions predicted one at a time equal those predicted in parallel."""
     parallel = outputs_of_every_step(model, tokens())
     for place in range(S):
         with torch.no_grad():
@@ -119,7 +121,7 @@ def test_parallel_prediction_equals_sequential(kind):
 
 
 def test_predictions_depend_on_all_earlier_tokens(kind):
-    """The other way round: nothing is hidden that may be seen."""
+    """Conversely, no earlier token is hidden."""
     model = build(kind)
     last = outputs_of_every_step(model, tokens())
     for place in range(S):
@@ -134,7 +136,7 @@ def test_predictions_depend_on_all_earlier_tokens(kind):
 
 
 def leak_next_token(monkeypatch):
-    """Guesses see one observed token too many: the one that they are to guess."""
+    """Let candidates see one observed token too many: the token to predict."""
     independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
@@ -148,7 +150,7 @@ def leak_next_token(monkeypatch):
 
 
 def leak_between_candidates(monkeypatch):
-    """Guesses see the mean of all guesses."""
+    """Let candidates see the mean of all candidates."""
     independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
@@ -158,7 +160,7 @@ def leak_between_candidates(monkeypatch):
 
 
 def leak_in_observed_stream(monkeypatch):
-    """The observed stream is not causal."""
+    """Make the observed stream not causal."""
     self_attention = Attention.self_attention
 
     def leaky(self, x, turns, past=None, causal=True):

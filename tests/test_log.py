@@ -14,7 +14,7 @@ from ebt_policy.training.log import MetricLog, check_mode
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Records what is sent to it; `fails` makes it refuse."""
+    """A stand-in for wandb that records its input; `fails` makes it raise."""
     module: Any = ModuleType("wandb")
     module.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
     module.begun, module.logged, module.finished, module.fails = [], [], 0, False

@@ -47,7 +47,7 @@ ENVIRONMENTS = [
 
 @cache
 def cached_env(name: str) -> gymnasium.Env:
-    """An environment, made once for all tests: none of them may depend on what came before."""
+    """Return an environment that is created once; its episodes must not depend on earlier ones."""
     return gymnasium.make(f"ebt_policy/{name}")
 
 

@@ -1,4 +1,4 @@
-"""Models that fill in masked text: what they see, what they learn from, and what may go wrong."""
+"""Masked language models: visibility, loss, candidates, training and errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def kind(request) -> str:
 
 
 def test_masked_tokens_are_not_visible(kind):
-    """Other tokens under the masks: the same predictions; a token beside them: others."""
+    """Changing masked tokens leaves the predictions; changing a visible token does not."""
     model = build(kind)
     original = tokens()
     places = model.mask_positions(original, generators())

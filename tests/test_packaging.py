@@ -1,4 +1,4 @@
-"""What is installed: its content, and that it shares no name with the user's own project."""
+"""The installed package: its content, and no name conflicts with the user's project."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def pythons(source, wheel, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hostile(tmp_path) -> Path:
-    """A project of the user's whose packages have our names, with a configuration of its own."""
+    """A user project with packages of conflicting names and its own configuration."""
     folder = tmp_path / "project"
     for name in HOSTILE_PACKAGES:
         (folder / name).mkdir(parents=True)

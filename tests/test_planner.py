@@ -17,7 +17,10 @@ DT = 1 / RATE
 
 
 class Straight(Wanderer):
-    """Goes one unit of a tenth a tick, from where the robot is: its plans show their own ticks."""
+    """A policy that moves by 0.1 a tick from the position of the robot.
+
+    Its plans show to which ticks they belong.
+    """
 
     def predict_chunk(self, obs, *, constraints=None, generator=None):
         prefix = constraints.prefix
@@ -65,9 +68,8 @@ def test_frozen_prefix_avoids_jumps(delay):
             committed = max(1, math.ceil(delay / DT - 1e-9))
             assert {p.shape[1] for p in prefixes} == {1 + committed}
     assert largest_jump["rtc"] < 1e-6
-    assert (
-        largest_jump["async"] > 0.01
-    )  # the robot lags behind its plan, so a new one begins elsewhere
+    # The robot lags behind its plan, so a new plan starts at another position.
+    assert largest_jump["async"] > 0.01
 
 
 def test_prefix_equals_the_executed_commands():

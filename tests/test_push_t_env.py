@@ -68,7 +68,7 @@ def test_initial_values_equal_diffusion_policy(seed):
 
 
 def test_seeded_reset_keeps_the_legacy_order(env):
-    """The block turns about its centre of mass, (0, 45) px in its frame, after it was placed."""
+    """After it is placed, the block turns about its centre of mass, (0, 45) px in its frame."""
     for seed in range(5):
         values = seeded_state(seed)
         _, info = env.reset(seed=seed)

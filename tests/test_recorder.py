@@ -1,4 +1,4 @@
-"""What is recorded can be learned from, and a kill loses nothing but the tick at hand."""
+"""Recording of episodes: they are trainable, and a kill loses at most the current tick."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Old names: an error that names the new one, and migration of what is stored."""
+"""Renamed options: errors that name the new option, and migration of checkpoints."""
 
 from __future__ import annotations
 

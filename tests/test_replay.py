@@ -1,4 +1,4 @@
-"""The replay buffer: a ring, its storage, and training that goes on from its rows."""
+"""The replay buffer: a ring, its storage, and training from its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a robomimic file says of the controller that its actions are for."""
+"""Controller settings of robomimic files."""
 
 from __future__ import annotations
 

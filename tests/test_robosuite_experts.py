@@ -22,7 +22,7 @@ def environment(name):
 
 
 def play(name, seed, limit=400, disturb=None):
-    """Actions (n, 7) until success or the limit, and whether it was one."""
+    """Return actions (n, 7) until success or the limit, and whether the expert succeeded."""
     env = environment(name)
     np.random.seed(seed)
     env.reset()

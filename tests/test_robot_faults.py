@@ -1,4 +1,4 @@
-"""Whatever fails, the robot is soon held, nothing outside the limits was sent, all is recorded.
+"""After any fault the robot is held in time, within its limits, and the episode is recorded.
 
 Every command is checked by the robot (`doubles.PointRobot`) when it arrives.
 """
@@ -23,9 +23,9 @@ RUNS, CLAMPS = 480, 20  # ten runs of each fault in each mode
 
 @dataclass
 class Fault:
-    """One kind: how it is brought about from a moment on, and where it must lead within what time.
+    """The expected reaction to a fault: state, reason, and the time within which the robot rests.
 
-    `within` is what the configuration of the robot promises: a watchdog's time, and then a tick.
+    `within` follows from the configuration of the robot: the time of a watchdog and one tick.
     """
 
     within: float
@@ -247,7 +247,7 @@ def test_random_faults_stop_the_robot_in_time(part, tmp_path):
 
 
 def time_of_rest(driver, at):
-    """When the last command that moved the robot was sent, or it was stopped."""
+    """Return the time of the last command that moved the robot, at least ``at``."""
     moved = [
         when
         for (when, command), (_, before) in zip(

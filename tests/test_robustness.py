@@ -1,4 +1,4 @@
-"""The recovery suite: conditions from words, resume, and what is reported."""
+"""The recovery evaluation: conditions, resuming and summary."""
 
 from __future__ import annotations
 

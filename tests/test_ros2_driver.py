@@ -25,7 +25,7 @@ from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.supervisor import State
 
 DOMAIN = str(os.getpid() % 90 + 10)
-TIMEOUT_S = 300.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 300.0  # seconds after which an expected event has failed; a busy machine is slow
 # Nothing is late here but what a test makes late.
 LONG_TIMEOUTS = [
     f"robot.watch.{name}={TIMEOUT_S}" for name in ("observation_s", "inference_s", "heartbeat_s")

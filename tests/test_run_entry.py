@@ -18,7 +18,7 @@ from ebt_policy.real_robot.run import main
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import results_folder
 
-TIMEOUT_S = 120.0  # seconds until what must happen has not
+TIMEOUT_S = 120.0  # seconds after which an expected event has failed
 # A busy machine is slow, which is no fault here.
 LONG_TIMEOUTS = [
     f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")
@@ -157,7 +157,7 @@ def test_results_of_an_earlier_run_are_kept(call_entry, arguments, tmp_path, mon
 
 @contextmanager
 def run_at_terminal(command):
-    """A program at a pseudo-terminal: gives it, what waits for its words, what presses keys."""
+    """Run a program at a pseudo-terminal; yield it, and functions to await text and press keys."""
     import pty  # not everywhere
 
     person, terminal = pty.openpty()

@@ -1,4 +1,4 @@
-"""Scaling studies: the fit, the settings, the grid; and what may go wrong."""
+"""Scaling studies: the fit, options, the grid of runs and errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_intervals_cover_the_true_rate_and_grow_with_noise():
 
 
 def test_models_are_compared_at_equal_flops():
-    """Four times the FLOPs at each place: the lines meet in the middle of what both span."""
+    """With four times the FLOPs at each point, the comparison is in the middle of the overlap."""
     law = scaling_law({"a": points(0.2, 3, flops=4), "b": points(0.2, 3)})["a"]
     assert law["same_place"]["mean"] == pytest.approx(0.0)
     assert law["equal_flops"]["flops"] == pytest.approx(math.sqrt(4 * 8))

@@ -1,4 +1,4 @@
-"""Choosing one of several candidates: the rules alone, and in every policy that samples."""
+"""Selection of one of several candidates: the rules alone, and in every policy that samples."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ def test_the_line_integral_of_a_gradient_is_the_difference_of_its_potential():
 
 
 class Gaussian(torch.nn.Module):
-    """What a network would learn of actions that are normal, mean 1 and standard deviation 0.5.
+    """The optimal network for normal actions of mean 1 and standard deviation 0.5.
 
     Args:
-        policy: whose levels and target it speaks in: "velocity", "v" or "noise".
+        policy: a policy, whose levels and prediction target ("velocity", "v" or "noise") it uses.
     """
 
     def __init__(self, policy, target: str) -> None:

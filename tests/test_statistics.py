@@ -163,9 +163,8 @@ def test_all_pairs_equal_single_pairs() -> None:
     assert list(differences) == [*((a, b) for a, b in combinations("abcd", 2))]
     assert differences["a", "b"]["diff"] == paired_difference(values["a"], values["b"])["diff"]
     single = paired_difference(values["a"], values["c"])
-    np.testing.assert_allclose(
-        differences["a", "c"]["ci95"], single["ci95"], atol=5e-3
-    )  # other draws
+    # The resamples differ, so the intervals are only close.
+    np.testing.assert_allclose(differences["a", "c"]["ci95"], single["ci95"], atol=5e-3)
     assert differences["c", "d"] == paired_difference(values["c"], values["c"] + 1)
 
 

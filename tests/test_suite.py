@@ -1,4 +1,4 @@
-"""Suites: what is played, what is gone on with, how tasks become one table, and what is refused."""
+"""Suites: evaluation, resuming, aggregation over tasks and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory, demonstrations) -> Path:
 
 @pytest.fixture
 def runs(trained, tmp_path) -> Path:
-    """Of a test's own, to be changed."""
+    """A copy of the training runs that a test may change."""
     return shutil.copytree(trained, tmp_path / "runs")
 
 

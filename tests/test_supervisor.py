@@ -1,4 +1,4 @@
-"""States, the emergency stop, and what is printed of them."""
+"""States, the emergency stop and their console output."""
 
 import io
 import threading
@@ -9,7 +9,7 @@ from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announce_changes
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
-TIMEOUT_S = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
 def test_the_emergency_stop_wakes_the_loop():

@@ -1,4 +1,4 @@
-"""What a task makes of its demonstrations."""
+"""Tasks: splits and processing of demonstrations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person's hand: what comes from the mouse, keys and sticks is limited, and recorded."""
+"""Teleoperation by mouse, keyboard and gamepad: limits and recording."""
 
 from types import SimpleNamespace
 

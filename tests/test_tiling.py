@@ -1,4 +1,4 @@
-"""Images of any size: tiles that go back together, and what is measured of those restored."""
+"""Tiled denoising of images of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_tiles_reassemble_the_image(height, width, side):
 
 
 def test_tiles_blend_smoothly():
-    """Where one tile is 0 and its neighbour 1, what is between rises without a jump."""
+    """Between a tile of 0 and its neighbour of 1, the values rise without a jump."""
     tiling = Tiling(8, 14, 8)
     joined = tiling.join(torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]))
     row = joined[0, 4]

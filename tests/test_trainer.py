@@ -170,9 +170,8 @@ def test_held_out_loss_uses_evenly_spread_windows_and_fixed_noise(make_trainer):
     assert trainer._validation_loss(large) == first and math.isfinite(first["validation_loss"])
     trainer.seed += 1
     assert trainer._validation_loss(large) != first
-    trainer._validation_loss(
-        small
-    )  # batches as in training, so the last one is filled up from the first
+    # Batches have the size of training, so the last one is filled up from the first.
+    trainer._validation_loss(small)
     assert small.requested == [*range(100), *range(28)]
 
 

@@ -162,7 +162,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
 
 @pytest.mark.slow
 def test_constant_motion_is_learned(films, tmp_path, monkeypatch):
-    """After some seconds the next frame is foreseen better than by repeating the last one."""
+    """A short training predicts the next frame better than repeating the last frame does."""
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"
     common = [*TINY, f"task.path={films}"]

@@ -5,7 +5,7 @@ import threading
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.watchdogs import LoopWatchdog
 
-TIMEOUT_S = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
 def test_hanging_loop_is_stopped_by_the_watchdog():

@@ -1,4 +1,4 @@
-"""Reading training runs, comparing them to the last bit, and making others of them."""
+"""Helpers that read, compare, copy and interrupt training runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def losses(run: Path) -> list[float]:
 
 
 def assert_identical(a: Any, b: Any, path: str = "state") -> None:
-    """Equal to the last bit, however nested; wall-clock times aside."""
+    """Assert that nested values are equal to the last bit, except wall-clock times."""
     assert type(a) is type(b), path
     if isinstance(a, Tensor):
         assert a.dtype == b.dtype and torch.equal(a, b), path
@@ -44,7 +44,7 @@ def assert_identical(a: Any, b: Any, path: str = "state") -> None:
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Both runs ended at the same step with the same weights, averages, optimizer and log."""
+    """Assert that both runs ended at one step with equal weights, averages, optimizer and log."""
     end, other_end = newest_checkpoint(run), newest_checkpoint(other)
     assert end is not None and other_end is not None and end.name == other_end.name
     weights = [(folder / "model.safetensors").read_bytes() for folder in (end, other_end)]
@@ -58,13 +58,13 @@ def assert_same_end(run: Path, other: Path) -> None:
 
 
 def copy_run(run: Path, to: Path, key: str, value: Any) -> None:
-    """A run again, as if it had been trained with another setting."""
+    """Copy a run as if it had been trained with another value of an option."""
     shutil.copytree(run, to)
     set_stored_option(to, key, value)
 
 
 def set_stored_option(run: Path, key: str, value: Any) -> None:
-    """A setting of a run, as if it had been trained with it."""
+    """Change an option of a run as if it had been trained with it."""
     for file in run.rglob("checkpoints/*/config.yaml"):
         stored = OmegaConf.load(file)
         OmegaConf.update(stored, key, value)
@@ -76,7 +76,7 @@ class Interrupted(BaseException):
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The training dies right after this step, whatever it has saved by then."""
+    """Interrupt the training right after this step, without saving."""
     original = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, Tensor]:
