@@ -74,6 +74,12 @@ def compose_config(*overrides: str) -> dict[str, Any]:
     return copy.deepcopy(_composed(overrides))
 
 
+def assert_one_line_error(error: str) -> None:
+    """Assert that a command's stderr is a single error line."""
+    assert error.startswith("error: ") and error.endswith("\n")
+    assert error.count("\n") == 1 and "Traceback" not in error
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerator():
     """Accelerate keeps its device and precision for the life of a process; tests change them."""

@@ -1,8 +1,8 @@
 """The stored records of the golden cases.
 
-    python tests/golden_records.py  # writes tests/golden anew
+    python tests/golden_records.py  # rewrites tests/golden
 
-Write them anew only when a change of the numbers is intended, or a case is added: later code must
+Rewrite them only when a change of the numbers is intended, or a case is added: later code must
 reproduce the records, and read the checkpoints and runs of the code that wrote them.
 `python tests/golden_records.py CASE ...` writes only the named cases.
 """
@@ -144,7 +144,7 @@ def write(names: list[str]) -> None:
     selected = [name for name in CASES if name in names or not names]
     records = Records.read() if names else Records(fingerprint(), {}, {})
     if records.made_by != fingerprint():
-        raise SystemExit(f"these records were made by {records.made_by}; write all of them anew.")
+        raise SystemExit(f"these records were made by {records.made_by}; rewrite all of them.")
     if not names:
         for folder in (CHECKPOINTS, RUNS):
             shutil.rmtree(folder, ignore_errors=True)

@@ -39,7 +39,7 @@ def test_policy_is_conditioned_on_the_committed_prefix(kind):
     for step in prefix_features.unbind(1):
         torch.testing.assert_close(step[:, :4], torch.cat([prefix, torch.ones(2, 4, 1)], dim=-1))
         assert not step[:, 4:].any()
-    longer = torch.cat([prefix, torch.rand(2, 5, 2)], dim=1)  # as far as it can be told
+    longer = torch.cat([prefix, torch.rand(2, 5, 2)], dim=1)  # only its first 6 actions are used
     assert policy.encode_observation(obs, longer).shape == features.shape
     chunks = [
         policy.predict_chunk(
@@ -65,7 +65,7 @@ def test_training_prefixes_have_all_lengths_and_hide_later_actions(kind):
     torch.testing.assert_close(
         policy.observation_features({**noisy_batch, "action": other}), features
     )
-    for count in range(7):  # as it is told when it predicts
+    for count in range(7):  # equals the features at prediction
         row = counts.tolist().index(count)
         alone = {"obs": batch["obs"][row : row + 1]}
         prefix = batch["action"][row : row + 1, :count]

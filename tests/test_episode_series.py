@@ -1,4 +1,4 @@
-"""Which episodes a run plays, keeps and reports, with and without a person beside the robot."""
+"""Episodes that a run executes, keeps and reports, with and without an operator."""
 
 import errno
 import itertools

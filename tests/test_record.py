@@ -309,4 +309,4 @@ def test_expert_recordings_include_recovery(tmp_path, call_entry):
     assert call_entry(main, *command)[0] == 0
     for i in range(2):
         closed = read_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
-        assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it closed on the cube anew
+        assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it grasped the cube again

@@ -19,7 +19,7 @@ from ebt_policy.policies.policy_shape import PolicyShape
 
 
 def rows(numbers):
-    """Rows that name themselves in each tensor."""
+    """Return rows whose tensors hold the number of the row."""
     x = torch.tensor(list(numbers), dtype=torch.float32)
     return {"obs": x.view(-1, 1), "candidate": -x.view(-1, 1, 1).expand(-1, 2, 3)}
 

@@ -16,7 +16,7 @@ from ebt_policy.envs.rollout import RolloutPool, rollout
 SHORT = EnvSpec("ebt_policy/PushT-v0", max_steps=20, n_obs_steps=2, n_action_steps=8)
 SEEDS = [100_003, 100_000, 7, 100_001, 100_002]
 
-# Counts its steps; ends itself after `seed` of them; misbehaves as told.
+# Counts its steps; ends itself after `seed` of them; misbehaves as configured.
 COUNTING = """
 import os
 import gymnasium

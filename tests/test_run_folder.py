@@ -1,4 +1,4 @@
-"""The folder of a training run: one owner, nothing lost by signals, full disks or bad weights."""
+"""The folder of a training run: locking, signals, full disks and non-finite weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_one_line_error
 from diffusers.training_utils import EMAModel
-from test_train_entry import assert_one_sentence
 from training_runs import assert_same_end
 
 from ebt_policy.io.output import output_folder
@@ -132,4 +132,4 @@ def test_run_with_invalid_yaml_is_a_one_line_error(run_main, tiny_arguments, tmp
     (tmp_path / "run" / "config.yaml").write_text("task: ${foo")
     code, error = run_main(tiny_arguments("run", "resume=true"))
     assert code == 2 and "config.yaml cannot be read" in error
-    assert_one_sentence(error)
+    assert_one_line_error(error)

@@ -108,7 +108,8 @@ class Gaussian(torch.nn.Module):
     """The optimal network for normal actions of mean 1 and standard deviation 0.5.
 
     Args:
-        policy: a policy, whose levels and prediction target ("velocity", "v" or "noise") it uses.
+        policy: policy whose noise levels it uses.
+        target: prediction target, "velocity", "v" or "noise".
     """
 
     def __init__(self, policy, target: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_one_line_error
 
 from ebt_policy.cli import hydra_arguments
 from ebt_policy.policies.metrics import POLICY_KEYS
@@ -22,11 +23,6 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 def run_main(call_entry):
     """Run the entry; returns its exit code and what it wrote to stderr."""
     return lambda arguments: call_entry(main, *arguments)
-
-
-def assert_one_sentence(error: str) -> None:
-    assert error.startswith("error: ") and error.endswith("\n")
-    assert error.count("\n") == 1 and "Traceback" not in error
 
 
 def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
@@ -95,7 +91,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
 def test_user_errors_are_one_line(overrides, message, run_main, tiny_arguments, tmp_path):
     code, error = run_main(tiny_arguments("run", *overrides))
     assert code == 2
-    assert_one_sentence(error)
+    assert_one_line_error(error)
     assert message in error
     assert not (tmp_path / "run" / "checkpoints").exists()  # said before the work, not after
 
@@ -127,13 +123,13 @@ def test_run_is_never_overwritten_or_changed(run_main, tiny_arguments, tmp_path)
 
     code, error = run_main(tiny_arguments("run"))
     assert code == 2 and f"{run} already holds a run: add resume=true" in error
-    assert_one_sentence(error)
+    assert_one_line_error(error)
 
     for override in ("train.lr=0.5", "seed=3", "size.width=32", "objective=s1", "model=bc"):
         code, error = run_main(tiny_arguments("run", override, "resume=true"))
         changed = override.partition("=")[0].removesuffix(".name")
         assert code == 2 and f"other settings of {changed}" in error, error
-        assert_one_sentence(error)
+        assert_one_line_error(error)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
     # What changes nothing of what is learned may change.
@@ -148,22 +144,22 @@ def test_a_damaged_run_is_named(run_main, tiny_arguments, tmp_path):
     state.write_bytes(state.read_bytes()[:1000])
     code, error = run_main(tiny_arguments("run", "train.checkpoint_every=5", "resume=true"))
     assert code == 2 and str(state) in error and "delete the folder step_00000010" in error
-    assert_one_sentence(error)
+    assert_one_line_error(error)
 
-    shutil.rmtree(state.parent)  # as it was told
+    shutil.rmtree(state.parent)  # as the message says
     code, error = run_main(tiny_arguments("run", "train.checkpoint_every=5", "resume=true"))
     assert (code, error) == (0, "") and state.exists()
 
     (run / "config.yaml").write_text("a: [1")
     code, error = run_main(tiny_arguments("run", "train.checkpoint_every=5", "resume=true"))
     assert code == 2 and f"{run}/config.yaml cannot be read" in error
-    assert_one_sentence(error)
+    assert_one_line_error(error)
 
 
 def test_diverged_training_is_a_one_line_error(run_main, tiny_arguments):
     code, error = run_main(tiny_arguments("run", "train.lr=1e30", "train.checkpoint_every=1"))
     assert code == 2 and "the last good checkpoint is" in error
-    assert_one_sentence(error)
+    assert_one_line_error(error)
 
 
 @pytest.mark.parametrize("name", ["x (1)", "données", "数据", "John's", "a=b", "a,b", "[c]", "$d"])
@@ -206,7 +202,7 @@ def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
 def test_non_numeric_options_are_refused(option, value, run_main, tiny_arguments, tmp_path):
     code, error = run_main(tiny_arguments("run", f"{option}={value}"))
     assert code == 2
-    assert_one_sentence(error)
+    assert_one_line_error(error)
     assert option.rpartition(".")[2] in error
     assert not (tmp_path / "run").exists()
 
