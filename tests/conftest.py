@@ -1,4 +1,4 @@
-"""What several tests share: synthetic demonstrations, tiny configurations, quick trainings."""
+"""Shared fixtures: synthetic demonstrations, tiny configurations and quick trainings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_module
 from hypothesis import Phase, settings
 from omegaconf import OmegaConf
+from tiny_language_models import TEXT
 
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
+from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.train import train
 from ebt_policy.training.compilation import can_compile
+from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.overrides import drop_unused_sections
+from ebt_policy.training.task import TASKS
+from ebt_policy.training.trainer import Trainer
 
 # Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
 torch.set_num_threads(1)
@@ -48,6 +54,13 @@ TINY = (
     "evaluation.workers=2",
 )
 
+TINY_TEXT = (
+    "size.width=16", "size.heads=2", "size.layers=2", "task.tokenizer=char", "task.context=8",
+    "device=cpu", "train.steps=12", "train.minutes=null", "train.batch_size=4",
+    "train.warmup_steps=3", "train.compile=false", "train.checkpoint_every=6", "train.log_every=2",
+    "train.eval_every=4", "evaluation.windows=8",
+)  # fmt: skip
+
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -60,6 +73,12 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 def compose_config(*overrides: str) -> dict[str, Any]:
     """Return the resolved content of configs/train.yaml with overrides."""
     return copy.deepcopy(_composed(overrides))
+
+
+def assert_one_line_error(error: str) -> None:
+    """Assert that a command's stderr is a single error line."""
+    assert error.startswith("error: ") and error.endswith("\n")
+    assert error.count("\n") == 1 and "Traceback" not in error
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +164,61 @@ def call_entry(monkeypatch, capfd):
         return 0, capfd.readouterr().err
 
     return call
+
+
+@pytest.fixture
+def make_trainer(tiny, tmp_path):
+    """An untrained Trainer for looking at its parts."""
+
+    def make(*overrides: str) -> Trainer:
+        config = tiny("run", *overrides)
+        accelerator, train_config = Accelerator(cpu=True), TrainConfig(**config["train"])
+        task = TASKS.get("policy")(config, train_config)
+        setup = task.build(task.load_data(), accelerator.device)
+        return Trainer(
+            setup.model, setup.train_data, train_config, tmp_path / "run",
+            seed=config["seed"], accelerator=accelerator,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def text_file(tmp_path, monkeypatch) -> Path:
+    """A file of text, and a cache of its own."""
+    monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "mine.txt"
+    file.write_text(TEXT, "utf-8")
+    return file
+
+
+@pytest.fixture
+def tiny_text(text_file, tmp_path):
+    """Configuration of a quick training on it; ``tiny_text("name", *overrides)``."""
+
+    def configure(name: str, *overrides: str):
+        paths = (f"task.path={text_file}", f"run_dir={tmp_path / name}")
+        return compose_config(*TINY_TEXT, *paths, *overrides, "task=text")
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """Twelve films of 16 frames: a bright square that goes right, at several heights."""
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(12):
+        with video_writer(folder / f"{i:02}.mp4", fps=10) as add:
+            for t in range(16):
+                frame = np.full((32, 48, 3), 40, np.uint8)
+                frame[i : i + 12, 2 * t : 2 * t + 12] = 220
+                add(frame)
+    return folder
+
+
+@pytest.fixture
+def policy_entries():
+    """Two entries of results, each with its episodes."""
+    from policy_results import make_entry  # with matplotlib, which most tests do without
+
+    return [make_entry("energy", [1.0, 0.5, 0.8]), make_entry("diffusion", [0.7, 0.5, 1.0])]

@@ -50,7 +50,7 @@ class PointRobot(SimulatedDriver):
 
     Attributes:
         transform: what `read` makes of an observation, to be changed by a test; it may raise.
-        gone: whether the robot cannot be reached.
+        gone: whether the robot is disconnected.
         commands: (time, command) of all that were sent.
     """
 
@@ -121,10 +121,12 @@ class PointRobot(SimulatedDriver):
         assert command.shape == (2,) and np.isfinite(command).all()
         assert (command >= limits.low).all() and (command <= limits.high).all(), command
         last, travel = self._before
-        now = command - last
-        assert (np.abs(now) <= limits.velocity * dt + slack).all(), (now, "velocity")
-        assert (np.abs(now - travel) <= limits.acceleration * dt**2 + slack).all(), "acceleration"
-        self._before = (command, now)
+        new_travel = command - last
+        assert (np.abs(new_travel) <= limits.velocity * dt + slack).all(), (new_travel, "velocity")
+        assert (np.abs(new_travel - travel) <= limits.acceleration * dt**2 + slack).all(), (
+            "acceleration"
+        )
+        self._before = (command, new_travel)
 
     def _check_connected(self) -> None:
         if self.gone:

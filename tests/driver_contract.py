@@ -1,4 +1,4 @@
-"""What every driver does."""
+"""The contract that every driver satisfies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_driver(driver, patience_s=300.0):
     """Check that a driver, not connected yet, does what `Driver` says.
 
     Args:
-        patience_s: until what must happen has not; a busy machine is slow.
+        patience_s: seconds after which an expected event has failed; a busy machine is slow.
     """
     driver.stop()  # before it is connected: nothing happens
     with pytest.raises(DriverError, match="not"):
@@ -24,15 +24,18 @@ def check_driver(driver, patience_s=300.0):
     driver.connect()
     driver.reset(3)
     clock = MonotonicClock()
-    seen = driver.read()
-    assert seen.values["obs"].dtype == np.float32 and seen.position.shape == (2,)
+    observation = driver.read()
+    assert observation.values["obs"].dtype == np.float32 and observation.position.shape == (2,)
     end = clock.now() + patience_s
-    assert np.isfinite(seen.position).all() and -0.01 <= clock.now() - seen.stamp < patience_s
-    stamps = [seen.stamp]
+    assert (
+        np.isfinite(observation.position).all()
+        and -0.01 <= clock.now() - observation.stamp < patience_s
+    )
+    stamps = [observation.stamp]
     while stamps[-1] == stamps[0] or len(stamps) < 10:  # neither waits, so some see the same
-        driver.send(seen.position, clock.now() + 0.1)
-        seen = driver.read()
-        stamps.append(seen.stamp)
+        driver.send(observation.position, clock.now() + 0.1)
+        observation = driver.read()
+        stamps.append(observation.stamp)
         assert clock.now() < end
         clock.wait_until(clock.now() + 0.03)
     assert (np.diff(stamps) >= 0).all()

@@ -1,4 +1,4 @@
-"""Energies with known answers, and what else tests of the descent share.
+"""Energies with known solutions, and other helpers of the tests of the descent.
 
 Shapes: candidates (B, U, *) -> energies (B, U).
 """
@@ -14,9 +14,10 @@ from hypothesis import settings
 from torch import Tensor
 
 from ebt_policy.energy import Descent, DescentResult, EnergyFn, FixedSteps
+from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow
 from ebt_policy.energy.sampling import Generators
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few_examples = settings(max_examples=25, deadline=None, derandomize=True)
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 
 
@@ -72,3 +73,14 @@ def descend(
 ) -> DescentResult:
     """Descend in fixed steps, with other parts of a `Descent`."""
     return Descent(FixedSteps(count, size), **parts)(energy, init, generator=generator)
+
+
+# Every objective with options at which a training of seconds shows what it learns.
+SMALL_OBJECTIVES = {
+    "flow": lambda: Flow(),
+    "flow without level": lambda: Flow(condition_on_noise_level=False, noise_samples_per_target=2),
+    "equilibrium": lambda: Equilibrium(),
+    "s1": lambda: S1(),
+    "s2": lambda: S2(steps=(2, 2), replay=0),
+    "contrastive": lambda: Contrastive(negatives=4, steps=2),
+}

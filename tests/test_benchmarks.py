@@ -1,4 +1,4 @@
-"""The commands behind the README's numbers run (tiny), and refuse what they do not know."""
+"""The benchmark commands at tiny size: options, measurements and tables."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_unknown_options_are_refused(module, monkeypatch, tmp_path):
         module.main()
 
 
-def test_a_chunk_after_an_event_is_the_first_that_shows_it():
+def test_chunk_after_event_is_the_first_that_observes_it():
     spec = EnvSpec("ebt_policy/PushT-v0", 300, perturbation=Perturbation("agent", 100))
     env = spec.make()
     for seed in range(5):
@@ -55,7 +55,7 @@ def test_a_chunk_after_an_event_is_the_first_that_shows_it():
     env.close()
 
 
-def test_an_unexpected_chunk_is_compared_with_the_same_one_of_a_calm_episode():
+def test_perturbed_chunks_are_paired_with_undisturbed_ones():
     calm = {"signal": np.array([[0.0, 1.0, 2.0], [3.0, np.nan, np.nan]])}
     perturbed = {"signal": np.array([[0.0, 7.0, 8.0], [9.0, 5.0, np.nan]])}
     samples = energy_signals.unexpected(calm, perturbed, np.array([2, 1]))["signal"]
@@ -80,25 +80,25 @@ def test_latencies_are_ratios_of_one_run(monkeypatch):
     json.dumps(result)
 
 
-def test_all_ways_of_playing_play_the_same_episodes():
+def test_all_rollout_modes_give_the_same_scores():
     policy = speed.make("ebt", "xs", torch.device("cpu"))
     policy.configure_inference(steps=1, num_candidates=1)
     spec, seeds = EnvSpec("ebt_policy/PushT-v0", 20), range(100_000, 100_003)
     with ExitStack() as stack:
         envs = gymnasium.vector.SyncVectorEnv([lambda: rollouts.NamedObservations(spec.make())] * 2)
         stack.callback(envs.close)
-        ways = [
+        rollout_modes = [
             rollouts.plain(policy, spec, stack),
             rollouts.with_rollout_pool(policy, spec, 2, stack),
             rollouts.vectorised(policy, envs, spec, rollouts.in_step),
         ]
-        one, *others = [play(seeds) for play in ways]
-    assert max(one) > 0
+        expected, *others = [play(seeds) for play in rollout_modes]
+    assert max(expected) > 0
     for scores in others:
-        np.testing.assert_allclose(scores, one, atol=1e-3)
+        np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
-def test_videosof_unequal_length_become_one(tmp_path):
+def test_videos_of_unequal_length_are_joined(tmp_path):
     videos = {"a": [np.full((32, 32, 3), 25 * i, np.uint8) for i in range(9)], "b": []}
     videos["b"] = videos["a"][:2]
     render_rollouts.write_webp(
@@ -109,20 +109,20 @@ def test_videosof_unequal_length_become_one(tmp_path):
         assert video.n_frames > 1  # equal ones at the end are one, shown longer
 
 
-def test_a_probe_finds_what_is_there_and_nothing_more():
+def test_linear_probe_accuracy_with_and_without_information():
     rng = np.random.default_rng(0)
-    labels = {part: rng.integers(0, 3, n) for part, n in
-              (("train", 300), ("validation", 100), ("test", 200))}  # fmt: skip
-    told = {part: np.eye(3)[of] + 0.1 * rng.normal(size=(len(of), 3)) for part, of in
-            labels.items()}  # fmt: skip
-    nothing = {part: rng.normal(size=(len(of), 3)) for part, of in labels.items()}
-    right, validated = linear_probe.linear_probe(lambda part: told[part], labels)
+    counts = {"train": 300, "validation": 100, "test": 200}
+    labels = {part: rng.integers(0, 3, count) for part, count in counts.items()}
+    noise = {part: rng.normal(size=(count, 3)) for part, count in counts.items()}
+    informative = {part: np.eye(3)[labels[part]] + 0.1 * noise[part] for part in labels}
+    uninformative = {part: rng.normal(size=(count, 3)) for part, count in counts.items()}
+    right, validated = linear_probe.linear_probe(lambda part: informative[part], labels)
     assert right.shape == (200,) and right.mean() > 0.98 and validated > 0.98
-    right, _ = linear_probe.linear_probe(lambda part: nothing[part], labels)
+    right, _ = linear_probe.linear_probe(lambda part: uninformative[part], labels)
     assert 0.2 < right.mean() < 0.47
 
 
-def test_a_detector_is_measured_against_what_is_usual():
+def test_detector_quality_relative_to_the_usual_group():
     rng = np.random.default_rng(0)
     runs = [
         {
@@ -134,13 +134,13 @@ def test_a_detector_is_measured_against_what_is_usual():
     ]
     counts = {"usual": 400, "odd": 300, "alike": 300}
     groups = {name: ImageGroup(torch.zeros(n)) for name, n in counts.items()}
-    found = detection_quality(runs, groups)["energy"]
-    assert found["odd"]["auroc"]["mean"] > 0.95
-    low, high = found["alike"]["auroc"]["ci95"]
-    assert low < 0.52 and high > 0.48 and found["odd"]["reliability"]["calibration_error"] < 0.1
+    quality = detection_quality(runs, groups)["energy"]
+    assert quality["odd"]["auroc"]["mean"] > 0.95
+    low, high = quality["alike"]["auroc"]["ci95"]
+    assert low < 0.52 and high > 0.48 and quality["odd"]["reliability"]["calibration_error"] < 0.1
 
 
-def test_parts_of_one_image_are_no_independent_samples():
+def test_crops_of_one_image_are_not_independent_samples():
     rng = np.random.default_rng(0)
     shift = rng.normal(size=20)  # of 20 images, of which there are 15 parts each
     runs = [{"usual": {"energy": rng.normal(size=300)},
@@ -154,7 +154,7 @@ def test_parts_of_one_image_are_no_independent_samples():
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_images_are_as_far_from_others_as_their_features_are():
+def test_frechet_distance_of_equal_and_of_darkened_images():
     torch.manual_seed(0)
     classifier = ImageClassifier(4).eval().requires_grad_(False)
     real = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
@@ -165,7 +165,7 @@ def test_images_are_as_far_from_others_as_their_features_are():
     assert generation.is_correct(classifier, real, torch.zeros(300)).shape == (300,)
 
 
-def test_models_of_video_stand_beside_the_baseline_of_their_size():
+def test_video_models_are_listed_with_the_baseline_of_equal_size():
     def entry(name: str, **more: object) -> dict:
         value = {"mean": 0.5, "ci95": [0.4, 0.6]}
         return {
@@ -194,7 +194,7 @@ def test_models_of_video_stand_beside_the_baseline_of_their_size():
     assert table.splitlines()[3].startswith("| energy, System 1 | 1k | 1 | ")
 
 
-def test_the_headline_of_denoising_is_part_of_its_table():
+def test_denoising_headline_is_part_of_its_table():
     values = {key: {"mean": 1.25, "ci95": [1.0, 1.5]} for key in image_tables.MEASURES}
     entries = [
         {"name": f"{name}-seed*@steps={steps}{AS_PUBLISHED.get(name, '')}", "params": 1000,
@@ -211,6 +211,6 @@ def test_the_headline_of_denoising_is_part_of_its_table():
     assert "twice the noise" in some[0] and "MSE" not in some[0]
 
 
-def test_entries_are_found_by_old_and_new_names_of_options():
+def test_entries_are_found_by_old_and_new_option_names():
     stored = {"entries": [{"name": "ebt (steps 2, num_candidates 8)"}]}
     assert "ebt (steps 2, candidates 8)" in policy_tables.entry_by_name(stored)

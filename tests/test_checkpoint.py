@@ -44,7 +44,7 @@ def test_a_checkpoint_is_a_folder_of_plain_files(saved):
     assert state["step"] == 7 and torch.equal(state["weights"], torch.ones(3))
 
 
-def test_the_newest_two_are_kept(policy, tmp_path):
+def test_the_newest_two_checkpoints_are_kept(policy, tmp_path):
     for step in (9, 10, 100, 1000):
         save_checkpoint(tmp_path, step, policy, {"step": step})
     names = sorted(os.listdir(tmp_path / "checkpoints"))
@@ -52,14 +52,14 @@ def test_the_newest_two_are_kept(policy, tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / names[-1]
 
 
-def test_a_run_folder_and_its_checkpoint_load_alike(saved):
+def test_run_folder_and_checkpoint_load_the_same_policy(saved):
     run = saved.parent.parent
     first, second = load_policy(run), EnergyPolicy.from_checkpoint(saved)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_there_is_none_before_the_first(tmp_path):
+def test_no_checkpoint_before_the_first_save(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_policy(tmp_path / "nowhere")
@@ -76,7 +76,7 @@ def crash(*_: object, **__: object) -> None:
     raise Crash
 
 
-def crash_in_half(self: Policy, folder: Path) -> None:
+def crash_after_half_the_weights(self: Policy, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"half")
     raise Crash
 
@@ -84,13 +84,13 @@ def crash_in_half(self: Policy, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "instead"),
     [
-        (Policy, "save", crash_in_half),
+        (Policy, "save", crash_after_half_the_weights),
         (torch, "save", crash),
         (checkpoint, "sync_to_disk", crash),
         (os, "rename", crash),
     ],
 )
-def test_a_crash_while_saving_leaves_the_previous_one(
+def test_crash_while_saving_keeps_the_previous_checkpoint(
     owner, name, instead, saved, policy, monkeypatch
 ):
     run = saved.parent.parent
@@ -105,7 +105,7 @@ def test_a_crash_while_saving_leaves_the_previous_one(
     assert sorted(os.listdir(saved.parent)) == ["step_00000007", "step_00000009"]
 
 
-def test_a_crash_while_dropping_an_old_one_leaves_whole_ones(saved, policy, monkeypatch):
+def test_crash_while_deleting_keeps_complete_checkpoints(saved, policy, monkeypatch):
     run = saved.parent.parent
     save_checkpoint(run, 8, policy, {"step": 8})
     remove = shutil.rmtree
@@ -117,9 +117,9 @@ def test_a_crash_while_dropping_an_old_one_leaves_whole_ones(saved, policy, monk
     monkeypatch.setattr(shutil, "rmtree", remove_half)
     with pytest.raises(Crash):
         save_checkpoint(run, 9, policy, {"step": 9})
-    found = sorted(p.name for p in saved.parent.glob("step_*"))
-    assert found == ["step_00000008", "step_00000009"]
-    for name in found:
+    checkpoints = sorted(p.name for p in saved.parent.glob("step_*"))
+    assert checkpoints == ["step_00000008", "step_00000009"]
+    for name in checkpoints:
         load_policy(saved.parent / name)
     monkeypatch.setattr(shutil, "rmtree", remove)
     save_checkpoint(run, 10, policy, {"step": 10})
@@ -155,7 +155,7 @@ def cut(path: Path) -> None:
         ("format_version", lambda path: path.write_bytes(b"\xff\xfe")),
     ],
 )
-def test_damage_is_one_sentence_that_names_the_file(saved, name, damage):
+def test_damaged_checkpoint_error_names_the_file(saved, name, damage):
     damage(saved / name)
     with pytest.raises(CheckpointError) as caught:
         load_policy(saved)
@@ -180,7 +180,7 @@ def test_weights_must_fit_the_configuration(saved):
     assert "\n" not in str(caught.value)
 
 
-def test_another_kind_of_policy_is_named(saved):
+def test_policy_of_another_kind_is_refused(saved):
     from ebt_policy.policies.behavior_cloning import BehaviorCloning
 
     with pytest.raises(CheckpointError, match="holds model=ebt, not BehaviorCloning"):
@@ -188,7 +188,7 @@ def test_another_kind_of_policy_is_named(saved):
 
 
 @pytest.mark.parametrize("damage", [cut, Path.unlink, lambda path: path.write_bytes(b"")])
-def test_damaged_trainer_state_is_one_sentence(saved, damage):
+def test_damaged_trainer_state_is_a_one_line_error(saved, damage):
     damage(saved / "trainer_state.pt")
     with pytest.raises(CheckpointError) as caught:
         load_trainer_state(saved)

@@ -28,7 +28,7 @@ def runner_with(policy, execution):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("warm", [False, True])
-def test_the_control_loop_neither_recompiles_nor_falls_back_to_eager(warm):
+def test_control_loop_does_not_recompile_or_fall_back_to_eager(warm):
     torch._dynamo.reset()
     counters.clear()
     shape = {**SHAPE, "max_prefix_len": 6}

@@ -1,4 +1,4 @@
-"""The control loop: time, states, and what ends in which state."""
+"""The control loop: timing, states and transitions."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_ticks_are_due_at_fixed_times():
     assert driver.holding and driver.stops >= 1  # held when the episode is over
 
 
-def test_a_late_tick_is_followed_at_once_and_lost_ticks_are_left_out():
+def test_late_ticks_run_at_once_and_missed_ticks_are_skipped():
     runner, _, _, clock = point_runner()
     slow = {5: 0.12, 12: 0.47}  # seconds that something takes in these ticks
 
@@ -63,7 +63,7 @@ def test_repeated_clamps_hold_the_robot():
     np.testing.assert_allclose(driver.commands[-1][1], driver.commands[-2][1])  # it stands
 
 
-def test_a_held_robot_goes_on_from_where_it_stands():
+def test_held_robot_resumes_from_its_position():
     runner, _, _, clock = point_runner()
     operator = Operator(runner.supervisor, runner.estop)
     start = clock.now()
@@ -72,12 +72,13 @@ def test_a_held_robot_goes_on_from_where_it_stands():
     episode = runner.run_episode(0)
     states = [tick.state for tick in episode.ticks]
     assert states[9] is State.RUNNING and states[12] is State.HOLD and states[-1] is State.RUNNING
-    still = commands_of(episode)[15:20]
-    assert (still == still[0]).all()
-    assert (commands_of(episode)[25:] != still[0]).any()  # and the robot checked every command
+    held_commands = commands_of(episode)[15:20]
+    assert (held_commands == held_commands[0]).all()
+    moving_commands = commands_of(episode)[25:]  # the robot checked every one of them
+    assert (moving_commands != held_commands[0]).any()
 
 
-def test_starting_stopping_and_arming_again():
+def test_start_stop_and_rearm():
     runner, driver, _, clock = point_runner(change={"confirm": True})
     stop, stopped = driver.stop, []
     driver.stop = lambda: (stopped.append(clock.now()), stop())
@@ -103,14 +104,14 @@ def test_starting_stopping_and_arming_again():
     assert runner.supervisor.state is State.RUNNING
 
 
-def test_shadow_computes_and_sends_nothing(tmp_path):
+def test_shadow_mode_computes_but_sends_no_commands(tmp_path):
     runner, driver, policy, _ = point_runner(active=False, record=tmp_path / "shadow")
     episode = runner.run_episode(0)
     assert not driver.commands and not any(tick.sent for tick in episode.ticks)
     assert all(tick.command is not None for tick in episode.ticks[1:]) and len(policy.calls) > 5
 
 
-def test_half_the_speed_takes_twice_the_time():
+def test_half_speed_doubles_the_duration():
     runner, _, _, clock = point_runner(speed=0.5)
     start = clock.now()
     episode = runner.run_episode(0)
@@ -119,7 +120,7 @@ def test_half_the_speed_takes_twice_the_time():
         point_runner(speed=2.0)
 
 
-def test_what_the_robot_gives_must_be_what_the_policy_reads():
+def test_robot_and_policy_shapes_must_agree():
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 7})
     with pytest.raises(ConfigError, match=r"obs has the shape \(2,\) instead of \(7,\)"):
@@ -151,7 +152,7 @@ def test_robots_without_all_limits_are_refused():
 
 
 @pytest.mark.rerun
-def test_a_run_as_a_rerun_recording(tmp_path):
+def test_rerun_recording_of_a_run(tmp_path):
     pytest.importorskip("rerun")
     from ebt_policy.real_robot.rerun_log import RerunLog
 

@@ -71,14 +71,14 @@ def write_messages(path, messages, types=NAMES, storage=StoragePlugin.MCAP):
 
 
 def motion(frame="table", commands=True, clock=lambda t: 1000 + t, blocks=lambda t: True):
-    """Three seconds at 50 Hz: the agent goes right by 1 mm a message; it was sent 5 mm ahead."""
+    """Three seconds at 50 Hz: the agent moves right by 1 mm a message; commands are 5 mm ahead."""
     for i in range(150):
-        now = clock(i / 50)
-        yield "/push_t/agent", now, joints(now, (0.1 + i / 1000, 0.2))
+        stamp = clock(i / 50)
+        yield "/push_t/agent", stamp, joints(stamp, (0.1 + i / 1000, 0.2))
         if blocks(i / 50):
-            yield "/push_t/block", now, pose(now, 0.25, 0.3, frame)
+            yield "/push_t/block", stamp, pose(stamp, 0.25, 0.3, frame)
         if commands and i % 5 == 0:
-            yield "/push_t/command", now + 0.01, trajectory(now, (0.105 + i / 1000, 0.2))
+            yield "/push_t/command", stamp + 0.01, trajectory(stamp, (0.105 + i / 1000, 0.2))
 
 
 def write_bag(path, storage=StoragePlugin.MCAP, **changes):
@@ -91,18 +91,20 @@ def test_bags_become_demonstrations(tmp_path, storage):
     convert(bags, load_robot("ros2_push_t"), tmp_path / "store")
     demonstrations, _ = load_push_t(path=str(tmp_path / "store"))
     assert len(demonstrations) == 2
-    one = demonstrations.episode(1)
-    assert 29 <= len(one["action"]) <= 30
-    np.testing.assert_allclose(np.diff(one["obs"][:, 18]), 5, atol=1.01)  # px a tick
-    np.testing.assert_allclose(one["state"][:, 2:], np.tile([250, 300, 0], (len(one["obs"]), 1)))
-    ahead = one["action"][:, 0] - one["obs"][:, 18]
+    episode = demonstrations.episode(1)
+    assert 29 <= len(episode["action"]) <= 30
+    np.testing.assert_allclose(np.diff(episode["obs"][:, 18]), 5, atol=1.01)  # px a tick
+    np.testing.assert_allclose(
+        episode["state"][:, 2:], np.tile([250, 300, 0], (len(episode["obs"]), 1))
+    )
+    ahead = episode["action"][:, 0] - episode["obs"][:, 18]
     assert (ahead >= 3).all() and (ahead <= 11).all()
 
 
-def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
+def test_convert_command_and_unreadable_bags(tmp_path, call_entry):
     bag, output = write_bag(tmp_path / "bag"), tmp_path / "store.zip"
-    code, said = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
-    assert code == 0 and output.exists(), said
+    code, error = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
+    assert code == 0 and output.exists(), error
     robot = load_robot("ros2_push_t")
     with pytest.raises(ConfigError, match="in the frame 'map', not 'table'"):
         convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
@@ -117,34 +119,38 @@ def test_by_command_and_what_cannot_be_read(tmp_path, call_entry):
     with pytest.raises(ConfigError, match="sim_push_t has no topics"):
         convert([bag], load_robot("sim_push_t"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    code, said = call_entry(main, "robot=ros2_push_t")
-    assert code == 2 and "missing required option bag=BAG or output=STORE" in said
+    code, error = call_entry(main, "robot=ros2_push_t")
+    assert code == 2 and "missing required option bag=BAG or output=STORE" in error
 
 
-def refused(tmp_path, message, bag, **options):
-    with pytest.raises(ConfigError, match=message) as told:
+def assert_refused(tmp_path, message, bag, **options):
+    with pytest.raises(ConfigError, match=message) as caught:
         convert([bag], load_robot("ros2_push_t"), tmp_path / "store", **options)
-    assert str(bag) in str(told.value) and "\n" not in str(told.value)
+    assert str(bag) in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
-def test_bags_without_what_the_robot_has_are_one_sentence(tmp_path):
+def test_missing_topics_are_a_one_line_error(tmp_path):
     other = {"/other/joints": "sensor_msgs/msg/JointState"}
     message = ("/other/joints", 1.0, joints(1.0, (0, 0)))
     topics = "/push_t/agent, /push_t/block, /push_t/command"
     bag = write_messages(tmp_path / "other", [message], other)
-    refused(tmp_path, f"no messages on {topics}; its topics are /other/joints", bag)
+    assert_refused(tmp_path, f"no messages on {topics}; its topics are /other/joints", bag)
     bag = write_messages(tmp_path / "none", [], {})
-    refused(tmp_path, f"no messages on {topics}; its topics are none|cannot be read", bag)
-    refused(tmp_path, f"no messages on {topics}; its", write_messages(tmp_path / "empty", []))
+    assert_refused(tmp_path, f"no messages on {topics}; its topics are none|cannot be read", bag)
+    assert_refused(
+        tmp_path, f"no messages on {topics}; its", write_messages(tmp_path / "empty", [])
+    )
     types = {**NAMES, "/push_t/agent": "geometry_msgs/msg/PoseStamped"}
     wrong = [("/push_t/agent", 1.0, pose(1.0, 0, 0))]
     bag = write_messages(tmp_path / "types", wrong, types)
-    refused(tmp_path, r"type geometry_msgs/msg/PoseStamped on /push_t/agent, .*JointState", bag)
+    assert_refused(
+        tmp_path, r"type geometry_msgs/msg/PoseStamped on /push_t/agent, .*JointState", bag
+    )
 
 
-def test_other_topics_do_not_matter(tmp_path):
-    """Service events, and types that nobody knows."""
+def test_unrelated_topics_are_ignored(tmp_path):
+    """Service events and unknown message types are ignored."""
     path = tmp_path / "a [1]* größe"
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         for topic, kind in (
@@ -162,18 +168,20 @@ def test_other_topics_do_not_matter(tmp_path):
     assert len(convert([path], load_robot("ros2_push_t"), tmp_path / "store")) == 1
 
 
-def test_types_of_another_definition_are_refused(tmp_path):
+def test_message_types_with_another_definition_are_refused(tmp_path):
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         kind = "sensor_msgs/msg/JointState"
         link = writer.add_connection("/push_t/agent", kind, msgdef="float64 x", rihs01="RIHS01_12")
         writer.write(link, 1, b"\0\1\0\0" + bytes(8))
-    refused(tmp_path, "on /push_t/agent whose definition of .*JointState is not", tmp_path / "bag")
+    assert_refused(
+        tmp_path, "on /push_t/agent whose definition of .*JointState is not", tmp_path / "bag"
+    )
 
 
-def test_commands_that_end_before_all_is_observed_are_one_sentence(tmp_path):
+def test_commands_that_end_too_early_are_a_one_line_error(tmp_path):
     early = [("/push_t/command", 10 + i / 50, trajectory(0, (0.1, 0.2))) for i in range(9)]
     bag = write_messages(tmp_path / "bag", [*motion(commands=False), *early])
-    refused(tmp_path, r"no command was sent while .*command from 10\.00 to 10\.16 s", bag)
+    assert_refused(tmp_path, r"no command was sent while .*command from 10\.00 to 10\.16 s", bag)
 
 
 @pytest.mark.parametrize("jump", [86_400, 1.7e9, -900])
@@ -188,7 +196,7 @@ def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump, caplog):
         assert (episodes.episode(i)["action"][:, 0] - agent <= 11).all()
 
 
-def test_a_topic_that_stays_silent_is_not_seen_frozen(tmp_path, caplog):
+def test_silent_topics_split_the_episode(tmp_path, caplog):
     def blocks(t):
         return not 0.5 <= t < 1.8
 
@@ -196,20 +204,20 @@ def test_a_topic_that_stays_silent_is_not_seen_frozen(tmp_path, caplog):
     episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert "longest gap is 1.32 s without /push_t/block, 0.48 s from" in caplog.text
     assert len(episodes) == 2 and 14 <= episodes.ends[-1] <= 17
-    whole = convert([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
-    assert len(whole) == 1 and whole.ends[-1] >= 29
+    uncut = convert([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
+    assert len(uncut) == 1 and uncut.ends[-1] >= 29
     bag = write_bag(tmp_path / "lost", blocks=lambda t: t < 0.5)  # and commands go on
     episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert "cut into 1 episodes" in caplog.text
     assert episodes.ends[-1] <= 6
     bag = write_bag(tmp_path / "once", blocks=lambda t: t == 0)
     assert len(convert([bag], load_robot("ros2_push_t"), tmp_path / "store", max_gap_s=3)) == 1
-    refused(tmp_path / "x", r"has no episode: .* max_gap_s=1 \(", bag)
+    assert_refused(tmp_path / "x", r"has no episode: .* max_gap_s=1 \(", bag)
     assert "cut into 0 episodes" in caplog.text
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
-def test_messages_may_be_stored_in_any_order(tmp_path, storage):
+def test_messages_are_sorted_by_time(tmp_path, storage):
     robot = load_robot("ros2_push_t")
     shuffled = list(motion())
     np.random.default_rng(0).shuffle(shuffled)
@@ -223,28 +231,34 @@ def test_messages_may_be_stored_in_any_order(tmp_path, storage):
 
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.95])
-def test_bags_cut_short_are_one_sentence(tmp_path, storage, part):
+def test_truncated_bags_are_a_one_line_error(tmp_path, storage, part):
     bag = write_bag(tmp_path / "bag", storage=storage)
     (file,) = (f for f in bag.iterdir() if f.suffix in (".mcap", ".db3"))
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
-    refused(tmp_path, "cannot be read|has no messages on", bag)
+    assert_refused(tmp_path, "cannot be read|has no messages on", bag)
 
 
-def test_all_bags_that_cannot_be_read_are_named(tmp_path):
+def test_all_unreadable_bags_are_listed(tmp_path):
     robot, good = load_robot("ros2_push_t"), write_bag(tmp_path / "good")
     nan = [("/push_t/agent", 1000.2, joints(0, (np.nan, 0.2)))]
     bad = write_messages(tmp_path / "nan", [*motion(), *nan])
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         convert([tmp_path / "a", good, bad, tmp_path / "b"], robot, tmp_path / "store")
-    for named in ("does not exist", "/a does", "/b does", "nan, 1000.01 to", '"position" has NaN'):
-        assert named in str(told.value)
+    for message in (
+        "does not exist",
+        "/a does",
+        "/b does",
+        "nan, 1000.01 to",
+        '"position" has NaN',
+    ):
+        assert message in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", ".nan", ".inf", "long", "null"])
-def test_a_limit_of_gaps_that_is_none_is_refused(tmp_path, limit, call_entry):
+def test_max_gap_must_be_positive(tmp_path, limit, call_entry):
     bag = f"bag={write_bag(tmp_path / 'bag')}"
-    code, said = call_entry(
+    code, error = call_entry(
         main, "robot=ros2_push_t", bag, f"output={tmp_path / 'store'}", f"max_gap_s={limit}"
     )
-    assert code == 2 and "max_gap_s must be positive" in said
+    assert code == 2 and "max_gap_s must be positive" in error

@@ -1,4 +1,4 @@
-"""Where demonstrations come from, and what is said when there are none."""
+"""Sources of demonstrations, and errors when there are none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
+def offline_folder(tmp_path, monkeypatch):
     """A folder without recordings, and neither data nor network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EBT_POLICY_DATA", raising=False)
@@ -36,13 +36,13 @@ def task(*overrides: str) -> PolicyTaskConfig:
     return PolicyTaskConfig.from_config(compose_config(*overrides))
 
 
-def door(path, **changes) -> str:
+def write_door_file(path, **changes) -> str:
     rows = {"observations": np.zeros((7, 39)), "actions": 2 * np.ones((7, 28))}
     np.savez(path, **{**rows, "episode_ends": np.array([3, 7]), **changes})
     return str(path)
 
 
-def test_a_family_of_the_user_loads_its_own_demonstrations(monkeypatch):
+def test_user_task_family_loads_its_demonstrations(monkeypatch):
     monkeypatch.setattr(TASK_FAMILIES, "_items", dict(TASK_FAMILIES._items))
     stored = Episodes({"obs": np.zeros((3, 2)), "action": np.ones((3, 1))}, np.array([3]))
 
@@ -57,7 +57,7 @@ def test_a_family_of_the_user_loads_its_own_demonstrations(monkeypatch):
 
 def test_adroit_demonstrations_lose_their_first_row(tmp_path):
     rows = np.arange(7.0)[:, None] * np.ones(39)
-    path = door(tmp_path / "door.npz", observations=rows)
+    path = write_door_file(tmp_path / "door.npz", observations=rows)
     episodes, note = task("task=adroit_door", f"task.path={path}").demonstrations()
     assert episodes.lengths.tolist() == [2, 3] and note.startswith("adroit_door: 2 demonstrations")
     assert episodes.arrays["obs"][:, 0].tolist() == [1, 2, 4, 5, 6]
@@ -77,43 +77,43 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
         ({"observations": np.full((7, 39), {})}, "cannot be read .*; download it again"),
     ],
 )
-def test_other_files_are_no_adroit_demonstrations(tmp_path, changes, message):
-    path = door(tmp_path / "door.npz", **changes)
-    with pytest.raises(EpisodeError, match=message) as told:
+def test_other_files_are_refused_as_adroit_demonstrations(tmp_path, changes, message):
+    path = write_door_file(tmp_path / "door.npz", **changes)
+    with pytest.raises(EpisodeError, match=message) as caught:
         load_adroit_door(path)
-    assert path in str(told.value)
+    assert path in str(caught.value)
 
 
-def test_damaged_or_missing_adroit_files(nowhere):
+def test_damaged_or_missing_adroit_files(offline_folder):
     with pytest.raises(EpisodeError, match=r"put door_human_25demos\.npz into \$EBT_POLICY_DATA"):
         load_adroit_door(None)
     with pytest.raises(EpisodeError, match=r"no Adroit demonstrations at gone\.npz"):
         load_adroit_door("gone.npz")
-    path = door(nowhere / "door.npz")
-    (nowhere / "door.npz").write_bytes((nowhere / "door.npz").read_bytes()[:300])
+    path = write_door_file(offline_folder / "door.npz")
+    (offline_folder / "door.npz").write_bytes((offline_folder / "door.npz").read_bytes()[:300])
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         load_adroit_door(path)
-    with (nowhere / "door.npz").open("wb") as file:
+    with (offline_folder / "door.npz").open("wb") as file:
         np.save(file, np.zeros(3))  # one array, which NumPy opens as something else
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         load_adroit_door(path)
 
 
-def test_without_a_network_the_command_that_records_is_told(nowhere):
-    with pytest.raises(DownloadError) as told:
+def test_offline_error_suggests_the_record_command(offline_folder):
+    with pytest.raises(DownloadError) as caught:
         task("task=lift").demonstrations()
-    for part in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
-        assert part in str(told.value)
-    assert "\n" not in str(told.value)
+    for text in ("robomimic", "check the network", "python -m ebt_policy.record task=lift"):
+        assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypatch):
-    asked = []
-    stated = type("Metadata", (), {"etag": "a" * 64})
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: stated)
-    monkeypatch.setattr(fetching, "fetch", lambda *given: asked.append(given))
+def test_download_checks_the_checksum_of_the_hub(offline_folder, monkeypatch):
+    calls = []
+    metadata = type("Metadata", (), {"etag": "a" * 64})
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: metadata)
+    monkeypatch.setattr(fetching, "fetch", lambda *arguments: calls.append(arguments))
     fetching.fetch_from_hub("amandlek/robomimic", "v1.5/lift/ph/low_dim_v15.hdf5", "lift.hdf5")
-    ((url, name, checksum),) = asked
+    ((url, name, checksum),) = calls
     assert url.endswith("datasets/amandlek/robomimic/resolve/main/v1.5/lift/ph/low_dim_v15.hdf5")
     assert (name, checksum) == ("lift.hdf5", "a" * 64)
 
@@ -134,38 +134,42 @@ def test_a_download_is_checked_by_the_sum_that_the_hub_states(nowhere, monkeypat
         (["task=lift", "+task.mirror=true"], "belong to Push-T"),
     ],
 )
-def test_settings_that_no_task_has(overrides, message):
+def test_unknown_task_options_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         task(*overrides)
 
 
-def test_what_a_control_loop_recorded_serves_a_robosuite_task(tmp_path):
+def test_recorded_episodes_train_a_robosuite_task(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.random((40, 23)), "action": rng.random((40, 10))}
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40])))
-    where = f"task.path={tmp_path / 'mine'}"
-    found, note = PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
-    assert len(found) == 2 and found.arrays["action"].shape == (40, 10) and "mine" in note
+    path_override = f"task.path={tmp_path / 'mine'}"
+    episodes, note = PolicyTaskConfig.from_config(
+        compose_config("task=lift", path_override)
+    ).demonstrations()
+    assert len(episodes) == 2 and episodes.arrays["action"].shape == (40, 10) and "mine" in note
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40]), {"rate_hz": 50}))
     with pytest.raises(EpisodeError, match="mine says rate_hz=50, the task has 20"):
-        PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", path_override)).demonstrations()
     write_episodes(tmp_path / "mine", Episodes({"action": arrays["action"]}, np.array([20, 40])))
     with pytest.raises(EpisodeError, match="mine has no obs, which lift needs; it has action"):
-        PolicyTaskConfig.from_config(compose_config("task=lift", where)).demonstrations()
+        PolicyTaskConfig.from_config(compose_config("task=lift", path_override)).demonstrations()
     steps = ("task.actions=delta", "task.relative_to=null")
     with pytest.raises(ConfigError, match="goals as actions"):
-        PolicyTaskConfig.from_config(compose_config("task=lift", where, *steps)).demonstrations()
+        PolicyTaskConfig.from_config(
+            compose_config("task=lift", path_override, *steps)
+        ).demonstrations()
 
 
 @pytest.mark.parametrize("load", [lambda: load_push_t(), lambda: load_adroit_door(None)])
-def test_a_variable_that_points_nowhere_is_said_before_any_download(load, tmp_path, monkeypatch):
+def test_missing_data_folder_is_an_error_before_any_download(load, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path / "typo"))
     monkeypatch.setattr("ebt_policy.data.push_t._download", None)
     with pytest.raises(ConfigError, match=r"EBT_POLICY_DATA=.*typo is no folder; correct"):
         load()
 
 
-def test_the_data_folder_may_be_below_home(tmp_path, monkeypatch):
+def test_data_folder_may_start_with_a_tilde(tmp_path, monkeypatch):
     (tmp_path / "here").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EBT_POLICY_DATA", "~")

@@ -12,35 +12,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import MODES, descend, double_well, few, normal, quadratic, slope
+from landscapes import MODES, descend, double_well, few_examples, normal, quadratic, slope
 
 from ebt_policy.energy import (
     ClippedGradient,
     Descent,
     DescentError,
-    FirstOf,
     FixedSteps,
     FrozenEntries,
     GradientNorm,
     LangevinNoise,
     LevelSchedule,
-    MirrorMap,
     NesterovMomentum,
-    PathProjection,
     Projection,
     RandomSteps,
-    RejectIncreases,
     SharedFirstGradient,
     StopReason,
-    StraightPath,
-    ZeroInitGradient,
     descent,
     select,
 )
 from ebt_policy.energy.sampling import cosine_noise, draw_normal
 
 
-def test_the_example_of_the_module_runs():
+def test_module_example_runs():
     failed, count = doctest.testmod(descent)
     assert failed == 0 and count > 5
 
@@ -48,7 +42,7 @@ def test_the_example_of_the_module_runs():
 # -- the plain loop -------------------------------------------------------------------------------
 
 
-@few
+@few_examples
 @given(
     curvature=st.floats(0.1, 10),
     fraction=st.floats(0.01, 1.9),
@@ -87,9 +81,9 @@ def test_step_sizes_can_differ_by_step_and_by_unit():
     torch.testing.assert_close(result.candidate, init * (1 - by_unit).pow(3).unsqueeze(-1))
 
 
-@few
+@few_examples
 @given(curvature=st.floats(0.1, 10), excess=st.floats(1.001, 1.5))
-def test_a_step_size_over_two_over_curvature_is_reported_as_divergence(curvature, excess):
+def test_step_size_above_two_over_curvature_is_divergence(curvature, excess):
     init = torch.cat([normal(1, 3, 2), torch.zeros(1, 3, 2)])
     result = descend(quadratic(curvature), init, 5, excess * 2 / curvature)
     assert result.diverged[0].all()
@@ -98,7 +92,7 @@ def test_a_step_size_over_two_over_curvature_is_reported_as_divergence(curvature
     assert not fine.diverged.any()
 
 
-def test_double_well_keeps_the_modes_that_their_mean_would_lose():
+def test_double_well_descends_to_both_modes():
     init = normal(4, 8, 2).clamp(-1.5, 1.5)
     init = init + 0.05 * init.sign()
     result = descend(double_well, init, 200, 0.2)
@@ -128,7 +122,7 @@ def test_nan_or_inf_is_reported_with_its_step(broken, mode):
         descend(energy, torch.zeros(2, 1, 1), 5, 1.0, constraints=(Projection(project),))
 
 
-def test_a_gradient_that_is_nan_is_not_taken_for_convergence():
+def test_nan_gradient_is_not_convergence():
     def energy(x, level):
         return x.abs().sqrt().sum(-1)  # at 0 the slope is infinite times zero
 
@@ -176,9 +170,9 @@ def test_row_generators_make_a_row_independent_of_its_batch():
         init = draw_normal(torch.empty(len(rows), 4, 3), generators)
         return select(descent(double_well, init, generator=generators), 2)
 
-    together, alone = run([5, 6, 7, 8]), run([7])
-    assert torch.equal(together.candidate[2:3], alone.candidate)
-    assert torch.equal(together.energies[:, 2:3], alone.energies)
+    batched, alone = run([5, 6, 7, 8]), run([7])
+    assert torch.equal(batched.candidate[2:3], alone.candidate)
+    assert torch.equal(batched.energies[:, 2:3], alone.energies)
     with pytest.raises(ValueError, match="2 generators for a batch of 3 rows"):
         draw_normal(torch.empty(3, 1), [torch.Generator(), torch.Generator()])
 
@@ -196,19 +190,23 @@ def test_the_same_seed_gives_the_same_descent():
 # -- step control ---------------------------------------------------------------------------------
 
 
-def test_a_range_of_sizes_draws_one_factor_a_unit():
+def test_step_size_range_draws_one_factor_per_unit():
     init = normal(50, 20, 3)
     path = Descent(RandomSteps((3, 3), 0.1, (0.5, 2.0)))(quadratic(), init).path
     ratios = torch.stack([b / a for a, b in pairwise(path)])
     factor = (1 - ratios) / 0.1  # (N, B, U, *)
     torch.testing.assert_close(factor, factor[:1, ..., :1].expand_as(factor))
-    drawn = factor[0, ..., 0].flatten()
-    assert len(drawn.unique()) == 1000 and drawn.min() >= 0.5 and drawn.max() <= 2.0
-    assert drawn.mean().item() == pytest.approx(1.25, abs=0.05)
-    assert drawn.var().item() == pytest.approx(1.5**2 / 12, rel=0.1)
+    unit_factors = factor[0, ..., 0].flatten()
+    assert (
+        len(unit_factors.unique()) == 1000
+        and unit_factors.min() >= 0.5
+        and unit_factors.max() <= 2.0
+    )
+    assert unit_factors.mean().item() == pytest.approx(1.25, abs=0.05)
+    assert unit_factors.var().item() == pytest.approx(1.5**2 / 12, rel=0.1)
 
 
-def test_a_range_of_steps_is_drawn_from_both_ends():
+def test_step_range_includes_both_ends():
     lengths = {
         len(Descent(RandomSteps((2, 4), 0.1))(slope, torch.zeros(1, 1, 1)).grad_norms)
         for _ in range(60)
@@ -216,7 +214,7 @@ def test_a_range_of_steps_is_drawn_from_both_ends():
     assert lengths == {2, 3, 4}
 
 
-def test_momentum_is_nesterovs():
+def test_momentum_equals_nesterov():
     curvature, a, mu = torch.tensor([1.0, 5.0], dtype=torch.float64), 0.1, 0.8
     x, v = normal(2, 3, 2), torch.zeros(2, 3, 2)
     result = descend(quadratic(curvature), x, 6, a, update=NesterovMomentum(mu))
@@ -262,7 +260,7 @@ def test_frozen_prefix_and_projection_hold_at_every_step(extra):
         torch.testing.assert_close(result.grad_norms[0], free)  # the frozen part does not count
 
 
-def test_a_projection_knows_the_last_step_and_reaches_stopped_units():
+def test_final_projection_applies_to_stopped_units():
     calls = []
 
     def on_the_way(x):
@@ -282,46 +280,10 @@ def test_a_projection_knows_the_last_step_and_reaches_stopped_units():
     assert result.candidate[0].item() == 0.5 and result.steps_used[0].item() == 0
 
 
-# -- candidates -----------------------------------------------------------------------------------
+# -- energies of the result -----------------------------------------------------------------------
 
 
-@few
-@given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
-def test_the_best_of_m_is_the_argmin(units, m, seed):
-    init = normal(2, units * m, 3, seed=seed)
-    every = descend(double_well, init, 3, 0.05)
-    best = select(every, m)
-    for b in range(2):
-        for u in range(units):
-            group = range(u * m, (u + 1) * m)
-            winner = min(group, key=lambda i: float(every.energies[-1, b, i]))
-            assert torch.equal(best.candidate[b, u], every.candidate[b, winner])
-            assert torch.equal(best.energies[:, b, u], every.energies[:, b, winner])
-            assert torch.equal(best.grad_norms[:, b, u], every.grad_norms[:, b, winner])
-            assert best.energies[-1, b, u] <= every.energies[-1, b, u * m]
-            assert best.selected_indices is None or best.selected_indices[b, u] == winner
-    assert best.steps_used.shape == best.reason.shape == (2, units)
-    assert best.path[-1].shape == init.shape
-    assert (best.selected_indices is None) == (m == 1)
-    assert torch.equal(best.selected_path[-1], best.candidate)  # each unit's own path
-
-
-def test_selecting_by_the_energy_decrease_takes_the_largest():
-    init = torch.tensor([[[0.9], [5.0], [0.5]]])
-    every = descend(quadratic(), init, 2, 0.1)
-    assert select(every, 3).energies[0, 0, 0] == pytest.approx(0.125)
-    best = select(every, 3, "energy_decrease")
-    torch.testing.assert_close(best.candidate, torch.tensor([[[5.0 * 0.81]]]))
-    torch.testing.assert_close(best.energy_decrease, torch.tensor([[12.5 * (1 - 0.81**2)]]))
-
-
-def test_selecting_by_a_callable_takes_the_lowest_score():
-    every = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
-    best = select(every, 3, lambda x: -x[..., 0])
-    assert best.selected_indices is not None and best.selected_indices.item() == 1
-
-
-def test_a_score_stands_for_the_final_energy():
+def test_score_replaces_the_final_energy():
     init = torch.tensor([[[0.9], [5.0], [0.5]]])
     score = lambda x: -x[..., 0]  # noqa: E731
     result = Descent(FixedSteps(2, 0.1))(quadratic(), init, score=score)
@@ -329,7 +291,7 @@ def test_a_score_stands_for_the_final_energy():
     torch.testing.assert_close(result.energies[0], quadratic()(init))
 
 
-def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
+def test_energy_decrease_excludes_level_differences():
     def energy(x, level):  # ten higher at each level, whatever the candidate
         return quadratic()(x) + 10 * level
 
@@ -338,131 +300,27 @@ def test_the_decrease_along_levels_leaves_out_the_difference_of_the_levels():
     torch.testing.assert_close(result.energy_decrease, torch.tensor([[0.1, 0.9]]))  # 0.1 |dE/dx|^2
 
 
-# -- bad input ------------------------------------------------------------------------------------
-
-LEVELS = LevelSchedule.uniform(2)
-MIRROR = MirrorMap(torch.tanh, torch.tanh, quadratic())
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: FixedSteps(0, 0.1), "steps must be at least 1"),
-        (lambda: RandomSteps((3, 2), 0.1), "range must not be empty"),
-        (lambda: FixedSteps(2, 0.0), "step size must be positive"),
-        (lambda: FixedSteps(2, float("nan")), "step size must be positive"),
-        (lambda: RandomSteps((2, 2), 0.1, (0.0, 1.0)), "positive and ordered"),
-        (lambda: RandomSteps((2, 2), 0.1, (2.0, 1.0)), "positive and ordered"),
-        (lambda: LevelSchedule(torch.zeros(1), 0.1), "at least 2 levels, got 1"),
-        (lambda: LevelSchedule.uniform(0), "steps must be at least 1"),
-        (lambda: LangevinNoise(-0.1), "sigma must not be negative"),
-        (lambda: NesterovMomentum(1.0), "momentum"),
-        (lambda: NesterovMomentum(-0.1), "momentum"),
-        (lambda: ClippedGradient(0.0), "max_norm must be positive"),
-        (lambda: GradientNorm(-1.0), "must be positive, got -1"),
-        (lambda: StraightPath(0.0), "must be positive, got 0"),
-        (lambda: StraightPath(0.1, 0), "num_candidates must be at least 1"),
-        (lambda: SharedFirstGradient(0), "num_candidates must be at least 1"),
-        (lambda: FirstOf(()), "at least one rule"),
-    ],
-)
-def test_parts_check_themselves(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"stop": StraightPath(0.1)}, "StraightPath needs a LevelSchedule"),
-        ({"stop": FirstOf((GradientNorm(1.0), StraightPath(0.1)))}, "StraightPath needs"),
-        ({"stop": RejectIncreases(), "schedule": LEVELS}, "RejectIncreases excludes LevelSchedule"),
-        ({"stop": RejectIncreases(), "update": NesterovMomentum(0.5)}, "excludes NesterovMomentum"),
-        ({"stop": RejectIncreases(), "final_energy": False}, "needs final_energy=True"),
-        ({"constraints": (PathProjection(torch.zeros(1, 1, 1), None),)}, "needs a LevelSchedule"),
-        ({"gradient": SharedFirstGradient(2), "mirror": MIRROR}, "excludes a mirror"),
-        ({"gradient": SharedFirstGradient(2), "deadline_s": 1.0}, "excludes deadline_s"),
-        ({"gradient": ZeroInitGradient(), "noise": LangevinNoise(0.1)}, "excludes noise"),
-        ({"deadline_s": 0.0}, "deadline must be a positive"),
-        ({"deadline_s": float("nan")}, "deadline must be a positive"),
-    ],
-)
-def test_parts_that_exclude_each_other_cannot_be_composed(parts, message):
-    with pytest.raises(ValueError, match=message):
-        Descent(**{"schedule": FixedSteps(2, 0.1), **parts})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"size": torch.ones(3)}, r"step size must be a number, \(2,\) or \(2, 4\)"),
-        ({"size": torch.ones(4, 2)}, r"got \(4, 2\)"),
-        ({"noise": LangevinNoise(0.1, torch.zeros(2, 3, 4, 1))}, r"noise must be \(B, 2, U"),
-        (
-            {"noise": LangevinNoise(0.1), "generator": [torch.Generator()]},
-            "1 generators for a batch of 2 rows",
-        ),
-        ({"init": torch.zeros(2, 4)}, r"init must be \(B, U, ...\)"),
-        ({"energy": lambda x, level: x.sum((1, 2))}, r"energy must be \(2, 4\), one a unit"),
-        ({"gradient": SharedFirstGradient(3)}, "multiple of num_candidates=3"),
-    ],
-)
-def test_tensors_of_wrong_shapes_are_refused(arguments, message):
-    defaults = {"energy": quadratic(), "init": torch.ones(2, 4, 1), "count": 2, "size": 0.1}
-    with pytest.raises(ValueError, match=message):
-        descend(**{**defaults, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("num_candidates", "score", "message"),
-    [
-        (3, "energy", "multiple of num_candidates=3"),
-        (0, "energy", "multiple of num_candidates=0"),
-        (2, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
-        (1, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
-    ],
-)
-def test_bad_selections_are_refused(num_candidates, score, message):
-    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1)
-    with pytest.raises(ValueError, match=message):
-        select(result, num_candidates, score)
-
-
-def test_selecting_by_energy_needs_the_final_one():
-    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1, final_energy=False)
-    with pytest.raises(ValueError, match="final_energy=True"):
-        select(result, 2)
-
-
-def test_a_score_excludes_a_rule_that_compares_energies():
-    rejecting = Descent(FixedSteps(2, 0.1), stop=RejectIncreases())
-    with pytest.raises(ValueError, match="score excludes"):
-        rejecting(quadratic(), torch.ones(1, 1, 1), score=quadratic())
-
-
 # -- a first step for all candidates --------------------------------------------------------------
 
 
-@few
+@few_examples
 @given(units=st.integers(1, 3), candidates=st.integers(1, 4), steps=st.integers(1, 3))
-def test_a_shared_first_gradient_changes_nothing_where_candidates_share_a_quadratic(
-    units, candidates, steps
-):
+def test_shared_first_gradient_is_exact_for_a_quadratic(units, candidates, steps):
     centre = normal(2, units, 3, seed=1)
-    asked = []
+    unit_counts = []
 
     def energy(x, level):
         """|x - c|^2 / 2 at level 0, something else later; c is the context's."""
-        asked.append(x.shape[1])
+        unit_counts.append(x.shape[1])
         c = centre.repeat_interleave(x.shape[1] // units, dim=1)
         return quadratic(centre=c)(x) + level * double_well(x)
 
     init = normal(2, units * candidates, 3, seed=2)
     schedule = LevelSchedule(torch.linspace(0, 1, steps + 1, dtype=torch.float64), 0.2)
     plain = select(Descent(schedule)(energy, init), candidates)
-    asked.clear()
+    unit_counts.clear()
     shared = select(Descent(schedule, SharedFirstGradient(candidates))(energy, init), candidates)
-    assert asked == [units] + [units * candidates] * steps
+    assert unit_counts == [units] + [units * candidates] * steps
     torch.testing.assert_close(shared.path, plain.path)
     for name in ("candidate", "energies", "grad_norms", "energy_decrease"):
         torch.testing.assert_close(getattr(shared, name), getattr(plain, name))

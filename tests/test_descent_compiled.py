@@ -33,7 +33,7 @@ PREFIX = torch.full((B, 1, T, A), 0.25)
 NOISE = torch.randn(B, M, T, A, generator=torch.Generator().manual_seed(0))
 
 
-def fit(x: torch.Tensor) -> torch.Tensor:
+def project_chunk(x: torch.Tensor) -> torch.Tensor:
     """Return chunks within limits that begin with the prefix."""
     return torch.where(FROZEN, PREFIX, x.clamp(-0.5, 0.5))
 
@@ -49,7 +49,9 @@ KINDS: dict[str, tuple[Any, Descent]] = {
         Descent(
             LevelSchedule.uniform(3),
             SharedFirstGradient(M),
-            constraints=(PathProjection(NOISE, fit, lambda x: fit(x.clamp(-0.4, 0.4))),),
+            constraints=(
+                PathProjection(NOISE, project_chunk, lambda x: project_chunk(x.clamp(-0.4, 0.4))),
+            ),
         ),
     ),
     "no levels": (
@@ -76,7 +78,7 @@ KINDS: dict[str, tuple[Any, Descent]] = {
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_compiled_descent_with_prefix_and_limits_equals_the_eager_one(kind):
+def test_compiled_descent_with_prefix_and_limits_equals_eager(kind):
     torch._dynamo.reset()
     energy, descent = KINDS[kind]
     init = torch.where(FROZEN, PREFIX, NOISE) if kind != "levels" else NOISE

@@ -57,27 +57,27 @@ def test_gradients_reach_step_sizes_by_step_and_by_unit():
         )
 
 
-def test_detaching_between_steps_leaves_the_gradient_of_the_last_step_alone():
+def test_detached_steps_keep_the_gradient_of_the_last_step():
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     init = normal(2, 2, 3, seed=2)
     cut = descend(network(w1, w2), init, 3, 0.3, detach_between_steps=True)
-    whole = descend(network(w1, w2), init, 3, 0.3)
-    assert torch.equal(cut.candidate, whole.candidate)
+    uncut = descend(network(w1, w2), init, 3, 0.3)
+    assert torch.equal(cut.candidate, uncut.candidate)
 
     def gradient(x):
-        both = torch.autograd.grad(x.square().sum(), (w1, w2), retain_graph=True)
-        return torch.cat([g.flatten() for g in both])
+        gradients = torch.autograd.grad(x.square().sum(), (w1, w2), retain_graph=True)
+        return torch.cat([g.flatten() for g in gradients])
 
     for k in (3, 2, 1):  # every step on the path is one step from a constant
         before = cut.path[k - 1].detach()
         step = descend(network(w1, w2), before, 1, 0.3)
         torch.testing.assert_close(gradient(cut.path[k]), gradient(step.candidate))
-    assert not torch.allclose(gradient(whole.candidate), gradient(cut.candidate))
+    assert not torch.allclose(gradient(uncut.candidate), gradient(cut.candidate))
 
 
 @pytest.mark.parametrize("made_in", MODES)
 @pytest.mark.parametrize("mode", MODES)
-def test_every_grad_mode_gives_the_same(mode, made_in):
+def test_results_do_not_depend_on_grad_mode(mode, made_in):
     with made_in():
         init, levels = normal(2, 3, 4), torch.linspace(0, 1, 4, dtype=torch.float64)
     update = NesterovMomentum(0.3)
@@ -98,7 +98,7 @@ def test_every_grad_mode_gives_the_same(mode, made_in):
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
+def test_bilinear_energy_at_zero_needs_no_backward_pass(grad):
     net = torch.nn.Sequential(
         torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
     ).double()
@@ -109,15 +109,15 @@ def test_a_product_needs_no_backward_pass_where_its_candidate_is_zero(grad):
     torch.testing.assert_close(short, slope)
     torch.testing.assert_close(value, want)
     if grad:  # and in training, whose loss is differentiated through it
-        mine, theirs = (
+        actual, expected = (
             torch.autograd.grad(g.square().sum(), list(net.parameters()), retain_graph=True)
             for g in (short, slope)
         )
-        for a, b in zip(mine, theirs, strict=True):
+        for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b)
 
 
-def test_an_update_stands_where_an_energy_does():
+def test_direct_update_field_is_followed():
     field = lambda x, level: 0.5 * (1 - x)  # noqa: E731
     result = descend(DirectUpdate(field), torch.zeros(1, 2, 3), 3, 1.0)
     torch.testing.assert_close(result.candidate, torch.full((1, 2, 3), 0.875))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import descend, few, level_quadratic, normal, quadratic, slope, slow
+from landscapes import descend, few_examples, level_quadratic, normal, quadratic, slope, slow
 
 from ebt_policy.energy import (
     Descent,
@@ -28,19 +28,19 @@ from ebt_policy.energy import (
 )
 
 
-@few
+@few_examples
 @given(ratio=st.floats(0.2, 0.9), seed=st.integers(0, 99))
 def test_early_stop_stops_converged_units_only(ratio, seed):
     init = normal(3, 4, 2, seed=seed) * torch.logspace(-4, 1, 12).view(3, 4, 1)
     result = descend(quadratic(), init, 15, 1 - ratio, stop=GradientNorm(1e-2))
-    kept = torch.tensor(ratio, dtype=torch.float64)  # of the distance, at each step
-    norms = init.norm(dim=-1) * kept ** torch.arange(15).view(-1, 1, 1)
+    shrinkage = torch.tensor(ratio, dtype=torch.float64)  # of the distance, at each step
+    norms = init.norm(dim=-1) * shrinkage ** torch.arange(15).view(-1, 1, 1)
     want = (norms >= 1e-2).sum(0)
     assert torch.equal(result.steps_used, want)
     stopped = result.reason == StopReason.GRADIENT_NORM
     assert torch.equal(stopped, want < 15)
     assert (result.reason[~stopped] == StopReason.STEPS_DONE).all()
-    torch.testing.assert_close(result.candidate, init * (kept**want).unsqueeze(-1))
+    torch.testing.assert_close(result.candidate, init * (shrinkage**want).unsqueeze(-1))
     assert len(result.path) == len(result.energies) == len(result.grad_norms) + 1
 
 
@@ -62,7 +62,7 @@ def test_noise_does_not_move_a_unit_that_has_stopped():
     assert result.steps_used[0, 1] == 30
 
 
-def turning(x, level):
+def turning_energy(x, level):
     """Falls along (1, 1), except for units beyond 10: they turn with the level."""
     level = torch.zeros(x.shape[:2]) if level is None else level
     turn = torch.where(x.detach()[..., 0] > 10, level, torch.zeros_like(level))
@@ -70,31 +70,32 @@ def turning(x, level):
 
 
 @pytest.mark.parametrize("steps", [2, 4, 9])
-def test_a_straight_path_is_landed_on_in_two_steps_and_a_bent_one_is_not(steps):
+def test_straight_path_exits_early_and_bent_path_does_not(steps):
     init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
     schedule = LevelSchedule.uniform(steps)
     landing = Descent(schedule, stop=StraightPath(0.1))
-    whole = Descent(schedule)(turning, init)
-    result = landing(turning, init)
+    full = Descent(schedule)(turning_energy, init)
+    result = landing(turning_energy, init)
     assert result.steps_used.tolist() == [[2, steps]]
     assert result.reason.tolist() == [[StopReason.STRAIGHT_PATH, StopReason.STEPS_DONE]]
-    torch.testing.assert_close(result.candidate, whole.candidate)
-    alone = landing(turning, init[:, :1])
+    torch.testing.assert_close(result.candidate, full.candidate)
+    alone = landing(turning_energy, init[:, :1])
     assert len(alone.path) == 3
-    torch.testing.assert_close(alone.candidate, whole.candidate[:, :1])
-    bold = Descent(schedule, stop=StraightPath(1.5))(turning, init)  # it bends by 1.0 a level
+    torch.testing.assert_close(alone.candidate, full.candidate[:, :1])
+    tolerant = Descent(schedule, stop=StraightPath(1.5))  # the path bends by 1.0 a level
+    bold = tolerant(turning_energy, init)
     assert bold.steps_used.tolist() == [[2, 2]]
 
 
-def test_candidates_land_together():
+def test_candidates_exit_together():
     bent, straight = [50.0, 0.0], [0.0, 0.0]
     init = torch.tensor([[bent, straight, straight, straight]])
     descent = Descent(LevelSchedule.uniform(4), stop=StraightPath(0.1, num_candidates=2))
-    result = select(descent(turning, init), 2)
+    result = select(descent(turning_energy, init), 2)
     assert result.steps_used.tolist() == [[4, 2]]
 
 
-def test_a_projection_of_the_end_is_applied_to_units_that_landed():
+def test_final_projection_applies_to_early_exited_units():
     calls = []
 
     def project(x):
@@ -108,12 +109,12 @@ def test_a_projection_of_the_end_is_applied_to_units_that_landed():
     constraints = (PathProjection(torch.zeros(1, 1, 2), project, final),)
     schedule = LevelSchedule.uniform(5)
     Descent(schedule, constraints=constraints, stop=StraightPath(0.1))(
-        turning, torch.zeros(1, 1, 2)
+        turning_energy, torch.zeros(1, 1, 2)
     )
     assert calls == ["on the way", "final"]
 
 
-def test_a_unit_whose_energy_rises_goes_back_and_stops():
+def test_unit_with_rising_energy_reverts_and_stops():
     def energy(x, level):  # each unit has its own curvature: one step size suits one of them
         return (torch.tensor([1.0, 30.0]).view(1, 2, 1) * x.square() / 2).sum(-1)
 
@@ -128,7 +129,7 @@ def test_a_unit_whose_energy_rises_goes_back_and_stops():
     assert last.reason.tolist() == [[StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]]
 
 
-def test_a_unit_stops_by_the_first_of_several_rules():
+def test_unit_stops_by_the_first_rule_that_applies():
     def energy(x, level):
         return (torch.tensor([0.5, 1.0, 30.0]).view(1, 3, 1) * x.square() / 2).sum(-1)
 
@@ -165,7 +166,7 @@ def schedule(count, with_levels, size=0.1):
 @pytest.mark.parametrize("final_energy", [True, False])
 @pytest.mark.parametrize("with_levels", [True, False])
 @pytest.mark.parametrize("budget", [3.5, 7.5, 20.5, 48.5])
-def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, budget):
+def test_deadline_is_met_and_fully_used(monkeypatch, with_levels, final_energy, budget):
     clock, n = Clock(monkeypatch), 50
     descent = Descent(schedule(n, with_levels), deadline_s=budget, final_energy=final_energy)
     result = descent(clock.times(slope, [1.0] * 60), torch.zeros(1, 2, 3))
@@ -178,9 +179,9 @@ def test_deadline_is_kept_and_used_up(monkeypatch, with_levels, final_energy, bu
     assert (result.reason == (StopReason.STEPS_DONE if all_done else StopReason.DEADLINE)).all()
 
 
-@few
+@few_examples
 @given(costs=st.lists(st.floats(0.5, 2), min_size=30, max_size=30), with_levels=st.booleans())
-def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
+def test_deadline_overrun_is_bounded(costs, with_levels):
     with pytest.MonkeyPatch.context() as monkeypatch:
         clock = Clock(monkeypatch)
         descent = Descent(schedule(20, with_levels), deadline_s=10.0)
@@ -190,7 +191,7 @@ def test_deadline_is_overrun_by_no_more_than_the_surprise(costs, with_levels):
 
 
 @pytest.mark.parametrize("with_levels", [True, False])
-def test_deadline_is_kept_on_the_real_clock(with_levels):
+def test_deadline_is_met_on_the_wall_clock(with_levels):
     n, cost, budget = 100, 0.02, 0.3
     begun = time.perf_counter()
     descent = Descent(schedule(n, with_levels), deadline_s=budget)
@@ -220,7 +221,7 @@ def test_a_generous_deadline_changes_nothing():
     assert torch.equal(free.candidate, timed.candidate)
 
 
-def test_the_energy_is_asked_at_each_level_and_at_the_last():
+def test_energy_is_evaluated_at_each_level_and_the_last():
     init, levels = normal(2, 3, 4), torch.tensor([0.0, 0.5, 0.7, 1.0])
     result = Descent(LevelSchedule(levels, 0.5))(level_quadratic, init)
     x = init

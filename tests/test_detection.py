@@ -24,16 +24,16 @@ def samples(n=200, shift=1.0, seed=0, per_episode=1) -> Samples:
         lambda rows: len({happened for _, happened in rows}) == 2
     )
 )
-def test_area_is_mann_and_whitneys_also_with_ties(rows):
+def test_auroc_equals_mann_whitney_with_ties(rows):
     signal, happened = (np.array(column) for column in zip(*rows, strict=True))
-    found = auroc([Samples(signal.astype(float), happened, np.arange(len(rows)))])
+    area = auroc([Samples(signal.astype(float), happened, np.arange(len(rows)))])
     u = mannwhitneyu(signal[happened], signal[~happened]).statistic
-    assert found["mean"] == pytest.approx(u / (happened.sum() * (~happened).sum()))
-    lo, hi = found["ci95"]
+    assert area["mean"] == pytest.approx(u / (happened.sum() * (~happened).sum()))
+    lo, hi = area["ci95"]
     assert 0 <= lo <= hi <= 1
 
 
-def test_the_interval_knows_that_chunks_of_an_episode_are_alike():
+def test_interval_accounts_for_correlated_chunks():
     alone = samples(400)
     copied = Samples(*(np.repeat(part, 10) for part in alone[:2]), np.repeat(alone.episode, 10))
     assert auroc([copied])["ci95"] == pytest.approx(auroc([alone])["ci95"], abs=1e-9)
@@ -43,21 +43,21 @@ def test_the_interval_knows_that_chunks_of_an_episode_are_alike():
 
 def test_runs_are_averaged_and_their_spread_counts():
     good, bad = samples(shift=3), samples(shift=0, seed=1)
-    both = auroc([good, bad])
-    assert both["mean"] == pytest.approx((auroc([good])["mean"] + auroc([bad])["mean"]) / 2)
-    assert np.ptp(both["ci95"]) > 0.3
-    nothing = samples()._replace(label=np.zeros(200, bool))
-    assert auroc([good, nothing]) == auroc([good])
+    average = auroc([good, bad])
+    assert average["mean"] == pytest.approx((auroc([good])["mean"] + auroc([bad])["mean"]) / 2)
+    assert np.ptp(average["ci95"]) > 0.3
+    unlabelled = samples()._replace(label=np.zeros(200, bool))
+    assert auroc([good, unlabelled]) == auroc([good])
 
 
-def test_what_cannot_be_answered_is_refused():
+def test_undefined_detection_metrics_are_refused():
     with pytest.raises(ValueError, match="where it happened and where it did not"):
         auroc([samples()._replace(label=np.ones(200, bool))])
     with pytest.raises(ValueError, match="NaN"):
         auroc([samples()._replace(signal=np.full(200, np.nan))])
 
 
-def test_calibrated_probabilities_come_true():
+def test_calibrated_probabilities_match_frequencies():
     rng = np.random.default_rng(0)
     signal = rng.normal(size=4000)
     chance = 1 / (1 + np.exp(-2 * signal))

@@ -16,17 +16,17 @@ from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import load_robot
 
 
-def test_a_simulated_robot_keeps_the_contract():
+def test_simulated_robot_satisfies_the_driver_contract():
     check_driver(load_robot("sim_push_t").make_driver(MonotonicClock()))
 
 
-def test_a_recording_keeps_the_contract(tmp_path):
+def test_replay_driver_satisfies_the_driver_contract(tmp_path):
     runner = point_runner(record=tmp_path / "run")[0]
     runner.run_episode(0)
     check_driver(ReplayDriver(Recording(str(tmp_path / "run")), MonotonicClock()))
 
 
-def test_a_recording_is_shown_as_it_was(tmp_path):
+def test_replay_driver_returns_recorded_observations(tmp_path):
     runner, _, _, clock = point_runner(record=tmp_path / "run")
     episode = runner.run_episode(0)
     recording = Recording(str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Which episodes a run plays, keeps and reports, with and without a person beside the robot."""
+"""Episodes that a run executes, keeps and reports, with and without an operator."""
 
 import errno
 import itertools
@@ -41,61 +41,61 @@ def run_series(runner, keys=None, output=Path(), **options):
     return series
 
 
-def played(runner, keys=None, **options):
+def series_results(runner, keys=None, **options):
     return run_series(runner, keys, **options).results
 
 
-def slow(**more):
-    """A session whose policy never answers in time."""
+def slow_runner(**more):
+    """Return a runner whose policy never answers in time."""
     return point_runner(delay=9.0, **more)
 
 
 @pytest.mark.parametrize("keep", ["completed", "successful"])
-def test_a_robot_that_nobody_can_look_at_stays_held_and_the_table_says_why(tmp_path, keep):
-    runner, driver, _, _ = slow(record=tmp_path / "run")
-    episodes = played(runner, episodes=3, keep=keep)
+def test_unattended_robot_stays_held_and_the_table_has_the_reason(tmp_path, keep):
+    runner, driver, _, _ = slow_runner(record=tmp_path / "run")
+    episodes = series_results(runner, episodes=3, keep=keep)
     assert len(episodes) == 1 and not episodes[0].kept and exit_code(episodes) == 4
     assert driver.holding and runner.supervisor.state is State.HOLD
     assert not list(tmp_path.iterdir())
-    said = markdown_table(summarize(episodes))
-    assert "| ended by a hold or a stop | 1 of 1 |" in said
-    assert "| held | the policy did not answer for 0.6 s |" in said
+    table = markdown_table(summarize(episodes))
+    assert "| ended by a hold or a stop | 1 of 1 |" in table
+    assert "| held | the policy did not answer for 0.6 s |" in table
 
 
-def test_all_keeps_what_was_held_of_a_simulated_robot(tmp_path):
-    runner, _, _, _ = slow()
-    episodes = played(runner, episodes=2, keep="all")
+def test_keep_all_keeps_held_episodes_of_a_simulated_robot(tmp_path):
+    runner, _, _, _ = slow_runner()
+    episodes = series_results(runner, episodes=2, keep="all")
     assert [episode.kept for episode in episodes] == [True, True] and exit_code(episodes) == 4
     assert "| held | the policy did not answer for 0.6 s (2 times) |" in markdown_table(
         summarize(episodes)
     )
 
 
-def test_a_stopped_robot_ends_a_run_without_a_person(tmp_path):
+def test_fault_ends_an_unattended_run(tmp_path):
     runner, _, policy, _ = point_runner(record=tmp_path / "run")
 
     def fail(actions):
         raise RuntimeError("out of\nmemory | [/red]")
 
     policy.chunk = fail
-    episodes = played(runner, episodes=3, keep="all")
+    episodes = series_results(runner, episodes=3, keep="all")
     assert len(episodes) == 1 and exit_code(episodes) == 3
     reason = r"the policy failed (RuntimeError: out of memory \| [/red])."
     assert f"| stopped | {reason} |" in markdown_table(summarize(episodes))
 
 
-def test_episodes_that_end_by_themselves_are_kept(tmp_path):
+def test_completed_episodes_are_kept(tmp_path):
     runner, _, _, _ = point_runner(record=tmp_path / "run")
-    episodes = played(runner, episodes=2)
+    episodes = series_results(runner, episodes=2)
     assert all(episode.kept for episode in episodes) and exit_code(episodes) == 0
     assert len(read_episodes(tmp_path / "run")) == 2
     assert "held" not in markdown_table(summarize(episodes))
 
 
-def test_a_stop_waits_for_a_person_who_rearms_the_robot(tmp_path):
+def test_stopped_robot_waits_until_rearmed(tmp_path):
     runner, driver, _, clock = point_runner(record=tmp_path / "run")
     start = clock.now()
-    episodes = played(runner, {1.55: " ", 2.0: "r", 3.0: "s", 9.0: "a"})
+    episodes = series_results(runner, {1.55: " ", 2.0: "r", 3.0: "s", 9.0: "a"})
     assert [e.ended[0] for e in episodes] == [State.FAULT, State.RUNNING]
     assert episodes[0].ended[1] == "emergency stop: space bar"
     assert not [when for when, _ in driver.commands if start + 1.55 < when < start + 9.0]
@@ -104,40 +104,40 @@ def test_a_stop_waits_for_a_person_who_rearms_the_robot(tmp_path):
 
 
 @pytest.mark.parametrize("keep", ["completed", "all"])
-def test_a_person_leaves_a_stopped_robot(keep):
+def test_quit_while_stopped(keep):
     runner, _, _, clock = point_runner()
     start = clock.now()
-    episodes = played(runner, {1.5: " ", 9.0: "q"}, keep=keep)
+    episodes = series_results(runner, {1.5: " ", 9.0: "q"}, keep=keep)
     assert len(episodes) == 1 and exit_code(episodes) == 3
     assert clock.now() == pytest.approx(start + 9.0, abs=0.1)  # it waits in the last one, too
 
 
-def test_a_held_robot_waits_for_a_person_between_episodes():
-    runner, _, _, clock = slow()
+def test_held_robot_waits_for_acknowledgement_between_episodes():
+    runner, _, _, clock = slow_runner()
     start = clock.now()
-    episodes = played(runner, {7.0: "r", 14.0: "q"})
+    episodes = series_results(runner, {7.0: "r", 14.0: "q"})
     assert len(episodes) == 2 and exit_code(episodes) == 4
     assert episodes[0].acknowledged and episodes[1].ticks[0].due >= start + 7.0
 
 
-def test_the_emergency_stop_of_a_held_robot_between_episodes():
-    runner, _, _, _ = slow()
-    played(runner, {7.0: " ", 8.0: "r", 9.0: "q"})
+def test_emergency_stop_of_a_held_robot_between_episodes():
+    runner, _, _, _ = slow_runner()
+    series_results(runner, {7.0: " ", 8.0: "r", 9.0: "q"})
     assert runner.supervisor.state is State.FAULT
     assert runner.supervisor.reason == "emergency stop: space bar"
 
 
-def test_a_robot_that_fails_its_checks_stays_stopped():
+def test_robot_that_fails_its_checks_stays_stopped():
     runner, driver, _, clock = point_runner()
     clock.call_at(clock.now() + 1.0, lambda: setattr(driver, "gone", True))
     clock.call_at(clock.now() + 6.0, lambda: setattr(driver, "gone", False))
-    episodes = played(runner, {3.0: "a", 7.0: "a"})
+    episodes = series_results(runner, {3.0: "a", 7.0: "a"})
     reasons = [change.reason for change in runner.supervisor.changes]
     assert reasons.count("the robot is gone.") == 2
     assert [e.ended[0] for e in episodes] == [State.FAULT, State.RUNNING]
 
 
-def test_a_robot_that_cannot_start_an_episode_is_stopped_and_the_others_are_reported():
+def test_failed_reset_stops_the_robot_and_earlier_episodes_are_reported():
     runner, driver, _, _ = point_runner()
     usual = driver.reset
 
@@ -147,12 +147,12 @@ def test_a_robot_that_cannot_start_an_episode_is_stopped_and_the_others_are_repo
         usual(seed)
 
     driver.reset = reset
-    episodes = played(runner, seed=7, episodes=3)
+    episodes = series_results(runner, seed=7, episodes=3)
     assert [e.ended[0] for e in episodes] == [State.RUNNING, State.FAULT]
     assert summarize(episodes)["episodes"] == 2
 
 
-def test_a_stop_is_not_released_before_it_was_seen():
+def test_stop_is_not_released_before_it_is_handled():
     runner, _, _, _ = point_runner()
     operator = Operator(runner.supervisor, runner.estop)
     operator.press_key(" ")
@@ -167,7 +167,7 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def full_from(monkeypatch, number, part=0):
+def fill_disk_from(monkeypatch, number, part=0):
     """From a write on the disk takes `part` bytes; gives a switch, "full"."""
     usual, state, count = os.write, {"full": True}, itertools.count(1)
 
@@ -182,11 +182,11 @@ def full_from(monkeypatch, number, part=0):
 
 @pytest.mark.parametrize("part", [0, 17])
 @pytest.mark.parametrize("keep", ["completed", "all"])
-def test_a_full_disk_stops_the_robot_and_loses_nothing(tmp_path, monkeypatch, keep, part):
+def test_full_disk_stops_the_robot_without_data_loss(tmp_path, monkeypatch, keep, part):
     store = tmp_path / "run"
     runner, driver, _, _ = point_runner(record=store)
-    full_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
-    episodes = played(runner, episodes=3, keep=keep)
+    fill_disk_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
+    episodes = series_results(runner, episodes=3, keep=keep)
     assert [e.ended[0] for e in episodes] == [State.RUNNING, State.FAULT]
     assert episodes[1].ended[1] == f"record={store} cannot be written (No space left on device)."
     assert driver.holding and [e.kept for e in episodes] == [True, False]
@@ -196,32 +196,32 @@ def test_a_full_disk_stops_the_robot_and_loses_nothing(tmp_path, monkeypatch, ke
     assert len(read_episodes(store)) == 2
 
 
-def test_a_person_makes_space_and_goes_on(tmp_path, monkeypatch):
+def test_recording_resumes_after_disk_space_is_freed(tmp_path, monkeypatch):
     store = tmp_path / "run"
     runner, _, _, clock = point_runner(record=store)
-    disk = full_from(monkeypatch, 22)
+    disk = fill_disk_from(monkeypatch, 22)
     clock.call_at(clock.now() + 5.0, lambda: disk.update(full=False))
-    episodes = played(runner, {6.0: "a"})
+    episodes = series_results(runner, {6.0: "a"})
     assert [e.kept for e in episodes] == [False, True]
     assert len(read_episodes(store)) == 2  # what was recorded until then, and the next one
 
 
-def test_an_episode_that_cannot_be_put_into_the_store_stays_in_the_journal(tmp_path, monkeypatch):
+def test_unstored_episode_stays_in_the_journal(tmp_path, monkeypatch):
     store = tmp_path / "run"
     runner, _, _, _ = point_runner(record=store)
     monkeypatch.setattr("ebt_policy.real_robot.recorder.write_episodes", no_space)
-    episodes = played(runner, episodes=2)
+    episodes = series_results(runner, episodes=2)
     assert [e.ended[0] for e in episodes] == [State.FAULT] and not store.exists()
     monkeypatch.undo()
     assert Recorder(store, LAYOUT).recovered > 30
 
 
-def test_space_for_an_episode_is_checked_before_anything_moves(tmp_path):
+def test_disk_space_is_checked_before_motion(tmp_path):
     with pytest.raises(ConfigError, match=r"record=.* needs [\d,]+ MiB of free disk space"):
         Recorder(tmp_path / "run", LAYOUT, max_ticks=1 << 50)
 
 
-def test_nothing_is_written_while_the_policy_does_not_move_the_robot(tmp_path):
+def test_nothing_is_recorded_before_the_start(tmp_path):
     runner, _, _, _ = point_runner(record=tmp_path / "run", change={"confirm": True})
     sizes = []
 
@@ -229,11 +229,11 @@ def test_nothing_is_written_while_the_policy_does_not_move_the_robot(tmp_path):
         sizes.append((tmp_path / ".run.journal").stat().st_size)
 
     runner.loop.observers = [*runner.loop.observers, measure]
-    played(runner, {30.0: "s"})
+    series_results(runner, {30.0: "s"})
     assert sizes[0] == sizes[299] and len(read_episodes(tmp_path / "run").arrays["obs"]) == 40
 
 
-def test_two_programs_do_not_record_into_one_store(tmp_path):
+def test_concurrent_recording_into_one_store_is_refused(tmp_path):
     store = tmp_path / "new" / "run"
     with output_store(store, "record"):
         with (
@@ -247,7 +247,7 @@ def test_two_programs_do_not_record_into_one_store(tmp_path):
 
 
 @pytest.mark.parametrize(("keys", "code"), [(None, 2), ({1.0: " ", 2.0: "q"}, 3)])
-def test_results_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys, keys, code):
+def test_unwritable_results_are_printed(tmp_path, monkeypatch, capsys, keys, code):
     runner, _, _, _ = point_runner()
     series = run_series(runner, keys, tmp_path)
     monkeypatch.setattr("ebt_policy.real_robot.run_robot.write_results", no_space)
@@ -265,7 +265,7 @@ def test_results_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys,
 
 
 @pytest.mark.parametrize("fails", ["at first", "in the middle", "at the end"])
-def test_a_video_that_cannot_be_written_stops_nothing(tmp_path, fails):
+def test_unwritable_video_does_not_stop_the_run(tmp_path, fails):
     runner, _, _, _ = point_runner()
     live_dashboard, path = [], tmp_path / "video.mp4"
 

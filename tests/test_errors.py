@@ -1,4 +1,4 @@
-"""The command line: what a user can fix is one sentence, and a bug keeps its traceback."""
+"""The command line: user errors are one line, and bugs keep their traceback."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ebt_policy.train import main
 from ebt_policy.training.trainer import NonFiniteLoss
 from ebt_policy.video.data import VideoError
 
-OURS = (
+USER_ERRORS = (
     ConfigError, OutputError, CheckpointError, EpisodeError, TextError, ImageError, VideoError,
     DownloadError, NonFiniteLoss,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*OURS, DescentError, EnvError])
-def test_a_user_error_is_one_sentence(kind, capsys):
+@pytest.mark.parametrize("kind", [*USER_ERRORS, DescentError, EnvError])
+def test_user_error_is_one_line(kind, capsys):
     with pytest.raises(SystemExit) as end, report_errors():
         raise kind("the option x must be 1, got [2].")
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: the option x must be 1, got [2].\n"
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", USER_ERRORS)
 def test_user_errors_have_one_base(kind):
     assert issubclass(kind, UserError)
 
@@ -47,7 +47,7 @@ def test_a_bug_is_not_caught(bug):
         raise bug("a bug")
 
 
-def test_a_bug_in_a_training_keeps_its_traceback(tiny_arguments, call_entry, monkeypatch):
+def test_bugs_in_training_keep_their_traceback(tiny_arguments, call_entry, monkeypatch):
     def broken(self):
         raise ValueError("a bug")
 
@@ -56,7 +56,7 @@ def test_a_bug_in_a_training_keeps_its_traceback(tiny_arguments, call_entry, mon
     assert code == 1 and "Traceback" in error and "ValueError: a bug" in error
 
 
-def test_a_value_that_a_constructor_refuses_is_an_error_of_the_configuration():
+def test_constructor_errors_become_configuration_errors():
     def build(steps: int) -> None:
         raise ValueError(f"steps must be at least 1, got {steps}.")
 
@@ -64,7 +64,7 @@ def test_a_value_that_a_constructor_refuses_is_an_error_of_the_configuration():
         options(build, {"steps": 0}, "model.inference")
 
 
-def test_a_file_that_cannot_be_written_is_named_and_the_old_one_is_kept(tmp_path):
+def test_unwritable_file_is_named_and_the_old_one_kept(tmp_path):
     with pytest.raises(OutputError, match=r"^/.*/missing/a.json cannot be written \(No such file"):
         atomic_write(tmp_path / "missing" / "a.json", "new")
     (tmp_path / "a.json").write_text("old")
@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_old_one_is_kept(tmp_path
     assert (tmp_path / "a.json").read_bytes() == b"new"
 
 
-def test_log_messages_go_to_stderr_as_they_are(capsys):
+def test_log_messages_go_to_stderr_unchanged(capsys):
     with report_errors():
         logging.getLogger("ebt_policy.somewhere").warning("no compiler in %s", "/usr/[bin]")
     assert capsys.readouterr().err == "no compiler in /usr/[bin]\n"

@@ -36,22 +36,22 @@ def trained(demonstrations, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
+def test_compares_two_inference_settings_over_the_same_seeds(run_main, trained):
     code, error = run_main(
         f"checkpoint={trained}", f"checkpoint={trained}@steps=3,num_candidates=3", *SHORT
     )
     assert (code, error) == (0, "")
     results = Path("results") / "trained-vs-trained-steps3-candidates3"
     summary = json.loads((results / "summary.json").read_text())
-    one, two = summary["entries"]
-    assert (one["name"], two["name"]) == ("trained", "trained (steps 3, candidates 3)")
-    assert (one["steps"], two["steps"]) == (2, 3) and one["params"] == two["params"]
-    assert [one["steps_used"]["mean"], two["steps_used"]["mean"]] == [2, 3]
+    default, changed = summary["entries"]
+    assert (default["name"], changed["name"]) == ("trained", "trained (steps 3, candidates 3)")
+    assert (default["steps"], changed["steps"]) == (2, 3) and default["params"] == changed["params"]
+    assert [default["steps_used"]["mean"], changed["steps_used"]["mean"]] == [2, 3]
     assert [p["metric"] for p in summary["paired"]] == ["score", "success"]
     for pair in summary["paired"]:
-        assert (pair["a"], pair["b"]) == (one["name"], two["name"])
+        assert (pair["a"], pair["b"]) == (default["name"], changed["name"])
         metric = pair["metric"]
-        assert pair["diff"] == pytest.approx(one[metric]["mean"] - two[metric]["mean"])
+        assert pair["diff"] == pytest.approx(default[metric]["mean"] - changed[metric]["mean"])
         low, high = pair["ci95"]
         assert low <= pair["diff"] <= high
     table = (results / "table.md").read_text()
@@ -59,11 +59,13 @@ def test_compares_two_ways_to_predict_over_the_same_seeds(run_main, trained):
     assert (results / "report.html").stat().st_size > 10_000
     episodes = [json.loads(x) for x in (results / "episodes.jsonl").read_text().splitlines()]
     assert [x["seed"] for x in episodes] == 2 * [100_000, 100_001, 100_002]
-    assert one["command"].startswith(f"python -m ebt_policy.eval checkpoint={trained} checkpoint=")
+    assert default["command"].startswith(
+        f"python -m ebt_policy.eval checkpoint={trained} checkpoint="
+    )
 
 
 @pytest.mark.slow
-def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
+def test_output_folder_and_determinism(run_main, trained, tmp_path):
     results = []
     for name in ("first", "second"):
         out = tmp_path / name
@@ -75,25 +77,25 @@ def test_results_go_where_they_are_told_and_repeat(run_main, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_played_is_not_played_again(run_main, trained, tmp_path, monkeypatch):
-    """A report that cannot be made costs nothing: the same command goes on from what was played."""
-    out, given = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
+def test_finished_rollouts_are_cached(run_main, trained, tmp_path, monkeypatch):
+    """After a failed report, the same command resumes from the finished rollouts."""
+    out, arguments = tmp_path / "out", (f"checkpoint={trained}", f"output={tmp_path}/out", *SHORT)
 
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
         context.setattr("ebt_policy.evaluation.evaluator.write_report", broken)
-        code, error = run_main(*given)
+        code, error = run_main(*arguments)
     assert code == 2 and "No space left on device" in error
     assert len((out / "played.jsonl").read_text().splitlines()) == 1
     assert not list(out.glob(".lock*"))
     monkeypatch.setattr(RolloutPool, "rollout", broken)
-    assert run_main(*given) == (0, "")
+    assert run_main(*arguments) == (0, "")
     assert json.loads((out / "summary.json").read_text())["entries"][0]["episodes"] == 3
 
 
-def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, monkeypatch):
+def test_unwritable_output_is_refused_first(run_main, trained, monkeypatch):
     monkeypatch.setattr(
         "ebt_policy.policies.evaluate.load_policy_entries", None
     )  # nothing is even loaded
@@ -119,7 +121,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
         (["checkpoint=RUN@wings=2"], "has no option wings; it has num_candidates"),
         (["checkpoint=RUN@steps=0"], "at least 1"),
-        (["checkpoint=RUN@steps=two"], "steps must be int, got 'two'."),
+        (["checkpoint=RUN@steps=two"], "steps must be an integer, got 'two'."),
         (
             ["checkpoint=RUN@select=luck"],
             "must be one of energy, energy_decrease, medoid, density",
@@ -127,7 +129,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN@scheduler=ddim"], "has no option scheduler"),
         (["checkpoint=RUN", "checkpoint=RUN"], "trained is listed twice"),
         (["checkpoint=RUN", "episodes=0"], "episodes must be at least 1."),
-        (["checkpoint=RUN", "episodes=all"], "episodes must be int, got 'all'."),
+        (["checkpoint=RUN", "episodes=all"], "episodes must be an integer, got 'all'."),
         (["checkpoint=RUN", "perturb=all", "episodes=0"], "episodes must be at least 1."),
         (["checkpoint=RUN", "perturb=wind=3"], "perturb=wind=3 is unknown"),
         (["checkpoint=RUN", "perturb=kick", "perturb=turn=far"], "perturb=turn=far"),
@@ -135,35 +137,35 @@ def test_an_output_that_cannot_be_written_is_refused_first(run_main, trained, mo
         (["checkpoint=RUN", "device=tpu"], "device must be auto, cpu or cuda, got tpu."),
     ],
 )
-def test_mistakes_end_with_one_sentence(arguments, message, run_main, trained):
+def test_user_errors_are_one_line(arguments, message, run_main, trained):
     code, error = run_main(*[a.replace("RUN", str(trained)) for a in arguments])
     assert code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert list(Path().iterdir()) == []
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(trained, tmp_path):
+def test_equal_run_names_get_unique_names_by_folder(trained, tmp_path):
     for name in ("a/run", "b/run", "b/other"):
         shutil.copytree(trained, tmp_path / name)
-    given = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
-    entries = load_policy_entries(given, torch.device("cpu"))
+    checkpoints = [f"{tmp_path}/a/run@steps=2", f"{tmp_path}/b/run@steps=2", f"{tmp_path}/b/other"]
+    entries = load_policy_entries(checkpoints, torch.device("cpu"))
     assert [c.name for c in entries] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
 
 
-def test_unknown_overrides_are_named_by_hydra(run_main, trained):
+def test_unknown_overrides_are_named(run_main, trained):
     code, error = run_main(f"checkpoint={trained}", "wings=2")
-    assert code == 1 and "wings" in error and "Traceback" not in error
+    assert code == 2 and "unknown option wings" in error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["perturb=kick=50", "perturb=delay=1"], ["perturb=[delay]"]])
-def test_perturbations_are_given_one_by_one_or_as_a_list(words, run_main, trained, tmp_path):
+def test_perturbations_as_repeated_option_or_list(words, run_main, trained, tmp_path):
     arguments = [f"checkpoint={trained}", *words, f"output={tmp_path}/out", *SHORT[1:]]
     assert run_main(*arguments, "episodes=1") == (0, "")
     lines = (tmp_path / "out" / "recovery.jsonl").read_text().splitlines()
-    played = [json.loads(line)["key"].rpartition(" | ")[2] for line in lines]
+    conditions = [json.loads(line)["key"].rpartition(" | ")[2] for line in lines]
     kinds = ["kick 50", "delay 1"] if len(words) == 2 else ["delay 1", "delay 2", "delay 4"]
-    assert played == ["undisturbed", *kinds]
+    assert conditions == ["undisturbed", *kinds]
 
 
 def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):
@@ -174,7 +176,7 @@ def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):
     assert code == 2 and str(weights) in error and error.count("\n") == 1
 
 
-def test_a_configuration_that_is_no_text_is_named(run_main, trained, tmp_path):
+def test_binary_configuration_file_is_named(run_main, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "damaged")
     (config,) = (tmp_path / "damaged" / "checkpoints").rglob("config.yaml")
     config.write_bytes(b"\x00\xff")

@@ -19,9 +19,9 @@ class Handler(BaseHTTPRequestHandler):
     """Serves BODY: /file with ranges, /plain without, /cut drops the line half way."""
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.requests.append((self.path, asked))  # type: ignore[attr-defined]
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        range_header = self.headers.get("Range")
+        self.server.requests.append((self.path, range_header))  # type: ignore[attr-defined]
+        start = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header else 0
         if self.path == "/absent":
             return self.send_error(404)
         if self.path == "/plain":
@@ -67,7 +67,7 @@ def url(server, monkeypatch, tmp_path):
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_several_at_once_download_once(server, url):
+def test_concurrent_fetches_download_once(server, url):
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: fetch(f"{url}/file", "data.bin", SHA256), range(4)))
     assert len(set(paths)) == 1 and paths[0].read_bytes() == BODY
@@ -81,11 +81,11 @@ def test_a_cache_that_cannot_be_written_is_named(url, monkeypatch, tmp_path):
         fetch(f"{url}/file", "data.bin")
 
 
-def files() -> list[str]:
+def cached_files() -> list[str]:
     return [p.name for p in cache_dir().iterdir() if p.suffix != ".lock"]
 
 
-def part(content: bytes):
+def write_partial(content: bytes):
     cache_dir().mkdir(parents=True, exist_ok=True)
     path = cache_dir() / "data.bin.part"
     path.write_bytes(content)
@@ -100,17 +100,17 @@ def test_cache_dir(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("sha256", [None, SHA256, SHA256.upper()])
-def test_whole_then_cached(url, server, sha256):
+def test_complete_download_is_cached(url, server, sha256):
     path = fetch(f"{url}/file", "data.bin", sha256)
     assert path.read_bytes() == BODY
-    assert files() == ["data.bin"]
+    assert cached_files() == ["data.bin"]
     assert fetch(f"{url}/file", "data.bin", sha256) == path
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("page", ["file", "plain"])
 def test_resume_or_restart(url, server, page):
-    leftover = part(BODY[:1000])
+    leftover = write_partial(BODY[:1000])
     path = fetch(f"{url}/{page}", "data.bin", SHA256)
     assert path.read_bytes() == BODY
     assert server.requests == [(f"/{page}", "bytes=1000-")]
@@ -118,34 +118,34 @@ def test_resume_or_restart(url, server, page):
 
 
 def test_killed_before_the_rename(url, server):
-    part(BODY)
+    write_partial(BODY)
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
     assert len(server.requests) == 1
 
 
 def test_leftover_longer_than_the_file(url):
-    part(BODY + b"more")
+    write_partial(BODY + b"more")
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
 
 
-def test_line_cut_then_resumed(url, server):
+def test_interrupted_download_resumes(url, server):
     with pytest.raises(DownloadError, match="Could not download"):
         fetch(f"{url}/cut", "data.bin", SHA256)
     assert not (cache_dir() / "data.bin").exists()
-    kept = (cache_dir() / "data.bin.part").stat().st_size
-    assert len(BODY) // 4 < kept <= len(BODY) // 2
+    partial_size = (cache_dir() / "data.bin.part").stat().st_size
+    assert len(BODY) // 4 < partial_size <= len(BODY) // 2
     assert fetch(f"{url}/cut", "data.bin", SHA256).read_bytes() == BODY
-    assert server.requests[-1] == ("/cut", f"bytes={kept}-")
+    assert server.requests[-1] == ("/cut", f"bytes={partial_size}-")
 
 
 def test_wrong_checksum(url):
     with pytest.raises(DownloadError, match=f"SHA-256 {SHA256} instead of 00.* was deleted"):
         fetch(f"{url}/file", "data.bin", "0" * 64)
-    assert files() == []
+    assert cached_files() == []
 
 
-def test_leftover_of_another_file_is_found_out(url):
-    part(b"x" * 1000)
+def test_partial_download_of_another_file_is_detected(url):
+    write_partial(b"x" * 1000)
     with pytest.raises(DownloadError, match="was deleted"):
         fetch(f"{url}/file", "data.bin", SHA256)
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
@@ -157,12 +157,12 @@ def test_cached_file_of_another_version_is_replaced(url):
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
 
 
-def test_refused(url):
+def test_http_errors_are_reported(url):
     with pytest.raises(DownloadError, match=r"/absent \(HTTP 404\).* put it at .*data\.bin"):
         fetch(f"{url}/absent", "data.bin")
 
 
-def test_no_server(url, server):
+def test_unreachable_server_is_reported(url, server):
     server.shutdown()
     server.server_close()
     with pytest.raises(OSError, match="check the network") as caught:
@@ -170,6 +170,6 @@ def test_no_server(url, server):
     assert isinstance(caught.value, DownloadError) and url in str(caught.value)
 
 
-def test_not_an_address(url):
+def test_invalid_url_is_reported(url):
     with pytest.raises(DownloadError, match="Could not download"):
         fetch("nowhere", "data.bin")

@@ -12,7 +12,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.video.autoencoder import Autoencoder, Latents, frame_features
 
 
-def test_an_autoencoder_that_cannot_be_is_one_clear_error():
+def test_invalid_autoencoder_options_are_refused():
     with pytest.raises(ConfigError, match="channels in multiples of 8"):
         Autoencoder([12], 4, 0.0)
     model = Autoencoder([8, 8, 8], 2, 0.0)
@@ -20,22 +20,22 @@ def test_an_autoencoder_that_cannot_be_is_one_clear_error():
         model.sample_noise({"image": torch.zeros(1, 3, 10, 16)})
 
 
-def test_features_go_back_to_frames():
+def test_features_decode_to_frames():
     encoder = Latents(Autoencoder([8, 8], 3, 0.0).net, torch.device("cpu"))
     pixels = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
     features = encoder.encode(pixels)
     assert features.shape == (5, 3 * 4 * 6)
-    made = encoder.decode(features, 8, 12)
-    assert made.shape == pixels.shape and made.dtype == torch.uint8
+    decoded = encoder.decode(features, 8, 12)
+    assert decoded.shape == pixels.shape and decoded.dtype == torch.uint8
 
 
-def test_frames_that_features_cannot_hold_are_told_at_once():
+def test_unsupported_frame_sizes_are_refused_at_once():
     encoder = Latents(Autoencoder([8, 8, 8], 3, 0.0).net, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"task\.width=18 must be multiples of 4"):
         encoder.encode(torch.zeros(2, 8, 18, 3, dtype=torch.uint8))
 
 
-def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):
+def test_diffusers_autoencoder_is_supported(tmp_path):
     net = Autoencoder([8, 8], 3, 0.0).net
     net.save_pretrained(tmp_path / "vae")
     encoder = frame_features(str(tmp_path / "vae"), torch.device("cpu"))
@@ -45,7 +45,7 @@ def test_an_autoencoder_of_diffusers_serves_as_well(tmp_path):
     )
 
 
-def test_features_that_cannot_be_had_are_one_sentence(tmp_path):
+def test_unavailable_features_are_a_one_line_error(tmp_path):
     with pytest.raises(ConfigError, match="is no run of model=autoencoder, and no AutoencoderKL"):
         frame_features(str(tmp_path / "none"), torch.device("cpu"))
 
@@ -58,7 +58,7 @@ def test_features_that_cannot_be_had_are_one_sentence(tmp_path):
         (lambda name, value: {name: torch.zeros(3, 3)}, "expected shape"),
     ],
 )
-def test_weights_that_are_not_whole_are_refused(tmp_path, change, why):
+def test_incomplete_weights_are_refused(tmp_path, change, why):
     Autoencoder([8, 8], 3, 0.0).net.save_pretrained(tmp_path / "vae")
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -70,17 +70,17 @@ def test_weights_that_are_not_whole_are_refused(tmp_path, change, why):
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"{"])
 @pytest.mark.parametrize("file", ["diffusion_pytorch_model.safetensors", "config.json"])
-def test_damaged_files_of_weights_are_one_sentence(tmp_path, file, content):
+def test_damaged_weight_files_are_a_one_line_error(tmp_path, file, content):
     Autoencoder([8, 8], 3, 0.0).net.save_pretrained(tmp_path / "vae")
     (tmp_path / "vae" / file).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"task\.features=.*vae .* no AutoencoderKL") as told:
+    with pytest.raises(ConfigError, match=r"task\.features=.*vae .* no AutoencoderKL") as caught:
         frame_features(str(tmp_path / "vae"), torch.device("cpu"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.vision
 @pytest.mark.parametrize("error", [AttributeError, TypeError, struct.error, AssertionError])
-def test_whatever_timm_raises_is_one_sentence(monkeypatch, error):
+def test_timm_errors_are_one_line(monkeypatch, error):
     import timm
 
     def fail(*_, **__):
@@ -92,13 +92,13 @@ def test_whatever_timm_raises_is_one_sentence(monkeypatch, error):
 
 
 @pytest.mark.vision
-def test_a_backbone_of_timm_gives_features(monkeypatch):
+def test_timm_backbone_features(monkeypatch):
     import timm
 
     make = timm.create_model
     monkeypatch.setattr(
         timm, "create_model",
-        lambda name, pretrained, **how: make(name, pretrained=False, **how),
+        lambda name, pretrained, **options: make(name, pretrained=False, **options),
     )  # fmt: skip
     encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
     features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
@@ -107,14 +107,15 @@ def test_a_backbone_of_timm_gives_features(monkeypatch):
         frame_features("timm:resnet_of_mine", torch.device("cpu"))
 
 
-def test_the_autoencoders_loss_is_what_it_says():
+def test_autoencoder_loss_equals_its_formula():
     model = Autoencoder([8, 8], 3, 0.5)
     batch = model.normalize({"image": torch.randint(0, 256, (4, 8, 12, 3), dtype=torch.uint8)})
     batch["noise"] = model.sample_noise(batch)
-    loss, told = model(batch)
+    loss, metrics = model(batch)
     likely = model.net.encode(batch["image"]).latent_dist
-    made = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
-    squared = (made - batch["image"]).square().mean()  # an absolute error loses what is small
+    reconstruction = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
+    # A squared error: an absolute error neglects small objects.
+    squared = (reconstruction - batch["image"]).square().mean()
     divergence = likely.kl().mean() / (3 * 4 * 6)
-    torch.testing.assert_close(told["error"], squared)
+    torch.testing.assert_close(metrics["error"], squared)
     torch.testing.assert_close(loss, squared + 0.5 * divergence)

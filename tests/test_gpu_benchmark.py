@@ -1,4 +1,4 @@
-"""The GPU benchmark, rehearsed on the CPU, and that what a GPU runs never makes the host wait."""
+"""The GPU benchmark at toy size on the CPU, and host synchronisation of code for the GPU."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def case(name: str, log: list[str], seconds: float = 0.0, fails: bool = False) -
     return Case(name, measure, seconds)
 
 
-def test_each_case_is_stored_as_it_is_measured_and_not_measured_again(tmp_path):
+def test_measured_cases_are_stored_at_once_and_skipped_later(tmp_path):
     log: list[str] = []
     stored = tmp_path / "latency.json"
 
@@ -56,7 +56,7 @@ def test_each_case_is_stored_as_it_is_measured_and_not_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["version", "torch", "card", "toy"])
-def test_results_of_another_version_are_measured_anew(tmp_path, changed):
+def test_results_of_another_version_are_measured_again(tmp_path, changed):
     log: list[str] = []
     SectionResults("text", tmp_path, "", toy=False).run([case("a", log)], TimeBudget(1))
     stored = json.loads((tmp_path / "text.json").read_text())
@@ -65,7 +65,7 @@ def test_results_of_another_version_are_measured_anew(tmp_path, changed):
     assert log == ["a", "a"]
 
 
-def test_a_case_that_fails_is_noted_and_tried_again(tmp_path, capsys):
+def test_failed_case_is_noted_and_retried(tmp_path, capsys):
     log: list[str] = []
     results = SectionResults("text", tmp_path, "", toy=False)
     assert not results.run([case("a", log, fails=True), case("b", log)], TimeBudget(1))
@@ -75,14 +75,14 @@ def test_a_case_that_fails_is_noted_and_tried_again(tmp_path, capsys):
     assert log == ["a", "b", "a"] and "Failed" not in tables(tmp_path)
 
 
-def test_a_case_that_does_not_fit_in_the_time_left_does_not_start(tmp_path, capsys):
+def test_case_longer_than_the_remaining_time_is_skipped(tmp_path, capsys):
     log: list[str] = []
     results = SectionResults("text", tmp_path, "", toy=False)
     assert not results.run([case("a", log, seconds=90.0), case("b", log, 10.0)], TimeBudget(1))
     assert log == ["b"] and "a: not started, it may take 90 s" in capsys.readouterr().out
 
 
-def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+def test_roofline_is_the_slower_of_arithmetic_and_memory():
     rates = {
         "matrix product, bf16": {"teraflops": 500.0},
         "copy": {"gigabytes_per_second": 4000.0},
@@ -102,7 +102,7 @@ def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
+def test_toy_run_measures_every_section_and_prints_tables(tmp_path):
     done = run("benchmarks.gpu", "toy=true", "minutes=60", "output=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "out").iterdir()
@@ -114,11 +114,11 @@ def test_a_rehearsal_measures_every_section_and_prints_tables(tmp_path):
     assert " 1.0x |" in done.stdout  # DDPM-100 beside itself
     again = run("benchmarks.gpu", "toy=true", "minutes=0", "output=out", cwd=tmp_path)
     assert again.returncode == 0 and "not started" not in again.stdout
-    taken = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
-    assert taken.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
+    fetched = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
+    assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
 
 
-def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
+def test_bad_options_are_refused_before_measuring(tmp_path, monkeypatch):
     messages = {
         ("sections=speed", "toy=true"): "unknown section 'speed'; available: all, latency",
         ("minutes=soon",): "minutes must be float",
@@ -132,17 +132,17 @@ def test_wrong_settings_are_refused_before_anything_is_measured(tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_results_from_elsewhere_join_those_that_are_here():
-    made = {"version": "1", "torch": "2", "card": "GPU", "toy": False, "command": ""}
-    here = {**made, "cases": {"a": {"ms": 1}, "b": {"ms": 2}}, "failed": {"c": "why"}}
-    new = {**made, "cases": {"b": {"ms": 3}, "c": {"ms": 4}}, "failed": {"d": "why"}}
-    joined = fetch.merged(here, new)
+def test_fetched_results_are_merged_with_existing_ones():
+    header = {"version": "1", "torch": "2", "card": "GPU", "toy": False, "command": ""}
+    existing = {**header, "cases": {"a": {"ms": 1}, "b": {"ms": 2}}, "failed": {"c": "why"}}
+    new = {**header, "cases": {"b": {"ms": 3}, "c": {"ms": 4}}, "failed": {"d": "why"}}
+    joined = fetch.merged(existing, new)
     assert joined["cases"] == {"a": {"ms": 1}, "b": {"ms": 3}, "c": {"ms": 4}}
     assert joined["failed"] == {"d": "why"}
-    assert fetch.merged({**here, "version": "0"}, new) == new
+    assert fetch.merged({**existing, "version": "0"}, new) == new
 
 
-def test_what_a_machine_has_is_read_from_a_list(tmp_path):
+def test_installed_packages_are_read_from_a_list(tmp_path):
     (tmp_path / "has.txt").write_text("Torch==2.11.0+cu130\nzipp\n\nscikit_learn @ file:///x\n")
     assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
     with pytest.raises(SystemExit, match="cannot be read"):
@@ -156,32 +156,32 @@ def test_what_a_machine_has_is_read_from_a_list(tmp_path):
 DEVICE = torch.device("meta")
 
 
-class SentTensors(TorchDispatchMode):
+class HostTransfers(TorchDispatchMode):
     """Notes each tensor of the host that is copied to the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.transfers: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func._overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
         if name in ("_to_copy", "copy_") and len({x.device.type for x in tensors}) > 1:
-            self.found.append(name)
+            self.transfers.append(name)
         return out
 
 
-def sent(job: Callable[[], object]) -> list[str]:
-    with SentTensors() as tensors:
+def host_transfers(job: Callable[[], object]) -> list[str]:
+    with HostTransfers() as tensors:
         job()
-    return tensors.found
+    return tensors.transfers
 
 
-def test_what_makes_the_host_wait_is_seen():
+def test_host_synchronisations_are_detected():
     x = torch.rand(4, device=DEVICE)
-    assert sent(lambda: torch.arange(4).to(DEVICE)) == ["_to_copy"]
-    assert sent(lambda: x * 2 + torch.arange(4, device=DEVICE)) == []
+    assert host_transfers(lambda: torch.arange(4).to(DEVICE)) == ["_to_copy"]
+    assert host_transfers(lambda: x * 2 + torch.arange(4, device=DEVICE)) == []
     for ask in (lambda: float(x[0]), lambda: bool(x.any()), lambda: x.tolist()):
         with pytest.raises(RuntimeError):
             ask()
@@ -192,7 +192,7 @@ def test_what_makes_the_host_wait_is_seen():
     [("ebt", []), ("ebt", ["objective=s1"]), ("ebt", ["objective=equilibrium"]),
      ("diffusion", []), ("flow_matching", []), ("bc", [])],
 )  # fmt: skip
-def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch):
+def test_training_loss_does_not_synchronise_with_the_host(model, overrides, monkeypatch):
     # The descent's own check runs in eager mode alone; on a GPU training is compiled.
     monkeypatch.setattr(descent, "check_finite", lambda result: None)
     policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix_len": 4}).to(DEVICE)
@@ -205,12 +205,12 @@ def test_a_training_loss_never_makes_the_host_wait(model, overrides, monkeypatch
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
 
     loss()  # a schedule of diffusers is sent once
-    assert sent(loss) == []
+    assert host_transfers(loss) == []
 
 
 # Schedulers of diffusers read their time steps, which stay on the host.
 @pytest.mark.parametrize("predictor", [p for p in latency.PREDICTORS if not p.startswith("DD")])
-def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
+def test_prediction_does_not_synchronise_with_the_host(predictor, monkeypatch):
     monkeypatch.setattr(descent, "check_finite", lambda result: None)
     model, options = CHUNKS[predictor]
     policy = make(model, "4xs", CPU, shape={**SHAPE, "max_prefix_len": latency.PREFIX})
@@ -220,9 +220,9 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
     motion = Motion.at_rest(np.array([200.0, 300.0]))
     project = ChunkProjection(latency.LIMITS, latency.LIMITS.bounds(DEVICE), motion, 0.1, 4)
     prefix = torch.rand(1, 4, 2, device=DEVICE)
-    assert sent(lambda: policy.predict_on_device(obs)) == []
+    assert host_transfers(lambda: policy.predict_on_device(obs)) == []
     assert (
-        sent(
+        host_transfers(
             lambda: policy.predict_on_device(
                 obs, constraints=ChunkConstraints(prefix=prefix, project=project)
             )
@@ -233,7 +233,7 @@ def test_a_prediction_never_makes_the_host_wait(predictor, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_one_compiled_program_serves_every_prefix_and_every_motion():
+def test_one_compiled_program_for_all_prefixes_and_motions():
     shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix_len": 6}
     policy = make("ebt", "4xs", CPU, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(steps=2, num_candidates=2)

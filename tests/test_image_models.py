@@ -1,28 +1,21 @@
-"""Models of images: how noise is put on and taken away, training and what it leaves."""
+"""Models of images: noise, denoising, features and options."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import compose_config
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from PIL import Image
 from torch import Tensor
 
-from ebt_policy import eval as eval_entry
-from ebt_policy import train as train_entry
 from ebt_policy.errors import ConfigError
 from ebt_policy.image import metrics as image_metrics
-from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_model
 from ebt_policy.image.patch_transformer import LEVELS
 from ebt_policy.image.tiling import denoise_tiled
 from ebt_policy.models.ddim import ExactDDIMScheduler
-from ebt_policy.train import train
 
 SHAPE = {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
@@ -61,7 +54,7 @@ def kind(request) -> str:
     return request.param
 
 
-def test_bytes_become_numbers_from_minus_one_to_one():
+def test_pixels_are_normalized_to_minus_one_to_one():
     model = build("s1")
     pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat(96).view(1, 8, 8, 3)
     image = model.normalize({"image": pixels, "label": torch.zeros(1)})["image"]
@@ -69,7 +62,7 @@ def test_bytes_become_numbers_from_minus_one_to_one():
     assert torch.equal(image[0, :, 2, 5], pixels[0, 2, 5].float() / 127.5 - 1)
 
 
-def test_patches_are_squares_of_the_image_and_go_back():
+def test_patches_are_image_squares_and_invertible():
     model = build("s1", side=12)
     image = torch.arange(3 * 144.0).view(1, 1, 3, 12, 12)
     patches = model.net.patches(image)
@@ -78,30 +71,30 @@ def test_patches_are_squares_of_the_image_and_go_back():
     assert torch.equal(model.net._images(patches), image)
 
 
-def test_noise_is_that_of_diffusion_models():
-    """From none to nearly nothing else; the level of 100 is a deviation of 43 of 255."""
+def test_noise_follows_the_diffusion_schedule():
+    """Level 0 has no noise, the last level is noise only; level 100 deviates by 43 of 255."""
     model = build("s1")
     clean = torch.full((2, 3, 64, 64), 0.5)
     assert torch.equal(model.add_noise(clean, 0, torch.Generator()), clean)
     noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
-    kept = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
-    assert noisy.mean().item() == pytest.approx(0.5 * kept**0.5, abs=0.01)
-    assert noisy.std().item() == pytest.approx((1 - kept) ** 0.5, abs=0.01)
-    assert 127.5 * ((1 - kept) / kept) ** 0.5 == pytest.approx(43, abs=0.5)
-    gone = model.add_noise(clean, LEVELS, torch.Generator().manual_seed(0))
-    assert gone.std().item() == pytest.approx(1, abs=0.01)
+    abar = np.prod(1 - np.linspace(1e-4, 0.02, LEVELS)[:100])
+    assert noisy.mean().item() == pytest.approx(0.5 * abar**0.5, abs=0.01)
+    assert noisy.std().item() == pytest.approx((1 - abar) ** 0.5, abs=0.01)
+    assert 127.5 * ((1 - abar) / abar) ** 0.5 == pytest.approx(43, abs=0.5)
+    pure_noise = model.add_noise(clean, LEVELS, torch.Generator().manual_seed(0))
+    assert pure_noise.std().item() == pytest.approx(1, abs=0.01)
 
 
-def test_guesses_start_where_images_are_at_inference():
-    """At the noise of training, those of corrupted candidates at any lower level, too."""
+def test_training_candidates_start_at_the_inference_noise_level():
+    """They start at the noise level of training; corrupted candidates also at lower levels."""
     clean = torch.full((200, 3, 8, 8), 0.5)
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
-    kept = model.abar[100]
-    start = model.sample_noise(rows)["init"][:, 0] - kept.sqrt() * 0.5
-    assert start.std().item() == pytest.approx((1 - kept).sqrt().item(), rel=0.02)
+    abar = model.abar[100]
+    start = model.sample_noise(rows)["init"][:, 0] - abar.sqrt() * 0.5
+    assert start.std().item() == pytest.approx((1 - abar).sqrt().item(), rel=0.02)
     spread = build("corrupted").sample_noise(rows)["init"][:, 0].flatten(1).std(1)
-    lower = (spread < 0.75 * (1 - kept).sqrt()).float().mean()
+    lower = (spread < 0.75 * (1 - abar).sqrt()).float().mean()
     assert 0.15 < lower < 0.4  # half of half of them
 
 
@@ -113,23 +106,23 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_energy_and_its_absence_have_equal_parameters():
+def test_energy_model_and_refiner_have_equal_parameters():
     assert build("s1").parameter_count == build("refiner").parameter_count
 
 
-def test_an_image_is_restored_by_itself(kind):
-    """Whatever else is in the batch."""
+def test_denoising_is_independent_of_the_batch(kind):
+    """The result does not depend on the other images of the batch."""
     model = build(kind).eval()
     noisy = model.add_noise(batch(model)["image"], 100, torch.Generator().manual_seed(0))
-    found, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
-    torch.testing.assert_close(found.images[:1], alone.images)
-    assert found.images.shape == noisy.shape and found.images.abs().max() <= 1
-    assert torch.equal(found.path[0], noisy)
-    assert len(found.path) == found.steps_used[0] + 1
-    assert (found.energies is None) == (kind in ("refiner", "dit"))
+    result, alone = model.denoise(noisy, 100), model.denoise(noisy[:1], 100)
+    torch.testing.assert_close(result.images[:1], alone.images)
+    assert result.images.shape == noisy.shape and result.images.abs().max() <= 1
+    assert torch.equal(result.path[0], noisy)
+    assert len(result.path) == result.steps_used[0] + 1
+    assert (result.energies is None) == (kind in ("refiner", "dit"))
 
 
-def test_energies_of_patches_are_shares_of_the_energy():
+def test_patch_energies_sum_to_the_energy():
     model: Any = build("s1")
     images = batch(model)["image"].unsqueeze(1)
     context = model.encode(None, len(images))
@@ -151,18 +144,18 @@ class Oracle(torch.nn.Module):
     def forward(self, context: None, noisy: Tensor, levels: Tensor) -> Tensor:
         level = round(float((1 - levels[0, 0]) * LEVELS))
         self.levels.append(level)
-        kept = self.abar[level]
-        return (noisy - kept.sqrt() * self.clean.unsqueeze(1)) / (1 - kept).sqrt()
+        abar = self.abar[level]
+        return (noisy - abar.sqrt() * self.clean.unsqueeze(1)) / (1 - abar).sqrt()
 
 
 def with_oracle(model: Any, clean: Tensor) -> Oracle:
-    """A model whose network is one."""
+    """Replace the network of a model by an oracle."""
     model.net = oracle = Oracle(clean, model.abar)
     return oracle
 
 
 @pytest.mark.parametrize(
-    ("noise", "how", "levels"),
+    ("noise", "options", "levels"),
     [
         (100, {"steps": 4}, [100, 75, 50, 25]),
         (100, {"steps": 1}, [100]),
@@ -174,68 +167,72 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-def test_diffusion_starts_at_the_level_it_is_told(noise, how, levels, scheduler):
+def test_diffusion_starts_at_the_given_noise_level(noise, options, levels, scheduler):
     model = build("dit")
     clean = batch(model)["image"] * 0.9
     noisy = model.add_noise(clean, noise, torch.Generator().manual_seed(0))
     oracle = with_oracle(model, clean)
-    model.configure_inference(scheduler=scheduler, **how)
-    found = model.denoise(noisy, noise, generator=torch.Generator().manual_seed(0))
+    model.configure_inference(scheduler=scheduler, **options)
+    result = model.denoise(noisy, noise, generator=torch.Generator().manual_seed(0))
     assert sorted(oracle.levels) == sorted(levels) and oracle.levels[0] == levels[0]
     if noise <= 100:
-        torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+        torch.testing.assert_close(result.images, clean, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-def test_any_number_of_passes_is_that_many(scheduler):
-    """Trailing levels of diffusers are one too many for some, and its last one starts anew."""
+def test_number_of_network_passes_equals_steps(scheduler):
+    """The trailing spacing of diffusers has one level too many for some numbers of steps."""
     model = build("dit")
     clean = batch(model)["image"] * 0.9
     noisy = model.add_noise(clean, 100, torch.Generator().manual_seed(0))
     for steps in (*range(1, 101, 7), 28, 29, 30, 31, 58, 62, 97):
         oracle = with_oracle(model, clean)
         model.configure_inference(scheduler=scheduler, steps=steps)
-        found = model.denoise(noisy, 100, generator=torch.Generator().manual_seed(0))
-        assert len(oracle.levels) == steps == len(found.path) - 1
-        torch.testing.assert_close(found.images, clean, atol=2e-3, rtol=0)
+        result = model.denoise(noisy, 100, generator=torch.Generator().manual_seed(0))
+        assert len(oracle.levels) == steps == len(result.path) - 1
+        torch.testing.assert_close(result.images, clean, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 4, 10])
-def test_ddim_is_diffusers_where_steps_divide_the_levels(prediction, steps):
-    how = {"num_train_timesteps": 40, "prediction_type": prediction, "timestep_spacing": "trailing"}
-    ours, theirs = ExactDDIMScheduler(**how), DDIMScheduler(**how)
+def test_ddim_equals_diffusers_when_steps_divide_the_levels(prediction, steps):
+    options = {
+        "num_train_timesteps": 40,
+        "prediction_type": prediction,
+        "timestep_spacing": "trailing",
+    }
+    exact, reference = ExactDDIMScheduler(**options), DDIMScheduler(**options)
     x = y = torch.randn(2, 3)
-    for scheduler in (ours, theirs):
+    for scheduler in (exact, reference):
         scheduler.set_timesteps(steps)
-    for t in ours.timesteps:
+    for t in exact.timesteps:
         predicted = torch.randn(2, 3)
-        x, y = ours.step(predicted, t, x).prev_sample, theirs.step(predicted, t, y).prev_sample
+        x, y = exact.step(predicted, t, x).prev_sample, reference.step(predicted, t, y).prev_sample
         torch.testing.assert_close(x, y)
 
 
-def test_steps_that_all_leave_out_are_filled_up():
-    """A batch of tiles that all stop early, beside one that does not."""
+def test_early_stopped_tiles_are_padded_to_equal_length():
+    """One batch of tiles stops early and another does not."""
     model = build("s1")
     model.configure_inference(steps=5)
     images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]
-    free = [one.energies for one in denoise_tiled(model, images, 100, [0, 0])]
+    free = [result.energies for result in denoise_tiled(model, images, 100, [0, 0])]
     model.configure_inference(stop_grad_norm=1e9)
-    for one, energies in zip(denoise_tiled(model, images, 100, [0, 0]), free, strict=True):
-        assert len(one.path) == len(one.energies) == len(energies) == 6
-        assert one.energies is not None and (one.energies == one.energies[0]).all()
+    for result, energies in zip(denoise_tiled(model, images, 100, [0, 0]), free, strict=True):
+        assert len(result.path) == len(result.energies) == len(energies) == 6
+        assert result.energies is not None and (result.energies == result.energies[0]).all()
 
 
-def test_candidates_need_starts_that_differ():
+def test_several_candidates_need_random_starts():
     with pytest.raises(ConfigError, match="start from the same place"):
         build("s1").configure_inference(num_candidates=2)
     model = build("s1", max_noise_level=LEVELS)
     model.configure_inference(num_candidates=3)
-    found = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
-    torch.testing.assert_close(found.path[-1].clamp(-1, 1), found.images)
+    result = model.denoise(torch.randn(2, 3, 8, 8), LEVELS, generator=torch.Generator())
+    torch.testing.assert_close(result.path[-1].clamp(-1, 1), result.images)
 
 
-def test_classes_are_told_where_there_are_any():
+def test_class_conditional_denoising():
     model = build("s1", classes=3)
     rows = batch(model)
     loss, _ = model.loss(rows)
@@ -249,13 +246,13 @@ def test_classes_are_told_where_there_are_any():
         image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 
-def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
+def test_features_are_independent_of_the_batch(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
-    found = model.features(images)
+    features = model.features(images)
     layers, width = 1, 16
-    assert found.shape == (4, layers * width) and found.std(0).min() > 0
-    torch.testing.assert_close(model.features(images[1:2]), found[1:2], atol=1e-5, rtol=1e-4)
+    assert features.shape == (4, layers * width) and features.std(0).min() > 0
+    torch.testing.assert_close(model.features(images[1:2]), features[1:2], atol=1e-5, rtol=1e-4)
     noisy = [
         model.features(images, 50, generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
@@ -263,30 +260,30 @@ def test_what_a_network_knows_of_an_image_is_of_it_alone(kind):
     assert torch.equal(noisy[0], noisy[1]) and not torch.allclose(noisy[0], noisy[2])
 
 
-def test_signals_of_odd_images_are_what_they_are_said_to_be(kind):
+def test_ood_scores_equal_their_formulas(kind):
     model = build(kind).eval()
     images = batch(model)["image"]
     generator = torch.Generator().manual_seed(0)
-    found = model.ood_scores(images, generator)
+    scores = model.ood_scores(images, generator)
     generator.manual_seed(0)
     restored = model.denoise(model.add_noise(images, 100, generator), 100, generator=generator)
     error = (restored.images - images).square().flatten(1).mean(1)
-    torch.testing.assert_close(found["restoring"], error)
+    torch.testing.assert_close(scores["restoring"], error)
     if not isinstance(model, EnergyImageModel):
-        assert set(found) == {"restoring"}
+        assert set(scores) == {"restoring"}
         return
     level = model.network_level(torch.zeros(4))
-    asked = images.unsqueeze(1).requires_grad_()
-    value = model.net(model.encode(None, 4), asked, level)
+    inputs = images.unsqueeze(1).requires_grad_()
+    value = model.net(model.encode(None, 4), inputs, level)
     if not model.has_energy:
-        torch.testing.assert_close(found["gradient"], value.square().flatten(1).mean(1))
+        torch.testing.assert_close(scores["gradient"], value.square().flatten(1).mean(1))
         return
-    torch.testing.assert_close(found["energy"], value[:, 0])
-    (slope,) = torch.autograd.grad(value.sum(), asked)
-    torch.testing.assert_close(found["gradient"], slope.square().flatten(1).mean(1))
+    torch.testing.assert_close(scores["energy"], value[:, 0])
+    (slope,) = torch.autograd.grad(value.sum(), inputs)
+    torch.testing.assert_close(scores["gradient"], slope.square().flatten(1).mean(1))
 
 
-def test_options_that_cannot_be_are_one_clear_error():
+def test_invalid_options_are_refused():
     for shape, message in (
         ({"patch": 3}, r"task\.patch=3 must divide task\.side=8"),
         ({"max_noise_level": 0}, r"task\.max_noise_level must be 1 to 1000"),
@@ -300,123 +297,3 @@ def test_options_that_cannot_be_are_one_clear_error():
         build("refiner").configure_inference(num_candidates=2)
     with pytest.raises(ConfigError, match=r"inference\.scheduler must be ddpm or ddim"):
         build("dit").configure_inference(scheduler="euler")
-
-
-# -- training ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """A folder of twelve pictures of 20 x 24 pixels."""
-    path = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        rough = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(rough).resize((24, 20), Image.Resampling.BICUBIC).save(path / f"{i}.png")
-    return path
-
-
-TINY = (
-    "size.width=16", "size.heads=2", "size.layers=1", "task.side=8", "device=cpu",
-    "train.steps=6", "train.minutes=null", "train.batch_size=4", "train.warmup_steps=2",
-    "train.compile=false", "train.eval_every=3", "train.log_every=1",
-)  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("objective=s2",),
-        ("model=dit", "model.inference.steps=2"),
-        ("objective=equilibrium", "task.max_noise_level=1000"),
-        ("task.channels=1",),
-    ],
-)
-def test_training_leaves_a_report_and_pictures(overrides, photos, tmp_path):
-    run = tmp_path / "run"
-    config = compose_config(
-        *TINY, f"task.path={photos}", f"run_dir={run}", *overrides, "task=image"
-    )
-    train(config)
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    made = "task.max_noise_level=1000" in overrides
-    assert any("held_out_psnr" in row for row in rows) != made
-    (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
-    assert (run / "evaluation/report.html").stat().st_size > 10_000
-    picture = run / "evaluation" / ("run.png" if made else "grid.png")
-    with Image.open(picture) as image:
-        assert image.size[0] > 300
-    if made:
-        with pytest.raises(ConfigError, match="are for models that denoise"):
-            evaluate_images(
-                [str(run)], DenoisingConfig("leaves"), output=tmp_path / "out",
-                device=torch.device("cpu"), command="",
-            )  # fmt: skip
-        assert not (tmp_path / "out").exists()
-    else:
-        assert entry["noise"] == 100 and entry["noise_double"] == 200
-        assert entry["psnr"]["mean"] > 0 and entry["count"] == 1
-
-
-@pytest.mark.slow
-def test_a_landscape_learns_to_take_noise_away(photos, tmp_path):
-    """After some seconds images are nearer to the truth than they were."""
-    run = tmp_path / "run"
-    config = compose_config(
-        *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.eval_every=0",
-        f"task.path={photos}", f"run_dir={run}", "task=image",
-    )  # fmt: skip
-    train(config)
-    (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
-    assert entry["psnr"]["mean"] > entry["noisy_psnr"] + 2
-
-
-@pytest.mark.slow
-def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monkeypatch):
-    runs = [tmp_path / "ebt", tmp_path / "refiner"]
-    for run in runs:
-        code, error = call_entry(
-            train_entry.main, "task=image", f"model={run.name}", *TINY, "evaluation.final=false",
-            f"task.path={photos}", f"run_dir={run}",
-        )  # fmt: skip
-        assert code == 0, error
-    output = tmp_path / "out"
-    comparing = (
-        f"checkpoint={runs[0]}", f"checkpoint={runs[1]}", f"images={photos}", f"output={output}",
-        "device=cpu",
-    )  # fmt: skip
-    code, error = call_entry(eval_entry.main, *comparing)
-    assert code == 0, error
-    result = json.loads((output / "summary.json").read_text())
-    # Interrupted while it writes the second line, it resumes from there.
-    log = output / "restored.jsonl"
-    lines = log.read_text().splitlines(keepends=True)
-    log.write_text(lines[0] + lines[1][:50])
-    again = []
-    monkeypatch.setattr(
-        image_metrics, "denoise_tiled", lambda *a, **k: again.append(a) or denoise_tiled(*a, **k)
-    )
-    code, error = call_entry(eval_entry.main, *comparing)
-    assert code == 0, error
-    assert json.loads((output / "summary.json").read_text()) == result
-    assert log.read_text().splitlines(keepends=True) == lines
-    assert len(again) == len(lines) - 1
-    code, error = call_entry(eval_entry.main, *comparing, f"checkpoint={runs[0]}@steps=1")
-    assert code == 0 and len(log.read_text().splitlines()) == len(lines) + 2, error
-    for wrong, message in (
-        (["noise=abc"], "noise must be int or null, got 'abc'"),
-        (["noise=0"], "noise must be 1 to 1000, got 0"),
-        (["images=no_photos"], "images=no_photos is neither a path nor one of bsds500"),
-        (["perturb=all"], "perturb= is for a policy"),
-        ([f"checkpoint={tmp_path}/*bt", f"checkpoint={runs[0]}"], "ebt is listed twice"),
-    ):
-        code, error = call_entry(eval_entry.main, *comparing[:1], *wrong, "device=cpu")
-        assert code == 2 and message in error, error
-    assert [entry["count"] for entry in result["entries"]] == [12, 12]
-    assert len(result["paired"]) == 4 and len(result["entries"][0]["thinking"]["longer"]) == 9
-    code, error = call_entry(
-        train_entry.main, "task=image", *TINY, "task.classes=true", f"task.path={photos}",
-        f"run_dir={tmp_path / 'other'}",
-    )  # fmt: skip
-    assert code == 2 and "has no classes" in error and not (tmp_path / "other/log.jsonl").exists()

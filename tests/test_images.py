@@ -1,4 +1,4 @@
-"""Images to learn from: what is read, what is refused and how it is said, and crops."""
+"""Image data: decoding, refused files, splits and crops."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def photo(height: int = 20, width: int = 24, channels: int = 3, seed: int = 0) -
     return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def stored(image: Image.Image, kind: str = "PNG", **how: object) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **how)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def png(pixels: np.ndarray) -> bytes:
-    return stored(Image.fromarray(pixels.squeeze()))
+    return encode(Image.fromarray(pixels.squeeze()))
 
 
-def test_pixels_come_as_they_are_and_grey_is_made_of_colours():
+def test_pixels_are_unchanged_and_grey_is_converted():
     pixels = photo()
     assert np.array_equal(decode(png(pixels), "a.png", 3), pixels)
     grey = decode(png(pixels), "a.png", 1)
@@ -47,23 +47,23 @@ def test_pixels_come_as_they_are_and_grey_is_made_of_colours():
     turned = Image.fromarray(pixels)
     exif = turned.getexif()
     exif[0x0112] = 6  # taken with the camera turned
-    upright = decode(stored(turned, exif=exif), "turned.png", 3)
+    upright = decode(encode(turned, exif=exif), "turned.png", 3)
     assert np.array_equal(upright, np.rot90(pixels, -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_exif_that_pillow_cannot_write_anew_still_turns_the_pixels(orientation):
+def test_orientation_of_unwritable_exif_is_applied(orientation):
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2)
     exif += struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
     exif += struct.pack("<HHII", 0x010E, 12, 1, 60) + bytes(68)  # a number where text belongs
     image = Image.fromarray(photo())
     good = Image.Exif()
     good[0x0112] = orientation
-    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(stored(image, "PNG", exif=good))))
-    assert np.array_equal(decode(stored(image, "PNG", exif=exif), "a.png", 3), np.asarray(wanted))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encode(image, "PNG", exif=good))))
+    assert np.array_equal(decode(encode(image, "PNG", exif=exif), "a.png", 3), np.asarray(expected))
 
 
-def test_an_exif_that_cannot_be_read_leaves_the_pixels(monkeypatch):
+def test_unreadable_exif_leaves_the_pixels(monkeypatch):
     def fail(self):
         raise struct.error("unpack requires a buffer of 2 bytes")
 
@@ -72,7 +72,7 @@ def test_an_exif_that_cannot_be_read_leaves_the_pixels(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, struct.error, MemoryError, KeyError])
-def test_whatever_a_decoder_raises_names_the_file(error, monkeypatch, tmp_path):
+def test_decoder_errors_name_the_file(error, monkeypatch, tmp_path):
     path = folder(tmp_path / "mine", 3, {"bad.png": png(photo(20, 20))})
     load = PngImageFile.load
 
@@ -87,12 +87,12 @@ def test_whatever_a_decoder_raises_names_the_file(error, monkeypatch, tmp_path):
     assert "1 left out: " in load_images(None, str(path), 3, skip_unreadable=True).origin
 
 
-def deep() -> bytes:
+def png_16_bit() -> bytes:
     values = np.arange(400, dtype=np.uint16).reshape(20, 20)
-    return stored(Image.fromarray(values))
+    return encode(Image.fromarray(values))
 
 
-def deep_colours() -> bytes:
+def colour_png_16_bit() -> bytes:
     return cv2.imencode(".png", np.zeros((20, 20, 3), np.uint16))[1].tobytes()
 
 
@@ -101,24 +101,24 @@ BAD = {
     "empty": (lambda: b"", "is no image that can be read"),
     "truncated": (lambda: png(photo(200, 200))[:3000], "is no image that can be read"),
     "truncated jpeg": (
-        lambda: stored(Image.fromarray(photo(200, 200)), "JPEG")[:3000],
+        lambda: encode(Image.fromarray(photo(200, 200)), "JPEG")[:3000],
         "is no image that can be read",
     ),
-    "16 bits": (deep, "has more than 8 bits"),
-    "16 bits, colours": (deep_colours, "has more than 8 bits"),
+    "16 bits": (png_16_bit, "has more than 8 bits"),
+    "16 bits, colours": (colour_png_16_bit, "has more than 8 bits"),
     "transparent": (lambda: png(photo(channels=4)), "has the channels RGBA"),
     "deep, of another kind": (  # Pillow would cut it to 8 bits and not say so
         lambda: cv2.imencode(".jp2", np.zeros((64, 64, 3), np.uint16))[1].tobytes(),
         "is no image that can be read",
     ),
-    "printed": (lambda: stored(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
+    "printed": (lambda: encode(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
     "grey": (lambda: png(photo(channels=1)), r"is grey; .* task\.channels=1"),
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_what_cannot_be_used_is_named(what, tmp_path):
-    make, message = BAD[what]
+@pytest.mark.parametrize("case", BAD)
+def test_unusable_images_are_named(case, tmp_path):
+    make, message = BAD[case]
     with pytest.raises(ImageError, match=rf"bad\.png {message}"):
         decode(make(), "bad.png", 3)
 
@@ -139,7 +139,7 @@ def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
     return path
 
 
-def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
+def test_damaged_files_are_skipped_only_with_skip_unreadable(tmp_path):
     path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
     (path / "folder.png").mkdir()  # no file
     with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_unreadable=true"):
@@ -159,13 +159,13 @@ def test_training_goes_on_past_damaged_files_only_where_told(tmp_path):
     assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
 
 
-def test_all_damaged_files_are_named_at_once(tmp_path):
+def test_all_damaged_files_are_listed_in_one_error(tmp_path):
     path = folder(tmp_path / "mine", 1, {f"bad{i}.png": b"" for i in range(7)})
     with pytest.raises(ImageError, match=r"bad0\.png .*bad4\.png .* And 2 more\. Mend or remove"):
         load_images(None, str(path), 3)
 
 
-def test_linked_folders_are_looked_into(tmp_path):
+def test_linked_folders_are_followed(tmp_path):
     cats, path = folder(tmp_path / "cats [1]*", 3, {}), tmp_path / "mine"
     path.mkdir()
     (path / "cats").symlink_to(cats)
@@ -195,7 +195,7 @@ def test_folders_in_a_folder_are_classes(tmp_path):
     assert load_images(None, str(tmp_path), 3).classes == ()
 
 
-def test_folders_without_an_image_are_one_sentence(tmp_path):
+def test_folders_without_images_are_a_one_line_error(tmp_path):
     empty = folder(tmp_path / "empty", 0, {"notes.txt": b"no image"})
     with pytest.raises(ImageError, match=r"there is no image \(.*\) in .*empty; check task\.path"):
         load_images(None, str(empty), 3)
@@ -206,7 +206,7 @@ def test_folders_without_an_image_are_one_sentence(tmp_path):
         load_images(None, str(broken), 3, skip_unreadable=True)
 
 
-def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, monkeypatch):
+def test_missing_or_damaged_published_sets_are_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     with pytest.raises(ImageError, match=r"\$EBT_POLICY_DATA/bsds500/bsds500_images\.zip"):
         load_images("bsds500", None, 3)
@@ -228,7 +228,7 @@ def test_published_sets_that_are_absent_or_damaged_are_one_sentence(tmp_path, mo
         load_images("cifar10", None, 3)
 
 
-def test_without_data_there_are_leaves(tmp_path, monkeypatch):
+def test_default_data_set_is_leaves(tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     gallery = load_images(None, None, 3)
     assert gallery.name == "leaves" and set(gallery.splits) == {"train", "validation", "test"}
@@ -258,7 +258,7 @@ def test_published_sets():
     channels=st.sampled_from([1, 3]),
 )
 @settings(max_examples=25, deadline=None)
-def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
+def test_crops_cover_the_grid_with_mirror_images(sizes, channels):
     pixels = [photo(*size, channels, seed=i) for i, size in enumerate(sizes)]
     part = ImageSplit(pixels, [f"{i}" for i in range(len(sizes))], list(range(len(sizes))))
     crops = Crops(part, 8)
@@ -270,21 +270,21 @@ def test_crops_are_every_place_of_the_grid_each_way_round(sizes, channels):
         for crop in (image[top : top + 8, left : left + 8],) * 2
     ]
     assert len(crops) == len(want)
-    found = crops.gather(torch.arange(len(crops)))
-    assert torch.equal(crops.sources(torch.arange(len(crops))), found["label"])
-    assert found["image"].dtype == torch.uint8 and found["label"].tolist() == [i for _, i in want]
+    batch = crops.gather(torch.arange(len(crops)))
+    assert torch.equal(crops.sources(torch.arange(len(crops))), batch["label"])
+    assert batch["image"].dtype == torch.uint8 and batch["label"].tolist() == [i for _, i in want]
     for k, (crop, _) in enumerate(want):
-        shown = crop if k % 2 == 0 else crop[:, ::-1]
-        assert np.array_equal(found["image"][k].numpy(), shown)
+        expected = crop if k % 2 == 0 else crop[:, ::-1]
+        assert np.array_equal(batch["image"][k].numpy(), expected)
 
 
 def test_fewer_crops_are_evenly_spread_over_all():
     part = ImageSplit([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
-    every, few = Crops(part, 8), Crops(part, 8, max_crops=5)
-    assert len(few) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(every)
-    last = len(every) - 1
+    all_crops, limited = Crops(part, 8), Crops(part, 8, max_crops=5)
+    assert len(limited) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(all_crops)
+    last = len(all_crops) - 1
     chosen = torch.tensor([0, last // 4, last // 2, 3 * last // 4, last])
-    assert torch.equal(few.gather(torch.arange(5))["image"], every.gather(chosen)["image"])
+    assert torch.equal(limited.gather(torch.arange(5))["image"], all_crops.gather(chosen)["image"])
 
 
 def test_images_smaller_than_a_crop_are_named():
@@ -294,7 +294,7 @@ def test_images_smaller_than_a_crop_are_named():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30])
-def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
+def test_user_images_have_a_held_out_part(count, tmp_path):
     path = folder(tmp_path / "mine", count, {})
     gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one of them named twice
     held_out = len(gallery.splits.get("validation", ImageSplit()))
@@ -304,7 +304,7 @@ def test_a_part_of_one_s_own_images_is_held_out(count, tmp_path):
 
 @given(st.integers(1, 30), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_every_part_has_a_file_where_there_are_enough(count, chance):
+def test_every_split_has_a_file_when_there_are_enough(count, chance):
     names = ["validation", "test"]
     files = [Path(f"{n:03}.png") for n in sorted(chance.sample(range(1000), count))]
     parts = held_out_by_name(files, names)
@@ -313,10 +313,10 @@ def test_every_part_has_a_file_where_there_are_enough(count, chance):
 
 @given(st.integers(101, 200), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_what_is_held_out_stays_so_as_files_come_and_go(count, chance):
+def test_held_out_files_are_stable_when_files_change(count, chance):
     names = ["validation", "test"]
     files = [Path(f"{n:03}.png") for n in chance.sample(range(1000), 200)]
     parts = dict(zip(files, held_out_by_name(files, names), strict=True))
     fewer = chance.sample(files, count)  # so many that no part needs a file not drawn for it
-    left = dict(zip(fewer, held_out_by_name(fewer, names), strict=True))
-    assert left == {file: parts[file] for file in fewer}
+    remaining = dict(zip(fewer, held_out_by_name(fewer, names), strict=True))
+    assert remaining == {file: parts[file] for file in fewer}

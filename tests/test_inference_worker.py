@@ -5,18 +5,18 @@ import threading
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
-def test_a_thread_predicts_waits_and_leaves_a_hanging_job_behind():
+def test_thread_worker_predicts_and_abandons_a_hanging_job():
     clock = MonotonicClock()
     worker = ThreadWorker(clock)
     worker.submit(lambda: 7)
-    worker.wait(clock.now() + PATIENCE)
+    worker.wait(clock.now() + TIMEOUT_S)
     done = worker.take_result()
     assert done is not None and done.value == 7 and worker.take_result() is None
     worker.submit(lambda: 1 / 0)
-    worker.wait(clock.now() + PATIENCE)
+    worker.wait(clock.now() + TIMEOUT_S)
     done = worker.take_result()
     assert done is not None and isinstance(done.error, ZeroDivisionError)
     blocked = threading.Event()
@@ -25,7 +25,7 @@ def test_a_thread_predicts_waits_and_leaves_a_hanging_job_behind():
     assert worker.take_result() is None
     worker.abandon()
     worker.submit(lambda: 8)
-    worker.wait(clock.now() + PATIENCE)
+    worker.wait(clock.now() + TIMEOUT_S)
     blocked.set()  # its answer comes late and counts for nothing
     done = worker.take_result()
     assert done is not None and done.value == 8

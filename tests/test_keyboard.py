@@ -9,11 +9,11 @@ from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
 from ebt_policy.real_robot.supervisor import EStop, Supervisor
 
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signals_are_the_emergency_stop_and_handlers_come_back(name):
+def test_signals_trigger_the_emergency_stop_and_handlers_are_restored(name):
     estop = EStop()
     operator = Operator(Supervisor(MonotonicClock()), estop)
     number = signal.Signals[name]
@@ -27,7 +27,7 @@ def test_signals_are_the_emergency_stop_and_handlers_come_back(name):
     assert signal.getsignal(number) is before
 
 
-def test_a_terminal_that_is_closed_is_the_emergency_stop(monkeypatch):
+def test_closed_terminal_triggers_the_emergency_stop(monkeypatch):
     import pty
 
     person, terminal = pty.openpty()
@@ -38,7 +38,7 @@ def test_a_terminal_that_is_closed_is_the_emergency_stop(monkeypatch):
         with listen_to_operator(operator) as keys:
             assert keys
             os.write(person, b" ")
-            assert estop.pressed.wait(PATIENCE) and not operator.quit.is_set()
+            assert estop.pressed.wait(TIMEOUT_S) and not operator.quit.is_set()
             os.close(person)
-            assert operator.quit.wait(PATIENCE)
+            assert operator.quit.wait(TIMEOUT_S)
     assert estop.reason == "space bar"

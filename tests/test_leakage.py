@@ -1,7 +1,9 @@
-"""No language model sees what it is to predict: perturbed, differentiated, one place at a time,
-trained on noise; and each of these notices a mask that leaks.
+"""No language model sees the token that it predicts.
 
-Shapes: B batch, S context, M guesses a place, V vocabulary.
+Four checks: perturbed tokens, gradients, prediction of one position at a time, and training on
+random tokens. Each check is shown to detect a leaking mask.
+
+Shapes: B batch, S context, M candidates a position, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,57 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_language_models import KINDS, STEPS, B, S, V, build, generators, tokens
 
 from ebt_policy.energy.attention import Attention
 from ebt_policy.energy.causal import EncodedContext
-from ebt_policy.language.model import EnergyLanguageModel, LanguageModel, build_language_model
-from ebt_policy.language.tokenizer import make_tokenizer
+from ebt_policy.language.model import EnergyLanguageModel, LanguageModel
 
-B, S, V, STEPS = 2, 7, 11, 3
-S1 = {"name": "s1", "steps": STEPS}
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
-    "transformer_pp": ({"name": "transformer_pp"}, None),
-    "ebt": ({"name": "ebt"}, S1),
-    "step-conditioned ebt": ({"name": "ebt"}, {**S1, "step_conditioned": True, "init_std": 0.0}),
-    "ebt s2": ({"name": "ebt"}, {"name": "s2", "steps": [STEPS, STEPS], "replay": 0}),
-    "shallow ebt": ({"name": "ebt", "candidate_layers": 1}, S1),
-    "refiner": ({"name": "refiner"}, S1),
-}
 GUESSING = [kind for kind in KINDS if kind != "transformer_pp"]
 # The Langevin noise of the other is drawn for all places together.
 NOISELESS = [kind for kind in KINDS if kind != "ebt s2"]
-
-
-def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
-    model, objective = KINDS[kind]
-    if objective is not None:
-        how = {"steps": STEPS, **inference}
-        model = {"candidate_layers": None, **model, "inference": how}
-    config = {
-        "task": {"context": context},
-        "size": {"width": 16, "heads": 2, "layers": 3},
-        "model": model,
-        "objective": objective,
-    }
-    torch.manual_seed(0)
-    letters = "abcdefghij"  # and one for what is none of them
-    made = build_language_model(config, make_tokenizer("char", [letters], 0))
-    with torch.no_grad():  # as large as after training: what leaks is to be seen
-        made.embedding.weight.normal_()
-        for name, matrix in made.net.named_parameters():
-            if matrix.ndim == 2:
-                matrix.normal_(std=0.3)
-            elif "step" not in name:
-                matrix.uniform_(0.5, 1.5)
-    return made.double()  # so that what differs differs by more than rounding
-
-
-def tokens(seed: int = 0, rows: int = B) -> torch.Tensor:
-    return torch.randint(V, (rows, S), generator=torch.Generator().manual_seed(seed))
-
-
-def generators(rows: int = B) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(rows)]
 
 
 @pytest.fixture(params=KINDS)
@@ -70,94 +30,104 @@ def kind(request) -> str:
     return request.param
 
 
-def every_step(model: LanguageModel, seen: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All that a model makes of the places (B, S) of some tokens, after every step."""
+def outputs_of_every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return all outputs of a model for the positions (B, S) of a sequence, after every step."""
     with torch.no_grad():
-        observed = model.observe(seen)
+        observed = model.observe(sequence)
         if not isinstance(model, EnergyLanguageModel):
             return {"logits": model.predict(observed)}
-        found = model.descend(observed, generators())
+        result = model.descend(observed, generators())
         return {
-            **{f"guess {k}": guess for k, guess in enumerate(found.path)},
-            "energies": found.energies.movedim(0, -1),
-            "norms": found.grad_norms.movedim(0, -1),
+            **{f"guess {k}": guess for k, guess in enumerate(result.path)},
+            "energies": result.energies.movedim(0, -1),
+            "norms": result.grad_norms.movedim(0, -1),
         }
 
 
 def leaks_backwards(model: LanguageModel) -> list[str]:
-    """What changes at the places before a token that is replaced."""
-    before, moved, found = every_step(model, tokens()), tokens(), []
+    """Return the outputs that change at positions before a replaced token."""
+    before, moved, leaks = outputs_of_every_step(model, tokens()), tokens(), []
     for place in range(1, S):
         moved = tokens()
         moved[:, place] = (moved[:, place] + 1 + torch.arange(B)) % V
-        after = every_step(model, moved)
+        after = outputs_of_every_step(model, moved)
         for name, value in before.items():
             if not torch.allclose(after[name][:, :place], value[:, :place], rtol=1e-9):
-                found.append(f"{name} before {place}")
-    return found
+                leaks.append(f"{name} before {place}")
+    return leaks
 
 
-def leaks_between_guesses(model: EnergyLanguageModel, many: int = 1) -> bool:
-    """Whether a guess's energy, or update, depends on another guess."""
+def leaks_between_candidates(model: EnergyLanguageModel, num_candidates: int = 1) -> bool:
+    """Return whether a candidate's energy or update depends on another candidate."""
     observed = model.observe(tokens())
-    seen = torch.randn(B, S * many, 16).double().requires_grad_()
-    level = torch.full((B, S * many), 0.5).double() if model.objective.level_conditioned else None
+    candidates = torch.randn(B, S * num_candidates, 16).double().requires_grad_()
+    level = (
+        torch.full((B, S * num_candidates), 0.5).double()
+        if model.objective.level_conditioned
+        else None
+    )
     energy: Any = model.energy(observed)
-    given = energy.field(seen, level).sum(-1) if model.name == "refiner" else energy(seen, level)
-    for unit in range(S * many):
-        (slope,) = torch.autograd.grad(given[:, unit].sum(), seen, retain_graph=True)
+    energies = (
+        energy.field(candidates, level).sum(-1)
+        if model.name == "refiner"
+        else energy(candidates, level)
+    )
+    for unit in range(S * num_candidates):
+        (slope,) = torch.autograd.grad(energies[:, unit].sum(), candidates, retain_graph=True)
         assert slope[:, unit].any()
-        if slope[:, torch.arange(S * many) != unit].any():
+        if slope[:, torch.arange(S * num_candidates) != unit].any():
             return True
     return False
 
 
-def one_place_at_a_time(model: LanguageModel) -> bool:
-    """Whether places predicted alone, from what came before them, equal those in parallel."""
-    together = every_step(model, tokens())
+def equals_sequential_prediction(model: LanguageModel) -> bool:
+    """Return whether positions predicted one at a time equal those predicted in parallel."""
+    parallel = outputs_of_every_step(model, tokens())
     for place in range(S):
         with torch.no_grad():
             observed = model.observe(tokens()[:, : place + 1])
             alone = EncodedContext(observed.keys_values, observed.last[:, -1:])
             if not isinstance(model, EnergyLanguageModel):
-                found = {"logits": model.predict(alone)}
+                outputs = {"logits": model.predict(alone)}
             else:
                 # The same start as the place has in parallel, and the same noise on the way.
                 descent = replace(model.objective.descent(STEPS), noise=None)
-                init = together["guess 0"][:, place : place + 1]
+                init = parallel["guess 0"][:, place : place + 1]
                 path = descent(model.energy(alone), init).path
-                found = {f"guess {k}": guess for k, guess in enumerate(path)}
-        for name, value in found.items():
-            want = together[name][:, place : place + 1]
+                outputs = {f"guess {k}": guess for k, guess in enumerate(path)}
+        for name, value in outputs.items():
+            want = parallel[name][:, place : place + 1]
             if not torch.allclose(value, want, rtol=1e-6, atol=1e-9):
                 return False
     return True
 
 
-def test_a_later_token_changes_nothing_before_it(kind):
+def test_predictions_do_not_depend_on_later_tokens(kind):
     assert leaks_backwards(build(kind)) == []
 
 
 @pytest.mark.parametrize("kind", GUESSING)
-@pytest.mark.parametrize("many", [1, 3])
-def test_guesses_do_not_see_each_other(kind, many):
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_candidates_are_independent_of_each_other(kind, num_candidates):
     model = build(kind)
-    assert isinstance(model, EnergyLanguageModel) and not leaks_between_guesses(model, many)
+    assert isinstance(model, EnergyLanguageModel) and not leaks_between_candidates(
+        model, num_candidates
+    )
 
 
 @pytest.mark.parametrize("kind", NOISELESS)
-def test_in_parallel_as_one_place_at_a_time(kind):
-    assert one_place_at_a_time(build(kind))
+def test_parallel_prediction_equals_sequential(kind):
+    assert equals_sequential_prediction(build(kind))
 
 
-def test_a_place_is_predicted_from_all_that_came_before(kind):
-    """The other way round: nothing is hidden that may be seen."""
+def test_predictions_depend_on_all_earlier_tokens(kind):
+    """Conversely, no earlier token is hidden."""
     model = build(kind)
-    last = every_step(model, tokens())
+    last = outputs_of_every_step(model, tokens())
     for place in range(S):
         moved = tokens()
         moved[:, place] = (moved[:, place] + 1) % V
-        for name, value in every_step(model, moved).items():
+        for name, value in outputs_of_every_step(model, moved).items():
             if name != "guess 0" and (kind, name) != ("refiner", "energies"):  # it has none
                 assert not torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6), (name, place)
 
@@ -165,8 +135,8 @@ def test_a_place_is_predicted_from_all_that_came_before(kind):
 # -- leaky masks ----------------------------------------------------------------------------------
 
 
-def see_the_next(monkeypatch):
-    """Guesses see one observed token too many: the one that they are to guess."""
+def leak_next_token(monkeypatch):
+    """Let candidates see one observed token too many: the token to predict."""
     independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
@@ -179,8 +149,8 @@ def see_the_next(monkeypatch):
     monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
-def see_each_other(monkeypatch):
-    """Guesses see the mean of all guesses."""
+def leak_between_candidates(monkeypatch):
+    """Let candidates see the mean of all candidates."""
     independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
@@ -189,8 +159,8 @@ def see_each_other(monkeypatch):
     monkeypatch.setattr(Attention, "independent_queries", leaky)
 
 
-def observe_backwards(monkeypatch):
-    """The observed stream is not causal."""
+def leak_in_observed_stream(monkeypatch):
+    """Make the observed stream not causal."""
     self_attention = Attention.self_attention
 
     def leaky(self, x, turns, past=None, causal=True):
@@ -200,30 +170,30 @@ def observe_backwards(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
-def test_the_suite_notices_guesses_that_see_the_next_token(kind, monkeypatch):
-    see_the_next(monkeypatch)
-    assert leaks_backwards(build(kind)) and not one_place_at_a_time(build(kind))
+def test_checks_detect_candidates_that_see_the_next_token(kind, monkeypatch):
+    leak_next_token(monkeypatch)
+    assert leaks_backwards(build(kind)) and not equals_sequential_prediction(build(kind))
 
 
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
-def test_the_suite_notices_guesses_that_see_each_other(kind, monkeypatch):
-    see_each_other(monkeypatch)
+def test_checks_detect_candidates_that_see_each_other(kind, monkeypatch):
+    leak_between_candidates(monkeypatch)
     model = build(kind)
-    assert isinstance(model, EnergyLanguageModel) and leaks_between_guesses(model)
-    assert not one_place_at_a_time(model)
+    assert isinstance(model, EnergyLanguageModel) and leaks_between_candidates(model)
+    assert not equals_sequential_prediction(model)
 
 
-def test_the_suite_notices_an_observed_stream_that_is_not_causal(kind, monkeypatch):
-    observe_backwards(monkeypatch)
+def test_checks_detect_an_observed_stream_that_is_not_causal(kind, monkeypatch):
+    leak_in_observed_stream(monkeypatch)
     assert leaks_backwards(build(kind))
     if kind != "ebt s2":
-        assert not one_place_at_a_time(build(kind))
+        assert not equals_sequential_prediction(build(kind))
 
 
 # -- noise ----------------------------------------------------------------------------------------
 
 
-def learns_noise(kind: str) -> float:
+def excess_surprisal_on_noise(kind: str) -> float:
     """Held-out surprisal, nats, after training on uniform random tokens, minus ln V."""
     torch.manual_seed(0)
     model = build(kind).float()
@@ -245,12 +215,12 @@ def learns_noise(kind: str) -> float:
 
 
 @pytest.mark.slow
-def test_noise_cannot_be_predicted(kind):
-    assert learns_noise(kind) > -0.02  # the mean of 3,584 places
+def test_random_tokens_cannot_be_predicted(kind):
+    assert excess_surprisal_on_noise(kind) > -0.02  # the mean of 3,584 places
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ebt", "refiner"])
-def test_a_leak_predicts_noise(kind, monkeypatch):
-    see_the_next(monkeypatch)
-    assert learns_noise(kind) < -0.2
+def test_leaky_model_predicts_random_tokens(kind, monkeypatch):
+    leak_next_token(monkeypatch)
+    assert excess_surprisal_on_noise(kind) < -0.2

@@ -20,7 +20,7 @@ SECTION = {
 }
 
 
-def test_without_limits_a_robot_is_not_armed():
+def test_robot_without_limits_is_not_armed():
     with pytest.raises(SafetyError) as refusal:
         parse_limits({}, ["x", "y"])
     assert str(refusal.value) == (
@@ -58,12 +58,12 @@ def test_every_limit_is_mandatory(name):
         ({"acceleration": float("nan")}, "acceleration must be 2 numbers"),
     ],
 )
-def test_wrong_limits_are_one_clear_error(change, message):
+def test_wrong_limits_are_refused(change, message):
     with pytest.raises(SafetyError, match=message):
         parse_limits(SECTION | change, ["x", "y"])
 
 
-def test_a_workspace_holds_its_own_faces():
+def test_workspace_includes_its_faces():
     box = Workspace(np.zeros(3), np.ones(3), lambda q: q)
     assert box.contains(np.zeros(3)) and box.contains(np.ones(3))
     assert not box.contains(np.array([0, 0, 1.001])) and not box.contains(np.array([-0.001, 0, 0]))
@@ -87,13 +87,13 @@ def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
         "workspace": {"model": str(arm), "site": "tool", "box": box},
     }
     limits = parse_limits(section, ["shoulder", "elbow"])
-    motion, here = Motion.at_rest(np.zeros(2)), np.zeros(2)
-    assert limit_command(limits, np.array([0.1, 0.1]), motion, DT, here).command.tolist() == [
+    motion, measured = Motion.at_rest(np.zeros(2)), np.zeros(2)
+    assert limit_command(limits, np.array([0.1, 0.1]), motion, DT, measured).command.tolist() == [
         0.1,
         0.1,
     ]
     with pytest.raises(SafetyError, match="would leave its workspace"):
-        limit_command(limits, np.array([0.3, 0.0]), motion, DT, here)  # y = 2 sin 0.3 = 0.59
+        limit_command(limits, np.array([0.3, 0.0]), motion, DT, measured)  # y = 2 sin 0.3 = 0.59
     section["workspace"]["box"] = box[:2]
     with pytest.raises(SafetyError, match=r"workspace\.box must be \[low, high\], or a list .* 3"):
         parse_limits(section, ["shoulder", "elbow"])

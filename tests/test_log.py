@@ -14,7 +14,7 @@ from ebt_policy.training.log import MetricLog, check_mode
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Records what is sent to it; `fails` makes it refuse."""
+    """A stand-in for wandb that records its input; `fails` makes it raise."""
     module: Any = ModuleType("wandb")
     module.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
     module.begun, module.logged, module.finished, module.fails = [], [], 0, False
@@ -42,7 +42,7 @@ def start(run_dir, resume_step=None, mode="offline"):
     return MetricLog(run_dir, wandb=mode, config={"seed": 0}, resume_step=resume_step)
 
 
-def test_lines_go_to_both(wandb, tmp_path):
+def test_log_lines_go_to_file_and_wandb(wandb, tmp_path):
     log = start(tmp_path / "run")
     log.write(step=3, loss=0.5)
     log.close()
@@ -52,7 +52,7 @@ def test_lines_go_to_both(wandb, tmp_path):
     assert settings["mode"] == "offline" and settings["config"] == {"seed": 0}
 
 
-def test_only_a_resumed_run_goes_on_under_its_id(wandb, tmp_path):
+def test_only_a_resumed_run_keeps_its_wandb_id(wandb, tmp_path):
     for folder, resume_step in (("a/run", None), ("a/run", 4), ("b/run", None), ("a/run", None)):
         start(tmp_path / folder, resume_step).close()
     first, resumed, other, again = [settings["id"] for settings in wandb.begun]
@@ -70,18 +70,18 @@ def test_an_unknown_mode_and_a_missing_package_are_named(monkeypatch):
         check_mode("offline")
 
 
-def test_a_resumed_log_drops_later_and_broken_lines(tmp_path):
+def test_resumed_log_drops_later_and_broken_lines(tmp_path):
     lines = '{"step": 1}\n{"step": 2}\n{"note": 0}\n{"step": 3}\n{"st'
     (tmp_path / "log.jsonl").write_text(lines)
     start(tmp_path, resume_step=2, mode="off").close()
-    kept = '{"step": 1}\n{"step": 2}\n{"note": 0}\n'
-    assert (tmp_path / "log.jsonl").read_text() == kept
+    expected = '{"step": 1}\n{"step": 2}\n{"note": 0}\n'
+    assert (tmp_path / "log.jsonl").read_text() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     start(tmp_path, mode="off").close()
     assert (tmp_path / "log.jsonl").read_text() == ""
 
 
-def test_a_refusal_is_one_sentence(wandb, tmp_path):
+def test_wandb_errors_are_one_line(wandb, tmp_path):
     wandb.fails = True
     with pytest.raises(ConfigError, match=r"wandb=online does not work \(you are not logged in\)"):
         start(tmp_path / "run", mode="online")

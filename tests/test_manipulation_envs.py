@@ -19,15 +19,15 @@ from ebt_policy.envs.errors import RenderingError
 from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 
-def needs(extra: str, module: str):
+def requires_extra(extra: str, module: str):
     """Marks of a test of one extra, left out where it is not installed."""
     absent = importlib.util.find_spec(module) is None
     return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"without {extra}")]
 
 
-robosuite = needs("robomimic", "robosuite")
-metaworld = needs("metaworld", "metaworld")
-adroit = needs("adroit", "gymnasium_robotics")
+robosuite = requires_extra("robomimic", "robosuite")
+metaworld = requires_extra("metaworld", "metaworld")
+adroit = requires_extra("adroit", "gymnasium_robotics")
 SAMPLE = [
     pytest.param("Lift-v0", marks=robosuite),
     *(
@@ -38,7 +38,7 @@ SAMPLE = [
     *(pytest.param(f"MetaWorld-{s}-v3", marks=metaworld) for s in ("reach", "door-open", "hammer")),
     pytest.param("AdroitDoor-v0", marks=adroit),
 ]
-ONE_EACH = [
+ENVIRONMENTS = [
     pytest.param("Lift-v0", marks=robosuite),
     pytest.param("MetaWorld-door-open-v3", marks=metaworld),
     pytest.param("AdroitDoor-v0", marks=adroit),
@@ -46,8 +46,8 @@ ONE_EACH = [
 
 
 @cache
-def made(name: str) -> gymnasium.Env:
-    """An environment, made once for all tests: none of them may depend on what came before."""
+def cached_env(name: str) -> gymnasium.Env:
+    """Return an environment that is created once; its episodes must not depend on earlier ones."""
     return gymnasium.make(f"ebt_policy/{name}")
 
 
@@ -69,14 +69,14 @@ def test_importing_the_package_loads_no_simulator():
 @pytest.mark.parametrize("name", SAMPLE)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of boxes without limits
 def test_gymnasium_accepts_it(name):
-    check_env(made(name).unwrapped, skip_render_check=True)
+    check_env(cached_env(name).unwrapped, skip_render_check=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scene", METAWORLD)
 @pytest.mark.metaworld
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_metaworld_task_is_there_and_its_expert_solves_it(scene):
+def test_every_metaworld_task_is_registered_and_solved_by_its_expert(scene):
     pytest.importorskip("metaworld")
     env = gymnasium.make(f"ebt_policy/MetaWorld-{scene}-v3")
     check_env(env.unwrapped, skip_render_check=True)
@@ -85,7 +85,7 @@ def test_every_metaworld_task_is_there_and_its_expert_solves_it(scene):
 
 
 @pytest.mark.metaworld
-def test_the_names_are_metaworlds():
+def test_task_names_equal_metaworld():
     env_dict = pytest.importorskip("metaworld.env_dict")
     assert sorted(f"{scene}-v3" for scene in METAWORLD) == sorted(env_dict.ALL_V3_ENVIRONMENTS)
 
@@ -114,8 +114,8 @@ def play(env: gymnasium.Env, seed: int, steps: int = 12) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_an_episode_depends_on_its_seed_alone(name):
-    env = made(name)
+def test_episode_depends_only_on_its_seed(name):
+    env = cached_env(name)
     first, _ = play(env, 3)
     other, _ = play(env, 4)
     again, _ = play(env, 3)
@@ -127,8 +127,8 @@ def test_an_episode_depends_on_its_seed_alone(name):
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_state_tells_the_observation(name):
-    env = made(name)
+def test_state_determines_the_observation(name):
+    env = cached_env(name)
     states, observations = play(env, 3)
     for state, expected in list(zip(states, observations, strict=True))[::4]:
         obs, info = env.reset(seed=11, options={"state": state})
@@ -136,9 +136,9 @@ def test_a_state_tells_the_observation(name):
         np.testing.assert_allclose(info["state"], state, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
-def test_bad_input_is_one_sentence(name):
-    env = made(name)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_bad_input_is_a_one_line_error(name):
+    env = cached_env(name)
     _, info = env.reset(seed=0)
     width = env.action_space.shape[0]  # type: ignore[index]
     for action in (np.zeros(width + 1), np.full(width, np.nan), np.full(width, np.inf)):
@@ -157,7 +157,7 @@ def test_bad_input_is_one_sentence(name):
 
 
 @pytest.mark.metaworld
-def test_an_unknown_scene_is_told_with_the_known_ones():
+def test_unknown_scene_error_lists_known_scenes():
     pytest.importorskip("metaworld")
     with pytest.raises(ValueError, match=r"has no task 'fold'; task\.scene may be assembly"):
         gymnasium.make("ebt_policy/MetaWorld-reach-v3", scene="fold")
@@ -193,22 +193,22 @@ def test_cameras_and_rendering(name, camera):
 
 
 @pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
-def test_recorded_states_are_drawn_once(name, tmp_path, monkeypatch):
+def test_recorded_states_are_rendered_once(name, tmp_path, monkeypatch):
     if not can_render():
         pytest.skip("nothing draws here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
-    states, _ = play(made(name), 3, steps=2)
+    states, _ = play(cached_env(name), 3, steps=2)
     spec = EnvSpec(f"ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32})
-    shown = rendered_observations(spec, states)
-    assert shown["agentview"].shape == (3, 32, 32, 3) and shown["obs"].shape == (3, 9)
+    rendered = rendered_observations(spec, states)
+    assert rendered["agentview"].shape == (3, 32, 32, 3) and rendered["obs"].shape == (3, 9)
     env = spec.make()
     obs, _ = env.reset(seed=8, options={"state": states[1]})
-    np.testing.assert_array_equal(obs["agentview"], shown["agentview"][1])
+    np.testing.assert_array_equal(obs["agentview"], rendered["agentview"][1])
     env.close()
     monkeypatch.setattr(
         "ebt_policy.data.render_cache.render_states", lambda *_: pytest.fail("drawn again")
     )
-    np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], shown["obs"])
+    np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], rendered["obs"])
 
 
 # -- which OpenGL -------------------------------------------------------------------------------
@@ -221,21 +221,21 @@ def linux(monkeypatch):
     return monkeypatch
 
 
-def test_the_first_backend_that_works_is_taken(linux):
-    tried = []
-    linux.setattr(rendering, "_works", lambda name: tried.append(name) or name == "osmesa")
+def test_first_working_render_backend_is_chosen(linux):
+    attempts = []
+    linux.setattr(rendering, "_works", lambda name: attempts.append(name) or name == "osmesa")
     assert rendering.choose_backend() == "osmesa" == rendering.os.environ["MUJOCO_GL"]
-    assert tried == ["egl", "osmesa"]
-    assert rendering.choose_backend() == "osmesa" and len(tried) == 2  # not tried again
+    assert attempts == ["egl", "osmesa"]
+    assert rendering.choose_backend() == "osmesa" and len(attempts) == 2  # not tried again
 
 
-def test_the_users_choice_is_kept(linux):
+def test_render_backend_of_the_user_is_kept(linux):
     linux.setenv("MUJOCO_GL", "glfw")
     linux.setattr(rendering, "_works", lambda name: pytest.fail("tried"))
     assert rendering.choose_backend() == "glfw"
 
 
-def test_without_a_backend_only_frames_are_refused(linux):
+def test_without_a_backend_only_rendering_is_refused(linux):
     linux.setattr(rendering, "_works", lambda name: False)
     assert rendering.choose_backend() == rendering.NO_BACKEND
     with pytest.raises(RenderingError, match="apt-get install libosmesa6"):
@@ -243,6 +243,6 @@ def test_without_a_backend_only_frames_are_refused(linux):
 
 
 @pytest.mark.parametrize("extra", ["adroit"])
-def test_a_trial_that_fails_is_no_crash(linux, extra):
+def test_failed_backend_trial_does_not_crash(linux, extra):
     linux.setattr(rendering, "_TRIAL_PROGRAM", "raise SystemExit(3)")
     assert rendering.choose_backend() == rendering.NO_BACKEND

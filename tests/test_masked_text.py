@@ -1,4 +1,4 @@
-"""Models that fill in masked text: what they see, what they learn from, and what may go wrong."""
+"""Masked language models: visibility, loss, candidates, training and errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import compose_config
-from test_leakage import B, S, V, generators, tokens
+from tiny_language_models import B, S, V, generators, tokens
 
 from ebt_policy.energy.candidate_space import CandidateSpace, cross_entropy
 from ebt_policy.energy.objectives import S1
@@ -41,12 +41,12 @@ def build(kind: str, **inference: Any) -> MaskedModel:
         "objective": objective,
     }
     torch.manual_seed(0)
-    made: Any = build_language_model(config, make_tokenizer("char", ["abcdefghij"], 0))
+    language_model: Any = build_language_model(config, make_tokenizer("char", ["abcdefghij"], 0))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in language_model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.3)
-    return made
+    return language_model
 
 
 @pytest.fixture(params=KINDS)
@@ -54,22 +54,22 @@ def kind(request) -> str:
     return request.param
 
 
-def test_what_is_masked_is_not_seen(kind):
-    """Other tokens under the masks: the same predictions; a token beside them: others."""
+def test_masked_tokens_are_not_visible(kind):
+    """Changing masked tokens leaves the predictions; changing a visible token does not."""
     model = build(kind)
-    told = tokens()
-    places = model.mask_positions(told, generators())
-    before = model.predict_masked(told, places, generators())
-    under = told.scatter(1, places, (told.gather(1, places) + 1) % V)
+    original = tokens()
+    places = model.mask_positions(original, generators())
+    before = model.predict_masked(original, places, generators())
+    under = original.scatter(1, places, (original.gather(1, places) + 1) % V)
     torch.testing.assert_close(model.predict_masked(under, places, generators()), before)
-    seen = next(i for i in range(S) if i not in places[0])
-    beside = told.clone()
-    beside[0, seen] = (beside[0, seen] + 1) % V
-    after = model.predict_masked(beside, places, generators())
+    visible = next(i for i in range(S) if i not in places[0])
+    changed = original.clone()
+    changed[0, visible] = (changed[0, visible] + 1) % V
+    after = model.predict_masked(changed, places, generators())
     assert not torch.allclose(after[0], before[0]) and torch.allclose(after[1], before[1])
 
 
-def test_each_row_has_as_many_masks_in_places_of_its_own(kind):
+def test_mask_count_is_equal_and_positions_differ_by_row(kind):
     model = build(kind)
     places = model.mask_positions(tokens(rows=20), None)
     assert places.shape == (20, 3)  # 0.4 of 8
@@ -88,26 +88,26 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
 
 def test_surprisal_is_of_the_masked_tokens(kind):
     model = build(kind)
-    found = model.surprisal(tokens(), generators())
+    surprisal = model.surprisal(tokens(), generators())
     places = model.mask_positions(tokens(), again := generators())
     logits = model.predict_masked(tokens(), places, again)
     want = -logits.log_softmax(-1).gather(-1, tokens().gather(1, places)[..., None])[..., 0]
-    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(surprisal, want)
 
 
-def test_the_lowest_of_several_fillings_is_taken():
+def test_best_of_several_candidates_is_predicted():
     model = build("scalar", num_candidates=4)
     places = model.mask_positions(tokens(), generators())
     assert model.predict_masked(tokens(), places, generators()).shape == (B, 3, V)
 
 
-def test_guesses_start_from_noise_or_from_a_corrupted_truth():
+def test_candidates_start_from_noise_or_corrupted_targets():
     target = torch.randint(V, (400, 2))
     space = CandidateSpace(cross_entropy, num_classes=V)
     init = S1(space, corrupted_init_fraction=0.5, init_std=0.1).sample_noise(target)["init"]
     spread = init.std(-1)
-    near = cross_entropy(init, target) < 0.7
-    assert 0.15 < near.float().mean() < 0.35  # what is less than half corrupted
+    near_target = cross_entropy(init, target) < 0.7
+    assert 0.15 < near_target.float().mean() < 0.35  # what is less than half corrupted
     assert (spread < 0.2).float().mean() == pytest.approx(0.5, abs=0.06)  # what starts from noise
     clean = space.from_target(target)
     torch.testing.assert_close(
@@ -117,7 +117,7 @@ def test_guesses_start_from_noise_or_from_a_corrupted_truth():
         S1(corrupted_init_fraction=1.5)
 
 
-def test_options_that_cannot_be_are_one_clear_error():
+def test_invalid_options_are_refused():
     for change, message in (
         ({"model": {"mask_ratio": 0.0}}, "model.mask_ratio"),
         ({"model": {"energy": "kinetic"}}, "model.energy"),
@@ -126,12 +126,14 @@ def test_options_that_cannot_be_are_one_clear_error():
     ):
         section, objective = KINDS["scalar"]
         model = {"mask_ratio": 0.4, **section, "inference": {}, **change.get("model", {})}
-        given = change.get("objective", {})
+        objective_changes = change.get("objective", {})
         config = {
             "task": {"context": S},
             "size": {"width": 16, "heads": 2, "layers": 1},
             "model": model,
-            "objective": given if "name" in given else {**objective, **given},  # type: ignore[dict-item]
+            "objective": objective_changes
+            if "name" in objective_changes
+            else {**objective, **objective_changes},  # type: ignore[dict-item]
         }
         with pytest.raises(ConfigError, match=message):
             build_language_model(config, make_tokenizer("char", ["ab"], 0))
@@ -139,7 +141,7 @@ def test_options_that_cannot_be_are_one_clear_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("model=bert",), ("model=masked_ebt",)])
-def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
+def test_training_logs_predictions_of_masked_tokens(overrides, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
     run = tmp_path / "run"
@@ -153,7 +155,7 @@ def test_training_logs_what_is_filled_in(overrides, tmp_path, monkeypatch):
         )
     )  # fmt: skip
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    (tried,) = [row for row in rows if "largest_share" in row]
-    assert 0 < tried["true_largest_share"] <= 1 and 0 <= tried["accuracy"] <= 1
+    (validation,) = [row for row in rows if "largest_share" in row]
+    assert 0 < validation["true_largest_share"] <= 1 and 0 <= validation["accuracy"] <= 1
     (entry,) = json.loads((run / "evaluation/summary.json").read_text())["entries"]
     assert len(entry["habits"]["largest_share"]) == 1 and entry["perplexity"]["mean"] > 1

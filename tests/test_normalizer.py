@@ -48,8 +48,8 @@ def test_constant_channel(jitter):
     data = torch.tensor([[0.0, 100.0], [1.0, 100.0 + jitter]])
     normalizer = Normalizer.fit({"a": data})
     assert normalizer.normalize("a", data)[:, 1].tolist() == [0.0, 0.0]
-    anything = torch.tensor([[0.0, -0.7], [0.0, 5.0]])
-    torch.testing.assert_close(normalizer.unnormalize("a", anything)[:, 1], data[:, 1])
+    values = torch.tensor([[0.0, -0.7], [0.0, 5.0]])
+    torch.testing.assert_close(normalizer.unnormalize("a", values)[:, 1], data[:, 1])
 
 
 def test_json_round_trip_is_exact():
@@ -65,7 +65,7 @@ def test_json_round_trip_is_exact():
     assert stored["obs"]["min"] == pytest.approx(data.min(0).tolist(), abs=0)
 
 
-def test_follows_the_module_but_stays_out_of_the_state():
+def test_normalizer_moves_with_the_module_but_is_not_in_its_state():
     policy = torch.nn.Module()
     policy.normalizer = Normalizer.fit({"obs": torch.rand(4, 2)})
     assert not policy.state_dict()

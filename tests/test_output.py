@@ -31,7 +31,7 @@ def hold(lock: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_lock_names_its_owner_and_outlives_no_owner(tmp_path):
+def test_lock_names_its_owner_and_is_released_on_exit(tmp_path):
     process = hold(tmp_path / ".lock")
     try:
         message = rf"that place is in use by process {process.pid} on \S+; wait"
@@ -49,7 +49,7 @@ def test_a_lock_names_its_owner_and_outlives_no_owner(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_folder_belongs_to_one_program(tmp_path):
+def test_output_folder_is_locked_by_one_process(tmp_path):
     folder = tmp_path / "results"
     with output_folder(folder, "output"):
         with pytest.raises(ConfigError, match="in use by process"), output_folder(folder, "output"):
@@ -67,7 +67,7 @@ def test_a_failed_run_leaves_no_empty_folders(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file/inner", "x" * 300, "nul\0"])
-def test_an_impossible_folder_is_refused_by_its_option(tmp_path, name):
+def test_impossible_folder_error_names_the_option(tmp_path, name):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match=r"^output=.* cannot be written \(.+\); give another"),
@@ -86,6 +86,6 @@ def test_a_read_only_folder_is_refused(tmp_path):
         raise AssertionError("entered")
 
 
-def test_a_disk_that_is_too_full_is_said_before(tmp_path):
+def test_full_disk_is_reported_before_the_work(tmp_path):
     with pytest.raises(ConfigError, match=r"run_dir=.* needs 1,073,741,824 MiB of free disk space"):
         check_free_space(tmp_path, 1 << 50, "run_dir")

@@ -1,4 +1,4 @@
-"""What is installed: its content, and that it shares no name with the user's own project."""
+"""The installed package: its content, and no name conflicts with the user's project."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def pythons(source, wheel, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hostile(tmp_path) -> Path:
-    """A project of the user's whose packages have our names, with a configuration of its own."""
+    """A user project with packages of conflicting names and its own configuration."""
     folder = tmp_path / "project"
     for name in HOSTILE_PACKAGES:
         (folder / name).mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_the_robot_runs_from_the_root_of_a_checkout():
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+def test_wheel_contains_only_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
     assert "ebt_policy" in tops and len(tops) == 2  # beside its metadata
@@ -200,7 +200,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-def test_a_wheel_of_the_sdist_is_the_same(source, wheel, tmp_path):
+def test_wheel_of_the_sdist_equals_the_wheel(source, wheel, tmp_path):
     for folder in ("sdist", "unpacked", "wheel"):
         (tmp_path / folder).mkdir()
     with tarfile.open(build(source, "sdist", tmp_path / "sdist")) as archive:

@@ -22,11 +22,11 @@ CENTRE = np.array([256.0, 256.0])
 ROUNDING = 1e-6  # px, of the simulator's own positions
 
 
-def make(kind: str, strength: float) -> gymnasium.Env:
+def make_env(kind: str, strength: float) -> gymnasium.Env:
     return EnvSpec(PUSH_T, 300, perturbation=Perturbation(kind, strength)).make()
 
 
-def play(env: gymnasium.Env, seed: int, steps: int = EVENT_STEP_RANGE[1] + 2):
+def play_still(env: gymnasium.Env, seed: int, steps: int = EVENT_STEP_RANGE[1] + 2):
     """Observations, states and steps of events under a still agent."""
     obs, info = env.reset(seed=seed)
     observations, states, events = [obs], [info["state"]], [-1] if info.get("perturbed") else []
@@ -38,15 +38,15 @@ def play(env: gymnasium.Env, seed: int, steps: int = EVENT_STEP_RANGE[1] + 2):
     return np.array(observations), np.array(states), events
 
 
-def heavy(env: PushTEnv, state: np.ndarray) -> np.ndarray:
+def centre_of_mass(env: PushTEnv, state: np.ndarray) -> np.ndarray:
     """The block's centre of mass."""
     return state[2:4] + np.array(env.block.center_of_gravity.rotated(float(state[4])))
 
 
 @pytest.mark.parametrize("kind", [k for k in PushTEnv.perturbations])
-def test_without_strength_nothing_happens(kind):
-    plain, _, _ = play(EnvSpec(PUSH_T, 300).make(), 7)
-    perturbed, _, events = play(make(kind, 0), 7)
+def test_zero_strength_changes_nothing(kind):
+    plain, _, _ = play_still(EnvSpec(PUSH_T, 300).make(), 7)
+    perturbed, _, events = play_still(make_env(kind, 0), 7)
     np.testing.assert_array_equal(perturbed, plain)
     assert len(events) == (kind not in ("action_noise", "delay"))
 
@@ -54,8 +54,8 @@ def test_without_strength_nothing_happens(kind):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("strength", [30.0, 90.0])
 @pytest.mark.parametrize("kind", ["agent", "kick", "turn"])
-def test_the_scene_is_disturbed_as_told(kind, strength, seed):
-    _, states, events = play(make(kind, strength), seed)
+def test_perturbations_have_the_given_strength(kind, strength, seed):
+    _, states, events = play_still(make_env(kind, strength), seed)
     (event,) = events
     assert EVENT_STEP_RANGE[0] <= event <= EVENT_STEP_RANGE[1]
     env = PushTEnv()
@@ -70,7 +70,9 @@ def test_the_scene_is_disturbed_as_told(kind, strength, seed):
     else:
         turned = (after[4] - before[4] + np.pi) % (2 * np.pi) - np.pi
         assert abs(turned) == pytest.approx(np.deg2rad(strength))
-        np.testing.assert_allclose(heavy(env, after), heavy(env, before), atol=1e-6)
+        np.testing.assert_allclose(
+            centre_of_mass(env, after), centre_of_mass(env, before), atol=1e-6
+        )
     assert not env._agent_overlaps_block(after)
 
 
@@ -81,7 +83,7 @@ def test_the_scene_is_disturbed_as_told(kind, strength, seed):
     strength=st.floats(0, 400),
     seed=st.integers(0, 2**31),
 )
-def test_no_scene_is_impossible(kind, strength, seed):
+def test_perturbed_scenes_are_valid(kind, strength, seed):
     env = PushTEnv()
     env.reset(seed=seed)
     before = env.get_state()
@@ -96,40 +98,43 @@ def test_no_scene_is_impossible(kind, strength, seed):
 
 def test_a_shifted_start_is_farther_from_the_centre():
     for seed in range(8):
-        _, (plain, *_), _ = play(EnvSpec(PUSH_T, 300).make(), seed, steps=1)
-        _, (shifted, *_), events = play(make("start", 60), seed, steps=1)
+        _, (plain, *_), _ = play_still(EnvSpec(PUSH_T, 300).make(), seed, steps=1)
+        _, (shifted, *_), events = play_still(make_env("start", 60), seed, steps=1)
         assert events == [-1]
-        near, far = (np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted))
-        assert far > near
+        plain_distance, shifted_distance = (
+            np.linalg.norm(s[2:4] - CENTRE) for s in (plain, shifted)
+        )
+        assert shifted_distance > plain_distance
         assert abs(shifted[2:4] - CENTRE).max() <= WORKSPACE_SIZE / 2 - EDGE_MARGIN + ROUNDING
 
 
-def test_it_depends_on_the_seed_alone():
-    env = make("kick", 50)
-    first, again, other = play(env, 3), play(env, 3), play(env, 4)
+def test_perturbation_depends_only_on_the_seed():
+    env = make_env("kick", 50)
+    first, again, other = play_still(env, 3), play_still(env, 3), play_still(env, 4)
     np.testing.assert_array_equal(first[1], again[1])
     assert first[2] == again[2]
     assert not np.array_equal(first[1], other[1])
-    assert play(make("kick", 100), 3)[2] == first[2]  # the event does not depend on the strength
+    stronger = play_still(make_env("kick", 100), 3)
+    assert stronger[2] == first[2]  # the event does not depend on the strength
 
 
 def test_delay_and_freeze_hold_observations_back():
-    truth, _, _ = play(EnvSpec(PUSH_T, 300).make(), 5)
-    late, _, _ = play(make("delay", 3), 5)
+    truth, _, _ = play_still(EnvSpec(PUSH_T, 300).make(), 5)
+    late, _, _ = play_still(make_env("delay", 3), 5)
     np.testing.assert_array_equal(late[3:], truth[:-3])
     np.testing.assert_array_equal(late[:3], truth[:1].repeat(3, axis=0))
-    frozen, _, (event,) = play(make("freeze", 4), 5)
+    frozen, _, (event,) = play_still(make_env("freeze", 4), 5)
     for step in range(len(truth)):
-        shown = event if event < step <= event + 4 else step
-        np.testing.assert_array_equal(frozen[step], truth[shown])
+        source_step = event if event < step <= event + 4 else step
+        np.testing.assert_array_equal(frozen[step], truth[source_step])
 
 
-def test_action_noise_stays_in_the_action_space_and_repeats():
-    env = make("action_noise", 20)
-    truth, noisy = play(EnvSpec(PUSH_T, 300).make(), 5), play(env, 5)
+def test_action_noise_is_in_the_action_space_and_deterministic():
+    env = make_env("action_noise", 20)
+    truth, noisy = play_still(EnvSpec(PUSH_T, 300).make(), 5), play_still(env, 5)
     assert not np.array_equal(truth[1], noisy[1]) and noisy[2] == []
-    np.testing.assert_array_equal(noisy[1], play(env, 5)[1])
-    assert np.isfinite(play(make("action_noise", 1e4), 5)[0]).all()
+    np.testing.assert_array_equal(noisy[1], play_still(env, 5)[1])
+    assert np.isfinite(play_still(make_env("action_noise", 1e4), 5)[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_bad_strengths_are_refused(kind, strength):
 
 def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match="no perturbation 'wind'; it has agent, kick"):
-        make("wind", 1)
+        make_env("wind", 1)
     with pytest.raises(ValueError, match="it has none"):
         PerturbationWrapper(gymnasium.make("CartPole-v1"), Perturbation("kick", 1))
     assert perturbation_kinds(gymnasium.make("CartPole-v1")) == {}

@@ -51,7 +51,7 @@ def play(name: str, kind: str, strength: float, seed: int):
 
 
 @pytest.mark.parametrize("name", ROBOTS)
-def test_an_object_is_taken_away_once_it_is_held(name):
+def test_grasped_object_is_displaced_once(name):
     states, events, retries, _ = play(name, "object", 12, seed=0)
     assert len(events) == 1 and retries >= 1
     again, *_ = play(name, "object", 12, seed=0)
@@ -59,7 +59,7 @@ def test_an_object_is_taken_away_once_it_is_held(name):
 
 
 @pytest.mark.parametrize("name", ROBOTS)
-def test_strength_says_how_far(name):
+def test_strength_is_the_displacement(name):
     env = spec(name, "gripper", 12).make()
     scene = env.unwrapped
     obs, _ = env.reset(seed=1)
@@ -83,7 +83,7 @@ def test_experts_mostly_recover(name):
     assert np.mean(solved) >= 0.5
 
 
-def test_a_missing_simulator_is_said_with_the_extra(monkeypatch):
+def test_missing_simulator_error_names_the_extra(monkeypatch):
     def missing(*_, **__):
         raise ModuleNotFoundError("No module named 'robosuite'", name="robosuite.controllers")
 

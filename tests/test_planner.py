@@ -17,7 +17,10 @@ DT = 1 / RATE
 
 
 class Straight(Wanderer):
-    """Goes one unit of a tenth a tick, from where the robot is: its plans show their own ticks."""
+    """A policy that moves by 0.1 a tick from the position of the robot.
+
+    Its plans show to which ticks they belong.
+    """
 
     def predict_chunk(self, obs, *, constraints=None, generator=None):
         prefix = constraints.prefix
@@ -38,7 +41,7 @@ class Straight(Wanderer):
     ("mode", "delay", "stands"),
     [("blocking", 0.25, 2), ("async", 0.25, 0), ("rtc", 0.25, 0), ("blocking", 0.04, 0)],
 )
-def test_a_robot_stands_only_while_a_blocking_policy_predicts(mode, delay, stands):
+def test_robot_waits_only_for_blocking_predictions(mode, delay, stands):
     runner = point_runner(mode=mode, delay=delay, policy=Straight())[0]
     episode = runner.run_episode(0)
     ticks_without_plan = [tick.number for tick in episode.ticks if tick.desired is None]
@@ -52,35 +55,36 @@ def test_a_robot_stands_only_while_a_blocking_policy_predicts(mode, delay, stand
 
 
 @pytest.mark.parametrize("delay", [0.01, 0.15, 0.25, 0.4])
-def test_a_frozen_prefix_leaves_no_jump(delay):
-    wanted = {}
+def test_frozen_prefix_avoids_jumps(delay):
+    largest_jump = {}
     for mode in ("async", "rtc"):
         runner, _, policy, _ = point_runner(mode=mode, delay=delay, policy=Straight())
         episode = runner.run_episode(0)
         moving = [tick for tick in episode.ticks if tick.desired is not None]
         travels = np.diff([tick.command for tick in moving], axis=0)[:, 0]
-        wanted[mode] = np.abs(np.diff(travels)).max()
+        largest_jump[mode] = np.abs(np.diff(travels)).max()
         if mode == "rtc":
-            held = [call.prefix for call in policy.calls[7:] if call.prefix is not None]
+            prefixes = [call.prefix for call in policy.calls[7:] if call.prefix is not None]
             committed = max(1, math.ceil(delay / DT - 1e-9))
-            assert {p.shape[1] for p in held} == {1 + committed}
-    assert wanted["rtc"] < 1e-6
-    assert wanted["async"] > 0.01  # the robot lags behind its plan, so a new one begins elsewhere
+            assert {p.shape[1] for p in prefixes} == {1 + committed}
+    assert largest_jump["rtc"] < 1e-6
+    # The robot lags behind its plan, so a new plan starts at another position.
+    assert largest_jump["async"] > 0.01
 
 
-def test_the_prefix_is_what_was_sent_and_what_will_be():
+def test_prefix_equals_the_executed_commands():
     runner, _, policy, _ = point_runner(mode="rtc", delay=0.25)
     policy.calls.clear()
     episode = runner.run_episode(0)
     sent = {tick.number: tick.command for tick in episode.ticks}
     prefixes = [call.prefix for call in policy.calls if call.prefix is not None][:3]
-    asked = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
-    for start, prefix in zip(asked, prefixes, strict=True):
+    start_ticks = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
+    for start, prefix in zip(start_ticks, prefixes, strict=True):
         executed = np.stack([sent[start - 1 + i] for i in range(prefix.shape[1])])
         np.testing.assert_allclose(prefix[0].numpy(), executed, atol=1e-5)
 
 
-def test_what_is_limited_in_the_descent_is_not_limited_again():
+def test_projected_chunks_are_not_clamped_again():
     free, bound = Wanderer(reach=30.0), Wanderer(reach=30.0)
     original = bound.predict_chunk
     bound.predict_chunk = lambda obs, *, constraints, generator: original(
@@ -88,7 +92,7 @@ def test_what_is_limited_in_the_descent_is_not_limited_again():
     )
     clamped = []
     for policy in (free, bound):
-        runner, _, _, _ = point_runner(policy=policy, change={"watch": patient()})
+        runner, _, _, _ = point_runner(policy=policy, change={"watch": watch_without_clamp_limit()})
         episode = runner.run_episode(1)
         clamped.append(episode.summary()["clamped_ticks"])
     assert clamped[0] <= 2 < clamped[1]
@@ -116,7 +120,7 @@ def test_an_inconsistent_plan_holds_the_robot(monkeypatch):
         point_runner(max_plan_inconsistency=5.0)
 
 
-def test_warming_up_fails_where_the_policy_does():
+def test_warm_up_raises_errors_of_the_policy():
     runner, _, policy, _ = point_runner()
 
     def fail(actions):
@@ -128,5 +132,5 @@ def test_warming_up_fails_where_the_policy_does():
         planner.warm_up({"obs": np.zeros(2, np.float32)}, np.zeros(2))
 
 
-def patient():
+def watch_without_clamp_limit():
     return SECTION["watch"] | {"max_consecutive_clamped_ticks": 1000}

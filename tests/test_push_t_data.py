@@ -100,8 +100,8 @@ def test_aligned_demonstrations_end_on_the_goal_and_are_moved_as_a_whole():
         turned = after[:, 4] - before[:, 4]
         np.testing.assert_allclose(turned, turned[0], atol=1e-4)
         for part in (slice(0, 2), slice(2, 4)):  # distances to where the block ends stay
-            far = [np.linalg.norm(s[:, part] - s[-1, 2:4], axis=1) for s in (before, after)]
-            np.testing.assert_allclose(*far, atol=1e-2)
+            distances = [np.linalg.norm(s[:, part] - s[-1, 2:4], axis=1) for s in (before, after)]
+            np.testing.assert_allclose(*distances, atol=1e-2)
     again = aligned(moved)
     np.testing.assert_allclose(again.arrays["state"], moved.arrays["state"], atol=1e-2)
 
@@ -138,7 +138,7 @@ def test_falls_back_to_the_expert_without_a_network(offline):
     assert "own expert" in sentence and push_t.URL in sentence and "\n" not in sentence
 
 
-def test_human_insists(offline):
+def test_human_demos_are_required_when_requested(offline):
     with pytest.raises(DownloadError, match="Could not download"):
         load_push_t(demos="human")
 

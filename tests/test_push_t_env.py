@@ -42,7 +42,7 @@ def wander(seed, n=60):
 
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as everyone has it
-def test_follows_the_gymnasium_interface():
+def test_env_follows_the_gymnasium_interface():
     env = gymnasium.make("ebt_policy/PushT-v0", render_mode="rgb_array")
     assert env.spec is not None and env.spec.max_episode_steps == 300
     check_env(env.unwrapped)
@@ -60,7 +60,7 @@ def with_path():
 
 
 @pytest.mark.parametrize("seed", [0, 7, 100_000, 2**32 - 1])
-def test_initial_values_are_diffusion_policys(seed):
+def test_initial_values_equal_diffusion_policy(seed):
     rs = np.random.RandomState(seed)
     expected = [rs.randint(50, 450), rs.randint(50, 450), rs.randint(100, 400)]
     expected += [rs.randint(100, 400), rs.randn() * 2 * np.pi - np.pi]
@@ -68,7 +68,7 @@ def test_initial_values_are_diffusion_policys(seed):
 
 
 def test_seeded_reset_keeps_the_legacy_order(env):
-    """The block turns about its centre of mass, (0, 45) px in its frame, after it was placed."""
+    """After it is placed, the block turns about its centre of mass, (0, 45) px in its frame."""
     for seed in range(5):
         values = seeded_state(seed)
         _, info = env.reset(seed=seed)
@@ -151,9 +151,9 @@ def test_reward_is_clipped_coverage_and_full_coverage_ends(env):
     assert 0 < coverages[0] < 0.95
     np.testing.assert_allclose(rewards, np.clip(coverages / 0.95, 0, 1))
 
-    near = GOAL + [0, 0, 3, 0, 0]  # less than 95 % covered: good, but not done
-    env.reset(options={"state": near})
-    _, reward, terminated, _, info = env.step(near[:2])
+    almost_goal = GOAL + [0, 0, 3, 0, 0]  # less than 95 % covered: good, but not done
+    env.reset(options={"state": almost_goal})
+    _, reward, terminated, _, info = env.step(almost_goal[:2])
     assert not terminated and reward < 1 and info["coverage"] < 0.95
 
 
@@ -164,17 +164,17 @@ def test_the_time_limit_truncates():
     assert ends[-1] == (False, True) and not any(t or u for t, u in ends[:-1])
 
 
-def test_dynamics_are_gym_pushts(env):
+def test_dynamics_equal_gym_pusht(env):
     from gym_pusht.envs.pusht import PushTEnv as Original
 
     original, actions = Original(), wander(4)
     values = seeded_state(11)
-    ours, rewards, _ = play(env, actions, seed=11)
+    states, rewards, _ = play(env, actions, seed=11)
     state, _ = original.reset(options={"reset_to_state": values})
-    np.testing.assert_array_equal(state, ours[0])
+    np.testing.assert_array_equal(state, states[0])
     for i, action in enumerate(actions):
         state, reward, *_ = original.step(action)
-        np.testing.assert_array_equal(state, ours[i + 1])
+        np.testing.assert_array_equal(state, states[i + 1])
         assert reward == rewards[i]
 
 
@@ -197,13 +197,13 @@ def test_frames_show_plan_and_block():
     frame = env.render()
     assert isinstance(frame, np.ndarray)
     assert frame.shape == (96, 128, 3) and frame.dtype == np.uint8
-    drawn = env.draw_plan(frame.copy(), np.array([[0, 0], [256, 256], [512, 512]]))
-    assert (drawn != frame).any()
+    with_plan = env.draw_plan(frame.copy(), np.array([[0, 0], [256, 256], [512, 512]]))
+    assert (with_plan != frame).any()
     np.testing.assert_array_equal(env.draw_plan(frame.copy(), np.empty((0, 2))), frame)
     assert (PushTEnv(render_mode="rgb_array").reset(seed=0)[0] == env.reset(seed=0)[0]).all()
 
 
-def test_the_mirror_image_of_an_episode_is_one(env):
+def test_mirrored_episode_is_valid_dynamics(env):
     from ebt_policy.data.push_t import load_push_t, mirrored
 
     episodes, _ = load_push_t(demos="expert")
@@ -219,7 +219,7 @@ def test_the_mirror_image_of_an_episode_is_one(env):
 
 
 @pytest.mark.skipif(not DATA, reason="EBT_POLICY_DATA is unset")
-def test_replaying_a_human_demonstration_repeats_it(env):
+def test_replayed_human_demonstration_is_reproduced(env):
     from ebt_policy.data.episode_store import read_episodes
 
     path = Path(str(DATA)) / "pusht" / "pusht_cchi_v7_replay.zarr.zip"

@@ -23,7 +23,7 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 
 
-def test_tables_are_those_of_the_stored_results(monkeypatch):
+def test_tables_match_the_stored_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     from benchmarks.render_tables import TABLES, render
 
@@ -35,13 +35,13 @@ def test_tables_are_those_of_the_stored_results(monkeypatch):
 @pytest.mark.parametrize(
     "page", ["README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 )
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(((?!http)[^)#]+)", text):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_commands_of_make_exist():
+def test_make_targets_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     used = set(re.findall(r"make ([\w-]+)", README))
     assert used and used <= set(targets)
@@ -56,7 +56,7 @@ def test_file_tree_names_real_files():
         assert any(next(folder.rglob(name), None) for folder in folders), name
 
 
-def test_options_that_it_names_exist():
+def test_mentioned_options_exist():
     sizes = re.search(r"`size=` ([\w, ]+)\.", README)
     assert sizes is not None
     assert set(sizes[1].split(", ")) == {p.stem for p in (CONFIGS / "size").glob("*.yaml")}

@@ -115,8 +115,8 @@ def test_only_successes_are_written(lottery, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demos.zarr.zip", "modules"]
 
 
-def test_an_interrupted_recording_goes_on(lottery, tmp_path):
-    whole = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", workers=2)
+def test_interrupted_recording_resumes(lottery, tmp_path):
+    uninterrupted = record(Noise(), lottery(), 6, tmp_path / "whole.zarr", workers=2)
     output, progress = tmp_path / "demos.zarr", []
     with pytest.raises(RuntimeError, match="killed"):
         record(Noise(), lottery(raise_on=10), 6, output, workers=2)
@@ -131,14 +131,14 @@ def test_an_interrupted_recording_goes_on(lottery, tmp_path):
         on_progress=lambda *counts: progress.append(counts),
     )
     assert progress[0] == (4, 8)
-    assert finished.attrs == whole.attrs and (finished.ends == whole.ends).all()
+    assert finished.attrs == uninterrupted.attrs and (finished.ends == uninterrupted.ends).all()
     stored = read_episodes(output)
     for key in ("state", "action"):
-        np.testing.assert_array_equal(stored.arrays[key], whole.arrays[key])
+        np.testing.assert_array_equal(stored.arrays[key], uninterrupted.arrays[key])
     assert not (tmp_path / "demos.zarr.partial").exists()
 
 
-def test_enough_finished_episodes_need_no_more_rollouts(lottery, tmp_path):
+def test_finished_recording_needs_no_rollouts(lottery, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         record(Noise(), lottery(raise_on=4), 9, tmp_path / "demos.zarr", workers=2)
     broken = EnvSpec("NoSuch-v0", 10)
@@ -162,22 +162,22 @@ def test_existing_output_is_left_alone(lottery, tmp_path):
     assert output.read_text() == "precious"
 
 
-def test_two_recordings_do_not_mix(lottery, tmp_path):
-    def beside(*_):
+def test_concurrent_recordings_are_refused(lottery, tmp_path):
+    def second_recording(*_):
         with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
             record(Noise(), lottery(), 2, output, workers=1)
 
     output = tmp_path / "demos.zarr"
-    record(Noise(), lottery(), 2, output, workers=1, on_progress=beside)
+    record(Noise(), lottery(), 2, output, workers=1, on_progress=second_recording)
     assert read_episodes(output).attrs["seeds"] == [1, 3]
 
 
-def test_nothing_to_record_is_refused(lottery, tmp_path):
+def test_zero_episodes_are_refused(lottery, tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         record(Noise(), lottery(), 0, tmp_path / "demos.zarr")
 
 
-def test_a_hopeless_policy_is_given_up(lottery, tmp_path, monkeypatch):
+def test_recording_gives_up_without_successes(lottery, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 10)
     with pytest.raises(ValueError, match=r"only 0 of 12 episodes succeeded"):
         record(Noise(), lottery(odds=1), 3, tmp_path / "demos.zarr", workers=2)
@@ -196,7 +196,7 @@ def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
         (["task=adroit_door"], "checkpoint=RUN"),
         (["task=push_t", "checkpoint=runs/none"], "there is no checkpoint at runs/none"),
         (["task=lift", "task.scene=Fold"], "task.scene must be one of Lift, Can"),
-        (["task=lift", "episodes=many"], "episodes must be int, got 'many'"),
+        (["task=lift", "episodes=many"], "episodes must be an integer, got 'many'"),
         (["task=lift", "episodes=0"], "episodes must be at least 1"),
         (["task=lift", "workers=0"], "workers must be at least 1"),
         (["task=metaworld", "+task.align=true"], "belong to Push-T"),
@@ -204,8 +204,8 @@ def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
 )
 def test_bad_arguments_are_explained(arguments, message, call_entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, told = call_entry(main, *arguments)
-    assert code == 2 and message in told and "Traceback" not in told
+    code, error = call_entry(main, *arguments)
+    assert code == 2 and message in error and "Traceback" not in error
 
 
 def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
@@ -217,24 +217,30 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
     assert "noise policy of 3 parameters, trained for 1,234 updates" in stored.attrs["source"]
     assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
-    code, told = call_entry(main, *command)
-    assert code == 2 and "exists" in told
-    code, told = call_entry(main, "task=lift", "checkpoint=runs/a")
-    assert code == 2 and "checkpoint=runs/a is a policy for task=push_t" in told
+    code, error = call_entry(main, *command)
+    assert code == 2 and "exists" in error
+    code, error = call_entry(main, "task=lift", "checkpoint=runs/a")
+    assert code == 2 and "checkpoint=runs/a is a policy for task=push_t" in error
 
 
-def test_an_expert_of_the_environment_plays(lottery, tmp_path):
-    whole = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", workers=1)
-    assert whole.lengths.tolist() == [2, 4, 6, 8, 10] and whole.attrs["seeds"] == [1, 3, 5, 7, 9]
-    many = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", workers=3)
-    for key, rows in whole.arrays.items():
-        np.testing.assert_array_equal(rows, many.arrays[key])
+def test_expert_of_the_environment_is_recorded(lottery, tmp_path):
+    one_worker = record(None, lottery(expert=True), 5, tmp_path / "one.zarr", workers=1)
+    assert one_worker.lengths.tolist() == [2, 4, 6, 8, 10] and one_worker.attrs["seeds"] == [
+        1,
+        3,
+        5,
+        7,
+        9,
+    ]
+    three_workers = record(None, lottery(expert=True), 5, tmp_path / "many.zarr", workers=3)
+    for key, rows in one_worker.arrays.items():
+        np.testing.assert_array_equal(rows, three_workers.arrays[key])
     with pytest.raises(RuntimeError, match=r"no attribute 'expert'"):
         record(None, lottery(), 1, tmp_path / "none.zarr", workers=1)
 
 
 @pytest.mark.metaworld
-def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entry):
+def test_metaworld_recording_is_trainable(tmp_path, monkeypatch, call_entry):
     pytest.importorskip("metaworld")
     from ebt_policy.policies.task_config import PolicyTaskConfig
 
@@ -248,7 +254,7 @@ def test_metaworld_is_recorded_and_learned_from(tmp_path, monkeypatch, call_entr
     assert [episodes.arrays[key].shape[1] for key in ("obs", "action")] == [39, 4]
 
 
-def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch):
+def test_missing_recording_error_names_the_record_command(tmp_path, monkeypatch):
     from ebt_policy.data.episodes import EpisodeError
     from ebt_policy.policies.task_config import PolicyTaskConfig
 
@@ -276,23 +282,25 @@ def test_what_is_not_recorded_yet_is_said_with_the_command(tmp_path, monkeypatch
         (["perturb=wind"], "perturb=wind is unknown; there are kick, turn, or all."),
     ],
 )
-def test_what_goes_wrong_is_one_thing(words, message, lottery, tmp_path, monkeypatch, call_entry):
+def test_only_one_perturbation_is_recorded(
+    words, message, lottery, tmp_path, monkeypatch, call_entry
+):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
-    known = {
+    kinds = {
         "kick": PerturbationKind("px", (25.0, 50.0)),
         "turn": PerturbationKind("degrees", (30.0,)),
     }
-    monkeypatch.setattr(module, "known_perturbations", lambda spec: known)
+    monkeypatch.setattr(module, "known_perturbations", lambda spec: kinds)
     monkeypatch.chdir(tmp_path)
     command = ["task=push_t", "checkpoint=runs/a", "episodes=1", "workers=1"]
-    code, told = call_entry(main, *command, *words)
-    assert code == 2 and message in told
+    code, error = call_entry(main, *command, *words)
+    assert code == 2 and message in error
     assert not (tmp_path / "demos").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.robomimic
-def test_an_expert_shows_how_to_recover(tmp_path, call_entry):
+def test_expert_recordings_include_recovery(tmp_path, call_entry):
     pytest.importorskip("robosuite")
     from ebt_policy.data.robomimic import read_robomimic
 
@@ -301,4 +309,4 @@ def test_an_expert_shows_how_to_recover(tmp_path, call_entry):
     assert call_entry(main, *command)[0] == 0
     for i in range(2):
         closed = read_robomimic("Lift", output, actions="delta").episode(i)["action"][:, -1] > 0
-        assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it closed on the cube anew
+        assert np.diff(closed.astype(int)).tolist().count(1) >= 2  # it grasped the cube again

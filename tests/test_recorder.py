@@ -1,4 +1,4 @@
-"""What is recorded can be learned from, and a kill loses nothing but the tick at hand."""
+"""Recording of episodes: they are trainable, and a kill loses at most the current tick."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ from ebt_policy.real_robot.recorder import Layout, Recorder
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
 
-def test_episodes_are_as_they_were_and_trainable(tmp_path):
+def test_recorded_episodes_equal_the_run_and_are_trainable(tmp_path):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
-    played = [runner.run_episode(seed) for seed in (0, 1)]
+    episodes = [runner.run_episode(seed) for seed in (0, 1)]
     recorded = read_episodes(store)
     assert len(recorded) == 2 and recorded.attrs["rate_hz"] == 10
     assert recorded.attrs["action_names"] == ["x", "y"]
-    for i, episode in enumerate(played):
+    for i, episode in enumerate(episodes):
         rows = recorded.episode(i)
         ticks = [tick for tick in episode.ticks if tick.command is not None]
         for name, values in {
@@ -42,7 +42,7 @@ def test_episodes_are_as_they_were_and_trainable(tmp_path):
     assert len(windows) > 40
 
 
-def test_an_episode_can_be_dropped(tmp_path):
+def test_episode_can_be_discarded(tmp_path):
     store = tmp_path / "recorded"
     recorder = Recorder(store, LAYOUT)
     recorder.begin()
@@ -63,7 +63,7 @@ runner.run_episode(0)
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_a_killed_program_leaves_all_ticks(tmp_path, before):
+def test_killed_program_keeps_all_ticks(tmp_path, before):
     store = tmp_path / "recorded"
     for seed in range(before):  # there may be episodes already
         point_runner(record=store)[0].run_episode(seed)
@@ -75,9 +75,9 @@ def test_a_killed_program_leaves_all_ticks(tmp_path, before):
         for _ in range(60):
             program.stdout.readline()
         program.send_signal(signal.SIGKILL)
-        seen = 60 + len(program.stdout.read().splitlines())
+        printed_ticks = 60 + len(program.stdout.read().splitlines())
     recorder = Recorder(store, LAYOUT)
-    assert recorder.recovered >= seen - 2
+    assert recorder.recovered >= printed_ticks - 2
     recorded = read_episodes(store)
     assert len(recorded) == before + 1
     assert (np.diff(recorded.episode(-1)["tick"]) == 1).all()
@@ -85,7 +85,7 @@ def test_a_killed_program_leaves_all_ticks(tmp_path, before):
 
 
 @pytest.mark.parametrize("cut", [0, 10, 100, -1, -100])
-def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
+def test_truncated_journal_is_recovered_up_to_the_cut(tmp_path, cut):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
     runner.recorder.end = lambda: 0  # as if it had died there
@@ -93,11 +93,13 @@ def test_a_torn_journal_is_kept_up_to_the_tear(tmp_path, cut):
     journal = tmp_path / ".recorded.journal"
     content = journal.read_bytes()
     journal.write_bytes(content[:cut])
-    kept = Recorder(store, LAYOUT).recovered
-    assert (kept > 30) == (cut < 0) and store.exists() == (kept > 0) and not journal.exists()
+    recovered = Recorder(store, LAYOUT).recovered
+    assert (
+        (recovered > 30) == (cut < 0) and store.exists() == (recovered > 0) and not journal.exists()
+    )
 
 
-def test_a_journal_of_another_robot_is_left_alone(tmp_path):
+def test_journal_of_another_robot_is_untouched(tmp_path):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
     runner.recorder.end = lambda: 0
@@ -108,7 +110,7 @@ def test_a_journal_of_another_robot_is_left_alone(tmp_path):
     assert Recorder(store, LAYOUT).recovered > 30
 
 
-def test_only_its_own_stores_are_recorded_into(tmp_path):
+def test_stores_of_other_layouts_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="not an episode store"):
         Recorder(tmp_path / "store.zip", LAYOUT)
     (tmp_path / "folder").mkdir()

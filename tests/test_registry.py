@@ -54,7 +54,7 @@ def colors():
     return registry
 
 
-def test_names_are_looked_up(colors):
+def test_registered_names_are_found(colors):
     assert colors.get("red") == "a red thing" and list(colors) == ["red", "green"]
     assert "red" in colors and "blue" not in colors
     with pytest.raises(ValueError, match="color=red is registered twice"):
@@ -67,7 +67,7 @@ def test_names_are_looked_up(colors):
             colors.get(odd)
 
 
-def test_a_declared_class_is_imported_when_it_is_asked_for(colors, monkeypatch):
+def test_declared_class_is_imported_on_access(colors, monkeypatch):
     monkeypatch.delitem(sys.modules, "ebt_policy.energy.deadline", raising=False)
     colors.declare("late", "ebt_policy.energy.deadline:Deadline")
     assert "late" in colors and "ebt_policy.energy.deadline" not in sys.modules
@@ -82,7 +82,7 @@ def test_an_installed_plugin_adds_a_name(colors, site):
     assert colors.get("blue") == "a blue thing"
 
 
-def test_a_name_of_the_package_comes_before_that_of_a_plugin(colors, site):
+def test_package_names_take_precedence_over_plugins(colors, site):
     install_plugin(site, "red-plugin", "red = nowhere:RED", "ebt_policy.test_colors")
     assert colors.get("red") == "a red thing"
 
@@ -100,7 +100,9 @@ def test_two_plugins_of_one_name_are_refused(colors, site):
         colors.get("blue")
 
 
-def test_a_checkpoint_says_which_module_it_needs(demonstrations, tmp_path, monkeypatch, call_entry):
+def test_checkpoint_error_names_the_missing_module(
+    demonstrations, tmp_path, monkeypatch, call_entry
+):
     (tmp_path / "my_policies.py").write_text(POLICY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)

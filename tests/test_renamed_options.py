@@ -1,4 +1,4 @@
-"""Old names: an error that names the new one, and migration of what is stored."""
+"""Renamed options: errors that name the new option, and migration of checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import compose_config
-from golden_cases import CHECKPOINTS, RUNS
+from golden_records import CHECKPOINTS, RUNS
 from omegaconf import OmegaConf
 
 from ebt_policy.errors import ConfigError
@@ -52,14 +52,14 @@ def test_an_old_option_of_a_checkpoint_argument_names_the_new_one(call_entry):
     assert code == 2 and "candidates was renamed: use num_candidates." in error
 
 
-def test_new_names_leave_the_stored_configuration_as_it_was():
+def test_migration_leaves_the_stored_configuration_unchanged():
     stored = {"train": {"rollout_every": 5, "lr": 0.1}, "seed": 0}
     assert with_new_names(stored) == {"train": {"eval_every": 5, "lr": 0.1}, "seed": 0}
     assert stored == {"train": {"rollout_every": 5, "lr": 0.1}, "seed": 0}
 
 
 @pytest.mark.parametrize("config", [{}, {"train": None}, {"train": [1]}, {"task": {"env": 3}}])
-def test_odd_configurations_are_left_to_whoever_checks_them(config):
+def test_malformed_configurations_are_passed_through(config):
     assert {**migrate_config(config), **config}.items() >= config.items()
 
 
@@ -67,7 +67,7 @@ def test_odd_configurations_are_left_to_whoever_checks_them(config):
     "overrides",
     [(), ("objective=s1",), ("task=text",), ("task=image", "model=dit"), ("task=video",)],
 )
-def test_settings_of_the_present_version_are_not_changed(overrides):
+def test_current_configurations_are_unchanged(overrides):
     config = compose_config(*overrides)
     assert migrate_config(config) == config
 
@@ -89,7 +89,7 @@ def test_environments_of_the_first_version_are_found():
     assert migrate_config(config)["task"]["env"]["env_id"] == "ebt_policy/PushT-v0"
 
 
-def test_a_checkpoint_of_a_newer_version_says_so(tmp_path: Path):
+def test_checkpoint_of_a_newer_version_is_refused(tmp_path: Path):
     folder = shutil.copytree(CHECKPOINTS / "robot" / "bc", tmp_path / "bc")
     (folder / "format_version").write_text("3")
     with pytest.raises(CheckpointError, match=r"has format 3, .* up to 2; update the package\.$"):

@@ -1,4 +1,4 @@
-"""The replay buffer: a ring, its storage, and training that goes on from its rows."""
+"""The replay buffer: a ring, its storage, and training from its rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ebt_policy.policies.policy_shape import PolicyShape
 
 
 def rows(numbers):
-    """Rows that name themselves in each tensor."""
+    """Return rows whose tensors hold the number of the row."""
     x = torch.tensor(list(numbers), dtype=torch.float32)
     return {"obs": x.view(-1, 1), "candidate": -x.view(-1, 1, 1).expand(-1, 2, 3)}
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(capacity=st.integers(1, 7), sizes=st.lists(st.integers(1, 9), max_size=6))
-def test_it_keeps_the_newest_rows(capacity, sizes):
+def test_buffer_keeps_the_newest_rows(capacity, sizes):
     buffer, total = ReplayBuffer(capacity), 0
     for size in sizes:
         buffer.add(rows(range(total, total + size)))
@@ -46,9 +46,9 @@ def test_samples_are_distinct_uniform_and_repeatable():
     buffer.add(rows(range(6)))
     counts = torch.zeros(6)
     for _ in range(600):
-        drawn = buffer.sample(3)["obs"].flatten().long()
-        assert len(drawn.unique()) == 3
-        counts[drawn] += 1
+        sampled = buffer.sample(3)["obs"].flatten().long()
+        assert len(sampled.unique()) == 3
+        counts[sampled] += 1
     assert counts.min() > 230 and counts.max() < 370  # 300 expected, standard deviation 12
 
     def seeded():
@@ -58,11 +58,11 @@ def test_samples_are_distinct_uniform_and_repeatable():
 
 
 def test_rows_are_copies_without_gradients():
-    buffer, mine = ReplayBuffer(4), rows(range(3))
-    mine["obs"].requires_grad_()
-    buffer.add(mine)
+    buffer, source = ReplayBuffer(4), rows(range(3))
+    source["obs"].requires_grad_()
+    buffer.add(source)
     with torch.no_grad():
-        mine["obs"].fill_(99.0)
+        source["obs"].fill_(99.0)
     sample = buffer.sample(3)
     assert sample["obs"].max() == 2 and not sample["obs"].requires_grad
     sample["obs"].fill_(99.0)
@@ -77,8 +77,8 @@ def test_state_round_trip_through_a_file(count):
     file.seek(0)
     restored = ReplayBuffer(4)
     restored.load_state_dict(torch.load(file, weights_only=True))
-    for each in (buffer, restored):
-        each.add(rows([100.0]))
+    for replay in (buffer, restored):
+        replay.add(rows([100.0]))
     a, b = (x.sample(4, torch.Generator().manual_seed(0)) for x in (buffer, restored))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert len(restored) == len(buffer)
@@ -127,15 +127,19 @@ def policy(**objective):
 
 
 def train(policy, batch):
-    drawn = policy.with_noise(policy.before_step(batch))
-    _, metrics = policy(drawn)
+    noisy_batch = policy.with_noise(policy.before_step(batch))
+    _, metrics = policy(noisy_batch)
     if "candidate" in metrics:
-        rows = {"obs": drawn["obs"], "action": drawn["action"], "candidate": metrics["candidate"]}
+        rows = {
+            "obs": noisy_batch["obs"],
+            "action": noisy_batch["action"],
+            "candidate": metrics["candidate"],
+        }
         policy.after_step(rows)
-    return drawn
+    return noisy_batch
 
 
-def test_s2_goes_on_from_replayed_rows():
+def test_s2_starts_from_replayed_rows():
     p, batch = policy(), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     assert len(train(p, batch)["obs"]) == 4
     assert p.objective.replay is not None and len(p.objective.replay) == 4
@@ -154,7 +158,7 @@ def test_s2_goes_on_from_replayed_rows():
                    for r in range(4) for c in stored["candidate"])  # fmt: skip
 
 
-def test_what_was_replayed_is_stored_again_and_survives_a_restart():
+def test_replayed_rows_are_stored_again_and_restored():
     p, batch = policy(), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     train(p, batch)
     train(p, batch)
@@ -162,13 +166,13 @@ def test_what_was_replayed_is_stored_again_and_survives_a_restart():
     other = policy()
     other.load_extra_training_state(p.extra_training_state())
     torch.manual_seed(3)
-    want = p.with_noise(p.before_step(batch))
+    expected = p.with_noise(p.before_step(batch))
     torch.manual_seed(3)
-    got = other.with_noise(other.before_step(batch))
-    assert torch.equal(want["noise"]["init"], got["noise"]["init"])
+    actual = other.with_noise(other.before_step(batch))
+    assert torch.equal(expected["noise"]["init"], actual["noise"]["init"])
 
 
-def test_without_a_buffer_nothing_is_replayed():
+def test_no_replay_without_a_buffer():
     p, batch = policy(replay=0), {"obs": torch.rand(4, 2, 2), "action": torch.rand(4, 4, 2)}
     train(p, batch)
     assert len(p.with_noise(batch)["obs"]) == 4 and p.extra_training_state() == {}

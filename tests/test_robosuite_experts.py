@@ -22,7 +22,7 @@ def environment(name):
 
 
 def play(name, seed, limit=400, disturb=None):
-    """Actions (n, 7) until success or the limit, and whether it was one."""
+    """Return actions (n, 7) until success or the limit, and whether the expert succeeded."""
     env = environment(name)
     np.random.seed(seed)
     env.reset()
@@ -48,7 +48,7 @@ def test_solves_the_task(name, seed):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_same_seeds_same_actions(name):
+def test_expert_actions_depend_only_on_the_seed(name):
     first, again = play(name, 3, limit=30)[0], play(name, 3, limit=30)[0]
     np.testing.assert_array_equal(first, again)
 
@@ -57,8 +57,10 @@ def test_episodes_differ_in_style():
     env = environment("Lift")
     np.random.seed(0)
     env.reset()
-    one, other = (EXPERTS["Lift"](env, np.random.default_rng(seed)) for seed in (0, 1))
-    assert one.speed != other.speed and not np.allclose(one(), other(), atol=0.01)
+    expert, other_expert = (EXPERTS["Lift"](env, np.random.default_rng(seed)) for seed in (0, 1))
+    assert expert.speed != other_expert.speed and not np.allclose(
+        expert(), other_expert(), atol=0.01
+    )
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -81,7 +83,7 @@ def test_follows_an_object_that_is_moved(name):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_grasps_again_what_it_was_made_to_drop(name):
+def test_expert_regrasps_a_dropped_object(name):
     forced = []
 
     def open_fingers(env, expert, step, action):

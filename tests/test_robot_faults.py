@@ -1,4 +1,4 @@
-"""Whatever fails, the robot is soon held, nothing outside the limits was sent, all is recorded.
+"""After any fault the robot is held in time, within its limits, and the episode is recorded.
 
 Every command is checked by the robot (`doubles.PointRobot`) when it arrives.
 """
@@ -23,30 +23,30 @@ RUNS, CLAMPS = 480, 20  # ten runs of each fault in each mode
 
 @dataclass
 class Fault:
-    """One kind: how it is brought about from a moment on, and where it must lead within what time.
+    """The expected reaction to a fault: state, reason, and the time within which the robot rests.
 
-    `within` is what the configuration of the robot promises: a watchdog's time, and then a tick.
+    `within` follows from the configuration of the robot: the time of a watchdog and one tick.
     """
 
     within: float
     ends: State | None
-    said: str
+    reason: str
 
 
 def obs_stop(runner, driver, policy, at, rng):
     frozen = []
 
-    def seen(observation):
+    def transform(observation):
         if driver.clock.now() < at:
             return observation
         frozen.append(observation)
         return frozen[0]
 
-    driver.transform = seen
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s")
 
 
-def obs_never_come_again(runner, driver, policy, at, rng):
+def obs_stop_for_good(runner, driver, policy, at, rng):
     driver.transform = lambda observation: observation if driver.clock.now() < at else None
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s")
 
@@ -54,28 +54,30 @@ def obs_never_come_again(runner, driver, policy, at, rng):
 def obs_late(runner, driver, policy, at, rng):
     age = rng.uniform(0.3, 2.0)
 
-    def seen(observation):
+    def transform(observation):
         late = driver.clock.now() >= at
         return Observation(observation.values, observation.position, observation.stamp - age * late)
 
-    driver.transform = seen  # one that is older than the newest does not count, so all are old soon
+    driver.transform = (
+        transform  # one that is older than the newest does not count, so all are old soon
+    )
     return Fault(0.25 + 2 * DT, State.HOLD, "out of order")
 
 
 def obs_out_of_order(runner, driver, policy, at, rng):
     count = [0]
 
-    def seen(observation):
+    def transform(observation):
         count[0] += driver.clock.now() >= at
         back = 0.15 if count[0] % 2 else 0.0
         return Observation(observation.values, observation.position, observation.stamp - back)
 
-    driver.transform = seen  # every second one is left out; the others are fresh enough
+    driver.transform = transform  # every second one is left out; the others are fresh enough
     return Fault(math.inf, None, "")
 
 
 def obs_nan(runner, driver, policy, at, rng):
-    def seen(observation):
+    def transform(observation):
         if driver.clock.now() < at:
             return observation
         name = rng.choice(["obs", "position"])
@@ -84,19 +86,19 @@ def obs_nan(runner, driver, policy, at, rng):
             return Observation({"obs": broken}, observation.position, observation.stamp)
         return Observation(observation.values, broken, observation.stamp)
 
-    driver.transform = seen
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "has NaN or infinity")
 
 
 def obs_wrong_shape(runner, driver, policy, at, rng):
     broken = [{"obs": np.zeros(3)}, {"state": np.zeros(2)}, {}][rng.integers(3)]
 
-    def seen(observation):
+    def transform(observation):
         if driver.clock.now() < at:
             return observation
         return Observation(broken, observation.position, observation.stamp)
 
-    driver.transform = seen
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "no observation for 0.25 s: the observation")
 
 
@@ -189,7 +191,7 @@ def loop_hangs(runner, driver, policy, at, rng):
 
 FAULTS = [
     obs_stop,
-    obs_never_come_again,
+    obs_stop_for_good,
     obs_late,
     obs_out_of_order,
     obs_nan,
@@ -210,7 +212,7 @@ FAULTS = [
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 8))]
 )
-def test_hundreds_of_runs_that_go_wrong(part, tmp_path):
+def test_random_faults_stop_the_robot_in_time(part, tmp_path):
     for run in range(part, RUNS, 8):
         rng = np.random.default_rng(run)
         kind = FAULTS[run % len(FAULTS)]
@@ -232,20 +234,20 @@ def test_hundreds_of_runs_that_go_wrong(part, tmp_path):
             episode = runner.run_episode(run)
         except SystemExit:
             assert kind is loop_dies
-        what = f"run {run}, {kind.__name__}, {mode}"
-        assert driver.holding, what
+        label = f"run {run}, {kind.__name__}, {mode}"
+        assert driver.holding, label
         if episode is not None:
-            assert fault.ends in (None, episode.ended[0]), (what, episode.ended)
-            assert fault.said in episode.ended[1], (what, episode.ended)
+            assert fault.ends in (None, episode.ended[0]), (label, episode.ended)
+            assert fault.reason in episode.ended[1], (label, episode.ended)
         if math.isfinite(fault.within) and episode is not None:
             braking = 8.0 / 40 + DT  # from full speed at full acceleration, and a tick
-            rest = rest_after(driver, at)
-            assert rest <= at + fault.within + braking + 1e-6, (what, rest - at)
-        check_recording(tmp_path / f"{run}", at, runner, what)
+            rest = time_of_rest(driver, at)
+            assert rest <= at + fault.within + braking + 1e-6, (label, rest - at)
+        check_recording(tmp_path / f"{run}", at, runner, label)
 
 
-def rest_after(driver, at):
-    """When the last command that moved the robot was sent, or it was stopped."""
+def time_of_rest(driver, at):
+    """Return the time of the last command that moved the robot, at least ``at``."""
     moved = [
         when
         for (when, command), (_, before) in zip(
@@ -256,19 +258,19 @@ def rest_after(driver, at):
     return max([*moved, at])
 
 
-def check_recording(store, at, runner, what):
+def check_recording(store, at, runner, label):
     runner.close()
     if not store.exists():  # it died: the next program finds what it left
         recovered = Recorder(store, runner.recorder.layout).recovered
-        assert recovered > 0, what
+        assert recovered > 0, label
     episodes = read_episodes(store)
-    assert len(episodes) == 1, what
+    assert len(episodes) == 1, label
     seconds = episodes.arrays["time"]
-    assert seconds[0] == pytest.approx(seconds.min()) and seconds[-1] >= at - 0.5 - DT, what
+    assert seconds[0] == pytest.approx(seconds.min()) and seconds[-1] >= at - 0.5 - DT, label
     np.testing.assert_allclose(np.diff(episodes.arrays["tick"]).min(), 1)
 
 
-def test_a_robot_that_comes_back_waits_for_a_person():
+def test_reconnected_robot_waits_for_a_person():
     runner, driver, _, clock = point_runner()
     start = clock.now()
     away = (start + 1.0, start + 2.0)
@@ -280,16 +282,16 @@ def test_a_robot_that_comes_back_waits_for_a_person():
     assert episode.ended[0] is State.RUNNING
 
 
-def test_a_blocked_robot_is_held():
+def test_robot_that_does_not_follow_is_held():
     runner, driver, _, clock = point_runner()
     stuck = clock.now() + 1.0
     usual = driver._pass_time
 
     def pass_time():
-        here = driver._position.copy()
+        position = driver._position.copy()
         usual()
         if clock.now() >= stuck:
-            driver._position = here
+            driver._position = position
 
     driver._pass_time = pass_time
     episode = runner.run_episode(0)

@@ -1,4 +1,4 @@
-"""The recovery suite: conditions from words, resume, and what is reported."""
+"""The recovery evaluation: conditions, resuming and summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import copied
+from training_runs import copy_run
 
 from ebt_policy.envs import rollout
 from ebt_policy.envs.perturbations import Perturbation, PerturbationKind
@@ -27,7 +27,10 @@ from ebt_policy.policies.robustness import (
 )
 from ebt_policy.train import train
 
-KNOWN = {"kick": PerturbationKind("px", (10.0, 20.0)), "delay": PerturbationKind("steps", (1.0,))}
+KNOWN_PERTURBATIONS = {
+    "kick": PerturbationKind("px", (10.0, 20.0)),
+    "delay": PerturbationKind("steps", (1.0,)),
+}
 CONFIG = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 
@@ -41,11 +44,11 @@ def runs(tmp_path_factory, demonstrations) -> Path:
         config = compose_config(*TINY, "train.steps=3", *overrides)
         config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
         train(config)
-    copied(folder / "ebt-seed0", folder / "ebt-seed1", "seed", 1)
+    copy_run(folder / "ebt-seed0", folder / "ebt-seed1", "seed", 1)
     return folder
 
 
-def play(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
+def evaluate(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
     return evaluate_robustness(
         [f"{runs}/ebt-seed*@num_candidates=2", f"{runs}/bc"],
         config,
@@ -58,9 +61,13 @@ def play(runs: Path, output: Path, perturb="kick=40", config=CONFIG):
 
 def test_parse_perturbations_returns_conditions():
     kick = [Perturbation("kick", 10.0), Perturbation("kick", 20.0)]
-    assert parse_perturbations("kick", KNOWN) == [None, *kick]
-    assert parse_perturbations("all", KNOWN) == [None, *kick, Perturbation("delay", 1)]
-    assert parse_perturbations(["kick=35", "kick=35", "delay"], KNOWN) == [
+    assert parse_perturbations("kick", KNOWN_PERTURBATIONS) == [None, *kick]
+    assert parse_perturbations("all", KNOWN_PERTURBATIONS) == [
+        None,
+        *kick,
+        Perturbation("delay", 1),
+    ]
+    assert parse_perturbations(["kick=35", "kick=35", "delay"], KNOWN_PERTURBATIONS) == [
         None,
         Perturbation("kick", 35.0),
         Perturbation("delay", 1.0),
@@ -79,12 +86,12 @@ def test_parse_perturbations_returns_conditions():
 )
 def test_parse_perturbations_rejects_bad_words(words, message):
     with pytest.raises(ConfigError, match=message):
-        parse_perturbations(words, KNOWN)
+        parse_perturbations(words, KNOWN_PERTURBATIONS)
 
 
 @pytest.mark.slow
-def test_cached_conditions_are_not_played_again(runs, tmp_path, monkeypatch):
-    result = play(runs, tmp_path)
+def test_cached_conditions_are_not_rerun(runs, tmp_path, monkeypatch):
+    result = evaluate(runs, tmp_path)
     assert {e["name"] for e in result["entries"]} == {"ebt (candidates 2)", "bc"}
     assert {(e["kind"], e["strength"]) for e in result["entries"]} == {
         ("undisturbed", 0.0),
@@ -103,13 +110,13 @@ def test_cached_conditions_are_not_played_again(runs, tmp_path, monkeypatch):
             raise AssertionError("played again")
 
     monkeypatch.setattr(rollout, "RolloutPool", ForbiddenPool)
-    assert play(runs, tmp_path) == result
+    assert evaluate(runs, tmp_path) == result
     with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
-        play(runs, tmp_path, config=replace(CONFIG, seed=6))
+        evaluate(runs, tmp_path, config=replace(CONFIG, seed=6))
 
 
 def test_policies_of_other_environments_are_refused(runs, tmp_path):
-    copied(runs / "bc", tmp_path / "hasty", "task.env.max_steps", 5)
+    copy_run(runs / "bc", tmp_path / "hasty", "task.env.max_steps", 5)
     with pytest.raises(ConfigError, match="equal time limits"):
         evaluate_robustness(
             [f"{runs}/bc", f"{tmp_path}/hasty"],
@@ -123,11 +130,11 @@ def test_policies_of_other_environments_are_refused(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_incomplete_cache_line_is_played_again(runs, tmp_path):
-    result = play(runs, tmp_path)
+def test_incomplete_cache_lines_are_rerun(runs, tmp_path):
+    result = evaluate(runs, tmp_path)
     log = tmp_path / "recovery.jsonl"
     log.write_text(log.read_text()[:-25])
-    assert play(runs, tmp_path) == result
+    assert evaluate(runs, tmp_path) == result
     lines = [json.loads(line) for line in log.read_text().splitlines()]  # nothing half is left
     assert len(lines) == 2 * 3
 
@@ -135,14 +142,14 @@ def test_an_incomplete_cache_line_is_played_again(runs, tmp_path):
 def test_summary_and_pairs_use_all_runs():
     rng = np.random.default_rng(0)
 
-    def played(runs, shift):
+    def random_results(runs, shift):
         values = rng.uniform(size=(runs, 20)) / 2 + shift
         return {"score": values, "success": (values > 0.5).astype(float)}
 
     kick = Perturbation("kick", 10.0)
-    a = {None: played(3, 0.5), kick: played(3, 0.4)}
-    b = {None: played(1, 0.5), kick: played(1, 0.0)}
-    result = summarize({"a": a, "b": b}, KNOWN, "test")
+    a = {None: random_results(3, 0.5), kick: random_results(3, 0.4)}
+    b = {None: random_results(1, 0.5), kick: random_results(1, 0.0)}
+    result = summarize({"a": a, "b": b}, KNOWN_PERTURBATIONS, "test")
     assert (result["runs"], result["episodes"]) == (3, 20)
     (pair,) = [p for p in result["paired"] if p["kind"] == "kick" and p["metric"] == "score"]
     assert pair["ci95"][0] > 0
@@ -166,7 +173,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_of_one_policy_are_one_entry(runs, tmp_path):
+def test_runs_of_one_policy_form_one_entry(runs, tmp_path):
     result = evaluate_policies(
         [f"{runs}/ebt-seed*", f"{runs}/bc"],
         CONFIG,

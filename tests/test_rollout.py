@@ -16,7 +16,7 @@ from ebt_policy.envs.rollout import RolloutPool, rollout
 SHORT = EnvSpec("ebt_policy/PushT-v0", max_steps=20, n_obs_steps=2, n_action_steps=8)
 SEEDS = [100_003, 100_000, 7, 100_001, 100_002]
 
-# Counts its steps; ends itself after `seed` of them; misbehaves as told.
+# Counts its steps; ends itself after `seed` of them; misbehaves as configured.
 COUNTING = """
 import os
 import gymnasium
@@ -112,25 +112,25 @@ register("Filmed-v0", Filmed)
 
 
 @pytest.mark.parametrize("perturbed", [False, True])
-def test_cameras_draw_what_the_policy_sees(tmp_path, monkeypatch, perturbed):
+def test_cameras_render_only_observed_frames(tmp_path, monkeypatch, perturbed):
     (tmp_path / "filmed_env.py").write_text(FILMED)
     monkeypatch.syspath_prepend(tmp_path)
     perturbation = Perturbation("delay", 1) if perturbed else None
     spec = EnvSpec("filmed_env:Filmed-v0", 20, 2, 8, perturbation=perturbation)
-    seen = []
+    observations = []
 
     class Looking:
         def predict_chunk(self, obs, generator=None):
-            seen.append(obs)
+            observations.append(obs)
             return SimpleNamespace(actions=torch.zeros(1, 16, 2))
 
     rollout(Looking(), spec, [1, 2], workers=1)
-    times = torch.stack([obs["above"][0, :, 0, 0, 0] for obs in seen])
-    assert torch.equal(times, torch.stack([obs["obs"][0, :, 0] for obs in seen]).byte())
+    times = torch.stack([obs["above"][0, :, 0, 0, 0] for obs in observations])
+    assert torch.equal(times, torch.stack([obs["obs"][0, :, 0] for obs in observations]).byte())
     if not perturbed:
         assert times.tolist() == [[0, 0], [7, 8], [15, 16]] * 2
-        drawn = [obs["above"][0, -1, 0, 0, 1].item() for obs in seen]
-        assert drawn == [1, 3, 5, 6, 8, 10]
+        draw_counts = [obs["above"][0, -1, 0, 0, 1].item() for obs in observations]
+        assert draw_counts == [1, 3, 5, 6, 8, 10]
 
 
 class Noisy:
@@ -164,7 +164,7 @@ class Indexed:
         return SimpleNamespace(actions=1000 * obs["obs"][:, -1:] + index)
 
 
-def test_workers_stay_free_of_torch():
+def test_workers_do_not_import_torch():
     modules = ("worker", "push_t_env", "mp4_writer")
     code = "import sys; "
     code += "; ".join(f"import ebt_policy.envs.{name}" for name in modules)
@@ -191,7 +191,7 @@ def test_results_do_not_depend_on_the_number_of_workers():
             assert [c.energy for c in a.chunks] == [c.energy for c in b.chunks]
 
 
-def test_a_pool_is_reusable_and_noise_follows_the_episode():
+def test_pool_is_reusable_and_noise_depends_on_the_episode():
     with RolloutPool(SHORT, 1) as pool:
         first = pool.rollout(Noisy(), [1, 2], collect=True)
         again = pool.rollout(Noisy(), [2], collect=True)[0]
@@ -219,9 +219,9 @@ def test_horizon_arithmetic(counting, n_obs, n_act, horizon):
     expected = 1000 * starts + (n_obs - 1) + np.arange(length) - starts
     np.testing.assert_array_equal(result.rows["action"][:, 0], expected)
     np.testing.assert_array_equal(result.rows["state"][:, 0], np.arange(length))
-    for chunk, seen in zip(result.chunks, policy.seen, strict=True):
+    for chunk, observation in zip(result.chunks, policy.seen, strict=True):
         window = np.maximum(np.arange(chunk.step - n_obs + 1, chunk.step + 1), 0)
-        np.testing.assert_array_equal(seen[0], window)
+        np.testing.assert_array_equal(observation[0], window)
         assert chunk.energy is None and chunk.grad_norm is None and chunk.steps_used is None
 
 
@@ -243,7 +243,7 @@ def test_workers_must_be_positive(workers):
 
 
 @pytest.mark.parametrize("name", ["max_steps", "n_obs_steps", "n_action_steps"])
-def test_spec_refuses_nothing_to_do(name):
+def test_spec_refuses_zero_steps(name):
     with pytest.raises(ValueError, match=name):
         EnvSpec(**{"env_id": "x", "max_steps": 5, name: 0})
 
@@ -309,7 +309,7 @@ def test_videos_are_readable(tmp_path):
     assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50
 
 
-def test_odd_frames_of_any_environment_are_filmed(counting, tmp_path):
+def test_frames_of_odd_size_are_recorded(counting, tmp_path):
     rollout(Indexed(), counting(), [5], videos=3, video_dir=tmp_path)
     assert (tmp_path / "seed_5.mp4").stat().st_size > 0
 
@@ -326,7 +326,7 @@ def test_videos_need_a_folder():
         rollout(Noisy(), SHORT, [1], videos=1)
 
 
-def test_video_writer_refuses_nonsense(tmp_path):
+def test_video_writer_refuses_bad_arguments(tmp_path):
     from ebt_policy.envs.mp4_writer import video_writer
 
     frame = np.zeros((16, 16, 3), np.uint8)

@@ -25,23 +25,23 @@ from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.supervisor import State
 
 DOMAIN = str(os.getpid() % 90 + 10)
-PATIENCE = 300.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 300.0  # seconds after which an expected event has failed; a busy machine is slow
 # Nothing is late here but what a test makes late.
-PATIENT = [
-    f"robot.watch.{name}={PATIENCE}" for name in ("observation_s", "inference_s", "heartbeat_s")
-] + [f"+robot.driver.connect_s={PATIENCE}", f"robot.episode_s={2 * PATIENCE}"]
+LONG_TIMEOUTS = [
+    f"robot.watch.{name}={TIMEOUT_S}" for name in ("observation_s", "inference_s", "heartbeat_s")
+] + [f"+robot.driver.connect_s={TIMEOUT_S}", f"robot.episode_s={2 * TIMEOUT_S}"]
 
 
 @pytest.fixture(scope="module")
 def ros_environment():
     """A domain of our own, on this machine alone."""
     pytest.importorskip("rclpy")
-    own = {
+    variables = {
         "ROS_DOMAIN_ID": str(os.getpid() % 90 + 10),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }
-    before = {key: os.environ.get(key) for key in own}
-    os.environ.update(own)
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     yield
     for key, value in before.items():
         os.environ.pop(key) if value is None else os.environ.update({key: value})
@@ -65,9 +65,9 @@ def node(ros_environment):
 
 
 @pytest.mark.ros
-def test_it_keeps_the_contract_of_drivers(node):
-    driver = load_robot("ros2_push_t", *PATIENT).make_driver(MonotonicClock())
-    check_driver(driver, PATIENCE)
+def test_ros2_driver_satisfies_the_driver_contract(node):
+    driver = load_robot("ros2_push_t", *LONG_TIMEOUTS).make_driver(MonotonicClock())
+    check_driver(driver, TIMEOUT_S)
 
 
 def runner_on(robot, **more):
@@ -80,8 +80,8 @@ def runner_on(robot, **more):
 
         from ebt_policy.policies.base import Chunk  # goes right, slowly
 
-        here = obs["obs"][:, -1:, 18:]
-        actions = here + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
+        position = obs["obs"][:, -1:, 18:]
+        actions = position + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
         if constraints.project is not None:
             actions = constraints.project(actions)
         if (prefix := constraints.prefix) is not None:
@@ -103,8 +103,8 @@ def runner_on(robot, **more):
 
 
 @pytest.mark.ros
-def test_push_t_behind_ros(node, tmp_path):
-    runner = runner_on(load_robot("ros2_push_t", *PATIENT), record=tmp_path / "run")
+def test_push_t_episode_over_ros(node, tmp_path):
+    runner = runner_on(load_robot("ros2_push_t", *LONG_TIMEOUTS), record=tmp_path / "run")
     places = []
 
     def watch(tick):
@@ -129,12 +129,12 @@ def test_push_t_behind_ros(node, tmp_path):
 @pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray", "TwistStamped"])
 def test_commands_of_every_type_arrive(ros_environment, kind):
     """An arm of three numbers, in millimetres here and metres there, by real ROS 2."""
-    clock, heard = MonotonicClock(), []
+    clock, received = MonotonicClock(), []
     at, to = f"/{kind}/tool", f"/{kind}/command"
     arm, xyz = RosNode("arm"), ["x", "y", "z"]
     tool = arm.node.create_publisher(message_class("PoseStamped"), at, qos_profile(Channel.SENSOR))
     arm.node.create_subscription(
-        message_class(kind), to, heard.append, qos_profile(Channel.COMMAND)
+        message_class(kind), to, received.append, qos_profile(Channel.COMMAND)
     )
     pose = message_class("PoseStamped")()
     pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.1, 0.2, 0.3
@@ -148,21 +148,21 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
     part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
     out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
     topics = RosTopics(
-        observe={"tool": part}, obs=["tool"], position="tool", command=out, connect_s=PATIENCE
+        observe={"tool": part}, obs=["tool"], position="tool", command=out, connect_s=TIMEOUT_S
     )
     driver = Ros2Driver(topics, clock)
     try:
         driver.connect()
         np.testing.assert_allclose(driver.read().position, [100, 200, 300])
-        end = clock.now() + PATIENCE
+        end = clock.now() + TIMEOUT_S
         driver._clock = SimulatedClock()  # else a busy machine has less than a tenth left
-        while not heard and clock.now() < end:  # it may take a moment until they have met
+        while not received and clock.now() < end:  # it may take a moment until they have met
             driver.send(np.array([110.0, 190.0, 300.0]), 0.1)
             clock.wait_until(clock.now() + 0.1)
     finally:
         driver.close()
         arm.close()
-    message = heard[0]
+    message = received[0]
     if kind == "Float64MultiArray":
         np.testing.assert_allclose(message.data, [0.11, 0.19, 0.3])
     elif kind == "JointTrajectory":
@@ -175,7 +175,7 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
 
 
 @pytest.mark.ros
-def test_two_programs_do_not_command_one_robot(node):
+def test_second_commander_is_refused(node):
     """The second one may watch, and does not even stop the robot that is not its own."""
     kind, quiet = message_class("JointTrajectory"), []
     first = RosNode("first")
@@ -184,7 +184,7 @@ def test_two_programs_do_not_command_one_robot(node):
         kind, "/push_t/command", quiet.append, qos_profile(Channel.COMMAND)
     )
     first.start()
-    robot = load_robot("ros2_push_t", *PATIENT)
+    robot = load_robot("ros2_push_t", *LONG_TIMEOUTS)
     second, watching = runner_on(robot), runner_on(robot, active=False)
     try:
         with pytest.raises(DriverError, match="another program commands the robot on /push_t/com"):
@@ -204,7 +204,7 @@ def test_two_programs_do_not_command_one_robot(node):
 def test_the_emergency_stop_of_a_topic(node):
     from rclpy.duration import Duration
 
-    runner = runner_on(load_robot("ros2_push_t", *PATIENT))
+    runner = runner_on(load_robot("ros2_push_t", *LONG_TIMEOUTS))
     button = RosNode("button")
     publisher = button.node.create_publisher(
         message_class("Bool"), "/emergency_stop", qos_profile(Channel.STOP)
@@ -221,7 +221,7 @@ def test_the_emergency_stop_of_a_topic(node):
         episode = runner.run_episode(1)
         assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
         publisher.publish(message_class("Bool")(data=False))
-        assert publisher.wait_for_all_acked(Duration(seconds=PATIENCE))
+        assert publisher.wait_for_all_acked(Duration(seconds=TIMEOUT_S))
     finally:
         runner.close()
         button.close()
@@ -229,9 +229,9 @@ def test_the_emergency_stop_of_a_topic(node):
 
 @pytest.mark.slow
 @pytest.mark.ros
-def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatch, tmp_path):
+def test_lost_robot_is_held_and_may_reconnect(ros_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
-    robot = load_robot("ros2_push_t", *PATIENT, "robot.watch.observation_s=1")
+    robot = load_robot("ros2_push_t", *LONG_TIMEOUTS, "robot.watch.observation_s=1")
     runner = runner_on(robot, record=tmp_path / "run")
     at, back = {}, []  # when what happened; the ticks since the robot came back
     with ExitStack() as nodes:
@@ -266,7 +266,7 @@ def test_a_robot_that_dies_is_held_and_may_come_back(ros_environment, monkeypatc
 
 
 @pytest.mark.ros
-def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypatch):
+def test_missing_robot_is_refused(ros_environment, monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "9")
     robot = load_robot("ros2_push_t", "+robot.driver.connect_s=0.3")
     driver = robot.make_driver(MonotonicClock())
@@ -275,7 +275,7 @@ def test_a_robot_that_is_not_there_is_one_clear_error(ros_environment, monkeypat
     driver.close()
 
 
-def test_without_ros_it_says_what_to_install(monkeypatch):
+def test_missing_ros_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rclpy", None)
     driver = load_robot("ros2_push_t").make_driver(MonotonicClock())
     with pytest.raises(DriverError, match=r"pip install 'ebt_policy\[ros\]'"):
@@ -300,6 +300,6 @@ def test_without_ros_it_says_what_to_install(monkeypatch):
         ("robot.driver.simulates.publish_hz=-1", "publish_hz must be"),
     ],
 )
-def test_wrong_topics_are_one_clear_error(change, message):
+def test_wrong_topics_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         load_robot("ros2_push_t", change).make_driver(MonotonicClock())

@@ -37,14 +37,14 @@ def test_joints_are_found_by_name_whatever_their_order():
 
 
 @given(arrays(float, 2, elements=NUMBER))
-def test_joints_there_and_back(numbers):
+def test_joints_round_trip(numbers):
     back = JOINTS.read(JOINTS.message(numbers, message_class))
     np.testing.assert_allclose(back, numbers, atol=1e-9)
 
 
 @settings(deadline=None)
 @given(arrays(float, 3, elements=NUMBER), st.floats(-3.1, 3.1), arrays(float, 3, elements=NUMBER))
-def test_poses_there_and_back(xyz, yaw, scale):
+def test_poses_round_trip(xyz, yaw, scale):
     scale = np.where(np.abs(scale) < 0.1, 1.0, scale)
     part = ObservedTopic("/p", "PoseStamped", fields=["x", "y", "z", "yaw"], scale=[*scale, 1.0])
     numbers = np.array([*xyz, yaw])
@@ -112,13 +112,13 @@ def test_compressed_images():
 
 @pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray"])
 @given(goal=arrays(float, 2, elements=NUMBER))
-def test_commands_there_and_back(kind, goal):
+def test_commands_round_trip(kind, goal):
     out = CommandTopic("/command", kind, names=["x", "y"], scale=1000, offset=[0, 3])
     message = out.message(goal, np.zeros(2), 0.1, message_class)
     np.testing.assert_allclose(out.read(message, np.zeros(2)), goal, atol=1e-9)
 
 
-def test_a_trajectory_has_one_point_in_time():
+def test_trajectory_has_one_timed_point():
     out = CommandTopic("/command", "JointTrajectory", names=["x", "y"])
     message = out.message(np.array([1.0, 2.0]), np.zeros(2), 1.25, message_class)
     (point,) = message.points
@@ -133,7 +133,7 @@ def test_a_trajectory_has_one_point_in_time():
         out.message(np.zeros(3), np.zeros(3), 0.1, message_class)
 
 
-def test_a_twist_leads_there_in_time():
+def test_twist_reaches_the_target_in_time():
     out = CommandTopic("/twist", "TwistStamped", frame_id="base", scale=1000)
     message = out.message(np.array([100.0, 0, 50]), np.array([0.0, 0, 0]), 0.5, message_class)
     linear = message.twist.linear
@@ -154,6 +154,6 @@ def test_a_twist_leads_there_in_time():
         ({"type": "JointState", "names": ["a"], "value": "torque"}, "value must be"),
     ],
 )
-def test_wrong_parts_are_one_clear_error(options, message):
+def test_wrong_parts_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ObservedTopic("/topic", **options)

@@ -18,24 +18,26 @@ from ebt_policy.real_robot.run import main
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import results_folder
 
-PATIENCE = 120.0  # seconds until what must happen has not
+TIMEOUT_S = 120.0  # seconds after which an expected event has failed
 # A busy machine is slow, which is no fault here.
-PATIENT = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")]
+LONG_TIMEOUTS = [
+    f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")
+]
 
 
 @pytest.fixture
 def arguments(tiny_run, tmp_path):
     def make(*more, robot="sim_push_t"):
         base = [f"robot={robot}", "robot.episode_s=2", "live=false", f"output={tmp_path / 'out'}"]
-        return [*base, *PATIENT, f"checkpoint={tiny_run}", *more]
+        return [*base, *LONG_TIMEOUTS, f"checkpoint={tiny_run}", *more]
 
     return make
 
 
-def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, arguments, tmp_path):
+def test_run_writes_results_figure_video_and_recording(call_entry, arguments, tmp_path):
     store = tmp_path / "recorded"
-    code, said = call_entry(main, *arguments("episodes=2", "video=true", f"record={store}"))
-    assert code == 0, said
+    code, error = call_entry(main, *arguments("episodes=2", "video=true", f"record={store}"))
+    assert code == 0, error
     out = tmp_path / "out"
     summary = json.loads((out / "summary.json").read_text())
     assert summary["episodes"] == 2 and summary["ticks"] + summary["overruns"] >= 38
@@ -46,25 +48,25 @@ def test_a_run_leaves_numbers_a_picture_a_film_and_a_recording(call_entry, argum
         "seed_100000.mp4", "seed_100001.mp4",
     ]  # fmt: skip
     assert len(read_episodes(store)) == 2
-    code, said = call_entry(  # the recording again, on the robot and in its place
-        main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false", *PATIENT,
+    code, error = call_entry(  # the recording again, on the robot and in its place
+        main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false", *LONG_TIMEOUTS,
         f"output={tmp_path / 'again'}",
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, error
     again = json.loads((tmp_path / "again/summary.json").read_text())
     assert again["ticks"] + again["overruns"] >= 18 and again["ticks"] <= 20
     shadow = tmp_path / "shadow"
-    code, said = call_entry(  # it ends where the recording does
+    code, error = call_entry(  # it ends where the recording does
         main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay"),
         f"output={shadow}", "robot.episode_s=60",
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, error
     assert json.loads((shadow / "summary.json").read_text())["ticks"] <= 20
 
 
-def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
-    code, said = call_entry(main, *arguments("mode=dry_run"))
-    assert code == 0 and not (tmp_path / "out").exists(), said
+def test_dry_run_sends_no_commands(call_entry, arguments, tmp_path):
+    code, error = call_entry(main, *arguments("mode=dry_run"))
+    assert code == 0 and not (tmp_path / "out").exists(), error
 
 
 @pytest.mark.parametrize(
@@ -113,66 +115,64 @@ def test_a_dry_run_moves_nothing(call_entry, arguments, tmp_path):
         ("robot.limits.velocity=nan", "velocity must be"),
     ],
 )
-def test_what_cannot_run_is_one_clear_error(call_entry, arguments, change, message):
+def test_invalid_runs_are_refused(call_entry, arguments, change, message):
     more = ["video=true"] if "ros2" in change else []
-    code, said = call_entry(main, *arguments(change, *more))
-    assert code == 2 and message in said and said.count("error:") == 1, said
-    assert "Traceback" not in said
+    code, error = call_entry(main, *arguments(change, *more))
+    assert code == 2 and message in error and error.count("error:") == 1, error
+    assert "Traceback" not in error
 
 
-def test_paths_and_the_options_of_a_checkpoint_reach_the_program(
-    call_entry, arguments, tiny_run, tmp_path
-):
-    names = [f'{what} it\'s "a" [1], ü=x' for what in ("~run", "out", "store")]
+def test_paths_and_checkpoint_options_are_parsed(call_entry, arguments, tiny_run, tmp_path):
+    names = [f'{stem} it\'s "a" [1], ü=x' for stem in ("~run", "out", "store")]
     run, out, store = (tmp_path / name for name in names)
     run.symlink_to(tiny_run)
-    code, said = call_entry(
+    code, error = call_entry(
         main, *arguments("robot.episode_s=0.5"), f"checkpoint={run}@steps=2,num_candidates=3",
         f"output={out}", f"record={store}",
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, error
     summary = json.loads((out / "summary.json").read_text())
     assert summary["policy"].endswith(f"{Path(tiny_run).name} (steps 2, candidates 3)")
     assert len(read_episodes(store)) == 1
 
 
-def test_why_the_robot_was_held_is_said_without_a_dashboard(call_entry, arguments, tmp_path):
-    code, said = call_entry(main, *arguments("robot.watch.inference_s=0.0001"))
-    assert code == 4 and said == "held: the policy did not answer for 0.0001 s\n"
+def test_hold_reason_is_printed_without_a_dashboard(call_entry, arguments, tmp_path):
+    code, error = call_entry(main, *arguments("robot.watch.inference_s=0.0001"))
+    assert code == 4 and error == "held: the policy did not answer for 0.0001 s\n"
     assert "the policy did not answer" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_results_of_an_earlier_run_stay(call_entry, arguments, tmp_path, monkeypatch):
+def test_results_of_an_earlier_run_are_kept(call_entry, arguments, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.md").write_text("mine")
-    code, said = call_entry(main, *arguments())
-    assert code == 2 and "out has results of another run (table.md); give another folder" in said
+    code, error = call_entry(main, *arguments())
+    assert code == 2 and "out has results of another run (table.md); give another folder" in error
     monkeypatch.chdir(tmp_path)
-    robot, given = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
-    with results_folder(robot, given) as one, results_folder(robot, given) as other:
-        assert one == Path("results/sim_push_t-first@steps=2")
-        assert other == Path("results/sim_push_t-first@steps=2-2")
+    robot, options = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
+    with results_folder(robot, options) as folder, results_folder(robot, options) as other_folder:
+        assert folder == Path("results/sim_push_t-first@steps=2")
+        assert other_folder == Path("results/sim_push_t-first@steps=2-2")
     assert not Path("results").exists()
 
 
 @contextmanager
-def at_a_terminal(command):
-    """A program at a pseudo-terminal: gives it, what waits for its words, what presses keys."""
+def run_at_terminal(command):
+    """Run a program at a pseudo-terminal; yield it, and functions to await text and press keys."""
     import pty  # not everywhere
 
     person, terminal = pty.openpty()
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as program:
         os.close(terminal)
-        said = ""
+        output = ""
 
-        def hear(what):
-            nonlocal said
-            end = time.monotonic() + PATIENCE
-            while what not in said:
+        def hear(text):
+            nonlocal output
+            end = time.monotonic() + TIMEOUT_S
+            while text not in output:
                 ready, _, _ = select.select([person], [], [], 1.0)
-                assert time.monotonic() < end, said[-2000:]
-                said += os.read(person, 4096).decode(errors="ignore") if ready else ""
-            said = said.partition(what)[2]
+                assert time.monotonic() < end, output[-2000:]
+                output += os.read(person, 4096).decode(errors="ignore") if ready else ""
+            output = output.partition(text)[2]
 
         def press(key):
             os.write(person, key)
@@ -184,15 +184,15 @@ def at_a_terminal(command):
             os.close(person)
 
 
-def of_a_terminal(arguments, *more):
+def terminal_command(arguments, *more):
     command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments(*more)]
     return [word for word in command if word != "robot.episode_s=2"]
 
 
 @pytest.mark.slow
-def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
+def test_operator_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
     more = ("episodes=2", "live=true", "robot.confirm=true", f"record={tmp_path / 'run'}")
-    with at_a_terminal(of_a_terminal(arguments, *more)) as (program, hear, press):
+    with run_at_terminal(terminal_command(arguments, *more)) as (program, hear, press):
         hear("s starts it")
         press(b"s")
         hear("started by a person")
@@ -210,14 +210,14 @@ def test_a_person_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
         hear("started by a person")
         press(b"q")
         hear("recorded: 1 episodes")  # what ended in the stop is no demonstration
-        assert program.wait(PATIENCE) == 0
+        assert program.wait(TIMEOUT_S) == 0
     assert len(read_episodes(tmp_path / "run")) == 1
 
 
 @pytest.mark.slow
-def test_an_emergency_stop_waits_for_a_person_in_the_only_episode_too(arguments, tmp_path):
+def test_emergency_stop_in_the_last_episode_waits_for_the_operator(arguments, tmp_path):
     journal = tmp_path / ".run.journal"
-    with at_a_terminal(of_a_terminal(arguments, f"record={tmp_path / 'run'}")) as (
+    with run_at_terminal(terminal_command(arguments, f"record={tmp_path / 'run'}")) as (
         program, hear, press,
     ):  # fmt: skip
         for key in (b"a", b"q"):
@@ -228,12 +228,12 @@ def test_an_emergency_stop_waits_for_a_person_in_the_only_episode_too(arguments,
             assert program.poll() is None
             press(key)
         hear("results:")
-        assert program.wait(PATIENCE) == 3
+        assert program.wait(TIMEOUT_S) == 3
     assert not (tmp_path / "run").exists() and (tmp_path / "out" / "summary.json").exists()
 
 
 def wait_for(happened):
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_S
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -249,9 +249,9 @@ def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
         journal = tmp_path / ".recorded.journal"
         wait_for(lambda: journal.exists() and journal.stat().st_size > 5000)
         program.send_signal(number)
-        said = program.communicate()[0].decode()
+        error = program.communicate()[0].decode()
     if number == signal.SIGINT:
-        assert program.returncode == 3 and "stopped: emergency stop: Ctrl-C" in said
+        assert program.returncode == 3 and "stopped: emergency stop: Ctrl-C" in error
         assert not store.exists() and not journal.exists()  # a stopped episode is not kept
         assert (tmp_path / "out/summary.json").exists()
     else:

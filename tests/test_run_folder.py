@@ -1,4 +1,4 @@
-"""The folder of a training run: one owner, nothing lost by signals, full disks or bad weights."""
+"""The folder of a training run: locking, signals, full disks and non-finite weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_one_line_error
 from diffusers.training_utils import EMAModel
-from test_train_entry import assert_one_sentence
 from training_runs import assert_same_end
 
 from ebt_policy.io.output import output_folder
@@ -77,14 +77,14 @@ def test_a_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_one_folder_takes_one_training(run_main, tiny_arguments, tmp_path):
+def test_run_folder_is_locked_by_one_training(run_main, tiny_arguments, tmp_path):
     with output_folder(tmp_path / "run", "run_dir"):
         code, error = run_main(tiny_arguments("run"))
         assert code == 2 and f"run is in use by process {os.getpid()} on" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_without_space_for_checkpoints_is_said_before(
+def test_missing_disk_space_is_reported_before_training(
     run_main, tiny_arguments, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("ebt_policy.training.run_folder.CHECKPOINT_BYTES_PER_PARAMETER", 1 << 40)
@@ -93,9 +93,7 @@ def test_a_disk_without_space_for_checkpoints_is_said_before(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
-    run_main, tiny, tiny_arguments, tmp_path, monkeypatch
-):
+def test_full_disk_keeps_the_last_checkpoint(run_main, tiny, tiny_arguments, tmp_path, monkeypatch):
     straight, save = train(tiny("straight", "train.checkpoint_every=4")), torch.save
 
     def full(state, file):
@@ -129,9 +127,9 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert not list((tmp_path / "run").glob("checkpoints/step_*"))
 
 
-def test_a_run_whose_settings_are_no_yaml_is_one_sentence(run_main, tiny_arguments, tmp_path):
+def test_run_with_invalid_yaml_is_a_one_line_error(run_main, tiny_arguments, tmp_path):
     assert run_main(tiny_arguments("run"))[0] == 0
     (tmp_path / "run" / "config.yaml").write_text("task: ${foo")
     code, error = run_main(tiny_arguments("run", "resume=true"))
     assert code == 2 and "config.yaml cannot be read" in error
-    assert_one_sentence(error)
+    assert_one_line_error(error)

@@ -31,15 +31,15 @@ def build(low=(0.0, -1.0), high=(10.0, 1.0), velocity=(5.0, 2.0), acceleration=(
 
 @st.composite
 def any_limits(draw):
-    def number(least, most):
-        return arrays(float, A, elements=st.floats(least, most))
+    def number(minimum, maximum):
+        return arrays(float, A, elements=st.floats(minimum, maximum))
 
     low, size = draw(number(-1e3, 1e3)), draw(number(1e-3, 1e3))
     velocity, acceleration = draw(number(1e-3, 1e4)), draw(number(1e-3, 1e5))
     return Limits(("x", "y"), low, low + size, velocity, acceleration, np.full(A, np.inf))
 
 
-def broken(limits, command, motion, measured=None):
+def broken_limit(limits, command, motion, measured=None):
     """Which limit a command breaks, computed without any function of the safety layer."""
     slack = 1e-6 * (1 + np.abs(limits.low) + np.abs(limits.high))
     travel = command - motion.position
@@ -59,26 +59,26 @@ def broken(limits, command, motion, measured=None):
 
 @settings(max_examples=300, deadline=None)
 @given(any_limits(), st.data())
-def test_no_wish_makes_a_command_leave_the_limits(limits, data):
+def test_commands_stay_within_limits_for_any_desired_action(limits, data):
     share = data.draw(arrays(float, A, elements=st.floats(0, 1)))
     motion = Motion.at_rest(limits.low + share * (limits.high - limits.low))
     motion = Motion.at_rest(np.clip(motion.position, limits.low, limits.high))
-    here = np.zeros(A)
+    measured = np.zeros(A)
     for _ in range(12):
-        wanted = data.draw(arrays(float, A, elements=ANY))
-        if not np.isfinite(wanted).all():
+        desired = data.draw(arrays(float, A, elements=ANY))
+        if not np.isfinite(desired).all():
             with pytest.raises(SafetyError, match="NaN or infinite"):
-                limit_command(limits, wanted, motion, DT, here)
+                limit_command(limits, desired, motion, DT, measured)
             continue
-        found = limit_command(limits, wanted, motion, DT, here)
-        assert broken(limits, found.command, motion) is None
-        kept = ~found.clamped
-        span = (limits.high - limits.low)[kept]
-        assert (np.abs(found.command[kept] - wanted[kept]) <= 1e-4 * span).all()
-        motion = motion.advance(found.command)
+        limited = limit_command(limits, desired, motion, DT, measured)
+        assert broken_limit(limits, limited.command, motion) is None
+        unclamped = ~limited.clamped
+        span = (limits.high - limits.low)[unclamped]
+        assert (np.abs(limited.command[unclamped] - desired[unclamped]) <= 1e-4 * span).all()
+        motion = motion.advance(limited.command)
     for _ in range(3):  # whatever it was doing, it can brake, and braking ends
         command = brake(limits, motion, DT)
-        assert broken(limits, command, motion) is None
+        assert broken_limit(limits, command, motion) is None
         slower = np.abs(command - motion.position) <= np.abs(motion.travel) + 1e-9
         assert slower.all()
         motion = motion.advance(command)
@@ -86,16 +86,16 @@ def test_no_wish_makes_a_command_leave_the_limits(limits, data):
 
 @settings(max_examples=200, deadline=None)
 @given(any_limits(), arrays(float, (3, 9, A), elements=st.floats(-2e3, 2e3)), st.integers(0, 8))
-def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, brakes):
+def test_chunk_limits_equal_command_limits(limits, chunks, brakes):
     motion = Motion.at_rest((limits.low + limits.high) / 2)
     allowed = limit_chunks(limits, chunks, motion, DT)
-    for chunk, wanted in zip(allowed, chunks, strict=True):
-        now = motion
+    for chunk, desired in zip(allowed, chunks, strict=True):
+        state = motion
         for i, command in enumerate(chunk):
-            assert broken(limits, command, now) is None
-            alone = limit_command(limits, wanted[i], now, DT, np.zeros(A)).command
+            assert broken_limit(limits, command, state) is None
+            alone = limit_command(limits, desired[i], state, DT, np.zeros(A)).command
             np.testing.assert_allclose(alone, command, rtol=1e-9, atol=1e-9)
-            now = now.advance(command)
+            state = state.advance(command)
     again = limit_chunks(limits, allowed, motion, DT)  # what is allowed stays as it is
     np.testing.assert_allclose(again, allowed, rtol=1e-6, atol=1e-6)
 
@@ -106,23 +106,21 @@ def test_chunks_are_limited_as_their_commands_are_one_by_one(limits, chunks, bra
     arrays(float, A, elements=st.floats(-3, 3)),
     arrays(float, A, elements=st.floats(-1e6, 1e6)),
 )
-def test_a_command_leads_the_robot_by_what_is_allowed_or_none_is_sent(
-    measured, max_tracking_error, wanted
-):
+def test_tracking_error_is_limited_or_refused(measured, max_tracking_error, desired):
     limits = build(max_tracking_error=np.abs(max_tracking_error) + 0.1)
     motion = Motion.at_rest(np.array([5.0, 0.0]))
     try:
-        found = limit_command(limits, wanted, motion, DT, measured)
+        limited = limit_command(limits, desired, motion, DT, measured)
     except SafetyError as error:
         assert "does not follow its commands" in str(error)
         reachable = np.minimum(limits.velocity * DT, limits.acceleration * DT**2)
         assert (np.abs(motion.position - measured) > limits.max_tracking_error - reachable).any()
     else:
-        assert broken(limits, found.command, motion, measured) is None
+        assert broken_limit(limits, limited.command, motion, measured) is None
 
 
 @given(st.floats(0, 1e4), st.floats(1e-4, 1e4))
-def test_braking_from_the_longest_travel_ends_just_within_the_room(room, slowing):
+def test_braking_from_maximum_travel_ends_within_the_limits(room, slowing):
     travel = float(stopping_travel(np.array(room), np.array(slowing)))
     ticks = int(min(travel / slowing, 1e5))
     total = travel * (ticks + 1) - slowing * ticks * (ticks + 1) / 2
@@ -131,7 +129,7 @@ def test_braking_from_the_longest_travel_ends_just_within_the_room(room, slowing
         assert total == pytest.approx(room, rel=1e-6, abs=1e-6)
 
 
-def test_braking_takes_what_physics_says():
+def test_braking_distance_equals_the_formula():
     limits = build(low=(0, -100), high=(1000, 100), velocity=(50, 2), acceleration=(100, 3))
     motion = Motion(np.array([100.0, 0.0]), np.array([5.0, 0.0]))  # 50 a second
     ticks = 0
@@ -150,7 +148,7 @@ def test_a_robot_outside_its_limits_does_not_move():
     )
 
 
-def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
+def test_blocked_robot_error_names_the_maximum_tracking_error():
     limits, motion = build(max_tracking_error=(2.0, 0.3)), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError) as refusal:
         limit_command(limits, motion.position, motion, DT, np.array([5.0, 0.9]))
@@ -161,7 +159,7 @@ def test_a_blocked_robot_is_named_with_what_it_may_lag_behind():
 
 
 @pytest.mark.parametrize("first", [0, 4, 9])
-def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(first):
+def test_array_and_tensor_limits_agree(first):
     limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(3, 2, 9, A)) * 50
     expected = (
@@ -180,10 +178,10 @@ def test_chunks_are_limited_alike_as_arrays_and_as_tensors_from_any_command_on(f
 def test_chunks_of_a_policy_are_limited_in_double_precision():
     limits, rest = build(), Motion.at_rest(np.array([5.0, 0.0]))
     chunks = np.random.default_rng(0).normal(size=(1, 4, A)).astype(np.float32)
-    found = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
+    projected = ChunkProjection(limits, limits.bounds(), rest, DT, 1)(torch.from_numpy(chunks))
     expected = limit_chunks(limits, chunks.astype(np.float64), rest, DT, 1)
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    assert projected.dtype == torch.float32
+    np.testing.assert_array_equal(projected.numpy(), expected.astype(np.float32))
 
 
 def test_names_and_shapes_are_checked():
@@ -194,35 +192,35 @@ def test_names_and_shapes_are_checked():
         limit_command(limits, np.array([5.0, np.nan]), motion, DT, np.zeros(2))
 
 
-def test_the_tool_stays_in_its_workspace_and_can_brake_in_it():
+def test_tool_stays_and_brakes_within_its_workspace():
     box = Workspace(
         np.array([-9.0] * 3), np.array([5.4, 9, 9]), lambda q: np.array([q[0], q[1], 0])
     )
     limits = build(workspace=box)
     motion = Motion(np.array([5.0, 0.0]), np.array([0.3, 0.0]))
-    here = motion.position
+    measured = motion.position
     with pytest.raises(SafetyError, match="would leave its workspace"):
         limit_command(
-            limits, np.array([5.35, 0.0]), motion, DT, here
+            limits, np.array([5.35, 0.0]), motion, DT, measured
         )  # inside, but too fast to brake
-    assert limit_command(limits, np.array([5.1, 0.0]), motion, DT, here).command[
+    assert limit_command(limits, np.array([5.1, 0.0]), motion, DT, measured).command[
         0
     ] == pytest.approx(5.1)
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_the_workspace_is_used_up_to_where_braking_ends(direction):
+def test_workspace_is_usable_up_to_the_braking_distance(direction):
     """From a travel of 0.5 a tick, which may change by 0.2, braking takes 0.3 + 0.1 more."""
     motion = Motion(np.array([5.0, 0.0]), np.array([0.5 * direction, 0.0]))
-    wanted, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction
+    desired, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction
     for room, allowed in ((1e-6, True), (-1e-6, False)):
         ends = sorted((5.0 - 9.0 * direction, stop + room * direction))
         low, high = np.array([ends[0], -9, -9]), np.array([ends[1], 9, 9])
         box = Workspace(low, high, lambda q: np.array([q[0], q[1], 0]))
-        limits, command = build(workspace=box), np.array([wanted, 0.0])
+        limits, command = build(workspace=box), np.array([desired, 0.0])
         if allowed:
-            found = limit_command(limits, command, motion, DT, motion.position)
-            assert found.command[0] == pytest.approx(wanted)
+            limited = limit_command(limits, command, motion, DT, motion.position)
+            assert limited.command[0] == pytest.approx(desired)
         else:
             with pytest.raises(SafetyError, match="would leave its workspace"):
                 limit_command(limits, command, motion, DT, motion.position)

@@ -1,4 +1,4 @@
-"""Scaling studies: the fit, the settings, the grid; and what may go wrong."""
+"""Scaling studies: the fit, options, the grid of runs and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text import TEXT
+from tiny_language_models import TEXT, build
 
 from ebt_policy import scaling
 from ebt_policy.errors import ConfigError
@@ -40,18 +40,18 @@ def points(rate: float, level: float, flops: float = 1.0, noise: float = 0.0, se
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.floats(0.05, 1.0), st.floats(0.05, 1.0), st.floats(-1, 1))
-def test_a_power_law_is_found(rate, base_rate, above):
-    found = scaling_law({"a": points(rate, 3 + above), "b": points(base_rate, 3)})
-    a = found["a"]
+def test_power_law_is_recovered(rate, base_rate, above):
+    laws = scaling_law({"a": points(rate, 3 + above), "b": points(base_rate, 3)})
+    a = laws["a"]
     assert a["rate"]["mean"] == pytest.approx(rate, rel=1e-6)
     assert a["ratio"]["mean"] == pytest.approx(rate / base_rate, rel=1e-6)
     lead = (base_rate - rate) * math.log(8) / 2
     assert a["same_place"]["mean"] == pytest.approx(above + lead, abs=1e-6)
     assert a["equal_flops"]["mean"] == pytest.approx(above + lead, abs=1e-6)
-    assert found["b"]["ratio"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert laws["b"]["ratio"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
 
 
-def test_intervals_hold_what_made_the_losses_and_grow_with_the_noise():
+def test_intervals_cover_the_true_rate_and_grow_with_noise():
     widths = []
     for noise in (0.01, 0.1):
         law = scaling_law({"a": points(0.3, 3, noise=noise), "b": points(0.2, 3, noise=noise)})
@@ -61,8 +61,8 @@ def test_intervals_hold_what_made_the_losses_and_grow_with_the_noise():
     assert widths[1] > 5 * widths[0]
 
 
-def test_what_costs_more_is_compared_at_the_same_cost():
-    """Four times the FLOPs at each place: the lines meet in the middle of what both span."""
+def test_models_are_compared_at_equal_flops():
+    """With four times the FLOPs at each point, the comparison is in the middle of the overlap."""
     law = scaling_law({"a": points(0.2, 3, flops=4), "b": points(0.2, 3)})["a"]
     assert law["same_place"]["mean"] == pytest.approx(0.0)
     assert law["equal_flops"]["flops"] == pytest.approx(math.sqrt(4 * 8))
@@ -73,7 +73,7 @@ def test_what_costs_more_is_compared_at_the_same_cost():
     )
 
 
-def test_one_place_is_no_law():
+def test_power_law_needs_two_points():
     with pytest.raises(ValueError, match="two places"):
         scaling_law({"a": points(0.2, 3)[:1]})
     with pytest.raises(ValueError, match="as many"):
@@ -97,7 +97,7 @@ def test_one_place_is_no_law():
         (["axis=depth", "size.width=16,32"], "size.width has several"),
     ],
 )
-def test_settings_that_cannot_be_are_one_clear_error(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         scaling.parse(arguments)
 
@@ -106,19 +106,21 @@ def grid(*arguments: str) -> RunGrid:
     return RunGrid(*scaling.parse([*arguments]), torch.device("cpu"))
 
 
-def test_runs_are_named_by_what_the_axes_move():
+def test_run_names_contain_the_scaled_options():
     """One folder of a run on all axes that it lies on."""
     named = {}
     for axis in AXES:
-        of = grid(f"axis={axis}", "models=ebt")
-        named[axis] = {place: of.run(("ebt", place), 0.002, 0).name for place in of.places}
+        run_grid = grid(f"axis={axis}", "models=ebt")
+        named[axis] = {
+            place: run_grid.run(("ebt", place), 0.002, 0).name for place in run_grid.places
+        }
     assert named["depth"]["2"] == named["width"]["64"] == named["data"]["1000"]
     assert named["depth"]["2"] == named["batch"]["8"] == "ebt-w64-l2-b8-n1000-lr0.002-seed0"
     assert named["params"] == named["flops"] and len(set(named["params"].values())) == 4
 
 
-def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch):
-    of = grid("axis=depth", "size.layers=1,2", "models=ebt,transformer_pp", "train.lr=2e-3")
+def test_learning_rate_of_each_cell_is_a_local_minimum(monkeypatch):
+    run_grid = grid("axis=depth", "size.layers=1,2", "models=ebt,transformer_pp", "train.lr=2e-3")
     best = {
         ("ebt", "1"): 0.0005, ("ebt", "2"): 0.001,
         ("transformer_pp", "1"): 0.008, ("transformer_pp", "2"): 0.002,
@@ -129,12 +131,12 @@ def test_each_cell_gets_the_learning_rate_whose_neighbours_are_worse(monkeypatch
         assert seeds == [0]
         trained.extend((cell, rate) for cell, several in rates.items() for rate in several)
 
-    monkeypatch.setattr(of, "train", train)
-    monkeypatch.setattr(of, "run", lambda cell, rate, seed: (cell, rate))
+    monkeypatch.setattr(run_grid, "train", train)
+    monkeypatch.setattr(run_grid, "run", lambda cell, rate, seed: (cell, rate))
     monkeypatch.setattr(
-        of, "losses", lambda run, part: np.full(3, abs(math.log(run[1] / best[run[0]])))
+        run_grid, "losses", lambda run, part: np.full(3, abs(math.log(run[1] / best[run[0]])))
     )
-    assert of.tune_learning_rates() == best
+    assert run_grid.tune_learning_rates() == best
     assert len(trained) == len(set(trained)) == 5 + 4 + 5 + 3
 
 
@@ -143,7 +145,7 @@ CELLS = st.tuples(st.sampled_from("abc"), st.sampled_from("1234"))
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.dictionaries(CELLS, st.sets(st.sampled_from([0.1, 0.2, 0.4]), min_size=1)))
-def test_multiruns_do_what_is_asked_for_once(rates):
+def test_multiruns_cover_each_run_once(rates):
     done = [
         (model, place, rate)
         for models, places, shared in multirun_products(rates)
@@ -151,27 +153,27 @@ def test_multiruns_do_what_is_asked_for_once(rates):
         for place in places
         for rate in shared
     ]
-    assert sorted(done) == sorted((*cell, rate) for cell, of in rates.items() for rate in of)
+    assert sorted(done) == sorted(
+        (*cell, rate) for cell, cell_rates in rates.items() for rate in cell_rates
+    )
 
 
-def test_flops_are_those_of_the_products():
+def test_flops_equal_the_matrix_products():
     """Of Transformer++: 2 for each weight and token, twice that again for the backward pass."""
-    from test_leakage import build
-
     model = build("transformer_pp")
     tokens = np.arange(40) % model.vocabulary
-    found = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops
+    flops = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops
     block = model.net.blocks[0]
     width, layers = model.net.width, len(model.net.blocks)
     weights = layers * sum(p.numel() for p in block.parameters() if p.ndim == 2)
     weights += model.embedding.weight.numel()
     attention = layers * 2 * 8 * width  # a query with each key, weights with each value
-    assert found == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
+    assert flops == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
 
 
 @pytest.mark.sweeps
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
-def test_runs_can_be_done_elsewhere(launcher):
+def test_launchers_are_installed(launcher):
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         chosen = compose(
             "train", [f"hydra/launcher={launcher}", "task=text"], return_hydra_config=True
@@ -190,12 +192,12 @@ def test_runs_can_be_done_elsewhere(launcher):
         pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.sweeps),
     ],
 )
-def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, monkeypatch, capfd):
+def test_scaling_study_writes_a_table_and_resumes(launcher, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text(TEXT, "utf-8")
-    given = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL, *launcher]
-    result = scaling.scaling(given)
+    arguments = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL, *launcher]
+    result = scaling.scaling(arguments)
     stored = json.loads((tmp_path / "results/scaling-depth/summary.json").read_text())
     assert stored["models"] == json.loads(json.dumps(result["models"]))
     ebt, base = result["models"]["ebt"], result["models"]["transformer_pp"]
@@ -210,7 +212,7 @@ def test_a_study_ends_with_a_table_and_goes_on_where_it_was(launcher, tmp_path, 
     (tmp_path / "runs/scaling/ebt-w16-l2-b2-n4-lr0.002-seed1/test.npy").unlink()
     capfd.readouterr()
     if not launcher:
-        assert scaling.scaling(given)["models"] == result["models"]
+        assert scaling.scaling(arguments)["models"] == result["models"]
         assert capfd.readouterr().out.count("resumed at step 4") == 8
 
 

@@ -1,4 +1,4 @@
-"""Choosing one of several candidates: the rules alone, and in every policy that samples."""
+"""Selection of one of several candidates: the rules alone, and in every policy that samples."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import math
 import pytest
 import torch
 from conftest import TINY, compose_config
+from hypothesis import given
+from hypothesis import strategies as st
+from landscapes import descend, double_well, few_examples, normal, quadratic
 from torch import Tensor
 
 from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.energy import select
 from ebt_policy.energy.selection import best_of, line_integral, vote
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import build_policy
@@ -51,14 +55,14 @@ def test_the_medoid_is_nearest_to_all_others():
     assert best_of(vote("medoid", two_units, 5), 5).tolist() == [[2, 7]]
 
 
-def test_density_finds_the_crowd_and_the_medoid_the_middle():
+def test_density_selects_the_cluster_and_the_medoid_the_middle():
     """Of a crowd, stragglers on the other side and one between them."""
     x = torch.tensor([-10.2, -10.1, -9.9, -10.0, 0.0, 8.0, 9.0, 11.0, 12.0]).view(1, 9, 1)
     assert vote("density", x, 9).argmin() < 4
     assert x.flatten()[vote("medoid", x, 9).argmin()] == 0.0
 
 
-def test_density_is_that_of_gaussian_kernels_a_quarter_of_the_median_distance_wide():
+def test_density_uses_kernels_of_a_quarter_of_the_median_distance():
     x = torch.randn(2, 5, 3, 2, dtype=torch.float64)
     flat = x.flatten(2)
     for row, score in zip(flat, vote("density", x, 5), strict=True):
@@ -70,7 +74,7 @@ def test_density_is_that_of_gaussian_kernels_a_quarter_of_the_median_distance_wi
 
 
 @pytest.mark.parametrize("rule", ["medoid", "density", "first"])
-def test_equal_candidates_are_no_division_by_zero(rule):
+def test_equal_candidates_cause_no_division_by_zero(rule):
     score = vote(rule, torch.ones(2, 4, 3), 4)
     assert score.isfinite().all()
 
@@ -95,16 +99,17 @@ def test_the_line_integral_of_a_gradient_is_the_difference_of_its_potential():
         points = points.detach().requires_grad_()
         return torch.autograd.grad(potential(points).sum(), points)[0]
 
-    found = line_integral(field, x, 3)
+    integral = line_integral(field, x, 3)
     mean = x.unflatten(1, (2, 3)).mean(2).repeat_interleave(3, dim=1)
-    torch.testing.assert_close(found, potential(x) - potential(mean))
+    torch.testing.assert_close(integral, potential(x) - potential(mean))
 
 
 class Gaussian(torch.nn.Module):
-    """What a network would learn of actions that are normal, mean 1 and standard deviation 0.5.
+    """The optimal network for normal actions of mean 1 and standard deviation 0.5.
 
     Args:
-        policy: whose levels and target it speaks in: "velocity", "v" or "noise".
+        policy: policy whose noise levels it uses.
+        target: prediction target, "velocity", "v" or "noise".
     """
 
     def __init__(self, policy, target: str) -> None:
@@ -142,7 +147,7 @@ def test_the_score_field_is_the_gradient_of_the_blurred_likelihood(model, target
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_vote_takes_one_of_the_candidates(model):
+def test_vote_selects_one_of_the_candidates(model):
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(3, 2, 3)}
     rules = ["first", "medoid", "density"] + ["line_integral"] * (model != "energy")
     rows = [torch.Generator().manual_seed(i) for i in range(3)]
@@ -157,7 +162,7 @@ def test_a_vote_takes_one_of_the_candidates(model):
 
 
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm", "unet"])
-def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
+def test_row_samples_do_not_depend_on_the_batch(model):
     policy, obs = build(*MODELS[model]), torch.randn(2, 2, 3)
     policy.configure_inference(num_candidates=4, select="medoid")
 
@@ -169,7 +174,7 @@ def test_a_row_is_sampled_alike_alone_and_in_a_batch(model):
 
 
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm"])
-def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model):
+def test_candidates_have_the_prefix_and_the_choice_is_within_limits(model):
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(2, 2, 3)}
     policy.configure_inference(num_candidates=4, select="medoid")
     prefix = torch.full((2, 3, 2), 0.25)
@@ -179,7 +184,7 @@ def test_candidates_begin_with_the_prefix_and_the_choice_is_within_limits(model)
     assert torch.equal(chunk.actions[:, :3], prefix) and chunk.actions.abs().max() <= 0.3
 
 
-def test_the_best_is_chosen_among_what_may_be_executed():
+def test_selection_is_after_projection():
     """Two samples of three agree once they are cut to the limits, though not before."""
     policy = build(*MODELS["flow"])
     policy.configure_inference(num_candidates=3, select="density")
@@ -209,6 +214,66 @@ def test_the_best_is_chosen_among_what_may_be_executed():
         ("flow", {"scoring_level": math.nan}, "level must be a finite number, got nan"),
     ],
 )
-def test_rules_that_a_policy_cannot_have_are_refused(model, changes, message):
+def test_unsupported_selection_rules_are_refused(model, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(*MODELS[model]).configure_inference(**changes)
+
+
+# -- at the end of a descent ----------------------------------------------------------------------
+
+
+@few_examples
+@given(units=st.integers(1, 3), m=st.integers(1, 5), seed=st.integers(0, 99))
+def test_best_of_m_is_the_argmin(units, m, seed):
+    init = normal(2, units * m, 3, seed=seed)
+    result = descend(double_well, init, 3, 0.05)
+    best = select(result, m)
+    for b in range(2):
+        for u in range(units):
+            group = range(u * m, (u + 1) * m)
+            winner = min(group, key=lambda i: float(result.energies[-1, b, i]))
+            assert torch.equal(best.candidate[b, u], result.candidate[b, winner])
+            assert torch.equal(best.energies[:, b, u], result.energies[:, b, winner])
+            assert torch.equal(best.grad_norms[:, b, u], result.grad_norms[:, b, winner])
+            assert best.energies[-1, b, u] <= result.energies[-1, b, u * m]
+            assert best.selected_indices is None or best.selected_indices[b, u] == winner
+    assert best.steps_used.shape == best.reason.shape == (2, units)
+    assert best.path[-1].shape == init.shape
+    assert (best.selected_indices is None) == (m == 1)
+    assert torch.equal(best.selected_path[-1], best.candidate)  # each unit's own path
+
+
+def test_selecting_by_the_energy_decrease_takes_the_largest():
+    init = torch.tensor([[[0.9], [5.0], [0.5]]])
+    result = descend(quadratic(), init, 2, 0.1)
+    assert select(result, 3).energies[0, 0, 0] == pytest.approx(0.125)
+    best = select(result, 3, "energy_decrease")
+    torch.testing.assert_close(best.candidate, torch.tensor([[[5.0 * 0.81]]]))
+    torch.testing.assert_close(best.energy_decrease, torch.tensor([[12.5 * (1 - 0.81**2)]]))
+
+
+def test_selecting_by_a_callable_takes_the_lowest_score():
+    result = descend(quadratic(), torch.tensor([[[0.9], [5.0], [0.5]]]), 2, 0.1, final_energy=False)
+    best = select(result, 3, lambda x: -x[..., 0])
+    assert best.selected_indices is not None and best.selected_indices.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("num_candidates", "score", "message"),
+    [
+        (3, "energy", "multiple of num_candidates=3"),
+        (0, "energy", "multiple of num_candidates=0"),
+        (2, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
+        (1, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
+    ],
+)
+def test_bad_selections_are_refused(num_candidates, score, message):
+    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1)
+    with pytest.raises(ValueError, match=message):
+        select(result, num_candidates, score)
+
+
+def test_selecting_by_energy_needs_the_final_energy():
+    result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1, final_energy=False)
+    with pytest.raises(ValueError, match="final_energy=True"):
+        select(result, 2)

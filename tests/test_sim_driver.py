@@ -21,24 +21,24 @@ def robot(spec=PUSH_T, seed=5, **more):
     return sim, clock
 
 
-def test_commands_in_time_are_the_environments_steps():
+def test_timed_commands_equal_environment_steps():
     sim, clock = robot()
     env = PUSH_T.make()
-    seen, _ = env.reset(seed=5)
+    observation, _ = env.reset(seed=5)
     rng = np.random.default_rng(0)
     best = 0.0
     for _ in range(60):
-        np.testing.assert_array_equal(sim.read().values["obs"], seen)
-        action = seen[18:] + rng.uniform(-40, 40, 2)
+        np.testing.assert_array_equal(sim.read().values["obs"], observation)
+        action = observation[18:] + rng.uniform(-40, 40, 2)
         sim.send(action, clock.now() + 0.1)
         clock.wait_until(clock.now() + 0.1)
-        seen, reward, *_ = env.step(action)
+        observation, reward, *_ = env.step(action)
         best = max(best, reward)
     sim.read()
     assert sim.score == best
 
 
-def test_time_goes_on_whether_anyone_looks_or_not():
+def test_simulation_time_advances_without_reads():
     ends = []
     for looks in (1, 7):
         sim, clock = robot()
@@ -52,7 +52,7 @@ def test_time_goes_on_whether_anyone_looks_or_not():
     np.testing.assert_allclose(*ends, atol=1.0)  # a step of physics more or less
 
 
-def test_without_commands_it_holds_by_itself():
+def test_simulated_robot_holds_without_commands():
     sim, clock = robot()
     start = sim.read().position
     sim.send(start + [400, 0], clock.now() + 0.1)
@@ -67,7 +67,7 @@ def test_without_commands_it_holds_by_itself():
     assert rest[0] < start[0] + 390  # it did not go on to where it had been sent
 
 
-def test_stop_holds_at_once_and_close_ends_it():
+def test_stop_holds_and_close_disconnects():
     sim, clock = robot()
     sim.send(sim.read().position + [300, 0], clock.now() + 0.1)
     clock.wait_until(clock.now() + 0.1)
@@ -82,13 +82,13 @@ def test_stop_holds_at_once_and_close_ends_it():
         sim.send(np.zeros(2), 0.0)
 
 
-def test_it_is_filmed():
+def test_simulated_robot_renders_video():
     sim, _ = robot(render=True)
     frame = sim.render()
     assert frame.shape == (256, 256, 3) and frame.dtype == np.uint8 and frame.std() > 10
 
 
-def test_environments_that_only_know_whole_steps_are_no_robots():
+def test_environments_without_substeps_are_refused():
     with pytest.raises(ConfigError, match="cannot be a robot"):
         SimRobot(EnvSpec("CartPole-v1", 10), SimulatedClock(), command_s=0.3)
     with pytest.raises(ConfigError, match="command_s must be positive"):
@@ -96,19 +96,19 @@ def test_environments_that_only_know_whole_steps_are_no_robots():
 
 
 @pytest.mark.robomimic
-def test_an_arm_in_time_is_the_arm_in_steps():
+def test_timed_arm_equals_environment_steps():
     pytest.importorskip("robosuite")
     sim, clock = robot(LIFT, seed=3)
     env = LIFT.make()
-    seen, _ = env.reset(seed=3)
+    observation, _ = env.reset(seed=3)
     goal = sim.read().position
-    np.testing.assert_allclose(goal[:3], seen[:3], atol=1e-6)
+    np.testing.assert_allclose(goal[:3], observation[:3], atol=1e-6)
     for i in range(20):
         goal = goal + np.array([0.004, 0.002, -0.003] + [0.0] * 7)
         sim.send(goal, clock.now() + 0.05)
         clock.wait_until(clock.now() + 0.05)
-        seen, *_ = env.step(goal)
-        np.testing.assert_allclose(sim.read().values["obs"], seen, atol=2e-4, err_msg=str(i))
+        observation, *_ = env.step(goal)
+        np.testing.assert_allclose(sim.read().values["obs"], observation, atol=2e-4, err_msg=str(i))
     sim.stop()
     clock.wait_until(clock.now() + 1.0)
     rest = sim.read().position

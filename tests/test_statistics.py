@@ -36,7 +36,7 @@ def test_wilson_equals_the_closed_formula(case: tuple[int, int]) -> None:
     assert 0.0 <= result["ci95"][0] <= p <= result["ci95"][1] <= 1.0
 
 
-def test_a_success_rate_of_one_run_is_wilsons_and_of_several_the_bootstrap() -> None:
+def test_success_rate_interval_is_wilson_for_one_run_and_bootstrap_for_several() -> None:
     assert success_rate([0, 0]) == success_rate([[False, False]]) == wilson(0, 2)
     several = [[1, 0, 1, 1], [0, 0, 1, 1]]
     assert success_rate(several) == mean_ci(several)
@@ -65,7 +65,7 @@ def test_mean_ci_is_deterministic_and_leaves_the_global_generator_alone() -> Non
     assert (np.random.get_state(legacy=True)[1] == before).all()  # type: ignore
 
 
-def test_mean_ci_covers_a_known_mean_about_as_often_as_it_says() -> None:
+def test_mean_ci_has_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     trials = 200
     covered = 0
@@ -83,7 +83,7 @@ def test_mean_ci_agrees_with_the_normal_interval_of_a_large_sample() -> None:
     assert [lo, hi] == pytest.approx([values.mean() - half, values.mean() + half], abs=2e-3)
 
 
-def test_one_value_or_equal_values_collapse() -> None:
+def test_interval_of_equal_values_has_zero_width() -> None:
     assert mean_ci([0.3]) == {"mean": 0.3, "ci95": [0.3, 0.3]}
     assert mean_ci([0.1] * 7) == {"mean": 0.1, "ci95": [0.1, 0.1]}
 
@@ -101,7 +101,7 @@ def test_paired_difference_does_not_depend_on_the_order_of_episodes(pairs, rando
     assert paired_difference(a, b) == paired_difference(*zip(*pairs, strict=True))
 
 
-def test_paired_difference_sees_what_separate_intervals_cannot() -> None:
+def test_paired_interval_is_narrower_than_separate_intervals() -> None:
     luck = np.random.default_rng(0).normal(0.0, 1.0, size=30)
     a, b = luck + 0.1 + np.linspace(-0.05, 0.05, 30), luck
     result = paired_difference(a, b)
@@ -151,20 +151,21 @@ def test_bad_counts_are_refused(k, n, message) -> None:
         wilson(k, n)
 
 
-def test_whole_counts_of_any_type_are_accepted() -> None:
+def test_integer_counts_of_any_type_are_accepted() -> None:
     assert wilson(np.int64(2), np.int64(4)) == wilson(2, 4)  # type: ignore[arg-type]
     assert wilson(2.0, 4.0) == wilson(2, 4)  # type: ignore[arg-type]
 
 
-def test_many_pairs_are_found_as_one_by_one() -> None:
+def test_all_pairs_equal_single_pairs() -> None:
     rng = np.random.default_rng(0)
     values = {"a": rng.random((3, 40)), "b": rng.random((2, 40)), "c": rng.random(40)}
-    found = paired_differences({**values, "d": values["c"] + 1})
-    assert list(found) == [*((a, b) for a, b in combinations("abcd", 2))]
-    assert found["a", "b"]["diff"] == paired_difference(values["a"], values["b"])["diff"]
-    one = paired_difference(values["a"], values["c"])
-    np.testing.assert_allclose(found["a", "c"]["ci95"], one["ci95"], atol=5e-3)  # other draws
-    assert found["c", "d"] == paired_difference(values["c"], values["c"] + 1)
+    differences = paired_differences({**values, "d": values["c"] + 1})
+    assert list(differences) == [*((a, b) for a, b in combinations("abcd", 2))]
+    assert differences["a", "b"]["diff"] == paired_difference(values["a"], values["b"])["diff"]
+    single = paired_difference(values["a"], values["c"])
+    # The resamples differ, so the intervals are only close.
+    np.testing.assert_allclose(differences["a", "c"]["ci95"], single["ci95"], atol=5e-3)
+    assert differences["c", "d"] == paired_difference(values["c"], values["c"] + 1)
 
 
 def test_pairs_of_different_length_are_refused() -> None:
@@ -177,13 +178,13 @@ def test_several_runs_widen_the_interval_by_their_spread() -> None:
     episodes = rng.normal(size=100)
     alike = np.stack([episodes] * 3)
     assert mean_ci(alike)["ci95"] == pytest.approx(mean_ci(episodes)["ci95"], abs=0.02)
-    apart = alike + np.array([[-1.0], [0.0], [1.0]])
-    lo, hi = mean_ci(apart)["ci95"]
-    assert mean_ci(apart)["mean"] == pytest.approx(episodes.mean())
+    different = alike + np.array([[-1.0], [0.0], [1.0]])
+    lo, hi = mean_ci(different)["ci95"]
+    assert mean_ci(different)["mean"] == pytest.approx(episodes.mean())
     assert hi - lo > 1.5 > np.ptp(mean_ci(alike)["ci95"])
 
 
-def test_pairs_of_several_runs_share_the_luck_of_the_episodes() -> None:
+def test_paired_runs_share_episode_resampling() -> None:
     rng = np.random.default_rng(0)
     luck = 10 * rng.normal(size=80)
     a, b = (luck + rng.normal(size=(runs, 80)) * 0.1 for runs in (3, 2))
@@ -205,7 +206,7 @@ def test_aggregates_agree_with_rliable() -> None:
     rng = np.random.default_rng(0)
     a, b = (np.round(rng.beta(*p, size=s), 3) for p, s in (((4, 2), (3, 10)), ((3, 3), (5, 10))))
     result = aggregates({"a": one_episode(a), "b": one_episode(b)})
-    found = [
+    estimates = [
         *(result["entries"][name][metric] for name in "ab" for metric in ("mean", "iqm")),
         *({"mean": pair["diff"], "ci95": pair["ci95"]} for pair in result["paired"]),
         *result["improvement"],
@@ -219,9 +220,9 @@ def test_aggregates_agree_with_rliable() -> None:
         (0.168990, 0.074725, 0.262501),
         (0.733333, 0.62, 0.84),
     ]
-    for ours, (mean, lo, hi) in zip(found, rliable, strict=True):
-        assert ours["mean"] == pytest.approx(mean, abs=1e-6)
-        assert ours["ci95"] == pytest.approx([lo, hi], abs=0.007)  # 1 / 150 is the last's grain
+    for estimate, (mean, lo, hi) in zip(estimates, rliable, strict=True):
+        assert estimate["mean"] == pytest.approx(mean, abs=1e-6)
+        assert estimate["ci95"] == pytest.approx([lo, hi], abs=0.007)  # 1 / 150 is the last's grain
 
 
 def some_tasks(runs: int = 3, shift: float = 0.0, seed: int = 0) -> dict[str, np.ndarray]:
@@ -238,9 +239,9 @@ def test_one_task_and_run_is_the_plain_mean() -> None:
     result = aggregates({"a": {"can": values}})
     plain = mean_ci(values)
     for metric in ("mean", "iqm"):
-        one = result["entries"]["a"][metric]
-        assert one["mean"] == pytest.approx(plain["mean"])
-        assert one["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
+        aggregate = result["entries"]["a"][metric]
+        assert aggregate["mean"] == pytest.approx(plain["mean"])
+        assert aggregate["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
     assert result["paired"] == result["improvement"] == []
 
 
@@ -251,7 +252,7 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
     assert entry["mean"] == {"mean": pytest.approx(0.4), "ci95": pytest.approx([0.4, 0.4])}
 
 
-def test_aggregates_depend_on_no_order() -> None:
+def test_aggregates_do_not_depend_on_order() -> None:
     values = {"a": some_tasks(), "b": some_tasks(2, 0.2, 1), "c": some_tasks(1, 0.1, 2)}
     result = aggregates(values)
     turned = {n: dict(reversed(values[n].items())) for n in ("a", "c", "b")}
@@ -262,7 +263,7 @@ def test_aggregates_depend_on_no_order() -> None:
     assert aggregates({"c": values["c"]})["entries"]["c"] == result["entries"]["c"]
 
 
-def test_policies_share_the_luck_of_the_episodes_on_each_task() -> None:
+def test_policies_share_episode_resampling_on_each_task() -> None:
     rng = np.random.default_rng(0)
     luck = {task: rng.normal(size=(1, 40)) for task in ("lift", "can")}
     a = {task: x + 0.1 for task, x in luck.items()}
@@ -278,11 +279,13 @@ def test_policies_share_the_luck_of_the_episodes_on_each_task() -> None:
 
 def test_training_runs_widen_the_aggregate_by_their_spread() -> None:
     episodes = np.random.default_rng(0).normal(size=(1, 100))
-    alike, apart = (
+    alike, different = (
         {task: episodes + spread * np.array([[-1.0], [0.0], [1.0]]) for task in ("lift", "can")}
         for spread in (0, 1)
     )
-    narrow, wide = (aggregates({"a": x})["entries"]["a"]["mean"]["ci95"] for x in (alike, apart))
+    narrow, wide = (
+        aggregates({"a": x})["entries"]["a"]["mean"]["ci95"] for x in (alike, different)
+    )
     assert np.ptp(wide) > 1 > 2 * np.ptp(narrow)
 
 
@@ -297,6 +300,6 @@ def test_training_runs_widen_the_aggregate_by_their_spread() -> None:
         ({"a": {"lift": [float("nan")]}}, "finite"),
     ],
 )
-def test_what_does_not_aggregate_is_refused(values, message) -> None:
+def test_invalid_aggregates_are_refused(values, message) -> None:
     with pytest.raises(ValueError, match=message):
         aggregates(values)

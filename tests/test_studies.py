@@ -40,12 +40,12 @@ from ebt_policy.video import build_video_model
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def started(name: str, *arguments: str) -> tuple[Any, SimpleNamespace]:
+def parse_study(name: str, *arguments: str) -> tuple[Any, SimpleNamespace]:
     return run.parse_study([f"study={name}", *arguments])
 
 
 def contexts(name: str) -> list[StudyContext]:
-    study, options = started(name)
+    study, options = parse_study(name)
     return [StudyContext(study, part, options, "") for part in study.parts.values()]
 
 
@@ -76,14 +76,14 @@ def untrained(arguments: tuple[str, ...]) -> Model:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_training_and_every_entry_can_be_configured(name):
-    study, options = started(name, "seeds=1")
+def test_every_training_and_entry_can_be_configured(name):
+    study, options = parse_study(name, "seeds=1")
     commands = [c for stage in study.training_commands(options) for c in stage]
     assert {command.run for command in commands} <= set(study.runs)
     models = {}
     for command in commands:
-        own = (a for a in command.arguments if not a.startswith("run_dir="))
-        models[command.run] = untrained(tuple(own))
+        arguments = (a for a in command.arguments if not a.startswith("run_dir="))
+        models[command.run] = untrained(tuple(arguments))
     for part in study.parts.values():
         for entry in all_entries(part):
             assert study.runs_of(entry) or not study.runs, f"{entry} is of no run of the study"
@@ -96,12 +96,12 @@ def test_every_run_of_a_study_is_evaluated_or_trained_first():
     shared = {"energy_signals", "recovery_push_t", "recovery_push_t_selection"}  # runs of push_t
     shared |= {"language_wikitext2"}  # what is asked on TinyShakespeare alone
     for name in set(STUDIES) - shared:
-        study, options = started(name, "seeds=1")
+        study, options = parse_study(name, "seeds=1")
         commands = [c.run for stage in study.training_commands(options) for c in stage]
         assert sorted(commands) == sorted(study.runs), name
 
 
-def test_results_are_stored_under_names_of_their_own():
+def test_results_have_unique_file_names():
     results = [context.result for name in STUDIES for context in contexts(name)]
     stored = [result for result in results if result]
     assert len(set(stored)) == len(stored)
@@ -112,8 +112,10 @@ def test_results_are_stored_under_names_of_their_own():
     assert set(FIGURES) <= set(stored) and "docs/push_t.md" in TABLES
 
 
-def test_an_option_reaches_trainings_checkpoints_and_results():
-    study, options = started("denoising_set12", "size=s", "updates=7", "overrides=train.lr=1e-4")
+def test_study_option_applies_to_trainings_checkpoints_and_results():
+    study, options = parse_study(
+        "denoising_set12", "size=s", "updates=7", "overrides=train.lr=1e-4"
+    )
     (command, *_) = study.training_commands(options)[1]
     assert {"size=s", "train.steps=7", "train.lr=1e-4"} <= set(command.arguments)
     assert command.run_dir == Path("runs/denoising/grey_s/ebt-seed0")
@@ -125,14 +127,14 @@ def test_an_option_reaches_trainings_checkpoints_and_results():
     assert context.checkpoint("ebt-seed0") == "runs/denoising/grey_2xs/ebt-seed0"
 
 
-def test_a_part_trains_what_it_needs_alone():
-    study, options = started("push_t", "part=next", "seeds=1")
+def test_study_part_trains_only_the_runs_it_needs():
+    study, options = parse_study("push_t", "part=next", "seeds=1")
     first, second = study.training_commands(options)
     assert first == [] and [c.run for c in second] == ["ebt", "diffusion", "flow_matching"]
 
 
 def test_features_of_a_video_study_are_trained_before_its_models():
-    study, options = started("video_push_t", "folder=here")
+    study, options = parse_study("video_push_t", "folder=here")
     first, second = study.training_commands(options)
     assert [(c.run, c.seed) for c in first] == [("autoencoder", 0)]
     assert all("task.features=here/autoencoder-seed0" in c.overrides for c in second)
@@ -140,7 +142,7 @@ def test_features_of_a_video_study_are_trained_before_its_models():
 
 
 def test_demonstrations_are_recorded_once_and_trained_on():
-    study, options = started("recovery_lift_disturbed")
+    study, options = parse_study("recovery_lift_disturbed")
     (recording,) = study.recordings(options)
     path = recording.path(Path(options.folder))
     assert {f"output={path}", "perturb=object=8", "task=lift"} <= set(
@@ -161,13 +163,13 @@ def test_tasks_of_a_suite_are_command_lines():
 
 @pytest.mark.parametrize("axis", STUDIES["scaling"].parts)
 def test_scaling_studies_have_known_settings(axis):
-    _, options = started("scaling", "parallel=2")
+    _, options = parse_study("scaling", "parallel=2")
     study, settings = scaling.parse(ScalingStudy(axis).arguments(options))
     assert (study.axis, study.seeds) == (axis, 3) and settings["task.corpus"] == "wikitext2"
 
 
 def test_commands_of_the_control_loop_are_known():
-    _, options = started("teleop")
+    _, options = parse_study("teleop")
     config = compose_config(*teleop_end_to_end.train_arguments(options))
     assert config["train"]["minutes"] == 10 and config["run_dir"] == "runs/collect/learned"
     compose_run(*teleop_end_to_end.run_arguments(options))
@@ -181,7 +183,7 @@ def compose_run(*arguments: str) -> None:
         compose("run", list(arguments))
 
 
-def test_videos_show_entries_that_are_trained():
+def test_videos_show_trained_entries():
     for runs, _ in render_rollouts.VIDEOS.values():
         study = STUDIES[f"recovery_{runs}"]
         for entry in render_rollouts.POLICIES:
@@ -197,7 +199,7 @@ def test_the_plan_of_every_study_is_printed(monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_study_all_are_listed(monkeypatch, capsys):
+def test_missing_study_lists_all_studies(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run"])
     run.main()
     text = capsys.readouterr().out
@@ -211,7 +213,7 @@ def test_without_a_study_all_are_listed(monkeypatch, capsys):
         (["study=chess"], "study=chess is unknown.\nstudies:\n  push_t"),
         (["seeds=3"], "give one study=NAME"),
         (["study=push_t", "sise=xs"], "unknown option 'sise=xs'; available: part, seeds"),
-        (["study=push_t", "seeds=many"], "seeds must be int, got 'many'"),
+        (["study=push_t", "seeds=many"], "seeds must be an integer, got 'many'"),
         (["study=push_t", "seeds"], "unknown option 'seeds'"),
         (["study=push_t", "part=tables"], "part must be one of all, table, next, selection"),
         (["study=push_t", "dry_run=1"], "dry_run must be true or false, got '1'"),
@@ -224,14 +226,14 @@ def test_wrong_options_are_refused(arguments, message):
     assert message in str(error.value)
 
 
-def test_a_missing_package_is_named_before_anything_is_trained(monkeypatch):
-    study, options = started("denoising_set12")
+def test_missing_package_is_named_before_training(monkeypatch):
+    study, options = parse_study("denoising_set12")
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install bm3d"):
         run.execute(study, options, "")
 
 
-def test_the_run_of_an_entry():
+def test_run_of_an_entry():
     assert run_name("ebt-4xs@steps=2") == "ebt-4xs" and run_name("dit-seed0@steps=1") == "dit"
 
 
@@ -243,17 +245,17 @@ def test_commands_of_the_documents_exist():
     for module in set(re.findall(r"-m (benchmarks[.\w]*\w)", text)):
         assert importlib.util.find_spec(module), module
     for study, rest in re.findall(r"benchmarks\.run study=([\w-]+)((?: \w+=[\w.-]+)*)", text):
-        started(study, *rest.split())
+        parse_study(study, *rest.split())
     for studies, rest in re.findall(r"call run-studies,([^,)]+),?([^)]*)\)", text):
         for study in studies.split():
-            started(study, *rest.split())
+            parse_study(study, *rest.split())
 
 
 @pytest.mark.slow
 def test_a_study_runs_at_toy_size(tmp_path):
     """Trainings, an evaluation of all entries, and the stored result, as a user starts them."""
     arguments = ("push_t", "part=next", "seeds=1", "episodes=2")
-    study, options = started(*arguments)
+    study, options = parse_study(*arguments)
     (part,) = study.selected_parts(options).values()
     toy = (
         "overrides=size=4xs train.steps=2 train.minutes=null train.compile=false "

@@ -1,4 +1,4 @@
-"""Suites: what is played, what is gone on with, how tasks become one table, and what is refused."""
+"""Suites: evaluation, resuming, aggregation over tasks and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, compose_config
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from training_runs import changed, copied
+from training_runs import copy_run, set_stored_option
 
 from ebt_policy.config import options
 from ebt_policy.envs import rollout
@@ -38,27 +38,27 @@ def trained(tmp_path_factory, demonstrations) -> Path:
         config["task"]["path"], config["run_dir"] = str(demonstrations), str(folder / name)
         train(config)
     for steps, task in zip((15, 20), SUITE.tasks, strict=True):
-        copied(folder / "ebt", folder / task / "ebt", "task.env.max_steps", steps)
+        copy_run(folder / "ebt", folder / task / "ebt", "task.env.max_steps", steps)
         for seed in range(2):
             run = folder / task / f"bc-seed{seed}"
-            copied(folder / "bc-seed0", run, "task.env.max_steps", steps)
-            changed(run, "seed", seed)
+            copy_run(folder / "bc-seed0", run, "task.env.max_steps", steps)
+            set_stored_option(run, "seed", seed)
     return folder
 
 
 @pytest.fixture
 def runs(trained, tmp_path) -> Path:
-    """Of a test's own, to be changed."""
+    """A copy of the training runs that a test may change."""
     return shutil.copytree(trained, tmp_path / "runs")
 
 
-def given(runs: Path) -> list[str]:
+def checkpoint_texts(runs: Path) -> list[str]:
     return [f"{runs}/{{task}}/ebt@steps=1,num_candidates=2", f"{runs}/{{task}}/bc-seed*"]
 
 
-def play(runs: Path, output: Path, suite: Suite = SUITE):
+def run_suite(runs: Path, output: Path, suite: Suite = SUITE):
     return evaluate_suite(
-        given(runs), PROTOCOL, suite, output=output, device=CPU, command="test"
+        checkpoint_texts(runs), PROTOCOL, suite, output=output, device=CPU, command="test"
     )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def lines(output: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
-    result = play(trained, tmp_path)
+def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
+    result = run_suite(trained, tmp_path)
     assert [e["name"] for e in result["entries"]] == ["ebt (steps 1, candidates 2)", "bc"]
     assert [e["runs"] for e in result["entries"]] == [1, 2]
     assert len(lines(tmp_path)) == 2 * (1 + 2)  # tasks times training runs
@@ -94,35 +94,35 @@ def test_a_suite_is_played_once(trained, tmp_path, monkeypatch):
             raise AssertionError("played again")
 
     monkeypatch.setattr(rollout, "RolloutPool", Untouchable)
-    assert play(trained, tmp_path) == result
+    assert run_suite(trained, tmp_path) == result
 
 
 @pytest.mark.slow
-def test_a_kill_costs_one_piece_and_a_new_training_its_own(runs, tmp_path):
+def test_interrupted_suite_reruns_one_part_and_new_trainings(runs, tmp_path):
     output = tmp_path / "out"
-    result = play(runs, output)
+    result = run_suite(runs, output)
     keys = [line["key"] for line in lines(output)]
     log = output / "suite.jsonl"
     log.write_text(log.read_text()[:-25])
-    assert play(runs, output) == result
+    assert run_suite(runs, output) == result
     assert [line["key"] for line in lines(output)] == keys  # nothing half is left
-    changed(runs / "push-far" / "bc-seed1", "trained.steps", 3)
-    play(runs, output)
+    set_stored_option(runs / "push-far" / "bc-seed1", "trained.steps", 3)
+    run_suite(runs, output)
     assert [line["key"] for line in lines(output)[6:]] == ["bc | bc-seed1 | push-far"]
 
 
 @pytest.mark.slow
-def test_one_task_is_the_plain_evaluation(trained, tmp_path):
+def test_suite_of_one_task_equals_the_plain_evaluation(trained, tmp_path):
     suite = Suite("one", ["push-far"])
-    one = play(trained, tmp_path / "suite", suite)
-    texts = [text.replace("{task}", "push-far") for text in given(trained)]
+    result = run_suite(trained, tmp_path / "suite", suite)
+    texts = [text.replace("{task}", "push-far") for text in checkpoint_texts(trained)]
     plain = evaluate_policies(
         texts, PROTOCOL, output=tmp_path / "plain", device=CPU, command="test"
     )
     stored = json.loads((tmp_path / "suite" / "push-far" / "summary.json").read_text())
     assert stored["paired"] == plain["paired"]
     for entry, on_task, expected in zip(
-        one["entries"], stored["entries"], plain["entries"], strict=True
+        result["entries"], stored["entries"], plain["entries"], strict=True
     ):
         assert entry["tasks"]["push-far"] == {m: expected[m] for m in ("score", "success")}
         assert entry["mean"]["mean"] == pytest.approx(expected["success"]["mean"])
@@ -130,52 +130,52 @@ def test_one_task_is_the_plain_evaluation(trained, tmp_path):
         assert on_task["latency_ms"] == {"p50": None, "p95": None, "p99": None}
 
 
-def refused(checkpoints: list[str], message: str, suite: Suite = SUITE) -> str:
+def suite_error(checkpoints: list[str], message: str, suite: Suite = SUITE) -> str:
     with pytest.raises(ConfigError, match=message) as error:
         load_suite(checkpoints, suite, CPU)
     return str(error.value)
 
 
-def test_all_that_is_missing_is_named_at_once(runs):
+def test_all_missing_checkpoints_are_listed_in_one_error(runs):
     shutil.rmtree(runs / "push-near" / "ebt")
     for seed in range(2):
         shutil.rmtree(runs / "push-far" / f"bc-seed{seed}")
-    error = refused(given(runs), "suite=two lacks .*push-near/ebt@steps=1.*, .*push-far/bc-seed")
+    error = suite_error(
+        checkpoint_texts(runs), "suite=two lacks .*push-near/ebt@steps=1.*, .*push-far/bc-seed"
+    )
     assert "push-far/ebt" not in error and "push-near/bc" not in error
 
 
-def test_what_cannot_be_compared_is_refused(runs):
-    refused([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
-    refused([given(runs)[0]] * 2, "is listed twice")
+def test_incomparable_entries_are_refused(runs):
+    suite_error([f"{runs}/push-near/ebt"], "write {task} where the name of the task belongs")
+    suite_error([checkpoint_texts(runs)[0]] * 2, "is listed twice")
     with pytest.raises(ConfigError, match="lists the task lift twice"):
         Suite("x", ["lift", "can", "lift"])
     with pytest.raises(ConfigError, match="suite=x has no tasks"):
         Suite("x", [])
-    changed(runs / "push-near" / "ebt", "task.env.max_steps", 3)
-    refused(given(runs), "equal time limits, but those given for push-near differ")
-    changed(runs / "push-near" / "ebt", "task.env.max_steps", 15)
+    set_stored_option(runs / "push-near" / "ebt", "task.env.max_steps", 3)
+    suite_error(checkpoint_texts(runs), "equal time limits, but those given for push-near differ")
+    set_stored_option(runs / "push-near" / "ebt", "task.env.max_steps", 15)
     shutil.rmtree(runs / "push-far" / "bc-seed1")
-    refused(given(runs), "there are 2 of push-near, 1 of push-far")
+    suite_error(checkpoint_texts(runs), "there are 2 of push-near, 1 of push-far")
 
 
-def test_policies_are_called_the_same_on_every_task(runs):
+def test_policies_have_equal_names_on_every_task(runs):
     for task in SUITE.tasks:
         shutil.copytree(runs / task / "ebt", runs / f"ebt-{task}")
     text = f"{runs}/ebt-{{task}}@steps=1"
-    by_task = load_suite([text, given(runs)[1]], SUITE, CPU)
-    assert [[one.name for one in ones] for ones in by_task.values()] == [[text, "bc"]] * 2
+    by_task = load_suite([text, checkpoint_texts(runs)[1]], SUITE, CPU)
+    assert [[entry.name for entry in entries] for entries in by_task.values()] == [[text, "bc"]] * 2
 
 
 @pytest.mark.slow
-def test_the_command_plays_goes_on_and_names_what_is_wrong(
-    trained, tmp_path, monkeypatch, call_entry
-):
+def test_suite_command_runs_resumes_and_reports_errors(trained, tmp_path, monkeypatch, call_entry):
     monkeypatch.chdir(tmp_path)
-    arguments = [f"checkpoint={text}" for text in given(trained)]
+    arguments = [f"checkpoint={text}" for text in checkpoint_texts(trained)]
     arguments += ["episodes=1", "workers=1", "videos=0", "device=cpu"]
-    mine = ["+suite.name=mine", "+suite.tasks=[push-near,push-far]"]
+    suite_options = ["+suite.name=mine", "+suite.tasks=[push-near,push-far]"]
     for _ in range(2):
-        assert call_entry(main, *arguments, *mine) == (0, "")
+        assert call_entry(main, *arguments, *suite_options) == (0, "")
     (output,) = Path("results").iterdir()
     assert output.name.startswith("mine-ebt-steps1-candidates2-vs-bc")
     assert len(lines(output)) == 6
@@ -184,17 +184,17 @@ def test_the_command_plays_goes_on_and_names_what_is_wrong(
 
     for wrong, message in {
         "suite=metaworld_10": "lacks",
-        "perturb=kick": "do not go together",
+        "perturb=kick": "exclude each other",
         "+suite.wings=2": "suite has no option wings; it has name, tasks.",
     }.items():
-        more = [] if wrong.startswith("suite") else mine
-        code, error = call_entry(main, *arguments, *more, wrong)
+        options = [] if wrong.startswith("suite") else suite_options
+        code, error = call_entry(main, *arguments, *options, wrong)
         assert code == 2 and message in error and error.count("\n") == 1
     code, error = call_entry(main, *arguments, "suite=nowhere")
-    assert code == 1 and "metaworld_10" in error and "Traceback" not in error
+    assert code == 2 and "metaworld_10" in error
 
 
-def test_the_suites_that_there_are_can_be_read():
+def test_shipped_suites_can_be_loaded():
     from importlib.resources import files
 
     names = [
@@ -209,24 +209,24 @@ def test_the_suites_that_there_are_can_be_read():
 
 
 @pytest.mark.parametrize("count", [1, 10])
-def test_the_figure_has_a_row_a_policy_and_a_column_a_task(count):
+def test_suite_figure_has_a_row_per_policy_and_a_column_per_task(count):
     value = {"mean": 0.7, "ci95": [0.6, 0.8]}
     tasks = {f"metaworld-task{k}": {"success": value} for k in range(count)}
     entries = [
         {"name": name, "runs": 1, "mean": value, "iqm": value, "tasks": tasks} for name in "abc"
     ]
     figure = suite_overview({"entries": entries})
-    overall, each = figure.axes
+    overall, by_task = figure.axes
     assert [label.get_text() for label in overall.get_yticklabels()] == ["a", "b", "c"]
-    shown = [label.get_text() for label in each.get_xticklabels()]
-    assert shown == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
-    assert [text.get_text() for text in each.texts] == ["70"] * 3 * count
+    labels = [label.get_text() for label in by_task.get_xticklabels()]
+    assert labels == (["metaworld-task0"] if count == 1 else [f"task{k}" for k in range(count)])
+    assert [text.get_text() for text in by_task.texts] == ["70"] * 3 * count
     assert figure_style.figure_to_svg(figure, "suite") == figure_style.figure_to_svg(
         figure, "suite"
     )
 
 
-def test_the_note_says_when_the_training_seed_is_not_covered():
+def test_note_on_missing_training_seeds():
     entries = [{"name": "a", "runs": 3}, {"name": "b", "runs": 3}]
     result = {"episodes": 50, "entries": entries}
     assert "episodes alone" not in interval_note(result)

@@ -1,4 +1,4 @@
-"""States, the emergency stop, and what is printed of them."""
+"""States, the emergency stop and their console output."""
 
 import io
 import threading
@@ -9,36 +9,36 @@ from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announce_changes
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
 def test_the_emergency_stop_wakes_the_loop():
     estop, clock = EStop(), MonotonicClock()
     threading.Timer(0.05, lambda: estop.press("button")).start()
-    end = clock.now() + PATIENCE
+    end = clock.now() + TIMEOUT_S
     clock.wait_until(end, estop.pressed)
     assert estop.pressed.is_set() and clock.now() < end
     estop.press("another")
     assert estop.reason == "button"
 
 
-def test_what_a_person_is_to_know_is_a_line_when_it_happens():
-    said, supervisor = io.StringIO(), Supervisor(SimulatedClock())
+def test_state_changes_are_printed_when_they_happen():
+    output, supervisor = io.StringIO(), Supervisor(SimulatedClock())
     supervisor.transition(State.READY, "checked")
-    console = Console(file=said, width=20)
+    console = Console(file=output, width=20)
     with announce_changes(supervisor, console, {State.HOLD: "r resumes it"}):
         supervisor.transition(State.RUNNING, "started")
         supervisor.transition(State.HOLD, "no observation for 0.3 s: obs is (2,) instead of [/7]")
         supervisor.transition(State.RUNNING, "resumed by a person")
         supervisor.transition(State.FAULT, "the policy failed (RuntimeError: two\nlines).")
-    assert said.getvalue().splitlines() == [
+    assert output.getvalue().splitlines() == [
         "held: no observation for 0.3 s: obs is (2,) instead of [/7] (r resumes it)",
         "running: resumed by a person",
         "stopped: the policy failed (RuntimeError: two lines).",
     ]
 
 
-def test_a_fault_stays_until_a_person_has_looked():
+def test_fault_stays_until_acknowledged():
     supervisor = Supervisor(SimulatedClock())
     assert not supervisor.transition(State.RUNNING, "too early")
     for state in (State.READY, State.RUNNING, State.FAULT):

@@ -1,4 +1,4 @@
-"""What a task makes of its demonstrations."""
+"""Tasks: splits and processing of demonstrations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def episodes(n: int, short: int = 0) -> Episodes:
 
 @settings(deadline=None)  # the first example composes the configuration
 @given(n=st.integers(1, 60), share=st.floats(0, 0.99), seed=st.integers(0, 5))
-def test_split_covers_all_once(n, share, seed):
+def test_split_covers_all_episodes_once(n, share, seed):
     count = int(n * share)
     some = task(validation_episodes=count, mirror=False)
     numbers = [
@@ -44,7 +44,7 @@ def test_split_covers_all_once(n, share, seed):
 
 
 @pytest.mark.parametrize(("n", "held_out"), [(1, 1), (5, 6), (5, -1)])
-def test_a_split_that_leaves_nothing_is_refused(n, held_out):
+def test_split_without_training_episodes_is_refused(n, held_out):
     with pytest.raises(ConfigError, match="must leave some"):
         task(validation_episodes=held_out).split(episodes(n), 0)
 
@@ -65,13 +65,13 @@ def test_episodes_too_short_for_a_window_are_not_held_out(seed):
         some.split(episodes(0, short=3), seed)
 
 
-def test_mirror_images_are_learned_from_but_not_held_out():
+def test_mirror_images_are_in_training_but_not_held_out():
     training, held_out = task(validation_episodes=2, mirror=True).split(episodes(6), 0)
     assert len(training) == 8 and held_out is not None and len(held_out) == 2
 
 
 @pytest.mark.parametrize("name", ["lift", "can", "square", "tool_hang", "transport"])
-def test_goals_of_grippers_are_measured_from_where_they_are(name):
+def test_gripper_goals_are_relative_to_the_gripper(name):
     task = PolicyTaskConfig.from_config(compose_config(f"task={name}"))
     scene = robomimic.SCENES[str(task.scene)]
     ends = np.cumsum(list(robomimic.layout(scene).values()))

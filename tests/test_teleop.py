@@ -1,4 +1,4 @@
-"""A person's hand: what comes from the mouse, keys and sticks is limited, and recorded."""
+"""Teleoperation by mouse, keyboard and gamepad: limits and recording."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ def screen(monkeypatch):
     pygame.display.quit()
 
 
-def desk(device, record=None, **change):
+def teleop_runner(device, record=None, **change):
     robot: Robot = load_robot("sim_push_t", *(f"robot.{k}={v}" for k, v in change.items()))
     clock = SimulatedClock()
     driver = SimRobot(EnvSpec("ebt_policy/PushT-v0", 300), clock, command_s=0.3, render=True)
@@ -38,8 +38,8 @@ def desk(device, record=None, **change):
     return runner, teleop
 
 
-def test_the_mouse_shows_where_to_go_and_all_is_recorded(screen, tmp_path):
-    runner, teleop = desk("mouse", record=tmp_path / "mine", episode_s=4)
+def test_mouse_teleoperation_is_recorded(screen, tmp_path):
+    runner, teleop = teleop_runner("mouse", record=tmp_path / "mine", episode_s=4)
 
     def point(tick):
         if tick.number == 3:
@@ -61,8 +61,8 @@ def test_the_mouse_shows_where_to_go_and_all_is_recorded(screen, tmp_path):
     teleop.close()
 
 
-def test_keys_move_keep_drop_and_quit(screen, tmp_path):
-    runner, teleop = desk("keyboard", record=tmp_path / "mine", episode_s=3)
+def test_keys_move_keep_discard_and_quit(screen, tmp_path):
+    runner, teleop = teleop_runner("keyboard", record=tmp_path / "mine", episode_s=3)
     pressed = {
         2: (screen.KEYDOWN, screen.K_RIGHT),
         12: (screen.KEYUP, screen.K_RIGHT),
@@ -89,14 +89,14 @@ def test_keys_move_keep_drop_and_quit(screen, tmp_path):
     assert teleop.quit
 
 
-def test_a_gamepads_stick(screen, monkeypatch):
+def test_gamepad_stick(screen, monkeypatch):
     axes = [0.0, 0.05]
     stick = SimpleNamespace(init=lambda: None, get_axis=lambda i: axes[i])
     with pytest.raises(ConfigError, match="no gamepad is plugged in"):
-        desk("gamepad")
+        teleop_runner("gamepad")
     monkeypatch.setattr(screen.joystick, "get_count", lambda: 1)
     monkeypatch.setattr(screen.joystick, "Joystick", lambda i: stick)
-    runner, _ = desk("gamepad", episode_s=2)
+    runner, _ = teleop_runner("gamepad", episode_s=2)
 
     def push(tick):
         axes[0] = -0.5 if tick.number >= 5 else 0.0
@@ -109,9 +109,9 @@ def test_a_gamepads_stick(screen, monkeypatch):
 
 def test_unknown_devices_and_missing_screens(screen, monkeypatch):
     with pytest.raises(ConfigError, match="input must be one of mouse, keyboard, gamepad"):
-        desk("glove")
+        teleop_runner("glove")
     screen.display.quit()
     monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(ConfigError, match="there is no screen for a window"):
-        desk("mouse")
+        teleop_runner("mouse")

@@ -1,4 +1,4 @@
-"""Images of any size: tiles that go back together, and what is measured of those restored."""
+"""Tiled denoising of images of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ebt_policy.image.tiling import TOGETHER, Tiling, denoise_tiled
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), side=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
-def test_tiles_go_back_together(height, width, side):
+def test_tiles_reassemble_the_image(height, width, side):
     tiling = Tiling(height, width, side)
     image = torch.rand(2, height, width)
     tiles = tiling.cut(image)
@@ -20,15 +20,15 @@ def test_tiles_go_back_together(height, width, side):
     torch.testing.assert_close(tiling.join(tiles), image)
 
 
-def test_tiles_meet_smoothly():
-    """Where one tile is 0 and its neighbour 1, what is between rises without a jump."""
+def test_tiles_blend_smoothly():
+    """Between a tile of 0 and its neighbour of 1, the values rise without a jump."""
     tiling = Tiling(8, 14, 8)
     joined = tiling.join(torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]))
     row = joined[0, 4]
     assert row[5] == 0 and row[8] == 1 and (row.diff() >= 0).all() and row.diff().max() < 0.7
 
 
-def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
+def test_batched_tiled_denoising_equals_single_images(monkeypatch):
     model = build_image_model(
         {
             "shape": {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes": 0},
@@ -38,16 +38,16 @@ def test_images_of_any_size_are_restored_together_as_alone(monkeypatch):
         }
     )
     noisy = [torch.rand(3, *size) * 2 - 1 for size in ((13, 21), (8, 8), (9, 30))]
-    for most in (2, 100):  # batches that end within an image, and one batch
-        monkeypatch.setitem(TOGETHER, "cpu", most)
-        found = denoise_tiled(model, noisy, 100, [0, 0, 0])
+    for batch_size in (2, 100):  # batches that end within an image, and one batch
+        monkeypatch.setitem(TOGETHER, "cpu", batch_size)
+        results = denoise_tiled(model, noisy, 100, [0, 0, 0])
         lean = denoise_tiled(model, noisy, 100, [0, 0, 0], follow=False)
-        assert [len(one.path) for one in found + lean] == [3, 3, 3, 0, 0, 0]
-        for image, one in zip(noisy, found, strict=True):
+        assert [len(result.path) for result in results + lean] == [3, 3, 3, 0, 0, 0]
+        for image, result in zip(noisy, results, strict=True):
             (alone,) = denoise_tiled(model, [image], 100, [0])
-            assert one.images.shape == image.shape
-            torch.testing.assert_close(one.images, alone.images)
-            torch.testing.assert_close(one.energies, alone.energies)
-            assert one.energies is not None and one.energies.shape == (3,)
-            for x, y in zip(one.path, alone.path, strict=False):
+            assert result.images.shape == image.shape
+            torch.testing.assert_close(result.images, alone.images)
+            torch.testing.assert_close(result.energies, alone.energies)
+            assert result.energies is not None and result.energies.shape == (3,)
+            for x, y in zip(result.path, alone.path, strict=False):
                 torch.testing.assert_close(x, y)

@@ -39,7 +39,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("domain", "task", "model"), CASES)
-def test_a_task_chooses_its_domain_and_the_options_of_its_models(domain, task, model):
+def test_task_selects_its_domain_and_model_options(domain, task, model):
     config = compose_config(f"task={task}", f"model={model}")
     assert config["domain"] == domain and config["model"]["name"] == model
     RunConfig(**config)
@@ -63,7 +63,7 @@ def test_objectives_have_the_options_of_the_domain(domain, objective):
             compose_config(f"task={task}", f"objective={other}")
 
 
-def test_every_configuration_file_is_among_them():
+def test_every_configuration_file_is_tested():
     groups = resources.files("ebt_policy.configs")
     names = {
         group: {f.name.removesuffix(".yaml") for f in groups.joinpath(group).iterdir()}
@@ -87,12 +87,12 @@ def test_the_order_of_arguments_does_not_matter():
         (["task=push_t", "model=bert"], "model=bert is unknown; there are bc, "),
     ],
 )
-def test_a_model_of_another_domain_is_one_sentence(arguments, message, call_entry):
+def test_model_of_another_domain_is_a_one_line_error(arguments, message, call_entry):
     code, error = call_entry(main, *arguments)
     assert code == 2 and message in error and error.count("\n") == 1
 
 
-def test_sweeps_go_over_models_of_a_domain(call_entry, tmp_path, monkeypatch):
+def test_sweeps_over_models_of_a_domain(call_entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, error = call_entry(main, "-m", "model=ebt,transformer_pp", "task=text", "train.lr=0")
     assert code == 2 and "train.lr must be positive" in error

@@ -57,12 +57,12 @@ def processes_of(run: Path) -> int:
     return load_policy(run).config["trained"]["processes"]
 
 
-def assert_trained_alike(one: Path, two: Path) -> None:
+def assert_trained_alike(single_run: Path, parallel_run: Path) -> None:
     """A run of one process and one of two end alike, but for the order of their sums."""
-    assert (processes_of(one), processes_of(two)) == (1, 2)
-    assert [x["step"] for x in logged(two)] == [x["step"] for x in logged(one)]
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    weights = [dict(load_policy(run).named_parameters()) for run in (one, two)]
+    assert (processes_of(single_run), processes_of(parallel_run)) == (1, 2)
+    assert [x["step"] for x in logged(parallel_run)] == [x["step"] for x in logged(single_run)]
+    assert losses(parallel_run) == pytest.approx(losses(single_run), rel=1e-5)
+    weights = [dict(load_policy(run).named_parameters()) for run in (single_run, parallel_run)]
     for name, weight in weights[0].items():
         # Softmax ignores the bias of keys: its gradient is rounding, which Adam scales up.
         if not name.endswith("qkv.bias"):
@@ -72,16 +72,16 @@ def assert_trained_alike(one: Path, two: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), S2], ids=["flow", "s2"])
 def test_two_processes_train_as_one(overrides, tiny, tiny_arguments):
-    settings = ("train.steps=20", "train.checkpoint_every=10", *overrides)
-    train_in_two(tiny_arguments("two", *settings))
-    assert_trained_alike(train(tiny("one", *settings)), Path(tiny("two")["run_dir"]))
+    all_overrides = ("train.steps=20", "train.checkpoint_every=10", *overrides)
+    train_in_two(tiny_arguments("two", *all_overrides))
+    assert_trained_alike(train(tiny("one", *all_overrides)), Path(tiny("two")["run_dir"]))
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_plan_of_their_minutes_and_one_evaluates(tiny, tiny_arguments):
-    settings = ["train.steps=null", "train.minutes=0.05", "train.warmup_steps=5"]
-    settings += ["train.checkpoint_every=5", "evaluation.episodes=1", "evaluation.videos=0"]
-    output = train_in_two(tiny_arguments("two", *settings))
+def test_two_processes_share_the_time_plan_and_one_evaluates(tiny, tiny_arguments):
+    overrides = ["train.steps=null", "train.minutes=0.05", "train.warmup_steps=5"]
+    overrides += ["train.checkpoint_every=5", "evaluation.episodes=1", "evaluation.videos=0"]
+    output = train_in_two(tiny_arguments("two", *overrides))
     run = Path(tiny("two")["run_dir"])
     folder = newest_checkpoint(run)
     assert folder is not None and processes_of(run) == 2
@@ -92,9 +92,9 @@ def test_two_processes_share_one_plan_of_their_minutes_and_one_evaluates(tiny, t
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_arguments):
-    settings = ("train.steps=100", "train.checkpoint_every=3")
+    overrides = ("train.steps=100", "train.checkpoint_every=3")
     run = Path(tiny("two")["run_dir"])
-    launcher = start(TWO, tiny_arguments("two", *settings))
+    launcher = start(TWO, tiny_arguments("two", *overrides))
     while _log_length(run) < 7:
         assert launcher.poll() is None
         time.sleep(0.01)
@@ -106,12 +106,12 @@ def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_argum
     cause = errors.partition("Root Cause")[2]
     assert re.search(r"rank +: 1 .*\n.*SIGKILL", cause)
     assert load_policy(run).config["trained"]["steps"] < 100
-    train_in_two(tiny_arguments("two", *settings, "resume=true"))
-    assert_trained_alike(train(tiny("one", *settings)), run)
+    train_in_two(tiny_arguments("two", *overrides, "resume=true"))
+    assert_trained_alike(train(tiny("one", *overrides)), run)
 
 
 @pytest.mark.slow
-def test_accelerate_that_starts_one_process_of_two_is_refused(tiny, tiny_arguments):
+def test_accelerate_that_starts_one_of_two_processes_is_refused(tiny, tiny_arguments):
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     process = start(launcher, tiny_arguments("run"))
     _, errors = process.communicate(timeout=300)
@@ -119,7 +119,7 @@ def test_accelerate_that_starts_one_process_of_two_is_refused(tiny, tiny_argumen
     assert not Path(tiny("run")["run_dir"]).exists()
 
 
-def test_one_process_that_was_asked_for_trains(monkeypatch):
+def test_requested_single_process_trains(monkeypatch):
     for name in ("RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -127,7 +127,7 @@ def test_one_process_that_was_asked_for_trains(monkeypatch):
     assert accelerator.num_processes == 1 and devices(accelerator) == "cpu"
 
 
-def test_one_process_of_several_that_were_asked_for_is_refused(monkeypatch):
+def test_fewer_processes_than_requested_are_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -142,7 +142,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         join_processes(torch.device("cuda"), "no")
 
 
-def test_a_batch_that_processes_cannot_share_equally_is_refused(tiny):
+def test_batch_must_be_divisible_by_the_processes(tiny):
     config = TrainConfig(**tiny("run", "train.batch_size=15")["train"])
     accelerator: Any = SimpleNamespace(num_processes=2)
     model: Any = None
@@ -152,16 +152,16 @@ def test_a_batch_that_processes_cannot_share_equally_is_refused(tiny):
 
 
 def _train_quietly(config: dict[str, Any]) -> None:
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 1)
         train(config)
 
 
 @pytest.mark.slow
 def test_killed_ten_times_equals_uninterrupted(tiny):
-    settings = (*S2, "train.steps=400", "train.checkpoint_every=3")
-    straight = train(tiny("straight", *settings))
-    config = tiny("killed", *settings, "resume=true")
+    overrides = (*S2, "train.steps=400", "train.checkpoint_every=3")
+    straight = train(tiny("straight", *overrides))
+    config = tiny("killed", *overrides, "resume=true")
     run = Path(config["run_dir"])
     # The fork server imports the package once; each training is a process of its own.
     server = multiprocessing.get_context("forkserver")

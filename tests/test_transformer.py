@@ -36,7 +36,7 @@ def inputs(seed=0):
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(unit=st.integers(0, U - 1), level=st.booleans(), size=st.sampled_from([0.1, 10.0, 1e3]))
-def test_units_do_not_see_each_other(unit, level, size):
+def test_units_are_independent_of_each_other(unit, level, size):
     net = build(level=level)
     obs, x = inputs()
     g = torch.rand(B, U) if level else None
@@ -60,15 +60,15 @@ def test_the_energy_of_a_unit_has_no_gradient_in_the_others():
         assert (gradient[:, others] == 0).all() and (gradient[:, u] != 0).all()
 
 
-def test_a_unit_is_the_same_alone_and_in_company():
+def test_unit_output_does_not_depend_on_other_units():
     net, (obs, x) = build(), inputs()
     with torch.no_grad():
         context = net.encode(obs)
-        together = net(context, x)
+        batched = net(context, x)
         alone = torch.cat([net(context, x[:, u : u + 1]) for u in range(U)], dim=1)
         by_row = torch.cat([net(net.encode(obs[b : b + 1]), x[b : b + 1]) for b in range(B)])
-    torch.testing.assert_close(alone, together)
-    torch.testing.assert_close(by_row, together)
+    torch.testing.assert_close(alone, batched)
+    torch.testing.assert_close(by_row, batched)
 
 
 def test_energy_depends_on_context_order_of_tokens_and_level():
@@ -82,7 +82,7 @@ def test_energy_depends_on_context_order_of_tokens_and_level():
         assert not torch.allclose(net(net.encode(obs), x, level + 0.1), energy)
 
 
-def test_a_context_encoded_once_equals_one_encoded_at_every_step():
+def test_context_encoded_once_equals_context_encoded_at_every_step():
     net, (obs, x) = build(), inputs()
     context = net.encode(obs)
     calls = []
@@ -102,15 +102,15 @@ def test_output_shapes(output):
 
 def test_features_are_the_mean_over_tokens_of_each_block():
     net, (obs, x) = build(layers=3), inputs()
-    made = []
+    outputs = []
     for block in net.blocks:
-        block.register_forward_hook(lambda _, given, result: made.append(result[0]))
+        block.register_forward_hook(lambda _, arguments, result: outputs.append(result[0]))
     with torch.no_grad():
         context = net.encode(obs)
-        made.clear()
+        outputs.clear()
         features = net.features(context, x)
     assert features.shape == (B, U, 3, 16)
-    want = torch.stack([h.view(B, U, L, 16).mean(2) for h in made], dim=2)
+    want = torch.stack([h.view(B, U, L, 16).mean(2) for h in outputs], dim=2)
     torch.testing.assert_close(features, want)
 
 
@@ -122,7 +122,7 @@ def test_the_energy_is_the_product_of_candidate_and_vector():
 
 
 @pytest.mark.parametrize("output", ["energy", "vector"])
-def test_tokens_wider_than_the_network_pass_around_it(output):
+def test_wide_tokens_use_a_skip_connection(output):
     """A share of the candidate is added to the vector, so its square to the energy."""
     torch.manual_seed(0)
     wide = TwoStreamTransformer(
@@ -146,7 +146,7 @@ def first_derivative(net, obs, x):
     return torch.autograd.grad(energy.sum(), leaf, create_graph=True)[0]
 
 
-def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_needed():
+def test_math_attention_is_used_for_second_derivatives():
     net, (obs, x) = build(), inputs()
     with double_backward_attention(False), pytest.raises(RuntimeError, match="attention"):
         first_derivative(net, obs, x).square().sum().backward()
@@ -154,8 +154,8 @@ def test_fused_attention_has_no_second_derivative_and_is_avoided_where_one_is_ne
         first_derivative(net, obs, x).square().sum().backward()
     context = net.encode(obs)
     net.zero_grad()
-    found = descend(lambda x, g: net(context, x, g), x, 2, 0.1)
-    found.candidate.square().sum().backward()
+    result = descend(lambda x, g: net(context, x, g), x, 2, 0.1)
+    result.candidate.square().sum().backward()
     for name, parameter in net.blocks.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert net.context_in.weight.grad is not None
@@ -204,14 +204,14 @@ def test_compiled_inference_equals_eager():
 # -- parts ----------------------------------------------------------------------------------------
 
 
-def test_tokens_seen_before_count_as_if_they_were_there():
+def test_cached_tokens_equal_recomputed_tokens():
     torch.manual_seed(0)
     attention = Attention(8, 2)
-    before, now = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
+    before, later = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
     with torch.no_grad():
-        together, _ = attention(torch.cat([before, now], dim=1))
+        joint, _ = attention(torch.cat([before, later], dim=1))
         _, past = attention(before)
-        torch.testing.assert_close(attention(now, past)[0], together[:, 4:])
+        torch.testing.assert_close(attention(later, past)[0], joint[:, 4:])
 
 
 def test_levels_have_distinct_smooth_features():
@@ -225,7 +225,7 @@ def test_levels_have_distinct_smooth_features():
 # -- bad input ------------------------------------------------------------------------------------
 
 
-def test_a_level_is_given_exactly_when_the_network_was_built_for_it():
+def test_level_is_required_only_by_level_conditioned_networks():
     obs, x = inputs()
     with_level, without = build(level=True), build()
     with pytest.raises(ValueError, match="must be given a level"):

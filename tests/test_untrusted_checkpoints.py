@@ -48,7 +48,7 @@ FAST = (
 )  # fmt: skip
 
 
-def play(run: Path) -> None:
+def load_env(run: Path) -> None:
     """Load a policy and make the environment that it was trained for."""
     (entry,) = load_policy_entries([str(run)], torch.device("cpu"))
     entry.env_spec.make().close()
@@ -77,18 +77,18 @@ def train_policy(tmp_path: Path, demonstrations: Path, *overrides: str) -> Path:
 
 def train_text(tmp_path: Path, _: Path) -> Path:
     (tmp_path / "mine.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
-    where = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
-    given = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
-    return train(compose_config(*given, *where, "task=text"))
+    paths = (f"task.path={tmp_path}/mine.txt", f"run_dir={tmp_path}/run")
+    overrides = (*FAST, "task.context=8", "task.tokenizer=char", "evaluation.final=false")
+    return train(compose_config(*overrides, *paths, "task=text"))
 
 
 def train_image(tmp_path: Path, _: Path) -> Path:
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    given = (*FAST, "task.side=8", "evaluation.final=false", "model=dit")
-    where = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *where, "task=image"))
+    overrides = (*FAST, "task.side=8", "evaluation.final=false", "model=dit")
+    paths = (f"task.path={tmp_path}", f"run_dir={tmp_path}/run")
+    return train(compose_config(*overrides, *paths, "task=image"))
 
 
 def train_video(tmp_path: Path, _: Path) -> Path:
@@ -96,18 +96,20 @@ def train_video(tmp_path: Path, _: Path) -> Path:
         with video_writer(tmp_path / f"{i}.mp4", fps=10) as add:
             for t in range(8):
                 add(np.full((32, 48, 3), 20 * i + t, np.uint8))
-    given = (*FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
-             f"task.path={tmp_path}")  # fmt: skip
+    overrides = (
+        *FAST, "evaluation.final=false", "task.height=16", "task.width=24", "task.context=4",
+        f"task.path={tmp_path}",
+    )  # fmt: skip
     features = f"{tmp_path}/features"
-    made = ("model=autoencoder", "model.channels=[8,8]", f"run_dir={features}")
-    train(compose_config(*given, *made, "task=video"))
+    autoencoder = ("model=autoencoder", "model.channels=[8,8]", f"run_dir={features}")
+    train(compose_config(*overrides, *autoencoder, "task=video"))
     run = (f"task.features={features}", f"run_dir={tmp_path}/run")
-    return train(compose_config(*given, *run, "task=video"))
+    return train(compose_config(*overrides, *run, "task=video"))
 
 
 KINDS: dict[str, tuple[Any, Any]] = {
-    "energy policy": (train_policy, play),
-    "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), play),
+    "energy policy": (train_policy, load_env),
+    "diffusion policy": (lambda *args: train_policy(*args, "model=diffusion"), load_env),
     "text": (train_text, load_text),
     "image": (train_image, load_image),
     "video": (train_video, load_video),
@@ -158,9 +160,7 @@ def test_no_string_of_a_checkpoint_is_imported(kind, demonstrations, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_module_of_the_command_line_may_be_named(
-    demonstrations, tmp_path, monkeypatch, call_entry
-):
+def test_module_option_imports_user_code(demonstrations, tmp_path, monkeypatch, call_entry):
     run = train_policy(tmp_path, demonstrations)
     file = checkpoint_folder(run) / "config.yaml"
     text = file.read_text().replace("ebt_policy/PushT-v0", "my_envs:Mine-v0")
@@ -170,16 +170,16 @@ def test_a_module_of_the_command_line_may_be_named(
         "gymnasium.register('Mine-v0', 'ebt_policy.envs.push_t_env:PushTEnv')\n"
     )  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
-    # Processes that play import the module, too.
+    # Rollout processes import the module, too.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.setattr(modules, "_imported", set())
     monkeypatch.chdir(tmp_path)
-    given = [f"checkpoint={run}", "episodes=1", "videos=0", "workers=1", "output=results"]
-    code, error = call_entry(eval_main, *given)
+    arguments = [f"checkpoint={run}", "episodes=1", "videos=0", "workers=1", "output=results"]
+    code, error = call_entry(eval_main, *arguments)
     assert code == 2 and "to run its code, add --module my_envs to the command" in error
     assert "my_envs" not in sys.modules
-    assert call_entry(eval_main, "--module", "my_envs", *given) == (0, "")
-    code, error = call_entry(eval_main, "--module=none_such", *given)
+    assert call_entry(eval_main, "--module", "my_envs", *arguments) == (0, "")
+    code, error = call_entry(eval_main, "--module=none_such", *arguments)
     assert code == 2 and "--module none_such cannot be imported" in error
 
 
@@ -201,7 +201,7 @@ class Canary:
         {"dtype": "|O", "fill_value": "", "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]},
     ],
 )
-def test_no_store_of_episodes_is_unpickled(metadata, tmp_path):
+def test_episode_stores_are_not_unpickled(metadata, tmp_path):
     store = tmp_path / "store"
     root = zarr.open_group(str(store), mode="w", zarr_format=2)
     rows = {"data/state": np.zeros((10, 5), "f4"), "data/action": np.ones((10, 2), "f4")}

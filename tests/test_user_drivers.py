@@ -68,7 +68,7 @@ def run(project, *arguments):
 
 
 @pytest.mark.slow
-def test_a_driver_of_a_users_module_runs_an_episode(project, tiny_run):
+def test_driver_of_a_user_module_runs_an_episode(project, tiny_run):
     conf = ("--config-dir", str(project / "conf"))
     options = (f"checkpoint={tiny_run}", "output=out", "robot.episode_s=2", *TIMEOUTS)
     program = run(project, "--module", "my_robot", *conf, "robot=desk", *options)
@@ -80,10 +80,12 @@ def test_a_driver_of_a_users_module_runs_an_episode(project, tiny_run):
     assert "robot.driver.name=jumper is unknown; there are replay, ros2, sim" in program.stderr
 
 
-def test_an_unknown_driver_lists_those_that_are_known():
+def test_unknown_driver_error_lists_known_drivers():
     robot = load_robot("sim_push_t", "robot.driver.name=sin")
-    known = r"robot\.driver\.name=sin is unknown; there are .*replay, ros2, sim.*Did you mean sim\?"
-    with pytest.raises(ConfigError, match=known):
+    message = (
+        r"robot\.driver\.name=sin is unknown; there are .*replay, ros2, sim.*Did you mean sim\?"
+    )
+    with pytest.raises(ConfigError, match=message):
         robot.make_driver(SimulatedClock())
 
 

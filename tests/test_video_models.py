@@ -31,13 +31,13 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 def build(kind: str, features: int = F) -> VideoModel:
     model, objective = KINDS[kind]
     torch.manual_seed(0)
-    made: Any = build_video_model(
+    video_model: Any = build_video_model(
         {
             "task": {"context": S}, "features": features, "model": model, "objective": objective,
             "size": {"width": 16, "heads": 2, "layers": 2},
         }
     )  # fmt: skip
-    return made
+    return video_model
 
 
 @pytest.fixture(params=KINDS)
@@ -57,13 +57,13 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
     assert loss.isfinite() and unused == []
 
 
-def test_all_have_nearly_equal_parameters():
+def test_video_models_have_similar_parameter_counts():
     counts = {kind: build(kind).parameter_count for kind in ("s1", "refiner", "transformer_pp")}
     assert counts["s1"] == counts["refiner"]
     assert counts["s1"] - counts["transformer_pp"] == 1 + 2 * 16  # step size, place, norm
 
 
-def test_a_later_frame_changes_nothing_before_it(kind):
+def test_predictions_do_not_depend_on_later_frames(kind):
     model = build(kind).eval()
     rows = frames()
     other = rows.clone()
@@ -76,29 +76,29 @@ def test_a_later_frame_changes_nothing_before_it(kind):
     assert not torch.allclose(start.changes[:, -1], after.changes[:, -1])
 
 
-def test_one_step_from_nothing_is_a_plain_transformers_output():
+def test_one_step_from_zero_equals_a_plain_transformer():
     """Of size 1, as the energy's own gradient says (see `SequenceEnergyModel`)."""
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
     model.configure_inference(steps=1)
-    seen = model.observe(frames()[:, :-1])
+    observed = model.observe(frames()[:, :-1])
     empty = torch.zeros(3, S, 16)
-    want = model.change_out(model.net(seen, empty))
-    torch.testing.assert_close(model.predict(seen).changes, want)
+    want = model.change_out(model.net(observed, empty))
+    torch.testing.assert_close(model.predict(observed).changes, want)
 
 
-def test_energies_are_what_the_formula_says():
+def test_energies_equal_the_formula():
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
-    seen = model.observe(frames()[:, :-1])
-    found = model.predict(seen)
+    observed = model.observe(frames()[:, :-1])
+    prediction = model.predict(observed)
     small = F**-0.5
-    e = small * found.changes @ model.change_out.weight
-    want = -(e * model.net(seen, e)).sum(-1) + small * found.changes.square().sum(-1) / 2
-    torch.testing.assert_close(found.signals["energy"], want)
+    e = small * prediction.changes @ model.change_out.weight
+    want = -(e * model.net(observed, e)).sum(-1) + small * prediction.changes.square().sum(-1) / 2
+    torch.testing.assert_close(prediction.signals["energy"], want)
 
 
-def test_units_are_those_of_training():
+def test_repeating_the_last_frame_has_an_error_of_one():
     """Repeating the last frame has an error of 1, whatever the units of the features."""
     model = build("transformer_pp")
     some = [3.0 + 100 * x for x in frames(6, 20)]
@@ -108,7 +108,7 @@ def test_units_are_those_of_training():
     assert model.changes(rows).square().mean().item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_a_feature_that_never_varies_stays_harmless():
+def test_constant_feature_is_normalized_safely():
     model = build("transformer_pp")
     some = frames(6, 20)
     some[..., 0] = 7.0
@@ -116,7 +116,7 @@ def test_a_feature_that_never_varies_stays_harmless():
     assert model.normalize({"frames": some})["frames"].isfinite().all()
 
 
-def test_a_rollout_goes_on_from_its_own_frames(kind):
+def test_rollout_continues_from_predicted_frames(kind):
     model = build(kind).eval()
     start = frames(2, S)
     generator = torch.Generator().manual_seed(0)
@@ -129,14 +129,17 @@ def test_a_rollout_goes_on_from_its_own_frames(kind):
     torch.testing.assert_close(ahead[:, 1:2], second)
 
 
-def test_rollouts_are_drawn_of_decodable_features(tmp_path):
-    here = torch.device("cpu")
-    back, none = Latents(Autoencoder([8, 8], 1, 0.0).net, here), Backbone(torch.nn.Flatten(), here)
+def test_rollouts_are_rendered_for_decodable_features(tmp_path):
+    device = torch.device("cpu")
+    back, none = (
+        Latents(Autoencoder([8, 8], 1, 0.0).net, device),
+        Backbone(torch.nn.Flatten(), device),
+    )
     clip = Clip(np.zeros((10, 4, 4, 3), np.uint8), "clip")
     features = back.encode(torch.from_numpy(clip.frames))
     models = {name: build("transformer_pp", 4) for name in ("one", "other")}
 
-    def drawn(*encoders: FrameFeatures) -> Any:
+    def draw(*encoders: FrameFeatures) -> Any:
         windows: Any = None  # pictures need none
         evaluated = {
             name: (
@@ -147,9 +150,9 @@ def test_rollouts_are_drawn_of_decodable_features(tmp_path):
         }
         return draw_rollouts(evaluated, tmp_path)
 
-    assert drawn(none, none) is None and not list(tmp_path.iterdir())
-    few, many = drawn(none, back), drawn(back, back)
-    assert len(few.axes) < len(many.axes)
+    assert draw(none, none) is None and not list(tmp_path.iterdir())
+    partial, complete = draw(none, back), draw(back, back)
+    assert len(partial.axes) < len(complete.axes)
     with av.open(str(tmp_path / "rollouts.mp4")) as film:
         frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
     assert len(frames) == 10 - S  # what follows the frames that are given

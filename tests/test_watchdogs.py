@@ -5,21 +5,21 @@ import threading
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.watchdogs import LoopWatchdog
 
-PATIENCE = 60.0  # seconds until what must happen has not: a busy machine is slow
+TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
 
 
-def test_a_loop_that_hangs_is_stopped_from_another_thread():
-    clock, said = SimulatedClock(), []
-    watchdog = LoopWatchdog(clock, 0.05, said.append)
+def test_hanging_loop_is_stopped_by_the_watchdog():
+    clock, messages = SimulatedClock(), []
+    watchdog = LoopWatchdog(clock, 0.05, messages.append)
     clock.wait_until(1.0)
     watchdog.check()
-    assert not said  # it does not beat before it began
+    assert not messages  # it does not beat before it began
     watchdog.beat()
     for moment in (1.04, 1.06, 1.2):
         clock.wait_until(moment)
         watchdog.check()
-    assert said == ["the control loop gave no heartbeat for 0.05 s"]  # once
+    assert messages == ["the control loop gave no heartbeat for 0.05 s"]  # once
     stopped = threading.Event()
     with LoopWatchdog(MonotonicClock(), 0.05, lambda reason: stopped.set()) as watchdog:
         watchdog.beat()
-        assert stopped.wait(PATIENCE)
+        assert stopped.wait(TIMEOUT_S)

@@ -77,7 +77,7 @@ def test_edges_of_an_episode():
     assert torch.equal(batch["obs"][:, 1, 0], rows[:, 1])
 
 
-def test_takes_numpy_and_ignores_other_keys():
+def test_accepts_numpy_and_ignores_other_keys():
     arrays, ends = make([20, 20])
     arrays = {key: value.numpy() for key, value in arrays.items()} | {"state": np.zeros(1)}
     windows = Windows(arrays, ends, horizon=4, n_obs_steps=1, n_action_steps=4)
@@ -113,24 +113,24 @@ def test_bad_input(change, message):
         Windows(**(good | change))
 
 
-def test_short_episode_is_left_out_with_a_warning():
+def test_short_episode_is_skipped_with_a_warning():
     arrays, ends = make([7, 20, 8])
     with pytest.warns(UserWarning, match="1 of 3 episodes are too short"):
         windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
     assert len(windows) == 13 + 1
 
 
-def test_actions_have_the_spread_of_the_noise_that_corrupts_them():
+def test_normalized_actions_have_unit_variance():
     arrays, ends = make([40, 60])
     windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
     normalizer = fit_normalizer(windows, None)
-    seen = normalizer.normalize("action", windows.gather(torch.arange(len(windows)))["action"])
-    std, mean = torch.std_mean(seen.flatten(0, 1), 0, correction=0)
+    actions = normalizer.normalize("action", windows.gather(torch.arange(len(windows)))["action"])
+    std, mean = torch.std_mean(actions.flatten(0, 1), 0, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
     torch.testing.assert_close(std, torch.ones_like(std), atol=1e-4, rtol=0)
 
 
-def test_relative_actions_do_not_depend_on_where_the_robot_is():
+def test_relative_actions_do_not_depend_on_the_robot_position():
     rng = np.random.default_rng(0)
     walk = np.cumsum(rng.normal(size=(40, 2)), axis=0)
 
@@ -142,9 +142,9 @@ def test_relative_actions_do_not_depend_on_where_the_robot_is():
         )  # fmt: skip
         return fit_normalizer(windows, [1, 2]).to_json()["action"]
 
-    near, far = fitted(0), fitted(300.0)
+    at_origin, moved = fitted(0), fitted(300.0)
     for key in ("min", "max", "mean", "std"):
-        np.testing.assert_allclose(near[key], far[key], atol=1e-3)
+        np.testing.assert_allclose(at_origin[key], moved[key], atol=1e-3)
     assert action_origin(torch.zeros(3, 2, 5), None) == 0.0
     obs = torch.arange(12.0).view(1, 3, 4)
     assert torch.equal(action_origin(obs, origin_index([3, 1])), torch.tensor([[[11.0, 9.0]]]))
