@@ -76,6 +76,19 @@ def test_every_option_has_a_meaning(overrides):
     assert [name for name in names if name not in comments] == []
 
 
+def test_a_folder_of_ones_own_configurations(call, tmp_path):
+    folder = tmp_path / "my configs" / "robot"
+    folder.mkdir(parents=True)
+    (folder / "desk.yaml").write_text("defaults: [push_t]\nname: desk\ndriver: { name: sim }\n")
+    code, text, error = call("run", "--config-dir", str(folder.parent), "robot=desk", "--cfg")
+    assert (code, error) == (0, "") and "name: desk" in text
+    assert call("run", f"--config-dir={folder.parent}", "robot=desk", "--help")[0] == 0
+    _, _, error = call("run", "--config-dir", str(folder.parent), "robot=desc")
+    assert "Did you mean desk?" in error
+    _, _, error = call("run", "--config-dir", "nowhere", "robot=desk")
+    assert "--config-dir needs a folder of configurations, got 'nowhere'" in error
+
+
 def test_cfg_prints_the_configuration(call):
     code, text, error = call("train", "task=lift", "--cfg", "job")
     assert (code, error) == (0, "")

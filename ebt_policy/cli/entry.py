@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from ebt_policy.cli.arguments import RAW_ARGV, hydra_arguments
+from ebt_policy.cli.arguments import RAW_ARGV, hydra_arguments, quote
 from ebt_policy.cli.composition import compose_config
 from ebt_policy.cli.help import help_text
 from ebt_policy.cli.reporting import report_errors
@@ -53,7 +54,7 @@ def run_entry(entry: Entry) -> None:
     RAW_ARGV[:] = sys.argv[1:]
     with report_errors():
         typed, flags = _split_flags(RAW_ARGV)
-        arguments = hydra_arguments(typed, *entry.repeated)
+        arguments = [*flags.pop("--config-dir", ()), *hydra_arguments(typed, *entry.repeated)]
         hydra_flags = [argument for argument in arguments if argument.startswith("-")]
         if "--help" in flags:
             sys.stdout.write(_help(entry, arguments) + "\n")
@@ -72,17 +73,29 @@ def run_entry(entry: Entry) -> None:
     entry.sweep()
 
 
-def _split_flags(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Return the other arguments, and which of ``--help`` and ``--cfg`` there are."""
-    others, flags = [], set()
-    for argument in arguments:
+def _split_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Return the other arguments, and ``--help``, ``--cfg`` and ``--config-dir`` with overrides."""
+    others: list[str] = []
+    flags: dict[str, tuple[str, ...]] = {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
         if argument in ("-h", "--help"):
-            flags.add("--help")
+            flags["--help"] = ()
         elif argument in ("-c", "--cfg"):
-            flags.add("--cfg")
+            flags["--cfg"] = ()
+        elif name == "--config-dir":
+            flags[name] = (_search_path(value if equals else next(remaining, "")),)
         elif argument != "job":  # as in hydra's ``--cfg job``
             others.append(argument)
     return others, flags
+
+
+def _search_path(folder: str) -> str:
+    """Return the override that makes hydra find configurations in a folder of the user's, too."""
+    if not folder or not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir needs a folder of configurations, got {folder!r}.")
+    return f"hydra.searchpath=[{quote('file://' + str(Path(folder).resolve()))}]"
 
 
 def _help(entry: Entry, arguments: Sequence[str]) -> str:

@@ -73,7 +73,10 @@ def option_comments(config_name: str, choices: Mapping[str, str | None]) -> dict
 
 def _file_comments(path: str, prefix: str) -> dict[str, str]:
     """Return the comments of a file, and of the files beside it that its defaults name."""
-    text = files(CONFIGS).joinpath(path).read_text("utf-8")
+    file = files(CONFIGS).joinpath(path)
+    if not file.is_file():  # of the user's own folder
+        return {}
+    text = file.read_text("utf-8")
     if "# @package _global_" in text:
         prefix = ""
     folder = path.rpartition("/")[0]
