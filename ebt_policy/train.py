@@ -30,12 +30,6 @@ from ebt_policy.training.trainer import Trainer
 
 console = Console()
 
-# Imported when they are trained: each domain needs libraries that the others do not.
-TASKS.declare("policy", "ebt_policy.policies.task:PolicyTrainingTask")
-TASKS.declare("text", "ebt_policy.language.task:TextTrainingTask")
-TASKS.declare("image", "ebt_policy.image.task:ImageTrainingTask")
-TASKS.declare("video", "ebt_policy.video.task:VideoTrainingTask")
-
 
 def train(config: dict[str, Any]) -> Path:
     """Train, evaluate and report; return the run folder.

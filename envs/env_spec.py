@@ -59,7 +59,9 @@ class EnvSpec:
                 its simulator is not installed.
             RenderingError: the environment needs frames and no backend can draw them.
         """
-        kwargs = {"max_episode_steps": self.max_steps, "render_mode": render_mode, **self.kwargs}
+        kwargs = {"max_episode_steps": self.max_steps, **self.kwargs}
+        if render_mode is not None:  # an environment that cannot render needs no such argument
+            kwargs["render_mode"] = render_mode
         try:
             env = gymnasium.make(self.env_id, **kwargs)
         except EnvError:

@@ -14,7 +14,8 @@ from ebt_policy.policies.metrics import POLICY_REPORT, compare, entry_summary, w
 
 KEYS = [
     *("name", *INFO),
-    *("episodes", "score", "success", "latency_ms", "steps_used", "command", "version"),
+    *("episodes", "score", "success", "latency_ms", "steps_used", "command"),
+    *("date", "version", "commit"),
 ]
 
 

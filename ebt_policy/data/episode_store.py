@@ -197,7 +197,8 @@ def _commit_ends(meta: Path, new: np.ndarray) -> None:
             (copy / file).replace(target / file)
         _sync(target)
     finally:
-        _remove(copy)
+        # zarr's threads may still write after an interruption; the next append removes the rest.
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _write(store: LocalStore | ZipStore, episodes: Episodes, zarr_format: Literal[2, 3]) -> None:

@@ -54,6 +54,7 @@ def load_recorded(
     return episodes, f"from {file}"
 
 
+@TASK_FAMILIES.register("recorded")
 @TASK_FAMILIES.register("metaworld")
 class RecordedFamily(TaskFamily):
     """Tasks whose demonstrations are recorded, and never downloaded."""

@@ -79,3 +79,10 @@ class TrainingTask(ABC, Generic[Data]):
 
 # By the option ``domain``; installed plug-ins add tasks by entry points.
 TASKS: Registry[type[TrainingTask[Any]]] = Registry("domain", "ebt_policy.domains")
+
+# The domains of this package. Each is imported when it is trained: it needs libraries that the
+# others do not.
+TASKS.declare("policy", "ebt_policy.policies.task:PolicyTrainingTask")
+TASKS.declare("text", "ebt_policy.language.task:TextTrainingTask")
+TASKS.declare("image", "ebt_policy.image.task:ImageTrainingTask")
+TASKS.declare("video", "ebt_policy.video.task:VideoTrainingTask")
