@@ -8,7 +8,6 @@ has the defaults of policies, text, images and video.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from ebt_policy.cli import Entry, command_line, pick_device, report_errors, run_entry
 from ebt_policy.config import options
-from ebt_policy.evaluation.live_curve import draw_training_curve
+from ebt_policy.evaluation.live_curve import LiveCurve
 from ebt_policy.training.config import RunConfig, TrainConfig
 from ebt_policy.training.log import MetricLog, check_mode
 from ebt_policy.training.overrides import choose_budget, drop_unused_sections
@@ -62,10 +61,11 @@ def train(config: dict[str, Any]) -> Path:
                 f"{devices(accelerator)}, in {run_dir}",
                 markup=False,
             )
+        curve = LiveCurve(run_dir)
         trainer = Trainer(
             model, setup.train_data, train_config, run_dir,
             seed=run.seed, accelerator=accelerator, validation_data=setup.validation_data,
-            validate=setup.validate, on_checkpoint=partial(draw_training_curve, run_dir),
+            validate=setup.validate, on_checkpoint=curve.update,
         )  # fmt: skip
         resumed = trainer.resume() if run.resume else None
         if is_main:
@@ -79,6 +79,7 @@ def train(config: dict[str, Any]) -> Path:
             if trainer.log is not None:
                 trainer.log.close()
         if is_main:
+            curve.draw()
             task.evaluate(data, run_dir, accelerator.device, command_line("ebt_policy.train"))
     return run_dir
 

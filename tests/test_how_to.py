@@ -113,5 +113,5 @@ def test_own_data(tmp_path, monkeypatch):
 
 def test_options_on_the_pages_exist():
     for path in PAGES.glob("*.md"):
-        for script in re.findall(r"\b(ebt-\w+)\b", path.read_text()):
+        for script in re.findall(r"(?:^|[`\s])(ebt-[a-z]+)(?=[`\s])", path.read_text()):
             assert script in SCRIPTS, (path, script)

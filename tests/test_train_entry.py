@@ -224,7 +224,9 @@ def test_training_writes_policy_logs_results_report_and_video(tiny_arguments, tm
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path) == ["run"]
     run = tmp_path / "run"
-    assert sorted(os.listdir(run)) == ["checkpoints", "config.yaml", "evaluation", "log.jsonl"]
+    assert sorted(os.listdir(run)) == [
+        *("checkpoints", "config.yaml", "evaluation", "log.jsonl", "training.svg")
+    ]
     assert sorted(os.listdir(run / "checkpoints")) == ["step_00000020", "step_00000030"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [x["step"] for x in log if "loss" in x] == list(range(1, 31))
