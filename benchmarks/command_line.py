@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 BOOLEANS = {"true": True, "false": False}
+TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
 def parse_options(arguments: Sequence[str] | None = None, **defaults: Any) -> SimpleNamespace:
@@ -38,7 +39,7 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
     try:
         return BOOLEANS[text] if isinstance(default, bool) else type(default)(text)
     except (ValueError, KeyError):
-        expected = "true or false" if isinstance(default, bool) else type(default).__name__
+        expected = TYPE_NAMES[type(default)]
         sys.exit(f"error: {name} must be {expected}, got {text!r}.")
 
 

@@ -85,9 +85,9 @@ def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:
 
 def _is_a(value: Any, annotation: Any) -> bool:
     origin, type_args = get_origin(annotation), get_args(annotation)
-    if (
-        annotation in (Any, Parameter.empty) or origin is Literal
-    ):  # whoever takes a literal says best what is allowed
+    if annotation in (Any, Parameter.empty):
+        return True
+    if origin is Literal:  # the called function lists the allowed values in its own error
         return True
     if origin in (UnionType, Union):  # the second with a literal in it
         return any(_is_a(value, member) for member in type_args)

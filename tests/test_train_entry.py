@@ -84,8 +84,11 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
             ["objective.noise_samples_per_target=two"],
             "objective.noise_samples_per_target must be an integer, got 'two'.",
         ),
-        (["objective=s2", "objective.noise=0.1"], "noise must be [float, float], got 0.1."),
-        (["objective=s2", "objective.steps=[2,x]"], "steps must be [int, int], got [2, 'x']."),
+        (["objective=s2", "objective.noise=0.1"], "noise must be [a number, a number], got 0.1."),
+        (
+            ["objective=s2", "objective.steps=[2,x]"],
+            "steps must be [an integer, an integer], got [2, 'x'].",
+        ),
     ],
 )
 def test_user_errors_are_one_line(overrides, message, run_main, tiny_arguments, tmp_path):
