@@ -87,7 +87,7 @@ def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
         (["objective=s2", "objective.noise=0.1"], "noise must be [a number, a number], got 0.1."),
         (
             ["objective=s2", "objective.steps=[2,x]"],
-            "steps must be [an integer, an integer], got [2, 'x'].",
+            "must be [an integer, an integer], got [2, 'x'].",
         ),
     ],
 )
