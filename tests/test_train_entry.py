@@ -240,7 +240,7 @@ def test_training_writes_policy_logs_results_report_and_video(tiny_arguments, tm
     assert summary["paired"] == [] and len(summary["entries"]) == 1
     entry = summary["entries"][0]
     more = {"name", "episodes", "score", "success", "latency_ms", "steps_used", "command"}
-    assert set(entry) == {*POLICY_KEYS, *more, "version"}
+    assert set(entry) == {*POLICY_KEYS, *more, "date", "version", "commit"}
     assert entry["task"] == "push_t" and entry["model"] == "ebt" and entry["objective"] == "flow"
     assert entry["episodes"] == 2 and entry["steps"] == 2 and entry["demos"] == 5
     assert entry["train_steps"] == 30 and entry["train_seed"] == 0 and entry["device"] == "cpu"
