@@ -9,9 +9,18 @@ ALL := $(VENV)/.installed-extras
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Studies one after the other, with options; `python -m benchmarks.run` lists them.
 run-studies = for study in $(1); do $(BIN)/python -m benchmarks.run study=$$study $(2) || exit 1; done
-INSTALL := install --quiet --disable-pip-version-check -c constraints.txt
+# With SYSTEM_TORCH=1 PyTorch and its CUDA libraries are those of the system, of any version.
+CONSTRAINTS := $(if $(SYSTEM_TORCH),$(VENV)/constraints.txt,constraints.txt)
+VENV_OPTIONS := $(if $(SYSTEM_TORCH),--system-site-packages)
+INSTALL := install --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: push_t experiments robots language vision results test test-fast mutation matrix check format gpu benchmarks clean
+.DEFAULT_GOAL := help
+.PHONY: help docs push_t experiments robots language vision results test test-fast mutation matrix check format gpu benchmarks clean
+
+help: ## this list
+	@echo "Usage: make TARGET. Everything is installed into $(VENV) first: about 3 GB of downloads."
+	@echo "With SYSTEM_TORCH=1 a PyTorch that is already installed for $(PYTHON) is used."
+	@sed -nE 's/^([a-z_-]+):.*## (.*)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 push_t: $(READY) ## train the energy policy on Push-T, evaluate it, write a video and a report
 	$(BIN)/python -m ebt_policy.train task=push_t resume=true
@@ -53,7 +62,7 @@ matrix: $(EXTRAS:%=matrix-%) ## each extra alone, installed from nothing, and it
 matrix-%:
 	rm -rf $(VENV)-$*
 	$(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/pip $(INSTALL) -e ".[dev,$*]"
+	$(VENV)-$*/bin/pip $(INSTALL) --quiet -e ".[dev,$*]"
 	$(VENV)-$*/bin/pip check
 	$(VENV)-$*/bin/python -m pytest -m "$* and not slow"
 	rm -rf $(VENV)-$*
@@ -80,8 +89,14 @@ gpu: $(READY) ## latency and training speed on this machine's GPU, in nine minut
 benchmarks: $(READY) ## speed ratios of training steps and of chunk latency
 	$(BIN)/python -m benchmarks.speed
 
+docs: $(READY) ## the documentation as a website, in site/
+	$(BIN)/pip $(INSTALL) --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): about 3 GB of downloads, 9 GB on disk with all extras."
+	$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
+	grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip $(INSTALL) -e ".[dev]"
 	touch $@
 
