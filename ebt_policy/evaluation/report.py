@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -54,7 +55,7 @@ def write_report(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(interval=format_interval)
+    environment.filters.update(interval=format_interval, unbroken=_keep_intervals_whole)
     template = files("ebt_policy.evaluation").joinpath("report.html.j2").read_text("utf-8")
     html = environment.from_string(template).render(
         title=title,
@@ -80,6 +81,11 @@ def write_report(
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, html)
     return target
+
+
+def _keep_intervals_whole(text: str) -> str:
+    """Return a text whose ``[low, high]`` is not broken between two lines."""
+    return re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", "\u00a0"), text)
 
 
 def _inline(figure: Figure, prefix: str, label: str) -> Markup:
