@@ -201,7 +201,8 @@ def test_progress_line_shows_the_training_state(capsys):
     with TrainingProgress(counter, enabled=True) as line:
         counter.step, counter.total_steps = 5, 20
         line.update(0.12345, 67.89)
-    assert "training  5/20  loss 0.1235  67.9 steps/s" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "training  5/20  loss 0.1235  67.9 steps/s" in output and "left 0:00:00" in output
     with TrainingProgress(counter, enabled=False) as line:
         line.update(0.12345, 67.89)
     assert capsys.readouterr().out.strip() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -11,7 +12,6 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from ebt_policy.io.progress import ReportedProgress
@@ -40,12 +40,11 @@ class TrainingProgress:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("left {task.fields[left]}"),
             disable=not enabled,
         )
         self.task = self.bar.add_task(
-            phase, total=counter.total_steps, completed=counter.step, loss="-", rate="-"
+            phase, total=counter.total_steps, completed=counter.step, loss="-", rate="-", left="?"
         )
 
     def __enter__(self) -> Self:
@@ -66,10 +65,12 @@ class TrainingProgress:
 
     def update(self, loss: float, rate: float) -> None:
         """Show the counter, a loss and steps a second."""
+        # rich's own estimate begins anew whenever the total changes.
+        step, total = self.counter.step, self.counter.total_steps
+        left = "?"
+        if total is not None and rate > 0:
+            left = str(timedelta(seconds=round((total - step) / rate)))
         self.bar.update(
-            self.task,
-            completed=self.counter.step,
-            total=self.counter.total_steps,
-            loss=f"{loss:.4f}",
-            rate=f"{rate:.1f}",
-        )
+            self.task, completed=step, total=total,
+            loss=f"{loss:.4f}", rate=f"{rate:.1f}", left=left,
+        )  # fmt: skip
