@@ -22,6 +22,7 @@ from rich.table import Table
 from ebt_policy.cli.composition import CONFIGS, group_choices, group_description
 from ebt_policy.cli.reporting import report_errors
 from ebt_policy.errors import ConfigError
+from ebt_policy.models.pretrained import PREFIX, pretrained_names
 
 GROUPS = {
     "task": "Tasks",
@@ -40,6 +41,8 @@ def list_everything(runs: Path, console: Console) -> None:
             (f"{group}={name}", group_description(group, name)) for name in group_choices(group)
         ]
         print_rows(title, rows, console)
+    pretrained = [(f"checkpoint={PREFIX}{name}", "") for name in pretrained_names()]
+    print_rows("Pretrained models", pretrained, console)
     print_rows("Sizes", list(describe_sizes()), console)
     print_rows(f"Runs in {runs}", list(find_runs(runs)), console)
 

@@ -193,7 +193,7 @@ def test_wheel_contains_only_the_package(wheel):
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".yaml")
     }
-    for pattern in ("**/*.py", "**/*.j2", "**/*.zip", "py.typed"):
+    for pattern in ("**/*.py", "**/*.j2", "**/*.zip", "py.typed", "pretrained/*/*"):
         expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "ebt_policy").glob(pattern)}
     assert any(name.endswith(".zip") for name in expected)
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -19,6 +19,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.tables import or_missing
 from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
+from ebt_policy.models.pretrained import resolve_pretrained
 
 M = TypeVar("M", bound=Model)
 
@@ -99,9 +100,10 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
         if not equals or not key or not value:
             raise ConfigError(f"checkpoint={text}: after @ write name=value, got {change!r}.")
     try:
-        return Path(path), {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
+        options = {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
     except YAMLError as error:
         raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
+    return resolve_pretrained(path), options
 
 
 def matching_runs(path: Path) -> list[Path]:

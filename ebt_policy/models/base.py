@@ -24,6 +24,7 @@ from yaml import YAMLError
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.models.migration import migrate_config
+from ebt_policy.models.pretrained import resolve_pretrained
 
 FORMAT_VERSION = 2  # of the checkpoints written here; earlier ones are migrated
 
@@ -246,8 +247,13 @@ def wrap_read_errors(file: Path) -> Iterator[None]:
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """A checkpoint folder as it is, or the newest one of a run folder."""
-    folder = Path(path)
+    """Return a checkpoint folder as it is, the newest one of a run, or that of pretrained:NAME.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError: no pretrained model has this name.
+    """
+    folder = resolve_pretrained(path)
     if (folder / "checkpoints").is_dir():
         checkpoints = sorted((folder / "checkpoints").glob("step_*"))
         if not checkpoints:
