@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.studies.push_t import PUSH_T
 from benchmarks.tables.cells import difference, interval
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
@@ -47,14 +46,14 @@ SUITE_COLUMNS = {  # entry of a suite -> its column in the README
 }
 
 
-def headline(load: Callable[[str], Result]) -> str:
+def headline(load: Callable[[str], Result], first_seeds: Mapping[str, int]) -> str:
     """Return quality and latency side by side, at equal updates.
 
     Args:
         load: returns a stored result.
+        first_seeds: of the episodes of each stored result.
     """
     times = load("speed")["inference"]["compiled"]
-    first_seeds = {part.result: part.measure.seed for part in PUSH_T.parts.values()}
     rows = []
     for result, name, chunk in HEADLINE:
         entry = entry_by_name(load(result))[canonical_name(name)]
