@@ -189,7 +189,7 @@ def main() -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")
     for mode, latency in result["inference"].items():
-        table = Table(f"chunk at batch 1, {mode}", "p50 ms", "p99 ms", "DDPM-100 takes")
+        table = Table(f"chunk at batch 1, {mode}", "p50 ms", "p99 ms", "speed-up over DDPM-100")
         for name, value in latency.items():
             times = f"{value['p50']:.1f}", f"{value['p99']:.1f}"
             table.add_row(name, *times, f"{value['ddpm_100_takes']:.1f}x as long")

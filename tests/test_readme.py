@@ -62,7 +62,7 @@ def test_file_tree_names_real_files():
 
 def test_mentioned_options_exist():
     page = (ROOT / "docs/how_to/train_and_compare.md").read_text()
-    sizes = re.search(r"`size=` ([\w, ]+)\.", page)
+    sizes = re.search(r"`size=` sets the network size: ([\w, ]+)\.", page)
     assert sizes is not None
     assert set(sizes[1].split(", ")) == {p.stem for p in (CONFIGS / "size").glob("*.yaml")}
 

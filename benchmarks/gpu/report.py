@@ -79,7 +79,7 @@ def latency(cases: Cases) -> str:
                 "" if rival is None else f"{rival['best_ms'] / case['best_ms']:.1f}x",
             )
         )
-    header = ("median, ms", *RUNS, "times the floor", "DDPM-100 takes")
+    header = ("median, ms", *RUNS, "times the floor", "speed-up over DDPM-100")
     return markdown(header, rows, 1)
 
 

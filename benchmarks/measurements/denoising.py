@@ -24,7 +24,7 @@ DRAWN = {  # entry -> title
     "ebt_all_levels-seed0@steps=2": "energy, all levels\n2 steps",
     "refiner-seed0@steps=2": "refiner\n2 steps",
     "dit-seed0@steps=100,start_at_noise_level=false": "DiT, as the paper\nran it, 100 passes",
-    "dit_wide-seed0@steps=1": "DiT, told the level\n1 pass",
+    "dit_wide-seed0@steps=1": "DiT, noise-conditioned\n1 pass",
 }
 PICTURES = 2
 TILES = 8

@@ -15,10 +15,10 @@ Result = Mapping[str, Any]
 DENOISER_NAMES = {
     "ebt": "energy, System 1",
     "ebt_s2": "energy, System 2",
-    "ebt_all_levels": "energy, from all levels up to the double",
+    "ebt_all_levels": "energy, trained on noise up to 2x",
     "refiner": "refiner, no energy",
-    "dit": "DiT, as the paper ran it",
-    "dit_wide": "DiT, trained up to the double, told the level",
+    "dit": "DiT, as in the paper",
+    "dit_wide": "DiT, trained on noise up to 2x, noise-conditioned",
 }
 HEADLINE = {  # model -> budgets of passes
     "ebt": (1, 2),
@@ -63,7 +63,7 @@ def denoising(
                 cells = (format_estimate(entry[key], MEASURES[key][1]) for key in measures)
                 rows.append((title, f"{entry['params']:,}", str(entry["steps"]), *cells))
     bm3d = (format_estimate(result["bm3d"][key], MEASURES[key][1]) for key in measures)
-    rows.append(("BM3D, told the deviation", "", "", *bm3d))
+    rows.append(("BM3D, known noise level", "", "", *bm3d))
     titles = (MEASURES[key][0] for key in measures)
     return markdown(("model", "parameters", "passes", *titles), rows, left=1)
 

@@ -66,7 +66,7 @@ def headline(load: Callable[[str], Result], first_seeds: Mapping[str, int]) -> s
                 f"{first_seeds[result]:,}",
             )
         )
-    header = ("policy", *METRICS, "a chunk, compiled", "DDPM-100 takes", "seeds from")
+    header = ("policy", *METRICS, "latency per chunk", "speed-up over DDPM-100", "first seed")
     return markdown(header, rows, left=1)
 
 
@@ -118,8 +118,8 @@ def speed(result: Result) -> str:
             ]  # fmt: skip
         rows.append(cells)
     header = (
-        "chunk at batch 1", "eager p50 / p99 ms", "DDPM-100 takes", "compiled p50 / p99 ms",
-        "DDPM-100 takes",
+        "chunk at batch 1", "eager p50 / p99 ms", "speed-up over DDPM-100", "compiled p50 / p99 ms",
+        "speed-up over DDPM-100",
     )  # fmt: skip
     ratios = [(name, f"{value:.2f}x") for name, value in result["training"]["ratio"].items()]
     latencies = markdown(header, rows, left=1)
