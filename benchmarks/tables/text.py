@@ -55,7 +55,7 @@ def quality(result: Result, cost: Result) -> str:
         )
     header = (
         "model", "parameters", "held-out loss, nats", "perplexity", "minus Transformer++'s, nats",
-        "an update takes",
+        "time per update",
     )  # fmt: skip
     return markdown(header, rows, left=1)
 

@@ -44,7 +44,7 @@ def video(result: Mapping[str, Any]) -> str:
     )
     header = (
         "model", "parameters", "steps", "error of the next frame", "minus Transformer++'s",
-        *(f"hard told by {name}" for name in SIGNALS),
+        *(f"AUROC of hard frames by {name}" for name in SIGNALS),
     )  # fmt: skip
     return markdown(header, rows, left=1)
 
