@@ -121,7 +121,7 @@ def test_toy_run_measures_every_section_and_prints_tables(tmp_path):
 def test_bad_options_are_refused_before_measuring(tmp_path, monkeypatch):
     messages = {
         ("sections=speed", "toy=true"): "unknown section 'speed'; available: all, latency",
-        ("minutes=soon",): "minutes must be float",
+        ("minutes=soon",): "minutes must be a number",
     }
     if not torch.cuda.is_available():
         messages[()] = "there is no GPU; toy=true rehearses"

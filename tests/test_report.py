@@ -49,7 +49,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data) -> None:
-        self.text += data
+        self.text += data.replace("\u00a0", " ")
 
 
 def report(tmp_path, entries, **changes) -> Page:
