@@ -28,8 +28,8 @@ HEADLINE = {  # model -> budgets of passes
     "dit_wide": (1, 10, 100),
 }
 MEASURES = {  # metric -> title, digits
-    "psnr": ("PSNR, dB", 2), "mse": ("MSE", 1), "psnr_double": ("PSNR, twice the noise", 2),
-    "mse_double": ("MSE, twice the noise", 1),
+    "psnr": ("PSNR at training noise, dB", 2), "mse": ("MSE at training noise", 1), "psnr_double": ("PSNR at twice the noise, dB", 2),
+    "mse_double": ("MSE at twice the noise", 1),
 }  # fmt: skip
 GENERATOR_NAMES = {
     "ebt": "energy, equilibrium", "refiner": "the same without an energy", "dit": "DiT, DDIM",

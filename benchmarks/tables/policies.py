@@ -66,7 +66,7 @@ def headline(load: Callable[[str], Result], first_seeds: Mapping[str, int]) -> s
                 f"{first_seeds[result]:,}",
             )
         )
-    header = ("policy", *METRICS, "latency per chunk", "speed-up over DDPM-100", "first seed")
+    header = ("policy", *METRICS, "latency per chunk", "speed-up over DDPM-100", "first episode seed")
     return markdown(header, rows, left=1)
 
 
@@ -198,7 +198,7 @@ def suites(results: Mapping[str, Result]) -> str:
         entries = entry_by_name(result)
         names = map(canonical_name, SUITE_COLUMNS)
         rows.append((title, *(interval(entries[name]["mean"]) for name in names)))
-    return markdown(("success", *SUITE_COLUMNS.values()), rows, left=1)
+    return markdown(("suite", *SUITE_COLUMNS.values()), rows, left=1)
 
 
 def rollouts(result: Result) -> str:

@@ -45,7 +45,7 @@ def quality(result: Result, cost: Result) -> str:
             baseline_difference = format_interval(-pair["diff"], (-high, -low), signed=True)
         rows.append(
             (
-                name,
+                name.replace("guesses through", "candidates through"),
                 f"{entry['params']:,}",
                 format_estimate(loss),
                 f"{perplexity['mean']:.2f}",
@@ -54,7 +54,7 @@ def quality(result: Result, cost: Result) -> str:
             )
         )
     header = (
-        "model", "parameters", "held-out loss, nats", "perplexity", "minus Transformer++'s, nats",
+        "model", "parameters", "held-out loss, nats", "perplexity", "difference to Transformer++, nats",
         "time per update",
     )  # fmt: skip
     return markdown(header, rows, left=1)

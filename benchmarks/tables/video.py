@@ -43,7 +43,7 @@ def video(result: Mapping[str, Any]) -> str:
         ("repeating the last frame", "", "", repeating, *("" for _ in range(1 + len(SIGNALS))))
     )
     header = (
-        "model", "parameters", "steps", "error of the next frame", "minus Transformer++'s",
+        "model", "parameters", "steps", "error of the next frame", "difference to Transformer++",
         *(f"AUROC of hard frames by {name}" for name in SIGNALS),
     )  # fmt: skip
     return markdown(header, rows, left=1)
