@@ -28,9 +28,11 @@ HEADLINE = {  # model -> budgets of passes
     "dit_wide": (1, 10, 100),
 }
 MEASURES = {  # metric -> title, digits
-    "psnr": ("PSNR at training noise, dB", 2), "mse": ("MSE at training noise", 1), "psnr_double": ("PSNR at twice the noise, dB", 2),
+    "psnr": ("PSNR at training noise, dB", 2),
+    "mse": ("MSE at training noise", 1),
+    "psnr_double": ("PSNR at twice the noise, dB", 2),
     "mse_double": ("MSE at twice the noise", 1),
-}  # fmt: skip
+}
 GENERATOR_NAMES = {
     "ebt": "energy, equilibrium", "refiner": "the same without an energy", "dit": "DiT, DDIM",
 }  # fmt: skip

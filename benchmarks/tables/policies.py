@@ -66,7 +66,13 @@ def headline(load: Callable[[str], Result], first_seeds: Mapping[str, int]) -> s
                 f"{first_seeds[result]:,}",
             )
         )
-    header = ("policy", *METRICS, "latency per chunk", "speed-up over DDPM-100", "first episode seed")
+    header = (
+        "policy",
+        *METRICS,
+        "latency per chunk",
+        "speed-up over DDPM-100",
+        "first episode seed",
+    )
     return markdown(header, rows, left=1)
 
 

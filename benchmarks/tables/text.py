@@ -54,8 +54,8 @@ def quality(result: Result, cost: Result) -> str:
             )
         )
     header = (
-        "model", "parameters", "held-out loss, nats", "perplexity", "difference to Transformer++, nats",
-        "time per update",
+        "model", "parameters", "held-out loss, nats", "perplexity",
+        "difference to Transformer++, nats", "time per update",
     )  # fmt: skip
     return markdown(header, rows, left=1)
 
