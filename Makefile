@@ -9,7 +9,7 @@ ALL := $(VENV)/.installed-extras
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Studies one after the other, with options; `python -m benchmarks.run` lists them.
 run-studies = for study in $(1); do $(BIN)/python -m benchmarks.run study=$$study $(2) || exit 1; done
-# With SYSTEM_TORCH=1 PyTorch and its CUDA libraries are those of the system, of any version.
+# SYSTEM_TORCH=1 uses an installed PyTorch of any version, with its CUDA libraries.
 CONSTRAINTS := $(if $(SYSTEM_TORCH),$(VENV)/constraints.txt,constraints.txt)
 VENV_OPTIONS := $(if $(SYSTEM_TORCH),--system-site-packages)
 INSTALL := install --disable-pip-version-check -c $(CONSTRAINTS)

@@ -10,18 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-
 from benchmarks.study import Recording, TrainingCommand
+from ebt_policy.cli import composition
 from ebt_policy.training.overrides import drop_unused_sections
 
 
 def compose_config(*arguments: str) -> dict[str, Any]:
     """Return the configuration that ``ebt_policy.train`` composes from its arguments."""
-    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("train", list(arguments)), resolve=True)
-    return drop_unused_sections(config)
+    return drop_unused_sections(composition.compose_config("train", arguments))
 
 
 def record(recording: Recording, folder: Path) -> None:

@@ -6,6 +6,9 @@ traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Base of errors that a user can fix.
@@ -20,3 +23,13 @@ class ConfigError(UserError, ValueError):
 
 class OutputError(UserError, OSError):
     """A file or folder that cannot be written; the message names it."""
+
+
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return a sentence that suggests the nearest of ``names``; empty if none is near.
+
+    Args:
+        cutoff: least similarity, see `difflib.get_close_matches`.
+    """
+    near = get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ebt_policy.cli.composition import CONFIGS, group_choices, group_description
+from ebt_policy.cli.help import print_usage
 from ebt_policy.cli.reporting import report_errors
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.pretrained import PREFIX, pretrained_names
@@ -99,8 +100,7 @@ def describe_result(run: Path) -> str:
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
-    if not {"-h", "--help"}.isdisjoint(arguments):
-        sys.stdout.write(f"usage: ebt-list [runs=FOLDER]\n\n{__doc__}")
+    if print_usage(arguments, "ebt-list [runs=FOLDER]", __doc__):
         return
     with report_errors():
         options = {a.partition("=")[0]: a.partition("=")[2] for a in arguments}

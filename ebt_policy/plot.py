@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ebt_policy.cli.help import print_usage
 from ebt_policy.cli.reporting import report_errors
 from ebt_policy.errors import ConfigError
 
@@ -55,8 +56,7 @@ def plot_runs(patterns: Sequence[str], output: Path) -> list[Path]:
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
-    if not {"-h", "--help"}.isdisjoint(arguments):
-        sys.stdout.write(f"usage: ebt-plot RUN [RUN ...] [output=FILE]\n\n{__doc__}")
+    if print_usage(arguments, "ebt-plot RUN [RUN ...] [output=FILE]", __doc__):
         return
     with report_errors():
         outputs = [a.removeprefix("output=") for a in arguments if a.startswith("output=")]

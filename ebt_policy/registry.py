@@ -8,12 +8,11 @@ of the registry's group. A name in a checkpoint is only ever looked up, never im
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from ebt_policy.errors import ConfigError
+from ebt_policy.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -116,8 +115,7 @@ class Registry(Generic[T]):
             ) from error
 
     def _unknown_name_error(self, name: Any) -> ConfigError:
-        suggestions = get_close_matches(str(name), list(self), n=1)
-        hint = f" Did you mean {suggestions[0]}?" if suggestions else ""
+        hint = did_you_mean(str(name), self)
         return ConfigError(f"{self.option}={name} is unknown; there are {', '.join(self)}.{hint}")
 
 

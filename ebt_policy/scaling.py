@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from ebt_policy.cli import pick_device, report_errors
+from ebt_policy.cli.help import print_usage
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.output import output_folder
@@ -79,8 +80,7 @@ def scaling(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line."""
-    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-        sys.stdout.write(f"usage: ebt-scale axis=AXIS [OPTION=VALUE ...]\n\n{__doc__}")
+    if print_usage(sys.argv[1:], "ebt-scale axis=AXIS [OPTION=VALUE ...]", __doc__):
         return
     with report_errors():
         scaling(sys.argv[1:])

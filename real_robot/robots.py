@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-
+from ebt_policy.cli.composition import compose_config
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
@@ -85,8 +83,9 @@ def load_robot(name: str, *overrides: str) -> Robot:
 
     Args:
         overrides: as on the command line, such as ``robot.episode_s=10``.
+
+    Raises:
+        ConfigError: the robot or an override is unknown.
     """
-    with initialize_config_module("ebt_policy.configs", version_base="1.3"):
-        config = compose("run", [f"robot={name}", *overrides])
-    section: Any = OmegaConf.to_container(config.robot, resolve=True)
-    return options(Robot, section, "robot")
+    config = compose_config("run", [f"robot={name}", *overrides])
+    return options(Robot, config["robot"], "robot")

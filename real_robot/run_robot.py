@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from rich.markup import escape
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.terminal import print_markdown
-from ebt_policy.io.output import output_folder, output_store
+from ebt_policy.io.output import numbered, output_folder, output_store
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.dashboard import Dashboard, announce_changes, live_dashboard
@@ -148,8 +147,7 @@ def results_folder(robot: Robot, options: RunOptions) -> Iterator[Path]:
     """
     if options.output is None:
         default = Path("results") / f"{robot.name}-{options.source_name}"
-        numbered = (default.with_name(f"{default.name}-{i}") for i in itertools.count(2))
-        folder = next(path for path in itertools.chain([default], numbered) if not path.exists())
+        folder = next(path for path in numbered(default) if not path.exists())
     else:
         folder = Path(options.output)
     with output_folder(folder, "output"):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -13,9 +12,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ebt_policy.errors import ConfigError
+from ebt_policy.errors import ConfigError, did_you_mean
 
 CONFIGS = "ebt_policy.configs"
+CUTOFF = 0.5  # similarity from which a name is suggested
 
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -89,12 +89,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a sentence that suggests the nearest of ``names``; empty if none is near."""
-    near = get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     with initialize_config_module(CONFIGS, version_base="1.3"):
         return compose(config_name, overrides=list(overrides), return_hydra_config=True)
@@ -111,7 +105,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     name, _, domain = name.partition("/")
     if domain:  # one of the files of a model or objective, one for each domain
         return f"{group}={name} is not available for {domain}; it is for {', '.join(options)}."
-    suggestion = did_you_mean(name, options)
+    suggestion = did_you_mean(name, options, CUTOFF)
     return f"{group}={name} is unknown.{suggestion} Choose one of {', '.join(options)}."
 
 
@@ -122,8 +116,8 @@ def _explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
         return f"missing required option {group}=NAME, one of {', '.join(group_choices(group))}."
     if unknown := re.match(r"Could not override '([^'@]+)", message):
         name = unknown[1]
-        names = [*_option_names(config_name, overrides)]
-        return f"unknown option {name}.{did_you_mean(name, names)} Add --help for all options."
+        suggestion = did_you_mean(name, _option_names(config_name, overrides), CUTOFF)
+        return f"unknown option {name}.{suggestion} Add --help for all options."
     return message.splitlines()[0]
 
 

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 
 from ebt_policy.cli.arguments import RAW_ARGV, hydra_arguments, quote
 from ebt_policy.cli.composition import compose_config
-from ebt_policy.cli.help import help_text
+from ebt_policy.cli.help import HELP_FLAGS, help_text
 from ebt_policy.cli.reporting import report_errors
 from ebt_policy.errors import ConfigError
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
+CFG_FLAGS = ("-c", "--cfg")
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,18 @@ def _split_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, tuple[s
     """Return the other arguments, and ``--help``, ``--cfg`` and ``--config-dir`` with overrides."""
     others: list[str] = []
     flags: dict[str, tuple[str, ...]] = {}
-    remaining = iter(arguments)
+    remaining, previous = iter(arguments), ""
     for argument in remaining:
         name, equals, value = argument.partition("=")
-        if argument in ("-h", "--help"):
+        if argument in HELP_FLAGS:
             flags["--help"] = ()
-        elif argument in ("-c", "--cfg"):
+        elif argument in CFG_FLAGS:
             flags["--cfg"] = ()
         elif name == "--config-dir":
             flags[name] = (_search_path(value if equals else next(remaining, "")),)
-        elif argument != "job":  # as in hydra's ``--cfg job``
+        elif not (argument == "job" and previous in CFG_FLAGS):  # hydra's ``--cfg job``
             others.append(argument)
+        previous = argument
     return others, flags
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -18,6 +19,24 @@ LINE = re.compile(r"^(?P<indent>\s*)(?P<key>\w+):(?P<value>[^#]*)(?:#\s?(?P<comm
 CONTINUATION = re.compile(r"^\s*#\s{3,}(?P<comment>\S.*)$")
 NAME_WIDTH = 30
 GROUP_ORDER = ("task", "robot", "suite", "model", "objective", "size", "vision")
+HELP_FLAGS = ("-h", "--help")
+
+
+def print_usage(arguments: Sequence[str], usage: str, description: str | None) -> bool:
+    """Print the help of a command without a configuration, if it is asked for.
+
+    Args:
+        arguments: of the command.
+        usage: such as ``ebt-list [runs=FOLDER]``.
+        description: the docstring of its module.
+
+    Returns:
+        Whether the help was printed.
+    """
+    if not any(flag in arguments for flag in HELP_FLAGS):
+        return False
+    sys.stdout.write(f"usage: {usage}\n\n{description}")
+    return True
 
 
 def help_text(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ebt_policy.evaluation.entries import parse_checkpoint
+from ebt_policy.io.output import numbered
 
 
 def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) -> Path:
@@ -29,12 +29,10 @@ def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) 
         names.append("-".join([path.resolve().name, *options]))
     name = "-vs-".join(dict.fromkeys(names))
     name = re.sub(r"[*?\[\]]+", "all", f"{suite}-{name}" if suite else name)[:200]
-    folder = Path("results") / name
-    numbered = (folder.with_name(f"{name}-{i}") for i in itertools.count(2))
     stored_command = json.dumps(command)
     return next(
         path
-        for path in itertools.chain([folder], numbered)
+        for path in numbered(Path("results") / name)
         if not (path / "summary.json").is_file()
         or stored_command in (path / "summary.json").read_text("utf-8")
     )

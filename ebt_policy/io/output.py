@@ -5,6 +5,7 @@ A folder that cannot be written, or a full disk, is found at the start and not a
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -19,6 +20,13 @@ from filelock import SoftFileLock as _SoftFileLock
 from ebt_policy.errors import ConfigError
 
 MIB = 1 << 20
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """Yield a folder, then the same name with -2, -3, ..."""
+    yield folder
+    for i in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{i}")
 
 
 @contextmanager
