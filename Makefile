@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
 ALL := $(VENV)/.installed-extras
+# The versions of Python that the project supports and this machine has.
+PYTHONS := $(foreach python,python3.11 python3.12 python3.13,$(if $(shell $(python) --version 2> /dev/null),$(python)))
 # A test file's fixtures are mostly made once: workers take neighbouring tests, until one has none left.
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Studies one after the other, with options; `python -m benchmarks.run` lists them.
@@ -13,6 +15,9 @@ run-studies = for study in $(1); do $(BIN)/python -m benchmarks.run study=$$stud
 CONSTRAINTS := $(if $(SYSTEM_TORCH),$(VENV)/constraints.txt,constraints.txt)
 VENV_OPTIONS := $(if $(SYSTEM_TORCH),--system-site-packages)
 INSTALL := install --disable-pip-version-check -c $(CONSTRAINTS)
+
+comma := ,
+space := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .PHONY: help docs push_t experiments robots language vision results test test-fast mutation matrix check format gpu benchmarks clean
@@ -57,15 +62,23 @@ mutation: $(READY) ## which small changes of descent, trainer and safety no test
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
-matrix: $(EXTRAS:%=matrix-%) ## each extra alone, installed from nothing, and its tests
+matrix: $(EXTRAS:%=matrix-%) $(PYTHONS:%=matrix-%) ## each extra alone and each Python, installed from nothing, and the quick tests
+
+# Arguments: name of the environment, its Python, extras, tests.
+define test-alone
+	rm -rf $(VENV)-$(1)
+	$(2) -m venv $(VENV)-$(1)
+	$(VENV)-$(1)/bin/pip $(INSTALL) --quiet -e ".[$(3)]"
+	$(VENV)-$(1)/bin/pip check
+	$(VENV)-$(1)/bin/python -m pytest -m $(4)
+	rm -rf $(VENV)-$(1)
+endef
+
+matrix-python%:
+	$(call test-alone,python$*,python$*,dev,"not slow")
 
 matrix-%:
-	rm -rf $(VENV)-$*
-	$(PYTHON) -m venv $(VENV)-$*
-	$(VENV)-$*/bin/pip $(INSTALL) --quiet -e ".[dev,$*]"
-	$(VENV)-$*/bin/pip check
-	$(VENV)-$*/bin/python -m pytest -m "$* and not slow"
-	rm -rf $(VENV)-$*
+	$(call test-alone,$*,$(PYTHON),dev$(comma)$*,"$* and not slow")
 
 test-fast: $(READY) ## the tests that neither train nor compile nor install
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
@@ -100,8 +113,6 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip $(INSTALL) -e ".[dev]"
 	touch $@
 
-comma := ,
-space := $(subst ,, )
 $(ALL): $(READY)
 	$(BIN)/pip $(INSTALL) -e ".[dev,$(subst $(space),$(comma),$(EXTRAS))]"
 	touch $@

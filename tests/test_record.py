@@ -84,6 +84,9 @@ class Noise:
         noise = [torch.randn(16, 2, generator=g) for g in generator or []]
         return SimpleNamespace(actions=torch.stack(noise))
 
+    def configure_inference(self, **changes):
+        assert changes.keys() <= {"steps"}
+
 
 def record(policy, spec, episodes, output, *, attrs=ATTRS, **options):
     """Record what `policy` does in the environment of `spec`."""
@@ -211,11 +214,12 @@ def test_bad_arguments_are_explained(arguments, message, call_entry, tmp_path, m
 def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
     monkeypatch.chdir(tmp_path)
-    command = ["task=push_t", "checkpoint=runs/a", "episodes=2", "workers=1"]
+    command = ["task=push_t", "checkpoint=runs/a@steps=4", "episodes=2", "workers=1"]
     assert call_entry(main, *command) == (0, "")
     stored = read_episodes(tmp_path / "demos" / "push_t.zarr.zip")
     assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
-    assert "noise policy of 3 parameters, trained for 1,234 updates" in stored.attrs["source"]
+    policy = "noise policy of 3 parameters, trained for 1,234 updates on 5 demonstrations, steps=4"
+    assert policy in stored.attrs["source"]
     assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
     code, error = call_entry(main, *command)
     assert code == 2 and "exists" in error

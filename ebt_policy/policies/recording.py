@@ -17,6 +17,7 @@ from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.perturbations import Perturbation
 from ebt_policy.envs.rollout import EpisodeResult, Policy, RolloutPool
 from ebt_policy.errors import ConfigError, OutputError
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.io.output import output_store
 from ebt_policy.policies.base import load_policy
 from ebt_policy.policies.robustness import known_perturbations, parse_perturbations
@@ -49,7 +50,7 @@ def find_demonstrator(
     """Return who demonstrates a task: the policy of a checkpoint, or the scripted expert.
 
     Args:
-        checkpoint: a run or checkpoint folder; None for the scripted expert.
+        checkpoint: ``RUN[@name=value,...]`` as for an evaluation; None for the scripted expert.
         perturb: one perturbation at one strength, ``["object=8"]``, or None.
 
     Raises:
@@ -59,7 +60,9 @@ def find_demonstrator(
     """
     policy, spec, source = None, task.env_spec(), "Scripted expert"
     if checkpoint is not None:
-        policy = load_policy(checkpoint)
+        path, changes = parse_checkpoint(checkpoint)
+        policy = load_policy(path)
+        policy.configure_inference(**changes)
         policy_task = PolicyTaskConfig.from_config(policy.config)
         if policy_task.name != task.name:
             raise ConfigError(
@@ -71,6 +74,7 @@ def find_demonstrator(
         source = (
             f"{policy.name} policy of {policy.parameter_count:,} parameters, trained for "
             f"{num_updates:,} updates on {policy.config.get('demos')} demonstrations"
+            + "".join(f", {name}={value}" for name, value in changes.items())
         )
     elif not task.task_family.has_scripted_expert:
         raise ConfigError(
