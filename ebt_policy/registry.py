@@ -1,7 +1,7 @@
 """Registries, which map names in configurations to classes.
 
 A class gets its name from the decorator `Registry.register`. Classes outside this package use the
-same decorator, in a module that ``--module`` imports or that an installed plug-in declares as an
+same decorator. Their module is imported by ``--module``, or an installed plug-in declares it as an
 entry point of the registry's group. A name in a checkpoint is looked up but never imported.
 """
 
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
         raise self._unknown_name_error(name)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield all names, those of plug-ins last."""
+        """Yield all names; names of plug-ins come last."""
         return iter(dict.fromkeys((*self._declared, *self._items, *self._plugins())))
 
     def __contains__(self, name: object) -> bool:

@@ -1,7 +1,7 @@
 """Constraints of candidates: frozen entries, and projections onto allowed sets.
 
 A constraint acts twice in a step. `tangent` removes the forbidden part of noise and gradients.
-`apply` moves the candidates into the allowed set after each step, also those of stopped units.
+`apply` moves all candidates, including stopped ones, into the allowed set after each step.
 Shapes: B batch, U units, * the shape of a unit.
 """
 

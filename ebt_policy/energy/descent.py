@@ -102,8 +102,8 @@ class Descent:
         Args:
             energy: maps candidates (B, U, *) and levels (B, U) or None to energies (B, U).
             init: (B, U, *) initial candidates. M candidates per unit are adjacent, (B, U * M, *).
-            score: maps finished candidates (B, U, *) to scores (B, U), which are the final energy
-                instead of ``energy`` at the last level. A deadline reserves time for it.
+            score: maps finished candidates (B, U, *) to scores (B, U), which replace their final
+                energy. A deadline reserves time for it.
             generator: source of all randomness; a list has one generator per batch row.
 
         Raises:

@@ -29,7 +29,11 @@ class ReplayBuffer:
         return self.filled
 
     def add(self, rows: dict[str, Tensor]) -> None:
-        """Store rows, tensors (N, ...) with equal N, of which the last ``capacity`` are kept."""
+        """Store rows, tensors (N, ...) with equal N; only the last ``capacity`` rows are stored.
+
+        Raises:
+            ValueError: if the tensors differ in N, or in their names from earlier rows.
+        """
         lengths = {key: len(value) for key, value in rows.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"rows must have tensors of equal length, got {lengths}.")

@@ -36,7 +36,7 @@ def select(
         num_candidates: M.
         score: ``energy`` selects the lowest final energy, and ``energy_decrease`` the largest
             decrease. ``medoid``, ``density`` and ``first`` are rules of `vote`. A callable maps
-            candidates (B, U * M, *) to scores (B, U * M), of which the lowest is selected.
+            candidates (B, U * M, *) to scores (B, U * M), and the lowest score is selected.
 
     Raises:
         ValueError: if the score is unknown, the final energy is missing, or the number of units is

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether `torch.compile` works here; log a warning that says why not."""
+    """Return whether `torch.compile` works here; if not, log the reason as a warning."""
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except (RuntimeError, OSError) as error:  # for example, no C++ compiler or no Python headers

@@ -11,7 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from ebt_policy.errors import ConfigError
 
-# The main process downloads data and plays rollouts alone; the others wait for it this long.
+# Only the main process downloads data and plays rollouts. The others wait for it at most this long.
 WAIT = timedelta(hours=1)
 LAUNCH = "torchrun --standalone --nproc_per_node N -m ebt_policy.train ..."
 

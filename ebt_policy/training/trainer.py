@@ -1,6 +1,6 @@
 """The trainer of all models.
 
-A step gathers a batch, draws its randomness, computes the loss and its gradient, clips the
+A step gathers a batch, draws its randomness and computes the gradient of the loss. It clips the
 gradient, updates the weights with AdamW and updates their average. The batch and its randomness
 depend only on the seed and the step number. So a resumed run equals an uninterrupted one, bit for
 bit on the CPU, and several processes equal one.

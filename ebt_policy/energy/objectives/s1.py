@@ -96,7 +96,7 @@ class S1(Objective):
         size = step_size.clamp(min=1e-4)
         schedule = FixedSteps(num_steps, size)
         if self.level_conditioned:
-            # Steps beyond those of training repeat the level of the last one.
+            # Steps beyond the N of training repeat the level of the last one.
             done = torch.arange(num_steps + 1, device=size.device) / self.steps
             schedule = LevelSchedule(done.clamp(max=(self.steps - 1) / self.steps), size)
         gradient = ZeroInitGradient() if from_zeros else PlainGradient()
