@@ -1,3 +1,3 @@
-"""Energy-based transformers as robot policies: learn a scalar energy, predict by descending it."""
+"""Energy-based transformers as robot policies, which predict by descending a learned energy."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Configuration becomes arguments: names and types are checked where it enters the program."""
+"""Conversion of configuration sections to arguments, with checks of names and types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.renamed_options import renamed_to
 
 T = TypeVar("T")
-# For options that infinity means something to; of all others it is refused, as NaN always is.
+# For options that may be infinite. All other numbers must be finite, and none may be NaN.
 FloatOrInfinity = Annotated[float, "infinity"]
 
 
@@ -24,15 +24,15 @@ def options(call: Callable[..., T], config: dict[str, Any], section: str) -> T:
         call, config, section: as in `check_options`.
 
     Raises:
-        ConfigError: naming options that are unknown, missing, of another type, or refused by
-            `call`.
+        ConfigError: if options are unknown, missing or of another type, or ``call`` rejects a
+            value; the message names them.
     """
     check_options(call, config, section)
     try:
         return call(**config)
     except ConfigError:
         raise
-    except ValueError as error:  # an option's value that the constructor refuses
+    except ValueError as error:  # the constructor rejects the value of an option
         raise ConfigError(str(error)) from error
 
 
@@ -40,12 +40,13 @@ def check_options(call: Callable[..., Any], config: dict[str, Any], section: str
     """Check options from configuration against the signature of a class or function.
 
     Args:
-        call: with annotated parameters; `functools.partial` hides those that are no options.
-        config: name -> value.
-        section: the section that the options came from, for the message.
+        call: class or function with annotated parameters; `functools.partial` hides those that are
+            not options.
+        config: values by option name.
+        section: section of the options, for the message.
 
     Raises:
-        ConfigError: naming options that are unknown, missing or of another type.
+        ConfigError: if options are unknown, missing or of another type; the message names them.
     """
     parameters = _parameters(call)
     if unknown := sorted(set(config) - set(parameters)):
@@ -67,7 +68,7 @@ def check_options(call: Callable[..., Any], config: dict[str, Any], section: str
 
 
 def _section(label: str) -> str:
-    """Return the section that a message speaks of: ``objective`` of ``objective=flow``."""
+    """Return the section of a label, such as ``objective`` for ``objective=flow``."""
     return "model.inference" if label.startswith("inference of ") else label.partition("=")[0]
 
 
@@ -76,7 +77,7 @@ def _parameters(call: Callable[..., Any]) -> dict[str, Parameter]:
     parameters = signature(call, eval_str=not is_dataclass(call)).parameters
     if not is_dataclass(call):
         return dict(parameters)
-    # Inherited fields are annotated in the words of another module.
+    # Annotations of inherited fields refer to names of another module.
     type_hints = get_type_hints(call, include_extras=True)
     return {
         name: option.replace(annotation=type_hints[name]) for name, option in parameters.items()
@@ -89,18 +90,18 @@ def _is_a(value: Any, annotation: Any) -> bool:
         return True
     if origin is Literal:  # the called function lists the allowed values in its own error
         return True
-    if origin in (UnionType, Union):  # the second with a literal in it
+    if origin in (UnionType, Union):  # Union if a member is a literal
         return any(_is_a(value, member) for member in type_args)
     if origin is Annotated:
         return _is_a(value, type_args[0]) or (isinstance(value, float) and math.isinf(value))
     if origin is list:
         return isinstance(value, list | tuple) and all(_is_a(item, *type_args) for item in value)
-    if origin is tuple:  # YAML has lists
+    if origin is tuple:  # YAML has only lists
         same_length = isinstance(value, list | tuple) and len(value) == len(type_args)
         return same_length and all(map(_is_a, value, type_args))
     if isinstance(value, bool):
         return annotation is bool
-    if annotation is float:  # a finite number: NaN passes every check of a range
+    if annotation is float:  # a finite number, because NaN would pass range checks
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, origin or annotation)
 

@@ -26,9 +26,11 @@ class OutputError(UserError, OSError):
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return a sentence that suggests the nearest of ``names``; empty if none is near.
+    """Return a sentence that suggests the most similar of ``names``; "" if none is similar.
 
     Args:
+        name: unknown name.
+        names: known names.
         cutoff: least similarity, see `difflib.get_close_matches`.
     """
     near = get_close_matches(name, list(names), n=1, cutoff=cutoff)

@@ -1,7 +1,7 @@
 """Evaluate: ``python -m ebt_policy.eval checkpoint=A [checkpoint=B@steps=2 ...]``.
 
-Compares what checkpoints predict and reports. What is measured depends on the domain of the first
-checkpoint: see each domain's ``evaluate.py``. Every option is in ``configs/eval.yaml``.
+Compares the predictions of checkpoints and writes a report. The metrics depend on the domain of the
+first checkpoint, see each domain's ``evaluate.py``. All options are in ``configs/eval.yaml``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ebt_policy.evaluation.results_folder import results_folder
 from ebt_policy.io.output import output_folder
 from ebt_policy.models.base import Domain
 
-# Options that are for one domain alone.
+# Options for a single domain.
 OPTION_DOMAINS = {"suite": Domain.POLICY, "perturb": Domain.POLICY, "corpus": Domain.TEXT,
                   "images": Domain.IMAGE, "noise": Domain.IMAGE,
                   "video_dataset": Domain.VIDEO}  # fmt: skip
@@ -62,7 +62,8 @@ def _evaluate_video(config: dict[str, Any], checkpoints: list[str], run: EvalRun
     evaluate_video(checkpoints, video_dataset=config["video_dataset"], **run._asdict())
 
 
-# Each imports its domain when it runs: some need libraries that robots do not have.
+# Each function imports its domain only when it runs, because some domains need libraries that are
+# not installed on robots.
 EVALUATORS: dict[Domain, Callable[[dict[str, Any], list[str], EvalRun], None]] = {
     Domain.POLICY: _evaluate_policies,
     Domain.TEXT: _evaluate_language,
@@ -98,7 +99,7 @@ def main() -> None:
         Entry(
             "ebt-eval",
             "eval",
-            "Compare what checkpoints predict, on the same seeds or data, and write a report.",
+            "Compare the predictions of checkpoints on the same seeds or data; write a report.",
             (
                 "checkpoint=runs/push_t/ebt-xs-seed0",
                 '"checkpoint=runs/push_t/ebt-xs-seed*" checkpoint=runs/push_t/diffusion-xs-seed0',

@@ -1,8 +1,8 @@
-"""Let a language model write: ``python -m ebt_policy.generate checkpoint=RUN prompt="Once"``.
+"""Generate text: ``python -m ebt_policy.generate checkpoint=RUN prompt="Once"``.
 
-Text appears as it is made. Settings: checkpoint (a run or checkpoint folder, ``@steps=4`` changes
-how it predicts), prompt, length (tokens), temperature (0: the most likely), top_k (0: among all),
-seed, device.
+Text is printed as it is generated. Options: checkpoint (a run or checkpoint folder; ``@steps=4``
+changes an inference option), prompt, length (number of tokens), temperature (0 selects the most
+likely token), top_k (0 samples among all tokens), seed, device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ebt_policy.language.model import LanguageModel
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """See ``configs/generate.yaml``."""
+    """The options of ``configs/generate.yaml``, which describes them."""
 
     checkpoint: str | None
     prompt: str

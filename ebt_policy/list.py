@@ -1,7 +1,7 @@
-"""List what there is: ``python -m ebt_policy.list [runs=FOLDER]``.
+"""List configurations and runs: ``python -m ebt_policy.list [runs=FOLDER]``.
 
-Tasks, models, objectives, sizes, robots and suites with their descriptions, and the training runs
-with their result and date.
+Prints the tasks, models, objectives, robots, suites, vision encoders and sizes with their
+descriptions, the pretrained models, and the training runs with their results and dates.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
     with report_errors():
         options = {a.partition("=")[0]: a.partition("=")[2] for a in arguments}
         if unknown := [name for name in options if name != "runs"]:
-            raise ConfigError(f"unknown option {unknown[0]}; the only one is runs=FOLDER.")
+            raise ConfigError(f"unknown option {unknown[0]}; the only option is runs=FOLDER.")
         list_everything(Path(options.get("runs", "runs")), Console())
 
 

@@ -1,7 +1,7 @@
 """Compare training curves: ``python -m ebt_policy.plot RUN [RUN ...] [output=FILE]``.
 
-Draws the losses, and the scores if there are any, of training runs into one figure (.svg or
-.png; by default ``training_curves.svg``).
+Draws the losses, and the scores if available, of training runs into one figure (.svg or .png; by
+default ``training_curves.svg``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def plot_runs(patterns: Sequence[str], output: Path) -> list[Path]:
         output: figure to write.
 
     Raises:
-        ConfigError: no run, one without a training log, or an unknown format.
+        ConfigError: if no run is given, a run or its training log is missing, or the format of the
+            figure is unknown.
     """
     from ebt_policy.evaluation.figure_style import save_figure
     from ebt_policy.evaluation.figures import compare_training_curves
@@ -34,7 +35,7 @@ def plot_runs(patterns: Sequence[str], output: Path) -> list[Path]:
     if output.suffix not in (".svg", ".png"):
         raise ConfigError(f"output={output} must end in .svg or .png.")
     if not patterns:
-        raise ConfigError("name the runs to plot, such as runs/push_t/ebt-xs-seed0.")
+        raise ConfigError("missing required argument RUN, such as runs/push_t/ebt-xs-seed0.")
     runs = []
     for pattern in patterns:
         matching = [Path(path) for path in sorted(glob(pattern))]

@@ -1,7 +1,7 @@
-"""Modules of the user's own, which the command line names and a file never does.
+"""Import of the user's own modules, which only the command line can name.
 
-A checkpoint, a data set or a recording may come from anybody. What they name is looked up among
-the names of this package and of the modules imported here.
+A checkpoint, a data set or a recording may come from anybody, so it never causes an import. The
+names in it are looked up among the names of this package and of the modules imported here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _imported: set[str] = set()
 
 
 def take_modules(arguments: Sequence[str]) -> list[str]:
-    """Import what each ``--module NAME`` names, and return the other arguments.
+    """Import the module of each ``--module NAME``, and return the other arguments.
 
     Raises:
-        ConfigError: a module cannot be imported.
+        ConfigError: if a module cannot be imported.
     """
     other_arguments, remaining = [], iter(arguments)
     for argument in remaining:
@@ -32,10 +32,10 @@ def take_modules(arguments: Sequence[str]) -> list[str]:
 
 
 def import_user_module(name: str) -> None:
-    """Import a module of the user's and accept what checkpoints name of it.
+    """Import a module of the user, and allow checkpoints to refer to it.
 
     Raises:
-        ConfigError: it cannot be imported.
+        ConfigError: if it cannot be imported.
     """
     if not name or name.startswith("-"):
         raise ConfigError("--module needs the name of a Python module, as in --module my_envs.")
@@ -46,11 +46,11 @@ def import_user_module(name: str) -> None:
     except ImportError as error:
         raise ConfigError(
             f"--module {name} cannot be imported ({error}); give the name of a module in the "
-            "working directory, or of an installed one."
+            "working directory, or of an installed module."
         ) from error
     _imported.add(name)
 
 
 def is_user_module(name: str) -> bool:
-    """Whether the command line named this module."""
+    """Return whether the command line named this module."""
     return name in _imported

@@ -2,8 +2,8 @@
 
     python -m ebt_policy.record task=lift episodes=200
 
-Every setting is in ``configs/record.yaml``. Run the same command again to resume an interrupted
-recording, which is kept in `<output>.partial`.
+All options are in ``configs/record.yaml``. Run the same command again to resume an interrupted
+recording, which is stored in `<output>.partial`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(config: dict[str, Any]) -> None:
     """Record demonstrations as configured, with a progress bar.
 
     Raises:
-        UserError: before anything is played, for a configuration that cannot be used.
+        UserError: if the configuration cannot be used; raised before any episode is played.
     """
     settings = options(RecordConfig, config, "the configuration")
     task = PolicyTaskConfig.from_config(config)

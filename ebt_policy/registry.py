@@ -1,8 +1,8 @@
-"""Names in configurations to the classes that they stand for.
+"""Registries, which map names in configurations to classes.
 
-A class gets its name from the decorator `Registry.register`. Classes outside this package do the
-same, in a module that ``--module`` imports or that an installed plug-in declares as an entry point
-of the registry's group. A name in a checkpoint is only ever looked up, never imported.
+A class gets its name from the decorator `Registry.register`. Classes outside this package use the
+same decorator. Their module is imported by ``--module``, or an installed plug-in declares it as an
+entry point of the registry's group. A name in a checkpoint is looked up but never imported.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ C = TypeVar("C")
 
 
 class Registry(Generic[T]):
-    """Classes or functions by name.
+    """A registry of classes or functions by name.
 
     Args:
-        option: as the user types it, for messages: ``model``, ``robot.driver.name``.
-        group: of the entry points by which installed plug-ins add to it.
+        option: option that selects a name, for messages, such as ``robot.driver.name``.
+        group: group of the entry points through which installed plug-ins add to it.
     """
 
     def __init__(self, option: str, group: str) -> None:
@@ -35,7 +35,7 @@ class Registry(Generic[T]):
         """Return a decorator that gives a class this name.
 
         Raises:
-            ValueError: another class has it.
+            ValueError: if another class has this name.
         """
 
         def add(item: Any) -> Any:
@@ -47,25 +47,26 @@ class Registry(Generic[T]):
         return add
 
     def declare(self, name: str, place: str) -> None:
-        """Give a name to a class of this package that is imported only when it is asked for.
+        """Give a name to a class of this package that is imported only when it is used.
 
         Args:
-            place: ``module:attribute``.
+            name: name of the class.
+            place: location of the class, ``module:attribute``.
         """
         self._declared[name] = place
 
     def get(self, name: Any, needs: str | None = None) -> T:
         """Return the class of this name.
 
-        Names of this package and of modules that ``--module`` imported come before those of
-        installed plug-ins.
+        Names of this package and of modules that ``--module`` imported take precedence over names
+        of installed plug-ins.
 
         Args:
-            name: from a configuration.
-            needs: the module that has it, if a checkpoint names one. It is never imported.
+            name: name in a configuration.
+            needs: module that registers the name, if a checkpoint states one. It is never imported.
 
         Raises:
-            ConfigError: nothing has this name, or a plug-in that has it cannot be imported.
+            ConfigError: if the name is unknown, or its plug-in is ambiguous or cannot be imported.
         """
         if not isinstance(name, str):
             raise self._unknown_name_error(name)
@@ -74,18 +75,18 @@ class Registry(Generic[T]):
             self._items[name] = getattr(import_module(module), attribute)
         if name not in self._items and (points := self._plugins().get(name)):
             item = self._load_plugin(name, points)
-            self._items.setdefault(name, item)  # its module may have registered it itself
+            self._items.setdefault(name, item)  # importing its module may have registered it
         if name in self._items:
             return self._items[name]
         if needs:
             raise ConfigError(
                 f"{self.option}={name} belongs to the module {needs}, which is not imported; add "
-                f"--module {needs} to the command, or install the plug-in that has it."
+                f"--module {needs} to the command, or install the plug-in that provides it."
             )
         raise self._unknown_name_error(name)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield all names, those of plug-ins last."""
+        """Yield all names; names of plug-ins come last."""
         return iter(dict.fromkeys((*self._declared, *self._items, *self._plugins())))
 
     def __contains__(self, name: object) -> bool:
@@ -95,7 +96,7 @@ class Registry(Generic[T]):
         plugins: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
             points = plugins.setdefault(point.name, [])
-            if point.value not in [other.value for other in points]:  # one may be installed twice
+            if point.value not in [other.value for other in points]:  # installed twice
                 points.append(point)
         return plugins
 

@@ -1,4 +1,4 @@
-"""Options that have a new name: for the error that says so, and to read old checkpoints.
+"""Renamed options: for the error that names the new option, and to read old checkpoints.
 
 The table is also in CHANGELOG.md. Entries stay for one release.
 """
@@ -45,7 +45,7 @@ RENAMED_OPTIONS: dict[tuple[str, str], str] = {
     ("robot.limits", "lead"): "max_tracking_error",
 }
 
-# (section, option, old value) -> new value; the section "" is that of groups such as objective=.
+# (section, option, old value) -> new value; the section is "" for groups such as objective=.
 RENAMED_VALUES: dict[tuple[str, str, str], str] = {
     ("", "objective", "corrupted"): "s1_corrupted",
     ("model.inference", "select", "drop"): "energy_decrease",
@@ -56,13 +56,13 @@ RENAMED_VALUES: dict[tuple[str, str, str], str] = {
 
 
 def check_renamed_argument(argument: str) -> None:
-    """Refuse an override of the command line that uses an old name.
+    """Raise an error if an override of the command line uses an old name.
 
     Args:
-        argument: such as ``objective.fade=0.2``, ``+task.max_prefix=4`` or ``objective=corrupted``.
+        argument: override, such as ``objective.fade=0.2`` or ``objective=corrupted``.
 
     Raises:
-        ConfigError: naming the new option.
+        ConfigError: if the option or its value was renamed; the message has the new name.
     """
     option, equals, value = argument.partition("=")
     if not equals:
@@ -72,7 +72,7 @@ def check_renamed_argument(argument: str) -> None:
     if new := renamed_to(section, name):
         option_now = f"{section}.{new}" if section else new
         raise ConfigError(f"{option} was renamed: use {option_now}={value}")
-    for choice in value.split(","):  # several of a sweep
+    for choice in value.split(","):  # a sweep has several values
         if new := RENAMED_VALUES.get((section, name, choice)):
             raise ConfigError(f"{option}={choice} was renamed: use {option}={new}")
 
@@ -83,7 +83,7 @@ def renamed_to(section: str, name: str) -> str | None:
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored configuration with the new names of its options."""
+    """Return a stored configuration with the new names of its options and values."""
     config = dict(config)
     for (path, old), new in RENAMED_OPTIONS.items():
         section = _copy_section(config, path)

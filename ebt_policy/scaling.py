@@ -1,14 +1,15 @@
-"""How language models scale: ``python -m ebt_policy.scaling axis=depth [seeds=3 ...]``.
+"""Study how language models scale: ``python -m ebt_policy.scaling axis=depth [seeds=3 ...]``.
 
-Trains the energy language model, the refiner and Transformer++ at the places of an axis, each with
-the learning rate that suits it there and with several seeds, as hydra multiruns of
-``ebt_policy.train``, and fits how perplexity falls: rates, their ratio to Transformer++'s, and the
-levels beside them, with intervals. Run the same command again to resume.
+Trains the energy language model, the refiner and Transformer++ at several values of an axis. Each
+model has a tuned learning rate at each value, and several seeds. The runs are hydra multiruns of
+``ebt_policy.train``. The study fits how the perplexity falls along the axis. It reports scaling
+rates, their ratio to the rate of Transformer++, and differences of the loss, with intervals. Run
+the same command again to resume.
 
 Options: axis (data, batch, depth, width, params or flops), seeds, models, tune (whether learning
-rates are tuned, from ``train.lr``), folder (of the runs), output. All else goes to
-``ebt_policy.train``, for every run: other places of the axis (``size.layers=2,4``), another text
-(``task.corpus=wikitext2``), or where runs are done (``hydra/launcher=joblib
+rates are tuned, starting from ``train.lr``), folder (for the runs), output. All other options go to
+every run of ``ebt_policy.train``: for example, other values of the axis (``size.layers=2,4``),
+another text (``task.corpus=wikitext2``) or a launcher (``hydra/launcher=joblib
 hydra.launcher.n_jobs=2``, ``hydra/launcher=submitit_slurm``).
 """
 
@@ -30,10 +31,10 @@ from ebt_policy.language.scaling import AXES, BASE_OVERRIDES, ScalingConfig, run
 
 
 def parse(arguments: Sequence[str]) -> tuple[ScalingConfig, dict[str, str]]:
-    """Return the study's options, and the overrides of the trainer.
+    """Return the options of the study, and the overrides of its training runs.
 
     Raises:
-        ConfigError: an argument that is no ``name=value``, or a value out of range.
+        ConfigError: if an argument is not ``name=value``, or a value is not allowed.
     """
     section: dict[str, Any] = {}
     trainer = {}
@@ -50,16 +51,16 @@ def parse(arguments: Sequence[str]) -> tuple[ScalingConfig, dict[str, str]]:
     study = options(ScalingConfig, section, "the scaling study")
     name, places, _ = AXES[study.axis]
     overrides = {"task": "text", **BASE_OVERRIDES, name: places, **trainer}
-    if name == "size":  # a size of the dial has its own layers
+    if name == "size":  # a named size has its own number of layers
         overrides.pop("size.layers")
     for reserved in ("model", "seed", "run_dir", "resume"):
         if reserved in trainer:
-            raise ConfigError(f"{reserved}=... is what the study sets; leave it out.")
+            raise ConfigError(f"{reserved}=... is set by the study; leave it out.")
     several = [k for k, v in overrides.items() if "," in v and k != name]
     if several or "," not in overrides[name]:
         raise ConfigError(
-            f"axis={study.axis} moves {name}, which needs several places, and nothing else"
-            + (f": {several[0]} has several, too." if several else ".")
+            f"axis={study.axis} needs several values of {name}, and one value of all other options"
+            + (f"; {several[0]} has several." if several else ".")
         )
     try:
         float(overrides["train.lr"])
@@ -69,7 +70,7 @@ def parse(arguments: Sequence[str]) -> tuple[ScalingConfig, dict[str, str]]:
 
 
 def scaling(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the study of some arguments; return what ``summary.json`` holds."""
+    """Run the study that the arguments describe; return the content of ``summary.json``."""
     study, overrides = parse(arguments)
     output = Path(study.output or f"results/scaling-{study.axis}")
     command = " ".join(["python -m ebt_policy.scaling", *arguments])

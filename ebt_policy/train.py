@@ -1,8 +1,8 @@
 """Train: ``python -m ebt_policy.train task=push_t [model=ebt objective=flow ...]``.
 
-Builds the task and the model from configuration, hands them to the trainer, and evaluates the
-result. Every option is in ``configs/train.yaml`` and the groups beside it; ``configs/domain``
-has the defaults of policies, text, images and video.
+Builds the task and the model from configuration, trains the model, and evaluates the result. All
+options are in ``configs/train.yaml`` and the groups beside it; ``configs/domain`` has the defaults
+of policies, text, images and video.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def train(config: dict[str, Any]) -> Path:
         config: resolved content of ``configs/train.yaml``.
 
     Raises:
-        ConfigError, EpisodeError, TextError, CheckpointError: before any long work starts.
-        NonFiniteLoss: with the step and the last good checkpoint.
+        ConfigError, EpisodeError, TextError, CheckpointError: if the configuration, the data or a
+            checkpoint cannot be used; raised before long work starts.
+        NonFiniteLoss: if a loss, gradient or weight is not finite; the message names the step and
+            the last good checkpoint.
     """
     run = options(RunConfig, config, "the configuration")
     train_config = options(TrainConfig, run.train, "train")
@@ -47,7 +49,7 @@ def train(config: dict[str, Any]) -> Path:
     accelerator = join_processes(pick_device(run.device), train_config.mixed_precision)
     is_main, run_dir = accelerator.is_main_process, Path(run.run_dir)
     with prepare_run_dir(run_dir, config, is_main=is_main):
-        with accelerator.main_process_first():  # one downloads what all read
+        with accelerator.main_process_first():  # one process downloads the data for all
             data = task.load_data()
         if is_main:
             console.print(task.describe(data), markup=False)
@@ -116,7 +118,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As a module with a name, in which hydra's launchers find what other processes are to run.
+    # Import the module by its name, so that the processes of hydra's launchers can import it, too.
     from ebt_policy import train as named
 
     named.main()

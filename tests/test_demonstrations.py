@@ -165,7 +165,7 @@ def test_recorded_episodes_train_a_robosuite_task(tmp_path):
 def test_missing_data_folder_is_an_error_before_any_download(load, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path / "typo"))
     monkeypatch.setattr("ebt_policy.data.push_t._download", None)
-    with pytest.raises(ConfigError, match=r"EBT_POLICY_DATA=.*typo is no folder; correct"):
+    with pytest.raises(ConfigError, match=r"EBT_POLICY_DATA=.*typo is not a folder; correct"):
         load()
 
 

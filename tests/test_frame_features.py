@@ -103,7 +103,7 @@ def test_timm_backbone_features(monkeypatch):
     encoder = frame_features("timm:vit_tiny_patch16_224", torch.device("cpu"))
     features = encoder.encode(torch.zeros(2, 24, 32, 3, dtype=torch.uint8))
     assert features.shape == (2, 192)
-    with pytest.raises(ConfigError, match="resnet_of_mine is no model of timm"):
+    with pytest.raises(ConfigError, match="resnet_of_mine is not a model of timm"):
         frame_features("timm:resnet_of_mine", torch.device("cpu"))
 
 

@@ -224,7 +224,7 @@ def test_early_stopped_tiles_are_padded_to_equal_length():
 
 
 def test_several_candidates_need_random_starts():
-    with pytest.raises(ConfigError, match="start from the same place"):
+    with pytest.raises(ConfigError, match="start at the same point"):
         build("s1").configure_inference(num_candidates=2)
     model = build("s1", max_noise_level=LEVELS)
     model.configure_inference(num_candidates=3)

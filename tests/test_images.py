@@ -82,9 +82,9 @@ def test_decoder_errors_name_the_file(error, monkeypatch, tmp_path):
         return load(self)
 
     monkeypatch.setattr(PngImageFile, "load", fail)
-    with pytest.raises(ImageError, match=r"bad\.png is no image that can be read \(.*oops"):
+    with pytest.raises(ImageError, match=r"bad\.png cannot be read as an image \(.*oops"):
         load_images(None, str(path), 3)
-    assert "1 left out: " in load_images(None, str(path), 3, skip_unreadable=True).origin
+    assert "1 skipped: " in load_images(None, str(path), 3, skip_unreadable=True).origin
 
 
 def png_16_bit() -> bytes:
@@ -97,19 +97,19 @@ def colour_png_16_bit() -> bytes:
 
 
 BAD = {
-    "no image": (lambda: b"<html>404</html>", "is no image that can be read"),
-    "empty": (lambda: b"", "is no image that can be read"),
-    "truncated": (lambda: png(photo(200, 200))[:3000], "is no image that can be read"),
+    "no image": (lambda: b"<html>404</html>", "cannot be read as an image"),
+    "empty": (lambda: b"", "cannot be read as an image"),
+    "truncated": (lambda: png(photo(200, 200))[:3000], "cannot be read as an image"),
     "truncated jpeg": (
         lambda: encode(Image.fromarray(photo(200, 200)), "JPEG")[:3000],
-        "is no image that can be read",
+        "cannot be read as an image",
     ),
     "16 bits": (png_16_bit, "has more than 8 bits"),
     "16 bits, colours": (colour_png_16_bit, "has more than 8 bits"),
     "transparent": (lambda: png(photo(channels=4)), "has the channels RGBA"),
     "deep, of another kind": (  # Pillow would cut it to 8 bits and not say so
         lambda: cv2.imencode(".jp2", np.zeros((64, 64, 3), np.uint16))[1].tobytes(),
-        "is no image that can be read",
+        "cannot be read as an image",
     ),
     "printed": (lambda: encode(Image.new("CMYK", (20, 20)), "JPEG"), "has the channels CMYK"),
     "grey": (lambda: png(photo(channels=1)), r"is grey; .* task\.channels=1"),
@@ -126,7 +126,7 @@ def test_unusable_images_are_named(case, tmp_path):
 def test_huge_images_are_refused_before_they_are_read(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for height in (11, 30):  # Pillow warns of the one and refuses the other
-        with pytest.raises(ImageError, match="is huge, beyond 100 pixels"):
+        with pytest.raises(ImageError, match="has more than 100 pixels"):
             decode(png(photo(height, 10)), "map.png", 3)
 
 
@@ -145,9 +145,7 @@ def test_damaged_files_are_skipped_only_with_skip_unreadable(tmp_path):
     with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_unreadable=true"):
         load_images(None, str(path), 3)
     gallery = load_images(None, str(path), 3, skip_unreadable=True)
-    assert (
-        gallery.name == "mine" and "1 left out: " in gallery.origin and "zz.jpg" in gallery.origin
-    )
+    assert gallery.name == "mine" and "1 skipped: " in gallery.origin and "zz.jpg" in gallery.origin
     names = gallery.splits["train"].names + gallery.splits["validation"].names
     assert len(set(names)) == 20
     (path / "zz.jpg").unlink()
@@ -156,12 +154,12 @@ def test_damaged_files_are_skipped_only_with_skip_unreadable(tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png cannot be read \(No such file"):
         load_images(None, str(path), 3)
     gallery = load_images(None, str(path), 3, skip_unreadable=True, smallest=8)
-    assert "2 left out: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
+    assert "2 skipped: " in gallery.origin and r"small.png has 7 x 24 pixels" in gallery.origin
 
 
 def test_all_damaged_files_are_listed_in_one_error(tmp_path):
     path = folder(tmp_path / "mine", 1, {f"bad{i}.png": b"" for i in range(7)})
-    with pytest.raises(ImageError, match=r"bad0\.png .*bad4\.png .* And 2 more\. Mend or remove"):
+    with pytest.raises(ImageError, match=r"bad0\.png .*bad4\.png .* And 2 more\. Repair or remove"):
         load_images(None, str(path), 3)
 
 

@@ -92,7 +92,7 @@ def test_plot_compares_runs(runs, suffix):
 @pytest.mark.parametrize(
     ("patterns", "output", "message"),
     [
-        ([], "c.svg", "name the runs to plot"),
+        ([], "c.svg", "missing required argument RUN"),
         (["nowhere"], "c.svg", "nowhere does not exist"),
         (["."], "c.svg", r"\. has no log\.jsonl"),
         (["a"], "c.pdf", r"must end in \.svg or \.png"),

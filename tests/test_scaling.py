@@ -89,11 +89,11 @@ def test_power_law_needs_two_points():
         (["axis=depth", "seeds=two"], "seeds"),
         (["axis=depth", "models=ebt,ebt"], "names one twice"),
         (["axis=depth", "--multirun"], "write name=value"),
-        (["axis=depth", "seed=3"], "seed=... is what the study sets"),
+        (["axis=depth", "seed=3"], "seed=... is set by the study"),
         (["axis=depth", "tune=perhaps"], "tune"),
         (["axis=depth", "train.lr=fast"], "train.lr must be a number, got fast"),
         (["axis=depth", "train.lr=1e-3,2e-3"], "train.lr has several"),
-        (["axis=depth", "size.layers=2"], "needs several places"),
+        (["axis=depth", "size.layers=2"], "needs several values of size.layers"),
         (["axis=depth", "size.width=16,32"], "size.width has several"),
     ],
 )

@@ -161,7 +161,7 @@ def test_a_damaged_run_is_named(run_main, tiny_arguments, tmp_path):
 
 def test_diverged_training_is_a_one_line_error(run_main, tiny_arguments):
     code, error = run_main(tiny_arguments("run", "train.lr=1e30", "train.checkpoint_every=1"))
-    assert code == 2 and "the last good checkpoint is" in error
+    assert code == 2 and "last good checkpoint: " in error
     assert_one_line_error(error)
 
 

@@ -228,7 +228,7 @@ def test_levels_have_distinct_smooth_features():
 def test_level_is_required_only_by_level_conditioned_networks():
     obs, x = inputs()
     with_level, without = build(level=True), build()
-    with pytest.raises(ValueError, match="must be given a level"):
+    with pytest.raises(ValueError, match="needs a level"):
         with_level(with_level.encode(obs), x)
     with pytest.raises(ValueError, match="takes no level"):
         without(without.encode(obs), x, torch.zeros(B, U))
@@ -239,13 +239,13 @@ def test_level_is_required_only_by_level_conditioned_networks():
 )
 def test_candidates_of_another_shape_are_refused(shape):
     net, (obs, _) = build(), inputs()
-    with pytest.raises(ValueError, match=rf"candidates must be \(B, U, {L}, {C}\)"):
+    with pytest.raises(ValueError, match=rf"candidates must have shape \(B, U, {L}, {C}\)"):
         net(net.encode(obs), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(B, 1, OBS), (B, K + 1, OBS), (K, OBS), (B, K, OBS + 1)])
 def test_contexts_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"context must be \(B, {K}, {OBS}\)"):
+    with pytest.raises(ValueError, match=rf"context must have shape \(B, {K}, {OBS}\)"):
         build().encode(torch.zeros(shape))
 
 
@@ -254,9 +254,9 @@ def test_contexts_of_another_shape_are_refused(shape):
     [
         ({"width": 18}, "multiple of twice heads"),
         ({"heads": 3}, "multiple of twice heads"),
-        ({"heads": 0}, "sizes must be positive"),
-        ({"width": 0}, "sizes must be positive"),
-        ({"layers": 0}, "sizes must be positive"),
+        ({"heads": 0}, "width, heads and layers must be positive"),
+        ({"width": 0}, "width, heads and layers must be positive"),
+        ({"layers": 0}, "width, heads and layers must be positive"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):

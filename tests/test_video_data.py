@@ -98,7 +98,7 @@ def test_damaged_videos_are_skipped_with_skip_unreadable(films, tmp_path):
     config = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
     dataset = load_videos(config)
     assert sum(map(len, dataset.splits.values())) == 12
-    assert "from 12 files, 1 left out:" in dataset.origin and "bad.mp4" in dataset.origin
+    assert "from 12 files, 1 skipped:" in dataset.origin and "bad.mp4" in dataset.origin
 
 
 def test_rotation_metadata_is_applied(films, tmp_path):

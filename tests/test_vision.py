@@ -75,7 +75,7 @@ def test_images_are_encoded_independently(pretrained):
 def test_bad_vision_options_are_a_one_line_error(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
-        ({"backbone": "resnet81"}, "resnet81 is no model of timm .*did you mean"),
+        ({"backbone": "resnet81"}, "resnet81 is not a model of timm .*did you mean"),
         ({"crop": 0.0}, "vision.crop"),
         ({"downsample": 0}, "vision.downsample"),
         ({"stage": 17}, "vision.stage=17"),

@@ -1,4 +1,4 @@
-"""Helpers of the command-line entries: arguments, help, devices, and errors as one sentence."""
+"""Helpers of the command-line entries: arguments, help, devices and error messages."""
 
 from ebt_policy.cli.arguments import command_line, hydra_arguments
 from ebt_policy.cli.device import pick_device

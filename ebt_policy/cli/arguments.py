@@ -1,4 +1,4 @@
-"""The command line: what a user typed, as arguments that hydra reads as it was meant."""
+"""Command-line arguments, converted so that hydra reads them as the user meant them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def command_line(module: str) -> str:
     return shlex.join(["python", "-m", module, *RAW_ARGV])
 
 
-# Options whose values are paths, or names where a path may stand: hydra's grammar reads brackets,
-# commas, quotes and spaces, and has no letters but English ones.
+# Options whose values are or may be paths. They are quoted, because hydra's grammar interprets
+# brackets, commas, quotes and spaces, and allows no letters but English ones.
 PATHS = (
     *("run_dir", "output", "checkpoint", "images", "corpus", "video_dataset"),
     *("bag", "record", "recording", "rerun", "robot.driver.store", "robot.limits.workspace.model"),
@@ -29,16 +29,17 @@ TEXTS = ("prompt",)
 
 
 def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
-    """Turn what a user typed into arguments that hydra reads as it was meant.
+    """Convert the arguments that a user typed into hydra's grammar.
 
-    ``--module NAME`` is imported, values of `PATHS` and `TEXTS` are quoted, and a leading ``~`` of
-    a path becomes the home folder.
+    The module of each ``--module NAME`` is imported. Values of `PATHS` and `TEXTS` are quoted, and
+    a leading ``~`` of a path becomes the home folder.
 
     Args:
+        arguments: arguments as typed.
         repeated: options that may occur several times; they become one list.
 
     Raises:
-        ConfigError: a module cannot be imported, or an option has a new name.
+        ConfigError: if a module cannot be imported, or an option has been renamed.
     """
     arguments = take_modules(arguments)
     for argument in arguments:
@@ -61,7 +62,7 @@ def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:
 
 
 def _is_hydra_value(value: str, sweep: bool) -> bool:
-    """Whether a value is written in hydra's grammar: null, a list, quoted, or a sweep."""
+    """Return whether a value is in hydra's grammar: null, a list, quoted, or a sweep."""
     if value in ("", "null", "???"):
         return True
     if os.path.exists(value):
@@ -76,5 +77,5 @@ def _expanded(name: str, value: str) -> str:
 
 
 def quote(value: str) -> str:
-    """A value as hydra takes it whatever it holds: backslashes count twice before a quote alone."""
+    """Return a value quoted for hydra, which unescapes backslashes only before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"

@@ -1,4 +1,4 @@
-"""A configuration from the files in ``configs/`` and the overrides of the command line."""
+"""Composition of a configuration from the files in ``configs/`` and command-line overrides."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 from ebt_policy.errors import ConfigError, did_you_mean
 
 CONFIGS = "ebt_policy.configs"
-CUTOFF = 0.5  # similarity from which a name is suggested
+CUTOFF = 0.5  # least similarity of a suggested name
 
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return a composed configuration with all references resolved.
 
     Args:
-        config_name: of the file in ``configs/``, such as ``train``.
-        overrides: in hydra's grammar, such as ``task=lift`` or ``train.lr=1e-3``.
+        config_name: name of the file in ``configs/``, such as ``train``.
+        overrides: overrides in hydra's grammar, such as ``task=lift`` or ``train.lr=1e-3``.
 
     Raises:
-        ConfigError: an override is malformed, or names an unknown option or value.
+        ConfigError: if an override is malformed, or names an unknown option or value.
     """
     config, _ = compose_with_choices(config_name, overrides)
     return config
@@ -53,7 +53,7 @@ def compose_with_choices(
     except OverrideParseException as error:
         raise ConfigError(
             f"{error.override!r} cannot be parsed; write name=value, with quotes around values "
-            "that hold brackets, commas or spaces."
+            "that contain brackets, commas or spaces."
         ) from error
     except HydraException as error:
         raise ConfigError(_explain(str(error), config_name, overrides)) from error
@@ -63,7 +63,7 @@ def compose_with_choices(
 
 
 def group_choices(group: str) -> list[str]:
-    """Return the names of the files of a group, such as those of ``task``."""
+    """Return the names of the files of a group, such as ``task``."""
     folder = files(CONFIGS).joinpath(group)
     return sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
@@ -71,7 +71,7 @@ def group_choices(group: str) -> list[str]:
 
 
 def group_description(group: str, choice: str) -> str:
-    """Return the first comment of a file of a group, which says what it is."""
+    """Return the description of a group's file, which is the comment in its first line."""
     text = files(CONFIGS).joinpath(f"{group}/{choice}.yaml").read_text("utf-8")
     first_line = text.partition("\n")[0]
     return first_line.removeprefix("# ") if first_line.startswith("# ") else ""
@@ -103,7 +103,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).partition("/")
     options = list(error.options or ())
     name, _, domain = name.partition("/")
-    if domain:  # one of the files of a model or objective, one for each domain
+    if domain:  # a model or an objective, which has one file per domain
         return f"{group}={name} is not available for {domain}; it is for {', '.join(options)}."
     suggestion = did_you_mean(name, options, CUTOFF)
     return f"{group}={name} is unknown.{suggestion} Choose one of {', '.join(options)}."
@@ -122,7 +122,7 @@ def _explain(message: str, config_name: str, overrides: Sequence[str]) -> str:
 
 
 def _option_names(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Return the options and groups that would be there without the wrong overrides."""
+    """Return the options and groups of the configuration without the invalid overrides."""
     choices = []
     for override in overrides:
         name, _, value = override.partition("=")

@@ -11,7 +11,7 @@ def pick_device(name: str) -> torch.device:
     """Return a device by name; ``auto`` is a GPU if one is available, else the CPU.
 
     Raises:
-        ConfigError: the name is unknown, or there is no GPU.
+        ConfigError: if the name is unknown, or ``cuda`` is requested without a GPU.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, got {name}.")

@@ -1,4 +1,4 @@
-"""A command of the package: its arguments, its help, its errors."""
+"""Commands of the package: their arguments, help and errors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Entry:
 
     Attributes:
         script: name of the console script.
-        config_name: of the configuration file.
-        summary: what the command does, in a sentence.
-        examples: arguments, for the help.
+        config_name: name of the configuration file.
+        summary: one sentence about what the command does.
+        examples: example arguments, for the help.
         run: called with the resolved configuration and the overrides of the command line.
-        help_choices: groups without a default, as the help shows them.
+        help_choices: overrides that the help uses for groups without a default.
         repeated: options that may occur several times; they become one list.
-        sweep: a function decorated by `hydra.main`, for ``--multirun``.
+        sweep: function decorated by `hydra.main`, for ``--multirun``; None without support for it.
     """
 
     script: str
@@ -48,9 +48,8 @@ class Entry:
 def run_entry(entry: Entry) -> None:
     """Run a command with the arguments that the user typed.
 
-    ``--help`` prints the options, ``--cfg`` the composed configuration.
-
-    Errors that a user can fix are printed as one sentence and exit with 2.
+    ``--help`` prints the options, and ``--cfg`` prints the composed configuration. An error that a
+    user can fix is printed as one sentence, and the exit status is 2.
     """
     RAW_ARGV[:] = sys.argv[1:]
     with report_errors():
@@ -75,7 +74,11 @@ def run_entry(entry: Entry) -> None:
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """Return the other arguments, and ``--help``, ``--cfg`` and ``--config-dir`` with overrides."""
+    """Separate the flags ``--help``, ``--cfg`` and ``--config-dir`` from the other arguments.
+
+    Returns:
+        The other arguments, and the overrides that each given flag adds.
+    """
     others: list[str] = []
     flags: dict[str, tuple[str, ...]] = {}
     remaining, previous = iter(arguments), ""
@@ -94,7 +97,7 @@ def _split_flags(arguments: Sequence[str]) -> tuple[list[str], dict[str, tuple[s
 
 
 def _search_path(folder: str) -> str:
-    """Return the override that makes hydra find configurations in a folder of the user's, too."""
+    """Return the override that adds a user's folder to hydra's search path."""
     if not folder or not Path(folder).is_dir():
         raise ConfigError(f"--config-dir needs a folder of configurations, got {folder!r}.")
     return f"hydra.searchpath=[{quote('file://' + str(Path(folder).resolve()))}]"

@@ -1,4 +1,4 @@
-"""``--help``: usage, groups, the options of what was chosen with their meaning, examples."""
+"""The output of ``--help``: usage, groups, the chosen options with their meaning, and examples."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HELP_FLAGS = ("-h", "--help")
 
 
 def print_usage(arguments: Sequence[str], usage: str, description: str | None) -> bool:
-    """Print the help of a command without a configuration, if it is asked for.
+    """Print the help of a command without a configuration, if the arguments have ``--help``.
 
     Args:
-        arguments: of the command.
+        arguments: arguments of the command.
         usage: such as ``ebt-list [runs=FOLDER]``.
         description: the docstring of its module.
 
@@ -46,13 +46,13 @@ def help_text(
 
     Args:
         script: name of the command.
-        config_name: of its file in ``configs/``.
-        summary: what it does, in a sentence.
-        examples: arguments of the command.
-        overrides: choices of groups, whose options are listed.
+        config_name: name of its file in ``configs/``.
+        summary: one sentence about what it does.
+        examples: example arguments of the command.
+        overrides: chosen files of groups; their options are listed.
 
     Raises:
-        ConfigError: an override is unknown.
+        ConfigError: if an override is unknown.
     """
     config, choices = compose_with_choices(config_name, overrides)
     comments = option_comments(config_name, choices)
@@ -64,7 +64,7 @@ def help_text(
     }
     lines = [f"usage: {script} [OPTION=VALUE ...]", "", summary]
     if groups:
-        lines += ["", "Groups: an option of these chooses a file of options."]
+        lines += ["", "Groups (each one selects a file of options):"]
         for group in groups:
             names = ", ".join(group_choices(group))
             lines += _entry(f"{group}={choices[group] or 'null'}", f"one of {names}")
@@ -75,12 +75,12 @@ def help_text(
         for name in names:
             lines += _entry(f"{name}={_to_yaml(options[name])}", comments.get(name, ""))
     lines += ["", "Examples:", *(f"  {script} {example}" for example in examples)]
-    lines += ["", "--cfg prints the whole configuration as YAML instead of running."]
+    lines += ["", "--cfg prints the complete configuration as YAML and exits."]
     return "\n".join(lines)
 
 
 def option_comments(config_name: str, choices: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the comments beside options in the configuration files that were chosen."""
+    """Return the comments of options in the chosen configuration files, by option."""
     comments = _file_comments(f"{config_name}.yaml", "")
     for group, choice in choices.items():
         if choice is None or group.startswith("hydra/"):
@@ -93,7 +93,7 @@ def option_comments(config_name: str, choices: Mapping[str, str | None]) -> dict
 def _file_comments(path: str, prefix: str) -> dict[str, str]:
     """Return the comments of a file, and of the files beside it that its defaults name."""
     file = files(CONFIGS).joinpath(path)
-    if not file.is_file():  # of the user's own folder
+    if not file.is_file():  # it is in the user's own folder
         return {}
     text = file.read_text("utf-8")
     if "# @package _global_" in text:
@@ -119,7 +119,7 @@ def _file_comments(path: str, prefix: str) -> dict[str, str]:
 
 
 def _sections(options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the names of options by section, those without one first."""
+    """Return the names of options by section; options without a section come first."""
     sections: dict[str, list[str]] = {"": []}
     for name in options:
         sections.setdefault(name.partition(".")[0] if "." in name else "", []).append(name)

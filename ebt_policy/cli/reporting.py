@@ -1,4 +1,4 @@
-"""Errors that a user can fix as one sentence, and log messages, both on stderr."""
+"""Error messages and log messages on stderr. An error that a user can fix is one sentence."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ebt_policy.errors import UserError
 from ebt_policy.io.interruption import Terminated, termination_interrupts
 from ebt_policy.io.paths import reason
 
-# What a user can fix. The energy core and the environments import nothing of this package, so
-# their errors have no common base with the others.
+# Errors that a user can fix. The energy core and the environments import nothing of this package,
+# so their errors have no common base class with the others.
 USER_ERRORS = (UserError, DescentError, EnvError)
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Print an error that a user can fix as one sentence and exit with 2.
+    """Print an error that a user can fix as one sentence and exit with status 2.
 
     Every other error is a bug and keeps its traceback.
 
-    Ctrl-C exits with 130, a request to terminate with 143: what has begun is finished or removed,
-    and locks are released.
+    Ctrl-C exits with status 130, and SIGTERM with 143. Work in progress is finished or removed, and
+    locks are released.
     """
     configure_logging()
-    # Messages hold paths: unwrapped they can be copied, escaped their brackets stay.
+    # Messages contain paths. Without wrapping they can be copied; escaping keeps their brackets.
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         with termination_interrupts():
@@ -49,7 +49,7 @@ def report_errors() -> Iterator[None]:
             "train.batch_size or size."
         )
         sys.exit(2)
-    except OSError as error:  # such as a video encoder's or a library's own
+    except OSError as error:  # for example, from a video encoder or another library
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         console.print(
@@ -63,7 +63,7 @@ def report_errors() -> Iterator[None]:
 
 
 def configure_logging() -> None:
-    """Send the package's log messages to stderr through rich; repeated calls change nothing."""
+    """Send the package's log messages to stderr through rich; repeated calls have no effect."""
     logger = logging.getLogger("ebt_policy")
     if any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         return
@@ -72,7 +72,7 @@ def configure_logging() -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints messages as they are, warnings in yellow, on what is stderr at that moment."""
+    """A handler that prints unformatted messages to the current stderr, warnings in yellow."""
 
     def emit(self, record: logging.LogRecord) -> None:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -81,6 +81,6 @@ class _StderrHandler(logging.Handler):
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Return whether this is what PyTorch raises without memory, on a GPU or on the CPU."""
+    """Return whether PyTorch or Python raised this error because memory ran out."""
     is_memory_error = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return is_memory_error or "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
 """The core: one energy transformer, one descent loop, and the objectives that shape a landscape.
 
-It imports torch alone. Start with `ebt_policy.energy.descent`; the sign and the scale of energies
-are stated in `ebt_policy.energy.energy_function`: lower is better.
+It imports only torch. Start with `ebt_policy.energy.descent`. The sign and the scale of energies
+are defined in `ebt_policy.energy.energy_function`: a lower energy is better.
 """
 
 from ebt_policy.energy.constraints import FrozenEntries, PathProjection, Projection

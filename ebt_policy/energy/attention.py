@@ -3,8 +3,8 @@
 Shapes: B batch, Q tokens, K earlier tokens, D width, H heads.
 
 Training an energy differentiates its input gradient, so attention is differentiated twice. Fused
-kernels (flash, memory-efficient, CPU flash) have no second derivative; PyTorch's "math" backend
-has. Inference needs the first derivative alone and takes whichever kernel is fastest.
+kernels (flash, memory-efficient, CPU flash) have no second derivative, but PyTorch's "math" backend
+has one. Inference needs only the first derivative and uses the fastest kernel.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def double_backward_attention(enabled: bool) -> AbstractContextManager[Any]:
-    """Return a context in which attention has a second derivative, if ``enabled``."""
+    """Return a context manager in which attention has a second derivative, if ``enabled``."""
     return sdpa_kernel(SDPBackend.MATH) if enabled else nullcontext()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(..., L, D) -> (..., H, L, D/H)."""
+    """Split the width into heads: (..., L, D) -> (..., H, L, D/H)."""
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(..., H, L, D/H) -> (..., L, D)."""
+    """Merge the heads into the width: (..., H, L, D/H) -> (..., L, D)."""
     return x.transpose(-3, -2).flatten(-2)
 
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
     Args:
         width: D.
         heads: H, a divisor of D.
-        bias: whether its maps have one.
+        bias: whether its linear maps have a bias.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = True) -> None:
@@ -86,12 +86,13 @@ class Attention(nn.Module):
 
         Args:
             x: (B, Q, D).
-            rotary: of the positions of x.
-            past: keys and values of earlier tokens.
-            causal: whether each token attends only to itself and to those before it.
+            rotary: rotary embedding of the positions of x.
+            past: keys and values of earlier tokens; None without earlier tokens.
+            causal: whether each token attends only to itself and earlier tokens; always so with
+                ``past``.
 
         Returns:
-            (B, Q, D), and all keys and values.
+            Output (B, Q, D), and the keys and values of all tokens.
         """
         q, k, v = self._project(x, rotary)
         mask = None
@@ -106,13 +107,14 @@ class Attention(nn.Module):
     def independent_queries(
         self, x: Tensor, rotary: RotaryEmbedding, past: KeysValues, hidden: Tensor | None
     ) -> Tensor:
-        """Let tokens x (B, Q, D) attend to themselves and the past, but not to each other.
+        """Let each token of x (B, Q, D) attend to itself and the past, but not to the others.
 
         Args:
             x: (B, Q, D).
-            rotary: of the positions of x.
+            rotary: rotary embedding of the positions of x.
             past: keys and values (B, H, K, D/H).
-            hidden: (Q, K) True where a token does not attend to a token of the past.
+            hidden: (Q, K) bool, True if a token must not attend to a past token; None if all tokens
+                attend to all past tokens.
         """
         q, k, v = self._project(x, rotary)
         scale = q.shape[-1] ** -0.5
@@ -127,7 +129,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
         """Return the output (B, Q, D) for tokens x (B, Q, D), and their keys and values.
 
-        Exactly one batch dimension: with two, PyTorch 2.13's compiled CPU kernel is silently wrong.
+        x must have exactly one batch dimension. With two, the compiled CPU kernel of PyTorch 2.13
+        gives wrong results without an error.
         """
         q, k, v = self._project(x, None)
         keys, values = k, v
@@ -138,14 +141,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps around a GELU, hidden width 4 D; GELU because an energy must be smooth."""
+    """Two linear maps around a GELU, hidden width 4 D. A GELU keeps the energy smooth."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020), as wide inside as `FeedForward` for the same number of weights."""
+    """SwiGLU (Shazeer 2020) with about as many weights as `FeedForward`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -161,22 +164,22 @@ class GatedFeedForward(nn.Module):
 def sinusoidal(level: Tensor, width: int) -> Tensor:
     """Return Fourier features of a level in [0, 1]: (...) -> (..., width) (Vaswani et al. 2017).
 
-    The level is scaled by 1000, the range that diffusion models feed to these features.
+    The level is scaled to [0, 1000], the range of the time steps of diffusion models.
     """
     angles = _angles(1000.0 * level, width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def embed_level(net: nn.Module | None, level: Tensor | None, width: int) -> Tensor | None:
-    """Return the embedding (..., D) of levels (...) by ``net`` over `sinusoidal` features.
+    """Return the embedding (..., D) of levels (...): ``net`` applied to `sinusoidal` features.
 
-    None for a network without levels, whose ``net`` is None.
+    Return None for a network without levels, whose ``net`` is None.
 
     Raises:
-        ValueError: a level is missing, or given to a network without one.
+        ValueError: if a level is missing, or passed to a network without levels.
     """
     if (level is None) != (net is None):
-        problem = "takes no level." if net is None else "must be given a level."
+        problem = "takes no level; pass None." if net is None else "needs a level, got None."
         raise ValueError(f"this network {problem}")
     return None if net is None or level is None else net(sinusoidal(level, width))
 

@@ -1,4 +1,4 @@
-"""The space of candidates: where they start, and how far one is from its target.
+"""The space of candidates: their initialisation, and their error against a target.
 
 Shapes: B batch, U units, * the shape of a unit, V classes where candidates are logits.
 """
@@ -23,9 +23,9 @@ def squared_error(candidate: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return -log p of targets (B, U) under candidates (B, U, V), nats.
+    """Return the cross-entropy (B, U), in nats, of targets (B, U) under logits (B, U, V).
 
-    For units of K targets, (B, U, K) and (B, U, K, V), the mean over them.
+    For units of K targets, (B, U, K) and logits (B, U, K, V), return the mean over the targets.
     """
     losses = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     losses = losses.view_as(target)
@@ -33,23 +33,23 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def corrupt(target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
-    """Return x = g y + (1 - g) n for levels (B, U), the straight path from noise to the target."""
+    """Return x = g y + (1 - g) n at levels g (B, U) of the straight path from noise to target."""
     g = expand_units(level, target)
     return g * target + (1 - g) * normal
 
 
 @dataclass(frozen=True)
 class CandidateSpace:
-    """What candidates are, where they start, and how far one is from its target.
+    """The representation, the initialisation and the error of candidates.
 
     Attributes:
-        error: candidates and targets -> (B, U), which training minimises.
-        mirror: see `MirrorMap`; None where the energy takes candidates as they are. It maps zeros
-            to zeros.
-        num_classes: V, for candidates that are logits and targets that are class indices; None
-            where a target has the shape of a candidate.
-        forward_process: targets, normal noise and levels (B, U) -> observations of the targets,
-            where candidates start; None where they start from noise alone.
+        error: maps candidates and targets to errors (B, U), which training minimises.
+        mirror: see `MirrorMap`; None if the energy takes candidates directly. It must map zeros to
+            zeros.
+        num_classes: V, if candidates are logits and targets are class indices; None if targets have
+            the shape of candidates.
+        forward_process: maps targets, normal noise and levels (B, U) to noisy observations of the
+            targets, where candidates start; None if candidates start from noise alone.
     """
 
     error: Callable[[Tensor, Tensor], Tensor] = squared_error
@@ -58,7 +58,14 @@ class CandidateSpace:
     forward_process: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def initialize(self, target: Tensor, normal: Tensor, level: Tensor | None = None) -> Tensor:
-        """Return initial candidates: as at inference, or nearer to targets at levels (B, U)."""
+        """Return initial candidates (B, U, *).
+
+        Args:
+            target: targets of the candidates.
+            normal: (B, U, *) normal noise of the candidates' shape.
+            level: (B, U) levels in [0, 1] at which candidates start, 1 for their target; None
+                starts as at inference.
+        """
         if self.forward_process is not None:
             candidate_level = target.new_zeros(target.shape[:2]) if level is None else level
             return self.forward_process(target, normal, candidate_level)
@@ -67,7 +74,8 @@ class CandidateSpace:
     def zeros_like_candidate(self, target: Tensor) -> Tensor:
         """Return a candidate of zeros for each target.
 
-        With classes it is a single one, expanded, so that what is derived from it is derived once.
+        With classes, a single vector is expanded to all targets. A mirror map can detect this by
+        its strides and map the vector only once.
         """
         if self.num_classes is None:
             return torch.zeros_like(target)
@@ -76,8 +84,10 @@ class CandidateSpace:
         return zeros.expand(*target.shape, -1)
 
     def from_target(self, target: Tensor) -> Tensor:
-        """Return the candidate that equals its target; for a class, logits that leave the others a
-        probability of 1 / V in all."""
+        """Return the candidates that equal their targets.
+
+        For a class, the logits give all other classes together a probability of about 1 / V.
+        """
         if self.num_classes is None:
             return target
         return 2 * math.log(self.num_classes) * F.one_hot(target, self.num_classes).float()

@@ -1,14 +1,14 @@
-"""Transformers of sequences: an observed stream, and candidates of the next token at each place.
+"""Transformers for sequences: an observed stream, and candidates for the token after each position.
 
-Shapes: B batch, S observed tokens, U units (candidates), M candidates a place, D width.
+Shapes: B batch, S observed tokens, U units (candidates), M candidates per position, D width.
 
 As in `two_stream`, two streams go through the same blocks. The *observed* stream is a plain causal
-transformer (the Llama recipe: RMSNorm, rotary positions, SwiGLU, no biases), computed once a
-prediction; generation continues from its keys and values. The *candidate* stream has M candidates
-of the token after each of the last U/M places. A candidate attends to the observed tokens up to its
-place and to itself, to no later token and no other candidate, so each has an energy of its own. It
-starts from the observed stream's output at its place, so a few blocks suffice. Masked text has one
-bidirectional stream.
+transformer (the Llama recipe: RMSNorm, rotary positions, SwiGLU, no biases). It is computed once
+per prediction, and generation continues from its keys and values. The *candidate* stream has M
+candidates for the token after each of the last U/M positions. A candidate attends to the observed
+tokens up to its position and to itself, but not to later tokens or other candidates. So each
+candidate has its own energy. It starts from the observed stream's output at its position, so a few
+blocks suffice. Masked text uses a single bidirectional stream.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ebt_policy.energy.two_stream import TransformerConfig
 
 
 class EncodedContext(NamedTuple):
-    """An observed sequence, encoded once.
+    """An encoded observed sequence.
 
     Attributes:
-        keys_values: of each block.
-        last: (B, S, D) normalised output of the last block for the tokens that were new.
+        keys_values: keys and values of all observed tokens, for each block.
+        last: (B, S, D) normalised output of the last block for the newly observed tokens.
     """
 
     keys_values: list[KeysValues]
@@ -62,7 +62,10 @@ class SequenceBlock(nn.Module):
         past: KeysValues | None = None,
         causal: bool = True,
     ) -> tuple[Tensor, KeysValues]:
-        """Return the output (B, Q, D) for tokens (B, Q, D), and all keys and values."""
+        """Return the output (B, Q, D) for tokens (B, Q, D), and all keys and values.
+
+        Arguments as in `Attention.self_attention`.
+        """
         output, keys_values = self.attention.self_attention(self.norm1(x), rotary, past, causal)
         x = x + output
         return x + self.mlp(self.norm2(x)), keys_values
@@ -79,11 +82,11 @@ class SequenceBlock(nn.Module):
 
         Args:
             x: (B, U, D).
-            rotary: of the candidates' positions.
+            rotary: rotary embedding of the candidates' positions.
             past: keys and values of the observed stream.
             hidden: as in `Attention.independent_queries`.
-            modulation: (B, U, 6 D), which scales and shifts the input of attention and
-                feed-forward, and scales their output; None without levels.
+            modulation: (B, U, 6 D) scales and shifts of the inputs of attention and feed-forward,
+                and scales of their outputs; None without levels.
         """
         if modulation is None:
             x = x + self.attention.independent_queries(self.norm1(x), rotary, past, hidden)
@@ -95,7 +98,7 @@ class SequenceBlock(nn.Module):
 
 
 def initialize(module: nn.Module, layers: int) -> None:
-    """Initialise as GPT-2: what is added to the residual stream shrinks with the depth."""
+    """Initialise matrices as in GPT-2: outputs to the residual stream shrink with the depth."""
     for name, matrix in module.named_parameters():
         if matrix.ndim == 2 and "level_in" not in name and "changes" not in name:
             added = name.endswith("out.weight")
@@ -105,16 +108,16 @@ def initialize(module: nn.Module, layers: int) -> None:
 def rotary_embedding_between(
     start: int, stop: int, like: Tensor, head_width: int
 ) -> RotaryEmbedding:
-    """Return the rotary embedding of positions from ``start`` to ``stop``, typed like a tensor."""
+    """Return the rotary embedding of positions in [start, stop), with the dtype of ``like``."""
     cos, sin = rotary_embedding(torch.arange(start, stop, device=like.device), head_width)
     return cos.to(like.dtype), sin.to(like.dtype)
 
 
 class BidirectionalTransformer(nn.Module):
-    """One stream of the same blocks, in which all tokens attend to all.
+    """A single stream of the same blocks, in which all tokens attend to each other.
 
     Args:
-        size: the size dial.
+        size: width, heads and depth.
     """
 
     def __init__(self, size: TransformerConfig) -> None:
@@ -135,14 +138,15 @@ class BidirectionalTransformer(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """A transformer that gives a vector for each candidate of the next token.
+    """A transformer that returns a vector for each candidate for the next token.
 
-    It is the field of a `BilinearEnergy`, so that the first gradient, at a candidate of zeros, is
+    It serves as the field of a `BilinearEnergy`. The first update, at a candidate of zeros, is then
     the output of a plain transformer.
 
     Args:
-        size: the size dial.
-        candidate_layers: blocks of the candidate stream, the last ones; None for all.
+        size: width, heads and depth.
+        candidate_layers: number of blocks, counted from the last, that the candidate stream uses;
+            None for all.
         candidates: whether there is a candidate stream.
         level: whether candidates are conditioned on a level.
     """
@@ -158,8 +162,8 @@ class CausalTransformer(nn.Module):
         super().__init__()
         if candidate_layers is not None and not 1 <= candidate_layers <= size.layers:
             raise ValueError(
-                f"candidate_layers={candidate_layers} must be between 1 and the {size.layers} "
-                "layers."
+                f"candidate_layers={candidate_layers} must be between 1 and {size.layers}, the "
+                "number of layers."
             )
         width = size.width
         self.width, self.heads = width, size.heads
@@ -167,22 +171,22 @@ class CausalTransformer(nn.Module):
         self.blocks = nn.ModuleList(SequenceBlock(width, size.heads) for _ in range(size.layers))
         self.norm = nn.RMSNorm(width)
         if candidates:
-            # Candidates are embedded as tokens are; at first their place weighs as much.
+            # Scales the observed output at a position to the size of embedded tokens.
             self.place = nn.Parameter(torch.full((width,), 0.02))
             self.guess_norm = nn.RMSNorm(width)
         self.level_in = self.changes = None
         if level:
             last = nn.Linear(width, 6 * width)
             self.level_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
-            # adaLN with one map for all blocks and a table for each: six matrices a block would be
-            # half of the parameters (Chen et al. 2023, "PixArt").
+            # adaLN with one map for all blocks and a table for each (Chen et al. 2023, "PixArt").
+            # Six matrices per block would add half as many parameters as a block has.
             self.changes = nn.Parameter(torch.zeros(self.candidate_layers, 6 * width))
             nn.init.normal_(last.weight, std=0.02)
             nn.init.zeros_(last.bias)
         initialize(self, size.layers)
 
     def observe(self, tokens: Tensor, before: EncodedContext | None = None) -> EncodedContext:
-        """Encode tokens (B, S, D), after those that were observed before."""
+        """Encode tokens (B, S, D) that follow an earlier context, if there is one."""
         start = 0 if before is None else before.length
         stop = start + tokens.shape[1]
         rotary = rotary_embedding_between(start, stop, tokens, self.width // self.heads)
@@ -199,9 +203,9 @@ class CausalTransformer(nn.Module):
         """Return the output (B, U, D) for candidates.
 
         Args:
-            context: what `observe` returned.
-            candidates: (B, U, D), M adjacent ones for each of the last U/M places that were new.
-            level: (B, U) in [0, 1], given exactly when the network is conditioned on it.
+            context: result of `observe`.
+            candidates: (B, U, D), M adjacent candidates for each position of ``context.last``.
+            level: (B, U) in [0, 1]; required if the network is conditioned on a level, else None.
         """
         units, places = candidates.shape[1], context.last.shape[1]
         if candidates.shape[-1] != self.width or units % places:

@@ -1,8 +1,8 @@
-"""What a candidate may not leave: frozen entries, and sets that it is projected onto.
+"""Constraints of candidates: frozen entries, and projections onto allowed sets.
 
-A constraint acts twice in a step. `tangent` removes what noise and gradients may not move, and
-`apply` moves the candidate of each step, stopped units too. Shapes: B batch, U units, * the shape
-of a unit.
+A constraint acts twice in a step. `tangent` removes the forbidden part of noise and gradients.
+`apply` moves all candidates, including stopped ones, into the allowed set after each step.
+Shapes: B batch, U units, * the shape of a unit.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.gradients import expand_units
 
 Project = Callable[[Tensor], Tensor]
-"""Candidates (B, U, *) -> the nearest that are allowed."""
+"""Maps candidates (B, U, *) to the nearest allowed candidates (B, U, *)."""
 
 
 class Position(NamedTuple):
-    """Where a descent is after a step.
+    """The state of a descent after a step.
 
     Attributes:
-        init: (B, U, *) the candidates that it started from.
-        level: after this step, broadcastable to (B, U); None without levels.
+        init: (B, U, *) initial candidates.
+        level: level after this step, broadcastable to (B, U); None without levels.
         finished: whether this was the last step.
     """
 
@@ -36,10 +36,10 @@ class Position(NamedTuple):
 
 
 class Constraint:
-    """Base of all constraints; this one allows everything.
+    """Base class of constraints, which allows all candidates.
 
     Attributes:
-        needs_levels: whether it acts along the levels of a `LevelSchedule`.
+        needs_levels: whether it requires a `LevelSchedule`.
     """
 
     needs_levels: ClassVar[bool] = False
@@ -49,13 +49,13 @@ class Constraint:
         return direction
 
     def apply(self, x: Tensor, position: Position) -> Tensor:
-        """Return candidates x (B, U, *) moved to where they are allowed."""
+        """Return candidates x (B, U, *), moved into the allowed set."""
         return x
 
 
 @dataclass(frozen=True)
 class FrozenEntries(Constraint):
-    """Entries that never leave the initial candidate, such as actions that are committed.
+    """Entries that keep their initial values, such as committed actions.
 
     Args:
         mask: bool, broadcastable to (B, U, *); True for frozen entries.
@@ -75,8 +75,8 @@ class Projection(Constraint):
     """A projection of the candidates themselves after each step.
 
     Args:
-        project: for candidates on the way; None leaves them free.
-        final: for candidates after the last step, ``project`` by default.
+        project: projection after each step; None for none.
+        final: projection after the last step; None for ``project``.
     """
 
     project: Project | None
@@ -90,16 +90,16 @@ class Projection(Constraint):
 
 @dataclass(frozen=True)
 class PathProjection(Constraint):
-    """A projection of the end that a candidate is heading for, along the path from noise to it.
+    """A projection of the end that a candidate is heading for on its path from noise.
 
-    At level g a candidate is x = g y + (1 - g) n. Its end y is projected, and the candidate is put
-    where the path to the new end lies. A level-conditioned energy expects all entries to be equally
-    noisy; it was never trained on clean entries beside noisy ones.
+    At level g a candidate is x = g y + (1 - g) n. Its end y is projected, and the candidate moves
+    to level g of the path to the projected end. Projecting x itself would mix clean and noisy
+    entries, on which a level-conditioned energy was never trained.
 
     Args:
-        noise: n (B, U, *), where the paths start.
-        project: for the ends on the way; None leaves them free.
-        final: for candidates after the last step, ``project`` by default.
+        noise: n (B, U, *), the starts of the paths.
+        project: projection of the ends y after each step; None for none.
+        final: projection of the candidates after the last step; None for ``project``.
     """
 
     noise: Tensor

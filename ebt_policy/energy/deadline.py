@@ -1,4 +1,4 @@
-"""A wall-clock budget for a loop whose steps cost about the same."""
+"""A wall-clock budget for a loop whose steps take about the same time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class Deadline:
-    """A clock that says when the time left is too short, judged by the slowest step so far.
+    """A wall-clock budget, compared with the time of the slowest step so far.
 
     Args:
-        budget_s: seconds from now; None for no deadline, and then nothing is ever measured.
-        reserve: steps whose time must be left for going on.
+        budget_s: seconds from now; None for no deadline, in which case no time is measured.
+        reserve: number of steps that must fit into the remaining time.
     """
 
     def __init__(self, budget_s: float | None, reserve: int) -> None:
@@ -22,14 +22,14 @@ class Deadline:
         self.start = self.mark = time.perf_counter() if budget_s is not None else 0.0
 
     def tick(self, x: Tensor) -> None:
-        """Record that a step ended whose result is x."""
+        """Record the end of a step with result x."""
         if self.budget is not None:
-            x.sum().item()  # an accelerator runs behind the clock: wait for it
+            x.sum().item()  # wait for the accelerator, which runs asynchronously
             now = time.perf_counter()
             self.slowest, self.mark = max(self.slowest, now - self.mark), now
 
     def exceeded(self) -> bool:
-        """Return whether going on would overrun the budget."""
+        """Return whether ``reserve`` more steps would exceed the budget."""
         if self.budget is None:
             return False
         return time.perf_counter() - self.start + self.reserve * self.slowest > self.budget

@@ -1,9 +1,10 @@
-"""Predicting is descending: the one refinement loop, for training and for inference.
+"""Prediction by descent: the refinement loop that training and inference share.
 
     x_0 = init                       (noise, a corrupted demonstration, the previous chunk, ...)
     x_{k+1} = P( x_k - a_k dE/dx(x_k) )         for k = 0 .. N - 1
 
-The weights of E stay fixed while x moves. Each part of a `Descent` owns one term of this loop.
+E is the energy, a_k the step size, and P applies the constraints. The weights of E stay fixed while
+x moves. Each part of a `Descent` implements one term of this loop.
 
 >>> import torch
 >>> from ebt_policy.energy import Descent, FixedSteps, GradientNorm, StopReason, select
@@ -19,7 +20,7 @@ The weights of E stay fixed while x moves. Each part of a `Descent` owns one ter
 >>> select(result, num_candidates=3).candidate.tolist()  # the one of the lowest energy
 [[[1.0]]]
 
-Shapes: B batch, U units (whatever has one energy), * the shape of a unit, N steps.
+Shapes: B batch, U units (a unit has one energy), * the shape of a unit, N steps.
 """
 
 from __future__ import annotations
@@ -47,32 +48,34 @@ from ebt_policy.energy.updates import GradientStep
 
 @dataclass(frozen=True)
 class Descent:
-    """The negative energy gradient, followed from initial candidates.
+    """A descent of an energy from initial candidates, composed of exchangeable parts.
 
-    Works with gradients on (training: the result is differentiable in the energy's parameters),
-    under ``no_grad`` and under ``inference_mode``; tensors that the energy closes over must not be
-    inference tensors themselves.
+    With gradients enabled (training), the result is differentiable in the energy's parameters. A
+    descent also works under ``no_grad`` and ``inference_mode``. Tensors that the energy closes over
+    must not be inference tensors.
 
     Args:
-        schedule: of the steps: `FixedSteps`, `RandomSteps` or `LevelSchedule`.
+        schedule: sizes and levels of the steps: `FixedSteps`, `RandomSteps` or `LevelSchedule`.
         gradient: `PlainGradient`, `SharedFirstGradient` or `ZeroInitGradient`.
         update: `GradientStep`, `NesterovMomentum` or `ClippedGradient`.
-        noise: Langevin noise before each gradient, if any.
-        mirror: what the energy sees of a candidate, if not the candidate itself.
-        constraints: applied in this order: `FrozenEntries`, `Projection`, `PathProjection`.
-        stop: `NeverStop`, `GradientNorm`, `StraightPath`, `RejectIncreases` or `FirstOf` several.
-        deadline_s: wall-clock budget in seconds. The loop ends before a step that would overrun it,
-            judged by the slowest step so far; one step is always taken. Along levels the last
-            affordable step covers the rest of the path: before it a candidate is unfinished.
-        detach_between_steps: the gradient of a loss flows through the last step of each candidate
-            only.
-        final_energy: evaluate the energy once more at the end; a selection by energy needs it.
+        noise: Langevin noise that is added before each gradient; None for no noise.
+        mirror: map from candidates to inputs of the energy; None if they are the same.
+        constraints: applied after each step in this order, each a `FrozenEntries`, `Projection` or
+            `PathProjection`.
+        stop: `NeverStop`, `GradientNorm`, `StraightPath`, `RejectIncreases`, or several of them in
+            a `FirstOf`.
+        deadline_s: wall-clock budget in seconds. The loop ends before a step that would exceed it,
+            estimated from the slowest step so far. At least one step is taken. With levels, a last
+            step covers the rest of the path, because candidates at earlier levels are unfinished.
+        detach_between_steps: cut the graph between steps, so that the gradient of a loss on a
+            candidate flows only through the step that produced it.
+        final_energy: evaluate the energy once more at the end. Selection by energy needs it.
 
     Raises:
-        ValueError: for parts that exclude each other.
+        ValueError: if parts exclude each other.
     """
 
-    # Default factories are lambdas because torch.compile cannot call a class that is one itself.
+    # Default factories are lambdas because torch.compile cannot call a class as a factory.
     schedule: Schedule
     gradient: PlainGradient = field(default_factory=lambda: PlainGradient())
     update: GradientStep = field(default_factory=lambda: GradientStep())
@@ -97,20 +100,23 @@ class Descent:
         """Descend from ``init``.
 
         Args:
-            energy: candidates (B, U, *) and levels (B, U) or None -> energies (B, U).
-            init: (B, U, *); for M candidates a unit, (B, U * M, *) with a unit's adjacent.
-            score: finished candidates (B, U, *) -> (B, U), the final energy instead of ``energy``
-                at the last level. A deadline leaves time for it.
-            generator: of all randomness; a list has one for each batch row.
+            energy: maps candidates (B, U, *) and levels (B, U) or None to energies (B, U).
+            init: (B, U, *) initial candidates. M candidates per unit are adjacent, (B, U * M, *).
+            score: maps finished candidates (B, U, *) to scores (B, U), which replace their final
+                energy. A deadline reserves time for it.
+            generator: source of all randomness; a list has one generator per batch row.
 
         Raises:
-            ValueError: for tensors of wrong shapes.
-            DescentError: after how many steps energy, gradient or candidate was not finite.
+            ValueError: if a tensor has a wrong shape, or ``stop`` does not work with ``score``.
+            DescentError: if an energy, gradient or candidate is not finite; the message names the
+                step. Compiled code does not check this.
         """
         if init.ndim < 3:
-            raise ValueError(f"init must be (B, U, ...), got {tuple(init.shape)}.")
+            raise ValueError(f"init must have shape (B, U, ...), got {tuple(init.shape)}.")
         if score is not None and any(rule.compares_energies for rule in self.stop.rules):
-            raise ValueError(f"score excludes stop={self.stop}, which compares energies.")
+            raise ValueError(
+                f"score cannot be used with stop={self.stop}, which compares energies."
+            )
         differentiable = torch.is_grad_enabled()
         with (
             torch.inference_mode(False),
@@ -124,7 +130,7 @@ class Descent:
             steps_used = torch.zeros_like(reason)
             path, energies, norms, decrease = [x], [], [], torch.zeros(units, device=x.device)
             predicted_end = None
-            # What must fit in the time left: this step, one to finish the path, the final energy.
+            # Reserve time for this step, a step that ends the path, and the final energy.
             clock = Deadline(self.deadline_s, 1 + has_levels + self.final_energy)
             for k in range(steps.count):
                 next_step = k + 1

@@ -1,17 +1,17 @@
-"""What an energy is: its sign, its scale, and the two networks that stand where one does.
+"""The sign and the scale of energies, and two callables that are used as energies.
 
-**Sign.** Lower is better, everywhere: descents subtract the gradient, and the best candidate has
-the lowest energy. A network learns its field f, so the sign in front of <x, f(x)> is a convention
-of its parametrisation and not of the energy:
+**Sign.** A lower energy is always better: a descent subtracts the gradient, and the best candidate
+has the lowest energy. A network learns a field f(x). The sign in front of <x, f(x)> is only a
+convention of its parametrisation:
 
-- `TwoStreamTransformer` gives E = +<x, f(x)>: the field points where the energy rises, and a
-  trained f(0) points away from the target.
-- `BilinearEnergy` gives E = -<x, f(x)>: the field is the direct update, so that the first step from
+- `TwoStreamTransformer` computes E = +<x, f(x)>. Its field points in the direction of increasing
+  energy, so a trained f(0) points away from the target.
+- `BilinearEnergy` computes E = -<x, f(x)>. Its field is the direct update, so the first step from
   zero adds f(0), the output of a plain transformer.
 
-**Scale.** Energies of different contexts or levels do not compare. Scores of finished candidates
-for one context do (`Objective.score`); those of a level-conditioned landscape are negative
-log-likelihoods in nats, up to a constant of the context.
+**Scale.** Energies of different contexts or levels are not comparable. Scores of finished
+candidates of one context are comparable (`Objective.score`). A level-conditioned `Flow` scores them
+by negative log-likelihood in nats, up to a constant that depends on the context.
 
 Shapes: B batch, U units, * the shape of a unit.
 """
@@ -24,17 +24,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
-"""Energy of candidates (B, U, *) at levels (B, U) or None -> (B, U); units must be independent."""
+"""Maps candidates (B, U, *) and levels (B, U) or None to energies (B, U) of independent units."""
 
 
 @dataclass(frozen=True)
 class BilinearEnergy:
-    """The energy E(x) = -<x, f(x)>, low where a candidate agrees with the output of a network.
+    """The energy E(x) = -<x, f(x)>, which is low if a candidate agrees with a network's output.
 
-    Its gradient is -f(x) - J_f^T x. At x = 0 that is -f(0), which needs no backward pass.
+    Its gradient is -f(x) - J_f^T x. At x = 0 it equals -f(0), which needs no backward pass.
 
     Attributes:
-        field: candidates (B, U, *) and levels (B, U) or None -> f, (B, U, *).
+        field: maps candidates (B, U, *) and levels (B, U) or None to f(x), (B, U, *).
     """
 
     field: Callable[[Tensor, Tensor | None], Tensor]
@@ -45,14 +45,14 @@ class BilinearEnergy:
 
 @dataclass(frozen=True)
 class DirectUpdate:
-    """A network that gives the update itself and stands where an energy does.
+    """A network that predicts the update directly and is used in place of an energy.
 
     Attributes:
-        field: candidates (B, U, *) and levels (B, U) or None -> the update, (B, U, *).
+        field: maps candidates (B, U, *) and levels (B, U) or None to updates (B, U, *).
     """
 
     field: Callable[[Tensor, Tensor | None], Tensor]
 
     def __call__(self, x: Tensor, level: Tensor | None) -> Tensor:
-        """Return zeros (B, U): there is no energy."""
+        """Return zeros (B, U), because there is no energy."""
         return x.new_zeros(x.shape[:2])

@@ -1,6 +1,6 @@
-"""The gradient of an energy at a candidate, and the rules by which a descent asks for it.
+"""Gradients of an energy at candidates, and the rules by which a descent computes them.
 
-Shapes: B batch, U units, M candidates of a unit, adjacent, * the shape of a unit.
+Shapes: B batch, U units, M adjacent candidates of a unit, * the shape of a unit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ebt_policy.energy.energy_function import BilinearEnergy, DirectUpdate, Ener
 
 @dataclass(frozen=True)
 class PlainGradient:
-    """The gradient of each candidate, by one evaluation for each."""
+    """The gradient of the energy, evaluated at every candidate."""
 
     def __call__(
         self, energy: EnergyFn, x: Tensor, level: Tensor | None, *, first: bool
@@ -26,7 +26,7 @@ class PlainGradient:
         Args:
             energy: see `EnergyFn`.
             x: candidates (B, U, *).
-            level: broadcastable to (B, U), or None.
+            level: levels, broadcastable to (B, U); None without levels.
             first: whether this is the first step of a descent.
         """
         return energy_gradient(energy, x, level)
@@ -34,9 +34,9 @@ class PlainGradient:
 
 @dataclass(frozen=True)
 class SharedFirstGradient(PlainGradient):
-    """One evaluation gives the first gradient of all M candidates of a unit.
+    """A gradient that evaluates the energy once for the first step of all M candidates of a unit.
 
-    For an energy that is quadratic at the start (see `broadcast_initial_gradient`).
+    The energy must be quadratic at the start (see `broadcast_initial_gradient`).
 
     Args:
         num_candidates: M.
@@ -58,7 +58,7 @@ class SharedFirstGradient(PlainGradient):
 
 @dataclass(frozen=True)
 class ZeroInitGradient(PlainGradient):
-    """The energy takes the initial candidate as zeros.
+    """A gradient for descents whose initial candidates are zero.
 
     The first gradient of a `BilinearEnergy` then needs no backward pass.
     """
@@ -70,8 +70,8 @@ class ZeroInitGradient(PlainGradient):
 
 
 def to_autograd_tensor(x: Tensor) -> Tensor:
-    """Return x, or a copy of an inference tensor, which cannot enter a gradient itself."""
-    # torch.compile cannot ask, and would leave the whole descent uncompiled in silence.
+    """Return x, or a copy if x is an inference tensor, which autograd cannot use."""
+    # torch.compile cannot trace is_inference(): it would silently not compile the descent.
     return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
 
 
@@ -85,17 +85,17 @@ def energy_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return gradient (B, U, *) and energy (B, U) at candidates x (B, U, *).
 
-    With gradients on, both are differentiable in the energy's parameters and in x. Without, only
-    the first derivative is computed. Compiled or not, the values are the same.
+    With gradients enabled, both are differentiable in the energy's parameters and in x. Otherwise
+    only the first derivative is computed. Compiled code returns the same values.
 
     Args:
         energy: see `EnergyFn`.
         x: (B, U, *).
-        level: broadcastable to (B, U), or None.
-        zero: x is known to be zero.
+        level: levels, broadcastable to (B, U); None without levels.
+        zero: whether x is known to be zero.
 
     Raises:
-        ValueError: if the energy does not give one number a unit.
+        ValueError: if the energy does not return one number per unit.
     """
     levels = None if level is None else level.expand(x.shape[:2])
     if isinstance(energy, DirectUpdate) or (zero and isinstance(energy, BilinearEnergy)):
@@ -105,7 +105,8 @@ def energy_gradient(
         value = energy(candidate, levels)
         if value.shape != x.shape[:2]:
             raise ValueError(
-                f"the energy must be {tuple(x.shape[:2])}, one a unit; got {tuple(value.shape)}."
+                f"the energy must have shape {tuple(x.shape[:2])}, one value per unit; got "
+                f"{tuple(value.shape)}."
             )
         # Units are independent, so the gradient of the sum is the gradient of each.
         return value.sum(), value
@@ -120,7 +121,7 @@ def energy_gradient(
     if torch.is_grad_enabled():
         gradient, (_, value) = grad_and_value(total, has_aux=True)(x)
         return gradient, value
-    with torch.enable_grad():  # first derivative only: no graph of the gradient is built
+    with torch.enable_grad():  # first derivative only, so no graph of the gradient is built
         leaf = x.detach().requires_grad_()
         summed, value = total(leaf)
     return torch.autograd.grad(summed, leaf)[0], value.detach()
@@ -129,13 +130,13 @@ def energy_gradient(
 def broadcast_initial_gradient(
     energy: EnergyFn, x: Tensor, level: Tensor | None, num_candidates: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what `energy_gradient` does, from one evaluation for each M adjacent units.
+    """Return the result of `energy_gradient` from one evaluation for M adjacent candidates.
 
-    For an energy that is |x|^2 / 2 - <c, x> + b, with a c that candidates share: the gradient x - c
-    is known everywhere once it is known at zero.
+    The energy must be |x|^2 / 2 - <c, x> + b, with a c that the candidates of a unit share. Its
+    gradient x - c at any x then follows from its gradient at zero.
 
     Raises:
-        ValueError: if the units are not a multiple of M.
+        ValueError: if the number of candidates is not a multiple of M.
     """
     if x.shape[1] % num_candidates:
         raise ValueError(

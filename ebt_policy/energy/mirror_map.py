@@ -1,6 +1,6 @@
-"""Mirror descent: candidates whose energy sees a function of them.
+"""Mirror descent: the energy takes a function of a candidate instead of the candidate itself.
 
-Shapes: B batch, U units, * the shape of a candidate, ** the shape that the energy sees.
+Shapes: B batch, U units, * the shape of a candidate, ** the shape of the energy's input.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from ebt_policy.energy.gradients import PlainGradient
 
 
 class MirrorMap(NamedTuple):
-    """A map from candidates to what the energy sees, and from gradients there back to candidates.
+    """A map from candidates to inputs of the energy, and a map from gradients back to candidates.
 
-    Mirror descent (Nemirovski & Yudin 1983): the gradient at ``forward(x)`` moves x itself.
-    Candidates may be logits, for instance, whose energy sees a distribution or its mean embedding.
+    In mirror descent (Nemirovski & Yudin 1983) the gradient at ``forward(x)`` moves x itself. For
+    example, candidates are logits, and the energy takes the mean embedding of their distribution.
     The potential is a part of the energy. Its gradient is x, which gives the descent a fixed point.
 
     Attributes:
-        forward: candidates (B, U, *) -> (B, U, **).
-        pullback: gradients there (B, U, **) -> (B, U, *).
-        potential: candidates (B, U, *) -> (B, U), convex; of distributions the negative entropy.
+        forward: maps candidates (B, U, *) to inputs of the energy (B, U, **).
+        pullback: maps gradients (B, U, **) to the space of candidates (B, U, *).
+        potential: maps candidates (B, U, *) to a convex potential (B, U). For distributions it is
+            the negative entropy.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -41,7 +42,7 @@ def mirrored_gradient(
     *,
     first: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return gradient (B, U, *) and energy (B, U) at candidates x, as ``rule`` asks for them."""
+    """Return gradient (B, U, *) and energy (B, U) at candidates x, computed by ``rule``."""
     if mirror is None:
         return rule(energy, x, level, first=first)
     gradient, value = rule(energy, mirror.forward(x), level, first=first)
@@ -51,7 +52,7 @@ def mirrored_gradient(
 def mirrored_energy(
     mirror: MirrorMap | None, energy: EnergyFn, x: Tensor, level: Tensor | None
 ) -> Tensor:
-    """Return the energy (B, U) of candidates x, the mirror's potential included."""
+    """Return the energy (B, U) of candidates x, including the mirror's potential."""
     if mirror is None:
         return energy(x, level)
     return energy(mirror.forward(x), level) + mirror.potential(x)

@@ -1,7 +1,7 @@
-"""Replay buffer of earlier predictions, so that training also starts where descents end.
+"""Replay buffer of earlier predictions, from which training continues descents.
 
-Du & Mordatch 2019 (persistent chains) and the S2 recipe of EBT keep recent predictions and go on
-from them: the landscape is then learned near its own minima, not only near the initial noise.
+Du & Mordatch 2019 (persistent chains) and the S2 recipe of EBT continue from recent predictions.
+The landscape is then also learned near its own minima, and not only near the initial noise.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class ReplayBuffer:
-    """A ring of training rows (context, target and latest candidate), resident on their device.
+    """A ring buffer of training rows (context, target and latest candidate) on their device.
 
     Args:
-        capacity: rows kept; older ones are overwritten.
+        capacity: number of rows to keep; the oldest rows are overwritten.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -29,7 +29,11 @@ class ReplayBuffer:
         return self.filled
 
     def add(self, rows: dict[str, Tensor]) -> None:
-        """Store rows, each tensor (N, ...) with equal N; the last ``capacity`` are kept."""
+        """Store rows, tensors (N, ...) with equal N; only the last ``capacity`` rows are stored.
+
+        Raises:
+            ValueError: if the tensors differ in N, or in their names from earlier rows.
+        """
         lengths = {key: len(value) for key, value in rows.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"rows must have tensors of equal length, got {lengths}.")
@@ -46,7 +50,7 @@ class ReplayBuffer:
         self.filled = min(self.filled + count, self.capacity)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Up to ``count`` distinct rows, drawn uniformly."""
+        """Return up to ``count`` distinct rows, drawn uniformly."""
         chosen = torch.randperm(self.filled, generator=generator)[:count]
         return {key: value[chosen.to(value.device)] for key, value in self.rows.items()}
 
@@ -54,15 +58,15 @@ class ReplayBuffer:
         return {"rows": self.rows, "filled": self.filled, "cursor": self.cursor}
 
     def load_state_dict(self, state: dict, device: torch.device | str | None = None) -> None:
-        """Take back what `state_dict` gave, onto ``device`` (that of training).
+        """Load a state that `state_dict` returned onto ``device``, the device of the training.
 
         Raises:
-            ValueError: if the state is of a buffer with another capacity.
+            ValueError: if the state comes from a buffer with another capacity.
         """
         rows = {key: value.to(device, copy=True) for key, value in state["rows"].items()}
         if any(len(value) != self.capacity for value in rows.values()):
             raise ValueError(
                 f"the stored replay buffer does not have {self.capacity} rows; "
-                "set objective.replay to what it was trained with."
+                "set objective.replay to its value in the stored run."
             )
         self.rows, self.filled, self.cursor = rows, int(state["filled"]), int(state["cursor"])

@@ -1,4 +1,4 @@
-"""What a descent returns.
+"""The result of a descent.
 
 Shapes: B batch, U units, M candidates of a unit, * the shape of a unit, N steps.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class DescentError(FloatingPointError):
-    """The energy, its gradient or the candidate became NaN or infinite."""
+    """An energy, a gradient or a candidate that became NaN or infinite."""
 
 
 class StopReason(IntEnum):
-    """Why the descent of a unit ended."""
+    """The reason why the descent of a unit ended."""
 
     STEPS_DONE = 0
     GRADIENT_NORM = 1
@@ -27,29 +27,30 @@ class StopReason(IntEnum):
 
 
 def is_moving(reason: Tensor) -> Tensor:
-    """Return which units (B, U) no rule has stopped, from their `StopReason` so far."""
-    return reason == StopReason.STEPS_DONE.value  # compiled code knows no enums
+    """Return a mask (B, U) of the units that no rule has stopped, from their `StopReason`."""
+    return reason == StopReason.STEPS_DONE.value  # an integer, because compiled code has no enums
 
 
 @dataclass
 class DescentResult:
-    """Where each unit ended, the path to it, and why it ended.
+    """Final candidates of a descent, their paths, and the reasons why they stopped.
 
-    After `select`, all but ``path`` are those of the selected candidate of each unit.
+    After `select`, every field but ``path`` describes only the selected candidate of each unit.
 
     Attributes:
-        candidate: (B, U, *), where each unit ended.
-        path: N + 1 candidates, from the initial one to the last (all M of them, if several); N
-            counts the steps of the loop, fewer than scheduled when it ended early.
-        energies: (N + 1, B, U), before each step and at the end (the score, if one is given);
-            without a final energy the last row is absent.
-        grad_norms: (N, B, U), Euclidean norm of each unit's gradient before clipping.
-        steps_used: (B, U), steps that each unit really took.
-        energy_decrease: (B, U), first energy minus last. Energies at different levels do not
-            compare, so along levels it is to first order sum_k <dE/dx_k, x_k - x_{k+1}>.
+        candidate: (B, U, *) final candidates.
+        path: N + 1 tensors (B, U, *), from the initial to the final candidates. After a selection
+            they still hold all M candidates of each unit. N is smaller than scheduled if the loop
+            ended early.
+        energies: (N + 1, B, U) energies before each step and at the end. The last row has the
+            scores if a score is given, and is absent without a final energy.
+        grad_norms: (N, B, U) Euclidean norms of each unit's gradient before clipping.
+        steps_used: (B, U) number of steps that each unit took.
+        energy_decrease: (B, U) first energy minus last energy. Energies at different levels are not
+            comparable, so along levels it is the first-order sum_k <dE/dx_k, x_k - x_{k+1}>.
         reason: (B, U) int64, a `StopReason` for each unit.
-        selected_indices: (B, U), which of the candidates in ``path`` each unit ended as; None
-            before a selection.
+        selected_indices: (B, U) index in ``path`` of each unit's selected candidate; None before a
+            selection.
     """
 
     candidate: Tensor
@@ -63,7 +64,7 @@ class DescentResult:
 
     @property
     def selected_path(self) -> list[Tensor]:
-        """The path of each unit's own candidate: (B, U, *) each."""
+        """The path of each unit's selected candidate: N + 1 tensors (B, U, *)."""
         if self.selected_indices is None:
             return self.path
         indices = self.selected_indices
@@ -72,29 +73,30 @@ class DescentResult:
 
     @property
     def has_final_energy(self) -> bool:
-        """Whether ``energies`` ends with the finished candidates'."""
+        """Whether the last row of ``energies`` belongs to the final candidates."""
         return len(self.energies) == len(self.grad_norms) + 1
 
     @property
     def diverged(self) -> Tensor:
-        """Units (B, U) that moved and did not go down: the step size is too large for them.
+        """Mask (B, U) of units that moved without decreasing their energy.
 
-        Not meaningful along levels: to first order every step goes down.
+        The step size is too large for them. The mask is not meaningful along levels, where every
+        step decreases the energy to first order.
         """
-        # A single energy (one step without a final energy) has no difference.
+        # A single energy (one step without a final energy) gives no decrease.
         has_moved = (self.steps_used > 0) & (self.grad_norms[0] > 0) & (len(self.energies) > 1)
         return (self.energy_decrease <= 0) & has_moved
 
 
 def check_finite(result: DescentResult) -> None:
-    """Raise DescentError, naming the step, if anything in a result is NaN or infinite."""
+    """Raise a DescentError that names the step if a result has NaN or infinite values."""
     final_tensors = (result.candidate, result.energies, result.grad_norms)
-    # One reduction over all of them, so that a GPU is waited for once.
+    # One reduction over all tensors waits for the GPU only once.
     if bool(torch.stack([x.isfinite().all() for x in final_tensors]).all()):
         return
     series = (result.path, *final_tensors[1:])
     first = min(k for rows in series for k, x in enumerate(rows) if not bool(x.isfinite().all()))
     raise DescentError(
-        f"the descent met NaN or Inf after {first} of {len(result.grad_norms)} steps; "
+        f"the descent reached NaN or Inf after {first} of {len(result.grad_norms)} steps; "
         "use a smaller step size or clip the gradient."
     )

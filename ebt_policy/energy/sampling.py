@@ -1,4 +1,4 @@
-"""Random numbers of a descent: seeded the same on every device, row by row if asked.
+"""Random numbers of a descent. A seed gives the same numbers on every device.
 
 Shapes: B batch, U units, * the shape of a unit, N steps.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""One for a whole batch, or a list with one for each row; None is torch's global generator."""
+"""A generator for a whole batch, a list with one per row, or None for torch's global generator."""
 
 
 def cosine_noise(start: float, end: float) -> Callable[[int, int], float]:
@@ -29,15 +29,18 @@ def cosine_noise(start: float, end: float) -> Callable[[int, int], float]:
 def draw_normal(like: Tensor, generator: Generators = None) -> Tensor:
     """Draw standard normal noise of the shape of ``like`` (B, ...).
 
-    Row generators make the noise of a row independent of the batch it happens to be in. Noise is
-    drawn on the generator's own device and moved, so a seed means the same on every device.
+    With one generator per row, the noise of a row does not depend on the rest of the batch. Noise
+    is drawn on the generator's device and moved, so a seed gives the same noise on every device.
 
     Raises:
-        ValueError: for a list of generators that is not one a row.
+        ValueError: if the number of generators is not the number of rows.
     """
     if isinstance(generator, Sequence):
         if len(generator) != len(like):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(like)} rows.")
+            raise ValueError(
+                f"got {len(generator)} generators for a batch of {len(like)} rows; pass one per "
+                "row."
+            )
         rows = [draw_normal(row, g) for row, g in zip(like, generator, strict=True)]
         return torch.stack(rows)
     device = generator.device if generator is not None else like.device
@@ -49,12 +52,12 @@ def draw_normal(like: Tensor, generator: Generators = None) -> Tensor:
 class LangevinNoise:
     """Normal noise that a descent adds to its candidates before each gradient.
 
-    The result of the last step therefore carries none.
+    No noise is added after the last step.
 
     Args:
         sigma: standard deviation, or a schedule ``sigma(k, N)`` such as `cosine_noise`.
         predrawn: (B, N, U, *) standard normal noise drawn beforehand, for compiled or distributed
-            training; otherwise it is drawn step by step.
+            training; None draws it at each step.
     """
 
     sigma: float | Callable[[int, int], float]
@@ -68,7 +71,7 @@ class LangevinNoise:
         """Return the noise (B, U, *) of step k of N for candidates x.
 
         Raises:
-            ValueError: if the noise drawn beforehand has another shape.
+            ValueError: if ``predrawn`` has another shape.
         """
         if self.predrawn is not None and self.predrawn.shape != (len(x), count, *x.shape[1:]):
             raise ValueError(

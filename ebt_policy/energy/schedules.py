@@ -1,4 +1,4 @@
-"""How many steps a descent takes, how long each is, and at which levels the energy is asked.
+"""Schedules of a descent: the number of steps, their sizes, and the levels of the energy.
 
 Shapes: B batch, U units, N steps.
 """
@@ -21,8 +21,9 @@ class Steps(NamedTuple):
     """The steps of one descent.
 
     Attributes:
-        sizes: (N, 1, 1) or (N, B, U).
-        levels: (N + 1,) or (N + 1, B, U), before each step and at the end; None without levels.
+        sizes: (N, 1, 1) or (N, B, U) step sizes.
+        levels: (N + 1,) or (N + 1, B, U) levels before each step and at the end; None without
+            levels.
     """
 
     sizes: Tensor
@@ -30,7 +31,7 @@ class Steps(NamedTuple):
 
     @property
     def count(self) -> int:
-        """N."""
+        """Number of steps, N."""
         return len(self.sizes)
 
     def level(self, k: int) -> Tensor | None:
@@ -39,10 +40,10 @@ class Steps(NamedTuple):
 
 
 class Schedule(ABC):
-    """Base of all schedules.
+    """Base class of schedules.
 
     Attributes:
-        has_levels: whether the energy is asked at levels; its path then ends at the last one.
+        has_levels: whether the energy is evaluated at levels. The path then ends at the last level.
     """
 
     has_levels: ClassVar[bool] = False
@@ -57,8 +58,8 @@ class FixedSteps(Schedule):
     """A fixed number of steps, for an energy without levels.
 
     Args:
-        count: N.
-        size: a number, a learned parameter, one size a step (N,), or one a unit (B, U).
+        count: N, the number of steps.
+        size: step size: a number, a learned parameter, one per step (N,), or one per unit (B, U).
     """
 
     count: int
@@ -77,9 +78,10 @@ class RandomSteps(Schedule):
     """A random number of steps, and a random size for each unit.
 
     Args:
-        counts: inclusive range from which N is drawn uniformly, one number for the whole batch.
-        size: as in `FixedSteps`.
-        size_range: multiplies each unit's size by a factor drawn once from U[low, high].
+        counts: inclusive range of N, which is drawn uniformly, once for the whole batch.
+        size: step size, as in `FixedSteps`.
+        size_range: range of a factor that multiplies each unit's step sizes, drawn from
+            U[low, high] once per descent; None for no factor.
     """
 
     counts: tuple[int, int]
@@ -96,13 +98,13 @@ class RandomSteps(Schedule):
         low, high = self.counts
         count = low
         if low < high:
-            # With a generator a row, the first row's decides the number of steps.
+            # With one generator per row, the generator of the first row draws the number of steps.
             first = generator[0] if isinstance(generator, Sequence) else generator
             device = first.device if first is not None else "cpu"
             count = int(torch.randint(low, high + 1, (), generator=first, device=device))
         sizes = _expand_sizes(self.size, count, init)
         if self.size_range is not None:
-            # Uniform through the normal's distribution function: one way to draw row by row.
+            # The distribution function of a normal sample is uniform, and draw_normal draws by row.
             uniform = torch.special.ndtr(draw_normal(init.new_empty(init.shape[:2]), generator))
             shortest, longest = self.size_range
             sizes = sizes * (shortest + (longest - shortest) * uniform)
@@ -114,8 +116,8 @@ class LevelSchedule(Schedule):
     """Steps along levels, for a level-conditioned energy.
 
     Args:
-        levels: (N + 1,) or (N + 1, B, U), 0 for noise and 1 for clean.
-        size: as in `FixedSteps`.
+        levels: (N + 1,) or (N + 1, B, U) levels in [0, 1], 0 for noise and 1 for clean.
+        size: step size, as in `FixedSteps`.
     """
 
     levels: Tensor
@@ -159,6 +161,6 @@ def _expand_sizes(size: float | Tensor, count: int, init: Tensor) -> Tensor:
     else:
         size = torch.full((), size, device=init.device, dtype=init.dtype)
     if size.ndim and size.shape not in ((count,), init.shape[:2]):
-        shapes = f"a number, ({count},) or {tuple(init.shape[:2])}"
+        shapes = f"a number or have shape ({count},) or {tuple(init.shape[:2])}"
         raise ValueError(f"the step size must be {shapes}, got {tuple(size.shape)}.")
     return size.view(-1, 1, 1) if size.ndim == 1 else size.expand(count, *init.shape[:2])

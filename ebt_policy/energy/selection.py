@@ -1,6 +1,6 @@
-"""Selecting one of several finished candidates: by an energy, or by a vote of the candidates.
+"""Selection of one of several finished candidates, by an energy or by a vote of the candidates.
 
-Shapes: B batch, U units, M candidates of a unit, adjacent, * the shape of a unit.
+Shapes: B batch, U units, M adjacent candidates of a unit, * the shape of a unit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 from ebt_policy.energy.result import DescentResult
 
 Rule = Literal["energy", "energy_decrease", "medoid", "density", "line_integral", "first"]
-VOTES = ("medoid", "density", "first")  # rules that need the candidates alone
-ENERGY_RULES = ("energy", "energy_decrease", *VOTES)  # rules where candidates have energies
-# Width of a kernel, as a share of the median distance: much wider ones join neighbouring modes
+VOTES = ("medoid", "density", "first")  # rules that need only the candidates
+ENERGY_RULES = ("energy", "energy_decrease", *VOTES)  # rules for candidates with energies
+# Kernel width as a fraction of the median distance. Much wider kernels merge neighbouring modes
 # (docs/experiments.md).
 KERNEL_WIDTH = 0.25
 # Gauss-Legendre nodes and weights on [0, 1]: exact for polynomials up to degree 7.
@@ -32,15 +32,15 @@ def select(
     """Return a result with the best of each unit's M adjacent candidates.
 
     Args:
-        result: of a descent from candidates (B, U * M, *).
+        result: result of a descent from candidates (B, U * M, *).
         num_candidates: M.
-        score: ``energy``, the lowest final one; ``energy_decrease``, the largest; the candidates'
-            `vote`: ``medoid``, ``density`` or ``first``; or a callable, candidates (B, U * M, *)
-            -> scores (B, U * M), the lowest.
+        score: ``energy`` selects the lowest final energy, and ``energy_decrease`` the largest
+            decrease. ``medoid``, ``density`` and ``first`` are rules of `vote`. A callable maps
+            candidates (B, U * M, *) to scores (B, U * M), and the lowest score is selected.
 
     Raises:
-        ValueError: for an unknown score, a final energy that is missing, or a number of units that
-            is not a multiple of M.
+        ValueError: if the score is unknown, the final energy is missing, or the number of units is
+            not a multiple of M.
     """
     if not callable(score) and score not in ENERGY_RULES:
         raise ValueError(f"score must be one of {', '.join(ENERGY_RULES)}, got {score!r}.")
@@ -74,34 +74,34 @@ def select(
 
 
 def best_of(score: Tensor, num_candidates: int) -> Tensor:
-    """Return the index among (U * M) of each unit's candidate with the lowest score.
+    """Return the indices of the candidates with the lowest score of each unit.
 
     Args:
         score: (B, U * M).
         num_candidates: M.
 
     Returns:
-        (B, U).
+        Indices (B, U) in the range of the U * M candidates.
     """
     winner = score.unflatten(1, (-1, num_candidates)).argmin(-1)
     return torch.arange(winner.shape[1], device=winner.device) * num_candidates + winner
 
 
 def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
-    """Return a score of each candidate, lower is better, from the other candidates alone.
+    """Return a score of each candidate that depends only on the candidates of its unit.
 
     Args:
-        rule: ``medoid``, the least mean distance to the others; ``density``, the highest density
-            of Gaussian kernels of width `KERNEL_WIDTH` times the median distance between two;
-            ``first``, the first.
+        rule: ``medoid`` scores by the mean distance to the others. ``density`` scores by the
+            negative log density of Gaussian kernels, whose width is `KERNEL_WIDTH` times the median
+            distance between two candidates. ``first`` selects the first candidate.
         x: candidates (B, U * M, *).
         num_candidates: M.
 
     Returns:
-        (B, U * M).
+        Scores (B, U * M); lower is better.
 
     Raises:
-        ValueError: another rule.
+        ValueError: if the rule is unknown.
     """
     if rule not in VOTES:
         raise ValueError(f"the rule of a vote must be one of {', '.join(VOTES)}, got {rule!r}.")
@@ -109,7 +109,7 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
     if rule == "first" or num_candidates == 1:
         order = torch.arange(num_candidates, device=x.device, dtype=x.dtype)
         return order.expand(groups.shape[:3]).flatten(1)
-    # Not by matrix products, which lose what is close, nor with cdist, which does not compile.
+    # Matrix products would lose the precision of small distances, and cdist does not compile.
     square = (groups.unsqueeze(3) - groups.unsqueeze(2)).square().sum(-1)  # (B, U, M, M)
     if rule == "medoid":
         return square.sqrt().mean(-1).flatten(1)
@@ -122,16 +122,16 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
 def line_integral(field: Callable[[Tensor], Tensor], x: Tensor, num_candidates: int) -> Tensor:
     """Return the integral of a vector field along the line from a unit's mean to each candidate.
 
-    Of a gradient field that is the difference of its potential, which a field without a potential
-    only approximates: the integral then depends on the path.
+    For a gradient field, the integral is the difference of its potential. Other fields have no
+    potential, and the integral depends on the path.
 
     Args:
-        field: points (B, V, *) -> vectors (B, V, *), of any number V of points.
+        field: maps points (B, V, *) to vectors (B, V, *), for any number V of points.
         x: candidates (B, U * M, *).
         num_candidates: M.
 
     Returns:
-        (B, U * M).
+        Integrals (B, U * M).
     """
     groups = x.unflatten(1, (-1, num_candidates))
     mean = groups.mean(2, keepdim=True).expand_as(groups).flatten(1, 2)

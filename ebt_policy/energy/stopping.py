@@ -1,8 +1,8 @@
-"""When a unit stops before the schedule ends.
+"""Stopping rules, which stop a unit before the schedule ends.
 
-A rule acts at two points of a step. `review` looks back once the energy of the last step is known,
-and `decide` looks ahead once the gradient is known. Shapes: B batch, U units, M candidates of a
-unit, adjacent, * the shape of a unit, N steps.
+A rule acts at two points of a step. `review` judges the last step when its energy is known, and
+`decide` judges the next step when its gradient is known. Shapes: B batch, U units, M adjacent
+candidates of a unit, * the shape of a unit, N steps.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from ebt_policy.energy.schedules import Steps
 
 
 class StepView(NamedTuple):
-    """What a rule sees of step k before it is taken.
+    """The state of a descent before step k, which stopping rules judge.
 
     Attributes:
-        k: steps done.
+        k: number of steps done.
         x: (B, U, *) candidates.
-        grad_norm: (B, U).
-        displacement: step size, broadcastable to (B, U) -> the displacement (B, U, *) it gives.
-        moving: (B, U) units that take this step.
+        grad_norm: (B, U) Euclidean norm of each unit's gradient.
+        displacement: maps a step size, broadcastable to (B, U), to a displacement (B, U, *).
+        moving: (B, U) bool, True for units that take this step.
         reason: (B, U) a `StopReason`; ``STEPS_DONE`` while no rule has stopped the unit.
-        steps: all steps.
-        size: of this step, broadcastable to (B, U).
-        until: steps done after it; more than k + 1 where one step covers the rest.
-        predicted_end: (B, U, *) where straight on a path led at the step before; None at first.
+        steps: all steps of the descent.
+        size: size of this step, broadcastable to (B, U).
+        next_step: number of steps done after this one; more than k + 1 if it covers the rest.
+        predicted_end: (B, U, *) end of a straight path, predicted at the previous step; None at
+            first.
     """
 
     k: int
@@ -48,12 +49,12 @@ class StepView(NamedTuple):
 
 
 class NeverStop:
-    """Base of all rules; by this one every unit takes all steps.
+    """Base class of stopping rules, with which every unit takes all steps.
 
     Attributes:
-        needs_levels: True for a rule that needs a schedule with levels, False for one that needs a
-            schedule without; None for either.
-        compares_energies: whether it needs the final energy, and a descent without momentum.
+        needs_levels: True if the rule needs a schedule with levels, False if it needs one without,
+            None if it works with both.
+        compares_energies: whether it needs the final energy and an update without momentum.
     """
 
     needs_levels: ClassVar[bool | None] = None
@@ -67,21 +68,21 @@ class NeverStop:
     def review(
         self, path: list[Tensor], energies: list[Tensor], x: Tensor, value: Tensor, reason: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return candidates, their energies and `StopReason`, in view of the last step.
+        """Return candidates, energies and stop reasons after judging the last step.
 
         Args:
-            path: candidates so far; the last ones may be replaced in place.
-            energies: (B, U) each, before each step so far.
-            x: (B, U, *) candidates now.
-            value: (B, U) their energies.
+            path: candidates (B, U, *) so far; the last entry may be replaced in place.
+            energies: energies (B, U) before each step so far.
+            x: (B, U, *) current candidates.
+            value: (B, U) energies of the current candidates.
             reason: (B, U), as in `StepView`.
         """
         return x, value, reason
 
     def decide(self, view: StepView) -> StepView:
-        """Return which units take the next step, its size, and which of them stop with it.
+        """Return a view with the units that take the next step, its size, and those that then stop.
 
-        The fields moving, reason, size, until and predicted_end may change.
+        The fields moving, reason, size, next_step and predicted_end may change.
         """
         return view
 
@@ -90,12 +91,12 @@ class NeverStop:
         return displacement
 
     def all_stopped(self, reason: Tensor) -> bool:
-        """Return whether the loop can end."""
+        """Return whether the loop can end, because all units have stopped."""
         return False
 
 
 class _StoppingRule(NeverStop):
-    """Base of the rules that do stop units."""
+    """Base class of the rules that stop units."""
 
     def hold(self, displacement: Tensor, moving: Tensor) -> Tensor:
         return displacement.masked_fill(~expand_units(moving, displacement), 0.0)
@@ -103,12 +104,12 @@ class _StoppingRule(NeverStop):
 
 @dataclass(frozen=True)
 class GradientNorm(_StoppingRule):
-    """A unit stops, alone and for good, once its gradient norm is below a tolerance.
+    """A rule that stops a unit once its gradient norm is below a tolerance.
 
-    For landscapes that are flat at the data; along levels the gradient never fades.
+    It suits landscapes that are flat at the data. Along levels the gradient does not vanish.
 
     Args:
-        tolerance: positive.
+        tolerance: gradient norm below which a unit stops; positive.
     """
 
     tolerance: float
@@ -127,14 +128,14 @@ class GradientNorm(_StoppingRule):
 
 @dataclass(frozen=True)
 class StraightPath(_StoppingRule):
-    """A unit lands early where its path is straight.
+    """A rule that ends the path of a unit early if the path is straight.
 
-    At each step the end of the path is predicted by going straight on. Once the prediction moves by
-    less than the tolerance, the unit goes there in one step and stops. The M candidates of a unit
-    land together: going on for one costs as much as for all.
+    Each step predicts the end of the path by a straight line. Once the prediction changes by less
+    than the tolerance, the unit moves to that end in one step and stops. The M candidates of a unit
+    end together, because a step of one costs as much as a step of all.
 
     Args:
-        tolerance: root mean square of the movement, per unit of level; positive.
+        tolerance: root mean square change of the predicted end, per unit of level; positive.
         num_candidates: M.
     """
 
@@ -157,7 +158,7 @@ class StraightPath(_StoppingRule):
         change = change.unflatten(1, (-1, self.num_candidates)).mean(-1).sqrt()
         change = change.repeat_interleave(self.num_candidates, dim=1)
         landing = view.moving & (change < self.tolerance * (levels[k] - levels[k - 1]))
-        # When the last ones land, the step ends the descent.
+        # The step ends the descent if all moving units land in it.
         next_step = view.next_step if bool((view.moving & ~landing).any()) else view.steps.count
         return view._replace(
             reason=view.reason.masked_fill(landing, StopReason.STRAIGHT_PATH.value),
@@ -169,7 +170,7 @@ class StraightPath(_StoppingRule):
 
 @dataclass(frozen=True)
 class RejectIncreases(_StoppingRule):
-    """A unit whose energy rose in a step goes back to where it was, and stops there."""
+    """A rule that undoes a step in which a unit's energy increased, and stops the unit."""
 
     needs_levels: ClassVar[bool | None] = False
     compares_energies: ClassVar[bool] = True
@@ -187,7 +188,7 @@ class RejectIncreases(_StoppingRule):
 
 @dataclass(frozen=True)
 class FirstOf(_StoppingRule):
-    """A unit stops by the first of several rules.
+    """A combination of rules, in which the first rule that applies stops a unit.
 
     Args:
         members: the rules, at least one.

@@ -1,15 +1,15 @@
-"""The two-stream transformer: a context encoded once, a cheap candidate stream read many times.
+"""The two-stream transformer: a context that is encoded once, and a cheap candidate stream.
 
-Shapes: B batch, U units, L tokens a unit, C features a token, K context tokens, D width.
+Shapes: B batch, U units, L tokens per unit, C features per token, K context tokens, D width.
 
-A *unit* is what has one energy: an action chunk, a token, an image. M candidates for one
-observation are M units of the same context. Units never see each other: they exchange information
-through the context alone, so the gradient of the summed energy is the gradient of each.
+A *unit* has one energy, for example an action chunk, a token or an image. M candidates for one
+observation are M units of the same context. Units attend to the context but not to each other, so
+the gradient of the summed energy is the gradient of each.
 
-Both streams go through the same blocks, as in a decoder with a cache: the context stream once a
-prediction, and what is kept of it are its keys and values; the candidate stream at every step of a
-descent, attending to these and to its own tokens. Sharing the weights learned better than a context
-encoder with cross-attention of the same size (docs/experiments.md).
+Both streams go through the same blocks, as in a decoder with a cache. The context stream runs once
+per prediction and stores its keys and values. The candidate stream runs at every step of a descent
+and attends to these and to its own tokens. Shared weights learned better than a context encoder
+with cross-attention of the same size (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ebt_policy.energy.attention import Attention, FeedForward, KeysValues, embe
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The size dial of the network.
+    """The size of a transformer.
 
     Args:
         width: D, a multiple of twice ``heads``.
-        heads: attention heads.
-        layers: depth, of both streams.
+        heads: number of attention heads.
+        layers: number of blocks, which both streams share.
     """
 
     width: int
@@ -40,7 +40,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if min(self.width, self.heads, self.layers) < 1:
-            raise ValueError(f"sizes must be positive, got {self}.")
+            raise ValueError(f"width, heads and layers must be positive, got {self}.")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} must be a multiple of twice heads ({self.heads}); "
@@ -49,10 +49,10 @@ class TransformerConfig:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, the same weights for both streams.
+    """Pre-norm transformer block with the same weights for both streams.
 
-    The candidate stream is modulated (adaLN, Peebles & Xie 2023): a condition scales and shifts
-    what enters attention and feed-forward, and scales what they add. It starts near no change.
+    A condition modulates the candidate stream (adaLN, Peebles & Xie 2023). It scales and shifts the
+    inputs of attention and feed-forward, and scales their outputs. At first it changes them little.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -92,16 +92,16 @@ class Context(NamedTuple):
 
 
 class TwoStreamTransformer(nn.Module):
-    """Scalar energy or vector output for candidates given a context.
+    """A network that maps candidates and a context to energies or vectors.
 
     Args:
-        context_dim: features of a context token.
+        context_dim: number of features of a context token.
         context_tokens: K.
-        token_dim: C, features of a candidate token.
+        token_dim: C, number of features of a candidate token.
         tokens: L.
-        size: the size dial.
-        output: ``"energy"`` gives one scalar a unit, ``"vector"`` a token's worth of features
-            (noise, velocity or action) for the baselines without an energy.
+        size: width, heads and depth.
+        output: ``"energy"`` returns one scalar per unit. ``"vector"`` returns C features per token
+            (noise, velocity or action), for baselines without an energy.
         level: whether the candidate stream is conditioned on the corruption level.
     """
 
@@ -131,8 +131,8 @@ class TwoStreamTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, token_dim)
-        # Noise that is to be removed must reach the output, and tokens wider than the network
-        # cannot pass through it: a share of the candidate, given by the condition, goes around.
+        # The noise to remove must reach the output, but tokens wider than the network do not fit
+        # through it. So a share of the candidate, set by the condition, bypasses the network.
         self.skip = nn.Linear(width, 1) if token_dim > width else None
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
@@ -143,7 +143,8 @@ class TwoStreamTransformer(nn.Module):
         want = (len(self.context_position), self.context_in.in_features)
         if context.ndim != 3 or context.shape[1:] != want:
             raise ValueError(
-                f"the context must be (B, {want[0]}, {want[1]}), got {tuple(context.shape)}."
+                f"the context must have shape (B, {want[0]}, {want[1]}), got "
+                f"{tuple(context.shape)}."
             )
         h = self.context_in(context) + self.context_position
         keys_values: list[KeysValues] = []
@@ -156,23 +157,24 @@ class TwoStreamTransformer(nn.Module):
         """Return energies (B, U), or vectors (B, U, L, C).
 
         Args:
-            context: what `encode` returned.
+            context: result of `encode`.
             candidate: (B, U, L, C).
-            level: (B, U) in [0, 1], 0 pure noise and 1 clean; given exactly when the network was
-                built with ``level=True``.
+            level: (B, U) in [0, 1], 0 for pure noise and 1 for clean; required if the network was
+                built with ``level=True``, else None.
         """
-        # Fewer tokens or rows would be broadcast in silence.
+        # Without this check, fewer tokens would be broadcast silently.
         want = (len(self.candidate_position), self.candidate_in.in_features)
         if candidate.ndim != 4 or candidate.shape[2:] != want:
             raise ValueError(
-                f"candidates must be (B, U, {want[0]}, {want[1]}), got {tuple(candidate.shape)}."
+                f"candidates must have shape (B, U, {want[0]}, {want[1]}), got "
+                f"{tuple(candidate.shape)}."
             )
         vector = self.vector_field(context, candidate, level)
         if self.output == "vector":
             return vector
-        # E = <x, f(x)>: its gradient, f + J_f^T x, has a direct path to a vector output. It learned
-        # faster than a linear read-out and than |x - f(x)|^2 / 2 (docs/experiments.md). The sign is
-        # explained in `ebt_policy.energy.energy_function`.
+        # The gradient of E = <x, f(x)>, f + J_f^T x, has a direct path to a vector output. This
+        # energy learned faster than a linear read-out and than |x - f(x)|^2 / 2
+        # (docs/experiments.md). `ebt_policy.energy.energy_function` explains the sign.
         return (candidate * vector).sum(dim=(-2, -1))
 
     def vector_field(
@@ -203,7 +205,7 @@ class TwoStreamTransformer(nn.Module):
         condition = F.silu(condition).reshape(-1, 1, self.width)
         h = (self.candidate_in(candidate) + self.candidate_position).flatten(0, 1)
         hidden = []
-        # Units of a row attend to the same context, and not to each other.
+        # Units of a row attend to the same context, but not to each other.
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
             h, _ = block(h, _repeat(keys_values, units), condition)
             hidden.append(h)

@@ -1,4 +1,4 @@
-"""How a gradient becomes the displacement of a candidate.
+"""Update rules, which turn a gradient into the displacement of a candidate.
 
 Shapes: B batch, U units, * the shape of a unit.
 """
@@ -17,11 +17,11 @@ class GradientStep:
     """The plain step: -size * gradient."""
 
     def look_ahead(self, x: Tensor, velocity: Tensor) -> Tensor:
-        """Return where the gradient is taken, (B, U, *).
+        """Return the points (B, U, *) at which the gradient is evaluated.
 
         Args:
             x: candidates (B, U, *).
-            velocity: (B, U, *) displacement of the step before, zeros at first.
+            velocity: (B, U, *) displacement of the previous step, zeros before the first.
         """
         return x
 
@@ -29,17 +29,17 @@ class GradientStep:
         """Return the displacement (B, U, *) of one step.
 
         Args:
-            gradient: (B, U, *).
+            gradient: (B, U, *) gradient of the energy.
             norm: (B, U) Euclidean norm of each unit's gradient.
             velocity: as in `look_ahead`.
-            size: broadcastable to (B, U).
+            size: step size, broadcastable to (B, U).
         """
         return -(expand_units(size, gradient) * gradient)
 
 
 @dataclass(frozen=True)
 class NesterovMomentum(GradientStep):
-    """Nesterov's momentum; the gradient is taken at the look-ahead point x + mu v.
+    """Nesterov's momentum, with the gradient at the look-ahead point x + mu v.
 
     Args:
         momentum: mu, in [0, 1).
@@ -60,10 +60,10 @@ class NesterovMomentum(GradientStep):
 
 @dataclass(frozen=True)
 class ClippedGradient(GradientStep):
-    """A plain step along a gradient whose norm is clipped, for each unit by itself.
+    """A plain step along a gradient whose norm is clipped separately for each unit.
 
     Args:
-        max_norm: the largest norm.
+        max_norm: largest norm of a unit's gradient; positive.
     """
 
     max_norm: float

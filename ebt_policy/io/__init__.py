@@ -1,1 +1,1 @@
-"""Files: where they are found, downloaded, cached, and written whole or not at all."""
+"""Files: search, download, caches, output folders and atomic writes."""

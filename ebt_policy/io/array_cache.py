@@ -1,4 +1,4 @@
-"""Arrays that take long to make, made once and kept in the cache folder."""
+"""A cache on disk for arrays that take long to compute."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from ebt_policy.io.download import cache_dir
 
 
 def cached_array(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array `name` of the cache, memory-mapped; one that is absent or damaged is made.
+    """Return the array `name` of the cache, memory-mapped; compute it if missing or damaged.
 
-    Of several processes one makes it and the others wait.
+    If several processes need the array, one computes it and the others wait.
 
     Args:
-        name: of its file below the cache folder, a digest of what the array depends on.
+        name: path of its file in the cache folder, with a digest of all that the array depends on.
+        make: computes the array.
 
     Raises:
-        OutputError: the cache cannot be written.
+        OutputError: if the cache cannot be written.
     """
     file = cache_dir() / name
     if (array := _stored(file)) is not None:
@@ -37,15 +38,15 @@ def cached_array(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     except OSError as error:
         reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise OutputError(
-            f"{file.name} cannot be kept in {file.parent} ({reason}): set "
-            "EBT_POLICY_CACHE to a folder that can be written."
+            f"{file.name} cannot be stored in {file.parent} ({reason}): set "
+            "EBT_POLICY_CACHE to a writable folder."
         ) from error
-    stored = _stored(file)  # none for an array without numbers, which cannot be mapped
+    stored = _stored(file)  # None for an empty array, which cannot be memory-mapped
     return array if stored is None else stored
 
 
 def _stored(file: os.PathLike[str]) -> np.ndarray | None:
     try:
         return np.load(file, mmap_mode="r")
-    except Exception:  # none yet, or a damaged one, for which NumPy's errors share no base
+    except Exception:  # missing or damaged; NumPy's errors have no common base class
         return None

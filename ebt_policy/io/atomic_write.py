@@ -1,4 +1,4 @@
-"""Files that are at every moment either the old ones or the new ones, whatever is killed."""
+"""Atomic writes: a file always has its old or its new content, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ebt_policy.errors import OutputError
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file at once: text as UTF-8 with ``\\n`` line ends, or bytes.
+    """Write a file atomically: text as UTF-8 with ``\\n`` line ends, or bytes.
 
     Raises:
-        OutputError: it cannot be written; the old file, if any, is unchanged.
+        OutputError: if it cannot be written. An existing file is then unchanged.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -25,10 +25,11 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file beside `path`, with its suffix; sync and rename it at the end.
 
-    It is removed if the block raises an error.
+    The temporary file is removed if the block raises an error.
 
     Raises:
-        OutputError: it cannot be written, inside the block too; the old file is unchanged.
+        OutputError: if it cannot be written, also inside the block. An existing file is then
+            unchanged.
     """
     target = Path(path)
     temporary: Path | None = None
@@ -37,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
         )
         temporary = Path(name)
-        os.fchmod(handle, 0o644)  # mkstemp makes files private; results are to be shared
+        os.fchmod(handle, 0o644)  # mkstemp creates private files, but results are shared
         os.close(handle)
         yield temporary
         sync_to_disk(temporary)

@@ -1,4 +1,4 @@
-"""Downloads to a cache: resumed when interrupted, checked, and visible only once whole."""
+"""Downloads into a cache: resumable, verified, and visible only when they are complete."""
 
 from __future__ import annotations
 
@@ -21,31 +21,38 @@ from rich.progress import (
 from ebt_policy.errors import UserError
 from ebt_policy.io.progress import ReportedProgress
 
-_TIMEOUT_S = (10.0, 60.0)  # to connect (fail fast without a network), between two reads
-_BLOCK = 1 << 16  # bytes; at most this much is lost when the line drops
+_TIMEOUT_S = (10.0, 60.0)  # seconds to connect (short, to fail fast) and between two reads
+_BLOCK = 1 << 16  # bytes; at most this much is lost when the connection drops
 
 
 class DownloadError(UserError, OSError):
-    """A file that could not be downloaded, or is not what was expected."""
+    """A file that could not be downloaded, or has unexpected content."""
 
 
 def cache_dir() -> Path:
-    """Folder for downloads: $EBT_POLICY_CACHE, else the user's cache folder. It may not exist."""
+    """Return the folder for downloads: $EBT_POLICY_CACHE, or a folder in the user's cache.
+
+    The folder may not exist yet.
+    """
     folder = os.environ.get("EBT_POLICY_CACHE")
     default = platformdirs.user_cache_dir("ebt_policy", appauthor=False)
     return Path(folder or default).expanduser()
 
 
 def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
-    """Path of `filename` in the cache, downloaded from `url` if it is not there.
+    """Return the path of `filename` in the cache; download it from `url` if it is missing.
 
-    The download goes to `filename`.part, which the next call resumes if this one is interrupted,
-    and is renamed when it is complete and its SHA-256 (hexadecimal) is right. Of several processes
-    one downloads and the others wait.
+    The download goes to `filename`.part, which the next call resumes after an interruption. It is
+    renamed when it is complete and has the expected SHA-256. If several processes need the file,
+    one downloads it and the others wait.
+
+    Args:
+        url: address of the file.
+        filename: path of the file in the cache.
+        sha256: expected SHA-256 (hexadecimal); None for no check.
 
     Raises:
-        DownloadError: no network, a refused request, a broken transfer, a wrong checksum, a cache
-            that cannot be written.
+        DownloadError: if the transfer fails, the checksum is wrong, or the cache cannot be written.
     """
     target = cache_dir() / filename
     try:
@@ -59,25 +66,32 @@ def fetch(url: str, filename: str, sha256: str | None = None) -> Path:
     except OSError as error:
         raise DownloadError(
             f"Could not use the cache at {target.parent} ({error.strerror or error}): set "
-            "EBT_POLICY_CACHE to a folder that can be written."
+            "EBT_POLICY_CACHE to a writable folder."
         ) from error
 
 
 def fetch_from_hub(dataset: str, file: str, filename: str) -> Path:
-    """`fetch` a file of a data set on the Hugging Face hub, which states its SHA-256.
+    """Return a file of a data set on the Hugging Face Hub; see `fetch`.
+
+    The SHA-256 is verified if the Hub states it.
+
+    Args:
+        dataset: name of the data set on the Hub.
+        file: path of the file in the data set.
+        filename: path of the file in the cache.
 
     Raises:
-        DownloadError: as `fetch`.
+        DownloadError: as in `fetch`.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     target = cache_dir() / filename
-    if target.exists():  # it was checked before it got this name
+    if target.exists():  # a file gets this name only after verification
         return target
     url = hf_hub_url(dataset, file, repo_type="dataset")
     try:
         stated = get_hf_file_metadata(url).etag or ""
-    except Exception as error:  # of whichever HTTP library the hub's client stands on
+    except Exception as error:  # its class depends on the HTTP library of the Hub's client
         raise DownloadError(
             f"Could not reach {url} ({type(error).__name__}): check the network, or download it on "
             f"another machine and put it at {target}."
@@ -90,7 +104,7 @@ def _is_complete(target: Path, sha256: str | None) -> bool:
 
 
 def _fetch(url: str, target: Path, sha256: str | None) -> Path:
-    if _is_complete(target, sha256):  # another process was here first
+    if _is_complete(target, sha256):  # another process has downloaded it
         return target
     partial = target.with_name(f"{target.name}.part")
     try:
@@ -113,15 +127,15 @@ def _fetch(url: str, target: Path, sha256: str | None) -> Path:
 
 
 def _download(url: str, partial: Path) -> None:
-    """Download to `partial`, from where an earlier call left off if the server can."""
+    """Download to `partial`; resume an earlier download if the server supports it."""
     offset = partial.stat().st_size if partial.exists() else 0
-    # A compressed transfer would make offsets and lengths those of other bytes.
+    # In a compressed transfer, offsets and lengths would count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         span = response.headers.get("Content-Range", "")
         if offset and response.status_code == 416:
             if span == f"bytes */{offset}":
-                return  # nothing was left to send: killed between the last byte and the rename
+                return  # already complete: killed between the last byte and the rename
             partial.unlink()
             return _download(url, partial)
         response.raise_for_status()

@@ -1,4 +1,4 @@
-"""Image files of many formats as pixels, upright."""
+"""Reading of image files of several formats as upright pixels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ebt_policy.errors import UserError
 from ebt_policy.io.paths import reason
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # of which 16 bits a channel are noticed
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # `decode` detects 16 bits per channel in these
 
 
-# What turns pixels the right way up, by EXIF's orientation.
+# The transposition that makes pixels upright, by EXIF orientation.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,30 +31,35 @@ class ImageError(UserError, ValueError):
 
 
 def decode(data: bytes, file: str, channels: int) -> np.ndarray:
-    """The pixels (H, W, C) uint8 of an image file's bytes, the right way up.
+    """Return the upright pixels (H, W, C) uint8 of an image file's bytes.
+
+    Args:
+        data: content of the file.
+        file: name of the file, for messages.
+        channels: C, 1 for grey or 3 for RGB.
 
     Raises:
-        ImageError: no image, a damaged or a huge one, not 8 bits a channel, transparent, or grey
-            where colours are asked for.
+        ImageError: if the image cannot be read, is huge, is transparent, does not have 8 bits per
+            channel, or is grey although ``channels`` is 3.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(BytesIO(data), formats=FORMATS) as opened:
-                # Pillow would cut colours of 16 bits in silence.
+                # Pillow would silently truncate 16-bit colours.
                 is_16_bit = ";16" in str(opened.tile)
                 opened.load()
                 image = _upright(opened)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"{file} is huge, beyond {Image.MAX_IMAGE_PIXELS:,} pixels; cut it to pieces."
+            f"{file} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; split it into smaller images."
         ) from error
-    except Exception as error:  # Pillow's share no base
+    except Exception as error:  # Pillow's errors have no common base class
         unknown = isinstance(error, UnidentifiedImageError)
-        problem = "no format that is known" if unknown else reason(error)
-        raise ImageError(f"{file} is no image that can be read ({problem}).") from error
+        problem = "its format is unknown" if unknown else reason(error)
+        raise ImageError(f"{file} cannot be read as an image ({problem}).") from error
     if is_16_bit or image.mode in ("I", "F") or ";16" in image.mode:
-        raise ImageError(f"{file} has more than 8 bits a channel; convert it to 8.")
+        raise ImageError(f"{file} has more than 8 bits per channel; convert it to 8 bits.")
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode == "1":
@@ -62,21 +67,18 @@ def decode(data: bytes, file: str, channels: int) -> np.ndarray:
     if image.mode not in ("L", "RGB"):
         raise ImageError(f"{file} has the channels {image.mode}; convert it to RGB or grey.")
     if channels == 3 and image.mode == "L":
-        raise ImageError(
-            f"{file} is grey; give images with colours, or train with task.channels=1."
-        )
+        raise ImageError(f"{file} is grey; use images with colours, or train with task.channels=1.")
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF says; where that cannot be understood, it stays as it is.
+    """Turn an image upright by its EXIF; return it unchanged if the EXIF cannot be read.
 
-    Pillow's own `exif_transpose` writes the EXIF anew, and fails at any entry that is not as it
-    should be.
+    Pillow's own `exif_transpose` rewrites the EXIF, and fails if any entry is invalid.
     """
     try:
         transposition = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's share no base
+    except Exception:  # Pillow's errors have no common base class
         return image
     return image if transposition is None else image.transpose(transposition)

@@ -1,4 +1,4 @@
-"""Ctrl-C and requests to terminate: work in progress is finished or removed, nothing is lost."""
+"""Handling of Ctrl-C and SIGTERM, so that work in progress is finished or removed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Self
 
 
 class Terminated(KeyboardInterrupt):
-    """A request to terminate (SIGTERM), as schedulers of clusters and containers send it."""
+    """A request to terminate (SIGTERM), which cluster schedulers and container runtimes send."""
 
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, where nobody else handles it."""
+    """Raise `Terminated` on SIGTERM within this context, unless it already has a handler."""
 
     def interrupt(*_: object) -> None:
         raise Terminated
@@ -33,10 +33,10 @@ def termination_interrupts() -> Iterator[None]:
 
 
 class DeferredInterruption:
-    """A context in which the first SIGINT or SIGTERM is only noted; a second one acts at once.
+    """A context that only records the first SIGINT or SIGTERM; a second one acts at once.
 
     Attributes:
-        received: the signal, or None.
+        received: the recorded signal, or None.
     """
 
     received: int | None = None
@@ -56,14 +56,14 @@ class DeferredInterruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.__exit__()
-        os.write(2, b"\nstopping after this step; once more to quit at once\n")
+        os.write(2, b"\nstopping after this step; interrupt again to quit at once\n")
 
     def error(self, message: str) -> KeyboardInterrupt:
-        """What to raise once the work is in a state to be left."""
+        """Return the exception to raise once the work in progress is finished."""
         kind = Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
         return kind(message)
 
 
 def _may_handle() -> bool:
-    """Python lets the main thread alone set signal handlers."""
+    """Return whether this is the main thread; no other thread can set signal handlers."""
     return threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""Data sets that the user keeps below $EBT_POLICY_DATA."""
+"""Data sets of the user in the folder $EBT_POLICY_DATA."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ebt_policy.errors import ConfigError
 
 
 def local_data(*path_parts: str) -> Path | None:
-    """Return a file below $EBT_POLICY_DATA, or None if it is not there.
+    """Return a file in $EBT_POLICY_DATA, or None if it does not exist.
 
     Raises:
-        ConfigError: the variable does not name a folder.
+        ConfigError: if the variable does not name a folder.
     """
     variable = os.environ.get("EBT_POLICY_DATA")
     if not variable:
@@ -20,7 +20,7 @@ def local_data(*path_parts: str) -> Path | None:
     folder = Path(variable).expanduser()
     if not folder.is_dir():
         raise ConfigError(
-            f"EBT_POLICY_DATA={variable} is no folder; correct the variable, or unset it."
+            f"EBT_POLICY_DATA={variable} is not a folder; correct the variable, or unset it."
         )
     file = folder.joinpath(*path_parts)
     return file if file.exists() else None

@@ -1,6 +1,6 @@
-"""Where results go: checked before long work, used by one program at a time, written whole or not.
+"""Output folders, which are checked before long work and used by one program at a time.
 
-A folder that cannot be written, or a full disk, is found at the start and not after hours.
+A folder that cannot be written, or a full disk, is reported at the start and not after hours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 def numbered(folder: Path) -> Iterator[Path]:
-    """Yield a folder, then the same name with -2, -3, ..."""
+    """Yield a folder, then folders whose name has the suffix -2, -3, ..."""
     yield folder
     for i in itertools.count(2):
         yield folder.with_name(f"{folder.name}-{i}")
@@ -31,10 +31,12 @@ def numbered(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
-    """Own a folder for results while a program writes them, see `writable_folder`.
+    """Check and lock a folder for results while a program writes into it.
+
+    Arguments as in `writable_folder`.
 
     Raises:
-        ConfigError: as there, or another program is writing there.
+        ConfigError: as in `writable_folder`, or if another program is writing into the folder.
     """
     with (
         writable_folder(folder, option, need_bytes=need_bytes),
@@ -45,16 +47,17 @@ def output_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> I
 
 @contextmanager
 def writable_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) -> Iterator[None]:
-    """Check that a folder can be written into; create it if missing.
+    """Check that a folder can be written; create it if it is missing.
 
-    Folders that were created and are still empty at the end are removed again.
+    Created folders that are still empty at the end are removed.
 
     Args:
-        option: the name of the folder as the user typed it, for messages.
-        need_bytes: free space that the results need at least.
+        folder: folder for results.
+        option: option that names the folder, for messages.
+        need_bytes: least free disk space, in bytes.
 
     Raises:
-        ConfigError: the folder cannot be created or written, or its disk is too full.
+        ConfigError: if the folder cannot be created or written, or its disk is too full.
     """
     created = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
@@ -75,10 +78,12 @@ def writable_folder(folder: Path, option: str, *, need_bytes: int = 16 * MIB) ->
 
 @contextmanager
 def output_store(store: Path, option: str) -> Iterator[None]:
-    """Own a file or folder that lies beside others, and may exist, while a program writes it.
+    """Lock a file or folder, which may already exist, while a program writes it.
+
+    The lock lies beside it, so that several stores in one folder can be written at the same time.
 
     Raises:
-        ConfigError: its folder cannot be written, or another program is writing it.
+        ConfigError: if its folder cannot be written, or another program is writing the store.
     """
     with (
         writable_folder(store.parent, option),
@@ -88,39 +93,40 @@ def output_store(store: Path, option: str) -> Iterator[None]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the innermost first, up to the first that holds something."""
+    """Remove folders, the innermost first, until one is not empty."""
     with suppress(OSError, ValueError):
         for folder in folders:
             folder.rmdir()
 
 
 def check_free_space(folder: Path, need_bytes: int, option: str) -> None:
-    """Raise `ConfigError` if the disk of an existing folder has less free space than needed."""
+    """Raise a `ConfigError` if the disk of an existing folder has too little free space."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise ConfigError(
-            f"{option}={folder} needs {-(-need_bytes // MIB):,} MiB of free disk space, and "
-            f"{free // MIB:,} MiB are left; free some or give another folder."
+            f"{option}={folder} needs {-(-need_bytes // MIB):,} MiB of free disk space, but only "
+            f"{free // MIB:,} MiB are free; free some space or give another folder."
         )
 
 
 @contextmanager
 def exclusive(lock_file: Path, resource: Path) -> Iterator[None]:
-    """Hold a lock that other programs respect; the kernel releases it when this one dies.
+    """Hold an exclusive lock, which the kernel releases if this process dies.
 
     Args:
-        lock_file: in an existing folder; holds the owner's process id and host while locked.
+        lock_file: file in an existing folder; contains the owner's process id and host while
+            locked.
         resource: the locked file or folder, for the message.
 
     Raises:
-        ConfigError: another program holds the lock.
+        ConfigError: if another program holds the lock.
     """
     lock = FileLock(lock_file, blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"{resource} is in use by {_owner(lock_file)}; wait for it, or choose another place."
+            f"{resource} is in use by {_owner(lock_file)}; wait for it, or use another path."
         ) from None
     try:
         # Without flock (some network file systems) filelock writes the same two lines itself.
@@ -128,7 +134,8 @@ def exclusive(lock_file: Path, resource: Path) -> Iterator[None]:
             lock_file.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
         yield
     finally:
-        lock_file.unlink(missing_ok=True)  # before the release: whoever waits checks for it
+        # Before the release, because programs that wait for the lock check that the file exists.
+        lock_file.unlink(missing_ok=True)
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""Files that a user names, or that lie in folders that a user names."""
+"""Files that a user names, directly or by a folder."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
-SKIP_HINT = "Mend or remove it; in training, task.skip_unreadable=true leaves such files out."
-SHOWN = 5  # problems of a list that are told in full
+SKIP_HINT = "Repair or remove it; in training, task.skip_unreadable=true skips such files."
+SHOWN = 5  # number of problems of a list that are shown in full
 
 
 def reason(error: BaseException) -> str:
-    """Return what a library says of a failure as part of a sentence: one line, no full stop."""
+    """Return a library's error message as part of a sentence: one short line, no full stop."""
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
 def listed(problems: Sequence[str]) -> str:
-    """Return sentences as one text: the first few of them, and how many more there are."""
+    """Return the first sentences of a list as one text, and the number of the others."""
     num_more = len(problems) - SHOWN
     return " ".join([*problems[:SHOWN], *([f"And {num_more} more."] if num_more > 0 else [])])
 
 
 def format_skipped(damaged: Sequence[str]) -> str:
-    """Return what the line that says where data came from adds of files that cannot be used."""
-    return f", {len(damaged)} left out: {listed(damaged)}" if damaged else ""
+    """Return the part of a line about data that lists skipped files; "" without any."""
+    return f", {len(damaged)} skipped: {listed(damaged)}" if damaged else ""
 
 
 def dangles(path: Path) -> bool:
-    """Return whether a path is a link to something that is not there."""
+    """Return whether a path is a broken symbolic link."""
     return path.is_symlink() and not path.exists()
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """Yield what is no folder below `folder`, at any depth, through links to folders, too.
+    """Yield all files in `folder`, at any depth, also through links to folders.
 
-    A link to a folder that it lies in is left out: it would lead around without end. A link to
-    something that is not there is among what is yielded.
+    A link to a folder that contains the link is skipped, because it would lead to an endless loop.
+    Broken links are yielded, too.
     """
     return _below(folder, ())
 
@@ -56,17 +56,19 @@ def _below(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Pat
 def find_files(
     paths: Sequence[str], suffixes: Sequence[str], description: str, error: type[ValueError]
 ) -> list[Path]:
-    """Return files as they are named, and those of folders, at any depth, that end as they should.
+    """Return the named files, and the files with certain suffixes in the named folders.
 
-    Links that lead nowhere and may have been files or folders to look in are among them, so that
-    reading names them.
+    Folders are searched at any depth. Broken links with such a suffix, or without any, are
+    returned, too, so that reading them reports them.
 
     Args:
-        description: of the files, for messages.
-        error: the class of error to raise.
+        paths: files and folders.
+        suffixes: suffixes in lower case, such as ``.png``.
+        description: kind of the files, for messages.
+        error: class of the error to raise.
 
     Raises:
-        ``error``: a path where nothing is, or none in the folders.
+        ``error``: if a path does not exist, or no file is found.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -87,10 +89,11 @@ def find_files(
 
 
 def held_out_by_name(files: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """Return the split of each file: "train", or one of `names`, with a tenth of the files each.
+    """Return the split of each file: "train", or one of `names` with about a tenth of the files.
 
-    Drawn by a file's name alone, so that what was learned from is not held out once others came or
-    went. Of few files each split gets one at least, as long as there are any for it.
+    The split depends on the file's name, so a training file is not held out after other files are
+    added or removed. Few files are an exception: an empty split gets a file of another split. If
+    there are at most as many files as `names`, all are training files.
     """
     hashes = [crc32(os.fsencode(file.name)) for file in files]
     splits = [names[value % 10] if value % 10 < len(names) else "train" for value in hashes]

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, lines of text without one."""
+"""Progress bars on a terminal, and lines of text without a terminal."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LINE_INTERVAL_S = 30.0
 
 
 class ReportedProgress(Progress):
-    """A rich progress bar that prints lines where no terminal can show it.
+    """A rich progress bar that prints lines of text if there is no terminal.
 
-    Without a terminal (nohup, Slurm, CI) each unfinished task is one line every
-    `LINE_INTERVAL_S` seconds, and once more at the end. A thread prints them, so a line comes even
-    while a single step takes minutes.
+    Without a terminal (nohup, Slurm, CI) each task that has changed prints a line every
+    `LINE_INTERVAL_S` seconds and at the end. A thread prints the lines, so they appear even while a
+    single step takes minutes.
 
     Args:
-        columns: as in `rich.progress.Progress`; bars and spinners are left out of lines.
-        console: by default a new one on stdout.
-        disable: show nothing.
+        columns: as in `rich.progress.Progress`; lines have no bars and spinners.
+        console: console to print to; by default a new one on stdout.
+        disable: whether to show nothing.
     """
 
     def __init__(

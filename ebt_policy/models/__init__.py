@@ -1,1 +1,1 @@
-"""What the models of several domains share."""
+"""Code that the models of several domains share."""

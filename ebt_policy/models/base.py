@@ -1,4 +1,4 @@
-"""What the trainer trains and a checkpoint holds: the interface of all models, and their storage.
+"""The interface of all models, and their storage in checkpoints.
 
 Shapes: B batch.
 """
@@ -26,7 +26,7 @@ from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.models.migration import migrate_config
 from ebt_policy.models.pretrained import resolve_pretrained
 
-FORMAT_VERSION = 2  # of the checkpoints written here; earlier ones are migrated
+FORMAT_VERSION = 2  # of written checkpoints; earlier formats are migrated when they are read
 
 
 class CheckpointError(UserError, ValueError):
@@ -34,7 +34,7 @@ class CheckpointError(UserError, ValueError):
 
 
 class Domain(StrEnum):
-    """What a model predicts."""
+    """The kind of data that a model predicts."""
 
     POLICY = "policy"
     TEXT = "text"
@@ -43,21 +43,21 @@ class Domain(StrEnum):
 
     @property
     def noun(self) -> str:
-        """Return a noun phrase for messages, such as ``an image model``."""
+        """Noun phrase for messages, such as ``an image model``."""
         if self is Domain.POLICY:
             return "a policy"
         return f"{'an' if self is Domain.IMAGE else 'a'} {self.value} model"
 
 
 class Model(nn.Module, ABC):
-    """Base of all policies, language models, ...
+    """Base class of all models: policies, language models, image models and video models.
 
     Attributes:
-        name: of its class, in configurations.
-        domain: what it predicts.
-        files: that a checkpoint has besides weights, configuration and version.
-        config: the sections it was built from, stored with a checkpoint.
-        inference: how it predicts (a frozen dataclass), or None where there is nothing to choose.
+        name: name of the class in configurations.
+        domain: domain of its predictions.
+        files: files of a checkpoint besides weights, configuration and version.
+        config: configuration sections from which it was built; checkpoints store them.
+        inference: inference options (a frozen dataclass), or None if it has none.
     """
 
     name: ClassVar[str]
@@ -71,48 +71,54 @@ class Model(nn.Module, ABC):
     @property
     @abstractmethod
     def keys(self) -> tuple[str, ...]:
-        """What a batch holds of each row."""
+        """Names of the tensors in a batch."""
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch as the data has it, in the network's units."""
+        """Return a batch of raw data in the network's units."""
         return batch
 
     @abstractmethod
     def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The randomness of a training step on a normalised batch; tensors have B first."""
+        """Return all randomness of a training step on a normalised batch; tensors have B first."""
 
     def with_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["noise"]``, all the randomness of a training step."""
+        """Return the tensors named by `keys`, and ``noise``, all randomness of a training step."""
         return {**{key: batch[key] for key in self.keys}, "noise": self.sample_noise(batch)}
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and metrics of a drawn batch: a pure function, so that it compiles."""
+        """Return scalar loss and metrics of a batch with noise.
+
+        This is a pure function, so that it compiles.
+        """
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and metrics of a batch."""
+        """Return scalar loss and metrics of a normalised batch with new noise."""
         return self(self.with_noise(batch))
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Hook before a training step's `with_noise`: may add rows to the global batch."""
+        """Return the global batch of a training step; called before `with_noise`.
+
+        A model may add rows to the batch.
+        """
         return batch
 
     def after_step(self, rows: dict[str, Tensor]) -> None:
-        """Hook after a training step whose metrics held the ``candidate`` of each row.
+        """Process the rows of a training step whose metrics have a ``candidate`` of each row.
 
         Args:
-            rows: what `keys` names, normalised, and "candidate" of the global batch.
+            rows: normalised tensors named by `keys`, and "candidate", of the global batch.
         """
 
     def extra_training_state(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides weights, so that training resumes exactly."""
+        """Return the state that training needs besides weights to resume exactly."""
         return {}
 
     def load_extra_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `extra_training_state` gave."""
+        """Load a state that `extra_training_state` returned."""
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: matrices are decayed, vectors (biases, norms) are not."""
+        """Return optimizer groups: weight decay for matrices, none for vectors (biases, norms)."""
         matrices = [p for p in self.parameters() if p.ndim >= 2]
         vectors = [p for p in self.parameters() if p.ndim < 2]
         return [
@@ -123,10 +129,10 @@ class Model(nn.Module, ABC):
     # -- inference ---------------------------------------------------------------------------
 
     def configure_inference(self, **changes: Any) -> None:
-        """Change how it predicts (steps, candidates, scheduler, ...).
+        """Change inference options (steps, candidates, scheduler, ...).
 
         Raises:
-            ConfigError: an unknown option or a value that it cannot have.
+            ConfigError: if an option is unknown or its value is invalid.
         """
         if self.inference is None:
             if changes:
@@ -145,7 +151,7 @@ class Model(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def save(self, folder: Path) -> None:
@@ -159,23 +165,24 @@ class Model(nn.Module, ABC):
 
     @property
     def _data_config(self) -> dict[str, Any]:
-        """Sections of its configuration that came from its data."""
+        """Configuration sections that come from the data."""
         return {}
 
     def _write(self, folder: Path) -> None:
-        """Write `files`."""
+        """Write `files` into a folder."""
 
     @classmethod
     @abstractmethod
     def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
-        """An untrained model from what `save` wrote."""
+        """Return an untrained model from a configuration and the files that `save` wrote."""
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load a model from a checkpoint or run folder.
+        """Load a model from a checkpoint folder, a run folder or ``pretrained:NAME``.
 
         Raises:
-            CheckpointError: missing, damaged, of another version, or of another kind of model.
+            CheckpointError: if the checkpoint is missing, damaged, of a newer version, or of
+                another kind of model.
         """
         folder = checkpoint_folder(path)
         _require_files(folder, "model.safetensors")
@@ -191,22 +198,22 @@ class Model(nn.Module, ABC):
             raise CheckpointError(f"{folder} holds model={model.name}, not {cls.__name__}.")
         with wrap_read_errors(folder / "model.safetensors"):
             model.load_state_dict(load_file(folder / "model.safetensors"))
-        # The weights stay as they are while candidates descend; a graph of them would cost time.
+        # Weights do not change while candidates descend, so a graph of them would waste time.
         return model.to(device).eval().requires_grad_(False)
 
 
 def read_checkpoint_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a checkpoint folder, migrated to the present version.
+    """Return the configuration of a checkpoint folder, migrated to the current version.
 
     Raises:
-        CheckpointError: missing, damaged, or written by a newer version.
+        CheckpointError: if it is missing, damaged, or written by a newer version.
     """
     _require_files(folder, "config.yaml", "format_version")
     with wrap_read_errors(folder / "format_version"):
         version = int((folder / "format_version").read_text())
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has format {version}, and this version of the package reads formats up to "
+            f"{folder} has format {version}, but this version of the package reads formats up to "
             f"{FORMAT_VERSION}; update the package."
         )
     with wrap_read_errors(folder / "config.yaml"):
@@ -218,7 +225,7 @@ def stored_domain(path: str | Path) -> Domain:
     """Return the domain of the model in a checkpoint or run folder.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: if the checkpoint is missing or cannot be read.
     """
     folder = checkpoint_folder(path)
     with wrap_read_errors(folder / "config.yaml"):
@@ -233,7 +240,7 @@ def _require_files(folder: Path, *names: str) -> None:
 
 @contextmanager
 def wrap_read_errors(file: Path) -> Iterator[None]:
-    """Whatever a damaged file leads to becomes one sentence that names the file."""
+    """Turn any error that a damaged file causes into a `CheckpointError` that names the file."""
     try:
         yield
     except CheckpointError:
@@ -247,11 +254,14 @@ def wrap_read_errors(file: Path) -> Iterator[None]:
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """Return a checkpoint folder as it is, the newest one of a run, or that of pretrained:NAME.
+    """Return the checkpoint folder that a path names.
+
+    Args:
+        path: a checkpoint folder, a run folder (for its newest checkpoint) or ``pretrained:NAME``.
 
     Raises:
-        CheckpointError: there is none.
-        ConfigError: no pretrained model has this name.
+        CheckpointError: if there is no checkpoint.
+        ConfigError: if no pretrained model has this name.
     """
     folder = resolve_pretrained(path)
     if (folder / "checkpoints").is_dir():

@@ -1,7 +1,7 @@
-"""DDIM (Song et al. 2021), whose steps meet, and the levels of N steps.
+"""DDIM (Song et al. 2021) whose steps end at the level where the next step starts.
 
-diffusers' scheduler takes T // N levels a step, T of N steps, wherever the next one starts: unless
-N divides T, the two differ, and what a step leaves is taken for another level of noise.
+The scheduler of diffusers always goes down T // N levels per step, for T levels and N steps. If N
+does not divide T, the next step assumes a noise level that the sample does not have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ class ExactDDIMScheduler(DDIMScheduler):
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any
     ) -> DDIMSchedulerOutput:
-        """Equation 12 of the paper, sigma 0, from what is predicted at a time step."""
+        """Return the sample after one step: equation 12 of the paper with sigma = 0.
+
+        Args:
+            model_output: prediction of the noise or of v, as configured by ``prediction_type``.
+            timestep: time step of the sample.
+            sample: noisy sample, of the shape of ``model_output``.
+        """
         config: Any = self.config
         abar = self.alphas_cumprod[timestep]
         later_steps = self.timesteps[self.timesteps < timestep]

@@ -6,9 +6,10 @@ from typing import Any
 
 
 def set_num_steps(scheduler: Any, steps: int) -> None:
-    """Set N trailing time steps of a scheduler, and never one too many.
+    """Set exactly N time steps of a scheduler with trailing spacing.
 
-    If T / N is rounded down (100 levels, 29 steps), diffusers adds a step from level -1.
+    If T / N is rounded down (100 levels, 29 steps), diffusers adds a step at level -1. It is
+    removed here.
     """
     scheduler.set_timesteps(steps)
     scheduler.timesteps = scheduler.timesteps[:steps]

@@ -1,4 +1,4 @@
-"""What models with an energy share: an objective and its replay buffer, and how they predict."""
+"""Base class of models with an energy: objective, replay buffer and inference options."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ for _name, _objective in {
 
 @dataclass(frozen=True)
 class DescentInference:
-    """How a model of text, images or video descends its energy.
+    """Inference options of models of text, images or video that descend an energy.
 
     Args:
-        steps: of descent (thinking longer).
-        num_candidates: M candidates of each unit, of which the one of the lowest energy is taken
-            (thinking wider).
-        stop_grad_norm: a candidate stops early below this gradient norm; None never.
-        reject_energy_increase: a candidate whose energy rose goes back a step and stops there.
+        steps: number of descent steps (thinking longer).
+        num_candidates: M, number of candidates of each unit; the one with the lowest energy is
+            selected (thinking wider).
+        stop_grad_norm: gradient norm below which a candidate stops early; None for no early stop.
+        reject_energy_increase: whether a step that increases a candidate's energy is undone, after
+            which the candidate stops.
     """
 
     steps: int = 2
@@ -62,7 +63,7 @@ class DescentInference:
 
     @property
     def stop(self) -> NeverStop:
-        """When a candidate stops early."""
+        """Stopping rule of these options."""
         rules: list[NeverStop] = []
         if self.reject_energy_increase:
             rules.append(RejectIncreases())
@@ -72,17 +73,17 @@ class DescentInference:
 
 
 class EnergyModel(Model):
-    """Base of models whose energy is learned by an `Objective`.
+    """Base class of models whose energy is trained by an `Objective`.
 
     Attributes:
-        objective: a submodule, set by the class that derives from this one.
+        objective: training objective, a submodule that subclasses set.
     """
 
     objective: Objective
 
     @property
     def has_random_init(self) -> bool:
-        """Whether candidates start from different places, so that there is a choice."""
+        """Whether candidates start at different points, so that several of them can differ."""
         return bool(self.objective.init_std)
 
     def configure_inference(self, **changes: Any) -> None:
@@ -90,19 +91,19 @@ class EnergyModel(Model):
         self._check_inference()
 
     def _check_inference(self) -> None:
-        """Raise ConfigError if this model cannot predict with its inference options."""
+        """Raise a ConfigError if this model does not support its inference options."""
         if self.inference.num_candidates > 1 and not self.has_random_init:
             raise ConfigError(
                 f"inference.num_candidates={self.inference.num_candidates} has no effect: all "
-                "candidates of this model start from the same place; leave it at 1."
+                "candidates of this model start at the same point; set it to 1."
             )
 
     def descend_candidates(
         self, energy: EnergyFn, init: Tensor, generator: Generators = None
     ) -> DescentResult:
-        """Descend from M adjacent candidates a unit, (B, U * M, *), and select one of them.
+        """Descend from M adjacent candidates per unit, (B, U * M, *), and select one of them.
 
-        For models whose ``inference`` is a `DescentInference`.
+        ``inference`` must be a `DescentInference`.
         """
         config: DescentInference = self.inference
         descent = self.objective.descent(config.steps, num_candidates=config.num_candidates)
@@ -112,7 +113,7 @@ class EnergyModel(Model):
 
     @abstractmethod
     def target(self, batch: dict[str, Any]) -> Tensor:
-        """Return what candidates are trained to become: (B, U, ...)."""
+        """Return the targets (B, U, ...) of the candidates in training."""
 
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         replay = self.objective.replay
@@ -125,7 +126,7 @@ class EnergyModel(Model):
 
     def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         noise = self.objective.sample_noise(self.target(batch))
-        if "replayed" in batch:  # these go on where earlier descents ended
+        if "replayed" in batch:  # these rows continue earlier descents
             noise["init"][-len(batch["replayed"]) :] = batch["replayed"]
         return noise
 
@@ -145,8 +146,9 @@ class EnergyModel(Model):
         groups = super().parameter_groups(lr, weight_decay)
         learned_parameters = list(self.objective.parameters())
         if learned_parameters:
-            # A learned step size moves on its own scale: three times its value a unit of learning
-            # rate, as in the published recipes (500 and 1500 for text, 3000 and 9000 for images).
+            # The learning rate of a learned step size is multiplied by three times its initial
+            # value, as in the published recipes (step size 500 and factor 1500 for text, 3000 and
+            # 9000 for images).
             learned_ids = {id(p) for p in learned_parameters}
             groups[1]["params"] = [p for p in groups[1]["params"] if id(p) not in learned_ids]
             scale = 3.0 * float(learned_parameters[0].detach())

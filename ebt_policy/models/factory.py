@@ -1,4 +1,4 @@
-"""Models from configuration: the class that it names, called with its checked options."""
+"""Building of models and objectives from configuration, with checked options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.models.energy_model import OBJECTIVES
 from ebt_policy.registry import Registry
 
-# Sections that a checkpoint keeps.
+# Configuration sections that a checkpoint stores.
 CHECKPOINT_SECTIONS = (
     "task",
     "size",
@@ -34,13 +34,13 @@ def build_model(
     """Build an untrained model.
 
     Args:
-        registry: of the domain's models.
+        registry: registry of the domain's models.
         config: sections ``model`` with its ``name``, and ``objective`` for models that descend an
             energy.
-        arguments, more: of the class, besides the options of the section ``model``.
+        arguments, keywords: arguments of the class besides the options of the section ``model``.
 
     Raises:
-        ConfigError: for an unknown name or option.
+        ConfigError: if a name or an option is unknown.
     """
     model_options = dict(config["model"])
     cls = registry.get(model_options.pop("name"), config.get("needs"))
@@ -56,13 +56,13 @@ def build_model(
 
 
 def _external_module(classes: Sequence[type]) -> str | None:
-    """Return the module of the first class that is not of this package, if any."""
+    """Return the module of the first class from outside this package, or None."""
     modules = [cls.__module__ for cls in classes]
     return next((m for m in modules if m.partition(".")[0] != "ebt_policy"), None)
 
 
 def build_size(config: dict[str, Any]) -> TransformerConfig:
-    """Return the size dial of the section ``size``."""
+    """Return the size of the transformer from the section ``size``."""
     return options(
         TransformerConfig, {k: v for k, v in config["size"].items() if k != "name"}, "size"
     )
@@ -71,10 +71,14 @@ def build_size(config: dict[str, Any]) -> TransformerConfig:
 def build_objective(config: dict[str, Any], needs: str | None = None) -> ObjectiveFactory:
     """Return a factory of the training objective with this ``name`` and these options.
 
-    The model calls it with the space of its candidates; only then are the values checked.
+    The model calls the factory with the space of its candidates. This call checks the values.
+
+    Args:
+        config: section ``objective``: ``name`` and options.
+        needs: module that registers the objective, if a checkpoint names one.
 
     Raises:
-        ConfigError: for an unknown name, or options that are unknown or of another type.
+        ConfigError: if the name is unknown, or an option is unknown or of another type.
     """
     arguments = dict(config)
     name = arguments.pop("name")

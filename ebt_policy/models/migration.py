@@ -1,4 +1,4 @@
-"""Checkpoints and run settings of earlier versions, read as those of the present one."""
+"""Migration of checkpoints and run settings from earlier versions to the current one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ LEGACY_ENV_PREFIX = "envs:"  # version 1 named the module that registers an envi
 
 
 def migrate_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return stored settings of any version as the present version has them.
+    """Return stored settings of any version in the format of the current version.
 
-    Settings of the present version are returned unchanged.
+    Settings of the current version are returned unchanged.
     """
     config = with_new_names(config)
     task = config.get("task")

@@ -11,16 +11,16 @@ PREFIX = "pretrained:"
 
 
 def pretrained_names() -> list[str]:
-    """Return the names of the models that ship."""
+    """Return the names of the models that ship with the package."""
     folder = Path(str(files("ebt_policy").joinpath("pretrained")))
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 def resolve_pretrained(path: str | Path) -> Path:
-    """Return the folder of ``pretrained:NAME``, any other path unchanged.
+    """Return the folder of ``pretrained:NAME``; return any other path unchanged.
 
     Raises:
-        ConfigError: no model of this name ships.
+        ConfigError: if no model of this name ships with the package.
     """
     if not str(path).startswith(PREFIX):
         return Path(path)

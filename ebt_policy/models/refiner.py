@@ -1,7 +1,7 @@
-"""The baseline without an energy: does the energy help, or only the iteration?
+"""A baseline without an energy, which tests whether the energy helps or only the iteration.
 
-The energy model's network, steps and loss, but the network gives the update of the candidate
-itself, and no energy is differentiated.
+It has the network, the steps and the loss of the energy model. But the network predicts the update
+of a candidate directly, so no energy is differentiated.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ class NoEnergyMixin(EnergyModel):
     def _check_inference(self) -> None:
         if self.inference != DescentInference(steps=self.inference.steps):
             raise ConfigError(
-                "model=refiner has no energy to select or stop by; set inference.steps alone."
+                "model=refiner has no energy to select or stop by; set only inference.steps."
             )

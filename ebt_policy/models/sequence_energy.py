@@ -1,6 +1,6 @@
-"""The part that energy models of sequences share: the next token or frame descends an energy.
+"""Base class of energy models of sequences, which predict the next token or frame by descent.
 
-Shapes: B batch, S context, U units (a candidate for each place, or M of them adjacent).
+Shapes: B batch, S context, U units (one candidate, or M adjacent candidates, per position).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 
 class SequenceEnergyModel(EnergyModel):
-    """Base of models whose candidates x descend E(x) = -<e(x), f(e(x))> + P(x).
+    """Base class of models whose candidates x descend E(x) = -<e(x), f(e(x))> + P(x).
 
-    f is the network given the observed sequence, e the mirror's map of candidates into the
-    network's width, and P its potential; x moves by the gradient in e (see `MirrorMap`). Where f is
-    the same for all candidates, one step of size 1 from zero ends at a plain transformer's output.
+    f is the network, conditioned on the observed sequence. e is the mirror map of candidates to the
+    network's width, and P is its potential; x moves by the gradient in e (see `MirrorMap`). If f
+    does not depend on the candidate, one step of size 1 from zero gives the output of a plain
+    transformer.
 
     Attributes:
-        net: of the observed and the candidate stream.
-        has_energy: False where the network gives the update itself.
+        net: network of the observed and the candidate stream.
+        has_energy: False if the network predicts the update directly.
     """
 
     name = "ebt"
@@ -43,7 +44,7 @@ class SequenceEnergyModel(EnergyModel):
         """Return an uninitialised tensor shaped like a target of ``units`` units."""
 
     def energy(self, context: EncodedContext) -> EnergyFn:
-        """Return the energy of embedded candidates (B, U, D), given the observed sequence."""
+        """Return the energy function of embedded candidates (B, U, D), given a context."""
         return (BilinearEnergy if self.has_energy else DirectUpdate)(partial(self.net, context))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,7 +52,7 @@ class SequenceEnergyModel(EnergyModel):
         return self.objective(self.energy(context), self.target(batch), batch["noise"])
 
     def descend(self, context: EncodedContext, generator: Generators = None) -> DescentResult:
-        """Descend candidates of what comes after each place that was new."""
+        """Descend candidates for the element after each newly observed position."""
         units = context.last.shape[1] * self.inference.num_candidates
         init = self.objective.space.zeros_like_candidate(self.empty_target(context, units))
         if init_std := self.objective.init_std:

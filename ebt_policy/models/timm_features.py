@@ -20,10 +20,10 @@ class TimmFeatures(nn.Module):
     """Pretrained model of timm, such as DINOv2: images (N, 3, h, w) in [0, 1] -> (N, features).
 
     Args:
-        name: of the model. Images are resized and normalised as in its training.
+        name: name of the model. Images are resized and normalised as in its training.
 
     Raises:
-        ConfigError: an unknown name, or a failed download.
+        ConfigError: if the name is unknown, or the model cannot be downloaded or loaded.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,11 +52,15 @@ class TimmFeatures(nn.Module):
 def check_timm_model(name: str, option: str) -> ModuleType:
     """Return timm after checking that it has a model of this name.
 
-    A checkpoint may hold the name, and prefixes such as ``hf-hub:NAME`` would load what anybody
-    published or put into a folder.
+    The name may come from a checkpoint. Names such as ``hf-hub:NAME`` would load files that anybody
+    published, so they are refused.
+
+    Args:
+        name: name of the model.
+        option: option that contains the name, for the message.
 
     Raises:
-        ConfigError: timm is not installed, or has no such model.
+        ConfigError: if timm is not installed, or has no such model.
     """
     timm = import_timm()
     if not timm.is_model(name):
@@ -66,15 +70,15 @@ def check_timm_model(name: str, option: str) -> ModuleType:
             if suggestions
             else "for example, use resnet18."
         )
-        raise ConfigError(f"{option}: {name} is no model of timm {timm.__version__}; {hint}")
+        raise ConfigError(f"{option}: {name} is not a model of timm {timm.__version__}; {hint}")
     return timm
 
 
 def import_timm() -> ModuleType:
-    """Return timm.
+    """Import and return timm.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: if timm is not installed.
     """
     try:
         import timm

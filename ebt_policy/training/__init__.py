@@ -1,1 +1,1 @@
-"""One trainer for every model: resumable, on any number of processes and any device."""
+"""The trainer of all models, which can resume and runs on any number of processes and devices."""

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, which is what a checkpoint stores for inference."""
+"""The moving average of a model's weights, which a checkpoint stores for inference."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def weight_average(model: Model, power: float) -> EMAModel:
     """Return an exponential moving average of the weights, which is updated in place.
 
     Args:
+        model: model whose weights are averaged.
         power: the decay is 1 - (1 + step) ** -power.
     """
     from diffusers.training_utils import EMAModel  # slow to import
@@ -25,7 +26,7 @@ def weight_average(model: Model, power: float) -> EMAModel:
 
 @contextmanager
 def averaged_weights(model: Model, average: EMAModel) -> Iterator[Model]:
-    """Give a model its averaged weights within this context."""
+    """Replace a model's weights with their average within this context."""
     average.store(model.parameters())
     average.copy_to(model.parameters())
     try:

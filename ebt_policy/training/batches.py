@@ -1,4 +1,4 @@
-"""The order in which a run trains on its data; it depends on the seed and the step alone."""
+"""The order in which a run trains on its data. It depends only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ class TrainingData(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the rows of some indices, as `Model.normalize` takes them."""
+        """Return the rows at these indices, in the format that `Model.normalize` takes."""
         ...
 
 
 class BatchSampler:
-    """Global batches by step: epochs without replacement, each in an order of its own.
+    """A sampler of global batches, without replacement and in a new order for each epoch.
 
     Args:
-        data: to draw from.
+        data: data to draw from.
         batch_size: rows of a batch.
-        seed: of the orders.
+        seed: seed of the orders.
 
     Raises:
-        ConfigError: there are fewer rows than a batch has.
+        ConfigError: if the data has fewer rows than a batch.
     """
 
     def __init__(self, data: TrainingData, batch_size: int, seed: int) -> None:
         if len(data) < batch_size:
             raise ConfigError(
-                f"there are {len(data)} training windows, fewer than "
-                f"train.batch_size={batch_size}; lower it."
+                f"the data has {len(data)} training windows, fewer than "
+                f"train.batch_size={batch_size}; lower train.batch_size."
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self._epoch_order: tuple[int, Tensor] | None = None  # seed and order of one epoch
@@ -46,7 +46,7 @@ class BatchSampler:
         size, count = self.batch_size, len(self.data)
         epoch, place = divmod(step, count // size)
         seed = self.seed * 1_000_003 + epoch
-        if self._epoch_order is None or self._epoch_order[0] != seed:  # slow for long texts
+        if self._epoch_order is None or self._epoch_order[0] != seed:  # cached: slow for long texts
             generator = torch.Generator().manual_seed(seed)
             self._epoch_order = seed, torch.randperm(count, generator=generator)
         return self.data.gather(self._epoch_order[1][place * size : (place + 1) * size])
@@ -55,7 +55,7 @@ class BatchSampler:
 def process_slice(batch: dict[str, Any], index: int, count: int) -> dict[str, Any]:
     """Return the part of a global batch that belongs to one of several processes.
 
-    All parts have the same length, because gradients are averaged over processes; replayed rows
+    All parts have the same length, because gradients are averaged over processes. Replayed rows
     that do not divide evenly are dropped.
     """
 

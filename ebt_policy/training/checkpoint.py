@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment leaves whole.
+"""Checkpoints that stay complete if the process is killed at any moment.
 
 A checkpoint is a folder ``checkpoints/step_<n>``: the model's own files (see `Model.save`) and
 ``trainer_state.pt``. It is written under a temporary name, synced to disk and renamed.
@@ -22,14 +22,17 @@ from ebt_policy.models.base import CheckpointError, Model
 
 
 def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any]) -> Path:
-    """Write a checkpoint and drop all but the newest two.
+    """Write a checkpoint, delete all but the newest two, and return its folder.
 
     Args:
-        model: whose weights are for inference (the averaged ones).
-        state: all that training needs to go on: tensors, numbers, strings and containers of them.
+        run_dir: folder of the run.
+        step: number of updates so far.
+        model: model with the weights for inference (the averaged weights).
+        state: trainer state for resuming: tensors, numbers, strings and containers of them.
 
     Raises:
-        OutputError: it cannot be written, say, because the disk is full; nothing of it is left.
+        OutputError: if it cannot be written, for example because the disk is full. The incomplete
+            checkpoint is removed.
     """
     parent = run_dir / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,11 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
         for file in temporary.iterdir():
             sync_to_disk(file)
         sync_to_disk(temporary)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, in three libraries
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # a full disk, in three libraries
         shutil.rmtree(temporary, ignore_errors=True)
         raise OutputError(
             f"the checkpoint of step {step:,} cannot be written into {parent} ({reason(error)}); "
@@ -51,13 +58,13 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
             "run the same command with resume=true to resume."
         ) from error
     final = parent / f"step_{step:08d}"
-    if final.exists():  # the same step, written before a kill: equal, and already whole
+    if final.exists():  # the same step, complete and equal, from before the process was killed
         shutil.rmtree(temporary)
         return final
     os.rename(temporary, final)
     sync_to_disk(parent)
     for old in sorted(parent.glob("step_*"))[:-2]:
-        # Renamed first: a kill in the middle of a removal must not leave half a checkpoint.
+        # Rename first: a kill during the removal must not leave an incomplete checkpoint.
         trash = old.with_name(f".writing_{old.name}")
         os.rename(old, trash)
         shutil.rmtree(trash)
@@ -65,13 +72,17 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run, or None."""
+    """Return the newest checkpoint of a run, or None."""
     checkpoints = sorted((run_dir / "checkpoints").glob("step_*"))
     return checkpoints[-1] if checkpoints else None
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
-    """Trainer state of a checkpoint, read without unpickling code."""
+    """Load the trainer state of a checkpoint without unpickling code.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or holds more than tensors and numbers.
+    """
     try:
         return torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -82,8 +93,8 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
 
 
 def unusable(folder: Path, reason: str) -> CheckpointError:
-    """The error for a trainer state that cannot be gone on from."""
+    """Return the error for a trainer state from which training cannot resume."""
     return CheckpointError(
         f"{folder}/trainer_state.pt cannot be read ({' '.join(reason.split()).rstrip('.')}); "
-        f"delete the folder {folder.name} to resume from the checkpoint before it."
+        f"delete the folder {folder.name} to resume from the previous checkpoint."
     )

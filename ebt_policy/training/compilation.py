@@ -10,11 +10,11 @@ log = logging.getLogger(__name__)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether `torch.compile` works here; log a warning that says why not."""
+    """Return whether `torch.compile` works here; if not, log the reason as a warning."""
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
-    except (RuntimeError, OSError) as error:  # say, no C++ compiler or no headers of Python
+    except (RuntimeError, OSError) as error:  # for example, no C++ compiler or no Python headers
         reason = str(error).strip().splitlines()[0]
-        log.warning("torch.compile does not work here (%s): training without it, slower.", reason)
+        log.warning("torch.compile does not work here (%s); training is slower without it.", reason)
         return False
     return True

@@ -10,20 +10,23 @@ from ebt_policy.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast to train.
+    """Options of the section ``train``.
+
+    Exactly one of ``steps`` and ``minutes`` is set; the other is None.
 
     Args:
-        steps: updates to make; or
-        minutes: time to train for (evaluation and saving are not counted), turned into a number of
-            steps when the warm-up or a tenth of it is over and adjusted until half of it is used.
-            Compilation is not counted. Exactly one of the two is set.
-        batch_size: global batch.
-        lr, weight_decay: AdamW's; linear warm-up over ``warmup_steps``, cosine to lr / 10.
-        max_grad_norm: gradient clipping.
-        ema_power: the averaging decay is 1 - (1 + step) ** -power (Diffusion Policy uses 0.75).
+        steps: number of updates.
+        minutes: training time without compilation, evaluation and saving. `plan_total_steps` turns
+            it into a number of steps.
+        batch_size: rows of the global batch.
+        lr, weight_decay: options of AdamW. The learning rate has a linear warm-up over
+            ``warmup_steps`` and a cosine decay to lr / 10.
+        max_grad_norm: norm to which gradients are clipped.
+        ema_power: the decay of the weight average is 1 - (1 + step) ** -power (Diffusion Policy
+            uses 0.75).
         mixed_precision: ``no``, ``bf16`` or ``fp16``.
-        compile: compile the loss with torch.compile.
-        checkpoint_every, eval_every, log_every: in steps; ``eval_every=0`` never evaluates.
+        compile: whether to compile the loss with torch.compile.
+        checkpoint_every, eval_every, log_every: in steps; ``eval_every=0`` disables evaluation.
     """
 
     steps: int | None
@@ -43,7 +46,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError(
-                "set exactly one of train.steps and train.minutes, the other to null."
+                "set exactly one of train.steps and train.minutes, and the other to null."
             )
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"train.steps must be at least 1, got {self.steps}.")

@@ -1,4 +1,4 @@
-"""Metrics to a JSONL file always, to Weights & Biases if asked."""
+"""Logging of metrics to a JSONL file, and to Weights & Biases if enabled."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MODES = ("off", "online", "offline")
 
 
 class MetricLog:
-    """Appends one JSON object a line to ``log.jsonl``.
+    """A log that appends one JSON object per line to ``log.jsonl``.
 
     Args:
-        run_dir: where the file lies.
+        run_dir: folder of the file.
         wandb: ``off``, ``online`` or ``offline``.
-        config: stored with the Weights & Biases run.
-        resume_step: lines of later steps, written before a kill, are dropped: the resumed run
-            writes them again.
+        config: configuration that is stored with the Weights & Biases run.
+        resume_step: step from which the run resumes, or None. Lines of later steps are dropped,
+            because the resumed run writes them again.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class MetricLog:
 
 
 def check_mode(wandb: str) -> None:
-    """Raise `ConfigError` for an unknown mode or a missing package."""
+    """Raise a `ConfigError` if the mode is unknown or the package wandb is missing."""
     if wandb not in MODES:
         raise ConfigError(f"wandb must be one of {', '.join(MODES)}, got {wandb}.")
     if wandb != "off" and find_spec("wandb") is None:
@@ -67,7 +67,7 @@ def check_mode(wandb: str) -> None:
 def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool) -> Any:
     wandb: Any = import_module("wandb")  # optional, and slow to import
 
-    # A resumed run goes on under its id; another run of the same folder name gets its own.
+    # A resumed run keeps its id. A new run gets a new one, even if its folder has the same name.
     id_file = run_dir / "wandb_id"
     if not (resumed and id_file.is_file()):
         id_file.write_text(uuid4().hex[:12])
@@ -88,7 +88,7 @@ def _drop_after(path: Path, step: int) -> None:
     for line in path.read_text().splitlines():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:  # the line that a kill cut short
+        except json.JSONDecodeError:  # incomplete, because the process was killed
             continue
         if values.get("step", 0) <= step:
             kept_lines.append(line)

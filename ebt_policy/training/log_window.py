@@ -1,4 +1,4 @@
-"""The steps between two log lines."""
+"""Loss and time of the steps between two log lines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class LogWindow:
     """Mean loss, time and the first step that is not finite, since the last log line.
 
     Everything is collected on the device, because reading a number at each step would make the
-    host wait for it.
+    host wait for the device.
 
     Args:
         step: number of steps before the window.
-        device: of the losses.
-        check_gradients: whether a gradient that is not finite is an error. A gradient scaler skips
-            such steps.
+        device: device of the losses.
+        check_gradients: whether a gradient that is not finite is an error. With a gradient scaler
+            it is not, because the scaler skips such steps.
     """
 
     def __init__(self, step: int, device: torch.device, *, check_gradients: bool) -> None:
@@ -28,21 +28,21 @@ class LogWindow:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Begin the next window after ``step`` steps."""
+        """Start the next window after ``step`` steps."""
         self._first_step = self._first_timed_step = step
         self._start = time.perf_counter()
         self._sum_loss = torch.zeros_like(self._sum_loss)
 
     def restart_clock(self, step: int) -> None:
-        """Leave the time up to ``step`` out of seconds and rate, because it was compilation."""
+        """Exclude the time up to ``step``, which was compilation, from seconds and rate."""
         self._first_timed_step, self._start = step, time.perf_counter()
 
     def exclude(self, seconds: float) -> None:
-        """Leave out time in which nothing was trained."""
+        """Exclude time in which nothing was trained."""
         self._start += seconds
 
     def add(self, step: int, metrics: dict[str, Tensor]) -> None:
-        """Add the metrics of a step: "loss" and "grad_norm_weights"."""
+        """Add the metrics "loss" and "grad_norm_weights" of a step."""
         self._sum_loss = self._sum_loss + metrics["loss"]
         is_fine = metrics["loss"].isfinite()
         if self._check_gradients:
@@ -51,12 +51,12 @@ class LogWindow:
 
     @property
     def bad_step(self) -> int:
-        """The first step that was not finite, 0 if all were."""
+        """The first step with a value that was not finite; 0 if all were finite."""
         return int(self._bad_step)
 
     @property
     def seconds(self) -> float:
-        """Seconds of training."""
+        """Seconds of training in this window."""
         return time.perf_counter() - self._start
 
     def mean_loss(self, step: int) -> float:
@@ -64,5 +64,5 @@ class LogWindow:
         return float(self._sum_loss) / (step - self._first_step)
 
     def timed_steps(self, step: int) -> int:
-        """Return the number of steps that `seconds` were spent on."""
+        """Return the number of steps that `seconds` covers."""
         return step - self._first_timed_step

@@ -1,4 +1,4 @@
-"""What the overrides of the command line imply for the rest of a configuration."""
+"""Changes of a configuration that follow from the overrides of the command line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
 from ebt_policy.training.task import TASKS
 
-NONE = ("", "null", "~")  # as hydra reads them
+NONE = ("", "null", "~")  # values that hydra reads as None
 
 
 def choose_budget(train: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the section ``train`` with the one budget that the command line names.
+    """Return the section ``train`` with only the budget that the command line sets.
 
-    ``train.steps=N`` alone unsets the default minutes, and ``train.minutes=N`` default steps.
+    ``train.steps=N`` alone unsets the default of ``train.minutes``, and the other way round.
     """
     values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     chosen = {name for name in ("steps", "minutes") if values.get(f"train.{name}", "") not in NONE}
@@ -28,10 +28,11 @@ def drop_unused_sections(config: dict[Any, Any], overridden: Sequence[str] = ())
     """Return a composed configuration without the sections that its model and task do not use.
 
     Args:
-        overridden: the overrides of the command line.
+        config: composed configuration.
+        overridden: overrides of the command line.
 
     Raises:
-        ConfigError: such a section was asked for.
+        ConfigError: if the command line sets an option of such a section.
     """
     model = TASKS.get(config["domain"]).models.get(config["model"]["name"])
     unused = []

@@ -1,4 +1,4 @@
-"""The processes of a training, which ``torchrun`` starts."""
+"""The processes of a training run, which ``torchrun`` starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from ebt_policy.errors import ConfigError
 
-# The main process downloads data and plays rollouts alone; the others wait for it this long.
+# Only the main process downloads data and plays rollouts. The others wait for it at most this long.
 WAIT = timedelta(hours=1)
 LAUNCH = "torchrun --standalone --nproc_per_node N -m ebt_policy.train ..."
 
@@ -24,8 +24,8 @@ def join_processes(device: torch.device, mixed_precision: str) -> Accelerator:
         mixed_precision: see `TrainConfig`.
 
     Raises:
-        ConfigError: there are fewer GPUs than processes, or ``accelerate launch`` was asked for
-            several processes and started one.
+        ConfigError: if there are fewer GPUs than processes, or ``accelerate launch`` was asked for
+            several processes but started only one.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cuda" and processes > (gpus := torch.cuda.device_count()):
@@ -40,23 +40,23 @@ def join_processes(device: torch.device, mixed_precision: str) -> Accelerator:
     )
     if accelerator.num_processes == 1 and _several_were_asked_for():
         raise ConfigError(
-            "`accelerate launch` was asked for several processes and started only this one; start "
+            "`accelerate launch` was asked for several processes but started only this one; start "
             f"them with {LAUNCH}"
         )
     return accelerator
 
 
 def devices(accelerator: Accelerator) -> str:
-    """Return what a training runs on, as it prints it: ``cpu``, or ``2 processes, cuda``."""
+    """Return the devices of a training run as text, such as ``cpu`` or ``2 processes, cuda``."""
     count, kind = accelerator.num_processes, accelerator.device.type
     return kind if count == 1 else f"{count} processes, {kind}"
 
 
 def _several_were_asked_for() -> bool:
-    """Whether this process comes from `accelerate launch --num_processes N`, N > 1, without GPUs.
+    """Return whether `accelerate launch --num_processes N` with N > 1 started only this process.
 
-    It then sets ``ACCELERATE_USE_CPU`` and an address to meet at, as for several processes, but
-    starts one, without a rank.
+    Without GPUs, it sets ``ACCELERATE_USE_CPU`` and ``MASTER_ADDR`` as for several processes, but
+    starts one process without a rank.
     """
     names = os.environ.keys()
     return {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= names and "RANK" not in names

@@ -1,4 +1,4 @@
-"""The progress of training: phase, steps, loss, rate, time left."""
+"""The progress bar of training: phase, steps, loss, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class TrainingProgress:
     """A progress bar over a counter, whose total may become known during training.
 
     Args:
-        counter: of steps.
+        counter: counter of steps.
         enabled: whether to show anything.
-        phase: what is done now: "training" or "compiling".
+        phase: current phase, "training" or "compiling".
     """
 
     def __init__(self, counter: Counter, *, enabled: bool, phase: str = "training") -> None:
@@ -60,12 +60,12 @@ class TrainingProgress:
         self.bar.stop()
 
     def show_phase(self, phase: str) -> None:
-        """Show what is done now."""
+        """Show the current phase."""
         self.bar.update(self.task, description=phase)
 
     def update(self, loss: float, rate: float) -> None:
-        """Show the counter, a loss and steps a second."""
-        # rich's own estimate begins anew whenever the total changes.
+        """Show the counter, the loss and the rate in steps per second."""
+        # rich restarts its own estimate whenever the total changes.
         step, total = self.counter.step, self.counter.total_steps
         left = "?"
         if total is not None and rate > 0:

@@ -1,4 +1,4 @@
-"""The folder of a training run: one owner, and never another run's."""
+"""The folder of a training run, which one process owns and which never mixes two runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ebt_policy.io.paths import reason
 from ebt_policy.models.migration import migrate_config
 from ebt_policy.training.checkpoint import newest_checkpoint
 
-# Sections that must be equal for a run to resume.
+# Sections that must not change when a run resumes.
 COMPARED_SECTIONS = ("task", "model", "objective", "size", "vision", "seed", "train")
-# Options of them that may change: what the model learns stays the same, up to rounding.
+# Options of these sections that may change, because the model learns the same, up to rounding.
 RESUMABLE_OVERRIDES = ("checkpoint_every", "eval_every", "log_every", "compile", "inference")
 # Weights, their average and two moments of AdamW, in single precision, in three checkpoints: two
 # are kept while one is written.
@@ -29,15 +29,16 @@ CHECKPOINT_BYTES_PER_PARAMETER = 3 * 16
 
 @contextmanager
 def prepare_run_dir(run_dir: Path, config: dict[str, Any], *, is_main: bool) -> Iterator[None]:
-    """Own a run folder while a run writes it.
+    """Lock a run folder while a run writes into it.
 
     Args:
-        config: resolved content of the configuration.
-        is_main: whether this process writes; others only check.
+        run_dir: folder of the run.
+        config: resolved configuration.
+        is_main: whether this process writes; other processes only check the folder.
 
     Raises:
-        ConfigError: the folder cannot be written, another program writes there, or it holds a run
-            that is not to be resumed, or has other settings.
+        ConfigError: if the folder cannot be written, another program writes into it, or it holds
+            a run and ``resume`` is false or the settings differ.
     """
     if not is_main:
         check_resumable(run_dir, config)
@@ -49,10 +50,10 @@ def prepare_run_dir(run_dir: Path, config: dict[str, Any], *, is_main: bool) -> 
 
 
 def check_resumable(run_dir: Path, config: dict[str, Any]) -> None:
-    """Refuse a folder that holds a run, unless it is to be resumed with the same settings.
+    """Check that a folder holds no run, or one that may be resumed with the same settings.
 
     Raises:
-        ConfigError: naming the settings that differ.
+        ConfigError: if ``resume`` is false, or settings differ; the message names them.
     """
     if newest_checkpoint(run_dir) is None:
         return
@@ -71,18 +72,20 @@ def check_resumable(run_dir: Path, config: dict[str, Any]) -> None:
     if changed:
         raise ConfigError(
             f"{run_dir} was trained with other settings of {', '.join(changed)} (see its "
-            "config.yaml); give another run_dir=... for the new ones."
+            "config.yaml); give another run_dir=... for the new settings."
         )
 
 
 def save_run_config(run_dir: Path, config: dict[str, Any], parameters: int) -> None:
-    """Write ``config.yaml``, once the disk is known to hold the checkpoints.
+    """Check that the checkpoints fit on the disk, and write ``config.yaml``.
 
     Args:
-        parameters: of the model.
+        run_dir: folder of the run.
+        config: resolved configuration.
+        parameters: number of parameters of the model.
 
     Raises:
-        ConfigError: the disk is too full.
+        ConfigError: if the disk is too full.
     """
     check_free_space(run_dir, CHECKPOINT_BYTES_PER_PARAMETER * parameters, "run_dir")
     atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -103,7 +106,7 @@ def _stored_config(run_dir: Path) -> dict[str, Any]:
 
 
 def _differing_options(before: Any, now: Any) -> list[str]:
-    """Return the options of a section that differ; [""] for a section that is one value."""
+    """Return the options of a section that differ; [""] if a section without options differs."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [] if before == now else [""]
     absent = object()

@@ -1,4 +1,4 @@
-"""How far a run is, how far it goes, and the learning rate on the way."""
+"""The counters of a run, its planned number of steps, and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Progress:
     """The counters of a run that a checkpoint stores.
 
     Attributes:
-        step: updates made.
-        total_steps: updates to make; None until they are planned.
-        seconds: of training.
-        warm_step, warm_seconds: where the rate of steps is measured from.
+        step: number of updates so far.
+        total_steps: number of updates of the whole run; None until it is planned.
+        seconds: training time so far.
+        warm_step, warm_seconds: step and time from which the rate of steps is measured.
     """
 
     step: int = 0
@@ -37,13 +37,15 @@ def learning_rate_factor(step: int, total_steps: int | None, warmup_steps: int) 
 def plan_total_steps(progress: Progress, config: TrainConfig, rate: float) -> None:
     """Turn the budget of ``train.minutes`` into ``progress.total_steps``.
 
-    The first plan is made when the warm-up ends (compilation is over by then), or with a tenth of
-    the budget used. It is adjusted at each log line until half of the budget is used, because
-    machines slow down and speed up; then it is fixed. At least one adjustment is made: if
-    compilation takes most of the first half, the first plan does not know the speed after it.
+    The first plan is made when the warm-up ends or a tenth of the budget is used. Every log line
+    adjusts it until half of the budget is used, because the speed of a machine changes. Then it is
+    fixed. At least one adjustment is made, because the rate of the first plan may still include
+    compilation.
 
     Args:
-        rate: steps a second since the last log line.
+        progress: counters of the run, changed in place.
+        config: see `TrainConfig`; without ``minutes`` nothing is planned.
+        rate: steps per second since the last log line.
     """
     if config.minutes is None:
         return
@@ -57,7 +59,7 @@ def plan_total_steps(progress: Progress, config: TrainConfig, rate: float) -> No
         progress.seconds > 0.5 * budget and progress.step - progress.warm_step > config.log_every
     ):
         return
-    else:  # the mean since then: the rate of one log line is too noisy to plan by
+    else:  # the mean since the first plan, because the rate of one log line is too noisy
         rate = (progress.step - progress.warm_step) / (progress.seconds - progress.warm_seconds)
     remaining_s = max(budget - progress.seconds, 0.0)
     progress.total_steps = progress.step + max(int(rate * remaining_s), 1)

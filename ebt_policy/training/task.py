@@ -20,14 +20,15 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """All that a trainer needs of a task.
+    """Everything that the trainer needs from a task.
 
     Attributes:
-        model: untrained, on the device of the training.
-        train_data, validation_data: on the same device; None without held-out data.
+        model: untrained model on the training device.
+        train_data, validation_data: data on the same device; ``validation_data`` is None without
+            held-out data.
         note: one line about the data, for the console.
-        validate: returns metrics of the averaged model, every ``train.eval_every`` steps; None
-            if there is nothing to measure.
+        validate: returns metrics of the averaged model; called every ``train.eval_every`` steps.
+            None if there is nothing to measure.
     """
 
     model: Model
@@ -38,17 +39,17 @@ class TrainingSetup:
 
 
 class TrainingTask(ABC, Generic[Data]):
-    """Base of what can be trained.
+    """Base class of training tasks.
 
     Args:
-        config: resolved content of the configuration.
-        train: its section of that name.
+        config: resolved configuration.
+        train: options of its section ``train``.
 
     Attributes:
         models: the registry in which ``model.name`` is looked up.
 
     Raises:
-        ConfigError: for every mistake that is visible before data is loaded.
+        ConfigError: if the configuration has a mistake that is visible before data is loaded.
     """
 
     models: ClassVar[Registry[Any]]
@@ -58,7 +59,7 @@ class TrainingTask(ABC, Generic[Data]):
 
     @abstractmethod
     def load_data(self) -> Data:
-        """Load the data; one process does so, and fills the caches, before the others."""
+        """Load the data. The main process does this first and fills the caches for the others."""
 
     @abstractmethod
     def describe(self, data: Data) -> str:
@@ -74,14 +75,21 @@ class TrainingTask(ABC, Generic[Data]):
 
     @abstractmethod
     def evaluate(self, data: Data, run_dir: Path, device: torch.device, command: str) -> None:
-        """Evaluate the trained model, if the configuration asks for it."""
+        """Evaluate the trained model, if the configuration requests it.
+
+        Args:
+            data: result of `load_data`.
+            run_dir: run folder with the checkpoints and the report.
+            device: device of the evaluation.
+            command: command line, which the report states.
+        """
 
 
-# By the option ``domain``; installed plug-ins add tasks by entry points.
+# Tasks by the option ``domain``. Installed plug-ins add tasks through entry points.
 TASKS: Registry[type[TrainingTask[Any]]] = Registry("domain", "ebt_policy.domains")
 
-# The domains of this package. Each is imported when it is trained: it needs libraries that the
-# others do not.
+# Each domain is imported only when it is trained, because it needs libraries that the others do
+# not need.
 TASKS.declare("policy", "ebt_policy.policies.task:PolicyTrainingTask")
 TASKS.declare("text", "ebt_policy.language.task:TextTrainingTask")
 TASKS.declare("image", "ebt_policy.image.task:ImageTrainingTask")

@@ -1,11 +1,12 @@
-"""The trainer, one for every model.
+"""The trainer of all models.
 
-A step is: gather a batch, draw its randomness, loss, backward, clip, AdamW, average. All of it
-depends on the seed and the step number alone, so that a run that was killed and resumed equals one
-that was not, bit for bit on the CPU, and several processes equal one.
+A step gathers a batch, draws its randomness and computes the gradient of the loss. It clips the
+gradient, updates the weights with AdamW and updates their average. The batch and its randomness
+depend only on the seed and the step number. So a resumed run equals an uninterrupted one, bit for
+bit on the CPU, and several processes equal one.
 
-Every process gathers and draws the *global* batch (cheap: the data is resident) and trains on its
-own slice of it.
+Every process gathers the *global* batch, draws its randomness and trains on its own slice. This is
+cheap, because the data is resident on the device.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from ebt_policy.training.log_window import LogWindow
 from ebt_policy.training.progress import TrainingProgress
 from ebt_policy.training.schedule import Progress, learning_rate_factor, plan_total_steps
 
-VALIDATION_ROWS = 1024  # held-out rows whose loss is logged, at most
+VALIDATION_ROWS = 1024  # largest number of held-out rows on which the loss is measured
 
 
 class NonFiniteLoss(UserError, RuntimeError):
@@ -48,23 +49,23 @@ class NonFiniteLoss(UserError, RuntimeError):
 
 
 class Trainer:
-    """Trains a model in a run folder.
+    """The training of one model in a run folder.
 
     Args:
-        model: untrained.
-        train_data: to train on.
+        model: untrained model.
+        train_data: data to train on.
         config: see `TrainConfig`.
-        run_dir: gets ``checkpoints/`` and ``log.jsonl``.
-        seed: of batches and draws.
+        run_dir: folder for ``checkpoints/``.
+        seed: seed of batches and noise.
         accelerator: device, precision and processes.
         validation_data: held-out data; its loss is logged at each checkpoint.
         log: metric log of the main process.
         on_checkpoint: called in the main process after each checkpoint.
-        validate: returns metrics of the averaged model to log, every ``train.eval_every`` steps;
-            called by the main process alone.
+        validate: returns metrics of the averaged model, which are logged. Only the main process
+            calls it, every ``train.eval_every`` steps.
 
     Raises:
-        ConfigError: the batch size does not fit the data or the number of processes.
+        ConfigError: if the batch size does not fit the data or the number of processes.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Trainer:
         self.validation_data, self.log, self.validate = validation_data, log, validate
         self.on_checkpoint = on_checkpoint
         self.progress = Progress(total_steps=config.steps)
-        # Every process draws the same random numbers: they belong to the global batch.
+        # Every process draws the same random numbers, because they belong to the global batch.
         set_seed(seed)
         optimizer = torch.optim.AdamW(
             model.parameter_groups(config.lr, config.weight_decay),
@@ -110,10 +111,11 @@ class Trainer:
     # -- state ------------------------------------------------------------------------------
 
     def resume(self) -> int | None:
-        """Continue from the newest checkpoint of the run folder; the step it was at, or None.
+        """Load the newest checkpoint of the run folder; return its step, or None without one.
 
         Raises:
-            CheckpointError: the trainer state is damaged, or of another network or optimizer.
+            CheckpointError: if the trainer state is damaged, or belongs to another network or
+                optimizer.
         """
         folder = newest_checkpoint(self.run_dir)
         if folder is None:
@@ -139,15 +141,15 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"])
 
     def save(self) -> Path:
-        """Write a checkpoint of the present step (main process).
+        """Write a checkpoint of the current step in the main process; return its folder.
 
         Raises:
-            NonFiniteLoss: the averaged weights hold NaN or infinity.
-            OSError: it cannot be written.
+            NonFiniteLoss: if the averaged weights contain NaN or infinity.
+            OSError: if it cannot be written.
         """
         scaler = self.accelerator.scaler
         state = {
-            # A copy: the model itself takes its averaged weights while it is written.
+            # A copy, because the model has its averaged weights while it is written.
             "model": {k: v.clone() for k, v in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
@@ -175,7 +177,7 @@ class Trainer:
         return self.model.normalize(self.sampler.batch(step))
 
     def train_step(self) -> dict[str, Tensor]:
-        """One update; returns metrics."""
+        """Make one update and return its metrics."""
         step, total = self.progress.step, self.progress.total_steps
         factor = learning_rate_factor(step, total, self.config.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
@@ -191,7 +193,7 @@ class Trainer:
         self.ema.step(self.model.parameters())
         candidate = metrics.pop("candidate", None)
         if candidate is not None:
-            # The replay buffer, too, belongs to the global batch.
+            # The replay buffer belongs to the global batch, too.
             rows = {key: batch[key] for key in self.model.keys}
             everyones: Any = self.accelerator.gather({**rows, "candidate": candidate})
             self.model.after_step(everyones)
@@ -199,14 +201,16 @@ class Trainer:
         return {"loss": loss.detach(), "grad_norm_weights": norm, **metrics}
 
     def fit(self) -> None:
-        """Train to the end, with progress, logs, rollouts and checkpoints.
+        """Train to the last step, with a progress bar, logs, validation and checkpoints.
 
-        The first Ctrl-C or SIGTERM saves a checkpoint; several processes agree on it at a log line.
+        The first Ctrl-C or SIGTERM saves a checkpoint and stops. Several processes do this together
+        at the next log line.
 
         Raises:
-            NonFiniteLoss: naming the step and the last good checkpoint.
-            KeyboardInterrupt: naming the checkpoint to resume from.
-            OSError: a checkpoint or the log cannot be written.
+            NonFiniteLoss: if a loss, gradient or weight is not finite; the message names the step
+                and the last good checkpoint.
+            KeyboardInterrupt: after an interruption; the message names the saved checkpoint.
+            OSError: if a checkpoint or the log cannot be written.
         """
         config, progress, main = self.config, self.progress, self.accelerator.is_main_process
         if progress.total_steps is not None and progress.step >= progress.total_steps:
@@ -216,7 +220,7 @@ class Trainer:
         window = LogWindow(
             progress.step,
             self.accelerator.device,
-            # A bad gradient spoils the weights; with a scaler such a step is skipped.
+            # A gradient that is not finite corrupts the weights; a scaler skips such a step.
             check_gradients=self.accelerator.scaler is None,
         )
         single_process, stopping = self.accelerator.num_processes == 1, False
@@ -230,11 +234,11 @@ class Trainer:
             while progress.total_steps is None or progress.step < progress.total_steps:
                 try:
                     metrics = self.train_step()
-                except FloatingPointError as error:  # the descent's own check, in eager mode
+                except FloatingPointError as error:  # raised by the descent in eager mode
                     raise _not_finite(progress.step + 1, last) from error
                 step = progress.step
                 window.add(step, metrics)
-                if compiling:  # in the first step of a process
+                if compiling:  # which happens in the first step of a process
                     compiling = False
                     window.restart_clock(step)
                     bar.show_phase("training")
@@ -251,7 +255,7 @@ class Trainer:
                 paused = time.perf_counter()
                 if save_due and main and self.validation_data is not None:
                     values |= self._validation_loss(self.validation_data)
-                # First, as a run that resumes at a checkpoint writes no line up to it again.
+                # Before the checkpoint: a resumed run does not write earlier log lines again.
                 if values and self.log is not None:
                     self.log.write(step=step, **values)
                 if (save_due or stopping) and main:
@@ -270,10 +274,10 @@ class Trainer:
     def _log_values(
         self, window: LogWindow, metrics: dict[str, Tensor], interruption: DeferredInterruption
     ) -> tuple[dict[str, float], bool]:
-        """Return the values of a log line and whether to stop; plan the steps of the minutes.
+        """Return the values of a log line and whether to stop; plan the total number of steps.
 
-        Numbers are means over processes: all must plan the same number of steps, and stop at the
-        same one.
+        Loss, time and interruption are averaged over processes, because all processes must plan the
+        same number of steps and stop at the same step.
         """
         progress = self.progress
         step, timed_steps = progress.step, window.timed_steps(progress.step)
@@ -294,16 +298,16 @@ class Trainer:
         return values, interrupted > 0
 
     def _validation_loss(self, data: TrainingData) -> dict[str, float]:
-        """Loss of the averaged weights on held-out windows, with the same draws each time.
+        """Return the loss of the averaged weights on held-out data, with the same noise each time.
 
-        On `VALIDATION_ROWS` of them, evenly spread, where there are more.
-
-        Nothing where the model breaks down on them: the training itself may still be sound.
+        At most `VALIDATION_ROWS` evenly spaced rows are used. The result is empty if the loss is
+        not finite, because the training itself may still succeed.
         """
         size, count = self.config.batch_size, min(len(data), VALIDATION_ROWS)
         chosen = torch.linspace(0, len(data) - 1, count).long()
         losses = []
-        # Batches as in training, gradients on: a single process then needs no other graph.
+        # With the batch size and the gradient mode of training, a single process compiles no other
+        # graph.
         with torch.random.fork_rng(), averaged_weights(self.model, self.ema):
             torch.manual_seed(self.seed)
             for start in range(0, count, size):
@@ -319,7 +323,7 @@ class Trainer:
     def _log_validation(self, step: int) -> None:
         if self.validate is None or not self.accelerator.is_main_process:
             return
-        # It draws from generators of its own; training continues with the same numbers.
+        # Validation has its own generators, so it does not change the random numbers of training.
         with averaged_weights(self.model, self.ema):
             self.model.eval()
             values = self.validate(self.model)
@@ -330,7 +334,7 @@ class Trainer:
 
 def _not_finite(step: int, last: Path | None) -> NonFiniteLoss:
     return NonFiniteLoss(
-        f"the loss, its gradient or the weights are not finite in step {step}; the last good "
-        f"checkpoint is {last or 'none yet'}; train again with a lower train.lr and another "
+        f"the loss, its gradient or the weights are not finite in step {step} (last good "
+        f"checkpoint: {last or 'none yet'}); train again with a lower train.lr and another "
         "run_dir."
     )

@@ -1,4 +1,4 @@
-"""How a landscape is learned: one objective a file, all trained through the one `Descent`."""
+"""Training objectives of a landscape, one per file. All of them train through `Descent`."""
 
 from ebt_policy.energy.objectives.base import Objective, ObjectiveFactory
 from ebt_policy.energy.objectives.contrastive import Contrastive, info_nce

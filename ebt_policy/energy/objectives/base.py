@@ -1,10 +1,10 @@
-"""What an objective is: how a landscape is learned, and how it is descended.
+"""The interface of objectives, which define how a landscape is trained and descended.
 
 Notation: E the energy, y the target, n standard normal noise, x_k the candidate after k steps,
-g a corruption level with g = 1 clean. Shapes: B batch, U units, * the shape of a unit.
+g a corruption level (0 noise, 1 clean). Shapes: B batch, U units, * the shape of a unit.
 
 An objective draws all its randomness in `Objective.sample_noise`, before the compiled part and for
-the whole batch, so that compiled equals eager and several processes equal one.
+the global batch. So training gives the same results compiled or eager, and on one process or many.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ebt_policy.energy.replay_buffer import ReplayBuffer
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives.
+    """Base class of objectives.
 
     Args:
-        space: of the candidates.
+        space: space of the candidates.
 
     Attributes:
         level_conditioned: whether the energy is conditioned on the corruption level.
-        init_std: standard deviation of the candidates that a descent starts from.
-        replay: earlier predictions to go on from, or None.
-        replay_fraction: rows of a batch to replay, as a fraction of it.
+        init_std: standard deviation of the initial candidates of a descent.
+        replay: buffer of earlier predictions from which training continues, or None.
+        replay_fraction: number of replayed rows as a fraction of the batch.
     """
 
     level_conditioned: ClassVar[bool] = False
@@ -46,18 +46,18 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def sample_noise(self, target: Tensor) -> dict[str, Any]:
-        """Return all randomness of a step for targets (B, U, *); tensors have B first."""
+        """Return all randomness of a training step on targets (B, U, *); tensors have B first."""
 
     @abstractmethod
     def forward(
         self, energy: EnergyFn, target: Tensor, noise: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return scalar loss and metrics; with a replay buffer these hold its new ``candidate``.
+        """Return a scalar loss and metrics, with a replay buffer also the final ``candidate``.
 
         Args:
-            energy: candidates (B, U, *) and levels (B, U) or None -> energies (B, U).
+            energy: maps candidates (B, U, *) and levels (B, U) or None to energies (B, U).
             target: (B, U, *).
-            noise: what `sample_noise` returned for the target.
+            noise: result of `sample_noise` for the target.
         """
 
     @abstractmethod
@@ -69,33 +69,33 @@ class Objective(nn.Module, ABC):
         level: float = 0.0,
         device: torch.device | None = None,
     ) -> Descent:
-        """Return the descent that the learned landscape needs at inference.
+        """Return the descent of the learned landscape at inference.
 
         Args:
-            num_steps: N.
-            num_candidates: M adjacent candidates of a unit.
-            level: of corruption that candidates start from, 0 for noise.
-            device: of the candidates, where levels are made.
+            num_steps: N, the number of steps.
+            num_candidates: M, the number of adjacent candidates of a unit.
+            level: corruption level of the initial candidates, 0 for noise.
+            device: device of the candidates, on which levels are created.
         """
 
     def score(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
-        """Return the scores (B, U) by which finished candidates (B, U, *) of one context compare.
+        """Return scores (B, U) that rank finished candidates (B, U, *) of one context.
 
         Lower is better.
 
         Args:
             energy: see `forward`.
             candidate: (B, U, *).
-            level: of corruption at which a level-conditioned landscape scores them, in (0, 1).
+            level: corruption level in (0, 1) at which a level-conditioned landscape scores them.
         """
         return energy(candidate, None)
 
 
 ObjectiveFactory = Callable[[CandidateSpace], Objective]
-"""Makes the objective of a model from the space of its candidates, such as `Flow` itself."""
+"""Builds an objective from the space of a model's candidates; for example, the class `Flow`."""
 
 
 def require(condition: bool, option: str, expected: str, value: object) -> None:
-    """Raise ValueError that names an option of an objective, unless the condition holds."""
+    """Raise a ValueError that names an option of an objective, unless the condition holds."""
     if not condition:
         raise ValueError(f"objective.{option} must be {expected}, got {value}.")

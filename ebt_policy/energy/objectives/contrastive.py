@@ -1,4 +1,4 @@
-"""Contrastive training of an energy: demonstrations down, the model's own samples up.
+"""Contrastive training: low energies for demonstrations, high energies for the model's samples.
 
 Shapes: B batch, U units, M negatives. Notation as in `ebt_policy.energy.objectives.base`.
 """
@@ -33,22 +33,22 @@ def info_nce(positive: Tensor, negatives: Tensor) -> Tensor:
 
 
 class Contrastive(Objective):
-    """Classical energy-based training: demonstrations down, the model's own samples up.
+    """Classical energy-based training, which contrasts demonstrations with samples of the model.
 
         negatives x^-: M short Langevin chains from noise (Du & Mordatch 2019, "Implicit
         Generation and Generalization in Energy-Based Models")
         loss = InfoNCE(E(y), E(x^-)) + regularizer * mean(E^2)
 
     Args:
-        space: of the candidates.
-        negatives: M.
-        steps: length of a chain.
-        step_size: its step size.
-        noise: Langevin standard deviation, first and last.
-        regularizer: keeps energies near zero, which InfoNCE leaves free.
+        space: space of the candidates.
+        negatives: M, the number of samples per target.
+        steps: number of steps of a chain.
+        step_size: step size of a chain.
+        noise: first and last standard deviation of the Langevin noise (cosine in between).
+        regularizer: weight that keeps energies near zero, because InfoNCE does not fix their mean.
     """
 
-    # Gradients of a classifier-like landscape vary by orders of magnitude: each unit's is clipped.
+    # Gradients of a classifier-like landscape vary by orders of magnitude, so they are clipped.
     MAX_GRAD_NORM = 10.0
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Equilibrium matching: one landscape for all levels, flat at the data.
+"""Equilibrium matching: one landscape for all levels, which is flat at the data.
 
 Shapes: B batch, U units. Notation as in `ebt_policy.energy.objectives.base`.
 """
@@ -24,18 +24,19 @@ class Equilibrium(Flow):
     Energy-Based Models"), truncated-decay variant. Demonstrations are the minima, so a descent may
     take any number of steps and stop where the gradient vanishes.
 
-    N steps of 1/N would stop short: where the field decays, at a distance d from the end, a step a
-    leaves (1 - a / w) d. So the steps have `PATH_MULTIPLE` / N, but no more than the decay width w,
-    with which a step from there lands, and no less than 1/N, with which they get there.
+    N steps of size 1/N would not reach the end: where the field decays, a step of size a reduces
+    the distance d to the end only to (1 - a / w) d. So the step size is `PATH_MULTIPLE` / N. It is
+    at most the decay width w, with which one step covers the decaying part. It is at least 1/N, so
+    that N steps cover the path.
 
     Args:
-        space: of the candidates.
-        decay_width: w, the last part of the path, over which the field decays.
+        space: space of the candidates.
+        decay_width: w in (0, 1], the last fraction of the path, over which the field decays.
         noise_samples_per_target: as in `Flow`.
     """
 
-    # Times the path; of a decay width of 0.2 that leaves e^-6 of its length, for any number of
-    # steps.
+    # Length of all steps, relative to the path. For a decay width of 0.2 the remaining distance is
+    # at most e^-6 of that width, for any number of steps.
     PATH_MULTIPLE = 2.0
 
     def __init__(

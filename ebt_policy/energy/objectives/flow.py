@@ -19,21 +19,21 @@ from ebt_policy.energy.schedules import FixedSteps, LevelSchedule
 
 
 class Flow(Objective):
-    """The gradient field carries noise to data in straight lines.
+    """An objective whose gradient field moves noise to data on straight paths.
 
         x = g y + (1 - g) n,   g ~ U[0, 1]
         loss = | -dE/dx(x, g) - (y - n) |^2
 
-    Flow matching (Lipman et al. 2023, Liu et al. 2023) with the velocity restricted to the
-    gradient of a scalar. Trained by one full descent step from a demonstration corrupted to a
-    random level; descended in N steps of 1/N along the levels.
+    This is flow matching (Lipman et al. 2023, Liu et al. 2023) with the velocity restricted to the
+    gradient of a scalar. Training takes one full descent step from a demonstration corrupted to a
+    random level. Inference takes N steps of size 1/N along the levels.
 
     Args:
-        space: of the candidates.
-        condition_on_noise_level: condition the energy on the level. False gives one landscape for
-            all levels, a poorer sampler and a better verifier.
-        noise_samples_per_target: corrupted copies of each target, sharing one encoding of the
-            context.
+        space: space of the candidates.
+        condition_on_noise_level: whether the energy is conditioned on the level. False gives one
+            landscape for all levels, which is a worse sampler and a better verifier.
+        noise_samples_per_target: number of corrupted copies of each target, which share one
+            encoding of the context.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Flow(Objective):
         return {"normal": torch.randn_like(targets), "level": level}
 
     def velocity_scale(self, level: Tensor) -> Tensor:
-        """Return the length of the field at levels (B, U), relative to y - n: (B, U)."""
+        """Return the scale (B, U) of the target velocity at levels (B, U), relative to y - n."""
         return torch.ones_like(level)
 
     def forward(
@@ -85,22 +85,22 @@ class Flow(Objective):
         schedule = LevelSchedule.uniform(num_steps, level, device)
         if level > 0:
             return Descent(schedule)
-        # At level 0 a candidate is noise and independent of the demonstrations: the field is
-        # E[y | context] - x, so the first step needs one evaluation for all candidates.
+        # At level 0 a candidate is noise, independent of the demonstrations, and the field is
+        # E[y | context] - x. So the first step needs one evaluation for all candidates of a unit.
         return Descent(schedule, SharedFirstGradient(num_candidates))
 
     def score(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
         """Return the negative log-likelihood of candidates, up to a constant of the context.
 
-        The learned field is the marginal velocity of the corrupted demonstrations' density p_g,
-        which on this path is v = x/g + (1-g)/g grad log p_g (Lipman et al. 2023; Zheng et al. 2023,
-        "Guided Flows"). With v = -dE/dx that integrates to
+        The learned field is the marginal velocity of the density p_g of corrupted demonstrations.
+        On this path it is v = x/g + (1-g)/g grad log p_g (Lipman et al. 2023; Zheng et al. 2023,
+        "Guided Flows"). Since v = -dE/dx, integration gives
 
-            -log p_g(x) = g/(1-g) (E(x, g) + |x|^2 / 2g) + const,
+            -log p_g(x) = g/(1-g) (E(x, g) + |x|^2 / 2g) + const.
 
-        taken at x = g candidate: the likelihood of the candidate under the demonstrations blurred
-        by normal noise of standard deviation (1-g)/g. At g = 1 the energy is -|x|^2 / 2, which is
-        independent of the demonstrations.
+        At x = g candidate this is the likelihood of the candidate under the demonstrations, blurred
+        by normal noise of standard deviation (1-g)/g. At g = 1 the energy is -|x|^2 / 2, which does
+        not depend on the demonstrations.
         """
         if not self.level_conditioned:
             return super().score(energy, candidate, level)

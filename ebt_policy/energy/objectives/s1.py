@@ -25,17 +25,17 @@ class S1(Objective):
         x_0 = n;   x_{k+1} = x_k - a dE/dx(x_k)   (graph cut between steps)
         loss = 1/N sum_k | x_k - y |^2,   k = 1 .. N
 
-    with a learned step size a. From pure noise a squared error learns the conditional mean:
-    modes are averaged, and more steps do not help.
+    with a learned step size a. With a squared error and pure noise, the descent learns the
+    conditional mean: it averages modes, and more steps do not help.
 
     Args:
-        space: of the candidates.
-        steps: N.
-        step_size: initial a.
-        init_std: standard deviation of n; 0 for candidates that all start alike.
-        step_conditioned: condition the energy on the fraction of the N steps that is done.
-        corrupted_init_fraction: part of the candidates that start from their target instead,
-            corrupted to a random level. The landscape is then also learned around the data.
+        space: space of the candidates.
+        steps: N, the number of steps.
+        step_size: initial value of a.
+        init_std: standard deviation of n; 0 gives all candidates the same start.
+        step_conditioned: whether the energy is conditioned on the fraction of steps done.
+        corrupted_init_fraction: fraction of the candidates that start from their target, corrupted
+            to a random level, instead of noise. The landscape is then also learned near the data.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class S1(Objective):
 
     def sample_noise(self, target: Tensor) -> dict[str, Any]:
         if not self.init_std and not self.corrupted_init_fraction:
-            return {}  # zeros are made where they are needed
+            return {}  # forward() creates the zeros
         normal = torch.randn_like(self.space.zeros_like_candidate(target))
         init = self.space.initialize(target, self.init_std * normal)
         if self.corrupted_init_fraction:
@@ -96,7 +96,7 @@ class S1(Objective):
         size = step_size.clamp(min=1e-4)
         schedule = FixedSteps(num_steps, size)
         if self.level_conditioned:
-            # Beyond the steps of training, the last one is repeated.
+            # Steps beyond the N of training repeat the level of the last one.
             done = torch.arange(num_steps + 1, device=size.device) / self.steps
             schedule = LevelSchedule(done.clamp(max=(self.steps - 1) / self.steps), size)
         gradient = ZeroInitGradient() if from_zeros else PlainGradient()

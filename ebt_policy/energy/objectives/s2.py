@@ -24,20 +24,20 @@ from ebt_policy.energy.updates import GradientStep, NesterovMomentum
 class S2(Objective):
     """EBT's System 2 recipe (Gladstone et al. 2025, section 3): a landscape for many steps.
 
-    Langevin noise, a random number of steps, a random step size for each unit, loss on the last
-    step alone with the graph cut before it, and a replay buffer from which half a batch more goes
-    on where earlier descents ended.
+    The recipe has Langevin noise, a random number of steps, and a random step size for each unit.
+    The loss is on the last step alone, with the graph cut before it. A replay buffer adds rows to
+    the batch that continue earlier descents.
 
     Args:
-        space: of the candidates.
-        steps: inclusive range of N.
-        step_size: fixed a.
-        step_size_range: each unit's a is multiplied by a factor from U[low, high].
+        space: space of the candidates.
+        steps: inclusive range of N, the number of steps.
+        step_size: a, which is not learned.
+        step_size_range: range [low, high] of a uniform factor that multiplies each unit's a.
         noise: first and last standard deviation of the Langevin noise (cosine in between).
-        momentum: Nesterov's mu.
-        replay: rows kept; 0 for none.
-        replay_fraction: replayed rows in a batch, as a fraction of it.
-        init_std: standard deviation of the first candidates.
+        momentum: Nesterov's mu, in [0, 1).
+        replay: number of rows in the replay buffer; 0 for no buffer.
+        replay_fraction: number of replayed rows as a fraction of the batch.
+        init_std: standard deviation of the initial candidates.
     """
 
     def __init__(
