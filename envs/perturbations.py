@@ -24,7 +24,7 @@ from gymnasium.spaces import Box
 
 from ebt_policy.envs.errors import EnvError
 
-EVENT_STEP_RANGE = (20, 60)  # first and last environment step at which an event can happen
+EVENT_STEP_RANGE = (20, 60)  # first and last environment step of a random event
 RESET_KINDS = ("start",)  # kinds that change the initial state
 CONTINUOUS_KINDS = ("action_noise", "delay")  # kinds that act from step 0 on
 STEP_COUNT_KINDS = ("delay", "freeze")  # kinds whose strength is a number of steps
