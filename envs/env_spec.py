@@ -20,7 +20,7 @@ EXTRA_OF_PACKAGE = {
     "gymnasium_robotics": "adroit",
     "mujoco": "robomimic,metaworld,adroit",
 }
-EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
+EVALUATION_SEED = 100_000  # first seed of evaluations; demonstrations use smaller seeds
 
 
 @dataclass(frozen=True)

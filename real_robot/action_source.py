@@ -1,4 +1,4 @@
-"""The interface of action sources, which have the action of each tick, and recorded actions.
+"""The interface of action sources, which provide the action of each tick, and recorded actions.
 
 The other action sources are `planner.Planner` for policies and `teleop.TeleopSource` for a person.
 """

@@ -93,7 +93,7 @@ def _topics_of(robot: Robot) -> RosTopics:
     """Return the topics of a robot, and check that its bags can be converted."""
     topics = parse_topics(robot.driver)
     if topics is None:
-        raise ConfigError(f"robot={robot.name} has no topics; give a robot with the driver ros2.")
+        raise ConfigError(f"robot={robot.name} has no topics; use a robot with the driver ros2.")
     if topics.commanded.type == "TwistStamped":
         raise ConfigError(
             f"robot={robot.name} is commanded by velocities (TwistStamped); bags can be converted "

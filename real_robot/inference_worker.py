@@ -1,4 +1,4 @@
-"""Execution of predictions beside the control loop: in a thread, or on a simulated clock."""
+"""Execution of predictions outside the control loop: in a thread, or on a simulated clock."""
 
 from __future__ import annotations
 

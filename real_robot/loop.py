@@ -166,7 +166,7 @@ class ControlLoop:
             self.supervisor.transition(State.HOLD, str(error))
 
     def _check_timeouts(self, tick: Tick) -> None:
-        """Hold the robot if an observation or prediction is overdue; stop it after an e-stop."""
+        """Hold the robot if an observation or prediction is overdue; fault on an emergency stop."""
         if self.estop.pressed.is_set():
             self.fault(f"emergency stop: {self.estop.reason}")
         if self.supervisor.state is not State.RUNNING:

@@ -8,7 +8,8 @@ Limits apply to the positions, velocities and accelerations of the commands. An 
 entries, each in its own unit.
 
 A command is allowed only if the robot can still brake after it, tick by tick, without leaving its
-limits. An allowed command therefore exists at every tick, and `brake` returns one.
+limits. If the robot follows its commands, an allowed command therefore exists at every tick, and
+`brake` returns one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A simulated robot whose time is the time of the clock."""
+"""A simulated robot that runs at the speed of a real or simulated clock."""
 
 from __future__ import annotations
 
