@@ -33,5 +33,5 @@ for _name, (_entry, _steps, _kwargs) in _TASKS.items():
 
 
 def registered_env_ids() -> list[str]:
-    """Return the gymnasium ids of the environments of this package."""
+    """Return the gymnasium ids of all environments of this package."""
     return [f"ebt_policy/{name}" for name in _TASKS]

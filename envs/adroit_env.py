@@ -1,4 +1,4 @@
-"""Adroit door: a hand with 24 joints on an arm opens a door (gymnasium-robotics).
+"""Adroit door: a hand with 24 joints, mounted on an arm, opens a door (gymnasium-robotics).
 
 Rajeswaran et al. 2018, "Learning Complex Dexterous Manipulation with Deep Reinforcement Learning
 and Demonstrations".
@@ -12,26 +12,27 @@ from typing import Any, ClassVar
 import numpy as np
 from farama_notifications import notifications
 
-# Imported first: it selects the rendering backend before MuJoCo is imported.
+# This import comes first, because it selects the rendering backend before MuJoCo is imported.
 from ebt_policy.envs.mujoco_env import MujocoManipulationEnv
 
-# Each import warns about rewards in each process; none of those rewards is used here.
+# Importing gymnasium-robotics prints a warning about dense rewards, which are not used here.
 notifications.pop("gymnasium_robotics", None)
 from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # noqa: E402
 
 CONTROL_HZ = 100
-OPEN_ANGLE = 1.35  # rad, hinge angle from which the door counts as open
+OPEN_ANGLE = 1.35  # rad, smallest hinge angle at which the door counts as open
 LAYOUT = {"joints": 27, "latch": 1, "hinge": 1, "palm": 3, "handle": 3, "to_handle": 3, "open": 1}
 
 
 class AdroitDoorEnv(MujocoManipulationEnv):
-    """Undo the latch and swing the door open.
+    """The task to undo the latch of a door and swing it open.
 
-    Observation: (39,): joints of arm and hand (27, rad), latch and hinge (rad), position of palm
-    and handle and the vector between them (3 each, m), whether the hinge is beyond 1 rad (1 or -1).
-    Action: (28,) in [-1, 1]: target positions of all joints within their ranges.
+    Observation: (39,): joints of arm and hand (27, rad), latch and hinge (rad), positions of palm
+    and handle and the vector between them (3 each, m), and whether the hinge is beyond 1 rad (1 or
+    -1).
+    Action: (28,) in [-1, 1]: target positions of all joints, scaled to their ranges.
     Reward: hinge angle / 1.35 rad, clipped to [0, 1].
-    State: position of the door (3, m), then MuJoCo's state.
+    State: position of the door (3, m), then MuJoCo's integration state.
 
     Args:
         cameras, image_size, render_mode: as in `ManipulationEnv`.
@@ -71,7 +72,7 @@ class AdroitDoorEnv(MujocoManipulationEnv):
         self.sim_env.step(action)
 
     def _low_dim_observation(self) -> np.ndarray:
-        self.settle()  # after a step, palm and handle lag by one time step
+        self.settle()  # After a step, the positions of palm and handle lag one time step.
         return self.sim_env._get_obs()
 
     def get_state(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The environment of a rollout, and how much of it a policy sees and executes."""
+"""Specification of a rollout: its environment and the horizons of the policy."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ EXTRA_OF_PACKAGE = {
     "gymnasium_robotics": "adroit",
     "mujoco": "robomimic,metaworld,adroit",
 }
-EVALUATION_SEED = 100_000  # evaluations use seeds from here up; demonstrations stay below
+EVALUATION_SEED = 100_000  # first seed of evaluations; demonstrations use smaller seeds
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """An environment, its time limit, and how much a policy sees and executes.
+    """An environment with its time limit, and the horizons of a policy.
 
     Attributes:
         env_id: gymnasium id; "module:id" imports `module` first.
-        max_steps: time limit of an episode, environment steps.
-        n_obs_steps: To, observations that the policy sees (the newest last).
-        n_action_steps: Ta, actions executed of each predicted chunk.
+        max_steps: time limit of an episode, in environment steps.
+        n_obs_steps: To, number of observations that the policy sees (the newest last).
+        n_action_steps: Ta, number of actions executed from each predicted chunk.
         kwargs: further arguments of `gymnasium.make`.
-        perturbation: what disturbs every episode, if anything.
+        perturbation: perturbation of every episode; None for undisturbed episodes.
 
     Raises:
-        EnvError: a number of steps below 1.
+        EnvError: a number of steps is below 1.
     """
 
     env_id: str
@@ -55,12 +55,12 @@ class EnvSpec:
         """Build the environment with the time limit of this spec.
 
         Raises:
-            EnvError: the environment is unknown, refuses its arguments or the perturbation, or
-                its simulator is not installed.
-            RenderingError: the environment needs frames and no backend can draw them.
+            EnvError: the environment is unknown, rejects its arguments or the perturbation, or
+                needs a simulator that is not installed.
+            RenderingError: the environment must render frames and no OpenGL backend works.
         """
         kwargs = {"max_episode_steps": self.max_steps, **self.kwargs}
-        if render_mode is not None:  # an environment that cannot render needs no such argument
+        if render_mode is not None:  # An environment without rendering may not accept it.
             kwargs["render_mode"] = render_mode
         try:
             env = gymnasium.make(self.env_id, **kwargs)
@@ -68,7 +68,7 @@ class EnvSpec:
             raise
         except (gymnasium.error.Error, TypeError, ValueError) as error:
             raise EnvError(
-                f"task.env.env_id={self.env_id} cannot be made with "
+                f"task.env.env_id={self.env_id} cannot be created with "
                 f"{self.kwargs or 'no arguments'} ({error}); check the section task.env."
             ) from error
         except ModuleNotFoundError as error:
@@ -82,10 +82,10 @@ class EnvSpec:
         return env if self.perturbation is None else PerturbationWrapper(env, self.perturbation)
 
     def check(self, *, videos: bool) -> None:
-        """Raise before long work what `make` would raise later.
+        """Build and close the environment, so that errors of `make` appear before long work.
 
         Args:
-            videos: the environment must be able to draw frames.
+            videos: whether the environment must be able to render frames.
         """
         self.make("rgb_array" if videos else None).close()
 
@@ -94,8 +94,9 @@ class EnvSpec:
         """Stack To observations of an environment, the newest last.
 
         Returns:
-            Name -> (To, ...). An observation that is an array is the low-dimensional part, "obs".
-            A dictionary has it under this name, beside the image of each camera (H, W, 3) uint8.
+            Name -> array (To, ...). An array observation becomes "obs", the low-dimensional part.
+            A dictionary observation keeps its names: "obs" and the (H, W, 3) uint8 image of each
+            camera.
         """
         named = [o if isinstance(o, dict) else {"obs": o} for o in observations]
         return {name: np.stack([o[name] for o in named]) for name in named[0]}
@@ -103,17 +104,17 @@ class EnvSpec:
     def future_actions(self, chunk: np.ndarray) -> np.ndarray:
         """Return the part of a predicted chunk (T, A) that lies in the future, (T - To + 1, A).
 
-        A chunk starts at the oldest of the To observations. Its action To - 1 is the one to take
-        right after the newest observation. The first Ta of the result are executed.
+        A chunk starts at the oldest of the To observations. Its action To - 1 directly follows the
+        newest observation. The first Ta actions of the result are executed.
 
         Raises:
-            EnvError: the chunk is too short for Ta actions.
+            EnvError: the chunk has fewer than Ta future actions.
         """
         min_actions = self.n_obs_steps - 1 + self.n_action_steps
         if len(chunk) < min_actions:
             raise EnvError(
                 f"the policy predicts {len(chunk)} actions, but n_obs_steps={self.n_obs_steps} and "
-                f"n_action_steps={self.n_action_steps} need {min_actions}; lower "
+                f"n_action_steps={self.n_action_steps} need at least {min_actions}; lower "
                 "task.n_action_steps."
             )
         return chunk[self.n_obs_steps - 1 :]

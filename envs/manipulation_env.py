@@ -1,4 +1,4 @@
-"""The base class of manipulation tasks in MuJoCo: observations, cameras, score, perturbations."""
+"""Base class of manipulation tasks in MuJoCo: observations, cameras, reward, perturbations."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from ebt_policy.envs.errors import EnvError
 from ebt_policy.envs.perturbations import PerturbationKind
 from ebt_policy.envs.rendering import require_rendering
 
-MAX_PLACEMENT_ATTEMPTS = 16  # directions tried until the object lies free
+MAX_PLACEMENT_ATTEMPTS = 16  # number of random directions tried to place the object freely
 PERTURBATIONS = {
     "delay": PerturbationKind("steps", (1, 2, 4)),
     "freeze": PerturbationKind("steps", (4, 8, 16)),
 }
-GRASP_PERTURBATIONS = {  # of robots that grasp an object
-    # taken out of the gripper and laid down elsewhere
+GRASP_PERTURBATIONS = {  # only for tasks in which the robot grasps an object
+    # The object is taken out of the gripper and placed elsewhere.
     "object": PerturbationKind("cm", (5, 8, 12), held=True),
-    "gripper": PerturbationKind("cm", (5, 10, 15)),  # pushed away
+    "gripper": PerturbationKind("cm", (5, 10, 15)),  # The gripper is pushed away.
 }
-ExpertFn = Callable[[], np.ndarray]  # the action (A,) to take now, from the simulator's own state
+ExpertFn = Callable[[], np.ndarray]  # returns the next action (A,), from the simulator's own state
 
 
 class ManipulationEnv(gymnasium.Env):
-    """A task of a robot arm or hand in MuJoCo; an episode depends on its seed alone.
+    """A task of a robot arm or hand in MuJoCo; the initial state depends on the seed alone.
 
     Observation: (Do,) float32, in the order of `layout`. With `cameras`, a dictionary: "obs" holds
     the proprioception (the first `proprioception` values of the layout), and each camera has a
-    (size, size, 3) uint8 frame.
+    (image_size, image_size, 3) uint8 frame.
     Action: (A,) float32 inside `action_space`; values outside are clipped.
     Reward: 1 when the task is solved; before that the task progress in [0, 1) if the task defines
-    one, else 0. Terminated: the task is solved.
-    Info: `is_success`, `state` (S,) float64, all that `reset(options={"state": ...})` needs.
+    it, else 0. Terminated: the task is solved.
+    Info: `is_success`, and `state` (S,) float64, which `reset(options={"state": ...})` restores.
 
     Args:
-        action_space: of the robot.
-        layout: name -> width of each part of an observation.
-        all_cameras: names of the scene's cameras.
-        grasps: the task has an object that can be held, taken away and laid down.
+        action_space: action space of the robot.
+        layout: name -> width of each part of an observation, in order.
+        all_cameras: names of all cameras of the scene.
+        grasps: whether the robot grasps an object, so that `GRASP_PERTURBATIONS` are possible.
         cameras: names of the cameras in the observation.
-        image_size: side of their frames, px.
-        render_mode: None or "rgb_array", frames of `render_camera`.
+        image_size: side length of the frames in the observation, px.
+        render_mode: "rgb_array" to render frames of `render_camera`, or None.
 
     Raises:
-        EnvError: an unknown camera or render mode.
-        RenderingError: frames are requested and no backend can draw them.
+        EnvError: a camera or the render mode is unknown.
+        RenderingError: frames are requested and no OpenGL backend works.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     render_camera: str
     proprioception: int
     render_size = 256  # px
-    # While True, observations repeat the last frames: rollouts set it for steps no policy sees.
+    # If True, observations repeat the last frames. Rollouts set it for steps that no policy sees.
     skip_rendering = False
 
     def __init__(
@@ -101,11 +101,11 @@ class ManipulationEnv(gymnasium.Env):
         """Start an episode whose initial state depends on `seed` alone.
 
         Args:
-            seed: without it, one is drawn from `np_random`.
-            options: {"state": (S,)} starts in exactly that state instead (the layout of `info`).
+            seed: seed of the initial state; None draws one from `np_random`.
+            options: {"state": (S,)} starts in exactly this state instead, a state from `info`.
 
         Raises:
-            ValueError: an unknown option or a state of another length.
+            ValueError: an option is unknown, or the state has another length or is not finite.
         """
         super().reset(seed=seed)
         options = dict(options or {})
@@ -127,12 +127,12 @@ class ManipulationEnv(gymnasium.Env):
         """Apply `action` (A,) for one control period.
 
         Raises:
-            ValueError: an action of another shape, or with a NaN or an infinity in it.
+            ValueError: the action has another shape or is not finite.
         """
         command = np.asarray(action, dtype=np.float64)
         if command.shape != self.action_space.shape or not np.isfinite(command).all():
             raise ValueError(
-                f"an action is {self.action_space.shape[0]} finite numbers, got {action}"  # type: ignore[index]
+                f"an action must be {self.action_space.shape[0]} finite numbers, got {action}"  # type: ignore[index]
             )
         assert isinstance(self.action_space, spaces.Box)
         self._apply_action(np.clip(command, self.action_space.low, self.action_space.high))
@@ -144,7 +144,7 @@ class ManipulationEnv(gymnasium.Env):
         return self.observe()
 
     def observe(self, state: np.ndarray | None = None) -> Any:
-        """Restore a state (S,), if one is passed, and return its observation."""
+        """Return the observation of the scene, after restoring a state (S,) if one is passed."""
         if state is not None:
             self.restore(state)
         low_dim = np.asarray(self._low_dim_observation(), dtype=np.float32)
@@ -156,18 +156,18 @@ class ManipulationEnv(gymnasium.Env):
         return {"obs": low_dim} | self._frames
 
     def render(self) -> Any:
-        """Return a frame (256, 256, 3) uint8 of the current scene, None without a render mode."""
+        """Return a frame (256, 256, 3) uint8 of the current scene; None without a render mode."""
         return self.frame(self.render_camera, self.render_size) if self.render_mode else None
 
     def perturb(
         self, kind: str, strength: float, rng: np.random.Generator
     ) -> tuple[Any, dict[str, Any]]:
-        """Disturb the scene; return observation and info after it.
+        """Disturb the scene, and return the observation and info afterwards.
 
         Args:
-            kind: "object" (laid down elsewhere) or "gripper" (pushed away).
-            strength: distance, cm.
-            rng: chooses the direction.
+            kind: "object" (placed elsewhere) or "gripper" (pushed away).
+            strength: horizontal distance, cm.
+            rng: generator that chooses the direction.
 
         Raises:
             EnvError: the environment does not implement this kind.
@@ -190,10 +190,10 @@ class ManipulationEnv(gymnasium.Env):
         return False
 
     def expert(self, rng: np.random.Generator) -> ExpertFn:
-        """Return a scripted expert: called before each step of an episode, it returns the action.
+        """Return a scripted expert; call it before each step of an episode to get the action.
 
         Args:
-            rng: draws the style and the noise of the expert.
+            rng: generator that draws the style and the noise of the expert.
 
         Raises:
             EnvError: the task has no scripted expert.
@@ -207,37 +207,37 @@ class ManipulationEnv(gymnasium.Env):
         return {"is_success": solved, "state": self.get_state()}
 
     def _task_progress(self, is_solved: bool) -> float:
-        """Return how much of the task is done, in [0, 1]."""
+        """Return the progress of the task, in [0, 1]."""
         return float(is_solved)
 
     # -- implemented by each simulator ---------------------------------------------------------
 
     @abstractmethod
     def frame(self, camera: str, size: int) -> np.ndarray:
-        """Return the frame of a camera, (size, size, 3) uint8, upright."""
+        """Return the upright frame of a camera, (size, size, 3) uint8."""
 
     @abstractmethod
     def _reset_scene(self, seed: int) -> None:
-        """Bring the scene into the initial state of `seed`."""
+        """Reset the scene to the initial state of `seed`."""
 
     @abstractmethod
     def restore(self, state: np.ndarray) -> None:
-        """Bring the scene into a state (S,)."""
+        """Restore a state (S,) of the scene."""
 
     @abstractmethod
     def _apply_action(self, action: np.ndarray) -> None:
-        """Simulate one control period under `action` (A,), already clipped."""
+        """Simulate one control period with `action` (A,), which is already clipped."""
 
     def _push_gripper(self, shift: np.ndarray) -> None:
         """Push the gripper by `shift` (3,), m."""
         raise NotImplementedError
 
     def _object_position(self) -> np.ndarray:
-        """Return the position of the object, x and y (2,), m."""
+        """Return the position of the object: x and y (2,), m."""
         raise NotImplementedError
 
     def _place_object(self, position: np.ndarray) -> bool:
-        """Lay the object down at x and y (2,), m; return whether the gripper is clear of it."""
+        """Place the object at x and y (2,), m, and return whether the gripper is clear of it."""
         raise NotImplementedError
 
     @abstractmethod
@@ -246,7 +246,7 @@ class ManipulationEnv(gymnasium.Env):
 
     @abstractmethod
     def get_state(self) -> np.ndarray:
-        """Return the state (S,) float64, which `restore` takes."""
+        """Return the state (S,) float64 of the scene, for `restore`."""
 
     @abstractmethod
     def _is_solved(self) -> bool:

@@ -1,4 +1,4 @@
-"""The fifty Meta-World tasks of a Sawyer arm (v3).
+"""The fifty Meta-World tasks (v3) with a Sawyer arm.
 
 Yu et al. 2020, "Meta-World"; McLean et al. 2025, "Meta-World+".
 """
@@ -14,28 +14,29 @@ import numpy as np
 from ebt_policy.envs.errors import EnvError
 from ebt_policy.envs.manipulation_env import ExpertFn
 
-# Imported before Meta-World: it selects the rendering backend before MuJoCo is imported.
+# Imported before Meta-World, because it selects the rendering backend before MuJoCo is imported.
 from ebt_policy.envs.mujoco_env import MujocoManipulationEnv
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # isort: skip
 from metaworld.policies import ENV_POLICY_MAP  # isort: skip
 
-# Meta-World's scripts warn that their actions exceed the range.
+# Meta-World's scripts warn that their actions exceed the range; they are clipped here.
 warnings.filterwarnings("ignore", module=r"metaworld\.policies")
 CONTROL_HZ = 80
-# Task -> geometry of its object. Only tasks with a free object whose expert opens the gripper:
-# most scripts never do, so a policy could not learn from them to grasp again.
+# Tasks with object perturbations -> geom of the object. They have a free object and an expert that
+# opens the gripper again. Most experts never do, so policies cannot learn from them to re-grasp.
 GRASPED_GEOM = {"peg-insert-side": "peg", "shelf-place": "objGeom"}
-FRAME_WIDTH = 18  # width of an observation without history and goal
+FRAME_WIDTH = 18  # width of an observation without the previous step and the goal
 
 
 class MetaWorldEnv(MujocoManipulationEnv):
     """A Meta-World task; the positions of objects and goal are sampled in every episode.
 
     Observation: (39,): hand (3, m), gripper opening, objects (14: position and quaternion of up to
-    two), the same one step before, goal (3, m), which is visible.
+    two), the same 18 values one step before, and the goal (3, m).
     Action: (4,) in [-1, 1]: translation of the hand (1 is 1 cm), gripper (1 closes).
-    State: the vector sampled at the reset, MuJoCo's state, the previous frame of the observation.
+    State: the vector sampled at the reset, MuJoCo's integration state, and the 18 observed values
+    of the previous step.
 
     Args:
         scene: name of the task without version, for example "door-open".
@@ -65,17 +66,18 @@ class MetaWorldEnv(MujocoManipulationEnv):
             cameras=cameras, image_size=image_size, render_mode=render_mode,
         )  # fmt: skip
         sim = self.sim_env
-        sim._partially_observable = False  # the goal is observed,
-        del sim.sawyer_observation_space  # and not clipped to zero as an unobserved goal is
+        sim._partially_observable = False  # The goal is part of the observation.
+        # The cached space would clip the goal to zero, so it is computed again.
+        del sim.sawyer_observation_space
         sim._freeze_rand_vec, sim.seeded_rand_vec = False, True  # sampled by its own generator
         sim._set_task_called = True
-        sim.max_path_length = np.inf  # the time limit is gymnasium's
+        sim.max_path_length = np.inf  # gymnasium's wrapper has the time limit.
         self._observation = np.zeros(sum(self.layout.values()))
         self._success = False
         self._grasped_geom = GRASPED_GEOM.get(scene)
 
     def expert(self, rng: np.random.Generator) -> ExpertFn:
-        """Return Meta-World's own script for the task; it draws nothing from `rng`."""
+        """Return Meta-World's own scripted policy for the task; it does not use `rng`."""
         policy = ENV_POLICY_MAP[self._id]()
         return lambda: np.clip(policy.get_action(self._observation), -1.0, 1.0)
 
@@ -86,8 +88,9 @@ class MetaWorldEnv(MujocoManipulationEnv):
         return bool(self.sim_env.touching_object(geom_id))
 
     def _push_gripper(self, shift: np.ndarray) -> None:
-        steps = int(np.ceil(np.linalg.norm(shift) * 100))  # of 1 cm
-        for is_moving in [True] * steps + [False] * steps:  # the hand lags behind its target
+        steps = int(np.ceil(np.linalg.norm(shift) * 100))  # of at most 1 cm each
+        # The hand lags behind its target, so as many steps without motion follow.
+        for is_moving in [True] * steps + [False] * steps:
             self._apply_action(np.array([*(is_moving * shift * 100 / steps), self._grip]))
 
     def _object_position(self) -> np.ndarray:
@@ -107,7 +110,8 @@ class MetaWorldEnv(MujocoManipulationEnv):
 
     def restore(self, state: np.ndarray) -> None:
         sim, width = self.sim_env, len(self.sim_env._last_rand_vec)
-        if not np.array_equal(state[:width], sim._last_rand_vec):  # it positions parts of the model
+        # The sampled vector sets positions in the model, so another vector requires a reset.
+        if not np.array_equal(state[:width], sim._last_rand_vec):
             sim._freeze_rand_vec, sim._last_rand_vec = True, state[:width].copy()
             sim.reset()
             sim._freeze_rand_vec = False

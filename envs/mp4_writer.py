@@ -1,4 +1,4 @@
-"""Write frames to an H.264 MP4 that every browser plays."""
+"""Writer of H.264 MP4 files, which every browser plays."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray]
     """Open an MP4 file (h264, yuv420p) and yield the function that appends a frame.
 
         with video_writer("episode.mp4", fps=20) as add:
-            add(frame)  # (H, W, 3) uint8, all of one size; an odd last row or column is cut off
+            add(frame)  # (H, W, 3) uint8
 
-    The file gets its name when the block ends without an error; otherwise nothing is left behind.
-    Its folder is created.
+    All frames have the same size; an odd last row or column is cut off. The frames are written to a
+    temporary file, which is renamed to ``path`` when the block ends without an error. Otherwise it
+    is deleted. The folder of ``path`` is created if it is missing.
 
     Raises:
-        ValueError: a frame of another shape than the first, or no frame at all.
+        ValueError: a frame has another shape than the first, or no frame was added.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,7 @@ def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray]
         with av.open(str(partial), "w", format="mp4") as container:
             stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"
-            stream.thread_count = 1  # rollout workers already use the cores
+            stream.thread_count = 1  # The rollout workers already use all cores.
 
             def add(frame: np.ndarray) -> None:
                 nonlocal shape
@@ -41,7 +42,7 @@ def video_writer(path: str | Path, fps: float) -> Iterator[Callable[[np.ndarray]
                     shape = frame.shape
                     stream.height, stream.width = shape[0] // 2 * 2, shape[1] // 2 * 2
                 elif shape != frame.shape:
-                    raise ValueError(f"a frame of shape {frame.shape} in a video of {shape}")
+                    raise ValueError(f"all frames must have the shape {shape}, got {frame.shape}")
                 even = np.ascontiguousarray(frame[: stream.height, : stream.width])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
 

@@ -1,4 +1,4 @@
-"""The base class of tasks that wrap a gymnasium MuJoCo environment."""
+"""Base class of the manipulation tasks that wrap a gymnasium MuJoCo environment."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gymnasium import spaces
 from ebt_policy.envs.manipulation_env import ManipulationEnv
 from ebt_policy.envs.rendering import choose_backend
 
-choose_backend()  # before MuJoCo is imported
+choose_backend()  # MuJoCo reads the backend when it is imported.
 import mujoco as _mujoco  # noqa: E402
 
 mujoco: Any = _mujoco  # its compiled modules have no type stubs
-_DYNAMICS = mujoco.mjtState.mjSTATE_INTEGRATION  # everything that the next step depends on
+_DYNAMICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all values that the next step depends on
 
 
 class MujocoManipulationEnv(ManipulationEnv):
     """A manipulation task on an environment that has a MuJoCo `model` and `data`.
 
     Args:
-        sim_env: the wrapped environment.
+        sim_env: the wrapped environment, with actions in [-1, 1].
         layout, grasps, cameras, image_size, render_mode: as in `ManipulationEnv`.
     """
 
@@ -60,10 +60,10 @@ class MujocoManipulationEnv(ManipulationEnv):
         return np.ascontiguousarray(image[::-1, ::-1]) if camera in self.upside_down else image
 
     def _renderer(self, size: int) -> Any:
-        """Build a renderer of frames of `size` px.
+        """Build a renderer for frames of `size` x `size` px.
 
-        Frames of `render_size`, for people, have shadows and anti-aliasing. Frames for policies
-        have neither, because both take nine tenths of the rendering time on a CPU.
+        Frames of size `render_size` are for people and have shadows and anti-aliasing. All other
+        frames have neither, because together they take nine tenths of the rendering time on a CPU.
         """
         is_high_quality, quality = size == self.render_size, self.sim_env.model.vis.quality
         num_samples = quality.offsamples
@@ -92,5 +92,5 @@ class MujocoManipulationEnv(ManipulationEnv):
         self.settle()
 
     def settle(self) -> None:
-        """Compute all positions and orientations from the joints without advancing time."""
+        """Recompute all positions and orientations from the joints, without advancing time."""
         mujoco.mj_forward(self.sim_env.model, self.sim_env.data)

@@ -1,15 +1,15 @@
 """Perturbations: disturbances of an episode, the same for every policy.
 
-A `Perturbation` is one kind at one strength; strength zero is the undisturbed episode. The
-environment disturbs its own scene: it declares its kinds and their strengths (`perturbations`) and
-has a method `perturb(kind, strength, rng) -> observation, info`. Disturbances of actions and
-observations are implemented here, for any environment that declares them:
+A `Perturbation` is one kind at one strength. An environment declares its kinds and their strengths
+in `perturbations`. It disturbs its own scene in the method
+`perturb(kind, strength, rng) -> observation, info`. Three kinds disturb actions or observations.
+They are implemented here, for every environment that declares them:
 
-    action_noise   white noise on every executed action, standard deviation in units of the action
-    delay          observations reach the policy this number of environment steps late
-    freeze         from a random step on, the observation stays the same for this number of steps
+    action_noise   white noise on every executed action; strength: its standard deviation
+    delay          late observations; strength: the delay in environment steps
+    freeze         constant observations from a random step on; strength: number of steps
 
-This module must not import torch: rollout workers use it.
+This module must not import torch, because rollout workers import it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gymnasium.spaces import Box
 
 from ebt_policy.envs.errors import EnvError
 
-EVENT_STEP_RANGE = (20, 60)  # environment steps between which an event happens, both included
-RESET_KINDS = ("start",)  # kinds of an environment that change the initial state
-CONTINUOUS_KINDS = ("action_noise", "delay")  # kinds of this module that act from step 0 on
-STEP_COUNT_KINDS = ("delay", "freeze")  # kinds of this module whose strength is a number of steps
+EVENT_STEP_RANGE = (20, 60)  # first and last environment step of a random event
+RESET_KINDS = ("start",)  # kinds that change the initial state
+CONTINUOUS_KINDS = ("action_noise", "delay")  # kinds that act from step 0 on
+STEP_COUNT_KINDS = ("delay", "freeze")  # kinds whose strength is a number of steps
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class PerturbationKind:
     """A kind of perturbation that an environment declares.
 
     Attributes:
-        unit: of the strength.
-        strengths: the strengths at which a recovery curve measures it.
-        held: it happens as soon as the robot holds the object (the environment's `holding` says
-            so), not at a random step.
+        unit: unit of the strength.
+        strengths: strengths at which a recovery curve is measured.
+        held: whether the event happens as soon as the robot holds the object, instead of at a
+            random step. The environment's method `holding` returns whether it does.
     """
 
     unit: str
@@ -51,7 +51,7 @@ class Perturbation:
     """One kind of perturbation at one strength, in the unit of its kind.
 
     Raises:
-        EnvError: a strength that is negative, not finite, or not a whole number of steps.
+        EnvError: the strength is negative, not finite, or not a whole number of steps.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def perturbation_kinds(env: gymnasium.Env) -> dict[str, PerturbationKind]:
 
 
 def sample_event(seed: int | None) -> tuple[np.random.Generator, int]:
-    """Return the generator of the event of episode `seed`, and the environment step of it."""
+    """Return the random generator of the event of episode `seed`, and its environment step."""
     rng = np.random.default_rng(None if seed is None else [seed, 1])
     return rng, int(rng.integers(*EVENT_STEP_RANGE, endpoint=True))
 
@@ -85,15 +85,14 @@ def sample_event(seed: int | None) -> tuple[np.random.Generator, int]:
 class PerturbationWrapper(gymnasium.Wrapper):
     """An environment with one perturbation in every episode.
 
-    The step and the direction of the event depend on the seed of the episode alone, not on the
-    strength, so policies and strengths are compared on the same events. At the step of an event
-    (and at the reset if the initial state is changed) `info["perturbed"]` is true: scores count
-    from there on. If the environment has `holding`, `info["retries"]` counts the grasps after the
-    event.
+    The direction of the event and its random step depend on the seed of the episode alone. Policies
+    and strengths are therefore compared on the same events. `info["perturbed"]` is True at the step
+    of an event, and at the reset if the initial state is changed. Scores count from there on.
+    `info["retries"]` counts the grasps after the event, if the environment has `holding`.
 
     Args:
-        env: it declares the kind (see `perturbation_kinds`).
-        perturbation: what disturbs the episode.
+        env: environment that declares the kind (see `perturbation_kinds`).
+        perturbation: the perturbation of every episode.
 
     Raises:
         EnvError: `env` does not declare this kind.
@@ -159,6 +158,6 @@ class PerturbationWrapper(gymnasium.Wrapper):
         return bool(scene.holding()) if hasattr(scene, "holding") else False
 
     def _apply_perturbation(self) -> tuple[Any, dict[str, Any]]:
-        """Let the environment disturb its scene; return observation and info after it."""
+        """Let the environment disturb its scene, and return the observation and info afterwards."""
         scene: Any = self.env.unwrapped
         return scene.perturb(self.perturbation.kind, self.perturbation.strength, self._rng)

@@ -1,6 +1,6 @@
-"""Push-T: push a T-shaped block onto a T-shaped goal with a circular agent.
+"""Push-T: a circular agent pushes a T-shaped block onto a T-shaped goal.
 
-The physics is gym-pusht's. The initial states, the score and the termination are those of Diffusion
+The physics comes from gym-pusht. Initial states, score and termination are the same as in Diffusion
 Policy (Chi et al. 2023, `pusht_keypoints_runner.py`), so scores are comparable.
 """
 
@@ -34,15 +34,15 @@ from ebt_policy.envs.push_t_geometry import (
     validate_state,
 )
 
-IMAGE_SIZE = 96  # side of the frames that a policy sees, px, as in Diffusion Policy
-# The walls stop neither the agent nor, when it is squeezed, the block. The agent stays inside
-# [0, SIZE]; its 15 px radius can carry the block, whose farthest corner is 142 px from its origin,
+IMAGE_SIZE = 96  # px, side length of the frames that a policy sees, as in Diffusion Policy
+# The walls do not stop the agent, and a squeezed block can pass them. The agent's centre stays
+# inside [0, WORKSPACE_SIZE]. Its radius is 15 px and the T is 142 px long, so the block can be
 # about 160 px outside. The bounds leave a margin beyond that for overlaps in the solver.
 OBSERVATION_LOW, OBSERVATION_HIGH = -WORKSPACE_SIZE / 2, WORKSPACE_SIZE * 3 / 2
 AGENT_RADIUS = 15.0  # px
-EDGE_MARGIN = 60.0  # px, least distance of a perturbed block from the edge: it must stay movable
+EDGE_MARGIN = 60.0  # px, smallest distance of a perturbed block from the edge; it must stay movable
 PHYSICS_STEPS_PER_ACTION = 10
-MAX_PLACEMENT_ATTEMPTS = 64  # directions tried until nothing overlaps
+MAX_PLACEMENT_ATTEMPTS = 64  # number of random displacements tried to find a valid one
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -51,21 +51,22 @@ class PushTEnv(GymPushTEnv):
     """Push-T with keypoint observations and Diffusion Policy's seeded initial states.
 
     Observation: (20,) float32, px: the block's 9 keypoints (x, y each), then the agent (x, y). With
-    `pixels`: {"obs": the agent (2,) float32, px; "image": the scene (96, 96, 3) uint8}.
-    Action: (2,) float32, px in [0, 512]: target position of the agent, held for 0.1 s. Values
-    outside are clipped.
+    `pixels`, a dictionary: "obs" is the agent (2,) float32, px, and "image" is the scene
+    (96, 96, 3) uint8.
+    Action: (2,) float32, px in [0, 512]: target position of the agent for 0.1 s. Values outside are
+    clipped.
     Reward: clip(coverage / 0.95, 0, 1); coverage is the covered fraction of the goal's area.
     Terminated: coverage > 0.95.
-    Info: `coverage`, `is_success`, `state` (5,) float64: agent x, y, block x, y (px), block angle
-    (rad, in [0, 2 pi)).
+    Info: `coverage`, `is_success`, and `state` (5,) float64: agent x, y, block x, y (px), block
+    angle (rad, in [0, 2 pi)).
 
     Args:
         render_mode: None or "rgb_array".
         width, height: size of the rendered frames, px.
-        pixels: observe the scene as an image.
+        pixels: whether the observation is an image instead of keypoints.
 
     Raises:
-        EnvError: an unknown render mode.
+        EnvError: the render mode is unknown.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -96,8 +97,8 @@ class PushTEnv(GymPushTEnv):
             visualization_width=width,
             visualization_height=height,
         )
-        self._goal_polygon: MultiPolygon | None = None  # the same in all episodes
-        self._background: pygame.Surface | None = None  # goal and walls
+        self._goal_polygon: MultiPolygon | None = None  # is the same in all episodes
+        self._background: pygame.Surface | None = None  # shows goal and walls
         self._screen = pygame.Surface((int(WORKSPACE_SIZE), int(WORKSPACE_SIZE)), depth=32)
 
     def _initialize_observation_space(self) -> None:
@@ -113,11 +114,11 @@ class PushTEnv(GymPushTEnv):
         """Start an episode whose initial state depends on `seed` alone.
 
         Args:
-            seed: 0 to 2**32 - 1; without it, one is drawn from `np_random`.
-            options: {"state": (5,)} starts in exactly that state instead (the layout of `info`).
+            seed: 0 to 2**32 - 1; None draws one from `np_random`.
+            options: {"state": (5,)} starts in exactly this state instead, a state from `info`.
 
         Raises:
-            ValueError: a seed outside its range, an unknown option or an impossible state.
+            ValueError: the seed is outside its range, an option is unknown or the state is invalid.
         """
         gymnasium.Env.reset(self, seed=seed)
         options = dict(options or {})
@@ -138,14 +139,14 @@ class PushTEnv(GymPushTEnv):
     def step(
         self, action: np.ndarray
     ) -> tuple[Observation, float, bool, Literal[False], dict[str, Any]]:
-        """Move the agent toward `action` (2,) for 0.1 s.
+        """Move the agent toward `action` (2,), px, for 0.1 s.
 
         Raises:
-            ValueError: an action of another shape, or with a NaN or an infinity in it.
+            ValueError: the action has another shape or is not finite.
         """
         target = np.asarray(action, dtype=np.float64)
         if target.shape != (2,) or not np.isfinite(target).all():
-            raise ValueError(f"a Push-T action is two finite numbers (x, y in px), got {action}")
+            raise ValueError(f"a Push-T action must be two finite numbers, x and y, got {action}")
         self.advance(target, PHYSICS_STEPS_PER_ACTION)
         reward, is_solved = self.compute_reward()
         info = self._get_info() | {"coverage": self._coverage, "is_success": is_solved}
@@ -154,7 +155,7 @@ class PushTEnv(GymPushTEnv):
     def advance(self, target: np.ndarray, steps: int) -> None:
         """Move the agent toward `target` (2,), px, for `steps` steps of `physics_dt`.
 
-        The controller is gym-pusht's.
+        The controller is the same as in gym-pusht.
         """
         goal = np.clip(target, 0.0, WORKSPACE_SIZE)
         self._last_action = goal
@@ -170,7 +171,7 @@ class PushTEnv(GymPushTEnv):
         return float(reward), self._coverage > self.success_threshold
 
     def hold_action(self) -> np.ndarray:
-        """Return the action (2,) that keeps the agent where it is."""
+        """Return the action (2,) that keeps the agent at its current position."""
         return np.array(self.agent.position)
 
     def get_obs(self) -> Observation:
@@ -181,10 +182,10 @@ class PushTEnv(GymPushTEnv):
         return np.asarray(observation(self.get_state()), dtype=np.float32)
 
     def _draw(self) -> pygame.Surface:
-        """Draw the scene as gym-pusht does.
+        """Draw the scene in the style of gym-pusht.
 
-        Goal and walls are drawn once. The order is fixed: gym-pusht's order of overlapping shapes
-        depends on the history of the scene.
+        Goal and walls are drawn once. Shapes are drawn in a fixed order, because the order in
+        gym-pusht depends on the history of the scene.
         """
         screen, draw_options = self._screen, DrawOptions(self._screen)
         if self._background is None:
@@ -210,19 +211,19 @@ class PushTEnv(GymPushTEnv):
     def _frame(self) -> np.ndarray:
         """Return the scene as a policy sees it, (96, 96, 3) uint8.
 
-        The result equals gym-pusht's resizing, without its copy of the full scene.
+        The result is the same as gym-pusht's resized image, but the full scene is not copied.
         """
         buffer: Any = self._draw().get_buffer()
         size = int(WORKSPACE_SIZE)
         scene = np.frombuffer(buffer, dtype=np.uint8).reshape(size, size, 4)
         image = cv2.resize(scene, (IMAGE_SIZE, IMAGE_SIZE))
-        return np.ascontiguousarray(image[..., 2::-1])  # blue, green, red, unused
+        return np.ascontiguousarray(image[..., 2::-1])  # The buffer has blue, green, red, unused.
 
     def observe(self, state: np.ndarray) -> Observation:
         """Restore a state (5,) and return its observation.
 
-        A frame differs from the recorded one of a human demonstration by 0.07 of 255 on average, in
-        single pixels along edges.
+        A frame of a human demonstration's state differs from the recorded frame by 0.07 of 255 on
+        average. The differences are in single pixels along edges.
         """
         self._restore_state(state.astype(np.float64))
         return self.get_obs()
@@ -230,13 +231,16 @@ class PushTEnv(GymPushTEnv):
     def perturb(
         self, kind: str, strength: float, rng: np.random.Generator
     ) -> tuple[Observation, dict[str, Any]]:
-        """Disturb the scene; return observation and info after it.
+        """Disturb the scene, and return the observation and info afterwards.
+
+        A random displacement is drawn until nothing leaves the table and nothing overlaps, at most
+        `MAX_PLACEMENT_ATTEMPTS` times. The agent is moved away from a displaced block that would
+        lie on it.
 
         Args:
             kind: "agent", "kick", "turn" or "start", see `perturbations`.
-            strength: in its unit.
-            rng: chooses the direction, again if something would leave the table. If the block
-                would lie on the agent, the agent is moved away.
+            strength: strength in the unit of the kind.
+            rng: generator of the displacement.
 
         Raises:
             EnvError: the environment does not implement this kind.
@@ -278,7 +282,7 @@ class PushTEnv(GymPushTEnv):
         state[2:4] = np.clip(state[2:4] + outward, EDGE_MARGIN, WORKSPACE_SIZE - EDGE_MARGIN)
 
     def _move_agent_clear(self, state: np.ndarray) -> None:
-        """Move the agent of `state` away from the block until they do not overlap, in place."""
+        """Move the agent in `state` away from the block, in place, until they do not overlap."""
         centre = state[2:4] + np.array(self.block.center_of_gravity.rotated(float(state[4])))
         direction = state[:2] - centre
         direction = (
@@ -288,7 +292,7 @@ class PushTEnv(GymPushTEnv):
             state[:2] += direction
 
     def _is_valid_displacement(self, state: np.ndarray, before: np.ndarray) -> bool:
-        """Return whether what was displaced is on the table, and nothing overlaps."""
+        """Return whether all displaced bodies are on the table and nothing overlaps."""
         for coordinates, margin in ((slice(0, 2), AGENT_RADIUS), (slice(2, 4), EDGE_MARGIN)):
             position = state[coordinates]
             is_outside = position.min() < margin or position.max() > WORKSPACE_SIZE - margin
@@ -297,30 +301,31 @@ class PushTEnv(GymPushTEnv):
         return not self._agent_overlaps_block(state)
 
     def _agent_overlaps_block(self, state: np.ndarray) -> bool:
-        """Return whether the agent would touch the block."""
+        """Return whether the agent touches the block in `state`."""
         point = Vec2d(*(state[:2] - state[2:4]).tolist()).rotated(-float(state[4]))
-        query = self.block.local_to_world(point)  # the same point relative to the current block
+        # The block itself is not moved; the agent's position is expressed relative to it.
+        query = self.block.local_to_world(point)
         return any(shape.point_query(query).distance < AGENT_RADIUS for shape in self._block_shapes)
 
     def _get_coverage(self) -> float:
         # gym-pusht iterates over a set of shapes, so the last digit of its coverage is random. It
-        # also builds the goal's polygon in every step, a quarter of the time of a step.
+        # also builds the goal's polygon in every step, which takes a quarter of a step's time.
         if self._goal_polygon is None:
             self._goal_polygon = self._block_polygon(self.get_goal_pose_body(self.goal_pose))
         intersection = self._goal_polygon.intersection(self._block_polygon(self.block))
         return float(intersection.area / self._goal_polygon.area)
 
     def _block_polygon(self, body: pymunk.Body) -> MultiPolygon:
-        """Return the T of a body as a polygon in workspace coordinates."""
+        """Return the T at the pose of `body` as a polygon in workspace coordinates."""
         return pymunk_to_shapely(body, self._block_shapes)
 
     def draw_plan(self, frame: np.ndarray, plan: np.ndarray) -> np.ndarray:
-        """Draw planned agent positions over a rendered frame, in place.
+        """Draw planned agent positions on a rendered frame, in place, and return the frame.
 
         Args:
             frame: (H, W, 3) uint8.
-            plan: (n, 2) actions, px of the workspace, the next one first; they fade from red to
-                yellow.
+            plan: (n, 2) actions, px of the workspace, the next one first. The colour changes from
+                red to yellow along the plan.
         """
         height, width = frame.shape[:2]
         for i, (x, y) in enumerate(plan):
@@ -341,7 +346,8 @@ class PushTEnv(GymPushTEnv):
         return {"state": self.get_state()}
 
     def _restore_state(self, state: np.ndarray) -> None:
-        # Angle before position: turning moves the block's origin about its centre of mass.
+        # Set the angle before the position, because pymunk turns the block about its centre of mass
+        # and so moves its origin.
         self.agent.position = Vec2d(*state[:2].tolist())
         self.block.angle = float(state[4])
         self.block.position = Vec2d(*state[2:4].tolist())

@@ -1,4 +1,4 @@
-"""Geometry of Push-T, without its simulator: keypoints, goal, observations, initial states."""
+"""Geometry of Push-T without the simulator: keypoints, goal, observations, initial states."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-WORKSPACE_SIZE = 512.0  # side of the square workspace, px
+WORKSPACE_SIZE = 512.0  # px, side length of the square workspace
 
-# Keypoints of the T in its own frame, px, shape (9, 2): fitted to the human demonstrations'
-# recorded keypoints (mean absolute difference below 0.05 px).
+# Keypoints of the T in its own frame, px, shape (9, 2). They were fitted to the keypoints in the
+# human demonstrations (mean absolute difference below 0.05 px).
 KEYPOINTS = np.array(
     [
         [9.26978651, 90.04097386],
@@ -30,12 +30,12 @@ GOAL = np.array([256.0, 256.0, np.pi / 4])  # pose of the block at the goal: x, 
 
 @dataclass(frozen=True)
 class Displacement:
-    """A displacement of agent or block.
+    """A displacement of the agent or the block.
 
     Attributes:
-        strength: px, or degrees of a turn.
+        strength: length of a shift, px, or angle of a turn, degrees.
         angle: direction of a shift, rad.
-        side: sense of a turn, 1 or -1.
+        side: direction of a turn, 1 or -1.
     """
 
     strength: float
@@ -51,14 +51,14 @@ class Displacement:
 def keypoints(state: np.ndarray) -> np.ndarray:
     """Return the positions (..., 9, 2), px, of the T's keypoints in states (..., 5).
 
-    A keypoint lies at R(angle) local + block position.
+    The position of a keypoint k of the T's own frame is R(block angle) k + block position.
 
     Raises:
-        ValueError: a state of another length.
+        ValueError: the last dimension of the states is not 5.
     """
     state = np.asarray(state, dtype=np.float64)
     if state.ndim == 0 or state.shape[-1] != 5:
-        raise ValueError(f"a Push-T state has 5 numbers, got an array of shape {state.shape}")
+        raise ValueError(f"a Push-T state must have 5 numbers, got an array of shape {state.shape}")
     cos, sin = np.cos(state[..., 4, None]), np.sin(state[..., 4, None])
     x, y = KEYPOINTS.T
     rotated = np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
@@ -66,7 +66,7 @@ def keypoints(state: np.ndarray) -> np.ndarray:
 
 
 def observation(state: np.ndarray) -> np.ndarray:
-    """Return observations (..., 20), float32, px, of states (..., 5): keypoints, then agent."""
+    """Return the observations (..., 20), float32, px, of states (..., 5): keypoints, then agent."""
     points = keypoints(state)
     agent = np.asarray(state, dtype=np.float64)[..., :2]
     return np.concatenate([points.reshape(*points.shape[:-2], 18), agent], axis=-1).astype(
@@ -77,15 +77,15 @@ def observation(state: np.ndarray) -> np.ndarray:
 def seeded_state(seed: int) -> np.ndarray:
     """Return the values from which Diffusion Policy starts episode `seed`, (5,) float64.
 
-    Source: `PushTEnv.reset` of github.com/real-stanford/diffusion_policy. The block is then placed
-    in the legacy order, position before angle. The turn is about the centre of mass, so the origin
-    of the block ends up elsewhere.
+    Source: `PushTEnv.reset` of github.com/real-stanford/diffusion_policy. The environment then sets
+    the position of the block before its angle (legacy order). The block turns about its centre of
+    mass, so its final position differs from these values.
 
     Raises:
-        ValueError: a seed outside its range.
+        ValueError: the seed is outside its range.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"a Push-T seed lies between 0 and 2**32 - 1, got {seed}")
+        raise ValueError(f"a Push-T seed must be between 0 and 2**32 - 1, got {seed}")
     rs = np.random.RandomState(seed)
     agent_and_block = [rs.randint(50, 450), rs.randint(50, 450)]
     agent_and_block += [rs.randint(100, 400), rs.randint(100, 400)]
@@ -93,10 +93,10 @@ def seeded_state(seed: int) -> np.ndarray:
 
 
 def validate_state(values: Any) -> np.ndarray:
-    """Return a state (5,) float64 that is inside the workspace.
+    """Return a state as an array (5,) float64, after checking its values.
 
     Raises:
-        ValueError: another length, a value that is not finite, or a position outside.
+        ValueError: the state has another length, is not finite or is outside the workspace.
     """
     state = np.asarray(values, dtype=np.float64)
     if state.shape != (5,) or not np.isfinite(state).all():

@@ -1,4 +1,4 @@
-"""Rendering of recorded states by an environment with cameras."""
+"""Rendering of recorded states in an environment with cameras."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from ebt_policy.envs.env_spec import EnvSpec
 def render_states(
     spec: EnvSpec, states: np.ndarray, on_progress: Callable[[int], None] = lambda count: None
 ) -> dict[str, np.ndarray]:
-    """Return the observations of states (N, S).
+    """Restore each state and return the observations of all states.
 
     Args:
-        on_progress: called with the number of rendered states after each.
+        spec: the environment. Its observations must be dictionaries.
+        states: (N, S), as in ``info["state"]``.
+        on_progress: called after each state with the number of states rendered so far.
 
     Returns:
-        "obs" (N, Do), and under the name of each camera (N, H, W, 3) uint8.
+        "obs" (N, Do), and for each camera its frames (N, H, W, 3) uint8.
     """
     env = spec.make()
     env.reset(seed=0)

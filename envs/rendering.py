@@ -1,7 +1,7 @@
-"""Selection of the OpenGL backend with which MuJoCo renders without a screen.
+"""Selection of the OpenGL backend that MuJoCo uses to render without a screen.
 
-MuJoCo reads the environment variable MUJOCO_GL once, when it is imported. A backend that does not
-work fails only when the first frame is drawn, so a child process tries each backend first.
+MuJoCo reads the environment variable MUJOCO_GL once, when it is imported. A broken backend fails
+only when the first frame is rendered, so a child process tests each backend first.
 """
 
 from __future__ import annotations
@@ -12,42 +12,43 @@ import sys
 
 from ebt_policy.envs.errors import RenderingError
 
-BACKENDS = ("egl", "osmesa")  # on a GPU; on the CPU
-NO_BACKEND = "disable"  # value of MUJOCO_GL for no rendering at all
+BACKENDS = ("egl", "osmesa")  # EGL renders on a GPU, OSMesa on the CPU.
+NO_BACKEND = "disable"  # value of MUJOCO_GL that disables rendering
 _TRIAL_PROGRAM = "import mujoco; c = mujoco.GLContext(16, 16); c.make_current(); c.free()"
 _TIMEOUT_S = 60.0
 
 
 def choose_backend() -> str:
-    """Set MUJOCO_GL to the first backend that works, unless it is set.
+    """Set MUJOCO_GL to the first backend that works, unless it is already set.
 
-    Call it before MuJoCo is imported. On systems other than Linux MuJoCo has one backend, and
-    nothing is set.
+    Call it before MuJoCo is imported. On systems other than Linux, MuJoCo has only one backend and
+    the variable is not changed.
 
     Returns:
-        The backend, "disable" if none works, or "" if MuJoCo chooses.
+        The name of the backend, "disable" if none works, or "" on systems other than Linux.
     """
     backend = os.environ.get("MUJOCO_GL", "")
     if not backend and sys.platform == "linux":
         backend = next((name for name in BACKENDS if _works(name)), NO_BACKEND)
-        os.environ["MUJOCO_GL"] = backend  # child processes inherit it and need not try again
+        os.environ["MUJOCO_GL"] = backend  # Child processes inherit it and skip the test.
     return backend
 
 
 def require_rendering() -> None:
-    """Check that frames can be drawn.
+    """Check that frames can be rendered.
 
     Raises:
-        RenderingError: no backend works; the message says what to install.
+        RenderingError: no OpenGL backend works.
     """
     if choose_backend() == NO_BACKEND:
         raise RenderingError(
-            "MuJoCo cannot draw frames: neither EGL (of the GPU driver) nor OSMesa works. Install "
+            "MuJoCo cannot render frames: neither EGL (GPU driver) nor OSMesa works. Install "
             "OSMesa (Debian: apt-get install libosmesa6), or set MUJOCO_GL to a backend that works."
         )
 
 
 def _works(backend: str) -> bool:
+    """Return whether a child process can create an OpenGL context with this backend."""
     try:
         process = subprocess.run(
             [sys.executable, "-c", _TRIAL_PROGRAM],

@@ -26,28 +26,29 @@ from ebt_policy.envs.robosuite_tasks import (
     observation,
 )
 
-choose_backend()  # robosuite imports MuJoCo
-logging.disable(logging.WARNING)  # it warns about optional files and robots at import
+choose_backend()  # robosuite imports MuJoCo, which reads the backend at import.
+logging.disable(logging.WARNING)  # robosuite warns about optional files and robots at import.
 import robosuite  # noqa: E402
 from robosuite.controllers import load_composite_controller_config  # noqa: E402
 
 logging.disable(logging.NOTSET)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-POSITION_BOUND = 2.0  # m, of absolute actions
-MAX_PUSH_STEPS = 40  # control periods after which a push that meets an obstacle is given up
-OBSERVATION_VERSION = "1.5"  # version of robosuite that decides the layout of "object"
+POSITION_BOUND = 2.0  # m, largest absolute coordinate in an absolute action
+MAX_PUSH_STEPS = 40  # A push against an obstacle ends after this many control periods.
+OBSERVATION_VERSION = "1.5"  # robosuite version, which determines the layout of "object"
 
 
 class RobosuiteEnv(ManipulationEnv):
     """A robosuite task of `ebt_policy.envs.robosuite_tasks.SCENES`.
 
     Observation: see `ebt_policy.envs.robosuite_tasks.observation`.
-    Action, for each arm: "delta", (7,) in [-1, 1]: translation (1 is 5 cm), rotation vector (1 is
-    0.5 rad), gripper (-1 opens, 1 closes); or "absolute", (10,): the goal pose as position (m) and
-    two columns of the rotation matrix, then the gripper. All in the world frame.
-    State: time, qpos, qvel, as in robomimic's files. The internal state of the controllers (their
-    preferred posture) depends on the seed, so trajectories from a restored state differ slightly.
+    Action "delta", (7,) in [-1, 1] for each arm: translation (1 is 5 cm), rotation vector (1 is
+    0.5 rad), gripper (-1 opens, 1 closes), in the world frame.
+    Action "absolute", (10,) for each arm: goal position (m), the first two columns of the goal's
+    rotation matrix, gripper, in the world frame.
+    State: time, qpos, qvel, as in robomimic's files. It lacks the controllers' preferred posture,
+    which depends on the seed. Trajectories from a restored state therefore differ slightly.
 
     Args:
         scene: a key of `SCENES`.
@@ -74,9 +75,9 @@ class RobosuiteEnv(ManipulationEnv):
         self.proprioception = 9 * self.scene.arms
         bound = [POSITION_BOUND] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
         high = np.tile(np.array(bound, dtype=np.float32), self.scene.arms)
-        with _numpy_seed(
-            0
-        ):  # some objects have random sizes, sampled once: the same in every environment
+        # Some objects have random sizes that are sampled once, here. The fixed seed makes them
+        # equal in all environments.
+        with _numpy_seed(0):
             self.sim_env: Any = robosuite.make(
                 self.scene.env_name,
                 robots=["Panda"] * self.scene.arms,
@@ -87,8 +88,8 @@ class RobosuiteEnv(ManipulationEnv):
                 use_object_obs=True,
                 control_freq=RATE_HZ,
                 ignore_done=True,
-                lite_physics=True,  # equal up to rounding, and an eighth faster
-                hard_reset=False,  # the same scenes, without loading the meshes again
+                lite_physics=True,  # An eighth faster; results are equal up to rounding.
+                hard_reset=False,  # The scenes are the same, and meshes are not loaded again.
             )
         sim = self.sim_env
         grasped_objects = {
@@ -113,7 +114,7 @@ class RobosuiteEnv(ManipulationEnv):
 
         if self._name not in EXPERTS:
             raise EnvError(
-                f"{self._name} has no scripted expert, only {', '.join(EXPERTS)} have; "
+                f"{self._name} has no scripted expert, only {', '.join(EXPERTS)} have one; "
                 "use human demonstrations."
             )
         act = EXPERTS[self._name](self.sim_env, rng)
@@ -166,18 +167,19 @@ class RobosuiteEnv(ManipulationEnv):
 
     @property
     def physics_dt(self) -> float:
-        """Time step of the physics, s."""
+        """The time step of the physics, s."""
         return float(self.sim_env.model_timestep)
 
     def advance(self, action: np.ndarray, steps: int) -> None:
-        """Follow an absolute action for `steps` steps of `physics_dt`, as `step` does.
+        """Simulate `steps` steps of `physics_dt` with an absolute action (A,).
 
         Raises:
-            EnvError: actions are relative: each would start where the previous one ended.
+            EnvError: the environment has relative actions. Each call would add another motion.
         """
         if not self.absolute:
             raise EnvError(
-                "task.actions=delta cannot be followed in physics time; use task.actions=absolute."
+                "actions=delta cannot be executed in parts of a control period; use "
+                "actions=absolute (robot.driver.kwargs.actions)."
             )
         self._grip = float(action[-1])
         goal, sim = from_six_dimensional(action), self.sim_env.sim
@@ -192,16 +194,16 @@ class RobosuiteEnv(ManipulationEnv):
         return self._task_progress(solved), solved
 
     def hold_action(self) -> np.ndarray:
-        """Return the absolute action that keeps the arms where they are."""
+        """Return the absolute action that keeps the arms at their current poses."""
         zero_motion = [0.0] * 6 + [self._grip]
         return absolute_actions(
             self.robosuite_observations(), np.array(zero_motion * self.scene.arms)
         )
 
     def robosuite_observations(self) -> dict[str, np.ndarray]:
-        """Return robosuite's observations of the current scene, by name."""
-        self.sim_env.sim.forward()  # after a step, positions and orientations lag one time step
-        # The second update is needed: some observations are computed from the previous ones.
+        """Return robosuite's observations of the current scene, name -> array."""
+        self.sim_env.sim.forward()  # After a step, positions and orientations lag one time step.
+        # Some observations are computed from the previous ones, so two updates are needed.
         self.sim_env._get_observations(force_update=True)
         observations = self.sim_env._get_observations(force_update=True)
         return {**observations, "object": observations["object-state"]}
@@ -217,7 +219,11 @@ class RobosuiteEnv(ManipulationEnv):
 
 
 def controllers(*, absolute: bool) -> dict[str, Any]:
-    """Return the operational-space controllers of a Panda, as in robomimic's data sets."""
+    """Return the operational-space controllers of a Panda, as in robomimic's data sets.
+
+    Args:
+        absolute: whether actions are goal poses instead of relative motions.
+    """
     config: Any = load_composite_controller_config(robot="Panda")
     for part_config in config["body_parts"].values():
         part_config["input_ref_frame"] = "world"
@@ -227,7 +233,7 @@ def controllers(*, absolute: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, with which robosuite 1.5.1 places objects, for a block."""
+    """Seed NumPy's global generator for a block; robosuite 1.5.1 places objects with it."""
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:

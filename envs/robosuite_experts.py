@@ -1,12 +1,12 @@
 """Scripted experts for robosuite's Lift, Can and Square with a single Panda.
 
-Each call decides from the simulator's current state, without a clock. An object that slips or is
-moved away is approached again, so demonstrations may contain retries. The style of an expert
-(speed, height, path, grasp, release position) is sampled once an episode, so a set of
-demonstrations is a distribution and not a single path.
+Each action depends on the current state of the simulator, not on the time. An expert approaches an
+object again if it slips or is moved away, so demonstrations may contain retries. The style of an
+expert (speed, height, path, grasp, release position) is sampled once per episode. Demonstrations
+therefore vary, even from similar initial states.
 
-The actions are those of robosuite's BASIC controller: OSC_POSE deltas, where 1 is 0.05 m or 0.5
-rad, in the base frame, which differs from the world frame only in its origin. The last value is the
+Actions are OSC_POSE deltas of robosuite's BASIC controller, where 1 is 0.05 m or 0.5 rad. The base
+frame and the world frame have parallel axes, so a delta is the same in both. The last value is the
 gripper: -1 opens, 1 closes. Lengths are in metres, angles in radians, vectors in the world frame.
 """
 
@@ -19,36 +19,37 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 ACTION_PER_METRE, ACTION_PER_RADIAN = 1 / 0.05, 1 / 0.5  # action for a displacement of 1 m or 1 rad
-# Finger yaws are wrapped to within half a turn of this one, where the last joint is far from its
+# Finger yaws are wrapped to within half a period of this yaw, where the last joint is far from its
 # limits.
 CENTRAL_YAW = np.pi / 2 + 0.35
-HOME_YAW = np.pi / 2  # finger yaw at the reset
-SMOOTHING = 0.3  # weight of the previous motion in the next
+HOME_YAW = np.pi / 2  # finger yaw after a reset
+SMOOTHING = 0.3  # weight of the previous motion in the next one
 ACTION_NOISE = 0.03  # standard deviation of the noise of an action
-YAW_ERROR_LEVER = 0.05  # m of position error that a yaw error of 1 rad counts as
+YAW_ERROR_LEVER = 0.05  # m/rad, converts a yaw error to an equivalent position error
 # The hand cannot point straight down at the full reach of the arm. Beyond this distance from the
 # base (m), it leans outward by this angle per metre (rad/m).
 LEAN_START, LEAN_PER_METRE = 0.68, 1.8
-STRAIGHT_ELBOW = -0.25  # rad, an elbow above it is that of an arm at its full length
+STRAIGHT_ELBOW = -0.25  # rad, elbow angle above which the arm is almost fully extended
 SLOWDOWN_DISTANCE = 0.05  # m, distance to the goal at which a motion begins to slow down
-NUT_PARKING_POSITION = np.array([-0.05, 0.15, 0.865])  # where a tilted nut is laid down
-OPEN_WIDTH, REST_SPEED = 0.065, 0.02  # m between open fingers; m/s below which they are at rest
+NUT_PARKING_POSITION = np.array([-0.05, 0.15, 0.865])  # where a tilted nut is put down
+# Opening between open fingers, m; closing speed below which the fingers are at rest, m/s.
+OPEN_WIDTH, REST_SPEED = 0.065, 0.02
 
 
 class ScriptedExpert(ABC):
-    """An expert that approaches an object, grasps it, carries it along an arch, lets go and rises.
+    """An expert that approaches an object, grasps it, carries it along an arch, releases it, rises.
 
-    Calling it returns the next action, (7,) float64 in [-1, 1]; call it once before each step.
+    Calling it returns the next action, (7,) float64 in [-1, 1]. Call it once before each step.
 
     Args:
         env: the robosuite environment, after its reset.
-        rng: samples the style of the episode and the noise.
+        rng: generator that samples the style of the episode and the noise.
     """
 
-    speeds: ClassVar = (0.6, 0.95)  # range of the norm of an action in free motion
-    heights: ClassVar = (0.07, 0.12)  # m, range of the height of the approach above the grasp
-    offsets: ClassVar = (0.003, 0.005, 0.004)  # m, range of the grasp position: across, along, up
-    yaw_range: ClassVar = 0.1  # rad, range of the yaw of the grasp
+    speeds: ClassVar = (0.6, 0.95)  # range of the largest norm of an action's translation
+    heights: ClassVar = (0.07, 0.12)  # m, range of the approach height above the grasp
+    offsets: ClassVar = (0.003, 0.005, 0.004)  # m, largest grasp offset: across, along, up
+    yaw_range: ClassVar = 0.1  # rad, largest yaw offset of the grasp
 
     def __init__(self, env: Any, rng: np.random.Generator):
         self.env, self.rng = env, rng
@@ -67,7 +68,7 @@ class ScriptedExpert(ABC):
             self.releasing = True
         if self.opening > OPEN_WIDTH:
             self.releasing = False
-        if self.releasing:  # until the fingers are open: a falling object is not grasped again
+        if self.releasing:  # The fingers open fully, so that they do not grasp the object again.
             return self.make_action(np.zeros(3), 0.0, -1.0)
         if is_held:
             return self.make_action(*self.carry(), 1.0)
@@ -77,7 +78,7 @@ class ScriptedExpert(ABC):
         return self.pick()
 
     def read_state(self) -> None:
-        """Read hand position, rotation, finger yaw and opening, and the pose of the object."""
+        """Read the pose and finger yaw of the hand, the finger opening and the object's pose."""
         data, robot = self.env.sim.data, self.env.robots[0]
         site, gripper = robot.eef_site_id["right"], robot.gripper["right"]
         self.hand = data.site_xpos[site].copy()
@@ -90,18 +91,17 @@ class ScriptedExpert(ABC):
         self.closing_speed = float(data.get_joint_qvel(right) - data.get_joint_qvel(left))
         body = self.env.sim.model.body_name2id(self.target_object().root_body)
         self.object_position = data.body_xpos[body].copy()
-        self.object_axes = (
-            data.body_xmat[body].reshape(3, 3).copy()
-        )  # columns are the axes of the object
+        # The columns are the axes of the object.
+        self.object_axes = data.body_xmat[body].reshape(3, 3).copy()
 
     def is_held(self) -> bool:
-        """Return whether both finger pads press on the object."""
+        """Return whether both finger pads touch the object and the fingers are at rest."""
         gripper = self.env.robots[0].gripper
         is_touching = self.env._check_grasp(gripper=gripper, object_geoms=self.target_object())
         return bool(is_touching) and abs(self.closing_speed) < REST_SPEED
 
     def pick(self) -> np.ndarray:
-        """Return the action toward the grasp from above; close the fingers around the object."""
+        """Return the action that approaches the grasp from above and then closes the fingers."""
         point, yaw = self.grasp()
         goal = point + self.downward_rotation(yaw) @ (self.grasp_offset * [1, 1, -1])
         yaw = wrap_angle(yaw + self.yaw_offset, 2 * np.pi, CENTRAL_YAW)
@@ -114,10 +114,11 @@ class ScriptedExpert(ABC):
     def travel(
         self, position: np.ndarray, goal: np.ndarray, turn: float, height: float, tolerance: float
     ) -> tuple[np.ndarray, float]:
-        """Return displacement (3,) and turn from `position` toward `goal`, from `height` above it.
+        """Return the next displacement (3,) and turn from `position` toward `goal`, from above.
 
-        The motion descends below that height only within `tolerance` of the vertical over the goal.
-        It moves sideways only while it is not below its intended height.
+        The intended height above the goal falls from `height` to 0 while the horizontal error,
+        including the yaw error, falls from 2.5 * `tolerance` to `tolerance`. The sideways motion is
+        slower below the intended height, and zero at `SLOWDOWN_DISTANCE` or more below it.
         """
         side = goal[:2] - position[:2]
         miss = np.linalg.norm(side) + YAW_ERROR_LEVER * abs(turn)
@@ -131,11 +132,11 @@ class ScriptedExpert(ABC):
     def make_action(self, step: np.ndarray, turn: float, grip: float) -> np.ndarray:
         """Return the action (7,) for a displacement (3,), a turn about the vertical and a grip.
 
-        The hand is also rotated to point down.
+        The action also rotates the hand so that it points down.
         """
         target_rotation = self.downward_rotation(self.yaw + np.clip(turn, -1, 1))
         rotation = Rotation.from_matrix(target_rotation @ self.rotation.T).as_rotvec()
-        if self.elbow > STRAIGHT_ELBOW:  # it would not bend by itself: pull it back
+        if self.elbow > STRAIGHT_ELBOW:  # A straight elbow bends only if the hand is pulled back.
             step = np.append(-self.base_to_hand, 0.0)
         motion = [
             *clip_norm(step * ACTION_PER_METRE, self.speed),
@@ -146,7 +147,7 @@ class ScriptedExpert(ABC):
         return np.clip([*noisy, grip], -1, 1)
 
     def downward_rotation(self, yaw: float) -> np.ndarray:
-        """Return the rotation (3, 3) of a hand that points down with its fingers along `yaw`."""
+        """Return the rotation (3, 3) of a hand that points down, with its fingers along `yaw`."""
         distance = float(np.linalg.norm(self.base_to_hand))
         x, y = self.base_to_hand
         lean_angle = max(0.0, distance - LEAN_START) * LEAN_PER_METRE
@@ -157,7 +158,7 @@ class ScriptedExpert(ABC):
 
     @abstractmethod
     def target_object(self) -> Any:
-        """Return the robosuite object to handle."""
+        """Return the robosuite object to grasp."""
 
     @abstractmethod
     def grasp(self) -> tuple[np.ndarray, float]:
@@ -165,7 +166,7 @@ class ScriptedExpert(ABC):
 
     @abstractmethod
     def carry(self) -> tuple[np.ndarray, float]:
-        """Return displacement (3,) and turn while the object is held."""
+        """Return the next displacement (3,) and turn while the object is held."""
 
     def may_release(self) -> bool:
         """Return whether the held object may be released."""
@@ -194,33 +195,33 @@ class LiftExpert(ScriptedExpert):
 
 
 class CanExpert(ScriptedExpert):
-    """An expert that carries a can from one bin to its compartment of the other."""
+    """An expert that carries a can from one bin to its compartment of the other bin."""
 
     speeds: ClassVar = (0.75, 0.97)
-    heights: ClassVar = (0.085, 0.12)  # above the walls from any position of the can
+    heights: ClassVar = (0.085, 0.12)  # higher than the walls, from any position of the can
     offsets: ClassVar = (0.003, 0.006, 0.007)
     yaw_range: ClassVar = 0.4
 
     def __init__(self, env: Any, rng: np.random.Generator):
         super().__init__(env, rng)
         self.goal = env.target_bin_placements[env.object_id] + [0.0, 0.0, rng.uniform(0.08, 0.11)]
-        # The corner of the compartment that the arm can reach.
+        # The release position is in the corner of the compartment that the arm can reach.
         self.goal[:2] += rng.uniform([-0.07, -0.055], [-0.03, -0.02])
 
     def target_object(self) -> Any:
         return self.env.objects[self.env.object_id]
 
     def grasp(self) -> tuple[np.ndarray, float]:
-        if abs(self.object_axes[2, 2]) > 0.7:  # it stands: any yaw grasps it
-            # The palm must clear its top.
+        if abs(self.object_axes[2, 2]) > 0.7:  # The can stands and can be grasped at any yaw.
+            # The grasp is above the centre, so that the palm does not touch the top.
             return self.object_position + [0, 0, 0.023], np.pi if self.is_near_wall() else HOME_YAW
-        yaw = yaw_of(self.object_axes[:, [2]]) + np.pi / 2  # across the axis of a lying can
+        yaw = yaw_of(self.object_axes[:, [2]]) + np.pi / 2  # across the axis of the lying can
         return self.object_position, wrap_angle(yaw, np.pi, CENTRAL_YAW)
 
     def is_near_wall(self) -> bool:
-        """Return whether a wall blocks fingers on both sides in y."""
+        """Return whether a bin wall leaves no room for fingers on both sides of the object in y."""
         first, second = self.env.bin1_pos[1], self.env.bin2_pos[1]
-        half = 0.25  # of the width of a bin; the second bin also has a wall in its middle
+        half = 0.25  # m, half the width of a bin; the second bin also has a wall in its middle
         walls = [first - half, first + half, second - half, second, second + half]
         return bool(np.abs(self.object_position[1] - np.array(walls)).min() < 0.075)
 
@@ -250,13 +251,13 @@ class SquareExpert(ScriptedExpert):
         return self.env.nuts[self.env.nut_id]
 
     def grasp(self) -> tuple[np.ndarray, float]:
-        # Far out on the handle, which keeps the hand clear of the peg.
+        # The grasp is far out on the handle, so that the hand does not touch the peg.
         point = self.object_position + self.object_axes @ [0.061, 0, 0] + [0, 0, 0.003]
         return point, wrap_angle(yaw_of(self.object_axes) + np.pi / 2, np.pi, CENTRAL_YAW)
 
     def carry(self) -> tuple[np.ndarray, float]:
-        # The sides of the peg lie along the axes. The handle must not point away from the arm,
-        # where it would be out of reach.
+        # The sides of the peg are parallel to the axes, so three orientations fit. The handle must
+        # not point away from the arm, because it would then be out of reach.
         yaw = wrap_angle(yaw_of(self.object_axes), 2 * np.pi, np.pi)
         turn = np.clip(np.round(yaw / (np.pi / 2)), 1, 3) * np.pi / 2 - yaw
         goal = self.goal if self.is_level() else NUT_PARKING_POSITION
@@ -268,7 +269,7 @@ class SquareExpert(ScriptedExpert):
         return bool((error < [0.01, 0.01, 0.008]).all())
 
     def is_level(self) -> bool:
-        """Return whether the nut fits over the peg; a tilted nut is laid down and grasped again."""
+        """Return whether the nut is level; a tilted nut is put down and grasped again."""
         return abs(self.object_axes[2, 2]) > 0.9
 
     def is_finished(self) -> bool:
@@ -288,7 +289,7 @@ def wrap_angle(angle: float, period: float, centre: float) -> float:
 
 
 def yaw_of(axes: np.ndarray) -> float:
-    """Return the yaw of the first column of `axes`, (3, n)."""
+    """Return the yaw (rad) of the first column of `axes` (3, n)."""
     return float(np.arctan2(axes[1, 0], axes[0, 0]))
 
 

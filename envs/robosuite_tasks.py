@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-ACTION_SCALE = np.array([0.05] * 3 + [0.5] * 3)  # m and rad of a relative action of 1
-EEF_TO_CONTROL = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # rotation of robot0_eef_quat
+ACTION_SCALE = np.array([0.05] * 3 + [0.5] * 3)  # displacement of a relative action of 1, m and rad
+# Orientation of the controller's frame in the frame that robot<i>_eef_quat describes.
+EEF_TO_CONTROL = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
 RATE_HZ = 20
 
 
@@ -18,11 +19,12 @@ class Scene:
     """A task of robomimic's data sets.
 
     Attributes:
-        env_name: its name in robosuite.
-        folder: its name in the URLs of the data sets.
+        env_name: name of the task in robosuite.
+        folder: name of the task in the URLs of the data sets.
         objects: number of objects with a pose.
-        poses: version of robosuite -> indices of "object" that hold those poses (position, m, and
-            quaternion xyzw each), then those of other absolute values (bins, flags).
+        poses: version of robosuite -> indices into "object". The first ones are the poses of the
+            objects: position (3, m) and quaternion (4, xyzw) each. The others are other absolute
+            values (bins, flags).
         arms: number of robots.
     """
 
@@ -54,15 +56,16 @@ SCENES = {
 
 
 def observation(scene: Scene, obs: Mapping[str, np.ndarray], version: str) -> np.ndarray:
-    """Return the observation (..., Do), float32, from robomimic's observation keys.
+    """Compute the observation (..., Do), float32, from robomimic's observation keys.
 
-    It holds for each arm the end effector's position (3, m), quaternion (4, xyzw) and fingers (2,
-    m); then the poses of the objects (see `Scene`); then the vector from each arm to each object
-    (3, m).
+    It has three parts. The first has for each arm the position (3, m) and quaternion (4, xyzw) of
+    the end effector and the finger positions (2, m). The second has the values of `Scene.poses`.
+    The third has the vector from each end effector to each object (3, m).
 
     Args:
+        scene: the task.
         obs: "robot<i>_eef_pos", "robot<i>_eef_quat", "robot<i>_gripper_qpos" and "object".
-        version: of robosuite, which decides the layout of "object".
+        version: version of robosuite, which determines the layout of "object".
     """
     poses = np.asarray(obs["object"])[..., scene.poses[version]]
     robots, offsets = [], []
@@ -75,7 +78,7 @@ def observation(scene: Scene, obs: Mapping[str, np.ndarray], version: str) -> np
 
 
 def layout(scene: Scene) -> dict[str, int]:
-    """Return name -> width of each part of an observation, in order."""
+    """Return name -> width of each part of an observation of robosuite 1.5, in order."""
     widths = {}
     for arm in range(scene.arms):
         widths |= {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4}
@@ -87,15 +90,16 @@ def layout(scene: Scene) -> dict[str, int]:
 def absolute_actions(
     obs: Mapping[str, np.ndarray], actions: np.ndarray, scale: np.ndarray = ACTION_SCALE
 ) -> np.ndarray:
-    """Convert relative actions (..., 7 arms) to the goal poses that they set, (..., 10 arms).
+    """Convert relative actions (..., 7 * arms) to absolute goal poses (..., 10 * arms).
 
-    A goal is a position (3, m, world), the first two columns of a rotation matrix (6), and the
-    unchanged gripper (1): Zhou et al. 2019, "On the Continuity of Rotation Representations in
-    Neural Networks"; Chi et al. 2023.
+    A goal is a position (3, m, world frame), the first two columns of a rotation matrix (6), and
+    the unchanged gripper (1). Sources: Zhou et al. 2019, "On the Continuity of Rotation
+    Representations in Neural Networks"; Chi et al. 2023.
 
     Args:
         obs: "robot<i>_eef_pos" and "robot<i>_eef_quat" at the time of each action.
-        scale: (6,) m and rad of an action of 1.
+        actions: translation, rotation vector and gripper of each arm, in [-1, 1].
+        scale: (6,) displacement of a relative action of 1, m and rad.
     """
     arms = []
     for arm, action in enumerate(np.split(np.asarray(actions), actions.shape[-1] // 7, axis=-1)):
@@ -107,11 +111,12 @@ def absolute_actions(
 
 
 def _pack_goal(position: np.ndarray, matrix: np.ndarray, gripper: np.ndarray) -> np.ndarray:
+    """Return the goal (..., 10) of one arm, with two columns of its rotation matrix."""
     return np.concatenate([position, matrix[..., 0], matrix[..., 1], gripper], axis=-1)
 
 
 def to_six_dimensional(actions: np.ndarray) -> np.ndarray:
-    """Convert goals with rotation vectors (..., 7 arms) to (..., 10 arms)."""
+    """Convert goals with rotation vectors, (..., 7 * arms), to the form (..., 10 * arms)."""
     arms = []
     for action in np.split(actions, actions.shape[-1] // 7, axis=-1):
         matrix = Rotation.from_rotvec(action[..., 3:6]).as_matrix()
@@ -120,15 +125,16 @@ def to_six_dimensional(actions: np.ndarray) -> np.ndarray:
 
 
 def from_six_dimensional(actions: np.ndarray) -> np.ndarray:
-    """Convert goals (..., 10 arms) to (..., 7 arms), with the rotation nearest to the two columns.
+    """Convert goals (..., 10 * arms) to the form with rotation vectors, (..., 7 * arms).
 
+    The rotation is the nearest to the matrix of the two columns and their cross product. Source:
     Levinson et al. 2020, "An Analysis of SVD for Deep Rotation Estimation".
     """
     arms = []
     for action in np.split(actions, actions.shape[-1] // 10, axis=-1):
         first, second = action[..., 3:6], action[..., 6:9]
         left, _, right = np.linalg.svd(np.stack([first, second, np.cross(first, second)], axis=-1))
-        left[..., -1] *= np.linalg.det(left @ right)[..., None]  # a rotation, not a reflection
+        left[..., -1] *= np.linalg.det(left @ right)[..., None]  # avoids a reflection
         vector = Rotation.from_matrix(left @ right).as_rotvec()
         arms.append(np.concatenate([action[..., :3], vector, action[..., 9:]], axis=-1))
     return np.concatenate(arms, axis=-1)

@@ -1,8 +1,8 @@
-"""Seeded rollouts of a policy: worker processes step environments, the parent batches the policy.
+"""Seeded rollouts: worker processes step environments, and the parent predicts in batches.
 
 One worker owns one environment and plays complete episodes. The initial state and the noise of an
 episode depend on its seed alone. The results therefore do not depend on the number of workers,
-except for the rounding of the policy's batched arithmetic.
+except for rounding in the batched predictions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ebt_policy.envs.worker_process import WorkerProcess
 
 
 class Policy(Protocol):
-    """A predictor of chunks of actions; see `ebt_policy.policies.base`."""
+    """A predictor of action chunks; see `ebt_policy.policies.base`."""
 
     def predict_chunk(self, obs: dict[str, torch.Tensor], *, generator: Any = None) -> Any: ...
 
@@ -37,8 +37,8 @@ class ChunkRecord:
 
     Attributes:
         step: environment step of the prediction.
-        energy, grad_norm, steps_used: of the predicted chunk; None if the policy reports none.
-        latency_ms: wall time of the prediction of the batch.
+        energy, grad_norm, steps_used: values of the predicted `Chunk`; None if it has none.
+        latency_ms: wall time of the prediction of the whole batch.
     """
 
     step: int
@@ -53,13 +53,10 @@ class EpisodeResult:
     """One finished episode.
 
     Attributes:
-        score: best reward of the episode.
-        success: whether the environment reported success at any step.
-        length: number of steps.
-        retries: grasps since the perturbation, if there was one.
-        chunks: one record a prediction, in order.
+        seed: seed of the environment.
+        score, success, length, retries, rows: see `EpisodeOutcome`.
+        chunks: one record for each prediction, in order.
         video: path of its MP4, or None.
-        rows: observation, state and action of each step, if collected; see `EpisodeOutcome`.
     """
 
     seed: int
@@ -72,14 +69,14 @@ class EpisodeResult:
     rows: dict[str, np.ndarray] | None = None
 
     def finish(self, outcome: EpisodeOutcome) -> EpisodeResult:
-        """Take over the outcome that a worker returned."""
+        """Copy the outcome that a worker returned into this result, and return it."""
         self.score, self.success, self.length = outcome.score, outcome.success, outcome.length
         self.retries, self.rows = outcome.retries, outcome.rows
         return self
 
 
 class RolloutPools:
-    """A holder of one pool, reused while the spec stays the same; a context manager.
+    """A context manager that keeps one pool and reuses it while the spec stays the same.
 
     Args:
         workers: as in `RolloutPool`.
@@ -91,7 +88,7 @@ class RolloutPools:
         self._pool: RolloutPool | None = None
 
     def for_spec(self, spec: EnvSpec) -> RolloutPool:
-        """Return a pool that plays `spec`; a pool of another spec is closed."""
+        """Return a pool that plays `spec`, and close a pool of another spec."""
         if self._pool is None or self._pool.spec != spec:
             self._stack.close()
             self._pool = self._stack.enter_context(RolloutPool(spec, self._workers))
@@ -107,14 +104,14 @@ class RolloutPools:
 class RolloutPool:
     """A pool of worker processes that stay alive between rollouts (a start takes about a second).
 
-    Use it as a context manager, or call `close`. After an error it is closed.
+    Use it as a context manager, or call `close`. An error during a rollout also closes it.
 
     Args:
         spec: the environment and the horizons.
         workers: number of processes, each with one environment.
 
     Raises:
-        EnvError: fewer than 1 worker.
+        EnvError: ``workers`` is below 1.
     """
 
     def __init__(self, spec: EnvSpec, workers: int):
@@ -133,22 +130,25 @@ class RolloutPool:
         on_episode: Callable[[EpisodeResult], None] | None = None,
         collect: bool = False,
     ) -> list[EpisodeResult]:
-        """Play one episode a seed and return the results in the order of `seeds`.
+        """Play one episode for each seed and return the results in the order of `seeds`.
 
         Args:
-            policy: its `predict_chunk` gets the result of `batch_observations`, on the CPU, and a
-                list of B CPU generators, one an episode, seeded from the episode's seed.
-            videos: number of episodes, the first ones, recorded to `video_dir`/seed_<seed>.mp4.
+            policy: its `predict_chunk` gets the output of `batch_observations`, on the CPU, and a
+                list of B CPU generators. Each generator is seeded by `noise_seed` of its episode.
+            seeds: seeds of the episodes.
+            videos: number of episodes to record, from the first one on.
+            video_dir: folder of the videos, which are named seed_<seed>.mp4.
             on_episode: called with each result, in order of completion.
-            collect: keep observation, state and action of each step (`EpisodeResult.rows`).
+            collect: whether to keep observation, state and action of each step
+                (`EpisodeResult.rows`).
 
         Raises:
-            EnvError: a chunk that is too short for the spec, or not finite.
-            ValueError: `videos` without `video_dir`.
+            EnvError: a chunk is too short for the spec, or not finite.
+            ValueError: `videos` is positive and `video_dir` is missing.
             RuntimeError: a worker failed; its traceback is in the message.
         """
         if videos > 0 and video_dir is None:
-            raise ValueError("videos > 0 requires a video_dir")
+            raise ValueError(f"videos={videos} requires video_dir, the folder to write them to")
         results = [EpisodeResult(int(seed)) for seed in seeds]
         for result in results[:videos]:
             result.video = str(Path(str(video_dir)) / f"seed_{result.seed}.mp4")
@@ -174,8 +174,8 @@ class RolloutPool:
         for worker in self._workers:
             start(worker)
         while playing:
-            # Lock-step, in the order of the workers, so that batches are full and reproducible. A
-            # worker that finishes an episode joins the batch with its next one.
+            # All workers advance in lock-step and in a fixed order, so that batches are full and
+            # reproducible. A worker that finishes an episode joins the batch with its next one.
             batch: list[tuple[WorkerProcess, _Episode, dict[str, np.ndarray]]] = []
             for worker in [w for w in self._workers if w in playing]:
                 message = worker.receive()
@@ -198,16 +198,17 @@ class RolloutPool:
         *,
         on_episode: Callable[[EpisodeResult], None] | None = None,
     ) -> list[EpisodeResult]:
-        """Let the environment's own expert play one episode a seed, and collect the rows.
+        """Let the environment's own expert play one episode for each seed, and collect the rows.
 
         Args:
+            seeds: seeds of the episodes.
             on_episode: called with each result, in order of completion.
 
         Returns:
             The results in the order of `seeds`.
 
         Raises:
-            RuntimeError: a worker failed, for example because there is no expert.
+            RuntimeError: a worker failed, for example because the task has no expert.
         """
         results = [EpisodeResult(int(seed)) for seed in seeds]
         pending = iter(results)
@@ -232,7 +233,7 @@ class RolloutPool:
 
     @contextmanager
     def _close_on_error(self) -> Iterator[None]:
-        """Kill the workers after an error in the block, whatever they are doing."""
+        """Terminate all workers after an error in the block, including busy ones."""
         if not self._workers:
             raise RuntimeError("this RolloutPool is closed; create a new one")
         try:
@@ -242,7 +243,7 @@ class RolloutPool:
             raise
 
     def close(self, *, kill: bool = False) -> None:
-        """End the workers; with `kill`, without waiting for their current episode."""
+        """End idle workers; with `kill`, terminate busy ones, too."""
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.end(kill)
@@ -272,10 +273,11 @@ def rollout(
     on_episode: Callable[[EpisodeResult], None] | None = None,
     collect: bool = False,
 ) -> list[EpisodeResult]:
-    """Play one episode a seed in a pool that is closed afterwards; see `RolloutPool.rollout`.
+    """Play one episode for each seed in a pool that is closed afterwards.
 
     Args:
-        workers: number of processes, min(len(seeds), 8) by default.
+        spec, workers: see `RolloutPool`; `workers` is min(len(seeds), 8) by default.
+        policy, seeds, videos, video_dir, on_episode, collect: see `RolloutPool.rollout`.
     """
     if len(seeds) == 0:
         return []
@@ -291,7 +293,7 @@ def rollout(
 
 
 def noise_seed(seed: int) -> int:
-    """Return the seed of the generator that a policy gets in the episode of `seed`."""
+    """Return the seed of the policy's noise generator in the episode of `seed`."""
     words = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     return int(words[0]) >> 1
 
@@ -308,7 +310,7 @@ def batch_observations(observations: Sequence[dict[str, np.ndarray]]) -> dict[st
     """Batch B observations (see `EnvSpec.stack_history`) for a policy.
 
     Returns:
-        {"obs": (B, To, Do) float32} and under the name of each camera (B, To, H, W, 3) uint8.
+        "obs" (B, To, Do) float32, and for each camera its images (B, To, H, W, 3) uint8.
     """
     names = observations[0]
     rows = {name: torch.from_numpy(np.stack([o[name] for o in observations])) for name in names}
@@ -325,7 +327,7 @@ def _predict(
     generators = [episode.generator for _, episode, _ in batch]
     start = time.perf_counter()
     chunk = policy.predict_chunk(obs, generator=generators)
-    actions = chunk.actions.detach().cpu().numpy()  # waits for the device
+    actions = chunk.actions.detach().cpu().numpy()  # This waits for the device.
     latency_ms = (time.perf_counter() - start) * 1e3
     extras = {name: _floats(chunk, name) for name in ("energy", "grad_norm", "steps_used")}
     for i, (_, episode, _) in enumerate(batch):

@@ -1,8 +1,8 @@
-"""Names of the simulators' tasks, readable without loading a simulator."""
+"""Names of the simulated tasks; importing this module loads no simulator."""
 
 from __future__ import annotations
 
-ROBOSUITE = {  # -> time limit in steps, as in robomimic's evaluations
+ROBOSUITE = {  # task name -> time limit in steps, as in robomimic's evaluations
     "Lift": 400,
     "Can": 400,
     "Square": 400,

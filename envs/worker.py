@@ -1,8 +1,8 @@
 """A rollout worker: a process that owns one environment and plays seeded episodes.
 
-It must not import torch, so that it starts in about a second and stays small. The parent
-(`ebt_policy.envs.rollout`) sends an `EpisodeRequest` for each episode. The worker then requests one
-chunk of actions after the other until the episode is over. It ends when the parent closes the pipe.
+This module must not import torch, so that a worker starts in about a second and needs little
+memory. The parent (`ebt_policy.envs.rollout`) sends an `EpisodeRequest` for each episode. The
+worker then requests chunks of actions until the episode ends. Closing the pipe ends the worker.
 
     parent -> worker   EnvSpec, once | EpisodeRequest | chunk (T, A)
     worker -> parent   ("obs", {name: (To, ...)}) | ("done", EpisodeOutcome) | ("error", traceback)
@@ -24,7 +24,7 @@ from gymnasium.spaces import Box
 
 from ebt_policy.envs.env_spec import EnvSpec
 
-AddFrame = Callable[[np.ndarray | None], None]  # records a frame, with the plan (n, A) still ahead
+AddFrame = Callable[[np.ndarray | None], None]  # records a frame; gets the remaining plan (n, A)
 VIDEO_SPEED = 2  # videos play at twice the environment's rate
 
 
@@ -33,10 +33,10 @@ class EpisodeRequest:
     """An episode to play.
 
     Attributes:
-        seed: of the environment.
+        seed: seed of the environment.
         video: path of the MP4 to write, or None.
-        collect: return the rows of every step.
-        expert: the environment's own expert plays it, instead of the parent's policy.
+        collect: whether to return the data of every step (`EpisodeOutcome.rows`).
+        expert: whether the environment's own expert acts instead of the parent's policy.
     """
 
     seed: int
@@ -50,12 +50,12 @@ class EpisodeOutcome:
     """A finished episode.
 
     Attributes:
-        score: best reward of the episode; with a perturbation, from its event on.
-        success: whether the environment reported success at any of these steps.
+        score: best reward of the episode; with a perturbation, best reward from its event on.
+        success: whether the environment reported success at any step that counts for `score`.
         length: number of steps.
-        retries: grasps since the perturbation (see `PerturbationWrapper`).
-        rows: if requested, of each step `state` (length, S), `info["state"]` before it, `obs`
-            (length, Do), the observation before it, and `action` (length, A), as executed.
+        retries: number of grasps since the perturbation (see `PerturbationWrapper`).
+        rows: data of each step, or None if they were not requested: "state" (length, S) and "obs"
+            (length, Do) before the step, and "action" (length, A), clipped to the action space.
     """
 
     score: float
@@ -66,7 +66,7 @@ class EpisodeOutcome:
 
 
 class EpisodeWorker:
-    """A player of episodes in one environment, which requests actions over `connection`."""
+    """A player of episodes in one environment; it requests actions through `connection`."""
 
     def __init__(self, spec: EnvSpec, connection: Connection):
         self._spec = spec
@@ -86,12 +86,12 @@ class EpisodeWorker:
     ) -> EpisodeOutcome:
         to, ta = self._spec.n_obs_steps, self._spec.n_action_steps
         obs, info = env.reset(seed=request.seed)
-        history = deque([obs] * to, maxlen=to)  # the first observation fills the missing past
+        history = deque([obs] * to, maxlen=to)  # The first observation is repeated as the past.
         score, success, is_over = -np.inf, False, False
         length, rows = 0, {"obs": [], "state": [], "action": []}
         expert = env.unwrapped.expert(_expert_rng(request.seed)) if request.expert else None  # type: ignore[attr-defined]
-        # Rendering is slow, so frames that no policy sees are skipped. A perturbation may show
-        # earlier observations, so with one all frames are rendered.
+        # Rendering is slow, so frames that no policy sees are skipped. A perturbation can return
+        # earlier observations, so all frames are rendered if there is one.
         can_skip = hasattr(env.unwrapped, "skip_rendering") and self._spec.perturbation is None
         while not is_over:
             if expert is None:
@@ -103,7 +103,7 @@ class EpisodeWorker:
                 plan = np.clip(plan, env.action_space.low, env.action_space.high)
             for i, action in enumerate(plan[:ta]):
                 add_frame(plan[i:])
-                if can_skip:  # the policy sees what follows the last To actions of a chunk
+                if can_skip:  # The policy sees only the observations after the last To actions.
                     env.unwrapped.skip_rendering = request.expert or i < ta - to  # type: ignore[attr-defined]
                 if request.collect:
                     low_dim = obs["obs"] if isinstance(obs, dict) else obs
@@ -113,7 +113,7 @@ class EpisodeWorker:
                 obs, reward, terminated, truncated, info = env.step(action)
                 history.append(obs)
                 length += 1
-                if info.get("perturbed"):  # the score measures recovery: it starts at the event
+                if info.get("perturbed"):  # The score measures recovery, so it starts here.
                     score, success = -np.inf, False
                 score = max(score, float(reward))
                 success = success or bool(info.get("is_success", False))
@@ -136,14 +136,14 @@ class EpisodeWorker:
 
 
 def _expert_rng(seed: int) -> np.random.Generator:
-    # Independent of the generators of the scene and of the perturbation.
+    # The scene uses the seed itself and the perturbation [seed, 1], so this stream is independent.
     return np.random.default_rng([seed, 2])
 
 
 @contextmanager
 def _record_video(env: gymnasium.Env, path: str) -> Iterator[AddFrame]:
-    """Record one episode to an MP4, with the plan drawn over it if the environment can draw it."""
-    from ebt_policy.envs.mp4_writer import video_writer  # most workers record no video
+    """Record one episode to an MP4, and draw the plan if the environment has `draw_plan`."""
+    from ebt_policy.envs.mp4_writer import video_writer  # Most workers record no video.
 
     draw_plan = getattr(env.unwrapped, "draw_plan", None)
     with video_writer(path, VIDEO_SPEED * env.metadata.get("render_fps", 10)) as write:
@@ -165,11 +165,11 @@ def serve(connection: Connection) -> None:
             connection.send(("done", worker.play(connection.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except Exception:  # of any kind: the parent reports it
+    except Exception:  # The parent reports errors of every kind.
         connection.send(("error", traceback.format_exc()))
 
 
 def main(fileno: int) -> None:
     """Serve the connection that was inherited as file descriptor `fileno`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # On Ctrl-C, the parent ends the workers.
     serve(Connection(fileno))

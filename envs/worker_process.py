@@ -1,7 +1,7 @@
 """The parent's side of a rollout worker: start the process, exchange messages, end it.
 
-A worker is a plain subprocess that shares a pipe with its parent. The processes of multiprocessing
-would import the parent's main module again, and torch with it. POSIX only.
+A worker is a plain subprocess that shares a pipe with its parent. A `multiprocessing.Process` would
+import the parent's main module again, which would load torch. This works on POSIX systems only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ebt_policy.envs.env_spec import EnvSpec
 
 
 class WorkerProcess:
-    """A worker process that plays in the environment of `spec`."""
+    """A worker process that plays episodes in the environment of `spec`."""
 
     def __init__(self, spec: EnvSpec):
         self._connection, worker_end = Pipe()
@@ -35,11 +35,11 @@ class WorkerProcess:
         self.send(spec)
 
     def fileno(self) -> int:
-        """Return the file descriptor that `multiprocessing.connection.wait` waits for."""
+        """Return the file descriptor, for `multiprocessing.connection.wait`."""
         return self._connection.fileno()
 
     def send(self, message: Any) -> None:
-        """Send an `EpisodeRequest`, or the chunk (T, A) that the worker waits for.
+        """Send an `EpisodeRequest`, or a chunk (T, A) if the worker waits for one.
 
         Raises:
             RuntimeError: the worker failed; its traceback is in the message.
@@ -50,7 +50,7 @@ class WorkerProcess:
             raise RuntimeError(self._failure()) from None
 
     def receive(self) -> Any:
-        """Return the next observations, name -> (To, ...), or a finished `EpisodeOutcome`.
+        """Return the next message: observations, name -> (To, ...), or an `EpisodeOutcome`.
 
         Raises:
             RuntimeError: the worker failed; its traceback is in the message.
@@ -64,13 +64,13 @@ class WorkerProcess:
         return content
 
     def end(self, kill: bool) -> None:
-        """Tell an idle worker to end; with `kill`, end a busy one, too."""
+        """Close the pipe, which ends an idle worker; with `kill`, also terminate a busy one."""
         if kill:
             self._process.terminate()
-        self._connection.close()  # an idle worker ends when it sees the pipe closed
+        self._connection.close()
 
     def join(self) -> None:
-        """Wait for the end of the worker; kill it after 5 s."""
+        """Wait up to 5 s for the worker to end, then kill it."""
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -78,8 +78,8 @@ class WorkerProcess:
             self._process.wait()
 
     def _failure(self) -> str:
-        """Describe why the worker ended, with its traceback if it sent one."""
-        try:  # its traceback may still be in the pipe
+        """Return why the worker ended, with its traceback if it sent one."""
+        try:  # The traceback may still be in the pipe.
             while self._connection.poll():
                 kind, content = self._connection.recv()
                 if kind == "error":

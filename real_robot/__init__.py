@@ -1,1 +1,1 @@
-"""Running a policy on a robot: the control loop, its safety layer, drivers, recording."""
+"""Execution of a policy on a robot: the control loop, its safety layer, drivers, recording."""

@@ -1,6 +1,6 @@
-"""Where the action of each tick comes from: the interface, and recorded actions behind it.
+"""The interface of action sources, which provide the action of each tick, and recorded actions.
 
-The other sources are a policy's `planner.Planner` and a person's `teleop.TeleopSource`.
+The other action sources are `planner.Planner` for policies and `teleop.TeleopSource` for a person.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Plan:
     Attributes:
         first: tick of ``actions[0]``.
         actions: (n, A).
-        start: the first tick whose action was chosen by this plan; the actions before it were
-            committed already.
-        energy, steps: of the chunk; None and 0 from policies without an energy.
-        seconds: how long the prediction took.
-        inconsistency: energy of the rest of the last plan minus that of this one, in nats (see
-            `ExecutionOptions.max_plan_inconsistency`); None if it was not measured.
+        start: first tick whose action is taken from this plan.
+        energy: energy of the chunk; None without an energy policy.
+        steps: number of refinement passes of the prediction; 0 without a policy.
+        seconds: duration of the prediction.
+        inconsistency: energy of the rest of the last plan minus the energy of this one, in nats
+            (see `ExecutionOptions.max_plan_inconsistency`); None if it was not measured.
     """
 
     first: int
@@ -38,19 +38,19 @@ class Plan:
     inconsistency: float | None = None
 
     def action_at(self, tick: int) -> np.ndarray | None:
-        """Return the action (A,) of a tick, None outside of the plan."""
+        """Return the action (A,) of a tick, None outside the plan."""
         index = tick - self.first
         return self.actions[index] if 0 <= index < len(self.actions) else None
 
 
 @dataclass(frozen=True)
 class ChunkTransition:
-    """The tick at which one chunk takes over from another.
+    """The transition from one chunk to the next.
 
     Attributes:
-        tick: the first tick of the new chunk.
-        jump: (A,) action of the new chunk minus that of the old chunk for this tick.
-        second_difference: (A,) of the commands around this tick: how much travel changes.
+        tick: first tick of the new chunk.
+        jump: (A,) action of the new chunk minus the action of the old chunk at this tick.
+        second_difference: (A,) change of the travel between commands at this tick.
     """
 
     tick: int
@@ -59,16 +59,16 @@ class ChunkTransition:
 
 
 class ActionSource(ABC):
-    """A source of the action of each tick.
+    """Base of the action sources, which return the action of each tick.
 
     Args:
-        dt: seconds from tick to tick.
-        worker: where predictions run; idle where there are none.
+        dt: time from tick to tick, s.
+        worker: worker that runs predictions; idle if there are none.
 
     Attributes:
-        plan: the current plan.
-        transitions: between the plans of the episode.
-        latencies: of all predictions so far, s.
+        plan: current plan, None without one.
+        transitions: transitions between the plans of the episode.
+        latencies: latencies of all predictions so far, s.
     """
 
     def __init__(self, dt: float, worker: InferenceWorker) -> None:
@@ -78,10 +78,10 @@ class ActionSource(ABC):
         self.latencies: list[float] = []
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
-        """Do whatever is slow the first time, before the robot may move.
+        """Run everything once that is slow the first time, before the robot may move.
 
         Args:
-            values, position: of an `Observation`.
+            values, position: attributes of an `Observation`.
         """
         return
 
@@ -91,31 +91,32 @@ class ActionSource(ABC):
 
     @abstractmethod
     def restart(self) -> None:
-        """Forget all plans: the robot stands and will move on from its current position."""
+        """Forget all plans, because the robot was stopped or held."""
 
     def observe(self, values: dict[str, np.ndarray]) -> None:
-        """Take the observation of a tick, before its `action` is asked for."""
+        """Receive the observation of a tick, before `action` is called for it."""
         return
 
     @abstractmethod
     def action(self, tick: int, motion: Motion) -> np.ndarray | None:
-        """Return the action (A,) of a tick, None while there is none.
+        """Return the action (A,) of a tick, None if there is none yet.
 
         Args:
-            motion: of the commands so far.
+            tick: number of the tick.
+            motion: motion of the commands so far.
         """
 
     def command_sent(self, tick: int, command: np.ndarray) -> None:
-        """Take note of the command (A,) that was sent at a tick."""
+        """Receive the command (A,) of a tick."""
         return
 
     def hold_reason(self, tick: int) -> str:
-        """Return why the robot should be held from this tick on; "" if it should not."""
+        """Return why the robot must be held from this tick on; "" if it need not."""
         return ""
 
 
 class RecordedActions(ActionSource):
-    """Recorded actions (n, A), one each tick, whatever is observed."""
+    """Recorded actions (n, A), one for each tick, independent of the observations."""
 
     def __init__(self, actions: np.ndarray, dt: float, worker: InferenceWorker) -> None:
         super().__init__(dt, worker)

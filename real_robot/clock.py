@@ -9,19 +9,19 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A clock that never runs backwards."""
+    """A clock whose time never decreases."""
 
     def now(self) -> float:
-        """Return the seconds since an arbitrary moment."""
+        """Return the time in seconds since an arbitrary fixed moment (clock seconds)."""
         ...
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:
-        """Return at a moment (clock seconds), or as soon as ``wake`` is set."""
+        """Wait until a moment (clock seconds), or until ``wake`` is set."""
         ...
 
 
 class MonotonicClock:
-    """The clock of the machine: `time.monotonic`, the same for all of its processes."""
+    """The machine's `time.monotonic`, which all of its processes share."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -33,9 +33,9 @@ class MonotonicClock:
 
 
 class SimulatedClock:
-    """A clock that only moves in `wait_until`; scheduled events happen at their own time.
+    """A clock that advances only in `wait_until`, and runs scheduled events at their times.
 
-    An hour of control then takes as long as its computations, and is the same every time.
+    A simulated hour of control takes only the time of its computations and is reproducible.
     """
 
     def __init__(self, start: float = 0.0) -> None:

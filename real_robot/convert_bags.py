@@ -2,10 +2,10 @@
 
     python -m ebt_policy.real_robot.convert_bags robot=ros2_push_t bag=BAG output=STORE
 
-Reads the topics that the robot's configuration observes and commands, at the robot's rate. Bags are
-MCAP or SQLite, read by `rosbags`; no ROS is needed. ``bag=`` may be repeated. A bag becomes an
-episode, or several: it is cut where an observed topic is silent for longer than ``max_gap_s``.
-Message times are the times of recording.
+The conversion samples the observed and commanded topics of the robot's configuration at the robot's
+rate. Bags are MCAP or SQLite files. `rosbags` reads them, so ROS is not needed. ``bag=`` may be
+repeated. A bag becomes one episode, or several: it is cut where an observed topic has no message
+for longer than ``max_gap_s``. The time of a message is its time of recording.
 """
 
 from __future__ import annotations
@@ -35,26 +35,31 @@ from ebt_policy.real_robot.robots import Robot
 console = Console()
 logger = logging.getLogger(__name__)
 
-COMMAND = "command "  # the name of no observed topic
+COMMAND = "command "  # The space keeps it distinct from the name of an observed topic.
 MAX_GAP_S = 1.0
-Times = dict[str, np.ndarray]  # name of a topic, or COMMAND -> s of its messages, ascending
+Times = dict[str, np.ndarray]  # name of an observed topic, or COMMAND -> ascending times, s
 
 
 def read_bag(bag: Path, robot: Robot, max_gap_s: float = MAX_GAP_S) -> list[dict[str, np.ndarray]]:
-    """Return the episodes of a bag.
+    """Read the episodes of a bag.
 
-    At each tick, the newest messages until then are the observation, and the newest command until
-    the next tick is the action. An episode begins with the first tick that has all of them, and
-    ends with the last command. Where an observed topic is silent for longer than `max_gap_s`,
-    because it failed or the clock was set, one episode ends and the next begins, with a warning.
+    The observation of a tick consists of the newest messages until the tick. Its action is the
+    newest command before the next tick. An episode begins with the first tick that has all of them,
+    and ends with the last command. The episode is cut, with a warning, where an observed topic has
+    no message for longer than `max_gap_s`, because it failed or the clock was set.
+
+    Args:
+        bag: path of the bag.
+        robot: robot with the driver ros2, whose topics and rate are used.
+        max_gap_s: longest allowed gap between messages of an observed topic, s.
 
     Returns:
-        For each episode of n ticks: "action" (n, A), "position" (n, A), and with a first dimension
-        n the values of `RosTopics.observation_values`.
+        For each episode of n ticks: "action" (n, A), "position" (n, A), and the values of
+        `RosTopics.observation_values` with a first dimension n.
 
     Raises:
-        ConfigError: there is no bag; a topic is missing or has messages of another type; messages
-            do not fit the configuration; or there is no time at which all of them were there.
+        ConfigError: the bag does not exist or cannot be read; a topic is missing or has messages of
+            another type; messages do not fit the configuration; or there is no episode.
     """
     topics = _topics_of(robot)
     messages = _read_messages(bag, topics)
@@ -85,10 +90,10 @@ def read_bag(bag: Path, robot: Robot, max_gap_s: float = MAX_GAP_S) -> list[dict
 
 
 def _topics_of(robot: Robot) -> RosTopics:
-    """Return the topics of a robot whose bags can be converted."""
+    """Return the topics of a robot, and check that its bags can be converted."""
     topics = parse_topics(robot.driver)
     if topics is None:
-        raise ConfigError(f"robot={robot.name} has no topics; give a robot with the driver ros2.")
+        raise ConfigError(f"robot={robot.name} has no topics; use a robot with the driver ros2.")
     if topics.commanded.type == "TwistStamped":
         raise ConfigError(
             f"robot={robot.name} is commanded by velocities (TwistStamped); bags can be converted "
@@ -98,15 +103,19 @@ def _topics_of(robot: Robot) -> RosTopics:
 
 
 def _index_before(times: np.ndarray, now: float, side: Literal["left", "right"]) -> int:
-    """Return the index of the last of ascending times before `now`; "right" includes `now`."""
+    """Return the index of the last of the ascending times before `now`; "right" includes `now`."""
     return int(np.searchsorted(times, now, side=side)) - 1
 
 
 def _read_messages(bag: Path, topics: RosTopics) -> dict[str, list[tuple[float, Any]]]:
-    """Return name of a topic, or COMMAND -> its messages as (s, message), in order of time.
+    """Read all messages of the configured topics.
+
+    Returns:
+        Name of an observed topic, or COMMAND -> its messages as (time in s, message), sorted by
+        time.
 
     Raises:
-        ConfigError: a topic has no messages, or some of another type; or the bag is damaged.
+        ConfigError: a topic has no messages or messages of another type, or the bag is damaged.
     """
     try:
         from rosbags.rosbag2 import Reader
@@ -121,7 +130,7 @@ def _read_messages(bag: Path, topics: RosTopics) -> dict[str, list[tuple[float, 
     }
     types = {t.topic: f"{MESSAGE_PACKAGES[t.type]}/msg/{t.type}" for t in sources.values()}
     messages: dict[str, list[tuple[float, Any]]] = {topic: [] for topic in types}
-    # Not from the definitions in the bag: rosbags may not understand those of other topics.
+    # The definitions in the bag are not used, because rosbags may fail on those of other topics.
     store = get_typestore(Stores.LATEST)
     try:
         with Reader(bag) as reader:
@@ -131,21 +140,21 @@ def _read_messages(bag: Path, topics: RosTopics) -> dict[str, list[tuple[float, 
                 message_type, expected = connection.msgtype, types[connection.topic]
                 if message_type != expected:
                     raise ConfigError(
-                        f"{bag} has messages of type {message_type} on {connection.topic}, the "
-                        f"robot's configuration reads {expected}."
+                        f"{bag} has messages of type {message_type} on {connection.topic}, but the "
+                        f"robot's configuration expects {expected}."
                     )
                 if connection.digest not in ("", store.hash_rihs01(message_type)):
                     raise ConfigError(
                         f"{bag} has messages on {connection.topic} whose definition of "
-                        f"{message_type} is not that of ROS 2."
+                        f"{message_type} differs from the one in ROS 2."
                     )
-            # Without connections, rosbags would read all messages.
+            # With an empty list of connections, rosbags would read all messages.
             for connection, nanoseconds, raw in reader.messages(connections) if connections else ():
                 message = store.deserialize_cdr(raw, connection.msgtype)
                 messages[connection.topic].append((nanoseconds * 1e-9, message))
     except ConfigError:
         raise
-    except Exception as error:  # those of rosbags and its dependencies share no base
+    except Exception as error:  # The errors of rosbags and its dependencies have no common base.
         raise ConfigError(f"{bag} cannot be read ({reason(error)}).") from error
     if silent := [topic for topic, rows in messages.items() if not rows]:
         raise ConfigError(
@@ -158,7 +167,7 @@ def _read_messages(bag: Path, topics: RosTopics) -> dict[str, list[tuple[float, 
 def _find_spans(
     bag: Path, topics: RosTopics, times: Times, max_gap_s: float
 ) -> list[tuple[float, float]]:
-    """Return the spans (start, end), s, in which all topics are known, up to the last command."""
+    """Return the spans (start, end), s, of the episodes: all topics have a message and no gap."""
     gaps = []
     for name, topic in topics.observed.items():
         stamps = np.append(times[name], max(times[name][-1], times[COMMAND][-1]))
@@ -193,8 +202,13 @@ def convert(
 ) -> Episodes:
     """Convert bags to one episode store, and return its episodes.
 
+    Args:
+        bags: paths of the bags.
+        robot, max_gap_s: see `read_bag`.
+        output: path of the store.
+
     Raises:
-        ConfigError: some bags cannot be read; the message has the errors of the first few.
+        ConfigError: some bags cannot be read; the message lists the first errors.
         EpisodeError: the output cannot be written.
     """
     _topics_of(robot)

@@ -1,4 +1,4 @@
-"""The terminal's view of a run: a live dashboard, and a line for each stop."""
+"""Terminal output during a run: a live dashboard, and a line for each hold or stop."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 class Dashboard:
-    """A view of state, rate, lateness, latency, energy and clamped ticks; an observer of ticks.
+    """A panel with state, rate, lateness, latency, energy and clamped ticks; an observer of ticks.
 
     Args:
-        title: of the panel.
-        window: how many of the newest ticks the numbers cover.
+        title: title of the panel.
+        window: number of the newest ticks from which the statistics are computed.
     """
 
     def __init__(self, title: str, window: int = 100) -> None:
@@ -77,7 +77,7 @@ class Dashboard:
 
 
 def sparkline(values: list[float]) -> str:
-    """Return values as bars between their lowest and highest, such as ``▁▄█``."""
+    """Return the values as bars, scaled to their range, such as ``▁▄█``."""
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(BARS[min(int((v - low) / span * len(BARS)), len(BARS) - 1)] for v in values)
@@ -90,7 +90,7 @@ def _format_percentiles(seconds: list[float]) -> str:
 
 @contextmanager
 def live_dashboard(dashboard: Dashboard, console: Console, live: bool) -> Iterator[Any]:
-    """Draw the dashboard four times a second in its own thread, if there is a terminal."""
+    """Draw the dashboard four times per second in its own thread, if there is a terminal."""
     if not (live and console.is_terminal):
         yield
         return
@@ -102,13 +102,14 @@ def live_dashboard(dashboard: Dashboard, console: Console, live: bool) -> Iterat
 def announce_changes(
     supervisor: Supervisor, console: Console, remedies: dict[State, str]
 ) -> Iterator[None]:
-    """Print a line whenever the robot is held or stopped, or a person lets it continue.
+    """Print a line whenever the robot is held or stopped, or a person resumes it.
 
-    A thread of its own prints: a terminal that is slow, or paused, must not delay the loop.
+    The lines are printed by a separate thread, so that a slow or paused terminal does not delay the
+    loop.
 
     Args:
-        remedies: what a person can do about a state. States other than those of `STATE_WORDS` are
-            printed only if they are in it.
+        remedies: state -> what a person can do in it. A state that is not in `STATE_WORDS` is
+            printed only if it is in here.
     """
     ended, num_printed = threading.Event(), max(len(supervisor.changes) - 1, 1)
 
@@ -136,7 +137,7 @@ def announce_changes(
 
 
 def _format_change(before: StateChange, change: StateChange, remedies: dict[State, str]) -> str:
-    """Return the line for a change of state; "" if nobody needs to know of it."""
+    """Return the line for a change of state; "" if it is not printed."""
     remedy = f" ({remedies[change.state]})" if change.state in remedies else ""
     label, colour = STATE_WORDS.get(change.state, str(change.state)), COLOURS[change.state]
     if change.state in STATE_WORDS or remedy:

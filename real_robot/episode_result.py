@@ -1,4 +1,4 @@
-"""What happened in an episode, and its summary for tables."""
+"""The result of an episode, and its summary for tables."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class EpisodeResult:
     """The result of an episode.
 
     Attributes:
-        seed: of a simulated robot.
-        score, success: of a simulated robot, otherwise None.
+        seed: seed of a simulated robot and of the policy's noise.
+        score, success: best reward, and whether the task was solved; None for a real robot.
         seconds: duration.
-        ticks: all of its ticks.
+        ticks: all ticks of the episode.
         overruns, ticks_without_plan: see `ControlLoop`.
-        latencies: of its predictions, s.
-        plan_inconsistencies: of its plans, where they were measured; see `Plan`.
-        transition_jumps, transition_second_differences: lengths, in units of the action; see
-            `ChunkTransition`.
-        second_difference: mean length of the second differences of the commands at all other ticks,
-            for comparison; None without any.
-        ended: the state at the end, and its reason.
-        stops: each time the robot was held or stopped.
-        acknowledged: whether a person let the robot continue, or re-armed it, after the episode.
-        kept: whether it counts, and its recording stays.
+        latencies: latencies of the predictions, s.
+        plan_inconsistencies: measured inconsistencies of the plans, see `Plan`.
+        transition_jumps, transition_second_differences: norms of the values of each
+            `ChunkTransition`, in units of the action.
+        second_difference: mean norm of the second differences of the commands at all other ticks,
+            for comparison; None if there are none.
+        ended: state at the end, and its reason.
+        stops: changes of state by which the robot was held or stopped.
+        acknowledged: whether a person resumed or re-armed the robot after the episode.
+        kept: whether the episode counts and its recording is kept.
     """
 
     seed: int
@@ -54,11 +54,11 @@ class EpisodeResult:
 
     @property
     def completed(self) -> bool:
-        """Whether it ended by itself or by a person's key, neither held nor stopped."""
+        """Whether the robot was neither held nor stopped at the end."""
         return self.ended[0] not in STOPPED
 
     def summary(self) -> dict[str, Any]:
-        """Return numbers for a table; times in ms unless they are named seconds."""
+        """Return the values for tables by name; times are in ms, except "seconds"."""
         span = self.ticks[-1].began - self.ticks[0].began
         return {
             "seed": self.seed,
@@ -83,20 +83,21 @@ class EpisodeResult:
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:
-    """Return the mean, None of an empty sequence."""
+    """Return the mean of the values, None if there are none."""
     return float(np.mean(values)) if values else None
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float] | None:
-    """Return percentiles of times (s) in ms, None of an empty sequence."""
+    """Return the percentiles of times in s, converted to ms; None if there are none."""
     return percentiles([1e3 * s for s in seconds]) if seconds else None
 
 
 def mean_second_difference(ticks: Sequence[Tick], excluded: set[int]) -> float | None:
-    """Return the mean length of the second differences of the sent commands; None without any.
+    """Return the mean norm of the second differences of the sent commands; None if there are none.
 
     Args:
-        excluded: numbers of ticks to leave out.
+        ticks: ticks of an episode.
+        excluded: numbers of the ticks to exclude.
     """
     sent = {tick.number: tick.command for tick in ticks if tick.sent and tick.command is not None}
     lengths = [

@@ -1,4 +1,4 @@
-"""A robot, a source of actions and the loop between them, episode after episode."""
+"""Execution of episodes: a robot, an action source and the control loop between them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,22 @@ FIRST_OBSERVATION_S = 10.0
 
 
 def tick_seconds(robot: Robot, speed: float) -> float:
-    """Return the seconds from tick to tick; at half speed the same motion takes twice the time."""
+    """Return the time from tick to tick, s.
+
+    Args:
+        robot: the robot, with its control rate.
+        speed: speed of the motion relative to the demonstrations, in (0, 1].
+
+    Raises:
+        ConfigError: the speed is outside its range.
+    """
     if not 0 < speed <= 1:
         raise ConfigError(f"speed must be in (0, 1], got {speed}.")
     return 1 / (robot.rate_hz * speed)
 
 
 def observation_shapes(policy: Policy) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of what a policy reads of an observation."""
+    """Return name -> shape of each value of an observation that a policy reads."""
     cameras = policy.shape.cameras or {}
     return {"obs": (policy.shape.obs_dim,)} | {name: (*size, 3) for name, size in cameras.items()}
 
@@ -41,12 +49,15 @@ class EpisodeRunner:
     """A runner of episodes on one robot.
 
     Args:
-        robot, driver, source, clock: what runs.
-        shapes: name -> shape of each value that the driver must give, see `observation_shapes`.
+        robot: description of the robot, with its limits and timeouts.
+        driver: driver of the robot; `prepare` connects it.
+        source: source of the action of each tick.
+        clock: clock of all parts of the run.
+        shapes: name -> shape of each value that the driver must observe, see `observation_shapes`.
         active: whether commands are sent.
-        record: an episode store to record into, see `Recorder`.
-        observers: called with every tick.
-        watchdog: whether another thread stops the robot when the loop hangs.
+        record: episode store to record into, see `Recorder`.
+        observers: functions that are called with every tick.
+        watchdog: whether another thread stops the robot if the loop hangs.
 
     Raises:
         ConfigError: a tick is longer than a timeout of the robot.
@@ -101,11 +112,14 @@ class EpisodeRunner:
                 self.loop.fault(str(error))
 
     def prepare(self) -> Observation:
-        """Connect, observe and warm up; only then is the robot READY.
+        """Connect, observe and warm up, then set the state READY.
+
+        Returns:
+            The first valid observation.
 
         Raises:
             DriverError, PolicyError, RecordError: a part of the run is not ready.
-            ConfigError: the robot does not observe what the policy reads.
+            ConfigError: the robot does not observe all values that the policy reads.
         """
         self.driver.connect()
         if self.loop.active:
@@ -121,16 +135,17 @@ class EpisodeRunner:
 
     @property
     def _max_ticks(self) -> int:
-        """Ticks of the longest episode; a recording in place of a robot ends by itself."""
+        """The number of ticks of the longest episode."""
         if (seconds := self.driver.seconds) is not None:
             return int(seconds / self.source.dt + 1e-6) + 1
         return round(self.robot.episode_s * self.robot.rate_hz)
 
     def first_observation(self) -> Observation:
-        """Wait for an observation that the policy can read.
+        """Wait for an observation that the policy can read, at most `FIRST_OBSERVATION_S`.
 
         Raises:
-            ConfigError: none came.
+            ConfigError: there was no such observation.
+            DriverError: the robot cannot be reached.
         """
         reader = ObservationReader(self.driver, self.loop.shapes, len(self.robot.action))
         end = self.clock.now() + FIRST_OBSERVATION_S
@@ -139,9 +154,9 @@ class EpisodeRunner:
             if reader.newest is not None:
                 return reader.newest
             if self.clock.now() >= end:
-                reason = reader.rejection or "nothing was measured"
+                reason = reader.rejection or "no observation arrived"
                 raise ConfigError(
-                    f"{self.robot.name} gave no observation that the policy can read within "
+                    f"robot={self.robot.name} had no observation that the policy can read within "
                     f"{FIRST_OBSERVATION_S:g} s: {reason}."
                 )
             self.clock.wait_until(self.clock.now() + 0.05)
@@ -153,18 +168,19 @@ class EpisodeRunner:
         should_quit: Callable[[], bool] = lambda: False,
         should_keep: Callable[[EpisodeResult], bool] = lambda result: True,
     ) -> EpisodeResult:
-        """Run until the task is solved, the time is over, a fault, or `should_quit`.
+        """Run until the task is solved, the time is over, a fault occurs or `should_quit` is True.
 
-        The robot starts by itself, unless its configuration wants a person to start it. A recording
-        stays if `should_keep` returns True, and always when the program is interrupted. A robot
-        that is held or stopped at the end stays in that state until the next episode, or until it
-        is re-armed.
+        The episode starts at once, or by a person if ``robot.confirm`` is set. A robot that is held
+        at the end stays held until the next episode. A stopped one must be re-armed.
 
         Args:
-            seed: of a simulated robot, and of the policy's noise.
+            seed: seed of a simulated robot and of the policy's noise.
+            should_quit: whether the episode must end now; called at every tick.
+            should_keep: whether the recording of the finished episode is kept. An interrupted
+                episode is always kept.
         """
         result = EpisodeResult(seed)
-        if self.supervisor.state in (State.RUNNING, State.HOLD):  # of the episode before
+        if self.supervisor.state in (State.RUNNING, State.HOLD):  # left by the previous episode
             self._make_ready("a new episode")
         num_changes = len(self.supervisor.changes)
         num_latencies = len(self.source.latencies)
@@ -201,7 +217,7 @@ class EpisodeRunner:
 
     def _is_done(self, tick: Tick, result: EpisodeResult, should_quit: Callable[[], bool]) -> bool:
         """Add a tick to the result, and return whether it was the last."""
-        if tick.state is State.READY:  # a person has yet to start it
+        if tick.state is State.READY:  # A person has not started the episode yet.
             return should_quit()
         result.ticks.append(tick)
         plan = self.source.plan
@@ -212,7 +228,7 @@ class EpisodeRunner:
         return solved or timed_out or tick.state is State.FAULT or should_quit()
 
     def _complete(self, result: EpisodeResult) -> None:
-        """Fill in what is known once the loop has ended."""
+        """Add the values that are known after the end of the loop."""
         if result.ticks:
             result.seconds = self.clock.now() - result.ticks[0].due
         if isinstance(self.driver, SimulatedDriver):
@@ -244,5 +260,5 @@ class EpisodeRunner:
         self.supervisor.transition(State.READY, "checked before")
 
     def close(self) -> None:
-        """Disconnect from the robot, which is held."""
+        """Disconnect from the robot, which holds its position."""
         self.driver.close()

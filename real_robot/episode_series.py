@@ -1,4 +1,4 @@
-"""The episodes of a run: when the next one may begin, which are kept, and the exit code."""
+"""The episodes of a run: whether the next one may begin, which are kept, and the exit code."""
 
 from __future__ import annotations
 
@@ -29,15 +29,13 @@ class EpisodeSeries:
     """The episodes of a run.
 
     Args:
-        runner: runs each episode.
-        options: of the run.
-        output: folder of the videos.
-        operator: the person beside the robot.
-        has_keys: whether the person can press keys.
-
-    Attributes:
-        results: of the episodes so far.
-        extras: optional outputs, with the reasons why they failed.
+        runner: runner of each episode.
+        options: options of the run.
+        output: folder of the results, for the videos.
+        operator: requests of the person at the terminal.
+        has_keys: whether there is a terminal at which a person can press keys.
+        results: results of the episodes so far.
+        extras: optional outputs, whose failures are reported at the end.
     """
 
     runner: EpisodeRunner
@@ -49,7 +47,7 @@ class EpisodeSeries:
     extras: list[BestEffort] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run episodes until enough are kept, a person quits, or no other may begin."""
+        """Run episodes until enough are kept, a person quits, or the next one may not begin."""
         for seed in itertools.count(self.options.seed):
             result = self._run_episode(seed)
             if self._has_quit() or not self._may_continue(result):
@@ -80,11 +78,11 @@ class EpisodeSeries:
         return source if isinstance(source, TeleopSource) else None
 
     def _has_quit(self) -> bool:
-        """Return whether a person ends the run."""
+        """Return whether a person has ended the run."""
         return self.operator.quit.is_set() or (self._teleop is not None and self._teleop.quit)
 
     def _should_end(self) -> bool:
-        """Return whether a person ends the episode."""
+        """Return whether a person has ended the episode."""
         return self._has_quit() or (self._teleop is not None and self._teleop.keep is not None)
 
     def _should_keep(self, result: EpisodeResult) -> bool:
@@ -96,21 +94,23 @@ class EpisodeSeries:
         return result.completed and successful
 
     def _may_continue(self, result: EpisodeResult) -> bool:
-        """Return whether another episode may begin; wait for the operator if necessary."""
+        """Return whether another episode may begin, after waiting for the operator if necessary."""
         if result.completed:
             return True
         if self.has_keys:
             result.acknowledged = self._wait_for_operator()
             return result.acknowledged
-        # Nobody can inspect the robot. A simulated robot that was only held starts again.
+        # Without a terminal, only a simulated robot that was held may start again.
         held = self.runner.supervisor.state is State.HOLD
         return held and result.kept and isinstance(self.runner.driver, SimulatedDriver)
 
     def _wait_for_operator(self) -> bool:
-        """Wait until a person resumes a held robot, or re-arms a stopped one that passes checks.
+        """Wait until a person resumes a held robot or re-arms a stopped one.
+
+        A re-armed robot must also pass the checks of `EpisodeRunner.prepare`.
 
         Returns:
-            False if the person quits.
+            False if the person quits instead.
         """
         runner, supervisor = self.runner, self.runner.supervisor
         while not self.operator.quit.is_set():
@@ -131,9 +131,8 @@ class EpisodeSeries:
 def exit_code(results: Sequence[EpisodeResult]) -> int:
     """Return the exit code of a run with these episodes.
 
-    `FAULTED` after an episode that ended in a fault or an emergency stop, otherwise `HELD` after an
-    episode at whose end the robot was held, otherwise 0. Episodes that a person has acknowledged do
-    not count.
+    It is `FAULTED` if an episode ended in a fault or an emergency stop. Otherwise it is `HELD` if
+    an episode ended with the robot held, else 0. Acknowledged episodes do not count.
     """
     ends = {result.ended[0] for result in results if not result.acknowledged}
     return FAULTED if State.FAULT in ends else HELD if State.HOLD in ends else 0

@@ -6,20 +6,20 @@ from ebt_policy.errors import UserError
 
 
 class SafetyError(UserError, ValueError):
-    """A robot that must not move. The message says what to do."""
+    """Error for a robot that must not move. The message explains what to do."""
 
 
 class DriverError(UserError, RuntimeError):
-    """A robot that cannot be reached any more. The message says what was lost."""
+    """Error for a robot that cannot be reached. The message names the missing connection."""
 
 
 class PolicyError(UserError, RuntimeError):
-    """A policy that failed, or that predicted something other than a chunk of actions."""
+    """Error for a policy that failed or did not predict a valid chunk of actions."""
 
 
 class RecordError(UserError, OSError):
-    """A recording that cannot be written. The journal keeps what was recorded until then."""
+    """Error for a recording that cannot be written. The journal keeps all earlier ticks."""
 
 
 class MessageError(UserError, ValueError):
-    """A message that does not fit the configuration and is rejected."""
+    """Error for a ROS 2 message that does not fit the configuration and is rejected."""

@@ -1,4 +1,4 @@
-"""The section ``execution`` of a run: how the chunks of a policy are executed."""
+"""The section ``execution`` of a run: when chunks are predicted and how they are executed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ MODES = ("blocking", "async", "rtc")
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """How chunks are executed.
+    """The options of the execution of chunks.
 
     Args:
-        mode: "blocking": the next chunk is predicted when the last one has been executed, and the
-            robot stands meanwhile. "async": the next chunk is predicted before that, and takes over
+        mode: "blocking": the next chunk is predicted after the last one has been executed, and the
+            robot waits for it. "async": the next chunk is predicted during execution and takes over
             as soon as it arrives. "rtc": as "async", and the prediction is conditioned on the
-            actions that are executed meanwhile (real-time chunking, Black et al. 2025; here as a
-            frozen prefix of the descent).
+            actions that are executed during inference. This is real-time chunking (Black et al.
+            2025), implemented as a frozen prefix of the descent.
         warm: whether the descent of an energy policy starts from the last chunk.
-        deadline_s: time limit of a prediction; an energy policy returns its best chunk by then.
-        max_wait_fraction: the fraction of a tick for which a command waits for its prediction.
-        max_plan_inconsistency: hold the robot when the energy of the rest of the last plan exceeds
-            that of the new plan by more than this, in nats. Infinity only measures the difference;
-            None does not measure it. For energy policies.
+        deadline_s: time limit of a prediction, s. The descent of an energy policy ends before a
+            step that would exceed it. Other policies ignore it.
+        max_wait_fraction: longest time that a tick without a plan waits for a prediction, as a
+            fraction of a tick.
+        max_plan_inconsistency: for energy policies; the plan inconsistency (nats) above which the
+            robot is held. It is the energy of the rest of the last plan minus the energy of the new
+            plan. Infinity only measures it; None does not measure it.
+
+    Raises:
+        ConfigError: an option is invalid.
     """
 
     mode: Literal["blocking", "async", "rtc"] = "rtc"

@@ -1,4 +1,4 @@
-"""Predictions beside the control loop: in a thread, or simulated on a simulated clock."""
+"""Execution of predictions outside the control loop: in a thread, or on a simulated clock."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class JobResult:
     """The outcome of a job.
 
     Attributes:
-        value: what the job returned, None if it raised.
-        error: what the job raised.
-        seconds: how long the job took.
+        value: return value of the job, None if it raised an exception.
+        error: exception that the job raised, or None.
+        seconds: duration of the job.
     """
 
     value: Any
@@ -31,7 +31,7 @@ class InferenceWorker(ABC):
     """An executor of one job at a time.
 
     Attributes:
-        started_at: clock seconds at which the current job was submitted, None without a job.
+        started_at: time at which the current job was submitted, clock seconds; None without a job.
     """
 
     started_at: float | None = None
@@ -42,11 +42,11 @@ class InferenceWorker(ABC):
 
     @abstractmethod
     def take_result(self) -> JobResult | None:
-        """Return the result of the current job once it has ended, and forget the job."""
+        """Return the result of the current job and forget the job; None if it has not ended."""
 
     @abstractmethod
     def wait(self, deadline: float) -> None:
-        """Return as soon as the current job has ended, at the latest at ``deadline`` (clock s)."""
+        """Wait until the current job has ended, at most until ``deadline`` (clock seconds)."""
 
     @abstractmethod
     def abandon(self) -> None:
@@ -54,7 +54,7 @@ class InferenceWorker(ABC):
 
 
 class ThreadWorker(InferenceWorker):
-    """A thread of this process. A thread that hangs is abandoned and replaced by a new one."""
+    """A thread of this process. `abandon` replaces a thread that hangs by a new one."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class ThreadWorker(InferenceWorker):
             start = self._clock.now()
             try:
                 result = JobResult(job(), None, self._clock.now() - start)
-            except Exception as error:  # the planner raises it in the loop's thread
+            except Exception as error:  # The planner raises it in the thread of the loop.
                 result = JobResult(None, error, self._clock.now() - start)
             if ended is self._ended:
                 self._result = result
@@ -104,11 +104,11 @@ class ThreadWorker(InferenceWorker):
 
 
 class SimulatedWorker(InferenceWorker):
-    """Jobs of a simulated duration, on a clock that stands still while they compute.
+    """A worker whose jobs have a simulated duration; the clock does not advance while they compute.
 
     Args:
-        clock: the loop's.
-        delay: returns the seconds that the next job takes; infinite for one that hangs.
+        clock: clock of the control loop.
+        delay: returns the duration of the next job, s; infinity simulates a job that hangs.
     """
 
     def __init__(self, clock: SimulatedClock, delay: Callable[[], float]) -> None:
@@ -123,7 +123,7 @@ class SimulatedWorker(InferenceWorker):
         self._ends_at = self.started_at + seconds
         try:
             self._result = JobResult(job(), None, seconds)
-        except Exception as error:  # as in a thread
+        except Exception as error:  # The planner raises it, as with `ThreadWorker`.
             self._result = JobResult(None, error, seconds)
 
     def take_result(self) -> JobResult | None:

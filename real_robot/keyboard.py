@@ -1,4 +1,4 @@
-"""The operator beside the robot: keys of the terminal, Ctrl-C and signals."""
+"""The operator of the robot: keys of the terminal, Ctrl-C and signals."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Operator:
-    """The requests of a person.
+    """The requests of the operator.
 
     Attributes:
-        quit: set by q, a signal or a closed terminal: the run ends, and the robot is held.
+        quit: event that ends the run; set by the key q, a signal or a closed terminal.
     """
 
     def __init__(self, supervisor: Supervisor, estop: EStop) -> None:
@@ -29,7 +29,7 @@ class Operator:
         self.quit = threading.Event()
 
     def press_key(self, pressed: str) -> None:
-        """React to a key of `KEYS`; ignore others."""
+        """React to a key of `KEYS`, and ignore other keys."""
         if pressed == " ":
             self._estop.press("space bar")
         elif pressed == "h":
@@ -38,9 +38,8 @@ class Operator:
             self._supervisor.transition(State.RUNNING, "resumed by a person")
         elif pressed == "s" and self._supervisor.state is State.READY:
             self._supervisor.transition(State.RUNNING, "started by a person")
-        elif (
-            pressed == "a" and self._supervisor.rearm()
-        ):  # a stop that the loop has not seen yet stays
+        elif pressed == "a" and self._supervisor.rearm():
+            # A stop that the loop has not handled yet is not released, because rearm() fails.
             self._estop.release()
         elif pressed == "q":
             self.quit.set()
@@ -55,11 +54,11 @@ class Operator:
 def listen_to_operator(operator: Operator) -> Iterator[bool]:
     """React to keys and signals while this context is open.
 
-    Ctrl-C, SIGTERM and a closed terminal are the emergency stop and end the run. A second Ctrl-C or
-    SIGTERM ends the program at once.
+    Ctrl-C, SIGTERM and a closed terminal press the emergency stop and end the run. A second Ctrl-C
+    or SIGTERM ends the program at once.
 
     Yields:
-        Whether there is a terminal for keys.
+        Whether there is a terminal at which keys can be pressed.
     """
 
     def stop(number: int, _frame: object) -> None:
@@ -97,7 +96,7 @@ def _read_keys(operator: Operator) -> Iterator[None]:
                 pressed = os.read(terminal, 1)
             except OSError:
                 pressed = b""
-            if not pressed:  # nobody could stop the robot by a key any more
+            if not pressed:  # The robot can no longer be stopped with a key.
                 operator.stop_and_quit("the terminal was closed")
                 return
             operator.press_key(pressed.decode(errors="ignore"))
@@ -110,5 +109,5 @@ def _read_keys(operator: Operator) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(termios.error):  # one that was closed
+        with contextlib.suppress(termios.error):  # The terminal may be closed.
             termios.tcsetattr(terminal, termios.TCSADRAIN, saved)

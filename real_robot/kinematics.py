@@ -1,4 +1,4 @@
-"""Forward kinematics of an arm, for limits in space of actions that are joint positions."""
+"""Forward kinematics of an arm, for workspace limits of robots with joint-position actions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def tool_kinematics(
     """Return a function from joint positions (A,), rad or m, to the position of a site (3,), m.
 
     Args:
-        model: path of a MuJoCo XML or a URDF file.
-        site: name of a site of the model (in a URDF, of a body).
+        model: path of a MuJoCo XML or URDF file.
+        site: name of a site of the model, or of a body (a URDF has no sites).
         joints: names of joints of the model, in the order of the action.
 
     Raises:
-        SafetyError: MuJoCo is not installed, the file cannot be read, or a name is not in it.
+        SafetyError: MuJoCo is not installed, the file does not exist, or a name is not in it.
     """
     try:
         mujoco: Any = importlib.import_module("mujoco")
@@ -32,14 +32,16 @@ def tool_kinematics(
             "robot.limits: workspace.model needs MuJoCo: pip install 'ebt_policy[robomimic]'."
         ) from error
     if not Path(model).is_file():
-        raise SafetyError(f"robot.limits: workspace.model: there is no file {model}.")
+        raise SafetyError(f"robot.limits: workspace.model={model} does not exist.")
     arm = mujoco.MjModel.from_xml_path(str(model))
     data = mujoco.MjData(arm)
     joint_addresses = []
     for name in joints:
         index = mujoco.mj_name2id(arm, mujoco.mjtObj.mjOBJ_JOINT, name)
         if index < 0:
-            raise SafetyError(f"robot.limits: workspace.model: {model} has no joint {name}.")
+            raise SafetyError(
+                f"robot.limits: workspace.model={model} has no joint {name} (from robot.action)."
+            )
         joint_addresses.append(int(arm.jnt_qposadr[index]))
     indices = {
         "site_xpos": mujoco.mj_name2id(arm, mujoco.mjtObj.mjOBJ_SITE, site),
@@ -47,7 +49,7 @@ def tool_kinematics(
     }
     positions, index = next(((key, i) for key, i in indices.items() if i >= 0), ("", -1))
     if index < 0:
-        raise SafetyError(f"robot.limits: workspace.site: {model} has no site or body {site}.")
+        raise SafetyError(f"robot.limits: workspace.model={model} has no site or body {site}.")
 
     def tool_position(command: np.ndarray) -> np.ndarray:
         data.qpos[joint_addresses] = command

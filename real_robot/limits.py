@@ -1,4 +1,4 @@
-"""The limits of a robot: what a configuration must say before the robot may move."""
+"""The limits of a robot, which a configuration must define before the robot may move."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT_NAMES = ("position", "velocity", "acceleration", "max_tracking_error", "wo
 
 @dataclass(frozen=True)
 class Workspace:
-    """A box that the tool stays in, for actions that are not themselves positions in space.
+    """A box in which the tool must stay, for actions that are not positions in space.
 
     Args:
         low, high: (3,) corners of the box, m.
@@ -38,17 +38,20 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits that all commands keep. None of them has a default.
+    """The limits of all commands, in the units of the action. None of them has a default.
 
     Args:
-        names: names of the A numbers of an action.
-        low, high: (A,) position.
-        velocity: (A,) units/s.
-        acceleration: (A,) units/s^2.
-        max_tracking_error: (A,) the largest distance between a command and the measured position;
-            infinite for numbers that nothing measures.
-        workspace: the box of the tool, if the action is not itself a position in space; otherwise
-            None, and the box is part of low and high.
+        names: names of the A entries of an action.
+        low, high: (A,) range of the position.
+        velocity: (A,) largest speed, units/s.
+        acceleration: (A,) largest acceleration, units/s^2.
+        max_tracking_error: (A,) largest distance between a command and the measured position;
+            infinite for entries that are not measured.
+        workspace: the box of the tool, if an action is not a position in space. Otherwise None,
+            and the box is part of low and high.
+
+    Raises:
+        SafetyError: a limit has another shape, is not finite or is empty.
     """
 
     names: tuple[str, ...]
@@ -70,18 +73,23 @@ class Limits:
             if name != "max_tracking_error" and not np.isfinite(value).all():
                 raise SafetyError(f"robot.limits: {name} must be finite, got {value.tolist()}.")
         if not (self.low < self.high).all():
-            raise SafetyError("robot.limits: every low must be below its high.")
+            raise SafetyError(
+                "robot.limits: every low must be below its high, within position and workspace, "
+                f"got low {self.low.tolist()} and high {self.high.tolist()}."
+            )
         for name in ("velocity", "acceleration", "max_tracking_error"):
             if not (getattr(self, name) > 0).all():
-                raise SafetyError(f"robot.limits: {name} must be positive.")
+                raise SafetyError(
+                    f"robot.limits: {name} must be positive, got {getattr(self, name).tolist()}."
+                )
 
     def bounds(self, device: torch.device | str = "cpu") -> Bounds:
-        """Return the limits that hold along a chunk, on a device."""
+        """Return the limits that `limit_chunks` applies, as tensors on a device."""
         return Bounds(*(torch.from_numpy(getattr(self, n)).to(device) for n in Bounds._fields))
 
 
 class Bounds(NamedTuple):
-    """The limits of `Limits` as tensors of double precision, for `limit_chunks`."""
+    """Four limits of `Limits` as float64 tensors, for `limit_chunks`."""
 
     low: Tensor
     high: Tensor
@@ -90,17 +98,21 @@ class Bounds(NamedTuple):
 
 
 def parse_limits(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
-    """Parse the section ``robot.limits``: one number for all, or one for each name.
+    """Parse the section ``robot.limits``: one value for all entries, or one for each name.
 
         position: [[low, high], ...]
         velocity: 1.0
         acceleration: 8.0
-        max_tracking_error: 0.1  # null for what nothing measures
+        max_tracking_error: 0.1  # null for entries that are not measured
         workspace: {x: [low, high], ...}
 
-    The entries of ``workspace`` are the numbers of the action that are positions in space (m or
-    px). Joint-space robots give ``{model: arm.xml, site: tool, box: [[low, high], x3]}``, with
-    joints named as in that MuJoCo model.
+    ``workspace`` has the entries of the action that are positions in space (m or px). A joint-space
+    robot has ``{model: arm.xml, site: tool, box: [[low, high], x3]}`` instead, and its names are
+    joints of that MuJoCo model.
+
+    Args:
+        section: name of a limit -> its value.
+        names: names of the A entries of an action.
 
     Raises:
         SafetyError: a limit is missing (all are mandatory) or has another form.
@@ -126,7 +138,7 @@ def parse_limits(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
     box, workspace = section["workspace"], None
     if not isinstance(box, Mapping):
         raise SafetyError(
-            f"robot.limits: workspace must be a section, x: [low, high], ...; got {box}."
+            f"robot.limits: workspace must be a section like x: [low, high], got {box}."
         )
     if "model" in box:
         workspace = _parse_tool_workspace(box, names)
@@ -153,10 +165,10 @@ def _parse_tool_workspace(section: Mapping[str, Any], names: Sequence[str]) -> W
 def _intersect_workspace(
     low: np.ndarray, high: np.ndarray, box: Mapping[str, Any], names: Sequence[str]
 ) -> None:
-    """Narrow the position limits (A,) in place to a box over some numbers of the action."""
+    """Narrow the position limits (A,) in place to a box of some entries of the action."""
     if unknown := sorted(set(box) - set(names)):
         raise SafetyError(
-            f"robot.limits: workspace has {unknown[0]}, which is no number of the action "
+            f"robot.limits: workspace has {unknown[0]}, which is not an entry of robot.action "
             f"({', '.join(names)})."
         )
     for name, sides in box.items():
@@ -168,7 +180,7 @@ def _intersect_workspace(
 def _parse_box(value: Any, dimensions: int, name: str) -> np.ndarray:
     """Parse the sides [low, high] of a box, (dimensions, 2).
 
-    They must be finite: NaN would pass every comparison unnoticed.
+    They must be finite, because comparisons with NaN would not detect a violation.
     """
     box = _parse_numbers(value, (dimensions, 2), name)
     if not np.isfinite(box).all() or not (box[:, 0] < box[:, 1]).all():
@@ -179,7 +191,7 @@ def _parse_box(value: Any, dimensions: int, name: str) -> np.ndarray:
 
 
 def _parse_numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Parse numbers of a shape, or of one row for all; null is infinite."""
+    """Parse numbers of a shape, or one row that is repeated; null becomes infinity."""
 
     def null_to_infinity(entry: Any) -> Any:
         if isinstance(entry, Sequence) and not isinstance(entry, str):

@@ -1,9 +1,8 @@
 """The control loop: at every tick observe, plan, limit, send, record.
 
-Ticks are due at fixed times of a monotonic clock. Every failure ends in one of two states
-(`supervisor.State`): HOLD, in which the robot is slowed down by commands within its limits and
-held, and may continue; or FAULT, in which its driver stops it, and nothing is sent until a person
-re-arms it.
+Ticks are due at fixed times of a monotonic clock. Every failure leads to one of two states
+(`supervisor.State`). In HOLD, commands within the limits slow the robot down and hold it; it may
+continue. In FAULT, the driver stops the robot, and no command is sent until a person re-arms it.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from ebt_policy.real_robot.watchdogs import LoopWatchdog, WatchdogTimeouts
 
 @dataclass
 class Tick:
-    """What happened at a tick.
+    """The record of one tick.
 
     Attributes:
-        number: counts the ticks of the loop from 0.
-        due: when it was due, clock seconds.
-        late: how much later it began, s.
-        state: of the supervisor, at its end.
-        observation: the newest valid one, None before the first.
-        desired: (A,) the action of the action source, None without a plan.
-        command: (A,) the allowed command, None if there was none.
+        number: index of the tick; skipped ticks count, too.
+        due: time at which the tick was due, clock seconds.
+        late: delay of its beginning, s.
+        state: state of the supervisor at the end of the tick.
+        observation: newest valid observation, None before the first.
+        desired: (A,) action of the action source, None without a plan.
+        command: (A,) allowed command, None if there was none.
         sent: whether the command was sent.
-        clamped: (A,) bool, which numbers of the command differ from the desired ones.
+        clamped: (A,) bool, entries of the command that differ from the desired action.
     """
 
     number: int
@@ -52,7 +51,7 @@ class Tick:
 
     @property
     def began(self) -> float:
-        """When the tick began, clock seconds."""
+        """The time at which the tick began, clock seconds."""
         return self.due + self.late
 
     @property
@@ -63,23 +62,23 @@ class Tick:
 
 @dataclass
 class ControlLoop:
-    """The loop that moves a robot as an action source says.
+    """The loop that executes the actions of an action source on a robot.
 
     Args:
-        driver: of the robot, connected.
-        source: of the action of each tick.
-        limits, timeouts: of the robot.
-        supervisor: of this run; it must be READY to run.
+        driver: connected driver of the robot.
+        source: source of the action of each tick.
+        limits, timeouts: limits and timeouts of the robot.
+        supervisor: supervisor of this run. Actions are executed only in the state RUNNING.
         estop: the emergency stop.
-        clock: of everything here.
-        shapes: name -> shape of what the policy reads, see `ObservationReader`.
-        active: whether commands are sent; otherwise, everything else happens (shadow mode).
-        observers: called with every `Tick`, after its command was sent.
-        watchdog: stops the robot when the loop hangs.
+        clock: clock of all parts of the run.
+        shapes: name -> shape of each value that the policy reads, see `ObservationReader`.
+        active: whether commands are sent; False is the shadow mode.
+        observers: functions that are called with every `Tick`, after its command was sent.
+        watchdog: watchdog that stops the robot if the loop hangs.
 
     Attributes:
-        overruns: ticks that were skipped because one before took too long.
-        ticks_without_plan: ticks of a running robot without a plan.
+        overruns: number of ticks that were skipped because an earlier tick took too long.
+        ticks_without_plan: number of ticks at which the robot was running without a plan.
     """
 
     driver: Driver
@@ -96,12 +95,15 @@ class ControlLoop:
     overruns: int = 0
     ticks_without_plan: int = 0
     _consecutive_clamped: int = field(default=0, init=False)
-    _motion: Motion | None = field(default=None, init=False)  # of sent commands, None if stopped
-    _needs_restart: bool = field(default=True, init=False)  # held since the last plan
+    _motion: Motion | None = field(default=None, init=False)  # of the commands, None if stopped
+    _needs_restart: bool = field(default=True, init=False)  # whether the last plan is outdated
     _last_command_at: float = field(default=-np.inf, init=False)
 
     def run(self, is_done: Callable[[Tick], bool]) -> None:
-        """Tick until `is_done` returns True for a tick. The robot is stopped then, in any case."""
+        """Run ticks until `is_done` returns True for a tick, then stop the robot.
+
+        The robot is also stopped after an error.
+        """
         self.reader = ObservationReader(self.driver, self.shapes, len(self.limits.names))
         self._motion, self._needs_restart, self._consecutive_clamped = None, True, 0
         dt, start, number, done = self.source.dt, self.clock.now(), 0, False
@@ -121,7 +123,8 @@ class ControlLoop:
                     skipped = int(late / dt) + (late % dt > 0.5 * dt)
                     self.overruns += skipped
                     number += skipped
-                    if skipped and self._motion is not None:  # the robot has come to rest since
+                    # The robot has come to rest during the skipped ticks.
+                    if skipped and self._motion is not None:
                         self._motion = Motion.at_rest(self._motion.position)
                 if not done and not self.estop.pressed.is_set():
                     self.clock.wait_until(start + number * dt, self.estop.pressed)
@@ -135,7 +138,7 @@ class ControlLoop:
                 self.watchdog.suspend()
 
     def fault(self, reason: str) -> None:
-        """Stop the robot now, until a person re-arms it; from any thread."""
+        """Stop the robot now, until a person re-arms it. May be called from any thread."""
         self.driver.stop()
         self.supervisor.transition(State.FAULT, reason)
 
@@ -145,7 +148,8 @@ class ControlLoop:
             tick.observation = self.reader.newest
             self._check_timeouts(tick)
             if self.clock.now() - self._last_command_at > self.timeouts.command_s:
-                self._motion, self._needs_restart = None, True  # the driver has held the robot
+                # The driver has held the robot since then.
+                self._motion, self._needs_restart = None, True
             if self.supervisor.state is State.RUNNING:
                 self._plan(tick)
             elif self.supervisor.state is State.HOLD and self._motion is not None:
@@ -156,13 +160,13 @@ class ControlLoop:
             self._send(tick)
         except (DriverError, PolicyError) as error:
             self.fault(str(error))
-        except SafetyError as error:  # there is no command that may be sent
+        except SafetyError as error:  # No command is allowed.
             self.driver.stop()
             self._motion = None
             self.supervisor.transition(State.HOLD, str(error))
 
     def _check_timeouts(self, tick: Tick) -> None:
-        """Hold or stop the robot if an observation or a prediction is overdue."""
+        """Hold the robot if an observation or prediction is overdue; fault on an emergency stop."""
         if self.estop.pressed.is_set():
             self.fault(f"emergency stop: {self.estop.reason}")
         if self.supervisor.state is not State.RUNNING:
@@ -182,13 +186,14 @@ class ControlLoop:
             self.supervisor.transition(State.HOLD, reason)
 
     def _plan(self, tick: Tick) -> None:
-        """Set the command of a tick of a running robot."""
+        """Set the desired action and the command of a tick at which the robot is running."""
         assert tick.observation is not None
         position = tick.observation.position
         if self._needs_restart:
             self.source.restart()
             self._needs_restart = False
-        if self._motion is None or not self.active:  # else commands continue from the last one
+        # Otherwise commands continue from the last one.
+        if self._motion is None or not self.active:
             self._motion = Motion.at_rest(position)
         self.source.observe(tick.observation.values)
         tick.desired = self.source.action(tick.number, self._motion)
@@ -215,7 +220,7 @@ class ControlLoop:
     def _send(self, tick: Tick) -> None:
         if tick.command is None or self._motion is None:
             return
-        if self.estop.pressed.is_set():  # pressed while this tick was computed
+        if self.estop.pressed.is_set():  # The stop was pressed during this tick.
             tick.command = None
             self.fault(f"emergency stop: {self.estop.reason}")
             return

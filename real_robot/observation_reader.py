@@ -1,4 +1,4 @@
-"""Reading of observations: only those that are valid and in order count."""
+"""Reading of observations; invalid ones and those out of order are rejected."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class ObservationReader:
     """A reader of the newest valid observation of a robot.
 
     Args:
-        driver: of the robot.
+        driver: driver of the robot.
         shapes: name -> shape of each value that the policy reads.
-        action_dim: A.
+        action_dim: A, the number of entries of an action.
 
     Attributes:
-        newest: the newest valid observation, None before the first.
-        rejection: why the last observation was rejected, "" if it was not.
+        newest: newest valid observation, None before the first.
+        rejection: why the last observation was rejected, "" if it was accepted.
     """
 
     def __init__(self, driver: Driver, shapes: dict[str, tuple[int, ...]], action_dim: int) -> None:
@@ -26,7 +26,7 @@ class ObservationReader:
         self.rejection = ""
 
     def read(self) -> None:
-        """Read the driver's observation; reject one that is invalid or older than the newest.
+        """Read the driver's observation, and reject it if it is invalid or older than the newest.
 
         Raises:
             DriverError: the robot cannot be reached.
@@ -51,5 +51,5 @@ class ObservationReader:
             if not np.isfinite(values[name]).all():
                 return f"the observation's {name} has NaN or infinity"
         if self.newest is not None and observation.stamp < self.newest.stamp:
-            return "an observation came out of order"
+            return "an observation arrived out of order"
         return ""

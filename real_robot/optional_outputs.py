@@ -1,4 +1,4 @@
-"""Optional outputs of a run: a video or a Rerun recording that fails stops nothing."""
+"""Optional outputs of a run: a failing video or Rerun recording does not stop the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ebt_policy.real_robot.loop import Tick
 
 
 class TickWriter(Protocol):
-    """An observer of ticks that writes a file, which is complete once it is closed."""
+    """An observer of ticks that writes a file. The file is complete after `close`."""
 
     def __call__(self, tick: Tick) -> None: ...
 
@@ -22,12 +22,12 @@ class TickWriter(Protocol):
 
 
 class TickVideo:
-    """A video with a frame for each tick.
+    """A video with one frame for each tick.
 
     Args:
-        path: of the MP4 file.
+        path: path of the MP4 file.
         fps: frames per second.
-        frame: returns the current frame (H, W, 3) uint8.
+        frame: function that returns the current frame, (H, W, 3) uint8.
     """
 
     def __init__(self, path: Path, fps: float, frame: Callable[[], np.ndarray]) -> None:
@@ -40,20 +40,20 @@ class TickVideo:
         self._add(self._frame())
 
     def close(self) -> None:
-        # An episode that a person quit before it began has no video.
+        # An episode that ended before its first tick has no frames, which is not an error.
         with suppress(*(() if self._frames else (ValueError,))):
             self._file.close()
 
 
 class BestEffort:
-    """An output that is dropped when it fails.
+    """An output that is ignored after its first failure.
 
     Args:
-        option: that asked for it, for the message.
-        make: opens it.
+        option: name of the option that requested the output, for the message.
+        make: function that opens the output.
 
     Attributes:
-        failure: the message of the first failure, "" if there was none.
+        failure: message of the first failure, "" if there was none.
     """
 
     def __init__(self, option: str, make: Callable[[], TickWriter]) -> None:
@@ -67,7 +67,7 @@ class BestEffort:
             self._try(lambda: output(tick))
 
     def close(self) -> None:
-        """Complete the file, once."""
+        """Complete the file. Further calls have no effect."""
         output, self._output = self._output, None
         if output is not None:
             self._try(output.close)
@@ -75,5 +75,5 @@ class BestEffort:
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:  # of any library: the robot is more important
+        except Exception as error:  # An error of any library must not stop the robot.
             self.failure = self.failure or f"{self._option}=: incomplete output ({error})"

@@ -1,8 +1,7 @@
-"""A policy as a source of actions: chunks are predicted while the last one is executed.
+"""A policy as an action source: the next chunk is predicted while the last one is executed.
 
-Ticks are counted, and tick k is due at a fixed time. So every action of a chunk has an absolute
-target time, and of a late chunk only the actions whose time is over are dropped. T, To, Ta, A as in
-`Policy`.
+Tick k is due at a fixed time, so every action of a chunk has an absolute target time. A late chunk
+loses only the actions whose ticks are over. T, To, Ta and A are as in `Policy`.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ from ebt_policy.real_robot.limits import Limits
 from ebt_policy.real_robot.safety import ChunkProjection, Motion
 
 WARM_UP_PREDICTIONS = 6
-WARM_UP_TIMEOUT_S = 300.0  # compiling takes a minute or two
-# The next prediction is expected to take as long as the slowest of this many before.
+WARM_UP_TIMEOUT_S = 300.0  # Compilation takes a minute or two.
+# The expected latency of a prediction is the longest of this number of latest predictions.
 LATENCY_WINDOW = 10
-Prediction = tuple[Chunk, float | None]  # a chunk and its inconsistency, see `Plan`
+Prediction = tuple[Chunk, float | None]  # a chunk and its plan inconsistency, see `Plan`
 
 
 class Planner(ActionSource):
-    """A scheduler of predictions, with the action of each tick.
+    """An action source that schedules the predictions of a policy.
 
     Args:
-        policy: of any kind.
-        limits: which predicted chunks keep.
-        dt: seconds from tick to tick.
-        worker: where predictions run.
-        clock: the loop's.
+        policy: any policy.
+        limits: limits of the robot, which are also constraints of the predicted chunks.
+        dt: time from tick to tick, s.
+        worker: worker that runs the predictions.
+        clock: clock of the control loop.
         execution: see `ExecutionOptions`.
 
     Raises:
@@ -64,8 +63,8 @@ class Planner(ActionSource):
         action_dim = policy.shape.action_dim
         if action_dim != len(limits.names):
             raise ConfigError(
-                f"the policy has {action_dim} numbers in an action, the robot "
-                f"{len(limits.names)} ({', '.join(limits.names)})."
+                f"the policy's actions have {action_dim} entries, but the robot's have "
+                f"{len(limits.names)} ({', '.join(limits.names)}); use another checkpoint or robot."
             )
         if execution.max_plan_inconsistency is not None and not isinstance(policy, EnergyPolicy):
             raise ConfigError(
@@ -78,58 +77,59 @@ class Planner(ActionSource):
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Prepare for an episode, whose noise depends on its seed alone."""
+        """Prepare for an episode. The noise of its predictions depends on the seed alone."""
         self._generator = torch.Generator().manual_seed(noise_seed(seed))
         self.transitions = []
         self.restart()
 
     def restart(self) -> None:
-        """Forget all observations and plans: the robot stands and will move on from there."""
+        """Forget all observations and plans, because the robot was stopped or held."""
         self.worker.abandon()
         n_obs_steps = self.policy.shape.n_obs_steps
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
         self._sent: dict[int, np.ndarray] = {}
         self.plan = None
-        self._requested_at = 0  # the tick of the last request
-        self._num_committed = 0  # actions that were committed from that tick on
-        self._standing_ticks = 0  # ticks without an action since then
+        self._requested_at = 0  # tick of the last request of a prediction
+        self._num_committed = 0  # number of actions that were committed from that tick on
+        self._standing_ticks = 0  # number of ticks without an action since that tick
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
-        """Predict with real shapes before the robot may move: the first calls are slow.
+        """Predict with real shapes before the robot may move, because the first calls are slow.
 
         Args:
-            values, position: of an `Observation`.
+            values, position: attributes of an `Observation`.
 
         Raises:
-            PolicyError: the policy fails.
+            PolicyError: the policy fails or does not answer.
         """
         self.reset(0)
         self.observe(values)
         self._sent = {-1: position}
-        for i in range(WARM_UP_PREDICTIONS):  # with and without committed actions
-            # Compiled programs differ by whether there is a last plan to start the descent from.
+        for i in range(WARM_UP_PREDICTIONS):  # alternately without and with committed actions
+            # There are separate compiled programs for a descent with and without a warm start.
             if i == 1 and self.execution.warm:
                 last = np.tile(position, (self.policy.shape.horizon, 1))
                 self.plan = Plan(0, last, 0, energy=None, steps=0, seconds=0.0)
             self.worker.submit(self._job(0, Motion.at_rest(position), num_committed=i % 2))
             self.worker.wait(self._clock.now() + WARM_UP_TIMEOUT_S)
             if (result := self.worker.take_result()) is None:
-                raise PolicyError(f"the policy did not answer within {WARM_UP_TIMEOUT_S} s.")
+                raise PolicyError(f"the policy did not answer within {WARM_UP_TIMEOUT_S:g} s.")
             self._check_prediction(result)
             self.latencies.append(result.seconds)
         self.latencies = self.latencies[-2:]
         self.reset(0)
 
     def observe(self, values: dict[str, np.ndarray]) -> None:
-        """Take the observation of a tick; the first one fills the missing past."""
+        """Add the observation of a tick to the history; the first one is repeated as the past."""
         for _ in range(1 if self._history else self._history.maxlen or 1):
             self._history.append(values)
 
     def action(self, tick: int, motion: Motion) -> np.ndarray | None:
-        """Return the action (A,) of a tick, None while there is none.
+        """Return the action (A,) of a tick, None if there is none yet.
 
         Args:
-            motion: of the commands so far.
+            tick: number of the tick.
+            motion: motion of the commands so far.
 
         Raises:
             PolicyError: the policy failed.
@@ -145,7 +145,7 @@ class Planner(ActionSource):
         return action
 
     def command_sent(self, tick: int, command: np.ndarray) -> None:
-        """Take note of the command (A,) of a tick, from which the next chunk continues."""
+        """Store the command (A,) of a tick, from which the next chunk continues."""
         self._sent[tick] = command
         self._sent.pop(tick - 2 * self.policy.shape.horizon, None)
         if self.transitions and self.transitions[-1].tick == tick:
@@ -154,7 +154,7 @@ class Planner(ActionSource):
             self.transitions[-1] = replace(self.transitions[-1], second_difference=difference)
 
     def hold_reason(self, tick: int) -> str:
-        """Return why the plan that starts at this tick is too inconsistent with the last one."""
+        """Return why the robot must be held (plan inconsistency); "" if it need not."""
         limit, plan = self.execution.max_plan_inconsistency, self.plan
         if limit is None or plan is None or plan.inconsistency is None or plan.start != tick:
             return ""
@@ -166,7 +166,10 @@ class Planner(ActionSource):
         )
 
     def _planned_action(self, tick: int) -> np.ndarray | None:
-        """Return the action of a tick, None if there is none or a blocking robot has to stand."""
+        """Return the action of a tick in the plan, None if there is none.
+
+        A blocking robot executes only the first Ta actions of a plan.
+        """
         plan, blocking = self.plan, self.execution.mode == "blocking"
         if plan is None or (blocking and tick >= plan.start + self.policy.shape.n_action_steps):
             return None
@@ -174,7 +177,7 @@ class Planner(ActionSource):
 
     @property
     def _expected_delay(self) -> int:
-        """The ticks that the next prediction is expected to take."""
+        """The expected duration of the next prediction, in ticks."""
         if self.execution.mode == "blocking":
             return 0
         longest = max(self.latencies[-LATENCY_WINDOW:], default=0.0)
@@ -199,15 +202,21 @@ class Planner(ActionSource):
         self.worker.submit(self._job(tick, motion, num_committed))
 
     def _job(self, tick: int, motion: Motion, num_committed: int) -> Callable[[], Prediction]:
-        """Return a prediction as a function without arguments; its inputs are copied now."""
+        """Return a prediction as a function without arguments; its inputs are copied now.
+
+        Args:
+            tick: tick of the newest observation.
+            motion: motion of the commands before this tick.
+            num_committed: number of actions that are committed from this tick on.
+        """
         shape = self.policy.shape
-        first_tick = tick - (shape.n_obs_steps - 1)  # of the chunk, which begins in the past
+        first_tick = tick - (shape.n_obs_steps - 1)  # The chunk begins at the oldest observation.
         obs = batch_observations([EnvSpec.stack_history([*self._history])])
         committed = (
             self._executed_actions(first_tick, tick + num_committed) if num_committed else []
         )
         prefix = None
-        first = shape.n_obs_steps - 1  # index of the first action that may still be chosen
+        first = shape.n_obs_steps - 1  # index of the first action that is not fixed
         if self.execution.mode == "rtc" and committed:
             prefix = _as_batch(committed)
             first = len(committed)
@@ -215,7 +224,7 @@ class Planner(ActionSource):
             motion = Motion(committed[-1], travel)
         execution = self.execution
         measures_inconsistency = execution.max_plan_inconsistency is not None
-        last_chunk, num_known = None, 0  # the last plan over the ticks of this chunk
+        last_chunk, num_known = None, 0  # the last plan at the ticks of this chunk
         if (execution.warm or measures_inconsistency) and self.plan is not None and num_committed:
             last_actions = self._executed_actions(first_tick, first_tick + shape.horizon)
             num_known = len(last_actions)
@@ -238,7 +247,8 @@ class Planner(ActionSource):
             if not measures_inconsistency or last_chunk is None:
                 return chunk, None
             assert isinstance(policy, EnergyPolicy)
-            # Energies are comparable for one observation: the rest of the last plan and the new.
+            # Energies are comparable only for the same observation, so the new one is used for
+            # both plans. The last plan ends earlier and is completed with the new actions.
             known_actions = last_chunk[:, :num_known].to(chunk.actions)
             last_candidate = torch.cat([known_actions, chunk.actions[:, num_known:]], dim=1)
             candidates = torch.stack([last_candidate, chunk.actions], dim=1)
@@ -248,9 +258,10 @@ class Planner(ActionSource):
         return predict
 
     def _executed_actions(self, start: int, stop: int) -> list[np.ndarray]:
-        """Return the actions that were and will be executed at ticks, as far as they are known.
+        """Return the executed and planned actions of the ticks from `start` to `stop` - 1.
 
-        Ticks before the first command have that command's action.
+        The list ends before the first tick without an action. If `start` has none because it is
+        before the first command, it gets the action of that command.
         """
         actions: list[np.ndarray] = []
         for tick in range(start, stop):
@@ -264,18 +275,18 @@ class Planner(ActionSource):
         return actions
 
     def _collect(self, tick: int) -> None:
-        """Make the next plan of a prediction that has ended."""
+        """Make a new plan from a prediction that has ended, if there is one."""
         if (result := self.worker.take_result()) is None:
             return
         chunk, inconsistency = self._check_prediction(result)
         self.latencies.append(result.seconds)
         actions = chunk.actions[0].double().cpu().numpy()[self.policy.shape.n_obs_steps - 1 :]
         start = tick
-        if self.execution.mode == "rtc":  # the committed actions stay; the new chunk follows them
+        if self.execution.mode == "rtc":  # The new plan starts after the committed actions.
             start = max(tick, self._requested_at + self._num_committed)
         last_action = None if self.plan is None else self.plan.action_at(start)
         self.plan = Plan(
-            # Of a late chunk, only the actions that were executed meanwhile are dropped.
+            # Ticks at which the robot waited without an action do not cost actions of the chunk.
             first=self._requested_at + self._standing_ticks,
             actions=actions,
             start=start,
@@ -293,7 +304,7 @@ class Planner(ActionSource):
         """Return the prediction of a job.
 
         Raises:
-            PolicyError: it failed, or its chunk has another shape or is not finite.
+            PolicyError: the policy failed, or its chunk has another shape or is not finite.
         """
         if (error := result.error) is not None:
             raise PolicyError(f"the policy failed ({type(error).__name__}: {error}).") from error
@@ -301,12 +312,14 @@ class Planner(ActionSource):
         shape = tuple(chunk.actions.shape)
         expected = (1, self.policy.shape.horizon, self.policy.shape.action_dim)
         if shape != expected:
-            raise PolicyError(f"the policy predicted the shape {shape} instead of {expected}.")
+            raise PolicyError(
+                f"the policy predicted a chunk of shape {shape} instead of {expected}."
+            )
         if not bool(chunk.actions.isfinite().all()):
             raise PolicyError("the policy predicted NaN or infinity.")
         return chunk, inconsistency
 
 
 def _as_batch(actions: list[np.ndarray]) -> torch.Tensor:
-    """Return actions, n of (A,), as a batch of one (1, n, A) in single precision."""
+    """Return n actions (A,) as a batch (1, n, A) in float32."""
     return torch.tensor(np.stack(actions), dtype=torch.float32).unsqueeze(0)

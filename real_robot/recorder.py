@@ -1,8 +1,8 @@
-"""Recording of observations and commands into an episode store, safe against a kill.
+"""Recording of observations and commands into an episode store; a kill loses at most one tick.
 
-While an episode runs, each tick is one write to a journal. Whatever ends the program, the journal
-has all ticks until then. At the end of the episode, or when the recorder is opened again after a
-kill or a full disk, the journal becomes an episode of the store, which training reads.
+During an episode, each tick is one write to a journal. If the program ends for any reason, the
+journal has all earlier ticks. At the end of the episode, the journal becomes an episode of the
+store, which training reads. After a kill or a full disk, the next episode or recorder does this.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ STATES = list(State)
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a recording. Their names are a file format: older recordings have the same.
+    """The columns of a recording. Their names are part of the file format and must not change.
 
-    "wanted" is the desired action, "action" the command that was allowed, "surprise" the
-    inconsistency of a plan (see `Plan`), and "mode" the index of the state in `STATES`.
+    "wanted" is the desired action, "action" the allowed command, "surprise" the inconsistency of
+    the plan (see `Plan`), and "mode" the index of the state in `STATES`.
 
     Args:
         values: name -> type and shape of each observed value.
-        names: of the A numbers of an action.
+        names: names of the A entries of an action.
         rate_hz: ticks per second.
-        robot: its name.
+        robot: name of the robot.
     """
 
     values: dict[str, tuple[str, tuple[int, ...]]]
@@ -54,13 +54,13 @@ class Layout:
     def from_values(
         cls, values: Mapping[str, np.ndarray], names: Sequence[str], rate_hz: float, robot: str
     ) -> Layout:
-        """Return the layout of recordings of a robot with such observed values."""
+        """Return the layout for a robot that observes values like these, name -> array."""
         columns = {name: (value.dtype.str, value.shape) for name, value in values.items()}
         return cls(columns, tuple(names), rate_hz, robot)
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of a row."""
+        """The structured type of a row."""
         width = (len(self.names),)
         rows: list[tuple] = [(name, *kind) for name, kind in self.values.items()]
         rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
@@ -85,19 +85,19 @@ class Layout:
 
 
 class Recorder:
-    """A recorder of episodes into a store (a folder). Opening it completes what a kill left.
+    """A recorder of episodes into a store (a folder). Opening it recovers an interrupted episode.
 
     Args:
-        store: a new folder, or a store that was recorded from the same kind of robot.
-        layout: of the rows.
-        max_ticks: ticks of the longest episode, for which the disk must have space.
+        store: new folder, or a store with the same columns.
+        layout: columns of the recording.
+        max_ticks: number of ticks of the longest episode, for which the disk must have space.
 
     Attributes:
-        recovered: ticks of an interrupted episode that were recovered, 0 if there was none.
+        recovered: number of recovered ticks of an interrupted episode, 0 if there was none.
 
     Raises:
-        ConfigError: the folder is something else, or holds rows of another robot, or the disk has
-            no space for an episode.
+        ConfigError: the folder is not an episode store or has other columns, or the disk has no
+            space for an episode.
         RecordError: the interrupted episode cannot be written.
     """
 
@@ -122,11 +122,11 @@ class Recorder:
         self._check_space()
 
     def begin(self) -> None:
-        """Start an episode, before anything moves.
+        """Start an episode, before the robot moves.
 
         Raises:
-            ConfigError: the disk has no space for it.
-            RecordError: it cannot be written.
+            ConfigError: the disk has no space for an episode.
+            RecordError: the journal cannot be written.
         """
         assert self._file is None
         self._failure = None
@@ -138,10 +138,10 @@ class Recorder:
         self._write(self._header())
 
     def add(self, tick: Tick, plan: Plan | None) -> None:
-        """Record a tick at which the policy moves the robot; skip others.
+        """Record a tick in the state RUNNING; skip other ticks.
 
         Raises:
-            RecordError: it cannot be written. Nothing more is recorded of this episode.
+            RecordError: the tick cannot be written. Later ticks of this episode are not recorded.
         """
         if self._file is None or tick.observation is None or tick.state is not State.RUNNING:
             return
@@ -162,11 +162,11 @@ class Recorder:
         self._write(row.tobytes())
 
     def end(self) -> int:
-        """End the episode, and return how many of its ticks were recorded.
+        """End the episode, and return the number of its ticks in the store.
 
         Raises:
-            RecordError: not all of it could be written. The journal stays for `begin`, or for the
-                next recorder.
+            RecordError: the episode could not be written completely. `begin` or the next recorder
+                recovers its journal.
         """
         if self._failure is not None:
             raise self._failure
@@ -180,7 +180,7 @@ class Recorder:
             return self._store_journal()
 
     def discard(self) -> None:
-        """Drop the current episode, unless it could not be written to its end."""
+        """Delete the current episode. The journal of an episode with a write error stays."""
         if self._file is not None:
             self._close()
             self._journal.unlink(missing_ok=True)
@@ -191,14 +191,14 @@ class Recorder:
         check_free_space(folder, self._required_bytes, "record")
 
     def _recover(self) -> int:
-        """Add an interrupted episode to the store, and return how many ticks it has."""
+        """Add an interrupted episode to the store, and return the number of its ticks."""
         with self._wrap_errors():
             return self._store_journal() if self._journal.exists() else 0
 
     def _write(self, content: bytes) -> None:
-        """Append to the journal in one write, so that a kill leaves complete rows.
+        """Append to the journal in one write, so that a kill leaves only complete rows.
 
-        If a full disk takes only a part, the journal is cut after the last complete row.
+        If a full disk accepts only a part, the journal is cut after the last complete row.
         """
         assert self._file is not None
         try:
@@ -219,7 +219,7 @@ class Recorder:
 
     @contextmanager
     def _wrap_errors(self) -> Iterator[None]:
-        """Turn errors of the disk into a `RecordError`."""
+        """Convert write errors to a `RecordError`."""
         try:
             yield
         except (OSError, EpisodeError) as error:
@@ -230,11 +230,11 @@ class Recorder:
         return (json.dumps(_as_lists(self.layout.dtype.descr)) + "\n").encode()
 
     def _store_journal(self) -> int:
-        """Add the journal to the store as an episode, and return how many ticks it has."""
+        """Add the journal to the store as an episode, and return the number of its ticks."""
         rows = self._journal_rows()
         if len(rows):
             arrays = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
-            if not np.isfinite(arrays["energy"]).all():  # of policies that have none
+            if not np.isfinite(arrays["energy"]).all():  # The policy has no energy.
                 arrays["energy"] = np.zeros(len(rows))
             arrays["wanted"] = np.where(np.isnan(rows["wanted"]), rows["action"], rows["wanted"])
             episode = Episodes(arrays, np.array([len(rows)]), self.layout.attributes())
@@ -246,13 +246,13 @@ class Recorder:
         return len(rows)
 
     def _journal_rows(self) -> np.ndarray:
-        """Return the rows of the journal at which the policy moved the robot."""
+        """Return the rows of the journal that have a command and the state RUNNING."""
         content = self._journal.read_bytes()
         header, newline, body = content.partition(b"\n")
         if newline and header + newline != self._header():
             raise ConfigError(
                 f"{self._journal} was recorded from another robot; move it away, or give another "
-                "folder than record={self.store}."
+                f"folder than record={self.store}."
             )
         dtype = self.layout.dtype
         rows = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype)
@@ -270,5 +270,5 @@ def _stored_shapes(store: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _as_lists(value: Any) -> Any:
-    """Return nested tuples as lists, as JSON has them."""
+    """Convert nested tuples to lists, because JSON has no tuples."""
     return [_as_lists(v) for v in value] if isinstance(value, list | tuple) else value

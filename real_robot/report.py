@@ -26,7 +26,11 @@ SHADES = {State.HOLD: "#f2c14e", State.FAULT: "#d64545"}
 
 
 def summarize(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Return numbers over all episodes, times in ms; score and success of simulated robots."""
+    """Return statistics of all episodes by name, times in ms.
+
+    Score and success are None for a robot that is not simulated. "each" has the summaries of the
+    episodes.
+    """
     rows = [episode.summary() for episode in episodes if episode.ticks]
     ticks = [tick for episode in episodes for tick in episode.ticks]
     latencies = [s for episode in episodes for s in episode.latencies]
@@ -59,7 +63,7 @@ def summarize(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
 
 
 def markdown_table(summary: dict[str, Any]) -> str:
-    """Return a summary as a Markdown table."""
+    """Format a summary (see `summarize`) as a Markdown table."""
 
     def format_percentiles(entry: dict[str, float] | None) -> str:
         if entry is None:
@@ -94,7 +98,12 @@ def markdown_table(summary: dict[str, Any]) -> str:
 
 @styled
 def timeline(episodes: Sequence[EpisodeResult], names: Sequence[str]) -> Figure:
-    """Draw commands, tick lateness and states of the first episode over time."""
+    """Draw commands, tick lateness and states of the first episode over time.
+
+    Args:
+        episodes: at least one episode.
+        names: names of the entries of a command.
+    """
     ticks = episodes[0].ticks
     start = ticks[0].due
     time = np.array([tick.due - start for tick in ticks])
@@ -131,15 +140,16 @@ def write_results(
     summary: dict[str, Any],
     command: str,
 ) -> None:
-    """Write the results into a folder, the numbers first.
+    """Write summary, table and timeline of a run into a folder, in this order.
 
     Args:
-        name, parameter_count: of the policy, or what else moved the robot.
+        output: folder of the results.
+        name, parameter_count: attributes of the action source, see `NamedSource`.
         summary: see `summarize`.
-        command: the command line of the run.
+        command: command line of the run.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the results cannot be written.
     """
     content = {
         "robot": robot.name,

@@ -1,4 +1,4 @@
-"""A Rerun recording of a run, which `rerun run.rrd` shows."""
+"""A Rerun recording of a run; `rerun run.rrd` shows it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RerunLog:
     """A log of commands, positions, energy, lateness, cameras and states; an observer of ticks.
 
     Args:
-        path: of the recording, ending in .rrd.
+        path: path of the recording, which ends in .rrd.
 
     Raises:
         ConfigError: rerun-sdk is not installed, or the file exists or cannot be created.
@@ -66,7 +66,7 @@ class RerunLog:
             stream.log("state", self._rerun.TextLog(reason))
 
     def close(self) -> None:
-        """Write the rest of the recording; remove one without ticks."""
+        """Write the rest of the recording, and delete it if it has no ticks."""
         self._stream.flush(timeout_sec=10.0)
         self._stream.disconnect()
         if not self._state:

@@ -1,4 +1,4 @@
-"""The section ``robot`` of a run: what a robot is, its limits and its driver."""
+"""The section ``robot`` of a run: description, limits, timeouts and driver of a robot."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Robot:
     """The description of a robot, from ``configs/robot``.
 
     Args:
-        name: of the robot.
-        driver: ``name`` is one of `ROBOT_DRIVERS`; the rest are its options.
-        rate_hz: ticks per second; the rate of the demonstrations.
-        episode_s: time limit of an episode.
-        action: names of the A numbers of an action.
+        name: name of the robot.
+        driver: ``name`` is one of `ROBOT_DRIVERS`; the other entries are options of the driver.
+        rate_hz: ticks per second, the rate of the demonstrations.
+        episode_s: time limit of an episode, s.
+        action: names of the A entries of an action.
         limits: see `parse_limits`.
         watch: see `WatchdogTimeouts`.
-        confirm: whether a person starts each episode.
+        confirm: whether a person starts each episode with a key.
 
     Raises:
-        ConfigError: an option is wrong.
-        SafetyError: a limit is missing or wrong; such a robot is not armed.
+        ConfigError: an option is invalid.
+        SafetyError: a limit is missing or invalid; such a robot is not armed.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Robot:
         for name in ("rate_hz", "episode_s"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ConfigError(f"robot.{name} must be positive and finite, got {value}.")
-        _ = self.safety, self.timeouts  # report errors in them before anything is loaded
+        _ = self.safety, self.timeouts  # Their errors are reported before anything is loaded.
 
     @cached_property
     def safety(self) -> Limits:
@@ -62,14 +62,14 @@ class Robot:
         return options(WatchdogTimeouts, self.watch, "robot.watch")
 
     def make_driver(self, clock: Clock, *, render: bool = False) -> Driver:
-        """Return the driver of the robot, not connected yet.
+        """Build the driver of the robot, without connecting to it.
 
         Args:
-            clock: the loop's.
+            clock: clock of the control loop.
             render: see `DriverContext`.
 
         Raises:
-            ConfigError: the driver is unknown, or an option of it is wrong.
+            ConfigError: the driver is unknown, or one of its options is invalid.
         """
         driver = ROBOT_DRIVERS.get(self.driver.get("name"))
         section = {key: value for key, value in self.driver.items() if key != "name"}
@@ -82,7 +82,8 @@ def load_robot(name: str, *overrides: str) -> Robot:
     """Load a robot of ``configs/robot`` by its name.
 
     Args:
-        overrides: as on the command line, such as ``robot.episode_s=10``.
+        name: name of the robot's file, such as ``sim_push_t``.
+        overrides: options as on the command line, such as ``robot.episode_s=10``.
 
     Raises:
         ConfigError: the robot or an override is unknown.

@@ -2,10 +2,11 @@
 
     python -m ebt_policy.real_robot.run robot=sim_push_t checkpoint=RUN
 
-Leaves ``summary.json``, ``table.md`` and ``timeline.svg`` in its output folder, the videos of
-simulated robots, and with ``record=`` an episode store for training. ``configs/run.yaml`` has all
-options and ``configs/robot/`` all robots; ``--module my_robot`` imports a driver of your own. Keys:
-see `keyboard`. Exit codes: see `episode_series.exit_code`.
+The output folder receives ``summary.json``, ``table.md``, ``timeline.svg`` and, with
+``video=true``, videos of a simulated robot. ``record=`` writes an episode store for training.
+``configs/run.yaml`` has all options, and ``configs/robot/`` all robots. ``--module my_robot``
+imports a driver of your own. See `keyboard` for the keys and `episode_series.exit_code` for the
+exit codes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
         Entry(
             "ebt-run",
             "run",
-            "Run a policy, a recording or a person's commands on a robot.",
+            "Run a policy, a recording or teleoperation on a robot.",
             (
                 "robot=sim_push_t checkpoint=runs/push_t/ebt-xs-seed0",
                 "robot=sim_push_t mode=teleop input=keyboard record=demos/mine",

@@ -1,4 +1,4 @@
-"""The options of a run, see ``configs/run.yaml``."""
+"""The options of a run; see ``configs/run.yaml``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RunMode(StrEnum):
 
     RUN: a policy moves the robot.
     SHADOW: as RUN, but no command is sent.
-    DRY_RUN: the robot is checked and the policy warmed up, nothing moves.
+    DRY_RUN: the robot is checked and the policy warmed up; the robot does not move.
     REPLAY: recorded actions move the robot.
     TELEOP: a person moves the robot.
     """
@@ -30,11 +30,11 @@ class RunMode(StrEnum):
 
 
 class KeepRule(StrEnum):
-    """The values of ``keep``: which episodes count and stay recorded.
+    """The values of ``keep``: which episodes count for ``episodes`` and stay recorded.
 
-    COMPLETED: those that did not end with the robot held or stopped.
-    SUCCESSFUL: of these, those in which a simulated robot solved its task.
-    ALL: all.
+    COMPLETED: episodes that did not end with the robot held or stopped.
+    SUCCESSFUL: completed episodes in which a simulated robot solved its task.
+    ALL: all episodes.
     """
 
     COMPLETED = "completed"
@@ -55,7 +55,7 @@ class RunOptions:
     """The options of a run; ``configs/run.yaml`` explains each.
 
     Raises:
-        ConfigError: an option is missing or wrong.
+        ConfigError: an option is missing or invalid.
     """
 
     checkpoint: str | None = None
@@ -89,7 +89,7 @@ class RunOptions:
 
     @property
     def source_name(self) -> str:
-        """What moves the robot, as the user named it."""
+        """The base name of the checkpoint or recording, or the teleoperation device."""
         sources = {RunMode.REPLAY: self.recording, RunMode.TELEOP: self.input}
         return Path(str(sources.get(RunMode(self.mode), self.checkpoint))).resolve().name
 

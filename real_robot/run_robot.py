@@ -1,4 +1,4 @@
-"""A whole run: connect, prepare, run episodes, write and show the results."""
+"""A complete run: connect, prepare, run episodes, write and print the results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from ebt_policy.real_robot.teleop import TeleopSource
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
-# The prediction's thread must yield the interpreter to the loop's, which wakes for its tick, at
-# once; by default that may take 5 ms.
+# The prediction thread must release the interpreter as soon as the control loop wakes for a tick.
+# With Python's default switch interval this takes up to 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 REMEDIES = {State.HOLD: "r resumes it, q quits", State.FAULT: "a re-arms it, q quits"}
 
@@ -42,11 +42,11 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
     """Run episodes on a robot, and return the exit code.
 
     Args:
-        command: the command line, for the results.
+        command: the command line, which is stored with the results.
 
     Raises:
-        ConfigError, CheckpointError, SafetyError, DriverError, PolicyError, RecordError: before
-            anything moves.
+        ConfigError, CheckpointError, SafetyError, DriverError, PolicyError, RecordError: the run
+            cannot start. These errors are raised before the robot moves.
     """
     clock = MonotonicClock()
     render = options.video or options.mode == RunMode.TELEOP
@@ -58,7 +58,7 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
             stack.enter_context(output_store(Path(options.record), "record"))
         stack.callback(driver.close)
         if options.mode == RunMode.TELEOP:
-            driver.connect()  # the window shows its scene
+            driver.connect()  # The teleoperation window shows the scene of the driver.
         source = build_source(robot, options, driver, clock)
         if isinstance(source.actions, TeleopSource):
             stack.callback(source.actions.close)
@@ -88,15 +88,17 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
 
 
 def _check_driver(driver: Driver, options: RunOptions) -> None:
-    """Check that the driver can do what the options ask for."""
+    """Check that the driver supports the options."""
     if options.video and not isinstance(driver, Renderable):
         raise ConfigError("video=true needs a simulated robot that can be rendered; remove it.")
     if options.keep == KeepRule.SUCCESSFUL and not isinstance(driver, SimulatedDriver):
-        raise ConfigError("keep=successful needs a simulated robot, which knows its task.")
+        raise ConfigError(
+            "keep=successful needs a simulated robot, which reports success; use keep=completed."
+        )
 
 
 def _prepare(runner: EpisodeRunner) -> None:
-    """Make the robot ready, and print what a person may want to know of it."""
+    """Prepare the robot, and print recovered ticks and the latency of a prediction."""
     console.print("connecting and warming up", highlight=False)
     runner.prepare()
     if runner.recorder is not None and (count := runner.recorder.recovered):
@@ -109,17 +111,17 @@ def _prepare(runner: EpisodeRunner) -> None:
 def _run_series(
     series: EpisodeSeries, dashboard: Dashboard, source: NamedSource, command: str
 ) -> int:
-    """Run the episodes with the terminal's view of them, and report; returns the exit code."""
+    """Run the episodes with a live view in the terminal, report, and return the exit code."""
     runner, robot, options = series.runner, series.runner.robot, series.options
     if robot.confirm and not series.has_keys:
         raise ConfigError(
             f"robot={robot.name} is started by a person with a key, but there is no terminal; use "
-            "a terminal, or robot.confirm=false."
+            "a terminal or robot.confirm=false."
         )
     remedies = REMEDIES if series.has_keys else {}
     if robot.confirm:
         remedies = remedies | {State.READY: "s starts it"}
-    # A person who redirects the output still sees why the robot stands.
+    # If the output is redirected, a person still sees on stderr why the robot does not move.
     terminal = console if console.is_terminal else errors
     assert runner.watchdog is not None
     code = 0
@@ -140,10 +142,10 @@ def _run_series(
 
 @contextmanager
 def results_folder(robot: Robot, options: RunOptions) -> Iterator[Path]:
-    """Own the folder of a run's results, which must not have results yet.
+    """Create and lock the folder of a run's results, which must not have results yet.
 
     Raises:
-        ConfigError: it has results of another run, cannot be written or is in use.
+        ConfigError: the folder has results of another run, cannot be written or is in use.
     """
     if options.output is None:
         default = Path("results") / f"{robot.name}-{options.source_name}"
@@ -159,7 +161,7 @@ def results_folder(robot: Robot, options: RunOptions) -> Iterator[Path]:
 
 
 def report_results(series: EpisodeSeries, source: NamedSource, command: str) -> int:
-    """Write and show the results of a run, and return the exit code."""
+    """Write and print the results of a run, and return the exit code."""
     options, results, output = series.options, series.results, series.output
     failures = [extra.failure for extra in series.extras if extra.failure]
     summary = summarize(results)
@@ -168,7 +170,7 @@ def report_results(series: EpisodeSeries, source: NamedSource, command: str) -> 
             output, source.name, source.parameter_count, series.runner.robot, options, results,
             summary, command,
         )  # fmt: skip
-    except OSError as error:  # the terminal shows them at least
+    except OSError as error:  # The results are still printed.
         failures.append(f"output={output} cannot be written ({error.strerror or error})")
     print_markdown(markdown_table(summary), console)
     console.print(f"results: {output}", markup=False, soft_wrap=True, highlight=False)

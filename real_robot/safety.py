@@ -1,15 +1,15 @@
-"""The nearest command that keeps a robot's limits: pure functions.
+"""Pure functions that find the nearest command within a robot's limits.
 
-They take NumPy arrays where one command is sent, and PyTorch tensors where chunks of commands are
-predicted, on any device.
+The functions work on NumPy arrays, for a single command, and on PyTorch tensors on any device, for
+predicted chunks of commands.
 
-A command is the position (A,) where the robot shall be at the next tick; commands come every `dt`
-seconds. Positions, velocities and accelerations are those of the commands. A is the number of
-values of an action, each in its own unit.
+A command is the position (A,) that the robot should reach at the next tick, `dt` seconds later.
+Limits apply to the positions, velocities and accelerations of the commands. An action has A
+entries, each in its own unit.
 
-Limits are kept recursively: a command is allowed only if the robot can still brake from there,
-tick by tick, without leaving them. So there is an allowed command at every tick, and `brake`
-returns one.
+A command is allowed only if the robot can still brake after it, tick by tick, without leaving its
+limits. If the robot follows its commands, an allowed command therefore exists at every tick, and
+`brake` returns one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 from ebt_policy.real_robot.errors import SafetyError
 from ebt_policy.real_robot.limits import Bounds, Limits
 
-CLAMP_TOLERANCE = 1e-5  # of the range: policies compute in single precision
-ROUNDING_SLACK = 1e-9  # relative to the largest number involved
+CLAMP_TOLERANCE = 1e-5  # fraction of the range; policies compute in single precision
+ROUNDING_SLACK = 1e-9  # relative to the magnitudes of the position and its limits
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
@@ -35,7 +35,7 @@ class Motion(Generic[Array]):
 
     Attributes:
         position: (A,) the last command.
-        travel: (A,) its difference to the command before.
+        travel: (A,) the last command minus the one before.
     """
 
     position: Array
@@ -52,7 +52,7 @@ class Motion(Generic[Array]):
         return Motion(command, command - self.position)
 
     def to(self, device: torch.device | str) -> Motion[Tensor]:
-        """Return the same motion as tensors of double precision on a device."""
+        """Return the same motion as float64 tensors on a device."""
         tensors = (torch.as_tensor(x, dtype=torch.float64) for x in (self.position, self.travel))
         return Motion(*(x.to(device, non_blocking=True) for x in tensors))
 
@@ -62,8 +62,8 @@ class LimitedCommand:
     """The allowed command nearest to a desired one.
 
     Attributes:
-        command: (A,).
-        clamped: (A,) bool, which numbers differ from the desired ones by more than rounding.
+        command: (A,) the allowed command.
+        clamped: (A,) bool, entries that differ from the desired command by more than rounding.
     """
 
     command: np.ndarray
@@ -73,12 +73,12 @@ class LimitedCommand:
 def stopping_travel(room: Array, slowing: Array) -> Array:
     """Return the longest travel of one tick after which braking ends within `room`.
 
-    Travels u, u - s, u - 2s, ... add up to at most `room` if u <= room / (n + 1) + s n / 2, where n
-    is the number of ticks that braking takes: the largest with s n (n + 1) / 2 <= room.
+    The travels u, u - s, u - 2s, ... add up to at most `room` if u <= room / (n + 1) + s n / 2.
+    Here n is the number of ticks that braking takes, the largest n with s n (n + 1) / 2 <= room.
 
     Args:
-        room: (...) distance to the limit.
-        slowing: s, by how much travel may change from one tick to the next.
+        room: (...) distance to the limit; a negative distance is returned unchanged.
+        slowing: s, largest change of travel from one tick to the next.
     """
     xp: Any = _array_library(room)
     distance = xp.clip(room, 0.0, None)
@@ -92,13 +92,14 @@ def reachable_commands(
     dt: float,
     measured_position: np.ndarray | None = None,
 ) -> tuple[Array, Array]:
-    """Return the lowest and the highest allowed command (..., A); low > high where none is allowed.
+    """Return the lowest and the highest allowed command (..., A); low > high if none is allowed.
 
     Args:
         limits: `Limits` for arrays, `Bounds` for tensors.
-        motion: (..., A).
-        dt: seconds from command to command.
-        measured_position: (A,) the measured position of the robot; for arrays.
+        motion: motion of the commands so far, (..., A).
+        dt: time from one command to the next, s.
+        measured_position: (A,) measured position of the robot, to apply `max_tracking_error`. For
+            arrays only.
     """
     xp: Any = _array_library(motion.position)
     slowing: Any = limits.acceleration * dt**2
@@ -113,7 +114,7 @@ def reachable_commands(
         low = np.maximum(low, measured_position - limits.max_tracking_error)
         high = np.minimum(high, measured_position + limits.max_tracking_error)
     low, high = xp.maximum(low, limits.low), xp.minimum(high, limits.high)
-    # Where exactly one command is left, rounding may have put its ends the wrong way round.
+    # If exactly one command is allowed, rounding can make low slightly larger than high.
     slack = ROUNDING_SLACK * (1 + xp.abs(last) + xp.abs(limits.high) + xp.abs(limits.low))
     touching = (low > high) & (low - high <= slack)
     middle = xp.clip((low + high) / 2, limits.low, limits.high)
@@ -121,7 +122,7 @@ def reachable_commands(
 
 
 def _array_library(x: Any) -> Any:
-    """Return the library of an array; the functions used here have the same names in both."""
+    """Return the module, torch or NumPy, whose functions apply to `x`."""
     return torch if isinstance(x, Tensor) else np
 
 
@@ -131,15 +132,16 @@ def limit_command(
     """Return the allowed command nearest to the desired one.
 
     Args:
-        desired: (A,).
-        motion: of the commands so far.
-        dt: seconds from command to command.
-        measured_position: (A,) the measured position of the robot.
+        limits: limits of the robot.
+        desired: (A,) the desired command.
+        motion: motion of the commands so far.
+        dt: time from one command to the next, s.
+        measured_position: (A,) measured position of the robot.
 
     Raises:
-        SafetyError: the desired command has another shape or is not finite; or the robot is outside
-            its limits, or too far from its last command; or the tool would leave the workspace.
-            Nothing may be sent then.
+        SafetyError: no command may be sent. The desired command has another shape or is not finite,
+            the robot is outside its limits or too far from its last command, or the tool would
+            leave the workspace.
     """
     desired = np.asarray(desired, dtype=np.float64)
     if desired.shape != limits.low.shape:
@@ -163,7 +165,7 @@ def limit_command(
 
 
 def brake(limits: Limits, motion: Motion, dt: float) -> np.ndarray:
-    """Return the command (A,) that slows the robot down as fast as allowed, until it stands."""
+    """Return the command (A,) that slows the robot down as fast as allowed, until it is at rest."""
     low, high = reachable_commands(limits, motion, dt)
     return np.clip(motion.position, np.minimum(low, high), high)
 
@@ -171,18 +173,18 @@ def brake(limits: Limits, motion: Motion, dt: float) -> np.ndarray:
 def limit_chunks(
     limits: Limits | Bounds, chunks: Array, motion: Motion[Array], dt: float, first: Any = 0
 ) -> Array:
-    """Limit chunks of commands (..., n, A), each to the nearest allowed after the one before.
+    """Replace each command of chunks (..., n, A) by the nearest one allowed after the one before.
 
-    The measured positions are not known yet: `limit_command` applies `max_tracking_error` at each
-    tick.
+    `max_tracking_error` is not applied, because the measured positions are not known yet.
+    `limit_command` applies it at each tick.
 
     Args:
         limits: `Limits` for arrays, `Bounds` for tensors.
-        chunks: of double precision.
-        motion: (A,) before the first command that may be chosen.
-        dt: seconds from command to command.
-        first: index of that command; those before it stay unchanged. For tensors a tensor, so that
-            one compiled program serves all values.
+        chunks: chunks of commands in float64.
+        motion: motion (A,) before the command ``first``.
+        dt: time from one command to the next, s.
+        first: index of the first command that may be changed; the earlier ones stay unchanged. It
+            is a tensor if the chunks are tensors, so that one compiled program serves all values.
     """
     xp: Any = _array_library(chunks)
     shape = (*chunks.shape[:-2], chunks.shape[-1])
@@ -206,7 +208,7 @@ class ChunkProjection:
 
     Args:
         limits, motion, dt, first: see `limit_chunks`.
-        bounds: the same limits on the policy's device.
+        bounds: the same limits on the device of the policy.
     """
 
     def __init__(
@@ -218,18 +220,18 @@ class ChunkProjection:
         self.first_tensor = torch.tensor(first).to(device, non_blocking=True)
 
     def __call__(self, chunks: Tensor) -> Tensor:
-        """Return the nearest allowed chunks (..., n, A), of the same precision."""
+        """Return the nearest allowed chunks (..., n, A), with the same dtype and device."""
         desired = chunks.double()
         if torch.compiler.is_compiling() or not desired.is_cpu:
             bounds, motion = self.bounds, self.motion_tensors
             return limit_chunks(bounds, desired, motion, self.dt, self.first_tensor).to(chunks)
-        # Uncompiled on the CPU, where a call of NumPy takes a third of the time of one of PyTorch.
+        # Without compilation on the CPU, NumPy takes a third of the time of PyTorch.
         limited = limit_chunks(self.limits, desired.numpy(), self.motion, self.dt, self.first)
         return torch.from_numpy(limited).to(chunks)
 
 
 def _braking_distance(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:
-    """Return how much further the robot moves while it brakes after a travel (A,)."""
+    """Return the distance (A,) that the robot moves while it brakes after a travel (A,)."""
     ticks = np.floor(np.abs(travel) / slowing)
     return np.sign(travel) * (ticks * np.abs(travel) - slowing * ticks * (ticks + 1) / 2)
 
@@ -237,7 +239,7 @@ def _braking_distance(travel: np.ndarray, slowing: np.ndarray) -> np.ndarray:
 def _explain_no_command(
     limits: Limits, motion: Motion, dt: float, measured_position: np.ndarray
 ) -> str:
-    """Explain why no command is allowed, and what to do."""
+    """Return an error message: why no command is allowed, and what to do."""
     low, high = reachable_commands(limits, motion, dt)
     if (low > high).any():
         i = int(np.argmax(low > high))

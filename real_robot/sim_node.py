@@ -1,7 +1,8 @@
 """A simulated robot as a ROS 2 node: ``python -m ebt_policy.real_robot.sim_node robot=NAME``.
 
-It publishes what `drivers.ros2` observes and follows its commands. It has the watchdogs of a robot:
-it holds without commands or heartbeats, and with the emergency stop pressed. Ctrl-C ends it.
+The node publishes the topics that `drivers.ros2` observes, and follows its commands. It has the
+watchdogs of a real robot: it holds if commands or heartbeats are missing, or if the emergency stop
+is pressed. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class SimNode:
     """The node of a simulated robot.
 
     Args:
-        robot: with the section ``driver.simulates``.
-        clock: of the simulation.
+        robot: description of the robot, with a section ``driver.simulates``.
+        clock: clock of the simulation.
 
     Raises:
-        ConfigError: the robot is not simulated.
+        ConfigError: the robot has no section ``driver.simulates``, or an option is invalid.
         DriverError: ROS 2 is not installed.
     """
 
@@ -46,7 +47,7 @@ class SimNode:
         simulated = topics.simulated
         self._topics, self._clock, self._columns = topics, clock, simulated.parts
         if missing := sorted(set(topics.observed) - set(simulated.parts)):
-            raise ConfigError(f"robot.driver.simulates.parts needs {', '.join(missing)}.")
+            raise ConfigError(f"robot.driver.simulates.parts has no entry {', '.join(missing)}.")
         env = {"max_steps": round(robot.rate_hz * robot.episode_s), **simulated.env}
         spec = options(EnvSpec, env, "robot.driver.simulates.env")
         self._timeouts = robot.timeouts
@@ -76,7 +77,7 @@ class SimNode:
         node.create_timer(1 / simulated.publish_hz, self._publish)
 
     def start(self) -> None:
-        """Start to publish."""
+        """Start publishing."""
         self._ros.start()
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class SimNode:
 
     def _publish(self) -> None:
         if self._clock.now() - self._last_heartbeat > self._timeouts.heartbeat_s:
-            self.sim.stop()  # no program controls it any more
+            self.sim.stop()  # The controlling program has ended.
         observation, state = self.sim.read(), self.sim.state
         stamp = self._ros.node.get_clock().now().to_msg()
         for name, topic in self._topics.observed.items():
@@ -106,7 +107,7 @@ class SimNode:
             command = self._topics.commanded.read(message, position)
             self.sim.send(command, self._clock.now())
         except MessageError as error:
-            self._ros.node.get_logger().warning(f"rejected: {error}")
+            self._ros.node.get_logger().warning(f"rejected a command: {error}")
 
     def _on_heartbeat(self, _message: Any) -> None:
         self._last_heartbeat = self._clock.now()

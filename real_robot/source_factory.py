@@ -1,4 +1,4 @@
-"""What moves the robot in a run, built from its options: a policy, a recording or a person."""
+"""Construction of a run's action source: a policy, a recording or teleoperation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ebt_policy.real_robot.teleop import TeleopSource
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A source of actions with what tables say of it.
+    """An action source with its description for tables.
 
     Attributes:
-        name: of the policy, or what else moves the robot.
-        parameter_count: of the policy, otherwise 0.
-        actions: has the action of each tick.
-        shapes: name -> shape of what the driver must give.
+        name: name of the policy, the recording or the teleoperation device.
+        parameter_count: number of parameters of the policy, otherwise 0.
+        actions: source of the action of each tick.
+        shapes: name -> shape of each value that the driver must observe.
     """
 
     name: str
@@ -40,7 +40,7 @@ def build_source(robot: Robot, options: RunOptions, driver: Driver, clock: Clock
     """Build the source of actions of a run.
 
     Raises:
-        ConfigError, CheckpointError: it cannot be loaded, or does not fit the robot.
+        ConfigError, CheckpointError: the source cannot be loaded or does not fit the robot.
     """
     dt, worker = tick_seconds(robot, options.speed), ThreadWorker(clock)
     if options.mode == RunMode.REPLAY:
@@ -50,8 +50,8 @@ def build_source(robot: Robot, options: RunOptions, driver: Driver, clock: Clock
     if options.mode == RunMode.TELEOP:
         if not isinstance(driver, Renderable) or len(robot.action) != 2:
             raise ConfigError(
-                "mode=teleop needs a simulated robot that can be rendered and has two numbers in "
-                "an action."
+                "mode=teleop needs a simulated robot that can be rendered and whose actions have "
+                f"two entries, got robot={robot.name}."
             )
         low, high = robot.safety.low, robot.safety.high
         teleop = TeleopSource(options.input, driver.render, low, high, dt, worker)

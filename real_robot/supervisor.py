@@ -1,4 +1,4 @@
-"""The state of a run: whether the robot may move, and which changes of state are allowed."""
+"""The state of a run, which determines whether the robot may move, and its allowed changes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ebt_policy.real_robot.clock import Clock
 class State(StrEnum):
     """The states of a run.
 
-    DISARMED: nothing is sent.
-    READY: the robot is checked, the policy is warmed up, and the run waits for a start.
-    RUNNING: the policy moves the robot.
-    HOLD: the robot is slowed down and held; a person may let it continue.
+    DISARMED: no command is sent.
+    READY: the robot is checked, the policy is warmed up, and the run waits for its start.
+    RUNNING: the action source moves the robot.
+    HOLD: the robot is slowed down and held; a person may resume it.
     FAULT: the robot is stopped until a person has inspected and re-armed it.
     """
 
@@ -26,10 +26,10 @@ class State(StrEnum):
     FAULT = "fault"
 
 
-# The states in which the robot stands and a person has to look, with a word for each.
+# The states in which the robot does not move and needs a person -> the word for output.
 STATE_WORDS = {State.HOLD: "held", State.FAULT: "stopped"}
 STOPPED = tuple(STATE_WORDS)
-# From -> to. Every state may fault or be disarmed; only `Supervisor.rearm` leaves a fault.
+# Current state -> allowed next states. Only `Supervisor.rearm` leaves FAULT.
 ALLOWED_TRANSITIONS = {
     State.DISARMED: {State.READY, State.FAULT},
     State.READY: {State.RUNNING, State.FAULT, State.DISARMED},
@@ -41,7 +41,7 @@ ALLOWED_TRANSITIONS = {
 
 @dataclass(frozen=True)
 class StateChange:
-    """A change of state: when (clock seconds), to which state, and why."""
+    """A change of state: its time (clock seconds), the new state, and the reason."""
 
     time: float
     state: State
@@ -49,7 +49,7 @@ class StateChange:
 
 
 class Supervisor:
-    """The holder of the state. Its methods may be called from any thread.
+    """The state machine of a run. Its methods may be called from any thread.
 
     Attributes:
         changes: all changes of state, oldest first.
@@ -71,7 +71,7 @@ class Supervisor:
     def transition(self, state: State, reason: str) -> bool:
         """Change the state if the transition is allowed, and return whether it was.
 
-        Line breaks in the reason become spaces.
+        Line breaks in the reason are replaced by spaces.
         """
         with self._lock:
             if state not in ALLOWED_TRANSITIONS[self.state]:
@@ -81,10 +81,10 @@ class Supervisor:
             return True
 
     def rearm(self) -> bool:
-        """Leave a fault after a person has inspected the robot; it must be checked again.
+        """Change from FAULT to DISARMED, after a person has inspected the robot.
 
         Returns:
-            Whether there was a fault to leave.
+            Whether the state was FAULT.
         """
         with self._lock:
             if self.state is not State.FAULT:
@@ -97,8 +97,8 @@ class EStop:
     """The emergency stop. It may be pressed from any thread and from a signal handler.
 
     Attributes:
-        pressed: the event that wakes whoever waits for the stop.
-        reason: who pressed it first.
+        pressed: event that is set while the stop is pressed.
+        reason: reason of the first press, for example "space bar".
     """
 
     def __init__(self) -> None:
@@ -110,6 +110,6 @@ class EStop:
         self.pressed.set()
 
     def release(self) -> None:
-        """Release the stop, before the robot is re-armed."""
+        """Release the stop when the robot is re-armed."""
         self.reason = ""
         self.pressed.clear()

@@ -1,7 +1,7 @@
 """Teleoperation of a simulated robot by mouse, keyboard or gamepad in a window.
 
-A person is a source of actions like a planner. So their actions are limited and recorded in the
-same way.
+A person is an action source like a planner, so their actions are limited and recorded in the same
+way.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from ebt_policy.real_robot.safety import Motion
 
 DEVICES = ("mouse", "keyboard", "gamepad")
 WINDOW_SIZE = 512  # px, width and height
-SPEED = 300.0  # units of the action per s, of keyboard and gamepad
-DEAD_ZONE = 0.1  # of a gamepad's axis
+SPEED = 300.0  # speed with keyboard and gamepad, in units of the action per second
+DEAD_ZONE = 0.1  # deflections of a gamepad's axis below this are ignored
 HELP = "mouse, arrows or stick move; Backspace drops the episode, Enter keeps it, Esc quits"
 
 
 class TeleopSource(ActionSource):
-    """A person in front of a window that shows the scene, in the plane of a two-number action.
+    """An action source for a person, with a window that shows the scene. Actions have two entries.
 
     Args:
         device: one of `DEVICES`.
-        frame: returns a frame of the scene (H, W, 3).
+        frame: function that returns a frame of the scene, (H, W, 3) uint8.
         low, high: (2,) positions of the window's edges, in units of the action.
-        dt: seconds from tick to tick.
-        worker: unused.
+        dt: time from tick to tick, s.
+        worker: not used.
 
     Attributes:
-        keep: None until the person ends the episode, then whether to keep it.
-        quit: whether the person closed the window.
+        keep: None until the person ends the episode, then whether it is kept.
+        quit: whether the person closed the window or pressed Esc.
 
     Raises:
-        ConfigError: the device is unknown or not plugged in, or there is no screen.
+        ConfigError: the device is unknown or not connected, or there is no screen.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TeleopSource(ActionSource):
                 self._pressed.discard(event.key)
 
     def _direction(self) -> np.ndarray:
-        """Return the direction (2,) of keyboard and gamepad, at most 1 long."""
+        """Return the direction (2,) from keyboard or gamepad, with a norm of at most 1."""
         game = self._pygame
         if self._device == "keyboard":
             right, down = (

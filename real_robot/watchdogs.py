@@ -1,4 +1,4 @@
-"""Watchdogs of a run: the timeouts of a robot, and a thread that watches the control loop."""
+"""Watchdogs of a run: the timeouts of a robot, and a thread that monitors the control loop."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ebt_policy.real_robot.clock import Clock
 
 @dataclass(frozen=True)
 class WatchdogTimeouts:
-    """The section ``robot.watch``: when the robot is held or stopped; times in s.
+    """The section ``robot.watch``: limits beyond which the robot is held or stopped, times in s.
 
     Args:
-        observation_s: age of the newest observation at which the robot is held.
-        inference_s: duration of a prediction at which the robot is held.
-        command_s: time without a command after which the driver itself holds the robot.
-        heartbeat_s: duration of a tick after which another thread stops the robot.
-        max_consecutive_clamped_ticks: consecutive ticks with a clamped command at which the robot
-            is held.
+        observation_s: largest age of the newest observation; then the robot is held.
+        inference_s: longest prediction; then the robot is held.
+        command_s: longest time without a command; then the driver itself holds the robot.
+        heartbeat_s: longest tick; then another thread stops the robot.
+        max_consecutive_clamped_ticks: number of consecutive ticks with a clamped command after
+            which the robot is held.
+
+    Raises:
+        ConfigError: a value is not positive and finite.
     """
 
     observation_s: float
@@ -46,9 +49,9 @@ class LoopWatchdog:
     """A thread that stops the robot when the control loop hangs or has died.
 
     Args:
-        clock: the loop's.
-        timeout_s: time without a beat after which the robot is stopped.
-        stop: stops the robot, with a reason.
+        clock: clock of the control loop.
+        timeout_s: time without a heartbeat after which the robot is stopped, s.
+        stop: function that stops the robot; its argument is the reason.
     """
 
     def __init__(self, clock: Clock, timeout_s: float, stop: Callable[[str], None]) -> None:
@@ -61,7 +64,7 @@ class LoopWatchdog:
         self._last_beat = self._clock.now()
 
     def suspend(self) -> None:
-        """Expect no beats until the next one: the loop has ended."""
+        """Stop monitoring until the next beat, because the loop has ended."""
         self._last_beat = None
 
     def check(self) -> None:

@@ -127,7 +127,7 @@ def test_robot_and_policy_shapes_must_agree():
         point_runner(policy=policy)
     policy = Wanderer()
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "action_dim": 7})
-    with pytest.raises(ConfigError, match="7 numbers in an action, the robot 2"):
+    with pytest.raises(ConfigError, match="actions have 7 entries, but the robot's have 2"):
         point_runner(policy=policy)
 
 

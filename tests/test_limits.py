@@ -51,7 +51,7 @@ def test_every_limit_is_mandatory(name):
         ({"velocity": [1, -1]}, "velocity must be positive"),
         ({"position": [10, 0]}, "every low must be below its high"),
         ({"position": 3}, r"position must be \[low, high\]"),
-        ({"workspace": {"z": [0, 1]}}, r"z, which is no number of the action \(x, y\)\."),
+        ({"workspace": {"z": [0, 1]}}, r"z, which is not an entry of robot.action \(x, y\)\."),
         ({"lead": 3}, "lead was renamed: use max_tracking_error"),
         ({"jerk": 3}, "jerk is unknown; there are position, velocity, acceleration, max_track"),
         ({"acceleration": "fast"}, "acceleration must be a number"),

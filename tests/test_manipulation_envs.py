@@ -142,7 +142,7 @@ def test_bad_input_is_a_one_line_error(name):
     _, info = env.reset(seed=0)
     width = env.action_space.shape[0]  # type: ignore[index]
     for action in (np.zeros(width + 1), np.full(width, np.nan), np.full(width, np.inf)):
-        with pytest.raises(ValueError, match=f"an action is {width} finite numbers"):
+        with pytest.raises(ValueError, match=f"an action must be {width} finite numbers"):
             env.unwrapped.step(action)
     with pytest.raises(ValueError, match="finite numbers, got shape"):
         env.reset(options={"state": np.zeros(2)})

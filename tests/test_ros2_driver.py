@@ -293,7 +293,7 @@ def test_missing_ros_error_says_what_to_install(monkeypatch):
         ("robot.driver.observe.agent.names=[]", "needs names"),
         ("robot.driver.observe.agent.scale=nan", "/push_t/agent: scale must be finite"),
         ("robot.driver.observe.agent.scale=0", "/push_t/agent: scale must not be 0"),
-        ("robot.driver.observe.block.scale=[1,2]", "scale must be a number or 3 of them"),
+        ("robot.driver.observe.block.scale=[1,2]", "scale must be a number or 3 numbers"),
         ("+robot.driver.command.offset=inf", "/push_t/command: offset must be finite"),
         ("+robot.driver.observe.block.frame.rpy=[0,0,nan]", "the frame table: rpy must be finite"),
         ("+robot.driver.connect_s=nan", "connect_s must be"),

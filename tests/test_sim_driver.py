@@ -115,7 +115,7 @@ def test_timed_arm_equals_environment_steps():
     clock.wait_until(clock.now() + 1.0)
     np.testing.assert_allclose(sim.read().position[:3], rest[:3], atol=2e-3)
     relative = EnvSpec("ebt_policy/Lift-v0", 400, kwargs={"actions": "delta"})
-    with pytest.raises(ValueError, match=r"use task\.actions=absolute"):
+    with pytest.raises(ValueError, match=r"use actions=absolute"):
         moving, other = robot(relative)
         other.wait_until(other.now() + 1.0)
         moving.read()

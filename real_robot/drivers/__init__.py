@@ -1,4 +1,4 @@
-"""Robots behind one small interface (`base.Driver`); importing this registers those built in."""
+"""Robot drivers with one interface (`base.Driver`). The import registers the built-in drivers."""
 
 from ebt_policy.real_robot.drivers import replay, ros2, sim
 from ebt_policy.real_robot.drivers.base import ROBOT_DRIVERS

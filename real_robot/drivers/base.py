@@ -1,13 +1,13 @@
-"""The interface of a robot to the control loop, and the registry of drivers.
+"""The interface between a robot and the control loop, and the registry of drivers.
 
-A driver of your own is a class with a name, in a module that ``--module`` imports or that an
-installed plug-in declares as an entry point of the group ``ebt_policy.robots``::
+A driver of your own is a class that is registered under a name. Its module is imported by
+``--module`` or declared by an installed plug-in as an entry point of ``ebt_policy.robots``::
 
     @ROBOT_DRIVERS.register("my_arm")
     class MyArm(Driver):
         def __init__(self, context: DriverContext, port: str) -> None: ...
 
-A robot's configuration then says ``driver: {name: my_arm, port: /dev/ttyUSB0}``.
+The configuration of the robot then has ``driver: {name: my_arm, port: /dev/ttyUSB0}``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ebt_policy.registry import Registry
 
 @dataclass(frozen=True)
 class DriverContext:
-    """What every driver gets besides its own options.
+    """The arguments of every driver besides its own options.
 
     Args:
-        clock: the loop's.
+        clock: clock of the control loop.
         rate_hz: ticks per second.
-        episode_s: time limit of an episode.
-        command_s: time without a command after which the driver must hold the robot.
-        render: whether frames of a simulated robot will be asked for (see `Renderable`).
+        episode_s: time limit of an episode, s.
+        command_s: time without a command after which the driver must hold the robot, s.
+        render: whether a simulated robot must be able to render frames (see `Renderable`).
     """
 
     clock: Clock
@@ -46,14 +46,14 @@ class DriverContext:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a robot measured.
+    """The measurements of a robot at one time.
 
     Attributes:
-        values: "obs" (Do,) float32, under the name of each camera (H, W, 3) uint8, and what else
-            shall be recorded ("state", which describes a simulated scene).
-        position: (A,) the measured position, as an action that would keep the robot there; what
-            nothing measures (for example a gripper's force) as it was last sent.
-        stamp: when it was measured, clock seconds.
+        values: "obs" (Do,) float32, for each camera its image (H, W, 3) uint8, and further values
+            to record ("state", which describes a simulated scene).
+        position: (A,) measured position, as an action that would keep the robot there. An entry
+            that is not measured (for example a gripper's force) has its last command.
+        stamp: time of the measurement, clock seconds.
     """
 
     values: dict[str, np.ndarray]
@@ -62,14 +62,15 @@ class Observation:
 
 
 class Driver(ABC):
-    """A robot, or what stands in for one.
+    """The connection to a robot, or a replacement for one.
 
-    A driver has a watchdog of its own: when no command came for `DriverContext.command_s`, it slows
-    the robot down and holds it, since the program that sent commands may have died.
+    A driver has its own watchdog. It slows the robot down and holds it if there is no command for
+    `DriverContext.command_s`, because the program that sent commands may have ended.
 
     Attributes:
-        press: call it with a name when the robot's own emergency stop is pressed.
-        seconds: the longest possible episode, None for a robot that has no end of its own.
+        press: function that presses the emergency stop of the run. The driver calls it with a
+            reason when the robot's own emergency stop is pressed.
+        seconds: duration of the longest possible episode, None if it is not limited.
     """
 
     press: Callable[[str], None] = staticmethod(lambda reason: None)
@@ -77,12 +78,13 @@ class Driver(ABC):
 
     @classmethod
     def from_config(cls, section: dict[str, Any], context: DriverContext) -> Driver:
-        """Return a driver from the options of ``robot.driver``, not connected yet.
+        """Build a driver from the options of ``robot.driver``, without connecting to the robot.
 
-        By default these are the parameters of the class after the first one, `context`.
+        By default, the options are the parameters of the class after the first one, `context`.
 
         Args:
-            section: the options, without ``name``.
+            section: options of the driver, without ``name``.
+            context: arguments that every driver gets.
 
         Raises:
             ConfigError: an option is unknown, missing or has a wrong type or value.
@@ -91,57 +93,63 @@ class Driver(ABC):
 
     @abstractmethod
     def connect(self) -> None:
-        """Connect to the robot; it does not move.
+        """Connect to the robot, without moving it.
 
         Raises:
-            DriverError: it cannot be reached.
+            DriverError: the robot cannot be reached.
         """
 
     def check_exclusive(self) -> None:  # noqa: B027
         """Check, before the first command, that no other program commands the robot.
 
         Raises:
-            DriverError: another program does.
+            DriverError: another program commands the robot.
         """
 
     def reset(self, seed: int) -> None:  # noqa: B027
-        """Begin an episode; a simulated robot starts that of a seed (see `EnvSpec`), at rest.
+        """Begin an episode.
+
+        Args:
+            seed: seed of the initial state of a simulated robot, which starts at rest. Other robots
+                ignore it.
 
         Raises:
-            DriverError: it cannot.
+            DriverError: the episode cannot begin.
         """
 
     @abstractmethod
     def read(self) -> Observation | None:
         """Return the newest observation without waiting; None before the first.
 
+        If the robot stops measuring, the observation keeps its old time stamp.
+
         Raises:
-            DriverError: the robot is gone. A robot that only stopped measuring has an old stamp.
+            DriverError: the robot is not connected or cannot be reached.
         """
 
     @abstractmethod
     def send(self, command: np.ndarray, due: float) -> None:
-        """Send the robot to a position (A,), to be there at the time `due` (clock seconds).
+        """Command a position (A,) that the robot should reach at the time `due` (clock seconds).
 
         Raises:
-            DriverError: the robot is gone.
+            DriverError: the robot is not connected or cannot be reached.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Slow down and hold, now; commands that were sent before do not count any more.
+        """Slow the robot down and hold it now; earlier commands are cancelled.
 
-        It may be called from any thread, repeatedly, before `connect` and after the robot is gone.
-        It never raises.
+        It never raises an error. It may be called from any thread, repeatedly, before `connect` and
+        after the connection is lost.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Disconnect from the robot, which is held. May be called repeatedly; never raises."""
+        """Hold the robot and disconnect. It may be called repeatedly and never raises an error."""
 
 
 class SimulatedDriver(Driver):
-    """A simulated robot, which knows its task."""
+    """A driver of a simulated robot, which also has the score of its task."""
 
     @property
     @abstractmethod
@@ -156,7 +164,7 @@ class SimulatedDriver(Driver):
 
 @runtime_checkable
 class Renderable(Protocol):
-    """A driver that draws its scene, for videos and teleoperation."""
+    """A driver that renders its scene, for videos and teleoperation."""
 
     def render(self) -> np.ndarray:
         """Return a frame of the current scene, (H, W, 3) uint8."""

@@ -1,4 +1,4 @@
-"""A recorded run in place of a robot: commands have no effect on what it observes."""
+"""A recorded episode in place of a robot: commands have no effect on the observations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import ROBOT_DRIVERS, Driver, DriverContext, Observation
 from ebt_policy.real_robot.errors import DriverError
 
-# Columns that `Recorder` adds to the values of the observation.
+# Columns that `Recorder` adds to the observed values.
 ADDED_COLUMNS = (
     "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time", "late", "age",
     "latency", "energy", "surprise", "steps",
@@ -25,8 +25,8 @@ class Recording:
     """One recorded episode.
 
     Args:
-        store: an episode store that `Recorder` wrote.
-        episode: index; negative counts from the end.
+        store: path of an episode store that `Recorder` wrote.
+        episode: index of the episode; a negative index counts from the end.
 
     Raises:
         ConfigError: there is no such episode, or the store is not a recording.
@@ -51,7 +51,7 @@ class Recording:
 
 @ROBOT_DRIVERS.register("replay")
 class ReplayDriver(Driver):
-    """A player of a recording's observations at their times; then the last one stays."""
+    """A driver that replays recorded observations at their times; the last one then stays."""
 
     def __init__(self, recording: Recording, clock: Clock) -> None:
         self._recording, self._clock = recording, clock
@@ -77,7 +77,7 @@ class ReplayDriver(Driver):
         rows = self._recording.rows
         stamp = self._start + self._recording.times[row] - rows["age"][row]
         if row == len(self._recording) - 1:
-            stamp = now  # the robot stands still there
+            stamp = now  # The last observation stays valid, as of a robot that does not move.
         values = {name: rows[name][row] for name in self._recording.values}
         return Observation(values, rows["position"][row], stamp)
 

@@ -1,4 +1,4 @@
-"""A robot behind ROS 2 topics, and a simulated one."""
+"""Drivers of robots with ROS 2 topics, real and simulated."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_cla
 from ebt_policy.real_robot.drivers.ros_topics import RosTopics
 from ebt_policy.real_robot.errors import DriverError, MessageError
 
-SETTLE_S = 0.15  # after a reset, until messages from before it have arrived
+SETTLE_S = 0.15  # time after a reset until all earlier messages have arrived
 
 
 @ROBOT_DRIVERS.register("ros2")
 class Ros2Driver(Driver):
-    """A robot behind ROS 2 topics.
+    """A driver of a robot with ROS 2 topics.
 
     Args:
         topics: see `RosTopics`.
-        clock: the loop's.
+        clock: clock of the control loop.
     """
 
     def __init__(self, topics: RosTopics, clock: Clock) -> None:
@@ -42,7 +42,7 @@ class Ros2Driver(Driver):
         self._lock = threading.Lock()
         self._newest: dict[str, tuple[np.ndarray, float]] = {}  # topic -> reading, stamp
         self._rejection = ""
-        self._has_sent = False  # whether the robot has a command of this program
+        self._has_sent = False  # whether this program has sent a command
 
     @classmethod
     def from_config(cls, section: dict[str, Any], context: DriverContext) -> Ros2Driver:
@@ -56,7 +56,7 @@ class Ros2Driver(Driver):
                 self._subscribe(name, topic)
             events: Any = importlib.import_module("rclpy.event_handler")
             quiet = events.SubscriptionEventCallbacks(use_default_callbacks=False)
-            # One of the two may not match the publisher, which needs no warning.
+            # One of the two subscriptions may not match the publisher; the warning is suppressed.
             for channel in (Channel.STOP, Channel.LATCHED_STOP):
                 ros.node.create_subscription(
                     message_class("Bool"), self.topics.estop, self._on_estop, qos_profile(channel),
@@ -78,7 +78,7 @@ class Ros2Driver(Driver):
             raise DriverError(f"another program commands the robot on {topic}; end it first.")
 
     def _await_all_topics(self) -> None:
-        """Wait until a usable message came on every topic."""
+        """Wait until every topic has had a valid message."""
         end = self._clock.now() + self.topics.connect_s
         while silent := [n for n in self.topics.observed if n not in self._newest]:
             if self._clock.now() > end:
@@ -103,7 +103,7 @@ class Ros2Driver(Driver):
                 stamp = min(now, now - (self._ros.seconds() - header))
             try:
                 reading = topic.read(message)
-            except MessageError as error:  # the last reading grows old, and the loop holds
+            except MessageError as error:  # The loop holds the robot when the last one is too old.
                 self._rejection = str(error)
                 return
             with self._lock:
@@ -127,7 +127,7 @@ class Ros2Driver(Driver):
             return None
         readings = {name: reading for name, (reading, _) in newest.items()}
         values = self.topics.observation_values(readings)
-        stamp = min(stamp for _, stamp in newest.values())  # as old as its oldest message
+        stamp = min(stamp for _, stamp in newest.values())  # time of the oldest message
         return Observation(values, readings[self.topics.position], stamp)
 
     def send(self, command: np.ndarray, due: float) -> None:
@@ -142,18 +142,18 @@ class Ros2Driver(Driver):
         message = self.topics.commanded.message(command, position, seconds, message_class)
         try:
             self._commands.publish(message)
-        except Exception as error:  # rclpy has several, for a context that is gone
+        except Exception as error:  # rclpy raises different errors if its context has ended.
             raise DriverError(f"the command could not be published ({error}).") from error
 
     def stop(self) -> None:
         with self._lock:
             newest = self._newest.get(self.topics.position)
         if self._ros is None or newest is None or not self._has_sent:
-            return  # a robot that is only observed belongs to another program
+            return  # Without an own command, another program controls the robot.
         try:
             self._publish(newest[0], newest[0], 0.5)
         except (DriverError, ConfigError):
-            return  # the robot's own watchdog holds it
+            return  # The robot's own watchdog holds it.
 
     def close(self) -> None:
         if self._ros is not None:
@@ -163,14 +163,14 @@ class Ros2Driver(Driver):
 
 
 class Ros2SimDriver(Ros2Driver, SimulatedDriver):
-    """A robot that `sim_node` simulates, with topics for resets and its score."""
+    """A driver of a robot that `sim_node` simulates, with topics for resets and its score."""
 
     _reported = (-1.0, 0.0, 0.0, 0.0)  # see `SimNodeOptions.score`
     _resets = 0
 
     @cached_property
     def _first_reset(self) -> float:
-        """A number that differs from those of other programs."""
+        """The number before the first reset; it differs between programs."""
         return float(int(self._clock.now()) * 1000)
 
     def connect(self) -> None:
@@ -194,13 +194,17 @@ class Ros2SimDriver(Ros2Driver, SimulatedDriver):
         message.data = [float(seed), self._first_reset + self._resets]
         while self._reported[3] != message.data[1]:
             if self._clock.now() > end:
-                raise DriverError("the simulated robot does not answer a reset.")
+                raise DriverError(
+                    "the simulated robot did not reset within "
+                    f"robot.driver.connect_s={self.topics.connect_s:g}; check that sim_node is "
+                    "running."
+                )
             self._reset.publish(message)
             self._clock.wait_until(self._clock.now() + 0.05)
         self._clock.wait_until(self._clock.now() + SETTLE_S)
         with self._lock:
             self._newest.clear()
-        self._await_all_topics()  # everything observed from here on is after the reset
+        self._await_all_topics()  # All observations are now later than the reset.
 
     @property
     def score(self) -> float:

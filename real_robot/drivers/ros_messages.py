@@ -1,7 +1,7 @@
-"""Conversion between ROS 2 messages and numbers: names, units, frames, encodings.
+"""Conversion between ROS 2 messages and arrays: names, units, frames, encodings.
 
-ROS uses metres and radians (REP 103); a policy uses the units of its demonstrations. Every topic
-therefore has a ``scale`` (policy units per ROS unit) and an ``offset`` (policy units):
+ROS uses metres and radians (REP 103), and a policy uses the units of its demonstrations. Every
+topic therefore has a ``scale`` (policy units per ROS unit) and an ``offset`` (policy units):
 x_policy = scale * x_ros + offset.
 """
 
@@ -24,18 +24,18 @@ CHANNEL_ORDERS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr", 
 
 
 def _parse_numbers(value: float | Sequence[float], count: int, name: str) -> np.ndarray:
-    """Parse one number for all, or one for each of `count`, as (count,)."""
+    """Parse one number, which is repeated, or a list of `count` numbers, as an array (count,)."""
     try:
         row = np.broadcast_to(np.asarray(value, dtype=np.float64), (count,))
     except (TypeError, ValueError):
-        raise ConfigError(f"{name} must be a number or {count} of them, got {value}.") from None
+        raise ConfigError(f"{name} must be a number or {count} numbers, got {value}.") from None
     if not np.isfinite(row).all():
         raise ConfigError(f"{name} must be finite, got {value}.")
     return row
 
 
 def _check_units(topic: ObservedTopic | CommandTopic, width: int) -> None:
-    """Check, before a message arrives, that the units of `width` numbers can convert it."""
+    """Check scale and offset for `width` numbers, before the first message arrives."""
     if not _parse_numbers(topic.scale, width, f"{topic.topic}: scale").all():
         raise ConfigError(f"{topic.topic}: scale must not be 0, got {topic.scale}.")
     _parse_numbers(topic.offset, width, f"{topic.topic}: offset")
@@ -43,12 +43,15 @@ def _check_units(topic: ObservedTopic | CommandTopic, width: int) -> None:
 
 @dataclass(frozen=True)
 class FrameTransform:
-    """A fixed transform of poses from the frame of a message into the policy's frame.
+    """A fixed transform of poses from the frame of a message to the policy's frame.
 
     Args:
-        id: the frame that messages must be in.
-        xyz: (3,) position of that frame in the policy's, m.
-        rpy: (3,) its roll, pitch and yaw, rad.
+        id: name of the frame that the messages must have.
+        xyz: (3,) position of the message's frame in the policy's frame, m.
+        rpy: (3,) roll, pitch and yaw of the message's frame in the policy's frame, rad.
+
+    Raises:
+        ConfigError: `xyz` or `rpy` is not three finite numbers.
     """
 
     id: str
@@ -60,7 +63,7 @@ class FrameTransform:
             _parse_numbers(getattr(self, name), 3, f"the frame {self.id}: {name}")
 
     def apply(self, xyz: np.ndarray, rotation: Rotation) -> tuple[np.ndarray, Rotation]:
-        """Return a pose of the message's frame in the policy's: (3,) m, and its rotation."""
+        """Transform a pose, position (3,) in m and rotation, to the policy's frame."""
         frame_rotation = Rotation.from_euler("xyz", self.rpy)
         return frame_rotation.apply(xyz) + np.asarray(self.xyz), frame_rotation * rotation
 
@@ -70,14 +73,17 @@ class ObservedTopic:
     """An observed topic.
 
     Args:
-        topic: its name.
-        type: of its messages.
-        names: of joints, in the order of the policy (JointState).
-        value: which of a joint's numbers is read.
-        fields: of a pose, in the order of the policy, from `POSE_FIELDS` (PoseStamped).
-        frame: of poses.
-        scale, offset: one number for all, or one for each.
-        size: [H, W] of an image, px.
+        topic: name of the topic.
+        type: type of its messages.
+        names: names of the joints, in the order of the policy (JointState).
+        value: value of a joint that is read (JointState).
+        fields: fields of a pose, in the order of the policy, from `POSE_FIELDS` (PoseStamped).
+        frame: transform of the poses; None keeps them in the frame of the message (PoseStamped).
+        scale, offset: one number for all entries, or one for each.
+        size: [H, W] of the observed image, px; messages are resized to it (images).
+
+    Raises:
+        ConfigError: an option is missing or invalid.
     """
 
     topic: str
@@ -101,7 +107,9 @@ class ObservedTopic:
                 f"{self.topic}: a pose has {', '.join(POSE_FIELDS)}, not {unknown[0]}."
             )
         if self.value not in ("position", "velocity", "effort"):
-            raise ConfigError(f"{self.topic}: value must be position, velocity or effort.")
+            raise ConfigError(
+                f"{self.topic}: value must be position, velocity or effort, got {self.value}."
+            )
         if not self.is_image:
             _check_units(self, self.width)
 
@@ -112,14 +120,15 @@ class ObservedTopic:
 
     @property
     def width(self) -> int:
-        """The count of its numbers."""
+        """The number of entries that are read from a message."""
         return len(self.names or self.fields)
 
     def read(self, message: Any) -> np.ndarray:
-        """Return numbers (n,) in policy units, or an image (H, W, 3) uint8.
+        """Convert a message to values (n,) in policy units, or to an image (H, W, 3) uint8 in RGB.
 
         Raises:
-            MessageError: other names, another frame, an unknown encoding.
+            MessageError: a joint is missing, a pose is not finite or in another frame, or an image
+                cannot be decoded.
         """
         if self.type == "JointState":
             raw = self._joints(message)
@@ -164,11 +173,11 @@ class ObservedTopic:
         return np.array([numbers[POSE_FIELDS.index(name)] for name in self.fields])
 
     def message(self, numbers: np.ndarray, messages: Any) -> Any:
-        """Return a message without a stamp, the inverse of `read`, for a simulated robot.
+        """Build a message without a time stamp, the inverse of `read`, for a simulated robot.
 
         Args:
-            numbers: (n,) in policy units, or an image.
-            messages: returns a message class by its name.
+            numbers: (n,) in policy units, or an image (H, W, 3) uint8 in RGB.
+            messages: function that returns the message class with a name.
         """
         result = messages(self.type)()
         if self.is_image:
@@ -201,12 +210,15 @@ class CommandTopic:
     """The topic of commands.
 
     Args:
-        topic: its name.
-        type: of its messages. JointTrajectory: one timed point; Float64MultiArray: positions;
-            TwistStamped: the velocity that leads there (three or six numbers).
-        names: of joints (JointTrajectory).
-        frame_id: of a twist.
+        topic: name of the topic.
+        type: type of its messages. JointTrajectory has one timed point, Float64MultiArray the
+            position, and TwistStamped the velocity that leads to it (three or six numbers).
+        names: names of the joints (JointTrajectory).
+        frame_id: frame of the velocity (TwistStamped).
         scale, offset: as in `ObservedTopic`.
+
+    Raises:
+        ConfigError: an option is missing or invalid.
     """
 
     topic: str
@@ -226,16 +238,17 @@ class CommandTopic:
     def message(
         self, command: np.ndarray, position: np.ndarray, seconds: float, messages: Any
     ) -> Any:
-        """Return a message that moves the robot to a command.
+        """Build a message that moves the robot to a command.
 
         Args:
-            command: (A,) in policy units.
-            position: (A,) the measured position, in policy units.
-            seconds: until the robot shall be there.
-            messages: returns a message class by its name.
+            command: (A,) commanded position, in policy units.
+            position: (A,) measured position, in policy units.
+            seconds: time until the robot should reach the command.
+            messages: function that returns the message class with a name.
 
         Raises:
-            ConfigError: the numbers of joints and names differ.
+            ConfigError: the command does not fit the number of joint names, or is no twist of 3 or
+                6 numbers.
         """
         scale = _parse_numbers(self.scale, len(command), f"{self.topic}: scale")
         offset = _parse_numbers(self.offset, len(command), f"{self.topic}: offset")
@@ -262,14 +275,18 @@ class CommandTopic:
             full_seconds = math.floor(seconds)
             point.time_from_start.sec = full_seconds
             point.time_from_start.nanosec = int((seconds - full_seconds) * 1e9)
-            result.points = [point]  # the stamp stays zero: time counts from its arrival
+            result.points = [point]  # The header stamp stays zero: time counts from the arrival.
         return result
 
     def read(self, message: Any, position: np.ndarray) -> np.ndarray:
-        """Return the command (A,) of a message in policy units, for a simulated robot.
+        """Convert a message to the command (A,) in policy units, for a simulated robot.
+
+        Args:
+            message: a message of `type`.
+            position: (A,) measured position, which determines the expected shape.
 
         Raises:
-            MessageError: other joints, or no point.
+            MessageError: the message has other joints, no point, or values that are not finite.
         """
         if self.type == "Float64MultiArray":
             goal = np.array(message.data, dtype=np.float64)
@@ -283,13 +300,15 @@ class CommandTopic:
                 raise MessageError(f"{self.topic}: the trajectory has no joint {missing[0]}")
             goal = np.array([values[name] for name in self.names], dtype=np.float64)
         if goal.shape != position.shape or not np.isfinite(goal).all():
-            raise MessageError(f"{self.topic}: {len(position)} finite numbers were expected")
+            raise MessageError(
+                f"{self.topic}: a command must be {len(position)} finite numbers, got {goal}"
+            )
         scale = _parse_numbers(self.scale, len(goal), "scale")
         return scale * goal + _parse_numbers(self.offset, len(goal), "offset")
 
 
 def _decode_image(message: Any, topic: str) -> np.ndarray:
-    """Return the (H, W, 3) RGB of an Image, whose rows may be padded."""
+    """Convert an Image, whose rows may be padded, to (H, W, 3) uint8 in RGB."""
     if message.encoding not in CHANNEL_ORDERS:
         raise MessageError(
             f"{topic}: images are {message.encoding!r}; use one of {', '.join(CHANNEL_ORDERS)}"
@@ -297,7 +316,7 @@ def _decode_image(message: Any, topic: str) -> np.ndarray:
     depth = {"mono8": 1, "rgb8": 3, "bgr8": 3}.get(message.encoding, 4)
     data = np.frombuffer(message.data, dtype=np.uint8)
     if message.step < message.width * depth or len(data) != message.step * message.height:
-        raise MessageError(f"{topic}: the image does not have the size that its header says")
+        raise MessageError(f"{topic}: the image data does not match width, height and step")
     rows = data.reshape(message.height, message.step)[:, : message.width * depth]
     pixels = rows.reshape(message.height, message.width, depth)[..., :3]
     order = CHANNEL_ORDERS[message.encoding]
@@ -309,7 +328,7 @@ def _decode_image(message: Any, topic: str) -> np.ndarray:
 
 
 def _decode_compressed_image(message: Any) -> np.ndarray:
-    """Return the (H, W, 3) RGB of a CompressedImage (JPEG or PNG)."""
+    """Convert a CompressedImage (JPEG or PNG) to (H, W, 3) uint8 in RGB."""
     data = np.frombuffer(message.data, dtype=np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:

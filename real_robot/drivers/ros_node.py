@@ -1,7 +1,7 @@
 """A ROS 2 node that spins in its own thread, message classes and quality of service.
 
-rclpy may come from a system's ROS 2 or from the package index (`pip install 'ebt_policy[ros]'`). It
-is imported when a robot is connected.
+rclpy may come from a ROS 2 installation or from PyPI (`pip install 'ebt_policy[ros]'`). It is
+imported only when a robot is connected.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ NOT_INSTALLED = (
 
 
 def message_class(name: str) -> Any:
-    """Return a message class by its name."""
+    """Return the message class with a name of `MESSAGE_PACKAGES`."""
     return getattr(importlib.import_module(f"{MESSAGE_PACKAGES[name]}.msg"), name)
 
 
 class Channel(Enum):
-    """What a topic carries, which determines its quality of service.
+    """The kind of a topic, which determines its quality of service.
 
-    SENSOR: best effort, the newest alone. What would be sent again comes too late, and a
+    SENSOR: best effort, newest message only. A repeated message would be too late, and a
         best-effort subscription matches every publisher.
-    COMMAND: reliable, the newest alone. A lost command would be a jerk, an old one is worthless.
-    STOP: reliable and volatile, which matches every publisher.
-    LATCHED_STOP: reliable and transient local: a stop that was pressed before this program started
-        is received if its publisher keeps it.
+    COMMAND: reliable, newest message only. A lost command would cause a jerk, and an old one is
+        useless.
+    STOP: reliable and volatile, which matches every reliable publisher.
+    LATCHED_STOP: reliable and transient local. A stop that was pressed before this program started
+        is received if its publisher keeps the message.
     """
 
     SENSOR = auto()
@@ -49,7 +50,7 @@ class Channel(Enum):
 
 
 def qos_profile(channel: Channel) -> Any:
-    """Return the quality of service of a channel."""
+    """Return the rclpy `QoSProfile` of a channel."""
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
     best_effort, latched = channel is Channel.SENSOR, channel is Channel.LATCHED_STOP
@@ -65,7 +66,7 @@ class RosNode:
     """A node that spins in its own thread.
 
     Args:
-        name: of the node.
+        name: name of the node.
 
     Raises:
         DriverError: ROS 2 is not installed.
@@ -86,7 +87,7 @@ class RosNode:
         self._thread = threading.Thread(target=self._spin, daemon=True, name=name)
 
     def start(self) -> None:
-        """Start to spin."""
+        """Start spinning."""
         self._thread.start()
 
     def _spin(self) -> None:
@@ -99,7 +100,7 @@ class RosNode:
         return self.node.get_clock().now().nanoseconds * 1e-9
 
     def close(self) -> None:
-        """Stop to spin and destroy the node."""
+        """Stop spinning and destroy the node."""
         self._context.try_shutdown()
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)

@@ -1,4 +1,4 @@
-"""The options of a robot behind ROS 2: which topics are observed and commanded."""
+"""The options of a ROS 2 robot: its observed and commanded topics."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, FrameTransform, ObservedTopic
 from ebt_policy.registry import Registry
 
-# Functions from the observed numbers (n,) to the "obs" (Do,) of the policy.
+# Functions that map the observed values (n,) to the "obs" (Do,) of the policy.
 OBSERVATION_TRANSFORMS: Registry[Callable[[np.ndarray], np.ndarray]] = Registry(
     "robot.driver.transform", "ebt_policy.observation_transforms"
 )
-# (5,) agent, block, angle -> (20,) keypoints of the block, agent.
+# Agent, block and angle (5,) -> keypoints of the block and agent (20,).
 OBSERVATION_TRANSFORMS.register("push_t_keypoints")(push_t.observation)
 SECTION = "robot.driver"
 
 
 @dataclass(frozen=True)
 class SimNodeOptions:
-    """The section ``robot.driver.simulates``: what `sim_node` simulates.
+    """The section ``robot.driver.simulates``: the robot that `sim_node` simulates.
 
     Args:
-        env: see `EnvSpec`.
-        parts: name of an observed topic -> entries of the environment's state.
-        publish_hz: of all topics.
-        reset: topic (Float64MultiArray) of the seed and number of a reset.
-        score: topic (Float64MultiArray) of the seed, the score, whether the task is solved, and
-            the number of the last reset.
+        env: options of `EnvSpec`.
+        parts: name of an observed topic -> indices into the environment's state.
+        publish_hz: rate of all topics.
+        reset: topic (Float64MultiArray) with the seed and the number of a reset.
+        score: topic (Float64MultiArray) with the seed, the score, whether the task is solved (0 or
+            1), and the number of the last reset.
+
+    Raises:
+        ConfigError: `publish_hz` is not positive and finite.
     """
 
     env: dict[str, Any]
@@ -56,19 +59,22 @@ class RosTopics:
     """The options of ``robot.driver`` with ``name: ros2``.
 
     Args:
-        observe: name -> options of `ObservedTopic`. Images become cameras of that name.
-        obs: names of the observed topics that make up "obs", in order.
+        observe: name -> options of `ObservedTopic`. An image topic is the camera of that name.
+        obs: names of the observed topics that form "obs", in order.
         position: name of the observed topic that measures the robot's position.
         command: options of `CommandTopic`.
-        transform: name of one of `OBSERVATION_TRANSFORMS`, applied to "obs".
-        estop: topic of the emergency stop (Bool; true stops).
-        heartbeat: topic of a message for each tick of the loop (Empty).
-        stamps: "header", or "arrival" where the robot's clock is another one.
-        connect_s: how long to wait for the first messages.
-        simulates: options of `SimNodeOptions`, of a robot that `sim_node` simulates.
+        transform: a name in `OBSERVATION_TRANSFORMS`, applied to "obs".
+        estop: topic of the emergency stop (Bool; true stops the robot).
+        heartbeat: topic (Empty) that gets a message at each tick of the loop.
+        stamps: "header" for the times in the messages, or "arrival" if the robot has another clock.
+        connect_s: longest time to wait for the first messages, s.
+        simulates: options of `SimNodeOptions`, for a robot that `sim_node` simulates.
 
     Attributes:
         observed, commanded, simulated: the parsed `observe`, `command` and `simulates`.
+
+    Raises:
+        ConfigError: an option is unknown, missing or invalid.
     """
 
     observe: dict[str, Any]
@@ -113,7 +119,7 @@ class RosTopics:
         """Return the values of an `Observation`; "state" is "obs" before the transform.
 
         Args:
-            readings: name of an observed topic -> what `ObservedTopic.read` returned.
+            readings: name of an observed topic -> result of `ObservedTopic.read`.
         """
         values, low_dim = {}, np.concatenate([readings[name] for name in self.obs])
         if self.transform is not None:
@@ -128,7 +134,7 @@ def parse_topics(driver: dict[str, Any]) -> RosTopics | None:
     """Parse the section ``robot.driver``; None for a robot with another driver.
 
     Raises:
-        ConfigError: an option is unknown, missing or wrong.
+        ConfigError: an option is unknown, missing or invalid.
     """
     if driver.get("name") != "ros2":
         return None

@@ -1,4 +1,4 @@
-"""A simulated robot whose time passes with the clock."""
+"""A simulated robot that runs at the speed of a real or simulated clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ebt_policy.real_robot.drivers.base import (
 )
 from ebt_policy.real_robot.errors import DriverError
 
-# Fraction of a physics step, so that the steps of a tick are not one short.
+# Fraction of a physics step. Without it, rounding could lose one of the physics steps of a tick.
 ROUNDING_SLACK = 1e-6
 
 
@@ -27,14 +27,14 @@ ROUNDING_SLACK = 1e-6
 class SimRobot(SimulatedDriver):
     """An environment of this package as a robot with position control and a watchdog.
 
-    Its time is the clock's. Each call first simulates the time since the last one, in steps of the
-    simulator's physics, so it behaves the same with a real and with a simulated clock.
+    Each call first simulates the time since the last call, in physics steps of the simulator. The
+    robot therefore behaves in the same way with a real and with a simulated clock.
 
     Args:
-        spec: the environment; it must have `advance` (Push-T, robosuite's absolute actions).
-        clock: the loop's.
-        command_s: time without a command after which the robot holds.
-        render: whether it can be rendered.
+        spec: environment with a method `advance` (Push-T, robosuite with absolute actions).
+        clock: clock of the control loop.
+        command_s: time without a command after which the robot holds, s.
+        render: whether frames can be rendered.
 
     Raises:
         ConfigError: the environment has no `advance`, or `command_s` is not positive.
@@ -49,8 +49,8 @@ class SimRobot(SimulatedDriver):
         self._scene: Any = self._env.unwrapped
         if not hasattr(self._scene, "advance"):
             raise ConfigError(
-                f"robot.driver.env_id={spec.env_id} cannot be a robot: it has no `advance` for "
-                "parts of a step."
+                f"robot.driver.env_id={spec.env_id} cannot be a robot: it has no method `advance`, "
+                "which simulates parts of a step."
             )
         self._clock, self._command_s = clock, command_s
         self._lock = threading.RLock()
@@ -58,7 +58,7 @@ class SimRobot(SimulatedDriver):
 
     @classmethod
     def from_config(cls, section: dict[str, Any], context: DriverContext) -> SimRobot:
-        """Return a driver from the options of `EnvSpec`; see `Driver.from_config`."""
+        """Build a driver from the options of `EnvSpec`; see `Driver.from_config`."""
         max_steps = max(1, round(context.rate_hz * context.episode_s))
         spec = options(EnvSpec, {"max_steps": max_steps, **section}, "robot.driver")
         return cls(spec, context.clock, command_s=context.command_s, render=context.render)
@@ -88,7 +88,7 @@ class SimRobot(SimulatedDriver):
 
     @property
     def holding(self) -> bool:
-        """Whether the robot holds its position, without commands."""
+        """Whether the robot holds its position because it has no command."""
         with self._lock:
             self._pass_time()
             return self._holding
