@@ -1,4 +1,4 @@
-"""Training, storing and evaluating language models, and their command-line entries."""
+"""Training, checkpoints and evaluation of language models, and their commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ebt_policy.train import main, train
     [("model=transformer_pp",), ("model=refiner",), ("objective=s1",),
      ("objective=s2", "objective.replay=8", "objective.noise=[0.1,0.01]")],
 )  # fmt: skip
-def test_train_evaluate_and_load(tiny_text, overrides):
+def test_training_writes_an_evaluation_and_checkpoints(tiny_text, overrides):
     straight = train(tiny_text("straight", *overrides))
     log = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
     assert any("held_out_loss" in line for line in log)
@@ -71,7 +71,7 @@ def test_damaged_checkpoint_is_refused(tiny_text, tmp_path):
         LanguageModel.from_checkpoint(run)
 
 
-def test_eval_and_generate_commands(tiny_text, tmp_path, monkeypatch, capsys):
+def test_eval_and_generate_commands_use_a_trained_run(tiny_text, tmp_path, monkeypatch, capsys):
     run = train(tiny_text("run", "evaluation.final=false", "objective.init_std=1.0"))
     output = f"output={tmp_path / 'found'}"
     call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", output]

@@ -72,8 +72,8 @@ def test_windows_never_cross_clips(lengths, context, stride):
     assert (rows[:, :, 0] == windows.clip[:, None]).all() and (rows[:, :, 1].diff(dim=1) == 1).all()
 
 
-def test_video_files_are_read_at_the_requested_size_and_rate(films):
-    dataset = load_video_files([str(films)], 16, 24, 2)
+def test_video_files_are_read_at_the_requested_size_and_rate(video_folder):
+    dataset = load_video_files([str(video_folder)], 16, 24, 2)
     assert sum(map(len, dataset.splits.values())) == 12 and all(dataset.splits.values())
     frames = dataset.splits["train"][0].frames
     assert frames.shape == (8, 16, 24, 3) and dataset.rate_hz == 5
@@ -91,28 +91,28 @@ def test_non_video_files_are_named(tmp_path):
         load_video_files([str(tmp_path)], 8, 8, 1)
 
 
-def test_damaged_videos_are_skipped_with_skip_unreadable(films, tmp_path):
+def test_damaged_videos_are_skipped_with_skip_unreadable(video_folder, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
-    config = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
+    config = task(path=[str(video_folder), str(tmp_path)], skip_unreadable=True)
     dataset = load_videos(config)
     assert sum(map(len, dataset.splits.values())) == 12
     assert "from 12 files, 1 left out:" in dataset.origin and "bad.mp4" in dataset.origin
 
 
-def test_rotation_metadata_is_applied(films, tmp_path):
-    raw = bytearray((films / "00.mp4").read_bytes())
+def test_rotation_metadata_is_applied(video_folder, tmp_path):
+    raw = bytearray((video_folder / "00.mp4").read_bytes())
     matrix = raw.index(b"tkhd") + 44
     turned = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # clockwise, as by a telephone
     raw[matrix : matrix + 36] = struct.pack(">9i", *turned)
     (tmp_path / "a:[0]*.mp4").write_bytes(raw)
-    plain, _ = read_video(films / "00.mp4", 32, 48, 1)
+    plain, _ = read_video(video_folder / "00.mp4", 32, 48, 1)
     upright, _ = read_video(tmp_path / "a:[0]*.mp4", 48, 32, 1)
     assert np.array_equal(upright, np.rot90(plain, -1, axes=(1, 2)))
 
 
-def test_videos_of_several_rates_are_not_mixed(films, tmp_path):
+def test_videos_of_several_rates_are_not_mixed(video_folder, tmp_path):
     for fps in (10, 25):
         with video_writer(tmp_path / f"{fps}.mp4", fps=fps) as add:
             for _ in range(16):
@@ -144,8 +144,8 @@ def test_videos_that_end_early_are_named(tmp_path):
             load_video_files([str(tmp_path / name)], 8, 8, 1)
 
 
-def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
-    files = sorted(films.iterdir())
+def test_clips_shorter_than_a_window_are_not_held_out(video_folder, tmp_path):
+    files = sorted(video_folder.iterdir())
     for file in files:
         shutil.copy(file, tmp_path / file.name)
     held_out = Path(load_video_files([str(tmp_path)], 8, 8, 1).splits["validation"][0].name)

@@ -37,11 +37,12 @@ def quick_autoencoder(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_writes_report_pictures_and_video(
-    overrides, films, tmp_path, monkeypatch, quick_autoencoder, caplog
+    overrides, video_folder, tmp_path, monkeypatch, quick_autoencoder, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"
-    config = compose_config(*TINY, f"task.path={films}", f"run_dir={run}", *overrides, "task=video")
+    paths = (f"task.path={video_folder}", f"run_dir={run}")
+    config = compose_config(*TINY, *paths, *overrides, "task=video")
     caplog.set_level("INFO")
     train(config)
     assert "training an autoencoder for 4 updates in" in caplog.text
@@ -61,9 +62,9 @@ def test_training_writes_report_pictures_and_video(
     assert "training an autoencoder for 4 updates in" not in caplog.text
 
 
-def test_too_short_clips_are_refused_before_training(films, tmp_path, call_entry):
+def test_too_short_clips_are_refused_before_training(video_folder, tmp_path, call_entry):
     code, error = call_entry(
-        train_entry.main, "task=video", *TINY, "task.context=20", f"task.path={films}",
+        train_entry.main, "task=video", *TINY, "task.context=20", f"task.path={video_folder}",
         f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert code == 2 and re.search(r"00\.mp4 has 16 frames, a window needs 21 \(", error), error
@@ -71,13 +72,13 @@ def test_too_short_clips_are_refused_before_training(films, tmp_path, call_entry
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call_entry):
+def test_the_command_line_trains_and_compares(video_folder, tmp_path, monkeypatch, call_entry):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"
-    common = [*TINY, f"task.path={films}", "evaluation.final=false"]
+    common = [*TINY, f"task.path={video_folder}", "evaluation.final=false"]
     code, error = call_entry(
         train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
-        f"task.path={films}", f"run_dir={frames_run}",
+        f"task.path={video_folder}", f"run_dir={frames_run}",
     )  # fmt: skip
     assert code == 0, error
     assert json.loads((frames_run / "evaluation/summary.json").read_text())["psnr"]["mean"] > 3
@@ -129,7 +130,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     # Other videos: all of a folder, of which no clip is cut; what they are is said.
     other = tmp_path / "other"
     other.mkdir()
-    shutil.copy(films / "00.mp4", other / "mine.mp4")
+    shutil.copy(video_folder / "00.mp4", other / "mine.mp4")
     code, error = call_entry(
         eval_entry.main, *comparing[:-2], f"video_dataset={other}", f"output={tmp_path / 'mine'}",
         "device=cpu",
@@ -156,18 +157,18 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     shutil.rmtree(frames_run)
     call_entry(
         train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
-        "seed=1", "evaluation.final=false", f"task.path={films}", f"run_dir={frames_run}",
+        "seed=1", "evaluation.final=false", f"task.path={video_folder}", f"run_dir={frames_run}",
     )  # fmt: skip
     code, error = call_entry(eval_entry.main, f"checkpoint={runs[0]}", "device=cpu")
     assert code == 2 and "is not what made the features" in error
 
 
 @pytest.mark.slow
-def test_constant_motion_is_learned(films, tmp_path, monkeypatch):
+def test_constant_motion_is_learned(video_folder, tmp_path, monkeypatch):
     """A short training predicts the next frame better than repeating the last frame does."""
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"
-    common = [*TINY, f"task.path={films}"]
+    common = [*TINY, f"task.path={video_folder}"]
     train(
         compose_config(
             *common, "model=autoencoder", "model.channels=[8,16]", "train.steps=150",
