@@ -259,10 +259,7 @@ def test_unwritable_results_are_printed(tmp_path, monkeypatch, capsys, keys, cod
     assert report_results(series, source, "command") == code
     output = capsys.readouterr()
     assert "ticks per second" in output.out
-    assert (
-        f"error: output={tmp_path} cannot be written (No space left on device)"
-        in output.err
-    )
+    assert f"error: output={tmp_path} cannot be written (No space left on device)" in output.err
 
 
 # -- optional outputs ----------------------------------------------------------------------------

@@ -129,7 +129,8 @@ def test_predictions_depend_on_all_earlier_tokens(kind):
         moved[:, position] = (moved[:, position] + 1) % V
         for name, value in outputs_of_every_step(model, moved).items():
             if name != "candidate 0" and (kind, name) != ("refiner", "energies"):  # no energy
-                assert not torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6), (name, position)
+                same = torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6)
+                assert not same, (name, position)
 
 
 # -- leaky masks ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 def requires_extra(extra: str, module: str):
     """Return marks for tests of an extra, which skip them if it is not installed."""
     absent = importlib.util.find_spec(module) is None
-    return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"needs the extra {extra}")]
+    return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"needs extra {extra}")]
 
 
 robosuite = requires_extra("robomimic", "robosuite")

@@ -86,7 +86,7 @@ def test_flow_learns_two_modes_and_regression_averages_them(name):
     for steps in (8, 16):
         side, height = problem.predict(context, steps).unbind(-1)
         near_a_mode = ((side.abs() - 0.8).abs() < 0.3).float().mean()
-        assert (height - context[:, 0, 0] / 2).abs().mean() < 0.2, "the prediction follows the context"
+        assert (height - context[:, 0, 0] / 2).abs().mean() < 0.2, "the context is used"
         if name in ("s1", "s2"):  # also with more steps
             assert near_a_mode < 0.05 and side.abs().mean() < 0.2
         else:
