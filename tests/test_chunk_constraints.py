@@ -26,7 +26,7 @@ def test_prefix_is_returned_exactly_and_conditions_the_rest(kind):
     ]
     assert torch.equal(chunks[0][:, :4], first) and torch.equal(chunks[1][:, :4], second)
     same = torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-3)
-    assert same == (kind == "bc")  # bc predicts in one pass, without a descent
+    assert same == (kind == "bc")  # bc predicts once, without a descent
 
 
 @ALL_KINDS

@@ -93,7 +93,7 @@ def test_bags_become_demonstrations(tmp_path, storage):
     assert len(demonstrations) == 2
     episode = demonstrations.episode(1)
     assert 29 <= len(episode["action"]) <= 30
-    np.testing.assert_allclose(np.diff(episode["obs"][:, 18]), 5, atol=1.01)  # px a tick
+    np.testing.assert_allclose(np.diff(episode["obs"][:, 18]), 5, atol=1.01)  # px per tick
     np.testing.assert_allclose(
         episode["state"][:, 2:], np.tile([250, 300, 0], (len(episode["obs"]), 1))
     )

@@ -187,7 +187,7 @@ def test_deadline_overrun_is_bounded(costs, with_levels):
         clock = Clock(monkeypatch)
         descent = Descent(schedule(20, with_levels), deadline_s=10.0)
         descent(clock.times(slope, costs), torch.zeros(1, 1, 1))
-        # Three evaluations at most were judged by an earlier one, each by 1.5 too little at most.
+        # At most three evaluations follow the last check, each at most 1.5 s slower than expected.
         assert 5 < clock.now - 100 <= 10 + 3 * 1.5
 
 

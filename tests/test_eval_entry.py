@@ -23,7 +23,7 @@ SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
 
 @pytest.fixture
 def run_main(monkeypatch, call_entry, tmp_path):
-    """Return a function that runs the command in an empty folder: (exit code, stderr)."""
+    """Return a function that runs the command and returns (exit code, stderr)."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: call_entry(main, *arguments)

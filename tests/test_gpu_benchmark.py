@@ -1,4 +1,4 @@
-"""The GPU benchmark at toy size on the CPU, and host synchronisation in code for the GPU."""
+"""The GPU benchmark at toy size on the CPU, and no host synchronisation in GPU code."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_toy_run_measures_every_section_and_prints_tables(tmp_path):
     again = run("benchmarks.gpu", "toy=true", "minutes=0", "output=out", cwd=tmp_path)
     assert again.returncode == 0 and "not started" not in again.stdout
     fetched = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
-    assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # toy results are left out
+    assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # not fetched
 
 
 def test_invalid_options_are_refused_before_measuring(tmp_path, monkeypatch):

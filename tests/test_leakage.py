@@ -3,7 +3,7 @@
 Four checks: perturbed tokens, gradients, prediction of one position at a time, and training on
 random tokens. Each check is shown to detect a leaking mask.
 
-Shapes: B batch, S context, M candidates a position, V vocabulary.
+Shapes: B batch, S context, M candidates per position, V vocabulary.
 """
 
 from __future__ import annotations

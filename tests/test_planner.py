@@ -19,7 +19,7 @@ DT = 1 / RATE
 class Straight(Wanderer):
     """A policy that moves by 0.1 per tick from the position of the robot.
 
-    So each action shows to which tick it belongs.
+    The value of an action therefore identifies its tick.
     """
 
     def predict_chunk(self, obs, *, constraints=None, generator=None):

@@ -1,4 +1,4 @@
-"""README, CHANGELOG and docs agree with the stored results, the code and the tree."""
+"""README, CHANGELOG and docs agree with the stored results, the code and the file tree."""
 
 from __future__ import annotations
 

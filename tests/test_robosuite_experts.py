@@ -11,7 +11,8 @@ import pytest
 if importlib.util.find_spec("robosuite") is None:
     pytest.skip("needs robosuite", allow_module_level=True)
 
-from ebt_policy.envs.robosuite_env import RobosuiteEnv  # must precede robosuite
+# This import selects the rendering backend, so it must precede robosuite.
+from ebt_policy.envs.robosuite_env import RobosuiteEnv
 from ebt_policy.envs.robosuite_experts import EXPERTS
 
 pytestmark = [pytest.mark.robomimic, pytest.mark.slow]

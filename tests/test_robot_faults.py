@@ -18,7 +18,7 @@ from ebt_policy.real_robot.recorder import Recorder
 from ebt_policy.real_robot.supervisor import State
 
 DT = 1 / RATE
-RUNS, CLAMPS = 480, 20  # ten runs of each fault in each mode
+RUNS, CLAMPS = 480, 20  # about ten runs of each fault in each mode
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Fault:
     """The expected reaction to a fault.
 
     Args:
-        within: seconds until the robot brakes: times of its watchdogs, and ticks.
+        within: seconds until the robot must brake, from its watchdog times and ticks.
         ends: state at the end of the episode; None for any state.
         reason: part of the reason of that state.
     """

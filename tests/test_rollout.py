@@ -214,7 +214,7 @@ def test_chunks_are_recorded():
 
 @pytest.mark.parametrize(("n_obs", "n_act", "horizon"), [(2, 8, 16), (1, 3, 3), (3, 5, 7)])
 def test_executed_actions_follow_the_newest_observation(counting, n_obs, n_act, horizon):
-    """Each chunk runs n_action_steps actions, from the one after the newest observation on."""
+    """Each chunk runs n_action_steps actions, from the step of the newest observation on."""
     policy, length = Indexed(horizon), 12
     (result,) = rollout(policy, counting(30, n_obs, n_act), [length], collect=True)
     starts = np.arange(length) // n_act * n_act

@@ -241,7 +241,7 @@ def test_aggregate_of_one_task_and_run_is_the_plain_mean() -> None:
     for metric in ("mean", "iqm"):
         aggregate = result["entries"]["a"][metric]
         assert aggregate["mean"] == pytest.approx(plain["mean"])
-        assert aggregate["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
+        assert aggregate["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # one episode is 1 / 30
     assert result["paired"] == result["improvement"] == []
 
 

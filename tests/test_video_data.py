@@ -86,13 +86,13 @@ def test_non_video_files_are_named(tmp_path):
         load_video_files([str(tmp_path / "none.mp4")], 8, 8, 1)
     with pytest.raises(VideoError, match=r"there is no video \(.mp4"):
         load_video_files([str(tmp_path)], 8, 8, 1)
-    (tmp_path / "bad.mp4").write_bytes(b"no video" * 50)
+    (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"bad\.mp4 is no video .* task\.skip_unreadable=true"):
         load_video_files([str(tmp_path)], 8, 8, 1)
 
 
 def test_damaged_videos_are_skipped_with_skip_unreadable(video_folder, tmp_path):
-    (tmp_path / "bad.mp4").write_bytes(b"no video" * 50)
+    (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
     config = task(path=[str(video_folder), str(tmp_path)], skip_unreadable=True)
