@@ -1,4 +1,4 @@
-"""Tiny policies that see, and their input."""
+"""Tiny camera policies, and random observations for them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ IMAGE = ("task=push_t_image", "vision.keypoints=4")
 
 
 def build(kind: str = "flow", *overrides: str, shape: dict[str, Any] = SHAPE) -> Policy:
+    """Return an untrained policy of one of the `KINDS`."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
     config = compose_config(*TINY, *IMAGE, *KINDS[kind], *overrides)
@@ -45,6 +46,7 @@ def build(kind: str = "flow", *overrides: str, shape: dict[str, Any] = SHAPE) ->
 
 
 def observe(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return random observations of two steps, with images of SIDE x SIDE pixels."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (rows, 2, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
     return {"obs": torch.rand(rows, 2, 2, generator=generator) * 512, "image": image}

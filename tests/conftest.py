@@ -30,10 +30,10 @@ from ebt_policy.training.overrides import drop_unused_sections
 from ebt_policy.training.task import TASKS
 from ebt_policy.training.trainer import Trainer
 
-# Tensors here are tiny: a second thread costs more than it brings, in processes started here too.
+# The tensors are tiny: a second thread costs more time than it saves, also in subprocesses.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-# A mutant is killed by any example: the same ones each time, and no search for the smallest.
+# Any failing example kills a mutant, so examples are reproducible and not minimised.
 settings.register_profile("mutation", derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 TINY = (
@@ -83,14 +83,14 @@ def assert_one_line_error(error: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator():
-    """Accelerate keeps its device and precision for the life of a process; tests change them."""
+    """Reset Accelerate after each test: it keeps device and precision for the whole process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory) -> Path:
-    """An episode store like Push-T's: state (N, 5) and action (N, 2) of six short episodes."""
+    """Write an episode store like Push-T's: state (N, 5), action (N, 2), six short episodes."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 30, 6)
     states, actions = [], []
@@ -111,7 +111,7 @@ def demonstrations(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny(demonstrations, tmp_path):
-    """Configuration of a training that takes less than a second; ``tiny("name", *overrides)``."""
+    """Return a function that configures a sub-second training: ``tiny("name", *overrides)``."""
 
     def make(name: str, *overrides: str) -> dict[str, Any]:
         config = compose_config(*TINY, *overrides)
@@ -124,7 +124,7 @@ def tiny(demonstrations, tmp_path):
 
 @pytest.fixture
 def tiny_arguments(demonstrations, tmp_path):
-    """The same as command-line arguments; ``tiny_arguments("name", *overrides)``."""
+    """Return a function like `tiny` that returns command-line arguments."""
 
     def make(name: str, *overrides: str) -> list[str]:
         path, run_dir = f"task.path={demonstrations}", f"run_dir={tmp_path / name}"
@@ -135,7 +135,7 @@ def tiny_arguments(demonstrations, tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, demonstrations) -> str:
-    """The folder of a training run of ten updates."""
+    """Train for ten updates and return the run folder."""
     config = compose_config(*TINY)
     config["task"]["path"] = str(demonstrations)
     config["run_dir"] = str(tmp_path_factory.mktemp("runs") / "tiny-seed0")
@@ -145,14 +145,14 @@ def tiny_run(tmp_path_factory, demonstrations) -> str:
 
 @pytest.fixture(scope="session")
 def compiler() -> None:
-    """Skips a test where torch.compile lacks a C++ compiler or Python's headers."""
+    """Skip a test if torch.compile lacks a C++ compiler or Python's headers."""
     if not can_compile(torch.device("cpu")):
         pytest.skip("torch.compile does not work here")
 
 
 @pytest.fixture
 def call_entry(monkeypatch, capfd):
-    """Run a command-line entry in this process; returns its exit code and stderr."""
+    """Return a function that runs a command-line entry here and returns (exit code, stderr)."""
 
     def call(main: Callable[[], None], *arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["entry", *arguments])
@@ -168,7 +168,7 @@ def call_entry(monkeypatch, capfd):
 
 @pytest.fixture
 def make_trainer(tiny, tmp_path):
-    """An untrained Trainer for looking at its parts."""
+    """Return a function that builds a Trainer without running it."""
 
     def make(*overrides: str) -> Trainer:
         config = tiny("run", *overrides)
@@ -185,7 +185,7 @@ def make_trainer(tiny, tmp_path):
 
 @pytest.fixture
 def text_file(tmp_path, monkeypatch) -> Path:
-    """A file of text, and a cache of its own."""
+    """Write a text file and use an empty cache folder; return the file."""
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "mine.txt"
     file.write_text(TEXT, "utf-8")
@@ -194,7 +194,7 @@ def text_file(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny_text(text_file, tmp_path):
-    """Configuration of a quick training on it; ``tiny_text("name", *overrides)``."""
+    """Return a function that configures a quick training on `text_file`."""
 
     def configure(name: str, *overrides: str):
         paths = (f"task.path={text_file}", f"run_dir={tmp_path / name}")
@@ -204,9 +204,9 @@ def tiny_text(text_file, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def films(tmp_path_factory):
-    """Twelve films of 16 frames: a bright square that goes right, at several heights."""
-    folder = tmp_path_factory.mktemp("films")
+def video_folder(tmp_path_factory):
+    """Write twelve videos of 16 frames: a bright square moves right, each at another height."""
+    folder = tmp_path_factory.mktemp("video_folder")
     for i in range(12):
         with video_writer(folder / f"{i:02}.mp4", fps=10) as add:
             for t in range(16):
@@ -218,7 +218,7 @@ def films(tmp_path_factory):
 
 @pytest.fixture
 def policy_entries():
-    """Two entries of results, each with its episodes."""
-    from policy_results import make_entry  # with matplotlib, which most tests do without
+    """Return two evaluation entries with their episodes."""
+    from policy_results import make_entry  # imports matplotlib, which most tests do not need
 
     return [make_entry("energy", [1.0, 0.5, 0.8]), make_entry("diffusion", [0.7, 0.5, 1.0])]

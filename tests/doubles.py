@@ -1,4 +1,4 @@
-"""Stand-ins for a robot and a policy, on a simulated clock."""
+"""Test doubles of a robot and a policy, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ SECTION: dict[str, Any] = {
 
 
 class PointRobot(SimulatedDriver):
-    """A point that follows its commands, and checks each of them.
+    """A simulated point robot that asserts that each command is within its limits.
 
     Attributes:
-        transform: what `read` makes of an observation, to be changed by a test; it may raise.
+        transform: function that `read` applies to observations; tests replace it. It may raise.
         gone: whether the robot is disconnected.
-        commands: (time, command) of all that were sent.
+        commands: all commands that were sent, as (time, command).
+        stops: number of calls of `stop`.
     """
 
     def __init__(self, robot: Robot, clock: SimulatedClock, dt: float) -> None:
@@ -83,7 +84,7 @@ class PointRobot(SimulatedDriver):
 
     @property
     def holding(self) -> bool:
-        """Whether it stands without commands."""
+        """Whether the robot holds its position instead of following commands."""
         self._pass_time()
         return self._holding
 
@@ -143,10 +144,12 @@ class PointRobot(SimulatedDriver):
 
 
 class Wanderer:
-    """A policy with another goal in every chunk, also beyond the limits.
+    """A policy with a random goal in each chunk, which may lie beyond the robot's limits.
 
     Attributes:
-        chunk: what it makes of a chunk's actions, to be changed by a test; it may raise.
+        reach: standard deviation of the goals.
+        chunk: function applied to a chunk's actions; tests replace it. It may raise.
+        calls: constraints of each predicted chunk.
     """
 
     shape = SimpleNamespace(
@@ -183,7 +186,13 @@ def point_runner(
     max_plan_inconsistency: float | None = None,
     **more: Any,
 ) -> tuple[EpisodeRunner, PointRobot, Any, SimulatedClock]:
-    """Return a runner with a `PointRobot`, ready to start, and its parts."""
+    """Return a prepared runner, its `PointRobot`, its policy and its clock.
+
+    Args:
+        delay: inference time in seconds, or a function that returns it.
+        change: robot options that replace those in `SECTION`.
+        more: ``speed``, and further arguments of `EpisodeRunner`.
+    """
     clock = SimulatedClock(start=100.0)
     robot = Robot(**{**SECTION, **(change or {})})
     policy = policy or Wanderer()

@@ -11,12 +11,12 @@ from ebt_policy.real_robot.errors import DriverError
 
 
 def check_driver(driver, patience_s=300.0):
-    """Check that a driver, not connected yet, does what `Driver` says.
+    """Check that a driver, not yet connected, satisfies the contract of `Driver`.
 
     Args:
-        patience_s: seconds after which an expected event has failed; a busy machine is slow.
+        patience_s: seconds to wait for an expected event; large because a busy machine is slow.
     """
-    driver.stop()  # before it is connected: nothing happens
+    driver.stop()  # has no effect before connecting
     with pytest.raises(DriverError, match="not"):
         driver.read()
     with pytest.raises(DriverError, match="not"):
@@ -32,7 +32,7 @@ def check_driver(driver, patience_s=300.0):
         and -0.01 <= clock.now() - observation.stamp < patience_s
     )
     stamps = [observation.stamp]
-    while stamps[-1] == stamps[0] or len(stamps) < 10:  # neither waits, so some see the same
+    while stamps[-1] == stamps[0] or len(stamps) < 10:  # read() does not wait
         driver.send(observation.position, clock.now() + 0.1)
         observation = driver.read()
         stamps.append(observation.stamp)

@@ -21,7 +21,7 @@ def make_episodes(lengths=(4, 6), seed=0, attrs=None) -> Episodes:
     arrays = {
         "action": rng.normal(size=(n, 2)).astype(np.float32),
         "image": rng.integers(0, 255, size=(n, 3, 4, 3), dtype=np.uint8),
-        "zero": np.zeros((n, 3)),  # equal to the fill value: must still have chunks
+        "zero": np.zeros((n, 3)),  # equal to the fill value; must still be stored as chunks
     }
     return Episodes(arrays, np.cumsum(lengths), ATTRS if attrs is None else attrs)
 
@@ -41,5 +41,6 @@ def concatenated(*parts: Episodes) -> Episodes:
 
 
 def chunk_of(folder: Path, key: str) -> Path:
+    """Return the file of an array's first chunk."""
     array = zarr.open_array(folder / key, mode="r")
     return folder / key / array.metadata.encode_chunk_key((0,) * array.ndim)

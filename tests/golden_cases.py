@@ -1,11 +1,11 @@
 """Golden cases: tiny trainings of every model and objective, and their predictions.
 
-Each case is a tiny training by the command's own code (configuration, data, trainer, checkpoint) on
-data of `golden_data`, and predictions (`golden_predictions`) of the checkpoint that it leaves.
+Each case trains a tiny model on the data of `golden_data` with the code of the training command
+(configuration, data, trainer, checkpoint). `golden_predictions` then predicts with its checkpoint.
 `tests/golden` holds the records, the checkpoints and two interrupted runs; `golden_records` reads
 and writes them, and `tests/test_golden.py` compares with them.
 
-Where an option is renamed, this file follows; where a name is, `golden_predictions` does.
+Update this file when an option is renamed, and `golden_predictions` when a method is renamed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ UPDATES = 5
 
 @dataclass(frozen=True)
 class Case:
-    """A training and the inference options with which its result predicts.
+    """A training, and the inference options of its recorded predictions.
 
     Args:
         arguments: overrides of the training command.
-        inference: name -> inference options, applied one after the other.
+        inference: setting -> inference options; each setting also keeps the options before it.
         extra: optional dependency that the case needs.
     """
 
@@ -56,7 +56,7 @@ VIDEO = (
 AUTOENCODER = "features"  # folder of the autoencoder that encodes frames for the video models
 FEATURES = (*VIDEO, "size.layers=2", f"task.features={AUTOENCODER}")
 SEVERAL = {"one": {"num_candidates": 1}, "several": {"num_candidates": 5}}
-# Inference options of candidates that start from noise, and of candidates that all start alike.
+# Inference options: GUESSES if candidates start from noise, STEPS if all start from one point.
 GUESSES: dict[str, Any] = {
     "several": {"num_candidates": 4},
     "more": {"steps": 4, "reject_energy_increase": True},
@@ -193,7 +193,7 @@ CASES: dict[str, Case] = {
     "video/transformer_pp": Case((*FEATURES, "model=transformer_pp")),
 }  # fmt: skip
 
-# Cases whose checkpoints are stored: one of each form.
+# Cases whose checkpoints are stored.
 STORED = (
     "autoencoder/kl", "video/ebt_s1", "video/transformer_pp", "robot/ebt_flow",
     "robot/ebt_equilibrium", "robot/ebt_s1", "robot/ebt_s2", "robot/ebt_contrastive",
@@ -202,7 +202,7 @@ STORED = (
     "text/masked_ebt_s1", "text/bert", "image/ebt_s1", "image/ebt_equilibrium", "image/dit",
 )  # fmt: skip
 
-# Runs that were interrupted half way: name -> arguments. Their records cover the resumed run.
+# Runs that were interrupted halfway: name -> arguments. Their records cover the resumed run.
 INTERRUPTED = {
     "interrupted/robot": (
         *PUSH_T, "model=ebt", "objective=s2", "objective.replay=12", f"train.steps={2 * UPDATES}",

@@ -1,4 +1,4 @@
-"""Data that the golden cases learn from, and the folder in which they run."""
+"""Training data of the golden cases, and the folder in which they run."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _write_video(file: Path, rng: np.random.Generator) -> None:
 
 @contextmanager
 def working_in(root: Path) -> Iterator[None]:
-    """Work in a folder, with its own cache and one thread.
+    """Change to a folder, with its own cache and one thread.
 
-    Paths in checkpoints are then the same on every machine.
+    Relative paths make the paths in checkpoints equal on all machines.
     """
     before, threads = Path.cwd(), torch.get_num_threads()
     cache = os.environ.get("EBT_POLICY_CACHE")

@@ -2,8 +2,8 @@
 
     python tests/golden_records.py  # rewrites tests/golden
 
-Rewrite them only when a change of the numbers is intended, or a case is added: later code must
-reproduce the records, and read the checkpoints and runs of the code that wrote them.
+Rewrite them only if a change of the numbers is intended or a case is added. Later code must
+reproduce the records, load the stored checkpoints and resume the stored runs.
 `python tests/golden_records.py CASE ...` writes only the named cases.
 """
 
@@ -73,7 +73,7 @@ def to_vector(predictions: Predictions) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def split_vector(array: np.ndarray, shapes: dict[str, str]) -> dict[str, np.ndarray]:
-    """Inverse of `to_vector`."""
+    """Return the arrays that `to_vector` joined, by name."""
     sizes = {key: [int(size) for size in shape.split()] for key, shape in shapes.items()}
     arrays = np.split(array, np.cumsum([int(np.prod(shape)) for shape in sizes.values()])[:-1])
     return {key: x.reshape(shape) for x, (key, shape) in zip(arrays, sizes.items(), strict=True)}
@@ -84,10 +84,10 @@ def texts(predictions: Predictions) -> dict[str, str]:
 
 
 def depends_on_rounding(name: str, key: str) -> bool:
-    """Return whether a prediction may jump when numbers are rounded differently.
+    """Return whether rounding can change a prediction by more than a rounding error.
 
-    Some unit of a long sequence selects another of nearly equal candidates or stops one step
-    earlier; a decoded byte may differ by one.
+    A unit of a long sequence may select another of two nearly equal candidates, or stop one step
+    earlier. A decoded byte may differ by one.
     """
     setting, _, field = key.partition(", ")
     sequence = kind_of(name) in ("text", "video")
@@ -99,8 +99,8 @@ class Records:
 
     Attributes:
         made_by: `fingerprint` of the machine.
-        cases: name -> ``losses`` as exact text, ``shapes`` of the predictions and ``texts``.
-        arrays: name -> predictions, as `to_vector` puts them.
+        cases: name -> ``losses`` as hexadecimal text, ``shapes`` of the predictions and ``texts``.
+        arrays: name -> predictions as one vector of `to_vector`.
     """
 
     def __init__(self, made_by: dict[str, str], cases: dict[str, Any], arrays: dict[str, Any]):
@@ -140,11 +140,11 @@ def prepare(folder: Path) -> None:
 
 
 def write(names: list[str]) -> None:
-    """Write the records of the named cases, or of all cases without names."""
+    """Write the records of the named cases, or of all cases if ``names`` is empty."""
     selected = [name for name in CASES if name in names or not names]
     records = Records.read() if names else Records(fingerprint(), {}, {})
     if records.made_by != fingerprint():
-        raise SystemExit(f"these records were made by {records.made_by}; rewrite all of them.")
+        raise SystemExit(f"the records come from {records.made_by}; rewrite all of them.")
     if not names:
         for folder in (CHECKPOINTS, RUNS):
             shutil.rmtree(folder, ignore_errors=True)

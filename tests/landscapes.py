@@ -1,4 +1,4 @@
-"""Energies with known solutions, and other helpers of the tests of the descent.
+"""Energies with known solutions, and other helpers for the tests of the descent.
 
 Shapes: candidates (B, U, *) -> energies (B, U).
 """
@@ -22,13 +22,13 @@ MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal, float64."""
+    """Return standard normal samples in float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def quadratic(curvature: float | Tensor = 1.0, centre: float | Tensor = 0.0):
-    """E = sum L (x - c)^2 / 2, so that dE/dx = L (x - c)."""
+    """Return the energy E = sum L (x - c)^2 / 2, with the gradient dE/dx = L (x - c)."""
 
     def energy(x: Tensor, level: Tensor | None = None) -> Tensor:
         return (curvature * (x - centre).square() / 2).flatten(2).sum(-1)
@@ -37,23 +37,23 @@ def quadratic(curvature: float | Tensor = 1.0, centre: float | Tensor = 0.0):
 
 
 def double_well(x: Tensor, level: Tensor | None = None) -> Tensor:
-    """E = sum (x^2 - 1)^2 / 4: minima of height 0 at -1 and 1, a ridge of height 1/4 at 0."""
+    """Return E = sum (x^2 - 1)^2 / 4, with minima 0 at -1 and 1 and a maximum 1/4 at 0."""
     return ((x.square() - 1).square() / 4).flatten(2).sum(-1)
 
 
 def slope(x: Tensor, level: Tensor | None = None) -> Tensor:
-    """E = -sum x: descends along (1, ..., 1) for ever, at the same speed everywhere."""
+    """Return E = -sum x, which has no minimum and the constant gradient (-1, ..., -1)."""
     return -x.flatten(2).sum(-1)
 
 
 def level_quadratic(x: Tensor, level: Tensor | None) -> Tensor:
-    """E = |x - g|^2 / 2: the minimum moves with the level g, which enters the gradient."""
+    """Return E = |x - g|^2 / 2, whose minimum is at the level g."""
     assert level is not None
     return (x - level.unsqueeze(-1)).square().sum(-1) / 2
 
 
 def slow(energy: Callable[..., Tensor], seconds: float):
-    """The same energy, each evaluation taking ``seconds`` at least."""
+    """Return the same energy, with a delay of ``seconds`` in each evaluation."""
 
     def waiting(x: Tensor, level: Tensor | None = None) -> Tensor:
         time.sleep(seconds)
@@ -71,11 +71,11 @@ def descend(
     generator: Generators = None,
     **parts: Any,
 ) -> DescentResult:
-    """Descend in fixed steps, with other parts of a `Descent`."""
+    """Run a `Descent` of fixed steps; ``parts`` are its other parts."""
     return Descent(FixedSteps(count, size), **parts)(energy, init, generator=generator)
 
 
-# Every objective with options at which a training of seconds shows what it learns.
+# Every objective, with options for which a training of seconds shows that it learns.
 SMALL_OBJECTIVES = {
     "flow": lambda: Flow(),
     "flow without level": lambda: Flow(condition_on_noise_level=False, noise_samples_per_target=2),

@@ -1,4 +1,4 @@
-"""Results of policies without rollouts, and the figures of a report."""
+"""Synthetic evaluation results of policies, and the figures made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files in the layouts that robomimic publishes."""
+"""Small HDF5 files in the layouts of the published robomimic files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scipy.spatial.transform import Rotation
 
 NEEDS_ROBOMIMIC = [
     pytest.mark.robomimic,
-    pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="without robomimic"),
+    pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="h5py is not installed"),
 ]
 
 
 def env_args(version: str, name: str = "PickPlaceCan", **changes) -> dict:
-    """As published: version 1.4 has one controller, 1.5 one for each part of the body."""
+    """Return env_args as published: 1.4 has one controller, 1.5 one for each body part."""
     controller = {"type": "OSC_POSE", "control_delta": True, **changes}
     if version == "1.5.1":
         controller = {"type": "BASIC", "body_parts": {"right": controller}}
@@ -25,7 +25,10 @@ def env_args(version: str, name: str = "PickPlaceCan", **changes) -> dict:
 
 
 def write_demonstrations(path, version="1.5.1", lengths=(5, 7, 4), masks=True, seed=0, args=None):
-    """A file of the Can task, its content the same in both layouts; returns poses and actions."""
+    """Write a file of the Can task; return (observations, object pose, actions) per episode.
+
+    The content is the same in both layouts; only the order of "object" differs.
+    """
     import h5py
 
     rng = np.random.default_rng(seed)

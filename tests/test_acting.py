@@ -1,4 +1,4 @@
-"""A policy in a loop of one's own."""
+"""`Policy.act` and `evaluate`: a policy in the user's own control loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def policy(tiny_run):
     return load_policy(tiny_run)
 
 
-def test_actions_are_those_of_the_predicted_chunks(policy):
+def test_act_returns_the_actions_of_the_predicted_chunks(policy):
     shape = policy.shape
     observations = np.random.default_rng(0).random((20, shape.obs_dim)) * 512
     policy.reset(seed=3)
@@ -32,7 +32,7 @@ def test_actions_are_those_of_the_predicted_chunks(policy):
     np.testing.assert_array_equal(actions, expected[:20])
 
 
-def test_several_environments_at_once(policy):
+def test_act_serves_several_environments_at_once(policy):
     policy.reset(seed=0)
     assert policy.act(np.zeros((3, policy.shape.obs_dim))).shape == (3, policy.shape.action_dim)
     with pytest.raises(ValueError, match=r"changed from 3 to 1; call policy\.reset"):
@@ -50,12 +50,12 @@ def test_several_environments_at_once(policy):
         (np.full(20, np.nan), "NaN or Inf"),
     ],
 )
-def test_a_wrong_observation_says_what_is_expected(observation, message, policy):
+def test_invalid_observation_error_states_what_is_expected(observation, message, policy):
     with pytest.raises(ValueError, match=message):
         policy.act(observation)
 
 
-def test_evaluate_plays_seeded_episodes(policy):
+def test_evaluate_runs_seeded_episodes(policy):
     env = gymnasium.make("ebt_policy/PushT-v0", max_episode_steps=12)
     first, second = (evaluate(policy, env, episodes=2, seed=5) for _ in range(2))
     assert [result.seed for result in first] == [5, 6]

@@ -49,7 +49,7 @@ def test_chunk_after_event_is_the_first_that_observes_it():
         perturbed = [
             bool(env.step(np.array([256.0, 256.0]))[-1].get("perturbed")) for _ in range(70)
         ]
-        seen_from = perturbed.index(True) + 1  # the step after which the observation shows it
+        seen_from = perturbed.index(True) + 1  # first step whose observation shows the event
         chunk = energy_signals.chunk_after_event(seed, 8)
         assert 8 * (chunk - 1) < seen_from <= 8 * chunk < 8 * energy_signals.FIRST_CHUNKS
     env.close()
@@ -106,10 +106,10 @@ def test_videos_of_unequal_length_are_joined(tmp_path):
     )
     with Image.open(tmp_path / "x" / "both.webp") as video:
         assert video.size == (2 * render_rollouts.SIDE + GAP, render_rollouts.SIDE)
-        assert video.n_frames > 1  # equal ones at the end are one, shown longer
+        assert video.n_frames > 1  # equal frames at the end are merged into one
 
 
-def test_linear_probe_accuracy_with_and_without_information():
+def test_linear_probe_is_accurate_only_with_informative_features():
     rng = np.random.default_rng(0)
     counts = {"train": 300, "validation": 100, "test": 200}
     labels = {part: rng.integers(0, 3, count) for part, count in counts.items()}
@@ -122,7 +122,7 @@ def test_linear_probe_accuracy_with_and_without_information():
     assert 0.2 < right.mean() < 0.47
 
 
-def test_detector_quality_relative_to_the_usual_group():
+def test_detection_quality_is_relative_to_the_usual_group():
     rng = np.random.default_rng(0)
     runs = [
         {
@@ -142,7 +142,7 @@ def test_detector_quality_relative_to_the_usual_group():
 
 def test_crops_of_one_image_are_not_independent_samples():
     rng = np.random.default_rng(0)
-    shift = rng.normal(size=20)  # of 20 images, of which there are 15 parts each
+    shift = rng.normal(size=20)  # one value for each of 20 images, each cut into 15 crops
     runs = [{"usual": {"energy": rng.normal(size=300)},
              "parts": {"energy": np.repeat(shift, 15) + rng.normal(size=300)}}]  # fmt: skip
     widths = []
@@ -154,7 +154,7 @@ def test_crops_of_one_image_are_not_independent_samples():
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_frechet_distance_of_equal_and_of_darkened_images():
+def test_frechet_distance_is_zero_for_equal_and_large_for_dark_images():
     torch.manual_seed(0)
     classifier = ImageClassifier(4).eval().requires_grad_(False)
     real = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
@@ -194,7 +194,7 @@ def test_video_models_are_listed_with_the_baseline_of_equal_size():
     assert table.splitlines()[3].startswith("| energy, System 1 | 1k | 1 | ")
 
 
-def test_denoising_headline_is_part_of_its_table():
+def test_denoising_headline_selects_rows_of_the_full_table():
     values = {key: {"mean": 1.25, "ci95": [1.0, 1.5]} for key in image_tables.MEASURES}
     entries = [
         {"name": f"{name}-seed*@steps={steps}{AS_PUBLISHED.get(name, '')}", "params": 1000,
@@ -204,7 +204,7 @@ def test_denoising_headline_is_part_of_its_table():
     ]  # fmt: skip
     result = {"entries": entries, "bm3d": values}
     rows = image_tables.denoising(result).splitlines()
-    assert len(rows) == len(entries) + 3  # and the header's two, and BM3D's
+    assert len(rows) == len(entries) + 3  # plus two header lines and the row of BM3D
     assert rows[2].startswith("| energy, System 1 | 1,000 | 1 | 1.25 [1.00, 1.50] | 1.2 [1.0, 1.5]")
     some = image_tables.denoising_headline(result).splitlines()
     assert len(some) == sum(map(len, image_tables.HEADLINE.values())) + 3

@@ -1,3 +1,5 @@
+"""Checkpoints: files, crashes while saving, damaged files and malicious pickles."""
+
 from __future__ import annotations
 
 import json
@@ -69,7 +71,7 @@ def test_no_checkpoint_before_the_first_save(tmp_path):
 
 
 class Crash(BaseException):
-    """As sudden as a kill: nothing catches it."""
+    """Stand-in for a kill: no handler catches a BaseException."""
 
 
 def crash(*_: object, **__: object) -> None:
@@ -101,7 +103,7 @@ def test_crash_while_saving_keeps_the_previous_checkpoint(
     assert newest_checkpoint(run) == saved
     assert load_trainer_state(saved)["step"] == 7
     load_policy(run)
-    save_checkpoint(run, 9, policy, {"step": 9})  # clears away what was left behind
+    save_checkpoint(run, 9, policy, {"step": 9})  # also deletes the files of the failed save
     assert sorted(os.listdir(saved.parent)) == ["step_00000007", "step_00000009"]
 
 
@@ -198,6 +200,8 @@ def test_damaged_trainer_state_is_a_one_line_error(saved, damage):
 
 
 class Bomb:
+    """An object that creates a file when it is unpickled."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

@@ -26,7 +26,7 @@ def test_prefix_is_returned_exactly_and_conditions_the_rest(kind):
     ]
     assert torch.equal(chunks[0][:, :4], first) and torch.equal(chunks[1][:, :4], second)
     same = torch.allclose(chunks[0][:, 4:], chunks[1][:, 4:], atol=1e-3)
-    assert same == (kind == "bc")  # one pass from observations: there is nothing to fit
+    assert same == (kind == "bc")  # bc predicts once, without a descent
 
 
 @ALL_KINDS
@@ -58,14 +58,14 @@ def test_training_prefixes_have_all_lengths_and_hide_later_actions(kind):
     noisy_batch = policy.with_noise(batch)
     counts = noisy_batch["noise"]["prefix_length"]
     assert counts.shape == (512,) and set(counts.tolist()) == set(range(7))
-    assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot that stands has committed nothing
+    assert 0.4 < (counts == 0).float().mean() < 0.7  # a robot at rest has no committed actions
     features = policy.observation_features(noisy_batch)
     later = torch.arange(16) >= counts.unsqueeze(1)
     other = torch.where(later.unsqueeze(-1), torch.rand(512, 16, 2), noisy_batch["action"])
     torch.testing.assert_close(
         policy.observation_features({**noisy_batch, "action": other}), features
     )
-    for count in range(7):  # equals the features at prediction
+    for count in range(7):  # equal to the features at prediction, up to noise
         row = counts.tolist().index(count)
         alone = {"obs": batch["obs"][row : row + 1]}
         prefix = batch["action"][row : row + 1, :count]
@@ -95,7 +95,7 @@ def test_chunks_are_projected_during_selection(kind):
     )
     assert (chunk.actions >= low - 1e-3).all() and (chunk.actions <= high + 1e-3).all()
     assert all(shape[0] == 2 and shape[-2:] == (16, 2) for shape in shapes)
-    if kind in ENERGIES:  # the energy is that of what is executed
+    if kind in ENERGIES:  # the energy belongs to the projected chunk
         assert len(shapes) > 1
         energy = policy.energies(obs, chunk.actions.unsqueeze(1))[:, 0]
         torch.testing.assert_close(energy, chunk.energy, atol=1e-3, rtol=1e-3)
@@ -137,7 +137,7 @@ def test_prefix_may_be_full_or_empty(kind):
         obs, constraints=ChunkConstraints(prefix=full_prefix[:, :0]), generator=generators(0)
     ).actions
     unconstrained = policy.predict_chunk(obs, generator=generators(0)).actions
-    # Noising an empty prefix draws nothing, so the rest sees the same noise.
+    # An empty prefix draws no noise, so both predictions start from the same noise.
     torch.testing.assert_close(empty_prefix, unconstrained)
 
 

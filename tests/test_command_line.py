@@ -1,4 +1,4 @@
-"""Every command: its help, its configuration, and mistakes in its arguments."""
+"""Help, configuration and argument errors of every command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENTRIES = {
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Run an entry with arguments; return exit code, output and error output."""
+    """Return a function that runs an entry and returns its exit code, stdout and stderr."""
 
     def run_main(name: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
@@ -40,13 +40,13 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_help_answers(name, call):
+def test_help_exits_without_an_error(name, call):
     code, text, error = call(name, "--help")
     assert (code, error) == (0, "")
     assert text.startswith("usage: ") and "Hydra" not in text
 
 
-def test_help_shows_the_options_of_what_is_chosen(call):
+def test_help_shows_the_options_of_the_selected_task_and_model(call):
     _, text, _ = call("train", "task=lift", "model=diffusion", "--help")
     assert "Options of task=lift:" in text and "task.scene=Lift" in text
     assert "model.inference.scheduler=ddpm" in text
@@ -66,7 +66,7 @@ def test_help_shows_the_options_of_what_is_chosen(call):
     ],
     ids=" ".join,
 )
-def test_every_option_has_a_meaning(overrides):
+def test_every_option_has_a_description(overrides):
     from ebt_policy.cli.composition import compose_with_choices
 
     config, choices = compose_with_choices("train", overrides)
@@ -76,7 +76,7 @@ def test_every_option_has_a_meaning(overrides):
     assert [name for name in names if name not in comments] == []
 
 
-def test_a_folder_of_ones_own_configurations(call, tmp_path):
+def test_config_dir_adds_the_users_configurations(call, tmp_path):
     folder = tmp_path / "my configs" / "robot"
     folder.mkdir(parents=True)
     (folder / "desk.yaml").write_text("defaults: [push_t]\nname: desk\ndriver: { name: sim }\n")
@@ -112,7 +112,7 @@ def test_cfg_prints_the_configuration(call):
         ("run", ("robot=sim",), "robot=sim is unknown. Did you mean sim_lift?"),
     ],
 )
-def test_mistakes_are_one_sentence_with_a_suggestion(name, arguments, message, call, tmp_path):
+def test_invalid_arguments_are_a_one_line_error(name, arguments, message, call, tmp_path):
     code, _, error = call(name, *arguments)
     assert code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -120,8 +120,8 @@ def test_mistakes_are_one_sentence_with_a_suggestion(name, arguments, message, c
 
 
 @pytest.mark.slow
-def test_help_is_nearly_as_quick_as_torch(tmp_path):
-    """Processor time, which other processes do not change much; the issue's bound is 1.5."""
+def test_help_takes_less_than_twice_the_time_of_importing_torch(tmp_path):
+    """CPU time is compared because other processes hardly change it."""
 
     def seconds(*arguments: str) -> float:
         before = os.times()

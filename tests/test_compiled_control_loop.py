@@ -1,4 +1,4 @@
-"""A compiled policy in the control loop: one program for every prefix, motion and tick."""
+"""A policy in the control loop is compiled once for all prefixes, motions and ticks."""
 
 import numpy as np
 import pytest

@@ -27,13 +27,13 @@ def test_ticks_are_due_at_fixed_times():
     np.testing.assert_allclose(np.diff(due), DT)
     assert len(due) == 40 and episode.overruns == episode.ticks_without_plan == 0
     times = [when for when, _ in driver.commands]
-    np.testing.assert_allclose(times[1:], due[1:], atol=1e-9)  # the first waits for its chunk
-    assert driver.holding and driver.stops >= 1  # held when the episode is over
+    np.testing.assert_allclose(times[1:], due[1:], atol=1e-9)  # the first waits for a chunk
+    assert driver.holding and driver.stops >= 1  # the robot holds after the episode
 
 
 def test_late_ticks_run_at_once_and_missed_ticks_are_skipped():
     runner, _, _, clock = point_runner()
-    slow = {5: 0.12, 12: 0.47}  # seconds that something takes in these ticks
+    slow = {5: 0.12, 12: 0.47}  # tick -> seconds that an observer takes
 
     def busy(tick):
         clock.wait_until(clock.now() + slow.get(tick.number, 0.0))
@@ -60,7 +60,7 @@ def test_repeated_clamps_hold_the_robot():
     episode = runner.run_episode(1)
     assert episode.ended[0] is State.HOLD
     assert "had to be clamped for 15 ticks in a row" in episode.ended[1]
-    np.testing.assert_allclose(driver.commands[-1][1], driver.commands[-2][1])  # it stands
+    np.testing.assert_allclose(driver.commands[-1][1], driver.commands[-2][1])  # at rest
 
 
 def test_held_robot_resumes_from_its_position():
@@ -74,11 +74,11 @@ def test_held_robot_resumes_from_its_position():
     assert states[9] is State.RUNNING and states[12] is State.HOLD and states[-1] is State.RUNNING
     held_commands = commands_of(episode)[15:20]
     assert (held_commands == held_commands[0]).all()
-    moving_commands = commands_of(episode)[25:]  # the robot checked every one of them
+    moving_commands = commands_of(episode)[25:]  # `PointRobot` has checked each of them
     assert (moving_commands != held_commands[0]).any()
 
 
-def test_start_stop_and_rearm():
+def test_emergency_stop_requires_arming_and_a_new_check():
     runner, driver, _, clock = point_runner(change={"confirm": True})
     stop, stopped = driver.stop, []
     driver.stop = lambda: (stopped.append(clock.now()), stop())
@@ -92,13 +92,13 @@ def test_start_stop_and_rearm():
     assert driver.holding and stopped[0] == pytest.approx(
         start + 1.55
     )  # at once, not at the next tick
-    for key in "rs":  # neither lets a fault go
+    for key in "rs":  # neither key clears a fault
         operator.press_key(key)
         assert runner.supervisor.state is State.FAULT
     operator.press_key("a")
     assert runner.supervisor.state is State.DISARMED and not runner.estop.pressed.is_set()
     operator.press_key("s")
-    assert runner.supervisor.state is State.DISARMED  # it is to be checked first
+    assert runner.supervisor.state is State.DISARMED  # `prepare` must check the robot first
     runner.prepare()
     operator.press_key("s")
     assert runner.supervisor.state is State.RUNNING
@@ -152,7 +152,7 @@ def test_robots_without_all_limits_are_refused():
 
 
 @pytest.mark.rerun
-def test_rerun_recording_of_a_run(tmp_path):
+def test_rerun_log_contains_every_signal(tmp_path):
     pytest.importorskip("rerun")
     from ebt_policy.real_robot.rerun_log import RerunLog
 

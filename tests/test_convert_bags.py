@@ -1,4 +1,4 @@
-"""ROS 2 bags become episodes that can be learned from."""
+"""Conversion of ROS 2 bags into episodes for training."""
 
 import re
 
@@ -58,7 +58,7 @@ NAMES = {
 
 
 def write_messages(path, messages, types=NAMES, storage=StoragePlugin.MCAP):
-    """Write (topic, seconds, message) in the order in which they are given."""
+    """Write (topic, seconds, message) tuples to a bag in the given order."""
     with Writer(path, version=9, storage_plugin=storage) as writer:
         links = {
             topic: writer.add_connection(topic, name, typestore=STORE)
@@ -71,7 +71,7 @@ def write_messages(path, messages, types=NAMES, storage=StoragePlugin.MCAP):
 
 
 def motion(frame="table", commands=True, clock=lambda t: 1000 + t, blocks=lambda t: True):
-    """Three seconds at 50 Hz: the agent moves right by 1 mm a message; commands are 5 mm ahead."""
+    """Yield 3 s of messages at 50 Hz: the agent moves 1 mm per message, commands 5 mm ahead."""
     for i in range(150):
         stamp = clock(i / 50)
         yield "/push_t/agent", stamp, joints(stamp, (0.1 + i / 1000, 0.2))
@@ -93,7 +93,7 @@ def test_bags_become_demonstrations(tmp_path, storage):
     assert len(demonstrations) == 2
     episode = demonstrations.episode(1)
     assert 29 <= len(episode["action"]) <= 30
-    np.testing.assert_allclose(np.diff(episode["obs"][:, 18]), 5, atol=1.01)  # px a tick
+    np.testing.assert_allclose(np.diff(episode["obs"][:, 18]), 5, atol=1.01)  # px per tick
     np.testing.assert_allclose(
         episode["state"][:, 2:], np.tile([250, 300, 0], (len(episode["obs"]), 1))
     )
@@ -185,12 +185,12 @@ def test_commands_that_end_too_early_are_a_one_line_error(tmp_path):
 
 
 @pytest.mark.parametrize("jump", [86_400, 1.7e9, -900])
-def test_a_bag_is_cut_where_the_clock_jumps(tmp_path, jump, caplog):
+def test_bag_is_cut_at_jumps_of_the_clock(tmp_path, jump, caplog):
     bag = write_bag(tmp_path / "bag", clock=lambda t: 1000 + t + (jump if t >= 1.5 else 0))
     episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert re.search(r"cut into 2 episodes .* s without /push_t/", caplog.text)
     assert len(episodes) == 2 and 26 <= episodes.ends[-1] <= 30
-    for i in range(2):  # nothing is known of the time between
+    for i in range(2):  # no row lies between the two parts
         agent = episodes.episode(i)["obs"][:, 18]
         np.testing.assert_allclose(np.diff(agent), 5, atol=1.01)
         assert (episodes.episode(i)["action"][:, 0] - agent <= 11).all()
@@ -206,7 +206,7 @@ def test_silent_topics_split_the_episode(tmp_path, caplog):
     assert len(episodes) == 2 and 14 <= episodes.ends[-1] <= 17
     uncut = convert([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
     assert len(uncut) == 1 and uncut.ends[-1] >= 29
-    bag = write_bag(tmp_path / "lost", blocks=lambda t: t < 0.5)  # and commands go on
+    bag = write_bag(tmp_path / "lost", blocks=lambda t: t < 0.5)  # commands continue
     episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert "cut into 1 episodes" in caplog.text
     assert episodes.ends[-1] <= 6

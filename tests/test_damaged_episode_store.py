@@ -16,6 +16,7 @@ from ebt_policy.data.episodes import EpisodeError
 
 
 def rezip(folder: Path) -> Path:
+    """Write the files of a folder to a zip archive and return its path."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -24,7 +25,7 @@ def rezip(folder: Path) -> Path:
 
 
 def assert_refused(folder: Path, message: str) -> None:
-    """Both the folder and a zip of it are refused with one sentence that names the path."""
+    """Assert that reading the folder or its zip fails with an error that names the path."""
     for path in (folder, rezip(folder)):
         with pytest.raises(EpisodeError, match=message) as caught:
             read_episodes(path)
@@ -34,7 +35,7 @@ def assert_refused(folder: Path, message: str) -> None:
 @FORMATS
 @pytest.mark.parametrize("key", ["data/action", "data/zero", "meta/episode_ends"])
 @pytest.mark.parametrize("cut", ["missing", "empty", "half", "flipped"])
-def test_damaged_chunk(tmp_path, zarr_format, key, cut):
+def test_damaged_chunk_is_an_error(tmp_path, zarr_format, key, cut):
     write_episodes(tmp_path / "s", make_episodes((40, 60)), zarr_format)
     chunk = chunk_of(tmp_path / "s", key)
     content = bytearray(chunk.read_bytes())
@@ -50,7 +51,7 @@ def test_damaged_chunk(tmp_path, zarr_format, key, cut):
 
 @FORMATS
 @pytest.mark.parametrize("key", ["data/action", "meta/episode_ends"])
-def test_damaged_or_missing_metadata(tmp_path, zarr_format, key):
+def test_damaged_or_missing_metadata_is_an_error(tmp_path, zarr_format, key):
     write_episodes(tmp_path / "s", make_episodes(), zarr_format)
     metadata = tmp_path / "s" / key / (".zarray" if zarr_format == 2 else "zarr.json")
     metadata.write_text(metadata.read_text()[:50])
@@ -60,7 +61,7 @@ def test_damaged_or_missing_metadata(tmp_path, zarr_format, key):
 
 
 @FORMATS
-def test_missing_data_and_keys(tmp_path, zarr_format):
+def test_missing_keys_and_missing_data_are_errors(tmp_path, zarr_format):
     write_episodes(tmp_path / "s", make_episodes(), zarr_format)
     for path in (tmp_path / "s", rezip(tmp_path / "s")):
         with pytest.raises(EpisodeError, match='no key "state"; the keys are action, image, zero'):
@@ -71,7 +72,7 @@ def test_missing_data_and_keys(tmp_path, zarr_format):
     assert_refused(tmp_path / "s", "no arrays")
 
 
-def test_not_a_store(tmp_path):
+def test_paths_that_are_not_a_store_are_refused(tmp_path):
     with pytest.raises(EpisodeError, match="absent does not exist"):
         read_episodes(tmp_path / "absent")
     (tmp_path / "s").mkdir()
@@ -83,7 +84,7 @@ def test_not_a_store(tmp_path):
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
-def test_zip_cut_short(tmp_path, part):
+def test_truncated_zip_is_an_error(tmp_path, part):
     path = tmp_path / "s.zip"
     write_episodes(path, make_episodes((40, 60)))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
@@ -94,7 +95,7 @@ def test_zip_cut_short(tmp_path, part):
 def write_unchecked(
     path: Path, arrays: dict[str, np.ndarray], ends: np.ndarray, zarr_format
 ) -> None:
-    """A store written without our checks."""
+    """Write a store without the checks of `write_episodes`."""
     root = zarr.create_group(path, zarr_format=zarr_format)
     for key, array in arrays.items():
         root.create_array(f"data/{key}", data=array)
@@ -116,14 +117,14 @@ def write_unchecked(
         (np.ones((2, 1), complex), np.array([2]), '"x" has type complex128'),
     ],
 )
-def test_foreign_store_with_wrong_content(tmp_path, zarr_format, values, ends, message):
+def test_invalid_content_from_other_tools_is_an_error(tmp_path, zarr_format, values, ends, message):
     write_unchecked(tmp_path / "s", {"x": values}, ends, zarr_format)
     assert_refused(tmp_path / "s", message)
 
 
 @FORMATS
 def test_missing_chunks_are_read_as_fill_values(tmp_path, zarr_format):
-    """By its specification; zarr itself stores no chunk of nothing but fill values."""
+    """zarr's specification requires this: zarr omits chunks that hold only fill values."""
     action = np.random.default_rng(0).normal(size=(150, 4))
     action[50:100] = 0
     root = zarr.create_group(tmp_path / "s", zarr_format=zarr_format)
@@ -146,7 +147,7 @@ def test_missing_chunks_are_read_as_fill_values(tmp_path, zarr_format):
 
 
 @FORMATS
-def test_absurd_shapes_are_a_one_line_error(tmp_path, zarr_format):
+def test_impossibly_large_shapes_are_a_one_line_error(tmp_path, zarr_format):
     rows = 10**15
     root = zarr.create_group(tmp_path / "s", zarr_format=zarr_format)
     for key, chunk in {"many": 1, "huge": rows}.items():

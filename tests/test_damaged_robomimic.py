@@ -1,4 +1,4 @@
-"""robomimic's files that are damaged, incomplete or of another kind."""
+"""Errors of robomimic files that are damaged, incomplete or incompatible."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ pytestmark = NEEDS_ROBOMIMIC
 
 
 def damage(path, kind):
+    """Write a valid file, then damage it in the way that ``kind`` names."""
     import h5py
 
     write_demonstrations(path)

@@ -1,4 +1,4 @@
-"""Sources of demonstrations, and errors when there are none."""
+"""Sources of demonstrations, and errors if there are none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 @pytest.fixture
 def offline_folder(tmp_path, monkeypatch):
-    """A folder without recordings, and neither data nor network."""
+    """Change to an empty folder, without local data, cached data or network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EBT_POLICY_DATA", raising=False)
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
@@ -55,13 +55,13 @@ def test_user_task_family_loads_its_demonstrations(monkeypatch):
     assert config.demonstrations() == (stored, "opening by hand")
 
 
-def test_adroit_demonstrations_lose_their_first_row(tmp_path):
+def test_first_row_of_each_adroit_demonstration_is_dropped(tmp_path):
     rows = np.arange(7.0)[:, None] * np.ones(39)
     path = write_door_file(tmp_path / "door.npz", observations=rows)
     episodes, note = task("task=adroit_door", f"task.path={path}").demonstrations()
     assert episodes.lengths.tolist() == [2, 3] and note.startswith("adroit_door: 2 demonstrations")
     assert episodes.arrays["obs"][:, 0].tolist() == [1, 2, 4, 5, 6]
-    assert episodes.arrays["action"].max() == 1  # inside the range that the hand has
+    assert episodes.arrays["action"].max() == 1  # clipped to the hand's action range
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_adroit_demonstrations_lose_their_first_row(tmp_path):
         ({"observations": np.full((7, 39), {})}, "cannot be read .*; download it again"),
     ],
 )
-def test_other_files_are_refused_as_adroit_demonstrations(tmp_path, changes, message):
+def test_invalid_adroit_files_are_refused(tmp_path, changes, message):
     path = write_door_file(tmp_path / "door.npz", **changes)
     with pytest.raises(EpisodeError, match=message) as caught:
         load_adroit_door(path)
     assert path in str(caught.value)
 
 
-def test_damaged_or_missing_adroit_files(offline_folder):
+def test_damaged_or_missing_adroit_files_are_errors(offline_folder):
     with pytest.raises(EpisodeError, match=r"put door_human_25demos\.npz into \$EBT_POLICY_DATA"):
         load_adroit_door(None)
     with pytest.raises(EpisodeError, match=r"no Adroit demonstrations at gone\.npz"):
@@ -94,7 +94,7 @@ def test_damaged_or_missing_adroit_files(offline_folder):
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         load_adroit_door(path)
     with (offline_folder / "door.npz").open("wb") as file:
-        np.save(file, np.zeros(3))  # one array, which NumPy opens as something else
+        np.save(file, np.zeros(3))  # np.load returns an array, not an archive
     with pytest.raises(EpisodeError, match=r"cannot be read .* download it again"):
         load_adroit_door(path)
 
@@ -139,7 +139,7 @@ def test_unknown_task_options_are_refused(overrides, message):
         task(*overrides)
 
 
-def test_recorded_episodes_train_a_robosuite_task(tmp_path):
+def test_recorded_episodes_are_demonstrations_of_a_robosuite_task(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.random((40, 23)), "action": rng.random((40, 10))}
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40])))

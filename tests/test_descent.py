@@ -1,4 +1,4 @@
-"""The refinement loop, against closed forms on energies with known answers.
+"""The descent loop, compared with closed-form solutions of simple energies.
 
 Shapes: B batch, U units, N steps.
 """
@@ -68,7 +68,7 @@ def test_shapes_without_the_final_energy():
     assert result.energies.shape == result.grad_norms.shape == (4, 2, 3)
     assert not result.has_final_energy
     single = descend(quadratic(), normal(1, 1, 2), 1, 0.1, final_energy=False)
-    assert not single.diverged.any(), "a single energy has no difference"
+    assert not single.diverged.any(), "one energy alone shows no divergence"
 
 
 def test_step_sizes_can_differ_by_step_and_by_unit():
@@ -87,7 +87,7 @@ def test_step_size_above_two_over_curvature_is_divergence(curvature, excess):
     init = torch.cat([normal(1, 3, 2), torch.zeros(1, 3, 2)])
     result = descend(quadratic(curvature), init, 5, excess * 2 / curvature)
     assert result.diverged[0].all()
-    assert not result.diverged[1].any(), "a unit that starts in its minimum stays there"
+    assert not result.diverged[1].any(), "a unit that starts at its minimum stays there"
     fine = descend(quadratic(curvature), init, 5, 2 / curvature / excess)
     assert not fine.diverged.any()
 
@@ -105,7 +105,7 @@ def test_double_well_descends_to_both_modes():
 @pytest.mark.parametrize("broken", ["energy", "gradient", "candidate"])
 @pytest.mark.parametrize("mode", MODES)
 def test_nan_or_inf_is_reported_with_its_step(broken, mode):
-    """x goes 0, 1, 2, 3, ...: whatever breaks at x = 3 breaks after 3 steps."""
+    """x takes the values 0, 1, 2, 3, ..., so a failure at x = 3 occurs after 3 steps."""
 
     def energy(x, level):
         value = slope(x)
@@ -124,7 +124,7 @@ def test_nan_or_inf_is_reported_with_its_step(broken, mode):
 
 def test_nan_gradient_is_not_convergence():
     def energy(x, level):
-        return x.abs().sqrt().sum(-1)  # at 0 the slope is infinite times zero
+        return x.abs().sqrt().sum(-1)  # the gradient at 0 is infinity times zero
 
     with torch.no_grad(), pytest.raises(DescentError, match="after 0 of 1 steps"):
         descend(energy, torch.zeros(1, 1, 2), 5, 0.1, stop=GradientNorm(1e-3))
@@ -135,7 +135,7 @@ def test_nan_gradient_is_not_convergence():
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.5])
 def test_langevin_has_the_stationary_variance_of_its_chain(fraction):
-    """x' = r (x + s z) with r = 1 - a L has the variance r^2 s^2 / (1 - r^2)."""
+    """x' = r (x + s z) with r = 1 - a L has the stationary variance r^2 s^2 / (1 - r^2)."""
     curvature, sigma, ratio = 2.0, 0.3, 1 - fraction
     result = descend(
         quadratic(curvature),
@@ -151,7 +151,7 @@ def test_langevin_has_the_stationary_variance_of_its_chain(fraction):
     assert result.candidate.mean().item() == pytest.approx(0, abs=5 * (want / 20_000) ** 0.5)
 
 
-def test_noise_schedule_and_noise_drawn_beforehand():
+def test_noise_can_have_a_schedule_and_be_drawn_beforehand():
     sigma = cosine_noise(0.2, 0.002)
     assert [sigma(0, 5), sigma(2, 5), sigma(4, 5)] == pytest.approx([0.2, 0.101, 0.002])
     assert sigma(0, 1) == 0.2
@@ -224,7 +224,7 @@ def test_momentum_equals_nesterov():
         torch.testing.assert_close(step, x)
 
 
-def test_max_grad_norm_clips_each_unit_by_itself():
+def test_max_grad_norm_clips_each_unit_separately():
     init = torch.tensor([[[3.0, 4.0], [0.03, 0.04]]])
     result = descend(quadratic(), init, 1, 0.5, update=ClippedGradient(1.0))
     torch.testing.assert_close(
@@ -257,7 +257,7 @@ def test_frozen_prefix_and_projection_hold_at_every_step(extra):
         assert x[:, :, 2:].abs().max() <= 1
     free = (4.0 - init[:, :, 2:]).flatten(2).norm(dim=-1)
     if "noise" not in extra:
-        torch.testing.assert_close(result.grad_norms[0], free)  # the frozen part does not count
+        torch.testing.assert_close(result.grad_norms[0], free)  # frozen entries do not count
 
 
 def test_final_projection_applies_to_stopped_units():
@@ -292,7 +292,7 @@ def test_score_replaces_the_final_energy():
 
 
 def test_energy_decrease_excludes_level_differences():
-    def energy(x, level):  # ten higher at each level, whatever the candidate
+    def energy(x, level):  # 10 more at level 1, for every candidate
         return quadratic()(x) + 10 * level
 
     init = torch.tensor([[[1.0], [3.0]]])
@@ -300,7 +300,7 @@ def test_energy_decrease_excludes_level_differences():
     torch.testing.assert_close(result.energy_decrease, torch.tensor([[0.1, 0.9]]))  # 0.1 |dE/dx|^2
 
 
-# -- a first step for all candidates --------------------------------------------------------------
+# -- one first gradient for all candidates --------------------------------------------------------
 
 
 @few_examples
@@ -310,7 +310,7 @@ def test_shared_first_gradient_is_exact_for_a_quadratic(units, candidates, steps
     unit_counts = []
 
     def energy(x, level):
-        """|x - c|^2 / 2 at level 0, something else later; c is the context's."""
+        """Return |x - c|^2 / 2 at level 0 and add a double well later; c depends on the context."""
         unit_counts.append(x.shape[1])
         c = centre.repeat_interleave(x.shape[1] // units, dim=1)
         return quadratic(centre=c)(x) + level * double_well(x)

@@ -1,4 +1,4 @@
-"""Options, combinations of parts and shapes that a descent refuses."""
+"""Errors of a descent: invalid options, incompatible parts and wrong tensor shapes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MIRROR = MirrorMap(torch.tanh, torch.tanh, quadratic())
         (lambda: FirstOf(()), "at least one rule"),
     ],
 )
-def test_parts_refuse_bad_options(make, message):
+def test_invalid_options_of_parts_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

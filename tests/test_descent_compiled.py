@@ -1,4 +1,4 @@
-"""A compiled descent is one graph and equals the eager one, with constraints too.
+"""A compiled descent is one graph and equals the eager descent, also with constraints.
 
 Shapes: B batch, U units, T horizon, A action dimension.
 """
@@ -87,7 +87,8 @@ def test_compiled_descent_with_prefix_and_limits_equals_eager(kind):
         with torch.no_grad():
             return select(descent(energy, x), M)
 
-    eager, compiled = run(init), torch.compile(run, fullgraph=True)(init)  # a break is an error
+    # With fullgraph=True a graph break is an error.
+    eager, compiled = run(init), torch.compile(run, fullgraph=True)(init)
     for name in ("candidate", "energies", "grad_norms", "energy_decrease"):
         torch.testing.assert_close(getattr(compiled, name), getattr(eager, name))
     for name in ("steps_used", "reason", "selected_indices"):

@@ -1,4 +1,4 @@
-"""Gradients through the refinement loop, and the gradient modes it works under.
+"""Gradients through the descent loop, and equal results in every grad mode.
 
 Shapes: B batch, U units, N steps.
 """
@@ -36,7 +36,7 @@ def network(w1, w2):
         {"constraints": (FrozenEntries(torch.tensor([True, False, False])),)},
     ],
 )
-def test_gradients_through_uncut_steps_equal_finite_differences(extra):
+def test_gradients_through_all_steps_equal_finite_differences(extra):
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     size = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     init = normal(2, 2, 3, seed=2).requires_grad_()
@@ -60,19 +60,19 @@ def test_gradients_reach_step_sizes_by_step_and_by_unit():
 def test_detached_steps_keep_the_gradient_of_the_last_step():
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     init = normal(2, 2, 3, seed=2)
-    cut = descend(network(w1, w2), init, 3, 0.3, detach_between_steps=True)
-    uncut = descend(network(w1, w2), init, 3, 0.3)
-    assert torch.equal(cut.candidate, uncut.candidate)
+    detached = descend(network(w1, w2), init, 3, 0.3, detach_between_steps=True)
+    attached = descend(network(w1, w2), init, 3, 0.3)
+    assert torch.equal(detached.candidate, attached.candidate)
 
     def gradient(x):
         gradients = torch.autograd.grad(x.square().sum(), (w1, w2), retain_graph=True)
         return torch.cat([g.flatten() for g in gradients])
 
-    for k in (3, 2, 1):  # every step on the path is one step from a constant
-        before = cut.path[k - 1].detach()
+    for k in (3, 2, 1):  # each has the gradient of one step from a constant
+        before = detached.path[k - 1].detach()
         step = descend(network(w1, w2), before, 1, 0.3)
-        torch.testing.assert_close(gradient(cut.path[k]), gradient(step.candidate))
-    assert not torch.allclose(gradient(uncut.candidate), gradient(cut.candidate))
+        torch.testing.assert_close(gradient(detached.path[k]), gradient(step.candidate))
+    assert not torch.allclose(gradient(attached.candidate), gradient(detached.candidate))
 
 
 @pytest.mark.parametrize("made_in", MODES)
@@ -108,7 +108,7 @@ def test_bilinear_energy_at_zero_needs_no_backward_pass(grad):
         slope, want = energy_gradient(energy, x)
     torch.testing.assert_close(short, slope)
     torch.testing.assert_close(value, want)
-    if grad:  # and in training, whose loss is differentiated through it
+    if grad:  # training differentiates the loss through this gradient
         actual, expected = (
             torch.autograd.grad(g.square().sum(), list(net.parameters()), retain_graph=True)
             for g in (short, slope)
@@ -117,7 +117,7 @@ def test_bilinear_energy_at_zero_needs_no_backward_pass(grad):
             torch.testing.assert_close(a, b)
 
 
-def test_direct_update_field_is_followed():
+def test_direct_update_follows_its_field():
     field = lambda x, level: 0.5 * (1 - x)  # noqa: E731
     result = descend(DirectUpdate(field), torch.zeros(1, 2, 3), 3, 1.0)
     torch.testing.assert_close(result.candidate, torch.full((1, 2, 3), 0.875))
@@ -125,7 +125,7 @@ def test_direct_update_field_is_followed():
 
 
 def test_mirror_descent_reaches_the_gibbs_distribution():
-    """The gradient of <cost, p> - H(p) in the distribution moves the logits, to -cost."""
+    """The gradient of <cost, p> - H(p) in the distribution p moves the logits towards -cost."""
     cost = torch.tensor([0.3, -0.2, 0.9])
     mirror = MirrorMap(lambda x: x.softmax(-1), lambda slope: slope, negative_entropy)
     energy = lambda p, level: (p * cost).sum(-1)  # noqa: E731
@@ -134,4 +134,4 @@ def test_mirror_descent_reaches_the_gibbs_distribution():
     torch.testing.assert_close(result.candidate.softmax(-1)[0, 0], want)
     free = (want * cost).sum() + (want * want.log()).sum()
     torch.testing.assert_close(result.energies[-1, 0, 0], free)
-    assert result.energies[-1] >= -(-cost).logsumexp(0)  # the lowest free energy that there is
+    assert result.energies[-1] >= -(-cost).logsumexp(0)  # the minimum of the free energy

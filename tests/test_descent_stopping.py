@@ -1,4 +1,4 @@
-"""When the refinement loop ends: early stop of units, and wall-clock deadlines.
+"""When the descent loop ends: early stopping of units, and wall-clock deadlines.
 
 Shapes: B batch, U units, N steps.
 """
@@ -33,7 +33,7 @@ from ebt_policy.energy import (
 def test_early_stop_stops_converged_units_only(ratio, seed):
     init = normal(3, 4, 2, seed=seed) * torch.logspace(-4, 1, 12).view(3, 4, 1)
     result = descend(quadratic(), init, 15, 1 - ratio, stop=GradientNorm(1e-2))
-    shrinkage = torch.tensor(ratio, dtype=torch.float64)  # of the distance, at each step
+    shrinkage = torch.tensor(ratio, dtype=torch.float64)  # of the distance, per step
     norms = init.norm(dim=-1) * shrinkage ** torch.arange(15).view(-1, 1, 1)
     want = (norms >= 1e-2).sum(0)
     assert torch.equal(result.steps_used, want)
@@ -44,7 +44,7 @@ def test_early_stop_stops_converged_units_only(ratio, seed):
     assert len(result.path) == len(result.energies) == len(result.grad_norms) + 1
 
 
-def test_the_loop_ends_when_all_have_stopped():
+def test_loop_ends_when_all_units_have_stopped():
     stop = GradientNorm(1e-3)
     result = descend(quadratic(), normal(2, 2, 1), 10**6, 0.5, stop=stop)
     assert len(result.grad_norms) < 20 and (result.grad_norms[-1] < 1e-3).all()
@@ -63,7 +63,7 @@ def test_noise_does_not_move_a_unit_that_has_stopped():
 
 
 def turning_energy(x, level):
-    """Falls along (1, 1), except for units beyond 10: they turn with the level."""
+    """Return an energy that falls along (1, 1), or along a turning direction if x_0 > 10."""
     level = torch.zeros(x.shape[:2]) if level is None else level
     turn = torch.where(x.detach()[..., 0] > 10, level, torch.zeros_like(level))
     return -(x[..., 0] * (1 - turn) + x[..., 1] * (1 + turn))
@@ -73,21 +73,21 @@ def turning_energy(x, level):
 def test_straight_path_exits_early_and_bent_path_does_not(steps):
     init = torch.tensor([[[0.0, 0.0], [50.0, 0.0]]])
     schedule = LevelSchedule.uniform(steps)
-    landing = Descent(schedule, stop=StraightPath(0.1))
+    early_exit = Descent(schedule, stop=StraightPath(0.1))
     full = Descent(schedule)(turning_energy, init)
-    result = landing(turning_energy, init)
+    result = early_exit(turning_energy, init)
     assert result.steps_used.tolist() == [[2, steps]]
     assert result.reason.tolist() == [[StopReason.STRAIGHT_PATH, StopReason.STEPS_DONE]]
     torch.testing.assert_close(result.candidate, full.candidate)
-    alone = landing(turning_energy, init[:, :1])
+    alone = early_exit(turning_energy, init[:, :1])
     assert len(alone.path) == 3
     torch.testing.assert_close(alone.candidate, full.candidate[:, :1])
-    tolerant = Descent(schedule, stop=StraightPath(1.5))  # the path bends by 1.0 a level
-    bold = tolerant(turning_energy, init)
-    assert bold.steps_used.tolist() == [[2, 2]]
+    tolerant = Descent(schedule, stop=StraightPath(1.5))  # the path bends by 1.0 per level
+    tolerated = tolerant(turning_energy, init)
+    assert tolerated.steps_used.tolist() == [[2, 2]]
 
 
-def test_candidates_exit_together():
+def test_candidates_of_one_unit_exit_together():
     bent, straight = [50.0, 0.0], [0.0, 0.0]
     init = torch.tensor([[bent, straight, straight, straight]])
     descent = Descent(LevelSchedule.uniform(4), stop=StraightPath(0.1, num_candidates=2))
@@ -115,7 +115,7 @@ def test_final_projection_applies_to_early_exited_units():
 
 
 def test_unit_with_rising_energy_reverts_and_stops():
-    def energy(x, level):  # each unit has its own curvature: one step size suits one of them
+    def energy(x, level):  # the steps are too large for the second unit
         return (torch.tensor([1.0, 30.0]).view(1, 2, 1) * x.square() / 2).sum(-1)
 
     init = torch.ones(1, 2, 1)
@@ -124,7 +124,7 @@ def test_unit_with_rising_energy_reverts_and_stops():
     torch.testing.assert_close(result.candidate[0, 0], torch.tensor([0.9**4]))
     assert (result.energies.diff(dim=0) <= 0).all()
     assert result.reason.tolist() == [[StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]]
-    last = descend(energy, init, 1, 0.1, stop=RejectIncreases())  # seen by the final energy alone
+    last = descend(energy, init, 1, 0.1, stop=RejectIncreases())  # only the final energy shows it
     assert last.candidate[0, 1].item() == 1.0
     assert last.reason.tolist() == [[StopReason.STEPS_DONE, StopReason.ENERGY_INCREASE]]
 
@@ -142,13 +142,14 @@ def test_unit_stops_by_the_first_rule_that_applies():
 
 
 class Clock:
-    """A double of the wall clock: every evaluation of an energy takes a given time."""
+    """Test double of the wall clock, which only energy evaluations advance."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def times(self, energy, costs):
+        """Return the same energy, whose evaluations take ``costs`` seconds, one after another."""
         remaining = iter(costs)
 
         def timed(x, level=None):
@@ -186,7 +187,7 @@ def test_deadline_overrun_is_bounded(costs, with_levels):
         clock = Clock(monkeypatch)
         descent = Descent(schedule(20, with_levels), deadline_s=10.0)
         descent(clock.times(slope, costs), torch.zeros(1, 1, 1))
-        # Three evaluations at most were judged by an earlier one, each by 1.5 too little at most.
+        # At most three evaluations follow the last check, each at most 1.5 s slower than expected.
         assert 5 < clock.now - 100 <= 10 + 3 * 1.5
 
 
@@ -196,7 +197,7 @@ def test_deadline_is_met_on_the_wall_clock(with_levels):
     begun = time.perf_counter()
     descent = Descent(schedule(n, with_levels), deadline_s=budget)
     result = descent(slow(slope, cost), torch.zeros(1, 1, 1))
-    assert time.perf_counter() - begun < 1.0  # a busy machine is late; all steps take two seconds
+    assert time.perf_counter() - begun < 1.0  # allows for a busy machine; all steps take 2 s
     assert 1 <= result.steps_used.item() <= budget / cost
 
 
@@ -215,13 +216,13 @@ def test_one_step_is_always_taken(with_levels):
     assert levels == ([0.0, 1.0] if with_levels else [None, None])
 
 
-def test_a_generous_deadline_changes_nothing():
+def test_long_deadline_does_not_change_the_result():
     free = descend(quadratic(), normal(2, 2, 2), 5, 0.1)
     timed = descend(quadratic(), normal(2, 2, 2), 5, 0.1, deadline_s=60.0)
     assert torch.equal(free.candidate, timed.candidate)
 
 
-def test_energy_is_evaluated_at_each_level_and_the_last():
+def test_steps_use_each_level_and_the_final_energy_the_last():
     init, levels = normal(2, 3, 4), torch.tensor([0.0, 0.5, 0.7, 1.0])
     result = Descent(LevelSchedule(levels, 0.5))(level_quadratic, init)
     x = init

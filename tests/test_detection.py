@@ -41,7 +41,7 @@ def test_interval_accounts_for_correlated_chunks():
     assert np.ptp(auroc([ignored])["ci95"]) < 0.5 * np.ptp(auroc([copied])["ci95"])
 
 
-def test_runs_are_averaged_and_their_spread_counts():
+def test_runs_are_averaged_and_their_spread_widens_the_interval():
     good, bad = samples(shift=3), samples(shift=0, seed=1)
     average = auroc([good, bad])
     assert average["mean"] == pytest.approx((auroc([good])["mean"] + auroc([bad])["mean"]) / 2)

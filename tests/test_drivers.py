@@ -1,4 +1,4 @@
-"""Drivers: their contract, and recordings in place of a robot."""
+"""The contract of drivers, and the replay of recordings in place of a robot."""
 
 from dataclasses import replace
 
@@ -42,8 +42,6 @@ def test_replay_driver_returns_recorded_observations(tmp_path):
     robot = replace(runner.robot, episode_s=60.0)
     shadow = EpisodeRunner(robot, driver, planner, clock, {}, active=False, watchdog=False)
     shadow.prepare()
-    assert len(shadow.run_episode(0).ticks) == len(
-        episode.ticks
-    )  # it ends where the recording does
+    assert len(shadow.run_episode(0).ticks) == len(episode.ticks)  # it ends with the recording
     with pytest.raises(ConfigError, match="has 1 episodes; there is no episode 4"):
         Recording(str(tmp_path / "run"), 4)

@@ -29,8 +29,8 @@ def run_series(runner, keys=None, output=Path(), **options):
     """Run a series of episodes as `run_robot` does.
 
     Args:
-        keys: seconds from now -> key that a person presses; None without a person.
-        options: of the run.
+        keys: seconds from now -> key that the operator presses; None without an operator.
+        options: run options.
     """
     operator = Operator(runner.supervisor, runner.estop)
     for seconds, key in (keys or {}).items():
@@ -104,12 +104,12 @@ def test_stopped_robot_waits_until_rearmed(tmp_path):
 
 
 @pytest.mark.parametrize("keep", ["completed", "all"])
-def test_quit_while_stopped(keep):
+def test_quitting_while_stopped_ends_the_run(keep):
     runner, _, _, clock = point_runner()
     start = clock.now()
     episodes = series_results(runner, {1.5: " ", 9.0: "q"}, keep=keep)
     assert len(episodes) == 1 and exit_code(episodes) == 3
-    assert clock.now() == pytest.approx(start + 9.0, abs=0.1)  # it waits in the last one, too
+    assert clock.now() == pytest.approx(start + 9.0, abs=0.1)  # also after the last
 
 
 def test_held_robot_waits_for_acknowledgement_between_episodes():
@@ -120,7 +120,7 @@ def test_held_robot_waits_for_acknowledgement_between_episodes():
     assert episodes[0].acknowledged and episodes[1].ticks[0].due >= start + 7.0
 
 
-def test_emergency_stop_of_a_held_robot_between_episodes():
+def test_emergency_stop_between_episodes_stops_a_held_robot():
     runner, _, _, _ = slow_runner()
     series_results(runner, {7.0: " ", 8.0: "r", 9.0: "q"})
     assert runner.supervisor.state is State.FAULT
@@ -160,7 +160,7 @@ def test_stop_is_not_released_before_it_is_handled():
     assert runner.estop.pressed.is_set()
 
 
-# -- a disk that is full -----------------------------------------------------------------------
+# -- full disk ----------------------------------------------------------------------------------
 
 
 def no_space(*_):
@@ -168,7 +168,11 @@ def no_space(*_):
 
 
 def fill_disk_from(monkeypatch, number, part=0):
-    """From a write on the disk takes `part` bytes; gives a switch, "full"."""
+    """Let writes fail from number ``number`` on; return a switch with the key "full".
+
+    Args:
+        part: bytes that a failing write still stores; if 0, it raises ENOSPC.
+    """
     usual, state, count = os.write, {"full": True}, itertools.count(1)
 
     def write(file, content):
@@ -185,7 +189,7 @@ def fill_disk_from(monkeypatch, number, part=0):
 def test_full_disk_stops_the_robot_without_data_loss(tmp_path, monkeypatch, keep, part):
     store = tmp_path / "run"
     runner, driver, _, _ = point_runner(record=store)
-    fill_disk_from(monkeypatch, 41 + 1 + 21, part)  # the first episode, a header, and 20 rows
+    fill_disk_from(monkeypatch, 41 + 1 + 21, part)  # episode 1, then a header and 20 rows
     episodes = series_results(runner, episodes=3, keep=keep)
     assert [e.ended[0] for e in episodes] == [State.RUNNING, State.FAULT]
     assert episodes[1].ended[1] == f"record={store} cannot be written (No space left on device)."
@@ -203,7 +207,7 @@ def test_recording_resumes_after_disk_space_is_freed(tmp_path, monkeypatch):
     clock.call_at(clock.now() + 5.0, lambda: disk.update(full=False))
     episodes = series_results(runner, {6.0: "a"})
     assert [e.kept for e in episodes] == [False, True]
-    assert len(read_episodes(store)) == 2  # what was recorded until then, and the next one
+    assert len(read_episodes(store)) == 2  # the rows recorded before, and the next episode
 
 
 def test_unstored_episode_stays_in_the_journal(tmp_path, monkeypatch):
@@ -253,25 +257,22 @@ def test_unwritable_results_are_printed(tmp_path, monkeypatch, capsys, keys, cod
     monkeypatch.setattr("ebt_policy.real_robot.run_robot.write_results", no_space)
     source = NamedSource("x", 0, runner.source, {})
     assert report_results(series, source, "command") == code
-    live_dashboard = capsys.readouterr()
-    assert "ticks per second" in live_dashboard.out
-    assert (
-        f"error: output={tmp_path} cannot be written (No space left on device)"
-        in live_dashboard.err
-    )
+    output = capsys.readouterr()
+    assert "ticks per second" in output.out
+    assert f"error: output={tmp_path} cannot be written (No space left on device)" in output.err
 
 
-# -- outputs that a run can do without -----------------------------------------------------------
+# -- optional outputs ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails", ["at first", "in the middle", "at the end"])
 def test_unwritable_video_does_not_stop_the_run(tmp_path, fails):
     runner, _, _, _ = point_runner()
-    live_dashboard, path = [], tmp_path / "video.mp4"
+    frames, path = [], tmp_path / "video.mp4"
 
     def frame():
-        live_dashboard.append(1)
-        side = 8 if fails == "in the middle" and len(live_dashboard) == 9 else 16
+        frames.append(1)
+        side = 8 if fails == "in the middle" and len(frames) == 9 else 16
         return np.zeros((side, side, 3), np.uint8)
 
     if fails == "at first":
@@ -281,10 +282,10 @@ def test_unwritable_video_does_not_stop_the_run(tmp_path, fails):
     runner.loop.observers = [video]
     assert runner.run_episode(0).ended[0] is State.RUNNING
     if fails == "at the end":
-        path.mkdir()  # in the way
+        path.mkdir()  # the file cannot replace a folder
     video.close()
     assert video.failure.startswith("video=: incomplete output (")
-    assert len(live_dashboard) == {"at first": 0, "in the middle": 9, "at the end": 40}[fails]
+    assert len(frames) == {"at first": 0, "in the middle": 9, "at the end": 40}[fails]
     assert not list(tmp_path.glob(".*partial"))
 
 

@@ -40,14 +40,14 @@ from ebt_policy.data.episodes import EpisodeError, Episodes
     shape=st.lists(st.integers(1, 4), max_size=2),
     dtype=st.sampled_from(["float32", "float64", "uint8", "int64", "bool"]),
 )
-def test_round_trip(tmp_path: Path, zarr_format, name, lengths, shape, dtype):
+def test_written_episodes_are_read_back(tmp_path: Path, zarr_format, name, lengths, shape, dtype):
     n = sum(lengths)
     values = np.random.default_rng(n).normal(size=(n, *shape), scale=50).astype(dtype)
     eps = Episodes({"x": values, "zero": np.zeros((n, 1), dtype)}, np.cumsum(lengths), ATTRS)
     path = tmp_path / name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_episodes(path, eps, zarr_format)  # the second time over the first
+        write_episodes(path, eps, zarr_format)  # later examples replace the store
         assert path.is_file() == name.endswith(".zip")
         assert_same(read_episodes(path), eps)
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path: Path, zarr_format, name, lengths, shape, dtype):
 
 @FORMATS
 @NAMES
-def test_many_chunks_and_selected_keys(tmp_path, zarr_format, name, monkeypatch):
+def test_many_chunks_and_selected_keys_are_read(tmp_path, zarr_format, name, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BYTES", 64)
     eps = make_episodes((4, 9, 11))
     write_episodes(tmp_path / name, eps, zarr_format)
@@ -65,7 +65,7 @@ def test_many_chunks_and_selected_keys(tmp_path, zarr_format, name, monkeypatch)
 
 @FORMATS
 @pytest.mark.parametrize("prefix", ["replay.zarr/", "pusht/pusht_cchi_v7_replay.zarr/"])
-def test_store_inside_a_zip(tmp_path, zarr_format, prefix):
+def test_store_in_a_folder_of_a_zip_is_read(tmp_path, zarr_format, prefix):
     eps = make_episodes()
     write_episodes(tmp_path / "s", eps, zarr_format)
     path = tmp_path / "s.zip"
@@ -125,7 +125,7 @@ def test_write_refuses_to_replace_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["", "a/b", "a\\b", ".hidden", "__x"])
-def test_bad_key(tmp_path, key):
+def test_invalid_keys_are_refused(tmp_path, key):
     with pytest.raises(EpisodeError, match="cannot be a key"):
         write_episodes(tmp_path / "s", Episodes({key: np.zeros((2, 1))}, np.array([2])))
 
@@ -142,7 +142,7 @@ def test_attributes_must_be_json(tmp_path, value):
 
 @FORMATS
 @pytest.mark.parametrize("chunk_bytes", [48, 1 << 20])
-def test_append(tmp_path, zarr_format, chunk_bytes, monkeypatch):
+def test_appended_episodes_follow_the_stored_ones(tmp_path, zarr_format, chunk_bytes, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
     parts = [make_episodes((4, 6)), make_episodes((3,), 1), make_episodes((7, 1, 2, 5), 2)]
     path = tmp_path / "s"
@@ -157,7 +157,7 @@ def test_append_refreshes_consolidated_metadata(tmp_path, zarr_format):
     path = tmp_path / "s"
     write_episodes(path, make_episodes(), zarr_format)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zarr: not yet in the format 3 specification
+        warnings.simplefilter("ignore")  # zarr: not in the format 3 specification
         zarr.consolidate_metadata(path)
         append_episodes(path, make_episodes((3,)))
     root = zarr.open_group(path, mode="r", use_consolidated=True)
@@ -167,7 +167,7 @@ def test_append_refreshes_consolidated_metadata(tmp_path, zarr_format):
 
 @FORMATS
 def test_append_killed_at_any_write_loses_no_episode(tmp_path, zarr_format, monkeypatch):
-    """Whatever file operation is the last one, the store holds the old episodes or all of them."""
+    """After a kill at any file operation, the store holds the old episodes or all of them."""
     monkeypatch.setattr(module, "_CHUNK_BYTES", 48)
     old, killed, new = make_episodes((4, 6)), make_episodes((5, 2), 1), make_episodes((3, 3), 2)
     write_episodes(tmp_path / "start", old, zarr_format)
@@ -234,7 +234,7 @@ def test_leftover_rows_are_ignored_with_a_warning(tmp_path):
         assert_same(read_episodes(tmp_path / "s"), make_episodes())
 
 
-def test_append_refuses(tmp_path):
+def test_incompatible_episodes_are_not_appended(tmp_path):
     write_episodes(tmp_path / "s", make_episodes())
     write_episodes(tmp_path / "s.zip", make_episodes())
     good = make_episodes()
@@ -313,7 +313,7 @@ def test_writing_to_a_link_replaces_its_target(tmp_path, name):
 
 
 @NAMES
-def test_paths_and_keys_may_hold_any_character(tmp_path, name):
+def test_paths_and_keys_may_contain_any_character(tmp_path, name):
     folder = tmp_path / "a [1]* {b}=c, 'd' größe"
     episodes = Episodes({"arm [0]*": np.ones((2, 1)), "größe": np.zeros((2, 2))}, np.array([2]))
     write_episodes(folder / name, episodes)

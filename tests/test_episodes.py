@@ -1,4 +1,4 @@
-"""Episodes in memory: selection, joining, and which arrays are refused."""
+"""Episodes in memory: selection, joining, and errors for invalid arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from episode_samples import make_episodes
 from ebt_policy.data.episodes import EpisodeError, Episodes
 
 
-def test_episode_and_select():
+def test_episodes_are_indexed_and_selected():
     eps = make_episodes((4, 6, 3))
     assert len(eps) == 3
     assert eps.lengths.tolist() == [4, 6, 3]
@@ -24,7 +24,7 @@ def test_episode_and_select():
         eps.select([])
 
 
-def test_joined_episodes():
+def test_joined_episodes_keep_their_order():
     eps = make_episodes((4, 6, 3))
     joined = eps.select([2]) + eps.select([0, 1])
     assert joined.ends.tolist() == [3, 7, 13]

@@ -64,7 +64,7 @@ def test_constructor_errors_become_configuration_errors():
         options(build, {"steps": 0}, "model.inference")
 
 
-def test_unwritable_file_is_named_and_the_old_one_kept(tmp_path):
+def test_unwritable_file_is_named_and_the_old_file_is_kept(tmp_path):
     with pytest.raises(OutputError, match=r"^/.*/missing/a.json cannot be written \(No such file"):
         atomic_write(tmp_path / "missing" / "a.json", "new")
     (tmp_path / "a.json").write_text("old")

@@ -1,3 +1,5 @@
+"""The evaluation command: comparisons, cached rollouts, perturbations and argument errors."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +23,7 @@ SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
 
 @pytest.fixture
 def run_main(monkeypatch, call_entry, tmp_path):
-    """Run the entry in an empty folder; returns exit code and stderr."""
+    """Return a function that runs the command and returns (exit code, stderr)."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: call_entry(main, *arguments)
@@ -36,7 +38,7 @@ def trained(demonstrations, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_compares_two_inference_settings_over_the_same_seeds(run_main, trained):
+def test_two_inference_settings_are_compared_over_the_same_seeds(run_main, trained):
     code, error = run_main(
         f"checkpoint={trained}", f"checkpoint={trained}@steps=3,num_candidates=3", *SHORT
     )
@@ -65,7 +67,7 @@ def test_compares_two_inference_settings_over_the_same_seeds(run_main, trained):
 
 
 @pytest.mark.slow
-def test_output_folder_and_determinism(run_main, trained, tmp_path):
+def test_results_go_to_the_output_folder_and_are_deterministic(run_main, trained, tmp_path):
     results = []
     for name in ("first", "second"):
         out = tmp_path / name
@@ -95,10 +97,10 @@ def test_finished_rollouts_are_cached(run_main, trained, tmp_path, monkeypatch):
     assert json.loads((out / "summary.json").read_text())["entries"][0]["episodes"] == 3
 
 
-def test_unwritable_output_is_refused_first(run_main, trained, monkeypatch):
+def test_unwritable_output_is_refused_before_loading(run_main, trained, monkeypatch):
     monkeypatch.setattr(
         "ebt_policy.policies.evaluate.load_policy_entries", None
-    )  # nothing is even loaded
+    )  # loading entries would fail
     Path("taken").write_text("")
     code, error = run_main(f"checkpoint={trained}", "output=taken", *SHORT)
     assert code == 2 and error.startswith("error: output=taken cannot be written (")
@@ -152,14 +154,14 @@ def test_equal_run_names_get_unique_names_by_folder(trained, tmp_path):
     assert [c.name for c in entries] == ["a/run (steps 2)", "b/run (steps 2)", "other"]
 
 
-def test_unknown_overrides_are_named(run_main, trained):
+def test_unknown_options_are_named(run_main, trained):
     code, error = run_main(f"checkpoint={trained}", "wings=2")
     assert code == 2 and "unknown option wings" in error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["perturb=kick=50", "perturb=delay=1"], ["perturb=[delay]"]])
-def test_perturbations_as_repeated_option_or_list(words, run_main, trained, tmp_path):
+def test_perturbations_are_a_repeated_option_or_a_list(words, run_main, trained, tmp_path):
     arguments = [f"checkpoint={trained}", *words, f"output={tmp_path}/out", *SHORT[1:]]
     assert run_main(*arguments, "episodes=1") == (0, "")
     lines = (tmp_path / "out" / "recovery.jsonl").read_text().splitlines()
@@ -168,7 +170,7 @@ def test_perturbations_as_repeated_option_or_list(words, run_main, trained, tmp_
     assert conditions == ["undisturbed", *kinds]
 
 
-def test_a_damaged_checkpoint_is_named(run_main, trained, tmp_path):
+def test_damaged_weights_are_named(run_main, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "damaged")
     (weights,) = (tmp_path / "damaged").rglob("model.safetensors")
     weights.write_bytes(weights.read_bytes()[:500])

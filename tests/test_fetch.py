@@ -1,4 +1,4 @@
-"""Downloads against a local server: whole, resumed, wrong, refused, cut off, no server."""
+"""Downloads from a local server: complete, resumed, interrupted, invalid and unreachable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves BODY: /file with ranges, /plain without, /cut drops the line half way."""
+    """Server of BODY: /file supports ranges, /plain does not, /cut disconnects halfway."""
 
     def do_GET(self) -> None:
         range_header = self.headers.get("Range")
@@ -74,7 +74,7 @@ def test_concurrent_fetches_download_once(server, url):
     assert server.requests == [("/file", None)]
 
 
-def test_a_cache_that_cannot_be_written_is_named(url, monkeypatch, tmp_path):
+def test_unwritable_cache_is_named(url, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DownloadError, match=r"Could not use the cache at .*EBT_POLICY_CACHE"):
@@ -92,7 +92,7 @@ def write_partial(content: bytes):
     return path
 
 
-def test_cache_dir(monkeypatch, tmp_path):
+def test_cache_dir_is_set_by_an_environment_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
     monkeypatch.delenv("EBT_POLICY_CACHE")
@@ -109,7 +109,7 @@ def test_complete_download_is_cached(url, server, sha256):
 
 
 @pytest.mark.parametrize("page", ["file", "plain"])
-def test_resume_or_restart(url, server, page):
+def test_partial_download_is_resumed_or_restarted(url, server, page):
     leftover = write_partial(BODY[:1000])
     path = fetch(f"{url}/{page}", "data.bin", SHA256)
     assert path.read_bytes() == BODY
@@ -117,13 +117,13 @@ def test_resume_or_restart(url, server, page):
     assert not leftover.exists()
 
 
-def test_killed_before_the_rename(url, server):
+def test_download_killed_before_its_rename_is_completed(url, server):
     write_partial(BODY)
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
     assert len(server.requests) == 1
 
 
-def test_leftover_longer_than_the_file(url):
+def test_too_long_partial_download_is_replaced(url):
     write_partial(BODY + b"more")
     assert fetch(f"{url}/file", "data.bin", SHA256).read_bytes() == BODY
 
@@ -138,7 +138,7 @@ def test_interrupted_download_resumes(url, server):
     assert server.requests[-1] == ("/cut", f"bytes={partial_size}-")
 
 
-def test_wrong_checksum(url):
+def test_download_with_a_wrong_checksum_is_deleted(url):
     with pytest.raises(DownloadError, match=f"SHA-256 {SHA256} instead of 00.* was deleted"):
         fetch(f"{url}/file", "data.bin", "0" * 64)
     assert cached_files() == []

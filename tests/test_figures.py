@@ -1,4 +1,4 @@
-"""Figures: SVG without global state, and which data is refused."""
+"""Figures: SVG output without changes of global state, and errors for invalid data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_descent_panels_are_relative_to_the_lowest_energy() -> None:
     figure = energy_over_descent({"a": [[5.0, 9.0], [3.0, 2.5]]})
     curves = [line.get_ydata() for line in figure.axes[0].lines]
     assert np.allclose(curves[0], [2.5, 0.5])
-    assert np.allclose(curves[1], [6.5, 0.0])  # the winner, drawn last
+    assert np.allclose(curves[1], [6.5, 0.0])  # the one with the lowest final energy, drawn last
 
 
 @pytest.mark.parametrize(

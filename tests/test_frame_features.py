@@ -1,4 +1,4 @@
-"""Features of frames: an autoencoder trained here, one of diffusers, a backbone of timm."""
+"""Frame features of model=autoencoder, of an AutoencoderKL of diffusers, and of timm."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_timm_errors_are_one_line(monkeypatch, error):
 
 
 @pytest.mark.vision
-def test_timm_backbone_features(monkeypatch):
+def test_timm_backbone_encodes_frames(monkeypatch):
     import timm
 
     make = timm.create_model
@@ -114,7 +114,7 @@ def test_autoencoder_loss_equals_its_formula():
     loss, metrics = model(batch)
     likely = model.net.encode(batch["image"]).latent_dist
     reconstruction = model.net.decode(likely.mean + likely.std * batch["noise"]["normal"]).sample
-    # A squared error: an absolute error neglects small objects.
+    # The error is squared because an absolute error neglects small objects.
     squared = (reconstruction - batch["image"]).square().mean()
     divergence = likely.kl().mean() / (3 * 4 * 6)
     torch.testing.assert_close(metrics["error"], squared)

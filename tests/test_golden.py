@@ -1,9 +1,10 @@
-"""All models and objectives reproduce their records; stored checkpoints and runs can be used.
+"""Models and objectives reproduce their records; stored checkpoints load, stored runs resume.
 
-On the kind of machine that wrote the records everything is equal to the last bit. Others round
-differently, which training amplifies: there only `TRAINED` and `STORED_CHECKPOINT` are promised.
-With other vector widths (ATEN_CPU_CAPABILITY=avx2 and default) predictions after a training
-differed by at most 1e-5, predictions of stored checkpoints by 3e-6 and losses by 1e-6.
+On a machine like the one that wrote the records, all numbers are equal to the last bit. Other
+machines round differently, and training amplifies this. For them the tolerances `TRAINED` and
+`STORED_CHECKPOINT` apply. With other vector widths (ATEN_CPU_CAPABILITY=avx2 and default),
+predictions after a training differed by at most 1e-5, predictions of stored checkpoints by 3e-6
+and losses by 1e-6.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from golden_records import (
 
 from ebt_policy.train import main
 
-# Largest difference of a number, as a share of the largest number of the same tensor, where
-# numbers are rounded differently: after a training, and for a stored checkpoint.
+# Tolerances, relative to the largest number of a tensor, on machines that round differently: for
+# predictions after a training, and for predictions of a stored checkpoint.
 TRAINED, STORED_CHECKPOINT = 1e-4, 3e-5
 COMPILED_ON_SAME_MACHINE = 1e-5
 
@@ -44,7 +45,7 @@ def records() -> Records:
 
 @pytest.fixture(scope="module")
 def exact(records) -> bool:
-    """Whether this machine rounds numbers as the one that wrote the records."""
+    """Return whether this machine rounds numbers like the one that wrote the records."""
     return records.made_by == fingerprint()
 
 
@@ -62,7 +63,7 @@ def folder(data):
 
 
 def check(records: Records, name: str, predictions: Predictions, tolerance: float | None) -> None:
-    """Compare predictions with the records; without a tolerance, to the last bit."""
+    """Compare predictions with the records, to the last bit if ``tolerance`` is None."""
     array, shapes = to_vector(predictions)
     assert shapes == records.cases[name]["shapes"], name
     actual = split_vector(array, shapes)
@@ -126,7 +127,7 @@ def test_stored_run_resumes_as_if_uninterrupted(name, records, exact, folder, ca
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="compiled code ignores it")
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="ignored by compiled code")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_predictions_equal_the_record(name, records, exact, compiler):
     expected = records.predictions(name)

@@ -1,4 +1,4 @@
-"""The GPU benchmark at toy size on the CPU, and host synchronisation of code for the GPU."""
+"""The GPU benchmark at toy size on the CPU, and no host synchronisation in GPU code."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_results_of_another_version_are_measured_again(tmp_path, changed):
     assert log == ["a", "a"]
 
 
-def test_failed_case_is_noted_and_retried(tmp_path, capsys):
+def test_failed_case_is_reported_and_retried(tmp_path, capsys):
     log: list[str] = []
     results = SectionResults("text", tmp_path, "", toy=False)
     assert not results.run([case("a", log, fails=True), case("b", log)], TimeBudget(1))
@@ -92,7 +92,7 @@ def test_roofline_is_the_slower_of_arithmetic_and_memory():
 
 
 def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    # Without compiling, which is tested elsewhere and takes minutes.
+    # Compilation is disabled because it takes minutes and is tested elsewhere.
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": root}
     return subprocess.run(
@@ -111,14 +111,14 @@ def test_toy_run_measures_every_section_and_prints_tables(tmp_path):
         assert stored["cases"] and stored["failed"] == {}, section
     assert done.stdout.count("| :-- |") == len(SECTIONS)
     assert "| 4xs, batch 1, energy, 2 steps, best of 8, constrained |" in done.stdout
-    assert " 1.0x |" in done.stdout  # DDPM-100 beside itself
+    assert " 1.0x |" in done.stdout  # DDPM-100 relative to itself
     again = run("benchmarks.gpu", "toy=true", "minutes=0", "output=out", cwd=tmp_path)
     assert again.returncode == 0 and "not started" not in again.stdout
     fetched = run("benchmarks.gpu.fetch", "from=out", "output=here", cwd=tmp_path)
-    assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # a rehearsal is no result
+    assert fetched.returncode == 0 and not (tmp_path / "here").exists()  # not fetched
 
 
-def test_bad_options_are_refused_before_measuring(tmp_path, monkeypatch):
+def test_invalid_options_are_refused_before_measuring(tmp_path, monkeypatch):
     messages = {
         ("sections=speed", "toy=true"): "unknown section 'speed'; available: all, latency",
         ("minutes=soon",): "minutes must be a number",
@@ -151,13 +151,13 @@ def test_installed_packages_are_read_from_a_list(tmp_path):
     assert not {"pytest", "mujoco", "ebt-policy"} & set(pack.required_packages())
 
 
-# Where a GPU is missing, tensors without values stand in for its own: PyTorch refuses to tell
-# their values, and a tensor of the host that is sent to them shows.
+# Tensors of the meta device stand in for tensors of a GPU. Reading their values raises an error,
+# and copies of host tensors to them can be counted.
 DEVICE = torch.device("meta")
 
 
 class HostTransfers(TorchDispatchMode):
-    """Notes each tensor of the host that is copied to the device."""
+    """A dispatch mode that records each copy of a host tensor to the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ def test_host_synchronisations_are_detected():
      ("diffusion", []), ("flow_matching", []), ("bc", [])],
 )  # fmt: skip
 def test_training_loss_does_not_synchronise_with_the_host(model, overrides, monkeypatch):
-    # The descent's own check runs in eager mode alone; on a GPU training is compiled.
+    # `check_finite` runs only in eager mode; training on a GPU is compiled.
     monkeypatch.setattr(descent, "check_finite", lambda result: None)
     policy = make(model, "4xs", CPU, *overrides, shape={**SHAPE, "max_prefix_len": 4}).to(DEVICE)
     batch = {
@@ -204,11 +204,11 @@ def test_training_loss_does_not_synchronise_with_the_host(model, overrides, monk
         policy(policy.with_noise(policy.normalize(batch)))[0].backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
 
-    loss()  # a schedule of diffusers is sent once
+    loss()  # the first call copies the schedule of diffusers
     assert host_transfers(loss) == []
 
 
-# Schedulers of diffusers read their time steps, which stay on the host.
+# Schedulers of diffusers are left out because they read their time steps on the host.
 @pytest.mark.parametrize("predictor", [p for p in latency.PREDICTORS if not p.startswith("DD")])
 def test_prediction_does_not_synchronise_with_the_host(predictor, monkeypatch):
     monkeypatch.setattr(descent, "check_finite", lambda result: None)
@@ -233,7 +233,7 @@ def test_prediction_does_not_synchronise_with_the_host(predictor, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_one_compiled_program_for_all_prefixes_and_motions():
+def test_prediction_is_compiled_once_for_all_prefixes_and_motions():
     shape = {**SHAPE, "horizon": 8, "n_action_steps": 4, "max_prefix_len": 6}
     policy = make("ebt", "4xs", CPU, shape=shape).eval().requires_grad_(False)
     policy.configure_inference(steps=2, num_candidates=2)

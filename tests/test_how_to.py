@@ -1,4 +1,4 @@
-"""The how-to pages work as they are written: their files, their commands, their Python."""
+"""The how-to pages work as written: their files, commands and Python code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAIN = (
     "size=4xs", "evaluation.episodes=0", "task.demos=null",
 )  # fmt: skip
 QUICK = {"ebt-train": TRAIN, "ebt-eval": ("episodes=1", "videos=0"), "ebt-run": ("live=false",)}
-PATIENT = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")]
+TIMEOUTS = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")]
 
 
 def write_files(page: str, folder: Path) -> None:
@@ -48,7 +48,7 @@ def run(command: list[str], folder: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_add_task(tmp_path):
+def test_add_task_page_works(tmp_path):
     page = (PAGES / "add_task.md").read_text()
     write_files(page, tmp_path)
     (tmp_path / "demos").mkdir()
@@ -60,7 +60,7 @@ def test_add_task(tmp_path):
 
 
 @pytest.mark.slow
-def test_add_policy(tmp_path):
+def test_add_policy_page_works(tmp_path):
     page = (PAGES / "add_policy.md").read_text()
     write_files(page, tmp_path)
     train, evaluate = commands(page)
@@ -70,7 +70,7 @@ def test_add_policy(tmp_path):
 
 
 @pytest.mark.slow
-def test_add_objective(tmp_path):
+def test_add_objective_page_works(tmp_path):
     page = (PAGES / "add_objective.md").read_text()
     write_files(page, tmp_path)
     (train,) = commands(page)
@@ -79,16 +79,16 @@ def test_add_objective(tmp_path):
 
 
 @pytest.mark.slow
-def test_add_robot(tmp_path, tiny_run):
+def test_add_robot_page_works(tmp_path, tiny_run):
     page = (PAGES / "add_robot.md").read_text()
     write_files(page, tmp_path)
     for number, command in enumerate(commands(page)):
         command = [tiny_run.join(("checkpoint=", "")) if a == "checkpoint=RUN" else a
                    for a in command]  # fmt: skip
-        run(command, tmp_path, f"output=out{number}", *PATIENT)
+        run(command, tmp_path, f"output=out{number}", *TIMEOUTS)
 
 
-def test_own_loop(tiny_run):
+def test_own_loop_page_works(tiny_run):
     page = (PAGES / "own_loop.md").read_text()
     names: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
@@ -97,7 +97,7 @@ def test_own_loop(tiny_run):
     assert (following.actions[:, :5] == chunk.actions[:, :5]).all()  # type: ignore[attr-defined]
 
 
-def test_own_data(tmp_path, monkeypatch):
+def test_own_data_page_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     page = (PAGES / "own_data.md").read_text()
@@ -111,7 +111,7 @@ def test_own_data(tmp_path, monkeypatch):
         assert (first.arrays[key] == second.arrays[key]).all()
 
 
-def test_options_on_the_pages_exist():
+def test_commands_on_the_pages_exist():
     for path in PAGES.glob("*.md"):
         for script in re.findall(r"(?:^|[`\s])(ebt-[a-z]+)(?=[`\s])", path.read_text()):
             assert script in SCRIPTS, (path, script)

@@ -18,7 +18,7 @@ def test_metrics_agree_with_their_definitions():
     assert (metrics["ssim"] < 1).all() and same["ssim"] == pytest.approx(1)
 
 
-def test_images_of_several_sizes_equal_single_images():
+def test_metrics_of_several_image_sizes_equal_single_images():
     sizes = ((16, 16), (20, 16), (16, 16), (16, 20), (20, 16))
     clean = [torch.rand(3, *size) * 2 - 1 for size in sizes]
     noisy = [(x + 0.1 * torch.randn(x.shape)).clamp(-1, 1) for x in clean]

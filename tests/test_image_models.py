@@ -1,4 +1,4 @@
-"""Models of images: noise, denoising, features and options."""
+"""Image models: noise, denoising, features, scores and options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = {"side": 8, "channels": 3, "patch": 4, "max_noise_level": 100, "classes"
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "s1": ({"name": "ebt", "inference": {}}, {"name": "s1"}),
     "corrupted": ({"name": "ebt", "inference": {}}, {"name": "s1", "corrupted_init_fraction": 0.5}),
-    "told": ({"name": "ebt", "inference": {}}, {"name": "s1", "step_conditioned": True}),
+    "conditioned": ({"name": "ebt", "inference": {}}, {"name": "s1", "step_conditioned": True}),
     "s2": ({"name": "ebt", "inference": {}}, {"name": "s2", "replay": 4, "noise": [0.0, 0.0]}),
     "refiner": ({"name": "refiner", "inference": {}}, {"name": "s1"}),
     "dit": ({"name": "dit", "inference": {"steps": 3}}, None),
@@ -72,7 +72,7 @@ def test_patches_are_image_squares_and_invertible():
 
 
 def test_noise_follows_the_diffusion_schedule():
-    """Level 0 has no noise, the last level is noise only; level 100 deviates by 43 of 255."""
+    """Level 0 has no noise, level 100 a deviation of 43 of 255, and the last level only noise."""
     model = build("s1")
     clean = torch.full((2, 3, 64, 64), 0.5)
     assert torch.equal(model.add_noise(clean, 0, torch.Generator()), clean)
@@ -86,7 +86,7 @@ def test_noise_follows_the_diffusion_schedule():
 
 
 def test_training_candidates_start_at_the_inference_noise_level():
-    """They start at the noise level of training; corrupted candidates also at lower levels."""
+    """Candidates start at `max_noise_level`; corrupted candidates also start at lower levels."""
     clean = torch.full((200, 3, 8, 8), 0.5)
     rows = {"image": clean, "label": torch.zeros(200, dtype=torch.long)}
     model = build("s1")
@@ -95,7 +95,7 @@ def test_training_candidates_start_at_the_inference_noise_level():
     assert start.std().item() == pytest.approx((1 - abar).sqrt().item(), rel=0.02)
     spread = build("corrupted").sample_noise(rows)["init"][:, 0].flatten(1).std(1)
     lower = (spread < 0.75 * (1 - abar).sqrt()).float().mean()
-    assert 0.15 < lower < 0.4  # half of half of them
+    assert 0.15 < lower < 0.4  # about half of the corrupted half
 
 
 def test_loss_is_finite_and_reaches_every_parameter(kind):
@@ -132,7 +132,7 @@ def test_patch_energies_sum_to_the_energy():
 
 
 class Oracle(torch.nn.Module):
-    """Knows the clean image, and so the noise at every level."""
+    """A perfect noise predictor, computed from the clean image."""
 
     def __init__(self, clean: Tensor, abar: Tensor) -> None:
         super().__init__()
@@ -159,11 +159,11 @@ def with_oracle(model: Any, clean: Tensor) -> Oracle:
     [
         (100, {"steps": 4}, [100, 75, 50, 25]),
         (100, {"steps": 1}, [100]),
-        (100, {"steps": 6}, [100, 83, 67, 50, 33, 17]),  # where steps do not divide the levels
+        (100, {"steps": 6}, [100, 83, 67, 50, 33, 17]),  # the steps do not divide the levels
         (50, {"steps": 2}, [50, 25]),
         (50, {"steps": 2, "start_at_noise_level": False}, [100, 50]),
         (200, {"steps": 2}, [100, 50]),
-        (2, {"steps": 5}, [2, 2, 1, 2, 1]),  # through both levels, as often as there are passes
+        (2, {"steps": 5}, [2, 2, 1, 2, 1]),  # five passes over two levels
     ],
 )
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
@@ -212,7 +212,7 @@ def test_ddim_equals_diffusers_when_steps_divide_the_levels(prediction, steps):
 
 
 def test_early_stopped_tiles_are_padded_to_equal_length():
-    """One batch of tiles stops early and another does not."""
+    """Every tile stops at once, but paths and energies have all steps."""
     model = build("s1")
     model.configure_inference(steps=5)
     images = [torch.zeros(3, 8, 8), torch.rand(3, 20, 8) * 2 - 1]
@@ -232,7 +232,7 @@ def test_several_candidates_need_random_starts():
     torch.testing.assert_close(result.path[-1].clamp(-1, 1), result.images)
 
 
-def test_class_conditional_denoising():
+def test_denoising_depends_on_the_class():
     model = build("s1", classes=3)
     rows = batch(model)
     loss, _ = model.loss(rows)

@@ -1,4 +1,4 @@
-"""Training, evaluating and comparing models of images, and their command lines."""
+"""Training, evaluation and comparison of image models, also from the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ebt_policy.train import train
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of twelve pictures of 20 x 24 pixels."""
+    """Write a folder of twelve images of 20 x 24 pixels."""
     path = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -75,7 +75,7 @@ def test_training_writes_a_report_and_pictures(overrides, photos, tmp_path):
 
 @pytest.mark.slow
 def test_training_improves_psnr(photos, tmp_path):
-    """After some seconds images are nearer to the truth than they were."""
+    """A few seconds of training raise the PSNR of noisy images by more than 2 dB."""
     run = tmp_path / "run"
     config = compose_config(
         *TINY, "train.steps=150", "train.batch_size=16", "train.lr=3e-3", "train.eval_every=0",
@@ -87,7 +87,7 @@ def test_training_improves_psnr(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monkeypatch):
+def test_command_line_trains_and_compares(photos, tmp_path, call_entry, monkeypatch):
     runs = [tmp_path / "ebt", tmp_path / "refiner"]
     for run in runs:
         code, error = call_entry(
@@ -103,7 +103,7 @@ def test_the_command_line_trains_and_compares(photos, tmp_path, call_entry, monk
     code, error = call_entry(eval_entry.main, *comparing)
     assert code == 0, error
     result = json.loads((output / "summary.json").read_text())
-    # Interrupted while it writes the second line, it resumes from there.
+    # After an interruption in the middle of the second line, the evaluation resumes from there.
     log = output / "restored.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text(lines[0] + lines[1][:50])

@@ -46,7 +46,7 @@ def test_pixels_are_unchanged_and_grey_is_converted():
     assert grey.shape == (20, 24, 1) and np.abs(grey[..., 0] - want).max() <= 1
     turned = Image.fromarray(pixels)
     exif = turned.getexif()
-    exif[0x0112] = 6  # taken with the camera turned
+    exif[0x0112] = 6  # the camera was rotated
     upright = decode(encode(turned, exif=exif), "turned.png", 3)
     assert np.array_equal(upright, np.rot90(pixels, -1))
 
@@ -55,7 +55,7 @@ def test_pixels_are_unchanged_and_grey_is_converted():
 def test_orientation_of_unwritable_exif_is_applied(orientation):
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2)
     exif += struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
-    exif += struct.pack("<HHII", 0x010E, 12, 1, 60) + bytes(68)  # a number where text belongs
+    exif += struct.pack("<HHII", 0x010E, 12, 1, 60) + bytes(68)  # a number in a text field
     image = Image.fromarray(photo())
     good = Image.Exif()
     good[0x0112] = orientation
@@ -63,7 +63,7 @@ def test_orientation_of_unwritable_exif_is_applied(orientation):
     assert np.array_equal(decode(encode(image, "PNG", exif=exif), "a.png", 3), np.asarray(expected))
 
 
-def test_unreadable_exif_leaves_the_pixels(monkeypatch):
+def test_unreadable_exif_does_not_change_the_pixels(monkeypatch):
     def fail(self):
         raise struct.error("unpack requires a buffer of 2 bytes")
 
@@ -107,7 +107,7 @@ BAD = {
     "16 bits": (png_16_bit, "has more than 8 bits"),
     "16 bits, colours": (colour_png_16_bit, "has more than 8 bits"),
     "transparent": (lambda: png(photo(channels=4)), "has the channels RGBA"),
-    "deep, of another kind": (  # Pillow would cut it to 8 bits and not say so
+    "deep, of another kind": (  # Pillow would silently truncate it to 8 bits
         lambda: cv2.imencode(".jp2", np.zeros((64, 64, 3), np.uint16))[1].tobytes(),
         "cannot be read as an image",
     ),
@@ -125,7 +125,7 @@ def test_unusable_images_are_named(case, tmp_path):
 
 def test_huge_images_are_refused_before_they_are_read(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for height in (11, 30):  # Pillow warns of the one and refuses the other
+    for height in (11, 30):  # Pillow warns about the first and refuses the second
         with pytest.raises(ImageError, match="has more than 100 pixels"):
             decode(png(photo(height, 10)), "map.png", 3)
 
@@ -141,7 +141,7 @@ def folder(path: Path, good: int, bad: dict[str, bytes]) -> Path:
 
 def test_damaged_files_are_skipped_only_with_skip_unreadable(tmp_path):
     path = folder(tmp_path / "mine", 2 * HELD_OUT, {"zz.jpg": b"junk", "notes.txt": b"no image"})
-    (path / "folder.png").mkdir()  # no file
+    (path / "folder.png").mkdir()  # not a file
     with pytest.raises(ImageError, match=r"zz\.jpg .* task\.skip_unreadable=true"):
         load_images(None, str(path), 3)
     gallery = load_images(None, str(path), 3, skip_unreadable=True)
@@ -234,10 +234,10 @@ def test_default_data_set_is_leaves(tmp_path, monkeypatch):
     assert all(map(np.array_equal, again.pixels, gallery.splits["train"].pixels))
     assert not np.array_equal(again.pixels[0], other.pixels[0])
     assert dead_leaves("test", 1).pixels[0].shape == (128, 128, 1)
-    assert all(pixels.std() > 20 for pixels in again.pixels)  # covered, and not by one disc
+    assert all(pixels.std() > 20 for pixels in again.pixels)  # covered by more than one disc
 
 
-def test_published_sets():
+def test_published_sets_have_their_splits():
     if local_data("bsds500") is None:
         pytest.skip("needs EBT_POLICY_DATA")
     gallery = load_images("bsds500", None, 3)
@@ -276,7 +276,7 @@ def test_crops_cover_the_grid_with_mirror_images(sizes, channels):
         assert np.array_equal(batch["image"][k].numpy(), expected)
 
 
-def test_fewer_crops_are_evenly_spread_over_all():
+def test_limited_crops_are_evenly_spread():
     part = ImageSplit([photo(24, 24), photo(24, 24, seed=1)], ["a", "b"], [0, 1])
     all_crops, limited = Crops(part, 8), Crops(part, 8, max_crops=5)
     assert len(limited) == 5 and len(Crops(part, 8, max_crops=10_000)) == len(all_crops)
@@ -292,9 +292,9 @@ def test_images_smaller_than_a_crop_are_named():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30])
-def test_user_images_have_a_held_out_part(count, tmp_path):
+def test_user_images_have_a_held_out_split(count, tmp_path):
     path = folder(tmp_path / "mine", count, {})
-    gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one of them named twice
+    gallery = load_images(None, [str(path), str(path / "000.png")], 3)  # one file is listed twice
     held_out = len(gallery.splits.get("validation", ImageSplit()))
     assert len(gallery.splits["train"]) + held_out == count
     assert (held_out > 0) == (count > 1) and held_out <= max(1, count // 5)
@@ -315,6 +315,6 @@ def test_held_out_files_are_stable_when_files_change(count, chance):
     names = ["validation", "test"]
     files = [Path(f"{n:03}.png") for n in chance.sample(range(1000), 200)]
     parts = dict(zip(files, held_out_by_name(files, names), strict=True))
-    fewer = chance.sample(files, count)  # so many that no part needs a file not drawn for it
+    fewer = chance.sample(files, count)  # enough files for every split
     remaining = dict(zip(fewer, held_out_by_name(fewer, names), strict=True))
     assert remaining == {file: parts[file] for file in fewer}

@@ -1,11 +1,11 @@
-"""Predictions in a thread."""
+"""`ThreadWorker`: predictions in a thread, errors and abandoned jobs."""
 
 import threading
 
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 
-TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
+TIMEOUT_S = 60.0  # seconds to wait for an expected event; long, as a busy machine is slow
 
 
 def test_thread_worker_predicts_and_abandons_a_hanging_job():
@@ -26,6 +26,6 @@ def test_thread_worker_predicts_and_abandons_a_hanging_job():
     worker.abandon()
     worker.submit(lambda: 8)
     worker.wait(clock.now() + TIMEOUT_S)
-    blocked.set()  # its answer comes late and counts for nothing
+    blocked.set()  # the abandoned result arrives late and is ignored
     done = worker.take_result()
     assert done is not None and done.value == 8

@@ -1,4 +1,4 @@
-"""The operator: keys, signals, a closed terminal."""
+"""The operator's input: keys, signals and a closed terminal."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
 from ebt_policy.real_robot.supervisor import EStop, Supervisor
 
-TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
+TIMEOUT_S = 60.0  # seconds to wait for an expected event; long, as a busy machine is slow
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])

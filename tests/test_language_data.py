@@ -22,13 +22,13 @@ from ebt_policy.train import train
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(min_size=1, max_size=200).filter(lambda s: "\x00" not in s))
-def test_bpe_round_trip(sample):
+def test_bpe_tokens_decode_to_the_text(sample):
     tokenizer = make_tokenizer("bpe", [TEXT], 300)
     clean = sample.encode("utf-8", "ignore").decode()
     assert tokenizer.decode(tokenizer.encode(clean).ids) == clean
 
 
-def test_character_tokenizer_round_trip():
+def test_character_tokens_decode_to_the_text():
     tokenizer = make_tokenizer("char", iter_chunks(TEXT), 0)
     assert tokenizer.decode(tokenizer.encode(TEXT).ids) == TEXT
     assert tokenizer.decode(tokenizer.encode("Q").ids, skip_special_tokens=False) == UNKNOWN
@@ -104,7 +104,7 @@ def test_hub_data_sets_may_lack_splits(splits, parts, monkeypatch):
         assert {name: len(text) for name, text in loaded.items()} == parts
 
 
-def test_token_windows():
+def test_token_windows_follow_context_and_stride():
     windows = TokenWindows(np.arange(20, dtype=np.uint16), 4, stride=3)
     assert len(windows) == 6
     rows = windows.gather(torch.tensor([0, 5]))["tokens"]
@@ -119,7 +119,7 @@ def test_chunks_of_text_concatenate_to_the_text():
     assert "".join(iter_chunks(TEXT * 800)) == TEXT * 800 and len(list(iter_chunks(TEXT * 800))) > 1
 
 
-def test_corpora(text_file, tmp_path, monkeypatch):
+def test_corpora_are_loaded_by_name_or_path(text_file, tmp_path, monkeypatch):
     own = load_corpus("own", None)
     assert "descend" in own.splits["train"] + own.splits["validation"]
     from_file = load_corpus(None, str(text_file))
@@ -142,7 +142,7 @@ def test_corpora(text_file, tmp_path, monkeypatch):
     )
 
 
-def test_question_answering_corpora_are_for_evaluation(tiny_text, tmp_path, monkeypatch):
+def test_question_answering_corpora_are_for_evaluation_only(tiny_text, tmp_path, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     (tmp_path / "reasoning").mkdir()
     squad = [{"context": "Some text.", "qas": [{"question": "Why?", "answers": [{"text": "So."}]}]}]

@@ -39,11 +39,11 @@ def test_surprisal_is_the_negative_log_probability(kind, num_candidates):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_cached_generation_equals_uncached(kind, temperature):
-    """Token by token, past the end of the context."""
+    """Tokens are generated one at a time, past the end of the context."""
     model = build(kind)
     options = {"temperature": temperature, "top_k": 5}
     if isinstance(model, EnergyLanguageModel):
-        model.objective.init_std = 0.0  # with a random start, noise would be drawn for other places
+        model.objective.init_std = 0.0  # random starts would need equal noise in both cases
         if kind == "ebt s2":
             model.objective.noise = None
     texts = [
@@ -93,7 +93,7 @@ def test_rejecting_increases_never_raises_the_energy():
     plain, careful = build("ebt", steps=6), build("ebt", steps=6, reject_energy_increase=True)
     assert isinstance(plain, EnergyLanguageModel) and isinstance(careful, EnergyLanguageModel)
     with torch.no_grad():
-        for model in (plain, careful):  # steps so long that some go up
+        for model in (plain, careful):  # steps so large that some energies rise
             model.objective.step_size.fill_(20.0)  # type: ignore[union-attr]
         up = plain.descend(plain.observe(tokens()), generators()).energies.diff(dim=0) > 1e-9
         down = careful.descend(careful.observe(tokens()), generators())

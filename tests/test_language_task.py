@@ -1,4 +1,4 @@
-"""Training, storing and evaluating language models, and their command-line entries."""
+"""Training, checkpoints and evaluation of language models, and their commands."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ebt_policy.train import main, train
     [("model=transformer_pp",), ("model=refiner",), ("objective=s1",),
      ("objective=s2", "objective.replay=8", "objective.noise=[0.1,0.01]")],
 )  # fmt: skip
-def test_train_evaluate_and_load(tiny_text, overrides):
-    straight = train(tiny_text("straight", *overrides))
-    log = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
+def test_training_writes_an_evaluation_and_checkpoints(tiny_text, overrides):
+    run = train(tiny_text("run", *overrides))
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("held_out_loss" in line for line in log)
-    table = (straight / "evaluation" / "table.md").read_text()
+    table = (run / "evaluation" / "table.md").read_text()
     assert "perplexity" in table and "mine (validation)" in table
-    summary = json.loads((straight / "evaluation" / "summary.json").read_text())["entries"][0]
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())["entries"][0]
     low, high = summary["perplexity"]["ci95"]
     assert low <= summary["perplexity"]["mean"] == math.exp(summary["loss"]["mean"]) <= high
 
-    model = LanguageModel.from_checkpoint(straight)
-    restored = LanguageModel.from_checkpoint(straight / "checkpoints" / "step_00000012")
+    model = LanguageModel.from_checkpoint(run)
+    restored = LanguageModel.from_checkpoint(run / "checkpoints" / "step_00000012")
     windows = torch.randint(model.vocabulary, (2, 9))
     torch.testing.assert_close(
         model.surprisal(windows, generators()), restored.surprisal(windows, generators())
@@ -43,7 +43,7 @@ def test_train_evaluate_and_load(tiny_text, overrides):
 def test_interrupted_training_resumes_bit_for_bit(tiny_text, tmp_path, monkeypatch):
     from ebt_policy.training.trainer import Trainer
 
-    straight = train(tiny_text("straight"))
+    uninterrupted = train(tiny_text("uninterrupted"))
     step = Trainer.train_step
 
     def killed(self):
@@ -54,9 +54,9 @@ def test_interrupted_training_resumes_bit_for_bit(tiny_text, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_text("broken"))
-    broken = train(tiny_text("broken", "resume=true"))
-    ends = [LanguageModel.from_checkpoint(run).state_dict() for run in (straight, broken)]
+            train(tiny_text("resumed"))
+    resumed = train(tiny_text("resumed", "resume=true"))
+    ends = [LanguageModel.from_checkpoint(run).state_dict() for run in (uninterrupted, resumed)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
@@ -71,7 +71,7 @@ def test_damaged_checkpoint_is_refused(tiny_text, tmp_path):
         LanguageModel.from_checkpoint(run)
 
 
-def test_eval_and_generate_commands(tiny_text, tmp_path, monkeypatch, capsys):
+def test_eval_and_generate_commands_use_a_trained_run(tiny_text, tmp_path, monkeypatch, capsys):
     run = train(tiny_text("run", "evaluation.final=false", "objective.init_std=1.0"))
     output = f"output={tmp_path / 'found'}"
     call = ["eval", f"checkpoint={run}", f"checkpoint={run}@steps=3", "device=cpu", output]

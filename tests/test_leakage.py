@@ -3,7 +3,7 @@
 Four checks: perturbed tokens, gradients, prediction of one position at a time, and training on
 random tokens. Each check is shown to detect a leaking mask.
 
-Shapes: B batch, S context, M candidates a position, V vocabulary.
+Shapes: B batch, S context, M candidates per position, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ebt_policy.energy.attention import Attention
 from ebt_policy.energy.causal import EncodedContext
 from ebt_policy.language.model import EnergyLanguageModel, LanguageModel
 
-GUESSING = [kind for kind in KINDS if kind != "transformer_pp"]
-# The Langevin noise of the other is drawn for all places together.
+WITH_CANDIDATES = [kind for kind in KINDS if kind != "transformer_pp"]
+# "ebt s2" draws the Langevin noise of all positions together.
 NOISELESS = [kind for kind in KINDS if kind != "ebt s2"]
 
 
@@ -38,7 +38,7 @@ def outputs_of_every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[
             return {"logits": model.predict(observed)}
         result = model.descend(observed, generators())
         return {
-            **{f"guess {k}": guess for k, guess in enumerate(result.path)},
+            **{f"candidate {k}": candidate for k, candidate in enumerate(result.path)},
             "energies": result.energies.movedim(0, -1),
             "norms": result.grad_norms.movedim(0, -1),
         }
@@ -47,13 +47,13 @@ def outputs_of_every_step(model: LanguageModel, sequence: torch.Tensor) -> dict[
 def leaks_backwards(model: LanguageModel) -> list[str]:
     """Return the outputs that change at positions before a replaced token."""
     before, moved, leaks = outputs_of_every_step(model, tokens()), tokens(), []
-    for place in range(1, S):
+    for position in range(1, S):
         moved = tokens()
-        moved[:, place] = (moved[:, place] + 1 + torch.arange(B)) % V
+        moved[:, position] = (moved[:, position] + 1 + torch.arange(B)) % V
         after = outputs_of_every_step(model, moved)
         for name, value in before.items():
-            if not torch.allclose(after[name][:, :place], value[:, :place], rtol=1e-9):
-                leaks.append(f"{name} before {place}")
+            if not torch.allclose(after[name][:, :position], value[:, :position], rtol=1e-9):
+                leaks.append(f"{name} before {position}")
     return leaks
 
 
@@ -81,22 +81,22 @@ def leaks_between_candidates(model: EnergyLanguageModel, num_candidates: int = 1
 
 
 def equals_sequential_prediction(model: LanguageModel) -> bool:
-    """Return whether positions predicted one at a time equal those predicted in parallel."""
+    """Return whether predicting one position at a time equals predicting all in parallel."""
     parallel = outputs_of_every_step(model, tokens())
-    for place in range(S):
+    for position in range(S):
         with torch.no_grad():
-            observed = model.observe(tokens()[:, : place + 1])
+            observed = model.observe(tokens()[:, : position + 1])
             alone = EncodedContext(observed.keys_values, observed.last[:, -1:])
             if not isinstance(model, EnergyLanguageModel):
                 outputs = {"logits": model.predict(alone)}
             else:
-                # The same start as the place has in parallel, and the same noise on the way.
+                # Same initial candidate as in the parallel prediction; no Langevin noise.
                 descent = replace(model.objective.descent(STEPS), noise=None)
-                init = parallel["guess 0"][:, place : place + 1]
+                init = parallel["candidate 0"][:, position : position + 1]
                 path = descent(model.energy(alone), init).path
-                outputs = {f"guess {k}": guess for k, guess in enumerate(path)}
+                outputs = {f"candidate {k}": candidate for k, candidate in enumerate(path)}
         for name, value in outputs.items():
-            want = parallel[name][:, place : place + 1]
+            want = parallel[name][:, position : position + 1]
             if not torch.allclose(value, want, rtol=1e-6, atol=1e-9):
                 return False
     return True
@@ -106,7 +106,7 @@ def test_predictions_do_not_depend_on_later_tokens(kind):
     assert leaks_backwards(build(kind)) == []
 
 
-@pytest.mark.parametrize("kind", GUESSING)
+@pytest.mark.parametrize("kind", WITH_CANDIDATES)
 @pytest.mark.parametrize("num_candidates", [1, 3])
 def test_candidates_are_independent_of_each_other(kind, num_candidates):
     model = build(kind)
@@ -121,22 +121,23 @@ def test_parallel_prediction_equals_sequential(kind):
 
 
 def test_predictions_depend_on_all_earlier_tokens(kind):
-    """Conversely, no earlier token is hidden."""
+    """The reverse check: no earlier token is hidden."""
     model = build(kind)
     last = outputs_of_every_step(model, tokens())
-    for place in range(S):
+    for position in range(S):
         moved = tokens()
-        moved[:, place] = (moved[:, place] + 1) % V
+        moved[:, position] = (moved[:, position] + 1) % V
         for name, value in outputs_of_every_step(model, moved).items():
-            if name != "guess 0" and (kind, name) != ("refiner", "energies"):  # it has none
-                assert not torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6), (name, place)
+            if name != "candidate 0" and (kind, name) != ("refiner", "energies"):  # no energy
+                same = torch.allclose(value[:, -1], last[name][:, -1], atol=1e-6)
+                assert not same, (name, position)
 
 
 # -- leaky masks ----------------------------------------------------------------------------------
 
 
 def leak_next_token(monkeypatch):
-    """Let candidates see one observed token too many: the token to predict."""
+    """Let candidates also attend to the token to predict."""
     independent_queries = Attention.independent_queries
 
     def leaky(self, x, turns, past, hidden):
@@ -194,7 +195,7 @@ def test_checks_detect_an_observed_stream_that_is_not_causal(kind, monkeypatch):
 
 
 def excess_surprisal_on_noise(kind: str) -> float:
-    """Held-out surprisal, nats, after training on uniform random tokens, minus ln V."""
+    """Return the held-out surprisal (nats) minus ln V after training on uniform random tokens."""
     torch.manual_seed(0)
     model = build(kind).float()
     if isinstance(model, EnergyLanguageModel):
@@ -216,7 +217,7 @@ def excess_surprisal_on_noise(kind: str) -> float:
 
 @pytest.mark.slow
 def test_random_tokens_cannot_be_predicted(kind):
-    assert excess_surprisal_on_noise(kind) > -0.02  # the mean of 3,584 places
+    assert excess_surprisal_on_noise(kind) > -0.02  # mean of 3,584 positions
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Limits from a configuration."""
+"""Limits of a robot, parsed from its configuration."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_robot_without_limits_is_not_armed():
     )
 
 
-def test_limits_from_a_configuration():
+def test_limits_are_parsed_from_a_configuration():
     limits = parse_limits(SECTION, ["x", "y"])
     assert limits.low.tolist() == [1, -1] and limits.high.tolist() == [9, 1]
     assert limits.velocity.tolist() == [5, 5] and limits.max_tracking_error.tolist() == [2, np.inf]
@@ -58,19 +58,19 @@ def test_every_limit_is_mandatory(name):
         ({"acceleration": float("nan")}, "acceleration must be 2 numbers"),
     ],
 )
-def test_wrong_limits_are_refused(change, message):
+def test_invalid_limits_are_refused(change, message):
     with pytest.raises(SafetyError, match=message):
         parse_limits(SECTION | change, ["x", "y"])
 
 
-def test_workspace_includes_its_faces():
+def test_workspace_includes_its_boundary():
     box = Workspace(np.zeros(3), np.ones(3), lambda q: q)
     assert box.contains(np.zeros(3)) and box.contains(np.ones(3))
     assert not box.contains(np.array([0, 0, 1.001])) and not box.contains(np.array([-0.001, 0, 0]))
 
 
 @pytest.mark.robomimic
-def test_a_workspace_of_joints_by_forward_kinematics(tmp_path):
+def test_workspace_of_joints_uses_forward_kinematics(tmp_path):
     pytest.importorskip("mujoco")
     arm = tmp_path / "arm.xml"
     arm.write_text(

@@ -53,7 +53,7 @@ def test_pipes_in_names_are_kept():
     assert printed("| a | b |\n| :-- | --: |\n| x\\|y | 1 |\n", 80)[1].startswith("x|y")
 
 
-def test_list_shows_everything_and_the_runs(tiny_run, capsys):
+def test_list_shows_options_and_runs(tiny_run, capsys):
     from pathlib import Path
 
     list_entry.list_everything(Path(tiny_run).parent, Console(width=100))
@@ -98,7 +98,7 @@ def test_plot_compares_runs(runs, suffix):
         (["a"], "c.pdf", r"must end in \.svg or \.png"),
     ],
 )
-def test_plot_refuses_what_it_cannot_draw(patterns, output, message, runs, monkeypatch):
+def test_invalid_plot_arguments_are_refused(patterns, output, message, runs, monkeypatch):
     from pathlib import Path
 
     monkeypatch.chdir(runs)

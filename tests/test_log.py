@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, against a stand-in for the package."""
+"""Metric logs: log.jsonl and Weights & Biases, with a test double of its package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ebt_policy.training.log import MetricLog, check_mode
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A stand-in for wandb that records its input; `fails` makes it raise."""
+    """Install a test double of wandb that records its input, or raises if `fails` is true."""
     module: Any = ModuleType("wandb")
     module.errors = SimpleNamespace(Error=type("Error", (Exception,), {}))
     module.begun, module.logged, module.finished, module.fails = [], [], 0, False

@@ -20,9 +20,9 @@ from ebt_policy.envs.task_names import METAWORLD, ROBOSUITE
 
 
 def requires_extra(extra: str, module: str):
-    """Marks of a test of one extra, left out where it is not installed."""
+    """Return marks for tests of an extra, which skip them if it is not installed."""
     absent = importlib.util.find_spec(module) is None
-    return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"without {extra}")]
+    return [getattr(pytest.mark, extra), pytest.mark.skipif(absent, reason=f"needs extra {extra}")]
 
 
 robosuite = requires_extra("robomimic", "robosuite")
@@ -31,7 +31,7 @@ adroit = requires_extra("adroit", "gymnasium_robotics")
 SAMPLE = [
     pytest.param("Lift-v0", marks=robosuite),
     *(
-        pytest.param(f"{scene}-v0", marks=[*robosuite, pytest.mark.slow])  # seconds each
+        pytest.param(f"{scene}-v0", marks=[*robosuite, pytest.mark.slow])  # takes seconds
         for scene in ROBOSUITE
         if scene != "Lift"
     ),
@@ -67,8 +67,8 @@ def test_importing_the_package_loads_no_simulator():
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of boxes without limits
-def test_gymnasium_accepts_it(name):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about boxes without limits
+def test_gymnasium_accepts_the_environment(name):
     check_env(cached_env(name).unwrapped, skip_render_check=True)
 
 
@@ -102,7 +102,7 @@ def solved_by_expert(env: gymnasium.Env, seed: int) -> bool:
 
 
 def play(env: gymnasium.Env, seed: int, steps: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """States and observations of an episode with random actions."""
+    """Return the states and observations of an episode with random actions."""
     rng = np.random.default_rng(7)
     obs, info = env.reset(seed=seed)
     rows = [(info["state"], obs)]
@@ -121,7 +121,7 @@ def test_episode_depends_only_on_its_seed(name):
     again, _ = play(env, 3)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    fresh = gymnasium.make(f"ebt_policy/{name}")  # nor on which of two equal environments plays it
+    fresh = gymnasium.make(f"ebt_policy/{name}")  # nor on the environment object
     np.testing.assert_array_equal(play(fresh, 3)[0], first)
     fresh.close()
 
@@ -137,7 +137,7 @@ def test_state_determines_the_observation(name):
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_bad_input_is_a_one_line_error(name):
+def test_invalid_input_is_a_one_line_error(name):
     env = cached_env(name)
     _, info = env.reset(seed=0)
     width = env.action_space.shape[0]  # type: ignore[index]
@@ -171,9 +171,9 @@ def test_unknown_scene_error_lists_known_scenes():
         pytest.param("AdroitDoor-v0", "fixed", marks=adroit),
     ],
 )
-def test_cameras_and_rendering(name, camera):
+def test_cameras_and_rendering_show_the_state(name, camera):
     if not can_render():
-        pytest.skip("nothing draws here")
+        pytest.skip("rendering does not work here")
     env = gymnasium.make(
         f"ebt_policy/{name}", cameras=[camera], image_size=48, render_mode="rgb_array"
     )
@@ -188,14 +188,14 @@ def test_cameras_and_rendering(name, camera):
     unseen = gymnasium.make(f"ebt_policy/{name}", render_mode="rgb_array")
     unseen.reset(seed=5, options={"state": info["state"]})
     alike = np.abs(unseen.render().astype(int) - frame).mean()  # type: ignore[union-attr]
-    assert alike < 0.1, "what people see must not depend on what a policy was shown"
+    assert alike < 0.1, "rendered frames must not depend on the cameras"
     unseen.close()
 
 
 @pytest.mark.parametrize("name", [pytest.param("Lift-v0", marks=robosuite)])
 def test_recorded_states_are_rendered_once(name, tmp_path, monkeypatch):
     if not can_render():
-        pytest.skip("nothing draws here")
+        pytest.skip("rendering does not work here")
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path))
     states, _ = play(cached_env(name), 3, steps=2)
     spec = EnvSpec(f"ebt_policy/{name}", 9, kwargs={"cameras": ["agentview"], "image_size": 32})
@@ -206,12 +206,12 @@ def test_recorded_states_are_rendered_once(name, tmp_path, monkeypatch):
     np.testing.assert_array_equal(obs["agentview"], rendered["agentview"][1])
     env.close()
     monkeypatch.setattr(
-        "ebt_policy.data.render_cache.render_states", lambda *_: pytest.fail("drawn again")
+        "ebt_policy.data.render_cache.render_states", lambda *_: pytest.fail("rendered again")
     )
     np.testing.assert_array_equal(rendered_observations(spec, states)["obs"], rendered["obs"])
 
 
-# -- which OpenGL -------------------------------------------------------------------------------
+# -- rendering backends -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_first_working_render_backend_is_chosen(linux):
 
 def test_render_backend_of_the_user_is_kept(linux):
     linux.setenv("MUJOCO_GL", "glfw")
-    linux.setattr(rendering, "_works", lambda name: pytest.fail("tried"))
+    linux.setattr(rendering, "_works", lambda name: pytest.fail("tested a backend"))
     assert rendering.choose_backend() == "glfw"
 
 

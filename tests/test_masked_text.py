@@ -55,26 +55,26 @@ def kind(request) -> str:
 
 
 def test_masked_tokens_are_not_visible(kind):
-    """Changing masked tokens leaves the predictions; changing a visible token does not."""
+    """Predictions depend on the visible tokens, but not on the masked ones."""
     model = build(kind)
     original = tokens()
-    places = model.mask_positions(original, generators())
-    before = model.predict_masked(original, places, generators())
-    under = original.scatter(1, places, (original.gather(1, places) + 1) % V)
-    torch.testing.assert_close(model.predict_masked(under, places, generators()), before)
-    visible = next(i for i in range(S) if i not in places[0])
+    positions = model.mask_positions(original, generators())
+    before = model.predict_masked(original, positions, generators())
+    under = original.scatter(1, positions, (original.gather(1, positions) + 1) % V)
+    torch.testing.assert_close(model.predict_masked(under, positions, generators()), before)
+    visible = next(i for i in range(S) if i not in positions[0])
     changed = original.clone()
     changed[0, visible] = (changed[0, visible] + 1) % V
-    after = model.predict_masked(changed, places, generators())
+    after = model.predict_masked(changed, positions, generators())
     assert not torch.allclose(after[0], before[0]) and torch.allclose(after[1], before[1])
 
 
 def test_mask_count_is_equal_and_positions_differ_by_row(kind):
     model = build(kind)
-    places = model.mask_positions(tokens(rows=20), None)
-    assert places.shape == (20, 3)  # 0.4 of 8
-    assert all(len(set(row.tolist())) == 3 for row in places)
-    assert len({tuple(sorted(row.tolist())) for row in places}) > 5
+    positions = model.mask_positions(tokens(rows=20), None)
+    assert positions.shape == (20, 3)  # 0.4 of 8, rounded
+    assert all(len(set(row.tolist())) == 3 for row in positions)
+    assert len({tuple(sorted(row.tolist())) for row in positions}) > 5
 
 
 def test_loss_is_finite_and_reaches_every_parameter(kind):
@@ -82,23 +82,23 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
     loss, _ = model.loss({"tokens": tokens()})
     loss.backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
-    # The head's constant has no gradient in what is to be filled in.
+    # The head's bias shifts the energy, but does not change its gradient.
     assert loss.isfinite() and missing in ([], ["head.bias"])
 
 
-def test_surprisal_is_of_the_masked_tokens(kind):
+def test_surprisal_covers_the_masked_tokens(kind):
     model = build(kind)
     surprisal = model.surprisal(tokens(), generators())
-    places = model.mask_positions(tokens(), again := generators())
-    logits = model.predict_masked(tokens(), places, again)
-    want = -logits.log_softmax(-1).gather(-1, tokens().gather(1, places)[..., None])[..., 0]
+    positions = model.mask_positions(tokens(), again := generators())
+    logits = model.predict_masked(tokens(), positions, again)
+    want = -logits.log_softmax(-1).gather(-1, tokens().gather(1, positions)[..., None])[..., 0]
     torch.testing.assert_close(surprisal, want)
 
 
 def test_best_of_several_candidates_is_predicted():
     model = build("scalar", num_candidates=4)
-    places = model.mask_positions(tokens(), generators())
-    assert model.predict_masked(tokens(), places, generators()).shape == (B, 3, V)
+    positions = model.mask_positions(tokens(), generators())
+    assert model.predict_masked(tokens(), positions, generators()).shape == (B, 3, V)
 
 
 def test_candidates_start_from_noise_or_corrupted_targets():
@@ -107,8 +107,8 @@ def test_candidates_start_from_noise_or_corrupted_targets():
     init = S1(space, corrupted_init_fraction=0.5, init_std=0.1).sample_noise(target)["init"]
     spread = init.std(-1)
     near_target = cross_entropy(init, target) < 0.7
-    assert 0.15 < near_target.float().mean() < 0.35  # what is less than half corrupted
-    assert (spread < 0.2).float().mean() == pytest.approx(0.5, abs=0.06)  # what starts from noise
+    assert 0.15 < near_target.float().mean() < 0.35  # corrupted by less than half
+    assert (spread < 0.2).float().mean() == pytest.approx(0.5, abs=0.06)  # start from noise
     clean = space.from_target(target)
     torch.testing.assert_close(
         clean.softmax(-1).gather(-1, target[..., None]).mean().item(), 1 / (1 + (V - 1) / V**2)

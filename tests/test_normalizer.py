@@ -1,4 +1,4 @@
-"""The normalizer: limits to [-1, 1], its inverse, constant channels, JSON, bad input."""
+"""The normalizer: limits, inverse, constant channels, JSON and invalid input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = hnp.arrays(
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
-def test_limits_and_inverse(values):
+def test_values_are_normalized_to_limits_and_back(values):
     x = torch.from_numpy(values)
     normalizer = Normalizer.fit({"x": values})
     y = normalizer.normalize("x", x)
@@ -34,7 +34,7 @@ def test_limits_and_inverse(values):
     )
 
 
-def test_extremes_and_beyond():
+def test_values_beyond_the_limits_are_extrapolated():
     normalizer = Normalizer.fit({"a": torch.tensor([[0.0, 10.0], [512.0, 30.0]])})
     x = torch.tensor([[[0.0, 10.0], [512.0, 30.0]], [[256.0, 20.0], [1024.0, 40.0]]])
     y = normalizer.normalize("a", x)
@@ -44,7 +44,7 @@ def test_extremes_and_beyond():
 
 
 @pytest.mark.parametrize("jitter", [0.0, 1e-5])
-def test_constant_channel(jitter):
+def test_constant_channels_become_zero(jitter):
     data = torch.tensor([[0.0, 100.0], [1.0, 100.0 + jitter]])
     normalizer = Normalizer.fit({"a": data})
     assert normalizer.normalize("a", data)[:, 1].tolist() == [0.0, 0.0]
@@ -93,12 +93,12 @@ def test_normalizer_moves_with_the_module_but_is_not_in_its_state():
         {"a": {"min": 0.0, "max": 1.0}},
     ],
 )
-def test_malformed_json(bad):
+def test_malformed_json_is_refused(bad):
     with pytest.raises(ValueError, match="ormalizer"):
         Normalizer.from_json(bad)
 
 
-def test_wrong_use():
+def test_invalid_calls_are_refused():
     normalizer = Normalizer.fit({"obs": torch.rand(4, 2)})
     with pytest.raises(ValueError, match='no limits for "action"; it has'):
         normalizer.normalize("action", torch.zeros(2))
@@ -143,6 +143,6 @@ def test_clamp_and_box_are_the_limits_of_the_data(standardized):
     "bad",
     [{"std": [1.0]}, {"mean": [0.0], "std": [-1.0]}, {"mean": [0.0, 1.0], "std": [1.0, 1.0]}],
 )
-def test_malformed_spread(bad):
+def test_malformed_standard_deviations_are_refused(bad):
     with pytest.raises(ValueError, match='"a"'):
         Normalizer({"a": {"min": [0.0], "max": [1.0], **bad}})

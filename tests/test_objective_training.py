@@ -1,4 +1,4 @@
-"""Objectives train a small energy network: two modes, randomness, compiled against eager.
+"""Training of a small energy network with each objective: modes, randomness, compilation.
 
 Shapes: B batch, U units.
 """
@@ -17,9 +17,9 @@ from ebt_policy.energy.two_stream import TransformerConfig
 
 
 class TwoModes(nn.Module):
-    """Target (B, 1, 1, 2): left or right by chance (+-0.8), as high as the context c says (c / 2).
+    """A model of targets (B, 1, 1, 2) with two modes given the context c: (+-0.8, c / 2).
 
-    Its mean given c, (0, c / 2), is never a target.
+    The mean of the targets, (0, c / 2), is never a target.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -74,7 +74,7 @@ def test_flow_learns_two_modes_and_regression_averages_them(name):
     problem = TwoModes(SMALL_OBJECTIVES[name]())
     losses = problem.learn(150)
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    if name == "contrastive":  # a verifier rather than a sampler: it ranks demonstrations lowest
+    if name == "contrastive":  # a verifier, not a sampler: demonstrations get the lowest energy
         context, target = problem.batch(256)
         demonstration, noise = target, torch.randn(256, 4, 1, 2)
         with torch.no_grad():
@@ -86,8 +86,8 @@ def test_flow_learns_two_modes_and_regression_averages_them(name):
     for steps in (8, 16):
         side, height = problem.predict(context, steps).unbind(-1)
         near_a_mode = ((side.abs() - 0.8).abs() < 0.3).float().mean()
-        assert (height - context[:, 0, 0] / 2).abs().mean() < 0.2, "the context is heeded"
-        if name in ("s1", "s2"):  # and more steps do not help
+        assert (height - context[:, 0, 0] / 2).abs().mean() < 0.2, "the context is used"
+        if name in ("s1", "s2"):  # also with more steps
             assert near_a_mode < 0.05 and side.abs().mean() < 0.2
         else:
             assert near_a_mode > 0.7 and 0.3 < (side > 0).float().mean() < 0.7
@@ -109,7 +109,7 @@ def test_noise_is_the_only_randomness_and_is_batch_first(name):
     other, _ = problem(context, target, problem.objective.sample_noise(target))
     assert not torch.equal(loss, other)
 
-    # So a batch may be split among processes: the loss is the mean of their losses.
+    # A batch can be split among processes: its loss is the mean of their losses.
     def part(rows):
         noise_part = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in noise.items()}
         return problem(context[rows], target[rows], noise_part)[0]
@@ -124,7 +124,7 @@ def test_noise_is_the_only_randomness_and_is_batch_first(name):
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow", "s1", "s2", "contrastive"])
-def test_compiled_equals_eager(name):
+def test_compiled_loss_equals_eager(name):
     """Contrastive chains descend under no_grad inside the compiled part."""
     torch._dynamo.reset()
     problem = TwoModes(SMALL_OBJECTIVES[name]())
@@ -139,7 +139,7 @@ def test_compiled_equals_eager(name):
         return loss.detach(), {k: v.detach() for k, v in metrics.items()}, gradients
 
     loss, metrics, gradients = run(problem)
-    compiled = run(torch.compile(problem, fullgraph=True))  # a break would leave the rest eager
+    compiled = run(torch.compile(problem, fullgraph=True))  # a graph break is an error
     tolerance: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(compiled[0], loss, **tolerance)
     torch.testing.assert_close(compiled[1], metrics, **tolerance)

@@ -1,4 +1,4 @@
-"""Losses of the objectives by hand, their descent at inference and their options.
+"""Losses of the objectives by their formulas, their descent at inference, and their options.
 
 Shapes: B batch, U units.
 """
@@ -17,10 +17,10 @@ from ebt_policy.energy.candidate_space import corrupt, squared_error
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
 from ebt_policy.models.energy_model import OBJECTIVES
 
-# -- formulas by hand -----------------------------------------------------------------------------
+# -- formulas -------------------------------------------------------------------------------------
 
 
-def test_corruption_is_the_straight_path():
+def test_corruption_follows_the_straight_path():
     y, n = torch.ones(2, 3, 4, 5), -torch.ones(2, 3, 4, 5)
     g = torch.rand(2, 3)
     torch.testing.assert_close(corrupt(y, n, g)[..., 0, 0], 2 * g - 1)
@@ -34,7 +34,7 @@ def test_info_nce_is_the_softmax_of_negative_energies():
     assert info_nce(positive, negatives).item() == pytest.approx(want, rel=1e-6)
 
 
-def test_flow_loss_by_hand():
+def test_flow_loss_equals_its_formula():
     y = torch.randn(5, 2, 3)
     objective = Flow()
     noise = objective.sample_noise(y)
@@ -66,14 +66,14 @@ def test_equilibrium_decays_to_zero_at_the_data():
     y = torch.randn(2, 1, 3)
     clean = {"normal": torch.randn(2, 1, 3), "level": torch.ones(2, 1)}
     loss, _ = objective(quadratic(1.0, y), y, clean)
-    assert loss == 0, "a minimum at the demonstration is what is asked for"
+    assert loss == 0, "a minimum at the demonstration has no loss"
     fast, _ = Flow(condition_on_noise_level=False)(quadratic(1.0, y), y, clean)
     assert fast > 0
 
 
 @pytest.mark.parametrize("width", [0.1, 0.2, 0.5, 1.0])
 def test_equilibrium_converges_for_any_number_of_steps(width):
-    """On the field of one demonstration at 0, seen from a distance 1: a Huber loss."""
+    """The energy of one demonstration at 0 is a Huber loss; candidates start at distance 1."""
 
     def energy(x: torch.Tensor, level: torch.Tensor | None = None) -> torch.Tensor:
         distance = x.flatten(2).norm(dim=-1)
@@ -97,7 +97,7 @@ def test_s1_averages_the_loss_of_its_steps():
     torch.testing.assert_close(loss, torch.stack(step_losses).mean())
     torch.testing.assert_close(metrics["last_step_loss"], step_losses[-1])
     loss.backward()
-    # Cut between steps: each step's candidate is x - a x with x constant.
+    # Steps are detached from each other: each candidate is x - a x with a constant x.
     a = torch.tensor(0.5, requires_grad=True)
     path = [0.5**k * noise["init"] for k in (0, 1, 2)]
     torch.stack([((1 - a) * x - y).square().mean() for x in path]).mean().backward()
@@ -133,7 +133,7 @@ def test_s2_draws_its_number_of_steps():
     assert all(d["langevin_noise"].shape == (1, d["steps"], 1, 2) for d in samples)
 
 
-def test_contrastive_loss_by_hand():
+def test_contrastive_loss_equals_its_formula():
     objective = Contrastive(negatives=3, steps=2, step_size=0.1, noise=(0.0, 0.0))
     y = torch.randn(4, 2, 5)
     noise = objective.sample_noise(y)
@@ -175,7 +175,7 @@ def test_flow_descends_from_an_intermediate_level():
 
 def test_zero_init_needs_no_backward_pass():
     def first(objective):
-        """The rule of the first gradient, at inference and in training."""
+        """Return the gradient rule at inference, and whether training starts away from zero."""
         used = []
 
         def energy(x, level):
@@ -188,11 +188,11 @@ def test_zero_init_needs_no_backward_pass():
 
     assert first(S1(init_std=0.0)) == (ZeroInitGradient(), False)
     assert first(S1()) == (PlainGradient(), True)
-    # In training some of its candidates start elsewhere.
+    # In training, corrupted candidates do not start at zero.
     assert first(S1(init_std=0.0, corrupted_init_fraction=1.0)) == (ZeroInitGradient(), True)
 
 
-# -- bad input ------------------------------------------------------------------------------------
+# -- invalid options ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_zero_init_needs_no_backward_pass():
         ("contrastive", {"regularizer": -1.0}, "objective.regularizer must be 0 or more, got -1.0"),
     ],
 )
-def test_bad_options_are_refused(name, options, message):
+def test_invalid_options_are_refused(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         OBJECTIVES.get(name)(**options)
 
@@ -257,7 +257,7 @@ def test_options_at_their_limits_are_accepted(name, options):
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.5])
 def test_flow_score_is_the_negative_log_likelihood(level, spread):
-    # Targets N(mean, spread^2): the energy that flow matching learns of them is known.
+    # For targets N(mean, spread^2), the energy that flow matching learns has a closed form.
     mean = torch.tensor([0.7, -1.2, 0.1], dtype=torch.float64)
 
     def energy(x, level):

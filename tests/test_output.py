@@ -1,4 +1,4 @@
-"""Output folders: refused before long work, owned by one program, no traces of failed runs."""
+"""Output folders: checks before long work, locks, and no traces of failed runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_lock_names_its_owner_and_is_released_on_exit(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert (tmp_path / ".lock").exists()  # the killed owner left its file, and that does not count
+    assert (tmp_path / ".lock").exists()  # a killed process leaves its file behind
     with exclusive(tmp_path / ".lock", Path("that place")):
         assert (tmp_path / ".lock").read_text().split()[0] == str(os.getpid())
     assert not (tmp_path / ".lock").exists()

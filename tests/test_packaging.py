@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ebt_policy", "envs", "configs", "real_robot", "benchmarks", "tests")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-# The names of our top-level folders and of packages within ebt_policy.
+# Names of our top-level folders and of packages within ebt_policy.
 HOSTILE_PACKAGES = (
     *("envs", "configs", "real_robot", "benchmarks", "data", "energy", "evaluation", "image"),
     *("language", "models", "policies", "training", "video"),
 )
-# Entry -> arguments, and what it then writes, which is in our configuration or code alone.
+# Entry -> arguments and expected output, which only our configuration or code contains.
 ENTRIES = {
     "ebt_policy.train": (["--cfg", "job"], "train:\n  steps: null\n"),
     "ebt_policy.eval": (["--cfg", "job"], "seed: 100000\n"),
@@ -42,7 +42,7 @@ ENTRIES = {
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory) -> Path:
-    """A copy of the checkout, symbolic links included: builds leave files in it."""
+    """Copy the checkout with its symbolic links, because builds write files into it."""
     folder = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__", "golden")
     for package in PACKAGES:
@@ -67,11 +67,10 @@ def wheel(source, tmp_path_factory) -> Path:
 
 
 def environment_of(wheel: Path, folder: Path) -> Path:
-    """Make a virtual environment that holds a wheel; return its Python.
+    """Create a virtual environment with a wheel, and return its Python.
 
-    It shares the dependencies of the tests' environment by a path entry. Unlike a folder in
-    PYTHONPATH, this does not run the ``.pth`` files there, so an editable installation of the
-    checkout does not reach it.
+    A path entry adds the dependencies from the environment of the tests. It does not run the
+    ``.pth`` files there, so an editable installation of the checkout is not visible.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
@@ -85,7 +84,7 @@ def environment_of(wheel: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pythons(source, wheel, tmp_path_factory) -> dict[str, Path]:
-    """The Python of an environment with the wheel, and of one with the editable installation."""
+    """Return the Python of an environment with the wheel, and of an editable installation."""
     editable = build(source, "editable", tmp_path_factory.mktemp("editable"))
     return {
         kind: environment_of(file, tmp_path_factory.mktemp("environment") / kind)
@@ -95,7 +94,7 @@ def pythons(source, wheel, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def hostile(tmp_path) -> Path:
-    """A user project with packages of conflicting names and its own configuration."""
+    """Write a user project with packages of conflicting names and its own configuration."""
     folder = tmp_path / "project"
     for name in HOSTILE_PACKAGES:
         (folder / name).mkdir(parents=True)
@@ -107,7 +106,7 @@ def hostile(tmp_path) -> Path:
 
 
 def run(python: Path | str, *arguments: str, cwd: Path, timeout: int = 180) -> str:
-    """Run Python without the test's own paths; return what it writes."""
+    """Run Python without the test's own paths; return stdout and stderr."""
     unset = ("PYTHONPATH", "PYTHONSAFEPATH")
     environment = {k: v for k, v in os.environ.items() if k not in unset} | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(
@@ -138,7 +137,7 @@ def test_a_project_imports_its_own_packages(kind, pythons, hostile, source):
     assert output.count("HOSTILE") == len(HOSTILE_PACKAGES), output
     installed = Path(output.splitlines()[-1])
     assert installed.is_relative_to(source) == (kind == "editable")
-    # Without a package of that name, the user gets an error, and not ours.
+    # If the project has no package of that name, the import fails instead of finding ours.
     for name in ("envs", "configs", "real_robot", "benchmarks", "tests"):
         output = run(pythons[kind], "-c", f"import {name}", cwd=hostile.parent)
         assert f"No module named '{name}'" in output
@@ -146,7 +145,7 @@ def test_a_project_imports_its_own_packages(kind, pythons, hostile, source):
 
 @pytest.mark.slow
 def test_the_wheel_trains_with_an_environment_of_the_user(pythons, wheel, hostile):
-    """It has all it needs: configurations, demonstrations, template of the report."""
+    """The wheel contains configurations, demonstrations and the template of the report."""
     (hostile / "my_envs.py").write_text(
         "import gymnasium\n"
         "from ebt_policy.envs.push_t_env import PushTEnv\n"
@@ -186,7 +185,7 @@ def test_the_robot_runs_from_the_root_of_a_checkout():
 def test_wheel_contains_only_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
-    assert "ebt_policy" in tops and len(tops) == 2  # beside its metadata
+    assert "ebt_policy" in tops and len(tops) == 2  # the package and its metadata
     expected = {
         f"ebt_policy/{path.relative_to(ROOT)}"
         for folder in ("configs", "envs", "real_robot")

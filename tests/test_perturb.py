@@ -1,4 +1,4 @@
-"""Perturbations: as strong as they say, decided by the seed alone, never an impossible scene."""
+"""Perturbations have their strength, depend on the seed alone and keep scenes valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ebt_policy.envs.push_t_env import AGENT_RADIUS, EDGE_MARGIN, WORKSPACE_SIZE
 
 PUSH_T = "ebt_policy/PushT-v0"
 CENTRE = np.array([256.0, 256.0])
-ROUNDING = 1e-6  # px, of the simulator's own positions
+ROUNDING = 1e-6  # px, of the simulator's positions
 
 
 def make_env(kind: str, strength: float) -> gymnasium.Env:
@@ -27,7 +27,7 @@ def make_env(kind: str, strength: float) -> gymnasium.Env:
 
 
 def play_still(env: gymnasium.Env, seed: int, steps: int = EVENT_STEP_RANGE[1] + 2):
-    """Observations, states and steps of events under a still agent."""
+    """Return observations, states and event steps while the agent stands still."""
     obs, info = env.reset(seed=seed)
     observations, states, events = [obs], [info["state"]], [-1] if info.get("perturbed") else []
     for step in range(steps):
@@ -39,7 +39,7 @@ def play_still(env: gymnasium.Env, seed: int, steps: int = EVENT_STEP_RANGE[1] +
 
 
 def centre_of_mass(env: PushTEnv, state: np.ndarray) -> np.ndarray:
-    """The block's centre of mass."""
+    """Return the block's centre of mass."""
     return state[2:4] + np.array(env.block.center_of_gravity.rotated(float(state[4])))
 
 
@@ -118,7 +118,7 @@ def test_perturbation_depends_only_on_the_seed():
     assert stronger[2] == first[2]  # the event does not depend on the strength
 
 
-def test_delay_and_freeze_hold_observations_back():
+def test_delay_and_freeze_return_old_observations():
     truth, _, _ = play_still(EnvSpec(PUSH_T, 300).make(), 5)
     late, _, _ = play_still(make_env("delay", 3), 5)
     np.testing.assert_array_equal(late[3:], truth[:-3])
@@ -140,7 +140,7 @@ def test_action_noise_is_in_the_action_space_and_deterministic():
 @pytest.mark.parametrize(
     ("kind", "strength"), [("kick", -1), ("kick", float("nan")), ("delay", 1.5), ("freeze", 0.2)]
 )
-def test_bad_strengths_are_refused(kind, strength):
+def test_invalid_strengths_are_refused(kind, strength):
     with pytest.raises(ValueError, match=f"the strength of {kind}"):
         Perturbation(kind, strength)
 

@@ -1,4 +1,4 @@
-"""Perturbations of simulated robots: the object taken away after the grasp, the gripper pushed."""
+"""Perturbations of simulated robots: displaced objects and displaced grippers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROBOTS = [
         name,
         marks=[
             getattr(pytest.mark, extra),
-            pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"no {module}"),
+            pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {module}"),
         ],
     )
     for name, (_, module, extra) in WORLDS.items()
@@ -35,7 +35,7 @@ def spec(name: str, kind: str, strength: float) -> EnvSpec:
 
 
 def play(name: str, kind: str, strength: float, seed: int):
-    """An episode of the expert: its states, the step of the event, grasps after it, success."""
+    """Return states, event steps, number of retries and success of an expert's episode."""
     env = spec(name, kind, strength).make()
     _, info = env.reset(seed=seed)
     expert = env.unwrapped.expert(np.random.default_rng(seed))  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def test_grasped_object_is_displaced_once(name):
     states, events, retries, _ = play(name, "object", 12, seed=0)
     assert len(events) == 1 and retries >= 1
     again, *_ = play(name, "object", 12, seed=0)
-    np.testing.assert_array_equal(states, again)  # decided by the seed
+    np.testing.assert_array_equal(states, again)  # depends on the seed alone
 
 
 @pytest.mark.parametrize("name", ROBOTS)
@@ -66,9 +66,9 @@ def test_strength_is_the_displacement(name):
     moved, _ = scene.perturb("gripper", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
     assert 9 < 100 * np.linalg.norm(moved[:3] - obs[:3]) < 18
     assert not scene.holding()  # type: ignore[attr-defined]
-    place = scene._object_position()  # type: ignore[attr-defined]
+    position = scene._object_position()  # type: ignore[attr-defined]
     scene.perturb("object", 12, np.random.default_rng(0))  # type: ignore[attr-defined]
-    np.testing.assert_allclose(np.linalg.norm(scene._object_position() - place), 0.12)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(np.linalg.norm(scene._object_position() - position), 0.12)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="cannot be perturbed by 'kick'"):
         scene.perturb("kick", 1, np.random.default_rng(0))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="no perturbation 'kick'; it has delay, freeze, object"):

@@ -1,4 +1,4 @@
-"""Plans: when they are predicted, their transitions, committed prefixes."""
+"""The planner: times of predictions, transitions between plans, and committed prefixes."""
 
 import math
 from dataclasses import replace
@@ -17,9 +17,9 @@ DT = 1 / RATE
 
 
 class Straight(Wanderer):
-    """A policy that moves by 0.1 a tick from the position of the robot.
+    """A policy that moves by 0.1 per tick from the position of the robot.
 
-    Its plans show to which ticks they belong.
+    The value of an action therefore identifies its tick.
     """
 
     def predict_chunk(self, obs, *, constraints=None, generator=None):
@@ -48,9 +48,9 @@ def test_robot_waits_only_for_blocking_predictions(mode, delay, stands):
     first = math.ceil(delay / DT) - 1 if delay > 0.05 else 0
     assert ticks_without_plan[:first] == list(
         range(first)
-    )  # until the first chunk, every robot stands
+    )  # the robot stands until the first chunk
     assert (len(ticks_without_plan) > first) == (stands > 0)
-    if stands:  # then Ta actions, then it stands again
+    if stands:  # it stands again after 8 actions
         assert ticks_without_plan[first : first + stands] == [first + 8 + i for i in range(stands)]
 
 
@@ -78,7 +78,7 @@ def test_prefix_equals_the_executed_commands():
     episode = runner.run_episode(0)
     sent = {tick.number: tick.command for tick in episode.ticks}
     prefixes = [call.prefix for call in policy.calls if call.prefix is not None][:3]
-    start_ticks = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives when 8 were executed
+    start_ticks = [8 + 2 - 3 + 8 * i for i in range(3)]  # it arrives after 8 executed actions
     for start, prefix in zip(start_ticks, prefixes, strict=True):
         executed = np.stack([sent[start - 1 + i] for i in range(prefix.shape[1])])
         np.testing.assert_allclose(prefix[0].numpy(), executed, atol=1e-5)

@@ -37,7 +37,7 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # Behaviour cloning feeds zeros to the candidate stream, whose first weights then rest.
+        # Behaviour cloning feeds zeros to the candidate stream: its first weights get no gradient.
         assert parameter.grad.any() or (kind, "candidate_in.weight" in name) == ("bc", True), name
 
 
@@ -65,7 +65,7 @@ def test_row_generators_make_rows_independent_of_their_batch(kind):
 
 
 @ALL_KINDS
-def test_prediction_works_in_every_gradient_mode(kind):
+def test_prediction_works_in_every_grad_mode(kind):
     policy, prefix = build(kind), (LOW + HIGH).div(2).expand(1, 2, 2)
     expected = policy.predict_chunk(
         observe(1), constraints=ChunkConstraints(prefix=prefix), generator=generators(0)
@@ -79,11 +79,11 @@ def test_prediction_works_in_every_gradient_mode(kind):
             ).actions
         torch.testing.assert_close(actual, expected)
     loss, _ = policy.loss(training_batch())
-    loss.backward()  # and it leaves training as it was
+    loss.backward()  # training works afterwards
 
 
 @ALL_KINDS
-def test_bad_observations_are_a_one_line_value_error(kind):
+def test_invalid_observations_are_a_one_line_value_error(kind):
     policy, good = build(kind), observe(2)
     poisoned = {"obs": good["obs"].clone()}
     poisoned["obs"][1, 0, 3] = float("nan")
@@ -110,7 +110,7 @@ def test_unknown_inference_options_are_named(kind):
     policy = build(kind)
     with pytest.raises(ConfigError, match="wings"):
         policy.configure_inference(wings=2)
-    policy.configure_inference()  # no change is no error
+    policy.configure_inference()  # no options are no error
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bc"])
@@ -125,8 +125,8 @@ def test_inference_options_take_effect(kind):
 
 
 @pytest.mark.parametrize("kind", ["flow", "flow without level", "equilibrium", "s1"])
-def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
-    # Row generators draw the first candidate's noise first, so it is the one drawn alone.
+def test_best_of_four_has_no_higher_energy_than_the_first(kind):
+    # Row generators draw the first candidate's noise first, so it is the same in both cases.
     policy, obs = build(kind), observe(5)
     policy.configure_inference(num_candidates=1)
     alone = policy.predict_chunk(obs, generator=generators(*range(5))).energy
@@ -138,7 +138,7 @@ def test_best_of_four_is_no_worse_than_the_first_of_them(kind):
 
 
 @pytest.mark.parametrize("kind", ENERGIES)
-def test_energies_rank_given_chunks(kind):
+def test_energies_do_not_depend_on_the_order_of_chunks(kind):
     policy, obs = build(kind), observe(2)
     chunks = LOW + (HIGH - LOW) * torch.rand(2, 5, 16, 2)
     energies = policy.energies(obs, chunks)  # type: ignore[operator]
@@ -204,7 +204,7 @@ def test_relative_actions_are_measured_from_the_newest_observation(kind):
         policy.unnormalize_actions(obs["obs"], batch["action"]), actions, atol=1e-3, rtol=1e-5
     )
     moved = {"obs": obs["obs"].clone(), "action": actions + 30}
-    moved["obs"][:, -1, 18:] += 30  # robot and actions together: nothing changes
+    moved["obs"][:, -1, 18:] += 30  # moving both changes nothing
     torch.testing.assert_close(
         policy.normalize(moved)["action"], batch["action"], atol=1e-4, rtol=1e-4
     )

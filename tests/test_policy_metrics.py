@@ -1,4 +1,4 @@
-"""Results of policies: entries, comparisons, files and tables."""
+"""Evaluation results of policies: entries, comparisons, files and tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = [
 ]
 
 
-def test_entry_has_exactly_the_keys_of_the_contract() -> None:
+def test_entry_has_exactly_the_documented_keys() -> None:
     entry, _ = make_entry("energy", [1.0, 0.5])
     assert list(entry) == KEYS
     assert entry["episodes"] == 2 and entry["score"]["mean"] == 0.75
@@ -30,7 +30,7 @@ def test_entry_has_exactly_the_keys_of_the_contract() -> None:
     assert entry["steps_used"] == {"mean": 4.0}
 
 
-def test_the_version_is_filled_in() -> None:
+def test_entry_contains_the_package_version() -> None:
     assert entry_summary("e", INFO, make_episodes([1.0]), "c")["version"]
 
 
@@ -54,14 +54,14 @@ def test_missing_latency_is_shown_as_not_available() -> None:
         ("e", INFO, [{"seed": 0}], "'score'|'chunks'"),
     ],
 )
-def test_bad_entries_are_refused(name, info, episodes, message) -> None:
+def test_invalid_entries_are_refused(name, info, episodes, message) -> None:
     with pytest.raises(ValueError, match=message):
         entry_summary(name, info, episodes, "c")
 
 
 def test_paired_difference_equals_a_hand_computed_case() -> None:
-    # a - b = +1, 0, -1 with a's episodes in another order: the mean is 0; all 27 resamples are
-    # known, 1 in 27 (3.7 %) lies at either end, so the 95 % interval reaches both.
+    # a - b is +1, 0 and -1 (the episodes of a are in another order), so the mean is 0. One of the
+    # 27 resamples (3.7 %) lies at each end, so the 95 % interval includes both ends.
     a = make_entry("a", [0.0, 1.0, 0.5], seeds=[12, 10, 11])
     b = make_entry("b", [0.0, 0.5, 1.0], seeds=[10, 11, 12])
     result = compare([a, b])
@@ -93,8 +93,8 @@ def test_empty_or_duplicate_entries_are_refused(policy_entries) -> None:
         compare([policy_entries[0], policy_entries[0]])
 
 
-def test_results_on_disk_read_back_equal(tmp_path, policy_entries) -> None:
-    policy_entries[0][1][0]["score"] = np.float32(1.0)  # NumPy numbers are plain numbers on disk
+def test_written_results_are_read_back_unchanged(tmp_path, policy_entries) -> None:
+    policy_entries[0][1][0]["score"] = np.float32(1.0)  # NumPy numbers are stored as plain numbers
     entries_with_states = [
         (s, [e | {"states": np.zeros((16, 5))} for e in episodes]) for s, episodes in policy_entries
     ]
@@ -133,7 +133,7 @@ def test_incomplete_episodes_are_not_written(tmp_path, policy_entries) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_table_formatting(policy_entries) -> None:
+def test_table_rows_are_formatted(policy_entries) -> None:
     table = markdown_table(compare(policy_entries), POLICY_REPORT)
     row = next(line for line in table.splitlines() if line.startswith("| energy | 0.341M"))
     assert "0.767 [0.500, 1.000]" in row
@@ -160,5 +160,5 @@ def test_names_are_escaped_in_the_table() -> None:
         (None, "n/a"),
     ],
 )
-def test_count_formatting(count, text) -> None:
+def test_counts_are_formatted(count, text) -> None:
     assert tables.format_count(count) == text

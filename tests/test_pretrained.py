@@ -1,4 +1,4 @@
-"""The models that ship with the package."""
+"""Pretrained models that ship with the package."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_every_pretrained_model_loads_without_a_trainer_state():
         assert sum(file.stat().st_size for file in folder.iterdir()) < 2e6
 
 
-def test_an_unknown_name_lists_the_others():
+def test_unknown_name_error_lists_the_models():
     with pytest.raises(
         ConfigError, match=r"pretrained:x is unknown; there are pretrained:push_t\."
     ):
         load_policy("pretrained:x")
 
 
-def test_the_command_line_evaluates_it(tmp_path, call_entry):
+def test_command_line_evaluates_a_pretrained_model(tmp_path, call_entry):
     code, error = call_entry(
         main, "checkpoint=pretrained:push_t", "episodes=2", "videos=0", "workers=2",
         f"output={tmp_path}/out",

@@ -1,4 +1,4 @@
-"""Progress without a terminal, and what counts as training time."""
+"""Progress lines without a terminal, timed training steps, and training budgets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def make_progress(file) -> ReportedProgress:
     return ReportedProgress(*columns, console=Console(file=file, width=40))
 
 
-def test_lines_appear_without_a_terminal_even_while_one_step_takes_long(tmp_path, monkeypatch):
+def test_lines_appear_without_a_terminal_during_a_long_step(tmp_path, monkeypatch):
     monkeypatch.setattr(progress_module, "LINE_INTERVAL_S", 0.05)
     with (tmp_path / "out").open("w+") as file:
         with make_progress(file) as bar:
             task = bar.add_task("compiling", total=3)
-            time.sleep(0.3)  # nothing is updated meanwhile
+            time.sleep(0.3)  # without any update
             file.seek(0)
             assert file.read() == "compiling  0/3\n"  # an equal line is not repeated
             bar.update(task, completed=2, description="training")
@@ -42,7 +42,7 @@ def test_a_disabled_progress_prints_nothing(tmp_path):
         assert file.read() == ""
 
 
-def test_compilation_counts_neither_as_time_nor_as_steps():
+def test_compilation_is_not_counted_as_time_or_steps():
     window = LogWindow(0, torch.device("cpu"), check_gradients=True)
     metrics = {"loss": torch.tensor(1.0), "grad_norm_weights": torch.tensor(1.0)}
     time.sleep(0.05)  # compiling

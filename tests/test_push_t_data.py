@@ -1,4 +1,4 @@
-"""Push-T demonstrations: geometry of the T, the choice of demonstrations, the real file."""
+"""Push-T demonstrations: geometry, sources, and the published file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(lengths=(4, 6)) -> Episodes:
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No data folder, an empty cache, no network, and shipped demonstrations in a test folder."""
+    """Remove data folder, cache and network, and replace the shipped demonstrations."""
     monkeypatch.delenv("EBT_POLICY_DATA", raising=False)
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -45,6 +45,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def official_zip(path, episodes: Episodes) -> None:
+    """Write episodes in the layout of the published archive."""
     write_episodes(path.parent / "unzipped", episodes, 2)
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted((path.parent / "unzipped").rglob("*")):
@@ -67,7 +68,7 @@ def test_keypoints_turn_and_move_with_the_block():
 
 
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (0, 5)])
-def test_observation_shapes(shape):
+def test_observation_has_20_numbers_for_each_state(shape):
     state = np.random.default_rng(0).uniform(0, 512, size=shape)
     obs = observation(state)
     assert obs.shape == (*shape[:-1], 20) and obs.dtype == np.float32
@@ -76,7 +77,7 @@ def test_observation_shapes(shape):
     np.testing.assert_allclose(points, keypoints(state), rtol=1e-5, atol=1e-3)
 
 
-def test_mirror_images():
+def test_mirroring_twice_restores_the_episodes():
     goal = np.array([[100, 50, 256, 256, np.pi / 4]])
     episodes = Episodes({"state": goal, "action": np.array([[0.0, 512]])}, np.array([1]))
     image = mirrored(episodes)
@@ -99,7 +100,7 @@ def test_aligned_demonstrations_end_on_the_goal_and_are_moved_as_a_whole():
         np.testing.assert_allclose(after[-1, 2:], [256, 256, np.pi / 4], atol=1e-3)
         turned = after[:, 4] - before[:, 4]
         np.testing.assert_allclose(turned, turned[0], atol=1e-4)
-        for part in (slice(0, 2), slice(2, 4)):  # distances to where the block ends stay
+        for part in (slice(0, 2), slice(2, 4)):  # distances to the block's last position stay
             distances = [np.linalg.norm(s[:, part] - s[-1, 2:4], axis=1) for s in (before, after)]
             np.testing.assert_allclose(*distances, atol=1e-2)
     again = aligned(moved)
@@ -107,16 +108,16 @@ def test_aligned_demonstrations_end_on_the_goal_and_are_moved_as_a_whole():
 
 
 @pytest.mark.parametrize("state", [np.zeros(4), np.zeros((3, 6)), np.float64(1)])
-def test_wrong_state(state):
+def test_state_must_have_5_numbers(state):
     with pytest.raises(ValueError, match="5 numbers"):
         keypoints(state)
 
 
-# --- which demonstrations ----------------------------------------------------------------------
+# --- sources -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mine", "mine.zip"])
-def test_given_path(offline, name):
+def test_demonstrations_are_read_from_a_path(offline, name):
     write_episodes(offline / name, make())
     episodes, sentence = load_push_t(offline / name)
     assert sorted(episodes.arrays) == ["action", "obs", "state"]
@@ -126,7 +127,7 @@ def test_given_path(offline, name):
     assert sentence == f"Push-T: 2 demonstrations from {offline / name}."
 
 
-def test_expert(offline):
+def test_expert_demonstrations_are_shipped(offline):
     episodes, sentence = load_push_t(demos="expert")
     assert len(episodes) == 3
     assert sentence == f"Push-T: 3 demonstrations {push_t.EXPERT}."
@@ -143,7 +144,7 @@ def test_human_demos_are_required_when_requested(offline):
         load_push_t(demos="human")
 
 
-def test_official_archive_in_the_cache(offline, monkeypatch):
+def test_published_archive_is_read_from_the_cache(offline, monkeypatch):
     cache_dir().mkdir()
     official_zip(cache_dir() / "pusht.zip", make())
     monkeypatch.setattr(push_t, "HUMAN_DIGEST", content_digest(make()))
@@ -151,7 +152,7 @@ def test_official_archive_in_the_cache(offline, monkeypatch):
     assert len(episodes) == 2 and "by humans" in sentence
 
 
-def test_another_archive_is_refused(offline):
+def test_other_archives_are_refused(offline):
     for content in (None, b"<html>moved</html>"):
         cache_dir().mkdir(exist_ok=True)
         file = cache_dir() / "pusht.zip"
@@ -161,7 +162,7 @@ def test_another_archive_is_refused(offline):
         assert not file.exists()
 
 
-def test_data_folder_without_the_file(offline, monkeypatch):
+def test_data_folder_without_the_file_falls_back_to_the_expert(offline, monkeypatch):
     monkeypatch.setenv("EBT_POLICY_DATA", str(offline))
     assert "own expert" in load_push_t()[1]
 
@@ -185,7 +186,7 @@ def test_other_rates_and_units_are_refused(offline, attrs, message):
         load_push_t(offline / "a")
 
 
-def test_wrong_files(offline):
+def test_invalid_files_are_refused(offline):
     with pytest.raises(EpisodeError, match="does not exist"):
         load_push_t(offline / "absent.zip")
     eps = make()
@@ -201,11 +202,11 @@ def test_wrong_files(offline):
         load_push_t(offline / "a", demos="expert")
 
 
-# --- the real file -----------------------------------------------------------------------------
+# --- the published file ------------------------------------------------------------------------
 
 
 @needs_data
-def test_real_demonstrations():
+def test_published_demonstrations_are_loaded():
     file = os.path.join(os.environ["EBT_POLICY_DATA"], "pusht", "pusht_cchi_v7_replay.zarr.zip")
     raw = read_episodes(file, keys=["state", "action", "keypoint"])
     assert content_digest(raw) == push_t.HUMAN_DIGEST
@@ -217,13 +218,13 @@ def test_real_demonstrations():
     assert episodes.arrays["action"].shape == (25650, 2)
 
 
-def test_shipped_demonstrations_are_varied_successes():
+def test_shipped_demonstrations_reach_the_goal_from_varied_starts():
     episodes, _ = load_push_t(demos="expert")
     assert len(episodes) >= 200
     starts = episodes.arrays["obs"][np.concatenate([[0], episodes.ends[:-1]])]
-    assert (starts.std(axis=0) > 50).all()  # px: agent and block begin all over the table
+    assert (starts.std(axis=0) > 50).all()  # px
     assert len(np.unique(starts.round(1), axis=0)) == len(episodes)
     goal = keypoints(np.array([0, 0, 256, 256, np.pi / 4]))
     ends = episodes.arrays["obs"][episodes.ends - 1, :18].reshape(-1, 9, 2)
-    # The last row is the one before the action that finished: the T is all but in place.
+    # The last row precedes the last action, so the T is near the goal, but not yet on it.
     assert np.linalg.norm(ends - goal, axis=-1).mean(axis=-1).max() < 20

@@ -1,3 +1,5 @@
+"""The Push-T environment: resets, dynamics, rewards, observations and frames."""
+
 from __future__ import annotations
 
 import os
@@ -26,7 +28,7 @@ def env():
 
 
 def play(env, actions, **reset):
-    """States (n + 1, 5), rewards and coverages (n,) under `actions`."""
+    """Return states (n + 1, 5), rewards (n,) and coverages (n,) under `actions`."""
     _, info = env.reset(**reset)
     states, rewards, coverages = [info["state"]], [], []
     for action in actions:
@@ -38,10 +40,11 @@ def play(env, actions, **reset):
 
 
 def wander(seed, n=60):
+    """Return random actions (n, 2), each repeated for four steps."""
     return np.random.default_rng(seed).uniform(0, 512, (n // 4, 2)).repeat(4, axis=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as everyone has it
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as in gym-pusht
 def test_env_follows_the_gymnasium_interface():
     env = gymnasium.make("ebt_policy/PushT-v0", render_mode="rgb_array")
     assert env.spec is not None and env.spec.max_episode_steps == 300
@@ -68,14 +71,14 @@ def test_initial_values_equal_diffusion_policy(seed):
 
 
 def test_seeded_reset_keeps_the_legacy_order(env):
-    """After it is placed, the block turns about its centre of mass, (0, 45) px in its frame."""
+    """The block is placed and then turned about its centre of mass, (0, 45) px in its frame."""
     for seed in range(5):
         values = seeded_state(seed)
         _, info = env.reset(seed=seed)
         cos, sin = np.cos(values[4]), np.sin(values[4])
         shifted = values[2:4] + [45 * sin, 45 - 45 * cos]
         np.testing.assert_allclose(info["state"][:2], values[:2])
-        # A block that starts over the agent or a wall is moved apart at once.
+        # The simulator separates a block that overlaps the agent or a wall.
         assert np.abs(info["state"][2:4] - shifted).max() < 5
         assert env.observation_space.contains(env.get_obs())
 
@@ -89,7 +92,7 @@ def test_unseeded_resets_differ_but_follow_the_generator(env):
     assert len({tuple(state) for state in first}) == 3
 
 
-def test_given_state_is_the_state(env):
+def test_reset_uses_the_given_state(env):
     state = np.array([10.5, 500.0, 130.25, 310.0, 5.5])
     obs, info = env.reset(seed=0, options={"state": state})
     np.testing.assert_allclose(info["state"], state, atol=1e-9)
@@ -125,23 +128,23 @@ def test_unknown_render_mode_is_refused():
         PushTEnv(render_mode="human")
 
 
-def test_same_seed_same_trajectory(env):
+def test_same_seed_gives_the_same_trajectory(env):
     actions = wander(1)
     first, _, _ = play(env, actions, seed=5)
-    play(env, wander(2), seed=6)  # what was played before leaves no trace
+    play(env, wander(2), seed=6)  # earlier episodes have no effect
     second, _, _ = play(env, actions, seed=5)
     other, _, _ = play(PushTEnv(), actions, seed=5)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, other)
 
 
-def test_actions_outside_are_clipped(env):
+def test_actions_outside_the_workspace_are_clipped(env):
     outside, _, _ = play(env, [[-300, 900]] * 5, seed=0)
     border, _, _ = play(env, [[0, 512]] * 5, seed=0)
     np.testing.assert_array_equal(outside, border)
 
 
-def test_reward_is_clipped_coverage_and_full_coverage_ends(env):
+def test_reward_is_clipped_coverage_and_full_coverage_ends_the_episode(env):
     _, info = env.reset(options={"state": GOAL})
     assert info["coverage"] == pytest.approx(1, abs=1e-6) and info["is_success"] is False
     _, reward, terminated, truncated, info = env.step(GOAL[:2])
@@ -151,13 +154,13 @@ def test_reward_is_clipped_coverage_and_full_coverage_ends(env):
     assert 0 < coverages[0] < 0.95
     np.testing.assert_allclose(rewards, np.clip(coverages / 0.95, 0, 1))
 
-    almost_goal = GOAL + [0, 0, 3, 0, 0]  # less than 95 % covered: good, but not done
+    almost_goal = GOAL + [0, 0, 3, 0, 0]  # less than 95 % covered: not solved
     env.reset(options={"state": almost_goal})
     _, reward, terminated, _, info = env.step(almost_goal[:2])
     assert not terminated and reward < 1 and info["coverage"] < 0.95
 
 
-def test_the_time_limit_truncates():
+def test_time_limit_truncates_the_episode():
     env = gymnasium.make("ebt_policy/PushT-v0")
     env.reset(options={"state": [20, 20, 256, 400, 0]})
     ends = [env.step(np.array([20, 20], dtype=np.float32))[2:4] for _ in range(300)]
@@ -181,7 +184,7 @@ def test_dynamics_equal_gym_pusht(env):
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), targets=st.integers(0, 2**16))
 def test_observations_stay_inside_their_bounds(env, seed, targets):
-    """Also when the block is squeezed through a wall."""
+    """This includes blocks that are pushed through a wall."""
     _, info = env.reset(seed=seed)
     rng = np.random.default_rng(targets)
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""Push-T from images: windows, rendered frames, the environment and trainings."""
+"""Push-T from images: windows, rendered frames, the environment and training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_windows_gather_images_beside_observations():
     batch = windows.gather(torch.arange(len(windows)))
     assert batch["eye"].dtype == torch.uint8 and batch["eye"].shape[1:] == (2, 4, 5, 3)
     assert torch.equal(batch["eye"][:, :, 0, 0, 0].float(), batch["obs"][:, :, 0])
-    fit_normalizer(windows, None)  # of observations and actions alone
+    fit_normalizer(windows, None)  # fits observations and actions only
     for wrong, message in [
         ({**arrays, "eye": image.float()}, r"uint8, it has \(20, 4, 5, 3\) float32"),
         ({**arrays, "eye": image[..., :1]}, r"\(20, 4, 5, 1\)"),
@@ -60,7 +60,7 @@ PIXELS = EnvSpec("ebt_policy/PushTImage-v0", 300)
 
 @pytest.fixture(autouse=True, scope="session")
 def _separate_frame_cache(tmp_path_factory):
-    """Frames of tests do not belong into the user's cache."""
+    """Keep rendered frames of the tests out of the user's cache."""
     before = os.environ.get("EBT_POLICY_CACHE")
     os.environ["EBT_POLICY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
@@ -87,7 +87,7 @@ def holds_images(path, arrays) -> bool:
 # -- Push-T from pixels --------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as everyone has it
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized")  # px, as in gym-pusht
 def test_env_follows_the_gymnasium_interface():
     env = gymnasium.make("ebt_policy/PushTImage-v0", render_mode="rgb_array")
     check_env(env.unwrapped)
@@ -103,7 +103,7 @@ def test_rendered_demonstrations_equal_environment_frames():
     states = [info["state"]]
     for _ in range(5):
         frames.append(obs["image"])
-        np.testing.assert_array_equal(env._render(), obs["image"])  # gym-pusht's resizing
+        np.testing.assert_array_equal(env._render(), obs["image"])  # resized as in gym-pusht
         obs, _, _, _, info = env.step(np.array([200.0, 300.0]))
         states.append(info["state"])
     rendered = rendered_observations(PIXELS, np.stack(states[:5]))
@@ -122,11 +122,11 @@ def test_mirrored_state_renders_the_mirrored_frame(demonstrations):
     images = rendered_observations(PIXELS, mirrored(episodes).arrays["state"])["image"].astype(
         float
     )
-    flipped = frames.transpose(0, 2, 1, 3)[:, ::-1, ::-1]  # at the line x + y = 512
+    flipped = frames.transpose(0, 2, 1, 3)[:, ::-1, ::-1]  # mirrored at the line x + y = 512
     assert np.abs(images - flipped).mean() < 0.5 < 2 < np.abs(images - frames).mean()
 
 
-def test_the_shipped_demonstrations_need_no_frames():
+def test_frames_of_shipped_demonstrations_are_rendered():
     task = PolicyTaskConfig.from_config(
         compose_config(*IMAGE, "task.demos=expert", "task.mirror=false")
     )
@@ -160,7 +160,7 @@ def test_resumed_image_training_equals_uninterrupted(tiny, monkeypatch):
     pytest.importorskip("timm")
     options = ("objective=s2", "objective.replay=12", "train.steps=6", "train.checkpoint_every=3")
     overrides = (*IMAGE, *options)
-    straight = train(tiny("straight", *overrides))
+    uninterrupted = train(tiny("uninterrupted", *overrides))
     step = Trainer.train_step
 
     def interrupt(self):
@@ -171,8 +171,8 @@ def test_resumed_image_training_equals_uninterrupted(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny("broken", *overrides))
-    assert_same_end(straight, train(tiny("broken", *overrides, "resume=true")))
+            train(tiny("resumed", *overrides))
+    assert_same_end(uninterrupted, train(tiny("resumed", *overrides, "resume=true")))
 
 
 def test_vision_errors_are_raised_before_loading_data(

@@ -1,4 +1,4 @@
-"""README, CHANGELOG and docs agree with the stored results, the code and the tree."""
+"""README, CHANGELOG and docs agree with the stored results, the code and the file tree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_links_resolve(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_readme_is_short():
+def test_readme_is_short():
     assert len(README.splitlines()) <= 160
 
 
@@ -51,7 +51,7 @@ def test_make_targets_exist():
     assert used and used <= set(targets)
 
 
-def test_file_tree_names_real_files():
+def test_file_tree_names_existing_files():
     tree = README.split("## What is where")[1].split("\n\n")[1]
     folders = [ROOT / name for name in re.findall(r"^    (\w+)/ ", tree, flags=re.MULTILINE)]
     files = re.findall(r"[\w/]+\.py", tree)

@@ -1,3 +1,5 @@
+"""Recording of demonstrations: successes, resuming, experts, perturbations and errors."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +22,7 @@ from ebt_policy.record import main
 
 ATTRS = {"rate_hz": 10, "units": {"state": "px"}, "source": "a test"}
 
-# An episode of seed s succeeds, after s + 1 steps, when s is odd. Seed `raise_on` breaks.
+# The episode of seed s has s % 10 + 1 steps and succeeds if s is odd. Seed `raise_on` raises.
 LOTTERY = """
 import gymnasium
 import numpy as np
@@ -57,7 +59,7 @@ gymnasium.register("Lottery-v0", Lottery)
 
 @pytest.fixture
 def lottery(tmp_path, monkeypatch):
-    """Make EnvSpecs of an environment whose odd seeds succeed."""
+    """Return a function that makes EnvSpecs of an environment in which odd seeds succeed."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "lottery_env.py").write_text(LOTTERY)
@@ -67,7 +69,7 @@ def lottery(tmp_path, monkeypatch):
 
 
 class Noise:
-    """Actions from the episodes' own generators, some outside the action space."""
+    """A policy of random actions from the episodes' generators, some of them out of bounds."""
 
     name, parameter_count = "noise", 3
     config: ClassVar = {
@@ -89,7 +91,7 @@ class Noise:
 
 
 def record(policy, spec, episodes, output, *, attrs=ATTRS, **options):
-    """Record what `policy` does in the environment of `spec`."""
+    """Record `policy`, or the expert if it is None, in the environment of `spec`."""
     return record_demonstrations(Demonstrator(policy, spec, attrs), episodes, output, **options)
 
 
@@ -124,7 +126,7 @@ def test_interrupted_recording_resumes(lottery, tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         record(Noise(), lottery(raise_on=10), 6, output, workers=2)
     assert not output.exists() and len(read_episodes(tmp_path / "demos.zarr.partial")) == 4
-    # Another number of workers makes no difference. Seed 7 was the last success.
+    # The number of workers has no effect. Seeds up to 7 are not repeated, so seed 3 cannot raise.
     finished = record(
         Noise(),
         lottery(raise_on=3),
@@ -149,7 +151,7 @@ def test_finished_recording_needs_no_rollouts(lottery, tmp_path):
     assert finished.attrs["seeds"] == [1, 3]
 
 
-def test_a_recording_with_other_settings_is_not_continued(lottery, tmp_path):
+def test_recording_with_other_settings_is_not_resumed(lottery, tmp_path):
     output = tmp_path / "demos.zarr"
     with pytest.raises(RuntimeError, match="killed"):
         record(Noise(), lottery(raise_on=4), 9, output, workers=2)
@@ -157,7 +159,7 @@ def test_a_recording_with_other_settings_is_not_continued(lottery, tmp_path):
         record(Noise(), lottery(), 9, output, attrs={**ATTRS, "source": "another"}, workers=2)
 
 
-def test_existing_output_is_left_alone(lottery, tmp_path):
+def test_existing_output_is_not_overwritten(lottery, tmp_path):
     output = tmp_path / "demos.zarr.zip"
     output.write_text("precious")
     with pytest.raises(OutputError, match="remove it or choose another"):
@@ -205,7 +207,7 @@ def test_evaluation_seeds_are_never_used(lottery, tmp_path, monkeypatch):
         (["task=metaworld", "+task.align=true"], "belong to Push-T"),
     ],
 )
-def test_bad_arguments_are_explained(arguments, message, call_entry, tmp_path, monkeypatch):
+def test_invalid_arguments_are_explained(arguments, message, call_entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, error = call_entry(main, *arguments)
     assert code == 2 and message in error and "Traceback" not in error
@@ -220,7 +222,7 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
     policy = "noise policy of 3 parameters, trained for 1,234 updates on 5 demonstrations, steps=4"
     assert policy in stored.attrs["source"]
-    assert "runs/a" not in stored.attrs["source"]  # paths of a machine mean nothing elsewhere
+    assert "runs/a" not in stored.attrs["source"]  # paths differ between machines
     code, error = call_entry(main, *command)
     assert code == 2 and "exists" in error
     code, error = call_entry(main, "task=lift", "checkpoint=runs/a")

@@ -1,4 +1,4 @@
-"""Recording of episodes: they are trainable, and a kill loses at most the current tick."""
+"""Recording of episodes: they are trainable, and a kill loses at most the last ticks."""
 
 import os
 import signal
@@ -63,9 +63,9 @@ runner.run_episode(0)
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_killed_program_keeps_all_ticks(tmp_path, before):
+def test_killed_program_keeps_its_ticks(tmp_path, before):
     store = tmp_path / "recorded"
-    for seed in range(before):  # there may be episodes already
+    for seed in range(before):  # episodes of earlier runs
         point_runner(record=store)[0].run_episode(seed)
     code = KILLED.format(tests=str(Path(__file__).parent), store=str(store))
     with subprocess.Popen(
@@ -88,7 +88,7 @@ def test_killed_program_keeps_all_ticks(tmp_path, before):
 def test_truncated_journal_is_recovered_up_to_the_cut(tmp_path, cut):
     store = tmp_path / "recorded"
     runner, _, _, _ = point_runner(record=store)
-    runner.recorder.end = lambda: 0  # as if it had died there
+    runner.recorder.end = lambda: 0  # simulates a kill before the end
     runner.run_episode(0)
     journal = tmp_path / ".recorded.journal"
     content = journal.read_bytes()

@@ -1,4 +1,4 @@
-"""Names to classes: of this package, of modules of the command line, and of installed plug-ins."""
+"""Registries: names of this package, of --module on the command line, and of plug-ins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOAD = "import sys; from ebt_policy.policies import load_policy; load_policy(sys
 
 
 def install_plugin(folder: Path, name: str, entry: str, group: str) -> None:
-    """Make a distribution with an entry point, as pip would leave it in a folder."""
+    """Write the metadata of an installed distribution with an entry point into a folder."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -38,7 +38,7 @@ def install_plugin(folder: Path, name: str, entry: str, group: str) -> None:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder of installed packages."""
+    """Add a folder of installed packages to the import path."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -74,7 +74,7 @@ def test_declared_class_is_imported_on_access(colors, monkeypatch):
     assert colors.get("late").__name__ == "Deadline"
 
 
-def test_an_installed_plugin_adds_a_name(colors, site):
+def test_installed_plugin_adds_a_name(colors, site):
     (site / "blue_things.py").write_text("BLUE = 'a blue thing'\n")
     install_plugin(site, "blue-plugin", "blue = blue_things:BLUE", "ebt_policy.test_colors")
     assert list(colors) == ["red", "green", "blue"] and "blue" in colors
@@ -87,7 +87,7 @@ def test_package_names_take_precedence_over_plugins(colors, site):
     assert colors.get("red") == "a red thing"
 
 
-def test_a_broken_plugin_is_named(colors, site):
+def test_broken_plugin_is_named(colors, site):
     install_plugin(site, "blue-plugin", "blue = nowhere_at_all:BLUE", "ebt_policy.test_colors")
     with pytest.raises(ConfigError, match="color=blue of the plug-in blue-plugin cannot be impor"):
         colors.get("blue")
@@ -112,7 +112,7 @@ def test_checkpoint_error_names_the_missing_module(
     code, error = call_entry(main, *arguments, "model.name=mine")
     assert code == 2 and "model=mine is unknown; there are " in error
     assert call_entry(main, "--module", "my_policies", *arguments, "model.name=mine") == (0, "")
-    # Another process has not imported it, and does not because a checkpoint names it.
+    # Another process does not import the module only because a checkpoint names it.
     done = subprocess.run(
         [sys.executable, "-c", LOAD, "run"], cwd=tmp_path, capture_output=True, text=True,
         env={"PYTHONPATH": ":".join([str(Path(__file__).parents[1]), str(tmp_path)])},
@@ -122,7 +122,7 @@ def test_checkpoint_error_names_the_missing_module(
     assert "belongs to the module my_policies, which is not imported; add --module" in done.stderr
 
 
-def test_a_policy_of_a_plugin_is_trained_and_loaded(demonstrations, tmp_path, site, monkeypatch):
+def test_policy_of_a_plugin_is_trained_and_loaded(demonstrations, tmp_path, site, monkeypatch):
     (site / "plugin_policies.py").write_text(PLUGIN)
     install_plugin(site, "my-plugin", "plugged = plugin_policies:MyPolicy", "ebt_policy.policies")
     monkeypatch.setattr(POLICIES, "_items", dict(POLICIES._items))

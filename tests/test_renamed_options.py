@@ -25,7 +25,7 @@ from ebt_policy.renamed_options import (
 from ebt_policy.train import main as train_main
 
 
-def test_an_old_option_names_the_new_one(call_entry, tiny_arguments):
+def test_old_option_error_names_the_new_option(call_entry, tiny_arguments):
     code, error = call_entry(train_main, *tiny_arguments("run", "train.rollout_every=0"))
     assert code == 2
     assert error == "error: train.rollout_every was renamed: use train.eval_every=0\n"
@@ -46,7 +46,7 @@ def test_every_old_option_is_refused_as_an_override(section, old):
     check_renamed_argument(f"elsewhere.{old}=1")
 
 
-def test_an_old_option_of_a_checkpoint_argument_names_the_new_one(call_entry):
+def test_old_inference_option_error_names_the_new_option(call_entry):
     policy = CHECKPOINTS / "robot" / "ebt_flow"
     code, error = call_entry(eval_main, f"checkpoint={policy}@candidates=4", "episodes=1")
     assert code == 2 and "candidates was renamed: use num_candidates." in error
@@ -83,7 +83,7 @@ def test_checkpoints_of_the_first_version_have_a_domain(name):
     assert stored_domain(CHECKPOINTS / name) is expected
 
 
-def test_environments_of_the_first_version_are_found():
+def test_environments_of_the_first_version_are_renamed():
     config: Any = OmegaConf.to_container(OmegaConf.load(RUNS / "robot" / "config.yaml"))
     assert config["task"]["env"]["env_id"] == "envs:ebt_policy/PushT-v0"
     assert migrate_config(config)["task"]["env"]["env_id"] == "ebt_policy/PushT-v0"

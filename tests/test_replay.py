@@ -1,4 +1,4 @@
-"""The replay buffer: a ring, its storage, and training from its rows."""
+"""The replay buffer: newest rows, samples, storage, and training from replayed rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_rows_are_copies_without_gradients():
 
 
 @pytest.mark.parametrize("count", [2, 11])
-def test_state_round_trip_through_a_file(count):
+def test_state_is_restored_from_a_file(count):
     buffer, file = ReplayBuffer(4), io.BytesIO()
     buffer.add(rows(range(count)))
     torch.save(buffer.state_dict(), file)
@@ -94,7 +94,7 @@ def test_loading_does_not_share_memory_and_an_empty_buffer_can_be_stored():
     assert sorted(buffer.sample(4)["obs"].flatten().tolist()) == [0, 1]
 
 
-def test_bad_input_is_refused():
+def test_invalid_input_is_refused():
     with pytest.raises(ValueError, match="capacity of at least 1"):
         ReplayBuffer(0)
     buffer = ReplayBuffer(4)
@@ -147,7 +147,7 @@ def test_s2_starts_from_replayed_rows():
     new = {"obs": -torch.rand(4, 2, 2), "action": -torch.rand(4, 4, 2)}
     assert len(p.with_noise(new)["obs"]) == 4  # held-out windows are not mixed with replayed ones
     second = p.with_noise(p.before_step(new))
-    assert all(len(second[key]) == 6 for key in ("obs", "action"))  # half a batch more
+    assert all(len(second[key]) == 6 for key in ("obs", "action"))  # half a batch is replayed
     assert all(len(v) == 6 for v in second["noise"].values() if isinstance(v, torch.Tensor))
     for row in (4, 5):
         same = [i for i in range(4) if torch.equal(stored["obs"][i], second["obs"][row])]

@@ -1,4 +1,4 @@
-"""The self-contained report."""
+"""The self-contained HTML report: content, escaping and invalid input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "image"}
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and gathers text and everything that a browser would load."""
+    """A parser that checks the nesting of tags and collects text and loaded resources."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_report_escapes_everything(tmp_path) -> None:
     assert page.text.count("<script>alert(1)</script>&{{ 7 * 7 }}") >= 8
 
 
-def test_report_of_one_entry(tmp_path) -> None:
+def test_report_of_one_entry_has_no_comparison(tmp_path) -> None:
     entry = make_entry("a", [0.5], objective=None, steps=None, train_seconds=None)
     page = report(tmp_path, [entry], figures=[], videos=[], notes=[])
     assert "Paired" not in page.text and "Videos" not in page.text and "n/a" in page.text
@@ -110,7 +110,7 @@ def test_report_of_one_entry(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"), [(None, FileNotFoundError), (b"", ValueError), (b"GIF89a..", ValueError)]
 )
-def test_bad_videos_are_refused_before_the_report_is_written(
+def test_invalid_videos_are_refused_before_the_report_is_written(
     tmp_path, policy_entries, content, error
 ) -> None:
     video = tmp_path / "broken.mp4"

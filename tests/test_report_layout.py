@@ -1,4 +1,4 @@
-"""The report in a browser: nothing is cut at the right edge, on a desktop and on a phone."""
+"""The report in a browser: no content is cut off at the right edge at any window width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    """A report with long names and many columns."""
+    """Write a report with long names and many columns."""
     entries = [
         make_entry(f"a_policy_with_a_very_long_name_{i} (steps 4, candidates 16)", [0.9, 0.8, 0.7])
         for i in range(3)
@@ -45,5 +45,5 @@ def test_nothing_reaches_the_right_edge(width, report, tmp_path):
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     assert pixels.shape[1] == width
     margin = pixels[:, -8:]
-    assert (margin == margin[0, 0]).all(), "content runs over the right edge"
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10  # there is a page
+    assert (margin == margin[0, 0]).all(), "content exceeds the right edge"
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10  # the page is not empty

@@ -28,7 +28,7 @@ def test_unwritable_results_go_to_the_cache_folder(tmp_path, cache, monkeypatch)
     def full(path: Path, line) -> None:
         if path == file:
             with path.open("a") as stream:
-                stream.write(json.dumps(line)[:5])  # the disk takes the beginning of a line
+                stream.write(json.dumps(line)[:5])  # only the beginning of a line is stored
             raise OSError(errno.ENOSPC, "No space left on device")
         append(path, line)
 

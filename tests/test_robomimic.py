@@ -1,4 +1,4 @@
-"""robomimic's files: both published layouts, subsets, actions."""
+"""robomimic files: both published layouts, subsets and actions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_both_published_layouts_give_equal_episodes(tmp_path, version):
 
 
 def test_missing_rate_defaults_to_20_hz(tmp_path):
-    """robosuite's own recorder leaves it out."""
+    """robosuite's own recorder does not store the rate."""
     args = env_args("1.5.1")
     del args["env_kwargs"]["control_freq"]
     write_demonstrations(tmp_path / "can.hdf5", args=args)
@@ -55,7 +55,7 @@ def test_demonstrations_are_ordered_by_number(tmp_path):
     assert read_robomimic("Can", tmp_path / "can.hdf5").lengths.tolist() == list(range(2, 14))
 
 
-def test_subsets(tmp_path):
+def test_subsets_are_selected_by_mask(tmp_path):
     write_demonstrations(tmp_path / "can.hdf5")
     assert read_robomimic("Can", tmp_path / "can.hdf5", mask="train").lengths.tolist() == [5, 4]
     assert read_robomimic("Can", tmp_path / "can.hdf5", mask="valid").lengths.tolist() == [7]
@@ -105,7 +105,7 @@ def test_absolute_actions_of_the_file_are_used(tmp_path):
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 2))
-def test_six_dimensional_rotation_round_trip(seed, arms):
+def test_six_dimensional_rotations_are_decoded(seed, arms):
     rng = np.random.default_rng(seed)
     goals = rng.normal(size=(3, 7 * arms))
     wide = to_six_dimensional(goals)
@@ -115,7 +115,7 @@ def test_six_dimensional_rotation_round_trip(seed, arms):
     np.testing.assert_allclose(back[..., [0, 1, 2, 6]], goals[..., [0, 1, 2, 6]])
     decoded, original = (Rotation.from_rotvec(x[..., 3:6].reshape(-1, 3)) for x in (back, goals))
     assert (decoded.inv() * original).magnitude().max() < 1e-6
-    # A network's two columns are neither of unit length nor at right angles.
+    # The two columns that a network predicts are neither unit vectors nor orthogonal.
     stretched = from_six_dimensional(wide + 0.05 * rng.normal(size=wide.shape))
     assert np.isfinite(stretched).all()
     assert np.isfinite(from_six_dimensional(np.zeros((2, 10 * arms)))).all()

@@ -1,4 +1,4 @@
-"""Recorded demonstrations in robomimic's layout."""
+"""Demonstrations that are recorded in robomimic's layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = NEEDS_ROBOMIMIC
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="without robosuite")
+@pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs robosuite")
 def test_recording_is_read_like_published_files(tmp_path, monkeypatch, call_entry):
     import h5py
 
@@ -32,7 +32,7 @@ def test_recording_is_read_like_published_files(tmp_path, monkeypatch, call_entr
         episode = episodes.episode(i)
         obs, _ = env.reset(seed=i)
         for row, action in zip(episode["obs"], episode["action"], strict=True):
-            np.testing.assert_allclose(obs, row, atol=1e-3)  # contact forces grow differences
+            np.testing.assert_allclose(obs, row, atol=1e-3)  # contacts amplify differences
             obs, _, solved, _, _ = env.step(action)
         assert solved
     with h5py.File("demos/lift.hdf5") as file:

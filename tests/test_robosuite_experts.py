@@ -1,3 +1,5 @@
+"""Scripted experts of the robosuite tasks: success, seeds and recovery."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -7,9 +9,10 @@ import numpy as np
 import pytest
 
 if importlib.util.find_spec("robosuite") is None:
-    pytest.skip("without robomimic", allow_module_level=True)
+    pytest.skip("needs robosuite", allow_module_level=True)
 
-from ebt_policy.envs.robosuite_env import RobosuiteEnv  # chooses how MuJoCo draws; before robosuite
+# This import selects the rendering backend, so it must precede robosuite.
+from ebt_policy.envs.robosuite_env import RobosuiteEnv
 from ebt_policy.envs.robosuite_experts import EXPERTS
 
 pytestmark = [pytest.mark.robomimic, pytest.mark.slow]
@@ -43,7 +46,7 @@ def play(name, seed, limit=400, disturb=None):
 
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_solves_the_task(name, seed):
+def test_expert_solves_the_task(name, seed):
     assert play(name, seed)[1]
 
 
@@ -53,7 +56,7 @@ def test_expert_actions_depend_only_on_the_seed(name):
     np.testing.assert_array_equal(first, again)
 
 
-def test_episodes_differ_in_style():
+def test_experts_of_different_seeds_differ():
     env = environment("Lift")
     np.random.seed(0)
     env.reset()
@@ -64,7 +67,7 @@ def test_episodes_differ_in_style():
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_follows_an_object_that_is_moved(name):
+def test_expert_follows_a_moved_object(name):
     joint, env = JOINTS[name], environment(name)
     np.random.seed(1000)
     env.reset()

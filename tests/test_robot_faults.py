@@ -1,6 +1,6 @@
-"""After any fault the robot is held in time, within its limits, and the episode is recorded.
+"""After any fault the robot stops in time and within its limits, and the episode is recorded.
 
-Every command is checked by the robot (`doubles.PointRobot`) when it arrives.
+`doubles.PointRobot` checks every command when it arrives.
 """
 
 import math
@@ -18,14 +18,17 @@ from ebt_policy.real_robot.recorder import Recorder
 from ebt_policy.real_robot.supervisor import State
 
 DT = 1 / RATE
-RUNS, CLAMPS = 480, 20  # ten runs of each fault in each mode
+RUNS, CLAMPS = 480, 20  # about ten runs of each fault in each mode
 
 
 @dataclass
 class Fault:
-    """The expected reaction to a fault: state, reason, and the time within which the robot rests.
+    """The expected reaction to a fault.
 
-    `within` follows from the configuration of the robot: the time of a watchdog and one tick.
+    Args:
+        within: seconds until the robot must brake, from its watchdog times and ticks.
+        ends: state at the end of the episode; None for any state.
+        reason: part of the reason of that state.
     """
 
     within: float
@@ -58,9 +61,8 @@ def obs_late(runner, driver, policy, at, rng):
         late = driver.clock.now() >= at
         return Observation(observation.values, observation.position, observation.stamp - age * late)
 
-    driver.transform = (
-        transform  # one that is older than the newest does not count, so all are old soon
-    )
+    # Observations that are older than the newest are rejected, so the newest is soon too old.
+    driver.transform = transform
     return Fault(0.25 + 2 * DT, State.HOLD, "out of order")
 
 
@@ -72,7 +74,7 @@ def obs_out_of_order(runner, driver, policy, at, rng):
         back = 0.15 if count[0] % 2 else 0.0
         return Observation(observation.values, observation.position, observation.stamp - back)
 
-    driver.transform = transform  # every second one is left out; the others are fresh enough
+    driver.transform = transform  # every second one is rejected; the others are recent enough
     return Fault(math.inf, None, "")
 
 
@@ -133,8 +135,8 @@ def policy_wild(runner, driver, policy, at, rng):
         wild = 1e9 * torch.randn(actions.shape)
         return actions if driver.clock.now() < at else wild
 
-    policy.chunk = chunk  # past the descent's limits: the loop has them again
-    # A blocking robot stands for up to half as many ticks between its chunks.
+    policy.chunk = chunk  # after the projection, so the loop must clamp
+    # In blocking mode the robot also waits between chunks, for up to half as many ticks.
     return Fault((8 + 1.6 * CLAMPS + 6) * DT, State.HOLD, f"had to be clamped for {CLAMPS} ticks")
 
 
@@ -182,11 +184,11 @@ def loop_hangs(runner, driver, policy, at, rng):
         if driver.clock.now() >= at and not stalled:
             stalled.append(driver.clock.now())
             driver.clock.wait_until(driver.clock.now() + 1.0)
-            assert driver.holding  # by its own watchdog
+            assert driver.holding  # because of its own watchdog
             assert driver.clock.now() - driver._last_command_at >= 0.25
 
     runner.loop.observers = [*runner.loop.observers, hang]
-    return Fault(math.inf, None, "")  # a prediction may have taken too long meanwhile
+    return Fault(math.inf, None, "")  # a prediction may also have timed out
 
 
 FAULTS = [
@@ -240,7 +242,7 @@ def test_random_faults_stop_the_robot_in_time(part, tmp_path):
             assert fault.ends in (None, episode.ended[0]), (label, episode.ended)
             assert fault.reason in episode.ended[1], (label, episode.ended)
         if math.isfinite(fault.within) and episode is not None:
-            braking = 8.0 / 40 + DT  # from full speed at full acceleration, and a tick
+            braking = 8.0 / 40 + DT  # from full speed, plus a tick
             rest = time_of_rest(driver, at)
             assert rest <= at + fault.within + braking + 1e-6, (label, rest - at)
         check_recording(tmp_path / f"{run}", at, runner, label)
@@ -260,7 +262,7 @@ def time_of_rest(driver, at):
 
 def check_recording(store, at, runner, label):
     runner.close()
-    if not store.exists():  # it died: the next program finds what it left
+    if not store.exists():  # after a crash, the next program recovers the episode
         recovered = Recorder(store, runner.recorder.layout).recovered
         assert recovered > 0, label
     episodes = read_episodes(store)
@@ -270,7 +272,7 @@ def check_recording(store, at, runner, label):
     np.testing.assert_allclose(np.diff(episodes.arrays["tick"]).min(), 1)
 
 
-def test_reconnected_robot_waits_for_a_person():
+def test_reconnected_robot_waits_for_the_operator():
     runner, driver, _, clock = point_runner()
     start = clock.now()
     away = (start + 1.0, start + 2.0)
@@ -298,6 +300,4 @@ def test_robot_that_does_not_follow_is_held():
     assert episode.ended[0] is State.HOLD and "does not follow its commands" in episode.ended[1]
     moved = np.array([command for when, command in driver.commands if when >= stuck])
     assert len(moved) > 1
-    assert (
-        np.abs(moved - driver._position) <= 3 + 1e-6
-    ).all()  # never further ahead than it may be
+    assert (np.abs(moved - driver._position) <= 3 + 1e-6).all()  # max_tracking_error

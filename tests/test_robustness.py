@@ -36,7 +36,7 @@ CONFIG = EvalConfig(episodes=2, seed=5, videos=0, workers=2)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, demonstrations) -> Path:
-    """A folder with two training runs of one policy, and one of another that acts otherwise."""
+    """Return a folder with two training runs of one policy and one run of another policy."""
     from conftest import TINY, compose_config
 
     folder = tmp_path_factory.mktemp("runs")
@@ -84,7 +84,7 @@ def test_parse_perturbations_returns_conditions():
         ("delay=0.5", "a whole number of steps"),
     ],
 )
-def test_parse_perturbations_rejects_bad_words(words, message):
+def test_parse_perturbations_rejects_invalid_words(words, message):
     with pytest.raises(ConfigError, match=message):
         parse_perturbations(words, KNOWN_PERTURBATIONS)
 
@@ -111,7 +111,7 @@ def test_cached_conditions_are_not_rerun(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(rollout, "RolloutPool", ForbiddenPool)
     assert evaluate(runs, tmp_path) == result
-    with pytest.raises(AssertionError, match="played again"):  # other episodes do not count
+    with pytest.raises(AssertionError, match="played again"):  # other seeds are not cached
         evaluate(runs, tmp_path, config=replace(CONFIG, seed=6))
 
 
@@ -135,7 +135,7 @@ def test_incomplete_cache_lines_are_rerun(runs, tmp_path):
     log = tmp_path / "recovery.jsonl"
     log.write_text(log.read_text()[:-25])
     assert evaluate(runs, tmp_path) == result
-    lines = [json.loads(line) for line in log.read_text().splitlines()]  # nothing half is left
+    lines = [json.loads(line) for line in log.read_text().splitlines()]  # none is incomplete
     assert len(lines) == 2 * 3
 
 
@@ -157,7 +157,7 @@ def test_summary_and_pairs_use_all_runs():
     alone = [e for e in result["entries"] if e["kind"] == "kick" and e["name"] == "a"]
     assert overall[0]["score"] == alone[0]["score"]
     never = [e["success"] for e in result["entries"] if e["kind"] != UNDISTURBED][2:]
-    assert never == [wilson(0, 20)] * 2  # of one run, by itself and over all that disturb
+    assert never == [wilson(0, 20)] * 2  # of b's only run, for kick and for all
     assert "| mean of all disturbed |" in table(result)
 
 

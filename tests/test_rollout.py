@@ -1,3 +1,5 @@
+"""Rollouts in worker processes: determinism, recorded chunks, scores, videos and errors."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +18,7 @@ from ebt_policy.envs.rollout import RolloutPool, rollout
 SHORT = EnvSpec("ebt_policy/PushT-v0", max_steps=20, n_obs_steps=2, n_action_steps=8)
 SEEDS = [100_003, 100_000, 7, 100_001, 100_002]
 
-# Counts its steps; ends itself after `seed` of them; misbehaves as configured.
+# This environment counts its steps, ends after `seed` steps and fails as configured.
 COUNTING = """
 import os
 import gymnasium
@@ -58,7 +60,7 @@ gymnasium.register("Counting-v0", Counting)
 
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
-    """Make EnvSpecs of an environment that counts its steps."""
+    """Return a function that makes EnvSpecs of an environment that counts its steps."""
     (tmp_path / "counting_env.py").write_text(COUNTING)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -69,15 +71,15 @@ def counting(tmp_path, monkeypatch):
     return make
 
 
-# Its camera shows how many frames it has drawn.
-FILMED = """
+# The camera of this environment shows the time step and the number of rendered frames.
+CAMERA_ENV = """
 import numpy as np
 from gymnasium import register, spaces
 from ebt_policy.envs import manipulation_env
 
 manipulation_env.require_rendering = lambda: None
 
-class Filmed(manipulation_env.ManipulationEnv):
+class CameraEnv(manipulation_env.ManipulationEnv):
     render_camera, proprioception = "above", 1
 
     def __init__(self, **kwargs):
@@ -107,24 +109,24 @@ class Filmed(manipulation_env.ManipulationEnv):
     def _is_solved(self):
         return False
 
-register("Filmed-v0", Filmed)
+register("CameraEnv-v0", CameraEnv)
 """
 
 
 @pytest.mark.parametrize("perturbed", [False, True])
 def test_cameras_render_only_observed_frames(tmp_path, monkeypatch, perturbed):
-    (tmp_path / "filmed_env.py").write_text(FILMED)
+    (tmp_path / "camera_env.py").write_text(CAMERA_ENV)
     monkeypatch.syspath_prepend(tmp_path)
     perturbation = Perturbation("delay", 1) if perturbed else None
-    spec = EnvSpec("filmed_env:Filmed-v0", 20, 2, 8, perturbation=perturbation)
+    spec = EnvSpec("camera_env:CameraEnv-v0", 20, 2, 8, perturbation=perturbation)
     observations = []
 
-    class Looking:
+    class CameraPolicy:
         def predict_chunk(self, obs, generator=None):
             observations.append(obs)
             return SimpleNamespace(actions=torch.zeros(1, 16, 2))
 
-    rollout(Looking(), spec, [1, 2], workers=1)
+    rollout(CameraPolicy(), spec, [1, 2], workers=1)
     times = torch.stack([obs["above"][0, :, 0, 0, 0] for obs in observations])
     assert torch.equal(times, torch.stack([obs["obs"][0, :, 0] for obs in observations]).byte())
     if not perturbed:
@@ -134,7 +136,7 @@ def test_cameras_render_only_observed_frames(tmp_path, monkeypatch, perturbed):
 
 
 class Noisy:
-    """Actions depend on both observations and on the generator; keeps the batches' sizes."""
+    """A policy that uses both observations and the generator, and records batch sizes."""
 
     def __init__(self):
         self.batches = []
@@ -153,7 +155,7 @@ class Noisy:
 
 
 class Indexed:
-    """Action i of the chunk that sees step t as newest is 1000 t + i; energies are left out."""
+    """A policy without energies; action i is 1000 t + i if the newest observation is step t."""
 
     def __init__(self, horizon=16):
         self.horizon, self.seen = horizon, []
@@ -211,8 +213,8 @@ def test_chunks_are_recorded():
 
 
 @pytest.mark.parametrize(("n_obs", "n_act", "horizon"), [(2, 8, 16), (1, 3, 3), (3, 5, 7)])
-def test_horizon_arithmetic(counting, n_obs, n_act, horizon):
-    """Ta actions of each chunk run, the first is the one right after the newest observation."""
+def test_executed_actions_follow_the_newest_observation(counting, n_obs, n_act, horizon):
+    """Each chunk runs n_action_steps actions, from the step of the newest observation on."""
     policy, length = Indexed(horizon), 12
     (result,) = rollout(policy, counting(30, n_obs, n_act), [length], collect=True)
     starts = np.arange(length) // n_act * n_act
@@ -232,7 +234,7 @@ def test_score_is_the_best_reward_and_success_counts_once_reached(counting):
     assert (limited.score, limited.success, limited.length) == (0.5, True, 15)
 
 
-def test_no_seeds_no_results():
+def test_no_seeds_give_no_results():
     assert rollout(Noisy(), SHORT, []) == []
 
 
@@ -248,28 +250,28 @@ def test_spec_refuses_zero_steps(name):
         EnvSpec(**{"env_id": "x", "max_steps": 5, name: 0})
 
 
-def test_a_chunk_too_short_is_refused(counting):
+def test_too_short_chunks_are_refused(counting):
     with pytest.raises(ValueError, match=r"predicts 8 actions, but .* need 9"):
         rollout(Indexed(horizon=8), counting(), [5])
 
 
-def test_a_worker_error_is_reported_with_its_traceback(counting):
+def test_worker_error_is_reported_with_its_traceback(counting):
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ZeroDivisionError: the simulator"):
         rollout(Indexed(), counting(raise_at=4), [9, 10], workers=2)
 
 
-def test_a_worker_that_dies_is_reported(counting):
+def test_exit_of_a_worker_is_reported(counting):
     with pytest.raises(RuntimeError, match="exit code 3"):
         rollout(Indexed(), counting(exit_at=2), [9])
 
 
-def test_an_unknown_environment_is_reported():
+def test_unknown_environment_is_reported():
     with pytest.raises(RuntimeError, match="NoSuch"):
         rollout(Indexed(), EnvSpec("NoSuch-v0", 10), [1])
 
 
 @pytest.mark.parametrize("error", [OverflowError, KeyboardInterrupt])
-def test_a_failing_policy_ends_the_workers(counting, error):
+def test_failing_policy_ends_the_workers(counting, error):
     class Failing:
         def predict_chunk(self, obs, generator=None):
             raise error("enough")
@@ -314,7 +316,7 @@ def test_frames_of_odd_size_are_recorded(counting, tmp_path):
     assert (tmp_path / "seed_5.mp4").stat().st_size > 0
 
 
-def test_a_failed_episode_leaves_no_video(counting, tmp_path):
+def test_failed_episode_leaves_no_video(counting, tmp_path):
     folder = tmp_path / "videos"
     with pytest.raises(RuntimeError, match="blew up"):
         rollout(Indexed(), counting(raise_at=4), [9], videos=1, video_dir=folder)
@@ -326,7 +328,7 @@ def test_videos_need_a_folder():
         rollout(Noisy(), SHORT, [1], videos=1)
 
 
-def test_video_writer_refuses_bad_arguments(tmp_path):
+def test_video_writer_refuses_missing_and_unequal_frames(tmp_path):
     from ebt_policy.envs.mp4_writer import video_writer
 
     frame = np.zeros((16, 16, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A robot behind real ROS 2, in its own process."""
+"""The ROS 2 driver, over real ROS 2, with a simulated robot in another process."""
 
 import os
 import subprocess
@@ -25,8 +25,8 @@ from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.supervisor import State
 
 DOMAIN = str(os.getpid() % 90 + 10)
-TIMEOUT_S = 300.0  # seconds after which an expected event has failed; a busy machine is slow
-# Nothing is late here but what a test makes late.
+TIMEOUT_S = 300.0  # seconds to wait for an expected event; long, as a busy machine is slow
+# The timeouts are so long that only deliberate delays exceed them.
 LONG_TIMEOUTS = [
     f"robot.watch.{name}={TIMEOUT_S}" for name in ("observation_s", "inference_s", "heartbeat_s")
 ] + [f"+robot.driver.connect_s={TIMEOUT_S}", f"robot.episode_s={2 * TIMEOUT_S}"]
@@ -34,7 +34,7 @@ LONG_TIMEOUTS = [
 
 @pytest.fixture(scope="module")
 def ros_environment():
-    """A domain of our own, on this machine alone."""
+    """Use a separate ROS domain that is limited to this machine."""
     pytest.importorskip("rclpy")
     variables = {
         "ROS_DOMAIN_ID": str(os.getpid() % 90 + 10),
@@ -76,9 +76,10 @@ def runner_on(robot, **more):
     policy.shape = type(policy.shape)(**{**vars(policy.shape), "obs_dim": 20})
 
     def predict(obs, *, constraints, generator):
+        """Return a chunk that moves slowly to the right."""
         import torch
 
-        from ebt_policy.policies.base import Chunk  # goes right, slowly
+        from ebt_policy.policies.base import Chunk
 
         position = obs["obs"][:, -1:, 18:]
         actions = position + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])
@@ -103,18 +104,18 @@ def runner_on(robot, **more):
 
 
 @pytest.mark.ros
-def test_push_t_episode_over_ros(node, tmp_path):
+def test_push_t_episode_runs_over_ros(node, tmp_path):
     runner = runner_on(load_robot("ros2_push_t", *LONG_TIMEOUTS), record=tmp_path / "run")
-    places = []
+    positions = []
 
     def watch(tick):
-        places.append(tick.observation.position[0])
+        positions.append(tick.observation.position[0])
 
     runner.loop.observers = [*runner.loop.observers, watch]
     try:
         runner.prepare()
-        episode = runner.run_episode(7, should_quit=lambda: places[-1] - places[0] > 30)
-        assert episode.ended[0] is State.RUNNING and places[-1] - places[0] > 30
+        episode = runner.run_episode(7, should_quit=lambda: positions[-1] - positions[0] > 30)
+        assert episode.ended[0] is State.RUNNING and positions[-1] - positions[0] > 30
         other = load_robot("sim_push_t").make_driver(runner.clock)  # the same start, without ROS
         other.connect()
         other.reset(7)
@@ -128,7 +129,7 @@ def test_push_t_episode_over_ros(node, tmp_path):
 @pytest.mark.ros
 @pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray", "TwistStamped"])
 def test_commands_of_every_type_arrive(ros_environment, kind):
-    """An arm of three numbers, in millimetres here and metres there, by real ROS 2."""
+    """An arm with three numbers, in mm in the policy and in m in the ROS messages."""
     clock, received = MonotonicClock(), []
     at, to = f"/{kind}/tool", f"/{kind}/command"
     arm, xyz = RosNode("arm"), ["x", "y", "z"]
@@ -139,11 +140,11 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
     pose = message_class("PoseStamped")()
     pose.pose.position.x, pose.pose.position.y, pose.pose.position.z = 0.1, 0.2, 0.3
 
-    def tell():
+    def publish_pose():
         pose.header.stamp = arm.node.get_clock().now().to_msg()
         tool.publish(pose)
 
-    arm.node.create_timer(0.02, tell)
+    arm.node.create_timer(0.02, publish_pose)
     arm.start()
     part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
     out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
@@ -155,8 +156,8 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
         driver.connect()
         np.testing.assert_allclose(driver.read().position, [100, 200, 300])
         end = clock.now() + TIMEOUT_S
-        driver._clock = SimulatedClock()  # else a busy machine has less than a tenth left
-        while not received and clock.now() < end:  # it may take a moment until they have met
+        driver._clock = SimulatedClock()  # else a busy machine may have less than 0.1 s left
+        while not received and clock.now() < end:  # discovery takes a moment
             driver.send(np.array([110.0, 190.0, 300.0]), 0.1)
             clock.wait_until(clock.now() + 0.1)
     finally:
@@ -169,14 +170,14 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
         assert list(message.joint_names) == ["x", "y", "z"]
         np.testing.assert_allclose(message.points[0].positions, [0.11, 0.19, 0.3])
         assert message.points[0].time_from_start.nanosec == pytest.approx(1e8)
-    else:  # a centimetre in a tenth of a second
+    else:  # 1 cm in 0.1 s
         linear = message.twist.linear
         np.testing.assert_allclose([linear.x, linear.y, linear.z], [0.1, -0.1, 0], atol=1e-9)
 
 
 @pytest.mark.ros
 def test_second_commander_is_refused(node):
-    """The second one may watch, and does not even stop the robot that is not its own."""
+    """A second program may only watch, and does not send a stop command either."""
     kind, quiet = message_class("JointTrajectory"), []
     first = RosNode("first")
     first.node.create_publisher(kind, "/push_t/command", qos_profile(Channel.COMMAND))
@@ -188,7 +189,7 @@ def test_second_commander_is_refused(node):
     second, watching = runner_on(robot), runner_on(robot, active=False)
     try:
         with pytest.raises(DriverError, match="another program commands the robot on /push_t/com"):
-            while True:  # until they have met
+            while True:  # until discovery has finished
                 second.prepare()
         second.close()
         watching.prepare()
@@ -201,7 +202,7 @@ def test_second_commander_is_refused(node):
 
 
 @pytest.mark.ros
-def test_the_emergency_stop_of_a_topic(node):
+def test_stop_topic_triggers_the_emergency_stop(node):
     from rclpy.duration import Duration
 
     runner = runner_on(load_robot("ros2_push_t", *LONG_TIMEOUTS))
@@ -212,7 +213,7 @@ def test_the_emergency_stop_of_a_topic(node):
     button.start()
 
     def press(tick):
-        if tick.number >= 8:  # again and again: they may not have met yet
+        if tick.number >= 8:  # repeated, as discovery takes a moment
             publisher.publish(message_class("Bool")(data=True))
 
     runner.loop.observers = [*runner.loop.observers, press]
@@ -230,36 +231,36 @@ def test_the_emergency_stop_of_a_topic(node):
 @pytest.mark.slow
 @pytest.mark.ros
 def test_lost_robot_is_held_and_may_reconnect(ros_environment, monkeypatch, tmp_path):
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # no other robot is there
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(int(DOMAIN) + 100))  # a domain without robots
     robot = load_robot("ros2_push_t", *LONG_TIMEOUTS, "robot.watch.observation_s=1")
     runner = runner_on(robot, record=tmp_path / "run")
-    at, back = {}, []  # when what happened; the ticks since the robot came back
+    at, back = {}, []  # event -> time; ticks since the robot came back
     with ExitStack() as nodes:
         first = nodes.enter_context(sim_node())
 
-        def fate(tick):
+        def lose_and_restart(tick):
             if "killed" not in at:
-                if tick.state is State.HOLD:  # the machine is busy
+                if tick.state is State.HOLD:  # on a busy machine
                     runner.supervisor.transition(State.RUNNING, "resumed by a person")
                 elif tick.number >= 10:
                     first.kill()
                     first.wait()
                     at["killed"] = runner.clock.now()
-            elif "born" not in at:
+            elif "restarted" not in at:
                 if tick.state is State.HOLD:
-                    nodes.enter_context(sim_node())  # takes seconds: ticks are left out meanwhile
-                    at["born"] = runner.clock.now()
+                    nodes.enter_context(sim_node())  # takes seconds and skips ticks
+                    at["restarted"] = runner.clock.now()
             elif tick.state is State.RUNNING:
                 back.append(tick.number)
-            elif tick.observation.stamp > at["born"]:
+            elif tick.observation.stamp > at["restarted"]:
                 runner.supervisor.transition(State.RUNNING, "resumed by a person")
 
-        runner.loop.observers = [*runner.loop.observers, fate]
+        runner.loop.observers = [*runner.loop.observers, lose_and_restart]
         runner.prepare()
         episode = runner.run_episode(2, should_quit=lambda: len(back) >= 5)
         runner.close()
     assert episode.ended[0] is State.RUNNING and len(back) == 5
-    away = [stop for stop in episode.stops if at["killed"] < stop.time < at["born"]]
+    away = [stop for stop in episode.stops if at["killed"] < stop.time < at["restarted"]]
     assert [(stop.state, stop.reason) for stop in away] == [(State.HOLD, "no observation for 1 s")]
     assert State.FAULT not in {stop.state for stop in episode.stops} and episode.overruns > 0
     assert len(Recording(str(tmp_path / "run"))) >= 5
@@ -300,6 +301,6 @@ def test_missing_ros_error_says_what_to_install(monkeypatch):
         ("robot.driver.simulates.publish_hz=-1", "publish_hz must be"),
     ],
 )
-def test_wrong_topics_are_refused(change, message):
+def test_invalid_topics_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         load_robot("ros2_push_t", change).make_driver(MonotonicClock())

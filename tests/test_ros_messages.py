@@ -1,4 +1,4 @@
-"""ROS 2 messages to numbers and back: names, units, frames, encodings."""
+"""Conversion between ROS 2 messages and numbers: names, units, frames and encodings."""
 
 import math
 
@@ -24,7 +24,7 @@ JOINTS = ObservedTopic(
 )
 
 
-def test_joints_are_found_by_name_whatever_their_order():
+def test_joints_are_read_by_name_in_any_order():
     message = message_class("JointState")()
     message.name, message.position = ["wrist", "finger", "elbow"], [0.5, 9.0, 0.2]
     np.testing.assert_allclose(JOINTS.read(message), [205.0, 1.0])
@@ -37,14 +37,14 @@ def test_joints_are_found_by_name_whatever_their_order():
 
 
 @given(arrays(float, 2, elements=NUMBER))
-def test_joints_round_trip(numbers):
+def test_written_joints_are_read_back(numbers):
     back = JOINTS.read(JOINTS.message(numbers, message_class))
     np.testing.assert_allclose(back, numbers, atol=1e-9)
 
 
 @settings(deadline=None)
 @given(arrays(float, 3, elements=NUMBER), st.floats(-3.1, 3.1), arrays(float, 3, elements=NUMBER))
-def test_poses_round_trip(xyz, yaw, scale):
+def test_written_poses_are_read_back(xyz, yaw, scale):
     scale = np.where(np.abs(scale) < 0.1, 1.0, scale)
     part = ObservedTopic("/p", "PoseStamped", fields=["x", "y", "z", "yaw"], scale=[*scale, 1.0])
     numbers = np.array([*xyz, yaw])
@@ -52,8 +52,8 @@ def test_poses_round_trip(xyz, yaw, scale):
     np.testing.assert_allclose(back, numbers, atol=1e-6, rtol=1e-6)
 
 
-def test_poses_are_turned_into_the_frame_of_the_policy():
-    # The table stands at (1, 2), turned by a quarter to the left in the policy's frame.
+def test_poses_are_transformed_into_the_frame_of_the_policy():
+    # In the policy's frame the table is at (1, 2) and turned by 90 degrees.
     frame = FrameTransform("table", xyz=(1, 2, 0), rpy=(0, 0, math.pi / 2))
     part = ObservedTopic(
         "/pose", "PoseStamped", fields=["x", "y", "yaw"], frame=frame, scale=[1e3, 1e3, 1]
@@ -72,17 +72,17 @@ def test_poses_are_turned_into_the_frame_of_the_policy():
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
-def test_images_of_every_encoding_with_padded_rows(encoding):
+def test_images_of_every_encoding_are_read_with_padded_rows(encoding):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (6, 5, 3), dtype=np.uint8)
-    live_dashboard = image if encoding[0] in "rm" else image[..., ::-1]
-    live_dashboard = live_dashboard[..., :1] if encoding == "mono8" else live_dashboard
+    encoded = image if encoding[0] in "rm" else image[..., ::-1]
+    encoded = encoded[..., :1] if encoding == "mono8" else encoded
     if "a8" in encoding:
-        live_dashboard = np.concatenate([live_dashboard, np.full((6, 5, 1), 7, np.uint8)], axis=2)
+        encoded = np.concatenate([encoded, np.full((6, 5, 1), 7, np.uint8)], axis=2)
     message = message_class("Image")()
     message.height, message.width, message.encoding = 6, 5, encoding
-    message.step = 5 * live_dashboard.shape[2] + 3
-    rows = np.pad(live_dashboard.reshape(6, -1), ((0, 0), (0, 3)))
+    message.step = 5 * encoded.shape[2] + 3
+    rows = np.pad(encoded.reshape(6, -1), ((0, 0), (0, 3)))
     message.data = rows.tobytes()
     want = np.repeat(image[..., :1], 3, axis=2) if encoding == "mono8" else image
     part = ObservedTopic("/camera", "Image", size=[6, 5])
@@ -97,7 +97,7 @@ def test_images_of_every_encoding_with_padded_rows(encoding):
         part.read(message)
 
 
-def test_compressed_images():
+def test_compressed_images_are_decoded():
     image = np.zeros((8, 8, 3), np.uint8)
     image[:, :, 0] = 250  # red
     message = message_class("CompressedImage")()
@@ -112,7 +112,7 @@ def test_compressed_images():
 
 @pytest.mark.parametrize("kind", ["JointTrajectory", "Float64MultiArray"])
 @given(goal=arrays(float, 2, elements=NUMBER))
-def test_commands_round_trip(kind, goal):
+def test_written_commands_are_read_back(kind, goal):
     out = CommandTopic("/command", kind, names=["x", "y"], scale=1000, offset=[0, 3])
     message = out.message(goal, np.zeros(2), 0.1, message_class)
     np.testing.assert_allclose(out.read(message, np.zeros(2)), goal, atol=1e-9)
@@ -154,6 +154,6 @@ def test_twist_reaches_the_target_in_time():
         ({"type": "JointState", "names": ["a"], "value": "torque"}, "value must be"),
     ],
 )
-def test_wrong_parts_are_refused(options, message):
+def test_invalid_options_of_topics_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ObservedTopic("/topic", **options)

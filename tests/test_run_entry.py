@@ -18,8 +18,8 @@ from ebt_policy.real_robot.run import main
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import results_folder
 
-TIMEOUT_S = 120.0  # seconds after which an expected event has failed
-# A busy machine is slow, which is no fault here.
+TIMEOUT_S = 120.0  # seconds to wait for an expected event
+# The timeouts are long because a busy machine is slow.
 LONG_TIMEOUTS = [
     f"robot.watch.{name}=60" for name in ("observation_s", "inference_s", "heartbeat_s")
 ]
@@ -48,7 +48,7 @@ def test_run_writes_results_figure_video_and_recording(call_entry, arguments, tm
         "seed_100000.mp4", "seed_100001.mp4",
     ]  # fmt: skip
     assert len(read_episodes(store)) == 2
-    code, error = call_entry(  # the recording again, on the robot and in its place
+    code, error = call_entry(  # replay of the recording
         main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false", *LONG_TIMEOUTS,
         f"output={tmp_path / 'again'}",
     )  # fmt: skip
@@ -56,7 +56,7 @@ def test_run_writes_results_figure_video_and_recording(call_entry, arguments, tm
     again = json.loads((tmp_path / "again/summary.json").read_text())
     assert again["ticks"] + again["overruns"] >= 18 and again["ticks"] <= 20
     shadow = tmp_path / "shadow"
-    code, error = call_entry(  # it ends where the recording does
+    code, error = call_entry(  # it ends with the recording
         main, *arguments(f"robot.driver.store={store}", "mode=shadow", robot="replay"),
         f"output={shadow}", "robot.episode_s=60",
     )  # fmt: skip
@@ -157,15 +157,15 @@ def test_results_of_an_earlier_run_are_kept(call_entry, arguments, tmp_path, mon
 
 @contextmanager
 def run_at_terminal(command):
-    """Run a program at a pseudo-terminal; yield it, and functions to await text and press keys."""
-    import pty  # not everywhere
+    """Run a program in a pseudo-terminal; yield it and functions to await text and press keys."""
+    import pty  # not on every platform
 
     person, terminal = pty.openpty()
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as program:
         os.close(terminal)
         output = ""
 
-        def hear(text):
+        def await_text(text):
             nonlocal output
             end = time.monotonic() + TIMEOUT_S
             while text not in output:
@@ -178,7 +178,7 @@ def run_at_terminal(command):
             os.write(person, key)
 
         try:
-            yield program, hear, press
+            yield program, await_text, press
         finally:
             program.kill()
             os.close(person)
@@ -192,24 +192,24 @@ def terminal_command(arguments, *more):
 @pytest.mark.slow
 def test_operator_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
     more = ("episodes=2", "live=true", "robot.confirm=true", f"record={tmp_path / 'run'}")
-    with run_at_terminal(terminal_command(arguments, *more)) as (program, hear, press):
-        hear("s starts it")
+    with run_at_terminal(terminal_command(arguments, *more)) as (program, await_text, press):
+        await_text("s starts it")
         press(b"s")
-        hear("started by a person")
+        await_text("started by a person")
         press(b"h")
-        hear("held by a person (r resumes it, q quits)")
+        await_text("held by a person (r resumes it, q quits)")
         press(b"r")
-        hear("resumed by a person")
+        await_text("resumed by a person")
         press(b" ")
-        hear("emergency stop: space bar (a re-arms it, q quits)")
-        press(b"r")  # lets no stopped robot go on
+        await_text("emergency stop: space bar (a re-arms it, q quits)")
+        press(b"r")  # does not resume a stopped robot
         press(b"s")
-        press(b"a")  # looked at: checked again, and the next episode waits for its start
-        hear("s starts it")
+        press(b"a")  # re-arms: the robot is checked, then waits for the start
+        await_text("s starts it")
         press(b"s")
-        hear("started by a person")
+        await_text("started by a person")
         press(b"q")
-        hear("recorded: 1 episodes")  # what ended in the stop is no demonstration
+        await_text("recorded: 1 episodes")  # the stopped episode is not kept
         assert program.wait(TIMEOUT_S) == 0
     assert len(read_episodes(tmp_path / "run")) == 1
 
@@ -218,16 +218,16 @@ def test_operator_at_a_terminal_stops_rearms_and_quits(arguments, tmp_path):
 def test_emergency_stop_in_the_last_episode_waits_for_the_operator(arguments, tmp_path):
     journal = tmp_path / ".run.journal"
     with run_at_terminal(terminal_command(arguments, f"record={tmp_path / 'run'}")) as (
-        program, hear, press,
+        program, await_text, press,
     ):  # fmt: skip
         for key in (b"a", b"q"):
             wait_for(lambda: journal.exists())
             press(b" ")
-            hear("emergency stop: space bar (a re-arms it, q quits)")
-            wait_for(lambda: not journal.exists())  # dropped, and it waits
+            await_text("emergency stop: space bar (a re-arms it, q quits)")
+            wait_for(lambda: not journal.exists())  # discarded; the robot waits
             assert program.poll() is None
             press(key)
-        hear("results:")
+        await_text("results:")
         assert program.wait(TIMEOUT_S) == 3
     assert not (tmp_path / "run").exists() and (tmp_path / "out" / "summary.json").exists()
 
@@ -241,7 +241,7 @@ def wait_for(happened):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_killed_in_mid_episode(arguments, tmp_path, number):
+def test_stopped_episode_is_discarded_and_killed_episode_recovered(arguments, tmp_path, number):
     store = tmp_path / "recorded"
     command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments(f"record={store}")]
     command[command.index("robot.episode_s=2")] = "robot.episode_s=60"

@@ -21,12 +21,12 @@ from ebt_policy.training.trainer import Trainer
 
 @pytest.fixture
 def run_main(call_entry):
-    """Run the entry; returns its exit code and what it wrote to stderr."""
+    """Return a function that runs the entry and returns its exit code and stderr."""
     return lambda arguments: call_entry(main, *arguments)
 
 
 def signal_in_step(monkeypatch, step: int, number: int) -> None:
-    """Let the training receive a signal in the middle of a step."""
+    """Send a signal to the training in the middle of a step."""
     train_step = Trainer.train_step
 
     def interrupted(trainer: Trainer):
@@ -38,10 +38,10 @@ def signal_in_step(monkeypatch, step: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_training_is_saved_and_resumes(
+def test_interrupted_training_is_saved_and_resumes(
     number, exit_code, run_main, tiny, tiny_arguments, tmp_path, monkeypatch
 ):
-    straight = train(tiny("straight"))
+    uninterrupted = train(tiny("uninterrupted"))
     with monkeypatch.context() as context:
         signal_in_step(context, 7, number)
         code, error = run_main(tiny_arguments("run"))
@@ -51,23 +51,23 @@ def test_an_interrupted_training_is_saved_and_resumes(
     assert "run the same command with resume=true" in error and "Traceback" not in error
     assert sorted(os.listdir(run)) == ["checkpoints", "config.yaml", "log.jsonl"]
     assert run_main(tiny_arguments("run", "resume=true"))[0] == 0
-    assert_same_end(straight, run)
+    assert_same_end(uninterrupted, run)
     assert signal.getsignal(number) == before
 
 
-def test_a_second_signal_acts_at_once(run_main, tiny_arguments, tmp_path, monkeypatch):
+def test_second_signal_ends_the_training_at_once(run_main, tiny_arguments, tmp_path, monkeypatch):
     def twice(trainer: Trainer):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # a signal is handled within, so that the second is not the first
+            time.sleep(0.5)  # time to handle each signal separately
 
     monkeypatch.setattr(Trainer, "train_step", twice)
     code, error = run_main(tiny_arguments("run"))
     assert code == 130 and "interrupted" in error and "saved" not in error
 
 
-def test_a_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_path, monkeypatch):
-    """Before training a signal ends the entry at once, and no empty folder stays."""
+def test_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_path, monkeypatch):
+    """Before training, a signal ends the entry at once and leaves no empty folder."""
     monkeypatch.setattr(
         "ebt_policy.policies.task_config.PolicyTaskConfig.demonstrations",
         lambda _: os.kill(os.getpid(), signal.SIGTERM),
@@ -94,7 +94,7 @@ def test_missing_disk_space_is_reported_before_training(
 
 
 def test_full_disk_keeps_the_last_checkpoint(run_main, tiny, tiny_arguments, tmp_path, monkeypatch):
-    straight, save = train(tiny("straight", "train.checkpoint_every=4")), torch.save
+    uninterrupted, save = train(tiny("uninterrupted", "train.checkpoint_every=4")), torch.save
 
     def full(state, file):
         if state["progress"]["step"] == 8:
@@ -109,7 +109,7 @@ def test_full_disk_keeps_the_last_checkpoint(run_main, tiny, tiny_arguments, tmp
     assert code == 2 and "the checkpoint of step 8 cannot be written into" in error
     assert os.listdir(run / "checkpoints") == ["step_00000004"]
     assert run_main(tiny_arguments("run", "train.checkpoint_every=4", "resume=true"))[0] == 0
-    assert_same_end(straight, run)
+    assert_same_end(uninterrupted, run)
 
 
 def test_weights_that_are_not_finite_are_never_saved(

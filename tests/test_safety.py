@@ -1,4 +1,4 @@
-"""No input whatever makes a command leave the limits."""
+"""The safety layer: commands stay within the limits for any input."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from ebt_policy.real_robot.safety import (
 
 DT = 0.1
 ANY = st.floats(allow_nan=True, allow_infinity=True, width=64)
-A = 2
+A = 2  # action dimension
 
 
 def build(low=(0.0, -1.0), high=(10.0, 1.0), velocity=(5.0, 2.0), acceleration=(20.0, 3.0), **more):
@@ -40,7 +40,7 @@ def any_limits(draw):
 
 
 def broken_limit(limits, command, motion, measured=None):
-    """Which limit a command breaks, computed without any function of the safety layer."""
+    """Return the limit that a command breaks, computed independently of the safety layer."""
     slack = 1e-6 * (1 + np.abs(limits.low) + np.abs(limits.high))
     travel = command - motion.position
     if (command < limits.low).any() or (command > limits.high).any():
@@ -76,7 +76,7 @@ def test_commands_stay_within_limits_for_any_desired_action(limits, data):
         span = (limits.high - limits.low)[unclamped]
         assert (np.abs(limited.command[unclamped] - desired[unclamped]) <= 1e-4 * span).all()
         motion = motion.advance(limited.command)
-    for _ in range(3):  # whatever it was doing, it can brake, and braking ends
+    for _ in range(3):  # braking is always possible and slows down
         command = brake(limits, motion, DT)
         assert broken_limit(limits, command, motion) is None
         slower = np.abs(command - motion.position) <= np.abs(motion.travel) + 1e-9
@@ -96,7 +96,7 @@ def test_chunk_limits_equal_command_limits(limits, chunks, brakes):
             alone = limit_command(limits, desired[i], state, DT, np.zeros(A)).command
             np.testing.assert_allclose(alone, command, rtol=1e-9, atol=1e-9)
             state = state.advance(command)
-    again = limit_chunks(limits, allowed, motion, DT)  # what is allowed stays as it is
+    again = limit_chunks(limits, allowed, motion, DT)  # allowed chunks do not change
     np.testing.assert_allclose(again, allowed, rtol=1e-6, atol=1e-6)
 
 
@@ -131,7 +131,7 @@ def test_braking_from_maximum_travel_ends_within_the_limits(room, slowing):
 
 def test_braking_distance_equals_the_formula():
     limits = build(low=(0, -100), high=(1000, 100), velocity=(50, 2), acceleration=(100, 3))
-    motion = Motion(np.array([100.0, 0.0]), np.array([5.0, 0.0]))  # 50 a second
+    motion = Motion(np.array([100.0, 0.0]), np.array([5.0, 0.0]))  # 50 per second
     ticks = 0
     while motion.travel.any():
         motion, ticks = motion.advance(brake(limits, motion, DT)), ticks + 1
@@ -139,7 +139,7 @@ def test_braking_distance_equals_the_formula():
     assert motion.position[0] == pytest.approx(100 + 4 + 3 + 2 + 1)
 
 
-def test_a_robot_outside_its_limits_does_not_move():
+def test_robot_outside_its_limits_does_not_move():
     outside = Motion.at_rest(np.array([5.0, 1.5]))
     with pytest.raises(SafetyError) as refusal:
         limit_command(build(), np.array([5.0, 0.0]), outside, DT, outside.position)
@@ -184,7 +184,7 @@ def test_chunks_of_a_policy_are_limited_in_double_precision():
     np.testing.assert_array_equal(projected.numpy(), expected.astype(np.float32))
 
 
-def test_names_and_shapes_are_checked():
+def test_invalid_actions_are_refused():
     limits, motion = build(), Motion.at_rest(np.array([5.0, 0.0]))
     with pytest.raises(SafetyError, match=r"2 numbers \(x, y\), got shape \(3,\)"):
         limit_command(limits, np.zeros(3), motion, DT, np.zeros(2))
@@ -210,7 +210,7 @@ def test_tool_stays_and_brakes_within_its_workspace():
 
 @pytest.mark.parametrize("direction", [1, -1])
 def test_workspace_is_usable_up_to_the_braking_distance(direction):
-    """From a travel of 0.5 a tick, which may change by 0.2, braking takes 0.3 + 0.1 more."""
+    """A travel of 0.5 per tick can change by 0.2 per tick, so braking takes 0.3 + 0.1 more."""
     motion = Motion(np.array([5.0, 0.0]), np.array([0.5 * direction, 0.0]))
     desired, stop = 5.0 + 0.5 * direction, 5.0 + 0.9 * direction
     for room, allowed in ((1e-6, True), (-1e-6, False)):

@@ -28,7 +28,7 @@ SMALL = (
 
 
 def points(rate: float, level: float, flops: float = 1.0, noise: float = 0.0, seed: int = 0):
-    """Runs that follow a power law, at 1, 2, 4, 8."""
+    """Return points at 1, 2, 4 and 8 of runs that follow a power law."""
     rng = np.random.default_rng(seed)
     return [
         Point(
@@ -107,7 +107,7 @@ def grid(*arguments: str) -> RunGrid:
 
 
 def test_run_names_contain_the_scaled_options():
-    """One folder of a run on all axes that it lies on."""
+    """A run that lies on several axes has the same name on each of them."""
     named = {}
     for axis in AXES:
         run_grid = grid(f"axis={axis}", "models=ebt")
@@ -159,7 +159,7 @@ def test_multiruns_cover_each_run_once(rates):
 
 
 def test_flops_equal_the_matrix_products():
-    """Of Transformer++: 2 for each weight and token, twice that again for the backward pass."""
+    """Transformer++ needs 2 FLOPs per weight and token, and 4 more in the backward pass."""
     model = build("transformer_pp")
     tokens = np.arange(40) % model.vocabulary
     flops = training_work(model, TokenWindows(tokens, 8).gather(torch.arange(4))).flops
@@ -167,7 +167,7 @@ def test_flops_equal_the_matrix_products():
     width, layers = model.net.width, len(model.net.blocks)
     weights = layers * sum(p.numel() for p in block.parameters() if p.ndim == 2)
     weights += model.embedding.weight.numel()
-    attention = layers * 2 * 8 * width  # a query with each key, weights with each value
+    attention = layers * 2 * 8 * width  # queries with keys, weights with values
     assert flops == pytest.approx(6 * 4 * 8 * (weights + attention), rel=1e-9)
 
 
@@ -217,7 +217,7 @@ def test_scaling_study_writes_a_table_and_resumes(launcher, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_ends_the_study(tmp_path, monkeypatch, capfd):
+def test_failed_training_ends_the_study(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="a training failed"):
         scaling.scaling(["axis=depth", "task.path=nothing.txt", *SMALL])

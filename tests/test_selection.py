@@ -1,4 +1,4 @@
-"""Selection of one of several candidates: the rules alone, and in every policy that samples."""
+"""Selection of one of several candidates: the rules, and their use in policies and descents."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def build(*overrides: str):
     policy = build_policy(
         {**compose_config(*TINY, *overrides), "shape": SHAPE}, Normalizer.fit(data)
     )
-    with torch.no_grad():  # fresh networks end in zeros
+    with torch.no_grad():  # new networks output zeros
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return policy.eval()
 
 
-def test_the_lowest_score_of_each_unit_wins():
+def test_lowest_score_of_each_unit_is_selected():
     score = torch.tensor([[3.0, 1.0, 2.0, 0.0, 5.0, 4.0]])
     assert best_of(score, 3).tolist() == [[1, 3]]
     assert best_of(score, 1).tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_the_medoid_is_nearest_to_all_others():
+def test_medoid_is_nearest_to_all_others():
     x = torch.tensor([[0.0, 4.0, 5.0, 6.0, 100.0]]).view(1, 5, 1)
     assert best_of(vote("medoid", x, 5), 5).item() == 2
     two_units = torch.cat([x, x.flip(1)], dim=1)
@@ -56,13 +56,13 @@ def test_the_medoid_is_nearest_to_all_others():
 
 
 def test_density_selects_the_cluster_and_the_medoid_the_middle():
-    """Of a crowd, stragglers on the other side and one between them."""
+    """The candidates are a cluster, scattered ones on the other side, and one in the middle."""
     x = torch.tensor([-10.2, -10.1, -9.9, -10.0, 0.0, 8.0, 9.0, 11.0, 12.0]).view(1, 9, 1)
     assert vote("density", x, 9).argmin() < 4
     assert x.flatten()[vote("medoid", x, 9).argmin()] == 0.0
 
 
-def test_density_uses_kernels_of_a_quarter_of_the_median_distance():
+def test_density_kernel_width_is_a_quarter_of_the_median_distance():
     x = torch.randn(2, 5, 3, 2, dtype=torch.float64)
     flat = x.flatten(2)
     for row, score in zip(flat, vote("density", x, 5), strict=True):
@@ -79,16 +79,16 @@ def test_equal_candidates_cause_no_division_by_zero(rule):
     assert score.isfinite().all()
 
 
-def test_the_first_rule_takes_the_first():
+def test_first_rule_selects_the_first_candidate():
     assert best_of(vote("first", torch.randn(3, 8, 2), 4), 4).tolist() == [[0, 4]] * 3
 
 
-def test_an_unknown_rule_is_named():
+def test_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="one of medoid, density, first, got 'best'"):
         vote("best", torch.randn(1, 2, 3), 2)
 
 
-def test_the_line_integral_of_a_gradient_is_the_difference_of_its_potential():
+def test_line_integral_of_a_gradient_is_the_potential_difference():
     torch.manual_seed(0)
     x = torch.randn(2, 6, 3, dtype=torch.float64)
 
@@ -135,12 +135,12 @@ class Gaussian(torch.nn.Module):
 @pytest.mark.parametrize(
     ("model", "target"), [("flow", "velocity"), ("ddim", "v"), ("epsilon", "noise")]
 )
-def test_the_score_field_is_the_gradient_of_the_blurred_likelihood(model, target):
+def test_score_field_is_the_gradient_of_the_blurred_likelihood(model, target):
     policy = build(*MODELS[model])
     policy.net = Gaussian(policy, target)
     chunks = torch.randn(2, 3, 16, 2)
     field = policy.score_field(None, chunks, 0.5)
-    # Seen at x = a y + s n with a = s: the data blurred by normal noise of deviation s / a = 1.
+    # At x = a y + s n with a = s, the data are blurred by normal noise of deviation s / a = 1.
     expected = (chunks - 1) / (0.25 + 1)
     tolerance = 0.05 if model != "flow" else 1e-5  # the nearest of 100 levels
     torch.testing.assert_close(field, expected, rtol=tolerance, atol=tolerance)
@@ -174,7 +174,7 @@ def test_row_samples_do_not_depend_on_the_batch(model):
 
 
 @pytest.mark.parametrize("model", ["flow", "ddim", "ddpm"])
-def test_candidates_have_the_prefix_and_the_choice_is_within_limits(model):
+def test_selected_chunk_has_the_prefix_and_is_within_limits(model):
     policy, obs = build(*MODELS[model]), {"obs": torch.randn(2, 2, 3)}
     policy.configure_inference(num_candidates=4, select="medoid")
     prefix = torch.full((2, 3, 2), 0.25)
@@ -184,8 +184,8 @@ def test_candidates_have_the_prefix_and_the_choice_is_within_limits(model):
     assert torch.equal(chunk.actions[:, :3], prefix) and chunk.actions.abs().max() <= 0.3
 
 
-def test_selection_is_after_projection():
-    """Two samples of three agree once they are cut to the limits, though not before."""
+def test_candidates_are_projected_before_selection():
+    """Two of three samples become equal only by the projection to the limits."""
     policy = build(*MODELS["flow"])
     policy.configure_inference(num_candidates=3, select="density")
     heights = torch.tensor([0.0, 0.9, 1.4]).view(1, 3, 1, 1)
@@ -267,7 +267,7 @@ def test_selecting_by_a_callable_takes_the_lowest_score():
         (1, "highest", "one of energy, energy_decrease, medoid, .*'highest'"),
     ],
 )
-def test_bad_selections_are_refused(num_candidates, score, message):
+def test_invalid_selections_are_refused(num_candidates, score, message):
     result = descend(quadratic(), torch.ones(2, 4, 1), 2, 0.1)
     with pytest.raises(ValueError, match=message):
         select(result, num_candidates, score)

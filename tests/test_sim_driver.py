@@ -1,4 +1,4 @@
-"""Simulated robots: time, the watchdog of their own, and the same physics as the environment."""
+"""Simulated robots: time, their own watchdog, and the same physics as the environment."""
 
 import numpy as np
 import pytest
@@ -40,16 +40,16 @@ def test_timed_commands_equal_environment_steps():
 
 def test_simulation_time_advances_without_reads():
     ends = []
-    for looks in (1, 7):
+    for reads in (1, 7):
         sim, clock = robot()
         target = sim.read().position + [60, -30]
         sim.send(target, clock.now() + 0.1)
-        for _ in range(looks):
-            clock.wait_until(clock.now() + 0.2 / looks)
+        for _ in range(reads):
+            clock.wait_until(clock.now() + 0.2 / reads)
             sim.read()
         ends.append(sim.read().position)
         assert sim.read().stamp == pytest.approx(clock.now(), abs=0.01)
-    np.testing.assert_allclose(*ends, atol=1.0)  # a step of physics more or less
+    np.testing.assert_allclose(*ends, atol=1.0)  # one physics step more or less
 
 
 def test_simulated_robot_holds_without_commands():
@@ -64,7 +64,7 @@ def test_simulated_robot_holds_without_commands():
     rest = sim.read().position
     clock.wait_until(clock.now() + 2.0)
     np.testing.assert_allclose(sim.read().position, rest, atol=0.01)
-    assert rest[0] < start[0] + 390  # it did not go on to where it had been sent
+    assert rest[0] < start[0] + 390  # it stopped before its target
 
 
 def test_stop_holds_and_close_disconnects():

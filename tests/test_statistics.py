@@ -1,4 +1,4 @@
-"""Intervals: equal to their formulas, honest about coverage, blind to order, loud on bad input."""
+"""Intervals: formulas, coverage, independence of the order, and errors for invalid input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VALUES = st.lists(FINITE, min_size=1, max_size=12)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_equals_the_closed_formula(case: tuple[int, int]) -> None:
+def test_wilson_interval_equals_its_formula(case: tuple[int, int]) -> None:
     k, n = case
     z, p = 1.959963984540054, k / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -72,7 +72,7 @@ def test_mean_ci_has_nominal_coverage() -> None:
     for trial in range(trials):
         lo, hi = mean_ci(rng.normal(2.0, 3.0, size=40), seed=trial)["ci95"]
         covered += lo <= 2.0 <= hi
-    # Binomial noise is 1.5 points; the percentile bootstrap is a point or two short at n = 40.
+    # Binomial noise is 1.5 points; the percentile bootstrap lacks 1 to 2 points at n = 40.
     assert 0.90 <= covered / trials <= 0.985
 
 
@@ -125,7 +125,7 @@ def test_percentiles_interpolate() -> None:
         (3.0, "episodes|one-dimensional"),
     ],
 )
-def test_bad_values_are_refused_by_name(function, bad, message) -> None:
+def test_invalid_values_are_refused(function, bad, message) -> None:
     with pytest.raises(ValueError, match=message):
         function(bad)
 
@@ -146,7 +146,7 @@ def test_percentiles_of_a_table_are_refused() -> None:
         (1, 2.5, "whole numbers; got 1 of 2.5"),
     ],
 )
-def test_bad_counts_are_refused(k, n, message) -> None:
+def test_invalid_counts_are_refused(k, n, message) -> None:
     with pytest.raises(ValueError, match=message):
         wilson(k, n)
 
@@ -193,16 +193,16 @@ def test_paired_runs_share_episode_resampling() -> None:
     assert 0.4 < lo < 0.5 < hi < 0.6
 
 
-# aggregates over tasks
+# -- aggregates over tasks ------------------------------------------------------------------------
 
 
 def one_episode(scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores (runs, tasks) as if each were one episode: then runs alone are resampled."""
+    """Return scores (runs, tasks) as one episode per task, so only runs are resampled."""
     return {f"task {k}": scores[:, k : k + 1] for k in range(scores.shape[1])}
 
 
 def test_aggregates_agree_with_rliable() -> None:
-    # rliable 1.2.0 of the same scores: 200,000 resamples, for what compares the two 20,000.
+    # Values of rliable 1.2.0, with 200,000 resamples; 20,000 for comparisons of a and b.
     rng = np.random.default_rng(0)
     a, b = (np.round(rng.beta(*p, size=s), 3) for p, s in (((4, 2), (3, 10)), ((3, 3), (5, 10))))
     result = aggregates({"a": one_episode(a), "b": one_episode(b)})
@@ -222,7 +222,7 @@ def test_aggregates_agree_with_rliable() -> None:
     ]
     for estimate, (mean, lo, hi) in zip(estimates, rliable, strict=True):
         assert estimate["mean"] == pytest.approx(mean, abs=1e-6)
-        assert estimate["ci95"] == pytest.approx([lo, hi], abs=0.007)  # 1 / 150 is the last's grain
+        assert estimate["ci95"] == pytest.approx([lo, hi], abs=0.007)  # the last: 1 / 150 steps
 
 
 def some_tasks(runs: int = 3, shift: float = 0.0, seed: int = 0) -> dict[str, np.ndarray]:
@@ -234,18 +234,18 @@ def some_tasks(runs: int = 3, shift: float = 0.0, seed: int = 0) -> dict[str, np
     }
 
 
-def test_one_task_and_run_is_the_plain_mean() -> None:
+def test_aggregate_of_one_task_and_run_is_the_plain_mean() -> None:
     values = some_tasks(runs=1)["can"]
     result = aggregates({"a": {"can": values}})
     plain = mean_ci(values)
     for metric in ("mean", "iqm"):
         aggregate = result["entries"]["a"][metric]
         assert aggregate["mean"] == pytest.approx(plain["mean"])
-        assert aggregate["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # a step of one episode
+        assert aggregate["ci95"] == pytest.approx(plain["ci95"], abs=0.04)  # one episode is 1 / 30
     assert result["paired"] == result["improvement"] == []
 
 
-def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end() -> None:
+def test_interquartile_mean_excludes_a_quarter_at_each_end() -> None:
     scores = np.array([[0.0, 0.2, 0.4, 1.0]])
     entry = aggregates({"a": one_episode(scores)})["entries"]["a"]
     assert entry["iqm"] == {"mean": pytest.approx(0.3), "ci95": pytest.approx([0.3, 0.3])}

@@ -1,4 +1,4 @@
-"""Every study can be started: its options, configurations, checkpoints and results are real."""
+"""Every study can be started: its options, configurations, checkpoints and results are valid."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def contexts(name: str) -> list[StudyContext]:
 
 @cache
 def untrained(arguments: tuple[str, ...]) -> Model:
-    """The model that ``ebt_policy.train`` would build, on data of small shapes."""
+    """Return the model that ``ebt_policy.train`` would build for data of small shapes."""
     config = compose_config(*arguments)
     check_options(TrainConfig, config["train"], "train")
     task = config["task"]
@@ -86,15 +86,15 @@ def test_every_training_and_entry_can_be_configured(name):
         models[command.run] = untrained(tuple(arguments))
     for part in study.parts.values():
         for entry in all_entries(part):
-            assert study.runs_of(entry) or not study.runs, f"{entry} is of no run of the study"
+            assert study.runs_of(entry) or not study.runs, f"{entry} belongs to no run of the study"
             text = entry.format(**vars(options))
             for trained in study.runs_of(entry):
                 models[trained].configure_inference(**parse_checkpoint(text)[1])
 
 
-def test_every_run_of_a_study_is_evaluated_or_trained_first():
+def test_every_run_of_a_study_is_trained():
     shared = {"energy_signals", "recovery_push_t", "recovery_push_t_selection"}  # runs of push_t
-    shared |= {"language_wikitext2"}  # what is asked on TinyShakespeare alone
+    shared |= {"language_wikitext2"}  # ebt_shallow is evaluated on TinyShakespeare only
     for name in set(STUDIES) - shared:
         study, options = parse_study(name, "seeds=1")
         commands = [c.run for stage in study.training_commands(options) for c in stage]
@@ -112,7 +112,7 @@ def test_results_have_unique_file_names():
     assert set(FIGURES) <= set(stored) and "docs/push_t.md" in TABLES
 
 
-def test_study_option_applies_to_trainings_checkpoints_and_results():
+def test_study_options_apply_to_trainings_checkpoints_and_results():
     study, options = parse_study(
         "denoising_set12", "size=s", "updates=7", "overrides=train.lr=1e-4"
     )
@@ -151,7 +151,7 @@ def test_demonstrations_are_recorded_once_and_trained_on():
     assert all(f"task.path={path}" in c.overrides for c in study.training_commands(options)[1])
 
 
-def test_tasks_of_a_suite_are_command_lines():
+def test_tasks_of_a_suite_are_valid_overrides():
     assert task_overrides("lift") == ("task=lift",)
     task = compose_config(*task_overrides("metaworld-door-open"))["task"]
     assert task["name"] == "metaworld-door-open"
@@ -190,7 +190,7 @@ def test_videos_show_trained_entries():
             assert study.runs_of(f"{runs}/{entry}"), entry
 
 
-def test_the_plan_of_every_study_is_printed(monkeypatch, capsys, tmp_path):
+def test_dry_run_prints_the_plan_of_every_study(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in STUDIES:
         monkeypatch.setattr(sys, "argv", ["run", f"study={name}", "dry_run=true", "seeds=1"])
@@ -220,7 +220,7 @@ def test_missing_study_lists_all_studies(monkeypatch, capsys):
         (["study=generation", "features=x"], "features must be one of classifier, inception"),
     ],
 )
-def test_wrong_options_are_refused(arguments, message):
+def test_invalid_options_are_refused(arguments, message):
     with pytest.raises(SystemExit) as error:
         run.parse_study(arguments)
     assert message in str(error.value)
@@ -233,7 +233,7 @@ def test_missing_package_is_named_before_training(monkeypatch):
         run.execute(study, options, "")
 
 
-def test_run_of_an_entry():
+def test_run_name_excludes_seed_and_options():
     assert run_name("ebt-4xs@steps=2") == "ebt-4xs" and run_name("dit-seed0@steps=1") == "dit"
 
 
@@ -252,8 +252,8 @@ def test_commands_of_the_documents_exist():
 
 
 @pytest.mark.slow
-def test_a_study_runs_at_toy_size(tmp_path):
-    """Trainings, an evaluation of all entries, and the stored result, as a user starts them."""
+def test_study_runs_at_toy_size(tmp_path):
+    """The command trains, evaluates all entries and stores the result."""
     arguments = ("push_t", "part=next", "seeds=1", "episodes=2")
     study, options = parse_study(*arguments)
     (part,) = study.selected_parts(options).values()

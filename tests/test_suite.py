@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, demonstrations) -> Path:
-    """Two policies with each task of `SUITE`, one of them trained twice."""
+    """Return a folder with runs of two policies for each task of `SUITE`, one of two seeds."""
     folder = tmp_path_factory.mktemp("runs")
     for name, overrides in {"ebt": (), "bc-seed0": ("model=bc",)}.items():
         config = compose_config(*TINY, "train.steps=2", *overrides)
@@ -48,7 +48,7 @@ def trained(tmp_path_factory, demonstrations) -> Path:
 
 @pytest.fixture
 def runs(trained, tmp_path) -> Path:
-    """A copy of the training runs that a test may change."""
+    """Return a copy of the training runs that a test may change."""
     return shutil.copytree(trained, tmp_path / "runs")
 
 
@@ -89,11 +89,11 @@ def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
         assert [e["train_seed"] for e in summary["entries"]] == [0, [0, 1]]
         assert len((tmp_path / task / "episodes.jsonl").read_text().splitlines()) == 2 * 3
 
-    class Untouchable:
+    class ForbiddenPool:
         def __init__(self, *_):
             raise AssertionError("played again")
 
-    monkeypatch.setattr(rollout, "RolloutPool", Untouchable)
+    monkeypatch.setattr(rollout, "RolloutPool", ForbiddenPool)
     assert run_suite(trained, tmp_path) == result
 
 
@@ -105,7 +105,7 @@ def test_interrupted_suite_reruns_one_part_and_new_trainings(runs, tmp_path):
     log = output / "suite.jsonl"
     log.write_text(log.read_text()[:-25])
     assert run_suite(runs, output) == result
-    assert [line["key"] for line in lines(output)] == keys  # nothing half is left
+    assert [line["key"] for line in lines(output)] == keys  # none is incomplete
     set_stored_option(runs / "push-far" / "bc-seed1", "trained.steps", 3)
     run_suite(runs, output)
     assert [line["key"] for line in lines(output)[6:]] == ["bc | bc-seed1 | push-far"]
@@ -227,7 +227,7 @@ def test_suite_figure_has_a_row_per_policy_and_a_column_per_task(count):
     )
 
 
-def test_note_on_missing_training_seeds():
+def test_interval_note_names_policies_with_one_training_run():
     entries = [{"name": "a", "runs": 3}, {"name": "b", "runs": 3}]
     result = {"episodes": 50, "entries": entries}
     assert "episodes alone" not in interval_note(result)

@@ -1,4 +1,4 @@
-"""States, the emergency stop and their console output."""
+"""The supervisor: states, emergency stop and console output."""
 
 import io
 import threading
@@ -9,10 +9,10 @@ from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.dashboard import announce_changes
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
-TIMEOUT_S = 60.0  # seconds after which an expected event has failed; a busy machine is slow
+TIMEOUT_S = 60.0  # seconds to wait for an expected event; long, as a busy machine is slow
 
 
-def test_the_emergency_stop_wakes_the_loop():
+def test_emergency_stop_wakes_the_loop():
     estop, clock = EStop(), MonotonicClock()
     threading.Timer(0.05, lambda: estop.press("button")).start()
     end = clock.now() + TIMEOUT_S

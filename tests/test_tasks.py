@@ -22,7 +22,7 @@ ROWS = 9
 
 
 def episodes(n: int, short: int = 0) -> Episodes:
-    """`n` of nine rows that hold their number, and then short ones of three."""
+    """Return ``n`` episodes of nine rows and ``short`` of three; rows hold the episode number."""
     lengths = [ROWS] * n + [3] * short
     rows = np.repeat(np.arange(n + short, dtype=np.float32), lengths)[:, None]
     arrays = {k: np.tile(rows, d) for k, d in {"obs": 20, "state": 5, "action": 2}.items()}
@@ -80,7 +80,7 @@ def test_gripper_goals_are_relative_to_the_gripper(name):
     assert task.relative_to == [i for a in at for i in (a, a + 1, a + 2, *[None] * 7)]
 
 
-def test_relative_actions_have_no_origin():
+def test_delta_actions_require_relative_to_null():
     with pytest.raises(ConfigError, match=r"with task\.actions=delta write task\.relative_to=null"):
         PolicyTaskConfig.from_config(compose_config("task=lift", "task.actions=delta"))
     PolicyTaskConfig.from_config(

@@ -18,6 +18,7 @@ from ebt_policy.real_robot.teleop import TeleopSource
 
 @pytest.fixture
 def screen(monkeypatch):
+    """Use a dummy display, and return pygame."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     import pygame
 
@@ -52,9 +53,9 @@ def test_mouse_teleoperation_is_recorded(screen, tmp_path):
     episode = runner.run_episode(4)
     commands = np.array([tick.command for tick in episode.ticks])
     goal = np.array([256.0, 128.0])
-    np.testing.assert_allclose(commands[2], commands[0])  # until then it stays
+    np.testing.assert_allclose(commands[2], commands[0])  # no motion before the event
     np.testing.assert_allclose(commands[-1], goal)
-    assert np.abs(np.diff(commands, axis=0)).max() <= 100  # not at once: within the limits
+    assert np.abs(np.diff(commands, axis=0)).max() <= 100  # in several steps, within the limits
     demonstrations, _ = load_push_t(path=str(tmp_path / "mine"))
     assert len(demonstrations) == 1 and demonstrations.arrays["obs"].shape == (40, 20)
     np.testing.assert_allclose(demonstrations.arrays["action"], commands, atol=1e-3)
@@ -89,7 +90,7 @@ def test_keys_move_keep_discard_and_quit(screen, tmp_path):
     assert teleop.quit
 
 
-def test_gamepad_stick(screen, monkeypatch):
+def test_gamepad_stick_moves_the_robot(screen, monkeypatch):
     axes = [0.0, 0.05]
     stick = SimpleNamespace(init=lambda: None, get_axis=lambda i: axes[i])
     with pytest.raises(ConfigError, match="no gamepad is plugged in"):
@@ -103,11 +104,11 @@ def test_gamepad_stick(screen, monkeypatch):
 
     runner.loop.observers = [*runner.loop.observers, push]
     commands = np.array([tick.command for tick in runner.run_episode(4).ticks])
-    np.testing.assert_allclose(commands[5], commands[0])  # a stick at rest is never quite zero
+    np.testing.assert_allclose(commands[5], commands[0])  # a stick at rest is not exactly zero
     assert commands[9][0] < commands[5][0] - 40
 
 
-def test_unknown_devices_and_missing_screens(screen, monkeypatch):
+def test_unknown_devices_and_missing_screens_are_refused(screen, monkeypatch):
     with pytest.raises(ConfigError, match="input must be one of mouse, keyboard, gamepad"):
         teleop_runner("glove")
     screen.display.quit()

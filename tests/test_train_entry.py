@@ -1,3 +1,5 @@
+"""The training command: options, errors, resuming, paths and output files."""
+
 from __future__ import annotations
 
 import json
@@ -21,11 +23,11 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def run_main(call_entry):
-    """Run the entry; returns its exit code and what it wrote to stderr."""
+    """Return a function that runs the entry and returns its exit code and stderr."""
     return lambda arguments: call_entry(main, *arguments)
 
 
-def test_trains_from_the_command_line(run_main, tiny_arguments, tmp_path):
+def test_command_line_trains_a_policy(run_main, tiny_arguments, tmp_path):
     code, error = run_main(tiny_arguments("run"))
     assert (code, error) == (0, "")
     run = tmp_path / "run"
@@ -96,11 +98,11 @@ def test_user_errors_are_one_line(overrides, message, run_main, tiny_arguments, 
     assert code == 2
     assert_one_line_error(error)
     assert message in error
-    assert not (tmp_path / "run" / "checkpoints").exists()  # said before the work, not after
+    assert not (tmp_path / "run" / "checkpoints").exists()  # the error comes before any work
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_named(run_main, tiny_arguments):
+def test_missing_gpu_is_named(run_main, tiny_arguments):
     code, error = run_main(tiny_arguments("run", "device=cuda"))
     assert code == 2 and "PyTorch sees no GPU; use device=cpu" in error
 
@@ -112,7 +114,7 @@ def test_missing_wandb_is_named(run_main, tiny_arguments, monkeypatch):
 
 
 @pytest.mark.parametrize("override", ["wings=2", "train.wings=2", "model=oracle", "size=xxl"])
-def test_unknown_overrides_are_named(override, run_main, tiny_arguments):
+def test_unknown_options_and_values_are_named(override, run_main, tiny_arguments):
     code, error = run_main(tiny_arguments("run", override))
     assert code == 2
     assert ("wings" if "wings" in override else override.split("=")[1]) in error
@@ -135,12 +137,12 @@ def test_run_is_never_overwritten_or_changed(run_main, tiny_arguments, tmp_path)
         assert_one_line_error(error)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
-    # What changes nothing of what is learned may change.
+    # Options without an effect on the result may change.
     code, error = run_main(tiny_arguments("run", "resume=true", "train.log_every=3"))
     assert (code, error) == (0, "")
 
 
-def test_a_damaged_run_is_named(run_main, tiny_arguments, tmp_path):
+def test_damaged_run_is_named(run_main, tiny_arguments, tmp_path):
     assert run_main(tiny_arguments("run", "train.checkpoint_every=5"))[0] == 0
     run = tmp_path / "run"
     state = run / "checkpoints" / "step_00000010" / "trainer_state.pt"
@@ -177,7 +179,7 @@ def test_paths_with_special_characters_are_accepted(
     assert (code, error) == (0, "") and (run / "checkpoints").is_dir()
 
 
-def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
+def test_paths_are_quoted_and_the_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/user")
     assert hydra_arguments(["task.path=[a,b]", "output=null", "run_dir=~/runs/1"]) == [
         "task.path=[a,b]", "output=null", "run_dir='/home/user/runs/1'",
@@ -202,7 +204,7 @@ def test_lists_of_paths_and_the_home_folder_are_understood(monkeypatch):
         ("seed", "5000000000"), ("task.relative_to", "[a,b]"), ("task.validation_episodes", "-1"),
     ],
 )  # fmt: skip
-def test_non_numeric_options_are_refused(option, value, run_main, tiny_arguments, tmp_path):
+def test_invalid_numbers_are_refused(option, value, run_main, tiny_arguments, tmp_path):
     code, error = run_main(tiny_arguments("run", f"{option}={value}"))
     assert code == 2
     assert_one_line_error(error)
@@ -210,7 +212,7 @@ def test_non_numeric_options_are_refused(option, value, run_main, tiny_arguments
     assert not (tmp_path / "run").exists()
 
 
-def test_minutes_that_are_no_number_are_refused(run_main, tiny_arguments):
+def test_nan_minutes_are_refused(run_main, tiny_arguments):
     code, error = run_main(tiny_arguments("run", "train.minutes=nan", "train.steps=null"))
     assert code == 2 and "minutes must be a finite number, got nan" in error
 
@@ -252,7 +254,7 @@ def test_training_writes_policy_logs_results_report_and_video(tiny_arguments, tm
     assert "score" in (results / "table.md").read_text()
     episodes = [json.loads(x) for x in (results / "episodes.jsonl").read_text().splitlines()]
     assert [x["seed"] for x in episodes] == [100_000, 100_001]
-    assert all(len(x["chunks"]) == 3 for x in episodes)  # 20 steps, 8 a chunk
+    assert all(len(x["chunks"]) == 3 for x in episodes)  # 20 steps, 8 per chunk
     videos = list(results.rglob("*.mp4"))
     assert len(videos) == 1 and videos[0].stat().st_size > 1000
     assert b"ftyp" in videos[0].read_bytes()[:16]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int, metric: str) -> None:
-    """Make the loss, or the weights through a bad gradient, NaN at a step (counted from 1)."""
+    """Make a metric NaN at a step (counted from 1), as a diverged loss or gradient would be."""
     original = Trainer.train_step
 
     def train_step(self: Trainer) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def test_diverging_learning_rate_is_reported(overrides, tiny):
     with pytest.raises(NonFiniteLoss, match=r"not finite .*step .*last good checkpoint: "):
         train(config)
     newest = newest_checkpoint(Path(config["run_dir"]))
-    if newest is not None:  # nothing that is not finite was ever stored
+    if newest is not None:  # stored checkpoints are finite
         assert all(p.isfinite().all() for p in load_policy(newest).parameters())
 
 
@@ -86,7 +86,7 @@ def test_diverging_learning_rate_is_reported(overrides, tiny):
         ("task.demos=robot", "unknown"),
     ],
 )
-def test_bad_options_are_refused_before_training(override, message, tiny):
+def test_invalid_options_are_refused_before_training(override, message, tiny):
     with pytest.raises(ValueError, match=message) as caught:
         train(tiny("run", override))
     assert "\n" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_bad_options_are_refused_before_training(override, message, tiny):
 
 @pytest.mark.parametrize("name", ["batch_size", "lr", "warmup_steps", "max_grad_norm",
                                   "ema_power", "checkpoint_every", "log_every"])  # fmt: skip
-def test_numbers_that_must_be_positive_are_named(name, tiny):
+def test_zero_is_refused_for_positive_options(name, tiny):
     section = tiny("run")["train"]
     with pytest.raises(ConfigError, match=f"^train.{name} must be positive, got 0.$"):
         TrainConfig(**{**section, name: 0})
@@ -115,7 +115,7 @@ def test_missing_compiler_is_logged_and_training_is_eager(tiny, monkeypatch, cap
     assert "torch.compile does not work here (no C++ compiler found)" in caplog.text
 
 
-def test_a_log_line_has_metrics_and_the_speed_since_the_last_one(tiny):
+def test_log_line_has_metrics_and_the_speed_since_the_last_line(tiny):
     lines = logged(train(tiny("run", "train.log_every=5", "train.checkpoint_every=100")))
     first, last = lines
     assert first.keys() == {
@@ -170,12 +170,12 @@ def test_held_out_loss_uses_evenly_spread_windows_and_fixed_noise(make_trainer):
     assert trainer._validation_loss(large) == first and math.isfinite(first["validation_loss"])
     trainer.seed += 1
     assert trainer._validation_loss(large) != first
-    # Batches have the size of training, so the last one is filled up from the first.
+    # Batches have the training batch size, so the last one is filled with the first windows.
     trainer._validation_loss(small)
     assert small.requested == [*range(100), *range(28)]
 
 
-def test_the_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
+def test_held_out_loss_is_the_mean_over_batches(make_trainer, monkeypatch):
     trainer, batch_losses = make_trainer("train.batch_size=8"), iter([1.0, 2.0, 6.0])
     monkeypatch.setattr(
         trainer.model, "forward", lambda batch: (torch.tensor(next(batch_losses)), {})

@@ -1,4 +1,4 @@
-"""Checkpoints of a training and resuming from them: equal to the last bit to one run in one go."""
+"""Checkpoints of a training: a resumed run equals an uninterrupted run to the last bit."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ pytestmark = pytest.mark.slow
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(overrides, tiny, monkeypatch):
     all_overrides = ("train.steps=10", "train.checkpoint_every=4", *overrides)
-    straight = train(tiny("straight", *all_overrides))
+    uninterrupted = train(tiny("uninterrupted", *all_overrides))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *all_overrides))
-    broken = Path(tiny("broken")["run_dir"])
-    assert [x["step"] for x in logged(broken)] == list(range(1, 8))
-    before = newest_checkpoint(broken)
+            train(tiny("resumed", *all_overrides))
+    resumed = Path(tiny("resumed")["run_dir"])
+    assert [x["step"] for x in logged(resumed)] == list(range(1, 8))
+    before = newest_checkpoint(resumed)
     assert before is not None and before.name == "step_00000004"
-    train(tiny("broken", *all_overrides, "resume=true"))
-    assert [x["step"] for x in logged(broken)] == list(range(1, 11))
-    assert_same_end(straight, broken)
+    train(tiny("resumed", *all_overrides, "resume=true"))
+    assert [x["step"] for x in logged(resumed)] == list(range(1, 11))
+    assert_same_end(uninterrupted, resumed)
 
 
 def test_checkpoint_has_the_weights_and_their_average(tiny):
@@ -86,7 +86,7 @@ def test_held_out_loss_is_logged_at_checkpoints_without_side_effects(tiny, monke
 @pytest.mark.parametrize("already_saved", [False, True], ids=["before", "after"])
 def test_kill_before_or_after_a_checkpoint_loses_no_log_line(already_saved, tiny, monkeypatch):
     overrides = ("train.steps=10", "train.checkpoint_every=4")
-    straight = train(tiny("straight", *overrides))
+    uninterrupted = train(tiny("uninterrupted", *overrides))
     save = Trainer.save
 
     def killed(self: Trainer) -> Path:
@@ -99,20 +99,20 @@ def test_kill_before_or_after_a_checkpoint_loses_no_log_line(already_saved, tiny
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", killed)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *overrides))
-    broken = train(tiny("broken", *overrides, "resume=true"))
-    assert [x["step"] for x in logged(broken)] == list(range(1, 11))
-    assert_same_end(straight, broken)
+            train(tiny("resumed", *overrides))
+    resumed = train(tiny("resumed", *overrides, "resume=true"))
+    assert [x["step"] for x in logged(resumed)] == list(range(1, 11))
+    assert_same_end(uninterrupted, resumed)
 
 
-def test_resume_before_the_first_checkpoint_starts_afresh(tiny, monkeypatch):
-    straight = train(tiny("straight"))
+def test_resume_before_the_first_checkpoint_starts_from_scratch(tiny, monkeypatch):
+    uninterrupted = train(tiny("uninterrupted"))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3)
         with pytest.raises(Interrupted):
-            train(tiny("broken"))
-    train(tiny("broken", "resume=true"))
-    assert_same_end(straight, Path(tiny("broken")["run_dir"]))
+            train(tiny("resumed"))
+    train(tiny("resumed", "resume=true"))
+    assert_same_end(uninterrupted, Path(tiny("resumed")["run_dir"]))
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny):
@@ -123,20 +123,20 @@ def test_resuming_a_finished_run_changes_nothing(tiny):
     assert {p for p in run.rglob("*") if p.is_file() and p.name != "config.yaml"} == set(before)
 
 
-def test_mean_loss_is_right_when_a_resume_falls_between_two_log_lines(tiny, monkeypatch):
+def test_mean_loss_is_correct_after_a_resume_between_log_lines(tiny, monkeypatch):
     overrides = ("train.log_every=4", "train.checkpoint_every=6", "train.lr=1e-9")
-    straight = train(tiny("straight", *overrides))
+    uninterrupted = train(tiny("uninterrupted", *overrides))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *overrides))
-    broken = train(tiny("broken", *overrides, "resume=true"))
-    assert losses(broken)[0] == losses(straight)[0]
-    # Its second line averages the two steps after the resume: alike, not half as large.
-    assert losses(broken)[1] == pytest.approx(losses(straight)[1], rel=0.4)
-    # The last step always has a line, however short the training.
-    assert [x["step"] for x in logged(straight) if "loss" in x] == [4, 8, 10]
-    assert losses(broken)[2] == losses(straight)[2]
+            train(tiny("resumed", *overrides))
+    resumed = train(tiny("resumed", *overrides, "resume=true"))
+    assert losses(resumed)[0] == losses(uninterrupted)[0]
+    # The second line averages the two steps after the resume, so it must not be half as large.
+    assert losses(resumed)[1] == pytest.approx(losses(uninterrupted)[1], rel=0.4)
+    # The last step is always logged.
+    assert [x["step"] for x in logged(uninterrupted) if "loss" in x] == [4, 8, 10]
+    assert losses(resumed)[2] == losses(uninterrupted)[2]
 
 
 def test_incomplete_trainer_state_is_refused(tiny):
@@ -155,11 +155,11 @@ def test_incomplete_trainer_state_is_refused(tiny):
 def test_compiled_training_resumes_bit_for_bit(tiny, monkeypatch):
     overrides = ("train.steps=8", "train.checkpoint_every=4", "train.compile=true")
     eager = losses(train(tiny("eager", *overrides, "train.compile=false")))
-    straight = train(tiny("straight", *overrides))
-    assert losses(straight) == pytest.approx(eager, rel=1e-3)
+    uninterrupted = train(tiny("uninterrupted", *overrides))
+    assert losses(uninterrupted) == pytest.approx(eager, rel=1e-3)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6)
         with pytest.raises(Interrupted):
-            train(tiny("broken", *overrides))
-    train(tiny("broken", *overrides, "resume=true"))
-    assert_same_end(straight, Path(tiny("broken")["run_dir"]))
+            train(tiny("resumed", *overrides))
+    train(tiny("resumed", *overrides, "resume=true"))
+    assert_same_end(uninterrupted, Path(tiny("resumed")["run_dir"]))

@@ -1,4 +1,4 @@
-"""Hydra composes every task, model and objective, without anything that rewrites arguments."""
+"""Hydra composes the configuration of every task, model and objective."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_every_configuration_file_is_tested():
     assert names["objective"] == {o for _, _, all_ in DOMAINS.values() for o in all_}
 
 
-def test_the_order_of_arguments_does_not_matter():
+def test_order_of_arguments_does_not_matter():
     first = compose_config("task=text", "model=refiner", "size=s", "seed=3")
     assert first == compose_config("seed=3", "size=s", "model=refiner", "task=text")
     assert first["run_dir"] == "runs/text/refiner-s-seed3"
@@ -92,7 +92,7 @@ def test_model_of_another_domain_is_a_one_line_error(arguments, message, call_en
     assert code == 2 and message in error and error.count("\n") == 1
 
 
-def test_sweeps_over_models_of_a_domain(call_entry, tmp_path, monkeypatch):
+def test_sweep_over_models_of_a_domain_is_composed(call_entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, error = call_entry(main, "-m", "model=ebt,transformer_pp", "task=text", "train.lr=0")
     assert code == 2 and "train.lr must be positive" in error

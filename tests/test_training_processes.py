@@ -1,4 +1,4 @@
-"""Training in several processes, and killed ones: both end where one undisturbed process does."""
+"""Training in several processes, and with kills, ends like one uninterrupted process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.processes import devices, join_processes
 from ebt_policy.training.trainer import Trainer
 
-# What the README says. torchrun finds a free port, so that trainings can run side by side.
+# As in the how-to pages. torchrun finds a free port, so trainings can run in parallel.
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -44,27 +44,27 @@ def start(launcher: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen
 
 
 def train_in_two(arguments: Sequence[str]) -> str:
-    """Train in two processes; returns what they printed."""
+    """Train in two processes and return their output."""
     process = start(TWO, arguments)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
-    assert output.count("2 processes") == 1, "the main process alone prints"
+    assert output.count("2 processes") == 1, "only the main process prints"
     return output
 
 
 def processes_of(run: Path) -> int:
-    """How many processes trained the newest checkpoint, as it says itself."""
+    """Return the number of processes that trained the newest checkpoint, as stored in it."""
     return load_policy(run).config["trained"]["processes"]
 
 
 def assert_trained_alike(single_run: Path, parallel_run: Path) -> None:
-    """A run of one process and one of two end alike, but for the order of their sums."""
+    """Assert that runs of one and of two processes end equal, up to rounding of their sums."""
     assert (processes_of(single_run), processes_of(parallel_run)) == (1, 2)
     assert [x["step"] for x in logged(parallel_run)] == [x["step"] for x in logged(single_run)]
     assert losses(parallel_run) == pytest.approx(losses(single_run), rel=1e-5)
     weights = [dict(load_policy(run).named_parameters()) for run in (single_run, parallel_run)]
     for name, weight in weights[0].items():
-        # Softmax ignores the bias of keys: its gradient is rounding, which Adam scales up.
+        # Softmax ignores the bias of keys: its gradient is rounding noise, which Adam amplifies.
         if not name.endswith("qkv.bias"):
             torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
 
@@ -91,7 +91,7 @@ def test_two_processes_share_the_time_plan_and_one_evaluates(tiny, tiny_argument
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_other_and_the_run_resumes(tiny, tiny_arguments):
+def test_killed_process_ends_the_other_and_the_run_resumes(tiny, tiny_arguments):
     overrides = ("train.steps=100", "train.checkpoint_every=3")
     run = Path(tiny("two")["run_dir"])
     launcher = start(TWO, tiny_arguments("two", *overrides))
@@ -160,10 +160,10 @@ def _train_quietly(config: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_killed_ten_times_equals_uninterrupted(tiny):
     overrides = (*S2, "train.steps=400", "train.checkpoint_every=3")
-    straight = train(tiny("straight", *overrides))
+    uninterrupted = train(tiny("uninterrupted", *overrides))
     config = tiny("killed", *overrides, "resume=true")
     run = Path(config["run_dir"])
-    # The fork server imports the package once; each training is a process of its own.
+    # The fork server imports the package once; each training has its own process.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["ebt_policy.train"])
     chance, kills, saving = random.Random(0), 0, 0
@@ -183,9 +183,9 @@ def test_killed_ten_times_equals_uninterrupted(tiny):
         saving += any((run / "checkpoints").glob(".writing_*"))
     process.join()
     assert process.exitcode == 0 and kills == 10
-    print(f"{saving} of {kills} kills fell within the writing of a checkpoint")
+    print(f"{saving} of {kills} kills occurred while a checkpoint was written")
     assert [x["step"] for x in logged(run)] == list(range(1, 401))
-    assert_same_end(straight, run)
+    assert_same_end(uninterrupted, run)
 
 
 def _log_length(run: Path) -> int:

@@ -1,4 +1,4 @@
-"""The plan of a budget of minutes, and the learning rate."""
+"""The number of steps that a budget of minutes allows, and the learning rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ebt_policy.training.schedule import learning_rate_factor, plan_total_steps
 pytestmark = pytest.mark.slow
 
 
-def test_minutes_become_a_number_of_steps_once_warm(make_trainer):
+def test_steps_are_planned_from_the_minutes_after_the_warm_up(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=2", "train.warmup_steps=30")
     trainer.progress.step, trainer.progress.seconds = 29, 10.0
     plan_total_steps(trainer.progress, trainer.config, rate=5.0)
@@ -25,7 +25,7 @@ def test_minutes_become_a_number_of_steps_once_warm(make_trainer):
     trainer.progress.step, trainer.progress.seconds = 30, 20.0
     plan_total_steps(trainer.progress, trainer.config, rate=5.0)
     assert trainer.progress.total_steps == 30 + 5 * (120 - 20)
-    trainer.progress.step, trainer.progress.seconds = 230, 40.0  # it became twice as fast
+    trainer.progress.step, trainer.progress.seconds = 230, 40.0  # now twice as fast
     plan_total_steps(trainer.progress, trainer.config, rate=1.0)
     assert trainer.progress.total_steps == 230 + 10 * (120 - 40)
     trainer.progress.step, trainer.progress.seconds = 400, 61.0  # half of the budget is used
@@ -45,7 +45,7 @@ def test_exceeded_time_budget_ends_the_training(make_trainer):
 
 def test_plan_is_corrected_after_compilation(make_trainer):
     trainer = make_trainer("train.steps=null", "train.minutes=10", "train.log_every=50")
-    trainer.progress.step, trainer.progress.seconds = 50, 300.0  # nearly all of it compiling
+    trainer.progress.step, trainer.progress.seconds = 50, 300.0  # mostly compilation
     plan_total_steps(trainer.progress, trainer.config, rate=50 / 300)
     assert trainer.progress.total_steps == 50 + 50
     trainer.progress.step, trainer.progress.seconds = 100, 310.0
@@ -85,7 +85,7 @@ def test_learning_rate_warms_up_and_falls_to_a_tenth():
     assert all(a < b for a, b in pairwise(factors[:20]))
     assert all(a > b for a, b in pairwise(factors[20:]))
     assert factors[60] == pytest.approx(0.55) and factors[99] == pytest.approx(0.1, abs=1e-3)
-    assert learning_rate_factor(500, None, 20) == 1.0  # not planned yet: it stays at the peak
+    assert learning_rate_factor(500, None, 20) == 1.0  # not planned yet: the peak value
 
 
 def test_every_update_has_the_learning_rate_of_its_step(tiny):

@@ -1,4 +1,4 @@
-"""The two-stream transformer: units apart, context once, attention that differentiates twice.
+"""The two-stream transformer: independent units, shared context and second derivatives.
 
 Shapes: B batch, U units, L tokens, C features, K context tokens.
 """
@@ -50,7 +50,7 @@ def test_units_are_independent_of_each_other(unit, level, size):
     assert not torch.allclose(after[:, unit], before[:, unit], rtol=1e-6, atol=1e-6)
 
 
-def test_the_energy_of_a_unit_has_no_gradient_in_the_others():
+def test_energy_of_a_unit_has_no_gradient_in_the_others():
     net, (obs, x) = build(), inputs()
     x.requires_grad_()
     energy = net(net.encode(obs), x)
@@ -95,7 +95,7 @@ def test_context_encoded_once_equals_context_encoded_at_every_step():
 
 
 @pytest.mark.parametrize("output", ["energy", "vector"])
-def test_output_shapes(output):
+def test_output_is_one_energy_or_vector_for_each_unit(output):
     net, (obs, x) = build(output, layers=1), inputs()
     assert net(net.encode(obs), x).shape == ((B, U) if output == "energy" else (B, U, L, C))
 
@@ -114,7 +114,7 @@ def test_features_are_the_mean_over_tokens_of_each_block():
     torch.testing.assert_close(features, want)
 
 
-def test_the_energy_is_the_product_of_candidate_and_vector():
+def test_energy_is_the_product_of_candidate_and_vector():
     energy, vector, (obs, x) = build("energy"), build("vector"), inputs()
     vector.load_state_dict(energy.state_dict())
     want = (x * vector(vector.encode(obs), x)).sum((-2, -1))
@@ -123,7 +123,7 @@ def test_the_energy_is_the_product_of_candidate_and_vector():
 
 @pytest.mark.parametrize("output", ["energy", "vector"])
 def test_wide_tokens_use_a_skip_connection(output):
-    """A share of the candidate is added to the vector, so its square to the energy."""
+    """The skip adds a share of the candidate to the vector, and of its square to the energy."""
     torch.manual_seed(0)
     wide = TwoStreamTransformer(
         OBS, K, 20, L, TransformerConfig(width=16, heads=2, layers=1), output=output, level=True
@@ -161,7 +161,7 @@ def test_math_attention_is_used_for_second_derivatives():
     assert net.context_in.weight.grad is not None
 
 
-def test_the_second_derivative_equals_finite_differences():
+def test_second_derivative_equals_finite_differences():
     net, (obs, x) = build(layers=1).double(), inputs()
     obs, x = obs.double(), x.double()[:1, :1]
     weight = net.blocks[0].get_parameter("attention.qkv.weight")
@@ -222,7 +222,7 @@ def test_levels_have_distinct_smooth_features():
     assert torch.equal(features[0], torch.tensor([0.0] * 8 + [1.0] * 8))
 
 
-# -- bad input ------------------------------------------------------------------------------------
+# -- invalid input --------------------------------------------------------------------------------
 
 
 def test_level_is_required_only_by_level_conditioned_networks():
@@ -259,6 +259,6 @@ def test_contexts_of_another_shape_are_refused(shape):
         ({"layers": 0}, "width, heads and layers must be positive"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(changes, message):
+def test_invalid_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)

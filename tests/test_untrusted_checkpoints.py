@@ -1,4 +1,4 @@
-"""Somebody else's checkpoint or data: whatever name stands in it, none of its code runs."""
+"""Untrusted checkpoints and data: no code runs, whatever names they contain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CANARY = "canary_payload"
 FORMS = (CANARY, f"{CANARY}:Thing-v0", f"{CANARY}.Thing", f"./{CANARY}.py")
 PAYLOAD = """
 from pathlib import Path
-Path(__file__).with_suffix(".sang").touch()
+Path(__file__).with_suffix(".executed").touch()
 import gymnasium
 class Thing(gymnasium.Env): ...
 gymnasium.register("Thing-v0", Thing)
@@ -49,7 +49,7 @@ FAST = (
 
 
 def load_env(run: Path) -> None:
-    """Load a policy and make the environment that it was trained for."""
+    """Load a policy and create the environment that it was trained for."""
     (entry,) = load_policy_entries([str(run)], torch.device("cpu"))
     entry.env_spec.make().close()
 
@@ -116,14 +116,14 @@ KINDS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def strings(section: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Places of all strings in a nested configuration, and of options that may be strings."""
+def strings(section: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all strings and null options in a nested configuration."""
     if isinstance(section, dict | list):
         items = section.items() if isinstance(section, dict) else enumerate(section)
         for key, value in items:
-            yield from strings(value, (*place, key))
+            yield from strings(value, (*path, key))
     elif isinstance(section, str) or section is None:
-        yield place
+        yield path
 
 
 @pytest.mark.slow
@@ -132,30 +132,31 @@ def test_no_string_of_a_checkpoint_is_imported(kind, demonstrations, tmp_path, m
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     make, use = KINDS[kind]
     run = make(tmp_path, demonstrations)
-    use(run)  # the checkpoint as it is works
+    use(run)  # the unchanged checkpoint works
     monkeypatch.chdir(checkpoint_folder(run))
     Path(f"{CANARY}.py").write_text(PAYLOAD)
     monkeypatch.syspath_prepend("")
-    # Nothing is looked for on a network.
+    # No name is looked up on a network.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = checkpoint_folder(run) / "config.yaml"
     config: Any = OmegaConf.to_container(OmegaConf.load(file))
-    places = list(strings(config))
-    assert ("model", "name") in places and ("task", "name") in places
-    for place in places:
+    paths = list(strings(config))
+    assert ("model", "name") in paths and ("task", "name") in paths
+    for path in paths:
         section = config
-        for key in place[:-1]:
+        for key in path[:-1]:
             section = section[key]
-        honest = section[place[-1]]
+        original = section[path[-1]]
         for name in FORMS:
-            section[place[-1]] = name
+            section[path[-1]] = name
             OmegaConf.save(OmegaConf.create(config), file)
             try:
                 use(run)
-            except (ValueError, OSError) as error:  # what an entry turns into a sentence
+            except (ValueError, OSError) as error:  # reported in one line by an entry
                 assert str(error)
-            assert not Path(f"{CANARY}.sang").exists(), f"{'.'.join(map(str, place))} was imported"
-        section[place[-1]] = honest
+            option = ".".join(map(str, path))
+            assert not Path(f"{CANARY}.executed").exists(), f"{option} was imported"
+        section[path[-1]] = original
     assert CANARY not in sys.modules
 
 
@@ -184,7 +185,7 @@ def test_module_option_imports_user_code(demonstrations, tmp_path, monkeypatch, 
 
 
 class Canary:
-    """An object whose unpickling leaves a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -213,19 +214,19 @@ def test_episode_stores_are_not_unpickled(metadata, tmp_path):
     assert len(read_episodes(store)) == 1
     described = store / "data" / "action" / ".zarray"
     described.write_text(json.dumps(json.loads(described.read_text()) | metadata))
-    (store / "data" / "action" / "0.0").write_bytes(pickle.dumps(Canary(tmp_path / "sang")))
+    (store / "data" / "action" / "0.0").write_bytes(pickle.dumps(Canary(tmp_path / "executed")))
     with pytest.raises(EpisodeError, match="data/action"):
         read_episodes(store)
-    assert not (tmp_path / "sang").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", ["", "-m"])
-def test_a_module_needs_a_name(name):
+def test_module_option_needs_a_name(name):
     with pytest.raises(ConfigError, match="needs the name of a Python module"):
         modules.take_modules(["--module", name])
 
 
-def test_modules_are_taken_out_of_the_arguments():
+def test_module_options_are_removed_from_the_arguments():
     rest = modules.take_modules(["task=push_t", "--module", "json", "seed=1", "--module=math"])
     assert rest == ["task=push_t", "seed=1"]
     assert modules.is_user_module("json") and modules.is_user_module("math")

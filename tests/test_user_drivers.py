@@ -1,4 +1,4 @@
-"""A robot driver and an observation transform of a user's own module."""
+"""Robot drivers of a user's own module."""
 
 import json
 import os
@@ -52,7 +52,7 @@ TIMEOUTS = [f"robot.watch.{name}=60" for name in ("observation_s", "inference_s"
 
 @pytest.fixture
 def project(tmp_path):
-    """A user's folder with a driver, and the configuration of a robot."""
+    """Write a user's folder with a driver and the configuration of a robot."""
     (tmp_path / "my_robot.py").write_text(MODULE)
     (tmp_path / "conf" / "robot").mkdir(parents=True)
     (tmp_path / "conf" / "robot" / "desk.yaml").write_text(ROBOT)
@@ -89,7 +89,7 @@ def test_unknown_driver_error_lists_known_drivers():
         robot.make_driver(SimulatedClock())
 
 
-def test_the_options_of_a_driver_are_checked(project, monkeypatch):
+def test_options_of_a_driver_are_checked(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     import my_robot  # noqa: F401
 

@@ -20,7 +20,7 @@ from ebt_policy.data.push_t import load_push_t
 from ebt_policy.envs.mp4_writer import video_writer
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.local_data import local_data
-from ebt_policy.video import datasets as footage
+from ebt_policy.video import datasets as video_datasets
 from ebt_policy.video.data import Clip, FrameWindows, VideoError, split
 from ebt_policy.video.datasets import (
     VideoTaskConfig,
@@ -72,13 +72,13 @@ def test_windows_never_cross_clips(lengths, context, stride):
     assert (rows[:, :, 0] == windows.clip[:, None]).all() and (rows[:, :, 1].diff(dim=1) == 1).all()
 
 
-def test_video_files_are_read_at_the_requested_size_and_rate(films):
-    dataset = load_video_files([str(films)], 16, 24, 2)
+def test_video_files_are_read_at_the_requested_size_and_rate(video_folder):
+    dataset = load_video_files([str(video_folder)], 16, 24, 2)
     assert sum(map(len, dataset.splits.values())) == 12 and all(dataset.splits.values())
     frames = dataset.splits["train"][0].frames
     assert frames.shape == (8, 16, 24, 3) and dataset.rate_hz == 5
     bright = (frames[..., 0] > 130).any(1).argmax(1)
-    assert (np.diff(bright) > 0).all()  # the square goes right
+    assert (np.diff(bright) > 0).all()  # the square moves right
 
 
 def test_non_video_files_are_named(tmp_path):
@@ -91,28 +91,28 @@ def test_non_video_files_are_named(tmp_path):
         load_video_files([str(tmp_path)], 8, 8, 1)
 
 
-def test_damaged_videos_are_skipped_with_skip_unreadable(films, tmp_path):
+def test_damaged_videos_are_skipped_with_skip_unreadable(video_folder, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
     with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
-    config = task(path=[str(films), str(tmp_path)], skip_unreadable=True)
+    config = task(path=[str(video_folder), str(tmp_path)], skip_unreadable=True)
     dataset = load_videos(config)
     assert sum(map(len, dataset.splits.values())) == 12
     assert "from 12 files, 1 skipped:" in dataset.origin and "bad.mp4" in dataset.origin
 
 
-def test_rotation_metadata_is_applied(films, tmp_path):
-    raw = bytearray((films / "00.mp4").read_bytes())
+def test_rotation_metadata_is_applied(video_folder, tmp_path):
+    raw = bytearray((video_folder / "00.mp4").read_bytes())
     matrix = raw.index(b"tkhd") + 44
-    turned = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # clockwise, as by a telephone
+    turned = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # clockwise, as phones store it
     raw[matrix : matrix + 36] = struct.pack(">9i", *turned)
     (tmp_path / "a:[0]*.mp4").write_bytes(raw)
-    plain, _ = read_video(films / "00.mp4", 32, 48, 1)
+    plain, _ = read_video(video_folder / "00.mp4", 32, 48, 1)
     upright, _ = read_video(tmp_path / "a:[0]*.mp4", 48, 32, 1)
     assert np.array_equal(upright, np.rot90(plain, -1, axes=(1, 2)))
 
 
-def test_videos_of_several_rates_are_not_mixed(films, tmp_path):
+def test_videos_of_several_rates_are_not_mixed(video_folder, tmp_path):
     for fps in (10, 25):
         with video_writer(tmp_path / f"{fps}.mp4", fps=fps) as add:
             for _ in range(16):
@@ -144,8 +144,8 @@ def test_videos_that_end_early_are_named(tmp_path):
             load_video_files([str(tmp_path / name)], 8, 8, 1)
 
 
-def test_clips_shorter_than_a_window_are_not_held_out(films, tmp_path):
-    files = sorted(films.iterdir())
+def test_clips_shorter_than_a_window_are_not_held_out(video_folder, tmp_path):
+    files = sorted(video_folder.iterdir())
     for file in files:
         shutil.copy(file, tmp_path / file.name)
     held_out = Path(load_video_files([str(tmp_path)], 8, 8, 1).splits["validation"][0].name)
@@ -171,7 +171,7 @@ def test_g1_recording_is_loaded_if_available():
     dataset = load_g1(24, 32, 1)
     assert sum(len(c.frames) for part in dataset.splits.values() for c in part) == 6532
     assert sum(len(part) for part in dataset.splits.values()) == 93 and dataset.rate_hz == 6
-    # Episodes are not cut wrongly: within one, frames change little.
+    # Frames change little within a clip, so episodes are split at the right places.
     frames = dataset.splits["train"][0].frames.astype(float)
     assert np.abs(np.diff(frames, axis=0)).mean() < 15
 
@@ -193,7 +193,7 @@ def test_push_t_videos_use_the_requested_demonstrations(monkeypatch, tmp_path):
         arrays = {k: np.concatenate([episode[k] for episode in shortened]) for k in shortened[0]}
         return Episodes(arrays, np.arange(6, 61, 6), episodes.attrs), note
 
-    monkeypatch.setattr(footage, "load_push_t", load_ten_short_episodes)
+    monkeypatch.setattr(video_datasets, "load_push_t", load_ten_short_episodes)
     dataset = load_videos(task(videos="push_t_expert", frame_stride=4))
     assert dataset.name == "push_t_expert" and dataset.rate_hz == 2.5
     shapes = [clip.frames.shape for part in dataset.splits.values() for clip in part]

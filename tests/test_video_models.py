@@ -1,4 +1,4 @@
-"""Models of video: losses, causality, energies, units, rollouts, and pictures of them."""
+"""Video models: losses, causality, energies, normalization and rollouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ebt_policy.video.model import EnergyVideoModel, VideoModel, build_video_mod
 F, S = 5, 4
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "s1": ({"name": "ebt", "inference": {}}, {"name": "s1", "init_std": 0.0}),
-    "told": (
+    "step_conditioned": (
         {"name": "ebt", "inference": {}},
         {"name": "s1", "init_std": 0.0, "step_conditioned": True},
     ),
@@ -60,7 +60,7 @@ def test_loss_is_finite_and_reaches_every_parameter(kind):
 def test_video_models_have_similar_parameter_counts():
     counts = {kind: build(kind).parameter_count for kind in ("s1", "refiner", "transformer_pp")}
     assert counts["s1"] == counts["refiner"]
-    assert counts["s1"] - counts["transformer_pp"] == 1 + 2 * 16  # step size, place, norm
+    assert counts["s1"] - counts["transformer_pp"] == 1 + 2 * 16  # step size, `place`, norm
 
 
 def test_predictions_do_not_depend_on_later_frames(kind):
@@ -77,7 +77,7 @@ def test_predictions_do_not_depend_on_later_frames(kind):
 
 
 def test_one_step_from_zero_equals_a_plain_transformer():
-    """Of size 1, as the energy's own gradient says (see `SequenceEnergyModel`)."""
+    """This holds for a step of size 1, by the energy's gradient (see `SequenceEnergyModel`)."""
     model = build("s1")
     assert isinstance(model, EnergyVideoModel)
     model.configure_inference(steps=1)
@@ -99,7 +99,7 @@ def test_energies_equal_the_formula():
 
 
 def test_repeating_the_last_frame_has_an_error_of_one():
-    """Repeating the last frame has an error of 1, whatever the units of the features."""
+    """The error does not depend on the units of the features."""
     model = build("transformer_pp")
     some = [3.0 + 100 * x for x in frames(6, 20)]
     model.fit(some)
@@ -140,7 +140,7 @@ def test_rollouts_are_rendered_for_decodable_features(tmp_path):
     models = {name: build("transformer_pp", 4) for name in ("one", "other")}
 
     def draw(*encoders: FrameFeatures) -> Any:
-        windows: Any = None  # pictures need none
+        windows: Any = None  # not needed for drawing
         evaluated = {
             name: (
                 models[name],
@@ -153,7 +153,7 @@ def test_rollouts_are_rendered_for_decodable_features(tmp_path):
     assert draw(none, none) is None and not list(tmp_path.iterdir())
     partial, complete = draw(none, back), draw(back, back)
     assert len(partial.axes) < len(complete.axes)
-    with av.open(str(tmp_path / "rollouts.mp4")) as film:
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-    assert len(frames) == 10 - S  # what follows the frames that are given
-    assert frames[0].shape[1] > 2.9 * frames[0].shape[0]  # truth and both
+    with av.open(str(tmp_path / "rollouts.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 10 - S  # frames after the context
+    assert frames[0].shape[1] > 2.9 * frames[0].shape[0]  # ground truth and both models

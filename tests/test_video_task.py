@@ -1,4 +1,4 @@
-"""Training, evaluating and comparing models of video, and their command lines."""
+"""Training, evaluation and comparison of video models, also from the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = (
 
 @pytest.fixture
 def quick_autoencoder(monkeypatch):
-    """Defaults with which the autoencoder trains in a moment."""
+    """Set defaults with which the autoencoder trains quickly."""
     from ebt_policy.video import task as video
 
     monkeypatch.setitem(video.AUTOENCODER_DEFAULTS, "batch_size", 4)
@@ -37,11 +37,12 @@ def quick_autoencoder(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("objective=s2",), ("model=transformer_pp",), ()])
 def test_training_writes_report_pictures_and_video(
-    overrides, films, tmp_path, monkeypatch, quick_autoencoder, caplog
+    overrides, video_folder, tmp_path, monkeypatch, quick_autoencoder, caplog
 ):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "runs" / "one"
-    config = compose_config(*TINY, f"task.path={films}", f"run_dir={run}", *overrides, "task=video")
+    paths = (f"task.path={video_folder}", f"run_dir={run}")
+    config = compose_config(*TINY, *paths, *overrides, "task=video")
     caplog.set_level("INFO")
     train(config)
     assert "training an autoencoder for 4 updates in" in caplog.text
@@ -54,16 +55,16 @@ def test_training_writes_report_pictures_and_video(
     assert (run / "evaluation/rollouts.mp4").read_bytes()[4:8] == b"ftyp"
     with Image.open(run / "evaluation/strips.png") as image:
         assert image.size[0] > 300
-    # The autoencoder is there now.
+    # The second run uses the existing autoencoder.
     config["run_dir"] = str(run.with_name("two"))
     caplog.clear()
     train(config)
     assert "training an autoencoder for 4 updates in" not in caplog.text
 
 
-def test_too_short_clips_are_refused_before_training(films, tmp_path, call_entry):
+def test_too_short_clips_are_refused_before_training(video_folder, tmp_path, call_entry):
     code, error = call_entry(
-        train_entry.main, "task=video", *TINY, "task.context=20", f"task.path={films}",
+        train_entry.main, "task=video", *TINY, "task.context=20", f"task.path={video_folder}",
         f"run_dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert code == 2 and re.search(r"00\.mp4 has 16 frames, a window needs 21 \(", error), error
@@ -71,13 +72,13 @@ def test_too_short_clips_are_refused_before_training(films, tmp_path, call_entry
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call_entry):
+def test_command_line_trains_and_compares(video_folder, tmp_path, monkeypatch, call_entry):
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"
-    common = [*TINY, f"task.path={films}", "evaluation.final=false"]
+    common = [*TINY, f"task.path={video_folder}", "evaluation.final=false"]
     code, error = call_entry(
         train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
-        f"task.path={films}", f"run_dir={frames_run}",
+        f"task.path={video_folder}", f"run_dir={frames_run}",
     )  # fmt: skip
     assert code == 0, error
     assert json.loads((frames_run / "evaluation/summary.json").read_text())["psnr"]["mean"] > 3
@@ -96,7 +97,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     assert code == 0, error
     result = json.loads((tmp_path / "out/summary.json").read_text())
     assert len(result["entries"]) == 4 and len(result["paired"]) == 6
-    # Interrupted while it writes the third line, it resumes from there.
+    # After an interruption in the middle of the third line, the evaluation resumes from there.
     log = tmp_path / "out/foreseen.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:2]) + lines[2][:50])
@@ -126,10 +127,10 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     ):
         code, error = call_entry(eval_entry.main, *wrong, "device=cpu")
         assert code == 2 and re.search(message, error), error
-    # Other videos: all of a folder, of which no clip is cut; what they are is said.
+    # Other videos: all clips of a folder are used, and the result names the folder.
     other = tmp_path / "other"
     other.mkdir()
-    shutil.copy(films / "00.mp4", other / "mine.mp4")
+    shutil.copy(video_folder / "00.mp4", other / "mine.mp4")
     code, error = call_entry(
         eval_entry.main, *comparing[:-2], f"video_dataset={other}", f"output={tmp_path / 'mine'}",
         "device=cpu",
@@ -139,7 +140,7 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     assert all((entry["videos"], entry["clips"]) == ("other", 1) for entry in entries)
     code, error = call_entry(eval_entry.main, *comparing[:1], "video_dataset=cats", "device=cpu")
     assert code == 2 and "video_dataset=cats is neither a path nor one of g1, push_t" in error
-    # Frames that differ from the first one's are compared with no other, and not drawn.
+    # An entry with another frame stride than the first entry is neither paired nor drawn.
     slow = tmp_path / "slow"
     code, error = call_entry(
         train_entry.main, "task=video", *common, f"task.features={frames_run}",
@@ -152,22 +153,22 @@ def test_the_command_line_trains_and_compares(films, tmp_path, monkeypatch, call
     )  # fmt: skip
     assert code == 0, error
     assert json.loads((tmp_path / "both/summary.json").read_text())["paired"] == []
-    # Features of another autoencoder are no longer those that were learned from.
+    # A model refuses features of another autoencoder.
     shutil.rmtree(frames_run)
     call_entry(
         train_entry.main, "task=video", "model=autoencoder", "model.channels=[8,8]", *TINY,
-        "seed=1", "evaluation.final=false", f"task.path={films}", f"run_dir={frames_run}",
+        "seed=1", "evaluation.final=false", f"task.path={video_folder}", f"run_dir={frames_run}",
     )  # fmt: skip
     code, error = call_entry(eval_entry.main, f"checkpoint={runs[0]}", "device=cpu")
     assert code == 2 and "is not what made the features" in error
 
 
 @pytest.mark.slow
-def test_constant_motion_is_learned(films, tmp_path, monkeypatch):
-    """A short training predicts the next frame better than repeating the last frame does."""
+def test_constant_motion_is_learned(video_folder, tmp_path, monkeypatch):
+    """After a short training, predictions are better than repeating the last frame."""
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     frames_run = tmp_path / "autoencoder"
-    common = [*TINY, f"task.path={films}"]
+    common = [*TINY, f"task.path={video_folder}"]
     train(
         compose_config(
             *common, "model=autoencoder", "model.channels=[8,16]", "train.steps=150",

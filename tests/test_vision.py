@@ -1,4 +1,4 @@
-"""The vision encoder, and policies of every kind that see."""
+"""The vision encoder, and camera policies of every kind."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ pytestmark = pytest.mark.vision
 @given(
     h=st.integers(1, 9),
     w=st.integers(1, 9),
-    place=st.tuples(
+    position=st.tuples(
         st.floats(0, 1, exclude_max=True, width=32), st.floats(0, 1, exclude_max=True, width=32)
     ),
     data=st.data(),
 )
-def test_crop_is_the_same_for_all_images_of_a_row(h, w, place, data):
+def test_crop_is_the_same_for_all_images_of_a_row(h, w, position, data):
     window = [data.draw(st.integers(1, h)), data.draw(st.integers(1, w))]
     images = torch.arange(2 * 3 * h * w * 3).view(2, 3, h, w, 3)
-    offsets = torch.tensor([place[::-1], place])
+    offsets = torch.tensor([position[::-1], position])
     cropped = crop(images, window, offsets)
     for row, (y, x) in enumerate(offsets.tolist()):
         top, left = int(y * (h - window[0] + 1)), int(x * (w - window[1] + 1))
@@ -47,7 +47,7 @@ def test_keypoints_follow_the_responses():
     responses = torch.full((2, 2, 5, 9), -50.0)
     responses[0, 0, 0, 0] = responses[0, 1, 4, 8] = 50.0  # a corner each
     responses[1, 0, 2, 4] = 50.0  # the middle
-    responses[1, 1, 2, 0] = responses[1, 1, 2, 8] = 50.0  # half here, half there
+    responses[1, 1, 2, 0] = responses[1, 1, 2, 8] = 50.0  # equal at both edges
     points = spatial_softmax(responses)  # x of both, then y of both
     want = torch.tensor([[-1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(points, want, atol=1e-5, rtol=0)
@@ -55,7 +55,7 @@ def test_keypoints_follow_the_responses():
 
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_images_are_encoded_independently(pretrained):
-    """No batch statistics: averaged weights would not fit them, and rollouts are batched."""
+    """Batch statistics are not used: they would not fit averaged weights and batched rollouts."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
     config = VisionConfig(backbone="test_resnet", pretrained=pretrained, keypoints=4)
@@ -69,10 +69,10 @@ def test_images_are_encoded_independently(pretrained):
     alone = encoder({name: image[1:2, 1:] for name, image in images.items()}, None)
     torch.testing.assert_close(alone[0, 0], batched[1, 1])
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert not norms  # group normalisation, or batch normalisation that is frozen
+    assert not norms  # group normalisation, or frozen batch normalisation
 
 
-def test_bad_vision_options_are_a_one_line_error(monkeypatch):
+def test_invalid_vision_options_are_a_one_line_error(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
         ({"backbone": "resnet81"}, "resnet81 is not a model of timm .*did you mean"),
@@ -110,7 +110,7 @@ def test_every_policy_trains_its_encoder(kind):
     assert noisy_batch["noise"]["crop"].shape == (3, 1, 2)
     first, _ = policy(noisy_batch)
     again, _ = policy(noisy_batch)
-    assert torch.equal(first, again)  # all randomness is in the draws
+    assert torch.equal(first, again)  # all randomness is in the noise
     noisy_batch["noise"]["crop"] = 1 - noisy_batch["noise"]["crop"]
     assert not torch.equal(policy(noisy_batch)[0], first)
 
@@ -122,13 +122,13 @@ def test_every_policy_depends_on_its_images(kind):
     assert chunk.actions.shape == (2, 16, 2) and chunk.actions.isfinite().all()
     dark = {**obs, "image": torch.zeros_like(obs["image"])}
     other = policy.predict_chunk(dark, generator=generators(0, 1))
-    if chunk.energy is not None:  # an untrained one may still choose the same sample
+    if chunk.energy is not None:  # an untrained policy may select the same sample
         assert not torch.allclose(other.energy, chunk.energy)
     else:
         assert not torch.allclose(other.actions, chunk.actions)
 
 
-def test_bad_observations_are_refused():
+def test_invalid_observations_are_refused():
     policy, good = build(), observe(1)
     nan = {**good, "obs": torch.full((1, 2, 2), torch.nan)}
     for obs, message in [
@@ -175,7 +175,7 @@ def test_replayed_rows_include_their_images():
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager(compiler):
+def test_compiled_image_policy_equals_eager(compiler):
     losses_, gradients = [], []
     for compiled in (False, True):
         policy = build()

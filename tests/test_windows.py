@@ -1,4 +1,4 @@
-"""The window sampler: against a naive loop, at the edges of episodes, and with bad input."""
+"""The window sampler: a naive loop, edges of episodes, normalization and invalid input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ebt_policy.data.windows import Windows, fit_normalizer
 
 
 def make(lengths):
-    """Values that name their own row: obs (row, -row), action (row + 0.5,)."""
+    """Return arrays whose values identify the row: obs (row, -row), action (row + 0.5,)."""
     row = torch.arange(sum(lengths), dtype=torch.float64)
     arrays = {"obs": torch.stack([row, -row], 1), "action": row[:, None] + 0.5}
     return arrays, np.cumsum(lengths)
 
 
 def naive(arrays, ends, horizon, n_obs_steps, n_action_steps):
-    """Diffusion Policy's sampler, one window and one row at a time."""
+    """Return the windows of Diffusion Policy's sampler, computed row by row."""
     obs, action = [], []
     for e in range(len(ends)):
         first, stop = (int(ends[e - 1]) if e else 0), int(ends[e])
@@ -36,7 +36,7 @@ def naive(arrays, ends, horizon, n_obs_steps, n_action_steps):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_equals_a_naive_loop(data):
+def test_windows_equal_a_naive_loop(data):
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
     n_obs_steps, n_action_steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
     horizon = n_obs_steps + n_action_steps - 1 + data.draw(st.integers(0, 4))
@@ -60,7 +60,7 @@ def test_equals_a_naive_loop(data):
     torch.testing.assert_close(batch["action"], torch.stack(action).float(), rtol=0, atol=0)
 
 
-def test_edges_of_an_episode():
+def test_windows_are_padded_at_the_edges_of_an_episode():
     arrays, ends = make([20, 30])
     windows = Windows(arrays, ends, horizon=16, n_obs_steps=2, n_action_steps=8)
     # Starts from -1 to 20 - 16 + 7 = 11 in the first episode, to 21 in the second.
@@ -73,11 +73,11 @@ def test_edges_of_an_episode():
     assert rows[1].tolist() == [*range(11, 20)] + [19] * 7
     assert rows[2].tolist() == [20, *range(20, 35)]
     assert rows[3].tolist() == [*range(41, 50)] + [49] * 7
-    # The first executed action, index To-1, belongs to the row of the newest observation.
+    # The first executed action, index n_obs_steps - 1, has the row of the newest observation.
     assert torch.equal(batch["obs"][:, 1, 0], rows[:, 1])
 
 
-def test_accepts_numpy_and_ignores_other_keys():
+def test_numpy_arrays_are_accepted_and_other_keys_ignored():
     arrays, ends = make([20, 20])
     arrays = {key: value.numpy() for key, value in arrays.items()} | {"state": np.zeros(1)}
     windows = Windows(arrays, ends, horizon=4, n_obs_steps=1, n_action_steps=4)
@@ -100,7 +100,7 @@ def test_accepts_numpy_and_ignores_other_keys():
         ({"horizon": 60}, "needs 52 rows; the longest has 20"),
     ],
 )
-def test_bad_input(change, message):
+def test_invalid_input_is_refused(change, message):
     arrays, ends = make([20, 20])
     good = {
         "arrays": arrays,

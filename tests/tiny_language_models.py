@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 
 def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
+    """Return a model of one of the `KINDS` with large random weights."""
     model, objective = KINDS[kind]
     if objective is not None:
         options = {"steps": STEPS, **inference}
@@ -37,16 +38,16 @@ def build(kind: str, context: int = S, **inference: Any) -> LanguageModel:
         "objective": objective,
     }
     torch.manual_seed(0)
-    letters = "abcdefghij"  # and one for what is none of them
+    letters = "abcdefghij"  # plus the unknown token
     language_model = build_language_model(config, make_tokenizer("char", [letters], 0))
-    with torch.no_grad():  # as large as after training: what leaks is to be seen
+    with torch.no_grad():  # as large as after training, so that leaks are visible
         language_model.embedding.weight.normal_()
         for name, matrix in language_model.net.named_parameters():
             if matrix.ndim == 2:
                 matrix.normal_(std=0.3)
             elif "step" not in name:
                 matrix.uniform_(0.5, 1.5)
-    return language_model.double()  # so that what differs differs by more than rounding
+    return language_model.double()  # so that differences exceed rounding
 
 
 def tokens(seed: int = 0, rows: int = B) -> torch.Tensor:

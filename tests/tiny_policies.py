@@ -36,6 +36,7 @@ NORMALIZER = Normalizer.fit(
 
 
 def build(kind: str, *overrides: str, **shape: Any) -> Policy:
+    """Return an untrained policy of one of the `KINDS`."""
     torch.manual_seed(0)
     config = compose_config(*TINY, *KINDS[kind], *overrides)
     return build_policy({**config, "shape": SHAPE | shape}, NORMALIZER).eval()
@@ -56,7 +57,7 @@ def training_batch(rows: int = 4) -> dict[str, Any]:
 
 
 def build_relative(kind: str) -> Policy:
-    """A policy whose actions are measured from the last two entries of the observation."""
+    """Return a policy with actions relative to the last two entries of the observation."""
     torch.manual_seed(0)
     config = compose_config(*TINY, *KINDS[kind])
     limits = {"obs": torch.tensor([[0.0] * 20, [512.0] * 20]), "action": torch.randn(99, 2) * 60}

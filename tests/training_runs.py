@@ -72,7 +72,7 @@ def set_stored_option(run: Path, key: str, value: Any) -> None:
 
 
 class Interrupted(BaseException):
-    pass
+    """A stand-in for a kill of the training."""
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
