@@ -129,7 +129,8 @@ class RobosuiteEnv(ManipulationEnv):
         return self._object is not None and bool(self.sim_env._check_grasp(gripper, self._object))
 
     def _push_gripper(self, shift: np.ndarray) -> None:
-        distance = np.linalg.norm(shift)
+        if not (distance := np.linalg.norm(shift)):
+            return
         relative = np.array([*(shift / distance), 0.0, 0.0, 0.0, self._grip])
         current = start = self.robosuite_observations()
         for _ in range(MAX_PUSH_STEPS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -41,13 +42,14 @@ class SimulatedClock:
     def __init__(self, start: float = 0.0) -> None:
         self._now = start
         self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()  # Events of the same moment run in the order of scheduling.
 
     def now(self) -> float:
         return self._now
 
     def call_at(self, moment: float, event: Callable[[], None]) -> None:
         """Schedule a call of ``event`` at a moment (clock seconds)."""
-        self._due.append((moment, len(self._due), event))
+        self._due.append((moment, next(self._order), event))
         self._due.sort(key=lambda due: due[:2])
 
     def wait_until(self, moment: float, wake: threading.Event | None = None) -> None:

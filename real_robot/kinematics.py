@@ -23,7 +23,8 @@ def tool_kinematics(
         joints: names of joints of the model, in the order of the action.
 
     Raises:
-        SafetyError: MuJoCo is not installed, the file does not exist, or a name is not in it.
+        SafetyError: MuJoCo is not installed, the file does not exist or is not a model, or the
+            model lacks a name.
     """
     try:
         mujoco: Any = importlib.import_module("mujoco")
@@ -33,7 +34,12 @@ def tool_kinematics(
         ) from error
     if not Path(model).is_file():
         raise SafetyError(f"robot.limits: workspace.model={model} does not exist.")
-    arm = mujoco.MjModel.from_xml_path(str(model))
+    try:
+        arm = mujoco.MjModel.from_xml_path(str(model))
+    except ValueError as error:
+        raise SafetyError(
+            f"robot.limits: workspace.model={model} is not a MuJoCo or URDF model ({error})."
+        ) from error
     data = mujoco.MjData(arm)
     joint_addresses = []
     for name in joints:

@@ -260,14 +260,14 @@ class Planner(ActionSource):
     def _executed_actions(self, start: int, stop: int) -> list[np.ndarray]:
         """Return the executed and planned actions of the ticks from `start` to `stop` - 1.
 
-        The list ends before the first tick without an action. If `start` has none because it is
-        before the first command, it gets the action of that command.
+        The list ends before the first tick without an action. Ticks before the first command get
+        the action of that command.
         """
         actions: list[np.ndarray] = []
         for tick in range(start, stop):
             planned = None if self.plan is None else self.plan.action_at(tick)
             action = self._sent.get(tick, planned)
-            if action is None and not actions and self._sent:
+            if action is None and self._sent and tick < min(self._sent):
                 action = self._sent[min(self._sent)]
             if action is None:
                 break

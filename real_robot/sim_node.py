@@ -20,7 +20,7 @@ from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock, MonotonicClock
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
-from ebt_policy.real_robot.drivers.ros_topics import parse_topics
+from ebt_policy.real_robot.drivers.ros_topics import SimNodeStatus, parse_topics
 from ebt_policy.real_robot.drivers.sim import SimRobot
 from ebt_policy.real_robot.errors import MessageError
 from ebt_policy.real_robot.robots import Robot
@@ -53,7 +53,7 @@ class SimNode:
         self._timeouts = robot.timeouts
         self.sim = SimRobot(spec, clock, command_s=robot.timeouts.command_s)
         self.sim.connect()
-        self._estop_pressed, self._reset_number, self._seed = False, 0.0, 0.0
+        self._estop_pressed, self._last_reset = False, SimNodeStatus()
         self._last_heartbeat = clock.now()
         self._ros = RosNode("simulated_robot")
         node = self._ros.node
@@ -88,15 +88,16 @@ class SimNode:
     def _publish(self) -> None:
         if self._clock.now() - self._last_heartbeat > self._timeouts.heartbeat_s:
             self.sim.stop()  # The controlling program has ended.
-        observation, state = self.sim.read(), self.sim.state
         stamp = self._ros.node.get_clock().now().to_msg()
+        observation, state = self.sim.read(), self.sim.state
         for name, topic in self._topics.observed.items():
             reading = observation.values[name] if topic.is_image else state[self._columns[name]]
             message = topic.message(reading, message_class)
             message.header.stamp = stamp
             self._publishers[name].publish(message)
+        status = self._last_reset._replace(score=self.sim.score, solved=float(self.sim.solved))
         score = message_class("Float64MultiArray")()
-        score.data = [self._seed, self.sim.score, float(self.sim.solved), self._reset_number]
+        score.data = list(status)
         self._score_publisher.publish(score)
 
     def _on_command(self, message: Any) -> None:
@@ -119,9 +120,9 @@ class SimNode:
 
     def _on_reset(self, message: Any) -> None:
         seed, number = message.data
-        if number != self._reset_number:
+        if number != self._last_reset.reset_number:
             self.sim.reset(int(seed))
-            self._seed, self._reset_number = seed, number
+            self._last_reset = SimNodeStatus(seed, reset_number=number, reset_s=self._ros.seconds())
 
 
 def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:

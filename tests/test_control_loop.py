@@ -165,3 +165,13 @@ def test_rerun_log_contains_every_signal(tmp_path):
     content = (tmp_path / "logs" / "run.rrd").read_bytes()
     for name in (b"command/x", b"position/y", b"late_ms", b"chunk_ms", b"energy", b"state"):
         assert name in content, name
+
+
+def test_events_of_the_same_moment_run_in_order():
+    clock, order = SimulatedClock(), []
+    for name, moment in (("a", 1.0), ("b", 2.0), ("c", 2.0)):
+        clock.call_at(moment, lambda name=name: order.append(name))
+    clock.wait_until(1.5)
+    clock.call_at(2.0, lambda: order.append("d"))
+    clock.wait_until(3.0)
+    assert order == ["a", "b", "c", "d"]

@@ -100,3 +100,6 @@ def test_workspace_of_joints_uses_forward_kinematics(tmp_path):
     section["workspace"] |= {"box": box, "site": "hand"}
     with pytest.raises(ValueError, match="no site or body hand"):
         parse_limits(section, ["shoulder", "elbow"])
+    arm.write_text("<mujoco><arm/></mujoco>")
+    with pytest.raises(SafetyError, match=r"arm\.xml is not a MuJoCo or URDF model \("):
+        parse_limits(section, ["shoulder", "elbow"])

@@ -279,3 +279,10 @@ def test_score_without_levels_is_the_energy():
     for make in ("flow without level", "equilibrium", "s1", "s2", "contrastive"):
         energy = quadratic(2.0)
         assert torch.equal(SMALL_OBJECTIVES[make]().score(energy, x, 0.5), energy(x))
+
+
+def test_step_conditioned_score_is_the_energy_at_the_last_step():
+    x = torch.randn(2, 3, 4)
+    objective = S1(steps=4, step_conditioned=True)
+    score = objective.score(lambda x, level: x.sum(-1) * level, x, 0.5)
+    torch.testing.assert_close(score, 0.75 * x.sum(-1))

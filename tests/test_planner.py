@@ -134,3 +134,11 @@ def test_warm_up_raises_errors_of_the_policy():
 
 def watch_without_clamp_limit():
     return SECTION["watch"] | {"max_consecutive_clamped_ticks": 1000}
+
+
+def test_ticks_before_the_first_command_repeat_it():
+    planner = object.__new__(Planner)
+    first, second = np.zeros(2), np.ones(2)
+    planner.plan, planner._sent = None, {5: first, 6: second}
+    actions = planner._executed_actions(2, 8)
+    np.testing.assert_array_equal(actions, [first, first, first, first, second])

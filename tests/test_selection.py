@@ -188,7 +188,6 @@ def test_candidates_are_projected_before_selection():
     """Two of three samples become equal only by the projection to the limits."""
     policy = build(*MODELS["flow"])
     policy.configure_inference(num_candidates=3, select="density")
-    heights = torch.tensor([0.0, 0.9, 1.4]).view(1, 3, 1, 1)
     policy.sample = lambda context, noise, constraints, generator: heights.expand_as(noise)
     limit = lambda x: x.clamp(max=0.5)  # noqa: E731
     network = policy.normalize_actions(torch.zeros(1, 2, 3), torch.full((1, 1, 2), 0.5))

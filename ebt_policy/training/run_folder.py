@@ -22,9 +22,9 @@ from ebt_policy.training.checkpoint import newest_checkpoint
 COMPARED_SECTIONS = ("task", "model", "objective", "size", "vision", "seed", "train")
 # Options of these sections that may change, because the model learns the same, up to rounding.
 RESUMABLE_OVERRIDES = ("checkpoint_every", "eval_every", "log_every", "compile", "inference")
-# Weights, their average and two moments of AdamW, in single precision, in three checkpoints: two
-# are kept while one is written.
-CHECKPOINT_BYTES_PER_PARAMETER = 3 * 16
+# Weights, their average (stored twice) and two moments of AdamW, in single precision, in three
+# checkpoints: two are kept while one is written.
+CHECKPOINT_BYTES_PER_PARAMETER = 3 * 20
 
 
 @contextmanager

@@ -21,10 +21,8 @@ from ebt_policy.real_robot.drivers.base import (
 )
 from ebt_policy.real_robot.drivers.ros_messages import ObservedTopic
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
-from ebt_policy.real_robot.drivers.ros_topics import RosTopics
+from ebt_policy.real_robot.drivers.ros_topics import RosTopics, SimNodeStatus
 from ebt_policy.real_robot.errors import DriverError, MessageError
-
-SETTLE_S = 0.15  # time after a reset until all earlier messages have arrived
 
 
 @ROBOT_DRIVERS.register("ros2")
@@ -96,11 +94,12 @@ class Ros2Driver(Driver):
 
         def on_message(message: Any) -> None:
             assert self._ros is not None
+            if not self._is_current(message):
+                return
             now = self._clock.now()
             stamp = now
             if self.topics.stamps == "header":
-                header = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
-                stamp = min(now, now - (self._ros.seconds() - header))
+                stamp = min(now, now - (self._ros.seconds() - _header_s(message)))
             try:
                 reading = topic.read(message)
             except MessageError as error:  # The loop holds the robot when the last one is too old.
@@ -112,6 +111,10 @@ class Ros2Driver(Driver):
         self._ros.node.create_subscription(
             message_class(topic.type), topic.topic, on_message, qos_profile(Channel.SENSOR)
         )
+
+    def _is_current(self, message: Any) -> bool:
+        """Return whether an observed message may be used."""
+        return True
 
     def _on_estop(self, message: Any) -> None:
         if message.data:
@@ -165,7 +168,7 @@ class Ros2Driver(Driver):
 class Ros2SimDriver(Ros2Driver, SimulatedDriver):
     """A driver of a robot that `sim_node` simulates, with topics for resets and its score."""
 
-    _reported = (-1.0, 0.0, 0.0, 0.0)  # see `SimNodeOptions.score`
+    _status = SimNodeStatus()
     _resets = 0
 
     @cached_property
@@ -185,14 +188,17 @@ class Ros2SimDriver(Ros2Driver, SimulatedDriver):
             self._reset = self._ros.node.create_publisher(array, self.topics.simulated.reset, qos)
 
     def _on_score(self, message: Any) -> None:
-        self._reported = tuple(message.data)
+        self._status = SimNodeStatus(*message.data)
+
+    def _is_current(self, message: Any) -> bool:
+        return _header_s(message) >= self._status.reset_s
 
     def reset(self, seed: int) -> None:
         end = self._clock.now() + self.topics.connect_s
         self._resets += 1
         message = message_class("Float64MultiArray")()
         message.data = [float(seed), self._first_reset + self._resets]
-        while self._reported[3] != message.data[1]:
+        while self._status.reset_number != message.data[1]:
             if self._clock.now() > end:
                 raise DriverError(
                     "the simulated robot did not reset within "
@@ -201,15 +207,20 @@ class Ros2SimDriver(Ros2Driver, SimulatedDriver):
                 )
             self._reset.publish(message)
             self._clock.wait_until(self._clock.now() + 0.05)
-        self._clock.wait_until(self._clock.now() + SETTLE_S)
+        # Messages from before the reset may still arrive; `_is_current` rejects them.
         with self._lock:
             self._newest.clear()
         self._await_all_topics()  # All observations are now later than the reset.
 
     @property
     def score(self) -> float:
-        return self._reported[1]
+        return self._status.score
 
     @property
     def solved(self) -> bool:
-        return self._reported[2] > 0
+        return self._status.solved > 0
+
+
+def _header_s(message: Any) -> float:
+    """Return the ROS time at which a message was stamped, seconds."""
+    return message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,24 @@ OBSERVATION_TRANSFORMS.register("push_t_keypoints")(push_t.observation)
 SECTION = "robot.driver"
 
 
+class SimNodeStatus(NamedTuple):
+    """The state of an episode of `sim_node`.
+
+    Args:
+        seed: seed of the episode.
+        score: score of the episode until now.
+        solved: 1 if the task is solved, else 0.
+        reset_number: number of the last reset.
+        reset_s: ROS time of the last reset, seconds.
+    """
+
+    seed: float = -1.0
+    score: float = 0.0
+    solved: float = 0.0
+    reset_number: float = 0.0
+    reset_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class SimNodeOptions:
     """The section ``robot.driver.simulates``: the robot that `sim_node` simulates.
@@ -33,8 +51,7 @@ class SimNodeOptions:
         parts: name of an observed topic -> indices into the environment's state.
         publish_hz: rate of all topics.
         reset: topic (Float64MultiArray) with the seed and the number of a reset.
-        score: topic (Float64MultiArray) with the seed, the score, whether the task is solved (0 or
-            1), and the number of the last reset.
+        score: topic (Float64MultiArray) with a `SimNodeStatus`.
 
     Raises:
         ConfigError: `publish_hz` is not positive and finite.

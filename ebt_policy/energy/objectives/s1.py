@@ -92,6 +92,12 @@ class S1(Objective):
     ) -> Descent:
         return self._descent(num_steps, self.step_size.detach(), self.init_std == 0)
 
+    def score(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
+        """Return the energies of candidates, at the level of the last step if conditioned on it."""
+        if not self.level_conditioned:
+            return energy(candidate, None)
+        return energy(candidate, candidate.new_full(candidate.shape[:2], 1 - 1 / self.steps))
+
     def _descent(self, num_steps: int, step_size: Tensor, from_zeros: bool) -> Descent:
         size = step_size.clamp(min=1e-4)
         schedule = FixedSteps(num_steps, size)
