@@ -210,7 +210,7 @@ def test_missing_or_damaged_published_sets_are_a_one_line_error(tmp_path, monkey
     monkeypatch.setenv("EBT_POLICY_DATA", str(tmp_path))
     with pytest.raises(ImageError, match=r"\$EBT_POLICY_DATA/bsds500/bsds500_images\.zip"):
         load_images("bsds500", None, 3)
-    with pytest.raises(ImageError, match=r"task\.images=imagenet is unknown; use bsds500"):
+    with pytest.raises(ImageError, match=r"task\.images=imagenet is unknown; there are bsds500"):
         load_images("imagenet", None, 3)
     (tmp_path / "bsds500").mkdir()
     file = tmp_path / "bsds500/bsds500_images.zip"

@@ -85,7 +85,7 @@ def load_images(
         )
     else:
         options = ", ".join(NAMES)
-        raise ImageError(f"task.images={name} is unknown; use {options}, or set task.path.")
+        raise ImageError(f"task.images={name} is unknown; there are {options}, or set task.path.")
     splits, damaged = _decoded(files, channels, skip_unreadable, smallest)
     return ImageDataset(str(name), splits, classes, origin + format_skipped(damaged))
 
