@@ -115,7 +115,7 @@ FIGURES = {
 
 
 def render(document: str, tables: Mapping[str, Table]) -> str:
-    """Replace the tables of a document with those of the stored results.
+    """Return a document with its tables replaced by tables of the stored results.
 
     Raises:
         ValueError: the document lacks the markers of a table.

@@ -2,7 +2,7 @@
 
 `run_scaling_study` trains models at several values of an axis, as hydra multiruns of
 ``ebt_policy.train``. Each model has several seeds, and its own learning rate at each value. The
-scaling rate of each model is compared with that of the last one, the baseline, with intervals.
+scaling rate of each model is compared with the rate of the last one, the baseline.
 """
 
 from __future__ import annotations
@@ -307,8 +307,8 @@ def scaling_table(result: dict[str, Any]) -> str:
     rows = [(place(points), *(f"{point['lr']:g}" for point in points)) for points in places]
     text += "\n" + markdown((result["label"], *(f"{name}, lr" for name in names)), rows, left=1)
     text += (
-        f"\nPerplexity falls as x^-rate. Ratios are to the rate of {base}, differences are losses "
-        f"minus those of {base}, in nats. {result['seeds']} training seeds on {result['corpus']}; "
+        f"\nPerplexity falls as x^-rate. Ratios are to the rate of {base}. Differences are from "
+        f"the loss of {base}, in nats. {result['seeds']} training seeds on {result['corpus']}; "
         "95 % intervals over held-out windows and seeds.\n"
     )
     return text

@@ -171,7 +171,7 @@ def steps_and_candidates_table(result: dict[str, Any]) -> str:
     if not rows:
         return ""
     header = (
-        "model", "compute", "perplexity", "nats, minus its own number of steps and one candidate",
+        "model", "compute", "perplexity", "difference from its own steps and one candidate, nats",
     )  # fmt: skip
     return f"\n{markdown(header, rows, left=2)}"
 

@@ -269,7 +269,7 @@ def read_video(file: Path, height: int, width: int, frame_stride: int) -> tuple[
         if not frames:
             raise ValueError("it has no frames")
         announced = stream.frames
-        # With sound, the duration may be that of the sound.
+        # If there is sound, the duration may be the duration of the sound.
         if not announced and len(container.streams) == 1:
             announced = round((container.duration or 0) / av.time_base * rate)
         if count < WHOLE * announced:
