@@ -1,1 +1,1 @@
-"""Measurements behind README and docs, as commands. Never run as tests."""
+"""Commands that measure the results in README and docs. The tests do not run them."""

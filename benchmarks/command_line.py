@@ -15,12 +15,12 @@ def parse_options(arguments: Sequence[str] | None = None, **defaults: Any) -> Si
     """Return the options of a command line, in the types of their defaults.
 
     Args:
-        arguments: ``name=value`` each; None for those of this process.
-        defaults: value of each option that is not given. The default of a tuple is its first
-            item, and its other items are what else the option may be.
+        arguments: ``name=value`` each; None for the arguments of this process.
+        defaults: default value of each option. A tuple holds the allowed values of an option, the
+            default first.
 
     Raises:
-        SystemExit: an option is unknown, or its value is of another type or not among the choices.
+        SystemExit: an option is unknown, or its value has another type or is not allowed.
     """
     values = {k: v[0] if isinstance(v, tuple) else v for k, v in defaults.items()}
     for argument in sys.argv[1:] if arguments is None else arguments:
@@ -44,5 +44,5 @@ def _parse_value(name: str, text: str, default: Any) -> Any:
 
 
 def command_line(module: str) -> str:
-    """Return the command of this process, to be stored with its results."""
+    """Return the command line of this process, to store it with the results."""
     return " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]])

@@ -10,7 +10,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:
-    """Return the name of the GPU, or without one the type of the processor."""
+    """Return the name of the GPU, or the type of the processor if there is no GPU."""
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     return platform.processor() or platform.machine()

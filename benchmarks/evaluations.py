@@ -1,4 +1,4 @@
-"""Measurements of studies by the evaluations of ``ebt_policy.eval``."""
+"""Measurements of studies that use the evaluations of ``ebt_policy.eval``."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def load_suite_config(name: str) -> Suite:
 
 @dataclass(frozen=True)
 class PolicyEvaluation:
-    """Policies of one task that play the same episodes; stores a Markdown table, too.
+    """Evaluation of policies on the same episodes of a task; it also stores a Markdown table.
 
     The study has the option ``episodes``.
 
     Attributes:
-        seed: of the first episode.
-        videos: episodes to record of each entry.
-        workers: processes that play.
+        seed: seed of the first episode.
+        videos: number of episodes to record for each entry.
+        workers: number of processes that play episodes.
     """
 
     seed: int = EVALUATION_SEED
@@ -57,14 +57,14 @@ class PolicyEvaluation:
 
 @dataclass(frozen=True)
 class RobustnessEvaluation:
-    """Policies that meet the same perturbations.
+    """Evaluation of policies under the same perturbations.
 
     The study has the option ``episodes``.
 
     Attributes:
         perturbations: ``all``, kinds, or kinds with strengths (``kick=50``).
-        seed: of the first episode.
-        workers: processes that play.
+        seed: seed of the first episode.
+        workers: number of processes that play episodes.
     """
 
     perturbations: tuple[str, ...]
@@ -82,9 +82,13 @@ class RobustnessEvaluation:
 
 @dataclass(frozen=True)
 class SuiteEvaluation:
-    """Policies on several tasks; stores a Markdown table and a figure, too.
+    """Evaluation of policies on a suite of tasks; it also stores a Markdown table and a figure.
 
-    The study has the option ``episodes``. Attributes: ``suite``, its name.
+    The study has the option ``episodes``.
+
+    Attributes:
+        suite: name of the suite.
+        workers: number of processes that play episodes.
     """
 
     suite: str
@@ -105,10 +109,10 @@ class SuiteEvaluation:
 
 @dataclass(frozen=True)
 class LanguageEvaluation:
-    """Language models on the text of their training and on others.
+    """Evaluation of language models on the text of their training and on other texts.
 
     Attributes:
-        corpora: names of texts, that of the training first.
+        corpora: names of the texts; the first one is the text of the training.
     """
 
     corpora: tuple[str, ...]
@@ -124,17 +128,17 @@ class LanguageEvaluation:
         for result in results.values():
             for entry in result["entries"]:
                 if energies := (entry.get("thinking") or {}).get("energies"):
-                    del energies["tokens"]  # text of the corpus, which is not ours to store
+                    del energies["tokens"]  # They are text of the corpus, which is not published.
         return results
 
 
 @dataclass(frozen=True)
 class ImageEvaluation:
-    """Denoisers on a set of images.
+    """Evaluation of denoisers on a set of images.
 
     Attributes:
-        images: name of the set, or None for the test images of the training's set.
-        noise: level of noise; twice the level is tested, too.
+        images: name of the set; None for the test images of the training set.
+        noise: noise level; twice the level is tested, too.
     """
 
     images: str | None
@@ -148,9 +152,9 @@ class ImageEvaluation:
 
 
 def video_evaluation(context: StudyContext) -> dict[str, Any]:
-    """Return errors of models of video on their test clips.
+    """Return the errors of video models on their test clips.
 
-    Entries of the group ``pictures`` are drawn as strips and rollouts, in the output folder.
+    Entries of the group ``pictures`` are also drawn as strips and rollouts in the output folder.
     """
     result = evaluate_video(
         context.checkpoints(), output=context.output, device=DEVICE, command=context.command

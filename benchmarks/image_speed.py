@@ -1,9 +1,10 @@
-"""What an energy of images costs: ``python -m benchmarks.image_speed [size=2xs batch=32]``.
+"""Speed of image models: ``python -m benchmarks.image_speed [size=2xs batch=32]``.
 
-Settings: size, batch, rounds. Times a training update and a pass of denoising, of the energy model
-against DiT and the refiner at equal size, on images of 32 x 32 pixels, eager and compiled, in turns
-within one run. Medians are stored in ``docs/results/image_speed_DEVICE.json``, and printed with
-their ratios and images a second. Weights are untrained: speed does not depend on them.
+Options: size, batch, rounds. It times training updates, eager and compiled, and denoising of the
+energy model, the refiner and DiT. They have equal size and read images of 32 x 32 pixels. All are
+timed in turns within one run. Medians are stored in ``docs/results/image_speed_DEVICE.json``, and
+printed with their ratios and images per second. Weights are untrained, because speed does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from ebt_policy.image.model import ImageModel, build_image_model
 
 SIDE, NOISE = 32, 100
 MODELS = dict(zip(SPEED_MODELS, ("ebt", "refiner", "dit"), strict=True))
-PASSES = (1, 2, 10)  # of denoising
+PASSES = (1, 2, 10)  # numbers of denoising passes
 
 
 def make(model: str, size: str) -> ImageModel:
-    """Return an untrained model of the packaged configuration."""
+    """Return an untrained model with the default configuration."""
     config = compose_config("task=image", f"model={model}", f"size={size}")
     shape = {"side": SIDE, "channels": 3, "patch": 4, "max_noise_level": NOISE, "classes": 0}
     torch.manual_seed(0)
@@ -36,7 +37,7 @@ def make(model: str, size: str) -> ImageModel:
 
 
 def update(model: ImageModel, rows: int) -> Callable[[], None]:
-    """Return one training update as a function."""
+    """Return a function that makes one training update."""
     batch = {
         "image": torch.rand(rows, 3, SIDE, SIDE, device=DEVICE) * 2 - 1,
         "label": torch.zeros(rows, dtype=torch.long, device=DEVICE),
@@ -45,7 +46,7 @@ def update(model: ImageModel, rows: int) -> Callable[[], None]:
 
 
 def denoising(model: ImageModel, rows: int, passes: int) -> Callable[[], Any]:
-    """Return the denoising of a batch in some passes as a function."""
+    """Return a function that denoises a batch in a number of passes."""
     noisy = torch.rand(rows, 3, SIDE, SIDE, device=DEVICE) * 2 - 1
 
     def run() -> Any:

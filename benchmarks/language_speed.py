@@ -1,10 +1,12 @@
-"""What an energy costs a language model: ``python -m benchmarks.language_speed [rounds=12]``.
+"""Speed and memory of language models: ``python -m benchmarks.language_speed [rounds=12]``.
 
-Settings: width (256), heads (8), layers (4), context (128), batch (8), vocabulary (2048), rounds,
-reference (a checkout of github.com/alexiglad/EBT, "" leaves it out; it needs pytorch-lightning,
-torchmetrics, torchvision and transformers). Times training updates of Transformer++, the refiner
-and the energy model, eager and compiled, with the reference's own models of the same sizes, all in
-turns, on one CPU thread or a GPU; and the memory of an update, each in a process of its own. Writes
+Options: width (256), heads (8), layers (4), context (128), batch (8), vocabulary (2048), rounds,
+reference (a checkout of github.com/alexiglad/EBT; "" skips it). The reference needs
+pytorch-lightning, torchmetrics, torchvision and transformers.
+
+It times training updates of Transformer++, the refiner and the energy model, eager and compiled,
+and of the reference's models of the same sizes. All are timed in turns, on one CPU thread or a GPU.
+The memory of an update is measured in a process of its own. The results are written to
 ``docs/results/language_speed.json``.
 """
 
@@ -39,7 +41,7 @@ REFERENCE_MODELS = {
     "reference Transformer++": "baseline_transformer",
     "reference energy, 2 steps": "ebt",
 }
-# Of the published S1 recipe; most of the other options have no effect but are required.
+# Options of the published S1 recipe. Most other options have no effect, but all are required.
 PUBLISHED = {
     "weight_initialization_method": "xavier", "weight_initialization_gain": 1.0,
     "execution_mode": "pretrain", "debug_unused_parameters": False, "tokenizer": "",
@@ -68,7 +70,7 @@ class Update:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def __call__(self) -> float:
-        """Return its seconds."""
+        """Make the update and return its duration in seconds."""
         shape = (self.options.batch, self.options.context + 1)
         tokens = torch.randint(1, self.options.vocabulary, shape, device=DEVICE)
         synchronize()
@@ -81,10 +83,13 @@ class Update:
 
 
 def untrained(name: str, size: dict[str, int], context: int, vocabulary: int) -> Any:
-    """Return a language model of this package, one of `PACKAGE_MODELS`.
+    """Return an untrained language model of this package.
 
     Args:
+        name: one of `PACKAGE_MODELS`.
         size: width, heads and layers.
+        context: maximum number of context tokens.
+        vocabulary: number of different tokens.
     """
     section, objective = PACKAGE_MODELS[name]
     words = {str(i): i for i in range(vocabulary)}
@@ -121,7 +126,7 @@ def reference_update(name: str, options: Any) -> Update:
         def __len__(self) -> int:
             return options.vocabulary
 
-    transformers.AutoTokenizer.from_pretrained = lambda *_, **__: Words()  # no network
+    transformers.AutoTokenizer.from_pretrained = lambda *_, **__: Words()  # no download
     from model.nlp.baseline_transformer import (  # pyright: ignore[reportMissingImports]
         Baseline_Transformer_NLP,
     )
@@ -142,7 +147,7 @@ def reference_update(name: str, options: Any) -> Update:
 
 
 def make(name: str, mode: str, options: Any) -> Update:
-    """Return an update of any model, ``eager`` or ``compiled``."""
+    """Return an update of a model; ``mode`` is ``eager`` or ``compiled``."""
     torch.manual_seed(0)
     return (
         reference_update(name, options)
@@ -152,12 +157,15 @@ def make(name: str, mode: str, options: Any) -> Update:
 
 
 def measure_memory(name: str, mode: str, options: Any, queue: Any) -> None:
-    """Put MiB that two updates need beyond the model's own into a queue, in another process."""
+    """Put the memory that two updates add to the model's own, MiB, into a queue.
+
+    Run this in a process of its own.
+    """
     torch.set_num_threads(1)
     update = make(name, mode, options)
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:  # reset the kernel's high-water mark (Linux)
+    else:  # Linux: reset the peak memory of this process.
         Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mib()
     for _ in range(2):
@@ -182,7 +190,7 @@ def main() -> None:
     jobs += [(name, "eager") for name in REFERENCE_MODELS if options.reference]
     updates = {job: make(*job, options) for job in jobs}
     for update in updates.values():
-        for _ in range(2):  # the first compiles
+        for _ in range(2):  # The first update compiles.
             update()
     times: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
     for _ in range(options.rounds):
@@ -195,7 +203,7 @@ def main() -> None:
         name, mode = job
         queue = spawn.Queue()
         memory = None
-        if mode == "eager":  # compiling takes memory of its own
+        if mode == "eager":  # Compiling would need memory of its own.
             process = spawn.Process(target=measure_memory, args=(*job, options, queue))
             process.start()
             memory = queue.get()

@@ -1,8 +1,8 @@
-"""The README's animation: ``python -m benchmarks.render_figures [checkpoint=RUN] [seed=100003]``.
+"""Animation of the README: ``python -m benchmarks.render_figures [checkpoint=RUN] [seed=100003]``.
 
-Plays one episode and writes ``docs/assets/push_t.gif``: on the left the robot with its candidate
-chunks, on the right the plane through the energy landscape in which they differ most, while they
-descend. The first chunks are shown slowly, the others fast.
+It plays one episode and writes ``docs/assets/push_t.gif``. The left panel shows the robot with its
+candidate chunks. The right panel shows their descent in a plane through the energy landscape, the
+plane in which they differ most. The first chunks are shown slowly, the others fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_CHUNKS = 26
 
 
 class ChunkPanels:
-    """The two panels for one chunk, drawn again and again with other candidates."""
+    """The two panels of the animation for one chunk, which are drawn after each step."""
 
     def __init__(self, plane: EnergySlice) -> None:
         self.plane = plane
@@ -54,7 +54,14 @@ class ChunkPanels:
         self.land.set_ylim(plane.y.min(), plane.y.max())
 
     def draw(self, frame: np.ndarray, step: int, executed: int | None = None) -> Image.Image:
-        """Draw candidates after `step` steps; once actions are executed, the chosen one alone."""
+        """Draw the candidates after some steps.
+
+        Args:
+            frame: image of the environment (H, W, 3).
+            step: number of descent steps.
+            executed: number of executed actions. The robot's panel then shows only the rest of the
+                selected candidate. None if the candidates still descend.
+        """
         plane, best, artists = self.plane, self.plane.best, []
         artists.append(self.robot.imshow(frame, extent=(0, WORKSPACE_SIZE, WORKSPACE_SIZE, 0)))
         self.robot.set_xlim(0, WORKSPACE_SIZE)
@@ -77,7 +84,7 @@ class ChunkPanels:
 
 
 def render_episode(policy: EnergyPolicy, seed: int) -> Iterator[tuple[Image.Image, int]]:
-    """Yield pictures of an episode and how long each is shown, ms."""
+    """Yield the images of an episode with their durations, ms."""
     spec = PolicyTaskConfig.from_config(policy.config).env_spec()
     env = spec.make(render_mode="rgb_array")
     obs, _ = env.reset(seed=seed)
@@ -120,7 +127,7 @@ def main() -> None:
         loop=0,
         optimize=True,
     )
-    print(f"written to {target}: {len(quantized)} pictures, {target.stat().st_size // 1024} KB")
+    print(f"written to {target}: {len(quantized)} frames, {target.stat().st_size // 1024} KB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Videos of robots that try again: ``python -m benchmarks.render_rollouts [runs=FOLDER]``.
+"""Videos of robots that re-grasp: ``python -m benchmarks.render_rollouts [runs=FOLDER]``.
 
-Takes away what the robot holds, once for each policy of the studies ``recovery_TASK_disturbed``,
-all in the same episode, and writes ``docs/assets/recovery_lift.webp`` and ``recovery_peg.webp``.
+Each policy of the studies ``recovery_TASK_disturbed`` plays the same episode, in which the object
+is taken out of the gripper. The videos are ``docs/assets/recovery_lift.webp`` and
+``recovery_peg.webp``.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from ebt_policy.evaluation.image_figures import side_by_side
 from ebt_policy.policies.entries import load_policy_entries
 
 ASSETS = Path("docs/assets")
-SIDE = 172  # px of a panel
+SIDE = 172  # px, height of a panel
 FRAME_STRIDE = 3
-HOLD = 12  # frames for which the end of the longest episode is shown
-FRAME_MS = 60  # robots act every 50 ms, so videos are two and a half times as fast
+HOLD = 12  # frames for which the last frame of the longest episode is shown
+# Robots act every 50 ms and every third frame is shown, so videos are 2.5 times as fast.
+FRAME_MS = 60
 
 VIDEOS = {  # name -> training runs, perturbation
     "recovery_lift": ("lift_disturbed", Perturbation("object", 12)),
@@ -51,7 +53,7 @@ def record_episode(checkpoint: str, seed: int, perturbation: Perturbation) -> li
 
 
 def join_panels(videos: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Return one video of several side by side, with titles; panels hold their last frame."""
+    """Join videos side by side, with titles; a panel that has ended shows its last frame."""
     thinned = {title: [*frames[:-1:FRAME_STRIDE], frames[-1]] for title, frames in videos.items()}
     longest = max(map(len, thinned.values())) + HOLD
     return [
@@ -63,7 +65,7 @@ def join_panels(videos: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
 
 
 def write_webp(frames: Sequence[np.ndarray], target: Path, frame_ms: float) -> None:
-    """Write frames (H, W, 3) uint8 as an animated WebP, which pages of GitHub play."""
+    """Write frames (H, W, 3) uint8 as an animated WebP, which GitHub can show."""
     images = [Image.fromarray(frame) for frame in frames]
     target.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(

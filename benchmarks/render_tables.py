@@ -1,7 +1,7 @@
 """Tables and figures of the documents: ``python -m benchmarks.render_tables`` (``make results``).
 
-Reads ``docs/results/*.json``, rewrites what stands between the markers ``<!-- NAME:begin -->`` and
-``<!-- NAME:end -->`` of ``README.md`` and pages of ``docs``, and draws the curves of
+It reads ``docs/results/*.json``. In ``README.md`` and the pages of ``docs``, it replaces the text
+between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. It also draws the curves of
 ``docs/assets``.
 """
 
@@ -27,7 +27,7 @@ SCALING = [f"scaling_{axis}" for axis in ("data", "width", "depth")]
 
 
 def table_of(table: Callable[..., str], *results: str) -> Table:
-    """Return a table of stored results as a function without arguments."""
+    """Return a function without arguments that renders a table of stored results."""
     return lambda: table(*map(load_json, results))
 
 
@@ -115,7 +115,7 @@ FIGURES = {
 
 
 def render(document: str, tables: Mapping[str, Table]) -> str:
-    """Return a document with the tables of the stored results.
+    """Return a document with its tables replaced by tables of the stored results.
 
     Raises:
         ValueError: the document lacks the markers of a table.

@@ -1,4 +1,4 @@
-"""Stored results: one JSON file an experiment, from which tables and figures are made."""
+"""Stored results: one JSON file for each experiment. Tables and figures are made from them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RESULTS = Path("docs/results")
 
 
 def store_json(name: str, result: Any, folder: Path = RESULTS) -> Path:
-    """Write ``FOLDER/NAME.json`` atomically; return its path."""
+    """Write ``FOLDER/NAME.json`` atomically and return its path."""
     return store_text(f"{name}.json", json.dumps(result, indent=1) + "\n", folder)
 
 
 def store_text(name: str, text: str, folder: Path = RESULTS) -> Path:
-    """Write ``FOLDER/NAME`` atomically; return its path."""
+    """Write ``FOLDER/NAME`` atomically and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / name, text)
     return folder / name

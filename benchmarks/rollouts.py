@@ -1,15 +1,15 @@
-"""How fast a policy is evaluated: ``python -m benchmarks.rollouts [checkpoint=RUN]``.
+"""Speed of policy evaluation: ``python -m benchmarks.rollouts [checkpoint=RUN]``.
 
-Settings: checkpoint (as ``ebt_policy.eval`` takes it), episodes (50), workers (25), rounds (3).
-The same policy plays the same episodes of Push-T in several ways, in turns within one run:
+Options: checkpoint (as for ``ebt_policy.eval``), episodes (50), workers (25), rounds (3). The same
+policy plays the same episodes of Push-T with several methods, in turns within one run:
 
-- one environment, one policy call a chunk: the plain way;
+- one environment, with one policy call for each chunk;
 - ours, `ebt_policy.envs.rollout.RolloutPool`;
-- gymnasium's `AsyncVectorEnv`, all environments in step, as Diffusion Policy evaluates;
-- lerobot's `rollout` on a `SyncVectorEnv`, its default (0.4.4 fails on an `AsyncVectorEnv`), where
-  it is installed (``pip install "lerobot[pusht]"``, in an environment of its own).
+- gymnasium's `AsyncVectorEnv` with all environments in lockstep, as Diffusion Policy evaluates;
+- lerobot's `rollout` on a `SyncVectorEnv`, its default (0.4.4 fails on an `AsyncVectorEnv`). This
+  is skipped if lerobot is not installed (``pip install "lerobot[pusht]"``, in its own environment).
 
-Starting processes is not timed. Writes ``docs/results/rollouts.json``.
+The start of processes is not timed. The results are written to ``docs/results/rollouts.json``.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from ebt_policy.policies import Policy
 from ebt_policy.policies.entries import load_policy_entries
 
 Play = Callable[[Sequence[int]], list[float]]  # seeds -> scores
-OBS = "environment_state"  # lerobot's name for what is not an image
+OBS = "environment_state"  # lerobot's name for an observation that is not an image
 console = Console()
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return the noise of these episodes in a `RolloutPool`: all ways play the same episodes."""
+    """Return the noise generators that a `RolloutPool` uses, so that all episodes are the same."""
     return [torch.Generator().manual_seed(noise_seed(seed)) for seed in seeds]
 
 
 def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
-    """Return the way that steps one environment in this process."""
+    """Return a function that plays the episodes in one environment of this process."""
     env = stack.enter_context(spec.make())
 
     def episode(seed: int) -> float:
@@ -71,13 +71,13 @@ def plain(policy: Policy, spec: EnvSpec, stack: ExitStack) -> Play:
 
 
 def with_rollout_pool(policy: Policy, spec: EnvSpec, workers: int, stack: ExitStack) -> Play:
-    """Return a function that plays with a `RolloutPool`."""
+    """Return a function that plays the episodes with a `RolloutPool`."""
     pool = stack.enter_context(RolloutPool(spec, workers))
     return lambda seeds: [episode.score for episode in pool.rollout(policy, seeds)]
 
 
 class ActionQueuePolicy(torch.nn.Module):
-    """A policy as lerobot's `rollout` calls it: an action for each environment, every step."""
+    """A policy with the interface of lerobot's `rollout`, which is called at every step."""
 
     def __init__(self, policy: Policy, spec: EnvSpec):
         super().__init__()
@@ -90,7 +90,7 @@ class ActionQueuePolicy(torch.nn.Module):
         self._planned: deque[torch.Tensor] = deque()
 
     def select_action(self, observation: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return actions (B, A) for observations (B, Do)."""
+        """Return one action for each environment, (B, A), for observations (B, Do)."""
         rows = observation[f"observation.{OBS}"].float()
         self._recent.extend([rows] * (1 if self._recent else self._spec.n_obs_steps))
         if not self._planned:
@@ -104,7 +104,7 @@ class ActionQueuePolicy(torch.nn.Module):
 
 
 class NamedObservations(gymnasium.ObservationWrapper):
-    """Observations as lerobot wants them, by name."""
+    """A wrapper that returns observations under the names that lerobot expects."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -118,7 +118,7 @@ class NamedObservations(gymnasium.ObservationWrapper):
 
 
 def in_step(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
-    """Step vectorised environments until all episodes are over; return rewards and ends (B, T)."""
+    """Step vectorised environments until all episodes end; return rewards and ends (B, T)."""
     policy.reset()
     obs, _ = envs.reset(seed=list(seeds))
     rewards, dones = [], [np.zeros(len(seeds), dtype=bool)]
@@ -131,14 +131,19 @@ def in_step(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple
 
 
 def by_lerobot(envs: Any, policy: ActionQueuePolicy, seeds: Sequence[int]) -> tuple[Any, Any]:
-    """Do the same by lerobot's own loop."""
+    """Do the same as `in_step`, with lerobot's own loop."""
     rollout = importlib.import_module("lerobot.scripts.lerobot_eval").rollout
     result = rollout(envs, policy, *[lambda value: value] * 4, seeds=list(seeds))
     return result["reward"].numpy(), result["done"].numpy()
 
 
 def vectorised(policy: Policy, envs: Any, spec: EnvSpec, play: Callable[..., Any]) -> Play:
-    """Return the way that plays batches of episodes, each until its last episode ends."""
+    """Return a function that plays batches of episodes, each until its last episode ends.
+
+    Args:
+        envs: vectorised environments; their number is the size of a batch.
+        play: `in_step` or `by_lerobot`.
+    """
     queued = ActionQueuePolicy(policy, spec)
 
     def episodes(seeds: Sequence[int]) -> list[float]:
@@ -185,7 +190,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         scores: dict[str, float] = {}
         for play in ways.values():
-            play(seeds[:1])  # warms up
+            play(seeds[:1])  # warm-up
         for _ in range(options.rounds):
             for name, play in ways.items():
                 start = time.perf_counter()
@@ -197,10 +202,10 @@ def main() -> None:
 def report(
     seconds: dict[str, list[float]], scores: dict[str, float], options: Any, version: str | None
 ) -> None:
-    """Print a table and store it as JSON."""
+    """Print the results as a table and store them as JSON."""
     rates = {name: options.episodes / statistics.median(times) for name, times in seconds.items()}
     first = next(iter(rates.values()))
-    table = Table("way", "episodes/s", "times the plain way", "mean score")
+    table = Table("method", "episodes/s", "speed-up over one environment", "mean score")
     for name, rate in rates.items():
         table.add_row(name, f"{rate:.2f}", f"{rate / first:.2f}", f"{scores[name]:.3f}")
     console.print(table)

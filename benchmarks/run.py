@@ -1,9 +1,9 @@
 """Run a study: ``python -m benchmarks.run study=NAME [part=PART] [options]``.
 
-Without a study it lists them. It trains the missing runs, evaluates the entries and stores one JSON
-file a part under docs/results. Run the same command again to resume. ``dry_run=true`` prints the
-commands and the entries instead. Options of every study: part, seeds, parallel, folder, overrides,
-docs, dry_run (see `benchmarks.study.COMMON_OPTIONS`).
+The command trains the missing runs, evaluates the entries and stores one JSON file for each part in
+docs/results. Run the same command again to resume. ``dry_run=true`` prints the commands and the
+entries instead. Without arguments, the command lists all studies. Options of every study: part,
+seeds, parallel, folder, overrides, docs, dry_run (see `benchmarks.study.COMMON_OPTIONS`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ebt_policy.evaluation.terminal import print_markdown
 
 
 def parse_study(arguments: Sequence[str]) -> tuple[Study, SimpleNamespace]:
-    """Return the study that is asked for, and its options.
+    """Return the study that the arguments name, and its options.
 
     Raises:
-        SystemExit: the study, an option or a value of one is unknown.
+        SystemExit: the study or an option is unknown, or a value is not allowed.
     """
     names = [text.removeprefix("study=") for text in arguments if text.startswith("study=")]
     if len(names) != 1:
-        sys.exit(f"error: give one study=NAME.\n{study_list()}")
+        sys.exit(f"error: exactly one option study=NAME is required.\n{study_list()}")
     if (study := STUDIES.get(names[0])) is None:
         sys.exit(f"error: study={names[0]} is unknown.\n{study_list()}")
     option_arguments = [text for text in arguments if not text.startswith("study=")]
@@ -43,7 +43,7 @@ def parse_study(arguments: Sequence[str]) -> tuple[Study, SimpleNamespace]:
 
 
 def study_list() -> str:
-    """Return one line a study: its name, what it shows, and its own options."""
+    """Return one line for each study: its name, its summary, and its own options."""
     width = max(map(len, STUDIES))
     lines = []
     for name, study in STUDIES.items():
@@ -54,7 +54,7 @@ def study_list() -> str:
 
 
 def plan(study: Study, options: SimpleNamespace) -> str:
-    """Return what a study would do, as commands and entries."""
+    """Return the commands, entries and result files of a study, without running it."""
     lines = []
     for recording in study.recordings(options):
         lines.append(shlex.join(["python", *recording.command(Path(options.folder))[1:]]))
@@ -69,10 +69,10 @@ def plan(study: Study, options: SimpleNamespace) -> str:
 
 
 def execute(study: Study, options: SimpleNamespace, command: str) -> None:
-    """Train what is missing, measure, store and print.
+    """Train the missing runs, then measure, store and print the results.
 
     Raises:
-        SystemExit: a package is missing, or a training failed.
+        SystemExit: a package is missing, or a training run failed.
     """
     if missing := [name for name in study.packages if find_spec(name) is None]:
         sys.exit(f"error: this study needs another package: pip install {' '.join(missing)}.")

@@ -1,9 +1,9 @@
-"""Speed ratios: ``python -m benchmarks.speed [size=xs] [rounds=200]``.
+"""Speed of policies: ``python -m benchmarks.speed [size=xs] [rounds=200]``.
 
-Training: one update of the energy policy against one of the diffusion policy, batch 128. Inference:
-one chunk at batch size 1. Both eager and compiled. Everything is timed in turns within one run, so
-that a noisy neighbour hits all alike. Medians and their ratios are stored in
-``docs/results/speed.json``. Weights are untrained: speed does not depend on them.
+It times training updates at batch 128 and predictions of one chunk at batch size 1, both eager and
+compiled. All are timed in turns within one run, so that other load on the machine affects all
+equally. Medians and their ratios are stored in ``docs/results/speed.json``. Weights are untrained,
+because speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,14 @@ def make(
     *overrides: str,
     shape: Mapping[str, Any] = SHAPE,
 ) -> Policy:
-    """Return an untrained policy of the packaged configuration."""
+    """Return an untrained policy with the default configuration.
+
+    Args:
+        model: name of the policy.
+        size: name of a size.
+        overrides: further overrides of ``ebt_policy.train``.
+        shape: shapes of observations and actions.
+    """
     config = compose_config(f"model={model}", f"size={size}", *overrides)
     limits = {"obs": torch.rand(64, 20) * 512, "action": torch.rand(64, 2) * 512}
     torch.manual_seed(0)
@@ -80,7 +87,7 @@ def make(
 
 
 def update(policy: Policy, device: torch.device) -> Callable[[], None]:
-    """Return one training update as a function."""
+    """Return a function that makes one training update of a policy."""
     batch = {
         "obs": torch.rand(BATCH, 2, 20, device=device) * 2 - 1,
         "action": torch.rand(BATCH, 16, 2, device=device) * 2 - 1,
@@ -89,7 +96,7 @@ def update(policy: Policy, device: torch.device) -> Callable[[], None]:
 
 
 def update_on(model: Model, batch: dict[str, Any]) -> Callable[[], None]:
-    """Return one training update of any model on a normalised batch as a function."""
+    """Return a function that makes one training update of a model on a normalised batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -105,7 +112,7 @@ def update_on(model: Model, batch: dict[str, Any]) -> Callable[[], None]:
 def interleaved_timing(
     jobs: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[str, list[float]]:
-    """Return milliseconds of every job in every round, after a warm-up."""
+    """Run the jobs in turns, after a warm-up, and return the durations of each, ms."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for job in jobs.values():
         for _ in range(3):
@@ -121,7 +128,7 @@ def interleaved_timing(
 
 
 def training(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Return medians of updates and the ratios that matter."""
+    """Return the median durations of updates, ms, and their ratios."""
     jobs: dict[str, Callable[[], None]] = {}
     models = {
         "energy (flow)": ("ebt", []),
@@ -154,7 +161,7 @@ def training(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 
 def inference(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Return latencies of a chunk at batch size 1."""
+    """Return the latencies of a chunk at batch size 1, ms, and the speed-up over DDPM-100."""
     obs = {"obs": torch.rand(1, 2, 20) * 512}
     result: dict[str, Any] = {}
     for mode in ("eager", "compiled"):
@@ -192,7 +199,7 @@ def main() -> None:
         table = Table(f"chunk at batch 1, {mode}", "p50 ms", "p99 ms", "speed-up over DDPM-100")
         for name, value in latency.items():
             times = f"{value['p50']:.1f}", f"{value['p99']:.1f}"
-            table.add_row(name, *times, f"{value['ddpm_100_takes']:.1f}x as long")
+            table.add_row(name, *times, f"{value['ddpm_100_takes']:.1f}x")
         console.print(table)
     table = Table("training update, batch 128", "ms")
     for name, value in result["training"]["update_ms"].items():

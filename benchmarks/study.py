@@ -1,9 +1,10 @@
-"""Studies as data: what to train, what to evaluate, and where the result is stored.
+"""Studies as data: what to train, what to evaluate, and where to store the result.
 
 A `Study` names training runs and `Part`s. A part measures entries, which are checkpoints with
 inference options, and stores one JSON file. `benchmarks.run` executes studies.
 
-Overrides, entries and names of results may hold ``{option}``: the value of an option of the study.
+Overrides, entries and names of results may contain ``{option}``. It is replaced by the value of
+this option of the study.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from ebt_policy.data.recordings import recording
 COMMON_OPTIONS: dict[str, Any] = {
     "part": "all",  # one of the study's parts
     "seeds": 3,  # training seeds
-    "parallel": 2,  # processes that train at the same time
-    "folder": "",  # of the training runs
-    "overrides": "",  # of every training, beside its own, separated by spaces
-    "docs": "docs",  # the folder that holds results/ and assets/
-    "dry_run": False,  # print what would be done
+    "parallel": 2,  # training runs at the same time
+    "folder": "",  # folder of the training runs
+    "overrides": "",  # further overrides of all training runs, separated by spaces
+    "docs": "docs",  # folder that contains results/ and assets/
+    "dry_run": False,  # print the commands and the entries without running them
 }
 
 
@@ -36,10 +37,11 @@ class Recording:
     """Demonstrations that a scripted expert records.
 
     Attributes:
-        task: its name, as in a suite.
-        overrides: that select the task.
+        task: name of the task, as in a suite.
+        overrides: overrides that select the task.
         episodes: number of demonstrations.
-        perturbation: what goes wrong in each of them, as ``ebt_policy.record`` takes it, or "".
+        perturbation: perturbation of each demonstration, as in ``perturb=`` of
+            ``ebt_policy.record``; "" for none.
     """
 
     task: str
@@ -53,7 +55,7 @@ class Recording:
         return folder / "-".join(filter(None, words)) / recording(self.task).name
 
     def command(self, folder: Path) -> list[str]:
-        """Return the command that records them."""
+        """Return the command that records the demonstrations."""
         perturb = [f"perturb={self.perturbation}"] if self.perturbation else []
         return [
             sys.executable, "-m", "ebt_policy.record", *self.overrides, "workers=2",
@@ -63,13 +65,13 @@ class Recording:
 
 @dataclass(frozen=True)
 class Run:
-    """A model to train, with every training seed.
+    """A model to train with every training seed.
 
     Attributes:
-        overrides: of ``ebt_policy.train``.
-        recording: demonstrations to train on, if they have to be recorded first.
-        after: another run of the study, which is trained before, with seed 0 alone; overrides name
-            its folder, ``{folder}/NAME-seed0``.
+        overrides: overrides of ``ebt_policy.train``.
+        recording: demonstrations to train on, if they must be recorded first.
+        after: another run of the study that is trained first, with seed 0 only. The overrides refer
+            to its folder as ``{folder}/NAME-seed0``.
     """
 
     overrides: tuple[str, ...]
@@ -79,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainingCommand:
-    """One training with one seed; ``RUN-seedSEED`` is its folder."""
+    """One training run with one seed, in the folder ``RUN-seedSEED``."""
 
     run: str
     seed: int
@@ -92,7 +94,7 @@ class TrainingCommand:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of ``ebt_policy.train``; the task is Push-T where overrides name none."""
+        """Arguments of ``ebt_policy.train``; without a task in the overrides, it is Push-T."""
         tasks = [override for override in self.overrides if override.startswith("task=")]
         plays_episodes = not {"task=text", "task=image", "task=video"} & set(tasks)
         final = "evaluation.episodes=0" if plays_episodes else "evaluation.final=false"
@@ -107,14 +109,14 @@ class Part:
     """One stored result of a study.
 
     Attributes:
-        measure: computes it from a `StudyContext`; None stores nothing.
-        result: name of the file, ``docs/results/RESULT.json``.
+        measure: computes the result from a `StudyContext`.
+        result: name of the file, ``docs/results/RESULT.json``; "" stores nothing.
         entries: checkpoints with inference options, ``RUN@name=value,...``. RUN is a run of the
-            study, all seeds of it, or ``RUN-seed0``; ``{{task}}`` in it stands for each task of a
-            suite. A study without runs evaluates paths.
-        groups: further entries, by what they are for.
+            study with all its seeds, or ``RUN-seed0``. ``{{task}}`` in it stands for each task of a
+            suite. If the study has no runs, RUN is a path.
+        groups: purpose -> further entries.
         follow_ups: further steps, which may add to the result or draw figures.
-        table: of the result, in Markdown, printed at the end.
+        table: returns the result as a Markdown table, which is printed at the end.
     """
 
     measure: Callable[[StudyContext], Any]
@@ -131,11 +133,11 @@ class Study:
 
     Attributes:
         summary: one line for the list of studies.
-        parts: by name; each stores a result.
-        runs: name -> what to train.
-        folder: of the training runs.
+        parts: name -> part.
+        runs: name -> model to train.
+        folder: default folder of the training runs.
         options: further options and their defaults, as `parse_options` takes them.
-        packages: modules it needs that the project does not install.
+        packages: modules that the study needs and this project does not install.
     """
 
     summary: str
@@ -147,16 +149,16 @@ class Study:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """All its options and their defaults."""
+        """All options of the study and their defaults."""
         parts = ("all", *self.parts) if len(self.parts) > 1 else ("all",)
         return {**COMMON_OPTIONS, "part": parts, "folder": self.folder, **self.options}
 
     def selected_parts(self, options: SimpleNamespace) -> dict[str, Part]:
-        """Return the part that ``part=`` names, or all of them."""
+        """Return the part that ``part=`` names, or all parts."""
         return {k: v for k, v in self.parts.items() if options.part in ("all", k)}
 
     def training_commands(self, options: SimpleNamespace) -> list[list[TrainingCommand]]:
-        """Return the trainings that the selected parts need, in stages that follow each other."""
+        """Return the training runs that the selected parts need, in consecutive stages."""
         parts = self.selected_parts(options).values()
         used = {run for part in parts for entry in all_entries(part) for run in self.runs_of(entry)}
         needed_runs = [name for name in self.runs if name in used]
@@ -169,7 +171,7 @@ class Study:
         ]
 
     def recordings(self, options: SimpleNamespace) -> list[Recording]:
-        """Return the demonstrations that these trainings need."""
+        """Return the demonstrations that these training runs need."""
         commands = [command for stage in self.training_commands(options) for command in stage]
         recordings = (self.runs[command.run].recording for command in commands)
         return list(dict.fromkeys(recording for recording in recordings if recording))
@@ -194,13 +196,13 @@ def all_entries(part: Part) -> list[str]:
 
 
 def run_name(entry: str) -> str:
-    """Return the run of an entry: ``ebt`` of ``ebt@steps=2`` and of ``ebt-seed0``."""
+    """Return the run of an entry: ``ebt`` for ``ebt@steps=2`` and for ``ebt-seed0``."""
     return entry.partition("@")[0].partition("-seed")[0]
 
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What a measurement knows: the study, the part of it, and the options."""
+    """The arguments of a measurement: the study, one of its parts, the options and the command."""
 
     study: Study
     part: Part
@@ -219,7 +221,7 @@ class StudyContext:
 
     @property
     def output(self) -> Path:
-        """A folder for what the measurement leaves: caches, reports, pictures."""
+        """The folder of the caches, reports and figures of the measurement."""
         return self.folder / "evaluation" / self.result
 
     @property
@@ -231,12 +233,12 @@ class StudyContext:
         return Path(self.options.docs) / "assets"
 
     def checkpoints(self, group: str = "") -> list[str]:
-        """Return the entries of the part, or of a group of it, as ``checkpoint=`` takes them."""
+        """Return the entries of the part or of one of its groups as values of ``checkpoint=``."""
         entries = self.part.groups[group] if group else self.part.entries
         return [self.checkpoint(entry) for entry in entries]
 
     def checkpoint(self, entry: str) -> str:
-        """Return one entry as ``checkpoint=`` takes it."""
+        """Return one entry as a value of ``checkpoint=``."""
         run, separator, inference = entry.format(**vars(self.options)).partition("@")
         if not self.study.runs:
             return f"{run}{separator}{inference}"

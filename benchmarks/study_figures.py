@@ -1,4 +1,4 @@
-"""Figures of studies: inference delay, and what energies tell."""
+"""Figures of studies: inference delay, and energy signals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.tables.cells import label_of
 from ebt_policy.evaluation.figure_style import (
     GREY,
     PALETTE,
@@ -18,7 +19,11 @@ from ebt_policy.evaluation.figure_style import (
 
 @styled
 def delay_curves(result: Mapping[str, Any]) -> Figure:
-    """Draw score and transitions over the time that a prediction takes, of the study `delay`."""
+    """Draw score and chunk transitions over the prediction time.
+
+    Args:
+        result: result of the study ``delay``.
+    """
     policies = list(dict.fromkeys(entry["policy"] for entry in result["entries"]))
     ways = list(dict.fromkeys(entry["way"] for entry in result["entries"]))
     ways.remove("offline")
@@ -27,7 +32,7 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
     panels = {
         "score": "score",
         "success": "success",
-        "transition_jump": "jump of the plan at transitions, px",
+        "transition_jump": "jump at transitions, px",
         "transition_second_difference": "second difference at transitions, px",
     }
     grid = figure.subplots(len(policies), 4, sharex=True, sharey="col", squeeze=False)
@@ -43,9 +48,10 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
                 low, high = np.array([entry[metric]["ci95"] for entry in curve]).T
                 ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
                 means = [entry[metric]["mean"] for entry in curve]
-                ax.plot(x, means, "-o", color=colour, markersize=3.5, linewidth=1.6, label=mode)
+                label = label_of(mode)
+                ax.plot(x, means, "-o", color=colour, markersize=3.5, linewidth=1.6, label=label)
             if metric in steps:
-                label = "in steps, without time"
+                label = "in steps, without delay"
                 ax.axhline(steps[metric]["mean"], color=GREY, linestyle="--", label=label)
             elif metric == "transition_second_difference":
                 within_chunks = [
@@ -55,7 +61,7 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
             ax.set(title=title)
         row[0].set_ylabel(policy)
     for ax in grid[-1]:
-        ax.set_xlabel("a prediction takes, ms")
+        ax.set_xlabel("prediction time, ms")
     legend: dict[str, Any] = {}
     for ax in grid[0]:
         handles, labels = ax.get_legend_handles_labels()
@@ -66,7 +72,11 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def energy_study(result: Mapping[str, Any]) -> Figure:
-    """Draw best of M, areas under the ROC curve and reliability, of the study `energy_signals`."""
+    """Draw best of M, areas under the ROC curve and reliability.
+
+    Args:
+        result: result of the study ``energy_signals``.
+    """
     figure = blank(11.5, 5.2)
     candidates_axis, auroc_axis, reliability_axis = figure.subplots(1, 3, width_ratios=(1, 1.5, 1))
     counts = [row["candidates"] for row in result["candidates"]]
@@ -95,12 +105,11 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
         auroc_axis.hlines(
             positions, *np.array([c["ci95"] for c in cells]).T, color=colour, alpha=0.5
         )
-        auroc_axis.plot(
-            [c["mean"] for c in cells], positions, "o", color=colour, markersize=4, label=name
-        )
+        means = [c["mean"] for c in cells]
+        auroc_axis.plot(means, positions, "o", color=colour, markersize=4, label=label_of(name))
     auroc_axis.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
     auroc_axis.set_yticks(rows, list(signal_areas))
-    auroc_axis.set(title="What signals tell (area under the ROC curve; 0.5 is chance)")
+    auroc_axis.set(title="Area under the ROC curve of each signal (0.5 is chance)")
     auroc_axis.grid(False, axis="y")
     handles, labels = auroc_axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
@@ -111,6 +120,8 @@ def energy_study(result: Mapping[str, Any]) -> Figure:
         x, y = ([row["predicted"] for row in bins], [row["observed"]["mean"] for row in bins])
         reliability_axis.plot(x, y, "-o", color=colour, markersize=4)
     reliability_axis.set(
-        title="Unexpected: reliability", xlabel="predicted chance", ylabel="how often it was so"
+        title="Reliability, unexpected observations",
+        xlabel="predicted probability",
+        ylabel="observed frequency",
     )
     return figure

@@ -1,4 +1,4 @@
-"""Configurations of trainings, and the trainings of a study, each in a process of its own."""
+"""Composition of training configurations, and training of a study's runs in child processes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ def compose_config(*arguments: str) -> dict[str, Any]:
 
 
 def record(recording: Recording, folder: Path) -> None:
-    """Record demonstrations that are missing."""
+    """Record demonstrations if their file does not exist."""
     if not recording.path(folder).exists():
         subprocess.run(recording.command(folder), check=True)
 
 
 def train(command: TrainingCommand, threads: int) -> None:
-    """Train one model with one seed, or resume it; its output goes to ``RUN-seedSEED.log``.
+    """Start or resume a training run; its output is appended to ``RUN-seedSEED.log``.
 
     Args:
-        threads: of PyTorch, where ``OMP_NUM_THREADS`` is not set.
+        command: the training run.
+        threads: number of PyTorch's threads if ``OMP_NUM_THREADS`` is not set.
 
     Raises:
-        SystemExit: the training failed.
+        SystemExit: the training run failed.
     """
     log_file = command.run_dir.with_name(f"{command.run_dir.name}.log")
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def train(command: TrainingCommand, threads: int) -> None:
 
 
 def train_all(stages: Sequence[Sequence[TrainingCommand]], parallel: int) -> None:
-    """Train stage after stage, `parallel` at a time within a stage."""
+    """Train one stage after the other, with ``parallel`` runs of a stage at a time."""
     threads = max((os.cpu_count() or 1) // parallel, 1)
     for stage in stages:
         with ThreadPoolExecutor(parallel) as executor:

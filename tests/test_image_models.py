@@ -242,7 +242,7 @@ def test_denoising_depends_on_the_class():
     with pytest.raises(ConfigError, match="trained with classes"):
         model.denoise(rows["image"], 100)
     model.config["task"] = {"images": "leaves", "path": None, "skip_unreadable": False}
-    with pytest.raises(ConfigError, match=r"which of 3 classes .* leaves has none"):
+    with pytest.raises(ConfigError, match=r"conditioned on 3 classes, and leaves has none"):
         image_metrics.load_eval_set(model, None, torch.device("cpu"))
 
 

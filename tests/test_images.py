@@ -213,16 +213,16 @@ def test_missing_or_damaged_published_sets_are_a_one_line_error(tmp_path, monkey
     (tmp_path / "bsds500").mkdir()
     file = tmp_path / "bsds500/bsds500_images.zip"
     file.write_bytes(b"PK")
-    with pytest.raises(ImageError, match=r"bsds500_images\.zip cannot be read .*; fetch it again"):
+    with pytest.raises(ImageError, match=r"bsds500_images\.zip cannot be .*; download it again"):
         load_images("bsds500", None, 3)
     with ZipFile(file, "w") as zipped:
         zipped.writestr("bsds500/train/1.jpg", b"")
-    with pytest.raises(ImageError, match=r"bsds500_images\.zip cannot be read .*; fetch it again"):
+    with pytest.raises(ImageError, match=r"bsds500_images\.zip cannot be .*; download it again"):
         load_images("bsds500", None, 3)
     (tmp_path / "cifar10_jpeg").mkdir()
     for part in ("train", "test"):
         (tmp_path / f"cifar10_jpeg/cifar10_{part}_jpeg.npz").write_bytes(b"no archive")
-    with pytest.raises(ImageError, match="fetch it again"):
+    with pytest.raises(ImageError, match="download it again"):
         load_images("cifar10", None, 3)
 
 

@@ -84,7 +84,7 @@ def test_eval_and_generate_commands_use_a_trained_run(tiny_text, tmp_path, monke
     assert [entry["candidates"] for entry in thinking["wider"]] == [1, 2, 4, 8]
     assert thinking["longer"][2]["mean"] == pytest.approx(thinking["wider"][0]["mean"], rel=1e-5)
     report = (tmp_path / "found" / "report.html").read_text("utf-8")
-    for heading in ("Thinking", "bits a byte", "window by window", "Training of run"):
+    for heading in ("Test-time compute", "bits per byte", "window by window", "Training of run"):
         assert heading in report
     monkeypatch.setattr(sys, "argv", [*call[:2], "corpus=own", *call[3:]])
     evaluating.main()

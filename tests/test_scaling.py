@@ -87,7 +87,7 @@ def test_power_law_needs_two_points():
         (["axis=height"], "axis must be one of data"),
         (["axis=depth", "seeds=0"], "seeds must be at least 1"),
         (["axis=depth", "seeds=two"], "seeds"),
-        (["axis=depth", "models=ebt,ebt"], "names one twice"),
+        (["axis=depth", "models=ebt,ebt"], "names a model twice"),
         (["axis=depth", "--multirun"], "write name=value"),
         (["axis=depth", "seed=3"], "seed=... is set by the study"),
         (["axis=depth", "tune=perhaps"], "tune"),
@@ -205,7 +205,7 @@ def test_scaling_study_writes_a_table_and_resumes(launcher, tmp_path, monkeypatc
     assert all(
         a["flops"] > 2 * b["flops"] for a, b in zip(ebt["points"], base["points"], strict=True)
     )
-    assert "level at equal FLOPs" in (tmp_path / "results/scaling-depth/table.md").read_text()
+    assert "difference at equal FLOPs" in (tmp_path / "results/scaling-depth/table.md").read_text()
     assert {p["lr"] for p in ebt["points"]} == {0.002}
     assert (tmp_path / "results/scaling-depth/scaling.svg").stat().st_size > 1000
     assert len(list((tmp_path / "runs/scaling").iterdir())) == 8
@@ -219,6 +219,6 @@ def test_scaling_study_writes_a_table_and_resumes(launcher, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_failed_training_ends_the_study(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="a training failed"):
+    with pytest.raises(ConfigError, match="a training run failed"):
         scaling.scaling(["axis=depth", "task.path=nothing.txt", *SMALL])
     assert "there is no text at nothing.txt" in capfd.readouterr().err

@@ -211,7 +211,7 @@ def test_missing_study_lists_all_studies(monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["study=chess"], "study=chess is unknown.\nstudies:\n  push_t"),
-        (["seeds=3"], "give one study=NAME"),
+        (["seeds=3"], "exactly one option study=NAME"),
         (["study=push_t", "sise=xs"], "unknown option 'sise=xs'; available: part, seeds"),
         (["study=push_t", "seeds=many"], "seeds must be an integer, got 'many'"),
         (["study=push_t", "seeds"], "unknown option 'seeds'"),

@@ -87,13 +87,13 @@ def test_non_video_files_are_named(tmp_path):
     with pytest.raises(VideoError, match=r"there is no video \(.mp4"):
         load_video_files([str(tmp_path)], 8, 8, 1)
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
-    with pytest.raises(VideoError, match=r"bad\.mp4 is no video .* task\.skip_unreadable=true"):
+    with pytest.raises(VideoError, match=r"bad\.mp4 cannot be read .* task\.skip_unreadable=true"):
         load_video_files([str(tmp_path)], 8, 8, 1)
 
 
 def test_damaged_videos_are_skipped_with_skip_unreadable(video_folder, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no film" * 50)
-    with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 is no video"):
+    with pytest.raises(VideoError, match=r"no video can be used: .*bad\.mp4 cannot be read"):
         load_video_files([str(tmp_path)], 8, 8, 1, skip_unreadable=True)
     config = task(path=[str(video_folder), str(tmp_path)], skip_unreadable=True)
     dataset = load_videos(config)
@@ -117,7 +117,7 @@ def test_videos_of_several_rates_are_not_mixed(video_folder, tmp_path):
         with video_writer(tmp_path / f"{fps}.mp4", fps=fps) as add:
             for _ in range(16):
                 add(np.zeros((32, 48, 3), np.uint8))
-    with pytest.raises(VideoError, match=r"10\.mp4 has 10 frames .*25\.mp4 25: .* to one rate"):
+    with pytest.raises(VideoError, match=r"10\.mp4 has 10 frames .*25\.mp4 has 25; .* to one rate"):
         load_video_files([str(tmp_path)], 8, 8, 2)
 
 
@@ -140,7 +140,7 @@ def test_videos_that_end_early_are_named(tmp_path):
         ("short.mkv", mkv[: len(mkv) // 2], r"it ends after \d+ of 30 frames"),
     ):
         (tmp_path / name).write_bytes(cut)
-        with pytest.raises(VideoError, match=rf"{name} is no video that can be read \(.*{why}"):
+        with pytest.raises(VideoError, match=rf"{name} cannot be read as a video \(.*{why}"):
             load_video_files([str(tmp_path / name)], 8, 8, 1)
 
 
@@ -165,7 +165,7 @@ def task(**changes: Any) -> VideoTaskConfig:
 
 def test_g1_recording_is_loaded_if_available():
     if local_data("g1_pick_bottle", "lowdim.npz") is None:
-        with pytest.raises(VideoError, match="looked for at"):
+        with pytest.raises(VideoError, match="was not found at"):
             load_g1(24, 32, 1)
         return
     dataset = load_g1(24, 32, 1)

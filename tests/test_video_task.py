@@ -160,7 +160,7 @@ def test_command_line_trains_and_compares(video_folder, tmp_path, monkeypatch, c
         "seed=1", "evaluation.final=false", f"task.path={video_folder}", f"run_dir={frames_run}",
     )  # fmt: skip
     code, error = call_entry(eval_entry.main, f"checkpoint={runs[0]}", "device=cpu")
-    assert code == 2 and "is not what made the features" in error
+    assert code == 2 and "is not the encoder that the model was trained with" in error
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""What training and prediction cost on a GPU, measured in the few minutes that one is there."""
+"""Speed of training and prediction on a GPU that is available for only a few minutes."""

@@ -1,10 +1,10 @@
 """Measure on this machine's GPU: ``python -m benchmarks.gpu [sections=latency,text minutes=9]``.
 
-Settings: sections (all, or some of them, separated by commas), minutes (of all together), toy (true
-for the smallest sizes, a rehearsal that also runs on a CPU), output (docs/results/gpu). Every case
-is stored in ``OUTPUT/CARD/SECTION.json`` as soon as it is measured; the next call measures what is
-missing, in the same order. A case that does not fit in the time left is not started. At the end the
-results are printed as tables.
+Options: sections (all, or a list separated by commas), minutes (for all sections together), toy
+(true for a rehearsal with the smallest sizes, which also runs on a CPU), output (docs/results/gpu).
+Every case is stored in ``OUTPUT/CARD/SECTION.json`` as soon as it is measured. Run the command
+again to measure the missing cases. A case that does not fit in the remaining time is not started.
+At the end, the results are printed as tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SECTIONS = {
     "push_t": push_t.cases,
     "text": text.cases,
     "images": images.cases,
-}  # the most wanted first
+}  # in order of priority
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{device_name()}, PyTorch {torch.__version__}, results in {folder}", flush=True)
     rates = SectionResults("card", folder, command_line("gpu"), toy)
     if not rates.run(card.ceilings(toy), budget):
-        sys.exit("error: the rates of the card are not measured; see above.")
+        sys.exit("error: the rates of the card could not be measured; see above.")
     for name in names:
         print(f"{name}, {budget.seconds_left:.0f} s left", flush=True)
         results = SectionResults(name, folder, command_line("gpu"), toy)

@@ -1,4 +1,4 @@
-"""Measured rates of the card, and the least time that a computation needs at these rates."""
+"""Measured rates of the card, and the minimum time of a computation at these rates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Compute matrix products of float32 as ``fp32`` or ``tf32``; ``bf16`` is autocast's."""
+    """Set the precision of float32 matrix products: ``tf32``, or ``fp32`` for other names.
+
+    For ``bf16``, the caller also enables autocast or uses bfloat16 tensors.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     try:
@@ -29,7 +32,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def seconds_of(job: Callable[[], Any], rounds: int, warm_up: int = 3) -> list[float]:
-    """Return the wall-clock seconds of each round of a job, waiting for the device."""
+    """Return the wall-clock seconds of each round of a job, including the work of the device."""
     for _ in range(warm_up):
         job()
     times = []
@@ -43,7 +46,7 @@ def seconds_of(job: Callable[[], Any], rounds: int, warm_up: int = 3) -> list[fl
 
 
 def ceilings(toy: bool) -> list[Case]:
-    """Return one case for each rate: matrix products by precision, and a copy in memory."""
+    """Return one case for each rate: matrix products by precision, memory copy, kernel launch."""
     side, megabytes, rounds = (128, 4, 3) if toy else (8192, 2048, 10)
 
     def product(name: str) -> dict[str, Any]:
@@ -77,10 +80,12 @@ def ceilings(toy: bool) -> list[Case]:
 
 
 def floor_seconds(work: Work, rates: dict[str, dict[str, Any]], name: str) -> float:
-    """Return the least time of some work: operations and bytes at the card's measured rates.
+    """Return the minimum time of some work at the card's measured rates, in seconds.
+
+    It is the larger one of the times for the operations and for the bytes (a roofline).
 
     Args:
-        work: of matrix products.
+        work: operations and bytes of the matrix products.
         rates: results of `ceilings`.
         name: precision of the products.
     """

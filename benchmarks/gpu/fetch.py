@@ -1,8 +1,8 @@
-"""Take results from another machine: ``python -m benchmarks.gpu.fetch from=FOLDER``.
+"""Import results of another machine: ``python -m benchmarks.gpu.fetch from=FOLDER``.
 
-Settings: from (a folder that holds ``CARD/SECTION.json`` files, at any depth), output
-(docs/results/gpu). Rehearsals are left out; a section that is stored here already takes the cases
-that are new, of the same version and card.
+Options: from (a folder with ``CARD/SECTION.json`` files, at any depth), output (docs/results/gpu).
+Rehearsals are skipped. New cases are added to a stored section of the same version and card; a
+section of another version is replaced.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IDENTITY = ("version", "torch", "card")
 
 
 def merged(stored: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return a section's results with those of another run of it; other versions are replaced."""
+    """Merge new results into a section's stored results; results of other versions are replaced."""
     if any(stored.get(key) != new[key] for key in IDENTITY):
         return new
     cases = {**stored["cases"], **new["cases"]}

@@ -1,4 +1,4 @@
-"""Policies that see two cameras, and denoising of images."""
+"""Training of policies with two cameras, and denoising of images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRECISIONS = ("bf16", "tf32")
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return the cases in the order of how much they are wanted."""
+    """Return the cases, the most important first."""
     batches, vision = ((4,), "small") if toy else ((64, 256), "resnet18")
     size, noisy = ("4xs", 2) if toy else ("m", 32)
     seeing = [
@@ -50,7 +50,7 @@ def measure_policy(
     model: str, size: str, vision: str, batch: int, kind: str,
     rates: dict[str, dict[str, Any]], toy: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the speed of updates of a policy that sees."""
+    """Return the speed of updates of a policy with cameras, see `speed_of`."""
     shape = {**SHAPE, "cameras": {name: [SIDE, SIDE] for name in CAMERAS}}
     policy = make(model, size, DEVICE, f"vision={vision}", shape=shape)
     windows = random_windows(2 * batch, CAMERAS, SIDE)
@@ -61,7 +61,7 @@ def measure_policy(
 def measure_denoising(
     model: str, size: str, passes: int, rows: int, rates: dict[str, dict[str, Any]], toy: bool
 ) -> dict[str, Any]:
-    """Return the speed of denoising a batch, and its ratio to the least time of this work."""
+    """Return the speed of denoising a batch, and its ratio to the minimum time of this work."""
     denoiser = image_speed.make(model, size).eval().requires_grad_(False)
     job = image_speed.denoising(denoiser, rows, passes)
     floor = floor_seconds(count_work(job), rates, "fp32")

@@ -1,8 +1,9 @@
-"""Latency of a chunk: every policy, size, batch and way to run it.
+"""Latency of a chunk for every policy, size, batch and mode.
 
 ``eager`` and ``compiled`` call `Policy.predict_chunk`, as a control loop does, and copy the actions
 to the host. ``graph`` replays one CUDA graph of the compiled prediction. ``constrained`` adds a
-committed prefix and a robot's limits. Weights are untrained: latency does not depend on them.
+committed prefix and a robot's limits. Weights are untrained, because latency does not depend on
+them.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from ebt_policy.policies import Chunk, Policy
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.real_robot.safety import ChunkProjection, Limits, Motion
 
-PREDICTORS = (  # of `speed.CHUNKS`, the most wanted first
+PREDICTORS = (  # names in `speed.CHUNKS`, in order of priority
     "energy, 2 steps, best of 8", "DDPM-100", "flow matching, 2 steps", "energy, 2 steps",
     "energy, 4 steps, best of 8", "DDIM-10", "flow matching, 4 steps", "energy, 4 steps",
 )  # fmt: skip
-SIZES = ("m", "xs", "s", "l")  # the most wanted first
+SIZES = ("m", "xs", "s", "l")  # in order of priority
 BATCHES = (1, 64)
 PREFIX = 4  # committed actions
-SECONDS = 75.0  # a case takes at most, most of it to compile
+SECONDS = 75.0  # maximum duration of a case, mostly compilation
 ROBOT_DT = 0.1
 LIMITS = Limits(
     ("x", "y"), np.zeros(2), np.full(2, 512.0), np.full(2, 200.0), np.full(2, 1000.0),
@@ -58,7 +59,7 @@ def measure(
     size: str, batch: int, predictor: str, constrained: bool,
     rates: dict[str, dict[str, Any]], rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return medians and 99th percentiles, ms, and the ratio of the best to its floor."""
+    """Return latency percentiles by mode, ms, and the ratio of the best median to the floor."""
     model, options = CHUNKS[predictor]
     shape = {**SHAPE, "max_prefix_len": PREFIX} if constrained else SHAPE
     policy = make(model, size, DEVICE, shape=shape).eval().requires_grad_(False)
@@ -80,14 +81,14 @@ def measure(
     if DEVICE.type == "cuda":
         try:
             runs["graph"] = times(graphed(policy, obs, constraints))
-        except RuntimeError as error:  # something in it cannot be captured
+        except RuntimeError as error:  # Some operation cannot be captured.
             result["graph_failed"] = str(error).splitlines()[0]
     best = min(run["p50_ms"] for run in runs.values())
     return {**result, "best_ms": best, "times_floor": best / floor_ms}
 
 
 def robot_constraints(obs: torch.Tensor) -> ChunkConstraints:
-    """Return a committed prefix near the agent, and a robot's limits, as a planner has them."""
+    """Return a committed prefix at the agent's position, and limits, as a planner makes them."""
     start = obs[:, -1:, 18:20]
     motion = Motion.at_rest(start[0, 0].numpy())
     return ChunkConstraints(
@@ -99,7 +100,10 @@ def robot_constraints(obs: torch.Tensor) -> ChunkConstraints:
 def graphed(
     policy: Policy, obs: dict[str, torch.Tensor], constraints: ChunkConstraints
 ) -> Callable[..., Chunk]:
-    """Return a prediction that replays one CUDA graph, with new observations of the same shape."""
+    """Return a function that predicts by replaying one CUDA graph.
+
+    It takes new observations of the same shape; other arguments are ignored.
+    """
     static_obs = {key: value.to(DEVICE) for key, value in obs.items()}
     if constraints.prefix is not None:
         constraints = replace(constraints, prefix=constraints.prefix.to(DEVICE))

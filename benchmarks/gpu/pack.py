@@ -1,15 +1,15 @@
-"""Pack what a GPU machine without a network needs: ``python -m benchmarks.gpu.pack has=FILE``.
+"""Pack a kit for a GPU machine without a network: ``python -m benchmarks.gpu.pack has=FILE``.
 
-Settings: has (a text file of the packages that are installed there, one name a line, as
-``pip list --format freeze`` prints them), python (its version, 3.12), folder (gpu_kit). Downloads
-the wheels of the other packages that this project needs there, for Linux on x86-64, and writes the
-Push-T demonstrations without images. The folder then holds
+Options: has (a text file of the packages that are installed on that machine, one name per line, as
+``pip list --format freeze`` prints them), python (its Python version, 3.12), folder (gpu_kit). The
+command downloads wheels of the other packages that this project needs, for Linux on x86-64. It also
+writes the Push-T demonstrations without images. The folder then contains
 
-    wheels/       to be installed without dependencies
-    data/         what $EBT_POLICY_DATA names
+    wheels/       packages to install without dependencies
+    data/         the folder for $EBT_POLICY_DATA
     run.sh        installs and measures: ``bash gpu_kit/run.sh minutes=9``, from the repository
 
-The results come back with ``python -m benchmarks.gpu.fetch from=FOLDER``.
+Import the results with ``python -m benchmarks.gpu.fetch from=FOLDER``.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from ebt_policy.io.atomic_write import atomic_write
 LARGEST_MB = 60
 NOT_NEEDED = {
     "av",  # videos
-    "opencv-python",  # opencv-python-headless is the same module
+    "opencv-python",  # opencv-python-headless has the same module.
     "httpx2", "httpcore2", "truststore",  # downloads
     "importlib-metadata", "pre-commit",
 }  # fmt: skip
-BESIDES = {"jvp-flash-attention": "0.14.0"}  # measured by the section text, needed by nothing
+BESIDES = {"jvp-flash-attention": "0.14.0"}  # Only the section text needs it.
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(39, 16, -1)] + [
     "manylinux2014_x86_64", "manylinux1_x86_64",
 ]  # fmt: skip
 RUN = """\
 #!/usr/bin/env bash
-# Install what this machine lacks beside the repository, and measure: run from the repository.
+# Install the missing packages outside the repository, and measure. Run this from the repository.
 set -euo pipefail
 kit=$(cd "$(dirname "$0")" && pwd)
 site=${KIT_SITE:-/tmp/ebt_policy_site}
@@ -54,14 +54,14 @@ python3 -m benchmarks.gpu "$@"
 
 
 def required_packages() -> dict[str, str]:
-    """Return the packages that ``ebt_policy`` and its extra ``vision`` ask for: name -> version."""
+    """Return the packages that ``ebt_policy`` and its extra ``vision`` need: name -> version."""
     versions: dict[str, str] = {}
     pending = [("ebt_policy", "vision")]
     while pending:
         name, extra = pending.pop()
         try:
             package = distribution(name)
-        except PackageNotFoundError:  # for another platform
+        except PackageNotFoundError:  # It is only needed on another platform.
             continue
         if canonical(name) in versions:
             continue
@@ -75,15 +75,15 @@ def required_packages() -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """Return the name of a package as the index compares it."""
+    """Return the normalized name of a package, by which an index compares names."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def installed(file: Path) -> set[str]:
-    """Return the names in a list of packages.
+    """Return the normalized names in a list of packages.
 
     Raises:
-        SystemExit: it cannot be read, or holds none.
+        SystemExit: the file cannot be read, or is empty.
     """
     try:
         lines = file.read_text().splitlines()
@@ -91,12 +91,12 @@ def installed(file: Path) -> set[str]:
         sys.exit(f"error: has={file} cannot be read ({error.strerror}).")
     names = {canonical(re.split(r"[=\s@]", line.strip())[0]) for line in lines if line.strip()}
     if not names:
-        sys.exit(f"error: has={file} names no package.")
+        sys.exit(f"error: has={file} lists no package.")
     return names
 
 
 def download(name: str, version: str, python: str, folder: Path) -> None:
-    """Put one wheel into a folder, built here where the index has only its source."""
+    """Download one wheel into a folder, or build it if the index has only its source."""
     requirement = f"{name}=={version}"
     platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -118,9 +118,9 @@ def download(name: str, version: str, python: str, folder: Path) -> None:
 def main() -> None:
     options = parse_options(has="", python="3.12", folder="gpu_kit")
     if not options.has:
-        sys.exit("error: missing required option has=FILE, the packages of the GPU machine.")
+        sys.exit("error: missing required option has=FILE, a list of the GPU machine's packages.")
     if platform.machine() != "x86_64":
-        sys.exit("error: wheels that have to be built here would not run on x86-64.")
+        sys.exit("error: wheels that are built on this machine would not run on x86-64.")
     present = installed(Path(options.has)) | NOT_NEEDED
     missing = {
         name: version
@@ -142,7 +142,7 @@ def main() -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     print(f"{folder}: {size:.1f} MB")
     if size > LARGEST_MB:
-        sys.exit(f"error: {size:.1f} MB are more than the {LARGEST_MB} that may travel.")
+        sys.exit(f"error: {folder} has {size:.1f} MB, and at most {LARGEST_MB} MB are allowed.")
 
 
 if __name__ == "__main__":

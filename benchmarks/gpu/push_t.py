@@ -1,4 +1,4 @@
-"""Learning Push-T from nothing: score over training time, of the energy policy and its rivals."""
+"""Training on Push-T from scratch: score over training time of energy policy and baselines."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ TOY = [
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return one case a policy."""
+    """Return one case for each policy."""
     if toy:
         return [Case("energy", partial(measure, "energy", toy), 60)]
     return [Case(name, partial(measure, name, toy), 60 * MINUTES + 100) for name in POLICIES]
 
 
 def measure(name: str, toy: bool) -> dict[str, Any]:
-    """Train for some minutes; return the curve, and the seconds until the score is `GOAL`."""
+    """Train for `MINUTES`; return the score curve and the seconds until the score is `GOAL`."""
     run = RUNS / f"push_t-{name.replace(' ', '_')}{'-toy' * toy}"
     command = [
         sys.executable, "-m", "ebt_policy.train", "task=push_t", f"run_dir={run}", "resume=true",
@@ -64,10 +64,10 @@ def measure(name: str, toy: bool) -> dict[str, Any]:
 
 
 def rollouts(log: Path) -> list[dict[str, float]]:
-    """Return the curve of score and success over updates and seconds of training alone.
+    """Return score and success over updates and over seconds of training, without evaluation.
 
     Args:
-        log: of a run whose rollouts fall on log lines.
+        log: log of a run that evaluates at steps with a log line.
     """
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     seconds = {line["step"]: line["seconds"] for line in lines if "seconds" in line}

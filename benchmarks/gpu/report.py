@@ -1,4 +1,4 @@
-"""Tables of the results of one card, in Markdown."""
+"""Markdown tables of the results of each card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables.cells import label_of
 from ebt_policy.evaluation.tables import markdown
 
 Cases = dict[str, dict[str, Any]]
@@ -21,17 +22,17 @@ COLUMNS = {
     "launches": "launches",
     "synchronisations": "synchronisations",
     "share_gathering_data": "share gathering data",
-    "goal": "goal",
-    "seconds_to_goal": "seconds to it",
+    "goal": "goal score",
+    "seconds_to_goal": "seconds to the goal score",
     "best_score": "best score",
     "ms": "attention, ms",
     "memory_gib": "GiB",
 }
-RUNS = ("eager", "compiled", "graph")  # ways to run a prediction
+RUNS = ("eager", "compiled", "graph")  # modes of a prediction
 
 
 def cards(output: Path) -> str:
-    """Return the tables of every card that is stored in a folder of results."""
+    """Return the tables of all cards in a folder of results."""
     sections = []
     for folder in sorted(folder for folder in output.glob("*") if folder.is_dir()):
         stored = json.loads((folder / "card.json").read_text())
@@ -41,7 +42,7 @@ def cards(output: Path) -> str:
 
 
 def tables(folder: Path) -> str:
-    """Return a heading and a table for each section that is stored in a card's folder."""
+    """Return a heading and a table for each section in a card's folder."""
     blocks = []
     for section, (title, table) in TABLES.items():
         file = folder / f"{section}.json"
@@ -56,7 +57,7 @@ def tables(folder: Path) -> str:
 
 
 def card(cases: Cases) -> str:
-    """Measured rates."""
+    """Return a table of the measured rates."""
     rows = [
         (name, _number(value), unit.replace("_", " "))
         for name, case in cases.items()
@@ -66,7 +67,7 @@ def card(cases: Cases) -> str:
 
 
 def latency(cases: Cases) -> str:
-    """Median latency by the way to run, the ratio of the best to its floor and to DDPM-100's."""
+    """Return a table of median latencies by mode, their ratio to the floor, and speed-ups."""
     rows = []
     for name, case in cases.items():
         size, batch, *_ = name.split(", ")
@@ -84,9 +85,12 @@ def latency(cases: Cases) -> str:
 
 
 def speeds(cases: Cases) -> str:
-    """A row a case, a column a result of `COLUMNS` that a case has."""
+    """Return a table with a row for each case, and the columns of `COLUMNS` that a case has."""
     columns = {key: name for key, name in COLUMNS.items() if any(key in c for c in cases.values())}
-    rows = [(name, *(_number(case.get(key)) for key in columns)) for name, case in cases.items()]
+    rows = [
+        (label_of(name), *(_number(case.get(key)) for key in columns))
+        for name, case in cases.items()
+    ]
     return markdown(("case", *columns.values()), rows, 1)
 
 
@@ -94,7 +98,7 @@ TABLES: dict[str, tuple[str, Callable[[Cases], str]]] = {
     "card": ("Rates of the card", card),
     "latency": ("Latency of a chunk", latency),
     "training": ("Training policies", speeds),
-    "push_t": ("Push-T from nothing", speeds),
+    "push_t": ("Push-T from scratch", speeds),
     "text": ("Language models", speeds),
     "images": ("Cameras and images", speeds),
 }

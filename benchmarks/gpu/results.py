@@ -1,4 +1,4 @@
-"""Results of a section on one card: every case is stored as soon as it is measured."""
+"""Results of a section on one card; every case is stored as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ebt_policy.io.atomic_write import atomic_write
 
 
 def card_folder(output: Path) -> Path:
-    """Return the folder of this card's results, say ``nvidia-h200`` for ``NVIDIA H200``."""
+    """Return the folder of this card's results, such as ``nvidia-h200`` for ``NVIDIA H200``."""
     return output / re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
 
 
 class TimeBudget:
-    """Wall-clock time of a whole benchmark.
+    """Wall-clock budget of a whole benchmark.
 
     Args:
-        minutes: from now on.
+        minutes: duration of the budget, which starts now.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -42,9 +42,9 @@ class Case:
     """One measurement.
 
     Attributes:
-        name: its key among the results of the section.
-        measure: returns what is stored, as JSON.
-        seconds: what it takes at most; a case that does not fit in the time left does not start.
+        name: key of the case in the results of the section.
+        measure: returns the result as JSON values.
+        seconds: maximum duration; a case that does not fit in the remaining time is not started.
     """
 
     name: str
@@ -58,10 +58,10 @@ class SectionResults:
     Results of another version of this package or of PyTorch are dropped.
 
     Args:
-        section: its name.
-        folder: of the card.
-        command: stored with the results.
-        toy: whether sizes are those of a rehearsal; such results do not count as measured.
+        section: name of the section.
+        folder: folder of the card.
+        command: the command line, stored with the results.
+        toy: whether this is a rehearsal with the smallest sizes; its results are stored as such.
     """
 
     def __init__(self, section: str, folder: Path, command: str, toy: bool) -> None:
@@ -79,13 +79,13 @@ class SectionResults:
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
-        """Return what was measured: name of a case -> its results."""
+        """Name of a measured case -> its results."""
         return self._content["cases"]
 
     def run(self, cases: Iterable[Case], budget: TimeBudget) -> bool:
-        """Measure the cases that are not stored, in their order; return whether all are now.
+        """Measure the cases that are not stored yet, in order; return whether all are stored.
 
-        A case that fails is noted with its reason and is tried again the next time.
+        A case that fails is stored with the reason and is tried again in the next run.
         """
         complete = True
         for case in cases:
@@ -102,7 +102,7 @@ class SectionResults:
             start = time.perf_counter()
             try:
                 result = case.measure()
-            except (RuntimeError, ImportError, OSError) as error:  # out of memory is a RuntimeError
+            except (RuntimeError, ImportError, OSError) as error:  # RuntimeError: out of memory
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self._content["failed"][case.name] = reason
                 print(f"  {case.name}: failed: {reason}", flush=True)

@@ -1,4 +1,4 @@
-"""Language models: Transformer++ against an energy; attention that is differentiated twice."""
+"""Updates of Transformer++ and energy language models, and attention differentiated twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VOCABULARY = 4096
 
 
 class RandomTokens:
-    """Sequences of random tokens, as the trainer takes data."""
+    """Sequences of random tokens, with the interface of training data."""
 
     def __init__(self, rows: int, context: int) -> None:
         self.tokens = torch.randint(1, VOCABULARY, (rows, context + 1), device=DEVICE)
@@ -35,12 +35,12 @@ class RandomTokens:
         return len(self.tokens)
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """Rows of "tokens" (B, S + 1)."""
+        """Return the rows with some indices: "tokens" (B, S + 1)."""
         return {"tokens": self.tokens[index.to(DEVICE, non_blocking=True)]}
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
-    """Return the cases in the order of how much they are wanted."""
+    """Return the cases, the most important first."""
     context, batch, rounds = (16, 2, 1) if toy else (512, 32, 10)
     sizes = {"toy": {"width": 32, "heads": 2, "layers": 2}} if toy else SIZES
     models = [
@@ -53,7 +53,7 @@ def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
         for name in MODELS
     ]
     kernels: dict[str, Callable[..., Tensor]] = {"math": math_attention}
-    if DEVICE.type == "cuda":  # its kernel is written in Triton
+    if DEVICE.type == "cuda":  # The kernel is written in Triton.
         kernels["jvp_flash_attention"] = flash_attention
     attention = [
         Case(
@@ -70,7 +70,7 @@ def measure(
     name: str, size: dict[str, int], context: int, batch: int,
     rates: dict[str, dict[str, Any]], rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the speed of updates of a language model."""
+    """Return the speed of updates of a language model, see `speed_of`."""
     model = untrained(name, size, context, VOCABULARY).to(DEVICE)
     result = speed_of(model, RandomTokens(2 * batch, context), batch, "bf16", rates, rounds)
     tokens = result["samples_per_second"] * context
@@ -78,13 +78,13 @@ def measure(
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention that PyTorch can differentiate twice."""
+    """Compute attention with PyTorch's math kernel, which can be differentiated twice."""
     with sdpa_kernel(SDPBackend.MATH):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the package jvp_flash_attention."""
+    """Compute attention with the package jvp_flash_attention."""
     from jvp_flash_attention.jvp_attention import attention  # pyright: ignore
 
     return attention(q, k, v, causal=True)
@@ -93,7 +93,10 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def measure_attention(
     attention: Callable[..., Tensor], batch: int, context: int, rounds: int
 ) -> dict[str, Any]:
-    """Return the time of attention, its gradient in the queries, and the gradient of that."""
+    """Return time and memory of attention, its gradient, and the gradient of the gradient.
+
+    The first gradient is with respect to the queries.
+    """
     shape = (batch, 8, context, 64)
     q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3))
 

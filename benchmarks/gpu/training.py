@@ -1,7 +1,7 @@
-"""Speed of training policies: updates of the trainer itself on random windows.
+"""Speed of training policies: updates of the trainer on random windows.
 
-Every loss is compiled. Cases with ``graphs`` replay forward and backward passes as CUDA graphs,
-which saves launches where small kernels are over sooner than they are launched.
+Every loss is compiled. Cases with ``graphs`` replay forward and backward passes as CUDA graphs.
+This saves time if small kernels run for a shorter time than their launch takes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ebt_policy.training.processes import join_processes
 from ebt_policy.training.trainer import Trainer
 
 MODELS = {"energy": "ebt", "diffusion": "diffusion", "flow matching": "flow_matching"}
-SIZES = ("m", "xs", "l")  # the most wanted first
+SIZES = ("m", "xs", "l")  # in order of priority
 BATCHES = (256, 1024)
 PRECISIONS = ("bf16", "tf32", "fp32")
 PROFILED = 10  # updates
-SECONDS = 75.0  # a case takes at most, most of it to compile
+SECONDS = 75.0  # maximum duration of a case, mostly compilation
 
 
 def cases(rates: dict[str, dict[str, Any]], toy: bool) -> list[Case]:
@@ -57,7 +57,7 @@ def measure(
     model: str, size: str, batch: int, kind: str, rates: dict[str, dict[str, Any]],
     graphs: bool, toy: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the speed of updates of a policy."""
+    """Return the speed of updates of a policy, see `speed_of`."""
     policy = make(model, size, DEVICE)
     windows = random_windows(2 * batch)
     result = speed_of(policy, windows, batch, kind, rates, 1 if toy else 20, graphs=graphs)
@@ -65,7 +65,13 @@ def measure(
 
 
 def random_windows(count: int, cameras: tuple[str, ...] = (), side: int = 96) -> Windows:
-    """Return windows of one long random episode, on the device, with images of each camera."""
+    """Return windows of one long random episode on the device, with images of each camera.
+
+    Args:
+        count: number of windows, at least.
+        cameras: names of the cameras.
+        side: height and width of an image, pixels.
+    """
     rows = count + 32
     arrays: dict[str, Any] = {
         "obs": 512 * torch.rand(rows, 20),
@@ -81,19 +87,19 @@ def speed_of(
     model: Model, data: TrainingData, batch: int, kind: str, rates: dict[str, dict[str, Any]],
     rounds: int, *, graphs: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what the trainer does in a second, and where the time of an update goes.
+    """Return the speed of the trainer, and the parts of the duration of an update.
 
     Args:
-        model: untrained, on the device.
-        data: to train on.
-        batch: of an update.
+        model: untrained model on the device.
+        data: training data.
+        batch: batch size.
         kind: precision, one of `card.PRECISIONS`.
-        rates: of the card.
-        rounds: updates in each of five rounds.
-        graphs: replay the compiled passes as CUDA graphs.
+        rates: measured rates of the card.
+        rounds: number of updates in each of five rounds.
+        graphs: whether to replay the compiled passes as CUDA graphs.
     """
     work = training_work(model, data.gather(torch.arange(batch)))
-    if kind == "bf16":  # it was counted in single precision
+    if kind == "bf16":  # The bytes were counted in single precision.
         work = Work(work.flops, work.bytes / 2)
     model.compile(mode="reduce-overhead" if graphs else None)
     with tempfile.TemporaryDirectory() as folder, precision(kind):
@@ -102,7 +108,7 @@ def speed_of(
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-        def updates() -> None:  # without waiting between them, as in training
+        def updates() -> None:  # There is no synchronisation between updates, as in training.
             for _ in range(rounds):
                 trainer.train_step()
 
@@ -125,7 +131,7 @@ def speed_of(
 
 
 def where_time_goes(trainer: Trainer, update_seconds: float) -> dict[str, float]:
-    """Return kernels, launches and host synchronisations of an update; nothing on a CPU."""
+    """Return kernel time, launches and host synchronisations of an update; empty on a CPU."""
     if DEVICE.type != "cuda":
         return {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -135,7 +141,7 @@ def where_time_goes(trainer: Trainer, update_seconds: float) -> dict[str, float]
     events = profiler.key_averages()
     kernels_us = sum(e.self_device_time_total for e in events)
     launches = sum(e.count for e in events if "Launch" in e.key)
-    waits = sum(e.count for e in events if "Synchronize" in e.key) - 1  # the last is ours
+    waits = sum(e.count for e in events if "Synchronize" in e.key) - 1  # without ours above
     return {
         "kernel_ms": kernels_us / PROFILED / 1e3,
         "share_kernels": kernels_us / PROFILED / 1e6 / update_seconds,
@@ -145,17 +151,17 @@ def where_time_goes(trainer: Trainer, update_seconds: float) -> dict[str, float]
 
 
 def peak_gib() -> float:
-    """Return the most memory of the device that was allocated since the last reset, GiB."""
+    """Return the peak memory that was allocated on the device since the last reset, GiB."""
     return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
 
 
 def trainer_of(model: Model, data: TrainingData, batch: int, kind: str, folder: Path) -> Trainer:
-    """Return a trainer, configured as usual, of a model that is compiled already."""
+    """Return a trainer with the default configuration for a model that is already compiled."""
     mixed = "bf16" if kind == "bf16" else "no"
     config = compose_config(
         "train.minutes=null", "train.steps=100000", "train.compile=false",
         f"train.batch_size={batch}", f"train.mixed_precision={mixed}",
     )["train"]  # fmt: skip
-    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # It may have another precision.
     accelerator = join_processes(DEVICE, mixed)
     return Trainer(model, data, TrainConfig(**config), folder, seed=0, accelerator=accelerator)

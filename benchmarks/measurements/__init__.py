@@ -1,1 +1,1 @@
-"""What studies measure beyond the evaluations of ``ebt_policy.eval``, one file each."""
+"""Measurements of studies beyond the evaluations of ``ebt_policy.eval``, one file each."""

@@ -1,4 +1,4 @@
-"""A classifier of CIFAR-10, whose features and labels measure generated images."""
+"""A classifier of CIFAR-10, which measures generated images by its features and predictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAINING = TrainConfig(
 
 
 class ImageClassifier(Model):
-    """Three stages of two convolutions each; every stage halves the side."""
+    """Classifier with three stages of two convolutions; every stage halves the side."""
 
     name = "classifier"
     domain = Domain.IMAGE
@@ -71,7 +71,7 @@ class ImageClassifier(Model):
 
 
 def train_classifier(dataset: ImageDataset, folder: Path) -> ImageClassifier:
-    """Return a classifier, trained in a folder or resumed there."""
+    """Train a classifier in a run folder, or resume its training there, and return it."""
     torch.manual_seed(0)
     crops = Crops(dataset.splits["train"], 32, device=DEVICE)
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""BM3D as a baseline of denoising, and pictures of restored images and their energies."""
+"""BM3D as a denoising baseline, and figures of restored images and their energies."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ TILES = 8
 def add_bm3d_baseline(
     context: StudyContext, result: dict[str, Any], *, images: str | None, noise: int
 ) -> None:
-    """Add what BM3D reaches on the same noisy images, and the effort of the trainings.
+    """Add BM3D's metrics on the same noisy images, and the numbers of seeds and updates.
 
     Args:
-        images: name of the test set, None for that of the training's set.
-        noise: level, twice of which is tested, too.
+        images: name of the test set; None for the test images of the training set.
+        noise: noise level; twice the level is tested, too.
     """
     (checkpoint,) = context.checkpoints("energy_maps")
     model = ImageModel.from_checkpoint(checkpoint, "cpu")
@@ -46,13 +46,13 @@ def add_bm3d_baseline(
 
 
 def bm3d_baseline(model: ImageModel, images: str | None, noise: int) -> dict[str, Any]:
-    """Return what BM3D reaches, which knows the deviation, on a model's noisy images."""
+    """Return metrics of BM3D on a model's noisy images; it receives the true standard deviation."""
     bm3d: Any = import_module("bm3d")
     test = load_eval_set(model, images, torch.device("cpu"))
     result: dict[str, Any] = {"name": "bm3d"}
     for suffix, level in (("", noise), ("_double", 2 * noise)):
-        signal = float(model.abar[level])  # share of the clean image's variance
-        deviation = ((1 - signal) / signal) ** 0.5 / 2  # of images in [0, 1]
+        signal = float(model.abar[level])  # share of the clean image in the variance
+        deviation = ((1 - signal) / signal) ** 0.5 / 2  # standard deviation, images in [0, 1]
         restored = []
         for noisy in noisy_versions(model, test.images, level):
             scaled = noisy.permute(1, 2, 0).numpy().astype(np.float64) / signal**0.5 / 2 + 0.5
@@ -69,7 +69,7 @@ def draw_restored_images(
 ) -> None:
     """Draw images with noise of both levels, restored by the entries `DRAWN`.
 
-    The images are synthetic: those of the test sets may not be published.
+    The images are synthetic, because images of the test sets may not be published.
     """
     models = {}
     for checkpoint, title in zip(context.checkpoints("drawn"), DRAWN.values(), strict=True):
@@ -79,7 +79,7 @@ def draw_restored_images(
     first = next(iter(models.values()))
     clean = load_eval_set(first, "leaves", DEVICE).images[:PICTURES]
     rows = []
-    for level, label in ((noise, "noise of training"), (2 * noise, "twice the noise")):
+    for level, label in ((noise, "training noise"), (2 * noise, "twice the noise")):
         noisy = noisy_versions(first, clean, level)
         columns = {"noisy": noisy}
         for title, model in models.items():
@@ -99,7 +99,7 @@ def draw_restored_images(
 def draw_energy_maps(
     context: StudyContext, result: dict[str, Any], *, kind: str, noise: int
 ) -> None:
-    """Draw tiles of synthetic images, clean, noisy and restored, and energies of their patches."""
+    """Draw clean, noisy and restored tiles of synthetic images with their energy maps."""
     model = EnergyImageModel.from_checkpoint(context.checkpoints("energy_maps")[0], DEVICE)
     side = model.shape.side
     images = load_eval_set(model, "leaves", DEVICE).images[:TILES]

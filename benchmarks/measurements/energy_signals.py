@@ -1,10 +1,10 @@
-"""What the energy of a policy tells: failures, odd observations, early exit, best of M.
+"""Uses of a policy's energy: detecting failures and events, early exit, best of M.
 
-- How well do signals of a chunk detect an episode that will fail, and an observation that is not
-  what was expected? Signals of the energy stand beside three that need none. Is a signal that is
-  calibrated on half of the episodes reliable on the other half?
-- How many steps does the early exit of straight descents save, at what score?
-- What do more candidates bring, at what cost?
+- How well do signals of a chunk detect an episode that will fail, and an unexpected observation?
+  Signals of the energy are compared with three that need no energy. Is a signal that is calibrated
+  on half of the episodes reliable on the other half?
+- How many steps does the early exit of straight descents save, and how does the score change?
+- How do more candidates change score, success and latency?
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ CPU = torch.device("cpu")
 EVENTS = (Perturbation("agent", 100), Perturbation("kick", 50), Perturbation("turn", 60),
           Perturbation("freeze", 8), Perturbation("delay", 4))  # fmt: skip
 UNDISTURBED, ALL = "undisturbed", "all"
-FIRST_CHUNKS = 9  # of an episode, whose signals count: the last event has happened by then
+FIRST_CHUNKS = 9  # chunks of an episode whose signals count; all events happen before the last
 SIGNAL_SAMPLES = 16  # candidates for the signals
 ENERGY_SIGNALS = ("energy", "gradient norm", "energy drop", "surprise")
 OTHER_SIGNALS = ("distance to the plan", "spread of samples", "distance to demonstrations")
 ENTRY_KEYS = ("name", "score", "success", "steps_used")
 
-Signals = dict[str, np.ndarray]  # each (episodes, FIRST_CHUNKS); NaN where there is no such chunk
+Signals = dict[str, np.ndarray]  # (episodes, FIRST_CHUNKS) each; NaN for missing chunks
 
 
 def energy_signals(context: StudyContext) -> dict[str, Any]:
-    """Return best of M, early exit, and how well signals detect failures and odd observations.
+    """Measure best of M, early exit, and signals of failures and unexpected observations.
 
-    Groups of the part: ``candidates``; ``early_exit``, pairs of entries without and with it; and
-    ``signals``, one entry. The study has the option ``episodes``.
+    Groups of the part: ``candidates``; ``early_exit``, pairs of entries without and with early
+    exit; and ``signals``, one entry. The study has the option ``episodes``.
     """
     config = EvalConfig(context.options.episodes, EVALUATION_SEED, videos=0, workers=20)
     candidates, early_exit = context.checkpoints("candidates"), context.checkpoints("early_exit")
@@ -77,14 +77,14 @@ def energy_signals(context: StudyContext) -> dict[str, Any]:
 
 
 class SignalRecord(NamedTuple):
-    """Signals of one training run in one condition, and (episodes,) which episodes failed."""
+    """Signals of one training run in one condition, and whether each episode failed (episodes,)."""
 
     signals: Signals
     failed: np.ndarray
 
 
 class RecordingPolicy:
-    """A policy that keeps its observations and plans, by episode."""
+    """A policy that records its observations and plans, by episode."""
 
     def __init__(self, policy: EnergyPolicy) -> None:
         self.policy = policy
@@ -98,13 +98,13 @@ class RecordingPolicy:
         return chunk
 
     def episode(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return observations (chunks, To, Do) and plans (chunks, T, A), in units of the env."""
+        """Return observations (chunks, To, Do) and plans (chunks, T, A), in env units."""
         windows, plans = zip(*self.history[noise_seed(seed)][:FIRST_CHUNKS], strict=True)
         return torch.stack(windows), torch.stack(plans)
 
 
 class TrainingObservations:
-    """Observations that a policy was trained on, to measure distances from."""
+    """The observations that a policy was trained on, to measure distances to them."""
 
     def __init__(self, policy: EnergyPolicy) -> None:
         task = PolicyTaskConfig.from_config(policy.config)
@@ -114,18 +114,19 @@ class TrainingObservations:
         self._rows = policy.normalizer.normalize("obs", rows).flatten(1)
 
     def distance(self, obs: Tensor) -> Tensor:
-        """Return the distance of normalised observations (B, To, Do) to the nearest, (B,)."""
+        """Return the distance (B,) of normalised observations (B, To, Do) to the nearest one."""
         return torch.cdist(obs.flatten(1), self._rows).amin(1)
 
 
 def signals(
     policy: EnergyPolicy, training: TrainingObservations, obs: Tensor, before: Tensor
 ) -> dict[str, Tensor]:
-    """Return signals (B,) of observations (B, To, Do) in units of the env; high should be bad.
+    """Return signals (B,) of observations; high values should indicate failures.
 
     Args:
-        training: of the policy.
-        before: (B, T, A) the plan of the chunk before, of which Ta actions were executed since.
+        training: training observations of the policy.
+        obs: observations (B, To, Do) in env units.
+        before: previous plans (B, T, A), of which Ta actions have been executed since.
     """
     num_planned = policy.shape.horizon - policy.shape.n_action_steps
     with torch.no_grad():
@@ -133,7 +134,7 @@ def signals(
         descent = policy.descend(normalised, generator=torch.Generator().manual_seed(0))
     chosen, ends = policy.unnormalize_actions(obs, descent.candidate[:, 0]), descent.path[-1]
     last_plan = torch.cat([before[:, -num_planned:], chosen[:, num_planned:]], dim=1)
-    # Energies of one observation compare: the rest of the old plan against the new one.
+    # Energies for one observation are comparable: the rest of the last plan and the new plan.
     energies = policy.energies({"obs": obs}, torch.stack([last_plan, chosen], dim=1))
     plan_change = (last_plan - chosen)[:, :num_planned]
     return {
@@ -150,7 +151,10 @@ def signals(
 def record_signals(
     policy: EnergyPolicy, training: TrainingObservations, pool: RolloutPool, seeds: range
 ) -> SignalRecord:
-    """Play and compute the signals of the first chunks; the very first has no plan before it."""
+    """Play episodes and compute the signals of the first chunks, except the very first.
+
+    The very first chunk of an episode has no previous plan.
+    """
     recorder = RecordingPolicy(policy)
     results = pool.rollout(recorder, seeds)
     table = {
@@ -171,7 +175,12 @@ def chunk_after_event(seed: int, n_action_steps: int) -> int:
 
 
 def unexpected(undisturbed: Signals, perturbed: Signals, chunks: np.ndarray) -> dict[str, Samples]:
-    """Return samples of the chunk after the event, and of the same chunk without an event."""
+    """Return samples of the chunk after the event, and of the same chunk without an event.
+
+    Args:
+        undisturbed, perturbed: signals without and with events.
+        chunks: (episodes,) the first chunk whose observation shows the event.
+    """
     rows = np.arange(len(chunks))
     samples = {}
     for name in undisturbed:
@@ -189,7 +198,7 @@ def play_conditions(
     """Play every condition with every training run.
 
     Returns:
-        Condition -> records of the runs, and for each episode the chunk after its event.
+        Condition -> records of the runs, and the chunk after the event of each episode (episodes,).
     """
     (entry,) = load_policy_entries([checkpoint], CPU)
     spec = entry.env_spec
@@ -212,11 +221,11 @@ def play_conditions(
 def signal_quality(
     records: Mapping[str, Sequence[SignalRecord]], chunks: np.ndarray
 ) -> dict[str, Any]:
-    """Return areas under the ROC curve for failures and odd observations, and reliability.
+    """Return areas under the ROC curve for failures and unexpected observations, and reliability.
 
     Args:
-        records: condition -> one record a training run, `UNDISTURBED` among them.
-        chunks: (episodes,) the first chunk that shows the event of an episode.
+        records: condition, also `UNDISTURBED` -> the record of each training run.
+        chunks: (episodes,) the first chunk whose observation shows the event.
     """
     undisturbed = records[UNDISTURBED]
     by_event = {
@@ -276,7 +285,7 @@ def _failures(conditions: Sequence[SignalRecord], name: str) -> Samples:
 
 
 def _reliability(runs: list[Samples]) -> dict[str, Any]:
-    """Calibrate on episodes of even numbers and test on odd ones, each run by itself."""
+    """Calibrate each run on episodes with even numbers, and test on the odd ones."""
     predicted, observed = [], []
     for run in runs:
         even = run.episode % 2 == 0
@@ -287,7 +296,7 @@ def _reliability(runs: list[Samples]) -> dict[str, Any]:
 
 
 def chunk_latency_ms(checkpoints: Sequence[str]) -> list[float]:
-    """Return median milliseconds of a chunk at batch size 1, timed in turns."""
+    """Return the median latency of a chunk at batch size 1 for each checkpoint, ms."""
     jobs = {}
     for checkpoint in checkpoints:
         (entry,) = load_policy_entries([checkpoint], CPU)

@@ -1,8 +1,8 @@
-"""What a slow policy costs in the control loop, on a simulated clock.
+"""Effect of inference delay in the control loop, on a simulated clock.
 
-A prediction takes 0 to 400 ms on that clock, whatever it takes here. Ways to execute chunks:
-blocking, asynchronously, and with a frozen prefix, from noise, from the chunk before, and by a
-policy that was trained with a committed prefix.
+A prediction takes 0 to 400 ms on this clock, independent of the real latency. Chunks are executed
+blocking, asynchronously, or with a frozen prefix. With a frozen prefix, candidates start from noise
+or from the last chunk (warm start), or the policy was trained with a committed prefix.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from ebt_policy.real_robot.inference_worker import SimulatedWorker
 from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import load_robot
 
-Rows = list[dict[str, Any]]  # one an episode
+Rows = list[dict[str, Any]]  # one row for each episode
 
 DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
-WARM_START = "frozen prefix, warm start"  # of a descent: for the energy policy alone
+WARM_START = "frozen prefix, warm start"  # only for the energy policy, which has a descent
 CONDITIONED = "frozen prefix, conditioned on it"
 EXECUTION_MODES = {
     "blocking": ExecutionOptions(mode="blocking"),
@@ -53,10 +53,10 @@ EPISODE_KEYS = (
 
 
 def execution_delay(context: StudyContext) -> dict[str, Any]:
-    """Return scores and transitions of every policy, execution mode and delay; draw the curves.
+    """Measure scores and transitions of every policy, execution mode and delay; draw the curves.
 
-    Groups of the part are policies: the entry as it is, and the one conditioned on a prefix. The
-    study has the options ``robot`` and ``episodes``.
+    Each group of the part is a policy with two entries: trained without and with conditioning on a
+    prefix. The study has the options ``robot`` and ``episodes``.
     """
     options = context.options
     jobs = [
@@ -104,13 +104,13 @@ def execution_delay(context: StudyContext) -> dict[str, Any]:
 
 
 def seed_checkpoints(context: StudyContext, policy: str, conditioned: bool = False) -> list[str]:
-    """Return the training runs of a policy, each as ``checkpoint=`` takes it."""
+    """Return the training runs of a policy as values of ``checkpoint=``."""
     checkpoint = context.checkpoints(policy)[int(conditioned)]
     return [checkpoint.replace("*", str(seed)) for seed in range(context.options.seeds)]
 
 
 def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, episodes: int) -> Rows:
-    """Return episodes of one training run with one execution mode and one delay."""
+    """Return the episodes of one training run with one execution mode and one delay."""
     torch.set_num_threads(1)
     policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     robot, clock = load_robot(robot_name), SimulatedClock()
@@ -131,7 +131,7 @@ def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, episodes:
 
 
 def play_in_steps(checkpoint: str, episodes: int) -> Rows:
-    """Return the same episodes in steps, without limits or time."""
+    """Return the same episodes in steps: the environment waits, and there are no limits."""
     torch.set_num_threads(1)
     entry = load_policy_entries([checkpoint], torch.device("cpu"))[0]
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + episodes)

@@ -1,4 +1,4 @@
-"""Images made from noise, class by class: Fréchet distance, and accuracy of a classifier."""
+"""Generation of images by class: Fréchet distance, and accuracy of a classifier on the images."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ebt_policy.image.data import ImageDataset
 from ebt_policy.image.datasets import load_images
 from ebt_policy.image.model import LEVELS, ImageModel
 
-IMAGES_PER_CLASS = 2  # in the picture
+IMAGES_PER_CLASS = 2  # in the figure
 BATCH = 250
 
 
 def generation(context: StudyContext) -> dict[str, Any]:
-    """Return Fréchet distances to the test images and accuracies of every entry; draw images.
+    """Measure Fréchet distances to the test images and accuracies of all entries; draw images.
 
-    The study has the options ``images`` (made by each training run) and ``features`` (of the
-    distance: those of the classifier, or of Inception).
+    The study has the options ``images`` (number of images of each training run) and ``features``
+    (``classifier`` or ``inception``, the network whose features the distance uses).
     """
     options = context.options
     dataset = load_images("cifar10", None, 3)
@@ -55,7 +55,7 @@ def generation(context: StudyContext) -> dict[str, Any]:
                 distances.append(distance(fid, images))
                 correct.append(is_correct(classifier, images, labels))
                 bar.advance(task)
-                if model is models[0]:  # the entry with most passes is the last
+                if model is models[0]:  # The last entry of a model has the most passes.
                     pictures[run_name(entry)] = images[: IMAGES_PER_CLASS * count]
             result["entries"].append(
                 {
@@ -81,7 +81,7 @@ def _pixels(dataset: ImageDataset, split: str) -> Tensor:
 def _other_real_images(
     dataset: ImageDataset, fid: FrechetInceptionDistance, classifier: ImageClassifier, count: int
 ) -> dict[str, float]:
-    """Measure validation images, which neither the models nor the classifier were trained on."""
+    """Measure validation images, which are in no training set, as a reference."""
     pixels = _pixels(dataset, "validation")
     index = torch.linspace(0, len(pixels) - 1, min(count, len(pixels))).long()
     labels = torch.tensor(dataset.splits["validation"].labels)[index]
@@ -90,7 +90,7 @@ def _other_real_images(
 
 
 def generate(model: ImageModel, count: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Return images as bytes (N, C, S, S), as many of each class, and their classes (N,)."""
+    """Return images as bytes (N, C, S, S), equally many of each class, and their classes (N,)."""
     generator = torch.Generator().manual_seed(0)
     shape = model.shape
     labels = torch.arange(count) % classes
@@ -104,7 +104,11 @@ def generate(model: ImageModel, count: int, classes: int) -> tuple[Tensor, Tenso
 
 
 def fit_distance(features: Any, real: Tensor) -> FrechetInceptionDistance:
-    """Return the Fréchet distance to real images, as bytes (N, C, H, W)."""
+    """Return a metric of the Fréchet distance to real images, given as bytes (N, C, H, W).
+
+    Args:
+        features: the network of the features, or 2048 for Inception.
+    """
     _, channels, height, width = real.shape
     fid = FrechetInceptionDistance(
         features, reset_real_features=False, input_img_size=(channels, height, width)
@@ -115,7 +119,7 @@ def fit_distance(features: Any, real: Tensor) -> FrechetInceptionDistance:
 
 
 def distance(fid: FrechetInceptionDistance, images: Tensor) -> float:
-    """Return the distance of images, as bytes, to the real ones."""
+    """Return the distance of images, given as bytes (N, C, H, W), to the real images."""
     for x in images.split(BATCH):
         fid.update(x.to(DEVICE), real=False)
     value = float(fid.compute())
@@ -124,7 +128,7 @@ def distance(fid: FrechetInceptionDistance, images: Tensor) -> float:
 
 
 def is_correct(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> np.ndarray:
-    """Return whether each image is classified as its label, (N,)."""
+    """Return whether the predicted class of each image is its label, (N,)."""
     with torch.no_grad():
         predicted = [
             classifier.head(classifier.features(x.to(DEVICE))).argmax(1).cpu()

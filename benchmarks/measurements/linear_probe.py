@@ -1,4 +1,4 @@
-"""Linear probes: how well classes can be read from frozen features."""
+"""Linear probes: classification accuracy of a linear model on frozen features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.device import DEVICE
 from ebt_policy.image.model import ImageModel
 
-PROBED_LEVELS = (0, 25, 50, 100)  # of noise on the images
+PROBED_LEVELS = (0, 25, 50, 100)  # noise levels of the images
 BATCH = 256
 
 
@@ -23,15 +23,15 @@ def linear_probe(
     """Fit a linear probe on the split ``train``.
 
     Args:
-        features: of a split, (n, F).
-        labels: split -> classes (n,).
+        features: name of a split -> features (n, F).
+        labels: name of a split -> classes (n,).
 
     Returns:
         Whether each image of the split ``test`` is classified correctly, (n,), and the accuracy on
         the split ``validation``.
     """
     scaler = StandardScaler()
-    probe = LogisticRegression(max_iter=3000)  # 300 are too few, and more so for some models
+    probe = LogisticRegression(max_iter=3000)  # 300 are too few for some models.
     probe.fit(scaler.fit_transform(features("train")), labels["train"])
     correct = {
         split: np.equal(probe.predict(scaler.transform(features(split))), labels[split])
@@ -43,15 +43,15 @@ def linear_probe(
 def probe_model(
     model: ImageModel, images: Mapping[str, Tensor], labels: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, int]:
-    """Probe a model's features, at the level of noise with the highest validation accuracy.
+    """Probe a model's features at the noise level with the highest validation accuracy.
 
     Args:
-        model: frozen.
-        images: split -> images (n, C, S, S).
-        labels: split -> classes (n,).
+        model: frozen model.
+        images: name of a split -> images (n, C, S, S).
+        labels: name of a split -> classes (n,).
 
     Returns:
-        Whether each test image is classified correctly, (n,), and the level.
+        Whether each test image is classified correctly, (n,), and the noise level.
     """
     best: tuple[float, np.ndarray, int] | None = None
     for level in PROBED_LEVELS:

@@ -1,4 +1,4 @@
-"""Does an energy over masked tokens collapse into one frequent filling?"""
+"""Whether predictions of masked energy models collapse to one frequent token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ebt_policy.language.metrics import (
 
 
 def masked_text(context: StudyContext) -> dict[str, Any]:
-    """Return held-out losses and predictions of models of masked text, for each training run."""
+    """Return held-out losses and collapse metrics of masked models, for each training run."""
     entries = []
     for entry, checkpoint in zip(context.part.entries, context.checkpoints(), strict=True):
         runs = [_measure(run) for run in matching_runs(Path(checkpoint))]

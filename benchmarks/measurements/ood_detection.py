@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: images unlike those that a model was trained on."""
+"""Out-of-distribution detection: images that differ from a model's training images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]  # group -> signal -> (N,)
 
 
 class ImageGroup(NamedTuple):
-    """Images (N, C, S, S), and the numbers (N,) of the larger images that they are crops of.
+    """Images (N, C, S, S), and the indices (N,) of the larger images that they are crops of.
 
-    A bootstrap draws these numbers. They are None where each image stands for itself.
+    The bootstrap resamples these sources. None means that each image is its own source.
     """
 
     images: Tensor
@@ -29,7 +29,7 @@ class ImageGroup(NamedTuple):
 
 
 def model_scores(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
-    """Return a model's signals of images, (N,) each; high should be out of distribution."""
+    """Return a model's signals (N,) of images; high values should be out of distribution."""
     generator = torch.Generator().manual_seed(0)
     batch_scores = [model.ood_scores(x.to(DEVICE), generator) for x in images.split(BATCH)]
     return {
@@ -39,16 +39,19 @@ def model_scores(model: ImageModel, images: Tensor) -> dict[str, np.ndarray]:
 
 
 def roughness(images: Tensor) -> np.ndarray:
-    """Return a signal that needs no model: how much neighbouring pixels differ, (N,)."""
+    """Return a signal without a model: the mean difference of neighbouring pixels, (N,)."""
     return images.diff(dim=-1).abs().flatten(1).mean(1).numpy()
 
 
 def detection_quality(runs: Sequence[Scores], groups: Mapping[str, ImageGroup]) -> dict[str, Any]:
-    """Return signal -> group -> area under the ROC curve and calibration, over training runs.
+    """Measure how well each signal detects each group of images, over training runs.
 
     Args:
         runs: the signals of each training run.
-        groups: the first is in distribution; each other is told from it.
+        groups: the first group is in distribution; each other group is detected against it.
+
+    Returns:
+        Signal -> group -> area under the ROC curve and reliability.
     """
     usual, *other_groups = groups
     sources = {
@@ -71,14 +74,14 @@ def detection_quality(runs: Sequence[Scores], groups: Mapping[str, ImageGroup]) 
 def _samples(
     usual: np.ndarray, other: np.ndarray, usual_sources: np.ndarray, other_sources: np.ndarray
 ) -> Samples:
-    # A source belongs to one group: the numbers of the second group begin after the first's.
+    # Groups share no source, so indices of the second group are shifted behind the first group.
     sources = np.concatenate([usual_sources, other_sources + len(usual_sources)])
     odd = np.repeat([False, True], [len(usual_sources), len(other_sources)])
     return Samples(np.concatenate([usual, other]), odd, sources)
 
 
 def _reliability(runs: Sequence[Samples]) -> dict[str, Any]:
-    """Calibrate on sources of even numbers and test on odd ones: no source is in both halves."""
+    """Calibrate on sources with even indices and test on the odd ones."""
     predicted, observed = [], []
     for run in runs:
         even = run.episode % 2 == 0

@@ -1,4 +1,4 @@
-"""The control loop in real time, here and through ROS 2, beside the same episodes in steps."""
+"""The control loop in real time, with and without ROS 2, compared with the episodes in steps."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ ROBOTS = ("sim_push_t", "ros2_push_t", "sim_lift")
 
 
 def real_time(context: StudyContext) -> dict[str, Any]:
-    """Return scores and timing of each robot, and scores in steps.
+    """Measure scores and timing of each robot, and scores in steps.
 
-    The study has the options ``episodes``, ``ros`` (False leaves ROS 2 out) and
-    ``lift_checkpoint`` (for the simulated arm; "" leaves it out).
+    The study has the options ``episodes``, ``ros`` (False skips ROS 2) and ``lift_checkpoint`` (for
+    the simulated arm; "" skips it).
 
     Raises:
-        SystemExit: the folder holds such a measurement already.
+        SystemExit: the folder already contains such a measurement.
     """
     options, (checkpoint,) = context.options, context.checkpoints()
     for robot in ROBOTS:
         if (folder := context.folder / robot).exists():
-            sys.exit(f"error: {folder} exists; remove it, or give another folder=...")
+            sys.exit(f"error: {folder} exists; remove it, or choose another folder=PATH.")
     torch.set_num_threads(1)
     (policy,) = load_policy_entries([checkpoint], torch.device("cpu"))
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + options.episodes)
@@ -65,7 +65,7 @@ def real_time(context: StudyContext) -> dict[str, Any]:
 
 
 def run_arguments(robot: str, checkpoint: str, episodes: int, output: Path) -> list[str]:
-    """Return arguments of ``ebt_policy.real_robot.run``."""
+    """Return the arguments of ``ebt_policy.real_robot.run``."""
     return [
         f"robot={robot}", f"checkpoint={checkpoint}", f"episodes={episodes}", "keep=all",
         f"output={output}", "live=false", "device=cpu",
@@ -73,7 +73,7 @@ def run_arguments(robot: str, checkpoint: str, episodes: int, output: Path) -> l
 
 
 def run_robot(robot: str, checkpoint: str, episodes: int, folder: Path) -> dict[str, Any]:
-    """Return the summary of a run of the control loop; an episode that was held counts."""
+    """Run the control loop and return its summary; a run with a held episode is not an error."""
     output = folder / robot
     arguments = run_arguments(robot, checkpoint, episodes, output)
     command = [sys.executable, "-m", "ebt_policy.real_robot.run", *arguments]

@@ -1,11 +1,11 @@
-"""What frozen denoisers represent: linear probes and out-of-distribution detection on CIFAR-10.
+"""Frozen denoisers on CIFAR-10: linear probes and out-of-distribution detection.
 
 The models are trained without labels and without two of the classes.
 
-- How well does a linear probe on their features classify, beside one on the pixels and one on an
+- How accurate is a linear probe on their features, compared with a probe on the pixels or on an
   untrained network (Gladstone et al. 2025, "Energy-Based Transformers", section 4.3)?
-- How well do the energy and the error of restoring detect the two classes, crops of CBSD68, and
-  uniform noise? Is a signal that is calibrated on half of the images reliable on the rest?
+- How well do the energy and the reconstruction error detect the two classes, crops of CBSD68, and
+  uniform noise? Is a signal that is calibrated on half of the images reliable on the other half?
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from ebt_policy.image.model import EnergyImageModel, ImageModel, build_image_mod
 
 EXCLUDED_CLASSES = ("frog", "truck")
 SPLITS = ("train", "validation", "test")
-GROUP_SIZE = 2000  # images at most
-REFERENCE = "dit"  # whose accuracy the others are compared with
+GROUP_SIZE = 2000  # maximum number of images in a group
+REFERENCE = "dit"  # The accuracy of all others is compared with this model.
 console = Console()
 
 
 def representation(context: StudyContext) -> dict[str, Any]:
-    """Return accuracies of probes and quality of detectors; draw energies of patches."""
+    """Measure the accuracy of probes and the quality of detectors; draw energy maps."""
     entries = load_entries(ImageModel, context.checkpoints(), DEVICE)
     models: dict[str, list[Any]] = {run_name(entry.name): entry.models for entry in entries}
     first = models["ebt"][0]
@@ -94,7 +94,7 @@ def probe_all(models: Mapping[str, list[Any]], dataset: ImageDataset) -> dict[st
 
 
 def detect_all(models: Mapping[str, list[Any]], groups: Mapping[str, ImageGroup]) -> dict[str, Any]:
-    """Measure the signals of every model, and one of the pixels."""
+    """Measure the signals of every model, and the roughness of the pixels."""
     result: dict[str, Any] = {}
     with progress_bar() as bar:
         task = bar.add_task("detectors", total=sum(map(len, models.values())))
@@ -112,7 +112,7 @@ def detect_all(models: Mapping[str, list[Any]], groups: Mapping[str, ImageGroup]
 def labelled_images(
     dataset: ImageDataset, split: str, model: ImageModel
 ) -> tuple[Tensor, np.ndarray]:
-    """Return a split's images (N, C, S, S) in [-1, 1], and classes (N,)."""
+    """Return the images (N, C, S, S) of a split in [-1, 1], and their classes (N,)."""
     image_split = dataset.splits[split]
     pixels = torch.from_numpy(np.stack(image_split.pixels))
     rows = model.normalize({"image": pixels, "label": torch.tensor(image_split.labels)})
@@ -120,7 +120,7 @@ def labelled_images(
 
 
 def image_groups(dataset: ImageDataset, model: ImageModel) -> dict[str, ImageGroup]:
-    """Return images of the classes of the training first, then images unlike them."""
+    """Return test images of the trained classes first, then groups out of distribution."""
     images, labels = labelled_images(dataset, "test", model)
     excluded = [dataset.classes.index(name) for name in EXCLUDED_CLASSES]
     odd = torch.from_numpy(np.isin(labels, excluded))
@@ -139,17 +139,17 @@ def image_groups(dataset: ImageDataset, model: ImageModel) -> dict[str, ImageGro
 
 
 def _evenly_chosen(images: Tensor) -> Tensor:
-    """Return `GROUP_SIZE` images at most; classes come one after the other."""
+    """Return at most `GROUP_SIZE` evenly spaced images."""
     count = min(GROUP_SIZE, len(images))
     return images[np.linspace(0, len(images) - 1, count).round().astype(int)]
 
 
 def draw_energy_maps(model: EnergyImageModel, groups: Mapping[str, ImageGroup], path: Path) -> None:
-    """Draw ten images of each group, the first group also noisy, and energies of their patches."""
+    """Draw ten images of each group with their energy maps, the first group also with noise."""
     chosen = {name: group.images[:: len(group.images) // 10][:10] for name, group in groups.items()}
     first, clean = next(iter(chosen.items()))
     noisy = model.add_noise(clean, model.shape.max_noise_level, torch.Generator().manual_seed(0))
     rows = {first: clean, "the same, noisy": noisy, **chosen}
     maps = [(name, list(x), list(model.energy_map(x.to(DEVICE)).cpu())) for name, x in rows.items()]
     save_png(energy_maps(maps), path)
-    console.print(f"energies of patches: {path}")
+    console.print(f"energy maps: {path}")

@@ -1,4 +1,4 @@
-"""The scaling studies of docs/scaling.md, by ``ebt_policy.scaling``."""
+"""The scaling studies of docs/scaling.md, which use ``ebt_policy.scaling``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ebt_policy.scaling import scaling
 
 @dataclass(frozen=True)
 class ScalingStudy:
-    """Held-out loss along one axis on WikiText-2.
+    """Measurement of held-out loss along one axis on WikiText-2.
 
     Attributes:
-        axis: what grows.
+        axis: name of the axis, see `ebt_policy.language.scaling.AXES`.
     """
 
     axis: str

@@ -1,8 +1,8 @@
 """Teleoperate, train, run: the three commands of docs/real_robot.md, with a scripted mouse.
 
-The mouse stands in for a person's hand: it goes where a policy would, a tick late and in whole
-pixels. Solved episodes are recorded in real time, ``ebt_policy.train`` learns from the recording,
-and ``ebt_policy.real_robot.run`` runs the result.
+The mouse replaces a person. It moves to the actions of a policy, one tick late and in whole pixels.
+Successful episodes are recorded in real time. ``ebt_policy.train`` trains a policy on the
+recording, and ``ebt_policy.real_robot.run`` runs it.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.teleop import WINDOW_SIZE, TeleopSource
 
-FIRST_SEED = 2 * EVALUATION_SEED  # no start that anything is evaluated on
+FIRST_SEED = 2 * EVALUATION_SEED  # No evaluation uses these initial states.
 MAX_EPISODES = 100
 
 
 def teleop_end_to_end(context: StudyContext) -> dict[str, Any]:
-    """Return what was recorded, and how well the trained policy runs.
+    """Record, train and run; return statistics of the recording and the scores of the policy.
 
     The study has the options ``demonstrations``, ``minutes`` (of training) and ``episodes``.
 
     Raises:
-        SystemExit: the folder holds a recording already.
+        SystemExit: the folder already contains a recording.
     """
     options, folder, (checkpoint,) = context.options, context.folder, context.checkpoints()
     recorded = folder / "recorded"
     if recorded.exists():
-        sys.exit(f"error: {recorded} exists; remove it, or give another folder=...")
+        sys.exit(f"error: {recorded} exists; remove it, or choose another folder=PATH.")
     collected = record_demonstrations(checkpoint, options.demonstrations, recorded)
     episodes = read_episodes(recorded)
     train_command = run_module("ebt_policy.train", *train_arguments(options))
@@ -68,7 +68,7 @@ def teleop_end_to_end(context: StudyContext) -> dict[str, Any]:
 
 
 def train_arguments(options: SimpleNamespace) -> list[str]:
-    """Return arguments of ``ebt_policy.train`` on the recording."""
+    """Return the arguments of ``ebt_policy.train`` for the recording."""
     folder = Path(options.folder)
     return [
         "task=push_t", f"task.path={folder / 'recorded'}", "task.validation_episodes=1",
@@ -78,7 +78,7 @@ def train_arguments(options: SimpleNamespace) -> list[str]:
 
 
 def run_arguments(options: SimpleNamespace) -> list[str]:
-    """Return arguments of ``ebt_policy.real_robot.run`` for the trained policy."""
+    """Return the arguments of ``ebt_policy.real_robot.run`` for the trained policy."""
     folder = Path(options.folder)
     return [
         "robot=sim_push_t", f"checkpoint={folder / 'learned'}", "video=true",
@@ -87,7 +87,7 @@ def run_arguments(options: SimpleNamespace) -> list[str]:
 
 
 def run_module(*arguments: str) -> str:
-    """Run a command of the docs and return it; an episode that was held counts."""
+    """Run a command of the docs and return it; a run with a held episode is not an error."""
     command = [sys.executable, "-m", *arguments]
     if (code := subprocess.run(command).returncode) not in (0, HELD):
         raise subprocess.CalledProcessError(code, command)
@@ -95,11 +95,11 @@ def run_module(*arguments: str) -> str:
 
 
 class ScriptedMouse:
-    """A mouse that moves to where a policy would go next, a tick late and in whole pixels.
+    """A mouse that moves to the next action of a policy, one tick late and in whole pixels.
 
     Args:
-        checkpoint: of the policy.
-        low, high: (2,) actions at the edges of the window.
+        checkpoint: checkpoint of the policy.
+        low, high: actions (2,) at the edges of the window.
     """
 
     def __init__(self, checkpoint: str, low: np.ndarray, high: np.ndarray) -> None:
@@ -133,8 +133,11 @@ class ScriptedMouse:
 
 
 def record_demonstrations(checkpoint: str, num_episodes: int, store_path: Path) -> dict[str, Any]:
-    """Record in real time until enough episodes are solved; return what it took."""
-    os.environ["SDL_VIDEODRIVER"] = "dummy"  # without a display
+    """Record in real time until ``num_episodes`` episodes succeed, and return statistics.
+
+    At most `MAX_EPISODES` are played.
+    """
+    os.environ["SDL_VIDEODRIVER"] = "dummy"  # No display is needed.
     robot, clock = load_robot("sim_push_t", "robot.episode_s=60"), MonotonicClock()
     driver: Any = robot.make_driver(clock, render=True)
     driver.connect()

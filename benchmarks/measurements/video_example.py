@@ -9,16 +9,16 @@ from benchmarks.render_rollouts import read_frames, write_webp
 from benchmarks.study import StudyContext
 from ebt_policy.video.evaluate import evaluate_video
 
-FRAME_MS = 100  # as fast as it was recorded
+FRAME_MS = 100  # the recorded frame rate
 
 
 def video_example(context: StudyContext) -> None:
-    """Draw ``video.png`` and ``video.webp``, which hold nothing of a published recording."""
+    """Draw ``video.png`` and ``video.webp``, which show only demonstrations of this package."""
     evaluate_video(
         context.checkpoints(), output=context.output, device=DEVICE, command=context.command
     )
     context.assets.mkdir(parents=True, exist_ok=True)
-    with Image.open(context.output / "strips.png") as strips:  # a palette halves its size
+    with Image.open(context.output / "strips.png") as strips:  # A palette halves the file size.
         white = Image.new("RGBA", strips.size, "white")
         flat = Image.alpha_composite(white, strips).convert("RGB")
         flat.quantize(256).save(context.assets / "video.png", optimize=True)

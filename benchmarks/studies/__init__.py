@@ -1,4 +1,4 @@
-"""All studies, by the name that ``python -m benchmarks.run study=NAME`` takes."""
+"""All studies, by their name in ``python -m benchmarks.run study=NAME``."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from benchmarks.measurements.teleop_end_to_end import teleop_end_to_end
 from benchmarks.study import Part, Run, Study
 
 UPDATES = ("train.minutes=null", "train.steps=12500")
-CONDITIONED = "task.max_prefix_len=8"  # on the committed actions
+CONDITIONED = "task.max_prefix_len=8"  # The policy is conditioned on the committed actions.
 CHECKPOINT = "runs/push_t/ebt-xs-seed0"
 
 STUDIES = {
     "delay": Study(
-        "what a slow policy costs, by the way chunks are executed (2 h on 2 cores)",
+        "scores over the inference delay, for each execution mode (2 h on 2 cores)",
         parts={
             "delay": Part(
                 execution_delay,

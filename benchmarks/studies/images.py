@@ -17,7 +17,7 @@ from benchmarks.study import Part, Run, Study
 from benchmarks.tables import images as tables
 from ebt_policy.image.model import LEVELS
 
-NOISE = 100  # level of training, as in the EBT paper; twice as much is tested, too
+NOISE = 100  # training noise level, as in the EBT paper; twice the level is tested, too
 DENOISERS = {
     "ebt": ("model=ebt",),
     "ebt_s2": ("model=ebt", "objective=s2"),
@@ -34,7 +34,7 @@ PASSES = {
     "dit": (1, 2, 3, 10, 100, 300),
     "dit_wide": (1, 2, 3, 10, 100),
 }
-# The paper's DiT is not told the level of the image's noise.
+# The paper's DiT always starts at the highest training level, at any noise of the image.
 AS_PUBLISHED = {"dit": ",start_at_noise_level=false"}
 
 
@@ -42,10 +42,10 @@ def denoising_study(images: str, kind: str, channels: int, test_set: str | None)
     """Return the study of denoisers on a set of images.
 
     Args:
-        images: name of the study's set.
-        kind: of the images, ``colour`` or ``grey``; sets of a kind share their trainings.
-        channels: of the images.
-        test_set: None for the test images of the training's set.
+        images: name of the test images in the study's name.
+        kind: ``colour`` or ``grey``; studies of one kind share their training runs.
+        channels: channels of the images.
+        test_set: name of the test set; None for the test images of the training set.
     """
     training = (
         "task=image", "task.images=bsds500", "train.minutes=null", f"task.channels={channels}",
@@ -65,7 +65,7 @@ def denoising_study(images: str, kind: str, channels: int, test_set: str | None)
         table=tables.denoising,
     )  # fmt: skip
     return Study(
-        f"denoising {images.upper()} in {kind}, beside DiT and BM3D (2 h of a core, size=2xs)",
+        f"denoising {images.upper()} in {kind}, against DiT and BM3D (2 h on 1 core, size=2xs)",
         {"denoising": part},
         runs={name: Run((*training, *model)) for name, model in DENOISERS.items()},
         folder=f"runs/denoising/{kind}_{{size}}",
@@ -100,7 +100,7 @@ STUDIES = {
         options={"updates": 3000},
     ),
     "generation": Study(
-        "images of CIFAR-10 made from noise, class by class: Fréchet distance and accuracy",
+        "generation of CIFAR-10 images by class: Fréchet distance and accuracy",
         {"generation": Part(
             generation, "generation",
             [f"{name}@steps={passes}" for name in GENERATORS for passes in (5, 10, 25, 50)],
@@ -113,8 +113,8 @@ STUDIES = {
             for name, model in GENERATORS.items()
         },
         folder="runs/generation",
-        # inception is the usual FID (needs torch-fidelity, which downloads its network); distances
-        # in the classifier's features compare with each other alone.
+        # inception is the usual FID (needs torch-fidelity, which downloads its network). Distances
+        # in the classifier's features do not compare with published ones.
         options={"updates": 3000, "images": 2000, "features": ("classifier", "inception")},
     ),
 }  # fmt: skip

@@ -7,12 +7,13 @@ from benchmarks.measurements.energy_signals import SIGNAL_SAMPLES, energy_signal
 from benchmarks.study import Part, Run, Study
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 
-# Seeds from here on were never used to choose anything.
+# No setting was chosen with the results of these seeds.
 SELECTION_SEED = 500_000
 FOLDER = "runs/compare"
 
-# Updates that fit in ten minutes on two idle cores, two trainings at a time (push_t.json): equal
-# minutes, on a busy machine as well. ebt_12500 has about as many updates as the baselines.
+# Updates that fit in ten minutes on two idle cores, two training runs at a time (push_t.json). With
+# fixed numbers, the load of the machine has no effect. ebt_12500 has about as many updates as the
+# baselines.
 UPDATES = {
     "ebt": 9116, "ebt_12500": 12500, "diffusion": 12507, "flow_matching": 12632, "bc": 10626,
 }  # fmt: skip
@@ -24,7 +25,7 @@ RUNS = {
 }
 
 PUSH_T = Study(
-    "every policy on Push-T: tables, more seeds, rules to choose a candidate (4 h on 2 cores)",
+    "every policy on Push-T: tables, more seeds, selection rules (4 h on 2 cores)",
     parts={
         # Every policy; one sample of each baseline.
         "table": Part(
@@ -42,7 +43,7 @@ PUSH_T = Study(
                 "bc",
             ),
         ),
-        # The next 100 seeds, for entries that were chosen by the first 100, at equal minutes.
+        # The next 100 seeds, for entries that were chosen on the first 100, at equal minutes.
         "next": Part(
             PolicyEvaluation(EVALUATION_SEED + 100),
             "push_t_next",
@@ -53,7 +54,7 @@ PUSH_T = Study(
                 "diffusion@scheduler=ddim,steps=4", "diffusion@scheduler=ddpm,steps=100",
             ),
         ),
-        # Every policy that samples, with several candidates and each rule to choose one.
+        # Every policy that samples, with several candidates and each selection rule.
         "selection": Part(
             PolicyEvaluation(SELECTION_SEED),
             "push_t_selection",
@@ -83,7 +84,7 @@ PUSH_T = Study(
 )  # fmt: skip
 
 EQUAL_UPDATES = ("train.minutes=null", "train.steps={updates}")
-ABLATED = {  # the energy policy with one thing changed
+ABLATED = {  # name -> one change of the energy policy
     "whole": (),
     "no_relative": ("task.relative_to=null",),
     "no_align": ("task.align=false",),
@@ -93,8 +94,8 @@ ABLATED = {  # the energy policy with one thing changed
     "equilibrium": ("objective=equilibrium",),
     "s1": ("objective=s1",),
     "s2": ("objective=s2",),
-    # Ten minutes instead of equal updates: even with fewer negatives than the default, one of its
-    # updates takes four times as long as the others'.
+    # Ten minutes instead of equal updates: an update takes four times as long as the others, even
+    # with fewer negatives than the default.
     "contrastive": (
         "objective=contrastive", "objective.negatives=4", "objective.steps=3",
         "train.batch_size=64", "train.steps=null", "train.minutes=10",
@@ -106,7 +107,7 @@ ABLATIONS = Study(
         "ablations": Part(
             PolicyEvaluation(workers=20),
             "ablations",
-            # Energies without a level choose by the lowest energy; more steps where these help.
+            # Energies without a level select the lowest energy. They get more steps if these help.
             (
                 "whole@steps=2,num_candidates=8", "whole@steps=4,num_candidates=8",
                 "whole@steps=2,num_candidates=1", "whole@steps=4,num_candidates=1",
@@ -130,7 +131,7 @@ ABLATIONS = Study(
 )  # fmt: skip
 
 ENERGY_SIGNALS = Study(
-    "what the energy tells of failures and odd observations, early exit, best of M (30 min)",
+    "energy signals of failures and unusual observations, early exit, best of M (30 min)",
     parts={
         "energy": Part(
             energy_signals,
@@ -139,7 +140,7 @@ ENERGY_SIGNALS = Study(
                 "candidates": [
                     f"ebt_12500@steps=2,num_candidates={count}" for count in (1, 2, 4, 8, 16, 32)
                 ],
-                "early_exit": [  # each without and with it
+                "early_exit": [  # pairs without and with early exit
                     "ebt_12500@steps=4,num_candidates=1",
                     "ebt_12500@steps=4,num_candidates=1,straightness_tol=0.5",
                     "ebt_12500@steps=4,num_candidates=8",
@@ -164,7 +165,7 @@ RECOVERY = Study(
                 "ebt_12500@steps=2,num_candidates=8", "ebt_12500@steps=4,num_candidates=8",
                 "ebt_12500@steps=2,num_candidates=1", "diffusion@scheduler=ddim,steps=10",
                 "flow_matching@steps=2", "bc",
-                "ibc@samples=32",  # all its samples take hours, and are no better
+                "ibc@samples=32",  # The default number of samples takes hours and is no better.
             ),
         )
     },

@@ -1,9 +1,10 @@
 """Studies of policies on simulated robots: docs/simulated_robots.md.
 
-Policies have equal numbers of parameters and, by their numbers of updates, equal time: a clock
-would measure it badly beside other work. An update of the energy policy takes 1.47 times as long as
-one of the others (``benchmarks.speed``). With cameras, whose images take most of the time, it takes
-as long as diffusion's and 1.16 times as long as flow matching's.
+Policies have equal numbers of parameters and equal training time. The time is set by the number of
+updates, because other load would change the wall-clock time. The numbers assume that an update of
+the energy policy takes 1.47 times as long as an update of the others. With cameras, the images take
+most of the time. An update of the energy policy then takes as long as an update of diffusion, and
+1.16 times as long as an update of flow matching.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from benchmarks.study import Part, Recording, Run, Study
 FOLDER = "runs/manipulation"
 MODELS = ("ebt", "diffusion", "flow_matching")
 CAMERAS = {"lift": "agentview,robot0_eye_in_hand", "metaworld": "corner2"}
-HUMAN_DEMONSTRATIONS = ("adroit_door", "push_t_image")  # tasks without a scripted expert's
+HUMAN_DEMONSTRATIONS = ("adroit_door", "push_t_image")  # tasks without a scripted expert
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What a suite's tasks are learned from.
+    """Amount of training for each task of a suite.
 
     Attributes:
-        demos: demonstrations of a scripted expert.
-        updates: of the energy policy.
-        other_updates: of the other policies.
-        batch_size: of all.
+        demos: number of demonstrations of a scripted expert.
+        updates: number of updates of the energy policy.
+        other_updates: number of updates of the other policies.
+        batch_size: batch size of all policies.
     """
 
     demos: int
@@ -36,7 +37,7 @@ class Effort:
     batch_size: int = 128
 
     def overrides(self, model: str) -> tuple[str, ...]:
-        """Return what a model is trained with."""
+        """Return the training overrides of a model."""
         updates = self.updates if model == "ebt" else self.other_updates
         return (
             f"model={model}", "train.minutes=null", f"train.steps={updates}",
@@ -55,9 +56,10 @@ TASK_EFFORTS = {  # tasks that need more updates than the others of their suite
 
 
 def task_overrides(name: str) -> tuple[str, ...]:
-    """Return what selects a task: ``task=metaworld task.scene=door-open`` for metaworld-door-open.
+    """Return the overrides that select a task.
 
-    A name that ends in ``-cameras`` selects the task with images.
+    For metaworld-door-open, they are ``task=metaworld task.scene=door-open``. A name that ends in
+    ``-cameras`` selects the task with images.
     """
     family, _, scene = name.removesuffix("-cameras").partition("-")
     overrides = [f"task={family}", *([f"task.scene={scene}"] if scene else [])]
@@ -72,12 +74,14 @@ def task_runs(
     """Return a run of every model on a task, ``FOLDER/MODEL``.
 
     Args:
-        folder: of the runs; default the task's name.
-        perturbation: what goes wrong in every demonstration.
+        task: name of the task.
+        effort: amount of training.
+        folder: folder of the runs; default the task's name.
+        perturbation: perturbation of every demonstration; "" for none.
     """
     recording = None
     if task not in HUMAN_DEMONSTRATIONS:
-        recorded = task.removesuffix("-cameras")  # images are rendered from the states
+        recorded = task.removesuffix("-cameras")  # Images are rendered from the recorded states.
         recording = Recording(recorded, task_overrides(recorded), effort.demos, perturbation)
     overrides = task_overrides(task)
     return {
@@ -101,7 +105,7 @@ def suite_study(suite: str, summary: str) -> Study:
 
 
 def recovery_study(runs: dict[str, Run], summary: str) -> Study:
-    """Return the study of policies whose object is taken away, or whose gripper is pushed."""
+    """Return the study of policies after the object is taken away or the gripper is pushed."""
     name = next(iter(runs)).partition("/")[0]
     entries = [
         f"{name}/ebt@steps=2,num_candidates=8", f"{name}/diffusion@scheduler=ddim,steps=10",
@@ -112,7 +116,7 @@ def recovery_study(runs: dict[str, Run], summary: str) -> Study:
 
 
 def recovery_studies(task: str, suite: str, perturbation: str) -> dict[str, Study]:
-    """Return studies of a task, trained on usual demonstrations and on perturbed ones."""
+    """Return studies of a task with policies trained on usual and on perturbed demonstrations."""
     usual = task_runs(task, EFFORTS[suite])
     perturbed = task_runs(task, EFFORTS["mujoco"], f"{task}_disturbed", perturbation)
     return {

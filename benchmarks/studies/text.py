@@ -10,7 +10,7 @@ from benchmarks.tables import text as tables
 from ebt_policy.language.qa_datasets import QUESTIONS
 
 CORPORA = {
-    # nanoGPT's setting for a CPU, which publishes a validation loss of 1.88.
+    # The CPU setting of nanoGPT, which reports a validation loss of 1.88.
     "tinyshakespeare": (
         "task.corpus=tinyshakespeare", "task.tokenizer=char",
         "size.width=128", "size.heads=4", "size.layers=4",
@@ -34,7 +34,7 @@ ENTRIES = ("transformer_pp", "ebt", "ebt_shallow", "refiner", "ebt_s2@steps=3")
 def language_study(corpus: str, other_texts: tuple[str, ...], entries: tuple[str, ...]) -> Study:
     """Return the study of language models trained on a text."""
     return Study(
-        f"language models on {corpus}: held-out loss, thinking longer and wider (1 h on 2 cores)",
+        f"language models on {corpus}: held-out loss, more steps and candidates (1 h on 2 cores)",
         {"loss": Part(LanguageEvaluation((corpus, *other_texts)), f"language_{corpus}", entries)},
         runs={name: Run((*TRAINING, *CORPORA[corpus], *model)) for name, model in MODELS.items()},
         folder=f"runs/language/{corpus}",
@@ -64,7 +64,7 @@ STUDIES = {
         tuple(entry for entry in ENTRIES if entry != "ebt_shallow"),
     ),
     "masked_text": Study(
-        "whether an energy over masked tokens collapses, beside BERT (30 min on 2 cores)",
+        "whether masked energy models collapse, against BERT (30 min on 2 cores)",
         {
             "masked_text": Part(
                 masked_text, "masked_text", tuple(MASKED_MODELS), table=tables.masked_text

@@ -14,16 +14,16 @@ MODELS = {
     "refiner": ("model=refiner",),
     "transformer_pp": ("model=transformer_pp",),
 }
-STEPS = {"ebt": (2, 1), "ebt_s2": (2, 1), "refiner": (2, 1)}  # of models that descend
+STEPS = {"ebt": (2, 1), "ebt_s2": (2, 1), "refiner": (2, 1)}  # inference steps by model
 
 
 def autoencoder(*video: str) -> Run:
-    """Return the run whose frozen features the models of a study predict."""
+    """Return the run of an autoencoder, whose frozen features the models of a study predict."""
     return Run((*video, "model=autoencoder", "train.steps=1000", "train.minutes=null"))
 
 
 def predictor(*overrides: str) -> Run:
-    """Return a run of a model that predicts these features."""
+    """Return a run of a model that predicts the features of the run ``autoencoder``."""
     common = (
         "task.features={folder}/autoencoder-seed0", "train.minutes=null", "train.steps={updates}",
     )  # fmt: skip
@@ -31,7 +31,12 @@ def predictor(*overrides: str) -> Run:
 
 
 def video_study(videos: str, *task: str) -> Study:
-    """Return the study of models of three sizes on some videos."""
+    """Return the study of models of three sizes on a set of videos.
+
+    Args:
+        videos: name of the videos.
+        task: further overrides of the task.
+    """
     video = ("task=video", f"task.videos={videos}", *task)
     entries = [
         f"{model}-{size}" + (f"@steps={steps}" if steps else "")
@@ -40,10 +45,10 @@ def video_study(videos: str, *task: str) -> Study:
         for steps in STEPS.get(model, (None,))
     ]
     return Study(
-        f"the next frame of {videos} videos, by models of three sizes",
+        f"prediction of the next frame of {videos} videos, by models of three sizes",
         {"video": Part(
             video_evaluation, f"video_{videos}", entries,
-            # The largest models of one seed: few enough pictures to look at.
+            # Only the largest models of one seed are drawn, so that the figures stay small.
             groups={"pictures": [f"{m}-{SIZES[-1]}-seed0" for m in ("ebt", "transformer_pp")]},
             table=tables.video,
         )},
@@ -64,7 +69,7 @@ def video_study(videos: str, *task: str) -> Study:
 EXAMPLE = ("task=video", "task.videos=push_t_expert", "task.height=64")
 STUDIES = {
     "video_g1": video_study("g1"),
-    "video_push_t": video_study("push_t", "task.height=64"),  # square frames stay square
+    "video_push_t": video_study("push_t", "task.height=64"),  # Its frames are square.
     "video_example": Study(
         "docs/assets/video.png and video.webp: next frames of Push-T, free to publish",
         # One step is better than two: see docs/vision.md.

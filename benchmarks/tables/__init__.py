@@ -1,1 +1,1 @@
-"""Tables of stored results, in Markdown, one file a field."""
+"""Markdown tables of stored results, one file for each field."""

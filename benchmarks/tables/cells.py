@@ -1,4 +1,4 @@
-"""What several tables share: cells with intervals, and entries of stored results by name."""
+"""Cells of tables: estimates with intervals, and labels for names in stored results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from typing import Any
 
 from ebt_policy.evaluation.tables import format_interval
 
+# Stored results keep the names of the version that measured them -> labels in tables and figures.
+LABELS = {
+    "guesses through one block": "candidates through one block",
+    "frozen prefix, told of it": "frozen prefix, conditioned on it",
+    "classes left out": "excluded classes",
+    "surprise": "plan inconsistency",
+}
+
+
+def label_of(name: str) -> str:
+    """Return the label of a name in a stored result; most names are their own label."""
+    for stored, label in LABELS.items():
+        name = name.replace(stored, label)
+    return name
+
 
 def interval(value: Mapping[str, Any]) -> str:
-    """Return ``0.85 [0.80, 0.90]`` of ``{"mean": ..., "ci95": ...}``."""
+    """Return ``0.850 [0.800, 0.900]`` for ``{"mean": ..., "ci95": ...}``."""
     return format_interval(value["mean"], value["ci95"])
 
 

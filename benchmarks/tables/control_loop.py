@@ -1,11 +1,11 @@
-"""Tables of the control loop: slow policies, and real time."""
+"""Tables of the control loop: inference delay, and real time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.tables.cells import difference, interval
+from benchmarks.tables.cells import difference, interval, label_of
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 
@@ -13,20 +13,20 @@ LENGTHS = ("transition_jump", "transition_second_difference", "second_difference
 
 
 def delay(result: Mapping[str, Any], ms: int = 300) -> str:
-    """Return how every way to execute chunks copes with a policy that takes `ms`."""
+    """Return a table of the execution modes at one prediction time, ``ms``."""
     rows = []
     for entry in result["entries"]:
         if entry["delay_ms"] == ms:
             lengths = (entry[key] for key in LENGTHS)
             rows.append(
                 (
-                    f"{entry['policy']}, {entry['way']}",
+                    f"{entry['policy']}, {label_of(entry['way'])}",
                     *(interval(entry[metric]) for metric in METRICS),
                     *(f"{length['mean']:.1f}" for length in lengths),
                 )
             )
     header = (
-        f"a prediction takes {ms} ms",
+        f"prediction time {ms} ms",
         *METRICS,
         "jump, px",
         "second difference, px",
@@ -36,7 +36,7 @@ def delay(result: Mapping[str, Any], ms: int = 300) -> str:
 
 
 def real_time(result: Mapping[str, Any]) -> str:
-    """Return the control loop in steps, in real time and through ROS 2."""
+    """Return a table of the control loop in steps, in real time and through ROS 2."""
     entries = result["entries"]
 
     def row(name: str, cell: Callable[[dict[str, Any]], str], first: str = "") -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def real_time(result: Mapping[str, Any]) -> str:
 
     rows = [
         row("score", lambda e: interval(e["score"]), interval(result["in_steps"]["score"])),
-        row("score minus that in steps", real_time_difference),
+        row("difference from the score in steps", real_time_difference),
         row("success", lambda e: interval(e["success"])),
         row("ticks per second", lambda e: f"{e['rate_hz']:.2f}"),
         row("tick lateness, p50 / p95 / p99 ms", times("late_ms")),

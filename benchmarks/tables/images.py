@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables.cells import difference, interval
+from benchmarks.tables.cells import difference, interval, label_of
 from ebt_policy.evaluation.tables import format_estimate, markdown
 
 Result = Mapping[str, Any]
@@ -34,7 +34,7 @@ MEASURES = {  # metric -> title, digits
     "mse_double": ("MSE at twice the noise", 1),
 }
 GENERATOR_NAMES = {
-    "ebt": "energy, equilibrium", "refiner": "the same without an energy", "dit": "DiT, DDIM",
+    "ebt": "energy, equilibrium", "refiner": "refiner, no energy", "dit": "DiT, DDIM",
 }  # fmt: skip
 REPRESENTATION_NAMES = {
     "ebt": "energy", "refiner": "refiner, no energy", "dit": "DiT", "untrained": "untrained",
@@ -48,11 +48,11 @@ def denoising(
     chosen: Mapping[str, Sequence[int]] | None = None,
     measures: Sequence[str] = tuple(MEASURES),
 ) -> str:
-    """Return what was measured at both levels of noise.
+    """Return a table of denoising metrics at both noise levels.
 
     Args:
-        result: of a denoising study.
-        chosen: model -> budgets of passes to show; None for all.
+        result: result of a denoising study.
+        chosen: model -> numbers of passes to show; None for all.
         measures: keys of `MEASURES` to show.
     """
     rows = []
@@ -71,12 +71,12 @@ def denoising(
 
 
 def denoising_headline(result: Result) -> str:
-    """Return PSNR of a few models and budgets."""
+    """Return a table of PSNR for a few models and numbers of passes."""
     return denoising(result, HEADLINE, ("psnr", "psnr_double"))
 
 
 def generation(result: Result) -> str:
-    """Return distances and accuracies at every budget of passes."""
+    """Return a table of distances and accuracies by number of passes."""
     rows = [
         (
             GENERATOR_NAMES[entry["model"]],
@@ -92,19 +92,19 @@ def generation(result: Result) -> str:
     header = (
         "model",
         "passes",
-        "Fréchet distance, and its range over seeds",
-        "taken for its class",
+        "Fréchet distance [range over seeds]",
+        "classified correctly",
     )
     return markdown(header, rows, left=1)
 
 
 def representation(result: Result) -> str:
-    """Return both tables of the study."""
+    """Return the tables of probes and detectors."""
     return f"{probes(result)}\n{detectors(result)}"
 
 
 def probes(result: Result) -> str:
-    """Return accuracies of linear probes."""
+    """Return a table of the accuracies of linear probes."""
     rows = [
         (
             REPRESENTATION_NAMES[name],
@@ -114,12 +114,12 @@ def probes(result: Result) -> str:
         )
         for name, probe in result["probe"].items()
     ]
-    header = ("linear probe on", "accuracy", "noise on the images, by seed", "less DiT's")
+    header = ("linear probe on", "accuracy", "noise level, by seed", "difference from DiT")
     return markdown(header, rows, left=1)
 
 
 def detectors(result: Result) -> str:
-    """Return how well each signal detects each group of images, and whether it is calibrated."""
+    """Return a table of how well each signal detects each group of images, and its calibration."""
     groups = list(next(iter(next(iter(result["detected"].values())).values())))
     rows = [
         (
@@ -130,12 +130,13 @@ def detectors(result: Result) -> str:
         for name, signals in result["detected"].items()
         for signal, by_group in signals.items()
     ]
-    header = ("area under the ROC curve", *groups, *(f"calibration error, {k}" for k in groups))
+    labels = [label_of(k) for k in groups]
+    header = ("area under the ROC curve", *labels, *(f"calibration error, {k}" for k in labels))
     return markdown(header, rows, left=1)
 
 
 def speed(result: Result) -> str:
-    """Return milliseconds, ratios to DiT, and images a second."""
+    """Return a table of durations in ms, their ratios to DiT, and images per second."""
     ms, rows = result["ms"], []
     passes = sorted({int(key.split(", ")[1].split()[0]) for key in ms if " passes, " in key})
     timed = {"update, eager": 1, "update, compiled": 1, f"{passes[-1]} passes, eager": passes[-1]}
@@ -146,5 +147,5 @@ def speed(result: Result) -> str:
     for count in passes:
         rates = [1e3 * result["batch"] / ms[f"{name}, {count} passes, eager"]
                  for name in SPEED_MODELS]  # fmt: skip
-        rows.append((f"images a second, passes: {count}", *(f"{rate:,.0f}" for rate in rates)))
+        rows.append((f"images per second, passes: {count}", *(f"{rate:,.0f}" for rate in rates)))
     return markdown((f"batch of {result['batch']}", *SPEED_MODELS), rows, left=1)

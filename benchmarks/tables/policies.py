@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables.cells import difference, interval
+from benchmarks.tables.cells import difference, interval, label_of
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 from ebt_policy.policies.robustness import OVERALL
 
 Result = Mapping[str, Any]
 
-HEADLINE = (  # stored result, its entry, the chunk of speed.json
+HEADLINE = (  # stored result, name of its entry, name of the chunk in speed.json
     ("push_t_selection", "ebt_12500 (steps 2, candidates 8)", "energy, 2 steps, best of 8"),
     (
         "push_t_selection", "flow_matching (steps 2, candidates 8, select line_integral)",
@@ -47,11 +47,11 @@ SUITE_COLUMNS = {  # entry of a suite -> its column in the README
 
 
 def headline(load: Callable[[str], Result], first_seeds: Mapping[str, int]) -> str:
-    """Return quality and latency side by side, at equal updates.
+    """Return a table of quality and latency at equal updates.
 
     Args:
-        load: returns a stored result.
-        first_seeds: of the episodes of each stored result.
+        load: returns a stored result by name.
+        first_seeds: name of a stored result -> seed of its first episode.
     """
     times = load("speed")["inference"]["compiled"]
     rows = []
@@ -77,7 +77,7 @@ def headline(load: Callable[[str], Result], first_seeds: Mapping[str, int]) -> s
 
 
 def selection(result: Result) -> str:
-    """Return every rule to choose a candidate, and the first entry minus each other."""
+    """Return a table of selection rules, with the first entry minus each other entry."""
     first = result["entries"][0]["name"]
     differences = {
         (pair["b"], pair["metric"]): difference(pair)
@@ -93,12 +93,14 @@ def selection(result: Result) -> str:
         )
         for entry in result["entries"]
     ]
-    header = ("policy", "updates", *METRICS, *(f"first minus it, {m}" for m in METRICS))
+    header = (
+        "policy", "updates", *METRICS, *(f"first policy minus this one, {m}" for m in METRICS),
+    )  # fmt: skip
     return markdown(header, rows, left=1)
 
 
 def scores(result: Result, minutes: bool = True) -> str:
-    """Return score and success of every entry of an evaluation."""
+    """Return a table of the score and success of every entry of an evaluation."""
     rows = [
         (
             entry["name"],
@@ -113,7 +115,7 @@ def scores(result: Result, minutes: bool = True) -> str:
 
 
 def speed(result: Result) -> str:
-    """Return latency of a chunk and cost of an update."""
+    """Return tables of the latency of a chunk and of the duration of an update."""
     modes = [result["inference"][mode] for mode in ("eager", "compiled")]
     rows = []
     for name in modes[0]:
@@ -133,19 +135,20 @@ def speed(result: Result) -> str:
 
 
 def energy(result: Result) -> str:
-    """Return areas under the ROC curve of each signal."""
+    """Return a table of the areas under the ROC curve of each signal."""
     columns = {**result["unexpected"], **{f"failure, {k}": v for k, v in result["failure"].items()}}
     rows = [
-        (name, *(f"{column[name]['mean']:.2f}" for column in columns.values()))
+        (label_of(name), *(f"{column[name]['mean']:.2f}" for column in columns.values()))
         for name in next(iter(columns.values()))
     ]
     return markdown(("area under the ROC curve", *columns), rows, left=1)
 
 
 def recovery(result: Result, metric: str = "success") -> str:
-    """Return a metric after each kind of perturbation (mean over its strengths) and over all.
+    """Return a table of a metric after each kind of perturbation, and over all perturbations.
 
-    The last column is the first policy minus each other, over all.
+    Values of a kind are means over its strengths. The last column is the difference over all
+    perturbations, the first policy minus the policy of the row.
     """
     values: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for entry in result["entries"]:
@@ -165,20 +168,21 @@ def recovery(result: Result, metric: str = "success") -> str:
         )
         for name, by_kind in values.items()
     ]
-    header = (metric, *(kind.replace("_", " ") for kind in kinds), OVERALL, "first minus it")
+    kind_names = (kind.replace("_", " ") for kind in kinds)
+    header = (metric, *kind_names, OVERALL, "first policy minus this one")
     return markdown(header, rows, left=1)
 
 
 def recovery_and_retries(result: Result) -> str:
-    """Return success after a perturbation, and how often robots grasped anew."""
+    """Return tables of success after a perturbation, and of how often robots re-grasped."""
     return "\n".join(recovery(result, metric) for metric in ("success", "retries"))
 
 
 def suite(result: Result) -> str:
-    """Return success of every policy on each task of a suite and over all of them.
+    """Return a table of the success of every policy on each task of a suite and over all tasks.
 
-    Scores have a row of their own where they are more than success. The last row is the first
-    policy minus each other, over all.
+    Scores have a row of their own if they differ from success. The last row is the difference of
+    interquartile means, the first policy minus the policy of the column.
     """
     entries = result["entries"]
     differences = {
@@ -193,12 +197,17 @@ def suite(result: Result) -> str:
             rows.append((f"{name}, score", *(interval(value["score"]) for value in values)))
     rows.append(("mean", *(interval(entry["mean"]) for entry in entries)))
     rows.append(("interquartile mean", *(interval(entry["iqm"]) for entry in entries)))
-    rows.append(("first minus it", *(differences.get(entry["name"], "") for entry in entries)))
+    differences_row = (differences.get(entry["name"], "") for entry in entries)
+    rows.append(("first policy minus this one", *differences_row))
     return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
 
 
 def suites(results: Mapping[str, Result]) -> str:
-    """Return mean success over the tasks of each suite: title -> result."""
+    """Return a table of the mean success over the tasks of each suite.
+
+    Args:
+        results: title of a suite -> its stored result.
+    """
     rows = []
     for title, result in results.items():
         entries = entry_by_name(result)
@@ -208,12 +217,13 @@ def suites(results: Mapping[str, Result]) -> str:
 
 
 def rollouts(result: Result) -> str:
-    """Return episodes a second of each way to evaluate a policy."""
+    """Return a table of episodes per second for each method to evaluate a policy."""
     rows = [
         (name, f"{row['episodes_per_second']:.1f}", f"{row['times_plain']:.2f}x")
         for name, row in result["ways"].items()
     ]
-    return markdown(("evaluation", "episodes a second", "the plain way"), rows, left=1)
+    header = ("evaluation", "episodes per second", "speed-up over one environment")
+    return markdown(header, rows, left=1)
 
 
 def entry_by_name(result: Result) -> dict[str, Any]:
@@ -222,5 +232,5 @@ def entry_by_name(result: Result) -> dict[str, Any]:
 
 
 def canonical_name(name: str) -> str:
-    """Return the name of an entry, whether it was stored with old or new names of options."""
+    """Return the name of an entry, for names that contain old or new option names."""
     return name.replace("num_candidates", "candidates")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables.cells import difference
+from benchmarks.tables.cells import difference, label_of
 from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
 
 Result = Mapping[str, Any]
@@ -21,14 +21,20 @@ NAMES = {
 MASKED_NAMES = {
     "bert": "BERT",
     "scalar": "scalar energy, from noise",
-    "scalar_corrupted": "scalar energy, half from corrupted truths",
+    "scalar_corrupted": "scalar energy, half from corrupted targets",
     "product": "product energy, from noise",
-    "product_corrupted": "product energy, half from corrupted truths",
+    "product_corrupted": "product energy, half from corrupted targets",
 }
 
 
 def quality(result: Result, cost: Result) -> str:
-    """Return held-out losses, their difference to Transformer++'s, and what an update costs."""
+    """Return a table of held-out losses, their differences, and the time per update.
+
+    Args:
+        result: result of the study ``language_CORPUS`` for its own text. The first entry is
+            Transformer++.
+        cost: result of `benchmarks.language_speed`.
+    """
     times = {
         entry["name"]: entry["times_transformer_pp"]
         for entry in cost["entries"]
@@ -45,7 +51,7 @@ def quality(result: Result, cost: Result) -> str:
             baseline_difference = format_interval(-pair["diff"], (-high, -low), signed=True)
         rows.append(
             (
-                name.replace("guesses through", "candidates through"),
+                label_of(name),
                 f"{entry['params']:,}",
                 format_estimate(loss),
                 f"{perplexity['mean']:.2f}",
@@ -55,13 +61,13 @@ def quality(result: Result, cost: Result) -> str:
         )
     header = (
         "model", "parameters", "held-out loss, nats", "perplexity",
-        "difference to Transformer++, nats", "time per update",
+        "difference from Transformer++, nats", "time per update",
     )  # fmt: skip
     return markdown(header, rows, left=1)
 
 
 def other_texts(results: Result) -> str:
-    """Return perplexity of all models on texts that they were not trained on."""
+    """Return a table of the perplexity of all models on their own text and on other texts."""
     names = [entry["name"] for entry in next(iter(results.values()))["entries"]]
     rows = []
     for corpus, result in results.items():
@@ -71,12 +77,14 @@ def other_texts(results: Result) -> str:
 
 
 def thinking(results: Result, model: str = "ebt_s2") -> str:
-    """Return what more steps and guesses change in a model's loss on several texts."""
+    """Return a table of how more steps and candidates change a model's loss on several texts."""
     rows, header = [], ("text", "perplexity")
     for corpus, result in results.items():
         entry = next(e for e in result["entries"] if e["name"].startswith(f"{model}-seed"))
         curves = entry["thinking"]
-        steps = {f"{k} steps": curves["longer"][k] for k in (1, 2, 4, 6, 12)}
+        steps = {
+            f"{k} {'step' if k == 1 else 'steps'}": curves["longer"][k] for k in (1, 2, 4, 6, 12)
+        }
         wide = {f"best of {cell['candidates']}": cell for cell in curves["wider"][1:]}
         wide["while the energy falls"] = curves["adaptive"]
         header = ("text", f"perplexity, {curves['steps']} steps", *steps, *wide)
@@ -87,7 +95,7 @@ def thinking(results: Result, model: str = "ebt_s2") -> str:
 
 
 def masked_text(result: Result) -> str:
-    """Return means over training runs, and their range: seeds are few."""
+    """Return a table of means and ranges over training runs; there are few seeds."""
 
     def span(values: list[float]) -> str:
         return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
@@ -97,7 +105,10 @@ def masked_text(result: Result) -> str:
         runs = entry["runs"]
         cells = (span([run[k] for run in runs]) for k in ("loss", "accuracy", "largest_share"))
         rows.append((MASKED_NAMES[entry["name"]], f"{runs[0]['params']:,}", *cells))
-    header = ("model", "parameters", "held-out loss, nats", "right", "most frequent filling")
+    header = (
+        "model", "parameters", "held-out loss, nats", "accuracy",
+        "share of the most frequent prediction",
+    )  # fmt: skip
     return markdown(header, rows, left=1)
 
 

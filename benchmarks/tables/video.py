@@ -18,7 +18,7 @@ NAMES = {
 
 
 def video(result: Mapping[str, Any]) -> str:
-    """Return errors at all sizes, and their difference to Transformer++'s of the same size."""
+    """Return a table of errors, and their differences from Transformer++ of the same size."""
     against = {
         parse_entry(pair["a"]): difference(pair)
         for pair in result["paired"]
@@ -43,14 +43,14 @@ def video(result: Mapping[str, Any]) -> str:
         ("repeating the last frame", "", "", repeating, *("" for _ in range(1 + len(SIGNALS))))
     )
     header = (
-        "model", "parameters", "steps", "error of the next frame", "difference to Transformer++",
-        *(f"AUROC of hard frames by {name}" for name in SIGNALS),
+        "model", "parameters", "steps", "error of the next frame", "difference from Transformer++",
+        *(f"AUROC of {name} for hard frames" for name in SIGNALS),
     )  # fmt: skip
     return markdown(header, rows, left=1)
 
 
 def parse_entry(name: str) -> tuple[str, str, str]:
-    """Return model, size and steps ("" for models that do not descend) of an entry's name."""
+    """Return model, size and steps from an entry's name; steps is "" without descent."""
     run, _, inference = name.partition("@")
     model, _, size = run.partition("-seed")[0].partition("-")
     return model, size, inference.removeprefix("steps=")

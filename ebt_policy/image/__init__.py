@@ -1,4 +1,4 @@
-"""Models that take noise from images, or make images of noise."""
+"""Image models that denoise images, or generate images from noise."""
 
 from ebt_policy.image.baselines import DiT, ImageRefiner
 from ebt_policy.image.model import IMAGE_MODELS, EnergyImageModel, build_image_model

@@ -1,7 +1,7 @@
-"""Models of images without an energy: DiT, the baseline of the EBT paper, and the refiner.
+"""Image models without an energy: DiT, the baseline of the EBT paper, and the refiner.
 
 DiT (Peebles & Xie 2023) is a bidirectional transformer over patches whose blocks are modulated by
-the level of noise and the class, with diffusers' DDPM and DDIM.
+the noise level and the class. It samples with DDPM or DDIM of the library diffusers.
 
 Shapes: B batch, C channels, S side.
 """
@@ -29,14 +29,15 @@ from ebt_policy.models.refiner import NoEnergyMixin
 
 @dataclass(frozen=True)
 class DiTInference:
-    """How a DiT denoises.
+    """Inference options of a DiT.
 
     Args:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic).
-        steps: passes. More than there are levels go through them again (Gladstone et al. 2025 so
-            give it 300 passes at twice the noise that it was trained for).
-        start_at_noise_level: start at the images' level of noise, up to the highest of training;
-            otherwise always at the highest, as in the paper.
+        steps: number of passes. If there are more passes than levels, they run through the levels
+            several times. This gives the 300 passes at twice the training noise of Gladstone et al.
+            2025.
+        start_at_noise_level: whether to start at the noise level of the images, at most the highest
+            of training. False always starts at the highest, as in the paper.
     """
 
     scheduler: Literal["ddpm", "ddim"] = "ddim"
@@ -47,16 +48,16 @@ class DiTInference:
         if self.scheduler not in ("ddpm", "ddim"):
             raise ConfigError(f"inference.scheduler must be ddpm or ddim, got {self.scheduler}.")
         if self.steps < 1:
-            raise ConfigError("inference.steps must be at least 1.")
+            raise ConfigError(f"inference.steps must be at least 1, got {self.steps}.")
 
 
 @IMAGE_MODELS.register("dit")
 class DiT(ImageModel):
-    """A network that predicts the noise n in sqrt(abar_k) y + sqrt(1 - abar_k) n at level k.
+    """DiT, which predicts the noise n of sqrt(abar_k) y + sqrt(1 - abar_k) n at level k.
 
     Args:
-        shape: as in `ImageModel`; levels up to ``shape.max_noise_level`` are learned, all alike.
-        size: the size dial.
+        shape: as in `ImageModel`; training draws levels up to ``shape.max_noise_level`` uniformly.
+        size: depth, width and heads of the network.
         inference: options of `DiTInference`.
     """
 
@@ -123,8 +124,8 @@ class DiT(ImageModel):
 
 @IMAGE_MODELS.register("refiner")
 class ImageRefiner(NoEnergyMixin, EnergyImageModel):
-    """A model whose network gives the update of the image."""
+    """A model without an energy: its network outputs the update of the image directly."""
 
     def energy(self, context: Context) -> DirectUpdate:
-        """Return the update in place of an energy."""
+        """Return the update instead of an energy."""
         return DirectUpdate(partial(self.net, context))

@@ -1,4 +1,4 @@
-"""Images to learn from: sets by name, or the user's folders, as 8-bit pixels in memory.
+"""Image data sets as 8-bit pixels in memory, and batches of crops.
 
 Shapes: N images, H x W pixels, C channels (3, or 1 for grey), S side of a crop, B batch.
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from ebt_policy.io.image_files import ImageError
 
-STRIDE = 4  # pixels between the places of crops
+STRIDE = 4  # pixels between the positions of adjacent crops
 
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Some images.
+    """The images of a split.
 
     Attributes:
-        pixels: (H, W, C) uint8 each, sizes may differ.
-        names: of the files, for messages.
-        labels: class of each, 0 where there are none.
+        pixels: (H, W, C) uint8 each; sizes may differ.
+        names: names of the files, for messages.
+        labels: class of each image; 0 if there are no classes.
     """
 
     pixels: list[np.ndarray] = field(default_factory=list)
@@ -35,7 +35,7 @@ class ImageSplit:
         return len(self.pixels)
 
     def select(self, chosen: Iterable[int]) -> ImageSplit:
-        """Some of them, by number."""
+        """Return the images with the given indices."""
         indices = list(chosen)
         return ImageSplit(
             [self.pixels[i] for i in indices],
@@ -49,10 +49,10 @@ class ImageDataset:
     """A set of images.
 
     Attributes:
-        name: for tables.
-        splits: train, validation and test images, if the set has them.
-        classes: their names; none where images have no labels.
-        origin: where it came from and what was left out, for a line.
+        name: name in tables.
+        splits: name of a split (``train``, ``validation``, ``test``) -> its images.
+        classes: names of the classes; empty if images have no labels.
+        origin: where the images come from and which were skipped, for one line of output.
     """
 
     name: str
@@ -61,10 +61,10 @@ class ImageDataset:
     origin: str
 
     def exclude_classes(self, classes: Sequence[str]) -> ImageDataset:
-        """None of some classes to learn from; the test images stay.
+        """Return the set without some classes, except in its test images, which stay.
 
         Raises:
-            ImageError: a class that there is not, or none is left.
+            ImageError: a class is unknown, or no class is left.
         """
         if unknown := [name for name in classes if name not in self.classes]:
             available = ", ".join(self.classes) or "none"
@@ -73,7 +73,7 @@ class ImageDataset:
             )
         excluded = {self.classes.index(name) for name in classes}
         if len(excluded) == len(self.classes) > 0:
-            raise ImageError("task.exclude_classes names every class; leave some to learn from.")
+            raise ImageError("task.exclude_classes excludes every class; keep at least one.")
         splits = {
             name: split
             if name == "test"
@@ -87,32 +87,23 @@ def _check_size(pixels: np.ndarray, file: str, smallest: int) -> None:
     height, width = pixels.shape[:2]
     if min(height, width) < smallest:
         raise ImageError(
-            f"{file} has {height} x {width} pixels, less than a crop of task.side={smallest}."
+            f"{file} has {height} x {width} pixels, smaller than a crop of task.side={smallest}."
         )
 
 
-# -- what is published ---------------------------------------------------------------------------
-
-
-# -- one's own, and what is always there ---------------------------------------------------------
-
-
-# -- batches -------------------------------------------------------------------------------------
-
-
 class Crops:
-    """Square crops of images, from places of a grid, each the right way round and mirrored.
+    """Square crops of images at the positions of a grid, with a mirrored copy of each.
 
-    All pixels lie on the device, as bytes.
+    All pixels are stored on the device, as bytes.
 
     Args:
         split: the images.
-        side: S.
-        max_crops: crops, evenly spread over them all; None for all.
-        device: where batches are made.
+        side: S, pixels.
+        max_crops: maximum number of crops, evenly spaced among all; None for all crops.
+        device: device of the pixels and the batches.
 
     Raises:
-        ImageError: an image that is smaller than a crop; names it.
+        ImageError: an image is smaller than a crop; the message names it.
     """
 
     def __init__(
@@ -131,8 +122,8 @@ class Crops:
         self.labels = torch.tensor(split.labels)
         sizes = torch.tensor([pixels.shape[:2] for pixels in split.pixels])
         self.width = sizes[:, 1]
-        self.first = (sizes.prod(dim=1)).cumsum(0) - sizes.prod(dim=1)  # pixel of each image
-        self.grid = (sizes - side) // STRIDE + 1  # places, down and across
+        self.first = (sizes.prod(dim=1)).cumsum(0) - sizes.prod(dim=1)  # first pixel of each image
+        self.grid = (sizes - side) // STRIDE + 1  # number of positions, down and across
         self.ends = self.grid.prod(dim=1).cumsum(0)
         self.all = 2 * int(self.ends[-1])
         self.count = self.all if max_crops is None else min(max_crops, self.all)
@@ -146,11 +137,11 @@ class Crops:
         return index, torch.searchsorted(self.ends, index // 2, right=True)
 
     def sources(self, index: Tensor) -> Tensor:
-        """The numbers (B,) of the images that crops are of."""
+        """Return the index (B,) of the image that each crop is from."""
         return self._among_all(index)[1]
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """Rows of "image" (B, S, S, C) uint8 and "label" (B,) int64."""
+        """Return the crops of some indices: "image" (B, S, S, C) uint8 and "label" (B,) int64."""
         index, image = self._among_all(index)
         place, mirrored = index // 2, index % 2 == 1
         place = place - (self.ends[image] - self.grid[image].prod(dim=1))

@@ -1,4 +1,4 @@
-"""Named sets of images, and the user's own files.
+"""Image data sets by name, and the user's own image files.
 
 Shapes: N images, H x W pixels, C channels (3, or 1 for grey)."""
 
@@ -24,7 +24,7 @@ from ebt_policy.io.paths import (
     reason,
 )
 
-HELD_OUT = 10  # one image in `HELD_OUT` validates if a set has no validation split
+HELD_OUT = 10  # One image in this many is for validation if a set has no validation split.
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -44,20 +44,21 @@ def load_images(
     name: str | None, path: str | Sequence[str] | None, channels: int, *,
     skip_unreadable: bool = False, smallest: int = 1,
 ) -> ImageDataset:  # fmt: skip
-    """A set of images by name, or the user's own.
+    """Load a set of images by name, or the user's own images.
 
     Args:
-        name: ``bsds500`` (train and test to learn from, CBSD68 to test on), ``cifar10``, ``set12``
-            (to test on), ``leaves`` (made by `dead_leaves`, always there), or None: the first of
-            these that can be learned from.
-        path: image files, or folders in which they are looked for. Folders in a single one are
-            the classes of what they hold, where they hold all.
-        channels: 3, or 1: colours then become grey.
-        skip_unreadable: leave out what cannot be used, and say so, instead of an error.
-        smallest: pixels that an image must have each way.
+        name: ``bsds500`` (see `_bsds500`), ``cifar10``, ``set12`` (only a test split) or ``leaves``
+            (made by `dead_leaves`, always available). None selects the first of these that is
+            available and has a training split.
+        path: image files, or folders that contain them at any depth; overrides ``name``. If all
+            images of a single folder are in subfolders, the subfolders are the classes.
+        channels: 3 for colour, or 1 to convert to grey.
+        skip_unreadable: whether to skip unusable images and list them in ``origin``, instead of
+            raising an error.
+        smallest: minimum height and width of an image, pixels.
 
     Raises:
-        ImageError: there are none, or one cannot be used; names it.
+        ImageError: there are no images, or one cannot be used; the message names it.
     """
     if name is None and path is None:
         available = (key for key in ("bsds500", "cifar10") if local_data(*ARCHIVES[key][0]))
@@ -69,14 +70,14 @@ def load_images(
         name = Path(path if isinstance(path, str) else path[0]).stem
     elif name == "leaves":
         splits = {split: dead_leaves(split, channels) for split in LEAVES}
-        return ImageDataset(name, splits, (), "made for it")
+        return ImageDataset(name, splits, (), "made by this package")
     elif name in ARCHIVES:
         archives = [local_data(*file) for file in ARCHIVES[name]]
         if None in archives:
             raise ImageError(
-                f"the images {name} are looked for at $EBT_POLICY_DATA/"
-                f"{'/'.join(ARCHIVES[name][archives.index(None)])}, and are not there; set the "
-                "variable, or use a folder of your own."
+                f"the images {name} were not found at $EBT_POLICY_DATA/"
+                f"{'/'.join(ARCHIVES[name][archives.index(None)])}; set EBT_POLICY_DATA, or use a "
+                "folder of your own."
             )
         origin = f"from {archives[0]}"
         files, classes = _read_archive(
@@ -84,7 +85,7 @@ def load_images(
         )
     else:
         options = ", ".join(NAMES)
-        raise ImageError(f"task.images={name} is unknown; there are {options}, or use task.path.")
+        raise ImageError(f"task.images={name} is unknown; there are {options}, or set task.path.")
     splits, damaged = _decoded(files, channels, skip_unreadable, smallest)
     return ImageDataset(str(name), splits, classes, origin + format_skipped(damaged))
 
@@ -92,13 +93,13 @@ def load_images(
 def _read_archive(
     reader: Callable[[list[Path]], _Listing], files: list[Path]
 ) -> tuple[list[_File], Any]:
-    """Read a published set; an error names its files."""
+    """Read the files of a published set; an error names the files."""
     try:
         entries, classes = reader(files)
         return list(entries), classes
-    except Exception as error:  # the libraries' own errors share no base
+    except Exception as error:  # The errors of the libraries have no common base class.
         named = " or ".join(map(str, files))
-        raise ImageError(f"{named} cannot be read ({reason(error)}); fetch it again.") from error
+        raise ImageError(f"{named} cannot be read ({reason(error)}); download it again.") from error
 
 
 def _decoded(
@@ -144,7 +145,11 @@ ARCHIVES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def _bsds500(files: list[Path]) -> _Listing:
-    """List BSDS500 in its usual splits: its train and test to train on, CBSD68 of val to test."""
+    """List BSDS500 with the usual splits for denoising.
+
+    The images of its train and test folders are for training. Of its val folder, the 68 images of
+    CBSD68 are for testing and the others for validation.
+    """
 
     def list_files() -> Iterator[_File]:
         with ZipFile(files[0]) as zipped:
@@ -213,17 +218,18 @@ LEAVES_SIDE = 128
 
 
 def dead_leaves(split: str, channels: int) -> ImageSplit:
-    """Images that need no data: discs that hide each other, as dead leaves do (Matheron 1968).
+    """Make images of discs that occlude each other, like dead leaves (Matheron 1968).
 
-    With radii r drawn as r^-3 they have the edges and the spectrum of natural images (Lee, Mumford
-    & Huang 2001, "Occlusion Models for Natural Images"). Always the same.
+    If the density of the radii r is proportional to r^-3, they have the edges and the spectrum of
+    natural images (Lee, Mumford & Huang 2001, "Occlusion Models for Natural Images"). The images of
+    a split are always the same.
     """
     rng = np.random.default_rng(list(LEAVES).index(split))
     side, images = LEAVES_SIDE, ImageSplit()
     for i in range(LEAVES[split]):
         image = np.zeros((side, side, 3), np.uint8)
         smallest, largest = 2.0, 64.0
-        # The inverse of r^-3's distribution function between the two.
+        # Inverse distribution function of the density r^-3 between both radii.
         share = rng.random(3000) * (1 - (smallest / largest) ** 2)
         radii = smallest / np.sqrt(1 - share)
         places = rng.integers(-20, side + 20, (len(radii), 2))

@@ -1,9 +1,9 @@
 """Evaluation of image models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=3] ...``.
 
-Denoises held-out images, at the noise level of training and at twice that level. Leaves
-``summary.json``, ``table.md``, ``grid.png`` and a self-contained ``report.html``;
-``restored.jsonl`` caches what was measured of each run, so that the same command resumes. Models
-that generate images from noise show samples instead.
+It denoises held-out images, at the noise level of training and at twice that level. It writes
+``summary.json``, ``table.md``, ``grid.png`` and a self-contained ``report.html``. The cache
+``restored.jsonl`` has the results of each run, so that the same command resumes. For models that
+generate images from noise, the report shows samples instead.
 
 Shapes: N images, C channels, H x W pixels, K steps.
 """
@@ -48,19 +48,20 @@ from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.patch_transformer import LEVELS
 
 CACHE = "restored.jsonl"
-DENOISED, DESCENT = "restored", "thought"  # keys of what the cache holds
-NUM_SAMPLES = 4  # images from noise for each class, or rows of ten without classes
+DENOISED, DESCENT = "restored", "thought"  # keys of results in the cache
+NUM_SAMPLES = 4  # generated images of each class, or rows of ten images without classes
 
 Entry = EvalEntry[ImageModel]
 
 
 @dataclass(frozen=True)
 class DenoisingConfig:
-    """What image models are evaluated on.
+    """Images and noise on which image models are evaluated.
 
     Args:
-        images: other images than the test images of their training: a name, or a path.
-        noise: level, shown beside its double; None for that of the first entry's training.
+        images: name or path of images; None for the held-out images of each model's data set.
+        noise: noise level, evaluated together with twice this level; None for the highest training
+            level of the first entry.
     """
 
     images: str | None = None
@@ -75,37 +76,43 @@ def evaluate_images(
     checkpoints: Sequence[str], config: DenoisingConfig, *, output: Path, device: torch.device,
     command: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Denoise held-out images with some models, or generate images with them.
+    """Denoise held-out images with models, or generate images with them.
 
     Args:
-        checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
+        checkpoints: runs, as ``RUN`` or ``RUN@name=value``; a * matches several training runs.
+        output: folder of the results.
+        command: the command line, stored with the results.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        CheckpointError, ConfigError, ImageError: before anything is measured.
+        CheckpointError, ConfigError, ImageError: an argument cannot be used. This is raised before
+            anything is measured.
     """
     entries = load_entries(ImageModel, checkpoints, device)
     generates = {entry.model.shape.max_noise_level == LEVELS for entry in entries}
     if len(generates) > 1:
-        raise ConfigError("models that make images and models that denoise do not compare.")
+        raise ConfigError(
+            "models that generate images and models that denoise cannot be compared; evaluate them "
+            "separately."
+        )
     if not generates.pop():
         evaluation: Evaluation[Entry, Any, Any] = DenoisingEvaluation(config, entries, output)
     elif config == DenoisingConfig():
         evaluation = GenerationEvaluation()
     else:
-        raise ConfigError("images= and noise= are for models that denoise; these make images.")
+        raise ConfigError("images= and noise= are for models that denoise; these generate images.")
     return run_evaluation(evaluation, entries, EvalRun(output, device, command))
 
 
 class DescentStudy(NamedTuple):
-    """Descents that are longer than those that predict.
+    """PSNR and energy over descents that are longer than the model's own.
 
     Attributes:
-        steps: that the model predicts with.
+        steps: number of steps that the model predicts with.
         psnr: (K + 1, models, N), dB.
-        energy: (K + 1,) mean energy above its end; None for models without an energy.
+        energy: mean energy minus its final value (K + 1,); None for models without an energy.
     """
 
     steps: int
@@ -113,18 +120,19 @@ class DescentStudy(NamedTuple):
     energy: list[float] | None
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``summary.json`` holds."""
+        """Return the study's part of ``summary.json``."""
         longer = [mean_ci(ratios) for ratios in self.psnr]
         return {"steps": self.steps, "longer": longer, "energy": self.energy}
 
 
 class DenoisingResult(NamedTuple):
-    """What was measured of an entry.
+    """Measurements of an entry.
 
     Attributes:
-        metrics: noise level -> metric -> (models, N).
-        noisy_psnr: noise level -> mean signal to noise ratio of the noisy images, dB.
-        descent: of models that descend, measured for the first entry of their runs.
+        metrics: noise level -> name of a metric -> values (models, N).
+        noisy_psnr: noise level -> mean PSNR of the noisy images, dB.
+        descent: longer descents; None if the model does not descend, or if an earlier entry has
+            the same runs.
     """
 
     metrics: dict[int, dict[str, np.ndarray]]
@@ -136,7 +144,7 @@ Evaluated = EvaluatedEntry[Entry, EvalSet, DenoisingResult]
 
 
 def _denoising_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    double = "psnr_double" in summary  # not where the noise is too high to be doubled
+    double = "psnr_double" in summary  # Missing if the noise is too high to be doubled.
     return (
         summary["name"],
         format_count(summary["params"]),
@@ -151,31 +159,31 @@ def _denoising_row(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _denoising_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = f"{summary['images']} ({summary['part']}), {summary['count']:,}"
-    noise = f"noise of level {summary['noise']}, {summary['noisy_psnr']:.2f} dB"
+    noise = f"noise level {summary['noise']}, PSNR {summary['noisy_psnr']:.2f} dB"
     return [("images", f"{images}; {noise}"), *metadata_rows(summary)]
 
 
 def _denoising_note(comparison: Mapping[str, Any]) -> str:
     sets = {f"{entry['images']} ({entry['part']})" for entry in comparison["entries"]}
     return (
-        f"Mean and 95 % interval over images of {', '.join(sorted(sets))} and training seeds; of "
-        f"each image the middle {WINDOW} x {WINDOW} pixels."
+        f"Mean and 95 % interval over images of {', '.join(sorted(sets))} and training seeds, for "
+        f"the central {WINDOW} x {WINDOW} pixels of each image."
     )
 
 
 class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult]):
-    """Quality of denoised images.
+    """Evaluation of the quality of denoised images.
 
     Args:
-        entries: all that are evaluated; the first one's noise level is the default.
+        entries: all entries; the training noise of the first one is the default noise level.
         output: folder of the cache.
     """
 
     title = "image"
     spec = ReportSpec(
         header=(
-            "model", "params", "passes", "PSNR, dB", "SSIM", "MSE", "PSNR, twice the noise",
-            "MSE, twice the noise",
+            "model", "params", "passes", "PSNR, dB", "SSIM", "MSE", "PSNR at twice the noise, dB",
+            "MSE at twice the noise",
         ),
         row=_denoising_row,
         metrics=("psnr", "ssim"),
@@ -203,7 +211,7 @@ class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult])
         cache = ResultCache(self.cache_file, "found")
 
         def cached(key: str, level: int, compute: Callable[[Any], Any]) -> list[Any]:
-            """Return a result for each training run, from the cache if it is there."""
+            """Return a result for each training run, from the cache if available."""
             results = []
             for path, model in zip(entry.runs, entry.models, strict=True):
                 identity = {
@@ -277,22 +285,22 @@ class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult])
             if isinstance(model, EnergyImageModel) and model.has_energy and entry.first_of_runs:
                 maps = energy_map_rows(model, eval_set, self.noise)
                 caption = (
-                    "Parts of images, and the share of each patch in their energy; red is what is "
+                    "Parts of images, and the contribution of each patch to their energy; red is "
                     "high."
                 )
                 figures.append((f"Energy of patches, {entry.name}", caption, energy_maps(maps)))
         grid = image_grid(rows)
         save_png(grid, run.output / "grid.png")
-        figures.append(("Images", "Noisy, after each step, and clean.", grid))
+        figures.append(("Images", "Noisy images, images after each step, clean images.", grid))
         summaries = [item.summary for item in evaluated]
         if studies := {s["name"]: s["thinking"] for s in summaries if "thinking" in s}:
-            caption = "Over the steps of a descent, with 95 % intervals."
+            caption = "PSNR and energy over the steps of a descent, with 95 % intervals."
             figures.append(("Thinking longer", caption, descent_figure(studies)))
         return figures, []
 
 
 class GenerationEvaluation(SequentialEvaluation[Entry, None, Tensor]):
-    """Images generated from noise; nothing is measured."""
+    """Evaluation that generates images from noise and measures nothing."""
 
     title = "image"
     spec = ReportSpec(
@@ -300,7 +308,7 @@ class GenerationEvaluation(SequentialEvaluation[Entry, None, Tensor]):
         row=lambda entry: (entry["name"], format_count(entry["params"]), str(entry["steps"])),
         metrics=(),
         facts=metadata_rows,
-        note=lambda result: "Images made of noise alone.",
+        note=lambda result: "Images generated from pure noise.",
         paired_over="",
     )
 
@@ -311,7 +319,7 @@ class GenerationEvaluation(SequentialEvaluation[Entry, None, Tensor]):
         return 1
 
     def measure(self, entry: Entry, eval_set: None, advance: Callable[[], None]) -> Tensor:
-        """Generate images (rows, columns, C, H, W), a row a class."""
+        """Generate images (rows, columns, C, H, W), one row for each class."""
         model, generator = entry.model, torch.Generator().manual_seed(0)
         shape = model.shape
         rows = shape.classes or NUM_SAMPLES
@@ -337,5 +345,5 @@ class GenerationEvaluation(SequentialEvaluation[Entry, None, Tensor]):
             name = item.entry.name
             grid = image_grid([ImageRow("", list(row), []) for row in item.result])
             save_png(grid, run.output / f"{name.replace('/', '-')}.png")
-            figures.append((f"Images of noise, {name}", "", grid))
+            figures.append((f"Generated images, {name}", "", grid))
         return figures, []

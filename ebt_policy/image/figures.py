@@ -23,16 +23,16 @@ from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import Tiling, denoise_tiled
 
 NUM_GRID_IMAGES = 4
-NUM_GRID_STEPS = 8  # of each image, evenly spread where there are more
-NUM_MAPPED_IMAGES = 8  # whose energies are drawn patch by patch
+NUM_GRID_STEPS = 8  # If there are more steps, this many evenly spaced ones are drawn.
+NUM_MAPPED_IMAGES = 8  # images whose energy is drawn patch by patch
 
 
 @styled
 def descent_figure(studies: Mapping[str, Any]) -> Figure:
-    """Draw the signal to noise ratio and the energy over the steps of descents.
+    """Draw the peak signal-to-noise ratio and the energy over the steps of descents.
 
     Args:
-        studies: name -> ``steps``, ``longer`` and ``energy``, see `DescentStudy.summary`.
+        studies: name of an entry -> result of `DescentStudy.summary`.
     """
     figure = blank(8.5, 3.3)
     quality, energy = figure.subplots(1, 2)
@@ -44,14 +44,14 @@ def descent_figure(studies: Mapping[str, Any]) -> Figure:
         quality.axvline(study["steps"], color=colour, linestyle=":", linewidth=1)
         if study["energy"]:
             energy.plot(study["energy"], "-o", color=colour, markersize=3.5)
-    quality.set(title="peak signal to noise ratio, dB", xlabel="steps")
-    energy.set(title="energy above its end", xlabel="steps")
+    quality.set(title="peak signal-to-noise ratio, dB", xlabel="steps")
+    energy.set(title="energy minus its final value", xlabel="steps")
     quality.legend(fontsize=7)
     return figure
 
 
 def step_rows(name: str, model: ImageModel, level: int, eval_set: EvalSet) -> list[ImageRow]:
-    """Return the first images: noisy, after each step (some of many), and clean."""
+    """Return rows of the first images: noisy, after at most `NUM_GRID_STEPS` steps, and clean."""
     noisy = noisy_versions(model, eval_set.images[:NUM_GRID_IMAGES], level)
     labels, generator = eval_set.labels[:NUM_GRID_IMAGES], torch.Generator().manual_seed(0)
     rows = []
@@ -70,7 +70,7 @@ def step_rows(name: str, model: ImageModel, level: int, eval_set: EvalSet) -> li
 def energy_map_rows(
     model: EnergyImageModel, eval_set: EvalSet, level: int
 ) -> list[tuple[str, list[Tensor], list[Tensor]]]:
-    """Return the middles of the first images, clean and noisy, with the energy of each patch."""
+    """Return the central tiles of the first images, clean and noisy, with their energy maps."""
     tiles = [
         Tiling(image.shape[1], image.shape[2], model.shape.side).cut(image)
         for image in eval_set.images[:NUM_MAPPED_IMAGES]

@@ -1,4 +1,4 @@
-"""What image models are evaluated on: held-out images, and noise that is the same for all.
+"""Metrics of image models on held-out images, with the same noise for all models.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -23,8 +23,8 @@ from ebt_policy.image.datasets import NAMES, load_images
 from ebt_policy.image.model import EnergyImageModel, ImageModel
 from ebt_policy.image.tiling import denoise_tiled
 
-MAX_IMAGES = 200  # evenly spread, of a set that has more
-WINDOW = 128  # pixels: the middle of an image is evaluated, as in the EBT paper
+MAX_IMAGES = 200  # If a set has more images, this many evenly spaced ones are used.
+WINDOW = 128  # pixels, side of the central crop that is evaluated, as in the EBT paper
 
 
 class EvalSet(NamedTuple):
@@ -32,7 +32,7 @@ class EvalSet(NamedTuple):
 
     Attributes:
         images: (C, H, W) in [-1, 1] each.
-        labels: their classes.
+        labels: class of each image.
         metadata: name, split and number of images.
         digest: a short hash of the images.
     """
@@ -43,7 +43,7 @@ class EvalSet(NamedTuple):
     digest: str
 
 
-@lru_cache(maxsize=1)  # entries mostly share it
+@lru_cache(maxsize=1)  # Most entries use the same data set.
 def _load_dataset(
     name: str | None, path: str | tuple[str, ...] | None, channels: int, skip_unreadable: bool
 ) -> ImageDataset:
@@ -51,15 +51,15 @@ def _load_dataset(
 
 
 def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -> EvalSet:
-    """Load the middles of images that a model was not trained on, or of other images.
+    """Load central crops of held-out images of the model's own data set, or of other images.
 
     Args:
-        images: other images: a name, or a path; None for those of the model's training.
+        images: name or path of other images; None for the data set that the model was trained on.
 
     Raises:
         ImageError: there are no images.
-        ConfigError: there are only those that the model was trained on, or they lack the classes
-            that the model is conditioned on.
+        ConfigError: there are only training images, or the images lack the classes that the model
+            is conditioned on.
     """
     task = model.config["task"]
     name, path = task["images"], task["path"]
@@ -72,18 +72,18 @@ def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -
     dataset = _load_dataset(name, path, model.shape.channels, task["skip_unreadable"])
     if model.shape.classes not in (0, len(dataset.classes)):
         raise ConfigError(
-            f"the model is told which of {model.shape.classes} classes an image has, and "
-            f"{dataset.name} has {len(dataset.classes) or 'none'}; give other images=."
+            f"the model is conditioned on {model.shape.classes} classes, and {dataset.name} has "
+            f"{len(dataset.classes) or 'none'}; choose other images with images=."
         )
     split_name = next(name for name in ("test", "validation", "train") if name in dataset.splits)
     split = dataset.splits[split_name]
-    if path is not None and images is not None:  # another folder: all of it
+    if path is not None and images is not None:  # All images of another folder are used.
         split_name, split = "all", ImageSplit()
         for other in dataset.splits.values():
             split.pixels.extend(other.pixels)
             split.labels.extend(other.labels)
     if split_name == "train":
-        raise ConfigError(f"{dataset.name} has no images but those it learned from; give images=.")
+        raise ConfigError(f"{dataset.name} has only training images; choose others with images=.")
     count = min(MAX_IMAGES, len(split))
     indices = np.unique(np.linspace(0, len(split) - 1, count).round().astype(int))
     middles = []
@@ -104,20 +104,20 @@ def load_eval_set(model: ImageModel, images: str | None, device: torch.device) -
 
 
 def noisy_versions(model: ImageModel, images: Sequence[Tensor], noise: int) -> list[Tensor]:
-    """Add noise of a level to images; the same noise for every model."""
+    """Add noise of one level to images; every model gets the same noise."""
     return [
         model.add_noise(image[None], noise, torch.Generator().manual_seed(i))[0]
         for i, image in enumerate(images)
     ]
 
 
-MAX_STEP_FACTOR = 4  # times the steps that a model predicts with: how far descents are followed
+MAX_STEP_FACTOR = 4  # multiple of the number of steps that a model predicts with
 
 
 def denoising_metrics(
     model: ImageModel, noisy: Sequence[Tensor], level: int, eval_set: EvalSet
 ) -> dict[str, list[float]]:
-    """Return metrics of each denoised image, and the steps that were used for it."""
+    """Return the metrics of each denoised image, and the number of steps used for it."""
     generator = torch.Generator().manual_seed(0)
     results = denoise_tiled(model, noisy, level, eval_set.labels, generator, follow=False)
     metrics = compute_metrics([result.images for result in results], eval_set.images)
@@ -128,7 +128,12 @@ def denoising_metrics(
 def descent_metrics(
     model: EnergyImageModel, noisy: Sequence[Tensor], level: int, eval_set: EvalSet
 ) -> dict[str, Any]:
-    """Return PSNR (K + 1, N), and mean energy above its end (K + 1,), over a long descent."""
+    """Measure a descent that is longer than the model's own.
+
+    Returns:
+        ``psnr`` (K + 1, N) in dB; ``energy`` (K + 1,), the mean energy minus its final value, or
+        None for a model without an energy.
+    """
     inference = model.inference
     model.configure_inference(steps=MAX_STEP_FACTOR * inference.steps, num_candidates=1)
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,10 @@
-"""Models that denoise images: their base, and the energy model.
+"""Image models that denoise or generate: their base class, and the energy model.
 
-Noise is that of diffusion models (Ho et al. 2020): at level k of `LEVELS` an image y has become
-sqrt(abar_k) y + sqrt(1 - abar_k) n. Removing the noise of a low level is denoising; of the last
-one, where nothing but noise is left, it is generation.
+Noise is added as in diffusion models (Ho et al. 2020): level k of `LEVELS` turns an image y into
+sqrt(abar_k) y + sqrt(1 - abar_k) n with normal noise n. Removing noise of a low level is denoising.
+The last level is pure noise, and removing it is generation.
 
-Shapes: B batch, U units (candidates an image), C channels, S side, P side of a patch, L patches.
+Shapes: B batch, U units (candidates of an image), C channels, S side, P side of a patch, L patches.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class DenoisingResult(NamedTuple):
 
     Attributes:
         images: (B, C, S, S) in [-1, 1].
-        path: from the noisy images to these, N + 1 of them for N passes or steps.
+        path: the noisy images, then the images after each of N passes or steps; N + 1 in all.
         energies: (N + 1, B), before each step and at the end; None without an energy.
-        steps_used: (B,), passes or steps that each image took.
+        steps_used: (B,), number of passes or steps of each image.
     """
 
     images: Tensor
@@ -50,10 +50,10 @@ class DenoisingResult(NamedTuple):
 
 
 class ImageModel(Model):
-    """Base of all models of images.
+    """Base of all image models.
 
     Args:
-        shape: of the images.
+        shape: size, channels, noise levels and classes of the images.
         net: the network.
     """
 
@@ -77,12 +77,12 @@ class ImageModel(Model):
         return {**batch, "image": batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1}
 
     def forward_process(self, images: Tensor, normal: Tensor, noise: Tensor) -> Tensor:
-        """Return images (B, *, C, S, S) at levels (B, *) of noise, 0 for none."""
+        """Return images (B, *, C, S, S) with noise of levels (B, *), where 0 is no noise."""
         abar = self.abar[noise].reshape(*noise.shape, 1, 1, 1)
         return abar.sqrt() * images + (1 - abar).sqrt() * normal
 
     def add_noise(self, images: Tensor, noise: int, generator: Generators) -> Tensor:
-        """Add noise of a level to images (B, C, H, W) of any size."""
+        """Add noise of one level to images (B, C, H, W) of any size."""
         level = torch.full((len(images),), noise, device=images.device)
         return self.forward_process(images, draw_normal(images, generator), level)
 
@@ -93,13 +93,13 @@ class ImageModel(Model):
         """Remove the noise from images (B, C, S, S).
 
         Args:
-            noise: its level, which not every model uses.
-            labels: classes (B,), where the model was trained with classes.
+            noise: level of the noise; not every model uses it.
+            labels: classes (B,), required if the model was trained with classes.
         """
 
     @abstractmethod
     def network_level(self, noise: Tensor) -> Tensor | None:
-        """Return the level (B, 1) that conditions the network at levels (B,) of noise, or None."""
+        """Return the network's level (B, 1) at noise levels (B,); None if it reads no level."""
 
     def features(
         self, images: Tensor, noise: int = 0, labels: Tensor | None = None,
@@ -108,7 +108,7 @@ class ImageModel(Model):
         """Return hidden features (B, layers * D) of images (B, C, S, S), for a probe.
 
         Args:
-            noise: level that is added to the images first.
+            noise: level of the noise that is added to the images first.
             labels: as in `denoise`.
         """
         with torch.no_grad():
@@ -123,18 +123,18 @@ class ImageModel(Model):
     def ood_scores(self, images: Tensor, generator: Generators = None) -> dict[str, Tensor]:
         """Return out-of-distribution scores (B,) of images (B, C, S, S), by name.
 
-        ``restoring`` is the error of the denoised images after noise of training was added
-        (reconstruction as a detector, Graham et al. 2023).
+        ``restoring`` is a reconstruction error (Graham et al. 2023): the mean squared error after
+        noise of the highest training level was added and removed.
         """
         noise = self.shape.max_noise_level
         result = self.denoise(self.add_noise(images, noise, generator), noise, generator=generator)
         return {"restoring": (result.images - images).square().flatten(1).mean(1)}
 
     def encode(self, labels: Tensor | None, rows: int) -> Context:
-        """Encode classes (B,), or none for a number of rows.
+        """Encode classes (B,), or ``rows`` images without classes.
 
         Raises:
-            ConfigError: if classes are needed and missing.
+            ConfigError: the model was trained with classes, and ``labels`` is None.
         """
         if labels is None:
             if self.shape.classes:
@@ -155,14 +155,14 @@ IMAGE_MODELS: Registry[type[ImageModel]] = Registry("model", "ebt_policy.image_m
 
 
 def build_image_model(config: dict[str, Any]) -> ImageModel:
-    """Build an untrained model of images.
+    """Build an untrained image model.
 
     Args:
-        config: sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`), ``model``
-            with its ``name``, and ``objective`` for those that descend.
+        config: the sections ``shape`` (see `ImageShape`), ``size`` (see `TransformerConfig`),
+            ``model`` with its ``name``, and ``objective`` for models that descend.
 
     Raises:
-        ConfigError: for an unknown name or option.
+        ConfigError: a name or an option is unknown.
     """
     shape = options(ImageShape, config["shape"], "task")
     return build_model(IMAGE_MODELS, config, shape, build_size(config))
@@ -170,17 +170,17 @@ def build_image_model(config: dict[str, Any]) -> ImageModel:
 
 @IMAGE_MODELS.register("ebt")
 class EnergyImageModel(EnergyModel, ImageModel):
-    """A model whose image descends an energy, from the noisy one on, without a level of noise.
+    """Energy image model: the noisy image descends an energy, which does not read the noise level.
 
     Args:
         shape: as in `ImageModel`.
-        size: the size dial.
+        size: depth, width and heads of the network.
         inference: options of `DescentInference`.
-        objective: makes the training objective: from noisy images (s1, s2), or, for generation,
-            along the path from noise.
+        objective: factory of the training objective. With s1 and s2, candidates start from noisy
+            images; with flow, for generation, they follow the path from noise to images.
 
     Attributes:
-        has_energy: False where a network gives the update itself.
+        has_energy: False if the network outputs the update directly.
     """
 
     name = "ebt"
@@ -197,7 +197,7 @@ class EnergyImageModel(EnergyModel, ImageModel):
         bound = objective(CandidateSpace(forward_process=self._corrupt))
         if isinstance(bound, Flow) and shape.max_noise_level < LEVELS:
             raise ConfigError(
-                "this objective learns to generate from pure noise: set "
+                "this objective is for generation from pure noise; set "
                 f"task.max_noise_level={LEVELS}, or use objective=s1, s2 or s1_corrupted."
             )
         net = PatchTransformer(
@@ -212,21 +212,21 @@ class EnergyImageModel(EnergyModel, ImageModel):
         self.configure_inference()
 
     def _corrupt(self, target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
-        """Return targets with the noise of training at level 0, and less of it up to 1."""
+        """Return noisy targets: the highest training noise at level 0, no noise at level 1."""
         return self.forward_process(
             target, normal, ((1 - level) * self.shape.max_noise_level).round().long()
         )
 
     @property
     def has_random_init(self) -> bool:
-        return self.shape.max_noise_level == LEVELS  # else all start from the noisy image
+        return self.shape.max_noise_level == LEVELS  # Otherwise all start from the noisy image.
 
     def network_level(self, noise: Tensor) -> Tensor | None:
-        """Return the level of the first step, for a step-conditioned objective."""
+        """Return 0, the level of the first step, if the network reads a level; otherwise None."""
         return noise.new_zeros(len(noise), 1).float() if self.objective.level_conditioned else None
 
     def ood_scores(self, images: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """Return also ``gradient``, its mean square, and ``energy``, if the model has one."""
+        """Return also ``gradient``, its mean square, and ``energy`` if the model has an energy."""
         scores = super().ood_scores(images, generator)
         energy = self.energy(self.encode(None, len(images)))
         level = self.network_level(torch.zeros(len(images), device=images.device))
@@ -236,7 +236,7 @@ class EnergyImageModel(EnergyModel, ImageModel):
         return scores | ({"energy": energies[:, 0]} if self.has_energy else {})
 
     def energy_map(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the share of each patch in the energy of images: (B, S / P, S / P)."""
+        """Return the contribution (B, S / P, S / P) of each patch to the energy of images."""
         with torch.no_grad():
             context = self.encode(labels, len(images))
             level = self.network_level(torch.zeros(len(images), device=images.device))
@@ -258,11 +258,11 @@ class EnergyImageModel(EnergyModel, ImageModel):
     ) -> DenoisingResult:
         config, context = self.inference, self.encode(labels, len(noisy))
         init = noisy.unsqueeze(1).repeat_interleave(config.num_candidates, dim=1)
-        if config.num_candidates > 1:  # a model that starts from pure noise, which is drawn anew
+        if config.num_candidates > 1:  # Only if the model starts from noise: draw it for each.
             init = draw_normal(init, generator)
         result = self.descend_candidates(self.energy(context), init, generator)
         path, energies = [x[:, 0] for x in result.selected_path], result.energies[:, :, 0]
-        missing = config.steps + 1 - len(path)  # steps not taken, since all had stopped
+        missing = config.steps + 1 - len(path)  # Steps after all candidates had stopped.
         path += path[-1:] * missing
         energies = torch.cat([energies, energies[-1:].expand(missing, -1)])
         return DenoisingResult(

@@ -1,6 +1,6 @@
-"""A transformer over the patches of an image, and the images it is for.
+"""A transformer over the patches of an image, and the shape of its images.
 
-Shapes: B batch, U units (candidates an image), C channels, S side, P side of a patch, L patches.
+Shapes: B batch, U units (candidates of an image), C channels, S side, P side of a patch, L patches.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from ebt_policy.energy.two_stream import Context, TransformerConfig, TwoStreamTransformer
 from ebt_policy.errors import ConfigError
 
-LEVELS = 1000  # of noise, as in DDPM: linear betas from 0.0001 to 0.02
+LEVELS = 1000  # number of noise levels, as in DDPM: linear betas from 0.0001 to 0.02
 
 
 @dataclass(frozen=True)
 class ImageShape:
-    """The images of a model.
+    """Size, channels, noise levels and classes of a model's images.
 
     Args:
         side: S, pixels.
         channels: C, 3 or 1.
-        patch: P, a divisor of S.
-        max_noise_level: highest level of noise in training; 1000 to generate images.
+        patch: P, pixels, a divisor of S.
+        max_noise_level: highest noise level of training; 1000 to generate images.
         classes: number of classes that the network is conditioned on; 0 for none.
     """
 
@@ -50,8 +50,8 @@ class PatchTransformer(nn.Module):
     """`TwoStreamTransformer` over the patches of an image, with its class as one context token.
 
     Args:
-        shape: of the images.
-        size: the size dial.
+        shape: size, channels and classes of the images.
+        size: depth, width and heads of the network.
         output, level: as in `TwoStreamTransformer`.
     """
 
@@ -76,7 +76,7 @@ class PatchTransformer(nn.Module):
         )
 
     def encode(self, labels: Tensor) -> Context:
-        """Encode classes (B,), once a prediction."""
+        """Encode classes (B,); once per prediction is enough."""
         weight = self.transformer.context_in.weight
         token = weight.new_ones(len(labels), 1)
         if self.shape.classes:
@@ -84,12 +84,12 @@ class PatchTransformer(nn.Module):
         return self.transformer.encode(token.unsqueeze(1))
 
     def forward(self, context: Context, images: Tensor, level: Tensor | None = None) -> Tensor:
-        """Return energies (B, U) or vectors of images (B, U, C, S, S) at levels (B, U)."""
+        """Return energies (B, U), or vectors (B, U, C, S, S), for images at levels (B, U)."""
         out = self.transformer(context, self.patches(images), level)
         return out if out.ndim == 2 else self._images(out)
 
     def energy_map(self, context: Context, images: Tensor, level: Tensor | None = None) -> Tensor:
-        """Return the share of each patch in the energy of images: (B, U, S / P, S / P)."""
+        """Return the contribution (B, U, S / P, S / P) of each patch to the energy of images."""
         tokens = self.patches(images)
         shares = (tokens * self.transformer.vector_field(context, tokens, level)).sum(-1)
         return shares.unflatten(-1, (self.shape.side // self.shape.patch, -1))

@@ -1,4 +1,4 @@
-"""Training a model of images, and what it makes of noise."""
+"""Training task of image models: load images, train, validate and evaluate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ebt_policy.image.patch_transformer import LEVELS, ImageShape
 from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
 
-HELD_OUT = 1024  # crops whose loss is logged at checkpoints
-DENOISED = 64  # of them, denoised while training
+HELD_OUT = 1024  # held-out crops for the validation loss
+DENOISED = 64  # held-out crops that are denoised during training
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class ImageTaskConfig:
     """The section ``task`` of an image model's configuration.
 
     Args:
-        name: image.
+        name: always ``image``.
         images, path, channels, skip_unreadable: see `load_images`.
         side, patch, max_noise_level: see `ImageShape`.
-        classes: tell the model the class of an image.
-        exclude_classes: names of classes that are not learned from.
+        classes: whether the model is conditioned on the class of an image.
+        exclude_classes: names of classes to leave out of training.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ImageTaskConfig:
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"task.channels must be 3 or 1, got {self.channels}.")
-        self.shape(0)  # says what is wrong before any image is read
+        self.shape(0)  # Invalid values raise an error before any image is read.
 
     def shape(self, classes: int) -> ImageShape:
         return ImageShape(self.side, self.channels, self.patch, self.max_noise_level, classes)
@@ -58,13 +58,17 @@ class ImageTaskConfig:
 
 @dataclass(frozen=True)
 class ImageEvaluation:
-    """The section ``evaluation``: whether the trained model is evaluated at the end."""
+    """The section ``evaluation``.
+
+    Args:
+        final: whether to evaluate the trained model at the end.
+    """
 
     final: bool
 
 
 class ImageTrainingTask(TrainingTask[ImageDataset]):
-    """Train a model of images; validate and evaluate what it makes of noisy ones."""
+    """Training of an image model, validated and evaluated on noisy images."""
 
     models = IMAGE_MODELS
 
@@ -80,14 +84,16 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
             smallest=task.side,
         )  # fmt: skip
         if "train" not in dataset.splits:
-            raise ConfigError(f"task.images={task.images} is for evaluation; train on others.")
+            raise ConfigError(
+                f"task.images={task.images} has no training split; train on other images."
+            )
         if self.evaluation.final and dataset.splits.keys() == {"train"}:
             raise ConfigError(
-                f"{dataset.name} has a single image, none to evaluate on; give more, or "
+                f"{dataset.name} has a single image and none to evaluate on; add images, or "
                 "set evaluation.final=false."
             )
         if task.classes and not dataset.classes:
-            raise ConfigError(f"{dataset.name} has no classes; leave task.classes=false.")
+            raise ConfigError(f"{dataset.name} has no classes; set task.classes=false.")
         return dataset.exclude_classes(task.exclude_classes)
 
     def describe(self, data: ImageDataset) -> str:
@@ -107,7 +113,7 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
         torch.manual_seed(self.config["seed"])
         classes = len(data.classes) if task.classes else 0
         model = build_image_model({**self.config, "shape": asdict(task.shape(classes))})
-        # The name of the images, by which the evaluation finds them again.
+        # The evaluation loads the images again by this name.
         name = task.images or (None if task.path else data.name)
         model.config["task"] = {**self.config["task"], "images": name}
         return TrainingSetup(model.to(device), crops, held_out, f"{len(crops):,} crops", validate)
@@ -123,7 +129,7 @@ class ImageTrainingTask(TrainingTask[ImageDataset]):
     def evaluate(
         self, data: ImageDataset, run_dir: Path, device: torch.device, command: str
     ) -> None:
-        # It draws figures: slow to import.
+        # This module draws figures and is slow to import.
         from ebt_policy.image.evaluate import DenoisingConfig, evaluate_images
 
         if self.evaluation.final:

@@ -1,4 +1,4 @@
-"""Images of any size through a model of squares: overlapping tiles, put together smoothly.
+"""Denoising of images of any size in overlapping square tiles, which are blended afterwards.
 
 Shapes: C channels, H x W pixels, S side of a tile, N tiles, K steps.
 """
@@ -15,16 +15,16 @@ from torch import Tensor
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.image.model import DenoisingResult, ImageModel
 
-# Tiles at once: what stays in the cache of a processor, or is worth a launch on a GPU.
+# Tiles in a batch, by device: few enough for the cache of a CPU, or enough to use a GPU well.
 TOGETHER = {"cpu": 32, "cuda": 2048}
 
 
 class Tiling:
-    """How an image is cut. One that is smaller than a tile is continued by its mirror image.
+    """Positions of the tiles of an image. Images smaller than a tile are padded by reflection.
 
     Args:
-        height, width: of the image.
-        side: S; neighbours overlap by a quarter of it.
+        height, width: size of the image, pixels.
+        side: S, pixels; adjacent tiles overlap by at least a quarter of it.
     """
 
     def __init__(self, height: int, width: int, side: int) -> None:
@@ -35,16 +35,20 @@ class Tiling:
         self.places = [(top, left) for top in tops for left in lefts]
 
     def cut(self, image: Tensor) -> Tensor:
-        """(C, H, W) -> (N, C, S, S)."""
+        """Cut an image (C, H, W) into tiles (N, C, S, S)."""
         if tuple(image.shape[1:]) != self.size:
-            raise ValueError(f"the image must have {self.size} pixels, got {tuple(image.shape)}.")
+            raise ValueError(
+                f"the image must have height and width {self.size}, got {tuple(image.shape)}."
+            )
         image = _continued(_continued(image, self.full[1]).mT, self.full[0]).mT
         side = self.side
         return torch.stack([image[:, y : y + side, x : x + side] for y, x in self.places])
 
     def join(self, tiles: Tensor) -> Tensor:
-        """(N, C, S, S) -> (C, H, W); where tiles overlap, what is nearer to its middle counts
-        more."""
+        """Join tiles (N, C, S, S) into an image (C, H, W).
+
+        Overlapping tiles are averaged; pixels near the centre of a tile have larger weights.
+        """
         side = self.side
         ramp = torch.arange(1, side + 1, device=tiles.device, dtype=tiles.dtype)
         hat = torch.minimum(ramp, ramp.flip(0))
@@ -61,16 +65,16 @@ def denoise_tiled(
     model: ImageModel, noisy: Sequence[Tensor], noise: int, labels: Sequence[int],
     generator: Generators = None, follow: bool = True,
 ) -> list[DenoisingResult]:  # fmt: skip
-    """Take the noise from images of any sizes, (C, H, W) each, as tiles that go together.
+    """Denoise images (C, H, W) of any sizes; the tiles of all images are batched.
 
     Args:
-        noise: its level.
-        labels: classes; only models that were trained with classes look at them.
-        follow: whether ``path`` is kept, which is large.
+        noise: level of the noise.
+        labels: class of each image; ignored if the model was trained without classes.
+        follow: whether to keep ``path``, which is large.
 
     Returns:
-        Of each image what `ImageModel.denoise` says, without the batch: ``images`` (C, H, W),
-        ``energies`` (K + 1,) summed over tiles, ``steps_used`` their mean.
+        For each image, the result of `ImageModel.denoise` without the batch dimension: ``images``
+        (C, H, W), ``energies`` (K + 1,) summed over tiles, ``steps_used`` averaged over tiles.
     """
     tilings = [Tiling(image.shape[1], image.shape[2], model.shape.side) for image in noisy]
     counts = [len(tiling.places) for tiling in tilings]
@@ -103,13 +107,13 @@ def denoise_tiled(
 
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
-    """Of the fewest tiles that cover a length and overlap by as much, evenly spread."""
+    """Return the starts of the fewest tiles that cover a length with an overlap, evenly spaced."""
     count = math.ceil((length - side) / (side - overlap)) + 1
     return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
 
 
 def _continued(image: Tensor, width: int) -> Tensor:
-    """Mirror images to the right until a width is reached: (C, H, W) -> (C, H, width)."""
+    """Pad an image by reflection to the right: (C, H, W) -> (C, H, width)."""
     while (current_width := image.shape[2]) < width:
         missing = width - current_width
         if current_width == 1:

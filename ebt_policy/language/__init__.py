@@ -1,4 +1,4 @@
-"""Models of text: what comes next, and what is masked."""
+"""Text models that predict the next token or masked tokens."""
 
 from ebt_policy.language.baselines import Bert, Refiner, TransformerPP
 from ebt_policy.language.masked_lm import MaskedEnergyModel

@@ -25,8 +25,8 @@ from ebt_policy.models.refiner import NoEnergyMixin
 class TransformerPP(LanguageModel):
     """Transformer++: the Llama recipe, the baseline of the EBT paper.
 
-    RMSNorm, rotary positions, SwiGLU, no biases (Touvron et al. 2023), here with the embedding as
-    its output map, as in the energy model: it is the observed stream of that model alone.
+    It has RMSNorm, rotary positions, SwiGLU and no biases (Touvron et al. 2023). The embedding is
+    also the output projection, as in the energy model. So it is the observed stream of that model.
     """
 
     name = "transformer_pp"
@@ -52,12 +52,15 @@ class TransformerPP(LanguageModel):
 
 @LANGUAGE_MODELS.register("refiner")
 class Refiner(NoEnergyMixin, EnergyLanguageModel):
-    """A model whose network gives the update of the candidate's mean embedding."""
+    """A model without an energy: its network outputs the update of a candidate directly."""
 
 
 @LANGUAGE_MODELS.register("bert")
 class Bert(MaskedModel):
-    """BERT's objective (Devlin et al. 2019), without replaced or kept tokens, on Llama's blocks."""
+    """A masked model with BERT's objective (Devlin et al. 2019) and the blocks of Llama.
+
+    All selected tokens are masked; none is kept or replaced with a random one.
+    """
 
     name = "bert"
 

@@ -1,4 +1,4 @@
-"""Text to learn from: corpora by name, files, or the hub's data sets, as arrays of tokens on disk.
+"""Text for training and evaluation: a corpus, its tokens on disk, and windows of tokens.
 
 Shapes: N tokens of a corpus, B batch, S context.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from ebt_policy.errors import UserError
 from ebt_policy.io.array_cache import cached_array
 
-CHUNK = 1 << 20  # characters that are tokenised at once
+CHUNK = 1 << 20  # characters that are tokenized at once, at least
 
 
 class TextError(UserError, ValueError):
@@ -26,12 +26,12 @@ class TextError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in parts.
+    """A text with its splits.
 
     Attributes:
-        name: for tables.
-        splits: the text of train and validation, and of test if the corpus has one.
-        origin: where it came from, for a line.
+        name: name in tables.
+        splits: name of a split (``train``, ``validation``, ``test``) -> its text.
+        origin: where the text comes from, for one line of output.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Corpus:
 
 
 def iter_chunks(text: str) -> Iterator[str]:
-    """Split a text into chunks of whole lines."""
+    """Yield the chunks of a text, each of whole lines."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + CHUNK) + 1 or len(text)
@@ -49,7 +49,7 @@ def iter_chunks(text: str) -> Iterator[str]:
 
 
 def tokenized(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Return the tokens (N,) of a text as a memory-mapped array, made once and kept in the cache.
+    """Return the tokens (N,) of a text as a memory-mapped array of the cache.
 
     Raises:
         OSError: the cache cannot be written.
@@ -68,13 +68,13 @@ def _tokenize(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 class TokenWindows:
-    """Windows of S + 1 tokens, one from each place: the context, and what comes next.
+    """Windows of S + 1 adjacent tokens of a text: the context, and the token after it.
 
     Args:
-        tokens: (N,) of a text, memory-mapped or not.
+        tokens: tokens (N,) of a text, memory-mapped or not.
         context: S.
-        stride: places between the windows' starts.
-        device: where batches are made.
+        stride: number of tokens between the starts of two windows.
+        device: device of the batches.
 
     Raises:
         TextError: the text is shorter than a window.
@@ -86,8 +86,8 @@ class TokenWindows:
     ) -> None:  # fmt: skip
         if len(tokens) <= context:
             raise TextError(
-                f"a text, or its part that is held out, of {len(tokens)} tokens has no window of "
-                f"task.context={context} and one more; give more text, or a shorter context."
+                f"a split of the text has {len(tokens)} tokens, and task.context={context} needs "
+                f"at least {context + 1}; use a longer text or a shorter context."
             )
         self.tokens, self.context, self.stride, self.device = tokens, context, stride, device
 
@@ -95,7 +95,7 @@ class TokenWindows:
         return (len(self.tokens) - self.context - 1) // self.stride + 1
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """Rows of "tokens" (B, S + 1), int64."""
+        """Return the windows of some indices: "tokens" (B, S + 1), int64."""
         starts = index.numpy() * self.stride
         rows = self.tokens[starts[:, None] + np.arange(self.context + 1)]
         tokens = torch.from_numpy(rows.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Corpora: published ones by name, text files of the user, and the Hugging Face hub's data sets."""
+"""Corpora: published ones by name, the user's text files, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ebt_policy.language.qa_datasets import QUESTIONS
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
 
-HELD_OUT = 0.1  # of a text without splits of its own: its last part
+HELD_OUT = 0.1  # Fraction at the end of a text that is held out if the text has no splits.
 
 
 SUFFIXES = (".txt", ".md")
 
 
 def load_corpus(name: str | None, path: str | Sequence[str] | None) -> Corpus:
-    """A corpus by name, or the user's own.
+    """Load a corpus by name, or the user's own text.
 
     Args:
-        name: ``wikitext2``, ``tinyshakespeare``, ``own`` (the text of this package itself, which
-            is always there), one of `QUESTIONS` (to evaluate on), the name of a data set on
-            the Hugging Face hub, as NAME or NAME:CONFIGURATION, or None: the first of these that
-            there is.
-        path: text files, or folders whose ``.txt`` and ``.md`` files are read.
+        name: ``wikitext2``, ``tinyshakespeare``, ``own`` (the text of this package, which is always
+            available), one of `QUESTIONS` (only for evaluation), or a data set of the Hugging Face
+            hub, as NAME or NAME:CONFIGURATION. None selects the first of the first three that is
+            available.
+        path: text files, or folders whose ``.txt`` and ``.md`` files are read; overrides ``name``.
 
     Raises:
-        TextError: there is none, or it cannot be read.
+        TextError: there is no such text, or it cannot be read.
     """
     if path is not None:
         return _files([path] if isinstance(path, str) else list(path))
@@ -49,7 +49,7 @@ def load_corpus(name: str | None, path: str | Sequence[str] | None) -> Corpus:
     return _package_text() if name == "own" else _hub(name)
 
 
-# The archive of each, and its members: three splits, or one text that is cut.
+# Archive and members of each corpus. The members are three splits, or one text to split.
 ZIPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "wikitext2": (
         "wikitext-2-v1.zip",
@@ -73,26 +73,26 @@ def _questions(name: str) -> Corpus:
     file, (raw,) = _unzipped(name, "reasoning", questions.archive, (questions.member,))
     try:
         text = questions.text(raw)
-    except Exception as error:  # JSON of any other shape
-        raise TextError(f"{file} cannot be read ({error!r}); fetch it again.") from error
+    except Exception as error:  # The JSON can have any other structure.
+        raise TextError(f"{file} cannot be read ({error!r}); download it again.") from error
     return Corpus(name, {"test": text}, f"from {file}")
 
 
 def _unzipped(
     name: str, folder: str, archive: str, members: Sequence[str]
 ) -> tuple[Path, list[str]]:
-    """A published archive below $EBT_POLICY_DATA, and the text of some of its members."""
+    """Return the path of an archive in $EBT_POLICY_DATA, and the text of the given members."""
     file = local_data(folder, archive)
     if file is None:
         raise TextError(
-            f"the corpus {name} is looked for at $EBT_POLICY_DATA/{folder}/{archive}, and is not "
-            "there; set the variable, or use a text file of your own."
+            f"the corpus {name} was not found at $EBT_POLICY_DATA/{folder}/{archive}; set "
+            "EBT_POLICY_DATA, or use a text file of your own."
         )
     try:
         with ZipFile(file) as zipped:
             return file, [zipped.read(member).decode() for member in members]
-    except Exception as error:  # those of zipfile and its decompressors share no base
-        raise TextError(f"{file} cannot be read ({reason(error)}); fetch it again.") from error
+    except Exception as error:  # Errors of zipfile and its decompressors have no common base.
+        raise TextError(f"{file} cannot be read ({reason(error)}); download it again.") from error
 
 
 def _files(paths: Sequence[str]) -> Corpus:
@@ -100,21 +100,21 @@ def _files(paths: Sequence[str]) -> Corpus:
     texts, damaged = [], []
     for file in files:
         try:
-            texts.append(file.read_text("utf-8-sig"))  # without the mark that some editors write
+            texts.append(file.read_text("utf-8-sig"))  # This codec skips a byte-order mark.
         except UnicodeDecodeError as error:
-            damaged.append(f"{file} is no text in UTF-8 ({error}); convert or remove it.")
+            damaged.append(f"{file} is not UTF-8 text ({error}); convert or remove it.")
         except OSError as error:
             damaged.append(f"{file} cannot be read ({error.strerror or error}).")
     if damaged:
         raise TextError(listed(damaged))
     text = "\n".join(texts)
     if not text.strip():
-        raise TextError(f"there is no text in {', '.join(paths)}: empty files; check task.path.")
+        raise TextError(f"there is no text in {', '.join(paths)}: the files are empty.")
     return Corpus(files[0].stem, _cut(text), f"from {len(files)} files")
 
 
 def _package_text() -> Corpus:
-    """The text of this package: its code, comments and configuration."""
+    """Return the text of this package: its code, comments and configuration."""
     files = [
         Path(folder, name)
         for folder, _, names in os.walk(Path(ebt_policy.__file__).parent, followlinks=True)
@@ -128,23 +128,24 @@ def _package_text() -> Corpus:
 def _hub(name: str) -> Corpus:
     if find_spec("datasets") is None:
         raise TextError(
-            f"the corpus {name} is none of {', '.join([*ZIPS, *QUESTIONS, 'own'])}; data sets "
+            f"the corpus {name} is not one of {', '.join([*ZIPS, *QUESTIONS, 'own'])}; data sets "
             "of the Hugging Face hub need the package datasets: pip install datasets."
         )
-    load_dataset: Any = import_module("datasets").load_dataset  # optional, and slow to import
-
+    # The package is optional, and slow to import.
+    load_dataset: Any = import_module("datasets").load_dataset
     repository, _, configuration = name.partition(":")
     try:
         dataset: Any = load_dataset(repository, configuration or None)
         texts = {split: "\n".join(dataset[split]["text"]) for split in dataset}
-    except Exception as error:  # the library's own errors share no base
+    except Exception as error:  # The library's errors have no common base class.
         raise TextError(
-            f"the data set {name} cannot be had ({reason(error)}); it must have a column text."
+            f"the data set {name} cannot be loaded ({reason(error)}); it must have a column text."
         ) from error
     splits = {split: texts[split] for split in SPLITS if split in texts}
     if not any(splits.values()):
         raise TextError(
-            f"the data set {name} has no text in {', '.join(SPLITS)}; it has {', '.join(texts)}."
+            f"the data set {name} has no text in the splits {', '.join(SPLITS)}; its splits are "
+            f"{', '.join(texts)}."
         )
     if "validation" not in splits and "train" in splits:
         splits |= _cut(splits["train"])
@@ -152,6 +153,6 @@ def _hub(name: str) -> Corpus:
 
 
 def _cut(text: str) -> dict[str, str]:
-    """The first 90 % to train on, the rest to validate on (as is usual for TinyShakespeare)."""
+    """Return the first 90 % for training and the rest for validation, as for TinyShakespeare."""
     end = round(len(text) * (1 - HELD_OUT))
     return {"train": text[:end], "validation": text[end:]}

@@ -1,8 +1,8 @@
 """Evaluation of language models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=4] ...``.
 
-Leaves ``summary.json``, ``table.md`` and a self-contained ``report.html``: held-out perplexity with
-intervals. Models that descend also show surprisal over the steps and over the number of
-candidates, and the energy of easy and hard tokens during the descent.
+It writes ``summary.json``, ``table.md`` and a self-contained ``report.html`` with held-out
+perplexities and their intervals. For models that descend, they also contain surprisal over steps
+and over candidates, and the energy of easy and hard tokens during the descent.
 
 Shapes: B batch, S context, N steps.
 """
@@ -53,16 +53,16 @@ from ebt_policy.language.test_time_compute import (
 
 console = Console()
 CAPTION = (
-    "Surprisal over the steps of a descent, and over the guesses of which that of the "
-    "lowest energy is taken, with 95 % intervals; energies while they descend."
+    "Surprisal over the steps of a descent, and over the candidates of which the one with the "
+    "lowest energy is selected, with 95 % intervals; mean energies during the descent."
 )
 
 
 class LanguageResult(NamedTuple):
-    """What was measured of an entry.
+    """Measurements of an entry.
 
     Attributes:
-        losses: (models, windows) mean surprisal, nats.
+        losses: mean surprisal (models, windows), nats.
         collapse: `prediction_collapse_metrics` of each masked model; empty for others.
         test_time_compute: `study_test_time_compute`; None for models that do not descend.
     """
@@ -98,7 +98,7 @@ def _note(comparison: Mapping[str, Any]) -> str:
 
 
 LANGUAGE_REPORT = ReportSpec(
-    header=("model", "params", "updates", "loss, nats", "perplexity", "bits a byte"),
+    header=("model", "params", "updates", "loss, nats", "perplexity", "bits per byte"),
     row=_row,
     metrics=("loss", "perplexity"),
     facts=_facts,
@@ -108,10 +108,10 @@ LANGUAGE_REPORT = ReportSpec(
 
 
 class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
-    """Perplexity on held-out text.
+    """Evaluation of perplexity on held-out text.
 
     Args:
-        corpus: another text than that of the models' training; None for their own.
+        corpus: name or path of a text; None for the text that each model was trained on.
     """
 
     title = "text"
@@ -149,7 +149,7 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
             **entry_metadata(entry, run.command),
             **eval_set.metadata,
             "loss": loss,
-            # Of the mean: a mean of exponentials is no perplexity.
+            # Perplexity is the exponential of the mean loss, not the mean of exponentials.
             "perplexity": {"mean": math.exp(loss["mean"]), "ci95": [math.exp(low), math.exp(high)]},
             "bits_per_byte": {
                 "mean": loss["mean"] * to_bits,
@@ -164,7 +164,7 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
         return summary
 
     def pair(self, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
-        """Return differences of loss, in nats, of entries that read the same windows."""
+        """Return loss differences, in nats, of entries evaluated on the same windows."""
         return [
             {
                 "a": a.entry.name,
@@ -190,9 +190,11 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
         }
         for name, study in studies.items():
             if study["energies"]:
-                console.print(f"\nenergy of tokens, {name}, low to high:", markup=False)
+                console.print(f"\nenergy of tokens, {name} (white low, red high):", markup=False)
                 console.print(show_energies(study["energies"]["tokens"]))
-        return [("Thinking", CAPTION, test_time_compute_figure(studies))] if studies else [], []
+        return [
+            ("Test-time compute", CAPTION, test_time_compute_figure(studies))
+        ] if studies else [], []
 
 
 def evaluate_language(
@@ -203,17 +205,20 @@ def evaluate_language(
     command: str,
     corpus: str | None = None,
 ) -> dict[str, Any]:
-    """Measure held-out perplexity of some models, with intervals.
+    """Measure the held-out perplexity of models, with intervals.
 
     Args:
-        checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
-        corpus: another text than that of their training: a name, or the path of a file.
+        checkpoints: runs, as ``RUN`` or ``RUN@name=value``; a * matches several training runs.
+        output: folder of the results.
+        command: the command line, stored with the results.
+        corpus: name or path of a text; None for the text that each model was trained on.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        CheckpointError, ConfigError, TextError: before anything is measured.
+        CheckpointError, ConfigError, TextError: an argument cannot be used. This is raised before
+            anything is measured.
     """
     entries = load_entries(TextModel, checkpoints, device)
     return run_evaluation(LanguageEvaluation(corpus), entries, EvalRun(output, device, command))

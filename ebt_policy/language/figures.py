@@ -22,7 +22,7 @@ def test_time_compute_figure(studies: Mapping[str, Any]) -> Figure:
     """Draw surprisal over steps and candidates, and energies over the descent.
 
     Args:
-        studies: name -> what `study_test_time_compute` returns.
+        studies: name of an entry -> result of `study_test_time_compute`.
     """
     figure = blank(11.5, 3.4)
     longer, wider, descent = figure.subplots(1, 3)
@@ -41,9 +41,9 @@ def test_time_compute_figure(studies: Mapping[str, Any]) -> Figure:
         for style, (tokens, energies) in zip("-:", descents.items(), strict=False):
             label = f"{Path(name).name}, {tokens}"
             descent.plot(energies, style, color=colour, linewidth=1.6, label=label)
-    longer.set(title="thinking longer", xlabel="steps", ylabel="nats a token")
-    wider.set(title="thinking wider", xlabel="guesses, of which the lowest energy is taken")
-    descent.set(title="energy above its end", xlabel="steps")
+    longer.set(title="thinking longer", xlabel="steps", ylabel="nats per token")
+    wider.set(title="thinking wider", xlabel="candidates, the lowest energy is selected")
+    descent.set(title="energy minus its final value", xlabel="steps")
     longer.legend(fontsize=7)
     if descent.lines:
         descent.legend(fontsize=7)
@@ -52,7 +52,11 @@ def test_time_compute_figure(studies: Mapping[str, Any]) -> Figure:
 
 @styled
 def scaling_lines(result: Mapping[str, Any]) -> Figure:
-    """Draw held-out loss over an axis and over training FLOPs, with fitted lines, of `scaling`."""
+    """Draw held-out loss over an axis and over training FLOPs, with fitted lines.
+
+    Args:
+        result: result of `run_scaling_study`.
+    """
     figure = blank(9.5, 3.8)
     over_axis, over_flops = figure.subplots(1, 2, sharey=True)
     for colour, (name, model) in zip(PALETTE, result["models"].items(), strict=False):
@@ -64,7 +68,7 @@ def scaling_lines(result: Mapping[str, Any]) -> Figure:
             ax.errorbar(x, means, error, fmt="o", color=colour, markersize=4, label=name)
             order = np.log(x)
             ax.plot(x, np.poly1d(np.polyfit(order, means, 1))(order), color=colour, linewidth=1)
-    for ax, label in ((over_axis, result["label"]), (over_flops, "FLOPs of training")):
+    for ax, label in ((over_axis, result["label"]), (over_flops, "training FLOPs")):
         ax.set_xscale("log")
         ax.set_xlabel(label)
     over_axis.set_ylabel("held-out loss, nats")

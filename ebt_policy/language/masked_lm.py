@@ -1,4 +1,4 @@
-"""Masked language models: their base, and the energy model.
+"""Masked language models: their base class, and the energy model.
 
 Shapes: B batch, S + 1 tokens, K masked tokens, V vocabulary, D width.
 """
@@ -25,12 +25,12 @@ from ebt_policy.models.energy_model import DescentInference, EnergyModel
 
 
 class MaskedModel(TextModel):
-    """Base of masked models: some tokens are hidden from a bidirectional stream.
+    """Base of masked models, which predict masked tokens with a bidirectional transformer.
 
     Args:
         tokenizer, context: as in `TextModel`.
-        size: the size dial.
-        mask_ratio: part of the tokens that is masked.
+        size: depth, width and heads of the network.
+        mask_ratio: fraction of the tokens that is masked, between 0 and 1.
     """
 
     def __init__(
@@ -44,17 +44,18 @@ class MaskedModel(TextModel):
         self.mask = nn.Parameter(0.02 * torch.randn(size.width))
 
     def mask_positions(self, tokens: Tensor, generator: Generators = None) -> Tensor:
-        """Draw the positions (B, K) that are masked of tokens (B, S + 1)."""
+        """Draw the masked positions (B, K) of tokens (B, S + 1)."""
         noise = draw_normal(self.mask.new_empty(tokens.shape), generator)
         return noise.argsort(dim=1)[:, : self.num_masked]
 
     def encode_masked(self, tokens: Tensor, positions: Tensor, candidates: Tensor) -> Tensor:
-        """Return the network's output (B, K, D) at masked positions (B, K) of tokens (B, S + 1).
+        """Return the network's output (B, K, D) at the masked positions.
 
         Args:
             tokens: (B, S + 1).
-            positions: (B, K).
-            candidates: embeddings (B, K, D) that stand at the positions.
+            positions: masked positions (B, K).
+            candidates: embeddings, broadcast to (B, K, D). Each plus the mask's embedding replaces
+                the embedding of a masked token.
         """
         index = positions.unsqueeze(-1).expand(-1, -1, self.mask.numel())
         masked = (candidates + self.mask).expand_as(index)
@@ -74,17 +75,19 @@ class MaskedModel(TextModel):
 
 @LANGUAGE_MODELS.register("masked_ebt")
 class MaskedEnergyModel(LogitCandidates, EnergyModel, MaskedModel):
-    """A model whose masked tokens' distributions descend one energy (Gladstone et al. 2025).
+    """Masked energy model: the distributions of all masked tokens descend one energy.
 
-    They enter the stream as tokens do, by their mean embeddings, and see each other. The energy
-    is the sum of a scalar for each (``scalar``, as published), or of -<e, f(e)> as in
-    `EnergyLanguageModel` (``product``), less their entropy.
+    See Gladstone et al. 2025. The mean embeddings of masked tokens enter the stream like
+    embeddings of other tokens, so all attend to each other. The energy sums a term over the masked
+    tokens and subtracts their entropy. The term is a scalar output of the network
+    (``energy=scalar``, as published), or -<e, f(e)> as in `EnergyLanguageModel`
+    (``energy=product``).
 
     Args:
         tokenizer, context, size, mask_ratio: as in `MaskedModel`.
         energy: ``scalar`` or ``product``.
         inference: options of `DescentInference`.
-        objective: makes the training objective; without levels and without replay.
+        objective: factory of the training objective, which must use neither levels nor replay.
     """
 
     name = "masked_ebt"
@@ -121,7 +124,7 @@ class MaskedEnergyModel(LogitCandidates, EnergyModel, MaskedModel):
         return {**super().sample_noise({**batch, "positions": positions}), "positions": positions}
 
     def energy(self, tokens: Tensor, positions: Tensor) -> EnergyFn:
-        """Return the energy of mean embeddings (B, M, K, D), M candidates a row."""
+        """Return the energy as a function of mean embeddings (B, M, K, D), M candidates a row."""
 
         def field(e: Tensor, level: Tensor | None) -> Tensor:
             rows, index = (x.repeat_interleave(e.shape[1], dim=0) for x in (tokens, positions))

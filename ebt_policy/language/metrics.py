@@ -1,4 +1,4 @@
-"""What language models predict on held-out text: surprisal, and whether predictions collapse.
+"""Metrics of language models on held-out text: surprisal, and whether predictions collapse.
 
 Shapes: B batch, S context, K masked tokens.
 """
@@ -16,14 +16,14 @@ from ebt_policy.language.masked_lm import MaskedModel
 from ebt_policy.language.model import TextModel
 
 BATCH = 16
-MAX_WINDOWS = 1024  # evenly spread, of a text that has more
+MAX_WINDOWS = 1024  # If a text has more windows, this many evenly spaced ones are used.
 
 
 class EvalSet(NamedTuple):
     """Windows of a held-out text.
 
     Attributes:
-        metadata: name and split of the text, number of windows, bytes a token.
+        metadata: name and split of the text, number of windows, bytes per token.
     """
 
     windows: TokenWindows
@@ -33,11 +33,11 @@ class EvalSet(NamedTuple):
 def load_eval_set(
     model: TextModel, corpus: str | None, device: torch.device, split: str = "test"
 ) -> EvalSet:
-    """Load windows of the text that a model was not trained on, or of another text.
+    """Load windows of a held-out split of the model's own text, or of another text.
 
     Args:
-        corpus: another text: a name, or the path of a file; None for the model's own.
-        split: ``test`` or ``validation``; a text without a test split uses the latter for both.
+        corpus: another text, by its name or the path of a file; None for the model's own text.
+        split: ``test`` or ``validation``; the latter also if the text has no test split.
 
     Raises:
         TextError: the text is not available.
@@ -59,7 +59,7 @@ def load_eval_set(
 
 
 def window_batches(windows: TokenWindows, max_windows: int | None = None) -> list[torch.Tensor]:
-    """Return indices of windows in batches: all of them, or at most some, evenly spread."""
+    """Return window indices in batches: all, or ``max_windows`` evenly spaced ones if fewer."""
     count = len(windows)
     selected = torch.arange(count)
     if max_windows is not None and max_windows < count:
@@ -70,7 +70,11 @@ def window_batches(windows: TokenWindows, max_windows: int | None = None) -> lis
 def held_out_surprisal(
     model: TextModel, windows: TokenWindows, max_windows: int | None = None
 ) -> torch.Tensor:
-    """Return -log p of every token of held-out windows, nats: (windows, S)."""
+    """Return -log p, in nats, of the predicted tokens of held-out windows.
+
+    Returns:
+        (windows, S), or (windows, K) for masked models.
+    """
     generator = torch.Generator().manual_seed(0)
     surprisals = []
     for index in window_batches(windows, max_windows):
@@ -85,9 +89,9 @@ def prediction_collapse_metrics(
     """Measure whether a model predicts the same token at most masked positions.
 
     Returns:
-        ``accuracy`` of the most likely tokens; ``largest_share``, the share of the masked positions
-        with the token that the model predicts most often; ``true_largest_share``, the share with
-        the most frequent token in truth.
+        ``accuracy`` of the most likely tokens; ``largest_share``, the share of masked positions at
+        which the model predicts its most frequent prediction; ``true_largest_share``, the share of
+        masked positions that have the most frequent true token.
     """
     generator = torch.Generator().manual_seed(0)
     predicted_batches, true_batches = [], []

@@ -1,7 +1,7 @@
-"""Language models: their bases, and the energy language model.
+"""Base classes of language models, and the energy language model.
 
-Shapes: B batch, S context, U units (a candidate for each place, or M adjacent), V vocabulary,
-D width.
+Shapes: B batch, S context, U units (one candidate for each position, or M adjacent ones),
+V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ LANGUAGE_MODELS: Registry[type[TextModel]] = Registry("model", "ebt_policy.langu
 
 
 def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextModel:
-    """Build an untrained model of text.
+    """Build an untrained text model.
 
     Args:
-        config: sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`),
+        config: the sections ``task`` with its ``context``, ``size`` (see `TransformerConfig`),
             ``model`` with its ``name``, and ``objective`` for energy models.
-        tokenizer: of its text.
+        tokenizer: tokenizer of the training text.
 
     Raises:
-        ConfigError: for an unknown name or option.
+        ConfigError: a name or an option is unknown.
     """
     return build_model(
         LANGUAGE_MODELS, config, tokenizer, config["task"]["context"], build_size(config)
@@ -50,12 +50,12 @@ def build_language_model(config: dict[str, Any], tokenizer: Tokenizer) -> TextMo
 
 
 class TextModel(Model):
-    """Base of all models of text: a tokenizer, and an embedding that is also the output map.
+    """Base of all text models: a tokenizer, and an embedding that is also the output projection.
 
     Args:
-        tokenizer: of its text.
-        context: S, the longest sequence.
-        width: D.
+        tokenizer: tokenizer of the training text.
+        context: S, the maximum number of context tokens.
+        width: D, the width of the embedding.
     """
 
     domain = Domain.TEXT
@@ -76,7 +76,14 @@ class TextModel(Model):
 
     @abstractmethod
     def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
-        """Return -log p of the predicted ones of the tokens (B, S + 1): (B, ...), nats."""
+        """Return -log p of the predicted tokens, in nats.
+
+        Args:
+            tokens: (B, S + 1).
+
+        Returns:
+            (B, S) if the model predicts next tokens, (B, K) if it predicts K masked tokens.
+        """
 
     def _write(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
@@ -86,7 +93,7 @@ class TextModel(Model):
         with wrap_read_errors(folder / "tokenizer.json"):
             try:
                 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            except Exception as error:  # the library's own errors share no base
+            except Exception as error:  # The library's errors have no common base class.
                 raise CheckpointError(f"{folder}/tokenizer.json is damaged ({error}).") from error
         return build_language_model(config, tokenizer)
 
@@ -96,7 +103,7 @@ class LanguageModel(TextModel):
 
     Args:
         tokenizer, context: as in `TextModel`.
-        net: the network.
+        net: the network; its width is the width of the embedding.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: int, net: CausalTransformer) -> None:
@@ -104,15 +111,15 @@ class LanguageModel(TextModel):
         self.net = net
 
     def observe(self, tokens: Tensor, before: EncodedContext | None = None) -> EncodedContext:
-        """Encode tokens (B, S), after those observed before."""
+        """Encode tokens (B, S) that follow the context ``before``, if there is one."""
         return self.net.observe(self.embedding(tokens), before)
 
     @abstractmethod
     def predict(self, context: EncodedContext, generator: Generators = None) -> Tensor:
-        """Return logits (B, S, V) of what comes after each token that was new."""
+        """Return logits (B, S, V) of the next token after each newly encoded token."""
 
     def surprisal(self, tokens: Tensor, generator: Generators = None) -> Tensor:
-        """Return -log p of tokens (B, S + 1) but the first, given those before: (B, S), nats."""
+        """Return -log p (B, S), in nats, of all tokens (B, S + 1) except the first."""
         return cross_entropy(self.predict(self.observe(tokens[:, :-1]), generator), tokens[:, 1:])
 
     def generate(
@@ -122,24 +129,25 @@ class LanguageModel(TextModel):
         """Yield the text that follows a prompt, token by token.
 
         Args:
-            prompt: conditions on at most its last S tokens.
-            length: tokens to generate.
-            temperature: 0 takes the most likely token.
-            top_k: sample among the k most likely tokens; None among all.
-            cached: keep keys and values; otherwise they are recomputed for every token.
+            prompt: text to continue; at most its last S tokens are used.
+            length: number of tokens to generate.
+            temperature: divides the logits; 0 selects the most likely token.
+            top_k: samples among the k most likely tokens; None among all tokens.
+            generator: source of the noise of candidates and of the sampled tokens.
+            cached: whether to cache keys and values; False recomputes them for every token.
 
         Raises:
-            ConfigError: an empty prompt.
+            ConfigError: the prompt is empty.
         """
         ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         if not ids:
-            raise ConfigError("the prompt must not be empty.")
+            raise ConfigError("prompt must not be empty; give it at least one character.")
         device = self.embedding.weight.device
         printed, start = len(self.tokenizer.decode(ids)), max(len(ids) - self.context, 0)
         context: EncodedContext | None = None
         for _ in range(length):
             if len(ids) - start > self.context:
-                # Half of it is dropped, so that not every token needs a new encoding of all.
+                # Half of the context is dropped at once, so that few tokens need a new encoding.
                 start, context = len(ids) - max(self.context // 2, 1), None
             with torch.no_grad():
                 new = ids[start:] if context is None else ids[-1:]
@@ -149,7 +157,7 @@ class LanguageModel(TextModel):
             context = context if cached else None
             ids.append(_sample_token(logits, temperature, top_k, generator))
             text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # a character whose bytes are incomplete
+            if not text.endswith("\ufffd"):  # The bytes of a character are still incomplete.
                 yield text[printed:]
                 printed = len(text)
 
@@ -165,62 +173,73 @@ def _sample_token(
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Return -H of the distributions of logits (B, U, *, V), summed over a unit: (B, U), nats."""
+    """Return -H (B, U), in nats, of the distributions of logits (B, U, *, V).
+
+    The entropies of a unit are summed.
+    """
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * log_p).flatten(2).sum(-1)
 
 
 class LogitCandidates:
-    """A part of models of text whose candidates are logits.
+    """Mixin of text models whose candidates are logits.
 
-    The energy sees the distribution of a candidate through its mean embedding.
+    The energy is a function of the mean embedding under a candidate's distribution.
 
     Attributes:
-        embedding: of the tokens.
+        embedding: embedding of the tokens.
     """
 
     embedding: nn.Embedding
 
     def candidate_space(self, vocabulary: int) -> CandidateSpace:
-        """Return the space of logits; the mirror's potential makes their energy a free energy."""
+        """Return the candidate space of logits over a vocabulary of the given size.
+
+        The potential of its mirror map, -H, makes the energy a free energy.
+        """
         mirror = MirrorMap(self.embed, self.pullback, negative_entropy)
         return CandidateSpace(cross_entropy, mirror, vocabulary)
 
     def embed(self, logits: Tensor) -> Tensor:
         """Return the mean embedding (B, U, D) under the distributions of logits (B, U, V).
 
-        It is measured from the mean embedding under the uniform distribution.
+        The mean embedding under the uniform distribution is subtracted.
         """
         weight = self.embedding.weight
-        if not any(logits.stride()[:-1]):  # all are equal
+        if not any(logits.stride()[:-1]):  # One candidate, expanded to all units.
             mean = (logits[0, 0].softmax(-1) @ weight).expand(*logits.shape[:-1], -1)
         else:
             mean = logits.softmax(-1) @ weight
         return mean - weight.mean(dim=0)
 
     def pullback(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in the distribution (B, U, V) from the mean embedding's (B, U, D)."""
+        """Return the gradient (B, U, V) with respect to the distribution.
+
+        Args:
+            gradient: (B, U, D), with respect to the mean embedding.
+        """
         return F.linear(gradient, self.embedding.weight)
 
 
 @LANGUAGE_MODELS.register("ebt")
 class EnergyLanguageModel(LogitCandidates, LanguageModel, SequenceEnergyModel):
-    """A model whose next token's distribution descends an energy (Gladstone et al. 2025, sec. 4).
+    """Energy language model: the distribution of the next token descends an energy.
 
-    A candidate is a distribution p over tokens, with mean embedding e(p). Its energy is a free
-    energy,
+    See Gladstone et al. 2025, sec. 4. A candidate is a distribution p over tokens with mean
+    embedding e(p). Its energy is a free energy (Gibbs) with the network f and the entropy H:
 
-        E(p) = -<e(p), f(e(p))> - H(p),   f the network, H the entropy (Gibbs).
+        E(p) = -<e(p), f(e(p))> - H(p)
 
-    It is lowest at p = softmax(W f) where f is the same for all p. Candidates are logits, which
-    the gradient in p moves: mirror descent, exponentiated gradients.
+    If f did not depend on p, the minimum would be p = softmax(W f) with the embedding matrix W.
+    Candidates are logits, and the gradient with respect to p moves them. This is mirror descent
+    with exponentiated gradients.
 
     Args:
         tokenizer, context: as in `LanguageModel`.
-        size: the size dial.
+        size: depth, width and heads of the network.
         candidate_layers: as in `CausalTransformer`.
         inference: options of `DescentInference`.
-        objective: makes the training objective.
+        objective: factory of the training objective.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Questions and answers as text, on which language models that learned other text are evaluated.
+"""Question-answering data sets as text, to evaluate language models trained on other text.
 
 GSM8K (Cobbe et al. 2021), SQuAD 1.1 (Rajpurkar et al. 2016) and two tasks of BIG-Bench Hard
-(Suzgun et al. 2022), in the words in which the EBT paper's code shows them to a model.
+(Suzgun et al. 2022), in the prompt format of the EBT paper's code.
 """
 
 from __future__ import annotations
@@ -30,17 +30,26 @@ def _hard(raw: str) -> Iterator[tuple[str, str]]:
 
 
 class Questions(NamedTuple):
-    """Where a set lies in its archive, and how its questions and answers are read."""
+    """Where a question-answering data set is stored, and how to parse it.
+
+    Attributes:
+        archive: name of the zip file.
+        member: path inside the archive.
+        parse: content of the member -> pairs of a question and an answer.
+    """
 
     archive: str
     member: str
     parse: Callable[[str], Iterator[tuple[str, str]]]
 
     def text(self, raw: str) -> str:
-        """All of them, one after the other.
+        """Return all questions and answers as one text.
+
+        Args:
+            raw: content of the member.
 
         Raises:
-            KeyError, IndexError, ValueError: it is not what it should be.
+            KeyError, IndexError, ValueError: ``raw`` does not have the expected structure.
         """
         pairs = self.parse(raw)
         return "\n\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)

@@ -1,8 +1,8 @@
-"""Scaling study of language models: train along an axis, fit how perplexity falls.
+"""Scaling study of language models: train along an axis, and fit a power law to the perplexity.
 
-`run_scaling_study` trains models at the places of an axis, each with its own learning rate and
-several seeds, as hydra multiruns of ``ebt_policy.train``. It compares scaling rates with those of
-the last model, the baseline, with intervals.
+`run_scaling_study` trains models at several values of an axis, as hydra multiruns of
+``ebt_policy.train``. Each model has several seeds, and its own learning rate at each value. The
+scaling rate of each model is compared with the rate of the last one, the baseline.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Names = tuple[str, ...]
 
 # The trainer's option that each axis varies, its values, and the label of the axis.
 AXES = {
-    "data": ("train.steps", "250,500,1000,2000,4000", "tokens of training"),
+    "data": ("train.steps", "250,500,1000,2000,4000", "training tokens"),
     "batch": ("train.batch_size", "2,4,8,16", "sequences in a batch"),
     "depth": ("size.layers", "1,2,4,8", "layers"),
     "width": ("size.width", "16,32,48,64", "width"),
     "params": ("size", "4xs,3xs,2xs,xs", "parameters"),
-    "flops": ("size", "4xs,3xs,2xs,xs", "FLOPs of training"),
+    "flops": ("size", "4xs,3xs,2xs,xs", "training FLOPs"),
 }
 BASE_OVERRIDES = {
     "size": "2xs",
@@ -60,7 +60,7 @@ BASE_OVERRIDES = {
     "train.eval_every": "0",
     "evaluation.final": "false",
 }
-# Distinguishes the runs of all axes, so that one run serves every axis that it lies on.
+# The name holds all options that axes vary, so that axes with a common point share its run.
 RUN_NAME = (
     "${model.name}-w${size.width}-l${size.layers}-b${train.batch_size}-n${train.steps}"
     "-lr${train.lr}-seed${seed}"
@@ -72,13 +72,13 @@ class ScalingConfig:
     """Options of a scaling study.
 
     Args:
-        axis: what grows, one of `AXES`.
-        seeds: training seeds.
-        models: names, the baseline last.
-        tune: whether each model has its own learning rate at each place (see
+        axis: the quantity that grows, one of `AXES`.
+        seeds: number of training seeds.
+        models: names of the models, separated by commas; the last one is the baseline.
+        tune: whether to tune the learning rate of each model at each value of the axis (see
             `RunGrid.tune_learning_rates`).
-        folder: of the runs.
-        output: of the results; default ``results/scaling-AXIS``.
+        folder: folder of the runs.
+        output: folder of the results; default ``results/scaling-AXIS``.
     """
 
     axis: str
@@ -94,21 +94,23 @@ class ScalingConfig:
         if self.seeds < 1:
             raise ConfigError(f"seeds must be at least 1, got {self.seeds}.")
         if len(set(self.names)) != len(self.names):
-            raise ConfigError(f"models={self.models} names one twice.")
+            raise ConfigError(f"models={self.models} names a model twice; list each model once.")
 
     @property
     def names(self) -> list[str]:
-        """Names of the models."""
+        """Names of the models, in order."""
         return self.models.split(",")
 
 
 class RunGrid:
-    """Training runs of a study: trains them on request and measures their losses.
+    """The training runs of a study; trains them and measures their losses.
+
+    A cell of the grid is a model and a value ("place") of the axis.
 
     Args:
-        study: its options.
-        overrides: of ``ebt_policy.train``, for every run.
-        device: where losses are measured.
+        study: options of the study.
+        overrides: overrides of ``ebt_policy.train`` for all runs.
+        device: device on which losses are measured.
     """
 
     def __init__(
@@ -120,10 +122,14 @@ class RunGrid:
         self.cells = [(model, place) for model in study.names for place in self.places]
 
     def train(self, rates: Mapping[Cell, Collection[float]], seeds: Sequence[int]) -> None:
-        """Train cells with learning rates and seeds, as few multiruns; finished runs are skipped.
+        """Train cells with learning rates and seeds, in few multiruns; finished runs are skipped.
+
+        Args:
+            rates: learning rates of each cell.
+            seeds: training seeds.
 
         Raises:
-            ConfigError: a training failed; its own message is above.
+            ConfigError: a training run failed, after it has printed its own error.
         """
         for models, places, shared in multirun_products(rates):
             overrides = self.overrides | {self.axis_option: ",".join(places)}
@@ -136,7 +142,7 @@ class RunGrid:
             ]  # fmt: skip
             if subprocess.run(command).returncode:
                 raise ConfigError(
-                    "a training failed, see above; run the same command again to resume."
+                    "a training run failed, see above; run the same command again to resume."
                 )
 
     def run(self, cell: Cell, rate: float, seed: int) -> Path:
@@ -150,7 +156,7 @@ class RunGrid:
             return Path(compose("train", [*overrides, run_dir]).run_dir)
 
     def losses(self, run: Path, split: str) -> np.ndarray:
-        """Return a run's loss on each window of a split of its text, nats; cached in its folder."""
+        """Return a run's loss, in nats, on each window of a split; cached in the run's folder."""
         cache = run / f"{split}.npy"
         if not cache.exists():
             model = TextModel.from_checkpoint(run, self.device)
@@ -161,9 +167,10 @@ class RunGrid:
         return np.load(cache)
 
     def tune_learning_rates(self) -> dict[Cell, float]:
-        """Return each cell's learning rate of which both half and twice are worse (first seed).
+        """Return a learning rate for each cell that is better than half and twice its value.
 
-        Walks from ``train.lr`` in factors of two, by the loss on the validation split.
+        The search starts at ``train.lr`` and moves in factors of two. It compares the validation
+        losses of the first seed.
         """
         start = float(self.overrides["train.lr"])
         results: dict[Cell, dict[float, float]] = {cell: {} for cell in self.cells}
@@ -185,7 +192,7 @@ class RunGrid:
         return best
 
     def point(self, cell: Cell, rate: float) -> Point:
-        """Return what a cell's runs cost and their losses."""
+        """Return the compute and the test losses of a cell's runs."""
         runs = [self.run(cell, rate, seed) for seed in range(self.study.seeds)]
         losses = np.stack([self.losses(run, "test") for run in runs])
         model = TextModel.from_checkpoint(runs[0], self.device)
@@ -202,7 +209,7 @@ class RunGrid:
 def multirun_products(
     rates: Mapping[Cell, Collection[float]],
 ) -> list[tuple[Names, Names, list[float]]]:
-    """Group cells and their learning rates into products of models, places and rates.
+    """Group cells and their learning rates into products of models, axis values and rates.
 
     Each product is one multirun.
 
@@ -227,15 +234,17 @@ def run_scaling_study(
     study: ScalingConfig, overrides: dict[str, str], output: Path, device: torch.device,
     command: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, fit and report.
+    """Train all runs, fit the scaling laws and write a report.
 
     Args:
-        overrides: of ``ebt_policy.train``, for every run.
-        output: folder of the results, which exists.
-        command: as the user typed it; stored with the results.
+        study: options of the study.
+        overrides: overrides of ``ebt_policy.train`` for all runs.
+        output: existing folder of the results.
+        device: device on which losses are measured.
+        command: the command line as typed, stored with the results.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
     """
     grid = RunGrid(study, overrides, device)
     rates = dict.fromkeys(grid.cells, float(overrides["train.lr"]))
@@ -270,7 +279,7 @@ def run_scaling_study(
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """Return Markdown: losses at each place, then rates and levels, then learning rates."""
+    """Return Markdown tables: losses at each value of the axis, scaling rates, learning rates."""
     *_, base = result["models"]
     names = list(result["models"])
 
@@ -293,13 +302,13 @@ def scaling_table(result: dict[str, Any]) -> str:
             levels = (model["same_place"], model["equal_flops"])
             against = [cell(model["ratio"]), *(cell(level, signed=True) for level in levels)]
         rows.append((name, cell(model["rate"]), *against))
-    header = ("model", "rate", "ratio", "level at each place", "level at equal FLOPs")
+    header = ("model", "rate", "ratio", "difference at each point", "difference at equal FLOPs")
     text += "\n" + markdown(header, rows, left=1)
     rows = [(place(points), *(f"{point['lr']:g}" for point in points)) for points in places]
     text += "\n" + markdown((result["label"], *(f"{name}, lr" for name in names)), rows, left=1)
     text += (
-        f"\nPerplexity falls as x^-rate; ratio is over {base}'s rate, levels are losses less its "
-        f"own, nats. {result['seeds']} training seeds on {result['corpus']}; 95 % intervals over "
-        "held-out windows and seeds.\n"
+        f"\nPerplexity falls as x^-rate. Ratios are to the rate of {base}. Differences are from "
+        f"the loss of {base}, in nats. {result['seeds']} training seeds on {result['corpus']}; "
+        "95 % intervals over held-out windows and seeds.\n"
     )
     return text

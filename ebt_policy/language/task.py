@@ -1,4 +1,4 @@
-"""Training a language model on a text, and its perplexity."""
+"""Training task of language models: load a text, train, validate and evaluate."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TextTaskConfig:
     """The section ``task`` of a language model's configuration.
 
     Args:
-        name: text.
+        name: always ``text``.
         corpus, path: see `load_corpus`.
         tokenizer: see `make_tokenizer`.
-        vocab_size: of ``tokenizer=bpe``.
-        context: S, tokens that a prediction sees at most.
+        vocab_size: number of tokens with ``tokenizer=bpe``.
+        context: S, the maximum number of context tokens.
     """
 
     name: str
@@ -51,8 +51,8 @@ class TextEvaluation:
     """The section ``evaluation``.
 
     Args:
-        windows: of held-out text while training; 0 for none.
-        final: whether the trained model is evaluated on all held-out text.
+        windows: number of held-out windows for each validation during training; 0 disables it.
+        final: whether to evaluate the trained model at the end, see `evaluate_language`.
     """
 
     windows: int
@@ -63,7 +63,7 @@ class TokenizedCorpus(NamedTuple):
     """A text and its tokens.
 
     Attributes:
-        tokens: of each part of the text, by the part's name.
+        tokens: name of a split -> its tokens (N,).
     """
 
     corpus: Corpus
@@ -72,7 +72,7 @@ class TokenizedCorpus(NamedTuple):
 
 
 class TextTrainingTask(TrainingTask[TokenizedCorpus]):
-    """Train a language model on a text; validate and evaluate its cross-entropy."""
+    """Training of a language model on a text, validated and evaluated by its cross-entropy."""
 
     models = LANGUAGE_MODELS
 
@@ -86,7 +86,7 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
         corpus = load_corpus(task.corpus, task.path)
         if "train" not in corpus.splits:
             raise ConfigError(
-                f"task.corpus={task.corpus} is for evaluation; train on another text."
+                f"task.corpus={task.corpus} has no training split; train on another text."
             )
         text = corpus.splits["train"]
         tokenizer = make_tokenizer(task.tokenizer, iter_chunks(text), task.vocab_size)
@@ -100,7 +100,7 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
     def build(self, data: TokenizedCorpus, device: torch.device) -> TrainingSetup:
         torch.manual_seed(self.config["seed"])
         model = build_language_model(self.config, data.tokenizer)
-        # The name of the text, by which the evaluation finds it again.
+        # The evaluation loads the text again by this name.
         task = self.config["task"]
         name = task["corpus"] or (None if self.task.path else data.corpus.name)
         model.config["task"] = {**task, "corpus": name}
@@ -112,21 +112,21 @@ class TextTrainingTask(TrainingTask[TokenizedCorpus]):
             model.to(device),
             windows,
             held_out,
-            f"{len(data.tokens['train']):,} tokens of {model.vocabulary:,} kinds",
+            f"{len(data.tokens['train']):,} tokens, vocabulary of {model.vocabulary:,}",
             partial(self._validation_metrics, windows=held_out) if validates else None,
         )
 
     def _validation_metrics(self, model: TextModel, windows: TokenWindows) -> dict[str, float]:
         count = self.evaluation.windows
         metrics = {"held_out_loss": float(held_out_surprisal(model, windows, count).mean())}
-        if isinstance(model, MaskedModel):  # they tend to predict one word everywhere
+        if isinstance(model, MaskedModel):  # Masked models tend to predict one word everywhere.
             metrics |= prediction_collapse_metrics(model, windows, count)
         return metrics
 
     def evaluate(
         self, data: TokenizedCorpus, run_dir: Path, device: torch.device, command: str
     ) -> None:
-        from ebt_policy.language.evaluate import evaluate_language  # draws figures: slow to import
+        from ebt_policy.language.evaluate import evaluate_language  # slow to import: matplotlib
 
         if self.evaluation.final:
             output = run_dir / "evaluation"

@@ -1,6 +1,6 @@
 """Test-time compute of a language model: more steps (longer), or more candidates (wider).
 
-Also the relation of energies to the difficulty of tokens. Shapes: B batch, S context, N steps.
+It also relates the energies of tokens to their surprisal. Shapes: B batch, S context, N steps.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ from ebt_policy.evaluation.tables import format_interval, markdown
 from ebt_policy.language.data import TokenWindows
 from ebt_policy.language.metrics import held_out_surprisal, window_batches
 
-MAX_STEP_FACTOR = 4  # times the steps that a model predicts with
-CANDIDATES = (1, 2, 4, 8)  # candidates a place
+MAX_STEP_FACTOR = 4  # multiple of the number of steps that a model predicts with
+CANDIDATES = (1, 2, 4, 8)  # per position
 TABLE_STEPS = (1, 2, 3, 4, 6, 8, 12)
 NUM_WINDOWS = 64
 
 
 def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dict[str, Any]:
-    """Measure surprisal over steps and candidates, and statistics of the energies of tokens."""
+    """Measure surprisal over steps and candidates, and statistics of the energies of tokens.
+
+    Args:
+        models: training runs of one entry.
+        windows: held-out text; at most `NUM_WINDOWS` of its windows are used.
+    """
     config = models[0].inference
     longer, wider, rejecting, steps_used = [], {}, [], []
     last = MAX_STEP_FACTOR * config.steps
@@ -65,7 +70,7 @@ def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dic
             | {"against": _difference(np.stack(x), np.stack(wider[1]))}
             for m, x in wider.items()
         ],
-        # As long as the energy falls, token by token.
+        # Each token descends until its energy would rise.
         "adaptive": {
             **mean_ci(np.stack(rejecting)),
             "against": _difference(np.stack(rejecting), baseline),
@@ -80,7 +85,12 @@ def study_test_time_compute(models: Sequence[Any], windows: TokenWindows) -> dic
 def _descend(
     model: Any, windows: TokenWindows, index: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, DescentResult, torch.Tensor]:
-    """Return surprisal of windows after each step (N + 1, B), the descent, and tokens' (B, S)."""
+    """Descend the candidates of some windows.
+
+    Returns:
+        Surprisal of each window after each step (N + 1, B), the result of the descent, and the
+        final surprisal of each token (B, S).
+    """
     tokens = windows.gather(index)["tokens"]
     with torch.no_grad():
         result = model.descend(model.observe(tokens[:, :-1]), generator)
@@ -98,10 +108,10 @@ def _energy_statistics(models: Sequence[Any], windows: TokenWindows) -> dict[str
     """Relate the energies of candidates to the surprisal of their tokens.
 
     Returns:
-        ``rank_correlation``, Spearman's, of each model's final energies and surprisals over tokens;
-        ``descent``, mean energies (N + 1) above the last of the easiest and the hardest third of
-        the tokens, and ``tokens`` of a window with their energy and surprisal, both of the first
-        model.
+        ``rank_correlation``: Spearman's correlation of final energies and surprisals over tokens,
+        for each model. ``descent``: mean energies (N + 1) minus their final value, for the easiest
+        and the hardest third of the tokens. ``tokens``: the tokens of one window with their energy
+        and surprisal. The last two are of the first model.
     """
     from scipy.stats import spearmanr  # slow to import
 
@@ -134,12 +144,16 @@ def _energy_statistics(models: Sequence[Any], windows: TokenWindows) -> dict[str
 
 
 def steps_and_candidates_table(result: dict[str, Any]) -> str:
-    """Return a Markdown table of the gain by steps and candidates; "" without energy models."""
+    """Return a Markdown table of losses by steps and candidates; "" if no entry descends."""
     rows = []
     for entry in result["entries"]:
         if (study := entry.get("thinking")) is None:
             continue
-        longer = [(f"{k} steps", row) for k, row in enumerate(study["longer"]) if k in TABLE_STEPS]
+        longer = [
+            (f"{k} {'step' if k == 1 else 'steps'}", row)
+            for k, row in enumerate(study["longer"])
+            if k in TABLE_STEPS
+        ]
         wider = [(f"best of {row['candidates']}", row) for row in study["wider"]]
         adaptive = []
         if row := study["adaptive"]:
@@ -157,13 +171,13 @@ def steps_and_candidates_table(result: dict[str, Any]) -> str:
     if not rows:
         return ""
     header = (
-        "model", "thinking", "perplexity", "nats, less with its own steps and one candidate",
+        "model", "compute", "perplexity", "difference from its own steps and one candidate, nats",
     )  # fmt: skip
     return f"\n{markdown(header, rows, left=2)}"
 
 
 def show_energies(tokens: Sequence[dict[str, Any]]) -> rich.text.Text:
-    """Return a window's tokens, the redder the higher their energy."""
+    """Return the tokens of a window, coloured from white (lowest energy) to red (highest)."""
     energies = np.array([token["energy"] for token in tokens])
     ranks = energies.argsort().argsort() / max(len(energies) - 1, 1)
     text = rich.text.Text()

@@ -1,4 +1,4 @@
-"""Tokenizers, all of the library ``tokenizers``: characters, bytes in pairs, or the hub's."""
+"""Tokenizers of the library ``tokenizers``: characters, byte pairs, a file, or one of the hub."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.paths import reason
 
-UNKNOWN = "\ufffd"  # of a character that training did not see
-KINDS = "char, bpe, a tokenizer.json, or the name of a tokenizer on the Hugging Face hub"
+UNKNOWN = "\ufffd"  # Stands for every character that the training text does not contain.
+KINDS = "char, bpe, the path of a tokenizer.json, or a tokenizer of the Hugging Face hub"
 
 
 def make_tokenizer(kind: str, text: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer for some text.
+    """Make a tokenizer for a text.
 
     Args:
-        kind: ``char`` (every character that occurs), ``bpe`` (byte-level, trained here), the path
-            of a tokenizer.json, or the name of a hub's, such as EleutherAI/gpt-neox-20b.
-        text: that it is trained on, in pieces.
-        vocab_size: of ``bpe``, at least 257.
+        kind: ``char`` (every character that occurs), ``bpe`` (byte-level BPE, trained on the text),
+            the path of a tokenizer.json, or the name of a tokenizer of the Hugging Face hub, such
+            as EleutherAI/gpt-neox-20b.
+        text: chunks of the training text.
+        vocab_size: number of tokens of ``bpe``, at least 257.
 
     Raises:
-        ConfigError: a size too small, or there is no such tokenizer, or no network.
+        ConfigError: ``vocab_size`` is too small, or the tokenizer cannot be loaded.
     """
     if kind == "char":
         return _characters(text)
@@ -35,10 +36,9 @@ def make_tokenizer(kind: str, text: Iterable[str], vocab_size: int) -> Tokenizer
         if kind.endswith(".json"):
             return Tokenizer.from_file(str(Path(kind)))
         return Tokenizer.from_pretrained(kind)
-    except Exception as error:  # the library's own errors share no base
+    except Exception as error:  # The library's errors have no common base class.
         raise ConfigError(
-            f"task.tokenizer={kind} cannot be had ({reason(error)}); use {KINDS} that can be "
-            "reached."
+            f"task.tokenizer={kind} cannot be loaded ({reason(error)}); use {KINDS}."
         ) from error
 
 
@@ -57,7 +57,7 @@ def _characters(text: Iterable[str]) -> Tokenizer:
 def _byte_pairs(text: Iterable[str], vocab_size: int) -> Tokenizer:
     if vocab_size < 257:
         raise ConfigError(
-            f"task.vocab_size={vocab_size} must be at least 257: the bytes, and what ends a text."
+            f"task.vocab_size={vocab_size} must be at least 257: 256 bytes and the token <|end|>."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Models of video in feature space, and the features of frames."""
+"""Video models in feature space, and encoders of frames to features."""
 
 from ebt_policy.video.autoencoder import Autoencoder
 from ebt_policy.video.baselines import VideoRefiner, VideoTransformerPP

@@ -1,6 +1,6 @@
-"""Features of frames: a small autoencoder that is trained here, or what the hub has.
+"""Encoders of frames to features: a small autoencoder of this package, or a pretrained model.
 
-Shapes: N frames, H x W pixels, F features, C latent channels of h x w places (F = C h w).
+Shapes: N frames, H x W pixels, F features, C latent channels of h x w positions (F = C h w).
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ebt_policy.video.model import VIDEO_MODELS, build_video_model
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-BATCH = 64  # frames at once
+BATCH = 64  # frames that are encoded or decoded at once
 
 
 @VIDEO_MODELS.register("autoencoder")
 class Autoencoder(Model):
-    """Diffusers' AutoencoderKL (Rombach et al. 2022), small: frames to latents and back.
+    """A small AutoencoderKL of diffusers (Rombach et al. 2022): frames to latents and back.
 
         loss = |y - dec(z)|^2 + kl KL(q(z | y), N(0, 1)) / F,   z ~ q(z | y)
 
-    The error is squared, as an absolute one is least where what is small is left out altogether: of
-    Push-T's frames it lost the agent, and with it what moves the T.
+    The error is squared, because an absolute error favours omitting small objects. With an absolute
+    error, decoded frames of Push-T lacked the agent, which moves the T.
 
     Args:
-        channels: of each stage; the side is halved between stages.
+        channels: channels of each stage; height and width are halved between stages.
         latent: C.
-        kl: weight of the divergence, small: it keeps features from spreading without limit.
+        kl: weight of the divergence, which limits the spread of the features; usually small.
     """
 
     name = "autoencoder"
@@ -48,8 +48,8 @@ class Autoencoder(Model):
         super().__init__()
         if not channels or latent < 1 or kl < 0 or any(c % 8 for c in channels):
             raise ConfigError(
-                "model=autoencoder needs channels in multiples of 8, latent of 1 or more and kl "
-                f"of 0 or more; got {channels}, {latent} and {kl}."
+                "model.channels must be multiples of 8, model.latent at least 1 and model.kl at "
+                f"least 0, got {channels}, {latent} and {kl}."
             )
         stages = len(channels)
         blocks: dict[str, Any] = {
@@ -69,7 +69,7 @@ class Autoencoder(Model):
         return ("image",)
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bytes (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
+        """Convert the images of a batch, see `signed`."""
         return {**batch, "image": signed(batch["image"])}
 
     def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -101,16 +101,16 @@ def _check_sides(height: int, width: int, shrinks: int) -> None:
 
 
 def signed(frames: Tensor) -> Tensor:
-    """Bytes (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
+    """Convert bytes (N, H, W, 3) to (N, 3, H, W) in [-1, 1]."""
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class FrameFeatures(ABC):
-    """Frames to features.
+    """Base of encoders of frames to features.
 
     Args:
-        net: frozen.
-        device: where it works.
+        net: the network; its weights are frozen.
+        device: device of the network.
     """
 
     def __init__(self, net: nn.Module, device: torch.device) -> None:
@@ -118,7 +118,7 @@ class FrameFeatures(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """Of its weights."""
+        """SHA-256 digest of the weights."""
         digest = hashlib.sha256()
         for name, value in self.net.state_dict().items():
             digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
@@ -126,7 +126,7 @@ class FrameFeatures(ABC):
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, F), on the CPU."""
+        """Encode frames (N, H, W, 3) uint8 to features (N, F) on the CPU."""
         batches = [self._encode(x.to(self.device)).flatten(1).cpu() for x in frames.split(BATCH)]
         return torch.cat(batches)
 
@@ -135,7 +135,7 @@ class FrameFeatures(ABC):
 
 
 class Latents(FrameFeatures):
-    """The means of an AutoencoderKL's latents, from which there is a way back to frames."""
+    """Encoder to the mean latents of an AutoencoderKL, which can be decoded to frames."""
 
     net: AutoencoderKL
 
@@ -151,7 +151,7 @@ class Latents(FrameFeatures):
 
     @torch.no_grad()
     def decode(self, features: Tensor, height: int, width: int) -> Tensor:
-        """(N, F) -> (N, H, W, 3) uint8, on the CPU."""
+        """Decode features (N, F) to frames (N, H, W, 3) uint8 on the CPU."""
         shape = (-1, height // self._shrinks, width // self._shrinks)
         batches = []
         for x in features.split(BATCH):
@@ -163,22 +163,22 @@ class Latents(FrameFeatures):
 
 
 class Backbone(FrameFeatures):
-    """What a vision model of timm pools of a frame, such as DINOv2."""
+    """Encoder to the pooled features of a vision model of timm, such as DINOv2."""
 
     def _encode(self, frames: Tensor) -> Tensor:
         return self.net((signed(frames) + 1) / 2)
 
 
 def frame_features(name: str, device: torch.device) -> FrameFeatures:
-    """Features by name.
+    """Load an encoder of frames by name.
 
     Args:
         name: a run of ``model=autoencoder``; ``timm:NAME``, a pretrained vision model of timm; or
-            an AutoencoderKL of diffusers, a folder or a name on the Hugging Face hub.
-        device: where they are made.
+            an AutoencoderKL of diffusers, as a folder or a name of the Hugging Face hub.
+        device: device of the encoder.
 
     Raises:
-        ConfigError, CheckpointError: it cannot be had.
+        ConfigError, CheckpointError: the encoder cannot be loaded.
     """
     if name.startswith("timm:"):
         return Backbone(TimmFeatures(name.removeprefix("timm:")), device)
@@ -188,18 +188,19 @@ def frame_features(name: str, device: torch.device) -> FrameFeatures:
     try:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # slow to import
 
-        # Weights as safetensors alone: other formats are unpickled, and a checkpoint may name this.
+        # Only safetensors are safe: other formats are unpickled, and an untrusted checkpoint may
+        # contain this name.
         loaded_model: Any = AutoencoderKL.from_pretrained(
             name, use_safetensors=True, output_loading_info=True
         )
         net, loading_info = loaded_model
-        if absent := loading_info["missing_keys"]:  # diffusers would leave them as they were drawn
+        if absent := loading_info["missing_keys"]:  # Diffusers keeps random values for these.
             raise ValueError(f"it lacks {len(absent)} weights, {sorted(absent)[0]} among them")
         if not all(value.isfinite().all() for value in net.state_dict().values()):
             raise ValueError("its weights have NaN or infinity")
-    except Exception as error:  # those of diffusers and of what it stands on share no base
+    except Exception as error:  # Errors of diffusers and its dependencies have no common base.
         raise ConfigError(
-            f"task.features={name} is no run of model=autoencoder, and no AutoencoderKL that can "
-            f"be had ({reason(error)})."
+            f"task.features={name} is neither a run of model=autoencoder nor an AutoencoderKL that "
+            f"can be loaded ({reason(error)})."
         ) from error
     return Latents(net, device)

@@ -1,4 +1,4 @@
-"""Models of video without an energy. Shapes: B batch, S context, F features of a frame."""
+"""Video models without an energy. Shapes: B batch, S context, F features of a frame."""
 
 from __future__ import annotations
 
@@ -44,4 +44,4 @@ class VideoTransformerPP(VideoModel):
 
 @VIDEO_MODELS.register("refiner")
 class VideoRefiner(NoEnergyMixin, EnergyVideoModel):
-    """A model whose network gives the update of the change."""
+    """A model without an energy: its network outputs the update of the change directly."""

@@ -1,4 +1,4 @@
-"""Videos to learn from: real robot recordings, or the user's files, as 8-bit frames in memory.
+"""Video data sets as 8-bit frames in memory, and batches of frames or of windows of features.
 
 Shapes: T frames of a clip, H x W pixels, F features of a frame, S context, B batch.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ebt_policy.errors import UserError
 
-PIECES = 10  # of which one validates and one is for the test
+PIECES = 10  # One of this many clips is for validation, and one for testing.
 
 
 class VideoError(UserError, ValueError):
@@ -24,7 +24,7 @@ class VideoError(UserError, ValueError):
 
 
 class Clip(NamedTuple):
-    """Frames (T, H, W, 3) uint8 that follow each other, and what they are called."""
+    """Consecutive frames (T, H, W, 3) uint8, and the name of the clip."""
 
     frames: np.ndarray
     name: str
@@ -35,10 +35,10 @@ class VideoDataset:
     """A set of videos.
 
     Attributes:
-        name: for tables.
-        splits: train, validation and test clips.
-        origin: where it came from, for a line.
-        rate_hz: frames a second.
+        name: name in tables.
+        splits: name of a split (``train``, ``validation``, ``test``) -> its clips.
+        origin: where the videos come from, for one line of output.
+        rate_hz: frames per second.
     """
 
     name: str
@@ -48,10 +48,13 @@ class VideoDataset:
 
 
 def split(clips: Sequence[Clip], clip_splits: Sequence[str] | None = None) -> dict[str, list[Clip]]:
-    """Every tenth clip validates, every tenth is for the test; of fewer clips, tenths of each.
+    """Split clips: one of ten is for validation, one of ten for testing, the rest for training.
+
+    If there are fewer than ten clips, each is cut into ten pieces, and the pieces are split.
 
     Args:
-        clip_splits: the split of each clip; None to assign by position. Ignored for fewer clips.
+        clip_splits: the split of each clip; None assigns clips by position. It is ignored if there
+            are fewer than ten clips.
 
     Raises:
         VideoError: there are too few frames.
@@ -69,12 +72,14 @@ def split(clips: Sequence[Clip], clip_splits: Sequence[str] | None = None) -> di
         split_name = {3: "validation", 6: "test"}.get(i % PIECES, "train")
         splits[split_name if clip_splits is None else clip_splits[i]].append(clip)
     if not all(splits.values()):
-        raise VideoError("there are too few frames to learn from and to test on.")
+        raise VideoError(
+            "there are too few frames for training, validation and testing; add videos."
+        )
     return splits
 
 
 def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Frames (T, H, W, 3) of another size, uint8."""
+    """Return frames (T, H, W, 3) uint8, resized."""
     if frames.shape[1:3] == (height, width):
         return frames
     return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
@@ -84,8 +89,8 @@ class Frames:
     """Single frames as images: "image" (B, H, W, 3) uint8.
 
     Args:
-        clips: of one size.
-        device: where batches are made.
+        clips: clips whose frames have one size.
+        device: device of the frames and the batches.
     """
 
     def __init__(self, clips: Sequence[Clip], device: torch.device | str = "cpu") -> None:
@@ -99,16 +104,16 @@ class Frames:
 
 
 class FrameWindows:
-    """Windows of S + 1 frames that follow each other, as features.
+    """Windows of the features of S + 1 consecutive frames.
 
     Args:
-        clips: (T, F) each; those of fewer frames are left out.
+        clips: features (T, F) of each clip; clips with fewer than S + 1 frames are skipped.
         context: S.
-        stride: frames between the starts of windows.
-        device: where batches are made.
+        stride: number of frames between the starts of two windows.
+        device: device of the features and the batches.
 
     Raises:
-        VideoError: none is long enough.
+        VideoError: no clip is long enough.
     """
 
     def __init__(
@@ -116,7 +121,7 @@ class FrameWindows:
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         starts: list[int] = []
-        numbers: list[int] = []  # of the clip of each window
+        numbers: list[int] = []  # index of the clip of each window
         first = 0
         for number, clip in enumerate(clips):
             clip_starts = range(first, first + max(len(clip) - context, 0), stride)
@@ -125,7 +130,7 @@ class FrameWindows:
             first += len(clip)
         if not starts:
             raise VideoError(
-                f"no clip has {context + 1} frames, for a context of {context}; lower "
+                f"no clip has {context + 1} frames, as task.context={context} needs; lower "
                 "task.context or task.frame_stride."
             )
         self.frames = torch.cat(list(clips)).to(device)
@@ -136,6 +141,6 @@ class FrameWindows:
         return len(self.starts)
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """ "frames" (B, S + 1, F)."""
+        """Return the windows of some indices: "frames" (B, S + 1, F)."""
         rows = self.starts[index][:, None] + torch.arange(self.length)
         return {"frames": self.frames[rows.to(self.frames.device, non_blocking=True)]}

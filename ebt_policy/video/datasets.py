@@ -1,6 +1,6 @@
-"""Videos by name, and their features: what models of video learn from and are evaluated on.
+"""Video data sets by name, and the user's own video files.
 
-Shapes: T frames of a clip, F features of a frame.
+Shapes: T frames of a clip, H x W pixels.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class VideoTaskConfig:
     """The section ``task`` of a video model's configuration.
 
     Args:
-        name: video.
+        name: always ``video``.
         videos, path: see `load_videos`.
-        height, width: of frames, pixels; videos of another size are resized.
-        frame_stride: take every N-th frame.
-        context: S, frames that a prediction sees at most.
-        features: see `frame_features`; None for an autoencoder that is trained first.
+        height, width: size of a frame, pixels; videos of another size are resized.
+        frame_stride: N, to use every N-th frame.
+        context: S, the maximum number of context frames.
+        features: see `frame_features`; None to train an autoencoder first.
         skip_unreadable: see `load_video_files`.
-        autoencoder_steps: updates of the autoencoder that is trained first.
+        autoencoder_steps: number of updates of an autoencoder that is trained first.
     """
 
     name: str
@@ -71,25 +71,29 @@ class VideoTaskConfig:
 
 
 def load_videos(task: VideoTaskConfig) -> VideoDataset:
-    """The videos of a task: ``task.videos`` is ``g1`` (a real robot's camera), ``push_t`` (drawn
-    from the recorded states of demonstrations), ``push_t_expert`` (of those that are shipped) or
-    None for the first of these that there is; ``task.path`` files of one's own, or folders of them.
+    """Load the videos of a task.
+
+    Args:
+        task: its ``videos`` is ``g1`` (a real robot's camera), ``push_t`` (rendered from recorded
+            states of demonstrations), ``push_t_expert`` (the same from the demonstrations of this
+            package) or None for the first of these that is available. Its ``path`` names video
+            files or folders of them, and overrides ``videos``.
 
     Raises:
-        VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
+        VideoError, EpisodeError, ConfigError: there are no videos, or one cannot be read.
     """
     paths = (task.path,) if isinstance(task.path, str) else tuple(task.path or ())
     return _load(task.videos, paths, False, *_frame_options(task))
 
 
 def load_other_videos(task: VideoTaskConfig, name_or_path: str) -> VideoDataset:
-    """Load other videos to test on, in the frame size and rate of the task.
+    """Load other videos for testing, with the frame size and frame stride of the task.
 
     Args:
-        name_or_path: a name as in ``task.videos``, whose test split is used, or a path, used whole.
+        name_or_path: a name as in ``task.videos``, or a path, whose clips are all for testing.
 
     Raises:
-        VideoError, EpisodeError, ConfigError: there are none, or one cannot be read.
+        VideoError, EpisodeError, ConfigError: there are no videos, or one cannot be read.
     """
     if Path(name_or_path).exists():
         return _load(None, (name_or_path,), True, *_frame_options(task))
@@ -104,7 +108,7 @@ def _frame_options(task: VideoTaskConfig) -> tuple[int, int, int, int, bool]:
     return task.height, task.width, task.frame_stride, task.context + 1, task.skip_unreadable
 
 
-@lru_cache(maxsize=1)  # an evaluation mostly asks for one of them, many times
+@lru_cache(maxsize=1)  # Most evaluations load the same videos many times.
 def _load(
     name: str | None, paths: tuple[str, ...], test_only: bool, height: int, width: int,
     frame_stride: int, shortest: int, skip_unreadable: bool,
@@ -125,7 +129,9 @@ def _load(
         return load_g1(height, width, frame_stride)
     if name not in PUSH_T_DEMOS:
         available = ", ".join(NAMES)
-        raise ConfigError(f"task.videos={name} is unknown; there are {available}, or task.path.")
+        raise ConfigError(
+            f"task.videos={name} is unknown; there are {available}, or set task.path."
+        )
     episodes, origin = load_push_t(demos=PUSH_T_DEMOS[name])
     lengths = zip(episodes.ends, episodes.lengths, strict=True)
     frame_rows = [np.arange(end - length, end, frame_stride) for end, length in lengths]
@@ -137,30 +143,32 @@ def _load(
         Clip(resized(episode, height, width), f"episode {i}")
         for i, episode in enumerate(episode_frames)
     ]
-    return VideoDataset(name, split(clips), f"drawn, {origin}", PUSH_T_RATE / frame_stride)
+    return VideoDataset(name, split(clips), f"rendered, {origin}", PUSH_T_RATE / frame_stride)
 
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
-WHOLE = 0.9  # share of the frames that a file announces below which it was cut short
+WHOLE = 0.9  # A file with a smaller share of the frames that it announces is incomplete.
 
 
-SAME_RATE = 1.05  # ratio of rates up to which videos show motion at one speed
+SAME_RATE = 1.05  # maximum ratio of the frame rates of the videos of a data set
 
 
 def load_g1(height: int, width: int, frame_stride: int) -> VideoDataset:
-    """A real Unitree G1's head camera while it picks up a bottle: 93 episodes at 6 Hz.
+    """Load videos of the head camera of a real Unitree G1 that picks up a bottle.
+
+    There are 93 episodes at 6 Hz.
 
     Raises:
-        VideoError: it is not there, or damaged.
+        VideoError: the recording is missing or damaged.
     """
     folder = "g1_pick_bottle"
     files = [local_data(folder, f) for f in ("frames_96x72_stride5.npz", "lowdim.npz")]
     if files[0] is None or files[1] is None:
         raise VideoError(
-            f"the recording g1 is looked for at $EBT_POLICY_DATA/{folder}, and is not there; set "
-            "the variable, or use videos of your own."
+            f"the recording g1 was not found at $EBT_POLICY_DATA/{folder}; set EBT_POLICY_DATA, or "
+            "use videos of your own."
         )
     try:
         with np.load(files[0]) as stored, np.load(files[1]) as steps:
@@ -169,9 +177,9 @@ def load_g1(height: int, width: int, frame_stride: int) -> VideoDataset:
             rate = float(steps["fps"])
             rate /= float(np.median(np.diff(stored["step_index"])))
         frames = [decode(data[a:b], f"frame {i}", 3) for i, (a, b) in enumerate(pairwise(ends))]
-    except Exception as error:  # the libraries' own errors share no base
+    except Exception as error:  # The errors of the libraries have no common base class.
         named = " or ".join(map(str, files))
-        raise VideoError(f"{named} cannot be read ({reason(error)}); fetch it again.") from error
+        raise VideoError(f"{named} cannot be read ({reason(error)}); download it again.") from error
     clips = []
     for number in np.unique(episode):
         episode_frames = np.stack(
@@ -188,20 +196,24 @@ def load_video_files(
     """Load video files, or folders of them.
 
     Args:
-        shortest: frames that a window needs. Clips of fewer are left out before some are held out.
-        test_only: put all clips in the test split, uncut.
-        skip_unreadable: leave out what cannot be read, and say so, instead of an error.
+        height, width: size of a frame, pixels.
+        frame_stride: N, to use every N-th frame.
+        shortest: minimum number of frames of a clip; shorter ones are skipped before the split.
+        test_only: whether to put all clips into the test split, without cutting them.
+        skip_unreadable: whether to skip files that cannot be read and list them in ``origin``,
+            instead of raising an error.
 
     Raises:
-        VideoError: there are none, some cannot be read, or they differ in rate; names them.
+        VideoError: there are no videos, some cannot be read, or their frame rates differ; the
+            message names them.
     """
     clips, files, damaged, short = [], [], [], []
     rates: dict[float, Path] = {}
     for file in find_files(paths, SUFFIXES, "video", VideoError):
         try:
             frames, rate = read_video(file, height, width, frame_stride)
-        except Exception as error:  # FFmpeg's, OpenCV's and our own share no base
-            damaged.append(f"{file} is no video that can be read ({reason(error)}).")
+        except Exception as error:  # Errors of FFmpeg, OpenCV and this package: no common base.
+            damaged.append(f"{file} cannot be read as a video ({reason(error)}).")
             continue
         if len(frames) < shortest:
             short.append(
@@ -219,8 +231,8 @@ def load_video_files(
     slow, fast = min(rates), max(rates)
     if fast > SAME_RATE * slow:
         raise VideoError(
-            f"{rates[slow]} has {slow * frame_stride:g} frames a second and {rates[fast]} "
-            f"{fast * frame_stride:g}: the same motion would differ; convert them to one rate."
+            f"{rates[slow]} has {slow * frame_stride:g} frames per second and {rates[fast]} has "
+            f"{fast * frame_stride:g}; convert all videos to one rate."
         )
     if test_only:
         splits = {"test": clips}
@@ -234,20 +246,21 @@ def read_video(file: Path, height: int, width: int, frame_stride: int) -> tuple[
     """Read every N-th frame of a file (N = `frame_stride`), upright and resized.
 
     Returns:
-        (T, H, W, 3) uint8, and how many of them a second has.
+        Frames (T, H, W, 3) uint8, and their rate in Hz.
 
     Raises:
-        ValueError: no pictures, no rate, or fewer frames than the file says. FFmpeg raises others.
+        ValueError: the file has no video stream, no frame rate, or fewer frames than it announces.
+            FFmpeg raises other errors.
     """
     frames, count = [], 0
-    # Opened here, as FFmpeg takes what is before a colon in a name for a protocol.
+    # The file is opened here, because FFmpeg reads "name:" at the start of a path as a protocol.
     with file.open("rb") as data, av.open(data, "r") as container:
         if not container.streams.video:
-            raise ValueError("it has no pictures")
+            raise ValueError("it has no video stream")
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
-            raise ValueError("it does not say how many frames a second it has")
+            raise ValueError("it does not state its frame rate")
         for count, frame in enumerate(container.decode(stream), 1):
             if (count - 1) % frame_stride == 0:
                 pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
@@ -256,7 +269,8 @@ def read_video(file: Path, height: int, width: int, frame_stride: int) -> tuple[
         if not frames:
             raise ValueError("it has no frames")
         announced = stream.frames
-        if not announced and len(container.streams) == 1:  # else it lasts as long as its sound
+        # If there is sound, the duration may be the duration of the sound.
+        if not announced and len(container.streams) == 1:
             announced = round((container.duration or 0) / av.time_base * rate)
         if count < WHOLE * announced:
             raise ValueError(f"it ends after {count} of {announced} frames")

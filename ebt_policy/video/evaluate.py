@@ -1,9 +1,9 @@
 """Evaluation of video models: ``python -m ebt_policy.eval checkpoint=RUN[@steps=3] ...``.
 
-Predicts the next frame of held-out clips, in feature space; of models with an energy also whether
-more steps help and whether the energy detects frames that are hard to predict. Leaves
-``summary.json``, ``table.md``, ``strips.png``, an MP4 of rollouts and a self-contained
-``report.html``; ``foreseen.jsonl`` caches what was measured of each run, so that the same command
+It predicts the next frame of held-out clips in feature space. It also measures whether more descent
+steps help, and whether the energy and other signals detect frames that are hard to predict. It
+writes ``summary.json``, ``table.md``, ``strips.png``, an MP4 of rollouts and a self-contained
+``report.html``. The cache ``foreseen.jsonl`` has the results of each run, so that the same command
 resumes.
 
 Shapes: N windows, S context, T frames of a clip, F features.
@@ -57,11 +57,11 @@ from ebt_policy.video.model import EnergyVideoModel, VideoModel
 console = Console()
 
 CACHE = "foreseen.jsonl"
-PREDICTIONS, CLIP_ERRORS = "foreseen", "errors_of_clips"  # keys of what the cache holds
-MAX_STEP_FACTOR = 4  # times the steps that a model predicts with: how far descents are followed
+PREDICTIONS, CLIP_ERRORS = "foreseen", "errors_of_clips"  # keys of results in the cache
+MAX_STEP_FACTOR = 4  # multiple of the number of steps that a model predicts with
 SIGNALS = ("energy", "last step", "change")
-NUM_CLIPS = 3  # in pictures and the rollout video
-NUM_COLUMNS = 8  # frames of a row of pictures
+NUM_CLIPS = 3  # clips in figures and in the rollout video
+NUM_COLUMNS = 8  # frames in a row of a figure
 MAX_ROLLOUT = 64  # frames
 FRAME_HEIGHT = 192  # px, in the rollout video
 
@@ -69,13 +69,13 @@ Entry = EvalEntry[VideoModel]
 
 
 class VideoResult(NamedTuple):
-    """What was measured of an entry.
+    """Measurements of an entry.
 
     Attributes:
-        predictions: one a training run.
-        repetition: (N, S) errors of repeating the last frame.
-        errors_by_steps: step -> (models, clips) errors; of models that descend, measured for the
-            first entry of their runs.
+        predictions: errors and signals of each training run.
+        repetition: errors (N, S) of repeating the last frame.
+        errors_by_steps: number of steps -> errors (models, clips); empty if the model does not
+            descend, or if an earlier entry has the same runs.
     """
 
     predictions: list[PredictionErrors]
@@ -105,24 +105,23 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 VIDEO_REPORT = ReportSpec(
     header=("model", "params", "steps", "error", "error of repeating the last frame",
-            *(f"hard frames told by {name}, AUROC" for name in SIGNALS)),
+            *(f"AUROC of {name} for hard frames" for name in SIGNALS)),
     row=_row,
     metrics=("error",),
     facts=_facts,
     note=lambda comparison: (
-        "Mean squared error of the change to the next frame in feature space, which had a mean "
-        "square of 1 in training; mean and 95 % interval over test clips and training seeds."
+        "Mean squared error of the change to the next frame in feature space. Changes have a mean "
+        "square of 1 in training. Mean and 95 % interval over test clips and training seeds."
     ),
     paired_over="clip by clip",
 )  # fmt: skip
 
 
 class VideoEvaluation(SequentialEvaluation[Entry, EvalSet, VideoResult]):
-    """Errors of predicted frames.
+    """Evaluation of the errors of predicted frames.
 
     Args:
-        video_dataset: other videos than those of the models' training; None for their own test
-            clips.
+        video_dataset: see `load_other_videos`; None for the test clips of each model's data set.
         output: folder of the cache.
     """
 
@@ -213,17 +212,17 @@ class VideoEvaluation(SequentialEvaluation[Entry, EvalSet, VideoResult]):
         self, evaluated: Sequence[Evaluated], run: EvalRun
     ) -> tuple[list[ReportFigure], list[ReportVideo]]:
         caption = (
-            "Error by place in the context; energy there; and error over the steps of a descent."
+            "Error and energy over the number of context frames, and error over descent steps."
         )
         figure = error_figure([item.summary for item in evaluated])
-        figures: list[ReportFigure] = [("Foreseeing", caption, figure)]
+        figures: list[ReportFigure] = [("Predictions", caption, figure)]
         models = {item.entry.name: (item.entry.model, item.eval_set) for item in evaluated}
         grid = draw_rollouts(models, run.output)
         if grid is None:
             return figures, []
-        caption = "Truth, the next frame foreseen at each, and rollouts."
+        caption = "True frames, predictions of the next frame, and rollouts."
         figures.append(("Frames", caption, grid))
-        return figures, [("truth, and rollouts from its first frames", run.output / "rollouts.mp4")]
+        return figures, [("true frames, and rollouts after a context", run.output / "rollouts.mp4")]
 
 
 def _errors_by_clip(result: VideoResult, eval_set: EvalSet) -> np.ndarray:
@@ -235,17 +234,20 @@ def evaluate_video(
     checkpoints: Sequence[str], *, output: Path, device: torch.device, command: str,
     video_dataset: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure how well some models predict the next frame of held-out clips.
+    """Measure how well models predict the next frame of held-out clips.
 
     Args:
-        checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
-        video_dataset: other videos than those of their training, see `load_other_videos`.
+        checkpoints: runs, as ``RUN`` or ``RUN@name=value``; a * matches several training runs.
+        output: folder of the results.
+        command: the command line, stored with the results.
+        video_dataset: see `load_other_videos`; None for the test clips of each model's data set.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        CheckpointError, ConfigError, VideoError: before anything is measured.
+        CheckpointError, ConfigError, VideoError: an argument cannot be used. This is raised before
+            anything is measured.
     """
     entries = load_entries(VideoModel, checkpoints, device)
     return run_evaluation(
@@ -256,10 +258,12 @@ def evaluate_video(
 def draw_rollouts(models: Mapping[str, tuple[VideoModel, EvalSet]], output: Path) -> Figure | None:
     """Write ``strips.png`` and ``rollouts.mp4`` of the longest clips.
 
-    Of models whose features can be decoded, and whose frames and context are the first one's.
+    A model is drawn if its features can be decoded, and if it has the frames and the context of the
+    first model.
 
     Args:
-        models: name -> model and what it was evaluated on.
+        models: name of an entry -> its model and its evaluation set.
+        output: folder of the files.
 
     Returns:
         The figure of ``strips.png``; None if no features can be decoded.
@@ -310,14 +314,18 @@ def _same_frames(a: EvalSet, b: EvalSet) -> bool:
 
 
 def _next_frames(model: VideoModel, frames: Tensor, indices: np.ndarray) -> list[Tensor]:
-    """Predict some frames of (1, T, F), each from as many before it as the context holds."""
+    """Predict the frames at some indices of (1, T, F), each from at most S frames before it."""
     return [model.rollout(frames[:, max(k - model.context, 0) : k], 1) for k in indices]
 
 
 def evaluate_autoencoder(
     run: Path, videos: VideoDataset, output: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Measure the PSNR of test frames after an autoencoder, by clip; write ``frames.png``."""
+    """Measure the PSNR of test frames after encoding and decoding, and write ``frames.png``.
+
+    Returns:
+        The content of ``summary.json``; the PSNR is averaged over clips.
+    """
     encoder = Latents(Autoencoder.from_checkpoint(run).net, device)
     ratios, rows = [], []
     for clip in videos.splits["test"]:
@@ -332,5 +340,5 @@ def evaluate_autoencoder(
     result = {"psnr": mean_ci(ratios), "videos": videos.name}
     atomic_write(output / "summary.json", json.dumps(result, indent=1) + "\n")
     save_png(image_grid(rows[: 2 * NUM_CLIPS]), output / "frames.png")
-    console.print(f"frames come back with {format_estimate(result['psnr'], 1)} dB: {output}")
+    console.print(f"PSNR of decoded frames: {format_estimate(result['psnr'], 1)} dB ({output})")
     return result

@@ -1,4 +1,4 @@
-"""Features of clips, computed once and kept in the cache folder.
+"""Features of clips, computed once and stored in the cache folder.
 
 Shapes: T frames of a clip, F features of a frame."""
 
@@ -19,7 +19,7 @@ from ebt_policy.video.data import Clip
 def encode_clips(
     splits: Mapping[str, Sequence[Clip]], features: FrameFeatures
 ) -> dict[str, list[Tensor]]:
-    """Features (T, F) of all clips; made once, and kept in the cache folder."""
+    """Return the features (T, F) of all clips; they are computed once and cached on disk."""
     return {split: _features(clips, features) for split, clips in splits.items()}
 
 

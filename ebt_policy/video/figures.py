@@ -16,7 +16,11 @@ from ebt_policy.evaluation.figures import bands
 
 @styled
 def error_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw error and energy over the context, and error over steps, of entries of a summary."""
+    """Draw error and energy over the context, and error over steps.
+
+    Args:
+        entries: entries of ``summary.json``.
+    """
     figure = blank(11, 3.3)
     error, energy, steps = figure.subplots(1, 3)
     for colour, entry in zip(cycle(PALETTE), entries, strict=False):
@@ -31,8 +35,8 @@ def error_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
             steps.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             steps.plot(x, means, "-o", color=colour, markersize=3.5)
             steps.axvline(entry["thinking"]["steps"], color=colour, linestyle=":", linewidth=1)
-    error.set(title="error", xlabel="frames seen")
-    energy.set(title="energy at the start of clips", xlabel="frames seen")
+    error.set(title="error", xlabel="context frames")
+    energy.set(title="energy at the start of clips", xlabel="context frames")
     steps.set(title="error", xlabel="steps")
     error.legend(fontsize=7)
     return figure

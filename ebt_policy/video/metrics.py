@@ -1,4 +1,4 @@
-"""What video models are evaluated on: held-out clips, errors of predicted frames, and signals.
+"""Metrics of video models on held-out clips: prediction errors, and signals of hard frames.
 
 Shapes: N windows, S context, T frames of a clip, F features.
 """
@@ -22,21 +22,21 @@ from ebt_policy.video.datasets import VideoTaskConfig, load_other_videos, load_v
 from ebt_policy.video.feature_cache import encode_clips
 from ebt_policy.video.model import VideoModel, mean_square
 
-BATCH = 64  # windows at once
-HARD_SHARE = 0.25  # of the frames, those with the highest errors, are the ones to detect
+BATCH = 64  # windows in a batch
+HARD_SHARE = 0.25  # share of the frames, with the highest errors, that count as hard
 
 
 class EvalSet(NamedTuple):
     """Held-out clips.
 
     Attributes:
-        clips: their frames.
-        features: (T, F) of each.
-        windows: of all clips, one after the other.
-        encoder: what made the features.
+        clips: the clips with their frames.
+        features: features (T, F) of each clip.
+        windows: windows of all clips, in the order of the clips.
+        encoder: encoder of the features.
         metadata: name and number of the clips, and the context.
-        rate_hz: frames a second.
-        digest: of features and windows.
+        rate_hz: frames per second.
+        digest: digest of features and windows.
     """
 
     clips: list[Clip]
@@ -55,19 +55,19 @@ class PredictionErrors(NamedTuple):
     signals: dict[str, np.ndarray]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the cache holds."""
+        """Return the content as JSON values, for the cache."""
         signals = {name: values.tolist() for name, values in self.signals.items()}
         return {"errors": self.errors.tolist(), "signals": signals}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> PredictionErrors:
-        """Rebuild from what the cache holds."""
+        """Rebuild the errors and signals from the result of `to_json`."""
         signals = {name: np.array(values) for name, values in stored["signals"].items()}
         return cls(np.array(stored["errors"]), signals)
 
 
 def load_eval_set(model: VideoModel, video_dataset: str | None, device: torch.device) -> EvalSet:
-    """Load the test clips of a model's training, or other videos.
+    """Load the test clips of the model's own data set, or other videos.
 
     Args:
         video_dataset: see `load_other_videos`; None for the model's own test clips.
@@ -80,8 +80,8 @@ def load_eval_set(model: VideoModel, video_dataset: str | None, device: torch.de
     encoder = frame_features(str(task.features), device)
     if encoder.digest != model.encoder:
         raise ConfigError(
-            f"{task.features} is not what made the features that the model learned from; put that "
-            "back, or train anew."
+            f"{task.features} is not the encoder that the model was trained with; restore that "
+            "encoder, or train the model again."
         )
     clips = dataset.splits["test"]
     features = encode_clips({"test": clips}, encoder)["test"]
@@ -94,7 +94,7 @@ def load_eval_set(model: VideoModel, video_dataset: str | None, device: torch.de
 
 
 def prediction_errors(model: VideoModel, windows: FrameWindows) -> PredictionErrors:
-    """Return errors and signals of a model on windows."""
+    """Return the prediction errors and the signals of a model on windows."""
     generator = torch.Generator().manual_seed(0)
     errors, signals = [], []
     for index in torch.arange(len(windows)).split(BATCH):
@@ -115,16 +115,19 @@ def repetition_errors(model: VideoModel, windows: FrameWindows) -> np.ndarray:
 
 
 def clip_means(errors: np.ndarray, windows: FrameWindows) -> np.ndarray:
-    """Return the mean error of each clip that has a window, from those of windows (N, S)."""
+    """Average the errors (N, S) of windows over each clip that has a window."""
     clip = windows.clip.numpy()
     return np.array([errors[clip == i].mean() for i in np.unique(clip)])
 
 
 def hard_frame_auroc(runs: Sequence[PredictionErrors], windows: FrameWindows) -> dict[str, Any]:
-    """Return how well each signal detects hard frames: signal -> area under the ROC curve.
+    """Measure how well each signal detects hard frames.
 
     Args:
-        runs: one a training run.
+        runs: errors and signals of each training run.
+
+    Returns:
+        Name of a signal -> area under the ROC curve, see `auroc`.
     """
     clip = np.repeat(windows.clip.numpy(), runs[0].errors.shape[1])
     hard = [run.errors.ravel() > np.quantile(run.errors, 1 - HARD_SHARE) for run in runs]

@@ -1,7 +1,8 @@
-"""Models of video in feature space: their base, and the energy model.
+"""Video models in feature space: their base class, and the energy model.
 
-A frame is one token of features; models predict its change. Shapes: B batch, S context, U units (a
-candidate for each place, or M of them adjacent), F features of a frame, D width.
+A frame is one token of features. Models predict the change to the next frame. Shapes: B batch, S
+context, U units (one candidate for each position, or M adjacent ones), F features of a frame, D
+width.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from ebt_policy.registry import Registry
 
 
 class FramePrediction(NamedTuple):
-    """The prediction of the next frame at each place of a sequence.
+    """Predictions of the next frame, one for each frame of a sequence.
 
     Attributes:
-        changes: (B, S, F) to the next frame.
-        signals: (B, S) each, indicators of hard frames: ``change``, the mean square of the
-            predicted change; for a descent ``last step``, the mean square of its last step; for an
-            energy ``energy``.
+        changes: predicted changes (B, S, F) to the next frame.
+        signals: indicators of hard frames, (B, S) each. ``change`` is the mean square of the
+            predicted change. Models that descend add ``last step``, the mean square of the last
+            step, and energy models add ``energy``, the final energy.
     """
 
     changes: Tensor
@@ -44,18 +45,18 @@ class FramePrediction(NamedTuple):
 
 
 class VideoModel(Model):
-    """Base of all models of video.
+    """Base of all video models.
 
-    A change of 1 is the root mean square of those of training, so that the squared error of a model
-    that repeats the last frame is 1 on average.
+    Changes are divided by the root mean square of the changes in training. So the squared error of
+    repeating the last frame is 1 on average.
 
     Args:
         features: F.
-        context: S, the frames that a prediction sees at most.
+        context: S, the maximum number of context frames.
         net: the network.
 
     Attributes:
-        encoder: digest of what made the features (see `FrameFeatures`), "" where it is not known.
+        encoder: digest of the encoder of the features (see `FrameFeatures`); "" if it is unknown.
     """
 
     domain = Domain.VIDEO
@@ -77,10 +78,10 @@ class VideoModel(Model):
         self.register_buffer("step", torch.ones(()))
 
     def fit(self, clips: Sequence[Tensor]) -> None:
-        """Learn the units of features and changes from clips (T, F) of training."""
+        """Set the normalization of features and changes from training clips (T, F)."""
         frames = torch.cat(list(clips))
         scale = frames.std(dim=0)
-        # What hardly varies must not become noise that counts as much as all else.
+        # Without this limit, features that hardly vary would become noise of unit variance.
         scale = scale.clamp(min=0.1 * float(scale.square().mean().sqrt()) + 1e-8)
         steps = torch.cat([clip.diff(dim=0) for clip in clips]) / scale
         self.mean, self.scale = frames.mean(dim=0), scale
@@ -103,7 +104,7 @@ class VideoModel(Model):
 
     @abstractmethod
     def predict(self, context: EncodedContext, generator: Generators = None) -> FramePrediction:
-        """Predict what comes after each frame that was new."""
+        """Predict the next frame after each newly encoded frame."""
 
     def errors(
         self, frames: Tensor, generator: Generators = None
@@ -111,14 +112,14 @@ class VideoModel(Model):
         """Return the errors of predictions and their signals, (B, S) each.
 
         Args:
-            frames: normalised (B, S + 1, F); the changes to all but the first are predicted.
+            frames: normalised frames (B, S + 1, F); all except the first one are predicted.
         """
         with torch.no_grad():
             prediction = self.predict(self.observe(frames[:, :-1]), generator)
         return squared_error(prediction.changes, self.changes(frames)), prediction.signals
 
     def rollout(self, frames: Tensor, length: int, generator: Generators = None) -> Tensor:
-        """Predict the frames (B, length, F) that follow normalised ones (B, S, F), one by one."""
+        """Predict the next frames (B, length, F) after normalised frames (B, S, F), one by one."""
         with torch.no_grad():
             for _ in range(length):
                 context = self.observe(frames[:, -self.context :])
@@ -145,12 +146,12 @@ def build_video_model(config: dict[str, Any]) -> Any:
     """Build an untrained `VideoModel`, or an `Autoencoder` of frames.
 
     Args:
-        config: sections ``model`` with its ``name``, and for all but an autoencoder ``task`` with
-            its ``context``, ``size`` (see `TransformerConfig`), ``features``, their number, and
-            ``objective`` for energy models.
+        config: the section ``model`` with its ``name``. A `VideoModel` also needs the sections
+            ``task`` with its ``context`` and ``size`` (see `TransformerConfig`), the number of
+            ``features``, and ``objective`` for energy models.
 
     Raises:
-        ConfigError: for an unknown name or option.
+        ConfigError: a name or an option is unknown.
     """
     if config["model"]["name"] == "autoencoder":
         return build_model(VIDEO_MODELS, config)
@@ -161,18 +162,20 @@ def build_video_model(config: dict[str, Any]) -> Any:
 
 @VIDEO_MODELS.register("ebt")
 class EnergyVideoModel(VideoModel, SequenceEnergyModel):
-    """A model whose change x to the next frame descends
+    """Energy video model: the change x to the next frame descends an energy.
 
-        E(x) = -<e(x), f(e(x))> + c |x|^2 / 2,   e(x) = c W^T x, f the network, c = 1 / sqrt(F),
+    With the network f and the matrix W of the output projection, the energy is
 
-    which is lowest at x = W f where f is the same for all x. With c a candidate is as large as a
-    token of text, and its place counts as much.
+        E(x) = -<e(x), f(e(x))> + c |x|^2 / 2,   e(x) = c W^T x,   c = 1 / sqrt(F).
+
+    If f did not depend on x, the minimum would be x = W f. The factor c gives the embedding e(x)
+    the scale of an embedded text token, relative to the context that the network adds to it.
 
     Args:
         features, context: as in `VideoModel`.
-        size: the size dial.
+        size: depth, width and heads of the network.
         inference: options of `DescentInference`.
-        objective: makes the training objective.
+        objective: factory of the training objective.
     """
 
     def __init__(
@@ -197,7 +200,7 @@ class EnergyVideoModel(VideoModel, SequenceEnergyModel):
         return self.embedding_scale * (changes @ self.change_out.weight)
 
     def pullback(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in changes (B, U, F) from the gradient in embeddings (B, U, D)."""
+        """Map a gradient in embeddings (B, U, D) to changes (B, U, F), without the factor c."""
         return self.change_out(gradient)
 
     def potential(self, changes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training a model of video, or the autoencoder of its frames."""
+"""Training task of video models, and of autoencoders of frames."""
 
 from __future__ import annotations
 
@@ -39,16 +39,20 @@ AUTOENCODER_MODEL: Any = OmegaConf.to_container(
 
 @dataclass(frozen=True)
 class VideoEvaluation:
-    """The section ``evaluation``: whether the trained model is evaluated at the end."""
+    """The section ``evaluation``.
+
+    Args:
+        final: whether to evaluate the trained model at the end.
+    """
 
     final: bool
 
 
 class VideoTrainingData(NamedTuple):
-    """Clips, and where their features come from.
+    """Clips, and the name of the encoder of their features.
 
     Attributes:
-        features: see `VideoTaskConfig`; None for an autoencoder, which learns from the frames.
+        features: see `frame_features`; None for an autoencoder, which is trained on the frames.
     """
 
     dataset: VideoDataset
@@ -56,7 +60,7 @@ class VideoTrainingData(NamedTuple):
 
 
 class VideoTrainingTask(TrainingTask[VideoTrainingData]):
-    """Train a model of video, or an autoencoder of its frames."""
+    """Training of a video model, or of an autoencoder of frames."""
 
     models = VIDEO_MODELS
 
@@ -99,7 +103,7 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
             if int(checkpoint.name.removeprefix("step_")) >= self.task.autoencoder_steps:
                 return None
         except CheckpointError:
-            pass  # none yet
+            pass  # There is no checkpoint yet.
         if PartialState().is_main_process:
             log.info(
                 "task.features is not given: training an autoencoder for %d updates in %s first "
@@ -108,7 +112,7 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
         steps = self.task.autoencoder_steps
         return {
             **self.config, "model": AUTOENCODER_MODEL, "objective": None, "seed": 0, "wandb": "off",
-            # The same for every model that needs it.
+            # All models share one autoencoder, so these options must not depend on the model.
             "task": {**self.config["task"], "context": 1}, "size": {"name": "none"},
             "run_dir": data.features, "resume": True,
             "train": {**self.config["train"], **AUTOENCODER_DEFAULTS, "steps": steps},
@@ -130,18 +134,18 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
         model = build_video_model({**self.config, "features": features})
         model.fit(clips["train"])
         model.encoder = encoder.digest
-        # The names of videos and features, by which the evaluation finds them again.
+        # The evaluation loads videos and features again by these names.
         task = {**asdict(self.task), "features": data.features}
         if task["path"] is None:
             task["videos"] = data.dataset.name
         model.config["task"] = task
-        note = f"{len(windows):,} windows of {features} features a frame"
+        note = f"{len(windows):,} windows, {features} features per frame"
         return TrainingSetup(model.to(device), windows, held_out, note)
 
     def evaluate(
         self, data: VideoTrainingData, run_dir: Path, device: torch.device, command: str
     ) -> None:
-        # It draws figures: slow to import.
+        # This module draws figures and is slow to import.
         from ebt_policy.video.evaluate import evaluate_autoencoder, evaluate_video
 
         if not self.evaluation.final:
@@ -154,16 +158,17 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
 
 
 def _check_lengths(footage: VideoDataset, context: int) -> None:
-    """Before anything is trained.
+    """Check before training that each split has a clip that is longer than the context.
 
     Raises:
-        VideoError: a split has no clip that is longer than the context.
+        VideoError: a split has no such clip.
     """
     for split, clips in footage.splits.items():
         longest = max(len(clip.frames) for clip in clips)
         if longest <= context:
             raise VideoError(
-                f"the clips of {footage.name} for {split} have {longest} frames at most; a context "
-                f"of {context} needs {context + 1}. Lower task.context or task.frame_stride, or "
-                f"give more (fewer than {PIECES} videos are cut into {PIECES} each)."
+                f"the {split} clips of {footage.name} have at most {longest} frames, and "
+                f"task.context={context} needs {context + 1}. Lower task.context or "
+                f"task.frame_stride, or add videos (if there are fewer than {PIECES}, each is cut "
+                f"into {PIECES} clips)."
             )
