@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import secrets
 import threading
 from functools import cached_property
 from typing import Any
@@ -174,7 +175,7 @@ class Ros2SimDriver(Ros2Driver, SimulatedDriver):
     @cached_property
     def _first_reset(self) -> float:
         """The number before the first reset; it differs between programs."""
-        return float(int(self._clock.now()) * 1000)
+        return float(secrets.randbits(50))  # A double represents such integers exactly.
 
     def connect(self) -> None:
         first = self._ros is None
