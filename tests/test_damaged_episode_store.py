@@ -87,7 +87,7 @@ def test_zip_cut_short(tmp_path, part):
     path = tmp_path / "s.zip"
     write_episodes(path, make_episodes((40, 60)))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(EpisodeError, match=r"s\.zip is not a zarr store, or was cut short"):
+    with pytest.raises(EpisodeError, match=r"s\.zip is not a zarr store or is truncated"):
         read_episodes(path)
 
 
@@ -152,7 +152,7 @@ def test_absurd_shapes_are_a_one_line_error(tmp_path, zarr_format):
     for key, chunk in {"many": 1, "huge": rows}.items():
         root.create_array(f"data/{key}", shape=(rows,), dtype="f8", chunks=(chunk,))
     root.create_array("meta/episode_ends", data=np.array([rows]))
-    with pytest.raises(EpisodeError, match="of 1,000,000,000,000,000 chunks nearly all are miss"):
+    with pytest.raises(EpisodeError, match="nearly all of 1,000,000,000,000,000 chunks"):
         read_episodes(tmp_path / "s", ["many"])
     with (
         pytest.warns(UserWarning, match="1 of 1 chunks"),
