@@ -83,8 +83,8 @@ def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, source: str)
 
     Raises:
         EpisodeError: there are no episodes, or ends are not integers or not increasing. Also if an
-            array has another length than ends[-1], is not numeric, is empty, or has values that are
-            not finite in float32, the type of the networks.
+            array is empty, not numeric or not of length ends[-1], or has values that are not finite
+            in float32.
     """
     ends = np.asarray(ends)
     if ends.ndim != 1 or len(ends) == 0:

@@ -39,8 +39,8 @@ ATTRS: dict[str, Any] = {
 def mirror(points: np.ndarray) -> np.ndarray:
     """Mirror scene positions (..., 2), in px, at the goal's axis of symmetry, x + y = 512.
 
-    Goal, T and the square table are symmetric, so that a mirrored demonstration is valid, too
-    (apart from the walls, which are one pixel off centre).
+    Goal, T and the square table are symmetric, so that a mirrored demonstration is valid, too. Only
+    the walls are not exactly symmetric: they are one pixel off centre.
     """
     return 512.0 - points[..., ::-1]
 

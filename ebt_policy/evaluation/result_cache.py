@@ -22,8 +22,8 @@ class ResultCache:
     A line has an identity and a result. The identity is a ``key`` together with everything that the
     result depends on, such as a hash of the weights.
 
-    If a line cannot be written to the file, for example because the disk is full, it is written to
-    the cache folder and read from there the next time.
+    A line that cannot be written to the file, for example on a full disk, is written to the cache
+    folder. It is read from there the next time.
 
     Args:
         file: the JSONL file, in an existing folder. An incomplete line of an interrupted run is

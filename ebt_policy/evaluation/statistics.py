@@ -180,8 +180,8 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
 
     The aggregates are over the mean of each run on each task, s * K numbers. The interquartile mean
     omits a quarter of them at each end (`scipy.stats.trim_mean`). The improvement is the
-    probability that a run of the first policy is better than a run of another policy on the same
-    task (ties count half), averaged over tasks. Source: R. Agarwal et al., "Deep Reinforcement
+    probability that a run of the first policy is better than a run of another policy on a task. It
+    is averaged over tasks, and ties count half. Source: R. Agarwal et al., "Deep Reinforcement
     Learning at the Edge of the Statistical Precipice", NeurIPS 2021.
 
     Intervals are percentiles of a stratified bootstrap. Within each task, episodes are resampled

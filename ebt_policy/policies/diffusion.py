@@ -63,8 +63,8 @@ class DiffusionPolicy(SamplingPolicy):
     """Policy whose network predicts the noise n in x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n, or v.
 
     v is sqrt(abar_t) n - sqrt(1 - abar_t) y (Salimans & Ho 2022). The chunk y can be recovered from
-    v at every level, but not from n at the last level, where short schedules start (Lin et al.
-    2024).
+    v at every level. From n it cannot be recovered at the last level, where short schedules start
+    (Lin et al. 2024).
 
     Args:
         prediction: ``epsilon`` for n, as published, or ``v_prediction`` for v.

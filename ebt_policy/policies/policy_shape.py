@@ -15,9 +15,9 @@ class PolicyShape:
         obs_dim, action_dim: Do and A, the dimensions of an observation and an action.
         horizon, n_obs_steps, n_action_steps: T actions of a chunk, To observations that a
             prediction reads, Ta actions that are executed.
-        relative_to: for each of the A action dimensions, the index of the entry of the newest
-            observation that it is relative to, such as the robot's position. None keeps a dimension
-            absolute; None instead of the list keeps all of them absolute.
+        relative_to: for each action dimension, the index of the observation entry that it is
+            relative to, such as the robot's position. Values of the newest observation are used.
+            None keeps a dimension absolute; None instead of the list keeps all of them absolute.
         cameras: name -> [H, W] of each camera; None for no cameras.
         max_prefix_len: largest number of committed actions that the network is conditioned on;
             0 for a network without this input.

@@ -1,7 +1,7 @@
 """Base of policies that sample chunks from a learned vector field and select one of them.
 
-Without an energy, a chunk is selected by a vote of the samples or by the line integral of the field
-(which is an energy difference if the field is a gradient).
+Without an energy, a chunk is selected by a vote of the samples or by the line integral of the
+field. If the field is a gradient, the line integral is an energy difference.
 Shapes: B batch, M candidates, T horizon, A action dimension.
 """
 
