@@ -88,7 +88,7 @@ def test_truncated_zip_is_an_error(tmp_path, part):
     path = tmp_path / "s.zip"
     write_episodes(path, make_episodes((40, 60)))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(EpisodeError, match=r"s\.zip is not a zarr store, or was cut short"):
+    with pytest.raises(EpisodeError, match=r"s\.zip is not a zarr store or is truncated"):
         read_episodes(path)
 
 
@@ -153,7 +153,7 @@ def test_impossibly_large_shapes_are_a_one_line_error(tmp_path, zarr_format):
     for key, chunk in {"many": 1, "huge": rows}.items():
         root.create_array(f"data/{key}", shape=(rows,), dtype="f8", chunks=(chunk,))
     root.create_array("meta/episode_ends", data=np.array([rows]))
-    with pytest.raises(EpisodeError, match="of 1,000,000,000,000,000 chunks nearly all are miss"):
+    with pytest.raises(EpisodeError, match="nearly all of 1,000,000,000,000,000 chunks"):
         read_episodes(tmp_path / "s", ["many"])
     with (
         pytest.warns(UserWarning, match="1 of 1 chunks"),

@@ -67,7 +67,7 @@ def test_first_row_of_each_adroit_demonstration_is_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"observations": np.zeros((7, 38))}, "observations must be 39 wide"),
+        ({"observations": np.zeros((7, 38))}, "observations must have 39 columns"),
         ({"actions": np.zeros((7, 27))}, "actions 28"),
         ({"episode_ends": np.array([3, 8])}, "the episodes end at row 8"),
         ({"episode_ends": np.array([1, 7])}, "episode 0 has a single row"),
@@ -149,13 +149,13 @@ def test_recorded_episodes_are_demonstrations_of_a_robosuite_task(tmp_path):
     ).demonstrations()
     assert len(episodes) == 2 and episodes.arrays["action"].shape == (40, 10) and "mine" in note
     write_episodes(tmp_path / "mine", Episodes(arrays, np.array([20, 40]), {"rate_hz": 50}))
-    with pytest.raises(EpisodeError, match="mine says rate_hz=50, the task has 20"):
+    with pytest.raises(EpisodeError, match="mine has rate_hz=50, but the task needs 20"):
         PolicyTaskConfig.from_config(compose_config("task=lift", path_override)).demonstrations()
     write_episodes(tmp_path / "mine", Episodes({"action": arrays["action"]}, np.array([20, 40])))
     with pytest.raises(EpisodeError, match="mine has no obs, which lift needs; it has action"):
         PolicyTaskConfig.from_config(compose_config("task=lift", path_override)).demonstrations()
     steps = ("task.actions=delta", "task.relative_to=null")
-    with pytest.raises(ConfigError, match="goals as actions"):
+    with pytest.raises(ConfigError, match="has absolute actions"):
         PolicyTaskConfig.from_config(
             compose_config("task=lift", path_override, *steps)
         ).demonstrations()

@@ -51,7 +51,7 @@ def test_runs_are_averaged_and_their_spread_widens_the_interval():
 
 
 def test_undefined_detection_metrics_are_refused():
-    with pytest.raises(ValueError, match="where it happened and where it did not"):
+    with pytest.raises(ValueError, match="both positive and negative labels"):
         auroc([samples()._replace(label=np.ones(200, bool))])
     with pytest.raises(ValueError, match="NaN"):
         auroc([samples()._replace(signal=np.full(200, np.nan))])

@@ -43,7 +43,7 @@ def test_joined_episodes_keep_their_order():
         ({"a": np.zeros((3, 1))}, [2, 2, 3], "strictly increasing"),
         ({"a": np.zeros((2, 1))}, [3], '"a" has shape .2, 1.'),
         ({"a": np.array(["x", "y"])}, [2], '"a" has type'),
-        ({"a": np.zeros((2, 0))}, [2], '"a" has shape .2, 0., which holds no numbers'),
+        ({"a": np.zeros((2, 0))}, [2], '"a" has shape .2, 0., which has no values'),
         (
             {"a": np.array([[0.0], [1.0], [np.nan]])},
             [1, 3],

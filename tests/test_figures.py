@@ -52,7 +52,7 @@ def test_descent_panels_are_relative_to_the_lowest_energy() -> None:
         ),
         (
             lambda: energy_landscape([0, 1], [0, 1], np.ones((2, 2)), [[0, 0]], [], ("", "")),
-            "same everywhere",
+            "same at all grid points",
         ),
         (
             lambda: chunk_picture(np.ones((4, 4)), np.ones((1, 2, 2)), 0, [0.0]),

@@ -95,7 +95,7 @@ def test_invalid_observations_are_a_one_line_value_error(kind):
         (good, torch.zeros(1, 4, 2), r"must be \(2, P, 2\), got \(1, 4, 2\)"),
         (good, torch.zeros(2, 4, 3), r"must be \(2, P, 2\), got \(2, 4, 3\)"),
         (good, torch.zeros(2, 17, 2), "has 17 actions, the horizon is 16"),
-        (good, torch.full((2, 4, 2), float("inf")), "prefix holds NaN or Inf"),
+        (good, torch.full((2, 4, 2), float("inf")), "prefix contains NaN or Inf"),
     ]
     for obs, prefix, message in cases:
         with pytest.raises(ValueError, match=message) as caught:

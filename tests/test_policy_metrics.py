@@ -48,7 +48,7 @@ def test_missing_latency_is_shown_as_not_available() -> None:
         ("e", {"task": "push_t"}, make_episodes([1.0]), "missing: \\['model'"),
         ("e", INFO | {"colour": 1}, make_episodes([1.0]), "unknown: \\['colour'\\]"),
         ("e", INFO, [], "no episodes"),
-        ("e", INFO, make_episodes([1.0, 0.2], seeds=[3, 3]), "repeat"),
+        ("e", INFO, make_episodes([1.0, 0.2], seeds=[3, 3]), "several episodes of seed 3"),
         ("e", INFO, make_episodes([float("nan")]), "finite"),
         ("e", INFO, make_episodes([1.0], latency=float("inf")), "finite"),
         ("e", INFO, [{"seed": 0}], "'score'|'chunks'"),

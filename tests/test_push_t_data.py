@@ -157,7 +157,7 @@ def test_other_archives_are_refused(offline):
         cache_dir().mkdir(exist_ok=True)
         file = cache_dir() / "pusht.zip"
         official_zip(file, make()) if content is None else file.write_bytes(content)
-        with pytest.raises(DownloadError, match="does not hold the published"):
+        with pytest.raises(DownloadError, match="does not contain the published"):
             load_push_t(demos="human")
         assert not file.exists()
 
@@ -170,8 +170,8 @@ def test_data_folder_without_the_file_falls_back_to_the_expert(offline, monkeypa
 @pytest.mark.parametrize(
     ("attrs", "message"),
     [
-        ({"rate_hz": 20}, "says rate_hz=20, the task has 10"),
-        ({"units": {"action": "m"}}, "action is in 'm', the task's is in px"),
+        ({"rate_hz": 20}, "has rate_hz=20, but the task needs 10"),
+        ({"units": {"action": "m"}}, "action in 'm', but the task needs px"),
         ({"rate_hz": 10.0, "units": {"state": "x, y: px", "time": "s"}}, None),
         ({"rate_hz": None, "units": "px"}, None),
     ],
@@ -198,7 +198,7 @@ def test_invalid_files_are_refused(offline):
         load_push_t(offline / "b")
     with pytest.raises(ValueError, match="is unknown"):
         load_push_t(demos="robot")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"leave task\.path out"):
+    with pytest.raises(ValueError, match=r"remove task\.path"):
         load_push_t(offline / "a", demos="expert")
 
 

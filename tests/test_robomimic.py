@@ -64,7 +64,7 @@ def test_subsets_are_selected_by_mask(tmp_path):
     write_demonstrations(tmp_path / "bare.hdf5", masks=False)
     assert len(read_robomimic("Can", tmp_path / "bare.hdf5")) == 3
     with pytest.raises(
-        EpisodeError, match=r"it has none at all \(leave task.mask out, or make one"
+        EpisodeError, match=r"it has none at all \(remove task.mask, or create a subset"
     ):
         read_robomimic("Can", tmp_path / "bare.hdf5", mask="train")
 
@@ -91,7 +91,7 @@ def test_absolute_actions_of_the_file_are_used(tmp_path):
 
     path = tmp_path / "can.hdf5"
     demonstrations = write_demonstrations(path, args=env_args("1.5.1", control_delta=False))
-    with pytest.raises(EpisodeError, match=r"absolute actions: set task\.actions=absolute"):
+    with pytest.raises(EpisodeError, match=r"absolute actions; set task\.actions=absolute"):
         read_robomimic("Can", path)
     first = read_robomimic("Can", path, actions="absolute").episode(0)["action"]
     np.testing.assert_allclose(first, to_six_dimensional(demonstrations[0][2]), atol=1e-6)
@@ -144,7 +144,7 @@ def test_subset_errors_name_missing_demonstrations(tmp_path):
         file.create_group("data/notes")
         file["data/demo_8"] = h5py.SoftLink("/data/demo_1")
         file["mask/linked"] = np.array([b"demo_8"])
-    for mask, message in (("gone", "demo_7, which the file does not hold"), ("elsewhere", "elsew")):
+    for mask, message in (("gone", "demo_7, which the file does not have"), ("elsewhere", "elsew")):
         with pytest.raises(EpisodeError, match=message):
             read_robomimic("Can", path, mask=mask)
     assert read_robomimic("Can", path, mask="train").lengths.tolist() == [5, 4]
@@ -152,5 +152,5 @@ def test_subset_errors_name_missing_demonstrations(tmp_path):
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(EpisodeError, match="There is no robomimic file at"):
+    with pytest.raises(EpisodeError, match="there is no robomimic file at"):
         read_robomimic("Can", tmp_path / "no.hdf5")

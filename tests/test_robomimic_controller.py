@@ -45,7 +45,7 @@ def test_goals_use_the_scale_of_the_controller(tmp_path, version, ranges, moves,
     np.testing.assert_allclose(rotation.as_rotvec(), turns * clipped_to[:, 3:], atol=1e-5)
     if ranges:
         with pytest.raises(
-            EpisodeError, match=r"its controller turns .* set task\.actions=absolute"
+            EpisodeError, match=r"its controller maps .* set task\.actions=absolute"
         ):
             read_robomimic("Can", tmp_path / "can.hdf5")
 
@@ -58,16 +58,16 @@ def test_goals_use_the_scale_of_the_controller(tmp_path, version, ranges, moves,
         ("controller", {"position_limits": [-1, 1]}, "controller position_limits"),
         ("controller", {"input_ref_frame": "eef"}, "controller input_ref_frame eef"),
         ("controller", {"control_delta": False, "input_ref_frame": "base"}, "input_ref_frame base"),
-        ("controller", {"output_max": 0.1}, "only ranges around zero"),
-        ("controller", {"input_max": 0, "input_min": 0}, "only ranges around zero"),
-        ("controller", {"output_max": "far"}, "cannot be understood"),
+        ("controller", {"output_max": 0.1}, "symmetric around zero"),
+        ("controller", {"input_max": 0, "input_min": 0}, "symmetric around zero"),
+        ("controller", {"output_max": "far"}, "cannot be parsed"),
         ("kwargs", {"robots": ["Sawyer"]}, "with the robots Sawyer"),
         ("kwargs", {"robots": "UR5e"}, "with the robots UR5e"),
-        ("kwargs", {"robots": ["Panda", "Panda"]}, "played by 1 Panda"),
+        ("kwargs", {"robots": ["Panda", "Panda"]}, "needs 1 Panda"),
         ("kwargs", {"gripper_types": "RethinkGripper"}, "the grippers RethinkGripper"),
         ("kwargs", {"controller_configs": []}, "no controller of the arms"),
         ("kwargs", {"control_freq": 10}, "at 10 Hz; only OSC_POSE at 20 Hz"),
-        ("args", {"type": 3}, "a simulator that robomimic numbers 3"),
+        ("args", {"type": 3}, r"another simulator \(number 3"),
     ],
 )
 def test_unsupported_controller_settings_are_refused(tmp_path, section, changes, message):

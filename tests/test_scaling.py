@@ -74,9 +74,9 @@ def test_models_are_compared_at_equal_flops():
 
 
 def test_power_law_needs_two_points():
-    with pytest.raises(ValueError, match="two places"):
+    with pytest.raises(ValueError, match="two values of x"):
         scaling_law({"a": points(0.2, 3)[:1]})
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="equally many points"):
         scaling_law({"a": points(0.2, 3)[:2], "b": points(0.2, 3)})
 
 

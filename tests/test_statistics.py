@@ -40,7 +40,7 @@ def test_success_rate_interval_is_wilson_for_one_run_and_bootstrap_for_several()
     assert success_rate([0, 0]) == success_rate([[False, False]]) == wilson(0, 2)
     several = [[1, 0, 1, 1], [0, 0, 1, 1]]
     assert success_rate(several) == mean_ci(several)
-    with pytest.raises(ValueError, match="0 or 1 each"):
+    with pytest.raises(ValueError, match="must be 0 or 1"):
         success_rate([0.5, 1])
 
 
@@ -169,7 +169,7 @@ def test_all_pairs_equal_single_pairs() -> None:
 
 
 def test_pairs_of_different_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="pair up"):
+    with pytest.raises(ValueError, match="equally many episodes"):
         paired_difference([1.0], [1.0, 2.0])
 
 
@@ -296,7 +296,7 @@ def test_training_runs_widen_the_aggregate_by_their_spread() -> None:
         ({"a": {}}, "nothing to aggregate"),
         ({"a": {"lift": [1.0]}, "b": {"can": [1.0]}}, "'a' has no values of the task 'can'"),
         ({"a": {"lift": [1.0]}, "b": {"lift": [1.0, 0.0]}}, "same episodes of 'lift'"),
-        ({"a": {"lift": [[1.0]], "can": [[1.0], [0.0]]}}, "as many training runs"),
+        ({"a": {"lift": [[1.0]], "can": [[1.0], [0.0]]}}, "the same number of training runs"),
         ({"a": {"lift": [float("nan")]}}, "finite"),
     ],
 )

@@ -81,8 +81,8 @@ def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
     ]
     assert json.loads((tmp_path / "suite.json").read_text()) == result
     table = (tmp_path / "suite.md").read_text()
-    assert "| push-near |" in table and "95 % intervals, 2 episodes a run" in table
-    assert "one training run a task (ebt (steps 1, candidates 2))" in table
+    assert "| push-near |" in table and "95 % intervals, 2 episodes per run" in table
+    assert "one training run per task (ebt (steps 1, candidates 2))" in table
     assert (tmp_path / "suite.svg").read_text().startswith("<?xml")
     for task in SUITE.tasks:
         summary = json.loads((tmp_path / task / "summary.json").read_text())
@@ -155,10 +155,10 @@ def test_incomparable_entries_are_refused(runs):
     with pytest.raises(ConfigError, match="suite=x has no tasks"):
         Suite("x", [])
     set_stored_option(runs / "push-near" / "ebt", "task.env.max_steps", 3)
-    suite_error(checkpoint_texts(runs), "equal time limits, but those given for push-near differ")
+    suite_error(checkpoint_texts(runs), "the checkpoints for push-near differ")
     set_stored_option(runs / "push-near" / "ebt", "task.env.max_steps", 15)
     shutil.rmtree(runs / "push-far" / "bc-seed1")
-    suite_error(checkpoint_texts(runs), "there are 2 of push-near, 1 of push-far")
+    suite_error(checkpoint_texts(runs), "there are 2 for push-near, 1 for push-far")
 
 
 def test_policies_have_equal_names_on_every_task(runs):
@@ -230,8 +230,8 @@ def test_suite_figure_has_a_row_per_policy_and_a_column_per_task(count):
 def test_interval_note_names_policies_with_one_training_run():
     entries = [{"name": "a", "runs": 3}, {"name": "b", "runs": 3}]
     result = {"episodes": 50, "entries": entries}
-    assert "episodes alone" not in interval_note(result)
+    assert "the episodes only" not in interval_note(result)
     entries[1]["runs"] = 1
-    assert "one training run a task (b)" in interval_note(result)
+    assert "one training run per task (b)" in interval_note(result)
     entries[0]["runs"] = 1
-    assert "one training run a task (all)" in interval_note(result)
+    assert "one training run per task (all)" in interval_note(result)

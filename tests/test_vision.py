@@ -133,7 +133,7 @@ def test_invalid_observations_are_refused():
     nan = {**good, "obs": torch.full((1, 2, 2), torch.nan)}
     for obs, message in [
         ({"obs": good["obs"]}, 'must have the camera "image"'),
-        ({**good, "image": good["image"][:, :, 6:]}, r'"image" must give \(1, 2, 96, 96, 3\)'),
+        ({**good, "image": good["image"][:, :, 6:]}, r'"image" must have images \(1, 2, 96'),
         ({**good, "image": good["image"][:, :1]}, r"got \(1, 1, 96, 96, 3\) uint8"),
         ({**good, "image": good["image"].float()}, "float32"),
         (nan, "NaN or Inf"),

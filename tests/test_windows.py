@@ -50,7 +50,7 @@ def test_windows_equal_a_naive_loop(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not obs:
-            with pytest.raises(ValueError, match="None of the"):
+            with pytest.raises(ValueError, match="all of the"):
                 Windows(arrays, ends, **sizes)
             return
         windows = Windows(arrays, ends, **sizes)

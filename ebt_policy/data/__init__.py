@@ -1,1 +1,1 @@
-"""Demonstrations: episodes on disk, windows for training, normalisation, downloads."""
+"""Demonstrations: episodes on disk, windows for training, normalisation and data sets."""

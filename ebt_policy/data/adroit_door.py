@@ -31,13 +31,13 @@ def load_adroit_door(path: str | None) -> tuple[Episodes, str]:
             $EBT_POLICY_DATA/adroit_door_human/door_human_25demos.npz.
 
     Raises:
-        EpisodeError: it is missing or malformed.
+        EpisodeError: the file is missing or malformed.
     """
     file = Path(path) if path else local_data("adroit_door_human", "door_human_25demos.npz")
     if file is None or not file.is_file():
         raise EpisodeError(
-            f"There are no Adroit demonstrations{f' at {file}' if file else ''}: put "
-            "door_human_25demos.npz into $EBT_POLICY_DATA/adroit_door_human, or give task.path=..."
+            f"There are no Adroit demonstrations{f' at {file}' if file else ''}; put "
+            "door_human_25demos.npz into $EBT_POLICY_DATA/adroit_door_human, or set task.path=..."
         )
     try:
         with np.load(file) as archive:
@@ -48,12 +48,12 @@ def load_adroit_door(path: str | None) -> tuple[Episodes, str]:
             f"{file} cannot be read ({reason(error)}); download it again."
         ) from error
     if obs.shape[1:] != (39,) or actions.shape[1:] != (28,):
-        raise EpisodeError(f"{file}: observations must be 39 wide and actions 28.")
+        raise EpisodeError(f"{file}: observations must have 39 columns and actions 28.")
     check_episodes({"obs": obs, "action": actions}, ends, str(file))
     stored = Episodes({"obs": obs, "action": actions}, ends)
     if (single := np.flatnonzero(stored.lengths < 2)).size:
-        raise EpisodeError(f"{file}: episode {single[0]} has a single row, of which none is used.")
-    # The first observation of each was made before the simulator had placed palm and handle.
+        raise EpisodeError(f"{file}: episode {single[0]} has a single row; two are needed.")
+    # The first observation of an episode precedes the placement of palm and handle.
     episodes = [
         {key: rows[1:] for key, rows in stored.episode(i).items()} for i in range(len(stored))
     ]

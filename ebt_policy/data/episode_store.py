@@ -1,10 +1,10 @@
-"""Episodes on disk, in Diffusion Policy's zarr layout, read from and written to a folder or a zip.
+"""Reading and writing episodes in Diffusion Policy's zarr layout, in a folder or a zip.
 
     <store>/                      group attributes: rate, units, key roles
       data/<key>                  (N, ...) rows of all episodes, concatenated over time
       meta/episode_ends           (E,) exclusive end row of each episode
 
-Zarr formats 2 and 3. N rows, E episodes.
+Zarr formats 2 and 3 are supported. Shapes: N rows, E episodes.
 """
 
 from __future__ import annotations
@@ -36,19 +36,23 @@ from ebt_policy.io.paths import below, dangles
 _CHUNK_BYTES = 1 << 20
 
 
-# Zarr leaves out chunks of nothing but zeros. Ours are all there, and say so, so that a chunk that
-# is not there is a lost one.
+# By default zarr does not store chunks of zeros. We store all chunks and mark the arrays, so that a
+# missing chunk is known to be lost.
 _ALL_CHUNKS = {"array.write_empty_chunks": True}
 
 
 def read_episodes(path: str | os.PathLike[str], keys: Sequence[str] | None = None) -> Episodes:
-    """Read and check episodes, only the arrays `keys` of them (default: all).
+    """Read and check episodes.
 
-    A zip may hold the store at its root or in a folder inside. Rows beyond the last committed
-    episode, which an interrupted append leaves behind, are ignored with a warning.
+    A zip may contain the store at its root or in a folder. Rows after the last committed episode,
+    which an interrupted append leaves behind, are ignored with a warning.
+
+    Args:
+        path: folder or zip of the store.
+        keys: arrays to read; None for all.
 
     Raises:
-        EpisodeError: anything missing, malformed or damaged, as one sentence.
+        EpisodeError: the store is missing, malformed or damaged.
     """
     path = Path(path)
     with open_store(path) as store:
@@ -57,10 +61,10 @@ def read_episodes(path: str | os.PathLike[str], keys: Sequence[str] | None = Non
         for key in present if keys is None else keys:
             if key not in present:
                 raise EpisodeError(
-                    f'{path}: there is no key "{key}"; the keys are {", ".join(present) or "none"}.'
+                    f'{path} has no key "{key}"; the keys are {", ".join(present) or "none"}.'
                 )
         if not present:
-            raise EpisodeError(f"{path}: there are no arrays in the group data.")
+            raise EpisodeError(f"{path} has no arrays in the group data.")
         committed = int(ends[-1])
         names = [f"data/{key}" for key in (present if keys is None else keys)]
         surplus = max((store.array(name).shape[0] - committed for name in names), default=0)
@@ -78,15 +82,16 @@ def read_episodes(path: str | os.PathLike[str], keys: Sequence[str] | None = Non
 def write_episodes(
     path: str | os.PathLike[str], episodes: Episodes, zarr_format: Literal[2, 3] = 3
 ) -> None:
-    """Write `episodes` to a folder, or to one file when `path` ends in ".zip", and fsync it.
+    """Write episodes to a folder, or to one file if `path` ends in ".zip", and fsync it.
 
-    All is written under a temporary name beside `path` and then renamed, so `path` is always
-    absent, the old store or the new one, whole. Only an episode store, an empty folder or a file
-    with a name in ".zip" is ever replaced; where `path` is a link, what it leads to is.
+    The store is written under a temporary name beside `path` and then renamed. So `path` is always
+    absent, the complete old store or the complete new one. Only an episode store, an empty folder
+    or a ".zip" file is replaced. If `path` is a link, its target is replaced.
 
     Raises:
-        EpisodeError: `path` exists and is something else, a bad key, attributes JSON cannot hold.
-        OSError: the disk refused.
+        EpisodeError: `path` is something else, a key is not a plain name, or the attributes are not
+            JSON.
+        OSError: the store cannot be written.
     """
     path = Path(os.path.realpath(path))
     zipped = path.suffix == ".zip"
@@ -95,10 +100,10 @@ def write_episodes(
     else:
         replaceable = zipped or not path.exists()
     if not replaceable:
-        raise EpisodeError(f"{path} exists and is no episode store: choose another name.")
+        raise EpisodeError(f"{path} exists and is not an episode store; choose another name.")
     for key in episodes.arrays:
         if not key or "/" in key or "\\" in key or key.startswith((".", "__")):
-            raise EpisodeError(f'{path}: "{key}" cannot be a key: use a plain name.')
+            raise EpisodeError(f'{path}: "{key}" cannot be a key; use a plain name.')
     try:
         json.dumps(episodes.attrs, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -114,7 +119,7 @@ def write_episodes(
         finally:
             store.close()
         _sync(temporary)
-        if path.is_dir():  # a folder that is not empty cannot be renamed over: move it aside first
+        if path.is_dir():  # a rename cannot replace a non-empty folder, so move it first
             aside = path.with_name(f".{path.name}.{os.getpid()}.old")
             _remove(aside)
             path.rename(aside)
@@ -132,24 +137,25 @@ def write_episodes(
 
 
 def append_episodes(path: str | os.PathLike[str], episodes: Episodes) -> None:
-    """Add `episodes` to the folder store `path` (zarr format 2 or 3), which must have their keys.
+    """Append episodes to the store in the folder `path` (zarr format 2 or 3), with the same keys.
 
-    Rows are written and fsynced first, the episode ends last and by one rename: a kill at any
-    moment leaves the committed episodes as they were. What a killed append left is cut off first.
+    Rows are written and fsynced first, and the episode ends last. So an interruption at any moment
+    leaves the committed episodes unchanged. Rows of an earlier interrupted append are removed
+    first.
 
     Raises:
-        EpisodeError: a zip, a store that cannot be read, other keys, shapes or types.
+        EpisodeError: `path` is a zip or cannot be read, or keys, shapes or types differ.
     """
     path = Path(path)
     if path.is_file():
         raise EpisodeError(
-            f"{path} is a zip, which cannot be appended to: append to a folder, then write a zip."
+            f"{path} is a zip, which cannot be extended; append to a folder, then write a zip."
         )
     with open_store(path) as store:
         committed = int(_read_ends(store)[-1])
         stored = {name: store.array(f"data/{name}") for name in store.array_names("data")}
         _check_fit(path, stored, episodes.arrays, committed)
-    with zarr.config.set(_ALL_CHUNKS):  # arrays take it over when they are opened
+    with zarr.config.set(_ALL_CHUNKS):  # arrays read this setting when they are opened
         for key, new in episodes.arrays.items():
             array = zarr.open_array(LocalStore(path), path=f"data/{key}", mode="r+")
             if array.shape[0] > committed:
@@ -158,7 +164,7 @@ def append_episodes(path: str | os.PathLike[str], episodes: Episodes) -> None:
         _sync(path / "data")
         _commit_ends(path / "meta", committed + episodes.ends)
     if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
-        zarr.consolidate_metadata(path)  # else tools that read it would not see the new episodes
+        zarr.consolidate_metadata(path)  # some tools read only this copy
 
 
 def _check_fit(
@@ -166,15 +172,15 @@ def _check_fit(
 ) -> None:
     if stored.keys() != arrays.keys():
         raise EpisodeError(
-            f"{path} has the keys {sorted(stored)}, the new episodes {sorted(arrays)}: "
-            "they must be the same."
+            f"{path} has the keys {sorted(stored)}, but the new episodes have {sorted(arrays)}; "
+            "both must be equal."
         )
     for key, new in arrays.items():
         old = stored[key]
         if old.shape[1:] != new.shape[1:] or not np.can_cast(new.dtype, old.dtype, "same_kind"):
             raise EpisodeError(
-                f'{path}: "{key}" holds rows of shape {old.shape[1:]} and type {old.dtype}, the '
-                f"new ones have {new.shape[1:]} and {new.dtype}."
+                f'{path}: "{key}" has rows of shape {old.shape[1:]} and type {old.dtype}, but the '
+                f"new rows have {new.shape[1:]} and {new.dtype}."
             )
         if old.shape[0] < committed:
             raise EpisodeError(
@@ -183,8 +189,9 @@ def _check_fit(
 
 
 def _commit_ends(meta: Path, new: np.ndarray) -> None:
-    """Extend meta/episode_ends so that readers see either the old ends or all of the new."""
-    # Grown in a copy. Then its chunks come first, which the old shape hides, and its shape last.
+    """Extend meta/episode_ends so that readers see either the old or all of the new ends."""
+    # Append to a copy, then move its files. The file with the shape is last, because readers ignore
+    # new chunks beyond the old shape.
     target, copy = meta / "episode_ends", meta / ".episode_ends.tmp"
     _remove(copy)
     shutil.copytree(target, copy)
@@ -197,12 +204,12 @@ def _commit_ends(meta: Path, new: np.ndarray) -> None:
             (copy / file).replace(target / file)
         _sync(target)
     finally:
-        # zarr's threads may still write after an interruption; the next append removes the rest.
+        # Threads of zarr may still write after an interruption. The next append removes the rest.
         shutil.rmtree(copy, ignore_errors=True)
 
 
 def _write(store: LocalStore | ZipStore, episodes: Episodes, zarr_format: Literal[2, 3]) -> None:
-    # Checksums let a flipped bit be seen.
+    # Checksums detect flipped bits.
     compressor = (
         numcodecs.Zstd(level=3, checksum=True)
         if zarr_format == 2
@@ -236,7 +243,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Fsync a file, or a folder with all that is in it."""
+    """Fsync a file, or a folder with all its content."""
     files = [f for f in below(path) if not dangles(f)] if path.is_dir() else [path]
     for name in files:
         with name.open("rb+") as file:
@@ -247,7 +254,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_entry(folder: Path) -> None:
-    if os.name == "posix":  # other systems do not open folders
+    if os.name == "posix":  # other systems cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

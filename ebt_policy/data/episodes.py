@@ -1,10 +1,6 @@
-"""Episodes on disk, in Diffusion Policy's zarr layout, read from and written to a folder or a zip.
+"""Episodes in memory, and checks of their arrays (see `episode_store` for episodes on disk).
 
-    <store>/                      group attributes: rate, units, key roles
-      data/<key>                  (N, ...) rows of all episodes, concatenated over time
-      meta/episode_ends           (E,) exclusive end row of each episode
-
-Zarr formats 2 and 3. N rows, E episodes.
+Shapes: N rows of all episodes, E episodes.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ class Episodes:
     Attributes:
         arrays: key -> (N, ...) numbers.
         ends: (E,) int64, exclusive end row of each episode; strictly increasing, ends[-1] == N.
-        attrs: what JSON can hold, e.g. {"rate_hz": 10, "units": {...}, "roles": {...}}.
+        attrs: JSON values, e.g. {"rate_hz": 10, "units": {...}, "roles": {...}}.
 
     Raises:
         EpisodeError: see `check_episodes`.
@@ -47,27 +43,27 @@ class Episodes:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(E,) rows of each episode."""
+        """(E,) number of rows of each episode."""
         return np.diff(self.ends, prepend=0)
 
     def episode(self, i: int) -> dict[str, np.ndarray]:
-        """Arrays of episode `i` (negative counts from the end), as views: key -> (length, ...)."""
+        """Return views key -> (length, ...) of episode `i`; a negative `i` counts from the end."""
         i = range(len(self))[i]
         stop = int(self.ends[i])
         start = stop - int(self.lengths[i])
         return {key: array[start:stop] for key, array in self.arrays.items()}
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Episodes:
-        """The episodes `indices`, in that order, copied."""
+        """Return copies of the episodes `indices`, in this order."""
         chosen = [self.episode(int(i)) for i in indices]
         if not chosen:
-            raise EpisodeError("Cannot select no episodes: give at least one index.")
+            raise EpisodeError("no episodes are selected; pass at least one index.")
         arrays = {key: np.concatenate([e[key] for e in chosen]) for key in self.arrays}
         lengths = self.lengths[np.asarray(indices, dtype=np.int64)]
         return Episodes(arrays, np.cumsum(lengths), self.attrs)
 
     def __add__(self, other: Episodes) -> Episodes:
-        """These episodes and then the `other` ones, which have the same keys."""
+        """Concatenate these episodes and the `other` ones, which must have the same keys."""
         if set(self.arrays) != set(other.arrays):
             raise EpisodeError(
                 f"Cannot join episodes with the keys {', '.join(sorted(self.arrays))} and "
@@ -78,15 +74,17 @@ class Episodes:
 
 
 def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, source: str) -> None:
-    """Check arrays and episode ends as `Episodes` wants them.
+    """Check arrays and episode ends (see `Episodes`).
 
     Args:
-        source: their file, for messages.
+        arrays: key -> (N, ...).
+        ends: (E,).
+        source: name of the file in messages.
 
     Raises:
-        EpisodeError: no episodes, ends that are no integers or out of order, and of each array
-            another length than ends[-1], values that are no numbers, NaN, infinity, or numbers
-            beyond the range of float32, in which networks calculate.
+        EpisodeError: there are no episodes, or ends are not integers or not increasing. Also if an
+            array is empty, not numeric or not of length ends[-1], or has values that are not finite
+            in float32.
     """
     ends = np.asarray(ends)
     if ends.ndim != 1 or len(ends) == 0:
@@ -108,44 +106,44 @@ def check_meaning(
     """Check the rate and the units that a store declares.
 
     Args:
-        attrs: of the store, see `Episodes`. Missing entries are not checked.
-        source: their file, for messages.
-        rate_hz: rows a second.
+        attrs: attributes of the store (see `Episodes`). Missing entries are not checked.
+        source: name of the file in messages.
+        rate_hz: expected rate, rows per second.
         units: key -> text that the declared unit must contain.
 
     Raises:
-        EpisodeError: another rate, or another unit.
+        EpisodeError: the rate or a unit differs.
     """
     if (rate := attrs.get("rate_hz")) not in (None, rate_hz):
         raise EpisodeError(
-            f"{source} says rate_hz={rate!r}, the task has {rate_hz} rows a second: resample it."
+            f"{source} has rate_hz={rate!r}, but the task needs {rate_hz}; resample the file."
         )
     declared_units = attrs.get("units")
     for key, unit in (units or {}).items():
         if isinstance(declared_units, Mapping) and unit not in str(declared_units.get(key, unit)):
             raise EpisodeError(
-                f"{source} says that {key} is in {declared_units[key]!r}, the task's is in {unit}: "
+                f"{source} has {key} in {declared_units[key]!r}, but the task needs {unit}; "
                 "convert it."
             )
 
 
 def _problem(key: str, array: np.ndarray, ends: np.ndarray) -> str:
-    """What is wrong with an array, or nothing."""
+    """Return a description of the problem with an array; "" if there is none."""
     if array.dtype.kind not in "biuf":
-        return f'"{key}" has type {array.dtype}, not numbers: leave it out'
+        return f'"{key}" has type {array.dtype}, not numbers; remove it'
     if array.ndim == 0 or len(array) != ends[-1]:
         return f'"{key}" has shape {array.shape}, but the episodes end at row {ends[-1]}'
     if array.size == 0:
-        return f'"{key}" has shape {array.shape}, which holds no numbers: leave it out'
+        return f'"{key}" has shape {array.shape}, which has no values; remove it'
     if array.dtype.kind == "f":
         limit = min(np.finfo(array.dtype).max, np.finfo(np.float32).max)
-        is_valid = (array >= -limit) & (array <= limit)  # NaN is neither
+        is_valid = (array >= -limit) & (array <= limit)  # both comparisons are False for NaN
         if not is_valid.all():
             row = int(np.argmin(is_valid.reshape(len(array), -1).all(axis=1)))
             episode = int(np.searchsorted(ends, row, side="right"))
             value = array[row][~is_valid[row]].flat[0]
             return (
                 f'"{key}" has NaN or infinity in float32, first {value} in row {row} (episode '
-                f"{episode}): repair such rows or leave their episodes out"
+                f"{episode}); repair these rows or remove their episodes"
             )
     return ""

@@ -1,6 +1,6 @@
-"""Groups and arrays of an HDF5 file that others wrote: nothing is taken from any other file.
+"""Safe access to groups and arrays of an untrusted HDF5 file, without following other files.
 
-Messages begin with what is wrong; whoever reads a file puts its name before them.
+Error messages are predicates such as "lacks data". Callers put the name of the file before them.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from ebt_policy.data.zarr_store import EpisodeError
 
 
 def h5py_module() -> Any:
-    """Return h5py, which is optional.
+    """Return the optional module h5py.
 
     Raises:
-        EpisodeError: it is not installed.
+        EpisodeError: h5py is not installed.
     """
     try:
         import h5py
     except ImportError as error:
         raise EpisodeError(
-            "Reading robomimic files needs h5py: pip install 'ebt_policy[robomimic]'."
+            "reading robomimic files needs h5py; run pip install 'ebt_policy[robomimic]'."
         ) from error
     return h5py
 
 
 def member(group: Any, name: str) -> Any:
-    """Return the group or dataset `name` of a group, through links within its file.
+    """Return the group or dataset `name` of a group; follow links only within the file.
 
     Raises:
-        EpisodeError: there is none, or it lies in another file.
+        EpisodeError: the member is missing or in another file.
     """
     external = isinstance(group.get(name, getlink=True), h5py_module().ExternalLink)
     if not external and name not in group:
         raise EpisodeError(f"lacks {name}")
     if external or group[name].file.filename != group.file.filename:
-        raise EpisodeError(f"has {name} in another file, which is not followed: copy it into this")
+        raise EpisodeError(f"has {name} in another file, which is not followed; copy it here")
     return group[name]
 
 
@@ -45,7 +45,7 @@ def subgroup(group: Any, name: str) -> Any:
     """Return the group `name` of a group.
 
     Raises:
-        EpisodeError: as `member`, or it is an array.
+        EpisodeError: as in `member`, or `name` is an array.
     """
     node = member(group, name)
     if not isinstance(node, h5py_module().Group):
@@ -56,20 +56,22 @@ def subgroup(group: Any, name: str) -> Any:
 def read_rows(
     group: Any, name: str, *, width: int | None = None, rows: int | None = None
 ) -> np.ndarray:
-    """Return the array `name` (N, D) of a group, finite numbers.
+    """Return the array `name` (N, D) of a group, with finite values.
 
     Args:
-        width, rows: D and N as they must be; None for any, but no zero.
+        group: the group.
+        name: name of the array.
+        width, rows: required D and N; None for any value above 0.
 
     Raises:
-        EpisodeError: it is missing, lies in another file, is no such array, or holds NaN, infinity
-            or what float32 cannot hold.
+        EpisodeError: the array is missing, in another file, not numeric or of another shape, or has
+            values that are not finite in float32.
     """
     dataset = member(group, name)
     if not isinstance(dataset, h5py_module().Dataset):
         raise EpisodeError(f"has a group in place of the array {name}")
     if dataset.external or dataset.is_virtual:
-        raise EpisodeError(f"has {name} in another file, which is not followed: copy it into this")
+        raise EpisodeError(f"has {name} in another file, which is not followed; copy it here")
     if dataset.dtype.kind not in "biuf":
         raise EpisodeError(f"has {name} of type {dataset.dtype}, not numbers")
     shape = dataset.shape or ()
@@ -78,7 +80,7 @@ def read_rows(
     if rows is not None and shape[0] != rows:
         raise EpisodeError(f"has {shape[0]} rows of {name}, but {rows} actions")
     values = dataset[()]
-    is_valid = np.abs(values) <= np.finfo(np.float32).max  # NaN is not
+    is_valid = np.abs(values) <= np.finfo(np.float32).max  # False for NaN
     if not is_valid.all():
         row = int(np.argmin(is_valid.all(axis=1)))
         raise EpisodeError(f"has NaN or infinity in {name}, first in row {row}")

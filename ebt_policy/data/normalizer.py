@@ -1,4 +1,4 @@
-"""Scaling of observations and actions, by the limits or the spread of the training data."""
+"""Scaling of observations and actions by the limits or the spread of the training data."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# A range below this fraction of the values, or below what float32 can divide by, is rounding, not
-# motion: the channel is constant.
+# A channel is constant if its range is below this fraction of its values, or too small to divide by
+# in float32. Such a range is rounding and not motion.
 _CONSTANT = 1e-6
 _TINY = 1e-30
 _LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Normalizer(nn.Module):
-    """Maps each last-dimension channel to the units of a network, and back.
+    """Map of each channel (entry of the last dimension) to network units, and back.
 
-    Formula: y = 2 (x - min) / (max - min) - 1 (Diffusion Policy's "limits" mode), or where a key
-    has mean and std, y = (x - mean) / std. A channel that is constant in the data maps to 0, and
-    anything maps back to its constant. The numbers follow the module to a device but are not part
-    of `state_dict`: they are kept as JSON.
+    Formula: y = 2 (x - min) / (max - min) - 1 (Diffusion Policy's "limits" mode). For a key with
+    mean and std, it is y = (x - mean) / std. A channel that is constant in the data maps to 0, and
+    every value maps back to the constant. The numbers are buffers but not part of `state_dict`;
+    they are stored as JSON.
 
     Args:
-        limits: key -> {"min": D numbers, "max": D numbers}, and "mean" and "std" where wanted; the
-            form of `to_json`.
+        limits: key -> {"min": D numbers, "max": D numbers}, optionally with "mean" and "std", as
+            from `to_json`.
 
     Raises:
         ValueError: malformed limits (not a dict, missing min or max, different lengths, not
@@ -37,7 +37,7 @@ class Normalizer(nn.Module):
         super().__init__()
         if not isinstance(limits, Mapping) or not limits:
             raise ValueError(
-                'A normalizer needs {key: {"min": [...], "max": [...]}}, at least one key.'
+                'A normalizer needs {key: {"min": [...], "max": [...]}} with at least one key.'
             )
         self._limits: dict[str, dict[str, list[float]]] = {}
         for key, entry in limits.items():
@@ -74,14 +74,14 @@ class Normalizer(nn.Module):
     def fit(
         cls, arrays: Mapping[str, Tensor | np.ndarray], standardized: Collection[str] = ()
     ) -> Normalizer:
-        """Take the limits of `arrays`, key -> (..., D), over all dimensions but the last.
+        """Return a normalizer with the limits of arrays over all dimensions but the last.
 
         Args:
-            arrays: the training data.
+            arrays: training data, key -> (..., D).
             standardized: keys that get zero mean and unit spread instead of limits of -1 and 1.
 
         Raises:
-            ValueError: an empty array, or NaN or infinity in one.
+            ValueError: an array is empty or contains NaN or infinity.
         """
         limits = {}
         for key, array in arrays.items():
@@ -101,21 +101,21 @@ class Normalizer(nn.Module):
         return tuple(self._limits)
 
     def normalize(self, key: str, x: Tensor) -> Tensor:
-        """Environment units (..., D) -> the network's (..., D), [-1, 1] where limits are mapped."""
+        """Convert x (..., D) from env units to network units; keys with limits map to [-1, 1]."""
         zero, scale, shift = (self._buffer(key, x, name) for name in ("zero", "scale", "shift"))
         return (x - zero) * scale - shift
 
     def unnormalize(self, key: str, y: Tensor) -> Tensor:
-        """Inverse of `normalize`: the network's units (..., D) -> environment units (..., D)."""
+        """Convert y (..., D) from network units to env units, the inverse of `normalize`."""
         zero, unit, shift = (self._buffer(key, y, name) for name in ("zero", "unit", "shift"))
         return (y + shift) * unit + zero
 
     def clamp(self, key: str, y: Tensor) -> Tensor:
-        """Bring y (..., D), in the network's units, within the limits of the training data."""
+        """Clamp y (..., D), in network units, to the limits of the training data."""
         return y.clamp(self._buffer(key, y, "low"), self._buffer(key, y, "high"))
 
     def box(self, key: str) -> tuple[Tensor, Tensor]:
-        """The limits of the training data in the network's units: low and high, (D,)."""
+        """Return the limits of the training data in network units: low and high, (D,) each."""
         self._require_key(key)
         return self.get_buffer(_name(key, "low")), self.get_buffer(_name(key, "high"))
 
@@ -124,12 +124,12 @@ class Normalizer(nn.Module):
             raise ValueError(f'The normalizer has no limits for "{key}"; it has {list(self.keys)}.')
 
     def to_json(self) -> dict[str, dict[str, list[float]]]:
-        """Plain lists: key -> {"min": [...], "max": [...]}, if standardized "mean" and "std"."""
+        """Return key -> {"min": [...], "max": [...]}, with "mean" and "std" if standardized."""
         return {key: {name: list(v) for name, v in e.items()} for key, e in self._limits.items()}
 
     @classmethod
     def from_json(cls, limits: Mapping[str, Any]) -> Normalizer:
-        """Inverse of `to_json`; ValueError says what is malformed."""
+        """Return a normalizer from the output of `to_json`; ValueError if it is malformed."""
         return cls(limits)
 
     def _buffer(self, key: str, x: Tensor, name: str) -> Tensor:
@@ -144,7 +144,7 @@ class Normalizer(nn.Module):
 
 
 def _name(key: str, buffer: str) -> str:
-    return f"{key.replace('.', '/')}_{buffer}"  # module buffers may not have a dot in their name
+    return f"{key.replace('.', '/')}_{buffer}"  # names of buffers must not contain a dot
 
 
 def _channels(key: str, entry: Any, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Push-T demonstrations: the 206 human ones of Diffusion Policy, or the ones shipped here.
+"""Push-T demonstrations: 206 human ones from Diffusion Policy, or the ones in this package.
 
 State (..., 5) = agent x, agent y, block x, block y in pixels of the 512 x 512 scene, block angle in
 radians. Observation (..., 20) = nine keypoints of the T (x, y each), then agent x, y. Action
@@ -24,11 +24,11 @@ from ebt_policy.io.download import DownloadError, cache_dir, fetch
 from ebt_policy.io.local_data import local_data
 
 URL = "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip"
-# The archive has no published checksum, so its content is checked: see `content_digest`.
+# The archive has no published checksum, so its content is checked (see `content_digest`).
 HUMAN_DIGEST = "095007df5123ff64d0ef28170c5ee8c71acb85423ef6305c0d7f6e6b4aaf728c"
 
 
-# What a file of Push-T episodes says of itself.
+# Attributes of a file of Push-T episodes.
 ATTRS: dict[str, Any] = {
     "rate_hz": 10,
     "units": {"state": "px, px, px, px, rad", "action": "px"},
@@ -37,16 +37,16 @@ ATTRS: dict[str, Any] = {
 
 
 def mirror(points: np.ndarray) -> np.ndarray:
-    """Mirror scene positions (..., 2), px, at the goal's axis of symmetry, the line x + y = 512.
+    """Mirror scene positions (..., 2), in px, at the goal's axis of symmetry, x + y = 512.
 
-    Goal, T and the square table are their own images, so the mirror image of a demonstration is
-    one, too (up to the walls' being off centre by one pixel).
+    Goal, T and the square table are symmetric, so that a mirrored demonstration is valid, too. Only
+    the walls are not exactly symmetric: they are one pixel off centre.
     """
     return 512.0 - points[..., ::-1]
 
 
 def mirrored(episodes: Episodes) -> Episodes:
-    """The mirror images of Push-T episodes that have "state" and "action"."""
+    """Return the mirror images of Push-T episodes with "state" and "action"."""
     state = episodes.arrays["state"].astype(np.float64)
     angle = 2 * GOAL[2] - state[:, 4:]
     state = np.concatenate([mirror(state[:, :2]), mirror(state[:, 2:4]), angle], axis=-1)
@@ -55,14 +55,14 @@ def mirrored(episodes: Episodes) -> Episodes:
 
 
 def aligned(episodes: Episodes) -> Episodes:
-    """Push-T episodes moved so that each ends with the block exactly on the goal.
+    """Return Push-T episodes, each moved as a whole so that it ends with the block on the goal.
 
-    Pushing does not depend on where the table is, so a demonstration that was moved as a whole (up
-    to the walls) is one, too: it shows how to reach where its block ended. The human ones end some
-    4 px and 3 degrees off, at a coverage of 0.90 at most, while an episode asks for 0.95.
+    Pushing does not depend on the position on the table (apart from the walls), so that a moved
+    demonstration is valid, too. The human demonstrations end about 4 px and 3 degrees from the
+    goal, with a coverage of at most 0.90, but an episode succeeds at 0.95.
     """
     starts = np.concatenate([[0], episodes.ends[:-1]])
-    final = np.repeat(episodes.ends - 1, episodes.ends - starts)  # of each row's episode
+    final = np.repeat(episodes.ends - 1, episodes.ends - starts)  # for each row
     state = episodes.arrays["state"].astype(np.float64)
     end, rotation = state[final, 2:4], GOAL[2] - state[final, 4:]
     cos, sin = np.cos(rotation), np.sin(rotation)
@@ -80,14 +80,14 @@ def aligned(episodes: Episodes) -> Episodes:
 
 
 def content_digest(episodes: Episodes) -> str:
-    """SHA-256 of episode_ends (int64), state and action (float32), little-endian, in that order."""
+    """Return the SHA-256 of episode_ends (int64), state and action (float32), little-endian."""
     digest = hashlib.sha256(episodes.ends.astype("<i8").tobytes())
     for key in ("state", "action"):
         digest.update(np.ascontiguousarray(episodes.arrays[key], dtype="<f4").tobytes())
     return digest.hexdigest()
 
 
-EXPERT = "by the package's own expert, an energy policy that learned from the human ones"
+EXPERT = "by the package's own expert, an energy policy trained on the human ones"
 
 
 def load_push_t(
@@ -97,26 +97,26 @@ def load_push_t(
     """Load Push-T demonstrations: obs (N, 20), action (N, 2) and state (N, 5), float32.
 
     Args:
-        path: a zarr folder or zip with the keys state and action. Without one, the human
-            demonstrations are looked for in $EBT_POLICY_DATA/pusht, then in the cache, then
-            downloaded from the Diffusion Policy site.
-        demos: "human" insists on the human demonstrations, "expert" takes the ones shipped with
-            the package, None prefers human and falls back to the shipped ones without a network.
+        path: a zarr folder or zip with the keys state and action. If None, the human demonstrations
+            are read from $EBT_POLICY_DATA/pusht or the cache, or downloaded from the Diffusion
+            Policy site.
+        demos: "human" for the human demonstrations, "expert" for the demonstrations in this
+            package. None uses the human ones, and those in the package if a download fails.
 
     Returns:
-        The episodes, and one sentence for the user that says which demonstrations they are.
+        The episodes, and a one-line description of their source.
 
     Raises:
         EpisodeError: the file at `path` (or in $EBT_POLICY_DATA) is missing or malformed.
-        DownloadError: demos="human" and the file cannot be had, or is not the published one.
-        ConfigError: unknown `demos`, or "expert" together with a path.
+        DownloadError: demos="human", and the file cannot be downloaded or is not the published one.
+        ConfigError: `demos` is unknown, or "expert" together with a path.
     """
     if demos not in (None, "human", "expert"):
-        raise ConfigError(f'task.demos={demos!r} is unknown: use "human", "expert" or None.')
+        raise ConfigError(f"task.demos={demos!r} is unknown; use human, expert or null.")
     if demos == "expert":
         if path is not None:
             raise ConfigError(
-                "task.demos=expert takes the shipped demonstrations; leave task.path out."
+                "task.demos=expert uses the demonstrations in the package; remove task.path."
             )
         return _shipped("")
     if path is not None:
@@ -128,7 +128,7 @@ def load_push_t(
     except DownloadError as error:
         if demos == "human":
             raise
-        return _shipped(f" (the human ones could not be had: {str(error).rstrip('.')})")
+        return _shipped(f" (the human ones are not available: {str(error).rstrip('.')})")
     return _describe(episodes, f"by humans, from {cache_dir() / 'pusht.zip'}")
 
 
@@ -143,14 +143,14 @@ def _download() -> Episodes:
         reason = str(error)
     file.unlink(missing_ok=True)
     raise DownloadError(
-        f"The file from {URL} does not hold the published Push-T demonstrations ({reason}) and was "
-        "deleted: try again, or give the path of a copy."
+        f"the file from {URL} does not contain the published Push-T demonstrations ({reason}) and "
+        "was deleted; try again, or set task.path to a copy."
     )
 
 
 def _read_push_t(path: Path) -> Episodes:
-    # Only these two: the images beside them are 700 MB decompressed, and the observation is
-    # computed from the state so that it is the same function everywhere.
+    # Read only two arrays. The images have 700 MB when decompressed, and observations are computed
+    # from the states, so that all sources use the same function.
     episodes = read_episodes(path, keys=("state", "action"))
     source, rate_hz = str(path), ATTRS["rate_hz"]
     check_meaning(episodes.attrs, source, rate_hz=rate_hz, units={"state": "px", "action": "px"})
@@ -158,7 +158,7 @@ def _read_push_t(path: Path) -> Episodes:
         shape = episodes.arrays[key].shape
         if len(shape) != 2 or shape[1] != width:
             raise EpisodeError(
-                f'{path}: Push-T "{key}" must have shape (rows, {width}), it has {shape}.'
+                f'{path}: Push-T "{key}" must have shape (rows, {width}), got {shape}.'
             )
     return episodes
 
@@ -185,7 +185,7 @@ def _with_observations(raw: Episodes) -> Episodes:
 
 @TASK_FAMILIES.register("push_t")
 class PushTFamily(TaskFamily):
-    """Pushing the T onto its target."""
+    """The task of pushing the T onto its target."""
 
     has_scripted_expert = False
     recording_attrs = ATTRS

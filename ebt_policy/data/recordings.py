@@ -1,4 +1,4 @@
-"""Recorded demonstrations: episode stores in ``demos/``, or where a control loop wrote them."""
+"""Recorded demonstrations: episode stores in ``demos/`` or written by a control loop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.data.episodes import EpisodeError, Episodes, check_meaning
 from ebt_policy.data.task_family import TASK_FAMILIES, DemonstrationConfig, TaskFamily
 
-RECORDINGS = Path("demos")  # where `python -m ebt_policy.record` writes, as runs/ and results/
+RECORDINGS = Path("demos")  # default folder of `python -m ebt_policy.record`
 
 
 def recording(name: str, suffix: str = TaskFamily.recording_suffix) -> Path:
-    """Return the default file of recorded demonstrations of a task."""
+    """Return the default path of the recorded demonstrations of a task."""
     return RECORDINGS / f"{name}{suffix}"
 
 
@@ -24,20 +24,25 @@ def record_command(name: str) -> str:
 
 
 def is_store(path: str | None) -> bool:
-    """Return whether a path is an episode store, as control loops record them, by its name."""
+    """Return whether a path can be an episode store: a folder or a name that ends in .zip."""
     return path is not None and (Path(path).is_dir() or path.endswith(".zip"))
 
 
 def load_recorded(
     name: str, path: str | None, rate_hz: float | None = None
 ) -> tuple[Episodes, str]:
-    """Load "obs", "action" and, if recorded here, "state" from an episode store.
+    """Load the arrays of an episode store, at least "obs" and "action".
 
     Args:
-        rate_hz: of the task; a store with another rate is refused.
+        name: name of the task.
+        path: folder or zip of the store; None for the default path of the task.
+        rate_hz: rate of the task, which the store must have; None for any rate.
+
+    Returns:
+        The episodes, and the source as text.
 
     Raises:
-        EpisodeError: there is none, it is malformed, or has no such arrays.
+        EpisodeError: the store is missing or malformed, or has no "obs" or "action".
     """
     file = Path(path) if path is not None else recording(name)
     if not file.exists():
@@ -57,7 +62,7 @@ def load_recorded(
 @TASK_FAMILIES.register("recorded")
 @TASK_FAMILIES.register("metaworld")
 class RecordedFamily(TaskFamily):
-    """Tasks whose demonstrations are recorded, and never downloaded."""
+    """Tasks whose demonstrations are recorded and not downloaded."""
 
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
         episodes, origin = load_recorded(config.name, config.path)

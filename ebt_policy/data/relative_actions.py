@@ -14,11 +14,12 @@ from torch import Tensor
 def origin_index(
     relative_to: Sequence[int | None] | None, device: torch.device | str = "cpu"
 ) -> Tensor | None:
-    """Return the entries (A,) of an observation that `action_origin` reads.
+    """Return the indices (A,) for `action_origin`; None if all actions are absolute.
 
     Args:
-        relative_to: A entries of an observation, in the units of the action; None for a number
-            that stays absolute, None as a whole for absolute actions.
+        relative_to: as in `PolicyShape`: for each action dimension, the index of an observation
+            entry in the same unit, or None for an absolute dimension.
+        device: device of the indices.
     """
     if relative_to is None:
         return None
@@ -26,14 +27,14 @@ def origin_index(
 
 
 def action_origin(obs: Tensor, index: Tensor | None) -> Tensor | float:
-    """Return where the actions of a chunk are measured from: (B, 1, A), or 0.0 if absolute.
+    """Return the origin (B, 1, A) of the actions of a chunk, or 0.0 if all are absolute.
 
     Args:
-        obs: (B, To, Do), the newest last.
-        index: what `origin_index` returned, on the same device.
+        obs: (B, To, Do), newest last.
+        index: output of `origin_index`, on the same device.
     """
     if index is None:
         return 0.0
-    # The last entry is a zero, for what stays absolute.
+    # Index -1 reads the appended zero, for absolute dimensions.
     newest = torch.nn.functional.pad(obs[:, -1:], (0, 1))
     return newest[..., index]

@@ -1,7 +1,7 @@
 """Camera frames of recorded states, rendered by an environment.
 
-Frames of demonstrations are rendered instead of read. So demonstrations without frames can be used,
-they can be shifted and mirrored first, and they look like those of the evaluation.
+Frames of demonstrations are rendered, not read from recordings. So demonstrations need no frames,
+can be shifted and mirrored before, and look like the frames in an evaluation.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ebt_policy.io.atomic_write import atomic_path
 from ebt_policy.io.download import cache_dir
 from ebt_policy.io.progress import ReportedProgress
 
-RENDER_VERSION = 2  # raise it when environments render differently, to discard cached frames
+RENDER_VERSION = 2  # increase it when rendering changes, to discard cached frames
 
 
 def rendered_observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the observations of states, rendered once and then read from the cache folder.
+    """Return observations of states, which are rendered once and then read from a cache.
 
     Args:
         spec: an environment with cameras.
-        states: (N, S).
+        states: (N, S) states of the environment.
 
     Returns:
-        "obs" (N, Do), and under the name of each camera (N, H, W, 3) uint8.
+        "obs" (N, Do), and the frames (N, H, W, 3) uint8 of each camera under its name.
     """
     digest = hashlib.sha256(np.ascontiguousarray(states).tobytes())
     digest.update(repr((RENDER_VERSION, spec.env_id, sorted(spec.kwargs.items()))).encode())
@@ -37,7 +37,7 @@ def rendered_observations(spec: EnvSpec, states: np.ndarray) -> dict[str, np.nda
     try:
         with np.load(file) as stored:
             return dict(stored)
-    except Exception:  # none yet, or a damaged one, for which NumPy's errors share no base
+    except Exception:  # no file, or a damaged one: NumPy's errors share no base class
         frames = _render(spec, states)
         _store(file, frames)
         return frames

@@ -1,4 +1,4 @@
-"""robomimic's HDF5 demonstrations, as published for robosuite 1.4 and 1.5, or recorded here.
+"""Reading robomimic's HDF5 demonstrations, published for robosuite 1.4 and 1.5 or recorded here.
 
     data (env_args, total)
       demo_<i> (num_samples, model_file)   actions (N, 7 arms), states, rewards, dones, obs/<key>
@@ -6,8 +6,8 @@
 
 Mandlekar et al. 2021, "What Matters in Learning from Offline Human Demonstrations for Robot
 Manipulation". The layout of "object" differs between versions of robosuite, and its relative parts
-lag one step behind in files that were made from states; its poses do neither. So an observation
-here is made of those, by `observation`, which the environment calls, too.
+lag one step behind in files that were made from states. Its poses have neither problem. So
+observations are computed from poses, with the function `observation` that the environment uses.
 
 Shapes: N rows, arms 1 or 2.
 """
@@ -46,22 +46,23 @@ def read_robomimic(
     mask: str | None = None,
     actions: Literal["delta", "absolute"] = "delta",
 ) -> Episodes:
-    """Demonstrations of a robomimic file: obs (N, Do), action (N, A) and, if it has them, state.
+    """Read demonstrations of a robomimic file: obs (N, Do), action (N, A) and state, if present.
 
     Args:
         scene: a key of `SCENES`.
+        path: the HDF5 file.
         mask: name of a subset ("train", "20_percent"); None for all demonstrations.
         actions: "delta", as recorded, or "absolute" (see `absolute_actions`).
 
     Raises:
-        EpisodeError: no such file, a damaged or foreign one, one of another task, robot or
-            controller, or without the subset. Of several demonstrations that cannot be used the
-            first few are named.
+        EpisodeError: the file is missing, damaged or not from robomimic; its task, robot or
+            controller differs; or it has no such subset. The message lists the first few
+            demonstrations that cannot be used.
     """
     h5py = h5py_module()
     path, scene_spec = Path(path), SCENES[scene]
     if not path.is_file():
-        raise EpisodeError(f"There is no robomimic file at {path}.")
+        raise EpisodeError(f"there is no robomimic file at {path}.")
     try:
         with h5py.File(path, "r") as file:
             data = _open_group(path, file, "data")
@@ -72,10 +73,10 @@ def read_robomimic(
             demos = _demos(path, data, chosen, scene_spec, recorded, actions)
     except EpisodeError:
         raise
-    except Exception as error:  # what h5py raises at damaged files shares no base
+    except Exception as error:  # errors of h5py at damaged files share no base class
         raise EpisodeError(
-            f"{path} cannot be read ({reason(error)}): it is truncated or no robomimic file; "
-            "download or record it again."
+            f"{path} cannot be read ({reason(error)}): it is truncated or not a robomimic "
+            "file; download or record it again."
         ) from error
     keys = set.intersection(*(set(demo) for demo in demos))
     arrays = {key: np.concatenate([demo[key] for demo in demos]) for key in sorted(keys)}
@@ -86,16 +87,16 @@ def _open_group(path: Path, group: Any, name: str) -> Any:
     try:
         return subgroup(group, name)
     except EpisodeError as error:
-        raise EpisodeError(f"{path} {error}: it is no robomimic file.") from error
+        raise EpisodeError(f"{path} {error}: it is not a robomimic file.") from error
 
 
 def _subset(path: Path, file: Any, mask: str) -> set[str]:
-    """Names of the demonstrations of a subset."""
+    """Return the names of the demonstrations in a subset."""
     masks = _open_group(path, file, "mask") if "mask" in file else {}
     if mask not in masks:
         raise EpisodeError(
             f"{path} has no subset {mask!r}; it has {', '.join(sorted(masks)) or 'none at all'} "
-            "(leave task.mask out, or make one with robomimic's split_train_val.py)."
+            "(remove task.mask, or create a subset with robomimic's split_train_val.py)."
         )
     try:
         listing = member(masks, mask)[()]
@@ -105,18 +106,18 @@ def _subset(path: Path, file: Any, mask: str) -> set[str]:
 
 
 def _names(path: Path, data: Any, subset: set[str] | None) -> list[str]:
-    """Demonstrations to read, in the order of their numbers."""
+    """Return the names of the demonstrations to read, ordered by their numbers."""
     names = set(data) if subset is None else subset
     if absent := sorted(names - set(data)):
         raise EpisodeError(
-            f"{path}: the subset task.mask names {_some(absent)}, which the file does not hold."
+            f"{path}: the subset of task.mask names {_some(absent)}, which the file does not have."
         )
     if not names:
-        raise EpisodeError(f"{path} holds no demonstrations.")
+        raise EpisodeError(f"{path} contains no demonstrations.")
     if strange := sorted(n for n in names if not n.rpartition("_")[2].isdecimal()):
         raise EpisodeError(
-            f"{path}: its group data holds {_some(strange)}, which is no demonstration (demo_0, "
-            "demo_1 and so on): remove it, or choose demonstrations with task.mask."
+            f"{path}: its group data contains {_some(strange)}, which is not a demonstration "
+            "(demo_0, demo_1, ...); remove it, or select demonstrations with task.mask."
         )
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
@@ -134,7 +135,7 @@ def _demos(
     recorded: RecordedController,
     actions: str,
 ) -> list[dict[str, np.ndarray]]:
-    """All demonstrations, or what is wrong with the first few that cannot be used."""
+    """Return all demonstrations; raise EpisodeError with the problems of the first few bad ones."""
     demos: list[dict[str, np.ndarray]] = []
     problems = []
     for name in names:
@@ -156,24 +157,22 @@ def _demos(
 def _demo(
     demo: Any, scene: Scene, recorded: RecordedController, actions: str
 ) -> dict[str, np.ndarray]:
-    """A demonstration; errors say what it has or lacks."""
+    """Return a demonstration; error messages are predicates, as in `hdf5`."""
     stored = "actions_abs" if actions == "absolute" and "actions_abs" in demo else "actions"
     action = read_rows(demo, stored, width=7 * scene.arms)
     rows = len(action)
     if (declared_rows := demo.attrs.get("num_samples", rows)) != rows:
-        raise EpisodeError(
-            f"has {rows} {stored}, but says that it has {declared_rows} (num_samples)"
-        )
+        raise EpisodeError(f"has {rows} {stored}, but num_samples is {declared_rows}")
     if "obs" not in demo:
         raise EpisodeError(
-            "has no observations, only states: add them with robomimic's dataset_states_to_obs.py"
+            "has no observations, only states; add them with robomimic's dataset_states_to_obs.py"
         )
     widths = {key: width for key, width in layout(scene).items() if key.startswith("robot")}
     obs_group = subgroup(demo, "obs")
     obs = {key: read_rows(obs_group, key, width=width, rows=rows) for key, width in widths.items()}
     obs["object"] = read_rows(obs_group, "object", rows=rows)
     if max(scene.poses[recorded.version]) >= obs["object"].shape[1]:
-        raise EpisodeError(f"has object of {obs['object'].shape[1]} numbers, too few")
+        raise EpisodeError(f"has only {obs['object'].shape[1]} numbers in object, too few")
     for arm in range(scene.arms):
         zero = ~obs[f"robot{arm}_eef_quat"].any(axis=1)
         if zero.any():

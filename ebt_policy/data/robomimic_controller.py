@@ -1,4 +1,4 @@
-"""How a robomimic file was recorded: its robot, its controller, and what its actions mean."""
+"""Metadata of a robomimic file: its robot, its controller and the meaning of its actions."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.envs.robosuite_tasks import ACTION_SCALE, RATE_HZ, SCENES, Scene
 
 ROBOT, GRIPPERS = "Panda", ("default", "PandaGripper")
-ROBOSUITE = 1  # robomimic's number of this kind of environment
+ROBOSUITE = 1  # robomimic's number for environments of robosuite
 
 
 @dataclass(frozen=True)
 class RecordedController:
-    """How a file was recorded.
+    """The controller with which a file was recorded.
 
     Attributes:
-        version: of robosuite.
-        relative: whether its actions are relative.
-        limit: (6,) to which the controller clips a relative action.
-        scale: (6,) m and rad, what a relative action of 1 asks for.
+        version: version of robosuite.
+        relative: whether the actions are relative.
+        limit: (6,) limits to which the controller clips relative actions.
+        scale: (6,) motion in m and rad for a relative action of 1.
     """
 
     version: str
@@ -33,7 +33,7 @@ class RecordedController:
     scale: np.ndarray
 
 
-# Options of a controller with which actions mean what they do here, robosuite's default first.
+# Controller options for which actions have the same meaning as here, robosuite's default first.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "type": ("OSC_POSE",),
     "impedance_mode": ("fixed",),
@@ -45,10 +45,20 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
-    """What a file says of its environment, checked to be that of `scene`."""
+    """Return the controller of a file, after checking that its environment is the one of `scene`.
+
+    Args:
+        path: the file, for messages.
+        data: group "data" of the file, with the attribute "env_args".
+        scene: the expected environment.
+
+    Raises:
+        EpisodeError: the metadata is missing or malformed, or the environment, robot, gripper,
+            controller or version of robosuite is not supported.
+    """
     if "env_args" not in data.attrs:
         raise EpisodeError(
-            f'{path} does not say its environment ("env_args" of the group "data" is missing): '
+            f'{path} does not name its environment ("env_args" of the group "data" is missing); '
             "convert it with robomimic's convert_robosuite.py first."
         )
     try:
@@ -57,7 +67,7 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
         simulator = env_args.get("type", ROBOSUITE)
         version = str(env_args.get("env_version") or kwargs.get("env_version") or "1.4")[:3]
         controller = _arm_controller(kwargs["controller_configs"])
-        # robosuite's own recorder leaves out the rate where it is the usual one.
+        # The recorder of robosuite omits the rate if it is the default.
         rate = kwargs.get("control_freq", RATE_HZ)
         relative = bool(
             controller.get("control_delta", True) and controller.get("input_type") != "absolute"
@@ -75,23 +85,17 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
         robots = _strings(kwargs.get("robots", [ROBOT] * scene.arms))
         grippers = _strings(kwargs.get("gripper_types", "default"))
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise EpisodeError(f'{path}: its "env_args" cannot be understood ({error}).') from error
+        raise EpisodeError(f'{path}: its "env_args" cannot be parsed ({error}).') from error
     if name != scene.env_name or simulator != ROBOSUITE:
         matching_tasks = [
             task for task, other_scene in SCENES.items() if other_scene.env_name == name
         ]
-        actual = (
-            f"those of {matching_tasks[0]}"
-            if matching_tasks
-            else f"those of {name!r}, which is not among the tasks"
-        )
+        actual = f"the task {matching_tasks[0]}" if matching_tasks else f"the unknown task {name!r}"
         if simulator != ROBOSUITE:
-            actual = f"those of a simulator that robomimic numbers {simulator}, not of robosuite"
-        raise EpisodeError(
-            f"{path} holds demonstrations of another environment than {scene.env_name}: {actual}."
-        )
+            actual = f"another simulator (number {simulator} in robomimic)"
+        raise EpisodeError(f"{path} has demonstrations of {actual}, not of {scene.env_name}.")
     supported = dict(_SUPPORTED)
-    if relative and scene.arms == 1:  # then the base is turned as the world is
+    if relative and scene.arms == 1:  # then the base and the world have the same orientation
         supported["input_ref_frame"] = ("world", "base")
     differing = [
         f"{key} {controller[key]}"
@@ -101,18 +105,18 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
     if differing or rate != RATE_HZ:
         raise EpisodeError(
             f"{path} was recorded with the controller {', '.join(differing) or 'OSC_POSE'} at "
-            f"{rate} Hz; only OSC_POSE at {RATE_HZ} Hz, as published, is understood."
+            f"{rate} Hz; only OSC_POSE at {RATE_HZ} Hz, as published, is supported."
         )
     if robots != [ROBOT] * scene.arms or any(g not in GRIPPERS for g in grippers):
         raise EpisodeError(
             f"{path} was recorded with the robots {', '.join(robots)} and the grippers "
-            f"{', '.join(grippers)}; {scene.env_name} is played by {scene.arms} {ROBOT} "
-            "with its default gripper."
+            f"{', '.join(grippers)}; {scene.env_name} needs {scene.arms} {ROBOT} with the default "
+            "gripper."
         )
     if version not in scene.poses:
         raise EpisodeError(
             f"{path} comes from robosuite {version}; versions {' and '.join(scene.poses)} are "
-            "understood."
+            "supported."
         )
     positive = (
         (input_max > 0).all()
@@ -125,9 +129,9 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
         and np.array_equal(output_min, -output_max)
     ):
         raise EpisodeError(
-            f"{path}: its controller takes actions from {input_min.tolist()} to "
-            f"{input_max.tolist()} for {output_min.tolist()} to {output_max.tolist()}; only ranges "
-            "around zero are understood."
+            f"{path}: its controller maps actions from {input_min.tolist()} to "
+            f"{input_max.tolist()} to {output_min.tolist()} to {output_max.tolist()}; only ranges "
+            "that are symmetric around zero are supported."
         )
     return RecordedController(version, relative, input_max, output_max / input_max)
 
@@ -137,7 +141,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _arm_controller(configs: Any) -> dict[str, Any]:
-    """The options of the arms' controller, from those of one robot or a list of them."""
+    """Return the controller options of the arms, from the options of one robot or a list."""
     arms = []
     for config in configs if isinstance(configs, list) else [configs]:
         body_parts = config.get("body_parts")
@@ -147,16 +151,17 @@ def _arm_controller(configs: Any) -> dict[str, Any]:
             body_parts = body_parts.get("arms", body_parts)
             arms += [body_parts[side] for side in ("right", "left") if side in body_parts]
     if not arms or any(arm != arms[0] for arm in arms):
-        raise ValueError("no controller of the arms, or not one for all of them")
+        raise ValueError("there is no controller of the arms, or the arms have different ones")
     return arms[0]
 
 
 def check_delta_actions(path: Path, recorded: RecordedController) -> None:
+    """Raise EpisodeError if a file's actions do not have the meaning of task.actions=delta."""
     if not recorded.relative:
-        raise EpisodeError(f"{path} holds absolute actions: set task.actions=absolute.")
+        raise EpisodeError(f"{path} has absolute actions; set task.actions=absolute.")
     if not (np.allclose(recorded.scale, ACTION_SCALE) and np.allclose(recorded.limit, 1)):
         raise EpisodeError(
-            f"{path}: its controller turns relative actions of up to {recorded.limit.tolist()} "
-            f"into {(recorded.limit * recorded.scale).tolist()} m and rad, the environment's of up "
-            f"to 1 into {ACTION_SCALE.tolist()}: set task.actions=absolute, which converts them."
+            f"{path}: its controller maps relative actions of up to {recorded.limit.tolist()} "
+            f"to {(recorded.limit * recorded.scale).tolist()} m and rad, but the environment maps "
+            f"1 to {ACTION_SCALE.tolist()}; set task.actions=absolute, which converts them."
         )

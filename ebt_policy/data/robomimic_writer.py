@@ -1,5 +1,7 @@
-"""Write recorded robosuite episodes as robomimic publishes its own: every observation key, made
-from the recorded states, subsets "train" and "valid", and the environment to make again.
+"""Writing recorded robosuite episodes in the format of robomimic's published files.
+
+A file has every observation key, computed from the recorded states, the subsets "train" and
+"valid", and the arguments of the environment.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ def write_robomimic(
     episodes: Episodes,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write episodes with state (N, S) and action (N, 7 or 10 arms) to an HDF5 file.
+    """Write episodes with state (N, S) and action (N, 7 or 10 per arm) to an HDF5 file.
 
-    The file appears under its name once it is complete.
+    The file gets its name once it is complete.
 
     Args:
+        path: the file to write.
         scene: a key of `ebt_policy.envs.robosuite_tasks.SCENES`.
+        episodes: the episodes.
         on_progress: called with the number of finished demonstrations.
     """
     path = Path(path)
@@ -59,7 +63,7 @@ def _write(file: Any, scene: str, episodes: Episodes, on_progress: Callable[[int
         demo.attrs["num_samples"], demo.attrs["model_file"] = len(actions), model
         demo["actions"] = from_six_dimensional(actions) if absolute else actions
         demo["states"] = episode["state"]
-        last = np.arange(len(actions)) == len(actions) - 1  # which solved the task
+        last = np.arange(len(actions)) == len(actions) - 1  # the last step solved the task
         demo["rewards"], demo["dones"] = last.astype(np.float64), last.astype(np.int64)
         for key, rows in _observations(env, episode["state"]).items():
             demo[f"obs/{key}"] = rows
@@ -71,7 +75,7 @@ def _write(file: Any, scene: str, episodes: Episodes, on_progress: Callable[[int
 
 
 def _observations(env: RobosuiteEnv, states: np.ndarray) -> dict[str, np.ndarray]:
-    """What robosuite sees of the robots and of "object" in each state, key -> (length, D)."""
+    """Return robosuite's observations of robots and "object" in each state, key -> (length, D)."""
     rows = []
     for state in states:
         env.restore(state)
@@ -86,7 +90,7 @@ def _observations(env: RobosuiteEnv, states: np.ndarray) -> dict[str, np.ndarray
 def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
     controller = controllers(absolute=absolute)
     for part_config in controller["body_parts"].values():
-        # The key of robosuite 1.4; robomimic reads both.
+        # robosuite 1.4 has this key. robomimic reads both keys.
         part_config["control_delta"] = not absolute
     return {
         "env_name": env.scene.env_name,

@@ -1,4 +1,4 @@
-"""Demonstrations of robosuite's tasks: recorded here, published by robomimic, or of the user."""
+"""Demonstrations of robosuite tasks: recorded here, published by robomimic, or user files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RobosuiteFamily(TaskFamily):
             raise ConfigError(f"task.scene must be one of {', '.join(SCENES)}, got {config.scene}.")
         if config.actions == "delta" and config.relative_to:
             raise ConfigError(
-                "task.relative_to is for absolute goals; with task.actions=delta write "
+                "task.relative_to needs absolute actions; with task.actions=delta set "
                 "task.relative_to=null."
             )
 
@@ -39,8 +39,8 @@ class RobosuiteFamily(TaskFamily):
         if is_store(config.path):
             if config.actions != "absolute":
                 raise ConfigError(
-                    f"{config.path} was recorded by a control loop, with goals as actions; leave "
-                    "task.actions=delta out."
+                    f"{config.path} was recorded by a control loop and has absolute actions; "
+                    "remove task.actions=delta."
                 )
             episodes, origin = load_recorded(config.name, config.path, RATE_HZ)
         else:
@@ -54,7 +54,7 @@ class RobosuiteFamily(TaskFamily):
         return episodes, f"{config.name}: {len(episodes)} demonstrations {origin}."
 
     def expert_spec(self, spec: EnvSpec) -> EnvSpec:
-        """Return the environment with relative actions, as in robomimic's files."""
+        """Return the environment with relative actions, as in the files of robomimic."""
         return replace(spec, kwargs={**spec.kwargs, "actions": "delta"})
 
     def write_recording(
@@ -64,7 +64,7 @@ class RobosuiteFamily(TaskFamily):
         config: DemonstrationConfig,
         on_progress: Callable[[int], None],
     ) -> None:
-        """Write a file in robomimic's format, with the observations of the simulator."""
+        """Write a file in robomimic's format, with the simulator's observations."""
         from ebt_policy.data.robomimic_writer import write_robomimic  # loads the simulator
 
         write_robomimic(path, str(config.scene), episodes, on_progress)
@@ -80,14 +80,18 @@ def load_demonstrations(
     """Load the demonstrations of a robosuite task from a file in robomimic's format.
 
     Args:
-        name, scene: of the task, here and in `SCENES`.
-        path: a file of the user.
-        demos: "expert" for those recorded here, "human" for the published ones of one proficient
-            human; None for the first of the two that is available.
-        reader: file -> episodes.
+        name: name of the task.
+        scene: its key in `SCENES`.
+        path: a file of the user; None to choose by ``demos``.
+        demos: "expert" for the ones recorded here, "human" for the published ones of a proficient
+            human; None for the first of both that is available.
+        reader: function that reads episodes from a file.
+
+    Returns:
+        The episodes, and their source as text.
 
     Raises:
-        EpisodeError, DownloadError: they are not available, or the file is malformed.
+        EpisodeError, DownloadError: the demonstrations are not available, or the file is malformed.
     """
     if path is not None:
         return reader(Path(path)), f"from {path}"
@@ -109,10 +113,10 @@ def load_demonstrations(
 
 
 def published(scene: str) -> Path:
-    """Return the published demonstrations of one proficient human, downloaded if necessary.
+    """Return the file of a proficient human's published demonstrations; download it if necessary.
 
     Raises:
-        DownloadError: they cannot be downloaded.
+        DownloadError: the file cannot be downloaded.
     """
     folder = SCENES[scene].folder
     return fetch_from_hub(HUB, f"v1.5/{folder}/ph/low_dim_v15.hdf5", f"robomimic/{folder}.hdf5")

@@ -1,7 +1,7 @@
-"""Families of robot tasks, by the name in ``task.family``: how their demonstrations are loaded.
+"""Families of robot tasks, which load demonstrations; ``task.family`` selects one by name.
 
 A family outside this package registers a `TaskFamily` with ``@TASK_FAMILIES.register("name")``, in
-a module that ``--module`` imports or behind an entry point of the group ``ebt_policy.tasks``.
+a module that ``--module`` imports or in an entry point of the group ``ebt_policy.tasks``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ebt_policy.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class DemonstrationConfig:
-    """The options of the section ``task`` that choose demonstrations.
+    """The options of the section ``task`` that select demonstrations.
 
     Args:
-        name: of the task, in tables and file names.
-        family: a name of `TASK_FAMILIES`; by default the name of the task.
-        scene: the task within its family.
-        demos: "expert" for demonstrations of a scripted or learned expert, "human" for those of
-            people; None for the first that is available.
-        path: a file or folder of the user.
-        mask: a subset that a robomimic file names.
-        actions: "delta" or "absolute", for robosuite.
+        name: name of the task in tables and file names.
+        demos: "expert" for demonstrations of a scripted or learned expert, "human" for human
+            demonstrations; None for the first that is available.
+        path: a file or folder of the user; None for the demonstrations of ``demos``.
+        family: a name in `TASK_FAMILIES`; None for the name of the task.
+        scene: name of the task within its family.
+        mask: name of a subset in a robomimic file; None for all demonstrations.
+        actions: "delta" or "absolute" (robosuite only).
         relative_to: entries of the newest observation that actions are relative to (see
             `PolicyShape`).
-        align: move each demonstration so that it ends exactly on the goal (Push-T).
-        mirror: add the mirror images of the demonstrations (Push-T).
+        align: move each demonstration so that it ends exactly on the goal (Push-T only).
+        mirror: add the mirror images of the demonstrations (Push-T only).
     """
 
     name: str
@@ -63,12 +63,12 @@ class DemonstrationConfig:
 
 
 class TaskFamily(ABC):
-    """Demonstrations of a family of tasks.
+    """Base of task families, which load and write demonstrations.
 
     Attributes:
-        has_scripted_expert: whether ``python -m ebt_policy.record`` can do without a checkpoint.
-        recording_suffix: of the files that it records.
-        recording_attrs: JSON attributes of these files.
+        has_scripted_expert: whether ``python -m ebt_policy.record`` works without a checkpoint.
+        recording_suffix: suffix of recorded files.
+        recording_attrs: JSON attributes of recorded files.
     """
 
     has_scripted_expert: ClassVar[bool] = True
@@ -76,28 +76,28 @@ class TaskFamily(ABC):
     recording_attrs: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, config: DemonstrationConfig) -> None:
-        """Check the options of a task of this family before anything is loaded.
+        """Check the options of a task of this family before data is loaded.
 
         Raises:
-            ConfigError: an option that this family does not have, or an unknown scene.
+            ConfigError: this family does not have an option, or the scene is unknown.
         """
         if config.align or config.mirror:
-            raise ConfigError("task.align and task.mirror belong to Push-T; leave them out.")
+            raise ConfigError("task.align and task.mirror belong to Push-T; remove them.")
 
     @abstractmethod
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
-        """Load episodes with "obs" and "action", and one line that says where they came from.
+        """Load episodes with "obs" and "action", and a one-line description of their source.
 
         Raises:
-            UserError: they are missing or cannot be read.
+            UserError: the episodes are missing or cannot be read.
         """
 
     def mirror(self, episodes: Episodes) -> Episodes:
-        """Return the mirror images of episodes, if the task has a symmetry."""
+        """Return the mirror images of episodes; only for tasks with a symmetry."""
         raise NotImplementedError
 
     def expert_spec(self, spec: EnvSpec) -> EnvSpec:
-        """Return the environment in which the scripted expert is recorded, given that of a task."""
+        """Return the environment to record the scripted expert in, from the task's environment."""
         return spec
 
     def write_recording(
@@ -110,7 +110,10 @@ class TaskFamily(ABC):
         """Write recorded episodes, with "obs", "state" and "action", to a file.
 
         Args:
-            on_progress: called with the number of finished episodes, if writing takes long.
+            path: the file to write.
+            episodes: the episodes.
+            config: options of the task.
+            on_progress: called with the number of finished episodes, if writing is slow.
         """
         write_episodes(path, episodes)
 

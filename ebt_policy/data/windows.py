@@ -1,4 +1,4 @@
-"""The one window sampler: fixed-length windows of rows cut out of episodes, resident on a device.
+"""The window sampler: fixed-length windows of rows from episodes, stored on a device.
 
 Shapes: B batch, N rows of all episodes together, E episodes, W windows, To `n_obs_steps`,
 T `horizon`, Ta `n_action_steps`, Do observation dimension, A action dimension, H x W pixels.
@@ -22,51 +22,52 @@ from ebt_policy.errors import ConfigError
 def long_enough(
     lengths: np.ndarray, *, horizon: int, n_obs_steps: int, n_action_steps: int
 ) -> np.ndarray:
-    """Return which episodes give a window, (E,) bool, and warn of those that do not.
+    """Return which episodes are long enough for a window, (E,) bool; warn of the others.
 
     Args:
-        lengths: (E,) rows of each episode.
+        lengths: (E,) number of rows of each episode.
         horizon, n_obs_steps, n_action_steps: T, To, Ta.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: all episodes are too short.
     """
     min_length = horizon - n_action_steps - n_obs_steps + 2
     is_long_enough = lengths >= min_length
     if not is_long_enough.any():
         raise ConfigError(
-            f"None of the {len(lengths)} episodes gives a window: with horizon={horizon}, "
+            f"all of the {len(lengths)} episodes are too short: with horizon={horizon}, "
             f"n_obs_steps={n_obs_steps} and n_action_steps={n_action_steps} an episode needs "
             f"{min_length} rows; the longest has {int(lengths.max(initial=0))}."
         )
     if not is_long_enough.all():
         warnings.warn(
             f"{int((~is_long_enough).sum())} of {len(lengths)} episodes are too short for a window "
-            f"of {horizon} rows and are left out.",
+            f"of {horizon} rows and are skipped.",
             stacklevel=3,
         )
     return is_long_enough
 
 
 class Windows:
-    """Windows of `horizon` rows over episodes, gathered a batch at a time without a Python loop.
+    """Windows of `horizon` rows over episodes, gathered in batches without a Python loop.
 
-    In each episode of length L the windows start at every row from -(To-1) to L - T + (Ta-1), as
-    in Diffusion Policy (pad_before = To-1, pad_after = Ta-1): the first window has the first row
-    as its newest observation. Rows outside the episode repeat its first or last row; a window
-    never shows a row of another episode.
+    In each episode of length L, windows start at every row from -(To-1) to L - T + (Ta-1), as in
+    Diffusion Policy (pad_before = To-1, pad_after = Ta-1). So the newest observation of the first
+    window is the first row. Rows before and after the episode repeat its first and last row; a
+    window has no rows of other episodes. Episodes that are too short are skipped with a warning.
 
     Args:
-        arrays: "obs" (N, Do) and "action" (N, A), concatenated over time, and under the name of
-            each camera (N, H, W, 3) uint8; tensors or numpy arrays.
+        arrays: "obs" (N, Do), "action" (N, A) and the images (N, H, W, 3) uint8 of each camera
+            under its name, concatenated over time; tensors or NumPy arrays.
         ends: (E,) exclusive end row of each episode.
         horizon, n_obs_steps, n_action_steps: T, To, Ta, with T >= To + Ta - 1.
-        device: where the arrays live and the batches are made.
-        cameras: names of those that are seen. Their images stay uint8.
+        device: device of the arrays and the batches.
+        cameras: names of the cameras to read. Their images stay uint8.
 
     Raises:
-        ValueError: a missing key, mismatched lengths, images of another form, a bad horizon, or
-            episodes all too short for one window. Single ones that are too short give a warning.
+        ConfigError: the horizon is invalid, or all episodes are too short.
+        EpisodeError: the images of a camera have another shape or data type.
+        ValueError: a key is missing, the lengths differ, or the ends are not increasing.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class Windows:
         for name, images in self.images.items():
             if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
                 raise EpisodeError(
-                    f'The camera "{name}" must have (rows, height, width, 3) uint8, it has '
+                    f'the camera "{name}" must have images (rows, height, width, 3) uint8, got '
                     f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}."
                 )
 
-        # One entry a window: absolute start row, and first and last row of its episode.
+        # For each window: its start row among all rows, and the first and last row of its episode.
         first, last = np.concatenate([[0], bounds[:-1]]), bounds - 1
         length = last - first + 1
         count = np.maximum(length - horizon + n_action_steps + n_obs_steps - 1, 0)
@@ -131,22 +132,22 @@ class Windows:
         return array.to(self.device)
 
     def __len__(self) -> int:
-        """Number of windows W."""
+        """Return the number of windows, W."""
         return len(self._start)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the windows `index` (B,), each in 0..W-1: observed (B, To) and all (B, T)."""
+        """Return the rows of windows `index` (B,) in 0..W-1: observed (B, To) and all (B, T)."""
         index = index.to(self.device, non_blocking=True)
         rows = self._start[index, None] + self._offset
         rows = rows.clamp(self._first[index, None], self._last[index, None])
         return rows[:, : self.n_obs_steps], rows
 
     def gather(self, index: Tensor) -> dict[str, Tensor]:
-        """Cut out the windows `index` (B,), each in 0..W-1.
+        """Return the windows `index` (B,), each in 0..W-1.
 
         Returns:
-            {"obs": (B, To, Do), "action": (B, T, A)}, float32, and under the name of each camera
-            (B, To, H, W, 3) uint8, on the device of this sampler.
+            {"obs": (B, To, Do), "action": (B, T, A)}, float32, and images (B, To, H, W, 3) uint8
+            under the name of each camera, on the device of the sampler.
         """
         observed, rows = self.rows(index)
         images = {name: images[observed] for name, images in self.images.items()}
@@ -154,12 +155,16 @@ class Windows:
 
 
 def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:
-    """The normalizer of a policy that learns from these windows, keys "obs" and "action".
+    """Return the normalizer, with keys "obs" and "action", of a policy trained on these windows.
 
-    Actions get zero mean and unit spread, not limits of -1 and 1 as in Diffusion Policy: that is
-    the scale of the noise of denoising, beside which what matters of an action must not be small.
+    Actions get zero mean and unit spread, the scale of the noise in denoising. With limits of -1
+    and 1, as in Diffusion Policy, relevant differences of actions can be small beside the noise.
+
+    Args:
+        windows: the training data.
+        relative_to: as in `PolicyShape`.
     """
-    observed, rows = windows.rows(torch.arange(len(windows)))  # without images: they are many
+    observed, rows = windows.rows(torch.arange(len(windows)))  # not `gather`, to skip the images
     index = origin_index(relative_to, windows.device)
     action = windows.action[rows] - action_origin(windows.obs[observed], index)
     return Normalizer.fit({"obs": windows.obs, "action": action}, standardized=("action",))

@@ -1,1 +1,1 @@
-"""Evaluation: intervals (`stats`), the results contract (`summary`), pictures and the report."""
+"""Evaluation code that all domains share: entries, statistics, tables, figures and reports."""

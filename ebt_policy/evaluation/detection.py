@@ -1,7 +1,7 @@
-"""How well a signal tells what goes wrong: areas under the ROC curve, calibration, reliability.
+"""How well a signal predicts a binary event: area under the ROC curve, calibration, reliability.
 
-Shapes: n samples of one training run, R resamples. Samples belong to episodes, which are what is
-resampled: chunks of one episode are alike.
+Shapes: n samples of one training run, R resamples. Intervals resample episodes and not samples,
+because the samples of one episode are correlated.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ class Samples(NamedTuple):
 def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
     """Return the area under the ROC curve of a signal that should be high for positive labels.
 
-    The chance that a positive sample has the higher signal (Mann & Whitney 1947; ties
-    count half), the mean over training runs. The percentile bootstrap draws episodes, the same
-    ones for all runs, and runs.
+    It is the probability that a positive sample has a higher signal than a negative one (Mann &
+    Whitney 1947; ties count half), averaged over training runs. The percentile bootstrap resamples
+    episodes, jointly for all runs, and runs.
 
-    Returns `{"mean": float, "ci95": [lo, hi]}`; 0.5 is chance, below it the signal means the
-    opposite.
+    Returns:
+        `{"mean": float, "ci95": [lo, hi]}`. 0.5 is chance level; below it, the signal is lower for
+        positive labels.
 
-    Raises ValueError when no run has samples of both kinds, or a signal is not finite.
+    Raises:
+        ValueError: no run has both positive and negative labels, or a signal is not finite.
     """
     for run in runs:
         if not np.isfinite(run.signal).all():
-            raise ValueError("a signal holds NaN or infinity.")
+            raise ValueError("a signal contains NaN or infinity.")
     runs = [run for run in runs if 0 < np.count_nonzero(run.label) < len(run.label)]
     if not runs:
-        raise ValueError("there must be samples where it happened and where it did not.")
+        raise ValueError("at least one run must have both positive and negative labels.")
     episodes = 1 + max(int(run.episode.max()) for run in runs)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=RESAMPLES)
@@ -56,7 +58,7 @@ def auroc(runs: Sequence[Samples], *, seed: int = 0) -> dict[str, Any]:
 
 
 def _areas(run: Samples, weights: np.ndarray) -> np.ndarray:
-    """Weighted areas, weights (R, n) -> (R,); NaN where only one kind was drawn."""
+    """Return areas (R,) for weights (R, n); NaN if all weighted samples have the same label."""
     values, place = np.unique(run.signal, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(len(values)))
@@ -70,10 +72,10 @@ def _areas(run: Samples, weights: np.ndarray) -> np.ndarray:
 
 
 class Calibration:
-    """A signal as a probability: the best increasing function of it (isotonic regression).
+    """Increasing map from a signal to a probability, fitted by isotonic regression.
 
     Args:
-        signal, label: (n,), to fit the calibration to.
+        signal, label: (n,) samples to fit the map to; labels are 0 or 1.
     """
 
     def __init__(self, signal: np.ndarray, label: np.ndarray) -> None:
@@ -84,16 +86,22 @@ class Calibration:
         self._probability = np.asarray(isotonic_regression(label[order].astype(float)).x)
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
-        """Probabilities (n,), linear between the signals learned from."""
+        """Return probabilities (n,), interpolated linearly between the fitted signals."""
         return np.interp(signal, self._signal, self._probability)
 
 
 def reliability(predicted: np.ndarray, label: np.ndarray, bins: int = 5) -> dict[str, Any]:
-    """Do predicted probabilities come true? Both (n,), of samples not calibrated on.
+    """Compare predicted probabilities with observed frequencies.
 
-    Returns `bins` of nearly equal size, from low to high, as `{"predicted", "observed": {mean,
-    ci95}, "n"}`; the expected calibration error (mean distance of the two, weighted); the Brier
-    score, and that of always predicting the mean.
+    Args:
+        predicted: (n,) probabilities of samples that the calibration was not fitted to.
+        label: (n,) 0 or 1.
+        bins: number of bins of nearly equal size.
+
+    Returns:
+        `bins` from low to high, as `{"predicted", "observed": {mean, ci95}, "n"}`; the expected
+        calibration error (weighted mean distance of both); the Brier score, and the Brier score of
+        always predicting the mean.
     """
     bin_indices = [
         index for index in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(index)

@@ -1,6 +1,6 @@
-"""Entries of an evaluation: checkpoints, how each predicts, and which runs belong together.
+"""Entries of an evaluation: models with their inference options and their training runs.
 
-An entry is what one ``checkpoint=RUN[@name=value,...]`` of the command line stands for.
+Each ``checkpoint=RUN[@name=value,...]`` on the command line is one entry.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ M = TypeVar("M", bound=Model)
 
 @dataclass
 class EvalEntry(Generic[M]):
-    """A model, trained once or with several seeds, and how it predicts.
+    """A model, trained once or with several seeds, and its inference options.
 
     Attributes:
-        name: of its row in tables; unique in an evaluation.
+        name: name of its row in tables; unique in an evaluation.
         runs: absolute paths of its training runs.
-        models: one a training run, configured to predict as the entry says.
-        first_of_runs: whether no entry before it has the same training runs. What does not depend
-            on how a model predicts is measured for the first of them alone.
+        models: one model for each training run, with the inference options of the entry.
+        first_of_runs: whether no earlier entry has the same training runs. Metrics that do not
+            depend on inference options are measured only for the first of such entries.
     """
 
     name: str
@@ -48,14 +48,15 @@ class EvalEntry(Generic[M]):
 
     @classmethod
     def load(cls, text: str, model_class: type[M], device: torch.device) -> Self:
-        """Load the training runs that ``RUN[@name=value,...]`` stands for.
+        """Load the training runs of ``RUN[@name=value,...]``.
 
         Args:
-            text: a * in the last part of RUN stands for any characters.
+            text: the checkpoint argument; a ``*`` in the last part of RUN matches any characters.
             model_class: class of the models.
+            device: device of the models.
 
         Raises:
-            CheckpointError: a run is missing, damaged or holds another class of model.
+            CheckpointError: a run is missing or damaged, or has another class of model.
             ConfigError: no run matches, or the runs differ in more than their seed.
         """
         path, changes = parse_checkpoint(text)
@@ -77,10 +78,11 @@ class EvalEntry(Generic[M]):
 
     @classmethod
     def name_of(cls, text: str, is_pattern: bool) -> str:
-        """Return the name of ``RUN[@name=value,...]`` before it is made unique.
+        """Return the name, not yet unique, of ``RUN[@name=value,...]``.
 
         Args:
-            is_pattern: whether RUN is a pattern.
+            text: the checkpoint argument.
+            is_pattern: whether RUN is a pattern with a ``*``.
         """
         path, changes = parse_checkpoint(text)
         return path.resolve().name + (f"@{text.rpartition('@')[2]}" if changes else "")
@@ -90,8 +92,12 @@ Entry = TypeVar("Entry", bound=EvalEntry[Any])
 
 
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
-    """Return the path and the changes of inference options in ``RUN[@name=value,name=value]``."""
-    if Path(text).exists():  # an @ in a folder's name
+    """Split ``RUN[@name=value,...]`` into the path and the changed inference options.
+
+    Raises:
+        ConfigError: the text after the @ is not a list of ``name=value``.
+    """
+    if Path(text).exists():  # the name of the folder contains an @
         return Path(text), {}
     path, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
     changes = list(filter(None, tail.split(",")))
@@ -107,26 +113,26 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
 
 
 def matching_runs(path: Path) -> list[Path]:
-    """Return the folders that match a pattern, by name; a path without a pattern as it is."""
+    """Return the sorted folders that match a pattern; a path without a pattern alone."""
     if has_magic(path.name) and not path.exists():
         return sorted(match for match in path.parent.glob(path.name) if match.is_dir())
     return [path]
 
 
 def checkpoint_domain(text: str) -> Domain | None:
-    """Return the domain of what ``checkpoint=...`` names, or None if nothing can be read."""
+    """Return the domain of the model in ``checkpoint=...``, or None if it cannot be read."""
     for run in matching_runs(parse_checkpoint(text)[0])[:1]:
         try:
             return stored_domain(run)
         except CheckpointError:
-            return None  # loading it says what is wrong
+            return None  # loading the checkpoint will raise the error
     return None
 
 
 def load_entries(
     model_class: type[M], checkpoints: Sequence[str], device: torch.device
 ) -> list[EvalEntry[M]]:
-    """Load each ``RUN[@name=value,...]``, with names that differ.
+    """Load an entry for each ``RUN[@name=value,...]``, with unique names.
 
     Raises:
         CheckpointError, ConfigError: see `EvalEntry.load`, or an entry is listed twice.
@@ -135,7 +141,7 @@ def load_entries(
 
 
 def with_unique_names(entries: list[Entry]) -> list[Entry]:
-    """Return the entries with parent folders before equal names until no two are equal.
+    """Make the names of entries unique by adding parent folders to equal names.
 
     Raises:
         ConfigError: two entries have the same name and runs.
@@ -155,7 +161,7 @@ def with_unique_names(entries: list[Entry]) -> list[Entry]:
 
 
 def run_metadata(models: Sequence[Model]) -> dict[str, Any]:
-    """Return how the models of an entry were trained; times and steps are means over the runs."""
+    """Return how the models of an entry were trained, with steps and times averaged over runs."""
     first = models[0]
     trained = [model.config.get("trained", {}) for model in models]
     seeds = [model.config.get("seed") for model in models]
@@ -175,13 +181,13 @@ def run_metadata(models: Sequence[Model]) -> dict[str, Any]:
 
 
 def entry_metadata(entry: EvalEntry[Any], command: str) -> dict[str, Any]:
-    """Return what ``summary.json`` says of how an entry was trained and evaluated."""
+    """Return the metadata of an entry for ``summary.json``: training, command and version."""
     metadata = run_metadata(entry.models)
     return {"name": entry.name, **metadata, "command": command, **provenance()}
 
 
 def metadata_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the same as (term, text), for the report."""
+    """Return the metadata in an entry's summary as (term, text) rows of the report."""
     objective = or_missing(summary["objective"])
     return [
         ("model", f"{summary['model']}, objective {objective}, {summary['steps']} steps"),

@@ -1,4 +1,4 @@
-"""What the entry point decides for any evaluation."""
+"""Settings of the command line that every evaluation needs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 class EvalRun(NamedTuple):
-    """What the entry point decides for any evaluation.
+    """Settings of the command line that every evaluation needs.
 
     Attributes:
         output: folder of the results.
-        device: where models predict.
-        command: as the user typed it; stored with the results.
+        device: device of the models.
+        command: the command as the user typed it, which is stored with the results.
     """
 
     output: Path

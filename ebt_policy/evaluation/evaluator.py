@@ -1,12 +1,12 @@
 """The steps of every evaluation: load, measure with a result cache, pair, write and report.
 
-`run_evaluation` is the same for all domains. What differs is the `Evaluation` that each domain has
-in its ``evaluate.py``. An evaluation leaves in its output folder
+`run_evaluation` is the same for all domains. Each domain has its own `Evaluation` in its
+``evaluate.py``. An evaluation writes into its output folder
 
     summary.json   {"entries": [...], "paired": [...]}
-    table.md       the same, to read
-    report.html    the same with figures and videos, self-contained
-    *.jsonl        what was measured, so that the same command resumes after an interruption
+    table.md       the summary as Markdown tables
+    report.html    the summary with figures and videos, self-contained
+    *.jsonl        result caches, from which the same command resumes after an interruption
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ReportVideo = tuple[str, str | Path]  # label, MP4
 
 @dataclass
 class EvaluatedEntry(Generic[Entry, EvalSet, Result]):
-    """An entry, what it was evaluated on, what was measured, and its part of ``summary.json``."""
+    """An entry with its evaluation data, its result and its part of ``summary.json``."""
 
     entry: Entry
     eval_set: EvalSet
@@ -51,11 +51,11 @@ class EvaluatedEntry(Generic[Entry, EvalSet, Result]):
 
 
 class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
-    """What a domain adds to an evaluation.
+    """Base of evaluations: the parts that differ between domains.
 
     Attributes:
-        title: of the report.
-        spec: of the table and the report.
+        title: title of the report.
+        spec: content of the table and the report.
     """
 
     title: str
@@ -63,13 +63,13 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
 
     @abstractmethod
     def load_eval_set(self, entry: Entry, run: EvalRun) -> EvalSet:
-        """Return what an entry is evaluated on; all errors of a user are raised here."""
+        """Return the evaluation data of an entry; all `UserError`s must be raised here."""
 
     @abstractmethod
     def measure_all(
         self, entries: Sequence[Entry], eval_sets: Sequence[EvalSet], run: EvalRun
     ) -> list[Result]:
-        """Measure all entries; results that a cache in the output folder has are reused."""
+        """Measure all entries; reuse results from a cache in the output folder."""
 
     @abstractmethod
     def summarize(
@@ -80,7 +80,7 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
     def pair(
         self, evaluated: Sequence[EvaluatedEntry[Entry, EvalSet, Result]]
     ) -> list[dict[str, Any]]:
-        """Return differences ``{a, b, metric, diff, ci95}`` of entries measured on the same."""
+        """Return differences ``{a, b, metric, diff, ci95}`` of entries with the same data."""
         return []
 
     def table(self, comparison: dict[str, Any]) -> str:
@@ -107,24 +107,24 @@ class Evaluation(ABC, Generic[Entry, EvalSet, Result]):
         return [], []
 
     def training_runs(self, entries: Sequence[Entry]) -> list[Path]:
-        """Return the runs whose training the report shows."""
+        """Return the runs whose training curves the report shows."""
         return [path for entry in entries for path in entry.runs]
 
     def notes(self, run: EvalRun) -> list[str]:
-        """Return sentences at the end of the report."""
-        return [f"Made by: {run.command}"]
+        """Return notes for the end of the report, as sentences."""
+        return [f"Command: {run.command}"]
 
 
 class SequentialEvaluation(Evaluation[Entry, EvalSet, Result]):
-    """An evaluation that measures one entry after the other."""
+    """Base of evaluations that measure one entry after another."""
 
     def num_measurements(self, entry: Entry) -> int:
-        """Return how often `measure` calls ``advance`` for an entry."""
+        """Return the number of times that `measure` calls ``advance`` for an entry."""
         return len(entry.models)
 
     @abstractmethod
     def measure(self, entry: Entry, eval_set: EvalSet, advance: Callable[[], None]) -> Result:
-        """Measure an entry, or take its result from a cache; call `advance` after each part."""
+        """Return the result of an entry, measured or cached; call `advance` after each part."""
 
     def measure_all(
         self, entries: Sequence[Entry], eval_sets: Sequence[EvalSet], run: EvalRun
@@ -141,13 +141,13 @@ class SequentialEvaluation(Evaluation[Entry, EvalSet, Result]):
 def run_evaluation(
     evaluation: Evaluation[Entry, Any, Any], entries: Sequence[Entry], run: EvalRun
 ) -> dict[str, Any]:
-    """Measure entries, compare them and report.
+    """Measure entries, compare them and write a report.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        UserError: before anything is measured.
+        UserError: before any entry is measured.
     """
     eval_sets = [evaluation.load_eval_set(entry, run) for entry in entries]
     run.output.mkdir(parents=True, exist_ok=True)
@@ -176,13 +176,13 @@ def run_evaluation(
 
 
 def training_figures(runs: Sequence[Path]) -> list[ReportFigure]:
-    """Return the training curve of each run that has a log, once."""
+    """Return one training curve for each run that has a log."""
     figures: list[ReportFigure] = []
     for run in dict.fromkeys(runs):
         log = run / "log.jsonl"
         if log.is_file():
             try:
                 figures.append((f"Training of {run.name}", "", training_curve(log)))
-            except ValueError as error:  # say, a run killed before its first line
+            except ValueError as error:  # for example, a run killed before its first log line
                 console.print(f"no training curve: {error}", markup=False, soft_wrap=True)
     return figures

@@ -1,7 +1,7 @@
-"""One look for all figures: colours, fonts, and how they are saved.
+"""Common style of all figures: colours, fonts and file formats.
 
-Colours are Okabe and Ito's, which colour-blind readers can distinguish. Figures touch no global
-state: no pyplot, no open windows.
+The colours are based on the palette of Okabe and Ito, which colour-blind readers can distinguish.
+Figures do not use pyplot, so they have no global state and open no windows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ebt_policy.io.atomic_write import atomic_write
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#B8A800", "#808080")
-INK = "#1f2328"  # replaced by the page's text colour in inline SVG
-GREY = "#8b949e"  # readable on white and on near-black alike
+INK = "#1f2328"  # replaced by the text colour of the page in inline SVG
+GREY = "#8b949e"  # readable on white and on nearly black pages
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
@@ -61,15 +61,15 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run a drawing function under `STYLE` and fix its layout, so that every save is the same."""
+    """Apply `STYLE` to a drawing function and fix the layout, so that files are reproducible."""
 
     @wraps(draw)
     def styled_draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
             figure = draw(*args, **kwargs)
-            FigureCanvasAgg(figure).draw()  # ticks are made when first drawn: make them here
-            figure.set_layout_engine("none")  # each further draw would shift the layout a little
-            for ax in figure.axes:  # the layout's solver differs in the last bits from run to run
+            FigureCanvasAgg(figure).draw()  # creates the ticks, while the style is active
+            figure.set_layout_engine("none")  # another draw would shift the layout
+            for ax in figure.axes:  # the layout solver is not exactly reproducible
                 ax.set_position(np.round(ax.get_position().bounds, 6).tolist())
         return figure
 
@@ -77,14 +77,18 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def blank(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def figure_to_svg(figure: Figure, prefix: str = "figure") -> str:
-    """An `<svg>` element for inline HTML: page font, page text colour, ids under `prefix`.
+    """Return a figure as an `<svg>` element for HTML, with the page's font and text colour.
 
-    Give each figure of a page its own `prefix` (letters, digits, hyphens): inline SVGs share the
-    page's ids and style sheets, and would otherwise clip and style one another.
+    Args:
+        figure: the figure.
+        prefix: prefix of all ids (letters, digits, hyphens), unique for each figure of a page.
+            Inline SVGs share the ids and style sheets of the page, so that figures with equal ids
+            would affect each other.
     """
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
@@ -100,7 +104,7 @@ def figure_to_svg(figure: Figure, prefix: str = "figure") -> str:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as an SVG or PNG file, by the suffix of the name, whole or not at all."""
+    """Write a figure atomically as an SVG or PNG file, depending on the suffix of the path."""
     suffix = os.path.splitext(path)[1]
     content = io.BytesIO()
     with mpl.rc_context(STYLE):
@@ -112,9 +116,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def finite_array(value: ArrayLike, ndim: int, name: str) -> np.ndarray:
+    """Return a non-empty array of finite numbers with `ndim` axes, or raise ValueError."""
     x = np.asarray(value, dtype=np.float64)
     if x.ndim != ndim or x.size == 0:
-        raise ValueError(f"{name} must be a filled array with {ndim} axes; got shape {x.shape}.")
+        raise ValueError(f"{name} must be a non-empty array with {ndim} axes; got shape {x.shape}.")
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} holds NaN or infinity: nothing sensible can be drawn.")
+        raise ValueError(f"{name} contains NaN or infinity, which cannot be drawn.")
     return x

@@ -24,7 +24,7 @@ from ebt_policy.evaluation.figure_style import (
 
 @styled
 def forest_plot(comparison: Mapping[str, Any], metrics: Sequence[str]) -> Figure:
-    """Dot and 95 % interval of each metric, one row an entry of a comparison."""
+    """Draw the mean and 95 % interval of each metric, one row for each entry of a comparison."""
     entries = comparison["entries"]
     figure = blank(7.6, 0.95 + 0.36 * len(entries))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
@@ -47,17 +47,21 @@ def forest_plot(comparison: Mapping[str, Any], metrics: Sequence[str]) -> Figure
 
 @styled
 def training_curve(path: str | os.PathLike[str]) -> Figure:
-    """Losses, and scores where there are any, over the training steps in a JSONL log.
+    """Draw losses, and scores if there are any, over the training steps of a JSONL log.
 
-    A line of the log is an object with `step` and numbers; names that contain "loss" go into the
-    first panel, "score" or "success" into a second. A dense curve is drawn faint, under its running
-    mean. Raises OSError when the log is missing, ValueError when it holds no loss.
+    Each line of the log is an object with `step` and metrics. Metrics with "loss" in their name are
+    in the first panel, those with "score" or "success" in a second. Curves with more than 100
+    points have a running mean.
+
+    Raises:
+        OSError: the log is missing.
+        ValueError: the log has no loss.
     """
     records = _read_log(Path(path))
     losses = _curves(records, ("loss",))
     scores = _curves(records, ("score", "success"))
     if not losses:
-        raise ValueError(f"{path} has no line with both 'step' and a loss: is it a training log?")
+        raise ValueError(f"{path} has no line with both 'step' and a loss; is it a training log?")
     figure = blank(6.4, 3.0 if not scores else 4.8)
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     for ax, curves in zip(axes, (losses, scores), strict=False):
@@ -111,12 +115,12 @@ def compare_training_curves(logs: Mapping[str, Path]) -> Figure:
 
 
 def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
-    """Draw a curve; a dense one faintly, below its running mean."""
+    """Draw a curve; one with more than 100 points is faint, with its running mean."""
     if len(steps) <= 100:
         ax.plot(steps, values, "-o", color=color, linewidth=1.8, markersize=4, label=name)
         return
     ones = np.ones(max(3, len(steps) // 50))
-    # Divided by the same filter over ones, so that the ends are means of fewer points.
+    # Dividing by the filtered ones makes the ends means of fewer points.
     smooth = np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
     ax.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
     ax.plot(steps, smooth, color=color, linewidth=2.0, label=name)
@@ -129,7 +133,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            if i == len(lines) - 1:  # a killed run may leave half a line behind
+            if i == len(lines) - 1:  # a killed run may leave an incomplete line
                 break
             raise ValueError(f"Line {i + 1} of {path} is not JSON: {error}.") from error
         if isinstance(record, dict):
@@ -158,6 +162,6 @@ def _curves(
 
 
 def bands(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Means, and lower and upper ends of the intervals, of entries ``{mean, ci95}``."""
+    """Return means, lower ends and upper ends of the intervals of entries ``{mean, ci95}``."""
     low, high = np.array([entry["ci95"] for entry in entries]).T
     return [entry["mean"] for entry in entries], low, high

@@ -1,4 +1,4 @@
-"""Operations and memory traffic of a computation, counted while it runs."""
+"""Counting the operations and memory traffic of a computation while it runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Work(NamedTuple):
     """Work of all matrix products and convolutions.
 
     Attributes:
-        flops: floating-point operations, two for a multiplication and an addition.
-        bytes: size of their operands and results, each counted once a product. Elementwise
-            operations count nothing: a compiler can fuse them with the products.
+        flops: floating-point operations; a multiplication and an addition count as two.
+        bytes: size of operands and results, counted once for each product. Elementwise operations
+            are not counted, because a compiler can fuse them with the products.
     """
 
     flops: float
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
 
 class _WorkCounter(TorchDispatchMode):
-    """Torch's own counter follows modules, which a gradient inside the loss does not let it."""
+    """Counter of work. PyTorch's own counter tracks modules and fails with gradients in a loss."""
 
     flops = 0.0
     bytes = 0.0
@@ -43,14 +43,14 @@ class _WorkCounter(TorchDispatchMode):
 
 
 def count_work(job: Callable[[], object]) -> Work:
-    """Run an uncompiled ``job`` once and return the work it does."""
+    """Run an uncompiled ``job`` once and return its work."""
     with _WorkCounter() as counter, sdpa_kernel(SDPBackend.MATH):
         job()
     return Work(counter.flops, counter.bytes)
 
 
 def training_work(model: Model, batch: Any) -> Work:
-    """Return the work of the loss of one training update on a batch of data, and its gradient."""
+    """Return the work of one training update on a batch: the loss and its gradient."""
     batch = model.with_noise(model.normalize(batch))
     model.requires_grad_()
     return count_work(lambda: model(batch)[0].backward())

@@ -1,4 +1,4 @@
-"""Pictures of what models make of images."""
+"""Figures with images: grids, energy maps and video frames."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import Tensor
 from ebt_policy.evaluation.figure_style import blank, styled
 from ebt_policy.io.atomic_write import atomic_path
 
-LINE = 20  # letters
-GAP = 4  # px between the panels of a film
+LINE = 20  # characters of a row name in one line
+GAP = 4  # px between the panels of a video
 
 
 class ImageRow(NamedTuple):
-    """A row of pictures.
+    """A row of images.
 
     Attributes:
-        name: whose; "" for none.
-        images: (C, H, W) in [-1, 1], what is beyond is cut off.
-        titles: of each image; none for no titles.
+        name: name beside the row; "" for none.
+        images: (C, H, W) each, in [-1, 1]; values outside are clipped.
+        titles: title of each image; empty for no titles.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ImageRow(NamedTuple):
 
 @styled
 def image_grid(strips: Sequence[ImageRow]) -> Figure:
-    """Rows of pictures; where names or titles repeat those above, they are left out."""
+    """Draw rows of images; names and titles equal to the row above are omitted."""
     columns = max(len(strip.images) for strip in strips)
     figure = blank(1.3 * columns + 0.3, 1.3 * len(strips) + 0.3)
     axes = figure.subplots(len(strips), columns, squeeze=False)
@@ -56,8 +56,13 @@ def image_grid(strips: Sequence[ImageRow]) -> Figure:
 
 @styled
 def energy_maps(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[Tensor]]]) -> Figure:
-    """Images, and below each how its energy is made up: of each row a name, images (C, S, S) in
-    [-1, 1] and the shares of their patches (R, R). All have one scale; red is what is high."""
+    """Draw images, and below each image the contributions of its patches to the energy.
+
+    All energy maps have the same colour scale, and red is high.
+
+    Args:
+        rows: name, images (C, S, S) in [-1, 1] and contributions (R, R) of their patches.
+    """
     columns = max(len(images) for _, images, _ in rows)
     figure = blank(1.1 * columns + 0.3, 2.2 * len(rows) + 0.2)
     axes = figure.subplots(2 * len(rows), columns, squeeze=False)
@@ -83,7 +88,7 @@ def _show(ax: Axes, image: Tensor) -> None:
 
 
 def _aside(ax: Axes, name: str) -> None:
-    """What a row is, beside it, in lines as long as the row is high."""
+    """Write the name of a row beside it, wrapped to the height of the row."""
     ax.text(
         -0.06,
         0.5,
@@ -97,12 +102,11 @@ def _aside(ax: Axes, name: str) -> None:
 
 
 def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 of one size beside each other, each with its title: a frame of a
-    film (H', W', 3) uint8.
+    """Return a video frame (H', W', 3) uint8 with images side by side, each with its title.
 
     Args:
-        panels: title -> picture.
-        height: H', to which they are resized.
+        panels: title -> image (H, W, 3) uint8; all have the same size.
+        height: H', the height that the images are resized to.
     """
     rows, columns, _ = next(iter(panels.values())).shape
     width = round(columns * height / rows)
@@ -117,6 +121,6 @@ def side_by_side(panels: Mapping[str, np.ndarray], height: int) -> np.ndarray:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure atomically as PNG."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

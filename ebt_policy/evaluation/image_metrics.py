@@ -18,7 +18,7 @@ from torchmetrics.functional.image import (
 
 
 def psnr(images: Tensor, clean: Tensor) -> Tensor:
-    """Return the peak signal to noise ratio of images (N, C, H, W) in [-1, 1]: (N,), dB."""
+    """Return the peak signal-to-noise ratio (N,), in dB, of images (N, C, H, W) in [-1, 1]."""
     ratio: Any = peak_signal_noise_ratio(
         images, clean, data_range=(-1.0, 1.0), reduction="none", dim=(1, 2, 3)
     )
@@ -26,16 +26,16 @@ def psnr(images: Tensor, clean: Tensor) -> Tensor:
 
 
 def compute_metrics(images: Sequence[Tensor], clean: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Return (N,) each of ``psnr`` in dB, ``ssim`` and ``mse`` of 8-bit values.
+    """Return ``psnr`` in dB, ``ssim`` and ``mse`` of 8-bit values, (N,) each.
 
     Args:
-        images, clean: (C, H, W) in [-1, 1] each; sizes may differ.
+        images, clean: N images (C, H, W) in [-1, 1]; their sizes may differ.
     """
     return _by_size(_metrics, images, clean)
 
 
 def compute_psnr(images: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarray:
-    """Return `psnr` of images whose sizes may differ: (N,)."""
+    """Return the `psnr` (N,) of images whose sizes may differ."""
 
     def metrics(batch: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
         return {"psnr": psnr(batch, truth).reshape(-1).cpu().numpy()}
@@ -44,7 +44,7 @@ def compute_psnr(images: Sequence[Tensor], clean: Sequence[Tensor]) -> np.ndarra
 
 
 def _metrics(images: Tensor, clean: Tensor) -> dict[str, np.ndarray]:
-    """Compute all metrics of images of one size, (N, C, H, W)."""
+    """Return all metrics of images (N, C, H, W) of the same size."""
     ssim: Any = structural_similarity_index_measure(images, clean, data_range=2.0, reduction="none")
     error = (images - clean).square().flatten(1).mean(1) * 127.5**2
     metrics = {"psnr": psnr(images, clean), "ssim": ssim, "mse": error}
@@ -56,7 +56,7 @@ def _by_size(
     images: Sequence[Tensor],
     clean: Sequence[Tensor],
 ) -> dict[str, np.ndarray]:
-    """Compute metrics of images of one size together, many times faster than one by one."""
+    """Return metrics of images, batched by size, which is much faster than one by one."""
     sizes: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(clean):
         sizes.setdefault(image.shape, []).append(i)

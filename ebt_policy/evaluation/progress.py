@@ -1,4 +1,4 @@
-"""Progress of an evaluation."""
+"""Progress bars of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and by which version of the code a result was made."""
+"""Date and code version of a result."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import ebt_policy
 
 
 def provenance() -> dict[str, str | None]:
-    """Return date (ISO 8601), version and commit; the commit of a Git checkout, else None."""
+    """Return date (ISO 8601), version and commit; the commit is None outside a Git checkout."""
     date = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"date": date, "version": ebt_policy.__version__, "commit": _commit()}
 
 
 @cache
 def _commit() -> str | None:
-    """Return the commit of this package's checkout, with ``-dirty`` if it has changes."""
+    """Return the commit of the package's checkout, with ``-dirty`` if it has local changes."""
     root = Path(ebt_policy.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

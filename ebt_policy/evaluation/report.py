@@ -1,7 +1,7 @@
-"""One HTML file a person can open, keep and send: tables, pictures, videos, notes.
+"""Report of an evaluation as one self-contained HTML file: tables, figures, videos and notes.
 
-The page loads nothing: styles, figures and videos are inside it, and its content policy forbids
-the browser to fetch anything else.
+The page loads no other files. Styles, figures and videos are embedded, and its content security
+policy forbids the browser to fetch anything.
 """
 
 from __future__ import annotations
@@ -36,14 +36,22 @@ def write_report(
 ) -> Path:
     """Write a self-contained HTML report and return its path.
 
-    `comparison` is what a `summary.json` holds; `spec` says what the report shows of its entries,
-    and the metrics of the forest plot; `figures` are (title,
-    caption, Figure); `videos` (label, path of an MP4, H.264 for browsers); `notes` plain sentences.
-    All text is escaped. The file is written to a temporary name and renamed; its folder is made
-    when missing.
+    All text is escaped. The file is written under a temporary name and then renamed. Its folder is
+    created if missing.
 
-    Raises FileNotFoundError for a video that is not there and ValueError for one that is not an MP4
-    or a comparison without entries, before anything is written.
+    Args:
+        path: the HTML file.
+        title: title of the page.
+        comparison: the content of a `summary.json`.
+        spec: content of the tables and the metrics of the forest plot.
+        figures: (title, caption, figure) of each figure.
+        videos: (label, path) of each video; MP4 files with H.264, which browsers can play.
+        notes: sentences of plain text.
+
+    Raises:
+        FileNotFoundError: a video does not exist.
+        ValueError: a video is not an MP4 file, or the comparison has no entries. Errors are raised
+            before the report is written.
     """
     if not comparison["entries"]:
         raise ValueError("There is nothing to report: the comparison has no entries.")
@@ -84,12 +92,12 @@ def write_report(
 
 
 def _keep_intervals_whole(text: str) -> str:
-    """Return a text whose ``[low, high]`` is not broken between two lines."""
+    """Return the text with non-breaking spaces inside each ``[low, high]``."""
     return re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", "\u00a0"), text)
 
 
 def _inline(figure: Figure, prefix: str, label: str) -> Markup:
-    # Markup only for what Matplotlib wrote, which escapes its own text; the label is escaped here.
+    # Matplotlib escapes the text in its SVG, so it can be Markup. The label is escaped here.
     svg = figure_to_svg(figure, prefix)
     described = Markup('<svg role="img" aria-label="{}" ').format(label)
     return Markup(svg.replace("<svg ", described, 1))
@@ -97,8 +105,8 @@ def _inline(figure: Figure, prefix: str, label: str) -> Markup:
 
 def _video_uri(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"The video {path} does not exist: record it before the report.")
+        raise FileNotFoundError(f"The video {path} does not exist; record it before the report.")
     data = path.read_bytes()
     if data[4:8] != b"ftyp":
-        raise ValueError(f"{path} is not a whole MP4 file: record it again.")
+        raise ValueError(f"{path} is not a complete MP4 file; record it again.")
     return "data:video/mp4;base64," + base64.b64encode(data).decode("ascii")

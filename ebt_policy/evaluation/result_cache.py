@@ -1,4 +1,4 @@
-"""Results of long evaluations: what was measured is stored at once and not measured again."""
+"""Cache for long evaluations: each result is stored once it is measured, and then reused."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ebt_policy.renamed_options import with_new_names
 class ResultCache:
     """A JSONL file with a line for each result.
 
-    A line holds its identity and the result. The identity is a ``key`` and whatever else must be
-    equal for the result to hold, such as a hash of the weights.
+    A line has an identity and a result. The identity is a ``key`` together with everything that the
+    result depends on, such as a hash of the weights.
 
-    A line that cannot be written there because the disk is full goes to the cache folder, and is
-    read from there the next time.
+    A line that cannot be written to the file, for example on a full disk, is written to the cache
+    folder. It is read from there the next time.
 
     Args:
-        file: in a folder that exists; an incomplete line of an interrupted run is removed.
-        result_key: name of the result in a line.
+        file: the JSONL file, in an existing folder. An incomplete line of an interrupted run is
+            removed.
+        result_key: key of the result in a line.
     """
 
     def __init__(self, file: Path, result_key: str) -> None:
@@ -50,7 +51,7 @@ class ResultCache:
         """Return the last result with an identity; None if there is none.
 
         Args:
-            identity: as JSON would give it back, so lists and no tuples.
+            identity: values as read back from JSON, so with lists instead of tuples.
         """
         for line in reversed(self._lines):
             if identity.items() <= line.items():
@@ -61,7 +62,7 @@ class ResultCache:
         """Store a result.
 
         Raises:
-            OutputError: it could not be written; it is in the cache folder, if there is space.
+            OutputError: the file cannot be written; the result is stored in the cache folder.
         """
         line = {**identity, self.result_key: result}
         self._lines.append(line)
@@ -71,9 +72,9 @@ class ResultCache:
             self._spare.parent.mkdir(parents=True, exist_ok=True)
             _append(self._spare, line)
             raise OutputError(
-                f"{self.file} cannot be written ({error.strerror or error}). What was measured "
-                f"last is in {self._spare}: free some space, then run the same command again, "
-                "which measures only the rest."
+                f"{self.file} cannot be written ({error.strerror or error}). The last result is "
+                f"stored in {self._spare}; free some space, then run the same command again to "
+                "measure only the rest."
             ) from error
 
     def get_or_compute(self, identity: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
@@ -85,7 +86,7 @@ class ResultCache:
 
 
 def _with_new_names(line: dict[str, Any]) -> dict[str, Any]:
-    """Return a line in which the inference options have their present names."""
+    """Return a line with the current names of the inference options."""
     if not line.get("inference"):
         return line
     config = with_new_names({"model": {"inference": line["inference"]}})
@@ -98,7 +99,7 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def fingerprint(run: Path) -> str:
-    """Return a short hash of the weights and the configuration that a run is loaded from."""
+    """Return a short hash of the weights and the configuration of a run."""
     folder, digest = checkpoint_folder(run), hashlib.sha256()
     for name in ("model.safetensors", "config.yaml", "normalizer.json"):
         if (folder / name).exists():  # only policies have a normalizer

@@ -1,4 +1,4 @@
-"""The folder of an evaluation's results, when none is given."""
+"""Default output folder of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ebt_policy.io.output import numbered
 def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) -> Path:
     """Return a folder in ``results/`` that has no results of another command.
 
-    It is named after the runs, how they predict, and the suite; ``-2``, ``-3``, ... are appended
-    if necessary. The results of the same command are completed, for example after an interruption.
+    Its name consists of the runs, their inference options and the suite; ``-2``, ``-3``, ... is
+    appended if necessary. The same command gets the same folder, so that it can resume.
 
     Args:
-        checkpoints: such as ``runs/a@steps=2``.
-        suite: name of the suite, if one is evaluated.
-        command: as the user typed it.
+        checkpoints: checkpoint arguments such as ``runs/a@steps=2``.
+        suite: name of the evaluated suite; None for none.
+        command: the command as the user typed it.
     """
     names = []
     for text in checkpoints:

@@ -1,8 +1,8 @@
-"""How a loss falls as something grows: power laws, their ratio, and the level beside it.
+"""Scaling laws: how a loss falls along an axis, as rates, ratios of rates and loss differences.
 
-Perplexity is taken to fall as x^-b, so that the loss, its logarithm, is a line in log x with slope
--b: b is the *scaling rate*. A rate says nothing of the level (a model that starts badly may fall
-fast), so levels at equal x and at equal training FLOPs stand beside it.
+Perplexity is modelled as a power law x^-b. The loss is its logarithm, a line in log x with slope
+-b, and b is the *scaling rate*. A model with a high rate can still have a higher loss, so losses
+are also compared at equal x and at equal training FLOPs.
 
 Shapes: s training runs, n held-out windows, P points of a model, R resamples.
 """
@@ -20,13 +20,13 @@ from ebt_policy.evaluation.statistics import estimate, mean_ci, resampled_means
 
 @dataclass(frozen=True)
 class Point:
-    """Training runs of one model at one place of an axis.
+    """Training runs of one model at one value of the axis.
 
     Attributes:
-        x: the place.
-        flops: of one run's training.
-        params: of the model.
-        losses: (s, n) held-out loss of each run on each window, nats.
+        x: value on the axis.
+        flops: training FLOPs of one run.
+        params: number of parameters of the model.
+        losses: (s, n) held-out loss of each run on each window, in nats.
         lr: learning rate of the runs.
     """
 
@@ -38,30 +38,38 @@ class Point:
 
 
 def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict[str, Any]:
-    """Scaling rates of several models along an axis, each against the last, the baseline.
+    """Return scaling rates of several models along an axis, compared with the baseline.
 
-    Intervals are percentiles of 10,000 resamples: windows, the same for all, and the runs of each
-    point. They cover the luck of windows and training seeds, not whether a power law is true.
+    Intervals are percentiles of 10,000 resamples of the windows, jointly for all points, and of the
+    runs of each point. They reflect variation between windows and training seeds, but not whether a
+    power law holds.
 
-    Returns `{model: {points, rate, ratio, same_place, equal_flops}}` with `{mean, ci95}` each, of
-    points as `{x, flops, params, lr, loss}`; `ratio` of rates is over the baseline's, the levels
-    are losses less the baseline's, nats: `same_place` the mean over the places, in their order,
-    `equal_flops` in the middle of the FLOPs that both span, on each model's own line (None where
-    they span nothing in common).
+    Args:
+        points: model -> points; the last model is the baseline.
+        seed: seed of the bootstrap.
+
+    Returns:
+        `{model: {points, rate, ratio, same_place, equal_flops}}`, each quantity as `{mean, ci95}`
+        and each point as `{x, flops, params, lr, loss}`. `ratio` is the rate divided by the
+        baseline's rate. `same_place` is the loss minus the baseline's loss in nats, averaged over
+        points of the same rank. `equal_flops` is the difference of both fitted lines in the middle
+        of their common range of FLOPs; None if they have no common range.
 
     Raises:
-        ValueError: fewer than two places, or not as many for all models.
+        ValueError: a model has fewer than two values of x, or another number of points.
     """
     *_, base = points
     if any(
         len({p.x for p in model_points}) < 2 or len(model_points) != len(points[base])
         for model_points in points.values()
     ):
-        raise ValueError("a scaling law needs two places or more, as many for all models.")
+        raise ValueError(
+            "a scaling law needs at least two values of x, and equally many points for all models."
+        )
     tables = [point.losses for model_points in points.values() for point in model_points]
     resampled = np.stack(resampled_means(tables, seed), axis=1)  # (R, all points)
     observed = np.array([table.mean() for table in tables])
-    all_means = np.concatenate([observed[None], resampled])  # the first row is what was seen
+    all_means = np.concatenate([observed[None], resampled])  # the first row has the observed means
     by_model = dict(zip(points, np.split(all_means, len(points), axis=1), strict=True))
     over_x = {name: _line([p.x for p in points[name]], y) for name, y in by_model.items()}
     over_flops = {name: _line([p.flops for p in points[name]], y) for name, y in by_model.items()}
@@ -90,7 +98,7 @@ def scaling_law(points: Mapping[str, Sequence[Point]], *, seed: int = 0) -> dict
 
 
 def _line(x: Sequence[float], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares of y (R, P) over log x, P places: intercepts and slopes, (R,) each."""
+    """Return intercepts and slopes (R,) of least-squares lines of y (R, P) over log x."""
     log_x = np.log(x)
     centred = log_x - log_x.mean()
     slope = y @ centred / (centred @ centred)
@@ -102,7 +110,7 @@ def _evaluate_line(line: tuple[np.ndarray, np.ndarray], flops: float) -> np.ndar
 
 
 def _common_flops(a: Sequence[Point], b: Sequence[Point]) -> float | None:
-    """The geometric middle of what both span."""
+    """Return the geometric middle of the common range of FLOPs, or None without a common range."""
     low = max(min(p.flops for p in points) for points in (a, b))
     high = min(max(p.flops for p in points) for points in (a, b))
     return float(np.sqrt(low * high)) if low < high else None

@@ -1,10 +1,10 @@
-"""Means, proportions and differences, each with an interval that says how far to trust it.
+"""Means, proportions and differences, each with a 95 % interval.
 
-Every interval is a plain `[lo, hi]` list of floats, ready for JSON. The bootstrap resamples the
-*sorted* values with its own seeded generator, so that a result depends neither on the order of the
-episodes nor on any global random state.
+Each interval is a list `[lo, hi]` of floats, which JSON can store. The bootstrap has its own seeded
+generator, so results do not depend on global random state. For a single run it resamples *sorted*
+values, so that the order of the episodes does not matter either.
 
-Shapes: n episodes, s training runs that played the same ones, K tasks, R resamples.
+Shapes: n episodes, s training runs that played the same episodes, K tasks, R resamples.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RESAMPLES = 10_000
-_BLOCK = 4_000_000  # indices drawn at once: bounds the memory of one bootstrap to about 64 MB
+_BLOCK = 4_000_000  # numbers drawn at once, which limits the memory of a bootstrap to about 64 MB
 
 
 def _table(values: ArrayLike, name: str = "values") -> np.ndarray:
-    """Values (n,) or (s, n) as (s, n), checked."""
+    """Check values (n,) or (s, n), and return them as (s, n)."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim not in (1, 2):
         raise ValueError(f"{name} must be (episodes,) or (runs, episodes); got {x.shape}.")
@@ -37,10 +37,9 @@ def _table(values: ArrayLike, name: str = "values") -> np.ndarray:
 
 
 def resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Means of `RESAMPLES` resamples of each table (s_i, n), (RESAMPLES,) each.
+    """Return means (`RESAMPLES`,) of bootstrap resamples of each table (s_i, n).
 
-    Episodes are drawn with replacement, the same ones for all tables; runs are drawn, too, for each
-    table by itself.
+    Episodes are resampled jointly for all tables, and runs separately for each table.
     """
     rng = np.random.default_rng(seed)
     n = tables[0].shape[1]
@@ -56,18 +55,26 @@ def resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]
 
 
 def mean_ci(values: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
-    """Mean of `values`, (n,) episodes or (s, n) of s training runs, with a bootstrap interval.
+    """Return the mean of values with a bootstrap interval.
 
-    Returns `{"mean": float, "ci95": [lo, hi]}`, in the units of the values. Percentile bootstrap
-    with 10,000 resamples: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 13. Of several runs that played the same episodes, runs and episodes are resampled
-    independently (A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007).
+    The interval is a percentile bootstrap with 10,000 resamples (B. Efron and R. Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 13). With several training runs, runs and episodes
+    are resampled independently (A. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics
+    1, 2007).
 
-    Limits, stated plainly: of one run the interval covers the luck of the *episodes*, not of the
-    training seed; with few values it is too narrow; and values that are all equal, a single one
-    included, give `[v, v]`, which means "no spread was seen", not "certain".
+    The interval has limits. For one run it reflects variation between *episodes*, not between
+    training seeds. With few values it is too narrow. If all values are equal, it is `[v, v]`, which
+    does not mean that the result is certain.
 
-    Raises ValueError when `values` is empty, of another shape or not finite.
+    Args:
+        values: (n,) episodes, or (s, n) episodes of s training runs.
+        seed: seed of the bootstrap.
+
+    Returns:
+        `{"mean": float, "ci95": [lo, hi]}`, in the units of the values.
+
+    Raises:
+        ValueError: `values` is empty, has another shape or is not finite.
     """
     x = _table(values)
     if len(x) == 1:
@@ -79,13 +86,16 @@ def mean_ci(values: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
 
 
 def wilson(successes: int, n: int) -> dict[str, Any]:
-    """Success rate `successes / n` with the Wilson score interval at 95 %.
+    """Return the success rate `successes / n` with the Wilson score interval at 95 %.
 
-    Returns `{"mean": float, "ci95": [lo, hi]}`, proportions in [0, 1]. Unlike the bootstrap it
-    stays honest at 0 and n successes. Source: E. B. Wilson, "Probable Inference, the Law of
-    Succession, and Statistical Inference", JASA 22, 1927.
+    Unlike the bootstrap, it is also valid at 0 and n successes. Source: E. B. Wilson, "Probable
+    Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
 
-    Raises ValueError unless 0 <= successes <= n and n >= 1, both whole numbers.
+    Returns:
+        `{"mean": float, "ci95": [lo, hi]}`, proportions in [0, 1].
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n >= 1, both whole numbers.
     """
     if int(n) != n or int(successes) != successes:
         raise ValueError(f"successes and n must be whole numbers; got {successes} of {n}.")
@@ -100,31 +110,41 @@ def wilson(successes: int, n: int) -> dict[str, Any]:
 
 
 def success_rate(successes: ArrayLike) -> dict[str, Any]:
-    """Share of successes, each 0 or 1, (n,) of one run or (s, n) of s training runs.
+    """Return the fraction of successes with an interval.
 
-    Of one run with the interval of `wilson`; of several with that of `mean_ci`, since `wilson`
-    would take runs that share a training for independent.
+    The interval is `wilson` for one training run. For several runs it is `mean_ci`, because
+    `wilson` would treat the episodes of a run as independent.
 
-    Raises ValueError when `successes` is empty, of another shape or not 0 or 1.
+    Args:
+        successes: 0 or 1, (n,) of one training run or (s, n) of s training runs.
+
+    Raises:
+        ValueError: `successes` is empty, has another shape or values other than 0 and 1.
     """
     x = _table(successes, "successes")
     if not np.isin(x, (0, 1)).all():
-        raise ValueError("successes must be 0 or 1 each.")
+        raise ValueError("each of the successes must be 0 or 1.")
     return wilson(int(x.sum()), x.size) if len(x) == 1 else mean_ci(x)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
-    """Mean of a - b over the same episodes, with a percentile bootstrap interval.
+    """Return the mean of a - b over the same episodes, with a percentile bootstrap interval.
 
-    `a` and `b` are (n,) episodes, or (s, n) of s training runs each (as many or not); column i of
-    both is the same episode. Pairing removes the luck of the initial states that both policies
-    share, so it tells smaller differences apart than two separate intervals do. Training runs are
-    not paired: each side's are resampled by themselves.
+    Pairing removes the variation of initial states, which both policies share. So it detects
+    smaller differences than two separate intervals. Training runs are not paired; they are
+    resampled separately for a and b.
 
-    Returns `{"diff": float, "ci95": [lo, hi]}`, in the units of the values; see `mean_ci` for the
-    limits of the interval.
+    Args:
+        a, b: (n,) episodes, or (s, n) episodes of s training runs; s may differ. Column i of both
+            is the same episode.
+        seed: seed of the bootstrap.
 
-    Raises ValueError when the numbers of episodes differ, or when a value is missing or not finite.
+    Returns:
+        `{"diff": float, "ci95": [lo, hi]}`, in the units of the values; see `mean_ci` for the
+        limits of the interval.
+
+    Raises:
+        ValueError: the numbers of episodes differ, or a value is not finite.
     """
     return paired_differences({"a": a, "b": b}, seed=seed)["a", "b"]
 
@@ -132,12 +152,14 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str,
 def paired_differences(
     values: Mapping[str, ArrayLike], *, seed: int = 0
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """`paired_difference` of every two of some named values; episodes are drawn once for all."""
+    """Return `paired_difference` of each pair of named values, with the same resampled episodes."""
     tables = {name: _table(x, name) for name, x in values.items()}
     for a, b in combinations(tables, 2):
         counts = [tables[name].shape[1] for name in (a, b)]
         if counts[0] != counts[1]:
-            raise ValueError(f"{a} and {b} must pair up: they have {counts[0]} and {counts[1]}.")
+            raise ValueError(
+                f"{a} and {b} must have equally many episodes, got {counts[0]} and {counts[1]}."
+            )
     means: dict[str, np.ndarray] = {}
     if any(len(x) > 1 for x in tables.values()):
         means = dict(zip(tables, resampled_means(list(tables.values()), seed), strict=True))
@@ -154,29 +176,38 @@ def paired_differences(
 
 
 def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) -> dict[str, Any]:
-    """Several policies over several tasks: means, interquartile means, and each against the first.
+    """Return aggregates of several policies over several tasks, compared with the first policy.
 
-    `values[policy][task]` is (n,) episodes or (s, n) of s training runs, s being the same on all
-    tasks; column i of a task is the same episode for all policies. What is aggregated is a run's
-    mean on a task, s * K numbers. The interquartile mean leaves out a quarter of them at each end
-    (`scipy.stats.trim_mean`). The probability that a run of the first policy is better than one of
-    another on the same task (ties count half) is the mean over tasks. Source: R. Agarwal et al.,
-    "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021.
+    The aggregates are over the mean of each run on each task, s * K numbers. The interquartile mean
+    omits a quarter of them at each end (`scipy.stats.trim_mean`). The improvement is the
+    probability that a run of the first policy is better than a run of another policy on a task. It
+    is averaged over tasks, and ties count half. Source: R. Agarwal et al., "Deep Reinforcement
+    Learning at the Edge of the Statistical Precipice", NeurIPS 2021.
 
-    Intervals are percentiles of a stratified bootstrap: within each task, episodes are drawn again,
-    the same ones for all policies, and each policy's runs by themselves. Tasks are not drawn: the
-    intervals speak of these tasks alone. The paper draws runs alone, which is what remains with
-    one episode (n = 1). Of one run a task, intervals cover the luck of the episodes, not of the
-    training seed; of several they are a little wide, since a run's mean holds that luck already,
-    and it pulls the resampled probabilities towards a half. A task on which nothing varies adds
-    nothing to the width (see `mean_ci`). Results depend neither on the order of the tasks nor on
-    that of the policies, but for which is first.
+    Intervals are percentiles of a stratified bootstrap. Within each task, episodes are resampled
+    jointly for all policies, and runs separately for each policy. Tasks are not resampled, so the
+    intervals are valid for these tasks only. The paper resamples only runs, which is the same with
+    one episode (n = 1).
 
-    Returns `entries` `{policy: {"mean": {mean, ci95}, "iqm": {mean, ci95}}}`, `paired`
-    `[{a, b, metric, diff, ci95}]` and `improvement` `[{a, b, mean, ci95}]`, a the first policy.
+    With one run per task, intervals reflect variation between episodes, not between training seeds.
+    With several runs they are slightly too wide, because the mean of a run already varies with the
+    episodes. This variation also pulls the resampled probabilities towards 0.5. A task without
+    variation does not widen the interval (see `mean_ci`). Results do not depend on the order of
+    tasks and policies, except for the choice of the first policy.
 
-    Raises ValueError when there is nothing, a task lacks a policy or episodes that others have, a
-    policy has more runs on one task than on another, or a value is not finite.
+    Args:
+        values: policy -> task -> (n,) episodes, or (s, n) episodes of s training runs, with the
+            same s on all tasks. Column i of a task is the same episode for all policies.
+        seed: seed of the bootstrap.
+
+    Returns:
+        `entries` `{policy: {"mean": {mean, ci95}, "iqm": {mean, ci95}}}`, `paired`
+        `[{a, b, metric, diff, ci95}]` and `improvement` `[{a, b, mean, ci95}]`; a is the first
+        policy.
+
+    Raises:
+        ValueError: there are no values, policies differ in their tasks or episodes, a policy has
+            different numbers of runs on its tasks, or a value is not finite.
     """
     from scipy.stats import trim_mean  # slow to import
 
@@ -214,22 +245,22 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
 def _resampled_scores(
     values: Mapping[str, Mapping[str, ArrayLike]], seed: int
 ) -> dict[str, np.ndarray]:
-    """Mean scores of each policy's runs on each task, (1 + R, s, K); the first are as played."""
+    """Return mean scores of runs on tasks, (1 + R, s, K); the first row is not resampled."""
     if not values or not all(values.values()):
-        raise ValueError("There is nothing to aggregate: give at least one policy and one task.")
+        raise ValueError("There is nothing to aggregate: pass at least one policy and one task.")
     tasks = sorted(set().union(*values.values()))
     scores: dict[str, list[np.ndarray]] = {name: [] for name in values}
     for task in tasks:
         if absent := [name for name, by_task in values.items() if task not in by_task]:
             raise ValueError(
-                f"'{absent[0]}' has no values of the task '{task}' that others played."
+                f"'{absent[0]}' has no values of the task '{task}', which other policies have."
             )
         tables = {name: _table(by_task[task], name) for name, by_task in values.items()}
         counts = {table.shape[1] for table in tables.values()}
         if len(counts) > 1:
             raise ValueError(f"The policies did not play the same episodes of '{task}'.")
         n = counts.pop()
-        # Seeded by names, so that neither order nor company changes what is drawn.
+        # Seeds from names make the samples independent of the order and of other policies.
         key = (seed, crc32(task.encode()))
         draws = np.random.default_rng(key).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
         draws = np.concatenate([np.ones((1, n)), draws])
@@ -240,26 +271,27 @@ def _resampled_scores(
             scores[name].append(np.take_along_axis(draws @ table.T / n, runs, axis=1))
     for name, by_task in scores.items():
         if len({table_means.shape for table_means in by_task}) > 1:
-            raise ValueError(f"'{name}' must have as many training runs on every task.")
+            raise ValueError(f"'{name}' must have the same number of training runs on every task.")
     return {name: np.stack(by_task, axis=2) for name, by_task in scores.items()}
 
 
 def _better(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How often a run of a (R, s, K) beats one of b (R, t, K) on its task, (R,)."""
+    """Return how often a run of a (R, s, K) beats a run of b (R, t, K) on the same task, (R,)."""
     x, y = a[:, :, None], b[:, None]
     return ((x > y) + (x == y) / 2).mean((1, 2, 3))
 
 
 def estimate(values: np.ndarray, name: str = "mean") -> dict[str, Any]:
-    """An estimate with the percentiles of its resamples, (1 + R,), itself the first."""
+    """Return the first value of (1 + R,) with the 95 % interval of the others, its resamples."""
     lo, hi = np.quantile(values[1:], [0.025, 0.975])
     return {name: float(values[0]), "ci95": [float(lo), float(hi)]}
 
 
 def percentiles(values: ArrayLike) -> dict[str, float]:
-    """50th, 95th and 99th percentile of `values` (n,), linearly interpolated, in their units.
+    """Return the 50th, 95th and 99th percentile of `values` (n,), linearly interpolated.
 
-    Raises ValueError when `values` is empty, not one-dimensional or not finite.
+    Raises:
+        ValueError: `values` is empty, not one-dimensional or not finite.
     """
     if np.ndim(values) != 1:
         raise ValueError(f"values must be one-dimensional; got {np.shape(values)}.")

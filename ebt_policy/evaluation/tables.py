@@ -1,4 +1,4 @@
-"""Tables of results in Markdown, numbers for a person, and what a report shows (`ReportSpec`)."""
+"""Markdown tables of results, formatting of numbers, and the content of a report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ MISSING = "n/a"
 
 
 class ReportSpec(NamedTuple):
-    """What ``table.md`` and the report show of a comparison.
+    """The content of ``table.md`` and the report.
 
     Attributes:
-        header, row: of the table of results; the first cell is an entry's name.
-        metrics: those with intervals, to be drawn; empty if nothing was measured.
-        facts: how an entry was trained and evaluated: (term, text).
-        note: of a comparison, one sentence on its intervals.
-        paired_over: what the paired differences are over; "" if there are none.
+        header: header of the table of results.
+        row: entry -> cells of its row; the first cell is its name.
+        metrics: metrics with intervals, which the report draws; empty if there are none.
+        facts: entry -> (term, text) rows on its training and evaluation.
+        note: comparison -> note on its intervals.
+        paired_over: how differences are paired, such as "clip by clip"; "" if there are none.
     """
 
     header: Sequence[str]
@@ -29,7 +30,7 @@ class ReportSpec(NamedTuple):
 
 
 def markdown_table(comparison: Mapping[str, Any], spec: ReportSpec) -> str:
-    """Render a comparison as Markdown: a row an entry, then the paired differences."""
+    """Return a comparison as Markdown: a table of entries, then the paired differences."""
     rows = [spec.row(entry) for entry in comparison["entries"]]
     text = markdown(spec.header, rows, left=1)
     text += f"\n{spec.note(comparison)}\n"
@@ -38,13 +39,13 @@ def markdown_table(comparison: Mapping[str, Any], spec: ReportSpec) -> str:
         text += paired_table(comparison["paired"])
     unpaired = unpaired_names(comparison)
     if unpaired:
-        text += "\nNot paired, since they were not measured on the same: "
+        text += "\nNot paired, because they were not evaluated on the same data: "
         text += "; ".join(f"{_cell(a)} and {_cell(b)}" for a, b in unpaired) + ".\n"
     return text
 
 
 def paired_table(paired: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown of differences ``{a, b, metric, diff, ci95}``."""
+    """Return a Markdown table of differences ``{a, b, metric, diff, ci95}``."""
     rows = [
         (p["a"], p["b"], p["metric"], format_interval(p["diff"], p["ci95"], signed=True))
         for p in paired
@@ -53,14 +54,14 @@ def paired_table(paired: Iterable[Mapping[str, Any]]) -> str:
 
 
 def unpaired_names(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of entry names that `comparison` could not pair."""
+    """Return the pairs of entry names without a paired difference."""
     done = {(p["a"], p["b"]) for p in comparison["paired"]}
     names = [entry["name"] for entry in comparison["entries"]]
     return [pair for pair in combinations(names, 2) if pair not in done]
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
-    """A Markdown table whose first `left` columns are aligned to the left."""
+    """Return a Markdown table with the first `left` columns aligned to the left."""
     head = [_cell(h) for h in header]
     rule = [":--" if i < left else "--:" for i in range(len(head))]
     lines = [head, rule, *([_cell(c) for c in row] for row in rows)]
@@ -72,25 +73,25 @@ def _cell(text: str) -> str:
 
 
 def format_interval(mean: float, ci: Sequence[float], signed: bool = False, digits: int = 3) -> str:
-    """`0.943 [0.910, 0.971]`, or with signs, for a difference."""
-    # Rounding first, then adding zero, keeps "-0.000" out of the tables.
+    """Return a text such as `0.943 [0.910, 0.971]`; with signs, for differences, if `signed`."""
+    # Rounding and then adding zero avoids "-0.000".
     spec = f"{'+' if signed else ''}.{digits}f"
     mid, lo, hi = (f"{round(float(v), digits) + 0.0:{spec}}" for v in (mean, *ci))
     return f"{mid} [{lo}, {hi}]"
 
 
 def format_estimate(estimate: Mapping[str, Any], digits: int = 3) -> str:
-    """`format_interval` of ``{mean, ci95}``."""
+    """Return `format_interval` of ``{mean, ci95}``."""
     return format_interval(estimate["mean"], estimate["ci95"], digits=digits)
 
 
 def or_missing(value: Any) -> str:
-    """Return the text of a value, `n/a` for None."""
+    """Return a value as text, or `n/a` for None."""
     return MISSING if value is None else str(value)
 
 
 def format_count(count: int | None) -> str:
-    """Parameters for a person: 340000 -> `0.34M`."""
+    """Return a rounded number of parameters: 340000 -> `0.34M`; `n/a` for None."""
     if count is None:
         return MISSING
     rounded = float(f"{count:.3g}")
@@ -101,12 +102,12 @@ def format_count(count: int | None) -> str:
 
 
 def format_number(value: float | None) -> str:
-    """A latency for a person: three digits that matter, `n/a` when None."""
+    """Return a value, such as a latency, with about three digits; `n/a` for None."""
     if value is None:
         return MISSING
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def format_minutes(seconds: float | None) -> str:
-    """Seconds as minutes, `n/a` when None."""
+    """Return seconds in minutes as text; `n/a` for None."""
     return MISSING if seconds is None else f"{seconds / 60:.1f}"

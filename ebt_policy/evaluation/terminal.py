@@ -1,4 +1,4 @@
-"""Markdown tables and sentences on a terminal of any width, without cutting names."""
+"""Markdown tables and paragraphs on a terminal of any width, without truncated names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ GAP = 2  # spaces between columns
 
 
 def print_markdown(text: str, console: Console) -> None:
-    """Print Markdown of tables and paragraphs.
+    """Print Markdown that consists of tables and paragraphs.
 
-    A table that is too wide for the terminal becomes a block for each row: the first cell, then
-    the others with their headers.
+    A table that is too wide for the terminal is printed as one block for each row: the first cell,
+    then the other cells with their headers.
     """
     for block in _blocks(text):
         if block[0].startswith("|"):
@@ -27,7 +27,7 @@ def print_markdown(text: str, console: Console) -> None:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Yield the lines of a table, aligned in columns if they fit into ``width``."""
+    """Yield the lines of a table, aligned in columns if they fit into ``width`` characters."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     if sum(widths) + GAP * (len(widths) - 1) <= width:
@@ -61,6 +61,6 @@ def _blocks(text: str) -> Iterator[list[str]]:
 
 
 def _cells(line: str) -> list[str]:
-    """Return the cells of a line of a table."""
+    """Return the cells of a table row."""
     cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
     return [cell.strip().replace("\\|", "|").replace("**", "") for cell in cells]

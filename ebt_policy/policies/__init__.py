@@ -1,4 +1,4 @@
-"""Policies of robots: all of them predict chunks of actions from observations."""
+"""Robot policies, which predict action chunks from observations."""
 
 from ebt_policy.policies.acting import evaluate
 from ebt_policy.policies.base import Chunk, Policy, load_policy

@@ -1,4 +1,4 @@
-"""A policy in a loop of your own: history, batching and chunks are handled here.
+"""A policy in your own control loop: history, batching and chunks are handled here.
 
 Shapes: N environments, Do observation and A action dimension, To `n_obs_steps`, Ta
 `n_action_steps`, H x W pixels of a camera.
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class ChunkedActor:
-    """Executes the chunks of a policy action by action.
+    """Executor of a policy's action chunks, one action at a time.
 
     Args:
-        policy: which predicts a chunk after every Ta actions.
-        seed: of the policy's noise.
+        policy: predicts a new chunk after every Ta actions.
+        seed: seed of the policy's noise; None for torch's global generator.
     """
 
     def __init__(self, policy: Policy, seed: int | None = None) -> None:
@@ -44,9 +44,9 @@ class ChunkedActor:
         if self._history and len(self._history[-1]["obs"]) != len(arrays["obs"]):
             raise ValueError(
                 f"the number of environments changed from {len(self._history[-1]['obs'])} to "
-                f"{len(arrays['obs'])}; call policy.reset() before."
+                f"{len(arrays['obs'])}; call policy.reset() first."
             )
-        # The first observation fills the missing past.
+        # The first observation of an episode also stands for the missing history.
         self._history.extend([arrays] * (1 if self._history else shape.n_obs_steps))
         if not self._actions:
             stacked = {
@@ -60,7 +60,7 @@ class ChunkedActor:
         return action[0] if is_single else action
 
     def _to_batch(self, observation: Any) -> tuple[dict[str, torch.Tensor], bool]:
-        """Return "obs" (N, Do) and images (N, H, W, 3), and whether one environment was given."""
+        """Return "obs" (N, Do) and images (N, H, W, 3), and whether the input was unbatched."""
         shape = self._policy.shape
         given = observation if isinstance(observation, Mapping) else {"obs": observation}
         names = ("obs", *(shape.cameras or {}))
@@ -87,18 +87,19 @@ class ChunkedActor:
 def evaluate(
     policy: Policy, env: gymnasium.Env, *, episodes: int = 10, seed: int = 100_000
 ) -> list[EpisodeResult]:
-    """Run episodes of a policy in an environment of your own, one after the other.
+    """Run episodes of a policy in your own environment, one after another.
 
-    ``python -m ebt_policy.eval`` runs them in processes, and compares policies.
+    ``python -m ebt_policy.eval`` runs episodes in parallel processes and compares policies.
 
     Args:
-        policy: its observations and actions must fit the environment.
-        env: a gymnasium environment. It reports success as ``info["is_success"]``.
+        policy: a policy whose observations and actions fit the environment.
+        env: a Gymnasium environment, which reports success as ``info["is_success"]``. Actions are
+            clipped to its action space if that is a `Box`.
         episodes: number of episodes.
-        seed: of the first episode; the others count up.
+        seed: seed of the first episode; each further episode adds 1.
 
     Returns:
-        For each episode its score (the highest reward), success and length.
+        The score (highest reward), success and length of each episode.
 
     Raises:
         ValueError: an observation does not fit the policy.

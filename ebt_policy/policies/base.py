@@ -1,8 +1,9 @@
-"""The interface of every policy, with or without an energy.
+"""Interface of all policies, with or without an energy.
 
 Shapes: B batch, T `horizon`, To `n_obs_steps`, Ta `n_action_steps`, Do observation and A action
-dimension, P committed actions, H x W pixels of a camera. Inside a policy all numbers are in the
-units of its network (see `Policy.normalize`); `predict_chunk` takes and returns env units.
+dimension, P committed actions, H x W pixels of a camera. Inside a policy, all values are in network
+units, which are normalised (see `Policy.normalize`). `predict_chunk` takes and returns env units,
+the units of the environment.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Chunk:
     """A predicted chunk of actions.
 
     Attributes:
-        actions: (B, T, A) in env units. The first to execute is index To - 1, the one after the
-            newest observation.
-        steps_used: (B,) refinement passes.
-        energy: (B,) final energy, lower is better; None without an energy.
-        grad_norm: (B,) gradient norm at the last step; None without an energy.
+        actions: (B, T, A) in env units. Execution starts at index To - 1, with the action that
+            follows the newest observation.
+        steps_used: (B,) number of refinement passes.
+        energy: (B,) final energy, lower is better; None for a policy without an energy.
+        grad_norm: (B,) gradient norm at the last descent step; None for a policy without a descent.
     """
 
     actions: Tensor
@@ -57,13 +58,14 @@ class Policy(Model):
     """Base of all policies.
 
     Args:
-        shape: dimensions.
-        normalizer: fitted on the training data, keys "obs" and "action" (see `fit_normalizer`).
-        vision: encoder of the cameras of ``shape``, if it has any.
+        shape: dimensions of observations, actions and chunks.
+        normalizer: normalizer with the keys "obs" and "action", fitted on the training data (see
+            `fit_normalizer`).
+        vision: encoder of the cameras in ``shape``; None if there are none.
 
     Attributes:
-        network_shape: ``shape`` with the observation dimension that the network reads: "obs", the
-            features of all cameras, and the committed actions.
+        network_shape: ``shape`` with ``obs_dim`` replaced by the input size of the network: "obs",
+            the features of all cameras, and the committed actions.
     """
 
     domain = Domain.POLICY
@@ -79,7 +81,7 @@ class Policy(Model):
         self.vision = vision
         num_features = 0 if vision is None else vision.num_features
         num_prefix = shape.max_prefix_len * (shape.action_dim + 1)
-        # A buffer, as a list would be copied to the device in every prediction.
+        # A buffer, because a list would be copied to the device in every prediction.
         self._origin_index: Tensor | None
         self.register_buffer("_origin_index", origin_index(shape.relative_to), persistent=False)
         self.network_shape = replace(shape, obs_dim=shape.obs_dim + num_features + num_prefix)
@@ -92,10 +94,12 @@ class Policy(Model):
     # -- training ---------------------------------------------------------------------------
 
     def with_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add ``batch["noise"]``, all the randomness of a training step: crops, prefixes, noise.
+        """Return the batch with "noise", all randomness of a training step.
+
+        The randomness consists of image crops, committed prefixes and the noise of the loss.
 
         Args:
-            batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and the cameras' images
+            batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and camera images
                 (B, To, H, W, 3) uint8.
         """
         noisy_batch = super().with_noise(batch)
@@ -107,9 +111,9 @@ class Policy(Model):
         return {**noisy_batch, "noise": noise}
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return windows, "obs" (B, To, Do) and "action" (B, T, A), in the network's units.
+        """Convert windows with "obs" (B, To, Do) and "action" (B, T, A) to network units.
 
-        Images stay as they are, uint8.
+        Images are not changed and stay uint8.
         """
         return {
             **batch,
@@ -118,10 +122,13 @@ class Policy(Model):
         }
 
     def observation_features(self, batch: dict[str, Any], prefix: Tensor | None = None) -> Tensor:
-        """Return what the network reads of a normalised batch, (B, To, `network_shape`.obs_dim).
+        """Return the network's input features of a normalised batch.
 
-        Crops and committed actions are those of ``batch["noise"]``. Without noise, crops are at
-        the centre and the committed actions are ``prefix`` (B, P, A).
+        Crops and committed actions are taken from ``batch["noise"]``. Without noise, crops are
+        centred and the committed actions are ``prefix`` (B, P, A).
+
+        Returns:
+            (B, To, `network_shape`.obs_dim).
         """
         noise, features = batch.get("noise", {}), [batch["obs"]]
         if self.vision is not None:
@@ -140,16 +147,21 @@ class Policy(Model):
     def _predict_normalized(
         self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Chunk:
-        """Predict in the network's units, from obs (B, To, *) of `observation_features`.
+        """Predict a chunk, in network units, from the features ``obs`` (B, To, *).
 
-        The actions must have passed `constrain`.
+        Implementations must apply `constrain` to the actions.
+
+        Args:
+            obs: output of `observation_features`.
+            constraints: see `NormalizedConstraints`.
+            generator: as in `predict_chunk`.
         """
 
     def constrain(self, chunks: Tensor, constraints: NormalizedConstraints) -> Tensor:
-        """Return chunks (B, ..., T, A), network units, within all limits.
+        """Return chunks (B, ..., T, A), in network units, moved within all limits.
 
-        These are the constraints, and the limits of the demonstrations: beyond them nothing was
-        learned.
+        The chunks are clamped to the range of the demonstrated actions, because the policy was not
+        trained outside of it. Then the constraints are applied.
         """
         return constraints.apply(self.normalizer.clamp("action", chunks))
 
@@ -157,21 +169,22 @@ class Policy(Model):
         """Return `observation_features` of an observation in env units.
 
         Args:
-            prefix: (B, P, A), committed actions in the network's units.
+            obs: as in `predict_on_device`.
+            prefix: (B, P, A), committed actions in network units.
         """
         normalized = {**obs, "obs": self.normalizer.normalize("obs", obs["obs"])}
         return self.observation_features(normalized, prefix)
 
     def normalize_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Return actions (B, ..., A), env units, in the network's units.
+        """Convert actions (B, ..., A) from env units to network units.
 
         Args:
-            obs: (B, To, Do), env units, which relative actions are measured from.
+            obs: (B, To, Do) in env units; relative actions are measured from the newest step.
         """
         return self.normalizer.normalize("action", actions - self._origin(obs, actions))
 
     def unnormalize_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Return actions (B, ..., A), network units, in env units (see `normalize_actions`)."""
+        """Convert actions (B, ..., A) from network units to env units (see `normalize_actions`)."""
         relative = self.normalizer.unnormalize("action", actions)
         return relative + self._origin(obs, relative)
 
@@ -191,14 +204,14 @@ class Policy(Model):
         """Predict a chunk of actions.
 
         Args:
-            obs: "obs" (B, To, Do), env units, the newest last, and under the name of each camera
-                (B, To, H, W, 3) uint8.
-            constraints: committed actions, limits, an earlier plan, a deadline.
-            generator: of the noise; a list has one for each row.
+            obs: "obs" (B, To, Do) in env units, newest last, and the images (B, To, H, W, 3) uint8
+                of each camera under its name.
+            constraints: committed actions, limits, an earlier plan and a deadline.
+            generator: generator of the noise, or a list with one generator for each row.
 
         Raises:
-            ValueError: wrong shapes, a missing camera, NaN or infinity in the observation, the
-                prefix or the earlier plan.
+            ValueError: a shape is wrong, a camera is missing, or the observation, the prefix or the
+                earlier plan contains NaN or infinity.
         """
         constraints, horizon = constraints or ChunkConstraints(), self.shape.horizon
         with torch.inference_mode(False), torch.no_grad():
@@ -215,22 +228,22 @@ class Policy(Model):
             return self.predict_on_device(obs, constraints=constraints, generator=generator)
 
     def reset(self, seed: int | None = None) -> None:
-        """Forget the observations and actions of `act`, before each episode.
+        """Clear the stored observations and actions of `act`; call it before each episode.
 
         Args:
-            seed: of the noise of the episode; by default torch's global generator.
+            seed: seed of the noise in this episode; None for torch's global generator.
         """
         self._actor = ChunkedActor(self, seed)
 
     def act(self, observation: Any) -> np.ndarray:
-        """Return the next action, for a loop of your own.
+        """Return the next action, for your own control loop.
 
         A chunk is predicted after every Ta actions. Call `reset` before each episode.
 
         Args:
-            observation: the newest one in env units: an array (Do,), or a mapping with it under
-                "obs" and (H, W, 3) uint8 under the name of each camera. For N environments all
-                have N first.
+            observation: newest observation in env units: an array (Do,), or a mapping with this
+                array under "obs" and an image (H, W, 3) uint8 under the name of each camera. For N
+                environments, each array has N as its first dimension.
 
         Returns:
             The action in env units, (A,), or (N, A) for N environments.
@@ -250,10 +263,10 @@ class Policy(Model):
         constraints: ChunkConstraints | None = None,
         generator: Generators = None,
     ) -> Chunk:
-        """Predict as `predict_chunk`, from valid float32 tensors on the policy's device.
+        """Predict like `predict_chunk`, from validated tensors on the policy's device.
 
-        The host never waits for the device here, unless ``project``, ``deadline_s``, a generator
-        of the host or an option that stops a descent early makes it.
+        The host does not wait for the device, except for ``project``, ``deadline_s``, a CPU
+        generator or an option that stops a descent early.
         """
         constraints = constraints or ChunkConstraints()
         with torch.inference_mode(False), torch.no_grad():
@@ -265,7 +278,7 @@ class Policy(Model):
             features = self.encode_observation(obs, committed)
             chunk = self._predict_normalized(features, normalized, generator)
             actions = self.unnormalize_actions(state, chunk.actions)
-            # The prefix is returned exactly, without the rounding of two changes of units.
+            # Return the prefix exactly, without the rounding error of converting units twice.
             exact = None if prefix is None else self._pad_to_horizon(prefix)
             chunk.actions = normalized.hold_prefix(actions, exact)
             return chunk
@@ -273,11 +286,11 @@ class Policy(Model):
     def _normalize_constraints(
         self, obs: Tensor, constraints: ChunkConstraints, prefix: Tensor | None
     ) -> NormalizedConstraints:
-        """Return constraints in the network's units.
+        """Convert constraints to network units.
 
         Args:
-            obs: (B, To, Do), env units.
-            prefix: (B, P, A), committed actions in the network's units, None if there are none.
+            obs: (B, To, Do) in env units.
+            prefix: (B, P, A), committed actions in network units; None if there are none.
         """
         warm_start, project = constraints.warm_start, constraints.project
         normalized = NormalizedConstraints(
@@ -295,17 +308,17 @@ class Policy(Model):
         )
 
     def _project_normalized(self, obs: Tensor, project: Projection) -> Projection:
-        """Return a projection of chunks in the network's units."""
+        """Return ``project`` as a function of chunks in network units."""
         return lambda x: self.normalize_actions(obs, project(self.unnormalize_actions(obs, x)))
 
     def _pad_to_horizon(self, actions: Tensor) -> Tensor:
-        """Append zeros to actions (B, P, A): (B, T, A)."""
+        """Pad actions (B, P, A) with zeros to (B, T, A)."""
         return F.pad(actions, (0, 0, 0, self.shape.horizon - actions.shape[1]))
 
     def compile_prediction(self) -> None:
-        """Compile what `predict_chunk` computes, for a control loop: same chunks, lower latency.
+        """Compile the prediction for a control loop: the same chunks at a lower latency.
 
-        The first chunk of each batch size then takes about a minute.
+        The first prediction at each batch size then takes about a minute.
         """
         if self.vision is not None:
             self.vision.compile()
@@ -327,7 +340,7 @@ class Policy(Model):
         with wrap_read_errors(folder / "normalizer.json"):
             normalizer = Normalizer.from_json(json.loads((folder / "normalizer.json").read_text()))
         policy = build_policy(config, normalizer)
-        with wrap_read_errors(folder / "normalizer.json"):  # it must fit the shape
+        with wrap_read_errors(folder / "normalizer.json"):  # checks that it fits the shape
             normalizer.normalize("obs", torch.zeros(policy.shape.obs_dim))
             normalizer.normalize("action", torch.zeros(policy.shape.action_dim))
         return policy

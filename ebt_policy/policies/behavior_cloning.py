@@ -1,4 +1,4 @@
-"""Behaviour cloning: the same network regresses the chunk in one pass (mean squared error)."""
+"""Behaviour cloning: the transformer regresses the chunk in one pass (mean squared error)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from ebt_policy.policies.vision import VisionEncoder
 
 @POLICIES.register("bc")
 class BehaviorCloning(Policy):
-    """Policy that regresses the demonstrated chunk from zeros. It averages modes, by design."""
+    """Policy that regresses the demonstrated chunk from an input of zeros.
+
+    If the demonstrations have several modes, it predicts their average.
+
+    Args:
+        size: size of the transformer.
+        actions_per_token: as in `ChunkTransformer`.
+    """
 
     name = "bc"
 

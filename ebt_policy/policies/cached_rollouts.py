@@ -1,12 +1,12 @@
-"""Cached rollouts: episodes are stored as soon as they were played, and never played again.
+"""Cached rollouts: the episodes of a job are stored once they are played, and then reused.
 
 A line of the cache (see `ResultCache`) holds the episodes of one `RolloutJob`:
 
     key          entry, run and condition (or task)
-    checkpoint   a hash of what was loaded: a run that was trained again is played again
+    checkpoint   hash of the loaded checkpoint, so that a run that was trained again is played again
     seeds        [first, last + 1] of the episodes
-    videos       how many of them were recorded as videos
-    episodes     one object an episode, in the order of their seeds
+    videos       number of episodes that were recorded as videos
+    episodes     one object for each episode, in the order of the seeds
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ EpisodeRows = list[dict[str, Any]]
 
 
 class RolloutJob(NamedTuple):
-    """A training run that plays the episodes under one condition.
+    """The episodes of one training run under one condition.
 
     Attributes:
-        entry: name of the run's entry.
-        condition: perturbation or task, for keys and folders.
+        entry: name of the entry that the run belongs to.
+        condition: name of the perturbation or task, used in keys and folder names.
+        run: folder of the training run.
+        policy: the policy of the run.
+        spec: environment of the episodes.
         record_video: whether the first episodes are recorded as videos.
     """
 
@@ -48,12 +51,12 @@ class RolloutJob(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Key of its line in the cache."""
+        """Key of the job's line in the cache."""
         return f"{self.entry} | {self.run.name} | {self.condition}"
 
 
 def rollout_jobs(entry: PolicyEntry, condition: str, spec: EnvSpec) -> list[RolloutJob]:
-    """Return a job for each training run of an entry; the first records videos."""
+    """Return a job for each training run of an entry; only the first one records videos."""
     return [
         RolloutJob(entry.name, condition, run, policy, spec, record_video=run == entry.runs[0])
         for run, policy in zip(entry.runs, entry.models, strict=True)
@@ -63,15 +66,15 @@ def rollout_jobs(entry: PolicyEntry, condition: str, spec: EnvSpec) -> list[Roll
 def play_jobs(
     jobs: Sequence[RolloutJob], config: EvalConfig, output: Path, cache: str, keys: Sequence[str]
 ) -> dict[str, EpisodeRows]:
-    """Play the jobs that the cache does not have yet; return key -> episodes of every job.
+    """Play the jobs that are not in the cache, and return key -> episodes of every job.
 
     Args:
         output: folder of the cache and of the videos, created if missing.
         cache: file name of the cache.
-        keys: what is stored of an `ebt_policy.envs.rollout.EpisodeResult`.
+        keys: fields of `ebt_policy.envs.rollout.EpisodeResult` to store.
 
     Raises:
-        ConfigError: no episodes are to be played.
+        ConfigError: ``config`` has no episodes, or its seeds are too large.
         OutputError: the cache cannot be written.
     """
     seeds = config.seeds
@@ -92,8 +95,8 @@ def play_jobs(
     }
     if done:
         console.print(
-            f"{len(done)} of {len(jobs)} were played before; remove {output / cache} to play them "
-            "again", markup=False, soft_wrap=True,
+            f"{len(done)} of {len(jobs)} jobs are in the cache; remove {output / cache} to play "
+            "them again", markup=False, soft_wrap=True,
         )  # fmt: skip
     todo = [job for job in jobs if job.key not in done]
     with progress_bar() as bar, RolloutPools(config.processes) as pools:

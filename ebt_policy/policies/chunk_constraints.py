@@ -1,4 +1,4 @@
-"""What a predicted chunk of actions must satisfy: a committed prefix, the limits of a robot, time.
+"""Constraints on a predicted action chunk: a committed prefix, the limits of a robot, a deadline.
 
 Shapes: B batch, T horizon, P committed actions, A action dimension.
 """
@@ -16,17 +16,18 @@ Projection = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ChunkConstraints:
-    """What a caller of `Policy.predict_chunk` demands of a chunk, in env units.
+    """Constraints that a caller of `Policy.predict_chunk` sets on a chunk, in env units.
 
     Attributes:
-        prefix: (B, P, A), the first P actions of the chunk, already committed (the first To - 1 of
-            a chunk lie in the past). The policy predicts the rest conditioned on them if it was
-            trained with ``task.max_prefix_len``; otherwise it only keeps them.
-        warm_start: (B, T, A), an earlier plan for the same time. An `EnergyPolicy` starts from it
-            (see `EnergyInference`); other policies ignore it.
-        project: map chunks (B, ..., T, A) to the nearest that may be executed (the limits of a
-            robot). An `EnergyPolicy` descends within them, so that it selects by energy among what
-            is executed; other policies project once, at the end.
+        prefix: (B, P, A), the first P actions of the chunk, which are already committed (the first
+            To - 1 actions of a chunk lie in the past). A policy trained with
+            ``task.max_prefix_len`` predicts the rest conditioned on them. Other policies only keep
+            them fixed.
+        warm_start: (B, T, A), an earlier plan for the same time steps. An `EnergyPolicy` starts
+            from it (see `EnergyInference`); other policies ignore it.
+        project: function that maps chunks (B, ..., T, A) to the nearest executable ones, for
+            example within a robot's limits. Policies with several candidates project all of them
+            and select among the executable chunks.
         deadline_s: wall-clock budget of the refinement, in seconds. Policies with a fixed number
             of passes ignore it.
     """
@@ -39,16 +40,16 @@ class ChunkConstraints:
 
 @dataclass(frozen=True)
 class NormalizedConstraints:
-    """`ChunkConstraints` in the network's units.
+    """`ChunkConstraints` in network units.
 
-    The tensors have the same shape for every length of the prefix. So one compiled prediction
+    The tensor shapes do not depend on the length of the prefix, so that one compiled prediction
     serves every length.
 
     Attributes:
         prefix: (B, T, A), the committed actions; values after the last one are arbitrary.
-        prefix_mask: (T, 1) bool, True for committed actions; given exactly if ``prefix`` is.
-        warm_start: (B, T, A).
-        project: as in `ChunkConstraints`, in the network's units.
+        prefix_mask: (T, 1) bool, True for committed actions; None if ``prefix`` is None.
+        warm_start: (B, T, A), as in `ChunkConstraints`.
+        project: as in `ChunkConstraints`, but for chunks in network units.
         deadline_s: as in `ChunkConstraints`.
     """
 
@@ -59,16 +60,17 @@ class NormalizedConstraints:
     deadline_s: float | None = None
 
     def apply(self, chunks: Tensor) -> Tensor:
-        """Return chunks (B, ..., T, A) projected, and with the committed prefix."""
+        """Return chunks (B, ..., T, A) after the projection, with the committed prefix inserted."""
         if self.project is not None:
             chunks = self.project(chunks)
         return self.hold_prefix(chunks, self.prefix)
 
     def hold_prefix(self, chunks: Tensor, prefix: Tensor | None) -> Tensor:
-        """Return chunks (B, ..., T, A) whose committed actions are those of ``prefix``.
+        """Return chunks (B, ..., T, A) with the committed actions replaced by ``prefix``.
 
         Args:
-            prefix: (B, ..., T, A), possibly with fewer dimensions between B and T than ``chunks``.
+            prefix: (B, ..., T, A), possibly with fewer dimensions between B and T than ``chunks``;
+                None leaves the chunks unchanged.
         """
         if prefix is None or self.prefix_mask is None:
             return chunks

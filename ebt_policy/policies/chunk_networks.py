@@ -1,4 +1,4 @@
-"""Networks with a vector output that the option ``model.network`` chooses from."""
+"""Networks with a vector output, which the option ``model.network`` selects by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ebt_policy.policies.policy_shape import PolicyShape
 from ebt_policy.policies.unet1d import ConditionalUnet1d
 from ebt_policy.registry import Registry
 
-# shape, size, actions_per_token -> a network with the interface of `ChunkTransformer`.
+# (shape, size, actions_per_token) -> a network with the interface of `ChunkTransformer`.
 BuildNetwork = Callable[[PolicyShape, TransformerConfig, int], nn.Module]
 
 CHUNK_NETWORKS: Registry[BuildNetwork] = Registry("model.network", "ebt_policy.chunk_networks")
@@ -30,7 +30,7 @@ def build_transformer(
 def build_unet(
     shape: PolicyShape, size: TransformerConfig, actions_per_token: int
 ) -> ConditionalUnet1d:
-    """Build a U-Net with as many parameters as the transformer of this size."""
+    """Build a U-Net with about as many parameters as the transformer of this size."""
     transformer = build_transformer(shape, size, actions_per_token)
     return ConditionalUnet1d.with_num_parameters(
         shape, sum(p.numel() for p in transformer.parameters())

@@ -1,6 +1,8 @@
-"""The network of a chunk policy: observations are context tokens, groups of actions candidates.
+"""The transformer of chunk policies: observations are context tokens, and groups of actions are
+candidate tokens.
 
-Shapes: B batch, U units (candidates a context), T horizon, A action dimension, To, Do.
+Shapes: B batch, U units (candidates of a context), T horizon, A action dimension, To observations,
+Do their dimension.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from ebt_policy.policies.policy_shape import PolicyShape
 
 
 class ChunkTransformer(nn.Module):
-    """`TwoStreamTransformer` over action chunks, several actions to a token.
+    """`TwoStreamTransformer` over action chunks, with several actions in each token.
 
     Args:
-        shape: dimensions of the task.
-        size: the size dial.
-        actions_per_token: consecutive actions in one token; a divisor of the horizon.
+        shape: dimensions of observations and chunks.
+        size: width, heads and depth of the transformer.
+        actions_per_token: number of consecutive actions in one token; must divide the horizon.
         output, level: as in `TwoStreamTransformer`.
     """
 
@@ -51,11 +53,11 @@ class ChunkTransformer(nn.Module):
         )
 
     def encode(self, obs: Tensor) -> Context:
-        """Encode observations (B, To, Do), once for each prediction."""
+        """Encode observations (B, To, Do); needed only once for each prediction."""
         return self.transformer.encode(obs)
 
     def forward(self, context: Context, chunks: Tensor, level: Tensor | None = None) -> Tensor:
-        """Return energies (B, U) or vectors (B, U, T, A) of chunks at levels (B, U)."""
+        """Return energies (B, U) or vectors (B, U, T, A) of candidates (B, U, T, A) at levels."""
         tokens = chunks.unflatten(2, (-1, self.actions_per_token)).flatten(3)
         out = self.transformer(context, tokens, level)
         return out.view_as(chunks) if out.ndim == 4 else out

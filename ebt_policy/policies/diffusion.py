@@ -1,8 +1,8 @@
 """Diffusion Policy (Chi et al. 2023) on this package's transformer or a conditional 1-D U-Net.
 
-diffusers' DDPM and DDIM schedulers, set as in the published configuration (squared-cosine schedule,
-100 training steps, clipped samples), but for where few steps lie and what is predicted.
-Shapes: B batch, T horizon, A action dimension.
+The DDPM and DDIM schedulers of diffusers have the published settings (squared-cosine schedule, 100
+training steps, clipped samples). Two settings differ: the time steps of a short schedule and, by
+default, the prediction target. Shapes: B batch, T horizon, A action dimension.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ SCHEDULE = {
     "num_train_timesteps": TRAIN_STEPS,
     "beta_schedule": "squaredcos_cap_v2",
     "clip_sample": True,
-    # Few steps start at the last level, pure noise (Lin et al. 2024, "Common Diffusion Noise
-    # Schedules and Sample Steps Are Flawed"); diffusers' default would start two of them half way.
+    # A short schedule must start at the last level, which is pure noise (Lin et al. 2024, "Common
+    # Diffusion Noise Schedules and Sample Steps Are Flawed"). With the default of diffusers, a
+    # schedule of two steps would start half way.
     "timestep_spacing": "trailing",
 }
 
 
 @dataclass(frozen=True)
 class DiffusionInference(SamplingInference):
-    """Options of denoising, besides those of `SamplingInference`.
+    """Denoising options, in addition to the options of `SamplingInference`.
 
     Args:
         scheduler: ``ddpm`` (stochastic) or ``ddim`` (deterministic, for few steps).
-        steps: denoising passes, 1 to 100.
+        steps: number of denoising passes, 1 to 100.
     """
 
     scheduler: Literal["ddpm", "ddim"] = "ddpm"
@@ -61,12 +62,13 @@ class DiffusionInference(SamplingInference):
 class DiffusionPolicy(SamplingPolicy):
     """Policy whose network predicts the noise n in x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n, or v.
 
-    v = sqrt(abar_t) n - sqrt(1 - abar_t) y (Salimans & Ho 2022) gives y at every level; the noise
-    gives nothing at the last, where few steps start (Lin et al. 2024).
+    v is sqrt(abar_t) n - sqrt(1 - abar_t) y (Salimans & Ho 2022). The chunk y can be recovered from
+    v at every level. From n it cannot be recovered at the last level, where short schedules start
+    (Lin et al. 2024).
 
     Args:
-        prediction: ``epsilon``, as published, or ``v_prediction``.
-        network: a name of `CHUNK_NETWORKS`: ``transformer``, or ``unet`` with as many parameters.
+        prediction: ``epsilon`` for n, as published, or ``v_prediction`` for v.
+        network: name in `CHUNK_NETWORKS`: ``transformer``, or ``unet`` of about the same size.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `DiffusionInference`.
     """
@@ -94,7 +96,7 @@ class DiffusionPolicy(SamplingPolicy):
             )
         self.prediction: Literal["epsilon", "v_prediction"] = prediction
         self.train_schedule = _scheduler("ddpm", prediction_type=prediction)
-        # A clean action cannot lie beyond the limits of the demonstrations.
+        # Clean actions lie within the limits of the demonstrations, so samples are clipped.
         self.clip_range = max(float(end.abs().max()) for end in normalizer.box("action"))
 
     def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -124,11 +126,11 @@ class DiffusionPolicy(SamplingPolicy):
             clip_sample_range=self.clip_range,
         )
         set_num_steps(scheduler, inference.steps)
-        # diffusers samples DDPM's noise itself; it takes a generator or a list of them, as we do.
+        # The DDPM scheduler samples its own noise, with one generator or a list of generators.
         extra = {"generator": generator} if inference.scheduler == "ddpm" else {}
         for t in scheduler.timesteps:
             if (prefix := constraints.prefix) is not None:
-                # Inpainting: a committed action is as noisy as the others.
+                # Inpainting: committed actions get the noise level of the other actions.
                 clean = prefix.unsqueeze(1).expand_as(x)
                 normal, step = draw_normal(clean, generator), t.view(1)
                 noisy = scheduler.add_noise(clean, normal, step)
@@ -138,10 +140,11 @@ class DiffusionPolicy(SamplingPolicy):
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
-        """At the time step whose share of signal a / (a + s) is nearest to the level.
+        """Return the gradient at the time step whose signal share a / (a + s) is nearest to level.
 
-        With x = a y, -grad_y log p(x) = a / s n, n the noise that the network sees in x: the score
-        is -n / s (Song et al. 2021, "Score-Based Generative Modeling"). With v it is s x + a v.
+        With x = a y and the predicted noise n, grad_x log p(x) = -n / s (Song et al. 2021,
+        "Score-Based Generative Modeling"), so -grad_y log p(x) = a / s n. A network that predicts v
+        gives n = s x + a v.
         """
         signal = self.train_schedule.alphas_cumprod.sqrt()
         noise = (1 - self.train_schedule.alphas_cumprod).sqrt()
@@ -155,7 +158,7 @@ class DiffusionPolicy(SamplingPolicy):
 
 
 def _scheduler(name: Literal["ddpm", "ddim"], **scheduler_options: Any) -> Any:
-    """Return a scheduler of diffusers, which is slow to import and so is imported here."""
+    """Return a scheduler of diffusers, which is imported here because its import is slow."""
     if name == "ddim":
         from ebt_policy.models.ddim import ExactDDIMScheduler
 
@@ -166,5 +169,5 @@ def _scheduler(name: Literal["ddpm", "ddim"], **scheduler_options: Any) -> Any:
 
 
 def _level(x: Tensor, t: int) -> Tensor:
-    """Return the level that the network reads for chunks (B, M, ...) at time step t: (B, M)."""
+    """Return the network's level input (B, M) for chunks (B, M, ...) at time step t."""
     return x.new_full(x.shape[:2], 1.0 - t / TRAIN_STEPS)

@@ -45,21 +45,23 @@ from ebt_policy.policies.vision import VisionEncoder
 
 @dataclass(frozen=True)
 class EnergyInference:
-    """How an energy policy predicts.
+    """Inference options of an energy policy.
 
     Args:
-        steps: descent steps.
-        num_candidates: M chunks descended together, of which the best is taken.
-        scoring_level: at which finished candidates are scored (see `Objective.score`).
-        select: the best has the lowest ``energy`` (its score), the largest ``energy_decrease``, or
-            the candidates' vote without an energy: ``medoid``, ``density`` or ``first`` (see
+        steps: number of descent steps.
+        num_candidates: M, the number of chunks that descend together; one of them is selected.
+        scoring_level: level in (0, 1) at which finished candidates are scored (see
+            `Objective.score`).
+        select: selection rule: the lowest ``energy`` (the score), the largest ``energy_decrease``,
+            or a vote of the candidates without an energy: ``medoid``, ``density`` or ``first`` (see
             `ebt_policy.energy.selection`).
-        stop_grad_norm: a candidate stops early below this gradient norm; None never. For landscapes
-            that are flat at the data; along levels the gradient never fades.
-        straightness_tol: along levels, a candidate lands early where its path is straight (see
-            `StraightPath`), in units of the actions' spread; None never.
-        warm_start_level, warm_start_steps: where an earlier plan is given, candidates start from
-            it, corrupted to this level, and take this number of steps.
+        stop_grad_norm: a candidate stops early if its gradient norm is below this value; None to
+            disable. For landscapes that are flat at the data. Along levels, the gradient does not
+            vanish.
+        straightness_tol: along levels, a candidate exits early if its path is straight within this
+            tolerance (see `StraightPath`), in standard deviations of the actions; None to disable.
+        warm_start_level, warm_start_steps: if an earlier plan is available, candidates start from
+            it, corrupted to this level in (0, 1), and take this number of steps.
     """
 
     steps: int = 2
@@ -89,7 +91,7 @@ class EnergyInference:
 
     @property
     def stop(self) -> NeverStop:
-        """When a candidate stops early."""
+        """The rule by which candidates stop early."""
         rules: list[NeverStop] = []
         if self.stop_grad_norm is not None:
             rules.append(GradientNorm(self.stop_grad_norm))
@@ -104,10 +106,10 @@ class EnergyPolicy(EnergyModel, Policy):
 
     Args:
         shape, normalizer, vision: as in `Policy`.
-        size: the size dial.
+        size: size of the transformer.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `EnergyInference`.
-        objective: how the landscape is learned.
+        objective: builds the objective that trains the landscape.
     """
 
     name = "ebt"
@@ -157,7 +159,7 @@ class EnergyPolicy(EnergyModel, Policy):
         )
 
     def energies(self, obs: dict[str, Tensor], chunks: Tensor) -> Tensor:
-        """Return the scores (B, M) of chunks (B, M, T, A) in env units, lower is better."""
+        """Return scores (B, M) of finished chunks (B, M, T, A) in env units; lower is better."""
         with torch.no_grad():
             context = self.net.encode(self.encode_observation(obs))
             candidates = self.normalize_actions(obs["obs"], chunks)
@@ -171,24 +173,27 @@ class EnergyPolicy(EnergyModel, Policy):
         constraints: NormalizedConstraints | None = None,
         generator: Generators = None,
     ) -> DescentResult:
-        """Run the descent behind `predict_chunk`, in the network's units, one unit a candidate.
+        """Run the descent of `predict_chunk` in network units; each candidate is one unit.
 
         Args:
-            obs: as `encode_observation` gives it.
+            obs: output of `encode_observation`.
             constraints, generator: as in `_predict_normalized`.
+
+        Returns:
+            The result of the selected candidate, with the ``path`` of all candidates.
         """
         config, constraints = self.inference, constraints or NormalizedConstraints()
         empty = obs.new_empty(
             len(obs), config.num_candidates, self.shape.horizon, self.shape.action_dim
         )
         noise = draw_normal(empty, generator)
-        # A search that asks the clock or the candidates whether to go on cannot be one graph.
-        asks = constraints.deadline_s is not None or isinstance(config.stop, FirstOf)
-        search = self._search if asks or self._compiled is None else self._compiled
+        # A search whose number of steps depends on time or data cannot be compiled as one graph.
+        is_dynamic = constraints.deadline_s is not None or isinstance(config.stop, FirstOf)
+        search = self._search if is_dynamic or self._compiled is None else self._compiled
         return search(obs, noise, constraints, generator)
 
     def compile_prediction(self) -> None:
-        # As one graph: all steps, a committed prefix, a robot's limits, scores and selection.
+        # One graph holds all steps, the committed prefix, the limits, the scores and the selection.
         self._compiled = torch.compile(self._search)
         if self.vision is not None:
             self.vision.compile()
@@ -219,15 +224,15 @@ class EnergyPolicy(EnergyModel, Policy):
     def _constrain(
         self, descent: Descent, init: Tensor, noise: Tensor, constraints: NormalizedConstraints
     ) -> tuple[Descent, Tensor]:
-        """Return the descent within the constraints of a chunk, and where it starts."""
+        """Return the descent with the constraints of a chunk, and its initial candidates."""
 
         def admit(chunks: Tensor) -> Tensor:
             return self.constrain(chunks, constraints)
 
         limits = constraints
         if self.inference.straightness_tol is not None:
-            # Candidates that landed early are ahead of the others' level, so that the end that
-            # their path would seem to head for must not be projected.
+            # Early-exited candidates are already at level 1. The end predicted from the level of
+            # the others would be wrong for them, so it must not be projected.
             limits = replace(constraints, project=None)
         free = limits.project is None and limits.prefix is None
         project = None if free else limits.apply
@@ -239,7 +244,7 @@ class EnergyPolicy(EnergyModel, Policy):
             frozen = constraints.prefix_mask.view(1, 1, -1, 1)
             step_constraints = (Projection(project, admit), FrozenEntries(frozen))
             init = torch.where(frozen, constraints.apply(init), init)
-        # With a deadline the first step must cost what the others do.
+        # With a deadline, all steps must take equally long: the slowest one predicts the next.
         gradient = descent.gradient if constraints.deadline_s is None else PlainGradient()
         constrained = replace(
             descent,
@@ -256,7 +261,8 @@ class EnergyPolicy(EnergyModel, Policy):
         result = self.descend(obs, constraints, generator)
         actions = result.candidate[:, 0]
         if self.inference.stop_grad_norm is not None or constraints.deadline_s is not None:
-            actions = self.constrain(actions, constraints)  # it may have ended before the last step
+            # The descent may have ended before its last step, which applies the constraints.
+            actions = self.constrain(actions, constraints)
         return Chunk(
             actions=actions,
             steps_used=result.steps_used[:, 0],

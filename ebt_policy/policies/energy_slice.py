@@ -1,4 +1,4 @@
-"""Looking at a landscape: the plane through it in which a policy's candidates differ most.
+"""A plane through an energy landscape, the one in which the candidates of a policy differ most.
 
 Shapes: M candidates, T horizon, A action dimension, N descent steps, W x H grid points.
 """
@@ -22,12 +22,13 @@ class EnergySlice:
     """Energy on a plane through the chosen chunk, and the descents projected into it.
 
     Attributes:
-        x, y: (W,) and (H,) coordinates along the two main axes, normalised action units.
-        energy: (H, W).
-        paths: (M, N + 1, 2) descents; trace: (N + 1, M) their verified energies.
-        chunks: (N + 1, M, T, A) the candidates before each step and at the end, env units.
-        energies: (M,) their final energies.
-        best: index of the lowest final energy.
+        x, y: (W,) and (H,) coordinates along the two principal axes, in network units.
+        energy: (H, W) scores of the grid points.
+        paths: (M, N + 1, 2) descents, projected into the plane.
+        trace: (N + 1, M) scores of the candidates before each step and at the end.
+        chunks: (N + 1, M, T, A) candidates before each step and at the end, in env units.
+        energies: (M,) scores of the final candidates.
+        best: index of the lowest final score.
     """
 
     x: np.ndarray
@@ -41,20 +42,20 @@ class EnergySlice:
 
 
 def slice_energy(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0) -> EnergySlice:
-    """Descend several candidates for one observation and cut the landscape through the winner.
+    """Descend several candidates for one observation, and slice the landscape through the best.
+
+    The plane is spanned by the first two principal components of the final candidates. Its energies
+    are scores of finished candidates (see `EnergyPolicy.energies`).
 
     Args:
-        obs: of one row, as `predict_chunk` takes it.
-        seed: of the candidates' noise.
-
-    The plane is spanned by the two principal components of the final candidates; the energy is the
-    verified one, by which candidates compare.
+        obs: observation with a batch size of 1, as for `predict_chunk`.
+        seed: seed of the candidates' noise.
     """
     device = policy.device
     inference_before = policy.inference
     policy.configure_inference(num_candidates=1)
     try:
-        # As rows of a batch, not as candidates: all of them are wanted, not the best.
+        # Candidates are rows of a batch here, because all of them are needed, not only the best.
         device_obs = {name: value.to(device) for name, value in obs.items()}
         rows = {
             name: v.repeat(CANDIDATES, *(1 for _ in v.shape[1:])) for name, v in device_obs.items()
@@ -67,7 +68,7 @@ def slice_energy(policy: EnergyPolicy, obs: dict[str, Tensor], *, seed: int = 0)
     steps = torch.stack([p.flatten(1).cpu() for p in result.path])  # (N + 1, M, T * A)
     ends = steps[-1]
     with torch.no_grad():
-        # Energies at different levels do not compare, so all are judged as finished candidates.
+        # Energies at different levels are not comparable, so all points are scored as finished.
         path_energies = [
             policy.energies(rows, policy.unnormalize_actions(rows["obs"], p)) for p in result.path
         ]

@@ -1,4 +1,4 @@
-"""Entries of an evaluation of policies, and the environments that they play in."""
+"""Entries of a policy evaluation, and their environments."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
 class PolicyEntry(EvalEntry[Policy]):
-    """A policy, trained once or with several seeds, and how it predicts."""
+    """A policy, trained once or with several seeds, and its inference options."""
 
     @property
     def task_name(self) -> str:
-        """Name of its task."""
+        """Name of the policy's task."""
         return self.model.config["task"]["name"]
 
     @property
     def env_spec(self) -> EnvSpec:
-        """Environment that it plays in, with the policy's horizons."""
+        """Environment of the task, with the policy's horizons."""
         return PolicyTaskConfig.from_config(self.model.config).env_spec()
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a summary says of it (see `metrics.POLICY_KEYS`); means over the runs."""
+        """Return its metadata for a summary (see `metrics.POLICY_KEYS` and `run_metadata`)."""
         return {**run_metadata(self.models), "demos": self.model.config.get("demos")}
 
     @classmethod
     def name_of(cls, text: str, is_pattern: bool) -> str:
-        """Return the name of ``RUN@steps=2`` before it is made unique: ``RUN (steps 2)``."""
+        """Return the name of ``RUN@steps=2``, not yet unique: ``RUN (steps 2)``."""
         path, changes = parse_checkpoint(text)
         name = path.resolve().name
         if is_pattern:
@@ -51,7 +51,7 @@ class PolicyEntry(EvalEntry[Policy]):
 
 
 def load_policy_entries(checkpoints: Sequence[str], device: torch.device) -> list[PolicyEntry]:
-    """Load each ``RUN[@name=value,...]``, with names that differ.
+    """Load an entry for each ``RUN[@name=value,...]``, with unique names.
 
     Raises:
         CheckpointError, ConfigError: see `EvalEntry.load`, or an entry is listed twice.
@@ -60,10 +60,10 @@ def load_policy_entries(checkpoints: Sequence[str], device: torch.device) -> lis
 
 
 def check_envs(entries: Sequence[PolicyEntry], *, videos: bool) -> None:
-    """Raise now what would stop the evaluation later (see `EnvSpec.check`).
+    """Check the environments now, to raise errors before the evaluation (see `EnvSpec.check`).
 
     Args:
-        videos: whether videos are to be recorded.
+        videos: whether videos will be recorded.
     """
     checked: list[EnvSpec] = []
     for spec in (entry.env_spec for entry in entries):
@@ -73,7 +73,7 @@ def check_envs(entries: Sequence[PolicyEntry], *, videos: bool) -> None:
 
 
 def share_env(entries: Sequence[PolicyEntry]) -> bool:
-    """Return whether all entries play the same environment with the same time limit."""
+    """Return whether all entries have the same environment with the same time limit."""
     # The horizons belong to a policy, not to the environment.
     specs = [replace(entry.env_spec, n_obs_steps=1, n_action_steps=1) for entry in entries]
     return all(spec == specs[0] for spec in specs)

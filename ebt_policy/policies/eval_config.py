@@ -1,4 +1,4 @@
-"""What an evaluation plays, and how it shows that it does."""
+"""Options for the episodes of an evaluation, and the folders of their videos."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ebt_policy.errors import ConfigError
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is played: one episode a seed, the first few of them filmed.
+    """Episodes of an evaluation: one for each seed, the first few recorded as videos.
 
     Args:
-        episodes: number of seeds.
-        seed: the first of them.
-        videos: episodes to film.
-        workers: processes that play.
+        episodes: number of episodes, each with its own seed.
+        seed: first seed; each further episode adds 1.
+        videos: number of episodes to record as videos.
+        workers: number of processes that play episodes.
     """
 
     episodes: int
@@ -32,14 +32,14 @@ class EvalConfig:
 
     @property
     def seeds(self) -> range:
-        """The seeds to play.
+        """Seeds of the episodes.
 
         Raises:
-            ConfigError: there are none, or they are too large.
+            ConfigError: there are no episodes, or the last seed exceeds 2^32 - 1.
         """
         if self.episodes < 1:
-            raise ConfigError("episodes must be at least 1.")
-        if self.seed + self.episodes > 1 << 32:  # as NumPy takes them
+            raise ConfigError(f"episodes must be at least 1, got {self.episodes}.")
+        if self.seed + self.episodes > 1 << 32:  # the limit of NumPy's seeds
             raise ConfigError(
                 f"seed={self.seed} and episodes={self.episodes} go beyond the last seed, "
                 f"{(1 << 32) - 1}."
@@ -48,10 +48,10 @@ class EvalConfig:
 
     @property
     def processes(self) -> int:
-        """Workers that have something to do."""
+        """Number of workers that have an episode to play."""
         return min(self.workers, self.episodes)
 
 
 def video_folder(output: Path, name: str) -> Path:
-    """Where the videos of an entry or condition go, whatever characters its name has."""
+    """Return the video folder of an entry or condition, with only safe characters in its name."""
     return output / "videos" / re.sub(r"[^\w.-]+", "_", name)

@@ -1,9 +1,9 @@
 """Evaluation of policies: ``python -m ebt_policy.eval checkpoint=A [checkpoint=B@steps=2 ...]``.
 
-Plays seeded episodes and compares the policies on the same seeds. Leaves ``episodes.jsonl``,
-``summary.json``, ``table.md``, videos and a self-contained ``report.html``; ``played.jsonl`` caches
-the episodes, so that the same command resumes. See `robustness` for ``perturb=`` and `suite` for
-``suite=``.
+The evaluation plays seeded episodes and compares the policies on the same seeds. It writes
+``episodes.jsonl``, ``summary.json``, ``table.md``, videos and a self-contained ``report.html``.
+``played.jsonl`` caches the episodes, so that running the same command again resumes. See
+`robustness` for ``perturb=`` and `suite` for ``suite=``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ebt_policy.policies.metrics import (
 from ebt_policy.policies.task_config import PolicyTaskConfig
 
 console = Console()
-LATENCY_CALLS = 200  # so that the 99th percentile is not simply the slowest
+LATENCY_CALLS = 200  # enough calls that the 99th percentile is not the slowest one
 CACHE = "played.jsonl"
 
 Evaluated = EvaluatedEntry[PolicyEntry, EnvSpec, EpisodeRows]
@@ -65,16 +65,21 @@ def evaluate_policies(
     device: torch.device,
     command: str,
 ) -> dict[str, Any]:
-    """Play episodes with some policies, compare them and report.
+    """Play episodes with several policies, compare them and write a report.
 
     Args:
-        checkpoints: runs, ``RUN@name=value``; a * stands for training runs.
+        checkpoints: ``RUN[@name=value,...]`` of each entry. A ``*`` in RUN matches the training
+            runs of one entry.
+        config: the episodes.
+        output: folder of the results.
+        device: device of the policies.
+        command: the command as the user typed it.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        CheckpointError, ConfigError: before anything is played.
+        CheckpointError, ConfigError: before any episode is played.
     """
     entries = load_policy_entries(checkpoints, device)
     check_envs(entries, videos=config.videos > 0)
@@ -84,11 +89,11 @@ def evaluate_policies(
 
 
 class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
-    """Scores of episodes.
+    """Evaluation of policies by the scores of their episodes.
 
     Args:
         config: the episodes.
-        first: entry whose task gives the report its title.
+        first: entry whose task provides the title and the time limit in the report.
     """
 
     spec = POLICY_REPORT
@@ -123,12 +128,12 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
         self, entry: PolicyEntry, eval_set: EnvSpec, result: EpisodeRows, run: EvalRun
     ) -> dict[str, Any]:
         summary = entry_summary(entry.name, entry.metadata(), result, run.command)
-        # The rollouts' latency is a batch's; a robot waits for a batch of one.
+        # Rollouts measure batched latency, but a robot predicts with a batch of one.
         summary["latency_ms"] = batch_one_latency(entry.model, eval_set, self.config.seed)
         return summary
 
     def pair(self, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
-        """Return differences of entries that played the same episodes."""
+        """Return paired differences between entries that played the same episodes."""
         return pair_entries([(item.summary, item.result) for item in evaluated])
 
     def write(
@@ -161,14 +166,14 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
 
     def notes(self, run: EvalRun) -> list[str]:
         return [
-            f"At most {self.max_steps} steps an episode; its score is the best reward of any step.",
-            "Latency is that of one chunk at batch size 1, on the device of the evaluation.",
+            f"An episode has at most {self.max_steps} steps; its score is the highest reward.",
+            "Latency is the time to predict one chunk at batch size 1 on the evaluation device.",
             *super().notes(run),
         ]
 
 
 def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, float]:
-    """Return milliseconds of one chunk for one robot, p50, p95 and p99 of repeated calls."""
+    """Return p50, p95 and p99 of the latency of one chunk at batch size 1, in milliseconds."""
     env = spec.make()
     first, _ = env.reset(seed=seed)
     env.close()
@@ -183,14 +188,14 @@ def batch_one_latency(policy: Policy, spec: EnvSpec, seed: int) -> dict[str, flo
 
 
 def energy_figures(name: str, policy: EnergyPolicy, spec: EnvSpec) -> list[ReportFigure]:
-    """Draw the energy landscape at the start of an episode.
+    """Return figures of the energy landscape at the start of an episode.
 
     Args:
-        name: of the policy's entry.
+        name: name of the policy's entry.
     """
     env = spec.make()
     first, _ = env.reset(seed=EVALUATION_SEED)
-    # Actions are positions in the rendered frame.
+    # Environments with `draw_plan` have actions that are positions in the rendered frame.
     seen_from_above = hasattr(env.unwrapped, "draw_plan")
     env.close()
     obs = batch_observations([spec.stack_history([first] * spec.n_obs_steps)])
@@ -205,7 +210,7 @@ def energy_figures(name: str, policy: EnergyPolicy, spec: EnvSpec) -> list[Repor
         figures.append(
             (
                 "Candidate chunks",
-                f"Where {len(energy.energies)} descents of {name} end.",
+                f"Final candidates of {len(energy.energies)} descents of {name}.",
                 chunk_picture(frame, energy.chunks[-1], energy.best, energy.energies),
             )
         )
@@ -213,7 +218,7 @@ def energy_figures(name: str, policy: EnergyPolicy, spec: EnvSpec) -> list[Repor
         *figures,
         (
             "Energy landscape",
-            "The plane through the chosen chunk in which candidates differ most, with three "
+            "The plane through the selected chunk in which candidates differ most, with three "
             "descents.",
             energy_landscape(
                 energy.x, energy.y, energy.energy, energy.paths[:3], energy.paths[:, -1], axes
@@ -221,7 +226,7 @@ def energy_figures(name: str, policy: EnergyPolicy, spec: EnvSpec) -> list[Repor
         ),
         (
             "Energy over descent",
-            "Energy of candidates while they descend, for one observation.",
+            "Energy of the candidates during the descent, for one observation.",
             energy_over_descent({name: energy.trace}),
         ),
     ]

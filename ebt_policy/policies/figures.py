@@ -28,10 +28,15 @@ from ebt_policy.evaluation.figure_style import (
 
 @styled
 def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> Figure:
-    """Draw scores of the episodes, one panel an entry; `entries` are (summary, episodes).
+    """Draw a histogram of episode scores, one panel for each entry.
 
-    A mean hides whether a policy is middling or fails now and then; this shows which.
-    Raises ValueError for no entries or entries without finite scores.
+    Unlike a mean, it shows whether a policy is mediocre in all episodes or fails in some of them.
+
+    Args:
+        entries: (summary, episodes) of each entry.
+
+    Raises:
+        ValueError: there are no entries, or an entry has no finite scores.
     """
     if not entries:
         raise ValueError("There are no entries to draw.")
@@ -56,11 +61,13 @@ def score_histogram(entries: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) 
 
 @styled
 def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
-    """Draw the energy of M candidates while they descend, one panel a name.
+    """Draw the energy of M candidates during the descent, one panel for each name.
 
-    `traces[name]` is (steps + 1, M), from the random start to the end, in the model's own units.
-    Energies have no natural zero, so each panel measures from the lowest final energy: the
-    candidate that wins ends at 0 and is drawn strongly; the others show the spread.
+    Energies have no absolute zero, so each panel shows the energy above the lowest final energy.
+    The best candidate ends at 0 and has a thick line; the others show the spread.
+
+    Args:
+        traces: name -> (steps + 1, M) energies in the model's units, from the start to the end.
     """
     if not traces:
         raise ValueError("There are no traces to draw.")
@@ -75,16 +82,16 @@ def energy_over_descent(traces: Mapping[str, ArrayLike]) -> Figure:
         if other_energies.shape[1]:
             alpha = float(np.clip(6 / other_energies.shape[1], 0.15, 0.7))
             lines = ax.plot(steps, other_energies, color=GREY, linewidth=1.0, alpha=alpha)
-            lines[0].set_label(f"the others ({other_energies.shape[1]})")
+            lines[0].set_label(f"other candidates ({other_energies.shape[1]})")
         marker = "o" if energy.shape[0] <= 20 else ""
         ax.plot(steps, energy[:, best], color=BLUE, linewidth=2.2, marker=marker, markersize=4.5)
-        ax.lines[-1].set_label("lowest at the end")
+        ax.lines[-1].set_label("lowest final energy")
         ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
         ax.set_title(name)
         ax.set_xlabel("descent step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         ax.legend(loc="upper right", fontsize=8.5)
-    axes[0].set_ylabel("energy above the lowest final one")
+    axes[0].set_ylabel("energy above the lowest final energy")
     return figure
 
 
@@ -97,10 +104,14 @@ def energy_landscape(
     candidates: ArrayLike,
     labels: tuple[str, str],
 ) -> Figure:
-    """Draw a plane through the landscape, the descent(s) in it and the candidates at the end.
+    """Draw a plane through the landscape, with descents and final candidates.
 
-    `grid_x` (W,), `grid_y` (H,), `energy` (H, W); `path` (K, 2), or (P, K, 2) for several descents;
-    `candidates` (M, 2), M may be 0; `labels` of the x and the y axis. All points in grid units.
+    Args:
+        grid_x, grid_y: (W,) and (H,) coordinates of the grid.
+        energy: (H, W) energies of the grid points.
+        path: (K, 2) points of a descent, or (P, K, 2) for several descents, in grid units.
+        candidates: (M, 2) final candidates in grid units; M may be 0.
+        labels: labels of the x and the y axis.
     """
     x, y = finite_array(grid_x, 1, "grid_x"), finite_array(grid_y, 1, "grid_y")
     surface = finite_array(energy, 2, "energy")
@@ -114,14 +125,14 @@ def energy_landscape(
     figure = blank(5.6, 4.5)
     ax = figure.subplots()
     ax.grid(False)
-    # The descent happens low down while the rim is steep: low energies get more of the colours.
+    # Descents take place at low energies and the rim is steep, so low energies get more colours.
     low, high = float(surface.min()), float(surface.max())
     if low == high:
-        raise ValueError("The energy is the same everywhere on the grid: there is no landscape.")
+        raise ValueError("The energy is the same at all grid points: there is nothing to draw.")
     levels = low + (high - low) * np.linspace(0.0, 1.0, 33) ** 2
     norm = PowerNorm(0.5, vmin=low, vmax=high)
     surface_contours = ax.contourf(x, y, surface, levels=levels, norm=norm, cmap="viridis")
-    surface_contours.set_rasterized(True)  # hundreds of polygons would bloat an SVG and show seams
+    surface_contours.set_rasterized(True)  # hundreds of polygons make large SVGs with visible seams
     ax.contour(x, y, surface, levels=levels[1::2], colors="white", linewidths=0.5, alpha=0.35)
     for i, descent in enumerate(descents):
         halo = [withStroke(linewidth=4.0, foreground="black", alpha=0.55)]
@@ -150,11 +161,14 @@ def energy_landscape(
 def chunk_picture(
     frame: ArrayLike, chunks: ArrayLike, best: int, energies: ArrayLike, *, side: float = 512.0
 ) -> Figure:
-    """Draw candidate action chunks over a camera frame, coloured by energy, the chosen one on top.
+    """Draw candidate chunks over a camera frame, coloured by energy, the selected one on top.
 
-    `frame` (H, W, 3) uint8 or floats in [0, 1], seen from above; `chunks` (M, T, 2) positions in
-    the workspace, which the square frame shows from 0 to `side` (Push-T: 512 px, y downward);
-    `best` the index of the chosen chunk; `energies` (M,).
+    Args:
+        frame: (H, W, 3) uint8 or floats in [0, 1], a square view from above.
+        chunks: (M, T, 2) positions in the workspace, which the frame shows from 0 to ``side``.
+        best: index of the selected chunk.
+        energies: (M,) energies of the chunks.
+        side: side of the workspace (Push-T: 512 px); y points downward.
     """
     image = np.asarray(frame)
     paths, energy = finite_array(chunks, 3, "chunks"), finite_array(energies, 1, "energies")
@@ -169,14 +183,14 @@ def chunk_picture(
     figure = blank(5.4, 4.7)
     ax = figure.subplots()
     ax.imshow(image, extent=(0, side, side, 0), interpolation="antialiased")
-    order = np.argsort(-energy)  # the lowest energies are drawn last, on top
+    order = np.argsort(-energy)  # lowest energies last, so that they are on top
     lines = LineCollection(
         list(paths[order]), array=energy[order], cmap="viridis", linewidths=1.3, alpha=0.75
     )
     lines.set_capstyle("round")
     ax.add_collection(lines)
     halo = [withStroke(linewidth=5.0, foreground="white")]
-    ax.plot(*paths[best].T, color=ORANGE, linewidth=2.6, path_effects=halo, label="chosen")
+    ax.plot(*paths[best].T, color=ORANGE, linewidth=2.6, path_effects=halo, label="selected")
     ax.plot(*paths[best].T, "o", color=ORANGE, markersize=3.5)
     ax.plot(*paths[best][0], "o", color="white", markeredgecolor=ORANGE, markersize=8)
     ax.set_xlim(0, side)
@@ -201,7 +215,7 @@ def _colorbar(figure: Figure, mappable: Any, ax: Axes, label: str) -> None:
 
 @styled
 def robustness_curves(result: Mapping[str, Any]) -> Figure:
-    """Draw success over the strength of each perturbation, as `robustness.summarize` has it."""
+    """Draw success over perturbation strength, one panel a kind (see `robustness.summarize`)."""
     entries = [entry for entry in result["entries"] if entry["unit"] is not None]
     at_rest = {e["name"]: e for e in result["entries"] if e["kind"] == "undisturbed"}
     panels = list(dict.fromkeys(entry["kind"] for entry in entries))
@@ -236,7 +250,7 @@ def robustness_curves(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def suite_overview(result: Mapping[str, Any]) -> Figure:
-    """Draw a row a policy of what `suite.summarize` returns: over all tasks, and on each."""
+    """Draw the success of each policy over all tasks and on each task (see `suite.summarize`)."""
     entries = result["entries"]
     tasks = list(entries[0]["tasks"])
     rows = np.arange(len(entries))
@@ -274,7 +288,7 @@ def suite_overview(result: Mapping[str, Any]) -> Figure:
     per_task.set_xticks(
         np.arange(len(tasks)), task_labels, rotation=40, ha="right", rotation_mode="anchor"
     )
-    per_task.set_title("success on each, %")
+    per_task.set_title("success on each task, %")
     per_task.tick_params(length=0)
     per_task.spines[:].set_visible(False)
     per_task.grid(False)

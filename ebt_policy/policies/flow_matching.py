@@ -1,4 +1,4 @@
-"""Flow matching with a vector output: the same network as the energy policy without an energy.
+"""Flow matching with a vector output: the network of the energy policy, but without an energy.
 
 Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023, "Flow Straight and
 Fast". Shapes: B batch, T horizon, A action dimension.
@@ -28,7 +28,11 @@ from ebt_policy.policies.vision import VisionEncoder
 
 @dataclass(frozen=True)
 class FlowInference(SamplingInference):
-    """Number of Euler steps, besides the options of `SamplingInference`."""
+    """Inference options of flow matching, in addition to the options of `SamplingInference`.
+
+    Args:
+        steps: number of Euler steps.
+    """
 
     steps: int = 4
 
@@ -40,7 +44,15 @@ class FlowInference(SamplingInference):
 
 @POLICIES.register("flow_matching")
 class FlowMatchingPolicy(SamplingPolicy):
-    """x = g y + (1 - g) n; the network learns the velocity y - n; Euler steps from n to y."""
+    """Policy that integrates a learned velocity from noise n to a chunk y with Euler steps.
+
+    At level g, a sample is x = g y + (1 - g) n. The network is trained to predict y - n.
+
+    Args:
+        size: size of the transformer.
+        actions_per_token: as in `ChunkTransformer`.
+        inference: options of `FlowInference`.
+    """
 
     name = "flow_matching"
 
@@ -85,7 +97,7 @@ class FlowMatchingPolicy(SamplingPolicy):
         return x
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
-        """See `Flow.verify`: with x = g y, -grad_y log p_g(x) = g / (1 - g) (x - g v(x, g))."""
+        """Return -grad_y log p_g(x) = g / (1 - g) (x - g v(x, g)) with x = g y (`Flow.score`)."""
         x = level * chunks
         velocity = self.net(context, x, x.new_full(x.shape[:2], level))
         return level / (1 - level) * (x - level * velocity)

@@ -1,7 +1,7 @@
-"""Implicit Behavioral Cloning (Florence et al. 2021): the classical contrastive energy policy.
+"""Implicit Behavioral Cloning (Florence et al. 2021), an energy policy trained by contrast.
 
-The energy learns to separate the demonstrated chunk from uniform counter-examples (InfoNCE). It is
-minimised without its gradient, by resampling with shrinking noise (their algorithm 1).
+The energy is trained to separate the demonstrated chunk from uniform negatives (InfoNCE). Inference
+minimises it without gradients, by resampling with decreasing noise (algorithm 1 of the paper).
 Shapes: B batch, M samples, T horizon, A action dimension.
 """
 
@@ -32,11 +32,11 @@ class ImplicitBCInference:
     """Derivative-free minimisation of the energy.
 
     Args:
-        samples: M, chunks in each round.
-        steps: rounds of resampling.
-        noise_std: standard deviation of the noise in the first round, in units of half the range
-            of the demonstrations' actions.
-        noise_decay: factor on the standard deviation after each round.
+        samples: M, the number of chunks in each round.
+        steps: number of resampling rounds.
+        noise_std: standard deviation of the noise in the first round, as a fraction of half the
+            range of the demonstrated actions.
+        noise_decay: factor that multiplies the standard deviation after each round.
     """
 
     samples: int = 256
@@ -46,15 +46,19 @@ class ImplicitBCInference:
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.steps < 1:
-            raise ConfigError("inference.samples must be at least 2 and inference.steps 1.")
+            raise ConfigError(
+                "inference.samples must be at least 2 and inference.steps at least 1, got "
+                f"{self.samples} and {self.steps}."
+            )
 
 
 @POLICIES.register("ibc")
 class ImplicitBC(Policy):
-    """Energy of chunks by InfoNCE; inference by derivative-free optimisation.
+    """Policy with an energy that InfoNCE trains and derivative-free optimisation minimises.
 
     Args:
-        negatives: counter-examples for each demonstration.
+        size: size of the transformer.
+        negatives: number of negatives for each demonstration.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `ImplicitBCInference`.
     """
@@ -84,12 +88,12 @@ class ImplicitBC(Policy):
     def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         action = batch["action"].unsqueeze(1)
         shape = (len(action), self.negatives, *action.shape[2:])
-        # A little beyond the limits, so that the minimum may lie at them.
+        # Negatives reach slightly beyond the limits, so that the minimum can lie at a limit.
         negatives = self._within_limits(torch.rand(shape, device=action.device) * 2.1 - 1.05)
         return {"negatives": negatives}
 
     def _within_limits(self, x: Tensor) -> Tensor:
-        """Map [-1, 1] (..., A) to the limits of the demonstrations, in the network's units."""
+        """Map [-1, 1] (..., A) to the limits of the demonstrations, in network units."""
         low, high = self.normalizer.box("action")
         return low + (x + 1) / 2 * (high - low)
 
@@ -110,12 +114,12 @@ class ImplicitBC(Policy):
         rows = torch.arange(len(obs), device=obs.device).unsqueeze(1)
         empty = obs.new_empty(len(obs), config.samples, self.shape.horizon, self.shape.action_dim)
 
-        # Uniform through the normal's distribution function: one way to draw row by row.
+        # Uniform samples from normal ones, because `draw_normal` takes a generator for each row.
         x = self._within_limits(2 * torch.special.ndtr(draw_normal(empty, generator)) - 1)
         x = constraints.apply(x)
         noise_std, energy = config.noise_std, self.net(context, x)
         for _ in range(config.steps):
-            # Resampling by probability, with Gumbel noise so that row generators decide.
+            # Gumbel noise resamples by probability and depends on each row's generator alone.
             uniform = torch.special.ndtr(draw_normal(energy, generator)).clamp(1e-6, 1 - 1e-6)
             order = (-energy - (-uniform.log()).log()).argsort(dim=1, descending=True)
             parents = x[rows, order[:, : config.samples // 8 + 1]]

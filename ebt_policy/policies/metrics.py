@@ -1,10 +1,10 @@
-"""Metrics of policies: what an evaluation of episodes leaves on disk, and its table.
+"""Metrics of policies: the files of an evaluation of episodes, and its table.
 
-    <out_dir>/episodes.jsonl   one episode a line, with the name of its entry
+    <out_dir>/episodes.jsonl   one line for each episode, with the name of its entry
     <out_dir>/summary.json     {"entries": [...], "paired": [...]}
-    <out_dir>/table.md         the same, to read
+    <out_dir>/table.md         the summary as Markdown tables
 
-An entry is one policy with its inference options, such as four steps and best of eight.
+An entry is one policy with its inference options, for example 4 steps and 8 candidates.
 """
 
 from __future__ import annotations
@@ -59,22 +59,27 @@ def entry_summary(
 ) -> dict[str, Any]:
     """Summarise the episodes of one entry.
 
-    `metadata` holds exactly `POLICY_KEYS` (None where a key does not apply, as `objective` for a
-    baseline; `train_seconds` in seconds; `train_seed` a list for several training runs). `episodes`
-    are `dataclasses.asdict(EpisodeResult)`: seed, score, success, length, chunks
-    `[{step, energy, grad_norm, steps_used, latency_ms}]` and video, and with several training runs
-    the `train_seed` of each.
+    Args:
+        name: name of the entry.
+        metadata: exactly `POLICY_KEYS`. A key that does not apply is None, such as `objective` for
+            a baseline. `train_seed` is a list for several training runs.
+        episodes: `dataclasses.asdict(EpisodeResult)` of each episode: seed, score, success, length,
+            chunks `[{step, energy, grad_norm, steps_used, latency_ms}]` and video. With several
+            training runs, each episode also has its `train_seed`.
+        command: the command as the user typed it.
 
-    Returns name, the policy keys, episodes (the number of seeds), score and success `{mean, ci95}`
-    (bootstrap; Wilson for the success of one run), latency_ms `{p50, p95, p99}` and steps_used
-    `{mean}` over all chunks, command, date, version and commit. Latency and steps are None where no
-    chunk recorded them.
+    Returns:
+        name, the policy keys, episodes (the number of seeds), score and success `{mean, ci95}`
+        (bootstrap; Wilson for the success of one run), latency_ms `{p50, p95, p99}` and steps_used
+        `{mean}` over all chunks, command, date, version and commit. Latency and steps are None if
+        no chunk has them.
 
-    Raises ValueError for an empty name, missing or unknown policy keys, no episodes, repeated
-    seeds, runs that played different seeds, or numbers that are not finite.
+    Raises:
+        ValueError: an empty name, missing or unknown policy keys, no episodes, repeated seeds, runs
+            that played different seeds, or values that are not finite.
     """
     if not name:
-        raise ValueError("An entry needs a name: it labels its row and its episodes.")
+        raise ValueError("An entry needs a name, which labels its row and its episodes.")
     missing = [key for key in POLICY_KEYS if key not in metadata]
     unknown = [key for key in metadata if key not in POLICY_KEYS]
     if missing or unknown:
@@ -109,19 +114,19 @@ def _column(episodes: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
 
 
 def _by_run(episodes: Sequence[Mapping[str, Any]], key: str, name: str) -> np.ndarray:
-    """Return a metric as (training runs, seeds), both in increasing order."""
+    """Return a metric as an array (training runs, seeds), both sorted."""
     runs: dict[Any, dict[int, float]] = {}
     for episode, seed, value in zip(
         episodes, _column(episodes, "seed"), _column(episodes, key), strict=True
     ):
         run = runs.setdefault(episode.get("train_seed"), {})
         if seed in run:
-            raise ValueError(f"The seeds of '{name}' repeat: each seed must stand for one episode.")
+            raise ValueError(f"'{name}' has several episodes of seed {seed}; keep one.")
         run[seed] = float(value)
     seeds = sorted(next(iter(runs.values())))
     if any(sorted(run) != seeds for run in runs.values()):
         raise ValueError(f"The training runs of '{name}' did not play the same seeds.")
-    return np.array([[runs[r][s] for s in seeds] for r in sorted(runs, key=str)])
+    return np.array([[runs[r][s] for s in seeds] for r in sorted(runs, key=lambda r: r or 0)])
 
 
 def _chunk_values(episodes: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -132,7 +137,8 @@ def _chunk_values(episodes: Sequence[Mapping[str, Any]], key: str) -> list[float
 def compare(entries: Sequence[SummarizedEntry]) -> dict[str, Any]:
     """Return `{"entries": [summary], "paired": [{a, b, metric, diff, ci95}]}`.
 
-    Raises ValueError as `pair_entries` does.
+    Raises:
+        ValueError: as `pair_entries`.
     """
     return {"entries": [dict(summary) for summary, _ in entries], "paired": pair_entries(entries)}
 
@@ -140,10 +146,11 @@ def compare(entries: Sequence[SummarizedEntry]) -> dict[str, Any]:
 def pair_entries(entries: Sequence[SummarizedEntry]) -> list[dict[str, Any]]:
     """Return differences `{a, b, metric, diff, ci95}` of entries that played the same episodes.
 
-    `diff` is the mean of a - b, for score and for success, over episodes with equal seeds. Two
-    entries are paired when they share the task and the very same seeds; others have no pair.
+    `diff` is the mean of a - b over episodes with equal seeds, for score and for success. Two
+    entries are paired if they have the same task and exactly the same seeds.
 
-    Raises ValueError for no entries or two entries of the same name.
+    Raises:
+        ValueError: there are no entries, or two entries have the same name.
     """
     if not entries:
         raise ValueError("There is nothing to compare: give at least one entry.")
@@ -166,7 +173,7 @@ def pair_entries(entries: Sequence[SummarizedEntry]) -> list[dict[str, Any]]:
 def write_results(
     output: str | os.PathLike[str], entries: Sequence[SummarizedEntry]
 ) -> dict[str, Any]:
-    """Compare entries, write the results and return the comparison; see `write_comparison`."""
+    """Compare entries, write the results (see `write_comparison`) and return the comparison."""
     comparison = compare(entries)
     write_comparison(output, comparison, entries)
     return comparison
@@ -179,10 +186,12 @@ def write_comparison(
 ) -> None:
     """Write `episodes.jsonl`, `table.md` and `summary.json` into a folder.
 
-    An episode's line holds `EPISODE_KEYS`, and `train_seed` if it has one; collected states and
-    actions are data, not results. Each file is written to a temporary name and then renamed,
-    `summary.json` last: if it is there, the others are complete. Raises ValueError, before anything
-    is written, for numbers that JSON cannot hold (NaN, infinity).
+    An episode's line has `EPISODE_KEYS`, and `train_seed` if the episode has one. Each file is
+    written under a temporary name and then renamed. `summary.json` is the last file, so that the
+    others are complete if it exists.
+
+    Raises:
+        ValueError: a value is not valid in JSON (NaN, infinity); nothing is written then.
     """
     for _, episodes in entries:
         for key in EPISODE_KEYS:
@@ -195,7 +204,7 @@ def write_comparison(
         ]
         summary_json = _json(comparison, indent=2)
     except ValueError as error:
-        raise ValueError(f"The results hold a number that JSON cannot: {error}.") from error
+        raise ValueError(f"The results contain a number that is not JSON: {error}.") from error
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "episodes.jsonl", "".join(line + "\n" for line in lines))
@@ -209,7 +218,7 @@ def _episode_line(episode: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    # NumPy scalars and arrays know .tolist(); anything else is a caller's mistake.
+    # NumPy scalars and arrays have .tolist(); other types are an error of the caller.
     def plain(item: Any) -> Any:
         if hasattr(item, "tolist"):
             return item.tolist()
@@ -247,21 +256,21 @@ def _facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def interval_note(comparison: Mapping[str, Any]) -> str:
-    """Return one sentence on what the numbers of the table are."""
+    """Return a note that explains the means and intervals of the table."""
     entries = comparison["entries"]
     counts = sorted({entry["episodes"] for entry in entries})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     runs = {len(s) if isinstance(s := entry["train_seed"], list) else 1 for entry in entries}
-    note = f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} an entry"
+    note = f"Mean and 95 % interval over {number} episode{'' if counts == [1] else 's'} per entry"
     if runs == {1}:
         return (
             f"{note} (score: percentile bootstrap; success: Wilson). "
-            "The intervals cover the episodes, not the training seed."
+            "The intervals reflect variation between episodes, not between training seeds."
         )
     several = " or ".join(str(count) for count in sorted(runs))
     return (
-        f"{note}, each played by {several} training runs (bootstrap over episodes and runs; where "
-        "there is one run, over episodes alone, and Wilson for success)."
+        f"{note}, each played by {several} training runs (bootstrap over episodes and runs; with "
+        "one run, over episodes only, and Wilson for success)."
     )
 
 

@@ -1,4 +1,4 @@
-"""The dimensions that tie a policy to its task."""
+"""The dimensions of a policy, which depend on its task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ class PolicyShape:
     """Dimensions of a policy (names as in Diffusion Policy).
 
     Args:
-        obs_dim, action_dim, horizon, n_obs_steps, n_action_steps: Do, A, T, To, Ta.
-        relative_to: A entries of the newest observation. The actions of a chunk are measured from
-            them (the position of the robot, if actions are positions). An entry is None for a
-            number that stays absolute; None instead of a list makes all actions absolute.
-        cameras: name -> [H, W] of each camera.
+        obs_dim, action_dim: Do and A, the dimensions of an observation and an action.
+        horizon, n_obs_steps, n_action_steps: T actions of a chunk, To observations that a
+            prediction reads, Ta actions that are executed.
+        relative_to: for each action dimension, the index of the observation entry that it is
+            relative to, such as the robot's position. Values of the newest observation are used.
+            None keeps a dimension absolute; None instead of the list keeps all of them absolute.
+        cameras: name -> [H, W] of each camera; None for no cameras.
         max_prefix_len: largest number of committed actions that the network is conditioned on;
             0 for a network without this input.
 

@@ -1,7 +1,7 @@
 """Committed actions as an input of the network.
 
-A network that was not conditioned on them in training hardly predicts chunks that continue them,
-however its candidates are descended (docs/experiments.md).
+A network that was trained without this input rarely predicts chunks that continue the committed
+actions, whatever the descent does (docs/experiments.md).
 Shapes: B batch, T horizon, To `n_obs_steps`, P `max_prefix_len`, n actions, A action dimension.
 """
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from ebt_policy.policies.policy_shape import PolicyShape
 
-# Standard deviation of the noise on committed actions in training, in the network's units. With
-# exact actions a policy copies how the demonstration continued, and ignores the observation
+# Standard deviation of the noise on committed actions in training, in network units. From exact
+# actions, a policy learns how the demonstration continues and ignores the observation
 # (docs/experiments.md).
 PREFIX_NOISE_STD = 0.1
 
 
 def sample_prefix(actions: Tensor, max_length: int) -> dict[str, Tensor]:
-    """Sample how many actions are committed, and the noise on them.
+    """Sample the numbers of committed actions, and the noise on these actions.
 
-    Half of the lengths are 0, as for a robot that has just started to move.
+    About half of the numbers are 0, because a robot that starts to move has no committed actions.
 
     Args:
-        actions: (B, T, A).
+        actions: (B, T, A) in network units.
         max_length: P, at least 1.
 
     Returns:
@@ -41,13 +41,13 @@ def encode_prefix(
     """Encode committed actions as features of every observation step.
 
     Args:
-        obs: (B, To, Do), for its size, device and type.
-        actions: (B, n, A) in the network's units; None if none are committed.
-        length: (B,), how many of them are committed; None for all n.
+        obs: (B, To, Do); only its batch size, device and data type are used.
+        shape: dimensions of the policy.
+        actions: (B, n, A) in network units; None if no action is committed.
+        length: (B,), number of committed actions in each row; None if all n are committed.
 
     Returns:
-        (B, To, P * (A + 1)): for each of P actions its A numbers, and 1 if it is committed; zeros
-        if it is not.
+        (B, To, P * (A + 1)). A committed action has its A values and a 1; the others have zeros.
     """
     encoded = obs.new_zeros(len(obs), shape.max_prefix_len, shape.action_dim + 1)
     if actions is not None:

@@ -31,7 +31,7 @@ ROW_DTYPES = {"obs": np.float32, "state": np.float64, "action": np.float32}
 
 @dataclass(frozen=True)
 class Demonstrator:
-    """The player of the episodes to record, in its environment.
+    """The policy or scripted expert whose episodes are recorded, and its environment.
 
     Attributes:
         policy: None for the environment's own expert.
@@ -47,15 +47,16 @@ class Demonstrator:
 def find_demonstrator(
     task: PolicyTaskConfig, checkpoint: str | None, perturb: list[str] | None
 ) -> Demonstrator:
-    """Return who demonstrates a task: the policy of a checkpoint, or the scripted expert.
+    """Return the demonstrator of a task: the policy of a checkpoint, or the scripted expert.
 
     Args:
+        task: the task to record.
         checkpoint: ``RUN[@name=value,...]`` as for an evaluation; None for the scripted expert.
         perturb: one perturbation at one strength, ``["object=8"]``, or None.
 
     Raises:
-        ConfigError: the task has no scripted expert, the checkpoint is of another task, or
-            `perturb` names an unknown perturbation or several.
+        ConfigError: the task has no scripted expert, the checkpoint belongs to another task, or
+            `perturb` names an unknown perturbation or several perturbations.
         CheckpointError: the checkpoint cannot be read.
     """
     policy, spec, source = None, task.env_spec(), "Scripted expert"
@@ -112,24 +113,25 @@ def record_demonstrations(
 ) -> Episodes:
     """Write `episodes` successful episodes to `output` and return them.
 
-    The arrays are `obs` (N, Do) float32 and `state` (N, S), before each step, and `action` (N, A)
-    float32, as executed. The content depends on the policy alone: not on interruptions, and on
-    `workers` only through the rounding of the policy's batched arithmetic. Seeds count up from 0
-    and stay below those of evaluations. Finished episodes are kept in `<output>.partial`, from
-    which the same call resumes.
+    The arrays are `obs` (N, Do) float32 and `state` (N, S) float64 before each step, and `action`
+    (N, A) float32 as executed. The content does not depend on interruptions. It depends on
+    `workers` only through rounding in the policy's batched arithmetic. Seeds count up from 0 and
+    stay below the seeds of evaluations. Finished episodes are stored in `<output>.partial`; the
+    same call resumes from there.
 
     Args:
-        demonstrator: who plays, and where. Its attributes become those of the file, with `seeds`,
-            the seed of each episode.
+        demonstrator: the policy or expert, and its environment. Its attributes are stored in the
+            file, together with `seeds`, the seed of each episode.
         episodes: number of successful episodes.
         output: a file or folder that must not exist.
-        workers: processes that play.
-        write: writes the finished episodes to `output`, by default as an episode store.
+        workers: number of processes that play episodes.
+        write: function that writes the finished episodes to `output`; by default it writes an
+            episode store.
         on_progress: called with (successes, attempts), at the start and after each episode.
 
     Raises:
-        ConfigError: fewer than 1 episode, or the policy hardly ever succeeds.
-        OutputError: `output` exists, cannot be written, is in use by another process, or the
+        ConfigError: fewer than 1 episode is requested, or the policy rarely succeeds.
+        OutputError: `output` exists, cannot be written or is in use by another process, or the
             interrupted recording beside it has other settings.
         RuntimeError: a worker failed.
     """
@@ -140,7 +142,7 @@ def record_demonstrations(
         raise OutputError(f"output={output} exists; remove it or choose another output.")
     policy, spec, attrs = demonstrator.policy, demonstrator.spec, demonstrator.attrs
     partial = output.with_name(output.name + ".partial")
-    with output_store(output, "output"):  # two processes would mix their episodes
+    with output_store(output, "output"):  # locked, because two processes would mix their episodes
         successes, seed = _resume(partial, attrs)
         notify = on_progress or (lambda successes, attempts: None)
         notify(successes, seed)
@@ -166,7 +168,7 @@ def record_demonstrations(
 
 
 class _EpisodeCounter:
-    """A counter of the finished episodes and successes of a wave."""
+    """A counter of finished episodes and successes, updated after each episode of a wave."""
 
     def __init__(self, successes: int, attempts: int, notify: Callable[[int, int], None]):
         self.successes, self._attempts, self._notify = successes, attempts, notify
@@ -180,8 +182,8 @@ class _EpisodeCounter:
 def _resume(partial: Path, attrs: dict[str, Any]) -> tuple[int, int]:
     """Return the number of episodes recorded so far, and the next seed.
 
-    The seeds are stored with the episodes, so the two cannot disagree after a kill. Failures after
-    the last success are repeated, with the same outcome.
+    The seeds are stored with the episodes, so that the two agree even after the process was killed.
+    Failed episodes after the last success are repeated, with the same outcome.
 
     Raises:
         OutputError: the interrupted recording has other attributes.
@@ -215,7 +217,7 @@ def _append_successes(partial: Path, results: list[EpisodeResult], attrs: dict[s
 
 
 def _check_success_rate(successes: int, attempts: int) -> None:
-    """Raise if the policy hardly ever succeeds, or the seeds of demonstrations are used up."""
+    """Raise ConfigError if the policy rarely succeeds or no seeds for demonstrations are left."""
     is_too_low = attempts >= PATIENCE and successes < MIN_SUCCESS_RATE * attempts
     if is_too_low or attempts >= EVALUATION_SEED:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Policies by the name that a configuration gives them."""
+"""The registry of policies by their names in configurations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_policy(config: dict[str, Any], normalizer: Normalizer) -> Policy:
         normalizer: fitted on the training data.
 
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: the configuration has an unknown name or option.
     """
     shape = options(PolicyShape, config["shape"], "shape")
     vision = None

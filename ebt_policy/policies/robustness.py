@@ -1,15 +1,15 @@
-"""Robustness: all policies meet the same perturbations, each at several strengths.
+"""Robustness evaluation: all policies under the same perturbations, each at several strengths.
 
-``python -m ebt_policy.eval perturb=all checkpoint=...`` leaves in its output folder
+``python -m ebt_policy.eval perturb=all checkpoint=...`` writes into its output folder
 
-    recovery.jsonl   one line a training run and condition, as soon as it was played
+    recovery.jsonl   one line for each training run and condition, written once it is played
     recovery.json    {"entries": [...], "paired": [...], ...}: means with intervals
-    recovery.md      the same, to read
-    recovery.svg     success over strength, a panel a perturbation
+    recovery.md      the same as Markdown tables
+    recovery.svg     success over strength, one panel for each perturbation
 
-If the robot grasps, ``retries`` counts how often it grasped again after the perturbation.
+If the robot grasps objects, ``retries`` counts its grasps after the perturbation.
 
-A condition is a perturbation, or None for the undisturbed episode, strength zero of every curve.
+A condition is a perturbation, or None for undisturbed episodes, which are strength 0 of each curve.
 Episodes in ``recovery.jsonl`` are not played again (see `cached_rollouts`).
 """
 
@@ -57,20 +57,21 @@ def evaluate_robustness(
     device: torch.device,
     command: str,
 ) -> dict[str, Any]:
-    """Play the same perturbations with every policy.
+    """Evaluate every policy under the same perturbations, and write the results.
 
     Args:
+        checkpoints, config, output, device, command: as in `evaluate_policies`.
         perturbations: see `parse_perturbations`.
 
     Returns:
-        What ``recovery.json`` holds.
+        The content of ``recovery.json``.
 
     Raises:
-        CheckpointError, ConfigError: before anything is played.
+        CheckpointError, ConfigError: before any episode is played.
     """
     entries = load_policy_entries(checkpoints, device)
     if not share_env(entries):
-        raise ConfigError("perturb= compares policies of one task, with equal time limits.")
+        raise ConfigError("perturb= needs policies of one task with equal time limits.")
     check_envs(entries, videos=config.videos > 0)
     kinds = known_perturbations(entries[0].env_spec)
     conditions = parse_perturbations(perturbations, kinds)
@@ -87,14 +88,14 @@ def evaluate_robustness(
 def parse_perturbations(
     specs: str | Sequence[str], kinds: Mapping[str, PerturbationKind]
 ) -> list[Condition]:
-    """Return the conditions of a user's words, the undisturbed one first.
+    """Parse the values of ``perturb=`` into conditions; the undisturbed one comes first.
 
     Args:
-        specs: ``all``, kinds, or kinds with strengths (``kick=50``).
-        kinds: kinds of the environment.
+        specs: ``all``, kinds, or kinds with a strength (``kick=50``).
+        kinds: the perturbations of the environment.
 
     Raises:
-        ConfigError: an unknown kind, or a strength that is no number.
+        ConfigError: a kind is unknown, or a strength is not a number.
     """
     specs = [specs] if isinstance(specs, str) else [str(spec) for spec in specs]
     conditions: list[Condition] = [None]
@@ -115,7 +116,7 @@ def parse_perturbations(
 
 
 def known_perturbations(spec: EnvSpec) -> dict[str, PerturbationKind]:
-    """Return the kinds of perturbations that the environment of `spec` has."""
+    """Return the kinds of perturbations of the environment, by name."""
     env = spec.make()
     try:
         return perturbation_kinds(env)
@@ -130,10 +131,10 @@ def play_conditions(
     output: Path,
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, dict[Condition, Outcomes]]:
-    """Play what the cache does not have yet; return name -> condition -> outcomes.
+    """Play the conditions that are not in the cache; return name -> condition -> outcomes.
 
     Raises:
-        ConfigError: no episodes are to be played.
+        ConfigError: ``config`` has no episodes, or its seeds are too large.
     """
     jobs = {
         (entry.name, condition): rollout_jobs(
@@ -163,7 +164,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return means with intervals for every policy and condition, and over all conditions.
 
-    ``paired`` holds the first policy minus each other, over equal seeds.
+    ``paired`` has the differences of the first policy minus each other policy, over equal seeds.
     """
     entries, paired = [], []
     first = next(iter(outcomes))
@@ -177,7 +178,7 @@ def summarize(
                 "unit": kinds[kind].unit if kind in kinds else None,
             }
             means = {m: mean_ci(values[m]) for m in values}
-            # Over several conditions the success of an episode is a mean, such as 1/3.
+            # Wilson needs 0 or 1, but the mean success over several conditions can be 1/3.
             if np.isin(values["success"], (0, 1)).all():
                 means["success"] = success_rate(values["success"])
             entries.append({"name": name, **condition, **means})
@@ -203,7 +204,7 @@ def summarize(
 def _cells(
     by_condition: Mapping[Condition, Outcomes],
 ) -> list[tuple[tuple[str, float], Outcomes]]:
-    """Return outcomes by (kind, strength), and their mean over all perturbations."""
+    """Return outcomes for each (kind, strength), and their mean over all perturbations."""
     cells = [
         ((c.kind, c.strength) if c else (UNDISTURBED, 0.0), values)
         for c, values in by_condition.items()
@@ -216,7 +217,7 @@ def _cells(
 
 
 def table(result: Mapping[str, Any], metric: str = "success") -> str:
-    """Return Markdown: a row a condition, a column a policy, mean and interval of a metric."""
+    """Return a Markdown table of a metric, with one row a condition and one column a policy."""
     names = list(dict.fromkeys(entry["name"] for entry in result["entries"]))
     cells: dict[tuple[str, float], dict[str, str]] = {}
     units: dict[tuple[str, float], str | None] = {}
@@ -243,7 +244,7 @@ def write_recovery(output: Path, result: Mapping[str, Any]) -> None:
     """Write ``recovery.json``, ``recovery.md`` and ``recovery.svg``."""
     note = (
         f"Mean and 95 % interval over {result['episodes']} episodes and {result['runs']} training "
-        "run(s); scores count from the perturbation on.\n"
+        "run(s); score and success count from the perturbation onward.\n"
     )
     metrics = [m for m in (*METRICS[::-1], "retries") if m in result["entries"][0]]
     text = "\n".join([*(table(result, metric) for metric in metrics), note])

@@ -1,7 +1,7 @@
 """Base of policies that sample chunks from a learned vector field and select one of them.
 
-Without an energy, a chunk is selected by a vote of the samples, or by the line integral of the
-field (an energy, if the field is a gradient).
+Without an energy, a chunk is selected by a vote of the samples or by the line integral of the
+field. If the field is a gradient, the line integral is an energy difference.
 Shapes: B batch, M candidates, T horizon, A action dimension.
 """
 
@@ -27,11 +27,11 @@ class SamplingInference:
     """Number of sampled chunks, and the rule that selects one.
 
     Args:
-        num_candidates: M chunks that are sampled together.
-        select: what the candidates vote for: ``medoid``, ``density`` or ``first`` (see
-            `ebt_policy.energy.selection`), or the likeliest by the ``line_integral`` of the field.
-        scoring_level: of corruption at which the line integral scores finished candidates, in
-            (0, 1), as in an `EnergyPolicy`.
+        num_candidates: M, the number of chunks that are sampled together.
+        select: selection rule: a vote of the candidates, ``medoid``, ``density`` or ``first`` (see
+            `ebt_policy.energy.selection`), or the lowest ``line_integral`` of the field.
+        scoring_level: corruption level in (0, 1) at which the line integral scores finished
+            candidates, as in an `EnergyPolicy`.
     """
 
     num_candidates: int = 1
@@ -55,7 +55,7 @@ class SamplingInference:
 
 
 class SamplingPolicy(Policy):
-    """Base of sampling policies; ``inference`` is a `SamplingInference`."""
+    """Base of sampling policies, whose ``inference`` is a `SamplingInference`."""
 
     net: Any
 
@@ -63,14 +63,14 @@ class SamplingPolicy(Policy):
     def sample(
         self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
-        """Return chunks (B, M, T, A) in the network's units, sampled from ``noise``, as large."""
+        """Return chunks in network units, sampled from ``noise``; both are (B, M, T, A)."""
 
     @abstractmethod
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
         """Return the gradient of the negative log-likelihood of finished chunks (B, M, T, A).
 
         Args:
-            level: of corruption at which the network judges them.
+            level: corruption level in (0, 1) at which the network evaluates them.
         """
 
     def _predict_normalized(
@@ -82,7 +82,7 @@ class SamplingPolicy(Policy):
             len(obs), options.num_candidates, self.shape.horizon, self.shape.action_dim
         )
         x = self.sample(context, draw_normal(empty, generator), constraints, generator)
-        x = self.constrain(x, constraints)  # select among what may be executed
+        x = self.constrain(x, constraints)  # select among executable chunks
         used = torch.full((len(obs),), options.steps, device=obs.device)
         if options.num_candidates == 1:
             return Chunk(actions=x[:, 0], steps_used=used)

@@ -1,16 +1,16 @@
 """Suites: the same policies on many tasks, in one table.
 
-``python -m ebt_policy.eval suite=metaworld_10 "checkpoint=runs/{task}/ebt-seed*"`` leaves in its
+``python -m ebt_policy.eval suite=metaworld_10 "checkpoint=runs/{task}/ebt-seed*"`` writes into its
 output folder
 
-    suite.jsonl   one line a training run and task, as soon as it was played (`cached_rollouts`)
+    suite.jsonl   one line for each training run and task, written once it is played
     <task>/       the results of each task: episodes.jsonl, summary.json, table.md
     suite.json    {"entries": [...], "paired": [...], "improvement": [...], ...}, of success rates
-    suite.md      the same, to read
-    suite.svg     means over the tasks, and the success on each
+    suite.md      the same as Markdown tables
+    suite.svg     means over the tasks, and the success rate on each task
 
-Run the same command again to resume. See `statistics.aggregates` for how tasks are aggregated and
-what the intervals cover.
+Run the same command again to resume. See `statistics.aggregates` for the aggregation over tasks and
+the meaning of the intervals.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from ebt_policy.policies.metrics import EPISODE_KEYS, METRICS, entry_summary, wr
 
 console = Console()
 CACHE = "suite.jsonl"
-TASK = "{task}"  # in a checkpoint: each task in turn
+TASK = "{task}"  # in a checkpoint, the placeholder for the name of a task
 
 
 @dataclass(frozen=True)
 class Suite:
-    """The section ``suite`` of a configuration: its name, and the names of its tasks."""
+    """The section ``suite`` of a configuration: name of the suite and names of its tasks."""
 
     name: str
     tasks: list[str]
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise ConfigError(f"suite={self.name} has no tasks; give some: suite.tasks=[lift,can].")
+            raise ConfigError(f"suite={self.name} has no tasks; add some: suite.tasks=[lift,can].")
         if repeated := sorted({t for t in self.tasks if self.tasks.count(t) > 1}):
             raise ConfigError(f"suite={self.name} lists the task {repeated[0]} twice.")
 
@@ -67,13 +67,18 @@ def evaluate_suite(
     device: torch.device,
     command: str,
 ) -> dict[str, Any]:
-    """Play every task of the suite with every policy.
+    """Evaluate every policy on every task of the suite, and write the results.
+
+    Args:
+        checkpoints, config, output, device, command: as in `evaluate_policies`; ``{task}`` in a
+            checkpoint stands for the name of each task.
+        suite: the tasks.
 
     Returns:
-        What ``suite.json`` holds.
+        The content of ``suite.json``.
 
     Raises:
-        CheckpointError, ConfigError: before anything is played.
+        CheckpointError, ConfigError: before any episode is played.
     """
     by_task = load_suite(checkpoints, suite, device)
     check_envs(list(chain(*by_task.values())), videos=config.videos > 0)
@@ -103,11 +108,11 @@ def evaluate_suite(
 def load_suite(
     checkpoints: Sequence[str], suite: Suite, device: torch.device
 ) -> dict[str, list[PolicyEntry]]:
-    """Return task -> its entries, in the order of `checkpoints`, with the same names on all tasks.
+    """Load task -> entries, in the order of `checkpoints` and with the same names on all tasks.
 
     Raises:
-        CheckpointError, ConfigError: runs are missing (all of them are named) or damaged, play
-            another environment than the other entries, or are more on one task than on another.
+        CheckpointError, ConfigError: runs are missing (the message lists all) or damaged, have
+            another environment than the other entries, or differ in number between tasks.
     """
     for text in checkpoints:
         if TASK not in text and len(suite.tasks) > 1:
@@ -118,24 +123,24 @@ def load_suite(
     texts = {task: [text.replace(TASK, task) for text in checkpoints] for task in suite.tasks}
     if missing := [text for listed in texts.values() for text in listed if _is_missing(text)]:
         raise ConfigError(
-            f"suite={suite.name} lacks {', '.join(missing)}; train what is missing, or choose the "
-            "tasks that are there with suite.tasks=[...]."
+            f"suite={suite.name} lacks {', '.join(missing)}; train these runs, or select "
+            "tasks that have runs with suite.tasks=[...]."
         )
     by_task = {task: load_policy_entries(listed, device) for task, listed in texts.items()}
     for task, entries in by_task.items():
         if not share_env(entries):
             raise ConfigError(
-                f"suite= compares policies of one task, with equal time limits, but those given "
+                f"suite= compares policies of one task with equal time limits, but the checkpoints "
                 f"for {task} differ."
             )
     for text, entries in zip(checkpoints, zip(*by_task.values(), strict=True), strict=True):
         counts = {task: len(entry.runs) for task, entry in zip(by_task, entries, strict=True)}
         if len(set(counts.values())) > 1:
             raise ConfigError(
-                f"checkpoint={text} needs as many training runs on every task; there are "
-                f"{', '.join(f'{count} of {task}' for task, count in counts.items())}."
+                f"checkpoint={text} needs the same number of training runs on every task; there "
+                f"are {', '.join(f'{count} for {task}' for task, count in counts.items())}."
             )
-        if len({entry.name for entry in entries}) > 1:  # the task is part of the run's own name
+        if len({entry.name for entry in entries}) > 1:  # run names that include the task
             for entry in entries:
                 entry.name = text
     return by_task
@@ -151,14 +156,14 @@ def _is_missing(text: str) -> bool:
 def _summarize_entry(
     entry: PolicyEntry, runs: Sequence[EpisodeRows], command: str
 ) -> tuple[dict[str, Any], EpisodeRows]:
-    """Return summary and episodes of a policy on one task; without the latency."""
+    """Return the summary, without latency, and the episodes of a policy on one task."""
     rows = [
         row | {"train_seed": policy.config.get("seed")}
         for policy, run in zip(entry.models, runs, strict=True)
         for row in run
     ]
     summary = entry_summary(entry.name, entry.metadata(), rows, command)
-    # Batched latency; not meaningful for a single robot, whose latency would take long to measure.
+    # Rollouts measure batched latency, which is not meaningful for a single robot.
     summary["latency_ms"] = dict.fromkeys(summary["latency_ms"])
     return summary, rows
 
@@ -169,11 +174,11 @@ def summarize(
     over_tasks: Mapping[str, Any],
     command: str,
 ) -> dict[str, Any]:
-    """Return what ``suite.json`` holds.
+    """Return the content of ``suite.json``.
 
     Args:
         summaries: task -> `metrics.entry_summary` of each policy.
-        over_tasks: `statistics.aggregates` of their successes.
+        over_tasks: `statistics.aggregates` of the successes of all policies.
     """
     entries = []
     for by_task in zip(*summaries.values(), strict=True):
@@ -197,13 +202,13 @@ def summarize(
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """Return Markdown: over all tasks, the first policy against the others, and on each task."""
+    """Return Markdown tables: success over all tasks, paired differences, success on each task."""
     entries = result["entries"]
     rows = [
         (e["name"], str(e["runs"]), format_estimate(e["iqm"]), format_estimate(e["mean"]))
         for e in entries
     ]
-    header = ("success over all tasks", "runs a task", "interquartile mean", "mean")
+    header = ("success over all tasks", "runs per task", "interquartile mean", "mean")
     text = markdown(header, rows, left=1)
     if result["paired"]:
         pairs = []
@@ -215,9 +220,9 @@ def tables(result: Mapping[str, Any]) -> str:
                 if p["b"] == b
             }
             pairs.append((a, b, diffs["iqm"], diffs["mean"], format_estimate(better)))
-        text += "\nThe first against each other, a - b, and the chance that a run of a does better "
-        text += "on a task than one of b:\n\n"
-        header = ("a", "b", "interquartile mean", "mean", "chance of a better run")
+        text += "\nDifferences a - b between the first policy and each other policy, and the "
+        text += "probability that a run of a outperforms a run of b on a task:\n\n"
+        header = ("a", "b", "interquartile mean", "mean", "probability of improvement")
         text += markdown(header, pairs, left=2)
     text += "\n" + markdown(
         ("success", *(entry["name"] for entry in entries)),
@@ -231,18 +236,18 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def interval_note(result: Mapping[str, Any]) -> str:
-    """Return sentences on what the intervals cover."""
+    """Return a note that explains the intervals of the tables."""
     entries = result["entries"]
     note = (
-        f"95 % intervals, {result['episodes']} episodes a run and task. Over all tasks: stratified "
-        "bootstrap (Agarwal et al. 2021) of each run's success rate on a task; within each task "
-        "episodes are drawn again, the same ones for all policies, and the training runs of each "
-        "policy by themselves; the tasks are given, not drawn. On one task: Wilson for one run, "
-        "bootstrap over runs and episodes for several."
+        f"95 % intervals, {result['episodes']} episodes per run and task. Over all tasks: "
+        "stratified bootstrap (Agarwal et al. 2021) of the success rate of each run on each task. "
+        "Within a task, episodes are resampled jointly for all policies, and training runs "
+        "separately for each policy; tasks are not resampled. On one task: Wilson for one run, "
+        "bootstrap over runs and episodes for several runs."
     )
     if single_run_names := [entry["name"] for entry in entries if entry["runs"] == 1]:
         names = "all" if len(single_run_names) == len(entries) else ", ".join(single_run_names)
-        note += f" With one training run a task ({names}) intervals cover the episodes alone."
+        note += f" With one training run per task ({names}), intervals reflect the episodes only."
     return note
 
 

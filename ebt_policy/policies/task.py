@@ -1,4 +1,4 @@
-"""Training a policy on demonstrations, and playing with it."""
+"""Training of policies on demonstrations, with evaluation by rollouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingEvalConfig(EvalConfig):
-    """The evaluation at the end (``episodes``: 0 for none), and rollouts while training."""
+    """The final evaluation, and the rollouts during training.
+
+    Args:
+        episodes: number of episodes of the final evaluation; 0 for no evaluation.
+        rollout_episodes: number of episodes of each evaluation during training.
+    """
 
     rollout_episodes: int
 
@@ -38,7 +43,7 @@ class TrainingEvalConfig(EvalConfig):
 
 
 class Demonstrations(NamedTuple):
-    """Episodes to learn from, and one line that says which they are."""
+    """Episodes to train on, and a one-line description of them."""
 
     episodes: Episodes
     note: str
@@ -55,7 +60,7 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
         self.evaluation = options(TrainingEvalConfig, config["evaluation"], "evaluation")
         self.spec = self.task.env_spec()
         self._plays = train.eval_every > 0 and self.evaluation.rollout_episodes > 0
-        if self.task.cameras:  # says what is missing before anything is loaded
+        if self.task.cameras:  # raises errors before any data is loaded
             options(VisionConfig, config["vision"] or {}, "vision")
         if self.evaluation.episodes or self._plays:
             self.spec.check(videos=self.evaluation.episodes > 0 and self.evaluation.videos > 0)
@@ -83,7 +88,7 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
             if not len(valid_indices) == len(task.relative_to) == shape["action_dim"]:
                 raise ConfigError(
                     f"task.relative_to must name {shape['action_dim']} entries of an observation, "
-                    f"one for each number of an action, from 0 to {shape['obs_dim'] - 1} or null; "
+                    f"one for each action dimension, from 0 to {shape['obs_dim'] - 1} or null; "
                     f"got {list(task.relative_to)}."
                 )
         normalizer = fit_normalizer(windows, task.relative_to)
@@ -102,13 +107,13 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
         )
 
     def _rollout_metrics(self, policy: Policy) -> dict[str, float]:
-        """Play episodes whose seeds lie below the evaluation's."""
+        """Return metrics of episodes whose seeds lie below the seeds of the final evaluation."""
         episodes = self.evaluation.rollout_episodes
         seeds = range(90_000, 90_000 + episodes)
         try:
             results = rollout(policy, self.spec, seeds, workers=self.evaluation.workers)
-        except FloatingPointError as error:  # further training may make the landscape less steep
-            log.warning("no rollouts in this step: %s", error)
+        except FloatingPointError as error:  # further training may help
+            log.warning("skipped the rollouts of this step: %s", error)
             return {}
         return {
             "rollout_score": sum(r.score for r in results) / episodes,
@@ -118,7 +123,7 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
     def evaluate(
         self, data: Demonstrations, run_dir: Path, device: torch.device, command: str
     ) -> None:
-        from ebt_policy.policies.evaluate import evaluate_policies  # draws figures: slow to import
+        from ebt_policy.policies.evaluate import evaluate_policies  # slow to import, draws figures
 
         if self.evaluation.episodes:
             output = run_dir / "evaluation"

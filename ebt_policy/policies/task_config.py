@@ -1,4 +1,4 @@
-"""Tasks by name: their demonstrations and their environment."""
+"""Configuration of a task: its demonstrations, horizons and environment."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class PolicyTaskConfig(DemonstrationConfig):
     """The section ``task`` of a configuration.
 
     Args:
-        horizon, n_obs_steps, n_action_steps: T, To, Ta.
-        validation_episodes: demonstrations held out of training.
-        env: ``env_id`` and ``max_steps`` of its environment (see `EnvSpec`).
-        cameras: names of the cameras that the policy reads.
+        horizon, n_obs_steps, n_action_steps: T, To, Ta (see `PolicyShape`).
+        validation_episodes: number of demonstrations held out of training.
+        env: options of the environment, such as ``env_id`` and ``max_steps`` (see `EnvSpec`).
+        cameras: names of the cameras that the policy reads; None for no cameras.
         max_prefix_len: condition the policy on up to this many committed actions, for control
-            loops in which it predicts while the last chunk is executed; 0 for none.
+            loops that predict a chunk while the last one is executed; 0 for none.
     """
 
     horizon: int
@@ -51,12 +51,12 @@ class PolicyTaskConfig(DemonstrationConfig):
 
     @property
     def task_family(self) -> TaskFamily:
-        """The family named by ``family``."""
+        """An instance of the family that ``family`` names."""
         return TASK_FAMILIES.get(self.family)()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """From the configuration of a run."""
+        """Build the task from the configuration of a run."""
         return options(cls, config["task"], "task")
 
     @property
@@ -65,25 +65,25 @@ class PolicyTaskConfig(DemonstrationConfig):
         return {k: getattr(self, k) for k in ("horizon", "n_obs_steps", "n_action_steps")}
 
     def demonstrations(self) -> tuple[Episodes, str]:
-        """Load episodes with "obs" and "action", and one line that says where they came from."""
+        """Load episodes with "obs" and "action", and a one-line description of their source."""
         return self.task_family.load(self)
 
     def split(self, episodes: Episodes, seed: int) -> tuple[Episodes, Episodes | None]:
-        """Split at random into those to train on, with their mirror images, and those held out.
+        """Split episodes at random into a training set and a held-out set (None if empty).
 
-        Episodes too short for a window are left out before, with a warning.
+        With ``mirror``, the training set also has mirrored episodes. Episodes too short for a
+        window are removed first, with a warning.
 
         Raises:
-            ConfigError: none would be left to train on.
-            ValueError: all are too short.
+            ConfigError: no episode would be left to train on, or all are too short.
         """
         indices = np.flatnonzero(long_enough(episodes.lengths, **self.horizons))
         count = self.validation_episodes
         if not 0 <= count < len(indices):
             raise ConfigError(
                 f"task.validation_episodes={count} must leave some of the {len(indices)} "
-                f"demonstrations that are long enough for a window of task.horizon={self.horizon} "
-                "to train on."
+                "demonstrations for training that are long enough for a window of "
+                f"task.horizon={self.horizon}."
             )
         order = np.random.default_rng(seed).permutation(indices)
         training = episodes.select(np.sort(order[count:]))
@@ -91,22 +91,26 @@ class PolicyTaskConfig(DemonstrationConfig):
         return (training + self.task_family.mirror(training) if self.mirror else training), held_out
 
     def windows(self, episodes: Episodes, device: torch.device | str = "cpu") -> Windows:
-        """Windows of episodes, of the horizons of this task."""
+        """Return windows of episodes, with the horizons of this task.
+
+        Raises:
+            ConfigError: the task has cameras, but the episodes have no states to render.
+        """
         arrays, cameras = episodes.arrays, self.cameras or []
         if cameras:
             if "state" not in arrays:
                 raise ConfigError(
-                    f"the demonstrations of {self.name} have no states to draw frames from; leave "
-                    "task.cameras out."
+                    f"the demonstrations of {self.name} have no states to render frames from; "
+                    "remove task.cameras."
                 )
             arrays = {**arrays, **rendered_observations(self.env_spec(), arrays["state"])}
         return Windows(arrays, episodes.ends, device=device, cameras=cameras, **self.horizons)
 
     def env_spec(self) -> EnvSpec:
-        """Return its environment, with the horizons that its policies use.
+        """Return the environment of the task, with the horizons of its policies.
 
         Raises:
-            ConfigError: neither this package nor a module of the command line has it.
+            ConfigError: neither this package nor a module of ``--module`` has the environment.
         """
         horizons = {k: v for k, v in self.horizons.items() if k != "horizon"}
         _check_known(self.env.get("env_id"))
@@ -114,8 +118,11 @@ class PolicyTaskConfig(DemonstrationConfig):
 
 
 def _check_known(env_id: Any) -> None:
-    """Refuse environments of modules that nobody asked for: making one would import its module,
-    and a configuration may come with somebody else's checkpoint."""
+    """Raise ConfigError for an environment of a module that ``--module`` does not name.
+
+    Making the environment would import the module, and the configuration may come from an untrusted
+    checkpoint.
+    """
     if env_id in registered_env_ids():
         return
     module, colon, _ = str(env_id).partition(":")
@@ -125,11 +132,11 @@ def _check_known(env_id: Any) -> None:
             or registered_env_ids()[:1]
         )
         raise ConfigError(
-            f"task.env.env_id={env_id} is unknown; near it are {', '.join(suggestions)}. An "
-            "environment of another package is module:id, with --module module on the command line."
+            f"task.env.env_id={env_id} is unknown; similar ones are {', '.join(suggestions)}. For "
+            "an environment of another package, write MODULE:ID and add --module MODULE."
         )
     if not is_user_module(module):
         raise ConfigError(
-            f"task.env.env_id={env_id} belongs to the module {module}, which is not of this "
+            f"task.env.env_id={env_id} belongs to the module {module}, which is not part of this "
             f"package; to run its code, add --module {module} to the command."
         )

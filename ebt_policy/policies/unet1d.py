@@ -30,7 +30,7 @@ def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class FilmBlock(nn.Module):
-    """Two convolutions, scaled and shifted in between by the condition, and a residual path."""
+    """Residual block of two convolutions; a condition scales and shifts the first result."""
 
     def __init__(self, in_channels: int, out_channels: int, condition: int) -> None:
         super().__init__()
@@ -52,17 +52,20 @@ class FilmBlock(nn.Module):
 
 
 class ConditionalUnet1d(nn.Module):
-    """Vector output for chunks, with the interface of `ChunkTransformer`.
+    """U-Net with a vector output for chunks and the interface of `ChunkTransformer`.
 
     Args:
-        shape: dimensions; the horizon must be a multiple of 4 (two halvings).
-        channels: width of the first level; the others have twice and four times as many.
+        shape: dimensions; the horizon must be a multiple of 4, because it is halved twice.
+        channels: channels at full resolution; the two lower resolutions have twice and four times
+            as many.
     """
 
     def __init__(self, shape: PolicyShape, channels: int) -> None:
         super().__init__()
         if shape.horizon % 4:
-            raise ConfigError(f"the U-Net needs a horizon divisible by 4, got {shape.horizon}.")
+            raise ConfigError(
+                f"model.network=unet needs task.horizon divisible by 4, got {shape.horizon}."
+            )
         self.channels = channels
         condition = 4 * channels + shape.n_obs_steps * shape.obs_dim
         widths = [channels, 2 * channels, 4 * channels]
@@ -100,7 +103,7 @@ class ConditionalUnet1d(nn.Module):
         return cls(shape, nearest)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """Flatten observations (B, To, Do): (B, To * Do)."""
+        """Flatten observations (B, To, Do) to (B, To * Do)."""
         return obs.flatten(1)
 
     def forward(self, context: Tensor, chunks: Tensor, level: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Checks of what a caller of `Policy.predict_chunk` passes, before it reaches the network.
+"""Checks of the arguments of `Policy.predict_chunk`.
 
-Values are checked where the tensors are: to check them on a GPU would make the host wait.
+Values are checked before the tensors move to the policy's device, because a check on a GPU makes
+the host wait.
 Shapes: B batch, T `horizon`, To `n_obs_steps`, Do observation and A action dimension.
 """
 
@@ -18,7 +19,7 @@ def validate_observation(
     """Return a copy of a valid observation on a device, "obs" as float32.
 
     Raises:
-        ValueError: a missing key, a wrong shape or type, NaN or infinity.
+        ValueError: a key is missing, a shape or type is wrong, or "obs" has NaN or infinity.
     """
     if "obs" not in obs:
         raise ValueError(f'the observation must have the key "obs", got {sorted(obs)}.')
@@ -29,7 +30,7 @@ def validate_observation(
             f"got {tuple(state.shape)}."
         )
     if not bool(state.isfinite().all()):
-        raise ValueError("the observation holds NaN or Inf; check the sensor.")
+        raise ValueError("the observation contains NaN or Inf; check the sensor.")
     images = {
         name: _image(obs, name, (len(state), shape.n_obs_steps, *size, 3))
         for name, size in (shape.cameras or {}).items()
@@ -47,7 +48,7 @@ def _image(obs: dict[str, Tensor], name: str, expected: tuple[int, ...]) -> Tens
     image = obs[name]
     if tuple(image.shape) != expected or image.dtype != torch.uint8:
         raise ValueError(
-            f'the camera "{name}" must give {expected} uint8, got {tuple(image.shape)} '
+            f'the camera "{name}" must have images {expected} uint8, got {tuple(image.shape)} '
             f"{str(image.dtype).removeprefix('torch.')}."
         )
     return image
@@ -57,16 +58,18 @@ def validate_actions(
     actions: Tensor | None, name: str, shape: PolicyShape, *, batch: int, lengths: range,
     device: torch.device,
 ) -> Tensor | None:  # fmt: skip
-    """Return a copy of valid actions on a device, float32; None for None.
+    """Return a float32 copy of valid actions on a device, or None if ``actions`` is None.
 
     Args:
-        actions: (B, n, A), env units.
-        name: of the argument, for messages.
+        actions: (B, n, A) in env units.
+        name: name of the argument in messages.
+        shape: dimensions of the policy.
         batch: B.
-        lengths: allowed n.
+        lengths: allowed values of n.
+        device: device of the copy.
 
     Raises:
-        ValueError: a wrong shape, NaN or infinity.
+        ValueError: the shape is wrong, or the actions contain NaN or infinity.
     """
     if actions is None:
         return None
@@ -79,5 +82,5 @@ def validate_actions(
             f"the {name} has {actions.shape[1]} actions, the horizon is {shape.horizon}."
         )
     if not bool(actions.isfinite().all()):
-        raise ValueError(f"the {name} holds NaN or Inf; give actions in env units.")
+        raise ValueError(f"the {name} contains NaN or Inf; pass actions in env units.")
     return actions.to(device, torch.float32, non_blocking=True, copy=True)

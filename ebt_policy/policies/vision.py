@@ -1,7 +1,7 @@
-"""Camera images as features beside the low-dimensional observation.
+"""Encoders of camera images, whose features extend the low-dimensional observation.
 
-Each camera has a convolutional network. The features are the positions in the image where its
-filters respond (spatial softmax, Levine et al. 2016), as in Mandlekar et al. 2021, "What Matters in
+Each camera has a convolutional network. The features are the image positions at which its filters
+respond (spatial softmax, Levine et al. 2016), as in Mandlekar et al. 2021, "What Matters in
 Learning from Offline Human Demonstrations", and Chi et al. 2023, "Diffusion Policy".
 Shapes: B batch, To observations, C cameras, H x W pixels, K keypoints, N images.
 """
@@ -35,11 +35,11 @@ class VisionConfig:
             built.
         crop: fraction of height and width to crop, at a random position in training and at the
             centre at inference.
-        downsample: average blocks of this many pixels in height and width.
-        keypoints: K of each camera.
+        downsample: side of the blocks of pixels that are averaged; 1 for none.
+        keypoints: K, the number of keypoints of each camera.
 
     Raises:
-        ConfigError: timm is not installed, an unknown backbone, a value out of its range.
+        ConfigError: timm is not installed, the backbone is unknown, or a value is out of range.
     """
 
     backbone: str = "resnet18"
@@ -53,12 +53,15 @@ class VisionConfig:
         if not 0 < self.crop <= 1:
             raise ConfigError(f"vision.crop must be above 0 and at most 1, got {self.crop}.")
         if min(self.downsample, self.keypoints) < 1:
-            raise ConfigError("vision.downsample and vision.keypoints must be at least 1.")
+            raise ConfigError(
+                f"vision.downsample and vision.keypoints must be at least 1, got {self.downsample} "
+                f"and {self.keypoints}."
+            )
         check_timm_model(self.backbone, "vision.backbone")
 
 
 class VisionEncoder(nn.Module):
-    """Images of all cameras -> features of each time step.
+    """Encoder of the images of all cameras into features of each time step.
 
     Args:
         cameras: name -> [H, W].
@@ -93,10 +96,10 @@ class VisionEncoder(nn.Module):
         return torch.cat(features, dim=-1)
 
     def load_pretrained(self) -> None:
-        """Load timm's weights if ``pretrained`` is set; a checkpoint has weights of its own.
+        """Load timm's weights if ``pretrained`` is set; not needed before loading a checkpoint.
 
         Raises:
-            ConfigError: there are none for this backbone, or the download failed.
+            ConfigError: this backbone has no weights, or the download failed.
         """
         if not self.config.pretrained:
             return
@@ -121,13 +124,14 @@ class CameraEncoder(nn.Module):
                 raise ConfigError(
                     f"vision.backbone={config.backbone} cannot take images of "
                     f"{' x '.join(map(str, smallest.shape[2:]))} pixels "
-                    f"({str(error).splitlines()[0].rstrip('.')}); choose another, or change "
-                    "vision.crop or vision.downsample."
+                    f"({str(error).splitlines()[0].rstrip('.')}); choose another backbone, or "
+                    "change vision.crop or vision.downsample."
                 ) from error
-        self.read = nn.Conv2d(channels, config.keypoints, 1, bias=False)  # softmax would cancel it
+        # No bias, because it would cancel in the softmax.
+        self.read = nn.Conv2d(channels, config.keypoints, 1, bias=False)
 
     def forward(self, images: Tensor, position: Tensor | None) -> Tensor:
-        """Encode (B, To, H, W, 3) uint8, cropped as in `crop`: (B, To, 2 K)."""
+        """Encode images (B, To, H, W, 3) uint8 to (B, To, 2 K); ``position`` is as in `crop`."""
         x = crop(images, self.window, position)
         x = x.flatten(0, 1).permute(0, 3, 1, 2).float()
         if self.downsample > 1:
@@ -143,8 +147,8 @@ def crop(images: Tensor, window: list[int], position: Tensor | None) -> Tensor:
     Args:
         images: (B, To, H, W, 3).
         window: [h, w], at most [H, W].
-        position: (B, 2) in [0, 1), from top to bottom and from left to right, each pixel equally
-            likely; None for the centre.
+        position: (B, 2) in [0, 1), vertical and horizontal; uniform values give each pixel the
+            same probability. None for the centre.
 
     Returns:
         (B, To, h, w, 3).
@@ -161,7 +165,7 @@ def crop(images: Tensor, window: list[int], position: Tensor | None) -> Tensor:
 
 
 def spatial_softmax(responses: Tensor) -> Tensor:
-    """Return the mean position, x and y in [-1, 1], of each response (N, K, h, w): (N, 2 K)."""
+    """Return mean positions (N, 2 K) in [-1, 1], first x and then y, of responses (N, K, h, w)."""
     h, w = responses.shape[2:]
     share = responses.flatten(2).softmax(dim=-1).view_as(responses)
     x, y = (torch.linspace(-1.0, 1.0, n, device=share.device) for n in (w, h))
@@ -175,7 +179,7 @@ def make_backbone(config: VisionConfig, *, download: bool = False) -> nn.Module:
         download: load timm's weights instead of random ones.
 
     Raises:
-        ConfigError: a backbone without such feature maps, or a failed download.
+        ConfigError: the backbone has no such feature map, or the download failed.
     """
     timm = import_timm()
     try:
@@ -199,7 +203,7 @@ def _replace_batch_norm(module: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d):
             channels = child.num_features
             norm: nn.Module = nn.GroupNorm(channels // gcd(channels, GROUP_SIZE), channels)
-            if hasattr(child, "act"):  # timm's, with an activation of its own
+            if hasattr(child, "act"):  # a layer of timm that includes an activation
                 norm = nn.Sequential(norm, child.get_submodule("act"))
             setattr(module, name, norm)
         else:
