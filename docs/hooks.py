@@ -25,7 +25,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         text, target = match[1], (folder / match[2]).resolve()
         if not target.exists():
             raise SystemExit(f"{page.file.src_path}: {match[2]} does not exist.")
-        is_page = target.suffix == ".md" and target.is_relative_to(DOCS)
+        is_page = target.suffix in (".md", ".ipynb") and target.is_relative_to(DOCS)
         return match[0] if is_page or target.is_relative_to(DOCS / "assets") else text
 
     return HELP.sub(help_text, LINK.sub(replace_link, markdown))
