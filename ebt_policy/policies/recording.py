@@ -70,7 +70,7 @@ def find_demonstrator(
                 f"checkpoint={checkpoint} is a policy for task={policy_task.name}, "
                 f"not for task={task.name}."
             )
-        spec = policy_task.env_spec()
+        spec = replace(policy_task.env_spec(), max_steps=spec.max_steps)
         num_updates = policy.config.get("trained", {}).get("steps", 0)
         source = (
             f"{policy.name} policy of {policy.parameter_count:,} parameters, trained for "
@@ -88,7 +88,9 @@ def find_demonstrator(
         spec = replace(spec, perturbation=_single_perturbation(perturb, spec))
         source += f", disturbed by {spec.perturbation}"
     attrs = dict(task.task_family.recording_attrs)
-    attrs["source"] = f"Successful episodes in {spec.env_id}: {source}."
+    attrs["source"] = (
+        f"Successful episodes of at most {spec.max_steps} steps in {spec.env_id}: {source}."
+    )
     return Demonstrator(policy, spec, attrs)
 
 
