@@ -7,13 +7,12 @@ between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. It also d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu.report import cards
 from benchmarks.results import RESULTS, load_json
-from benchmarks.studies.push_t import PUSH_T
 from benchmarks.study_figures import delay_curves, energy_study
 from benchmarks.tables import control_loop, images, policies, text, video
 from ebt_policy.evaluation.figure_style import save_figure
@@ -31,14 +30,13 @@ def table_of(table: Callable[..., str], *results: str) -> Table:
     return lambda: table(*map(load_json, results))
 
 
-def _language() -> str:
+def _language(names: Sequence[str] | None = None) -> str:
     characters = load_json("language_tinyshakespeare")["tinyshakespeare"]
-    return text.quality(characters, load_json("language_speed"))
+    return text.quality(characters, load_json("language_speed"), names)
 
 
 def _headline() -> str:
-    first_seeds = {part.result: part.measure.seed for part in PUSH_T.parts.values()}
-    return policies.headline(load_json, first_seeds)
+    return policies.headline(load_json)
 
 
 def _suites() -> str:
@@ -50,7 +48,7 @@ TABLES: dict[str, dict[str, Table]] = {
     "README.md": {
         "headline": _headline,
         "suites": _suites,
-        "language": _language,
+        "language": partial(_language, text.HEADLINE),
         "denoising": table_of(images.denoising_headline, "denoising_cbsd68_s"),
     },
     "docs/push_t.md": {

@@ -32,6 +32,9 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
         name: unknown name.
         names: known names.
         cutoff: least similarity, see `difflib.get_close_matches`.
+
+    >>> did_you_mean("lfit", ["lift", "can"])
+    ' Did you mean lift?'
     """
     near = get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]}?" if near else ""

@@ -79,6 +79,9 @@ def stopping_travel(room: Array, slowing: Array) -> Array:
     Args:
         room: (...) distance to the limit; a negative distance is returned unchanged.
         slowing: s, largest change of travel from one tick to the next.
+
+    >>> float(stopping_travel(np.array(6.0), slowing=1.0))  # 3 + 2 + 1
+    3.0
     """
     xp: Any = _array_library(room)
     distance = xp.clip(room, 0.0, None)

@@ -34,10 +34,6 @@ from ebt_policy.energy import (
 from ebt_policy.energy.sampling import cosine_noise, draw_normal
 
 
-def test_module_example_runs():
-    failed, count = doctest.testmod(descent)
-    assert failed == 0 and count > 5
-
 
 # -- the plain loop -------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables.cells import difference, label_of
@@ -18,6 +18,7 @@ NAMES = {
     "refiner": "refiner, 2 steps",
     "ebt_s2": "energy, System 2, 3 steps",
 }
+HEADLINE = ("transformer_pp", "ebt", "refiner")  # models of the table in the README
 MASKED_NAMES = {
     "bert": "BERT",
     "scalar": "scalar energy, from noise",
@@ -27,13 +28,14 @@ MASKED_NAMES = {
 }
 
 
-def quality(result: Result, cost: Result) -> str:
+def quality(result: Result, cost: Result, names: Sequence[str] | None = None) -> str:
     """Return a table of held-out losses, their differences, and the time per update.
 
     Args:
         result: result of the study ``language_CORPUS`` for its own text. The first entry is
             Transformer++.
         cost: result of `benchmarks.language_speed`.
+        names: keys of `NAMES` to show; None for all.
     """
     times = {
         entry["name"]: entry["times_transformer_pp"]
@@ -44,6 +46,8 @@ def quality(result: Result, cost: Result) -> str:
     pairs = {pair["b"]: pair for pair in result["paired"] if pair["a"] == first}
     rows = []
     for entry in result["entries"]:
+        if names is not None and _name(entry["name"]) not in [NAMES[name] for name in names]:
+            continue
         name, loss, perplexity = _name(entry["name"]), entry["loss"], entry["perplexity"]
         baseline_difference = ""
         if pair := pairs.get(entry["name"]):

@@ -31,6 +31,10 @@ class Normalizer(nn.Module):
     Raises:
         ValueError: malformed limits (not a dict, missing min or max, different lengths, not
             finite, min above max, negative std).
+
+    >>> normalizer = Normalizer.fit({"action": torch.tensor([[0.0, 5.0], [10.0, 5.0]])})
+    >>> normalizer.normalize("action", torch.tensor([2.5, 5.0])).tolist()
+    [-0.5, 0.0]
     """
 
     def __init__(self, limits: Mapping[str, Any]) -> None:

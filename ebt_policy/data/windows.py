@@ -30,6 +30,9 @@ def long_enough(
 
     Raises:
         ConfigError: all episodes are too short.
+
+    >>> long_enough(np.array([50, 8]), horizon=16, n_obs_steps=2, n_action_steps=8)
+    array([ True,  True])
     """
     min_length = horizon - n_action_steps - n_obs_steps + 2
     is_long_enough = lengths >= min_length

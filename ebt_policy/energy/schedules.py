@@ -132,7 +132,12 @@ class LevelSchedule(Schedule):
 
     @classmethod
     def uniform(cls, count: int, start: float = 0.0, device: torch.device | None = None) -> Self:
-        """Return N equal steps along the straight path from level ``start`` to 1."""
+        """Return N equal steps along the straight path from level ``start`` to 1.
+
+        >>> schedule = LevelSchedule.uniform(4, start=0.2)
+        >>> [round(x, 2) for x in schedule.levels.tolist()], schedule.size
+        ([0.2, 0.4, 0.6, 0.8, 1.0], 0.2)
+        """
         _require_count(count, count)
         return cls(torch.linspace(start, 1.0, count + 1, device=device), (1.0 - start) / count)
 

@@ -82,6 +82,9 @@ def best_of(score: Tensor, num_candidates: int) -> Tensor:
 
     Returns:
         Indices (B, U) in the range of the U * M candidates.
+
+    >>> best_of(torch.tensor([[3.0, 1.0, 2.0, 5.0, 6.0, 4.0]]), num_candidates=3)
+    tensor([[1, 5]])
     """
     winner = score.unflatten(1, (-1, num_candidates)).argmin(-1)
     return torch.arange(winner.shape[1], device=winner.device) * num_candidates + winner
@@ -102,6 +105,10 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
 
     Raises:
         ValueError: if the rule is unknown.
+
+    >>> candidates = torch.tensor([0.0, 1.0, 5.0]).view(1, 3, 1)
+    >>> vote("medoid", candidates, num_candidates=3).argmin().item()
+    1
     """
     if rule not in VOTES:
         raise ValueError(f"the rule of a vote must be one of {', '.join(VOTES)}, got {rule!r}.")

@@ -96,6 +96,10 @@ def wilson(successes: int, n: int) -> dict[str, Any]:
 
     Raises:
         ValueError: unless 0 <= successes <= n and n >= 1, both whole numbers.
+
+    >>> result = wilson(45, 50)
+    >>> result["mean"], [round(x, 3) for x in result["ci95"]]
+    (0.9, [0.786, 0.957])
     """
     if int(n) != n or int(successes) != successes:
         raise ValueError(f"successes and n must be whole numbers; got {successes} of {n}.")
@@ -145,6 +149,10 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str,
 
     Raises:
         ValueError: the numbers of episodes differ, or a value is not finite.
+
+    >>> result = paired_difference([1.0, 0.9, 0.8], [0.9, 0.8, 0.7])
+    >>> round(result["diff"], 3), [round(x, 3) for x in result["ci95"]]
+    (0.1, [0.1, 0.1])
     """
     return paired_differences({"a": a, "b": b}, seed=seed)["a", "b"]
 

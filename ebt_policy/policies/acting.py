@@ -104,9 +104,12 @@ def evaluate(
     Raises:
         ValueError: an observation does not fit the policy.
 
-    >>> import gymnasium, ebt_policy.envs                                      # doctest: +SKIP
-    >>> policy = load_policy("runs/push_t/ebt-xs-seed0")                       # doctest: +SKIP
-    >>> evaluate(policy, gymnasium.make("ebt_policy/PushT-v0"), episodes=3)    # doctest: +SKIP
+    >>> import gymnasium, ebt_policy.envs
+    >>> from ebt_policy.policies import load_policy
+    >>> env = gymnasium.make("ebt_policy/PushT-v0", max_episode_steps=20)
+    >>> [result] = evaluate(load_policy("pretrained:push_t"), env, episodes=1)
+    >>> result.length, result.success, 0 <= result.score <= 1
+    (20, False, True)
     """
     results = []
     for episode_seed in range(seed, seed + episodes):
