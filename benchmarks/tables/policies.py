@@ -175,7 +175,7 @@ def recovery(result: Result, metric: str = "success") -> str:
         for name, by_kind in values.items()
     ]
     kind_names = (kind.replace("_", " ") for kind in kinds)
-    header = (metric, *kind_names, OVERALL, "first policy minus this one")
+    header = (metric, *kind_names, "all perturbations", "first policy minus this one")
     return markdown(header, rows, left=1)
 
 
@@ -204,7 +204,7 @@ def suite(result: Result) -> str:
     rows.append(("mean", *(interval(entry["mean"]) for entry in entries)))
     rows.append(("interquartile mean", *(interval(entry["iqm"]) for entry in entries)))
     differences_row = (differences.get(entry["name"], "") for entry in entries)
-    rows.append(("first policy minus this one", *differences_row))
+    rows.append(("interquartile mean of the first policy minus this one", *differences_row))
     return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
 
 

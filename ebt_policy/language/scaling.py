@@ -302,7 +302,7 @@ def scaling_table(result: dict[str, Any]) -> str:
             levels = (model["same_place"], model["equal_flops"])
             against = [cell(model["ratio"]), *(cell(level, signed=True) for level in levels)]
         rows.append((name, cell(model["rate"]), *against))
-    header = ("model", "rate", "ratio", "difference at each point", "difference at equal FLOPs")
+    header = ("model", "rate", "ratio", "mean difference over points", "difference at equal FLOPs")
     text += "\n" + markdown(header, rows, left=1)
     rows = [(place(points), *(f"{point['lr']:g}" for point in points)) for points in places]
     text += "\n" + markdown((result["label"], *(f"{name}, lr" for name in names)), rows, left=1)
