@@ -13,6 +13,8 @@ LABELS = {
     "frozen prefix, told of it": "frozen prefix, conditioned on it",
     "classes left out": "excluded classes",
     "surprise": "plan inconsistency",
+    "select drop": "select energy_decrease",
+    ", level ": ", scoring_level ",
 }
 
 

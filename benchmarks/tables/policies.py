@@ -109,7 +109,7 @@ def scores(result: Result, minutes: bool = True) -> str:
     """Return a table of the score and success of every entry of an evaluation."""
     rows = [
         (
-            entry["name"],
+            label_of(entry["name"]),
             *(interval(entry[metric]) for metric in METRICS),
             f"{entry['train_steps']:,}",
             *([f"{entry['train_seconds'] / 60:.0f}"] if minutes else []),
