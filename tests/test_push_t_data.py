@@ -220,7 +220,7 @@ def test_published_demonstrations_are_loaded():
 
 def test_shipped_demonstrations_reach_the_goal_from_varied_starts():
     episodes, _ = load_push_t(demos="expert")
-    assert len(episodes) >= 200
+    assert len(episodes) == 500 and episodes.lengths.max() == 200
     starts = episodes.arrays["obs"][np.concatenate([[0], episodes.ends[:-1]])]
     assert (starts.std(axis=0) > 50).all()  # px
     assert len(np.unique(starts.round(1), axis=0)) == len(episodes)
