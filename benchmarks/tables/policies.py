@@ -137,7 +137,7 @@ def speed(result: Result) -> str:
     )  # fmt: skip
     ratios = [(name, f"{value:.2f}x") for name, value in result["training"]["ratio"].items()]
     latencies = markdown(header, rows, left=1)
-    return f"{latencies}\n{markdown(('training update, ratio of medians', ''), ratios, left=1)}"
+    return f"{latencies}\n{markdown(('training update', 'time ratio of medians'), ratios, left=1)}"
 
 
 def energy(result: Result) -> str:
