@@ -5,7 +5,6 @@ Shapes: B batch, U units, N steps.
 
 from __future__ import annotations
 
-import doctest
 from itertools import pairwise
 
 import pytest
@@ -28,12 +27,9 @@ from ebt_policy.energy import (
     RandomSteps,
     SharedFirstGradient,
     StopReason,
-    descent,
     select,
 )
 from ebt_policy.energy.sampling import cosine_noise, draw_normal
-
-
 
 # -- the plain loop -------------------------------------------------------------------------------
 
