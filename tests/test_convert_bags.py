@@ -174,7 +174,7 @@ def test_message_types_with_another_definition_are_refused(tmp_path):
         link = writer.add_connection("/push_t/agent", kind, msgdef="float64 x", rihs01="RIHS01_12")
         writer.write(link, 1, b"\0\1\0\0" + bytes(8))
     assert_refused(
-        tmp_path, "on /push_t/agent whose definition of .*JointState is not", tmp_path / "bag"
+        tmp_path, "on /push_t/agent whose definition of .*JointState differs", tmp_path / "bag"
     )
 
 

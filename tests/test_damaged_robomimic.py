@@ -129,7 +129,7 @@ def damage(path, kind):
         ("other env", "demonstrations of the task Lift, not of PickPlaceCan"),
         ("controller", "controller type JOINT_POSITION at 20 Hz; only OSC_POSE"),
         ("version", r"robosuite 1\.2; versions 1\.4 and 1\.5 are supported"),
-        ("raw", r"demo_1 has no observations, only states: add them with .*states_to_obs"),
+        ("raw", r"demo_1 has no observations, only states; add them with .*states_to_obs"),
         ("no key", "demo_1 lacks robot0_eef_quat"),
         ("no actions", "can.hdf5: demo_0 lacks actions"),
         ("wide actions", r"demo_0 has actions of shape \(5, 8\), not \(rows, 7\)"),

@@ -144,7 +144,7 @@ def test_table_rows_are_formatted(policy_entries) -> None:
 
 def test_names_are_escaped_in_the_table() -> None:
     table = markdown_table(compare([make_entry("a|b\nc", [1.0])]), POLICY_REPORT)
-    assert "| a\\|b c | 0.341M" in table and "over 1 episode an" in table
+    assert "| a\\|b c | 0.341M" in table and "over 1 episode per entry" in table
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_windows_gather_images_beside_observations():
     assert torch.equal(batch["eye"][:, :, 0, 0, 0].float(), batch["obs"][:, :, 0])
     fit_normalizer(windows, None)  # fits observations and actions only
     for wrong, message in [
-        ({**arrays, "eye": image.float()}, r"uint8, it has \(20, 4, 5, 3\) float32"),
+        ({**arrays, "eye": image.float()}, r"uint8, got \(20, 4, 5, 3\) float32"),
         ({**arrays, "eye": image[..., :1]}, r"\(20, 4, 5, 1\)"),
         ({k: v for k, v in arrays.items() if k != "eye"}, 'need the key "eye"'),
     ]:

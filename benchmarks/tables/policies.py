@@ -125,7 +125,7 @@ def speed(result: Result) -> str:
     modes = [result["inference"][mode] for mode in ("eager", "compiled")]
     rows = []
     for name in modes[0]:
-        cells = [name]
+        cells = [name.replace("densest of", "density vote of")]
         for latency in (mode[name] for mode in modes):
             cells += [
                 f"{latency['p50']:.1f} / {latency['p99']:.1f}", f"{latency['ddpm_100_takes']:.1f}x",
