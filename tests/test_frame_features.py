@@ -73,7 +73,9 @@ def test_incomplete_weights_are_refused(tmp_path, change, why):
 def test_damaged_weight_files_are_a_one_line_error(tmp_path, file, content):
     Autoencoder([8, 8], 3, 0.0).net.save_pretrained(tmp_path / "vae")
     (tmp_path / "vae" / file).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"task\.features=.*vae is neither .* nor an AutoencoderKL") as caught:
+    with pytest.raises(
+        ConfigError, match=r"task\.features=.*vae is neither .* nor an AutoencoderKL"
+    ) as caught:
         frame_features(str(tmp_path / "vae"), torch.device("cpu"))
     assert "\n" not in str(caught.value)
 

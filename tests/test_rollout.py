@@ -251,7 +251,7 @@ def test_spec_refuses_zero_steps(name):
 
 
 def test_too_short_chunks_are_refused(counting):
-    with pytest.raises(ValueError, match=r"predicts 8 actions, but .* need 9"):
+    with pytest.raises(ValueError, match=r"predicts 8 actions, but .* need at least 9"):
         rollout(Indexed(horizon=8), counting(), [5])
 
 

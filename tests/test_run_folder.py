@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def signal_in_step(monkeypatch, step: int, number: int) -> None:
 
     def interrupted(trainer: Trainer):
         if trainer.progress.step == step - 1:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return train_step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
@@ -58,8 +57,7 @@ def test_interrupted_training_is_saved_and_resumes(
 def test_second_signal_ends_the_training_at_once(run_main, tiny_arguments, tmp_path, monkeypatch):
     def twice(trainer: Trainer):
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)  # time to handle each signal separately
+            signal.raise_signal(signal.SIGINT)  # handled here before it returns
 
     monkeypatch.setattr(Trainer, "train_step", twice)
     code, error = run_main(tiny_arguments("run"))
@@ -70,7 +68,7 @@ def test_terminated_entry_releases_its_folder(run_main, tiny_arguments, tmp_path
     """Before training, a signal ends the entry at once and leaves no empty folder."""
     monkeypatch.setattr(
         "ebt_policy.policies.task_config.PolicyTaskConfig.demonstrations",
-        lambda _: os.kill(os.getpid(), signal.SIGTERM),
+        lambda _: signal.raise_signal(signal.SIGTERM),
     )
     code, error = run_main(tiny_arguments("run"))
     assert (code, error) == (143, "interrupted\n")
