@@ -102,7 +102,7 @@ def test_eval_and_generate_commands_use_a_trained_run(tiny_text, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["task.corpus=nosuch"], "none of wikitext2, tinyshakespeare"),
+        (["task.corpus=nosuch"], "not one of wikitext2, tinyshakespeare"),
         (["task.context=0"], "task.context must be at least 1"),
         (["model=transformer_pp", "objective=s2"], "objective=... is for models that descend"),
         (["model.candidate_layers=9"], "candidate_layers=9 must be between 1 and"),
