@@ -121,7 +121,7 @@ def test_command_line_trains_and_compares(video_folder, tmp_path, monkeypatch, c
         ([f"checkpoint={frames_run}"], "holds model=autoencoder, not VideoModel"),
         (
             [f"checkpoint={runs[0]}@num_candidates=2"],
-            "all candidates of this model start from",
+            "all candidates of this model start at",
         ),
         ([f"checkpoint={runs[0]}", "images=leaves"], "images= is for an image model"),
     ):
