@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
 ALL := $(VENV)/.installed-extras
-# Supported Python versions that this machine has.
-PYTHONS := $(foreach python,python3.11 python3.12 python3.13,$(if $(shell $(python) --version 2> /dev/null),$(python)))
+# Other supported versions of Python that this machine has; all tests run with $(PYTHON).
+VERSION := python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+OTHERS := $(filter-out $(VERSION),python3.11 python3.12 python3.13)
+PYTHONS := $(foreach python,$(OTHERS),$(if $(shell $(python) --version 2> /dev/null),$(python)))
 # Most fixtures are created once per test file, so workers take neighbouring tests; idle ones steal.
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Runs studies one after the other, with options; `python -m benchmarks.run` lists the studies.
@@ -62,7 +64,7 @@ mutation: $(READY) ## find small changes of energy, training and safety that no 
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
-matrix: $(EXTRAS:%=matrix-%) $(PYTHONS:%=matrix-%) ## test each extra alone and each Python version, in new environments
+matrix: $(EXTRAS:%=matrix-%) $(PYTHONS:%=matrix-%) ## test each extra alone and other Python versions, in new environments
 
 # Arguments: suffix of the environment, its Python, extras, tests to select.
 define test-alone
@@ -75,7 +77,7 @@ define test-alone
 endef
 
 matrix-python%:
-	$(call test-alone,python$*,python$*,dev,"not slow")
+	$(call test-alone,python$*,python$*,dev,"not slow" $(IN_PARALLEL))
 
 matrix-%:
 	$(call test-alone,$*,$(PYTHON),dev$(comma)$*,"$* and not slow")

@@ -83,7 +83,7 @@ def test_damaged_weight_files_are_a_one_line_error(tmp_path, file, content):
 @pytest.mark.vision
 @pytest.mark.parametrize("error", [AttributeError, TypeError, struct.error, AssertionError])
 def test_timm_errors_are_one_line(monkeypatch, error):
-    import timm
+    timm = pytest.importorskip("timm")
 
     def fail(*_, **__):
         raise error("oops")
@@ -95,7 +95,7 @@ def test_timm_errors_are_one_line(monkeypatch, error):
 
 @pytest.mark.vision
 def test_timm_backbone_encodes_frames(monkeypatch):
-    import timm
+    timm = pytest.importorskip("timm")
 
     make = timm.create_model
     monkeypatch.setattr(

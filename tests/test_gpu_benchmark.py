@@ -142,7 +142,9 @@ def test_fetched_results_are_merged_with_existing_ones():
     assert fetch.merged({**existing, "version": "0"}, new) == new
 
 
+@pytest.mark.vision
 def test_installed_packages_are_read_from_a_list(tmp_path):
+    pytest.importorskip("timm")
     (tmp_path / "has.txt").write_text("Torch==2.11.0+cu130\nzipp\n\nscikit_learn @ file:///x\n")
     assert pack.installed(tmp_path / "has.txt") == {"torch", "zipp", "scikit-learn"}
     with pytest.raises(SystemExit, match="cannot be read"):

@@ -174,6 +174,7 @@ def test_flops_equal_the_matrix_products():
 @pytest.mark.sweeps
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
 def test_launchers_are_installed(launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     with initialize_config_module("ebt_policy.configs", version_base="1.3"):
         chosen = compose(
             "train", [f"hydra/launcher={launcher}", "task=text"], return_hydra_config=True
