@@ -54,6 +54,15 @@ def test_interrupted_training_is_saved_and_resumes(
     assert signal.getsignal(number) == before
 
 
+@pytest.fixture
+def interruptible():
+    """Python's handler of SIGINT, which a process in a shell's background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_second_signal_ends_the_training_at_once(run_main, tiny_arguments, tmp_path, monkeypatch):
     def twice(trainer: Trainer):
         for _ in range(2):
