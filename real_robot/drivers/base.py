@@ -65,7 +65,7 @@ class Driver(ABC):
     """The connection to a robot, or a replacement for one.
 
     A driver has its own watchdog. It slows the robot down and holds it if there is no command for
-    `DriverContext.command_s`, because the program that sent commands may have ended.
+    `DriverContext.command_s`. If the program is killed, only the robot's own controller can do so.
 
     Attributes:
         press: function that presses the emergency stop of the run. The driver calls it with a
