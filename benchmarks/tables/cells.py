@@ -15,6 +15,7 @@ LABELS = {
     "surprise": "plan inconsistency",
     "select drop": "select energy_decrease",
     ", level ": ", scoring_level ",
+    "densest of": "density vote of",
 }
 
 

@@ -35,10 +35,8 @@ HEADLINE = (  # stored result, name of its entry, name of the chunk in speed.jso
 )  # fmt: skip
 HEADLINE_LABELS = {  # name of a chunk in speed.json -> what it says in the table
     "energy, 2 steps, best of 8": "energy, 2 steps, lowest energy of 8",
-    "flow matching, 2 steps, densest of 8": "flow matching, 2 steps, density vote of 8",
     "energy, 2 steps": "energy, 2 steps, one sample",
     "flow matching, 2 steps": "flow matching, 2 steps, one sample",
-    "DDIM-4, densest of 8": "DDIM-4, density vote of 8",
     "DDIM-4": "DDIM-4, one sample",
     "DDPM-100": "DDPM-100, one sample (other initial states)",
 }
@@ -67,18 +65,13 @@ def headline(load: Callable[[str], Result]) -> str:
         entry = entry_by_name(load(result))[canonical_name(name)]
         rows.append(
             (
-                HEADLINE_LABELS.get(chunk, chunk),
+                HEADLINE_LABELS.get(chunk, label_of(chunk)),
                 *(interval(entry[metric]) for metric in METRICS),
                 f"{times[chunk]['p50']:.1f} ms",
                 f"{times[chunk]['ddpm_100_takes']:.0f}x",
             )
         )
-    header = (
-        "policy",
-        *METRICS,
-        "latency per chunk",
-        "speed-up over DDPM-100",
-    )
+    header = ("policy", *METRICS, "latency per chunk", "speed-up over DDPM-100")
     return markdown(header, rows, left=1)
 
 
@@ -125,7 +118,7 @@ def speed(result: Result) -> str:
     modes = [result["inference"][mode] for mode in ("eager", "compiled")]
     rows = []
     for name in modes[0]:
-        cells = [name.replace("densest of", "density vote of")]
+        cells = [label_of(name)]
         for latency in (mode[name] for mode in modes):
             cells += [
                 f"{latency['p50']:.1f} / {latency['p99']:.1f}", f"{latency['ddpm_100_takes']:.1f}x",

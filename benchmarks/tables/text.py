@@ -46,7 +46,7 @@ def quality(result: Result, cost: Result, names: Sequence[str] | None = None) ->
     pairs = {pair["b"]: pair for pair in result["paired"] if pair["a"] == first}
     rows = []
     for entry in result["entries"]:
-        if names is not None and _name(entry["name"]) not in [NAMES[name] for name in names]:
+        if names is not None and entry["name"].partition("-seed")[0] not in names:
             continue
         name, loss, perplexity = _name(entry["name"]), entry["loss"], entry["perplexity"]
         baseline_difference = ""

@@ -95,7 +95,7 @@ class S1(Objective):
     def score(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
         """Return the energies of candidates, at the level of the last step if conditioned on it."""
         if not self.level_conditioned:
-            return energy(candidate, None)
+            return super().score(energy, candidate, level)
         return energy(candidate, candidate.new_full(candidate.shape[:2], 1 - 1 / self.steps))
 
     def _descent(self, num_steps: int, step_size: Tensor, from_zeros: bool) -> Descent:
