@@ -14,7 +14,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from ebt_policy.energy import Descent, DescentResult, EnergyFn, FixedSteps
-from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow
+from ebt_policy.energy.objectives import S1, S2, Contrastive, EBTPolicy, Equilibrium, Flow
 from ebt_policy.energy.sampling import Generators
 
 few_examples = settings(max_examples=25, deadline=None, derandomize=True)
@@ -82,5 +82,8 @@ SMALL_OBJECTIVES = {
     "equilibrium": lambda: Equilibrium(),
     "s1": lambda: S1(),
     "s2": lambda: S2(steps=(2, 2), replay=0),
+    "ebt_policy": lambda: EBTPolicy(
+        steps=(2, 4), step_size=36.0, momentum=0.5, normalization="none"
+    ),
     "contrastive": lambda: Contrastive(negatives=4, steps=2),
 }

@@ -60,7 +60,7 @@ def test_gradients_reach_step_sizes_by_step_and_by_unit():
 def test_detached_steps_keep_the_gradient_of_the_last_step():
     w1, w2 = normal(3, 4).requires_grad_(), normal(4, seed=1).requires_grad_()
     init = normal(2, 2, 3, seed=2)
-    detached = descend(network(w1, w2), init, 3, 0.3, detach_between_steps=True)
+    detached = descend(network(w1, w2), init, 3, 0.3, graph="step")
     attached = descend(network(w1, w2), init, 3, 0.3)
     assert torch.equal(detached.candidate, attached.candidate)
 
@@ -73,6 +73,11 @@ def test_detached_steps_keep_the_gradient_of_the_last_step():
         step = descend(network(w1, w2), before, 1, 0.3)
         torch.testing.assert_close(gradient(detached.path[k]), gradient(step.candidate))
     assert not torch.allclose(gradient(attached.candidate), gradient(detached.candidate))
+
+    last = descend(network(w1, w2), init, 3, 0.3, graph="last_step")
+    assert torch.equal(last.candidate, detached.candidate)
+    torch.testing.assert_close(gradient(last.candidate), gradient(detached.candidate))
+    assert not any(x.requires_grad for x in last.path[:-1])
 
 
 @pytest.mark.parametrize("made_in", MODES)

@@ -13,6 +13,7 @@ from landscapes import SMALL_OBJECTIVES
 from torch import nn
 
 from ebt_policy.energy import Objective, TwoStreamTransformer
+from ebt_policy.energy.objectives import EBTPolicy
 from ebt_policy.energy.two_stream import TransformerConfig
 
 
@@ -27,8 +28,15 @@ class TwoModes(nn.Module):
         torch.manual_seed(0)
         self.objective = objective
         size = TransformerConfig(width=32, heads=2, layers=1)
+        output = "mean" if isinstance(objective, EBTPolicy) else "energy"
         self.net = TwoStreamTransformer(
-            1, 1, 2, 1, size, output="energy", level=objective.level_conditioned
+            1,
+            1,
+            2,
+            1,
+            size,
+            output=output,
+            level=objective.level_conditioned,
         )
 
     @staticmethod
@@ -87,7 +95,7 @@ def test_flow_learns_two_modes_and_regression_averages_them(name):
         side, height = problem.predict(context, steps).unbind(-1)
         near_a_mode = ((side.abs() - 0.8).abs() < 0.3).float().mean()
         assert (height - context[:, 0, 0] / 2).abs().mean() < 0.2, "the context is used"
-        if name in ("s1", "s2"):  # also with more steps
+        if name in ("s1", "s2", "ebt_policy"):  # also with more steps
             assert near_a_mode < 0.05 and side.abs().mean() < 0.2
         else:
             assert near_a_mode > 0.7 and 0.3 < (side > 0).float().mean() < 0.7
@@ -123,7 +131,7 @@ def test_noise_is_the_only_randomness_and_is_batch_first(name):
 
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flow", "s1", "s2", "contrastive"])
+@pytest.mark.parametrize("name", ["flow", "s1", "s2", "contrastive", "ebt_policy"])
 def test_compiled_loss_equals_eager(name):
     """Contrastive chains descend under no_grad inside the compiled part."""
     torch._dynamo.reset()
@@ -145,3 +153,28 @@ def test_compiled_loss_equals_eager(name):
     torch.testing.assert_close(compiled[1], metrics, **tolerance)
     torch.testing.assert_close(compiled[2], gradients, **tolerance)
     assert any(g.abs().max() > 1e-3 for g in gradients.values())
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.slow
+def test_compiled_steps_serve_every_number_of_steps():
+    torch._dynamo.reset()
+    problem = TwoModes(EBTPolicy())
+    objective = problem.objective
+    assert isinstance(objective, EBTPolicy)
+    context, target = problem.batch(8)
+
+    def run(steps):
+        torch.manual_seed(0)
+        objective.steps = (steps, steps)
+        problem.zero_grad()
+        loss, _ = problem(context, target, objective.sample_noise(target))
+        loss.backward()
+        return loss.detach(), [p.grad for p in problem.parameters() if p.grad is not None]
+
+    eager = [run(steps) for steps in (2, 3, 5)]
+    assert objective.compile_steps()
+    torch.testing.assert_close(run(2), eager[0], rtol=1e-4, atol=1e-5)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for steps, expected in zip((3, 5), eager[1:], strict=True):
+            torch.testing.assert_close(run(steps), expected, rtol=1e-4, atol=1e-5)

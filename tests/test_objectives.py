@@ -12,7 +12,12 @@ import pytest
 import torch
 from landscapes import SMALL_OBJECTIVES, level_quadratic, quadratic
 
-from ebt_policy.energy import LevelSchedule, PlainGradient, SharedFirstGradient, ZeroInitGradient
+from ebt_policy.energy import (
+    LevelSchedule,
+    PlainGradient,
+    SharedFirstGradient,
+    ZeroInitGradient,
+)
 from ebt_policy.energy.candidate_space import corrupt, squared_error
 from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, info_nce
 from ebt_policy.models.energy_model import OBJECTIVES
@@ -155,11 +160,11 @@ def test_contrastive_loss_equals_its_formula():
 @pytest.mark.parametrize("name", SMALL_OBJECTIVES)
 def test_inference_descent_matches_the_objective(name):
     objective = SMALL_OBJECTIVES[name]()
-    energy = level_quadratic if objective.level_conditioned else quadratic()
+    energy = level_quadratic if objective.level_conditioned else quadratic(0.1)
     for steps in (1, 5):
         descent = objective.descent(steps)
         assert descent.schedule.has_levels == objective.level_conditioned
-        result = descent(energy, torch.randn(2, 3, 2))
+        result = descent(energy, torch.randn(2, 3, 2) / 10)
         assert len(result.path) == steps + 1 and not result.candidate.requires_grad
     if isinstance(objective, Flow):
         assert float(descent.schedule.steps(torch.zeros(1, 1, 1)).sizes[0]) >= 1 / 5 - 1e-6
@@ -224,8 +229,19 @@ def test_zero_init_needs_no_backward_pass():
         ("s2", {"momentum": -0.1}, "objective.momentum must be in [0, 1), got -0.1"),
         ("s2", {"replay": -1}, "objective.replay must be 0 or more rows, got -1"),
         ("s2", {"replay_fraction": 0.0}, "objective.replay_fraction must be positive, got 0.0"),
+        ("ebt_policy", {"steps": (3, 2)}, "objective.steps must be an increasing range from 1 on"),
+        ("ebt_policy", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
+        ("ebt_policy", {"step_size_range": (0.0, 1.0)}, "step_size_range must be positive and"),
+        ("ebt_policy", {"temperature": 0.0}, "objective.temperature must be positive, got 0.0"),
+        ("ebt_policy", {"noise": (-0.1, 0.0)}, "objective.noise must be not negative, got (-0.1"),
+        ("ebt_policy", {"momentum": 1.0}, "objective.momentum must be in [0, 1), got 1.0"),
+        (
+            "ebt_policy",
+            {"normalization": "rms"},
+            "released_code or none, got rms",
+        ),
         ("contrastive", {"negatives": 0}, "objective.negatives must be at least 1, got 0"),
-        ("contrastive", {"steps": 0}, "objective.steps must be at least 1, got 0"),
+        ("contrastive", {"steps": -1}, "objective.steps must be 0 or more, got -1"),
         ("contrastive", {"step_size": 0.0}, "objective.step_size must be positive, got 0.0"),
         ("contrastive", {"noise": (0.1, -1.0)}, "objective.noise must be not negative, got (0.1"),
         ("contrastive", {"regularizer": -1.0}, "objective.regularizer must be 0 or more, got -1.0"),
@@ -243,6 +259,7 @@ def test_invalid_options_are_refused(name, options, message):
         ("equilibrium", {"decay_width": 1.0}),
         ("s1", {"steps": 1, "init_std": 0.0, "corrupted_init_fraction": 1.0}),
         ("s2", {"steps": (1, 1), "step_size_range": (1.0, 1.0), "noise": (0.0, 0.0)}),
+        ("ebt_policy", {"steps": (1, 1), "step_size_range": (1.0, 1.0), "momentum": 0.0}),
         ("contrastive", {"negatives": 1, "steps": 1, "noise": (0.0, 0.0), "regularizer": 0.0}),
     ],
 )
@@ -276,7 +293,7 @@ def test_flow_score_is_the_negative_log_likelihood(level, spread):
 
 def test_score_without_levels_is_the_energy():
     x = torch.randn(2, 3, 4)
-    for make in ("flow without level", "equilibrium", "s1", "s2", "contrastive"):
+    for make in ("flow without level", "equilibrium", "s1", "s2", "contrastive", "ebt_policy"):
         energy = quadratic(2.0)
         assert torch.equal(SMALL_OBJECTIVES[make]().score(energy, x, 0.5), energy(x))
 

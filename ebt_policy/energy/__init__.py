@@ -4,11 +4,13 @@ It imports only torch. Start with `ebt_policy.energy.descent`. The sign and the 
 are defined in `ebt_policy.energy.energy_function`: a lower energy is better.
 """
 
-from ebt_policy.energy.constraints import FrozenEntries, PathProjection, Projection
+from ebt_policy.energy.constraints import CostStep, FrozenEntries, PathProjection, Projection
 from ebt_policy.energy.descent import Descent
 from ebt_policy.energy.energy_function import BilinearEnergy, DirectUpdate, EnergyFn
 from ebt_policy.energy.gradients import PlainGradient, SharedFirstGradient, ZeroInitGradient
+from ebt_policy.energy.metropolis import MetropolisLangevin
 from ebt_policy.energy.mirror_map import MirrorMap
+from ebt_policy.energy.normalization import UnitRootMeanSquare
 from ebt_policy.energy.objectives import Objective
 from ebt_policy.energy.replay_buffer import ReplayBuffer
 from ebt_policy.energy.result import DescentError, DescentResult, StopReason
@@ -23,16 +25,23 @@ from ebt_policy.energy.stopping import (
     StraightPath,
 )
 from ebt_policy.energy.two_stream import TwoStreamTransformer
-from ebt_policy.energy.updates import ClippedGradient, GradientStep, NesterovMomentum
+from ebt_policy.energy.updates import (
+    ClippedGradient,
+    EnergyScaledStep,
+    GradientStep,
+    NesterovMomentum,
+)
 
 __all__ = [
     "BilinearEnergy",
     "ClippedGradient",
+    "CostStep",
     "Descent",
     "DescentError",
     "DescentResult",
     "DirectUpdate",
     "EnergyFn",
+    "EnergyScaledStep",
     "FirstOf",
     "FixedSteps",
     "FrozenEntries",
@@ -40,6 +49,7 @@ __all__ = [
     "GradientStep",
     "LangevinNoise",
     "LevelSchedule",
+    "MetropolisLangevin",
     "MirrorMap",
     "NesterovMomentum",
     "NeverStop",
@@ -54,6 +64,7 @@ __all__ = [
     "StopReason",
     "StraightPath",
     "TwoStreamTransformer",
+    "UnitRootMeanSquare",
     "ZeroInitGradient",
     "select",
 ]

@@ -1,4 +1,4 @@
-"""Constraints of candidates: frozen entries, and projections onto allowed sets.
+"""Constraints of candidates: frozen entries, projections onto allowed sets, and costs.
 
 A constraint acts twice in a step. `tangent` removes the forbidden part of noise and gradients.
 `apply` moves all candidates, including stopped ones, into the allowed set after each step.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.gradients import expand_units
+from ebt_policy.energy.proximal import CostFn, end_variance, proximal_point
 
 Project = Callable[[Tensor], Tensor]
 """Maps candidates (B, U, *) to the nearest allowed candidates (B, U, *)."""
@@ -26,11 +27,19 @@ class Position(NamedTuple):
 
     Attributes:
         init: (B, U, *) initial candidates.
-        level: level after this step, broadcastable to (B, U); None without levels.
+        before: (B, U, *) candidates before this step.
+        moving: (B, U) bool, units that took this step; the others had stopped.
+        size: size of this step, broadcastable to (B, U).
+        level_before, level: levels before and after this step, broadcastable to (B, U); None
+            without levels.
         finished: whether this was the last step.
     """
 
     init: Tensor
+    before: Tensor
+    moving: Tensor
+    size: Tensor
+    level_before: Tensor | None
     level: Tensor | None
     finished: bool
 
@@ -86,6 +95,35 @@ class Projection(Constraint):
         if position.finished and self.final is not None:
             return self.final(x)
         return x if self.project is None else self.project(x)
+
+
+@dataclass(frozen=True)
+class CostStep(Constraint):
+    """A step on a cost of finished candidates, after each step on the energy.
+
+    Without levels, it is the step of the proximal gradient method, which converges to the minimum
+    of energy + cost if the step size is constant and at most 1. Along levels, the cost moves the
+    end that a candidate is heading for, in proportion to the variance of this end at the level
+    before the step (see `end_variance`).
+
+    Args:
+        cost: see `CostFn`; differentiable.
+    """
+
+    cost: CostFn
+
+    def apply(self, x: Tensor, position: Position) -> Tensor:
+        moving = expand_units(position.moving, x)
+        if position.level is None or position.level_before is None:
+            # Larger step sizes belong to energies of another scale; the data has unit variance.
+            variance = position.size.clamp(max=1.0)
+            return torch.where(moving, proximal_point(self.cost, x, variance), x)
+        units = x.shape[:2]
+        start, stop = position.level_before.expand(units), position.level.expand(units)
+        covered = expand_units((stop - start) / (1 - start), x)  # fraction of the path to the end
+        end = position.before + (x - position.before) / covered
+        shifted = proximal_point(self.cost, end, end_variance(start))
+        return torch.where(moving, x + covered * (shifted - end), x)
 
 
 @dataclass(frozen=True)

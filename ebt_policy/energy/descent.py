@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,11 +38,13 @@ from ebt_policy.energy.constraints import Constraint, Position
 from ebt_policy.energy.deadline import Deadline
 from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.gradients import PlainGradient, expand_units, to_autograd_tensor
+from ebt_policy.energy.metropolis import MetropolisLangevin
 from ebt_policy.energy.mirror_map import MirrorMap, mirrored_energy, mirrored_gradient
+from ebt_policy.energy.normalization import UnitRootMeanSquare
 from ebt_policy.energy.part_checks import check_parts
 from ebt_policy.energy.result import DescentResult, StopReason, check_finite, is_moving
 from ebt_policy.energy.sampling import Generators, LangevinNoise
-from ebt_policy.energy.schedules import Schedule, Steps
+from ebt_policy.energy.schedules import Schedule
 from ebt_policy.energy.stopping import NeverStop, StepView
 from ebt_policy.energy.updates import GradientStep
 
@@ -57,18 +60,22 @@ class Descent:
     Args:
         schedule: sizes and levels of the steps: `FixedSteps`, `RandomSteps` or `LevelSchedule`.
         gradient: `PlainGradient`, `SharedFirstGradient` or `ZeroInitGradient`.
-        update: `GradientStep`, `NesterovMomentum` or `ClippedGradient`.
+        update: `GradientStep`, `NesterovMomentum`, `ClippedGradient` or `EnergyScaledStep`.
+        normalization: normalisation of candidates at the beginning of each step; None for none.
         noise: Langevin noise that is added before each gradient; None for no noise.
         mirror: map from candidates to inputs of the energy; None if they are the same.
-        constraints: applied after each step in this order, each a `FrozenEntries`, `Projection` or
-            `PathProjection`.
+        constraints: applied after each step in this order, each a `FrozenEntries`, `Projection`,
+            `CostStep` or `PathProjection`.
+        corrector: Metropolis steps at each level between noise and data, before the gradient; None
+            for none.
         stop: `NeverStop`, `GradientNorm`, `StraightPath`, `RejectIncreases`, or several of them in
             a `FirstOf`.
         deadline_s: wall-clock budget in seconds. The loop ends before a step that would exceed it,
             estimated from the slowest step so far. At least one step is taken. With levels, a last
             step covers the rest of the path, because candidates at earlier levels are unfinished.
-        detach_between_steps: cut the graph between steps, so that the gradient of a loss on a
-            candidate flows only through the step that produced it.
+        graph: steps that the gradient of a loss on a candidate flows through: the ``whole`` path to
+            it; only the ``step`` that produced it; or only the ``last_step`` of the descent, so
+            that the others need no second derivative.
         final_energy: evaluate the energy once more at the end. Selection by energy needs it.
 
     Raises:
@@ -79,12 +86,14 @@ class Descent:
     schedule: Schedule
     gradient: PlainGradient = field(default_factory=lambda: PlainGradient())
     update: GradientStep = field(default_factory=lambda: GradientStep())
+    normalization: UnitRootMeanSquare | None = None
     noise: LangevinNoise | None = None
     mirror: MirrorMap | None = None
     constraints: tuple[Constraint, ...] = ()
+    corrector: MetropolisLangevin | None = None
     stop: NeverStop = field(default_factory=lambda: NeverStop())
     deadline_s: float | None = None
-    detach_between_steps: bool = False
+    graph: Literal["whole", "step", "last_step"] = "whole"
     final_energy: bool = True
 
     __post_init__ = check_parts
@@ -141,19 +150,29 @@ class Descent:
                     if has_levels and next_step < steps.count:
                         next_step, end = steps.count, StopReason.DEADLINE
 
+                if self.normalization is not None:
+                    normalized = self.normalization(x, last=next_step == steps.count)
+                    x = torch.where(expand_units(is_moving(reason), x), normalized, x)
                 if self.noise is not None:
                     noise = self.noise(x, k, steps.count, generator)
                     x = x + self._tangent(noise * expand_units(is_moving(reason), x))
 
+                if self.corrector is not None and k > 0 and (level := steps.level(k)) is not None:
+                    corrected = self.corrector(energy, x, level, generator)
+                    x = torch.where(expand_units(is_moving(reason), x), corrected, x)
+
                 lookahead = self.update.look_ahead(x, velocity)
-                gradient, value = mirrored_gradient(
-                    self.mirror, self.gradient, energy, lookahead, steps.level(k), first=k == 0
-                )
+                is_last = next_step == steps.count
+                needs_graph = differentiable and (is_last or self.graph != "last_step")
+                with torch.set_grad_enabled(needs_graph):
+                    gradient, value = mirrored_gradient(
+                        self.mirror, self.gradient, energy, lookahead, steps.level(k), first=k == 0
+                    )
                 x, value, reason = stop.review(path, energies, x, value, reason)
                 gradient = self._tangent(gradient)
                 norm = gradient.detach().flatten(2).norm(dim=-1)
 
-                step = partial(self.update, gradient, norm, velocity)
+                step = partial(self.update, gradient, norm, value, velocity)
                 moving, size = is_moving(reason), steps.sizes[k:next_step].sum(0)
                 view = StepView(
                     k, x, norm, step, moving, reason, steps, size, next_step, predicted_end
@@ -162,7 +181,11 @@ class Descent:
                 velocity = stop.hold(step(view.size), view.moving)
                 reason, next_step, predicted_end = view.reason, view.next_step, view.predicted_end
 
-                before, x = x, self._constrain(x + velocity, start, steps, next_step)
+                position = Position(
+                    start, x, view.moving, size, steps.level(k), steps.level(next_step),
+                    finished=next_step == steps.count,
+                )  # fmt: skip
+                before, x = x, self._constrain(x + velocity, position)
                 steps_used = steps_used + view.moving
                 path.append(x)
                 energies.append(value)
@@ -172,7 +195,7 @@ class Descent:
                     decrease = decrease + lost
                 if next_step == steps.count or stop.all_stopped(reason):
                     break
-                if self.detach_between_steps:
+                if self.graph != "whole":
                     x, velocity = x.detach(), velocity.detach()
                 clock.tick(x)
 
@@ -196,11 +219,9 @@ class Descent:
             check_finite(result)
         return result
 
-    def _constrain(self, x: Tensor, start: Tensor, steps: Steps, next_step: int) -> Tensor:
+    def _constrain(self, x: Tensor, position: Position) -> Tensor:
         for constraint in self.constraints:
-            x = constraint.apply(
-                x, Position(start, steps.level(next_step), next_step == steps.count)
-            )
+            x = constraint.apply(x, position)
         return x
 
     def _tangent(self, direction: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Shapes: B batch, U units, M adjacent candidates of a unit, * the shape of a unit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -67,6 +68,24 @@ class ZeroInitGradient(PlainGradient):
         self, energy: EnergyFn, x: Tensor, level: Tensor | None, *, first: bool
     ) -> tuple[Tensor, Tensor]:
         return energy_gradient(energy, x, level, zero=first)
+
+
+@dataclass(frozen=True)
+class CompiledGradient(PlainGradient):
+    """A gradient that is compiled by itself, so that one graph serves descents of every length.
+
+    Attributes:
+        compiled: `energy_gradient`, compiled.
+    """
+
+    compiled: Callable[..., tuple[Tensor, Tensor]] = field(
+        default_factory=lambda: torch.compile(energy_gradient)
+    )
+
+    def __call__(
+        self, energy: EnergyFn, x: Tensor, level: Tensor | None, *, first: bool
+    ) -> tuple[Tensor, Tensor]:
+        return self.compiled(energy, x, level)
 
 
 def to_autograd_tensor(x: Tensor) -> Tensor:

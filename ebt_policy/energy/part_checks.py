@@ -38,6 +38,8 @@ def check_parts(descent: Descent) -> None:
     for constraint in descent.constraints:
         if constraint.needs_levels and not schedule.has_levels:
             raise ValueError(f"{type(constraint).__name__} needs a LevelSchedule, got {kind}.")
+    if descent.corrector is not None and not schedule.has_levels:
+        raise ValueError(f"a corrector needs a LevelSchedule, got {kind}.")
     if isinstance(gradient, SharedFirstGradient) and descent.mirror is not None:
         raise ValueError("gradient=SharedFirstGradient cannot be used with a mirror.")
     if isinstance(gradient, SharedFirstGradient) and descent.deadline_s is not None:

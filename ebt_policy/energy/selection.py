@@ -55,10 +55,10 @@ def select(
         raise ValueError(f"score={score} needs a descent with final_energy=True.")
     if callable(score):
         scores = score(result.candidate)
-    elif score in VOTES:
-        scores = vote(score, result.candidate, num_candidates)
     else:
-        scores = result.energies[-1] if score == "energy" else -result.energy_decrease
+        scores = rule_scores(
+            score, result.candidate, num_candidates, result.energies[-1], result.energy_decrease
+        )
     best = best_of(scores, num_candidates)  # (B, U)
     rows = torch.arange(len(best), device=best.device).unsqueeze(1)
     return DescentResult(
@@ -71,6 +71,23 @@ def select(
         reason=result.reason[rows, best],
         selected_indices=best,
     )
+
+
+def rule_scores(
+    rule: str, x: Tensor, num_candidates: int, energy: Tensor, energy_decrease: Tensor
+) -> Tensor:
+    """Return the scores (B, U * M) of one of the `ENERGY_RULES`; lower is better.
+
+    Args:
+        rule: name of the rule.
+        x: candidates (B, U * M, *).
+        num_candidates: M.
+        energy: (B, U * M) final energies.
+        energy_decrease: (B, U * M).
+    """
+    if rule in VOTES:
+        return vote(rule, x, num_candidates)
+    return energy if rule == "energy" else -energy_decrease
 
 
 def best_of(score: Tensor, num_candidates: int) -> Tensor:

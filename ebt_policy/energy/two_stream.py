@@ -100,8 +100,9 @@ class TwoStreamTransformer(nn.Module):
         token_dim: C, number of features of a candidate token.
         tokens: L.
         size: width, heads and depth.
-        output: ``"energy"`` returns one scalar per unit. ``"vector"`` returns C features per token
-            (noise, velocity or action), for baselines without an energy.
+        output: ``"energy"`` returns one scalar per unit, <x, f(x)>. ``"mean"`` returns the mean of
+            f(x), the energy of EBT-Policy. ``"vector"`` returns f(x), C features per token (noise,
+            velocity or action), for baselines without an energy.
         level: whether the candidate stream is conditioned on the corruption level.
     """
 
@@ -113,7 +114,7 @@ class TwoStreamTransformer(nn.Module):
         tokens: int,
         size: TransformerConfig,
         *,
-        output: Literal["energy", "vector"],
+        output: Literal["energy", "mean", "vector"],
         level: bool,
     ) -> None:
         super().__init__()
@@ -172,6 +173,8 @@ class TwoStreamTransformer(nn.Module):
         vector = self.vector_field(context, candidate, level)
         if self.output == "vector":
             return vector
+        if self.output == "mean":
+            return vector.mean(dim=(-2, -1))
         # The gradient of E = <x, f(x)>, f + J_f^T x, has a direct path to a vector output. This
         # energy learned faster than a linear read-out and than |x - f(x)|^2 / 2
         # (docs/experiments.md). `ebt_policy.energy.energy_function` explains the sign.

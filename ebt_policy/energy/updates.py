@@ -25,12 +25,15 @@ class GradientStep:
         """
         return x
 
-    def __call__(self, gradient: Tensor, norm: Tensor, velocity: Tensor, size: Tensor) -> Tensor:
+    def __call__(
+        self, gradient: Tensor, norm: Tensor, energy: Tensor, velocity: Tensor, size: Tensor
+    ) -> Tensor:
         """Return the displacement (B, U, *) of one step.
 
         Args:
             gradient: (B, U, *) gradient of the energy.
             norm: (B, U) Euclidean norm of each unit's gradient.
+            energy: (B, U) energies at which the gradient was evaluated.
             velocity: as in `look_ahead`.
             size: step size, broadcastable to (B, U).
         """
@@ -54,7 +57,9 @@ class NesterovMomentum(GradientStep):
     def look_ahead(self, x: Tensor, velocity: Tensor) -> Tensor:
         return x + self.momentum * velocity
 
-    def __call__(self, gradient: Tensor, norm: Tensor, velocity: Tensor, size: Tensor) -> Tensor:
+    def __call__(
+        self, gradient: Tensor, norm: Tensor, energy: Tensor, velocity: Tensor, size: Tensor
+    ) -> Tensor:
         return self.momentum * velocity - expand_units(size, gradient) * gradient
 
 
@@ -72,6 +77,38 @@ class ClippedGradient(GradientStep):
         if not self.max_norm > 0:
             raise ValueError(f"max_norm must be positive, got {self.max_norm}.")
 
-    def __call__(self, gradient: Tensor, norm: Tensor, velocity: Tensor, size: Tensor) -> Tensor:
+    def __call__(
+        self, gradient: Tensor, norm: Tensor, energy: Tensor, velocity: Tensor, size: Tensor
+    ) -> Tensor:
         factor = (self.max_norm / (norm + 1e-12)).clamp(max=1.0)
-        return super().__call__(gradient * expand_units(factor, gradient), norm, velocity, size)
+        clipped = gradient * expand_units(factor, gradient)
+        return super().__call__(clipped, norm, energy, velocity, size)
+
+
+@dataclass(frozen=True)
+class EnergyScaledStep(GradientStep):
+    """A step whose size is multiplied by exp(energy) / temperature (Davies et al. 2025).
+
+    Candidates of high energy take longer steps. The energy is not detached, so that training with a
+    loss on the next candidate also trains the energy itself.
+
+    Args:
+        update: the update whose step size is scaled.
+        temperature: positive.
+    """
+
+    update: GradientStep
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}.")
+
+    def look_ahead(self, x: Tensor, velocity: Tensor) -> Tensor:
+        return self.update.look_ahead(x, velocity)
+
+    def __call__(
+        self, gradient: Tensor, norm: Tensor, energy: Tensor, velocity: Tensor, size: Tensor
+    ) -> Tensor:
+        scaled = size * energy.exp() / self.temperature
+        return self.update(gradient, norm, energy, velocity, scaled)

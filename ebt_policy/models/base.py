@@ -96,6 +96,10 @@ class Model(nn.Module, ABC):
         """Return scalar loss and metrics of a normalised batch with new noise."""
         return self(self.with_noise(batch))
 
+    def compile_training(self) -> None:
+        """Compile `forward`, or its expensive part."""
+        self.compile()
+
     def before_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the global batch of a training step; called before `with_noise`.
 

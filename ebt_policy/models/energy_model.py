@@ -18,7 +18,15 @@ from ebt_policy.energy import (
     select,
 )
 from ebt_policy.energy.energy_function import EnergyFn
-from ebt_policy.energy.objectives import S1, S2, Contrastive, Equilibrium, Flow, Objective
+from ebt_policy.energy.objectives import (
+    S1,
+    S2,
+    Contrastive,
+    EBTPolicy,
+    Equilibrium,
+    Flow,
+    Objective,
+)
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.base import Model
@@ -31,6 +39,7 @@ for _name, _objective in {
     "s1": S1,
     "s2": S2,
     "contrastive": Contrastive,
+    "ebt_policy": EBTPolicy,
 }.items():
     OBJECTIVES.register(_name)(_objective)
 
@@ -80,6 +89,10 @@ class EnergyModel(Model):
     """
 
     objective: Objective
+
+    def compile_training(self) -> None:
+        if not self.objective.compile_steps():
+            super().compile_training()
 
     @property
     def has_random_init(self) -> bool:

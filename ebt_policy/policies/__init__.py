@@ -4,11 +4,23 @@ from ebt_policy.policies.acting import evaluate
 from ebt_policy.policies.base import Chunk, Policy, load_policy
 from ebt_policy.policies.behavior_cloning import BehaviorCloning
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.policies.costs import (
+    Cost,
+    CostError,
+    KeepIn,
+    KeepOut,
+    MaxTravel,
+    Nudge,
+    Smoothness,
+    Waypoint,
+)
 from ebt_policy.policies.diffusion import DiffusionPolicy
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.policies.flow_matching import FlowMatchingPolicy
 from ebt_policy.policies.implicit_bc import ImplicitBC
+from ebt_policy.policies.mixtures import mixture
 from ebt_policy.policies.policy_shape import PolicyShape
+from ebt_policy.policies.products import product, without
 from ebt_policy.policies.registry import POLICIES, build_policy
 
 __all__ = [
@@ -16,13 +28,24 @@ __all__ = [
     "BehaviorCloning",
     "Chunk",
     "ChunkConstraints",
+    "Cost",
+    "CostError",
     "DiffusionPolicy",
     "EnergyPolicy",
     "FlowMatchingPolicy",
     "ImplicitBC",
+    "KeepIn",
+    "KeepOut",
+    "MaxTravel",
+    "Nudge",
     "Policy",
     "PolicyShape",
+    "Smoothness",
+    "Waypoint",
     "build_policy",
     "evaluate",
     "load_policy",
+    "mixture",
+    "product",
+    "without",
 ]

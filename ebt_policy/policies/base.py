@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ebt_policy.data.normalizer import Normalizer
@@ -27,11 +27,12 @@ from ebt_policy.policies.acting import ChunkedActor
 from ebt_policy.policies.chunk_constraints import (
     ChunkConstraints,
     NormalizedConstraints,
-    Projection,
+    normalize_constraints,
+    pad_to_horizon,
 )
 from ebt_policy.policies.policy_shape import PolicyShape
 from ebt_policy.policies.prefix import encode_prefix, sample_prefix
-from ebt_policy.policies.registry import build_policy
+from ebt_policy.policies.registry import POLICIES, build_policy
 from ebt_policy.policies.validation import validate_actions, validate_observation
 from ebt_policy.policies.vision import VisionEncoder
 
@@ -46,12 +47,15 @@ class Chunk:
         steps_used: (B,) number of refinement passes.
         energy: (B,) final energy, lower is better; None for a policy without an energy.
         grad_norm: (B,) gradient norm at the last descent step; None for a policy without a descent.
+        cost: (B,) sum of the costs of the constraints, in nats; None without costs.
+        grad_norm: (B,) gradient norm at the last descent step; None for a policy without a descent.
     """
 
     actions: Tensor
     steps_used: Tensor
     energy: Tensor | None = None
     grad_norm: Tensor | None = None
+    cost: Tensor | None = None
 
 
 class Policy(Model):
@@ -66,10 +70,12 @@ class Policy(Model):
     Attributes:
         network_shape: ``shape`` with ``obs_dim`` replaced by the input size of the network: "obs",
             the features of all cameras, and the committed actions.
+        supports_costs: whether it has candidates that costs can move and select.
     """
 
     domain = Domain.POLICY
     files = ("normalizer.json",)
+    supports_costs: ClassVar[bool] = False
 
     def __init__(
         self, shape: PolicyShape, normalizer: Normalizer, vision: VisionEncoder | None = None
@@ -78,6 +84,7 @@ class Policy(Model):
         self.shape = shape
         self.normalizer = normalizer
         self._actor: ChunkedActor | None = None
+        self._teacher: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self.vision = vision
         num_features = 0 if vision is None else vision.num_features
         num_prefix = shape.max_prefix_len * (shape.action_dim + 1)
@@ -96,7 +103,8 @@ class Policy(Model):
     def with_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the batch with "noise", all randomness of a training step.
 
-        The randomness consists of image crops, committed prefixes and the noise of the loss.
+        The randomness consists of changes of the images, crops, committed prefixes and the noise of
+        the loss. Images are changed in training mode only.
 
         Args:
             batch: normalised "obs" (B, To, Do) and "action" (B, T, A), and camera images
@@ -106,9 +114,16 @@ class Policy(Model):
         noise = noisy_batch["noise"]
         if self.vision is not None:
             noise["crop"] = self.vision.sample_crop(batch["obs"])
+            if self.training and self.vision.augment is not None:
+                noisy_batch |= {k: self.vision.augment(batch[k]) for k in self.shape.cameras or ()}
         if self.shape.max_prefix_len:
             noise |= sample_prefix(batch["action"], self.shape.max_prefix_len)
-        return {**noisy_batch, "noise": noise}
+        noisy_batch = {**noisy_batch, "noise": noise}
+        return noisy_batch if self._teacher is None else self._teacher(noisy_batch)
+
+    def set_teacher(self, teacher: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Train on the batches that ``teacher`` makes of batches with noise."""
+        self._teacher = teacher
 
     def normalize(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert windows with "obs" (B, To, Do) and "action" (B, T, A) to network units.
@@ -206,12 +221,14 @@ class Policy(Model):
         Args:
             obs: "obs" (B, To, Do) in env units, newest last, and the images (B, To, H, W, 3) uint8
                 of each camera under its name.
-            constraints: committed actions, limits, an earlier plan and a deadline.
+            constraints: committed actions, limits, an earlier plan, costs and a deadline.
             generator: generator of the noise, or a list with one generator for each row.
 
         Raises:
             ValueError: a shape is wrong, a camera is missing, or the observation, the prefix or the
                 earlier plan contains NaN or infinity.
+            ConfigError: the policy does not support costs, or its selection rule no budget.
+            CostError: a cost failed, or did not return finite numbers of at least 0.
         """
         constraints, horizon = constraints or ChunkConstraints(), self.shape.horizon
         with torch.inference_mode(False), torch.no_grad():
@@ -274,46 +291,14 @@ class Policy(Model):
             if prefix is not None and not prefix.shape[1]:
                 prefix = None
             committed = None if prefix is None else self.normalize_actions(state, prefix)
-            normalized = self._normalize_constraints(state, constraints, committed)
+            normalized = normalize_constraints(self, obs, constraints, committed)
             features = self.encode_observation(obs, committed)
             chunk = self._predict_normalized(features, normalized, generator)
             actions = self.unnormalize_actions(state, chunk.actions)
             # Return the prefix exactly, without the rounding error of converting units twice.
-            exact = None if prefix is None else self._pad_to_horizon(prefix)
+            exact = None if prefix is None else pad_to_horizon(prefix, self.shape.horizon)
             chunk.actions = normalized.hold_prefix(actions, exact)
             return chunk
-
-    def _normalize_constraints(
-        self, obs: Tensor, constraints: ChunkConstraints, prefix: Tensor | None
-    ) -> NormalizedConstraints:
-        """Convert constraints to network units.
-
-        Args:
-            obs: (B, To, Do) in env units.
-            prefix: (B, P, A), committed actions in network units; None if there are none.
-        """
-        warm_start, project = constraints.warm_start, constraints.project
-        normalized = NormalizedConstraints(
-            warm_start=None if warm_start is None else self.normalize_actions(obs, warm_start),
-            project=None if project is None else self._project_normalized(obs, project),
-            deadline_s=constraints.deadline_s,
-        )
-        if prefix is None:
-            return normalized
-        steps = torch.arange(self.shape.horizon, device=obs.device).unsqueeze(1)
-        return replace(
-            normalized,
-            prefix=self._pad_to_horizon(prefix),
-            prefix_mask=steps < prefix.shape[1],
-        )
-
-    def _project_normalized(self, obs: Tensor, project: Projection) -> Projection:
-        """Return ``project`` as a function of chunks in network units."""
-        return lambda x: self.normalize_actions(obs, project(self.unnormalize_actions(obs, x)))
-
-    def _pad_to_horizon(self, actions: Tensor) -> Tensor:
-        """Pad actions (B, P, A) with zeros to (B, T, A)."""
-        return F.pad(actions, (0, 0, 0, self.shape.horizon - actions.shape[1]))
 
     def compile_prediction(self) -> None:
         """Compile the prediction for a control loop: the same chunks at a lower latency.
@@ -336,10 +321,17 @@ class Policy(Model):
         (folder / "normalizer.json").write_text(json.dumps(self.normalizer.to_json()))
 
     @classmethod
+    def build(cls, config: dict[str, Any], normalizer: Normalizer) -> Policy:
+        """Return an untrained policy from the configuration in a checkpoint."""
+        return build_policy(config, normalizer)
+
+    @classmethod
     def _from_config(cls, config: dict[str, Any], folder: Path) -> Model:
         with wrap_read_errors(folder / "normalizer.json"):
             normalizer = Normalizer.from_json(json.loads((folder / "normalizer.json").read_text()))
-        policy = build_policy(config, normalizer)
+            # The weights of a policy may be those of several policies (see `Product`).
+            policy_class = POLICIES.get(config["model"]["name"], config.get("needs"))
+        policy = policy_class.build(config, normalizer)
         with wrap_read_errors(folder / "normalizer.json"):  # checks that it fits the shape
             normalizer.normalize("obs", torch.zeros(policy.shape.obs_dim))
             normalizer.normalize("action", torch.zeros(policy.shape.action_dim))

@@ -32,7 +32,7 @@ class ChunkTransformer(nn.Module):
         size: TransformerConfig,
         actions_per_token: int,
         *,
-        output: Literal["energy", "vector"],
+        output: Literal["energy", "mean", "vector"],
         level: bool,
     ) -> None:
         super().__init__()

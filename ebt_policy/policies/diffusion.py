@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.energy.proximal import CostFn, proximal_point
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
@@ -128,6 +129,7 @@ class DiffusionPolicy(SamplingPolicy):
         set_num_steps(scheduler, inference.steps)
         # The DDPM scheduler samples its own noise, with one generator or a list of generators.
         extra = {"generator": generator} if inference.scheduler == "ddpm" else {}
+        cost = None if constraints.costs is None else constraints.costs.differentiable
         for t in scheduler.timesteps:
             if (prefix := constraints.prefix) is not None:
                 # Inpainting: committed actions get the noise level of the other actions.
@@ -136,8 +138,23 @@ class DiffusionPolicy(SamplingPolicy):
                 noisy = scheduler.add_noise(clean, normal, step)
                 x = constraints.hold_prefix(x, noisy)
             predicted = self.net(context, x, _level(x, int(t)))
+            if cost is not None:
+                predicted = self._lower_cost(cost, x, predicted, int(t))
             x = scheduler.step(predicted, t, x, **extra).prev_sample
         return x
+
+    def _lower_cost(self, cost: CostFn, x: Tensor, predicted: Tensor, t: int) -> Tensor:
+        """Return the network's output after its predicted chunk has moved to a lower cost.
+
+        With x = a y + s n and a^2 + s^2 = 1, the variance of y given x is s^2 for unit data.
+        """
+        a = float(self.train_schedule.alphas_cumprod[t]) ** 0.5
+        s = (1 - a**2) ** 0.5
+        is_v = self.prediction == "v_prediction"
+        end = a * x - s * predicted if is_v else (x - s * predicted) / a
+        end = end.clamp(-self.clip_range, self.clip_range)
+        moved = proximal_point(cost, end, x.new_full((), s**2))
+        return (a * x - moved) / s if is_v else (x - a * moved) / s
 
     def score_field(self, context: Any, chunks: Tensor, level: float) -> Tensor:
         """Return the gradient at the time step whose signal share a / (a + s) is nearest to level.

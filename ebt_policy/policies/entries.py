@@ -28,6 +28,11 @@ class PolicyEntry(EvalEntry[Policy]):
         return self.model.config["task"]["name"]
 
     @property
+    def has_env(self) -> bool:
+        """Whether the policy's task has an environment."""
+        return self.model.config["task"].get("env") is not None
+
+    @property
     def env_spec(self) -> EnvSpec:
         """Environment of the task, with the policy's horizons."""
         return PolicyTaskConfig.from_config(self.model.config).env_spec()

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.envs.rollout import batch_observations
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.eval_run import EvalRun
 from ebt_policy.evaluation.evaluator import (
     EvaluatedEntry,
@@ -41,6 +42,7 @@ from ebt_policy.policies.figures import (
     energy_over_descent,
     score_histogram,
 )
+from ebt_policy.policies.held_out import HeldOutEvaluation
 from ebt_policy.policies.metrics import (
     EPISODE_KEYS,
     POLICY_REPORT,
@@ -67,6 +69,8 @@ def evaluate_policies(
 ) -> dict[str, Any]:
     """Play episodes with several policies, compare them and write a report.
 
+    Policies without an environment are compared on held-out episodes instead (see `held_out`).
+
     Args:
         checkpoints: ``RUN[@name=value,...]`` of each entry. A ``*`` in RUN matches the training
             runs of one entry.
@@ -82,10 +86,17 @@ def evaluate_policies(
         CheckpointError, ConfigError: before any episode is played.
     """
     entries = load_policy_entries(checkpoints, device)
+    run = EvalRun(output, device, command)
+    without_env = [entry.name for entry in entries if not entry.has_env]
+    if len(without_env) == len(entries):
+        return run_evaluation(HeldOutEvaluation(entries[0], output), entries, run)
+    if without_env:
+        raise ConfigError(
+            f"{without_env[0]} has no environment, but other entries have one; evaluate them "
+            "separately."
+        )
     check_envs(entries, videos=config.videos > 0)
-    return run_evaluation(
-        PolicyEvaluation(config, entries[0]), entries, EvalRun(output, device, command)
-    )
+    return run_evaluation(PolicyEvaluation(config, entries[0]), entries, run)
 
 
 class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ebt_policy.config import options
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.candidate_space import corrupt
+from ebt_policy.energy.proximal import end_variance, proximal_point
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
@@ -52,6 +53,7 @@ class FlowMatchingPolicy(SamplingPolicy):
         size: size of the transformer.
         actions_per_token: as in `ChunkTransformer`.
         inference: options of `FlowInference`.
+        teacher: as in `EnergyPolicy`.
     """
 
     name = "flow_matching"
@@ -64,6 +66,7 @@ class FlowMatchingPolicy(SamplingPolicy):
         *,
         actions_per_token: int,
         inference: dict[str, Any],
+        teacher: str | None = None,
         vision: VisionEncoder | None = None,
     ) -> None:
         super().__init__(shape, normalizer, vision)
@@ -84,13 +87,22 @@ class FlowMatchingPolicy(SamplingPolicy):
         velocity = self.net(context, corrupt(action, normal, level), level)
         return (velocity - (action - normal)).square().mean(), {}
 
+    def transport(self, features: Tensor, noise: Tensor) -> Tensor:
+        """Return the chunks to which noise flows; both are (B, M, T, A) in network units."""
+        return self.sample(self.net.encode(features), noise, NormalizedConstraints(), None)
+
     def sample(
         self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         steps, x = self.inference.steps, noise
+        cost = None if constraints.costs is None else constraints.costs.differentiable
         for k in range(steps):
             level = noise.new_full(noise.shape[:2], k / steps)
-            x = x + self.net(context, x, level) / steps
+            velocity = self.net(context, x, level)
+            if cost is not None:  # Move the end that the samples are heading for.
+                end = proximal_point(cost, x + (1 - k / steps) * velocity, end_variance(level))
+                velocity = (end - x) / (1 - k / steps)
+            x = x + velocity / steps
             if constraints.prefix is not None:
                 clean = constraints.prefix.unsqueeze(1)
                 x = constraints.hold_prefix(x, corrupt(clean, noise, level + 1 / steps))

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ebt_policy.energy.sampling import Generators, draw_normal
-from ebt_policy.energy.selection import VOTES, Rule, best_of, line_integral, vote
+from ebt_policy.energy.selection import VOTES, Rule, line_integral, vote
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.candidates import Candidates, select_with_costs
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 
 
@@ -57,6 +58,7 @@ class SamplingInference:
 class SamplingPolicy(Policy):
     """Base of sampling policies, whose ``inference`` is a `SamplingInference`."""
 
+    supports_costs = True
     net: Any
 
     @abstractmethod
@@ -73,23 +75,38 @@ class SamplingPolicy(Policy):
             level: corruption level in (0, 1) at which the network evaluates them.
         """
 
+    def _sample_candidates(
+        self,
+        obs: Tensor,
+        constraints: NormalizedConstraints,
+        generator: Generators,
+        context: Any = None,
+    ) -> Candidates:
+        """Return all candidates.
+
+        Args:
+            obs, constraints, generator: as in `_predict_normalized`.
+            context: the encoded ``obs``; None encodes it.
+        """
+        config, shape = self.inference, self.shape
+        empty = obs.new_empty(len(obs), config.num_candidates, shape.horizon, shape.action_dim)
+        context = self.net.encode(obs) if context is None else context
+        x = self.sample(context, draw_normal(empty, generator), constraints, generator)
+        x = self.constrain(x, constraints)  # select among executable chunks
+        return Candidates(x, torch.full(x.shape[:2], config.steps, device=obs.device))
+
+    def _selection_score(self, context: Any, candidates: Candidates) -> Tensor:
+        """Return the score (B, M) of the selection rule; lower is better."""
+        config, x = self.inference, candidates.chunks
+        if config.select == "line_integral":
+            field = partial(self.score_field, context, level=config.scoring_level)
+            return line_integral(field, x, x.shape[1])
+        return vote(config.select, x, x.shape[1])
+
     def _predict_normalized(
         self, obs: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Chunk:
-        options = self.inference
         context = self.net.encode(obs)
-        empty = obs.new_empty(
-            len(obs), options.num_candidates, self.shape.horizon, self.shape.action_dim
-        )
-        x = self.sample(context, draw_normal(empty, generator), constraints, generator)
-        x = self.constrain(x, constraints)  # select among executable chunks
-        used = torch.full((len(obs),), options.steps, device=obs.device)
-        if options.num_candidates == 1:
-            return Chunk(actions=x[:, 0], steps_used=used)
-        if options.select == "line_integral":
-            field = partial(self.score_field, context, level=options.scoring_level)
-            score = line_integral(field, x, options.num_candidates)
-        else:
-            score = vote(options.select, x, options.num_candidates)
-        rows = torch.arange(len(x), device=x.device)
-        return Chunk(actions=x[rows, best_of(score, options.num_candidates)[:, 0]], steps_used=used)
+        sample = partial(self._sample_candidates, obs, constraints, generator, context)
+        score = partial(self._selection_score, context)
+        return select_with_costs(sample, score, constraints, self.inference.select)

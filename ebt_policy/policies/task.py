@@ -18,6 +18,7 @@ from ebt_policy.policies.base import Policy
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.registry import POLICIES, build_policy
 from ebt_policy.policies.task_config import PolicyTaskConfig
+from ebt_policy.policies.teacher import attach_teacher
 from ebt_policy.policies.vision import VisionConfig
 from ebt_policy.training.config import TrainConfig
 from ebt_policy.training.task import TrainingSetup, TrainingTask
@@ -56,14 +57,21 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
 
     def __init__(self, config: dict[str, Any], train: TrainConfig) -> None:
         super().__init__(config, train)
-        self.task = PolicyTaskConfig.from_config(config)
+        self.task = PolicyTaskConfig.from_config(config).resolved()
+        self._store_choices(config["task"])
         self.evaluation = options(TrainingEvalConfig, config["evaluation"], "evaluation")
-        self.spec = self.task.env_spec()
-        self._plays = train.eval_every > 0 and self.evaluation.rollout_episodes > 0
+        self.spec = None if self.task.env is None else self.task.env_spec()
+        self._plays = (
+            self.spec is not None and train.eval_every > 0 and self.evaluation.rollout_episodes > 0
+        )
         if self.task.cameras:  # raises errors before any data is loaded
             options(VisionConfig, config["vision"] or {}, "vision")
-        if self.evaluation.episodes or self._plays:
+        if self.spec is not None and (self.evaluation.episodes or self._plays):
             self.spec.check(videos=self.evaluation.episodes > 0 and self.evaluation.videos > 0)
+
+    def _store_choices(self, options: dict[str, Any]) -> None:
+        """Write the options that the task's family chose into the configuration of the run."""
+        options |= {name: getattr(self.task, name) for name in options}
 
     def load_data(self) -> Demonstrations:
         return Demonstrations(*self.task.demonstrations())
@@ -73,29 +81,32 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
 
     def build(self, data: Demonstrations, device: torch.device) -> TrainingSetup:
         task, config = self.task, self.config
+        relative_to = task.relative_entries
         training, held_out = task.split(data.episodes, config["seed"])
         windows = task.windows(training, device)
         shape = {
             "obs_dim": windows.obs.shape[1],
             "action_dim": windows.action.shape[1],
-            "relative_to": task.relative_to,
+            "relative_to": relative_to,
             "cameras": {name: list(x.shape[1:3]) for name, x in windows.images.items()} or None,
             "max_prefix_len": task.max_prefix_len,
             **task.horizons,
         }
-        if task.relative_to is not None:
-            valid_indices = [i for i in task.relative_to if i is None or 0 <= i < shape["obs_dim"]]
-            if not len(valid_indices) == len(task.relative_to) == shape["action_dim"]:
+        if relative_to is not None:
+            valid_indices = [i for i in relative_to if i is None or 0 <= i < shape["obs_dim"]]
+            if not len(valid_indices) == len(relative_to) == shape["action_dim"]:
                 raise ConfigError(
                     f"task.relative_to must name {shape['action_dim']} entries of an observation, "
                     f"one for each action dimension, from 0 to {shape['obs_dim'] - 1} or null; "
-                    f"got {list(task.relative_to)}."
+                    f"got {list(relative_to)}."
                 )
-        normalizer = fit_normalizer(windows, task.relative_to)
+        normalizer = fit_normalizer(windows, relative_to)
         torch.manual_seed(config["seed"])
         policy = build_policy({**config, "shape": shape}, normalizer)
         if policy.vision is not None:
             policy.vision.load_pretrained()
+        if teacher := config["model"].get("teacher"):
+            attach_teacher(policy.to(device), teacher)
         policy.config["demos"] = len(training) // (2 if task.mirror else 1)
         images = " (mirror images included)" if task.mirror else ""
         return TrainingSetup(
@@ -110,6 +121,7 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
         """Return metrics of episodes whose seeds lie below the seeds of the final evaluation."""
         episodes = self.evaluation.rollout_episodes
         seeds = range(90_000, 90_000 + episodes)
+        assert self.spec is not None
         try:
             results = rollout(policy, self.spec, seeds, workers=self.evaluation.workers)
         except FloatingPointError as error:  # further training may help
@@ -125,7 +137,7 @@ class PolicyTrainingTask(TrainingTask[Demonstrations]):
     ) -> None:
         from ebt_policy.policies.evaluate import evaluate_policies  # slow to import, draws figures
 
-        if self.evaluation.episodes:
+        if self.evaluation.episodes if self.spec else self.task.validation_episodes:
             output = run_dir / "evaluation"
             evaluate_policies(
                 [str(run_dir)], self.evaluation, output=output, device=device, command=command

@@ -1,8 +1,8 @@
 """Encoders of camera images, whose features extend the low-dimensional observation.
 
-Each camera has a convolutional network. The features are the image positions at which its filters
-respond (spatial softmax, Levine et al. 2016), as in Mandlekar et al. 2021, "What Matters in
-Learning from Offline Human Demonstrations", and Chi et al. 2023, "Diffusion Policy".
+Each camera has a convolutional network, or all share one. The features are the image positions at
+which its filters respond (spatial softmax, Levine et al. 2016), as in Mandlekar et al. 2021, "What
+Matters in Learning from Offline Human Demonstrations", and Chi et al. 2023, "Diffusion Policy".
 Shapes: B batch, To observations, C cameras, H x W pixels, K keypoints, N images.
 """
 
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.paths import reason
 from ebt_policy.models.timm_features import check_timm_model, import_timm
+from ebt_policy.policies.augmentation import Augmentation, AugmentationConfig
 
 GROUP_SIZE = 16  # channels in a group of group normalisation, as in Diffusion Policy
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(AugmentationConfig):
     """Encoder of camera images, the section ``vision`` of a configuration.
 
     Args:
@@ -37,6 +38,9 @@ class VisionConfig:
             centre at inference.
         downsample: side of the blocks of pixels that are averaged; 1 for none.
         keypoints: K, the number of keypoints of each camera.
+        shared: one encoder for all cameras instead of one for each; they must have equal sizes.
+
+    Further options are the random changes of the images in training, see `AugmentationConfig`.
 
     Raises:
         ConfigError: timm is not installed, the backbone is unknown, or a value is out of range.
@@ -48,8 +52,10 @@ class VisionConfig:
     crop: float = 0.875
     downsample: int = 1
     keypoints: int = 32
+    shared: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.crop <= 1:
             raise ConfigError(f"vision.crop must be above 0 and at most 1, got {self.crop}.")
         if min(self.downsample, self.keypoints) < 1:
@@ -66,13 +72,24 @@ class VisionEncoder(nn.Module):
     Args:
         cameras: name -> [H, W].
         config: see `VisionConfig`.
+
+    Raises:
+        ConfigError: the encoder is shared, but the cameras have different sizes.
     """
 
     def __init__(self, cameras: dict[str, list[int]], config: VisionConfig) -> None:
         super().__init__()
         self.config, self.cameras = config, list(cameras)
-        self.eyes = nn.ModuleList(CameraEncoder(size, config) for size in cameras.values())
+        sizes = list(cameras.values())
+        if config.shared and any(list(size) != list(sizes[0]) for size in sizes):
+            raise ConfigError(
+                f"vision.shared=true needs cameras of equal sizes, got {cameras}; set "
+                "vision.shared=false."
+            )
+        count = 1 if config.shared else len(sizes)
+        self.eyes = nn.ModuleList(CameraEncoder(size, config) for size in sizes[:count])
         self.num_features = 2 * config.keypoints * len(cameras)
+        self.augment = Augmentation(config) if config.is_active else None
 
     def sample_crop(self, like: Tensor) -> Tensor:
         """Sample positions of crops, (B, C, 2) in [0, 1), for observations ``like`` (B, ...)."""
@@ -89,9 +106,10 @@ class VisionEncoder(nn.Module):
             (B, To, 2 K C).
         """
         positions = [None] * len(self.cameras) if crop is None else crop.unbind(dim=1)
+        encoders = list(self.eyes) * (len(self.cameras) if self.config.shared else 1)
         features = [
             encoder(images[name], position)
-            for name, encoder, position in zip(self.cameras, self.eyes, positions, strict=True)
+            for name, encoder, position in zip(self.cameras, encoders, positions, strict=True)
         ]
         return torch.cat(features, dim=-1)
 

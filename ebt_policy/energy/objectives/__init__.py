@@ -2,6 +2,7 @@
 
 from ebt_policy.energy.objectives.base import Objective, ObjectiveFactory
 from ebt_policy.energy.objectives.contrastive import Contrastive, info_nce
+from ebt_policy.energy.objectives.ebt_policy import EBTPolicy
 from ebt_policy.energy.objectives.equilibrium import Equilibrium
 from ebt_policy.energy.objectives.flow import Flow
 from ebt_policy.energy.objectives.s1 import S1
@@ -11,6 +12,7 @@ __all__ = [
     "S1",
     "S2",
     "Contrastive",
+    "EBTPolicy",
     "Equilibrium",
     "Flow",
     "Objective",

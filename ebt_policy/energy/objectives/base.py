@@ -44,6 +44,10 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.space = space
 
+    def compile_steps(self) -> bool:
+        """Compile the steps of training one by one, and return True; False compiles them as one."""
+        return False
+
     @abstractmethod
     def sample_noise(self, target: Tensor) -> dict[str, Any]:
         """Return all randomness of a training step on targets (B, U, *); tensors have B first."""

@@ -1,4 +1,4 @@
-"""Contrastive training: low energies for demonstrations, high energies for the model's samples.
+"""Contrastive training: low energies for demonstrations, high energies for samples.
 
 Shapes: B batch, U units, M negatives. Notation as in `ebt_policy.energy.objectives.base`.
 """
@@ -36,7 +36,8 @@ class Contrastive(Objective):
     """Classical energy-based training, which contrasts demonstrations with samples of the model.
 
         negatives x^-: M short Langevin chains from noise (Du & Mordatch 2019, "Implicit
-        Generation and Generalization in Energy-Based Models")
+        Generation and Generalization in Energy-Based Models"), or the initial candidates if
+        ``steps`` is 0
         loss = InfoNCE(E(y), E(x^-)) + regularizer * mean(E^2)
 
     Args:
@@ -63,7 +64,7 @@ class Contrastive(Objective):
     ) -> None:
         super().__init__(space)
         require(negatives >= 1, "negatives", "at least 1", negatives)
-        require(steps >= 1, "steps", "at least 1", steps)
+        require(steps >= 0, "steps", "0 or more", steps)
         require(step_size > 0, "step_size", "positive", step_size)
         require(min(noise) >= 0, "noise", "not negative", noise)
         require(regularizer >= 0, "regularizer", "0 or more", regularizer)
@@ -79,10 +80,12 @@ class Contrastive(Objective):
     def forward(
         self, energy: EnergyFn, target: Tensor, noise: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        langevin = replace(self.noise, predrawn=noise["langevin_noise"])
-        descent = replace(self.descent(self.steps), noise=langevin, final_energy=False)
-        with torch.no_grad():
-            samples = descent(energy, noise["init"]).candidate
+        samples = noise["init"]
+        if self.steps:
+            langevin = replace(self.noise, predrawn=noise["langevin_noise"])
+            descent = replace(self.descent(self.steps), noise=langevin, final_energy=False)
+            with torch.no_grad():
+                samples = descent(energy, samples).candidate
         energies = energy(torch.cat([target, samples.detach()], dim=1), None)
         units = target.shape[1]
         positive = energies[:, :units].flatten().unsqueeze(1)

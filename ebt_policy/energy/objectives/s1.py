@@ -76,7 +76,7 @@ class S1(Objective):
         init = noise["init"] if noise else self.space.zeros_like_candidate(target)
         from_zeros = self.init_std == 0 and not self.corrupted_init_fraction
         descent = self._descent(self.steps, self.step_size, from_zeros)
-        descent = replace(descent, detach_between_steps=True, final_energy=False)
+        descent = replace(descent, graph="step", final_energy=False)
         path = descent(energy, init).path
         losses = torch.stack([self.space.error(x, target).mean() for x in path[1:]])
         metrics = {"last_step_loss": losses[-1].detach(), "step_size": self.step_size.detach()}
