@@ -9,6 +9,7 @@ ALL := $(VENV)/.installed-extras
 VERSION := python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 OTHERS := $(filter-out $(VERSION),python3.11 python3.12 python3.13)
 PYTHONS := $(foreach python,$(OTHERS),$(if $(shell $(python) --version 2> /dev/null),$(python)))
+LEROBOT_PYTHON := $(firstword $(foreach python,python3.12 python3.13,$(if $(shell $(python) --version 2> /dev/null),$(python))))
 # Most fixtures are created once per test file, so workers take neighbouring tests; idle ones steal.
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 # Runs studies one after the other, with options; `python -m benchmarks.run` lists the studies.
@@ -22,7 +23,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help docs push_t experiments robots language vision results test test-fast mutation matrix check format gpu benchmarks clean
+.PHONY: help docs push_t experiments robots language vision results test test-fast test-lerobot mutation matrix check format gpu benchmarks clean
 
 help: ## show this list
 	@echo "Usage: make TARGET. Everything is installed into $(VENV) first: about 3 GB of downloads."
@@ -82,6 +83,15 @@ matrix-python%:
 matrix-%:
 	$(call test-alone,$*,$(PYTHON),dev$(comma)$*,"$* and not slow")
 
+test-lerobot: $(READY) .venv-lerobot/.installed ## exchange data sets with the real LeRobot, in an environment of its own (needs Python 3.12)
+	$(BIN)/python -m pytest tests/test_lerobot.py
+
+# LeRobot needs other versions of PyTorch, NumPy and PyAV.
+.venv-lerobot/.installed:
+	$(or $(LEROBOT_PYTHON),$(error LeRobot needs Python 3.12 or 3.13, which is not installed)) -m venv .venv-lerobot
+	.venv-lerobot/bin/pip install --disable-pip-version-check -q "lerobot[training]==0.6.1"
+	touch $@
+
 test-fast: $(READY) ## run the tests that are not marked slow
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
@@ -120,4 +130,4 @@ $(ALL): $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(EXTRAS:%=$(VENV)-%) build dist mutants *.egg-info
+	rm -rf $(VENV) $(VENV)-* build dist mutants *.egg-info

@@ -88,14 +88,16 @@ class SuiteEvaluation:
 
     Attributes:
         suite: name of the suite.
+        seed: seed of the first episode.
         workers: number of processes that play episodes.
     """
 
     suite: str
+    seed: int = EVALUATION_SEED
     workers: int = 12
 
     def __call__(self, context: StudyContext) -> dict[str, Any]:
-        config = EvalConfig(context.options.episodes, EVALUATION_SEED, 0, self.workers)
+        config = EvalConfig(context.options.episodes, self.seed, 0, self.workers)
         result = evaluate_suite(
             context.checkpoints(), config, load_suite_config(self.suite),
             output=context.output, device=DEVICE, command=context.command,

@@ -53,13 +53,25 @@ TABLES: dict[str, dict[str, Table]] = {
     },
     "docs/push_t.md": {
         "push_t": table_of(policies.scores, "push_t"),
-        "selection": table_of(policies.selection, "push_t_selection"),
+        "selection": table_of(partial(policies.compared, updates=True), "push_t_selection"),
         "speed": table_of(policies.speed, "speed"),
         "recovery": table_of(policies.recovery, "recovery_push_t"),
         "recovery_selection": table_of(policies.recovery, "recovery_push_t_selection"),
         "energy": table_of(policies.energy, "energy"),
         "rollouts": table_of(policies.rollouts, "rollouts"),
     },
+    "docs/energy_uses.md": {
+        **{
+            name: table_of(policies.compared, name)
+            for name in ("judging", "judging_strong", "composition")
+        },
+        "few_data": table_of(policies.few_data, "few_data"),
+        "one_step": table_of(
+            partial(policies.compared, labels=policies.ONE_STEP_LABELS), "one_step"
+        ),
+    },
+    "docs/how_to/own_data.md": {"dataset_speed": table_of(policies.dataset_speed, "dataset_speed")},
+    "docs/how_to/costs.md": {"cost_speed": table_of(policies.cost_speed, "cost_speed")},
     "docs/simulated_robots.md": {
         **{name: table_of(policies.suite, name) for name in policies.SUITES},
         **{

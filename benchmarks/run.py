@@ -21,7 +21,7 @@ from benchmarks.command_line import command_line, parse_options
 from benchmarks.results import store_json
 from benchmarks.studies import STUDIES
 from benchmarks.study import Study, StudyContext, all_entries
-from benchmarks.training import record, train_all
+from benchmarks.training import compose_products, record, train_all
 from ebt_policy.evaluation.terminal import print_markdown
 
 
@@ -60,6 +60,8 @@ def plan(study: Study, options: SimpleNamespace) -> str:
         lines.append(shlex.join(["python", *recording.command(Path(options.folder))[1:]]))
     for command in [command for stage in study.training_commands(options) for command in stage]:
         lines.append(shlex.join(["python", "-m", "ebt_policy.train", *command.arguments]))
+    for name, members in study.used_products(options).items():
+        lines.append(f"compose {name} of {', '.join(members)}")
     for part in study.selected_parts(options).values():
         context = StudyContext(study, part, options, "")
         lines += [f"evaluate {context.checkpoint(entry)}" for entry in all_entries(part)]
@@ -79,6 +81,7 @@ def execute(study: Study, options: SimpleNamespace, command: str) -> None:
     for recording in study.recordings(options):
         record(recording, Path(options.folder))
     train_all(study.training_commands(options), options.parallel)
+    compose_products(study.used_products(options), Path(options.folder), options.seeds)
     for part in study.selected_parts(options).values():
         context = StudyContext(study, part, options, command)
         context.output.mkdir(parents=True, exist_ok=True)

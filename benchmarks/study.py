@@ -4,7 +4,7 @@ A `Study` names training runs and `Part`s. A part measures entries, which are ch
 inference options, and stores one JSON file. `benchmarks.run` executes studies.
 
 Overrides, entries and names of results may contain ``{option}``. It is replaced by the value of
-this option of the study.
+this option of the study. Overrides may also contain ``{seed}``, the training seed.
 """
 
 from __future__ import annotations
@@ -72,11 +72,14 @@ class Run:
         recording: demonstrations to train on, if they must be recorded first.
         after: another run of the study that is trained first, with seed 0 only. The overrides refer
             to its folder as ``{folder}/NAME-seed0``.
+        teacher: another run of the study that is trained first with every seed. The overrides refer
+            to its folder as ``{folder}/NAME-seed{seed}``.
     """
 
     overrides: tuple[str, ...]
     recording: Recording | None = None
     after: str = ""
+    teacher: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Study:
         folder: default folder of the training runs.
         options: further options and their defaults, as `parse_options` takes them.
         packages: modules that the study needs and this project does not install.
+        products: name -> runs whose product is an entry (see ``ebt_policy.compose``).
     """
 
     summary: str
@@ -146,6 +150,7 @@ class Study:
     folder: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -165,9 +170,17 @@ class Study:
         first = dict.fromkeys(
             self.runs[name].after for name in needed_runs if self.runs[name].after
         )
+        teachers = dict.fromkeys(
+            self.runs[name].teacher for name in needed_runs if self.runs[name].teacher
+        )
+        others = [name for name in needed_runs if name not in teachers]
+        seeds = range(options.seeds)
         return [
-            [self._training(name, 0, options) for name in first],
-            [self._training(n, s, options) for s in range(options.seeds) for n in needed_runs],
+            [
+                *(self._training(name, 0, options) for name in first),
+                *(self._training(name, seed, options) for seed in seeds for name in teachers),
+            ],
+            [self._training(name, seed, options) for seed in seeds for name in others],
         ]
 
     def recordings(self, options: SimpleNamespace) -> list[Recording]:
@@ -176,14 +189,22 @@ class Study:
         recordings = (self.runs[command.run].recording for command in commands)
         return list(dict.fromkeys(recording for recording in recordings if recording))
 
+    def used_products(self, options: SimpleNamespace) -> dict[str, tuple[str, ...]]:
+        """Return the products that the selected parts evaluate."""
+        parts = self.selected_parts(options).values()
+        names = {run_name(entry) for part in parts for entry in all_entries(part)}
+        return {name: runs for name, runs in self.products.items() if name in names}
+
     def runs_of(self, entry: str) -> list[str]:
         """Return the runs that an entry evaluates."""
         pattern = run_name(entry).replace("{{task}}", "*")
+        if pattern in self.products:
+            return list(self.products[pattern])
         return [name for name in self.runs if fnmatchcase(name, pattern)]
 
     def _training(self, name: str, seed: int, options: SimpleNamespace) -> TrainingCommand:
         run, folder = self.runs[name], Path(options.folder)
-        overrides = [text.format(**vars(options)) for text in run.overrides]
+        overrides = [text.format(seed=seed, **vars(options)) for text in run.overrides]
         if run.recording:
             path = run.recording.path(folder)
             overrides += [f"task.path={path}", "task.validation_episodes=0"]

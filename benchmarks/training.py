@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study import Recording, TrainingCommand
+from ebt_policy import compose
 from ebt_policy.cli import composition
 from ebt_policy.training.overrides import drop_unused_sections
 
@@ -54,3 +56,21 @@ def train_all(stages: Sequence[Sequence[TrainingCommand]], parallel: int) -> Non
     for stage in stages:
         with ThreadPoolExecutor(parallel) as executor:
             list(executor.map(lambda command: train(command, threads), stage))
+
+
+def compose_products(products: Mapping[str, Sequence[str]], folder: Path, seeds: int) -> None:
+    """Write the product of each training seed into ``PRODUCT-seedSEED``.
+
+    Args:
+        products: name -> runs of its members.
+        folder: folder of the runs.
+        seeds: number of training seeds.
+    """
+    for name, members in products.items():
+        for seed in range(seeds):
+            output = folder / f"{name}-seed{seed}"
+            shutil.rmtree(output, ignore_errors=True)  # The members may be trained again.
+            compose.run({
+                "checkpoint": [f"{folder / member}-seed{seed}" for member in members],
+                "composition": "product", "weights": None, "output": str(output),
+            })  # fmt: skip

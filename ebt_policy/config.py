@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from inspect import Parameter, signature
 from types import UnionType
@@ -94,6 +94,10 @@ def _is_a(value: Any, annotation: Any) -> bool:
         return any(_is_a(value, member) for member in type_args)
     if origin is Annotated:
         return _is_a(value, type_args[0]) or (isinstance(value, float) and math.isinf(value))
+    if origin is Sequence:  # the called function rejects NaN in its own error
+        return isinstance(value, list | tuple) and all(
+            isinstance(item, float) or _is_a(item, *type_args) for item in value
+        )
     if origin is list:
         return isinstance(value, list | tuple) and all(_is_a(item, *type_args) for item in value)
     if origin is tuple:  # YAML has only lists
@@ -116,7 +120,7 @@ def _name(annotation: Any) -> str:
         return "a number or .inf"
     if get_origin(annotation) is tuple:
         return f"[{', '.join(map(_name, type_args))}]"
-    if get_origin(annotation) is list:
+    if get_origin(annotation) in (list, Sequence):
         return f"a list of {_name(type_args[0])}"
     names = {
         type(None): "null", dict: "a section", float: "a number", int: "an integer",

@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
 from ebt_policy.cli import Entry, run_entry
 from ebt_policy.config import options
+from ebt_policy.data.convert import check_destination, convert
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.recordings import recording
+from ebt_policy.errors import ConfigError
 from ebt_policy.io.progress import ReportedProgress
 from ebt_policy.policies.recording import find_demonstrator, record_demonstrations
 from ebt_policy.policies.task_config import PolicyTaskConfig
@@ -34,6 +36,7 @@ class RecordConfig:
     checkpoint: str | None
     episodes: int
     output: str | None
+    lerobot: str | None
     workers: int
     perturb: list[str] | None
 
@@ -49,6 +52,10 @@ def run(config: dict[str, Any]) -> None:
     family = task.task_family
     demonstrator = find_demonstrator(task, settings.checkpoint, settings.perturb)
     output = Path(settings.output or recording(task.name, family.recording_suffix))
+    fps = None
+    if settings.lerobot is not None:
+        fps = control_rate(task)
+        check_destination(Path(settings.lerobot), "lerobot", fps)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ReportedProgress(*columns, "{task.fields[rate]}", console=console) as progress:
         bar = progress.add_task("recording", total=settings.episodes, rate="")
@@ -74,6 +81,26 @@ def run(config: dict[str, Any]) -> None:
         )
     summary = f"{output}: {len(episodes)} episodes, {episodes.ends[-1]} steps"
     console.print(summary, markup=False, soft_wrap=True)
+    if settings.lerobot is not None:
+        with convert(output, Path(settings.lerobot), to="lerobot", fps=fps):
+            console.print(f"{settings.lerobot}: LeRobot format", markup=False, soft_wrap=True)
+
+
+def control_rate(task: PolicyTaskConfig) -> float:
+    """Return the steps per second of a task's environment.
+
+    Raises:
+        ConfigError: its metadata do not state them.
+    """
+    env = task.env_spec().make()
+    rate = env.metadata.get("render_fps")
+    env.close()
+    if rate is None:
+        raise ConfigError(
+            f"lerobot= needs a rate, but the environment of task={task.name} has no "
+            "metadata['render_fps']; record without it, and use ebt-convert with fps=N."
+        )
+    return float(rate)
 
 
 def main() -> None:

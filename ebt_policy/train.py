@@ -52,7 +52,7 @@ def train(config: dict[str, Any]) -> Path:
         with accelerator.main_process_first():  # one process downloads the data for all
             data = task.load_data()
         if is_main:
-            console.print(task.describe(data), markup=False)
+            console.print(task.describe(data), markup=False, soft_wrap=True)
         if (prerequisite := task.prerequisite(data)) is not None:
             train(prerequisite)
         setup = task.build(data, accelerator.device)
@@ -78,6 +78,7 @@ def train(config: dict[str, Any]) -> Path:
         try:
             trainer.fit()
         finally:
+            trainer.sampler.close()
             if trainer.log is not None:
                 trainer.log.close()
         if is_main:

@@ -1,6 +1,7 @@
 """The interface of action sources, which provide the action of each tick, and recorded actions.
 
-The other action sources are `planner.Planner` for policies and `teleop.TeleopSource` for a person.
+The other action sources are `planner.Planner` for policies and `teleop_device.TeleopDevice` for a
+person.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Plan:
         seconds: duration of the prediction.
         inconsistency: energy of the rest of the last plan minus the energy of this one, in nats
             (see `ExecutionOptions.max_plan_inconsistency`); None if it was not measured.
+        cost: sum of the costs of the chunk, nats; None without costs.
     """
 
     first: int
@@ -36,6 +38,7 @@ class Plan:
     steps: int
     seconds: float
     inconsistency: float | None = None
+    cost: float | None = None
 
     def action_at(self, tick: int) -> np.ndarray | None:
         """Return the action (A,) of a tick, None outside the plan."""
@@ -69,6 +72,7 @@ class ActionSource(ABC):
         plan: current plan, None without one.
         transitions: transitions between the plans of the episode.
         latencies: latencies of all predictions so far, s.
+        is_human: whether a person moves the robot at this tick.
     """
 
     def __init__(self, dt: float, worker: InferenceWorker) -> None:
@@ -76,6 +80,7 @@ class ActionSource(ABC):
         self.plan: Plan | None = None
         self.transitions: list[ChunkTransition] = []
         self.latencies: list[float] = []
+        self.is_human = False
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
         """Run everything once that is slow the first time, before the robot may move.

@@ -43,6 +43,7 @@ class Dashboard:
         self._title = title
         self._ticks: deque[Tick] = deque(maxlen=window)
         self._energies: deque[float] = deque(maxlen=40)
+        self._cost: float | None = None
         self.runner: EpisodeRunner | None = None
 
     def __call__(self, tick: Tick) -> None:
@@ -50,6 +51,7 @@ class Dashboard:
         plan = self.runner.source.plan if self.runner else None
         if plan is not None and plan.energy is not None and plan.start == tick.number:
             self._energies.append(plan.energy)
+        self._cost = None if plan is None else plan.cost
 
     def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
@@ -59,6 +61,8 @@ class Dashboard:
         supervisor = runner.supervisor
         colour = COLOURS[supervisor.state]
         table.add_row("state", f"[{colour}]{supervisor.state}[/] {escape(supervisor.reason)}")
+        if ticks and ticks[-1].is_human:
+            table.add_row("control", "[cyan]person[/]")
         if len(ticks) > 1:
             span = ticks[-1].began - ticks[0].began
             rate = (len(ticks) - 1) / max(span, 1e-9)
@@ -73,6 +77,8 @@ class Dashboard:
             table.add_row("latency", _format_percentiles(runner.source.latencies[-100:]))
         if self._energies:
             table.add_row("energy", f"{self._energies[-1]:.2f} {sparkline(list(self._energies))}")
+        if self._cost is not None:
+            table.add_row("cost", f"{self._cost:.2f} nats")
         return Panel(table, title=escape(self._title), subtitle=KEYS, border_style=colour)
 
 

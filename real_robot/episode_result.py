@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class EpisodeResult:
         ticks: all ticks of the episode.
         overruns, ticks_without_plan: see `ControlLoop`.
         latencies: latencies of the predictions, s.
+        plan_costs: costs of the plans, nats.
         plan_inconsistencies: measured inconsistencies of the plans, see `Plan`.
         transition_jumps, transition_second_differences: norms of the values of each
             `ChunkTransition`, in units of the action.
@@ -43,6 +45,7 @@ class EpisodeResult:
     overruns: int = 0
     ticks_without_plan: int = 0
     latencies: list[float] = field(default_factory=list)
+    plan_costs: list[float] = field(default_factory=list)
     plan_inconsistencies: list[float] = field(default_factory=list)
     transition_jumps: list[float] = field(default_factory=list)
     transition_second_differences: list[float] = field(default_factory=list)
@@ -56,6 +59,12 @@ class EpisodeResult:
     def completed(self) -> bool:
         """Whether the robot was neither held nor stopped at the end."""
         return self.ended[0] not in STOPPED
+
+    @property
+    def interventions(self) -> int:
+        """How often a person took over."""
+        flags = [False, *(tick.is_human for tick in self.ticks)]
+        return sum(now and not before for before, now in pairwise(flags))
 
     def summary(self) -> dict[str, Any]:
         """Return the values for tables by name; times are in ms, except "seconds"."""
@@ -72,6 +81,8 @@ class EpisodeResult:
             "overruns": self.overruns,
             "ticks_without_plan": self.ticks_without_plan,
             "clamped_ticks": sum(tick.is_clamped for tick in self.ticks),
+            "human_ticks": sum(tick.is_human for tick in self.ticks),
+            "interventions": self.interventions,
             "transition_jump": mean_or_none(self.transition_jumps),
             "transition_second_difference": mean_or_none(self.transition_second_differences),
             "second_difference": self.second_difference,

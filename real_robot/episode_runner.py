@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ebt_policy.data.zarr_store import is_episode_store
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.real_robot.action_source import ActionSource
@@ -16,7 +17,7 @@ from ebt_policy.real_robot.episode_result import EpisodeResult, mean_second_diff
 from ebt_policy.real_robot.errors import DriverError, RecordError
 from ebt_policy.real_robot.loop import ControlLoop, Tick
 from ebt_policy.real_robot.observation_reader import ObservationReader
-from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.recorder import Layout, Recorder, stored_shapes
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import STOPPED, EStop, State, Supervisor
 from ebt_policy.real_robot.watchdogs import LoopWatchdog
@@ -127,7 +128,12 @@ class EpisodeRunner:
         observation = self.first_observation()
         if self._store is not None and self.recorder is None:
             rate_hz, name = 1 / self.source.dt, self.robot.name
-            layout = Layout.from_values(observation.values, self.robot.action, rate_hz, name)
+            is_new = not is_episode_store(self._store)
+            layout = Layout.from_values(
+                observation.values, self.robot.action, rate_hz, name,
+                has_costs=bool(self.robot.costs),
+                has_human=is_new or "human" in stored_shapes(self._store),
+            )  # fmt: skip
             self.recorder = Recorder(self._store, layout, self._max_ticks)
         self.source.warm_up(observation.values, observation.position)
         self.supervisor.transition(State.READY, "checked and warmed up")
@@ -223,6 +229,8 @@ class EpisodeRunner:
         plan = self.source.plan
         if plan is not None and plan.inconsistency is not None and plan.start == tick.number:
             result.plan_inconsistencies.append(plan.inconsistency)
+        if plan is not None and plan.cost is not None and plan.start == tick.number:
+            result.plan_costs.append(plan.cost)
         solved = isinstance(self.driver, SimulatedDriver) and self.driver.solved
         timed_out = tick.number - result.ticks[0].number + 1 >= self._max_ticks
         return solved or timed_out or tick.state is State.FAULT or should_quit()

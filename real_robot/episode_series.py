@@ -18,7 +18,7 @@ from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.optional_outputs import BestEffort, TickVideo
 from ebt_policy.real_robot.run_options import KeepRule, RunOptions
 from ebt_policy.real_robot.supervisor import STOPPED, State
-from ebt_policy.real_robot.teleop import TeleopSource
+from ebt_policy.real_robot.teleop_device import TeleopDevice
 
 # Exit codes, see docs/real_robot.md.
 OUTPUT_FAILED, FAULTED, HELD, INTERRUPTED = 2, 3, 4, 130
@@ -57,6 +57,7 @@ class EpisodeSeries:
 
     def _run_episode(self, seed: int) -> EpisodeResult:
         observers, driver = self.runner.loop.observers, self.runner.driver
+        self.operator.keep = None
         with ExitStack() as stack:
             if self.options.video and isinstance(driver, Renderable):
                 path = self.output / "videos" / f"seed_{seed}.mp4"
@@ -73,9 +74,16 @@ class EpisodeSeries:
         return result
 
     @property
-    def _teleop(self) -> TeleopSource | None:
+    def _teleop(self) -> TeleopDevice | None:
         source = self.runner.source
-        return source if isinstance(source, TeleopSource) else None
+        return source if isinstance(source, TeleopDevice) else None
+
+    @property
+    def _decision(self) -> bool | None:
+        """Whether the person keeps the episode of teleoperation; None before they end it."""
+        if self._teleop is None:
+            return None
+        return self.operator.keep if self._teleop.keep is None else self._teleop.keep
 
     def _has_quit(self) -> bool:
         """Return whether a person has ended the run."""
@@ -83,11 +91,11 @@ class EpisodeSeries:
 
     def _should_end(self) -> bool:
         """Return whether a person has ended the episode."""
-        return self._has_quit() or (self._teleop is not None and self._teleop.keep is not None)
+        return self._has_quit() or self._decision is not None
 
     def _should_keep(self, result: EpisodeResult) -> bool:
-        if self._teleop is not None and self._teleop.keep is not None:
-            return self._teleop.keep
+        if self._decision is not None:
+            return self._decision
         if self.options.keep == KeepRule.ALL:
             return True
         successful = self.options.keep == KeepRule.COMPLETED or bool(result.success)

@@ -31,6 +31,7 @@ class ExecutionOptions:
         max_plan_inconsistency: for energy policies; the plan inconsistency (nats) above which the
             robot is held. It is the energy of the rest of the last plan minus the energy of the new
             plan. Infinity only measures it; None does not measure it.
+        budget_nats, max_rounds: see `ChunkConstraints`; for robots with ``robot.costs``.
 
     Raises:
         ConfigError: an option is invalid.
@@ -41,6 +42,8 @@ class ExecutionOptions:
     deadline_s: float | None = None
     max_wait_fraction: float = 0.5
     max_plan_inconsistency: FloatOrInfinity | None = None
+    budget_nats: float | None = None
+    max_rounds: int = 1
 
     def __post_init__(self) -> None:
         if new_mode := RENAMED_VALUES.get(("execution", "mode", self.mode)):
@@ -54,6 +57,12 @@ class ExecutionOptions:
                 "execution.max_plan_inconsistency must be positive, got "
                 f"{self.max_plan_inconsistency}."
             )
+        if self.budget_nats is not None and self.budget_nats < 0:
+            raise ConfigError(
+                f"execution.budget_nats must not be negative, got {self.budget_nats}."
+            )
+        if self.max_rounds < 1:
+            raise ConfigError(f"execution.max_rounds must be at least 1, got {self.max_rounds}.")
         if not 0 <= self.max_wait_fraction < 1:
             raise ConfigError(
                 "execution.max_wait_fraction must be in [0, 1) of a tick, got "

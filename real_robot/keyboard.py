@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
 
-KEYS = "space stop, h hold, r resume, s start, a re-arm, q quit"
+KEYS = "space stop, h hold, r resume, t take over, s start, a re-arm, q quit"
+KEEP_KEYS = {"\n": True, "\x7f": False, "\b": False}  # Enter and Backspace
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,11 +23,16 @@ class Operator:
 
     Attributes:
         quit: event that ends the run; set by the key q, a signal or a closed terminal.
+        wants_control: whether the person wants to move the robot; the key t changes it.
+        keep: whether to keep the episode that the person ends, by Enter (True) or Backspace
+            (False), in teleoperation; None before.
     """
 
     def __init__(self, supervisor: Supervisor, estop: EStop) -> None:
         self._supervisor, self._estop = supervisor, estop
         self.quit = threading.Event()
+        self.wants_control = False
+        self.keep: bool | None = None
 
     def press_key(self, pressed: str) -> None:
         """React to a key of `KEYS`, and ignore other keys."""
@@ -36,6 +42,10 @@ class Operator:
             self._supervisor.transition(State.HOLD, "held by a person")
         elif pressed == "r" and self._supervisor.state is State.HOLD:
             self._supervisor.transition(State.RUNNING, "resumed by a person")
+        elif pressed == "t":
+            self.wants_control = not self.wants_control
+            if self.wants_control and self._supervisor.state is State.HOLD:
+                self._supervisor.transition(State.RUNNING, "taken over by a person")
         elif pressed == "s" and self._supervisor.state is State.READY:
             self._supervisor.transition(State.RUNNING, "started by a person")
         elif pressed == "a" and self._supervisor.rearm():
@@ -43,6 +53,8 @@ class Operator:
             self._estop.release()
         elif pressed == "q":
             self.quit.set()
+        elif pressed in KEEP_KEYS and self._supervisor.state in (State.RUNNING, State.HOLD):
+            self.keep = KEEP_KEYS[pressed]
 
     def stop_and_quit(self, reason: str) -> None:
         """Stop the robot and end the run."""

@@ -37,6 +37,7 @@ class Tick:
         command: (A,) allowed command, None if there was none.
         sent: whether the command was sent.
         clamped: (A,) bool, entries of the command that differ from the desired action.
+        is_human: whether a person determined the desired action.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Tick:
     command: np.ndarray | None = None
     sent: bool = False
     clamped: np.ndarray | None = None
+    is_human: bool = False
 
     @property
     def began(self) -> float:
@@ -195,18 +197,25 @@ class ControlLoop:
         # Otherwise commands continue from the last one.
         if self._motion is None or not self.active:
             self._motion = Motion.at_rest(position)
-        self.source.observe(tick.observation.values)
-        tick.desired = self.source.action(tick.number, self._motion)
+        try:
+            self.source.observe(tick.observation.values)
+            tick.is_human = self.source.is_human
+            tick.desired = self.source.action(tick.number, self._motion)
+        except (DriverError, PolicyError, SafetyError):
+            raise
+        except Exception as error:  # An input device can fail, for example if it is unplugged.
+            cause = f"{type(error).__name__}: {error}"
+            raise DriverError(f"the source of actions failed ({cause}).") from error
         if tick.desired is None:
             self.ticks_without_plan += 1
         desired = self._motion.position if tick.desired is None else tick.desired
         limited = limit_command(self.limits, desired, self._motion, self.source.dt, position)
         tick.command = limited.command
+        if reason := self.source.hold_reason(tick.number):
+            self.supervisor.transition(State.HOLD, reason)
         if tick.desired is None:
             return
         tick.clamped = limited.clamped
-        if reason := self.source.hold_reason(tick.number):
-            self.supervisor.transition(State.HOLD, reason)
         self._consecutive_clamped = self._consecutive_clamped + 1 if tick.is_clamped else 0
         if self._consecutive_clamped >= self.timeouts.max_consecutive_clamped_ticks:
             self._consecutive_clamped = 0

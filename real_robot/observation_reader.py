@@ -1,9 +1,16 @@
-"""Reading of observations; invalid ones and those out of order are rejected."""
+"""Reading of observations; invalid ones and those out of order are rejected.
+
+Shapes: H x W pixels.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from ebt_policy.data.dataset import is_frame_shape
+from ebt_policy.data.frame_cache import resize
 from ebt_policy.real_robot.drivers.base import Driver, Observation
 
 
@@ -28,13 +35,30 @@ class ObservationReader:
     def read(self) -> None:
         """Read the driver's observation, and reject it if it is invalid or older than the newest.
 
+        Frames of a camera with another resolution are resized as in training.
+
         Raises:
             DriverError: the robot cannot be reached.
         """
         observation = self._driver.read()
+        if observation is not None:
+            observation = self._resize_frames(observation)
         self.rejection = "" if observation is None else self._find_defect(observation)
         if observation is not None and not self.rejection:
             self.newest = observation
+
+    def _resize_frames(self, observation: Observation) -> Observation:
+        """Return an observation whose frames have the size that the policy reads."""
+        resized = {}
+        for name, shape in self._shapes.items():
+            frame = observation.values.get(name)
+            if frame is None or np.shape(frame) == shape or not is_frame_shape(shape):
+                continue
+            if is_frame_shape(np.shape(frame)) and frame.dtype == np.uint8:
+                resized[name] = resize(frame[None], shape[:2])[0]
+        if not resized:
+            return observation
+        return replace(observation, values={**observation.values, **resized})
 
     def _find_defect(self, observation: Observation) -> str:
         """Return why an observation is rejected, "" if it is valid."""

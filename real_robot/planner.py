@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.policies import Policy
 from ebt_policy.policies.base import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.policies.costs import CostError, CostFunction
 from ebt_policy.policies.energy import EnergyPolicy
 from ebt_policy.real_robot.action_source import ActionSource, ChunkTransition, Plan
 from ebt_policy.real_robot.clock import Clock
@@ -46,6 +47,7 @@ class Planner(ActionSource):
         worker: worker that runs the predictions.
         clock: clock of the control loop.
         execution: see `ExecutionOptions`.
+        costs: costs of the chunks, see `ebt_policy.policies.costs`.
 
     Raises:
         ConfigError: the policy does not fit the robot or the options.
@@ -59,6 +61,7 @@ class Planner(ActionSource):
         worker: InferenceWorker,
         clock: Clock,
         execution: ExecutionOptions,
+        costs: Sequence[CostFunction] = (),
     ) -> None:
         action_dim = policy.shape.action_dim
         if action_dim != len(limits.names):
@@ -71,7 +74,12 @@ class Planner(ActionSource):
                 "execution.max_plan_inconsistency is for energy policies; use "
                 "execution.max_plan_inconsistency=null."
             )
+        if costs and not policy.supports_costs:
+            raise ConfigError(f"model={policy.name} does not support robot.costs; remove them.")
+        if not costs and (execution.budget_nats is not None or execution.max_rounds > 1):
+            raise ConfigError("execution.budget_nats and execution.max_rounds need robot.costs.")
         super().__init__(dt, worker)
+        self.costs = tuple(costs)
         self.policy, self.limits, self.execution, self._clock = policy, limits, execution, clock
         self._bounds = limits.bounds(policy.device)
         self.reset(0)
@@ -91,6 +99,7 @@ class Planner(ActionSource):
         self.plan = None
         self._requested_at = 0  # tick of the last request of a prediction
         self._num_committed = 0  # number of actions that were committed from that tick on
+        self._cost_failure = ""  # error of a cost in the last prediction
         self._standing_ticks = 0  # number of ticks without an action since that tick
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
@@ -154,7 +163,9 @@ class Planner(ActionSource):
             self.transitions[-1] = replace(self.transitions[-1], second_difference=difference)
 
     def hold_reason(self, tick: int) -> str:
-        """Return why the robot must be held (plan inconsistency); "" if it need not."""
+        """Return why the robot must be held (cost, plan inconsistency); "" if it need not."""
+        if self._cost_failure:
+            return self._cost_failure
         limit, plan = self.execution.max_plan_inconsistency, self.plan
         if limit is None or plan is None or plan.inconsistency is None or plan.start != tick:
             return ""
@@ -231,7 +242,7 @@ class Planner(ActionSource):
             last_chunk = _as_batch(last_actions + [last_actions[-1]] * (shape.horizon - num_known))
 
         project = ChunkProjection(self.limits, self._bounds, motion, self.dt, first)
-        generator, policy = self._generator, self.policy
+        generator, policy, costs = self._generator, self.policy, self.costs
 
         def predict() -> Prediction:
             chunk = policy.predict_chunk(
@@ -241,6 +252,9 @@ class Planner(ActionSource):
                     warm_start=last_chunk if execution.warm else None,
                     project=project,
                     deadline_s=execution.deadline_s,
+                    costs=costs,
+                    budget_nats=execution.budget_nats,
+                    max_rounds=execution.max_rounds,
                 ),
                 generator=generator,
             )
@@ -278,6 +292,9 @@ class Planner(ActionSource):
         """Make a new plan from a prediction that has ended, if there is one."""
         if (result := self.worker.take_result()) is None:
             return
+        if isinstance(result.error, CostError):
+            self._cost_failure = str(result.error)
+            return
         chunk, inconsistency = self._check_prediction(result)
         self.latencies.append(result.seconds)
         actions = chunk.actions[0].double().cpu().numpy()[self.policy.shape.n_obs_steps - 1 :]
@@ -294,6 +311,7 @@ class Planner(ActionSource):
             steps=int(chunk.steps_used[0]),
             seconds=result.seconds,
             inconsistency=inconsistency,
+            cost=None if chunk.cost is None else float(chunk.cost[0]),
         )
         new_action = self.plan.action_at(start)
         if new_action is not None and last_action is not None:

@@ -36,27 +36,39 @@ class Layout:
     """The columns of a recording. Their names are part of the file format and must not change.
 
     "wanted" is the desired action, "action" the allowed command, "surprise" the inconsistency of
-    the plan (see `Plan`), and "mode" the index of the state in `STATES`.
+    the plan (see `Plan`), "mode" the index of the state in `STATES`, and "human" whether a person
+    determined the desired action.
 
     Args:
         values: name -> type and shape of each observed value.
         names: names of the A entries of an action.
         rate_hz: ticks per second.
         robot: name of the robot.
+        has_costs: whether there is a column "cost", the cost of the plan (see `Plan`).
+        has_human: whether there is a column "human"; older recordings have none.
     """
 
     values: dict[str, tuple[str, tuple[int, ...]]]
     names: tuple[str, ...]
     rate_hz: float
     robot: str
+    has_costs: bool = False
+    has_human: bool = True
 
     @classmethod
     def from_values(
-        cls, values: Mapping[str, np.ndarray], names: Sequence[str], rate_hz: float, robot: str
+        cls,
+        values: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        rate_hz: float,
+        robot: str,
+        *,
+        has_costs: bool = False,
+        has_human: bool = True,
     ) -> Layout:
         """Return the layout for a robot that observes values like these, name -> array."""
         columns = {name: (value.dtype.str, value.shape) for name, value in values.items()}
-        return cls(columns, tuple(names), rate_hz, robot)
+        return cls(columns, tuple(names), rate_hz, robot, has_costs, has_human)
 
     @property
     def dtype(self) -> np.dtype:
@@ -66,6 +78,8 @@ class Layout:
         rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
         rows += [("clamped", "?", width), ("sent", "?"), ("mode", "u1"), ("tick", "i8")]
         rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy", "surprise")]
+        rows += [("cost", "f8")] * self.has_costs
+        rows += [("human", "?")] * self.has_human
         return np.dtype([*rows, ("steps", "i4")])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -106,7 +120,7 @@ class Recorder:
             raise ConfigError(
                 f"record={store} is not an episode store; give a new folder or an episode store."
             )
-        if store.exists() and _stored_shapes(store) != layout.shapes():
+        if store.exists() and stored_shapes(store) != layout.shapes():
             raise ConfigError(
                 f"record={store} has other columns than a recording of {layout.robot}; give "
                 "another folder."
@@ -153,12 +167,16 @@ class Recorder:
         row["action"] = np.nan if tick.command is None else tick.command
         row["clamped"] = False if tick.clamped is None else tick.clamped
         row["sent"], row["mode"] = tick.sent, STATES.index(tick.state)
+        if self.layout.has_human:
+            row["human"] = tick.is_human
         row["tick"], row["time"], row["late"] = tick.number, tick.due, tick.late
         row["age"] = tick.began - tick.observation.stamp
         if plan is not None:
             row["latency"], row["steps"] = plan.seconds, plan.steps
             row["energy"] = np.nan if plan.energy is None else plan.energy
             row["surprise"] = plan.inconsistency or 0.0
+            if self.layout.has_costs:
+                row["cost"] = plan.cost or 0.0
         self._write(row.tobytes())
 
     def end(self) -> int:
@@ -260,7 +278,7 @@ class Recorder:
         return rows[running & np.isfinite(rows["action"]).all(axis=1)]
 
 
-def _stored_shapes(store: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(store: Path) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of the columns of a store."""
     with open_store(store) as opened:
         return {

@@ -37,6 +37,7 @@ def summarize(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
     jumps = [x for episode in episodes for x in episode.transition_jumps]
     differences = [x for episode in episodes for x in episode.transition_second_differences]
     inconsistencies = [x for episode in episodes for x in episode.plan_inconsistencies]
+    costs = [x for episode in episodes for x in episode.plan_costs]
     scored = [row for row in rows if row["score"] is not None]
     stops = Counter((change.state, change.reason) for e in episodes for change in e.stops)
     return {
@@ -52,10 +53,13 @@ def summarize(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
         "late_ms": percentiles_ms([tick.late for tick in ticks]),
         "latency_ms": percentiles_ms(latencies),
         "plan_inconsistency": percentiles(inconsistencies) if inconsistencies else None,
+        "plan_cost": percentiles(costs) if costs else None,
         "ticks": len(ticks),
         "overruns": sum(row["overruns"] for row in rows),
         "ticks_without_plan": sum(row["ticks_without_plan"] for row in rows),
         "clamped_ticks": sum(row["clamped_ticks"] for row in rows),
+        "human_ticks": sum(row["human_ticks"] for row in rows),
+        "interventions": sum(row["interventions"] for row in rows),
         "transition_jump": mean_or_none(jumps),
         "transition_second_difference": mean_or_none(differences),
         "each": rows,
@@ -90,8 +94,13 @@ def markdown_table(summary: dict[str, Any]) -> str:
         ("ticks without a plan", str(summary["ticks_without_plan"])),
         ("clamped ticks", str(summary["clamped_ticks"])),
     ]
+    if 0 < summary["human_ticks"] < summary["ticks"]:
+        rows.append(("interventions", str(summary["interventions"])))
+        rows.append(("ticks by a person", str(summary["human_ticks"])))
     if summary["plan_inconsistency"] is not None:
         rows.append(("plan inconsistency", format_percentiles(summary["plan_inconsistency"])))
+    if summary["plan_cost"] is not None:
+        rows.append(("cost of a plan, nats", format_percentiles(summary["plan_cost"])))
     lines = ["| | |", "| :-- | --: |", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ from typing import Any
 from ebt_policy.cli.composition import compose_config
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
+from ebt_policy.policies.costs import Cost, build_costs
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers import ROBOT_DRIVERS
 from ebt_policy.real_robot.drivers.base import Driver, DriverContext
@@ -30,6 +31,7 @@ class Robot:
         limits: see `parse_limits`.
         watch: see `WatchdogTimeouts`.
         confirm: whether a person starts each episode with a key.
+        costs: costs of the predicted chunks, see `build_costs`.
 
     Raises:
         ConfigError: an option is invalid.
@@ -44,12 +46,14 @@ class Robot:
     limits: dict[str, Any] = field(default_factory=dict)
     watch: dict[str, Any] = field(default_factory=dict)
     confirm: bool = True
+    costs: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("rate_hz", "episode_s"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ConfigError(f"robot.{name} must be positive and finite, got {value}.")
-        _ = self.safety, self.timeouts  # Their errors are reported before anything is loaded.
+        # Their errors are reported before anything is loaded.
+        _ = self.safety, self.timeouts, self.chunk_costs
 
     @cached_property
     def safety(self) -> Limits:
@@ -60,6 +64,11 @@ class Robot:
     def timeouts(self) -> WatchdogTimeouts:
         """The parsed section `watch`."""
         return options(WatchdogTimeouts, self.watch, "robot.watch")
+
+    @cached_property
+    def chunk_costs(self) -> list[Cost]:
+        """The costs of the section `costs`."""
+        return build_costs(self.costs, "robot.costs")
 
     def make_driver(self, clock: Clock, *, render: bool = False) -> Driver:
         """Build the driver of the robot, without connecting to it.

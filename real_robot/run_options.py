@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.errors import ConfigError
@@ -62,7 +63,8 @@ class RunOptions:
     mode: str = RunMode.RUN.value
     recording: str | None = None
     recorded_episode: int = -1
-    input: str = "mouse"
+    input: str | dict[str, Any] = "mouse"
+    takeover: bool = False
     episodes: int = 1
     keep: str = KeepRule.COMPLETED.value
     seed: int = EVALUATION_SEED
@@ -70,6 +72,7 @@ class RunOptions:
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     compile: bool = False
     record: str | None = None
+    lerobot: str | None = None
     rerun: str | None = None
     live: bool = True
     video: bool = False
@@ -82,6 +85,10 @@ class RunOptions:
         required = REQUIRED_OPTIONS.get(RunMode(self.mode))
         if required is not None and getattr(self, required) is None:
             raise ConfigError(f"missing required option {required}=... for mode={self.mode}.")
+        if self.takeover and self.mode != RunMode.RUN:
+            raise ConfigError(f"takeover=true needs mode=run, got mode={self.mode}.")
+        if self.lerobot is not None and self.record is None:
+            raise ConfigError(f"lerobot={self.lerobot} also needs record=STORE.")
         if self.episodes < 1:
             raise ConfigError(f"episodes must be at least 1, got {self.episodes}.")
         if self.seed < 0:
@@ -90,7 +97,8 @@ class RunOptions:
     @property
     def source_name(self) -> str:
         """The base name of the checkpoint or recording, or the teleoperation device."""
-        sources = {RunMode.REPLAY: self.recording, RunMode.TELEOP: self.input}
+        device = self.input if isinstance(self.input, str) else self.input.get("name")
+        sources = {RunMode.REPLAY: self.recording, RunMode.TELEOP: device}
         return Path(str(sources.get(RunMode(self.mode), self.checkpoint))).resolve().name
 
 

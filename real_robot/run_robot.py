@@ -11,9 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from ebt_policy.data.convert import check_destination, convert
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.output import numbered, output_folder, output_store
+from ebt_policy.io.paths import reason
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.dashboard import Dashboard, announce_changes, live_dashboard
@@ -28,7 +30,7 @@ from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import KeepRule, RunMode, RunOptions
 from ebt_policy.real_robot.source_factory import NamedSource, build_source
 from ebt_policy.real_robot.supervisor import State
-from ebt_policy.real_robot.teleop import TeleopSource
+from ebt_policy.real_robot.teleop_device import TeleopDevice
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -49,24 +51,33 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
             cannot start. These errors are raised before the robot moves.
     """
     clock = MonotonicClock()
-    render = options.video or options.mode == RunMode.TELEOP
+    has_person = options.mode == RunMode.TELEOP or options.takeover
+    render = options.video or has_person
     driver = robot.make_driver(clock, render=render)
     _check_driver(driver, options)
+    if options.lerobot is not None:
+        check_destination(Path(options.lerobot), "lerobot", robot.rate_hz * options.speed)
     with ExitStack() as stack:
         output = stack.enter_context(results_folder(robot, options))
         if options.record is not None:
             stack.enter_context(output_store(Path(options.record), "record"))
         stack.callback(driver.close)
-        if options.mode == RunMode.TELEOP:
-            driver.connect()  # The teleoperation window shows the scene of the driver.
-        source = build_source(robot, options, driver, clock)
-        if isinstance(source.actions, TeleopSource):
-            stack.callback(source.actions.close)
+        if has_person:
+            driver.connect()  # A teleoperation window shows the scene of the driver.
+        operators: list[Operator] = []  # The operator exists once the runner does.
+        source = build_source(
+            robot, options, driver, clock, lambda: any(o.wants_control for o in operators)
+        )
+        for actions in (source.actions, getattr(source.actions, "person", None)):
+            if isinstance(actions, TeleopDevice):
+                stack.callback(actions.close)
         if isinstance(source.actions, RecordedActions):
             robot = replace(robot, episode_s=len(source.actions) / robot.rate_hz)
         dashboard = Dashboard(f"{robot.name}: {source.name}, {options.mode}")
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        log = None if options.rerun is None else RerunLog(Path(options.rerun))
+        log = None if options.rerun is None else RerunLog(options.rerun)
+        if log is not None and log.page:
+            console.print(f"live view: {log.page}", markup=False, soft_wrap=True, highlight=False)
         extras = [] if log is None else [BestEffort("rerun", lambda: log)]
         for extra in extras:
             stack.callback(extra.close)
@@ -82,9 +93,13 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
         if options.mode == RunMode.DRY_RUN:
             return 0
         operator = Operator(runner.supervisor, runner.estop)
+        operators.append(operator)
         has_keys = stack.enter_context(listen_to_operator(operator))
         series = EpisodeSeries(runner, options, output, operator, has_keys, extras=extras)
-        return _run_series(series, dashboard, source, command)
+        code = _run_series(series, dashboard, source, command)
+    if options.lerobot is not None and Path(str(options.record)).exists():
+        code = code or _write_lerobot(Path(str(options.record)), Path(options.lerobot))
+    return code
 
 
 def _check_driver(driver: Driver, options: RunOptions) -> None:
@@ -118,7 +133,9 @@ def _run_series(
             f"robot={robot.name} is started by a person with a key, but there is no terminal; use "
             "a terminal or robot.confirm=false."
         )
-    remedies = REMEDIES if series.has_keys else {}
+    remedies = dict(REMEDIES) if series.has_keys else {}
+    if series.has_keys and options.takeover:
+        remedies[State.HOLD] = f"t takes over, {remedies[State.HOLD]}"
     if robot.confirm:
         remedies = remedies | {State.READY: "s starts it"}
     # If the output is redirected, a person still sees on stderr why the robot does not move.
@@ -185,3 +202,17 @@ def report_results(series: EpisodeSeries, source: NamedSource, command: str) -> 
     for failure in failures:
         errors.print(f"[bold red]error:[/] {escape(failure)}")
     return exit_code(results) or (OUTPUT_FAILED if failures else 0)
+
+
+def _write_lerobot(store: Path, folder: Path) -> int:
+    """Write a recording as a LeRobot data set after the run, and return an exit code."""
+    try:
+        with convert(store, folder, to="lerobot") as dataset:
+            line = f"LeRobot data set: {len(dataset)} episodes in {folder}"
+            console.print(line, markup=False, soft_wrap=True, highlight=False)
+    except Exception as error:  # The recording is complete, whatever failed here.
+        cause = f"lerobot={folder} was not written ({reason(error)})"
+        message = f"{cause}; try ebt-convert {store} {folder}"
+        errors.print(f"[bold red]error:[/] {escape(message)}")
+        return OUTPUT_FAILED
+    return 0

@@ -46,13 +46,21 @@ class SimNode:
             )
         simulated = topics.simulated
         self._topics, self._clock, self._columns = topics, clock, simulated.parts
-        if missing := sorted(set(topics.observed) - set(simulated.parts)):
+        needed = {name for name, topic in topics.observed.items() if not topic.is_image}
+        if missing := sorted(needed - set(simulated.parts)):
             raise ConfigError(f"robot.driver.simulates.parts has no entry {', '.join(missing)}.")
         env = {"max_steps": round(robot.rate_hz * robot.episode_s), **simulated.env}
         spec = options(EnvSpec, env, "robot.driver.simulates.env")
         self._timeouts = robot.timeouts
         self.sim = SimRobot(spec, clock, command_s=robot.timeouts.command_s)
         self.sim.connect()
+        frames = self.sim.read().values
+        for name, topic in topics.observed.items():
+            if topic.is_image and (topic.type != "Image" or name not in frames):
+                raise ConfigError(
+                    f"robot.driver.observe.{name} cannot be simulated: the environment has the "
+                    f"values {', '.join(frames)}, and frames have the type Image."
+                )
         self._estop_pressed, self._last_reset = False, SimNodeStatus()
         self._last_heartbeat = clock.now()
         self._ros = RosNode("simulated_robot")
@@ -103,7 +111,7 @@ class SimNode:
     def _on_command(self, message: Any) -> None:
         if self._estop_pressed:
             return
-        position = self.sim.read().position
+        position = self.sim.position
         try:
             command = self._topics.commanded.read(message, position)
             self.sim.send(command, self._clock.now())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ebt_policy.cli import pick_device
@@ -9,14 +10,15 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import Clock
-from ebt_policy.real_robot.drivers.base import Driver, Renderable
+from ebt_policy.real_robot.drivers.base import Driver
 from ebt_policy.real_robot.drivers.replay import Recording
 from ebt_policy.real_robot.episode_runner import observation_shapes, tick_seconds
-from ebt_policy.real_robot.inference_worker import ThreadWorker
+from ebt_policy.real_robot.inference_worker import InferenceWorker, ThreadWorker
+from ebt_policy.real_robot.interventions import InterventionSource
 from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import RunMode, RunOptions
-from ebt_policy.real_robot.teleop import TeleopSource
+from ebt_policy.real_robot.teleop_device import TeleopContext, TeleopDevice, build_device
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,21 @@ class NamedSource:
 
     name: str
     parameter_count: int
-    actions: Planner | RecordedActions | TeleopSource
+    actions: Planner | RecordedActions | TeleopDevice | InterventionSource
     shapes: dict[str, tuple[int, ...]]
 
 
-def build_source(robot: Robot, options: RunOptions, driver: Driver, clock: Clock) -> NamedSource:
+def build_source(
+    robot: Robot,
+    options: RunOptions,
+    driver: Driver,
+    clock: Clock,
+    wants_control: Callable[[], bool],
+) -> NamedSource:
     """Build the source of actions of a run.
+
+    Args:
+        wants_control: whether the person wants to move the robot, with ``takeover``.
 
     Raises:
         ConfigError, CheckpointError: the source cannot be loaded or does not fit the robot.
@@ -45,17 +56,11 @@ def build_source(robot: Robot, options: RunOptions, driver: Driver, clock: Clock
     dt, worker = tick_seconds(robot, options.speed), ThreadWorker(clock)
     if options.mode == RunMode.REPLAY:
         recording = Recording(str(options.recording), options.recorded_episode)
-        actions = RecordedActions(recording.rows["action"], dt, worker)
-        return NamedSource(str(options.recording), 0, actions, {})
+        recorded = RecordedActions(recording.rows["action"], dt, worker)
+        return NamedSource(str(options.recording), 0, recorded, {})
     if options.mode == RunMode.TELEOP:
-        if not isinstance(driver, Renderable) or len(robot.action) != 2:
-            raise ConfigError(
-                "mode=teleop needs a simulated robot that can be rendered and whose actions have "
-                f"two entries, got robot={robot.name}."
-            )
-        low, high = robot.safety.low, robot.safety.high
-        teleop = TeleopSource(options.input, driver.render, low, high, dt, worker)
-        return NamedSource(options.input, 0, teleop, {})
+        teleop = _teleop(robot, options, driver, dt, worker)
+        return NamedSource(options.source_name, 0, teleop, {})
     entry = load_policy_entries([str(options.checkpoint)], pick_device(options.device))[0]
     if len(entry.models) > 1:
         raise ConfigError(
@@ -63,6 +68,18 @@ def build_source(robot: Robot, options: RunOptions, driver: Driver, clock: Clock
         )
     if options.compile:
         entry.model.compile_prediction()
-    planner = Planner(entry.model, robot.safety, dt, worker, clock, options.execution)
+    planner = Planner(
+        entry.model, robot.safety, dt, worker, clock, options.execution, robot.chunk_costs
+    )
+    actions: Planner | InterventionSource = planner
+    if options.takeover:
+        teleop = _teleop(robot, options, driver, dt, worker)
+        actions = InterventionSource(planner, teleop, wants_control)
     shapes = observation_shapes(entry.model)
-    return NamedSource(entry.name, entry.model.parameter_count, planner, shapes)
+    return NamedSource(entry.name, entry.model.parameter_count, actions, shapes)
+
+
+def _teleop(
+    robot: Robot, options: RunOptions, driver: Driver, dt: float, worker: InferenceWorker
+) -> TeleopDevice:
+    return build_device(options.input, TeleopContext(driver, robot.safety, dt, worker))

@@ -6,59 +6,47 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.action_source import ActionSource
+from ebt_policy.real_robot.drivers.base import Renderable
 from ebt_policy.real_robot.errors import DriverError
-from ebt_policy.real_robot.inference_worker import InferenceWorker
 from ebt_policy.real_robot.safety import Motion
+from ebt_policy.real_robot.teleop_device import TeleopContext, TeleopDevice
 
-DEVICES = ("mouse", "keyboard", "gamepad")
 WINDOW_SIZE = 512  # px, width and height
 SPEED = 300.0  # speed with keyboard and gamepad, in units of the action per second
 DEAD_ZONE = 0.1  # deflections of a gamepad's axis below this are ignored
 HELP = "mouse, arrows or stick move; Backspace drops the episode, Enter keeps it, Esc quits"
 
 
-class TeleopSource(ActionSource):
-    """An action source for a person, with a window that shows the scene. Actions have two entries.
+class TeleopWindow(TeleopDevice):
+    """A window that shows the scene of a simulated robot, whose actions have two entries.
 
     Args:
-        device: one of `DEVICES`.
-        frame: function that returns a frame of the scene, (H, W, 3) uint8.
-        low, high: (2,) positions of the window's edges, in units of the action.
-        dt: time from tick to tick, s.
-        worker: not used.
-
-    Attributes:
-        keep: None until the person ends the episode, then whether it is kept.
-        quit: whether the person closed the window or pressed Esc.
+        context: see `TeleopContext`.
 
     Raises:
-        ConfigError: the device is unknown or not connected, or there is no screen.
+        ConfigError: the robot cannot be rendered or has other actions, the device is not connected,
+            or there is no screen.
     """
 
-    def __init__(
-        self,
-        device: str,
-        frame: Callable[[], np.ndarray],
-        low: np.ndarray,
-        high: np.ndarray,
-        dt: float,
-        worker: InferenceWorker,
-    ) -> None:
+    device: ClassVar[str]
+
+    def __init__(self, context: TeleopContext) -> None:
         import pygame
 
-        if device not in DEVICES:
-            raise ConfigError(f"input must be one of {', '.join(DEVICES)}, got {device}.")
-        super().__init__(dt, worker)
+        if not isinstance(context.driver, Renderable) or len(context.limits.low) != 2:
+            raise ConfigError(
+                f"input={self.device} needs a simulated robot that can be rendered and whose "
+                "actions have two entries; use another robot, or a device of your own."
+            )
+        super().__init__(context)
         self._pygame: Any = pygame
-        self._device, self._frame, self._low, self._high = device, frame, low, high
-        self.quit = False
+        self._frame = context.driver.render
+        self._low, self._high = context.limits.low, context.limits.high
         try:
             pygame.display.init()
             self._window = pygame.display.set_mode((WINDOW_SIZE, WINDOW_SIZE))
@@ -68,7 +56,7 @@ class TeleopSource(ActionSource):
             ) from error
         pygame.display.set_caption(HELP)
         self._stick: Any = None
-        if device == "gamepad":
+        if self.device == "gamepad":
             pygame.joystick.init()
             if not pygame.joystick.get_count():
                 raise ConfigError("no gamepad is plugged in; use input=mouse or input=keyboard.")
@@ -80,7 +68,7 @@ class TeleopSource(ActionSource):
         self._show()
 
     def restart(self) -> None:
-        self.keep: bool | None = None
+        super().restart()
         self._target: np.ndarray | None = None
         self._pressed: set[int] = set()
 
@@ -106,7 +94,7 @@ class TeleopSource(ActionSource):
         for event in game.event.get():
             if event.type == game.QUIT:
                 self.quit = True
-            elif event.type == game.MOUSEMOTION and self._device == "mouse":
+            elif event.type == game.MOUSEMOTION and self.device == "mouse":
                 fraction = np.array(event.pos, dtype=np.float64) / WINDOW_SIZE
                 self._target = self._low + fraction * (self._high - self._low)
             elif event.type == game.KEYDOWN:
@@ -121,7 +109,7 @@ class TeleopSource(ActionSource):
     def _direction(self) -> np.ndarray:
         """Return the direction (2,) from keyboard or gamepad, with a norm of at most 1."""
         game = self._pygame
-        if self._device == "keyboard":
+        if self.device == "keyboard":
             right, down = (
                 float(plus in self._pressed) - float(minus in self._pressed)
                 for plus, minus in ((game.K_RIGHT, game.K_LEFT), (game.K_DOWN, game.K_UP))
@@ -142,3 +130,21 @@ class TeleopSource(ActionSource):
             game.display.flip()
         except game.error as error:
             raise DriverError(f"the window is gone ({error}).") from error
+
+
+class Mouse(TeleopWindow):
+    """The robot moves to the mouse."""
+
+    device = "mouse"
+
+
+class Keyboard(TeleopWindow):
+    """The arrow keys move the robot."""
+
+    device = "keyboard"
+
+
+class Gamepad(TeleopWindow):
+    """The left stick moves the robot."""
+
+    device = "gamepad"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -222,3 +223,11 @@ def policy_entries():
     from policy_results import make_entry  # imports matplotlib, which most tests do not need
 
     return [make_entry("energy", [1.0, 0.5, 0.8]), make_entry("diffusion", [0.7, 0.5, 1.0])]
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait until something has happened; long, because a busy machine is slow."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from ebt_policy.policies.base import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
+from ebt_policy.policies.cost_evaluation import ChunkCosts
+from ebt_policy.policies.costs import CostFunction
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.drivers.base import Observation, SimulatedDriver
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
@@ -155,6 +157,8 @@ class Wanderer:
     shape = SimpleNamespace(
         obs_dim=2, action_dim=2, horizon=16, n_obs_steps=2, n_action_steps=8, cameras=None
     )
+    name = "wanderer"
+    supports_costs = True
     parameter_count = 0
     device = torch.device("cpu")
 
@@ -174,7 +178,11 @@ class Wanderer:
         if (prefix := constraints.prefix) is not None:
             actions[:, : prefix.shape[1]] = prefix
         actions = self.chunk(actions)
-        return Chunk(actions, torch.full((1,), 2), energy=torch.zeros(1))
+        cost = None
+        if constraints.costs:
+            costs = ChunkCosts(constraints.costs, obs, lambda x: x, first=1)
+            cost = costs.total(actions.unsqueeze(1))[:, 0]
+        return Chunk(actions, torch.full((1,), 2), energy=torch.zeros(1), cost=cost)
 
 
 def point_runner(
@@ -184,6 +192,7 @@ def point_runner(
     policy: Any = None,
     change: dict[str, Any] | None = None,
     max_plan_inconsistency: float | None = None,
+    costs: Sequence[CostFunction] | None = None,
     **more: Any,
 ) -> tuple[EpisodeRunner, PointRobot, Any, SimulatedClock]:
     """Return a prepared runner, its `PointRobot`, its policy and its clock.
@@ -191,6 +200,7 @@ def point_runner(
     Args:
         delay: inference time in seconds, or a function that returns it.
         change: robot options that replace those in `SECTION`.
+        costs: costs that replace the costs of the robot.
         more: ``speed``, and further arguments of `EpisodeRunner`.
     """
     clock = SimulatedClock(start=100.0)
@@ -200,7 +210,8 @@ def point_runner(
     dt = tick_seconds(robot, more.pop("speed", 1.0))
     driver = PointRobot(robot, clock, dt)
     execution = ExecutionOptions(mode=mode, max_plan_inconsistency=max_plan_inconsistency)
-    planner = Planner(policy, robot.safety, dt, worker, clock, execution)
+    costs = robot.chunk_costs if costs is None else costs
+    planner = Planner(policy, robot.safety, dt, worker, clock, execution, costs)
     runner = EpisodeRunner(
         robot, driver, planner, clock, observation_shapes(policy), watchdog=False, **more
     )

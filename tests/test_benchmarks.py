@@ -23,6 +23,7 @@ from benchmarks.measurements import energy_signals, generation, linear_probe
 from benchmarks.measurements.classifier import ImageClassifier
 from benchmarks.measurements.ood_detection import ImageGroup, detection_quality
 from benchmarks.studies.images import AS_PUBLISHED, PASSES
+from benchmarks.tables import control_loop as control_loop_tables
 from benchmarks.tables import images as image_tables
 from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import video as video_tables
@@ -214,3 +215,24 @@ def test_denoising_headline_selects_rows_of_the_full_table():
 def test_entries_are_found_by_old_and_new_option_names():
     stored = {"entries": [{"name": "ebt (steps 2, num_candidates 8)"}]}
     assert "ebt (steps 2, candidates 8)" in policy_tables.entry_by_name(stored)
+
+
+def test_tables_of_interventions_and_camera_robots():
+    def entry(name, success):
+        value = {"mean": success, "ci95": [success - 0.1, success + 0.1]}
+        return {"name": name, "score": value, "success": value}
+
+    result = {
+        "names": ["first", "interventions-10"],
+        "person_minutes": {"first": [], "interventions-10": [1.0, 2.0]},
+        "entries": [entry("a", 0.2), entry("b", 0.5)],
+        "paired": [{"a": "a", "b": "b", "metric": "success", "diff": -0.3, "ci95": [-0.4, -0.1]}],
+    }
+    table = control_loop_tables.interventions(result)
+    assert "| 10 interventions | 1.5 |" in table and "+0.300 [+0.100, +0.400]" in table
+    timed = {
+        **entry("x", 0.5), "recorded": {"episodes": 3, "rows": 1200}, "rate_hz": 10.0,
+        "late_ms": {"p50": 0.2, "p95": 0.3, "p99": 0.4}, "latency_ms": None,
+    }  # fmt: skip
+    table = control_loop_tables.camera_loop({"updates": 4000, "entries": {"robot": timed}})
+    assert "4,000 updates" in table and "0.2 / 0.3 / 0.4" in table and "1,200" in table

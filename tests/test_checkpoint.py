@@ -13,10 +13,10 @@ import torch
 from conftest import TINY, compose_config
 
 from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.io import atomic_write
 from ebt_policy.models.base import CheckpointError
 from ebt_policy.policies import Policy, build_policy, load_policy
 from ebt_policy.policies.energy import EnergyPolicy
-from ebt_policy.training import checkpoint
 from ebt_policy.training.checkpoint import (
     load_trainer_state,
     newest_checkpoint,
@@ -88,7 +88,7 @@ def crash_after_half_the_weights(self: Policy, folder: Path) -> None:
     [
         (Policy, "save", crash_after_half_the_weights),
         (torch, "save", crash),
-        (checkpoint, "sync_to_disk", crash),
+        (atomic_write, "sync_to_disk", crash),
         (os, "rename", crash),
     ],
 )

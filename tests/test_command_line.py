@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from ebt_policy import convert, generate, record, scaling, train
 from ebt_policy import eval as eval_entry
-from ebt_policy import generate, record, scaling, train
 from ebt_policy.cli.composition import compose_config, flatten
 from ebt_policy.cli.help import option_comments
-from ebt_policy.real_robot import convert_bags, run, sim_node
+from ebt_policy.real_robot import run, sim_node
 
 ENTRIES = {
     "train": train, "eval": eval_entry, "record": record, "generate": generate,
-    "run": run, "convert_bags": convert_bags, "sim_node": sim_node, "scaling": scaling,
+    "run": run, "convert": convert, "sim_node": sim_node, "scaling": scaling,
 }  # fmt: skip
 
 

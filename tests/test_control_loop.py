@@ -1,6 +1,7 @@
 """The control loop: timing, states and transitions."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from doubles import RATE, SECTION, Wanderer, point_runner
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.base import Observation
 from ebt_policy.real_robot.errors import SafetyError
 from ebt_policy.real_robot.keyboard import Operator
+from ebt_policy.real_robot.observation_reader import ObservationReader
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import State
 
@@ -151,22 +154,6 @@ def test_robots_without_all_limits_are_refused():
         Robot(**{**SECTION, "driver": {"name": "hexapod"}}).make_driver(SimulatedClock())
 
 
-@pytest.mark.rerun
-def test_rerun_log_contains_every_signal(tmp_path):
-    pytest.importorskip("rerun")
-    from ebt_policy.real_robot.rerun_log import RerunLog
-
-    runner, _, _, _ = point_runner()
-    log = RerunLog(tmp_path / "logs" / "run.rrd")
-    log.runner = runner
-    runner.loop.observers = [*runner.loop.observers, log]
-    runner.run_episode(0)
-    log.close()
-    content = (tmp_path / "logs" / "run.rrd").read_bytes()
-    for name in (b"command/x", b"position/y", b"late_ms", b"chunk_ms", b"energy", b"state"):
-        assert name in content, name
-
-
 def test_events_of_the_same_moment_run_in_order():
     clock, order = SimulatedClock(), []
     for name, moment in (("a", 1.0), ("b", 2.0), ("c", 2.0)):
@@ -175,3 +162,18 @@ def test_events_of_the_same_moment_run_in_order():
     clock.call_at(2.0, lambda: order.append("d"))
     clock.wait_until(3.0)
     assert order == ["a", "b", "c", "d"]
+
+
+def test_frames_of_another_resolution_are_resized_as_in_training():
+    frame = np.zeros((60, 120, 3), np.uint8)
+    frame[:, 30:90] = 200  # the central square
+    values = {"obs": np.zeros(7, np.float32), "top": frame}
+    driver = SimpleNamespace(read=lambda: Observation(values, np.zeros(2), 1.0))
+    reader = ObservationReader(driver, {"obs": (7,), "top": (30, 30, 3)}, 2)  # type: ignore[arg-type]
+    reader.read()
+    assert reader.rejection == "" and reader.newest is not None
+    assert (reader.newest.values["top"] == np.full((30, 30, 3), 200)).all()
+    assert values["top"] is frame  # the driver's values stay
+    values["top"] = frame.astype(np.float32)
+    reader.read()
+    assert "top has the shape (60, 120, 3) instead of (30, 30, 3)" in reader.rejection

@@ -20,6 +20,15 @@ def test_simulated_robot_satisfies_the_driver_contract():
     check_driver(load_robot("sim_push_t").make_driver(MonotonicClock()))
 
 
+def test_simulated_robot_with_a_camera_satisfies_the_driver_contract():
+    driver = load_robot("sim_push_t_image").make_driver(MonotonicClock())
+    check_driver(driver)
+    driver.connect()
+    values = driver.read().values
+    assert values["image"].shape == (96, 96, 3) and values["obs"].shape == (2,)
+    driver.close()
+
+
 def test_replay_driver_satisfies_the_driver_contract(tmp_path):
     runner = point_runner(record=tmp_path / "run")[0]
     runner.run_episode(0)

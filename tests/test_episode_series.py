@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import report_results
 from ebt_policy.real_robot.source_factory import NamedSource
 from ebt_policy.real_robot.supervisor import State
+from ebt_policy.real_robot.teleop_device import TeleopContext, TeleopDevice
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
@@ -293,3 +295,57 @@ def test_an_episode_without_ticks_has_no_video(tmp_path):
     video = BestEffort("video", lambda: TickVideo(tmp_path / "video.mp4", 10, lambda: None))
     video.close()
     assert not video.failure and not list(tmp_path.iterdir())
+
+
+class StandingPerson(TeleopDevice):
+    """A person who asks for the present position, or whose device fails at a tick."""
+
+    fails_at: int | None = None
+
+    def action(self, tick, motion):
+        if tick == self.fails_at:
+            raise OSError("the device is unplugged")
+        return np.array(motion.position)
+
+
+def teleop_runner(tmp_path, **change):
+    runner, driver, _, _ = point_runner(record=tmp_path / "run", **change)
+    source = runner.source
+    context = TeleopContext(driver, runner.robot.safety, source.dt, source.worker)
+    runner.source = runner.loop.source = StandingPerson(context)
+    return runner
+
+
+def test_enter_and_backspace_end_episodes_of_teleoperation(tmp_path):
+    runner = teleop_runner(tmp_path)
+    runner.prepare()
+    series = run_series(runner, {0.4: "\n", 0.9: "\x7f", 1.4: "\n"}, mode="teleop", episodes=2)
+    assert [result.kept for result in series.results] == [True, False, True]
+    assert all(result.ticks and result.seconds < 0.7 for result in series.results)
+    assert len(read_episodes(tmp_path / "run")) == 2
+
+
+def test_enter_before_the_start_is_ignored(tmp_path):
+    runner = teleop_runner(tmp_path)
+    runner.robot = replace(runner.robot, confirm=True)
+    runner.prepare()
+    series = run_series(runner, {0.3: "\n", 0.6: "s", 1.2: "\n"}, mode="teleop", episodes=1)
+    (result,) = series.results
+    assert result.kept and 0.4 < result.seconds < 0.8
+
+
+def test_failing_device_stops_the_robot(tmp_path):
+    runner = teleop_runner(tmp_path)
+    runner.source.fails_at = 5
+    runner.prepare()
+    series = run_series(runner, mode="teleop", episodes=2)
+    (result,) = series.results
+    assert result.ended[0] is State.FAULT
+    assert "source of actions failed (OSError: the device is unplugged)" in result.ended[1]
+
+
+def test_policies_ignore_enter(tmp_path):
+    runner = point_runner(record=tmp_path / "run")[0]
+    runner.prepare()
+    (result,) = series_results(runner, {0.2: "\n"}, episodes=1)
+    assert result.seconds > 0.5

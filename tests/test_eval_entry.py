@@ -121,7 +121,10 @@ def test_unwritable_output_is_refused_before_loading(run_main, trained, monkeypa
         (["checkpoint=RUN/checkpoints"], "has no model.safetensors; is it a checkpoint folder?"),
         (["checkpoint=RUN@steps"], "after @ write name=value, got 'steps'."),
         (["checkpoint=RUN@=2"], "after @ write name=value, got '=2'."),
-        (["checkpoint=RUN@wings=2"], "has no option wings; it has num_candidates"),
+        (
+            ["checkpoint=RUN@wings=2"],
+            "has no option wings; it has metropolis_steps",
+        ),
         (["checkpoint=RUN@steps=0"], "at least 1"),
         (["checkpoint=RUN@steps=two"], "steps must be an integer, got 'two'."),
         (

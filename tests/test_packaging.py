@@ -32,10 +32,7 @@ ENTRIES = {
     "ebt_policy.scaling": (["axis=sideways"], "error: axis"),
     "ebt_policy.record": (["task=lift", "--cfg", "job"], "  name: lift\n"),
     "ebt_policy.real_robot.run": (["robot=sim_push_t", "--cfg", "job"], "env_id: ebt_policy/"),
-    "ebt_policy.real_robot.convert_bags": (
-        ["robot=ros2_push_t", "--cfg", "job"],
-        "max_gap_s: 1.0\n",
-    ),
+    "ebt_policy.convert": (["robot=ros2_push_t", "--cfg", "job"], "max_gap_s: 1.0\n"),
     "ebt_policy.real_robot.sim_node": (["robot=ros2_push_t", "--cfg", "job"], "ros2"),
 }
 

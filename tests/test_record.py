@@ -12,6 +12,7 @@ import torch
 from conftest import compose_config
 
 from ebt_policy import plugins as modules
+from ebt_policy.data.dataset import open_dataset
 from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.perturbations import PerturbationKind
@@ -217,11 +218,15 @@ def test_command_line_records(lottery, tmp_path, monkeypatch, call_entry):
     monkeypatch.setattr(module, "load_policy", lambda path: Noise())
     monkeypatch.chdir(tmp_path)
     command = ["task=push_t", "checkpoint=runs/a@steps=4", "episodes=2", "workers=1"]
-    assert call_entry(main, *command) == (0, "")
+    assert call_entry(main, *command, "lerobot=lerobot") == (0, "")
     stored = read_episodes(tmp_path / "demos" / "push_t.zarr.zip")
     assert len(stored) == 2 and stored.attrs["rate_hz"] == 10
     policy = "noise policy of 3 parameters, trained for 1,234 updates on 5 demonstrations, steps=4"
     assert policy in stored.attrs["source"]
+    with open_dataset(tmp_path / "lerobot") as dataset:
+        assert dataset.format == "lerobot" and len(dataset) == 2 and dataset.fps == 10
+    code, error = call_entry(main, *command, "output=new.zarr.zip", "lerobot=lerobot")
+    assert code == 2 and "lerobot exists; give a new file or folder" in error
     assert "runs/a" not in stored.attrs["source"]  # paths differ between machines
     code, error = call_entry(main, *command)
     assert code == 2 and "exists" in error

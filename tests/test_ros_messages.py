@@ -11,7 +11,10 @@ from hypothesis.extra.numpy import arrays
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, FrameTransform, ObservedTopic
+from ebt_policy.real_robot.drivers.ros_topics import RESERVED_NAMES, parse_topics
 from ebt_policy.real_robot.errors import MessageError
+from ebt_policy.real_robot.recorder import Layout
+from ebt_policy.real_robot.robots import load_robot
 
 pytestmark = pytest.mark.ros
 pytest.importorskip("rclpy")
@@ -157,3 +160,22 @@ def test_twist_reaches_the_target_in_time():
 def test_invalid_options_of_topics_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         ObservedTopic("/topic", **options)
+
+
+def test_topics_beside_the_observation_have_their_own_names():
+    driver = dict(load_robot("ros2_push_t_image").driver)
+    topics = parse_topics(driver)
+    image = np.zeros((96, 96, 3), np.uint8)
+    readings = {"agent": np.array([1.0, 2.0]), "block": np.array([3.0, 4.0, 0.5]), "image": image}
+    values = topics.observation_values(readings)
+    assert set(values) == {"obs", "block", "image"} and values["obs"].tolist() == [1, 2]
+    observe = driver["observe"]
+    for name in ("state", "energy"):
+        driver["observe"] = {**observe, name: observe["block"]}
+        with pytest.raises(ConfigError, match=f"observe.{name}: recordings use this name"):
+            parse_topics(driver)
+
+
+def test_reserved_names_are_the_columns_of_recordings():
+    layout = Layout({}, ("x",), 10.0, "point", has_costs=True)
+    assert set(layout.shapes()) <= set(RESERVED_NAMES)

@@ -10,8 +10,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import wait_for
 
+from ebt_policy.data.dataset import open_dataset
 from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.run import main
@@ -36,7 +39,10 @@ def arguments(tiny_run, tmp_path):
 
 def test_run_writes_results_figure_video_and_recording(call_entry, arguments, tmp_path):
     store = tmp_path / "recorded"
-    code, error = call_entry(main, *arguments("episodes=2", "video=true", f"record={store}"))
+    lerobot = tmp_path / "lerobot" / "recorded"
+    code, error = call_entry(
+        main, *arguments("episodes=2", "video=true", f"record={store}", f"lerobot={lerobot}")
+    )
     assert code == 0, error
     out = tmp_path / "out"
     summary = json.loads((out / "summary.json").read_text())
@@ -47,7 +53,12 @@ def test_run_writes_results_figure_video_and_recording(call_entry, arguments, tm
     assert sorted(p.name for p in (out / "videos").iterdir()) == [
         "seed_100000.mp4", "seed_100001.mp4",
     ]  # fmt: skip
-    assert len(read_episodes(store)) == 2
+    recorded = read_episodes(store)
+    assert len(recorded) == 2
+    with open_dataset(lerobot) as dataset:
+        assert dataset.format == "lerobot" and len(dataset) == 2 and dataset.fps == 10
+        action = dataset.read(1, ["action"])["action"]
+        np.testing.assert_array_equal(action, recorded.episode(1)["action"].astype(action.dtype))
     code, error = call_entry(  # replay of the recording
         main, "robot=sim_push_t", "mode=replay", f"recording={store}", "live=false", *LONG_TIMEOUTS,
         f"output={tmp_path / 'again'}",
@@ -90,6 +101,7 @@ def test_dry_run_sends_no_commands(call_entry, arguments, tmp_path):
             "robot.driver.name=hexapod is unknown; there are replay, ros2, sim",
         ),
         ("robot=ros2_push_t", "video=true needs a simulated robot"),
+        ("lerobot=new", "lerobot=new also needs record=STORE"),
         ("keep=best", "keep must be one of completed, successful, all"),
         ("seed=-1", "seed must be at least 0"),
         ("speed=nan", "speed must be"),
@@ -230,13 +242,6 @@ def test_emergency_stop_in_the_last_episode_waits_for_the_operator(arguments, tm
         await_text("results:")
         assert program.wait(TIMEOUT_S) == 3
     assert not (tmp_path / "run").exists() and (tmp_path / "out" / "summary.json").exists()
-
-
-def wait_for(happened):
-    end = time.monotonic() + TIMEOUT_S
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -108,7 +108,13 @@ def test_results_have_unique_file_names():
     stored = [result for result in results if result]
     assert len(set(stored)) == len(stored)
     documents = {file.stem for file in (ROOT / "docs" / "results").glob("*.json")}
-    assert {r for r in stored if "denoising" not in r} <= documents | {
+    # The claims of these studies are in docs/experiments.md; they are not measured yet.
+    planned = {
+        "streaming", "ebt_policy", "ebt_policy_recovery",
+        "ebt_policy_energy", "interventions", "camera_loop", "g1_numbers", "g1_cameras",
+    }  # fmt: skip
+    planned |= {result for result in stored if result.endswith("_selection")}
+    assert {r for r in stored if "denoising" not in r} <= documents | planned | {
         "recovery_lift", "recovery_metaworld-peg-insert-side",
     }  # fmt: skip
     assert set(FIGURES) <= set(stored) and "docs/push_t.md" in TABLES
@@ -141,6 +147,33 @@ def test_features_of_a_video_study_are_trained_before_its_models():
     assert [(c.run, c.seed) for c in first] == [("autoencoder", 0)]
     assert all("task.features=here/autoencoder-seed0" in c.overrides for c in second)
     assert {c.seed for c in second} == {0, 1, 2}
+
+
+def test_teachers_of_every_seed_are_trained_before_their_students():
+    study, options = parse_study("one_step", "folder=here")
+    first, second = study.training_commands(options)
+    assert {(c.run, c.seed) for c in first} == {
+        (run, seed) for run in ("ebt_12500", "flow_matching") for seed in range(3)
+    }
+    assert {c.run for c in second} == {"ebt_reflow", "flow_reflow"}
+    for command in second:
+        teacher = {"ebt_reflow": "ebt_12500", "flow_reflow": "flow_matching"}[command.run]
+        assert f"model.teacher='here/{teacher}-seed{command.seed}@steps=4'" in command.overrides
+
+
+def test_members_of_products_are_trained():
+    study, options = parse_study("composition", "seeds=1")
+    assert study.used_products(options) == dict(study.products)
+    trained = {c.run for stage in study.training_commands(options) for c in stage}
+    assert {"ebt_a", "ebt_b", "flow_a", "flow_b"} <= trained
+    assert "compose ebt_product of ebt_a, ebt_b" in run.plan(study, options)
+
+
+def test_training_seeds_have_other_demonstrations():
+    study, options = parse_study("few_data")
+    commands = [c for stage in study.training_commands(options) for c in stage]
+    parts = {c.seed: o for c in commands if c.run == "ebt_20" for o in c.overrides if "::" in o}
+    assert parts == {seed: f"task.episodes={seed}::20" for seed in range(3)}
 
 
 def test_demonstrations_are_recorded_once_and_trained_on():

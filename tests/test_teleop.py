@@ -1,6 +1,7 @@
 """Teleoperation by mouse, keyboard and gamepad: limits and recording."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ebt_policy.real_robot.drivers.sim import SimRobot
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, tick_seconds
 from ebt_policy.real_robot.inference_worker import SimulatedWorker
 from ebt_policy.real_robot.robots import Robot, load_robot
-from ebt_policy.real_robot.teleop import TeleopSource
+from ebt_policy.real_robot.teleop_device import TeleopContext, build_device
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def teleop_runner(device, record=None, **change):
     driver.connect()
     dt = tick_seconds(robot, 1.0)
     worker = SimulatedWorker(clock, lambda: 0.0)
-    teleop = TeleopSource(device, driver.render, robot.safety.low, robot.safety.high, dt, worker)
+    teleop: Any = build_device(device, TeleopContext(driver, robot.safety, dt, worker))
     runner = EpisodeRunner(robot, driver, teleop, clock, {}, watchdog=False, record=record)
     runner.prepare()
     return runner, teleop
@@ -109,7 +110,7 @@ def test_gamepad_stick_moves_the_robot(screen, monkeypatch):
 
 
 def test_unknown_devices_and_missing_screens_are_refused(screen, monkeypatch):
-    with pytest.raises(ConfigError, match="input must be one of mouse, keyboard, gamepad"):
+    with pytest.raises(ConfigError, match="input=glove is unknown; there are mouse, keyboard"):
         teleop_runner("glove")
     screen.display.quit()
     monkeypatch.setenv("SDL_VIDEODRIVER", "x11")

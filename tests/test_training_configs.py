@@ -16,9 +16,9 @@ from ebt_policy.training.task import TASKS
 DOMAINS = {
     "policy": (
         ["push_t", "push_t_image", "adroit_door", "can", "lift", "metaworld", "robosuite", "square",
-         "tool_hang", "transport"],
+         "dataset", "tool_hang", "transport"],
         ["ebt", "bc", "diffusion", "flow_matching", "ibc"],
-        ["flow", "equilibrium", "s1", "s2", "contrastive"],
+        ["flow", "equilibrium", "s1", "s2", "contrastive", "ebt_policy"],
     ),
     "text": (
         ["text"],

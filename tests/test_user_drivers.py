@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.robots import load_robot
@@ -96,3 +97,44 @@ def test_options_of_a_driver_are_checked(project, monkeypatch):
     robot = load_robot("sim_push_t", "robot.driver.name=jumper", "~robot.driver.env_id")
     with pytest.raises(ConfigError, match=r"robot\.driver needs the option start"):
         robot.make_driver(SimulatedClock())
+
+
+LEADER = '''
+"""A leader arm that asks for a slow motion to the right, and ends the episode at a wall."""
+
+import numpy as np
+
+from ebt_policy.real_robot.teleop_device import TELEOP_DEVICES, TeleopContext, TeleopDevice
+
+
+@TELEOP_DEVICES.register("leader")
+class Leader(TeleopDevice):
+    def __init__(self, context: TeleopContext, wall: float) -> None:
+        super().__init__(context)
+        self.wall = wall
+
+    def action(self, tick, motion):
+        wanted = np.array(motion.position) + [10.0, 0.0]
+        if wanted[0] > self.wall:
+            self.keep = True
+        return wanted
+'''
+
+
+@pytest.mark.slow
+def test_teleoperation_with_a_device_of_a_user_module(project):
+    (project / "my_leader.py").write_text(LEADER)
+    options = ("--module", "my_robot", "--module", "my_leader", "--config-dir",
+               str(project / "conf"), "robot=desk", "mode=teleop", *TIMEOUTS)  # fmt: skip
+    program = run(project, *options, "input={name: leader, wall: 150}", "record=demos")
+    assert program.returncode == 0, program.stderr
+    recorded = read_episodes(project / "demos")
+    assert len(recorded) == 1 and recorded.arrays["human"].all()
+    assert 140 < recorded.arrays["action"][-1, 0] < 180  # The device ended the episode.
+    program = run(project, *options, "input=leader", "output=other")
+    assert program.returncode == 2 and "input needs the option wall" in program.stderr
+    program = run(project, *options, "input={wall: 150}", "output=other")
+    assert program.returncode == 2 and "needs a name, such as" in program.stderr
+    program = run(project, *options, "input=mouse", "output=other")
+    assert program.returncode == 2
+    assert "input=mouse needs a simulated robot that can be rendered" in program.stderr

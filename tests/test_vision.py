@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import load_policy
+from ebt_policy.policies.augmentation import Augmentation, AugmentationConfig
 from ebt_policy.policies.vision import VisionConfig, VisionEncoder, crop, spatial_softmax
 
 pytestmark = pytest.mark.vision
@@ -72,6 +73,23 @@ def test_images_are_encoded_independently(pretrained):
     assert not norms  # group normalisation, or frozen batch normalisation
 
 
+def test_cameras_can_share_an_encoder():
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    config = VisionConfig(backbone="test_resnet", keypoints=4, shared=True)
+    cameras = {"left": [32, 32], "right": [32, 32]}
+    encoder = VisionEncoder(cameras, config)
+    alone = VisionEncoder({"left": [32, 32]}, config)
+    assert [p.shape for p in encoder.parameters()] == [p.shape for p in alone.parameters()]
+    left, right = torch.randint(0, 256, (2, 3, 2, 32, 32, 3), dtype=torch.uint8)
+    features = encoder({"left": left, "right": right}, None)
+    swapped = encoder({"left": right, "right": left}, None)
+    assert features.shape == (3, 2, encoder.num_features) and encoder.num_features == 2 * 4 * 2
+    torch.testing.assert_close(features, swapped.roll(8, dims=-1))
+    with pytest.raises(ConfigError, match=r"vision\.shared=true needs cameras of equal sizes"):
+        VisionEncoder(cameras | {"right": [40, 32]}, config)
+
+
 def test_invalid_vision_options_are_a_one_line_error(monkeypatch):
     pytest.importorskip("timm")
     for wrong, message in [
@@ -87,6 +105,51 @@ def test_invalid_vision_options_are_a_one_line_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"pip install 'ebt_policy\[vision\]'"):
         VisionConfig()
+
+
+# -- augmentation --------------------------------------------------------------------------------
+
+CHANGES = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "blur": 0.5,
+           "erase": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_change_is_alike_in_all_images_of_a_row(name):
+    pytest.importorskip("kornia")
+    change = Augmentation(AugmentationConfig(**{name: CHANGES[name]}))
+    one = torch.randint(0, 256, (16, 1, 24, 32, 3), dtype=torch.uint8)
+    images = one.expand(-1, 2, -1, -1, -1).contiguous()
+    torch.manual_seed(0)
+    changed = change(images)
+    assert changed.shape == images.shape and changed.dtype == torch.uint8
+    assert torch.equal(changed[:, 0], changed[:, 1])
+    amounts = (changed.float() - images.float()).abs().mean(dim=(1, 2, 3, 4))
+    assert len(amounts.unique()) > 4 and amounts.mean() < 60  # rows change differently
+    torch.manual_seed(0)
+    assert torch.equal(change(images), changed)
+
+
+def test_images_change_in_training_only():
+    pytest.importorskip("kornia")
+    policy = build("flow", "vision.brightness=0.5")
+    batch = training_batch(policy)
+    (camera,) = policy.shape.cameras or ()
+    assert not torch.equal(policy.train().with_noise(batch)[camera], batch[camera])
+    assert torch.equal(policy.eval().with_noise(batch)[camera], batch[camera])
+    assert build("flow").vision.augment is None  # type: ignore[union-attr]
+
+
+def test_invalid_changes(monkeypatch):
+    for options, message in (
+        ({"hue": 0.6}, r"vision.hue must be between 0 and 0.5, got 0.6"),
+        ({"erase": -0.1}, r"vision.erase must be between 0 and 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            VisionConfig(backbone="test_resnet", **options)
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    with pytest.raises(ConfigError, match="changes of images need kornia"):
+        AugmentationConfig(blur=0.1)
 
 
 # -- policies ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ KINDS = {
     "s1": ("objective=s1",),
     "s2": ("objective=s2",),
     "contrastive": ("objective=contrastive",),
+    "ebt_policy": ("objective=ebt_policy", "model.energy=mean"),
     "diffusion": QUICK_DIFFUSION,
     "diffusion ddim": (*QUICK_DIFFUSION, "model.inference.scheduler=ddim"),
     "unet": (*QUICK_DIFFUSION, "model.network=unet"),
@@ -27,7 +28,9 @@ KINDS = {
     "ibc": ("model=ibc", "model.inference.samples=32"),
 }
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS)
-ENERGIES = ("flow", "flow without level", "equilibrium", "s1", "s2", "contrastive")
+ENERGIES = (
+    "flow", "flow without level", "equilibrium", "s1", "s2", "contrastive", "ebt_policy",
+)  # fmt: skip
 SHAPE = {"obs_dim": 20, "action_dim": 2, "horizon": 16, "n_obs_steps": 2, "n_action_steps": 8}
 LOW, HIGH = torch.tensor([10.0, 100.0]), torch.tensor([500.0, 400.0])
 NORMALIZER = Normalizer.fit(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,10 @@ def real_time(context: StudyContext) -> dict[str, Any]:
     scores = [r.score for r in rollout(policy.model, policy.env_spec, seeds, workers=2)]
     entries = {"sim_push_t": run_robot("sim_push_t", checkpoint, options.episodes, context.folder)}
     if options.ros:
-        node = subprocess.Popen(
-            [sys.executable, "-m", "ebt_policy.real_robot.sim_node", "robot=ros2_push_t"]
-        )
-        try:
+        with simulated_node("ros2_push_t"):
             entries["ros2_push_t"] = run_robot(
                 "ros2_push_t", checkpoint, options.episodes, context.folder
             )
-        finally:
-            node.terminate()
-            node.wait()
     for entry in entries.values():
         real_time_scores = [row["score"] for row in entry["each"]]
         entry["minus_in_steps"] = paired_difference(real_time_scores, scores)
@@ -62,6 +58,21 @@ def real_time(context: StudyContext) -> dict[str, Any]:
         "entries": entries,
         "command": context.command,
     }
+
+
+@contextmanager
+def simulated_node(name: str) -> Iterator[None]:
+    """Run the node of a robot that is simulated behind ROS 2; nothing for other robots."""
+    if not name.startswith("ros2_"):
+        yield
+        return
+    command = [sys.executable, "-m", "ebt_policy.real_robot.sim_node", f"robot={name}"]
+    node = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        node.terminate()
+        node.wait()
 
 
 def run_arguments(robot: str, checkpoint: str, episodes: int, output: Path) -> list[str]:

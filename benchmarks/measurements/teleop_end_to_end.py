@@ -33,7 +33,8 @@ from ebt_policy.real_robot.episode_series import HELD
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.robots import load_robot
-from ebt_policy.real_robot.teleop import WINDOW_SIZE, TeleopSource
+from ebt_policy.real_robot.teleop import WINDOW_SIZE, Mouse
+from ebt_policy.real_robot.teleop_device import TeleopContext
 
 FIRST_SEED = 2 * EVALUATION_SEED  # No evaluation uses these initial states.
 MAX_EPISODES = 100
@@ -143,7 +144,7 @@ def record_demonstrations(checkpoint: str, num_episodes: int, store_path: Path) 
     driver.connect()
     dt, limits = tick_seconds(robot, 1.0), robot.safety
     worker = ThreadWorker(clock)
-    teleop = TeleopSource("mouse", driver.render, limits.low, limits.high, dt, worker)
+    teleop = Mouse(TeleopContext(driver, limits, dt, worker))
     mouse = ScriptedMouse(checkpoint, limits.low, limits.high)
     runner = EpisodeRunner(robot, driver, teleop, clock, {}, record=store_path)
     runner.loop.observers = [*runner.loop.observers, mouse]

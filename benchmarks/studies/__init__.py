@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from benchmarks.studies import control_loop, images, push_t, robots, text, video
+from benchmarks.studies import (
+    arenas,
+    control_loop,
+    images,
+    push_t,
+    replication,
+    robots,
+    text,
+    video,
+)
 from benchmarks.study import Study
 
 STUDIES: dict[str, Study] = {
     **push_t.STUDIES,
+    **arenas.STUDIES,
+    **replication.STUDIES,
     **robots.STUDIES,
     **control_loop.STUDIES,
     **text.STUDIES,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from benchmarks.measurements.camera_loop import camera_loop
 from benchmarks.measurements.execution_delay import execution_delay
+from benchmarks.measurements.interventions import interventions
 from benchmarks.measurements.real_time import real_time
 from benchmarks.measurements.teleop_end_to_end import teleop_end_to_end
 from benchmarks.study import Part, Run, Study
+from benchmarks.tables import control_loop
 
 UPDATES = ("train.minutes=null", "train.steps=12500")
 CONDITIONED = "task.max_prefix_len=8"  # The policy is conditioned on the committed actions.
@@ -44,5 +47,30 @@ STUDIES = {
         parts={"teleop": Part(teleop_end_to_end, "collect", ("{checkpoint}",))},
         folder="runs/collect",
         options={"checkpoint": CHECKPOINT, "demonstrations": 20, "episodes": 20, "minutes": 10.0},
+    ),
+    "camera_loop": Study(
+        "record, train and run on cameras; needs an idle machine (2 h on 2 cores)",
+        parts={"camera_loop": Part(camera_loop, "camera_loop", table=control_loop.camera_loop)},
+        folder="runs/camera_loop",
+        options={
+            "robots": "sim_push_t_image,ros2_push_t_image,sim_lift_image",
+            "person": "pretrained:push_t",
+            "demonstrations": 60,
+            "updates": 4000,
+            "episodes": 20,
+        },
+    ),
+    "interventions": Study(
+        "corrections of a scripted person against fresh demonstrations (1 h on 2 cores)",
+        parts={
+            "interventions": Part(interventions, "interventions", table=control_loop.interventions)
+        },
+        folder="runs/interventions",
+        options={
+            "person": "pretrained:push_t",
+            "demonstrations": 25,
+            "updates": 4000,
+            "episodes": 100,
+        },
     ),
 }

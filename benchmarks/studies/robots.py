@@ -12,12 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks.evaluations import RobustnessEvaluation, SuiteEvaluation, load_suite_config
+from benchmarks.measurements.g1 import HeldOutG1
+from benchmarks.studies.push_t import SELECTION_SEED
 from benchmarks.study import Part, Recording, Run, Study
 
 FOLDER = "runs/manipulation"
 MODELS = ("ebt", "diffusion", "flow_matching")
 CAMERAS = {"lift": "agentview,robot0_eye_in_hand", "metaworld": "corner2"}
 HUMAN_DEMONSTRATIONS = ("adroit_door", "push_t_image")  # tasks without a scripted expert
+# Eight candidates of every policy that samples, with its rules (see `push_t.PUSH_T`).
+SELECTION = (
+    "ebt@steps=2,num_candidates=8",
+    *(
+        f"flow_matching@steps=2,num_candidates=8,select={rule}"
+        for rule in ("medoid", "density", "line_integral")
+    ),
+    *(
+        f"diffusion@scheduler=ddim,steps=4,num_candidates=8,select={rule}"
+        for rule in ("density", "line_integral")
+    ),
+    "flow_matching@steps=2,num_candidates=1",
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,16 @@ def suite_study(suite: str, summary: str) -> Study:
         "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
         "flow_matching@steps=2", "flow_matching@steps=4",
     )  # fmt: skip
-    part = Part(SuiteEvaluation(suite), suite, [f"{{{{task}}}}/{entry}" for entry in entries])
-    return Study(summary, {suite: part}, runs, FOLDER, {"episodes": 50})
+    parts = {
+        suite: Part(SuiteEvaluation(suite), suite, [f"{{{{task}}}}/{entry}" for entry in entries]),
+        # The same policies on other episodes, each with eight candidates and every rule.
+        "selection": Part(
+            SuiteEvaluation(suite, SELECTION_SEED),
+            f"{suite}_selection",
+            [f"{{{{task}}}}/{entry}" for entry in SELECTION],
+        ),
+    }
+    return Study(summary, parts, runs, FOLDER, {"episodes": 50})
 
 
 def recovery_study(runs: dict[str, Run], summary: str) -> Study:
@@ -111,8 +134,16 @@ def recovery_study(runs: dict[str, Run], summary: str) -> Study:
         f"{name}/ebt@steps=2,num_candidates=8", f"{name}/diffusion@scheduler=ddim,steps=10",
         f"{name}/flow_matching@steps=2",
     ]  # fmt: skip
-    part = Part(RobustnessEvaluation(("object", "gripper")), f"recovery_{name}", entries)
-    return Study(summary, {"recovery": part}, runs, FOLDER, {"episodes": 20})
+    kinds = ("object", "gripper")
+    parts = {
+        "recovery": Part(RobustnessEvaluation(kinds), f"recovery_{name}", entries),
+        "selection": Part(
+            RobustnessEvaluation(kinds, SELECTION_SEED),
+            f"recovery_{name}_selection",
+            [f"{name}/{entry}" for entry in SELECTION],
+        ),
+    }
+    return Study(summary, parts, runs, FOLDER, {"episodes": 20})
 
 
 def recovery_studies(task: str, suite: str, perturbation: str) -> dict[str, Study]:
@@ -135,4 +166,13 @@ STUDIES = {
     "cameras": suite_study("cameras", "every policy on three tasks with cameras"),
     **recovery_studies("lift", "mujoco", "object=8"),
     **recovery_studies("metaworld-peg-insert-side", "metaworld_10", "object=5"),
+    "g1": Study(
+        "policies of a real humanoid on held-out episodes (4 h on 2 cores)",
+        parts={
+            "numbers": Part(HeldOutG1(has_cameras=False), "g1_numbers"),
+            "cameras": Part(HeldOutG1(has_cameras=True), "g1_cameras"),
+        },
+        folder="runs/g1",
+        options={"updates": 3000, "ratio": 1.47},
+    ),
 }

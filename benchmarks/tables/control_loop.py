@@ -12,6 +12,27 @@ from ebt_policy.policies.metrics import METRICS
 LENGTHS = ("transition_jump", "transition_second_difference", "second_difference")
 
 
+def percentiles(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """Return a function that formats the percentiles of a time in an entry, if it has them."""
+
+    def cell(entry: Mapping[str, Any]) -> str:
+        times = entry[key]
+        return "" if times is None else " / ".join(f"{times[p]:.1f}" for p in ("p50", "p95", "p99"))
+
+    return cell
+
+
+CAMERA_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "recorded demonstrations": lambda e: f"{e['recorded']['episodes']}",
+    "recorded ticks": lambda e: f"{e['recorded']['rows']:,}",
+    "score": lambda e: interval(e["score"]),
+    "success": lambda e: interval(e["success"]),
+    "ticks per second": lambda e: "" if e["rate_hz"] is None else f"{e['rate_hz']:.2f}",
+    "tick lateness, p50 / p95 / p99 ms": percentiles("late_ms"),
+    "prediction latency, p50 / p95 / p99 ms": percentiles("latency_ms"),
+}
+
+
 def delay(result: Mapping[str, Any], ms: int = 300) -> str:
     """Return a table of the execution modes at one prediction time, ``ms``."""
     rows = []
@@ -42,9 +63,6 @@ def real_time(result: Mapping[str, Any]) -> str:
     def row(name: str, cell: Callable[[dict[str, Any]], str], first: str = "") -> tuple[str, ...]:
         return (name, first, *(cell(entry) for entry in entries.values()))
 
-    def times(key: str) -> Callable[[dict[str, Any]], str]:
-        return lambda e: " / ".join(f"{e[key][p]:.1f}" for p in ("p50", "p95", "p99"))
-
     def real_time_difference(entry: dict[str, Any]) -> str:
         pair = entry.get("minus_in_steps")
         return difference(pair) if pair else ""
@@ -54,12 +72,51 @@ def real_time(result: Mapping[str, Any]) -> str:
         row("difference from the score in steps", real_time_difference),
         row("success", lambda e: interval(e["success"])),
         row("ticks per second", lambda e: f"{e['rate_hz']:.2f}"),
-        row("tick lateness, p50 / p95 / p99 ms", times("late_ms")),
-        row("prediction latency, p50 / p95 / p99 ms", times("latency_ms")),
+        row("tick lateness, p50 / p95 / p99 ms", percentiles("late_ms")),
+        row("prediction latency, p50 / p95 / p99 ms", percentiles("latency_ms")),
         row(
             "skipped / without a plan / clamped ticks",
             lambda e: f"{e['overruns']} / {e['ticks_without_plan']} / {e['clamped_ticks']}",
         ),
     ]
     header = (f"{result['episodes']} episodes", "Push-T in steps", *entries)
+    return markdown(header, rows, left=1)
+
+
+def camera_loop(result: Mapping[str, Any]) -> str:
+    """Return a table of the recordings, scores and timing of robots with cameras."""
+    entries = result["entries"]
+    rows: list[tuple[str, ...]] = [
+        (name, *(cell(entry) for entry in entries.values())) for name, cell in CAMERA_ROWS.items()
+    ]
+    updates = f"{result['updates']:,} updates"
+    return markdown((updates, *entries), rows, left=1)
+
+
+def interventions(result: Mapping[str, Any]) -> str:
+    """Return a table of the policies before and after corrections, or fresh demonstrations."""
+    names, entries = result["names"], result["entries"]
+    first = entries[0]["name"]
+    differences = {  # of the first policy minus each other one
+        pair["b"]: pair
+        for pair in result["paired"]
+        if pair["a"] == first and pair["metric"] == "success"
+    }
+
+    def gain(name: str) -> str:
+        if name == first:
+            return ""
+        low, high = differences[name]["ci95"]
+        return difference({"diff": -differences[name]["diff"], "ci95": [-high, -low]})
+
+    rows = []
+    for name, entry in zip(names, entries, strict=True):
+        minutes = result["person_minutes"][name]
+        kind, _, count = name.partition("-")
+        label = "first policy" if name == "first" else f"{count} {kind}"
+        rows.append((
+            label, f"{sum(minutes) / len(minutes):.1f}" if minutes else "0",
+            *(interval(entry[metric]) for metric in METRICS), gain(entry["name"]),
+        ))  # fmt: skip
+    header = ("trained on", "minutes of the person", *METRICS, "gain in success")
     return markdown(header, rows, left=1)

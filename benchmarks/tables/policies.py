@@ -40,6 +40,50 @@ HEADLINE_LABELS = {  # name of a chunk in speed.json -> what it says in the tabl
     "DDIM-4": "DDIM-4, one sample",
     "DDPM-100": "DDPM-100, one sample (other initial states)",
 }
+ENTRY_LABELS: dict[str, str] = {  # name of an entry -> its label
+    "ebt_product (steps 2, candidates 8)": "product of two energies, lowest energy of 8",
+    "ebt_product (steps 2, candidates 8, select medoid)": "product of two energies, medoid of 8",
+    "ebt_product (steps 2, candidates 8, metropolis_steps 2)": (
+        "product of two energies, two Metropolis steps, lowest energy of 8"
+    ),
+    "ebt_a (steps 2, candidates 8)": "energy, first half, lowest energy of 8",
+    "ebt_b (steps 2, candidates 8)": "energy, second half, lowest energy of 8",
+    "ebt_all (steps 2, candidates 8)": "energy, all demonstrations, lowest energy of 8",
+    **{
+        f"flow_product (steps {n}, candidates 8, select {rule})": (
+            f"summed fields of flow matching, {n} steps, {rule.replace('_', ' ')} of 8"
+        )
+        for n in (2, 4)
+        for rule in ("medoid", "density", "line_integral")
+    },
+    **{
+        f"flow_{step} (steps 2, candidates 8, select {rule})": (
+            f"flow matching, {rule.replace('_', ' ')} of 8"
+        )
+        for step in (20, 4)
+        for rule in ("medoid", "density", "line_integral")
+    },
+    **{f"ebt_{step} (steps 2, candidates 8)": "energy, lowest energy of 8" for step in (20, 4)},
+    "ebt_reflow (steps 1, candidates 8)": "energy after reflow, 1 step, lowest energy of 8",
+    "ebt_reflow (steps 1, candidates 1)": "energy after reflow, 1 step, one sample",
+    "ebt_reflow (steps 2, candidates 8)": "energy after reflow, 2 steps, lowest energy of 8",
+    "ebt_12500 (steps 2, candidates 8)": "energy before, 2 steps, lowest energy of 8",
+    **{
+        f"flow_reflow (steps 1, candidates 8, select {rule})": (
+            f"flow matching after reflow, 1 step, {rule.replace('_', ' ')} of 8"
+        )
+        for rule in ("medoid", "density", "line_integral")
+    },
+    "flow_reflow (steps 1, candidates 1)": "flow matching after reflow, 1 step, one sample",
+    "first of the proposals": "no judge (the first proposal)",
+}
+ONE_STEP_LABELS = {
+    **ENTRY_LABELS,
+    "flow_matching (steps 2, candidates 8, select line_integral)": (
+        "flow matching before, 2 steps, line integral of 8"
+    ),
+}
+FEW_DATA = {20: "about 10 demonstrations", 4: "about 51 demonstrations"}
 SUITES = {
     "metaworld_10": "ten tasks of Meta-World",
     "mujoco": "Lift, Can, Square, Adroit's door",
@@ -72,29 +116,6 @@ def headline(load: Callable[[str], Result]) -> str:
             )
         )
     header = ("policy", *METRICS, "latency per chunk", "speed-up over DDPM-100")
-    return markdown(header, rows, left=1)
-
-
-def selection(result: Result) -> str:
-    """Return a table of selection rules, with the first entry minus each other entry."""
-    first = result["entries"][0]["name"]
-    differences = {
-        (pair["b"], pair["metric"]): difference(pair)
-        for pair in result["paired"]
-        if pair["a"] == first
-    }
-    rows = [
-        (
-            entry["name"],
-            f"{entry['train_steps']:,}",
-            *(interval(entry[metric]) for metric in METRICS),
-            *(differences.get((entry["name"], metric), "") for metric in METRICS),
-        )
-        for entry in result["entries"]
-    ]
-    header = (
-        "policy", "updates", *METRICS, *(f"first policy minus this one, {m}" for m in METRICS),
-    )  # fmt: skip
     return markdown(header, rows, left=1)
 
 
@@ -131,6 +152,77 @@ def speed(result: Result) -> str:
     ratios = [(name, f"{value:.2f}x") for name, value in result["training"]["ratio"].items()]
     latencies = markdown(header, rows, left=1)
     return f"{latencies}\n{markdown(('training update', 'time ratio of medians'), ratios, left=1)}"
+
+
+def cost_speed(result: Result) -> str:
+    """Return a table of the latency of a chunk without and with two costs."""
+    names = [name.removesuffix(" | plain") for name in result["ms"]["eager"] if "plain" in name]
+    rows = []
+    for name in names:
+        cells = [name]
+        for times in result["ms"].values():
+            plain, costs = (times[f"{name} | {kind}"] for kind in ("plain", "costs"))
+            cells += [f"{plain:.1f}", f"{costs:.1f}", f"{costs / plain:.2f}x"]
+        rows.append(cells)
+    header = ["chunk at batch 1"]
+    for mode in result["ms"]:
+        header += [f"{mode}, ms", f"{mode} with two costs, ms", "ratio"]
+    return markdown(header, rows, left=1)
+
+
+def dataset_speed(result: Result) -> str:
+    """Return a table of windows per second, relative to the fastest loader of LeRobot."""
+    rates = result["windows_per_s"]
+    best = max(rate for name, rate in rates.items() if name.startswith("LeRobot"))
+    rows = [(name, f"{rate:,.0f}", f"{rate / best:.1f}x") for name, rate in rates.items()]
+    return markdown(("frames", "windows per second", "LeRobot's best"), rows, left=1)
+
+
+def compared(
+    result: Result, updates: bool = False, labels: Mapping[str, str] = ENTRY_LABELS
+) -> str:
+    """Return a table of scores, with the first entry minus each other entry.
+
+    Args:
+        result: the stored result.
+        updates: whether there is a column of the number of updates.
+        labels: name of an entry -> its label; other entries are shown with their name.
+    """
+    first = result["entries"][0]["name"]
+    differences = {
+        (pair["b"], pair["metric"]): difference(pair)
+        for pair in result["paired"]
+        if pair["a"] == first
+    }
+    times = result.get("judging_ms", {})
+    rows = [
+        (
+            labels.get(entry["name"], entry["name"]),
+            *([f"{entry['train_steps']:,}"] if updates else []),
+            *(interval(entry[metric]) for metric in METRICS),
+            *(differences.get((entry["name"], metric), "") for metric in METRICS),
+            *([f"{times[entry['name']]:.1f} ms"] if times else []),
+        )
+        for entry in result["entries"]
+    ]
+    header = (
+        "policy", *(["updates"] if updates else []), *METRICS,
+        *(f"first policy minus this one, {m}" for m in METRICS),
+        *(["time to select"] if times else []),
+    )  # fmt: skip
+    return markdown(header, rows, left=1)
+
+
+def few_data(result: Result) -> str:
+    """Return a table of scores for each number of demonstrations, as `compared` does."""
+    tables = []
+    for step, title in FEW_DATA.items():
+        entries = [e for e in result["entries"] if e["name"].split(" ")[0].endswith(f"_{step}")]
+        names = {entry["name"] for entry in entries}
+        paired = [pair for pair in result["paired"] if {pair["a"], pair["b"]} <= names]
+        table = compared({"entries": entries, "paired": paired})
+        tables.append(table.replace("| policy", f"| {title}", 1))
+    return "\n".join(tables)
 
 
 def energy(result: Result) -> str:

@@ -21,8 +21,16 @@ def command_line(module: str) -> str:
 # Options whose values are or may be paths. They are quoted, because hydra's grammar interprets
 # brackets, commas, quotes and spaces, and allows no letters but English ones.
 PATHS = (
-    *("run_dir", "output", "checkpoint", "images", "corpus", "video_dataset"),
-    *("bag", "record", "recording", "rerun", "robot.driver.store", "robot.limits.workspace.model"),
+    *("run_dir", "output", "checkpoint", "images", "corpus", "video_dataset", "model.teacher"),
+    *("source", "destination"),
+    *(
+        "record",
+        "lerobot",
+        "recording",
+        "rerun",
+        "robot.driver.store",
+        "robot.limits.workspace.model",
+    ),
     *(f"task.{name}" for name in ("path", "images", "corpus", "videos", "tokenizer", "features")),
 )
 TEXTS = ("prompt",)

@@ -19,7 +19,7 @@ class AdroitDoorFamily(TaskFamily):
     has_scripted_expert = False
 
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
-        episodes, origin = load_adroit_door(config.path)
+        episodes, origin = load_adroit_door(config.single_path)
         return episodes, f"{config.name}: {len(episodes)} demonstrations {origin}."
 
 

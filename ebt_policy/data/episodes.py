@@ -100,6 +100,26 @@ def check_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, source: str)
         raise EpisodeError(f"{source}: {listed(failures)}")
 
 
+def check_finite(values: np.ndarray, name: str, source: str, episode: int) -> None:
+    """Check that the numbers (L, ...) of an episode are finite in float32.
+
+    Args:
+        name: name of the numbers.
+        source: name of the file in messages.
+        episode: index of the episode.
+
+    Raises:
+        EpisodeError: a number is not finite.
+    """
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(values.reshape(len(values), -1).astype(np.float32)).all(axis=1)
+    if not is_finite.all():
+        raise EpisodeError(
+            f"{source}: episode {episode} has NaN or infinity in {name}, first in row "
+            f"{int(np.argmin(is_finite))}; repair it, or leave the episode out."
+        )
+
+
 def check_meaning(
     attrs: Mapping[str, Any], source: str, *, rate_hz: float, units: Mapping[str, str] | None = None
 ) -> None:

@@ -21,9 +21,7 @@ def h5py_module() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise EpisodeError(
-            "reading robomimic files needs h5py; run pip install 'ebt_policy[robomimic]'."
-        ) from error
+        raise EpisodeError("HDF5 files need h5py; run pip install 'ebt_policy[hdf5]'.") from error
     return h5py
 
 

@@ -194,7 +194,7 @@ class PushTFamily(TaskFamily):
         """Accept ``task.align`` and ``task.mirror``."""
 
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
-        episodes, note = load_push_t(path=config.path, demos=config.demos)
+        episodes, note = load_push_t(path=config.single_path, demos=config.demos)
         return (aligned(episodes) if config.align else episodes), note
 
     def mirror(self, episodes: Episodes) -> Episodes:

@@ -65,5 +65,5 @@ class RecordedFamily(TaskFamily):
     """Tasks whose demonstrations are recorded and not downloaded."""
 
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
-        episodes, origin = load_recorded(config.name, config.path)
+        episodes, origin = load_recorded(config.name, config.single_path)
         return episodes, f"{config.name}: {len(episodes)} demonstrations {origin}."

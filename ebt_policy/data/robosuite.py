@@ -36,17 +36,17 @@ class RobosuiteFamily(TaskFamily):
             )
 
     def load(self, config: DemonstrationConfig) -> tuple[Episodes, str]:
-        if is_store(config.path):
+        if is_store(config.single_path):
             if config.actions != "absolute":
                 raise ConfigError(
-                    f"{config.path} was recorded by a control loop and has absolute actions; "
-                    "remove task.actions=delta."
+                    f"{config.single_path} was recorded by a control loop and has absolute "
+                    "actions; remove task.actions=delta."
                 )
-            episodes, origin = load_recorded(config.name, config.path, RATE_HZ)
+            episodes, origin = load_recorded(config.name, config.single_path, RATE_HZ)
         else:
             scene = str(config.scene)
             episodes, origin = load_demonstrations(
-                config.name, scene, config.path, config.demos,
+                config.name, scene, config.single_path, config.demos,
                 lambda file: read_robomimic(
                     scene, file, mask=config.mask, actions=config.actions
                 ),

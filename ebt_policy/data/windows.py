@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ebt_policy.data.episodes import EpisodeError
+from ebt_policy.data.frame_cache import StoredFrames
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.relative_actions import action_origin, origin_index
 from ebt_policy.errors import ConfigError
@@ -61,7 +63,9 @@ class Windows:
 
     Args:
         arrays: "obs" (N, Do), "action" (N, A) and the images (N, H, W, 3) uint8 of each camera
-            under its name, concatenated over time; tensors or NumPy arrays.
+            under its name, concatenated over time; tensors or NumPy arrays. `StoredFrames` are read
+            from disk by batch. An optional "weight" (N,), whole numbers, repeats each window by the
+            weight of the row of its newest observation.
         ends: (E,) exclusive end row of each episode.
         horizon, n_obs_steps, n_action_steps: T, To, Ta, with T >= To + Ta - 1.
         device: device of the arrays and the batches.
@@ -75,7 +79,7 @@ class Windows:
 
     def __init__(
         self,
-        arrays: Mapping[str, Tensor | np.ndarray],
+        arrays: Mapping[str, Tensor | np.ndarray | StoredFrames],
         ends: np.ndarray | Tensor | Sequence[int],
         *,
         horizon: int,
@@ -103,8 +107,10 @@ class Windows:
         rows = int(bounds[-1])
         self.obs = self._resident(arrays, "obs", rows).float()
         self.action = self._resident(arrays, "action", rows).float()
-        self.images = {name: self._resident(arrays, name, rows) for name in cameras}
+        self.images = {name: self._frames(arrays, name, rows) for name in cameras}
         for name, images in self.images.items():
+            if isinstance(images, StoredFrames):
+                continue
             if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
                 raise EpisodeError(
                     f'the camera "{name}" must have images (rows, height, width, 3) uint8, got '
@@ -118,12 +124,18 @@ class Windows:
         long_enough(length, horizon=horizon, n_obs_steps=n_obs_steps, n_action_steps=n_action_steps)
         index_in_episode = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         start = np.repeat(first, count) + index_in_episode - (n_obs_steps - 1)
-        self._start = torch.from_numpy(start).to(self.device)
-        self._first = torch.from_numpy(np.repeat(first, count)).to(self.device)
-        self._last = torch.from_numpy(np.repeat(last, count)).to(self.device)
+        windows = np.stack([start, np.repeat(first, count), np.repeat(last, count)])
+        if "weight" in arrays:
+            weights = _window_weights(arrays["weight"], start + n_obs_steps - 1)
+            windows = np.repeat(windows, weights, axis=1)
+        self._start, self._first, self._last = torch.from_numpy(windows).to(self.device)
         self._offset = torch.arange(horizon, device=self.device)
 
-    def _resident(self, arrays: Mapping[str, Tensor | np.ndarray], key: str, rows: int) -> Tensor:
+    def _frames(self, arrays: Mapping[str, Any], key: str, rows: int) -> Tensor | StoredFrames:
+        frames = arrays.get(key)
+        return frames if isinstance(frames, StoredFrames) else self._resident(arrays, key, rows)
+
+    def _resident(self, arrays: Mapping[str, Any], key: str, rows: int) -> Tensor:
         if key not in arrays:
             raise ValueError(f'Windows need the key "{key}"; the arrays have {sorted(arrays)}.')
         array = torch.as_tensor(arrays[key])
@@ -133,6 +145,11 @@ class Windows:
                 f"expected ({rows}, dimension)."
             )
         return array.to(self.device)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether frames are read from disk."""
+        return any(isinstance(images, StoredFrames) for images in self.images.values())
 
     def __len__(self) -> int:
         """Return the number of windows, W."""
@@ -145,6 +162,12 @@ class Windows:
         rows = rows.clamp(self._first[index, None], self._last[index, None])
         return rows[:, : self.n_obs_steps], rows
 
+    def is_real(self, index: Tensor) -> Tensor:
+        """Return which rows (B, T) of windows lie within their episode, and do not repeat a row."""
+        index = index.to(self.device)
+        rows = self._start[index, None] + self._offset
+        return (rows >= self._first[index, None]) & (rows <= self._last[index, None])
+
     def gather(self, index: Tensor) -> dict[str, Tensor]:
         """Return the windows `index` (B,), each in 0..W-1.
 
@@ -153,8 +176,31 @@ class Windows:
             under the name of each camera, on the device of the sampler.
         """
         observed, rows = self.rows(index)
-        images = {name: images[observed] for name, images in self.images.items()}
+        images = {name: self._read(images, observed) for name, images in self.images.items()}
         return {"obs": self.obs[observed], "action": self.action[rows], **images}
+
+    def _read(self, images: Tensor | StoredFrames, rows: Tensor) -> Tensor:
+        if isinstance(images, Tensor):
+            return images[rows]
+        return torch.from_numpy(images.read(rows.cpu().numpy())).to(self.device)
+
+
+def _window_weights(weight: Any, newest: np.ndarray) -> np.ndarray:
+    """Return the weight of each window (W,).
+
+    Args:
+        weight: (N,) weights of the rows.
+        newest: (W,) row of the newest observation.
+
+    Raises:
+        ConfigError: all windows have the weight 0.
+    """
+    weights = np.asarray(weight, dtype=np.int64)[newest]
+    if not weights.any():
+        raise ConfigError(
+            "no window has a positive weight; raise task.human_weight or task.policy_weight."
+        )
+    return weights
 
 
 def fit_normalizer(windows: Windows, relative_to: Sequence[int | None] | None) -> Normalizer:

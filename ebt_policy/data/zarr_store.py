@@ -70,12 +70,13 @@ class Store:
             raise EpisodeError(f"{self.path} is not an episode store: the array {key} is missing.")
         return array
 
-    def read(self, key: str, rows: int | None = None) -> np.ndarray:
-        """Return the first rows of the array `key`; missing chunks are fill values, with a warning.
+    def read(self, key: str, rows: int | None = None, first: int = 0) -> np.ndarray:
+        """Return rows of the array `key`; missing chunks are fill values, with a warning.
 
         Args:
             key: path of the array in the store.
-            rows: number of rows; None for all.
+            rows: exclusive end of the rows; None for all.
+            first: first row.
 
         Raises:
             EpisodeError: the array is missing or damaged, or a stored chunk was lost.
@@ -87,10 +88,12 @@ class Store:
                 f"{self.path}: {key} has shape {array.shape}, but the episodes end at row {rows}."
             )
         shape, sizes = (rows, *array.shape[1:]), array.shards or array.chunks
-        counts = [-(-n // size) for n, size in zip(shape, sizes, strict=True)]
+        starts = [first // sizes[0], *(0 for _ in shape[1:])]
+        ends = [-(-n // size) for n, size in zip(shape, sizes, strict=True)]
+        counts = [end - start for start, end in zip(starts, ends, strict=True)]
         if math.prod(counts) > len(self.files) + _MOST_ABSENT:
             raise self._damaged(key, f"nearly all of {math.prod(counts):,} chunks are missing")
-        chunks = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
+        chunks = map(array.metadata.encode_chunk_key, itertools.product(*map(range, starts, ends)))
         absent = [chunk for chunk in chunks if f"{key}/{chunk}" not in self.files]
         if absent and array.attrs.get(ALL_CHUNKS):
             raise self._damaged(key, f"chunk {absent[0]} is missing")
@@ -102,7 +105,7 @@ class Store:
                 stacklevel=3,
             )
         try:
-            return np.asarray(array[:rows])
+            return np.asarray(array[first:rows])
         except Exception as error:
             raise self._damaged(key, error) from error
 

@@ -57,18 +57,20 @@ class EvalEntry(Generic[M]):
 
         Raises:
             CheckpointError: a run is missing or damaged, or has another class of model.
-            ConfigError: no run matches, or the runs differ in more than their seed.
+            ConfigError: no run matches, or the runs differ in more than ``seed`` and
+                ``task.episodes``.
         """
         path, changes = parse_checkpoint(text)
         runs = matching_runs(path)
         if not runs:
             raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
         models = [model_class.from_checkpoint(run, device) for run in runs]
-        identities = {(m.name, m.parameter_count, str(m.config.get("task"))) for m in models}
+        identities = {(m.name, m.parameter_count, _task_of(m)) for m in models}
         seeds = [model.config.get("seed") for model in models]
         if len(identities) > 1 or len(set(seeds)) < len(seeds):
             raise ConfigError(
-                f"checkpoint={text} must match runs that differ in their seed alone; it matches "
+                f"checkpoint={text} must match runs that differ in their seed alone, or also in "
+                "task.episodes; it matches "
                 f"{', '.join(run.name for run in runs)}."
             )
         for model in models:
@@ -89,6 +91,13 @@ class EvalEntry(Generic[M]):
 
 
 Entry = TypeVar("Entry", bound=EvalEntry[Any])
+
+
+def _task_of(model: Model) -> str:
+    """Return the task of a model, without the part of the demonstrations that it was trained on."""
+    task = dict(model.config.get("task") or {})
+    task.pop("episodes", None)
+    return str(task)
 
 
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 "the free disk space."
             ) from error
         raise
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder ``.writing_NAME``; sync and rename it to ``target`` at the end.
+
+    The temporary folder is removed if the block raises an error. An existing ``target`` stays.
+    """
+    temporary = target.with_name(f".writing_{target.name}")
+    if temporary.exists():  # a killed program left it
+        shutil.rmtree(temporary)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync_to_disk(file)
+        sync_to_disk(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(temporary)
+        return
+    os.rename(temporary, target)
+    sync_to_disk(target.parent)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from ebt_policy.errors import OutputError
-from ebt_policy.io.atomic_write import sync_to_disk
+from ebt_policy.io.atomic_write import atomic_folder
 from ebt_policy.io.paths import reason
 from ebt_policy.models.base import CheckpointError, Model
 
@@ -38,31 +38,22 @@ def save_checkpoint(run_dir: Path, step: int, model: Model, state: dict[str, Any
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(".writing_*"):
         shutil.rmtree(leftover)
-    temporary = parent / f".writing_{step:08d}"
+    final = parent / f"step_{step:08d}"
     try:
-        temporary.mkdir()
-        model.save(temporary)
-        torch.save(state, temporary / "trainer_state.pt")
-        for file in temporary.iterdir():
-            sync_to_disk(file)
-        sync_to_disk(temporary)
+        # If it exists, it is the same step, complete and equal, from before the process was killed.
+        with atomic_folder(final) as temporary:
+            model.save(temporary)
+            torch.save(state, temporary / "trainer_state.pt")
     except (
         OSError,
         RuntimeError,
         SafetensorError,
     ) as error:  # a full disk, in three libraries
-        shutil.rmtree(temporary, ignore_errors=True)
         raise OutputError(
             f"the checkpoint of step {step:,} cannot be written into {parent} ({reason(error)}); "
             f"{shutil.disk_usage(parent).free >> 20:,} MiB are free there. Free some space, then "
             "run the same command with resume=true to resume."
         ) from error
-    final = parent / f"step_{step:08d}"
-    if final.exists():  # the same step, complete and equal, from before the process was killed
-        shutil.rmtree(temporary)
-        return final
-    os.rename(temporary, final)
-    sync_to_disk(parent)
     for old in sorted(parent.glob("step_*"))[:-2]:
         # Rename first: a kill during the removal must not leave an incomplete checkpoint.
         trash = old.with_name(f".writing_{old.name}")

@@ -22,6 +22,16 @@ from ebt_policy.training.checkpoint import newest_checkpoint
 COMPARED_SECTIONS = ("task", "model", "objective", "size", "vision", "seed", "train")
 # Options of these sections that may change, because the model learns the same, up to rounding.
 RESUMABLE_OVERRIDES = ("checkpoint_every", "eval_every", "log_every", "compile", "inference")
+# Options that later versions added -> the value that runs without them were trained with.
+ADDED_OPTIONS = {
+    "task.episodes": None,
+    "model.energy": "product",
+    "model.teacher": None,
+    **{
+        f"vision.{name}": 0.0
+        for name in ("brightness", "contrast", "saturation", "hue", "blur", "erase")
+    },
+}
 # Weights, their average (stored twice) and two moments of AdamW, in single precision, in three
 # checkpoints: two are kept while one is written.
 CHECKPOINT_BYTES_PER_PARAMETER = 3 * 20
@@ -66,7 +76,7 @@ def check_resumable(run_dir: Path, config: dict[str, Any]) -> None:
     changed = [
         f"{section}.{option}".rstrip(".")
         for section in COMPARED_SECTIONS
-        for option in _differing_options(stored.get(section), config.get(section))
+        for option in _differing_options(section, stored.get(section), config.get(section))
         if option not in RESUMABLE_OVERRIDES
     ]
     if changed:
@@ -105,10 +115,14 @@ def _stored_config(run_dir: Path) -> dict[str, Any]:
     return stored
 
 
-def _differing_options(before: Any, now: Any) -> list[str]:
+def _differing_options(section: str, before: Any, now: Any) -> list[str]:
     """Return the options of a section that differ; [""] if a section without options differs."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [] if before == now else [""]
     absent = object()
-    names = {**before, **now}
-    return [name for name in names if before.get(name, absent) != now.get(name, absent)]
+
+    def differs(name: str) -> bool:
+        default = ADDED_OPTIONS.get(f"{section}.{name}", absent)
+        return before.get(name, default) != now.get(name, absent)
+
+    return [name for name in {**before, **now} if differs(name)]

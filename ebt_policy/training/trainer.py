@@ -104,7 +104,7 @@ class Trainer:
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.is_compiled = config.compile and can_compile(accelerator.device)
         if self.is_compiled:
-            model.compile()
+            model.compile_training()
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = weight_average(model, config.ema_power)
 

@@ -84,6 +84,7 @@ class RosNode:
         self._executor = executors.SingleThreadedExecutor(context=self._context)
         self._shutdown_error = executors.ExternalShutdownException
         self._executor.add_node(self.node)
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._spin, daemon=True, name=name)
 
     def start(self) -> None:
@@ -91,7 +92,7 @@ class RosNode:
         self._thread.start()
 
     def _spin(self) -> None:
-        while self._context.ok():
+        while self._context.ok() and not self._ended.is_set():
             with contextlib.suppress(self._shutdown_error):
                 self._executor.spin_once(timeout_sec=0.1)
 
@@ -101,8 +102,10 @@ class RosNode:
 
     def close(self) -> None:
         """Stop spinning and destroy the node."""
-        self._context.try_shutdown()
+        # Callbacks end before the publishers that they use are destroyed.
+        self._ended.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2.0)
+        self._context.try_shutdown()
         self._executor.shutdown(timeout_sec=0.0)
         self.node.destroy_node()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,11 @@ OBSERVATION_TRANSFORMS: Registry[Callable[[np.ndarray], np.ndarray]] = Registry(
 # Agent, block and angle (5,) -> keypoints of the block and agent (20,).
 OBSERVATION_TRANSFORMS.register("push_t_keypoints")(push_t.observation)
 SECTION = "robot.driver"
+# Names of the other columns of a recording (see `recorder.Layout`).
+RESERVED_NAMES = (
+    *("obs", "state", "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time"),
+    *("late", "age", "latency", "energy", "surprise", "cost", "human", "steps"),
+)
 
 
 class SimNodeStatus(NamedTuple):
@@ -77,6 +83,7 @@ class RosTopics:
 
     Args:
         observe: name -> options of `ObservedTopic`. An image topic is the camera of that name.
+            Topics that are not in ``obs`` are recorded under their names.
         obs: names of the observed topics that form "obs", in order.
         position: name of the observed topic that measures the robot's position.
         command: options of `CommandTopic`.
@@ -123,6 +130,11 @@ class RosTopics:
         for name in (*self.obs, self.position):
             if name not in observed:
                 raise ConfigError(f"{SECTION}.observe has no {name}; it has {', '.join(observed)}.")
+        if reserved := sorted(set(self._others) & set(RESERVED_NAMES)):
+            raise ConfigError(
+                f"{SECTION}.observe.{reserved[0]}: recordings use this name; give the topic "
+                "another one."
+            )
         if self.transform is not None:
             OBSERVATION_TRANSFORMS.get(self.transform)
         if not 0 < self.connect_s < math.inf:
@@ -135,6 +147,8 @@ class RosTopics:
     def observation_values(self, readings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the values of an `Observation`; "state" is "obs" before the transform.
 
+        Cameras and topics that are not in "obs" have their own names.
+
         Args:
             readings: name of an observed topic -> result of `ObservedTopic.read`.
         """
@@ -143,8 +157,12 @@ class RosTopics:
             values["state"] = low_dim
             low_dim = OBSERVATION_TRANSFORMS.get(self.transform)(low_dim)
         values["obs"] = np.asarray(low_dim, dtype=np.float32)
-        cameras = {name: readings[name] for name, topic in self.observed.items() if topic.is_image}
-        return values | cameras
+        return values | {name: readings[name] for name in self._others}
+
+    @cached_property
+    def _others(self) -> list[str]:
+        """The observed topics that are neither part of "obs" nor the position."""
+        return [name for name in self.observed if name not in (*self.obs, self.position)]
 
 
 def parse_topics(driver: dict[str, Any]) -> RosTopics | None:

@@ -36,6 +36,9 @@ class SimRobot(SimulatedDriver):
         command_s: time without a command after which the robot holds, s.
         render: whether frames can be rendered.
 
+    Attributes:
+        scene: the environment, without wrappers.
+
     Raises:
         ConfigError: the environment has no `advance`, or `command_s` is not positive.
     """
@@ -46,8 +49,8 @@ class SimRobot(SimulatedDriver):
         if not command_s > 0:
             raise ConfigError(f"robot.watch.command_s must be positive, got {command_s}.")
         self._env = spec.make("rgb_array" if render else None)
-        self._scene: Any = self._env.unwrapped
-        if not hasattr(self._scene, "advance"):
+        self.scene: Any = self._env.unwrapped
+        if not hasattr(self.scene, "advance"):
             raise ConfigError(
                 f"robot.driver.env_id={spec.env_id} cannot be a robot: it has no method `advance`, "
                 "which simulates parts of a step."
@@ -98,16 +101,23 @@ class SimRobot(SimulatedDriver):
         """The state of the environment, which describes the whole scene."""
         with self._lock:
             self._pass_time()
-            return self._scene.get_state()
+            return self.scene.get_state()
+
+    @property
+    def position(self) -> np.ndarray:
+        """The position (A,) as in an observation, without rendering cameras."""
+        with self._lock:
+            self._pass_time()
+            return self.scene.hold_action()
 
     def read(self) -> Observation:
         with self._lock:
             self._check_connected()
             self._pass_time()
-            obs = self._scene.get_obs()
+            obs = self.scene.get_obs()
             values = {**(obs if isinstance(obs, dict) else {"obs": obs})}
-            values["state"] = self._scene.get_state()
-            return Observation(values, self._scene.hold_action(), self._time)
+            values["state"] = self.scene.get_state()
+            return Observation(values, self.scene.hold_action(), self._time)
 
     def send(self, command: np.ndarray, due: float) -> None:
         with self._lock:
@@ -148,14 +158,14 @@ class SimRobot(SimulatedDriver):
         self._simulate(now)
 
     def _simulate(self, end_time: float) -> None:
-        step = self._scene.physics_dt
+        step = self.scene.physics_dt
         count = int((end_time - self._time) / step + ROUNDING_SLACK)
         if count <= 0:
             return
         self._time += count * step
-        self._scene.advance(self._target, count)
-        reward, solved = self._scene.compute_reward()
+        self.scene.advance(self._target, count)
+        reward, solved = self.scene.compute_reward()
         self._score, self._solved = max(self._score, reward), self._solved or solved
 
     def _hold(self) -> None:
-        self._target, self._holding = self._scene.hold_action(), True
+        self._target, self._holding = self.scene.hold_action(), True

@@ -1,13 +1,15 @@
-"""Conversion of ROS 2 bags into episodes for training."""
+"""Conversion of ROS 2 bags."""
 
 import re
 
 import numpy as np
 import pytest
 
+from ebt_policy.convert import main
+from ebt_policy.data.dataset import Role, open_dataset
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.convert_bags import convert, main
+from ebt_policy.real_robot.bags import write_bags
 from ebt_policy.real_robot.robots import load_robot
 
 pytestmark = pytest.mark.ros
@@ -88,7 +90,7 @@ def write_bag(path, storage=StoragePlugin.MCAP, **changes):
 @pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
 def test_bags_become_demonstrations(tmp_path, storage):
     bags = [write_bag(tmp_path / f"bag{i}", storage=storage) for i in range(2)]
-    convert(bags, load_robot("ros2_push_t"), tmp_path / "store")
+    write_bags(bags, load_robot("ros2_push_t"), tmp_path / "store")
     demonstrations, _ = load_push_t(path=str(tmp_path / "store"))
     assert len(demonstrations) == 2
     episode = demonstrations.episode(1)
@@ -101,31 +103,63 @@ def test_bags_become_demonstrations(tmp_path, storage):
     assert (ahead >= 3).all() and (ahead <= 11).all()
 
 
-def test_convert_command_and_unreadable_bags(tmp_path, call_entry):
-    bag, output = write_bag(tmp_path / "bag"), tmp_path / "store.zip"
-    code, error = call_entry(main, "robot=ros2_push_t", f"bag={bag}", f"output={output}")
-    assert code == 0 and output.exists(), error
+@pytest.mark.parametrize("name", ["lerobot", "store.zip", "demos.hdf5"])
+def test_command_writes_every_format(tmp_path, call_entry, name):
+    if name == "lerobot":
+        pytest.importorskip("pyarrow")
+    if name == "demos.hdf5":
+        pytest.importorskip("h5py")
+    bags, output = [write_bag(tmp_path / f"bag{i}") for i in range(2)], tmp_path / name
+    code, error = call_entry(main, *map(str, bags), str(output), "robot=ros2_push_t")
+    assert code == 0, error
+    with open_dataset(output) as dataset:
+        assert len(dataset) == 2 and dataset.fps == 10
+        action = next(f for f in dataset.features.values() if f.role is Role.ACTION)
+        assert name == "demos.hdf5" or action.entries == ("x", "y")
+        np.testing.assert_allclose(np.diff(dataset.read(1, [action.name])[action.name][:, 0]), 5,
+                                   atol=0.01)  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"bag0", "bag1", name}  # nothing is left
+
+
+def test_unusable_arguments_for_bags(tmp_path, call_entry):
+    bag, output = str(write_bag(tmp_path / "bag")), str(tmp_path / "new")
+    store = str(tmp_path / "store.zarr")
+    for arguments, message in (
+        ((bag, output), "bags need robot=NAME"),
+        ((bag, output, "robot=ros2_push_t", "fps=5"), "bags have the rate of the robot"),
+        ((bag, bag, "robot=ros2_push_t"), "exists; give a new file"),
+        ((bag, output, "robot=ros2_push_t", "max_gap_s=0"), "max_gap_s must be positive"),
+        ((bag, output, "robot=sim_push_t"), "sim_push_t has no topics"),
+        ((bag, store, output, "robot=ros2_push_t"), "store.zarr does not exist"),
+        ((store, store, output), "2 sources, of which none is a bag"),
+        ((store, output, "robot=ros2_push_t"), "robot= is for bags"),
+    ):
+        code, error = call_entry(main, *arguments)
+        assert code == 2 and message in error, (arguments, error)
+    assert {path.name for path in tmp_path.iterdir()} == {"bag"}
+
+
+def test_unreadable_bags(tmp_path):
+    bag = write_bag(tmp_path / "bag")
     robot = load_robot("ros2_push_t")
     with pytest.raises(ConfigError, match="in the frame 'map', not 'table'"):
-        convert([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
+        write_bags([write_bag(tmp_path / "other", frame="map")], robot, tmp_path / "x")
     with pytest.raises(ConfigError, match="no messages on /push_t/command"):
-        convert([write_bag(tmp_path / "silent", commands=False)], robot, tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"bag=.* does not exist"):
-        convert([tmp_path / "nowhere"], robot, tmp_path / "x")
+        write_bags([write_bag(tmp_path / "silent", commands=False)], robot, tmp_path / "x")
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        write_bags([tmp_path / "nowhere"], robot, tmp_path / "x")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metadata.yaml").write_text("nonsense: [")
     with pytest.raises(ConfigError, match="cannot be read"):
-        convert([tmp_path / "broken"], robot, tmp_path / "x")
+        write_bags([tmp_path / "broken"], robot, tmp_path / "x")
     with pytest.raises(ConfigError, match="sim_push_t has no topics"):
-        convert([bag], load_robot("sim_push_t"), tmp_path / "x")
+        write_bags([bag], load_robot("sim_push_t"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    code, error = call_entry(main, "robot=ros2_push_t")
-    assert code == 2 and "missing required option bag=BAG or output=STORE" in error
 
 
 def assert_refused(tmp_path, message, bag, **options):
     with pytest.raises(ConfigError, match=message) as caught:
-        convert([bag], load_robot("ros2_push_t"), tmp_path / "store", **options)
+        write_bags([bag], load_robot("ros2_push_t"), tmp_path / "store", **options)
     assert str(bag) in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
 
@@ -165,7 +199,7 @@ def test_unrelated_topics_are_ignored(tmp_path):
         for topic, seconds, message in motion():
             raw = STORE.serialize_cdr(message, NAMES[topic])
             writer.write(links[topic], int(seconds * 1e9), raw)
-    assert len(convert([path], load_robot("ros2_push_t"), tmp_path / "store")) == 1
+    assert len(write_bags([path], load_robot("ros2_push_t"), tmp_path / "store")) == 1
 
 
 def test_message_types_with_another_definition_are_refused(tmp_path):
@@ -187,7 +221,7 @@ def test_commands_that_end_too_early_are_a_one_line_error(tmp_path):
 @pytest.mark.parametrize("jump", [86_400, 1.7e9, -900])
 def test_bag_is_cut_at_jumps_of_the_clock(tmp_path, jump, caplog):
     bag = write_bag(tmp_path / "bag", clock=lambda t: 1000 + t + (jump if t >= 1.5 else 0))
-    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    episodes = write_bags([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert re.search(r"cut into 2 episodes .* s without /push_t/", caplog.text)
     assert len(episodes) == 2 and 26 <= episodes.ends[-1] <= 30
     for i in range(2):  # no row lies between the two parts
@@ -201,17 +235,17 @@ def test_silent_topics_split_the_episode(tmp_path, caplog):
         return not 0.5 <= t < 1.8
 
     bag = write_bag(tmp_path / "bag", blocks=blocks)
-    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    episodes = write_bags([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert "longest gap is 1.32 s without /push_t/block, 0.48 s from" in caplog.text
     assert len(episodes) == 2 and 14 <= episodes.ends[-1] <= 17
-    uncut = convert([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
+    uncut = write_bags([bag], load_robot("ros2_push_t"), tmp_path / "whole", max_gap_s=2)
     assert len(uncut) == 1 and uncut.ends[-1] >= 29
     bag = write_bag(tmp_path / "lost", blocks=lambda t: t < 0.5)  # commands continue
-    episodes = convert([bag], load_robot("ros2_push_t"), tmp_path / "store")
+    episodes = write_bags([bag], load_robot("ros2_push_t"), tmp_path / "store")
     assert "cut into 1 episodes" in caplog.text
     assert episodes.ends[-1] <= 6
     bag = write_bag(tmp_path / "once", blocks=lambda t: t == 0)
-    assert len(convert([bag], load_robot("ros2_push_t"), tmp_path / "store", max_gap_s=3)) == 1
+    assert len(write_bags([bag], load_robot("ros2_push_t"), tmp_path / "store", max_gap_s=3)) == 1
     assert_refused(tmp_path / "x", r"has no episode: .* max_gap_s=1 \(", bag)
     assert "cut into 0 episodes" in caplog.text
 
@@ -221,10 +255,10 @@ def test_messages_are_sorted_by_time(tmp_path, storage):
     robot = load_robot("ros2_push_t")
     shuffled = list(motion())
     np.random.default_rng(0).shuffle(shuffled)
-    mixed = convert(
+    mixed = write_bags(
         [write_messages(tmp_path / "a", shuffled, storage=storage)], robot, tmp_path / "x"
     )
-    plain = convert([write_bag(tmp_path / "b")], robot, tmp_path / "y")
+    plain = write_bags([write_bag(tmp_path / "b")], robot, tmp_path / "y")
     for key, rows in plain.arrays.items():
         np.testing.assert_array_equal(mixed.arrays[key], rows)
 
@@ -243,7 +277,7 @@ def test_all_unreadable_bags_are_listed(tmp_path):
     nan = [("/push_t/agent", 1000.2, joints(0, (np.nan, 0.2)))]
     bad = write_messages(tmp_path / "nan", [*motion(), *nan])
     with pytest.raises(ConfigError) as caught:
-        convert([tmp_path / "a", good, bad, tmp_path / "b"], robot, tmp_path / "store")
+        write_bags([tmp_path / "a", good, bad, tmp_path / "b"], robot, tmp_path / "store")
     for message in (
         "does not exist",
         "/a does",
@@ -257,8 +291,6 @@ def test_all_unreadable_bags_are_listed(tmp_path):
 
 @pytest.mark.parametrize("limit", ["0", "-1", ".nan", ".inf", "long", "null"])
 def test_max_gap_must_be_positive(tmp_path, limit, call_entry):
-    bag = f"bag={write_bag(tmp_path / 'bag')}"
-    code, error = call_entry(
-        main, "robot=ros2_push_t", bag, f"output={tmp_path / 'store'}", f"max_gap_s={limit}"
-    )
-    assert code == 2 and "max_gap_s must be positive" in error
+    paths = [str(write_bag(tmp_path / "bag")), str(tmp_path / "store")]
+    code, error = call_entry(main, *paths, "robot=ros2_push_t", f"max_gap_s={limit}")
+    assert code == 2 and "max_gap_s must be" in error

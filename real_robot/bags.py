@@ -1,11 +1,9 @@
-"""Conversion of ROS 2 bags to episodes.
+"""Episodes of ROS 2 bags.
 
-    python -m ebt_policy.real_robot.convert_bags robot=ros2_push_t bag=BAG output=STORE
-
-The conversion samples the observed and commanded topics of the robot's configuration at the robot's
-rate. Bags are MCAP or SQLite files. `rosbags` reads them, so ROS is not needed. ``bag=`` may be
-repeated. A bag becomes one episode, or several: it is cut where an observed topic has no message
-for longer than ``max_gap_s``. The time of a message is its time of recording.
+The observed and commanded topics of the robot's configuration are sampled at the robot's rate. Bags
+are MCAP or SQLite files. `rosbags` reads them, so ROS is not needed. A bag becomes one episode, or
+several: it is cut where an observed topic has no message for longer than ``max_gap_s``. The time of
+a message is its time of recording.
 """
 
 from __future__ import annotations
@@ -16,15 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
-from ebt_policy.cli import Entry, run_entry
-from ebt_policy.config import options
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes, check_episodes
 from ebt_policy.errors import ConfigError, UserError
-from ebt_policy.io.output import output_store
 from ebt_policy.io.paths import listed, reason
 from ebt_policy.real_robot.drivers.ros_messages import CommandTopic, ObservedTopic
 from ebt_policy.real_robot.drivers.ros_node import MESSAGE_PACKAGES
@@ -32,7 +26,6 @@ from ebt_policy.real_robot.drivers.ros_topics import RosTopics, parse_topics
 from ebt_policy.real_robot.errors import MessageError
 from ebt_policy.real_robot.robots import Robot
 
-console = Console()
 logger = logging.getLogger(__name__)
 
 COMMAND = "command "  # The space keeps it distinct from the name of an observed topic.
@@ -121,9 +114,9 @@ def _read_messages(bag: Path, topics: RosTopics) -> dict[str, list[tuple[float, 
         from rosbags.rosbag2 import Reader
         from rosbags.typesys import Stores, get_typestore
     except ModuleNotFoundError as error:
-        raise ConfigError("bag= needs rosbags: pip install rosbags.") from error
+        raise ConfigError("bags need rosbags: pip install 'ebt_policy[ros]'.") from error
     if not bag.exists():
-        raise ConfigError(f"bag={bag} does not exist.")
+        raise ConfigError(f"{bag} does not exist.")
     sources: dict[str, ObservedTopic | CommandTopic] = {
         **topics.observed,
         COMMAND: topics.commanded,
@@ -197,10 +190,15 @@ def _find_spans(
     return spans
 
 
-def convert(
+def is_bag(path: Path) -> bool:
+    """Return whether a path looks like a bag: a folder of rosbag2, or an MCAP or SQLite file."""
+    return path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file()
+
+
+def write_bags(
     bags: Sequence[Path], robot: Robot, output: Path, max_gap_s: float = MAX_GAP_S
 ) -> Episodes:
-    """Convert bags to one episode store, and return its episodes.
+    """Write the episodes of bags to an episode store, and return them.
 
     Args:
         bags: paths of the bags.
@@ -231,34 +229,3 @@ def convert(
     episodes = Episodes(arrays, ends, attributes)
     write_episodes(output, episodes)
     return episodes
-
-
-def _run(config: dict[str, Any], _overrides: Sequence[str]) -> None:
-    robot = options(Robot, config["robot"], "robot")
-    if not config["bag"] or not config["output"]:
-        raise ConfigError("missing required option bag=BAG or output=STORE.")
-    bags = [config["bag"]] if isinstance(config["bag"], str) else config["bag"]
-    output = Path(config["output"])
-    with output_store(output, "output"):
-        episodes = convert([Path(bag) for bag in bags], robot, output, config["max_gap_s"])
-    num_steps = int(episodes.ends[-1])
-    console.print(f"{output}: {len(episodes)} episodes, {num_steps} steps", soft_wrap=True)
-
-
-def main() -> None:
-    """Run the command line."""
-    run_entry(
-        Entry(
-            "python -m ebt_policy.real_robot.convert_bags",
-            "convert_bags",
-            "Convert ROS 2 bags to an episode store for training.",
-            ("robot=ros2_push_t bag=monday bag=tuesday.mcap output=demos/bags",),
-            _run,
-            help_choices=("robot=ros2_push_t",),
-            repeated=("bag",),
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()
