@@ -9,12 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 from ebt_policy.envs.manipulation_env import ManipulationEnv
-from ebt_policy.envs.rendering import choose_backend
+from ebt_policy.envs.rendering import import_mujoco
 
-choose_backend()  # MuJoCo reads the backend when it is imported.
-import mujoco as _mujoco  # noqa: E402
-
-mujoco: Any = _mujoco  # its compiled modules have no type stubs
+mujoco = import_mujoco()
 _DYNAMICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all values that the next step depends on
 
 

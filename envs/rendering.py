@@ -6,9 +6,12 @@ only when the first frame is rendered, so a child process tests each backend fir
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import subprocess
 import sys
+from typing import Any
 
 from ebt_policy.envs.errors import RenderingError
 
@@ -21,7 +24,7 @@ _TIMEOUT_S = 60.0
 def choose_backend() -> str:
     """Set MUJOCO_GL to the first backend that works, unless it is already set.
 
-    Call it before MuJoCo is imported. On systems other than Linux, MuJoCo has only one backend and
+    Call it before MuJoCo is imported (see `import_mujoco`). On systems other than Linux, MuJoCo has only one backend and
     the variable is not changed.
 
     Returns:
@@ -31,7 +34,24 @@ def choose_backend() -> str:
     if not backend and sys.platform == "linux":
         backend = next((name for name in BACKENDS if _works(name)), NO_BACKEND)
         os.environ["MUJOCO_GL"] = backend  # Child processes inherit it and skip the test.
+    if "torch" in sys.modules and "mujoco" not in sys.modules and backend in BACKENDS:
+        # Mesa (EGL or OSMesa) and PyTorch's compiler have an LLVM each. The process crashes if
+        # PyTorch's is loaded second, for example when a policy is loaded after the environment.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
     return backend
+
+
+def import_mujoco() -> Any:
+    """Return the module mujoco, imported after `choose_backend`.
+
+    All code imports MuJoCo here, so that frames can be rendered whoever imports it first.
+
+    Raises:
+        ModuleNotFoundError: MuJoCo is not installed.
+    """
+    choose_backend()
+    return importlib.import_module("mujoco")
 
 
 def require_rendering() -> None:

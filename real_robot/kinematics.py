@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ebt_policy.envs.rendering import import_mujoco
 from ebt_policy.real_robot.errors import SafetyError
 
 
@@ -27,7 +26,7 @@ def tool_kinematics(
             model lacks a name.
     """
     try:
-        mujoco: Any = importlib.import_module("mujoco")
+        mujoco = import_mujoco()
     except ModuleNotFoundError as error:
         raise SafetyError(
             "robot.limits: workspace.model needs MuJoCo: pip install 'ebt_policy[robomimic]'."

@@ -1,5 +1,7 @@
 """Limits of a robot, parsed from its configuration."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -70,8 +72,8 @@ def test_workspace_includes_its_boundary():
 
 
 @pytest.mark.robomimic
+@pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs MuJoCo")
 def test_workspace_of_joints_uses_forward_kinematics(tmp_path):
-    pytest.importorskip("mujoco")
     arm = tmp_path / "arm.xml"
     arm.write_text(
         '<mujoco><worldbody><body name="upper"><joint name="shoulder" axis="0 0 1"/>'

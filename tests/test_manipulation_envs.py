@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from functools import cache
@@ -161,6 +162,46 @@ def test_unknown_scene_error_lists_known_scenes():
     pytest.importorskip("metaworld")
     with pytest.raises(ValueError, match=r"has no task 'fold'; task\.scene may be assembly"):
         gymnasium.make("ebt_policy/MetaWorld-reach-v3", scene="fold")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs MuJoCo")
+def test_frames_can_be_rendered_after_the_kinematics_of_an_arm(tmp_path):
+    if not can_render():
+        pytest.skip("rendering does not work here")
+    arm = tmp_path / "arm.xml"
+    arm.write_text('<mujoco><worldbody><site name="tool"/></worldbody></mujoco>')
+    program = (
+        "from ebt_policy.real_robot.kinematics import tool_kinematics\n"
+        f"tool_kinematics({str(arm)!r}, 'tool', [])\n"
+        "from ebt_policy.envs.mujoco_env import mujoco\n"
+        f"mujoco.Renderer(mujoco.MjModel.from_xml_path({str(arm)!r}), 16, 16).render()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.robomimic
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", rendering.BACKENDS)
+def test_a_policy_can_be_loaded_after_rendering(backend):
+    """Mesa and PyTorch's compiler each have an LLVM, and the order of loading matters."""
+    pytest.importorskip("robosuite")
+    if not rendering._works(backend):
+        pytest.skip(f"{backend} does not work")
+    program = (
+        "import torch\n"
+        "from ebt_policy.envs.env_spec import EnvSpec\n"
+        "kwargs = {'actions': 'absolute', 'cameras': ['agentview']}\n"
+        "EnvSpec('ebt_policy/Lift-v0', 10, kwargs=kwargs).make().reset(seed=0)\n"
+        "import torch._dynamo\n"
+        "print('alive')\n"
+    )
+    environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.stdout.endswith("alive\n"), result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
