@@ -24,8 +24,8 @@ _TIMEOUT_S = 60.0
 def choose_backend() -> str:
     """Set MUJOCO_GL to the first backend that works, unless it is already set.
 
-    Call it before MuJoCo is imported (see `import_mujoco`). On systems other than Linux, MuJoCo has only one backend and
-    the variable is not changed.
+    Call it before MuJoCo is imported (see `import_mujoco`). On systems other than Linux, MuJoCo has
+    only one backend and the variable is not changed.
 
     Returns:
         The name of the backend, "disable" if none works, or "" on systems other than Linux.

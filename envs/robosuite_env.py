@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ebt_policy.envs.errors import EnvError
+from ebt_policy.envs.joint_actions import joint_goals, joint_positions
 from ebt_policy.envs.manipulation_env import ExpertFn, ManipulationEnv
 from ebt_policy.envs.rendering import choose_backend
 from ebt_policy.envs.robosuite_tasks import (
@@ -29,12 +30,21 @@ from ebt_policy.envs.robosuite_tasks import (
 choose_backend()  # robosuite imports MuJoCo, which reads the backend at import.
 logging.disable(logging.WARNING)  # robosuite warns about optional files and robots at import.
 import robosuite  # noqa: E402
-from robosuite.controllers import load_composite_controller_config  # noqa: E402
+from robosuite.controllers import (  # noqa: E402
+    load_composite_controller_config,
+    load_part_controller_config,
+)
 
 logging.disable(logging.NOTSET)
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-POSITION_BOUND = 2.0  # m, largest absolute coordinate in an absolute action
+# Action type -> largest absolute values of an action of one arm.
+ACTION_BOUNDS = {
+    "delta": [1.0] * 7,
+    "absolute": [2.0] * 3 + [1.0] * 7,  # position, m
+    "joints": [4.0] * 7 + [1.0],  # rad
+}
+JOINT_STIFFNESS = 150.0  # 1/s^2, as in the operational-space controller
 MAX_PUSH_STEPS = 40  # A push against an obstacle ends after this many control periods.
 OBSERVATION_VERSION = "1.5"  # robosuite version, which determines the layout of "object"
 
@@ -47,12 +57,13 @@ class RobosuiteEnv(ManipulationEnv):
     0.5 rad), gripper (-1 opens, 1 closes), in the world frame.
     Action "absolute", (10,) for each arm: goal position (m), the first two columns of the goal's
     rotation matrix, gripper, in the world frame.
+    Action "joints", (8,) for each arm: goal positions of the joints (rad), gripper.
     State: time, qpos, qvel, as in robomimic's files. It lacks the controllers' preferred posture,
     which depends on the seed. Trajectories from a restored state therefore differ slightly.
 
     Args:
         scene: a key of `SCENES`.
-        actions: "delta" or "absolute".
+        actions: "delta", "absolute" or "joints".
         cameras, image_size, render_mode: as in `ManipulationEnv`.
     """
 
@@ -68,20 +79,21 @@ class RobosuiteEnv(ManipulationEnv):
     ) -> None:
         if scene not in SCENES:
             raise EnvError(f"task.scene must be one of {', '.join(SCENES)}, got {scene!r}.")
-        if actions not in ("delta", "absolute"):
-            raise EnvError(f'task.actions must be "delta" or "absolute", got {actions!r}.')
-        self._name, self.scene = scene, SCENES[scene]
-        self.absolute = actions == "absolute"
-        self.proprioception = 9 * self.scene.arms
-        bound = [POSITION_BOUND] * 3 + [1.0] * 7 if self.absolute else [1.0] * 7
-        high = np.tile(np.array(bound, dtype=np.float32), self.scene.arms)
+        if actions not in ACTION_BOUNDS:
+            raise EnvError(
+                f"the actions of robosuite's tasks are {', '.join(ACTION_BOUNDS)}, got {actions!r}."
+            )
+        self._name, self.scene, self.actions = scene, SCENES[scene], actions
+        joints = {"joint_pos": 7 * self.scene.arms} if actions == "joints" else {}
+        self.proprioception = 9 * self.scene.arms + sum(joints.values())
+        high = np.tile(np.array(ACTION_BOUNDS[actions], dtype=np.float32), self.scene.arms)
         # Some objects have random sizes that are sampled once, here. The fixed seed makes them
         # equal in all environments.
         with _numpy_seed(0):
             self.sim_env: Any = robosuite.make(
                 self.scene.env_name,
                 robots=["Panda"] * self.scene.arms,
-                controller_configs=controllers(absolute=self.absolute),
+                controller_configs=controllers(actions),
                 has_renderer=False,
                 has_offscreen_renderer=bool(cameras) or render_mode is not None,
                 use_camera_obs=False,
@@ -99,7 +111,7 @@ class RobosuiteEnv(ManipulationEnv):
         }
         self._object: Any = grasped_objects[scene]() if scene in grasped_objects else None
         super().__init__(
-            spaces.Box(-high, high), layout(self.scene), self.sim_env.sim.model.camera_names,
+            spaces.Box(-high, high), joints | layout(self.scene), sim.sim.model.camera_names,
             grasps=scene in grasped_objects,
             cameras=cameras, image_size=image_size, render_mode=render_mode,
         )  # fmt: skip
@@ -118,11 +130,7 @@ class RobosuiteEnv(ManipulationEnv):
                 "use human demonstrations."
             )
         act = EXPERTS[self._name](self.sim_env, rng)
-        return (
-            (lambda: absolute_actions(self.robosuite_observations(), act()))
-            if self.absolute
-            else act
-        )
+        return lambda: self._convert(act())
 
     def holding(self) -> bool:
         gripper = self.sim_env.robots[0].gripper["right"]
@@ -136,7 +144,7 @@ class RobosuiteEnv(ManipulationEnv):
         for _ in range(MAX_PUSH_STEPS):
             if np.linalg.norm(current["robot0_eef_pos"] - start["robot0_eef_pos"]) >= distance:
                 break
-            self._apply_action(absolute_actions(current, relative) if self.absolute else relative)
+            self._apply_action(self._convert(relative))
             current = self.robosuite_observations()
 
     def _object_position(self) -> np.ndarray:
@@ -164,7 +172,16 @@ class RobosuiteEnv(ManipulationEnv):
 
     def _apply_action(self, action: np.ndarray) -> None:
         self._grip = float(action[-1])
-        self.sim_env.step(from_six_dimensional(action) if self.absolute else action)
+        self.sim_env.step(self._controller_input(action))
+
+    def _convert(self, relative: np.ndarray) -> np.ndarray:
+        """Convert a relative action (7 * arms,) to the actions of this environment."""
+        if self.actions == "absolute":
+            return absolute_actions(self.robosuite_observations(), relative)
+        return joint_goals(self.sim_env, relative) if self.actions == "joints" else relative
+
+    def _controller_input(self, action: np.ndarray) -> np.ndarray:
+        return from_six_dimensional(action) if self.actions == "absolute" else action
 
     @property
     def physics_dt(self) -> float:
@@ -172,18 +189,18 @@ class RobosuiteEnv(ManipulationEnv):
         return float(self.sim_env.model_timestep)
 
     def advance(self, action: np.ndarray, steps: int) -> None:
-        """Simulate `steps` steps of `physics_dt` with an absolute action (A,).
+        """Simulate `steps` steps of `physics_dt` with a goal (A,).
 
         Raises:
             EnvError: the environment has relative actions. Each call would add another motion.
         """
-        if not self.absolute:
+        if self.actions == "delta":
             raise EnvError(
                 "actions=delta cannot be executed in parts of a control period; use "
-                "actions=absolute (robot.driver.kwargs.actions)."
+                "actions=absolute or actions=joints (robot.driver.kwargs.actions)."
             )
         self._grip = float(action[-1])
-        goal, sim = from_six_dimensional(action), self.sim_env.sim
+        goal, sim = self._controller_input(action), self.sim_env.sim
         for i in range(steps):
             sim.step1()
             self.sim_env._pre_action(goal, policy_step=i == 0)
@@ -195,11 +212,8 @@ class RobosuiteEnv(ManipulationEnv):
         return self._task_progress(solved), solved
 
     def hold_action(self) -> np.ndarray:
-        """Return the absolute action that keeps the arms at their current poses."""
-        zero_motion = [0.0] * 6 + [self._grip]
-        return absolute_actions(
-            self.robosuite_observations(), np.array(zero_motion * self.scene.arms)
-        )
+        """Return the goal that keeps the arms at their current poses."""
+        return self._convert(np.array(([0.0] * 6 + [self._grip]) * self.scene.arms))
 
     def robosuite_observations(self) -> dict[str, np.ndarray]:
         """Return robosuite's observations of the current scene, name -> array."""
@@ -210,7 +224,10 @@ class RobosuiteEnv(ManipulationEnv):
         return {**observations, "object": observations["object-state"]}
 
     def _low_dim_observation(self) -> np.ndarray:
-        return observation(self.scene, self.robosuite_observations(), OBSERVATION_VERSION)
+        observed = observation(self.scene, self.robosuite_observations(), OBSERVATION_VERSION)
+        if self.actions != "joints":
+            return observed
+        return np.concatenate([joint_positions(self.sim_env).astype(np.float32), observed])
 
     def get_state(self) -> np.ndarray:
         return np.asarray(self.sim_env.sim.get_state().flatten(), dtype=np.float64)
@@ -219,16 +236,21 @@ class RobosuiteEnv(ManipulationEnv):
         return bool(self.sim_env._check_success())
 
 
-def controllers(*, absolute: bool) -> dict[str, Any]:
-    """Return the operational-space controllers of a Panda, as in robomimic's data sets.
+def controllers(actions: str) -> dict[str, Any]:
+    """Return the controllers of a Panda for a type of actions, a key of `ACTION_BOUNDS`.
 
-    Args:
-        absolute: whether actions are goal poses instead of relative motions.
+    The operational-space controllers are those of robomimic's data sets.
     """
     config: Any = load_composite_controller_config(robot="Panda")
-    for part_config in config["body_parts"].values():
-        part_config["input_ref_frame"] = "world"
-        part_config["input_type"] = "absolute" if absolute else "delta"
+    for name, part in config["body_parts"].items():
+        if actions == "joints":
+            joint_controller: Any = load_part_controller_config(default_controller="JOINT_POSITION")
+            config["body_parts"][name] = joint_controller | {
+                "input_type": "absolute", "kp": JOINT_STIFFNESS, "gripper": part["gripper"],
+            }  # fmt: skip
+        else:
+            part["input_ref_frame"] = "world"
+            part["input_type"] = "absolute" if actions == "absolute" else "delta"
     return config
 
 

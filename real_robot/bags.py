@@ -225,7 +225,8 @@ def write_bags(
         for name in recordings[0]
     }
     ends = np.cumsum([len(recording["action"]) for recording in recordings])
-    attributes = {"rate_hz": robot.rate_hz, "robot": robot.name, "action_names": robot.action}
+    names = {**_topics_of(robot).value_names, "action": list(robot.action)}
+    attributes = {"rate_hz": robot.rate_hz, "robot": robot.name, "names": names}
     episodes = Episodes(arrays, ends, attributes)
     write_episodes(output, episodes)
     return episodes

@@ -133,6 +133,7 @@ class EpisodeRunner:
                 observation.values, self.robot.action, rate_hz, name,
                 has_costs=bool(self.robot.costs),
                 has_human=is_new or "human" in stored_shapes(self._store),
+                value_names=self.driver.value_names,
             )  # fmt: skip
             self.recorder = Recorder(self._store, layout, self._max_ticks)
         self.source.warm_up(observation.values, observation.position)

@@ -14,12 +14,12 @@ from ebt_policy.real_robot.errors import SafetyError
 def tool_kinematics(
     model: str, site: str, joints: Sequence[str]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from joint positions (A,), rad or m, to the position of a site (3,), m.
+    """Return a function from joint positions (n,), rad or m, to the position of a site (3,), m.
 
     Args:
         model: path of a MuJoCo XML or URDF file.
         site: name of a site of the model, or of a body (a URDF has no sites).
-        joints: names of joints of the model, in the order of the action.
+        joints: names of the n joints of the model, in the order of the positions.
 
     Raises:
         SafetyError: MuJoCo is not installed, the file does not exist or is not a model, or the
@@ -45,7 +45,9 @@ def tool_kinematics(
         index = mujoco.mj_name2id(arm, mujoco.mjtObj.mjOBJ_JOINT, name)
         if index < 0:
             raise SafetyError(
-                f"robot.limits: workspace.model={model} has no joint {name} (from robot.action)."
+                f"robot.limits: workspace.model={model} has no joint {name} (from robot.action). "
+                "If the action has other entries, such as a gripper, list the joints in "
+                "workspace.joints."
             )
         joint_addresses.append(int(arm.jnt_qposadr[index]))
     indices = {

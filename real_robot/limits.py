@@ -15,6 +15,7 @@ from ebt_policy.renamed_options import RENAMED_OPTIONS
 
 ForwardKinematics = Callable[[np.ndarray], np.ndarray]  # command (A,) -> tool position (3,), m
 LIMIT_NAMES = ("position", "velocity", "acceleration", "max_tracking_error", "workspace")
+TOOL_WORKSPACE = ("model", "site", "joints", "box")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def parse_limits(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
         workspace: {x: [low, high], ...}
 
     ``workspace`` has the entries of the action that are positions in space (m or px). A joint-space
-    robot has ``{model: arm.xml, site: tool, box: [[low, high], x3]}`` instead, and its names are
-    joints of that MuJoCo model.
+    robot has ``{model: arm.xml, site: tool, box: [[low, high], x3]}`` instead. Its names are joints
+    of that MuJoCo model, or those of them that ``joints`` lists, if the action has a gripper.
 
     Args:
         section: name of a limit -> its value.
@@ -155,11 +156,23 @@ def _parse_tool_workspace(section: Mapping[str, Any], names: Sequence[str]) -> W
     """Parse the workspace of a robot whose actions are joint positions."""
     if absent := [name for name in ("site", "box") if name not in section]:
         raise SafetyError(f"robot.limits: workspace.{absent[0]} must be given with a model.")
+    if unknown := sorted(set(section) - set(TOOL_WORKSPACE)):
+        raise SafetyError(
+            f"robot.limits: workspace.{unknown[0]} is unknown; with a model there are "
+            f"{', '.join(TOOL_WORKSPACE)}."
+        )
     from ebt_policy.real_robot.kinematics import tool_kinematics  # needs MuJoCo
 
+    joints = list(section.get("joints") or names)
+    if unknown := [name for name in joints if name not in names]:
+        raise SafetyError(
+            f"robot.limits: workspace.joints has {unknown[0]}, which is not an entry of "
+            f"robot.action ({', '.join(names)})."
+        )
+    columns = [list(names).index(name) for name in joints]
     box = _parse_box(section["box"], 3, "workspace.box")
-    kinematics = tool_kinematics(section["model"], section["site"], names)
-    return Workspace(box[:, 0], box[:, 1], kinematics)
+    kinematics = tool_kinematics(section["model"], section["site"], joints)
+    return Workspace(box[:, 0], box[:, 1], lambda command: kinematics(command[columns]))
 
 
 def _intersect_workspace(

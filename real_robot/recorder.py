@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Layout:
     Args:
         values: name -> type and shape of each observed value.
         names: names of the A entries of an action.
+        value_names: name of an observed value -> names of its entries, as far as they are known.
         rate_hz: ticks per second.
         robot: name of the robot.
         has_costs: whether there is a column "cost", the cost of the plan (see `Plan`).
@@ -54,6 +55,7 @@ class Layout:
     robot: str
     has_costs: bool = False
     has_human: bool = True
+    value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def from_values(
@@ -65,10 +67,11 @@ class Layout:
         *,
         has_costs: bool = False,
         has_human: bool = True,
+        value_names: Mapping[str, Sequence[str]] | None = None,
     ) -> Layout:
         """Return the layout for a robot that observes values like these, name -> array."""
         columns = {name: (value.dtype.str, value.shape) for name, value in values.items()}
-        return cls(columns, tuple(names), rate_hz, robot, has_costs, has_human)
+        return cls(columns, tuple(names), rate_hz, robot, has_costs, has_human, value_names or {})
 
     @property
     def dtype(self) -> np.dtype:
@@ -92,7 +95,10 @@ class Layout:
         return {
             "rate_hz": self.rate_hz,
             "robot": self.robot,
-            "action_names": list(self.names),
+            "names": {
+                **{name: list(entries) for name, entries in self.value_names.items()},
+                **{name: list(self.names) for name in ("position", "wanted", "action")},
+            },
             "modes": [str(state) for state in STATES],
             "units": {name: "s" for name in ("time", "late", "age", "latency")},
         }

@@ -46,7 +46,9 @@ class SimNode:
             )
         simulated = topics.simulated
         self._topics, self._clock, self._columns = topics, clock, simulated.parts
+        # Without an entry, the topic of the position has what the robot measures of itself.
         needed = {name for name, topic in topics.observed.items() if not topic.is_image}
+        needed.discard(topics.position)
         if missing := sorted(needed - set(simulated.parts)):
             raise ConfigError(f"robot.driver.simulates.parts has no entry {', '.join(missing)}.")
         env = {"max_steps": round(robot.rate_hz * robot.episode_s), **simulated.env}
@@ -99,7 +101,12 @@ class SimNode:
         stamp = self._ros.node.get_clock().now().to_msg()
         observation, state = self.sim.read(), self.sim.state
         for name, topic in self._topics.observed.items():
-            reading = observation.values[name] if topic.is_image else state[self._columns[name]]
+            if topic.is_image:
+                reading = observation.values[name]
+            elif name in self._columns:
+                reading = state[self._columns[name]]
+            else:
+                reading = observation.position
             message = topic.message(reading, message_class)
             message.header.stamp = stamp
             self._publishers[name].publish(message)

@@ -217,7 +217,7 @@ def test_entries_are_found_by_old_and_new_option_names():
     assert "ebt (steps 2, candidates 8)" in policy_tables.entry_by_name(stored)
 
 
-def test_tables_of_interventions_and_camera_robots():
+def test_tables_of_interventions_and_recorded_robots():
     def entry(name, success):
         value = {"mean": success, "ci95": [success - 0.1, success + 0.1]}
         return {"name": name, "score": value, "success": value}
@@ -234,5 +234,5 @@ def test_tables_of_interventions_and_camera_robots():
         **entry("x", 0.5), "recorded": {"episodes": 3, "rows": 1200}, "rate_hz": 10.0,
         "late_ms": {"p50": 0.2, "p95": 0.3, "p99": 0.4}, "latency_ms": None,
     }  # fmt: skip
-    table = control_loop_tables.camera_loop({"updates": 4000, "entries": {"robot": timed}})
+    table = control_loop_tables.record_train_run({"updates": 4000, "entries": {"robot": timed}})
     assert "4,000 updates" in table and "0.2 / 0.3 / 0.4" in table and "1,200" in table

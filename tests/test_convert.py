@@ -37,7 +37,8 @@ def store(tmp_path) -> Path:
         "camera": np.concatenate([frames_of(i, n) for i, n in enumerate(LENGTHS)]),
     }
     attrs = {
-        "rate_hz": 10.0, "action_names": ENTRIES, "units": {"state": "rad"},
+        "rate_hz": 10.0, "names": {"action": ENTRIES, "obs": list("abcde")},
+        "units": {"state": "rad"},
         "instructions": ["Push.", "Pull.", "Push."],
     }  # fmt: skip
     path = tmp_path / "store.zarr"
@@ -51,8 +52,7 @@ def assert_equal(a: Dataset, b: Dataset, *, psnr: float | None = None) -> None:
     for (name, feature), (other, twin) in zip(sorted(a.features.items()),
                                               sorted(b.features.items()), strict=True):  # fmt: skip
         assert (feature.role, feature.shape, feature.dtype) == (twin.role, twin.shape, twin.dtype)
-        if feature.role is Role.ACTION:
-            assert feature.entries == twin.entries
+        assert feature.entries == twin.entries
         for i in range(len(a)):
             assert a.instruction(i) == b.instruction(i)
             if feature.role is Role.IMAGE:

@@ -230,7 +230,7 @@ def test_episode_store(tmp_path):
         "state": np.arange(20.0).reshape(10, 2), "action": np.ones((10, 3)),
         "camera": np.zeros((10, 16, 16, 3), np.uint8), "depth": np.zeros((10, 4, 4)),
     }  # fmt: skip
-    attrs = {"rate_hz": 20, "units": {"state": "m"}, "action_names": ["a", "b", "c"]}
+    attrs = {"rate_hz": 20, "units": {"state": "m"}, "names": {"action": ["a", "b", "c"]}}
     for path in (tmp_path / "store", tmp_path / "store.zip"):
         write_episodes(path, Episodes(arrays, np.array([4, 10]), attrs))
         with open_dataset(path) as dataset:
@@ -291,7 +291,7 @@ def test_further_groups_of_a_demonstration_are_ignored(tmp_path):
 def test_lost_chunks_and_odd_attributes_of_a_store(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (40, 200, 200, 3)).astype(np.uint8)
     arrays = {"action": np.zeros((40, 2)), "camera": frames}
-    attrs = {"units": ["m"], "action_names": ["a"], "instructions": "none"}
+    attrs = {"units": ["m"], "names": {"action": "x"}, "instructions": "none"}
     write_episodes(tmp_path / "store", Episodes(arrays, np.array([20, 40]), attrs))
     with open_dataset(tmp_path / "store") as dataset:
         assert dataset.features["action"].entries == () and dataset.instruction(0) == ""

@@ -47,6 +47,14 @@ def test_velocities_and_constants_stay_absolute(tmp_path):
         assert guess_relative(dataset, ["state"], "action") == [0, None, None]
 
 
+def test_switches_stay_absolute(tmp_path):
+    position = np.linspace(0, 1, 60)
+    grip = np.where(np.arange(60) % 30 < 20, -1.0, 1.0)
+    state, action = np.stack([position, grip], axis=1), np.stack([position + 0.1, grip], axis=1)
+    with make_store(tmp_path, state=state, action=action) as dataset:
+        assert guess_relative(dataset, ["state"], "action") == [0, None]
+
+
 def test_ambiguous_features_must_be_named(tmp_path):
     rows = np.zeros((10, 2))
     with make_store(tmp_path, a=rows, b=rows) as dataset:

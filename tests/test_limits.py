@@ -96,6 +96,21 @@ def test_workspace_of_joints_uses_forward_kinematics(tmp_path):
     ]
     with pytest.raises(SafetyError, match="would leave its workspace"):
         limit_command(limits, np.array([0.3, 0.0]), motion, DT, measured)  # y = 2 sin 0.3 = 0.59
+    section["workspace"]["joints"] = ["shoulder", "elbow"]
+    with_gripper = parse_limits(section, ["gripper", "shoulder", "elbow"])
+    assert with_gripper.workspace is not None
+    assert with_gripper.workspace.contains(np.array([9.0, 0.1, 0.1]))
+    assert not with_gripper.workspace.contains(np.array([0.0, 0.3, 0.0]))
+    section["workspace"]["joints"] = ["wrist"]
+    with pytest.raises(SafetyError, match=r"workspace\.joints has wrist, which is not an entry"):
+        parse_limits(section, ["shoulder", "elbow"])
+    del section["workspace"]["joints"]
+    with pytest.raises(SafetyError, match=r"has no joint gripper .* in workspace\.joints"):
+        parse_limits(section, ["shoulder", "gripper"])
+    section["workspace"]["tool"] = "x"
+    with pytest.raises(SafetyError, match=r"workspace\.tool is unknown; .* model, site, joints"):
+        parse_limits(section, ["shoulder", "elbow"])
+    del section["workspace"]["tool"]
     section["workspace"]["box"] = box[:2]
     with pytest.raises(SafetyError, match=r"workspace\.box must be \[low, high\], or a list .* 3"):
         parse_limits(section, ["shoulder", "elbow"])

@@ -25,7 +25,7 @@ def test_recorded_episodes_equal_the_run_and_are_trainable(tmp_path):
     episodes = [runner.run_episode(seed) for seed in (0, 1)]
     recorded = read_episodes(store)
     assert len(recorded) == 2 and recorded.attrs["rate_hz"] == 10
-    assert recorded.attrs["action_names"] == ["x", "y"]
+    assert recorded.attrs["names"]["action"] == ["x", "y"]
     for i, episode in enumerate(episodes):
         rows = recorded.episode(i)
         ticks = [tick for tick in episode.ticks if tick.command is not None]

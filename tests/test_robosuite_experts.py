@@ -51,6 +51,22 @@ def test_expert_solves_the_task(name, seed):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
+def test_expert_solves_the_task_with_joint_positions(name):
+    env = RobosuiteEnv(name, actions="joints")
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs) and env.action_space.shape == (8,)
+    act, solved = env.expert(np.random.default_rng(0)), False
+    for _ in range(400):
+        np.testing.assert_allclose(env.hold_action()[:7], obs[:7], atol=1e-5)
+        action = act()
+        assert np.abs(action[:7] - obs[:7]).max() < 0.5  # No joint turns to another solution.
+        obs, _, solved, *_ = env.step(action.astype(np.float32))
+        if solved:
+            break
+    assert solved
+
+
+@pytest.mark.parametrize("name", EXPERTS)
 def test_expert_actions_depend_only_on_the_seed(name):
     first, again = play(name, 3, limit=30)[0], play(name, 3, limit=30)[0]
     np.testing.assert_array_equal(first, again)

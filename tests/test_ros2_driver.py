@@ -48,8 +48,8 @@ def ros_environment():
 
 
 @contextmanager
-def sim_node():
-    command = [sys.executable, "-m", "ebt_policy.real_robot.sim_node", "robot=ros2_push_t"]
+def sim_node(robot="ros2_push_t"):
+    command = [sys.executable, "-m", "ebt_policy.real_robot.sim_node", f"robot={robot}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
         assert node.stdout is not None and "is simulated" in node.stdout.readline()
         try:
@@ -124,6 +124,38 @@ def test_push_t_episode_runs_over_ros(node, tmp_path):
     finally:
         runner.close()
     assert len(Recording(str(tmp_path / "run"))) >= len(episode.ticks) - 1
+
+
+@pytest.mark.ros
+def test_arm_with_a_gripper_follows_joint_trajectories(ros_environment):
+    pytest.importorskip("robosuite")
+    driver = load_robot("ros2_lift_joints", *LONG_TIMEOUTS).make_driver(MonotonicClock())
+    clock = driver._clock
+
+    def command_until(goal, reached):
+        end = clock.now() + TIMEOUT_S
+        while not reached(driver.read()):
+            assert clock.now() < end
+            driver.send(goal, clock.now() + 0.05)
+            clock.wait_until(clock.now() + 0.05)
+
+    with sim_node("ros2_lift_joints"):
+        try:
+            driver.connect()
+            driver.reset(3)
+            start = driver.read()
+            arm, finger, cube = np.split(start.values["obs"], [8, 9])
+            np.testing.assert_allclose(arm, start.position, atol=1e-6)
+            assert finger > 0.01 and 0.8 < cube[2] < 0.9
+            assert np.linalg.norm(cube[3:]) == pytest.approx(1, abs=1e-5)
+            goal = start.position + [0.2, 0, 0, 0, 0, 0, -0.2, 0]
+            command_until(goal, lambda now: np.abs(now.position - goal)[:7].max() < 0.02)
+            closed = np.append(goal[:7], 1.0)
+            command_until(closed, lambda now: now.values["obs"][8] < 0.005)
+            driver.stop()  # The gripper keeps its last command.
+            assert driver.read().position[7] == 1.0
+        finally:
+            driver.close()
 
 
 @pytest.mark.ros

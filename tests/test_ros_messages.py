@@ -176,6 +176,18 @@ def test_topics_beside_the_observation_have_their_own_names():
             parse_topics(driver)
 
 
+def test_values_have_the_names_of_joints_and_pose_fields():
+    topics = parse_topics(load_robot("ros2_lift_joints").driver)
+    names = topics.value_names["obs"]
+    assert names[:9] == [*(f"joint{i}" for i in range(1, 8)), "gripper", "finger"]
+    assert names[9:] == [f"cube.{name}" for name in ("x", "y", "z", "qw", "qx", "qy", "qz")]
+    assert parse_topics(load_robot("ros2_push_t_image").driver).value_names == {
+        "obs": ["x", "y"], "block": ["block.x", "block.y", "block.yaw"],
+    }  # fmt: skip
+    # A transform has other numbers.
+    assert "obs" not in parse_topics(load_robot("ros2_push_t").driver).value_names
+
+
 def test_reserved_names_are_the_columns_of_recordings():
     layout = Layout({}, ("x",), 10.0, "point", has_costs=True)
     assert set(layout.shapes()) <= set(RESERVED_NAMES)

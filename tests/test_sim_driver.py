@@ -96,6 +96,24 @@ def test_environments_without_substeps_are_refused():
 
 
 @pytest.mark.robomimic
+def test_timed_arm_with_joint_goals_equals_environment_steps():
+    pytest.importorskip("robosuite")
+    spec = EnvSpec("ebt_policy/Lift-v0", 400, kwargs={"actions": "joints"})
+    sim, clock = robot(spec, seed=3)
+    env = spec.make()
+    observation, _ = env.reset(seed=3)
+    goal = sim.read().position
+    np.testing.assert_allclose(goal[:7], observation[:7], atol=1e-6)
+    for i in range(20):
+        goal = goal + np.array([0.01, 0.02, 0.0, -0.02, 0.0, 0.0, 0.03, 0.0])
+        sim.send(goal, clock.now() + 0.05)
+        clock.wait_until(clock.now() + 0.05)
+        observation, *_ = env.step(goal)
+        np.testing.assert_allclose(sim.read().values["obs"], observation, atol=2e-4, err_msg=str(i))
+    np.testing.assert_allclose(sim.read().position[:7], goal[:7], atol=0.15)  # It lags.
+
+
+@pytest.mark.robomimic
 def test_timed_arm_equals_environment_steps():
     pytest.importorskip("robosuite")
     sim, clock = robot(LIFT, seed=3)

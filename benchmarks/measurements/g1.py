@@ -86,7 +86,8 @@ def numbers(store: Path) -> Path:
         with np.load(_required("g1_pick_bottle/lowdim.npz")) as arrays:
             rows = {"obs": arrays["state"], "action": arrays["action"]}
             ends, names = arrays["episode_ends"], [str(name) for name in arrays["joint_names"]]
-        write_episodes(store, Episodes(rows, ends, {"rate_hz": RATE_HZ, "action_names": names}))
+        attrs = {"rate_hz": RATE_HZ, "names": {"obs": names, "action": names}}
+        write_episodes(store, Episodes(rows, ends, attrs))
     return store
 
 

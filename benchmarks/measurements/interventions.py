@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.device import DEVICE
-from benchmarks.measurements.camera_loop import PREDICTION_S, new_recording, require_count
+from benchmarks.measurements.record_train_run import PREDICTION_S, new_recording, require_count
 from benchmarks.measurements.teleop_end_to_end import FIRST_SEED, successful
 from benchmarks.study import StudyContext, TrainingCommand
 from benchmarks.training import compose_config, train_all

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.measurements.camera_loop import camera_loop
 from benchmarks.measurements.execution_delay import execution_delay
 from benchmarks.measurements.interventions import interventions
 from benchmarks.measurements.real_time import real_time
+from benchmarks.measurements.record_train_run import record_train_run
 from benchmarks.measurements.teleop_end_to_end import teleop_end_to_end
 from benchmarks.study import Part, Run, Study
 from benchmarks.tables import control_loop
@@ -48,12 +48,16 @@ STUDIES = {
         folder="runs/collect",
         options={"checkpoint": CHECKPOINT, "demonstrations": 20, "episodes": 20, "minutes": 10.0},
     ),
-    "camera_loop": Study(
-        "record, train and run on cameras; needs an idle machine (2 h on 2 cores)",
-        parts={"camera_loop": Part(camera_loop, "camera_loop", table=control_loop.camera_loop)},
-        folder="runs/camera_loop",
+    "record_train_run": Study(
+        "record, train and run, with cameras or joints; needs an idle machine (2 h on 2 cores)",
+        parts={
+            "record_train_run": Part(
+                record_train_run, "record_train_run", table=control_loop.record_train_run
+            )
+        },
+        folder="runs/record_train_run",
         options={
-            "robots": "sim_push_t_image,ros2_push_t_image,sim_lift_image",
+            "robots": "sim_push_t_image,ros2_push_t_image,sim_lift_image,ros2_lift_joints",
             "person": "pretrained:push_t",
             "demonstrations": 60,
             "updates": 4000,

@@ -22,7 +22,7 @@ def percentiles(key: str) -> Callable[[Mapping[str, Any]], str]:
     return cell
 
 
-CAMERA_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+RECORD_TRAIN_RUN_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "recorded demonstrations": lambda e: f"{e['recorded']['episodes']}",
     "recorded ticks": lambda e: f"{e['recorded']['rows']:,}",
     "score": lambda e: interval(e["score"]),
@@ -83,11 +83,12 @@ def real_time(result: Mapping[str, Any]) -> str:
     return markdown(header, rows, left=1)
 
 
-def camera_loop(result: Mapping[str, Any]) -> str:
-    """Return a table of the recordings, scores and timing of robots with cameras."""
+def record_train_run(result: Mapping[str, Any]) -> str:
+    """Return a table of the recordings, scores and timing of simulated robots."""
     entries = result["entries"]
     rows: list[tuple[str, ...]] = [
-        (name, *(cell(entry) for entry in entries.values())) for name, cell in CAMERA_ROWS.items()
+        (name, *(cell(entry) for entry in entries.values()))
+        for name, cell in RECORD_TRAIN_RUN_ROWS.items()
     ]
     updates = f"{result['updates']:,} updates"
     return markdown((updates, *entries), rows, left=1)

@@ -77,6 +77,16 @@ class Feature:
         return int(np.prod(self.shape))
 
 
+def entry_names(names: Any, feature: str) -> tuple[str, ...]:
+    """Return the names of a feature's numbers from the stored names, feature -> list of names.
+
+    >>> entry_names({"action": ["x", "y"]}, "action"), entry_names(None, "action")
+    (('x', 'y'), ())
+    """
+    stored = names.get(feature) if isinstance(names, dict) else None
+    return tuple(map(str, stored)) if isinstance(stored, list) else ()
+
+
 class Dataset(ABC):
     """Base of data sets. A data set is a context manager that closes its files.
 

@@ -23,6 +23,7 @@ RESERVED = ("obs", "action", "row", "weight", "noise")  # names that batches use
 # Differences of single entries of a rotation are not rotations.
 _ROTATION = re.compile(r"quat|rot|(^|[_.])q[xyzw]$|[_.]r[xyz]$", re.IGNORECASE)
 SHORT_SIDE = 96  # shorter side of resized frames, in pixels
+MAX_SWITCH_VALUES = 3  # most different values of an action entry that is a switch
 CHUNK_SECONDS = 1.0  # duration of a chunk
 
 
@@ -121,7 +122,8 @@ def guess_relative(
     """Return the observation entry that each action entry is a target of; None if there is none.
 
     An action entry belongs to the state entry of the same name, or of the same position in a state
-    of the same size, if it is close to it in the data. Entries of rotations stay absolute.
+    of the same size, if it is close to it in the data. Entries of rotations stay absolute, and so
+    do switches, such as a gripper that is either opened or closed.
     """
     action = dataset.features[action_key]
     candidates = _matching_entries(dataset, state_keys, action)
@@ -134,7 +136,8 @@ def guess_relative(
     close: list[int | None] = []
     for i, entry in enumerate(candidates):
         name = action.entries[i] if action.entries else ""
-        if entry is None or _ROTATION.search(name):
+        is_switch = len(np.unique(targets[:, i])) <= MAX_SWITCH_VALUES
+        if entry is None or is_switch or _ROTATION.search(name):
             close.append(None)
             continue
         spread = targets[:, i].std()

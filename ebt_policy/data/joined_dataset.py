@@ -124,7 +124,8 @@ class JoinedDataset(Dataset):
                 left_out.add(name)
                 continue
             dtype = np.result_type(*(np.dtype(feature.dtype) for feature in described))
-            features[name] = replace(described[0], dtype=str(dtype))
+            entries = next((feature.entries for feature in described if feature.entries), ())
+            features[name] = replace(described[0], dtype=str(dtype), entries=entries)
         if not features:
             raise EpisodeError(
                 f"{self.path} have no common feature; they have {', '.join(sorted(some))}."

@@ -88,7 +88,7 @@ def _observations(env: RobosuiteEnv, states: np.ndarray) -> dict[str, np.ndarray
 
 
 def _env_args(env: RobosuiteEnv, absolute: bool) -> dict[str, Any]:
-    controller = controllers(absolute=absolute)
+    controller = controllers("absolute" if absolute else "delta")
     for part_config in controller["body_parts"].values():
         # robosuite 1.4 has this key. robomimic reads both keys.
         part_config["control_delta"] = not absolute

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 FULL_TURN = 0.9 * 2 * np.pi  # rad, a larger change from row to row is a jump
-UNIT_TOLERANCE = 1e-3  # largest deviation of the norm of a quaternion from 1
+# Largest deviation of the norm of a quaternion from 1. A gripper of -1 or 1 between small numbers
+# exceeds it.
+UNIT_TOLERANCE = 3e-4
 
 
 def jumping_angles(rows: np.ndarray) -> list[int]:

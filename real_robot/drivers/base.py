@@ -13,9 +13,10 @@ The configuration of the robot then has ``driver: {name: my_arm, port: /dev/ttyU
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -71,10 +72,13 @@ class Driver(ABC):
         press: function that presses the emergency stop of the run. The driver calls it with a
             reason when the robot's own emergency stop is pressed.
         seconds: duration of the longest possible episode, None if it is not limited.
+        value_names: name of an observed value -> names of its entries, as far as they are known.
+            Recordings have them. An action is then related to the entry of "obs" of the same name.
     """
 
     press: Callable[[str], None] = staticmethod(lambda reason: None)
     seconds: float | None = None
+    value_names: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     @classmethod
     def from_config(cls, section: dict[str, Any], context: DriverContext) -> Driver:

@@ -42,6 +42,7 @@ class Ros2Driver(Driver):
         self._newest: dict[str, tuple[np.ndarray, float]] = {}  # topic -> reading, stamp
         self._rejection = ""
         self._has_sent = False  # whether this program has sent a command
+        self.value_names = topics.value_names
 
     @classmethod
     def from_config(cls, section: dict[str, Any], context: DriverContext) -> Ros2Driver:

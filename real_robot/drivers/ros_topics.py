@@ -54,7 +54,8 @@ class SimNodeOptions:
 
     Args:
         env: options of `EnvSpec`.
-        parts: name of an observed topic -> indices into the environment's state.
+        parts: name of an observed topic -> indices into the environment's state. Without an entry,
+            the topic of the position has the measured position (A,).
         publish_hz: rate of all topics.
         reset: topic (Float64MultiArray) with the seed and the number of a reset.
         score: topic (Float64MultiArray) with a `SimNodeStatus`.
@@ -158,6 +159,22 @@ class RosTopics:
             low_dim = OBSERVATION_TRANSFORMS.get(self.transform)(low_dim)
         values["obs"] = np.asarray(low_dim, dtype=np.float32)
         return values | {name: readings[name] for name in self._others}
+
+    @property
+    def value_names(self) -> dict[str, list[str]]:
+        """The names of the entries of each observed value that has names.
+
+        Entries of a pose also have the name of the topic, such as "cube.x".
+        """
+        names = {
+            name: topic.names or [f"{name}.{entry}" for entry in topic.fields]
+            for name, topic in self.observed.items()
+            if not topic.is_image
+        }
+        values = {name: names[name] for name in self._others if name in names}
+        if self.transform is None:
+            values["obs"] = [entry for name in self.obs for entry in names[name]]
+        return values
 
     @cached_property
     def _others(self) -> list[str]:

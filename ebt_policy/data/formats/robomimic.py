@@ -22,9 +22,9 @@ from ebt_policy.data.dataset import (
     DATASETS,
     Dataset,
     Feature,
-    Role,
     as_frames,
     check_names,
+    entry_names,
     guess_role,
 )
 from ebt_policy.data.hdf5 import h5py_module, member, subgroup
@@ -147,7 +147,7 @@ class RobomimicDataset(Dataset):
         if "obs" in group:
             names += [f"obs/{name}" for name in self._open(group, "obs")]
         rows, features = self._length(demo), {}
-        entry_names = _action_names(self._data.attrs.get("action_names"))
+        stored = _parse_json(self._data.attrs.get("names"))
         for name in sorted(names):
             if isinstance(group.get(name), h5py_module().Group):
                 continue  # such as datagen_info of MimicGen
@@ -155,8 +155,7 @@ class RobomimicDataset(Dataset):
             if array.ndim == 0 or len(array) != rows or array.dtype.kind not in "biuf":
                 continue
             shape, dtype = tuple(array.shape[1:]), str(array.dtype)
-            role = guess_role(name, dtype, shape)
-            entries = entry_names if role is Role.ACTION else ()
+            role, entries = guess_role(name, dtype, shape), entry_names(stored, name)
             features[name] = Feature(name, dtype, shape, role, entries)
         return features
 
@@ -180,13 +179,12 @@ class RobomimicDataset(Dataset):
         return array
 
 
-def _action_names(content: Any) -> tuple[str, ...]:
-    """Return the names of the action's entries, which `ebt-convert` stores as JSON."""
+def _parse_json(content: Any) -> Any:
+    """Return the content of a JSON text; None if it is none."""
     try:
-        names = json.loads(content)
+        return json.loads(content)
     except (TypeError, ValueError):
-        return ()
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+        return None
 
 
 def _control_rate(env_args: Any) -> float | None:

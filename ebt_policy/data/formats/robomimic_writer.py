@@ -25,9 +25,9 @@ class RobomimicWriter(DatasetWriter):
         # robomimic needs a name; the environment is not known.
         env = {"env_name": "unknown", "env_version": "", "type": 1, "env_kwargs": rate}
         self._data.attrs["env_args"] = json.dumps(env)
-        entries = next((f.entries for f in features if f.role is Role.ACTION and f.entries), ())
-        if entries:
-            self._data.attrs["action_names"] = json.dumps(list(entries))
+        names = {feature.name: list(feature.entries) for feature in features if feature.entries}
+        if names:
+            self._data.attrs["names"] = json.dumps(names)
         self._total = self._count = 0
 
     @classmethod

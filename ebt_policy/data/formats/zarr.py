@@ -15,6 +15,7 @@ from ebt_policy.data.dataset import (
     as_frames,
     check_names,
     checked_rate,
+    entry_names,
     guess_role,
 )
 from ebt_policy.data.episodes import check_episodes
@@ -63,10 +64,10 @@ class ZarrDataset(Dataset):
                 f"{self._ends[-1]}."
             )
         shape, dtype = tuple(array.shape[1:]), str(array.dtype)
-        names: Any = attrs.get("action_names")
         units: Any = attrs.get("units")
-        has_names = isinstance(names, list) and name in ("action", "position")
-        entries = tuple(map(str, names)) if has_names else ()
+        entries = entry_names(attrs.get("names"), name)
+        if name in ("action", "position"):  # older recordings have only names of actions
+            entries = entries or entry_names({name: attrs.get("action_names")}, name)
         unit = str(units.get(name, "")) if isinstance(units, dict) else ""
         return Feature(name, dtype, shape, guess_role(name, dtype, shape), entries, unit)
 

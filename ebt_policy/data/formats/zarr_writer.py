@@ -25,11 +25,11 @@ class ZarrWriter(DatasetWriter):
     def __init__(self, path: Path, features: Sequence[Feature], fps: float | None) -> None:
         self._store = path
         units = {feature.name: feature.unit for feature in features if feature.unit}
-        entries = next((f.entries for f in features if f.role is Role.ACTION and f.entries), ())
+        names = {feature.name: list(feature.entries) for feature in features if feature.entries}
         self._attrs: dict[str, Any] = {
             **({} if fps is None else {"rate_hz": fps}),
             **({"units": units} if units else {}),
-            **({"action_names": list(entries)} if entries else {}),
+            **({"names": names} if names else {}),
         }
         self._instructions: list[str] = []
         self._pending: list[dict[str, np.ndarray]] = []  # episodes that are not written yet

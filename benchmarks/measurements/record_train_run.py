@@ -1,9 +1,9 @@
-"""Record, train and run on cameras, for simulated robots.
+"""Record, train and run, for simulated robots with cameras or with joint positions as actions.
 
-A scripted person, who sees the scene, demonstrates on a robot that observes only camera frames and
-its own position. The control loop records the frames. ``task=dataset`` trains a policy on them, and
-``ebt_policy.real_robot.run`` runs it in real time. The arm runs in simulated time, because two CPU
-cores cannot render both cameras at 20 Hz.
+A scripted person, who knows the whole scene, demonstrates on a robot that observes camera frames
+and its own position, or joint positions. The control loop records. ``task=dataset`` trains a policy
+on the recording, and ``ebt_policy.real_robot.run`` runs it in real time. The arm with cameras runs
+in simulated time, because two CPU cores cannot render both cameras at 20 Hz.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ from benchmarks.study import StudyContext, TrainingCommand
 from benchmarks.training import train_all
 from ebt_policy.data import push_t
 from ebt_policy.data.dataset import open_dataset
-from ebt_policy.envs.env_spec import EVALUATION_SEED
+from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.io.atomic_write import atomic_write
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock, MonotonicClock, SimulatedClock
-from ebt_policy.real_robot.drivers.base import Driver
-from ebt_policy.real_robot.drivers.sim import SimRobot
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import InferenceWorker, SimulatedWorker, ThreadWorker
@@ -69,24 +67,55 @@ class SeeingPlanner(Planner):
         super().observe({"obs": self._see(values)})
 
 
-class ExpertSource(ActionSource):
-    """The scripted expert of a simulated robot's environment."""
+def state_of_lift(values: Values, last: Values | None, dt: float) -> np.ndarray:
+    """Return the state of Lift's environment (31,) from the values of an observation.
 
-    def __init__(self, robot: SimRobot, dt: float, worker: InferenceWorker) -> None:
+    Through ROS, the velocities are zero, except for those of the fingers.
+
+    Args:
+        values: values of the observation.
+        last: values of the observation before it; None for the first one.
+        dt: time between the observations, s.
+    """
+    if "state" in values:
+        return values["state"]
+    obs = values["obs"].astype(np.float64)  # seven joints, gripper, finger, pose of the cube
+    finger = obs[8]
+    speed = 0.0 if last is None else (finger - last["obs"][8]) / dt
+    return np.concatenate(
+        [[0.0], obs[:7], [finger, -finger], obs[9:], np.zeros(7), [speed, -speed], np.zeros(6)]
+    )
+
+
+class ExpertSource(ActionSource):
+    """The scripted expert of an arm's task, which acts in a copy of the scene.
+
+    Args:
+        scene: an environment of the same task and actions.
+    """
+
+    def __init__(self, scene: Any, dt: float, worker: InferenceWorker) -> None:
         super().__init__(dt, worker)
-        self._robot = robot
+        self._scene = scene
+        scene.reset(seed=0)
 
     def reset(self, seed: int) -> None:
-        self._act = self._robot.scene.expert(np.random.default_rng(seed))
+        self._last: Values | None = None
+        self._act = self._scene.expert(np.random.default_rng(seed))
 
     def restart(self) -> None:
         """Keep the current state of the scene."""
+
+    def observe(self, values: Values) -> None:
+        self._scene.restore(state_of_lift(values, self._last, self.dt))
+        self._scene.sim_env.sim.forward()
+        self._last = values
 
     def action(self, tick: int, motion: Motion) -> np.ndarray:
         return np.asarray(self._act(), dtype=np.float64)
 
 
-def camera_loop(context: StudyContext) -> dict[str, Any]:
+def record_train_run(context: StudyContext) -> dict[str, Any]:
     """Record, train and run on each robot; return the recording, the scores and the timing.
 
     The study has the options ``robots``, ``person`` (a checkpoint of Push-T), ``demonstrations``,
@@ -152,7 +181,7 @@ def record(name: str, person: str, num_episodes: int, store: Path) -> None:
         else ThreadWorker(clock)
     )
     driver = robot.make_driver(clock)
-    source = demonstrator(robot, driver, person, worker, clock)
+    source = demonstrator(robot, person, worker, clock)
     with new_recording(store) as partial:
         runner = EpisodeRunner(
             robot, driver, source, clock, {}, record=partial, watchdog=not is_simulated
@@ -195,14 +224,13 @@ def require_count(count: int, needed: int, what: str) -> None:
         sys.exit(f"error: only {count} of {needed} {what} were recorded.")
 
 
-def demonstrator(
-    robot: Robot, driver: Driver, person: str, worker: InferenceWorker, clock: Clock
-) -> ActionSource:
+def demonstrator(robot: Robot, person: str, worker: InferenceWorker, clock: Clock) -> ActionSource:
     """Return the scripted person: a policy for Push-T, the environment's expert for other tasks."""
     dt = tick_seconds(robot, 1.0)
     if "push_t" not in robot.name:
-        assert isinstance(driver, SimRobot)
-        return ExpertSource(driver, dt, worker)
+        env = robot.driver["simulates"]["env"] if "simulates" in robot.driver else robot.driver
+        spec = EnvSpec(env["env_id"], 1, kwargs={"actions": env["kwargs"]["actions"]})
+        return ExpertSource(spec.make().unwrapped, dt, worker)
     policy = load_policy_entries([person], torch.device("cpu"))[0].model
     execution = ExecutionOptions(mode="async")
     return SeeingPlanner(scene_of_push_t, policy, robot.safety, dt, worker, clock, execution)
