@@ -71,6 +71,37 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
 
 
 @styled
+def interventions(result: Mapping[str, Any]) -> Figure:
+    """Draw success over the number of interventions, or of fresh demonstrations.
+
+    Args:
+        result: result of the study ``interventions``.
+    """
+    entries = dict(zip(result["names"], result["entries"], strict=True))
+    figure = blank(8.0, 3.4)
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    curves: dict[str, list[tuple[int, float, Any]]] = {}
+    for name, entry in entries.items():
+        if name != "first":
+            kind, _, count = name.partition("-")
+            minutes = float(np.mean(result["person_minutes"][name]))
+            curves.setdefault(kind, []).append((int(count), minutes, entry["success"]))
+    first = entries["first"]["success"]
+    for colour, (kind, points) in zip(PALETTE, curves.items(), strict=False):
+        successes = [first, *(success for *_, success in points)]
+        low, high = np.array([success["ci95"] for success in successes]).T
+        means = [success["mean"] for success in successes]
+        for ax, column in zip(axes, (0, 1), strict=True):
+            x = [0, *(point[column] for point in points)]
+            ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            ax.plot(x, means, "-o", color=colour, markersize=4, label=kind)
+    axes[0].set(xlabel="number", ylabel="success")
+    axes[1].set(xlabel="minutes of the person")
+    axes[0].legend(loc="upper left")
+    return figure
+
+
+@styled
 def energy_study(result: Mapping[str, Any]) -> Figure:
     """Draw best of M, areas under the ROC curve and reliability.
 

@@ -18,6 +18,7 @@ from benchmarks import (
     render_rollouts,
     rollouts,
     speed,
+    study_figures,
 )
 from benchmarks.measurements import energy_signals, generation, linear_probe
 from benchmarks.measurements.classifier import ImageClassifier
@@ -217,6 +218,23 @@ def test_entries_are_found_by_old_and_new_option_names():
     assert "ebt (steps 2, candidates 8)" in policy_tables.entry_by_name(stored)
 
 
+def test_table_of_held_out_errors():
+    def entry(name, error):
+        value = {"mean": error, "ci95": [error - 0.1, error + 0.1]}
+        return {
+            "name": name,
+            "error": value,
+            "hold_error": value | {"mean": 0.9},
+            "train_steps": 10,
+        }
+
+    pair = {"a": "ebt (steps 2, candidates 8)", "b": "bc", "diff": -0.1, "ci95": [-0.2, 0.0]}
+    entries = [entry("ebt (steps 2, candidates 8)", 0.3), entry("bc", 0.4)]
+    table = policy_tables.held_out({"entries": entries, "paired": [pair]})
+    assert "| behaviour cloning | 10 | 0.400 [0.300, 0.500] | -0.100 [-0.200, +0.000] |" in table
+    assert "| repeating the last action |  | 0.900" in table
+
+
 def test_tables_of_interventions_and_recorded_robots():
     def entry(name, success):
         value = {"mean": success, "ci95": [success - 0.1, success + 0.1]}
@@ -228,6 +246,9 @@ def test_tables_of_interventions_and_recorded_robots():
         "entries": [entry("a", 0.2), entry("b", 0.5)],
         "paired": [{"a": "a", "b": "b", "metric": "success", "diff": -0.3, "ci95": [-0.4, -0.1]}],
     }
+    figure = study_figures.interventions(result)
+    (curve,) = figure.axes[1].lines
+    assert curve.get_xydata().tolist() == [[0, 0.2], [1.5, 0.5]]
     table = control_loop_tables.interventions(result)
     assert "| 10 interventions | 1.5 |" in table and "+0.300 [+0.100, +0.400]" in table
     timed = {

@@ -74,7 +74,10 @@ def test_the_report_has_errors_on_held_out_episodes(arm):
     assert "energy_gap" in entry and "score" not in entry
     report = (run / "evaluation/report.html").read_text()
     assert "Error over time ahead" in report and "Predicted and recorded actions" in report
-    assert "Repeating the last action has the error" in (run / "evaluation/table.md").read_text()
+    assert (
+        "Repeating the last action, which policies do not observe,"
+        in (run / "evaluation/table.md").read_text()
+    )
 
 
 def test_policies_are_compared_on_the_same_episodes_for_every_training_seed(arm, tmp_path):

@@ -122,7 +122,8 @@ def _note(comparison: Mapping[str, Any]) -> str:
     return (
         "Root mean square error of the executed actions on held-out episodes, in standard "
         "deviations of each action entry, with 95 % intervals over episodes and training seeds. "
-        f"Repeating the last action has the error {format_interval(hold['mean'], hold['ci95'])}."
+        "Repeating the last action, which policies do not observe, has the error "
+        f"{format_interval(hold['mean'], hold['ci95'])}."
     )
 
 
