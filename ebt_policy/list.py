@@ -23,7 +23,7 @@ from ebt_policy.cli.composition import CONFIGS, group_choices, group_description
 from ebt_policy.cli.help import print_usage
 from ebt_policy.cli.reporting import report_errors
 from ebt_policy.errors import ConfigError
-from ebt_policy.models.pretrained import PREFIX, pretrained_names
+from ebt_policy.models.checkpoint_source import PREFIX, pretrained_names
 
 GROUPS = {
     "task": "Tasks",

@@ -10,7 +10,7 @@ import torch
 from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
 from ebt_policy.evaluation.entries import parse_checkpoint
-from ebt_policy.models.pretrained import pretrained_names
+from ebt_policy.models.checkpoint_source import pretrained_names
 from ebt_policy.policies import load_policy
 
 

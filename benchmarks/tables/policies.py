@@ -83,7 +83,7 @@ ONE_STEP_LABELS = {
         "flow matching before, 2 steps, line integral of 8"
     ),
 }
-HELD_OUT_LABELS = {
+HELD_OUT_LABELS: dict[str, str] = {
     "ebt (steps 2, candidates 8)": "energy, lowest energy of 8",
     "ebt (steps 2, candidates 1)": "energy, one sample",
     "flow_matching (steps 2, candidates 8, select medoid)": "flow matching, medoid of 8",
@@ -242,7 +242,7 @@ def held_out(result: Result) -> str:
     differences = {pair["b"]: difference(pair) for pair in result["paired"] if pair["a"] == first}
     rows = [
         (
-            HELD_OUT_LABELS.get(entry["name"], entry["name"]), f"{entry['train_steps']:,}",
+            HELD_OUT_LABELS.get(str(entry["name"]), str(entry["name"])), f"{entry['train_steps']:,}",
             interval(entry["error"]), differences.get(entry["name"], ""),
         )
         for entry in result["entries"]

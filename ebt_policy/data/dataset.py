@@ -20,7 +20,6 @@ Shapes: E episodes, L rows of one episode, N rows of all episodes, H x W pixels.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,11 +30,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ebt_policy.data.zarr_store import EpisodeError
-from ebt_policy.io.paths import reason
+from ebt_policy.io import hub
 from ebt_policy.registry import Registry
 
 BATCH_ROWS = 64  # frames of an episode that are decoded at once
-_HUB = re.compile(r"[\w.-]+/[\w.-]+$")  # name of a data set on the Hugging Face Hub
 
 
 class Role(StrEnum):
@@ -194,7 +192,8 @@ def open_dataset(source: str | Path) -> Dataset:
     """
     path = local_path(source)
     if not path.exists():
-        hint = f" For the Hugging Face Hub, write hf://{source}." if _HUB.match(str(source)) else ""
+        is_name = hub.is_repository_name(str(source))
+        hint = f" For the Hugging Face Hub, write hf://{source}." if is_name else ""
         raise EpisodeError(f"{path} does not exist; pass the file or folder of a data set.{hint}")
     for name in DATASETS:
         dataset = DATASETS.get(name)
@@ -213,21 +212,12 @@ def local_path(source: str | Path) -> Path:
     Raises:
         EpisodeError: the download failed.
     """
-    text = str(source)
-    if not text.startswith("hf://"):
+    if not str(source).startswith(hub.PREFIX):
         return Path(source).expanduser()
-    name, _, revision = text.removeprefix("hf://").partition("@")
-    if not _HUB.match(name):
-        raise EpisodeError(f"{text} must be hf://USER/NAME or hf://USER/NAME@REVISION.")
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision or None))
-    except Exception as error:  # errors of the Hub's client and its HTTP library share no base
-        raise EpisodeError(
-            f"{text} cannot be downloaded ({reason(error)}); check the name and the network, or "
-            "download it on another machine and pass its folder."
-        ) from error
+        return hub.download(str(source), "dataset")
+    except hub.HubError as error:
+        raise EpisodeError(str(error)) from error
 
 
 def pinned(source: str, path: Path) -> str:
@@ -237,7 +227,7 @@ def pinned(source: str, path: Path) -> str:
         source: a source of `open_dataset`.
         path: the path of its data set. The cache of the Hub names its folder after the commit.
     """
-    if not source.startswith("hf://"):
+    if not source.startswith(hub.PREFIX):
         return source
     return f"{source.partition('@')[0]}@{path.name}"
 

@@ -18,8 +18,9 @@ from yaml import YAMLError
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.tables import or_missing
+from ebt_policy.io import hub
 from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
-from ebt_policy.models.pretrained import resolve_pretrained
+from ebt_policy.models.checkpoint_source import local_checkpoint
 
 M = TypeVar("M", bound=Model)
 
@@ -86,8 +87,8 @@ class EvalEntry(Generic[M]):
             text: the checkpoint argument.
             is_pattern: whether RUN is a pattern with a ``*``.
         """
-        path, changes = parse_checkpoint(text)
-        return path.resolve().name + (f"@{text.rpartition('@')[2]}" if changes else "")
+        _, changes = _split_options(text)
+        return run_name(text) + (f"@{changes}" if changes else "")
 
 
 Entry = TypeVar("Entry", bound=EvalEntry[Any])
@@ -103,12 +104,14 @@ def _task_of(model: Model) -> str:
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
     """Split ``RUN[@name=value,...]`` into the path and the changed inference options.
 
+    RUN can also be ``pretrained:NAME`` or ``hf://USER/NAME[@REVISION]``, which is downloaded.
+
     Raises:
-        ConfigError: the text after the @ is not a list of ``name=value``.
+        ConfigError: the text after the @ is not a list of ``name=value``, or no pretrained model
+            has this name.
+        HubError: the model cannot be downloaded.
     """
-    if Path(text).exists():  # the name of the folder contains an @
-        return Path(text), {}
-    path, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
+    source, tail = _split_options(text)
     changes = list(filter(None, tail.split(",")))
     for change in changes:
         key, equals, value = change.partition("=")
@@ -118,7 +121,24 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
         options = {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
     except YAMLError as error:
         raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
-    return resolve_pretrained(path), options
+    return local_checkpoint(source), options
+
+
+def run_name(text: str) -> str:
+    """Return the name of RUN in ``RUN[@name=value,...]``, or the name of its repository."""
+    source, _ = _split_options(text)
+    if source.startswith(hub.PREFIX):
+        return hub.parse_source(source).name.rpartition("/")[2]
+    return parse_checkpoint(text)[0].resolve().name
+
+
+def _split_options(text: str) -> tuple[str, str]:
+    """Split ``RUN[@name=value,...]`` at the last @, unless that begins a revision or a name."""
+    source, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
+    is_revision = text.startswith(hub.PREFIX) and "=" not in tail
+    if is_revision or Path(text).exists():  # the name of the folder contains an @
+        return text, ""
+    return source, tail
 
 
 def matching_runs(path: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ebt_policy.evaluation.entries import parse_checkpoint
+from ebt_policy.evaluation.entries import parse_checkpoint, run_name
 from ebt_policy.io.output import numbered
 
 
@@ -24,9 +24,9 @@ def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) 
     """
     names = []
     for text in checkpoints:
-        path, changes = parse_checkpoint(text)
+        _, changes = parse_checkpoint(text)
         options = [f"{key.removeprefix('num_')}{value}" for key, value in changes.items()]
-        names.append("-".join([path.resolve().name, *options]))
+        names.append("-".join([run_name(text), *options]))
     name = "-vs-".join(dict.fromkeys(names))
     name = re.sub(r"[*?\[\]]+", "all", f"{suite}-{name}" if suite else name)[:200]
     stored_command = json.dumps(command)

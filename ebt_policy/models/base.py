@@ -23,8 +23,9 @@ from yaml import YAMLError
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.io import hub
+from ebt_policy.models.checkpoint_source import local_checkpoint
 from ebt_policy.models.migration import migrate_config
-from ebt_policy.models.pretrained import resolve_pretrained
 
 FORMAT_VERSION = 2  # of written checkpoints; earlier formats are migrated when they are read
 
@@ -182,7 +183,7 @@ class Model(nn.Module, ABC):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Load a model from a checkpoint folder, a run folder or ``pretrained:NAME``.
+        """Load a model from a checkpoint (see `checkpoint_folder`).
 
         Raises:
             CheckpointError: if the checkpoint is missing, damaged, of a newer version, or of
@@ -261,18 +262,22 @@ def checkpoint_folder(path: str | Path) -> Path:
     """Return the checkpoint folder that a path names.
 
     Args:
-        path: a checkpoint folder, a run folder (for its newest checkpoint) or ``pretrained:NAME``.
+        path: a checkpoint folder, a run folder (for its newest checkpoint), ``pretrained:NAME`` or
+            ``hf://USER/NAME[@REVISION]``.
 
     Raises:
         CheckpointError: if there is no checkpoint.
         ConfigError: if no pretrained model has this name.
+        HubError: if the model cannot be downloaded from the Hub.
     """
-    folder = resolve_pretrained(path)
+    folder = local_checkpoint(path)
     if (folder / "checkpoints").is_dir():
         checkpoints = sorted((folder / "checkpoints").glob("step_*"))
         if not checkpoints:
             raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
         return checkpoints[-1]
     if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint at {folder}.")
+        is_name = hub.is_repository_name(str(path))
+        hint = f" For the Hugging Face Hub, write hf://{path}." if is_name else ""
+        raise CheckpointError(f"there is no checkpoint at {folder}.{hint}")
     return folder

@@ -13,6 +13,7 @@ from ebt_policy.evaluation.entries import (
     EvalEntry,
     parse_checkpoint,
     run_metadata,
+    run_name,
     with_unique_names,
 )
 from ebt_policy.policies.base import Policy
@@ -45,7 +46,7 @@ class PolicyEntry(EvalEntry[Policy]):
     def name_of(cls, text: str, is_pattern: bool) -> str:
         """Return the name of ``RUN@steps=2``, not yet unique: ``RUN (steps 2)``."""
         path, changes = parse_checkpoint(text)
-        name = path.resolve().name
+        name = run_name(text)
         if is_pattern:
             name = path.name.replace("-seed*", "").replace("*", "")
         words = [

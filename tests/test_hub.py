@@ -1,0 +1,192 @@
+"""Policies on the Hugging Face Hub, over the real client and a local server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import assert_one_line_error
+from hub_server import hub_server
+
+from ebt_policy.errors import ConfigError
+from ebt_policy.evaluation.entries import EvalEntry
+from ebt_policy.io.hub import HubError, parse_source
+from ebt_policy.models.base import CheckpointError
+from ebt_policy.policies import load_policy
+from ebt_policy.policies.hub_upload import write_hub_folder
+from ebt_policy.push import main
+
+FILES = {
+    "README.md", "config.json", "config.yaml", "format_version", "model.safetensors",
+    "normalizer.json", "training.svg",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub():
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def command(hub, tmp_path):
+    """Return a function that runs a module with a cache of its own, and returns the process."""
+
+    def run(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"),
+            "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **variables,
+        }  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_pushed_policy_is_evaluated_by_name_online_and_offline(hub, command, tiny_run, tmp_path):
+    pushed = command(
+        "ebt_policy.push", f"checkpoint={tiny_run}", "repo=me/tiny", "licence=mit", "private=true"
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"{hub.url}/me/tiny/commit/" in pushed.stdout
+    files = hub.repositories["me/tiny"]["main"]
+    assert set(files) == FILES and hub.private == {"me/tiny"}
+    first, _ = hub.find("me/tiny", "main")
+    # Files that a policy does not need are never downloaded.
+    files["modeling.py"], files["trainer_state.pt"] = b"import os", b"pickle"
+    hub.repositories["me/tiny"]["v1"] = files
+    hub.commit("me/tiny", {"README.md": b"a later, broken version"})
+
+    def evaluate(revision, output, **variables):
+        return command(
+            "ebt_policy.eval", f"checkpoint=hf://me/tiny@{revision}@steps=1", "episodes=1",
+            "videos=0", "workers=1", f"output={tmp_path / output}", **variables,
+        )  # fmt: skip
+
+    done = evaluate("v1", "first")
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "first/summary.json").read_text())["entries"]
+    assert entry["name"] == "tiny (steps 1)" and entry["steps"] == 1
+    downloaded = {path.name for path in (tmp_path / "hf").rglob("*") if path.is_symlink()}
+    assert downloaded == FILES - {"README.md", "training.svg"}
+    count = len(hub.requests)
+    offline = evaluate(first, "offline", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    absent = evaluate("v2", "absent", HF_HUB_OFFLINE="1")
+    assert absent.returncode == 2 and len(hub.requests) == count
+    assert_one_line_error(absent.stderr)
+    unknown = evaluate("v2", "unknown")
+    assert unknown.returncode == 2 and "hf://me/tiny@v2 cannot be downloaded (" in unknown.stderr
+    assert_one_line_error(unknown.stderr)
+
+
+@pytest.mark.slow
+def test_failed_uploads_are_one_line(command, tiny_run):
+    arguments = (f"checkpoint={tiny_run}", "repo=me/tiny", "licence=mit")
+    done = command("ebt_policy.push", *arguments, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 2 and "me/tiny cannot be uploaded (" in done.stderr
+    assert_one_line_error(done.stderr)
+
+
+def test_files_and_card_of_a_repository(tiny_run, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    evaluation = Path(tiny_run) / "evaluation"
+    evaluation.mkdir(exist_ok=True)
+    score = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    summary = {"entries": [{"episodes": 20, "score": score, "version": "9.9", "success": None}]}
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+    try:
+        policy = write_hub_folder(tiny_run, folder, "me/tiny", licence="mit", units="px")
+    finally:
+        (evaluation / "summary.json").unlink()
+    assert {path.name for path in folder.iterdir()} == FILES
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert json.loads((folder / "config.json").read_text()) == config
+    assert config["task"]["path"] == "demonstrations"  # without the folders of this machine
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert (data["license"], data["pipeline_tag"]) == ("mit", "robotics")
+    (result,) = data["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 0.5 and "0.500 [0.400, 0.600]" in str(result)
+    for part in (
+        'load_policy("hf://me/tiny")', "| score |", "0.500 [0.400, 0.600]", "(2, 20)", "(16, 2)",
+        "Units: px.", "ebt-train task=push_t model=ebt", "train.steps=10", "## Limits",
+        "![Training curve](training.svg)",
+    ):  # fmt: skip
+        assert part in text, part
+    assert str(tmp_path.parent) not in text
+    again = load_policy(folder)
+    obs = {"obs": torch.full((1, 2, 20), 200.0)}
+    chunks = [
+        p.predict_chunk(obs, generator=torch.Generator().manual_seed(0)).actions
+        for p in (policy, again)
+    ]
+    torch.testing.assert_close(*chunks)
+
+
+def test_a_checkpoint_without_evaluation_has_a_card(tmp_path):
+    write_hub_folder("pretrained:push_t", tmp_path, "me/push_t", licence="mit")
+    text = (tmp_path / "README.md").read_text()
+    assert "The policy was not evaluated." in text and "training.svg" not in text
+    assert "model-index" not in text
+
+
+def test_files_are_written_without_an_upload(call_entry, tmp_path):
+    output = tmp_path / "card"
+    arguments = ("checkpoint=pretrained:push_t", "repo=me/push_t", "licence=mit")
+    assert call_entry(main, *arguments, f"output={output}") == (0, "")
+    assert (output / "README.md").is_file()
+    code, error = call_entry(main, *arguments, f"output={output}")
+    assert code == 2 and "exists; give a new folder" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("repo=me/x", "licence=mit"), "missing required option checkpoint=."),
+        (("checkpoint=a", "licence=mit"), "missing required option repo=."),
+        (("checkpoint=a", "repo=me/x"), "missing required option licence=."),
+        (("checkpoint=a", "repo=x", "licence=mit"), "repo must be USER/NAME, got x."),
+        (("checkpoint=none", "repo=me/x", "licence=mit"), "there is no checkpoint at none."),
+    ],
+)
+def test_errors_before_an_upload(call_entry, arguments, message):
+    code, error = call_entry(main, *arguments)
+    assert code == 2 and message in error
+    assert_one_line_error(error)
+
+
+def test_sources_on_the_hub(monkeypatch, tmp_path):
+    assert parse_source("hf://me/arm@v1.0") == ("me/arm", "v1.0")
+    for text in ("hf://arm", "hf://a/b/c", "me/arm"):
+        with pytest.raises(HubError, match="must be hf://USER/NAME"):
+            parse_source(text)
+    asked = []
+
+    def download(text, kind, patterns):
+        asked.append((text, kind))
+        return tmp_path
+
+    monkeypatch.setattr("ebt_policy.models.checkpoint_source.hub.download", download)
+    for call in (
+        lambda: load_policy("me/arm", revision="v2"),
+        lambda: load_policy("hf://me/arm@v3"),
+        lambda: EvalEntry.load("hf://me/arm@v4@steps=1", object, "cpu"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises((CheckpointError, ConfigError, AttributeError)):
+            call()
+    assert [text for text, _ in asked] == ["hf://me/arm@v2", "hf://me/arm@v3", "hf://me/arm@v4"]
+    assert {kind for _, kind in asked} == {"model"}
+    with pytest.raises(CheckpointError, match="For the Hugging Face Hub, write hf://me/arm"):
+        load_policy("me/arm")
