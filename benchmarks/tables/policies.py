@@ -242,7 +242,8 @@ def held_out(result: Result) -> str:
     differences = {pair["b"]: difference(pair) for pair in result["paired"] if pair["a"] == first}
     rows = [
         (
-            HELD_OUT_LABELS.get(str(entry["name"]), str(entry["name"])), f"{entry['train_steps']:,}",
+            HELD_OUT_LABELS.get(str(entry["name"]), str(entry["name"])),
+            f"{entry['train_steps']:,}",
             interval(entry["error"]), differences.get(entry["name"], ""),
         )
         for entry in result["entries"]
