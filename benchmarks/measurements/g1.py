@@ -44,19 +44,24 @@ class HeldOutG1:
 
     Attributes:
         has_cameras: whether to use the ten episodes with frames, or the numbers of all episodes.
+        fraction: fraction of the updates to train.
     """
 
     has_cameras: bool
+    fraction: float = 1.0
 
     def __call__(self, context: StudyContext) -> dict[str, Any]:
         options, folder = context.options, context.folder / context.result
         folder.mkdir(parents=True, exist_ok=True)
         path = recording() if self.has_cameras else numbers(folder / "g1.zarr")
+        updates = {
+            model: round(options.updates * self.fraction * (1 if model == "ebt" else options.ratio))
+            for model in ENTRIES
+        }
         commands = [
             TrainingCommand(model, seed, folder, (
                 "task=dataset", f"task.path={path}", f"model={model}", "train.minutes=null",
-                f"train.steps={round(options.updates * (1 if model == 'ebt' else options.ratio))}",
-                *shlex.split(options.overrides),
+                f"train.steps={updates[model]}", *shlex.split(options.overrides),
             ))
             for seed in range(options.seeds) for model in ENTRIES
         ]  # fmt: skip

@@ -170,6 +170,7 @@ STUDIES = {
         "policies of a real humanoid on held-out episodes (4 h on 2 cores)",
         parts={
             "numbers": Part(HeldOutG1(has_cameras=False), "g1_numbers"),
+            "short": Part(HeldOutG1(has_cameras=False, fraction=1 / 3), "g1_numbers_short"),
             "cameras": Part(HeldOutG1(has_cameras=True), "g1_cameras"),
         },
         folder="runs/g1",
