@@ -6,7 +6,6 @@ The repository gets the weights, the configuration and a generated model card.
 from __future__ import annotations
 
 import tempfile
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ebt_policy.cli import Entry, run_entry
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
 from ebt_policy.io.atomic_write import atomic_folder
+from ebt_policy.io.hub import is_repository_name
 from ebt_policy.io.output import writable_folder
 
 console = Console()
@@ -41,16 +41,17 @@ def run(config: dict[str, Any]) -> None:
         UserError: an option is missing, or the policy cannot be read or uploaded.
     """
     settings = options(PushConfig, config, "the configuration")
-    for name in ("checkpoint", "repo", "licence"):
+    for name, value in (("checkpoint", "RUN"), ("repo", "USER/NAME"), ("licence", "mit")):
         if not getattr(settings, name):
-            raise ConfigError(f"missing required option {name}=.")
+            raise ConfigError(f"missing required option {name}={value}.")
+    repo = str(settings.repo)
+    if not is_repository_name(repo):
+        raise ConfigError(f"repo must be USER/NAME, got {repo}.")
     output = Path(settings.output) if settings.output else None
     if output is not None and output.exists():
         raise ConfigError(f"output={output} exists; give a new folder.")
 
     from ebt_policy.policies import hub_upload  # slow to import
-
-    repo = hub_upload.check_repository(settings.repo)
 
     def write(folder: Path) -> None:
         hub_upload.write_hub_folder(
@@ -63,10 +64,9 @@ def run(config: dict[str, Any]) -> None:
             write(folder)
         console.print(f"{output}: nothing was uploaded", markup=False, soft_wrap=True)
         return
-    temporary: AbstractContextManager[str] = tempfile.TemporaryDirectory()
-    with temporary as name:
-        write(Path(name))
-        address = hub_upload.push_to_hub(Path(name), repo, private=settings.private)
+    with tempfile.TemporaryDirectory() as temporary:
+        write(Path(temporary))
+        address = hub_upload.push_to_hub(Path(temporary), repo, private=settings.private)
     console.print(address, markup=False, soft_wrap=True)
 
 

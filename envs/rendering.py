@@ -37,7 +37,7 @@ def choose_backend() -> str:
     if "torch" in sys.modules and "mujoco" not in sys.modules and backend in BACKENDS:
         # Mesa (EGL or OSMesa) and PyTorch's compiler have an LLVM each. The process crashes if
         # PyTorch's is loaded second, for example when a policy is loaded after the environment.
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # It may be absent or broken.
             importlib.import_module("triton")
     return backend
 
@@ -45,7 +45,8 @@ def choose_backend() -> str:
 def import_mujoco() -> Any:
     """Return the module mujoco, imported after `choose_backend`.
 
-    All code imports MuJoCo here, so that frames can be rendered whoever imports it first.
+    The code of this package imports MuJoCo here or calls `choose_backend` before, so that frames
+    can be rendered whoever imports it first.
 
     Raises:
         ModuleNotFoundError: MuJoCo is not installed.

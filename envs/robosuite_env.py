@@ -139,7 +139,7 @@ class RobosuiteEnv(ManipulationEnv):
     def _push_gripper(self, shift: np.ndarray) -> None:
         if not (distance := np.linalg.norm(shift)):
             return
-        relative = np.array([*(shift / distance), 0.0, 0.0, 0.0, self._grip])
+        relative = np.array([*(shift / distance), 0.0, 0.0, 0.0, *self._grips])
         current = start = self.robosuite_observations()
         for _ in range(MAX_PUSH_STEPS):
             if np.linalg.norm(current["robot0_eef_pos"] - start["robot0_eef_pos"]) >= distance:
@@ -163,7 +163,7 @@ class RobosuiteEnv(ManipulationEnv):
     def _reset_scene(self, seed: int) -> None:
         with _numpy_seed(seed):
             self.sim_env.reset()
-        self._grip = -1.0
+        self._grips = np.full(self.scene.arms, -1.0)
         if self._object is not None:
             self._height = float(self.sim_env.sim.data.get_joint_qpos(self._object.joints[0])[2])
 
@@ -171,8 +171,12 @@ class RobosuiteEnv(ManipulationEnv):
         self.sim_env.sim.set_state_from_flattened(state)
 
     def _apply_action(self, action: np.ndarray) -> None:
-        self._grip = float(action[-1])
+        self._remember_grips(action)
         self.sim_env.step(self._controller_input(action))
+
+    def _remember_grips(self, action: np.ndarray) -> None:
+        """Keep the last entry of each arm's action, the state of its gripper."""
+        self._grips = np.array(action, dtype=np.float64).reshape(self.scene.arms, -1)[:, -1]
 
     def _convert(self, relative: np.ndarray) -> np.ndarray:
         """Convert a relative action (7 * arms,) to the actions of this environment."""
@@ -199,7 +203,7 @@ class RobosuiteEnv(ManipulationEnv):
                 "actions=delta cannot be executed in parts of a control period; use "
                 "actions=absolute or actions=joints (robot.driver.kwargs.actions)."
             )
-        self._grip = float(action[-1])
+        self._remember_grips(action)
         goal, sim = self._controller_input(action), self.sim_env.sim
         for i in range(steps):
             sim.step1()
@@ -213,7 +217,8 @@ class RobosuiteEnv(ManipulationEnv):
 
     def hold_action(self) -> np.ndarray:
         """Return the goal that keeps the arms at their current poses."""
-        return self._convert(np.array(([0.0] * 6 + [self._grip]) * self.scene.arms))
+        motions = np.zeros((self.scene.arms, 6))
+        return self._convert(np.concatenate([motions, self._grips[:, None]], axis=1).ravel())
 
     def robosuite_observations(self) -> dict[str, np.ndarray]:
         """Return robosuite's observations of the current scene, name -> array."""
@@ -239,7 +244,7 @@ class RobosuiteEnv(ManipulationEnv):
 def controllers(actions: str) -> dict[str, Any]:
     """Return the controllers of a Panda for a type of actions, a key of `ACTION_BOUNDS`.
 
-    The operational-space controllers are those of robomimic's data sets.
+    robomimic's data sets have the operational-space controllers.
     """
     config: Any = load_composite_controller_config(robot="Panda")
     for name, part in config["body_parts"].items():

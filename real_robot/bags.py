@@ -225,7 +225,8 @@ def write_bags(
         for name in recordings[0]
     }
     ends = np.cumsum([len(recording["action"]) for recording in recordings])
-    names = {**_topics_of(robot).value_names, "action": list(robot.action)}
+    actions = {name: list(robot.action) for name in ("position", "action")}
+    names = {**_topics_of(robot).value_names, **actions}
     attributes = {"rate_hz": robot.rate_hz, "robot": robot.name, "names": names}
     episodes = Episodes(arrays, ends, attributes)
     write_episodes(output, episodes)

@@ -109,7 +109,7 @@ def parse_limits(section: Mapping[str, Any], names: Sequence[str]) -> Limits:
 
     ``workspace`` has the entries of the action that are positions in space (m or px). A joint-space
     robot has ``{model: arm.xml, site: tool, box: [[low, high], x3]}`` instead. Its names are joints
-    of that MuJoCo model, or those of them that ``joints`` lists, if the action has a gripper.
+    of that MuJoCo model. If the action has a gripper, ``joints`` lists the names that are joints.
 
     Args:
         section: name of a limit -> its value.

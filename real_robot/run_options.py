@@ -99,7 +99,11 @@ class RunOptions:
         """The base name of the checkpoint or recording, or the teleoperation device."""
         device = self.input if isinstance(self.input, str) else self.input.get("name")
         sources = {RunMode.REPLAY: self.recording, RunMode.TELEOP: device}
-        return Path(str(sources.get(RunMode(self.mode), self.checkpoint))).resolve().name
+        if (source := sources.get(RunMode(self.mode))) is not None:
+            return Path(str(source)).resolve().name
+        from ebt_policy.evaluation.results_folder import folder_name  # slow to import
+
+        return folder_name(str(self.checkpoint))
 
 
 def _check_choice(option: str, value: str, choices: type[StrEnum]) -> None:

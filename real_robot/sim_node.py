@@ -46,7 +46,7 @@ class SimNode:
             )
         simulated = topics.simulated
         self._topics, self._clock, self._columns = topics, clock, simulated.parts
-        # Without an entry, the topic of the position has what the robot measures of itself.
+        # Without an entry, the topic of the position has the measured position.
         needed = {name for name, topic in topics.observed.items() if not topic.is_image}
         needed.discard(topics.position)
         if missing := sorted(needed - set(simulated.parts)):
@@ -56,7 +56,13 @@ class SimNode:
         self._timeouts = robot.timeouts
         self.sim = SimRobot(spec, clock, command_s=robot.timeouts.command_s)
         self.sim.connect()
-        frames = self.sim.read().values
+        observation = self.sim.read()
+        frames, position = observation.values, topics.observed[topics.position]
+        if topics.position not in simulated.parts and position.width != observation.position.size:
+            raise ConfigError(
+                f"robot.driver.observe.{topics.position} has {position.width} numbers, but the "
+                f"robot's position has {observation.position.size}."
+            )
         for name, topic in topics.observed.items():
             if topic.is_image and (topic.type != "Image" or name not in frames):
                 raise ConfigError(

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,9 +30,11 @@ class Hub:
     private: set[str] = field(default_factory=set)
     url: str = ""
 
-    def commit(self, name: str, files: dict[str, bytes]) -> str:
-        """Replace the content of the main branch, and return the commit."""
+    def commit(self, name: str, changed: dict[str, bytes], deleted: Collection[str] = ()) -> str:
+        """Change files of the main branch, and return the commit."""
         revisions = self.repositories.setdefault(name, {})
+        files = {**revisions.get("main", {}), **changed}
+        files = {path: content for path, content in files.items() if path not in deleted}
         digest = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         revisions[digest] = revisions["main"] = files
         return digest
@@ -63,30 +65,31 @@ def hub_server() -> Iterator[Hub]:
             parts = path.strip("/").split("/")
             if parts[0] == "api" and parts[1] == "models":
                 name, revision = "/".join(parts[2:4]), "/".join(parts[5:6]) or "main"
-                found = hub.find(name, revision)
-                if found is None:
+                revision_files = hub.find(name, revision)
+                if revision_files is None:
                     known = name in hub.repositories
                     self._send(404, {}, error="RevisionNotFound" if known else "RepoNotFound")
                 elif parts[4:5] == ["tree"]:
                     self._send(200, [
                         {"type": "file", "path": file, "size": len(content),
                          "oid": hashlib.sha1(content).hexdigest()}
-                        for file, content in found[1].items()
+                        for file, content in revision_files[1].items()
                     ])  # fmt: skip
                 else:
-                    siblings = [{"rfilename": file} for file in found[1]]
-                    self._send(200, {"id": name, "sha": found[0], "siblings": siblings})
+                    siblings = [{"rfilename": file} for file in revision_files[1]]
+                    content = {"id": name, "sha": revision_files[0], "siblings": siblings}
+                    self._send(200, {**content, "private": name in hub.private})
                 return
             if "resolve" in parts:
                 at = parts.index("resolve")
-                found = hub.find("/".join(parts[:at]), parts[at + 1])
+                revision_files = hub.find("/".join(parts[:at]), parts[at + 1])
                 file = "/".join(parts[at + 2 :])
-                if found is not None and file in found[1]:
+                if revision_files is not None and file in revision_files[1]:
                     headers = {
-                        "ETag": f'"{hashlib.sha1(found[1][file]).hexdigest()}"',
-                        "X-Repo-Commit": found[0],
+                        "ETag": f'"{hashlib.sha1(revision_files[1][file]).hexdigest()}"',
+                        "X-Repo-Commit": revision_files[0],
                     }
-                    self._send(200, found[1][file], headers)
+                    self._send(200, revision_files[1][file], headers)
                     return
             self._send(404, {}, error="EntryNotFound")
 
@@ -98,9 +101,11 @@ def hub_server() -> Iterator[Hub]:
                 data = json.loads(body)
                 owner = data.get("organization") or "me"
                 name = data["name"] if "/" in data["name"] else f"{owner}/{data['name']}"
-                hub.repositories.setdefault(name, {})
+                is_new = name not in hub.repositories
+                empty: dict[str, bytes] = {}
+                hub.repositories.setdefault(name, {"0" * 40: empty, "main": empty})
                 is_private = data.get("private") or data.get("visibility") == "private"
-                hub.private |= {name} if is_private else set()
+                hub.private |= {name} if is_private and is_new else set()
                 self._send(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
             elif path == "/api/validate-yaml":
                 self._send(200, {"errors": [], "warnings": []})
@@ -118,7 +123,8 @@ def hub_server() -> Iterator[Hub]:
                     for line in lines
                     if line["key"] == "file"
                 }
-                oid = hub.commit(name, files)
+                deleted = [line["value"]["path"] for line in lines if line["key"] == "deletedFile"]
+                oid = hub.commit(name, files, deleted)
                 url = f"{hub.url}/{name}/commit/{oid}"
                 self._send(200, {"commitUrl": url, "commitOid": oid, "success": True})
             else:

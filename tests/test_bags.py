@@ -7,6 +7,7 @@ import pytest
 
 from ebt_policy.convert import main
 from ebt_policy.data.dataset import Role, open_dataset
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.data.push_t import load_push_t
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.bags import write_bags
@@ -93,6 +94,8 @@ def test_bags_become_demonstrations(tmp_path, storage):
     write_bags(bags, load_robot("ros2_push_t"), tmp_path / "store")
     demonstrations, _ = load_push_t(path=str(tmp_path / "store"))
     assert len(demonstrations) == 2
+    names = read_episodes(tmp_path / "store").attrs["names"]
+    assert names == {"action": ["x", "y"], "position": ["x", "y"]}  # obs is transformed
     episode = demonstrations.episode(1)
     assert 29 <= len(episode["action"]) <= 30
     np.testing.assert_allclose(np.diff(episode["obs"][:, 18]), 5, atol=1.01)  # px per tick

@@ -288,6 +288,24 @@ def test_further_groups_of_a_demonstration_are_ignored(tmp_path):
         assert (dataset.frames(1, "obs/front_image", [2, 7]) == 1).all()
 
 
+def test_older_files_have_only_names_of_actions(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    arrays = {"action": np.zeros((40, 2)), "position": np.zeros((40, 2)), "obs": np.zeros((40, 2))}
+    attrs = {"action_names": ["x", "y"]}
+    write_episodes(tmp_path / "store", Episodes(arrays, np.array([40]), attrs))
+    with open_dataset(tmp_path / "store") as dataset:
+        assert dataset.features["action"].entries == ("x", "y")
+        assert dataset.features["position"].entries == ("x", "y")
+        assert dataset.features["obs"].entries == ()
+    with h5py.File(tmp_path / "old.hdf5", "w") as file:
+        data = file.create_group("data")
+        data.attrs["action_names"] = json.dumps(["x", "y"])
+        data["demo_0/actions"], data["demo_0/obs/state"] = np.zeros((9, 2)), np.zeros((9, 2))
+    with open_dataset(tmp_path / "old.hdf5") as dataset:
+        assert dataset.features["actions"].entries == ("x", "y")
+        assert dataset.features["obs/state"].entries == ()
+
+
 def test_lost_chunks_and_odd_attributes_of_a_store(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (40, 200, 200, 3)).astype(np.uint8)
     arrays = {"action": np.zeros((40, 2)), "camera": frames}

@@ -19,6 +19,7 @@ from ebt_policy.data.dataset import Dataset, open_dataset
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.feature_selection import guess_relative, select_features
+from ebt_policy.data.rotation_checks import flipping_quaternions
 from ebt_policy.errors import ConfigError
 
 
@@ -82,3 +83,14 @@ def test_cameras_have_short_names_and_a_common_size(tmp_path):
             select_features(dataset, image_size=[4, 4])
         with pytest.raises(ConfigError, match=r"has frames; name it in task.cameras"):
             select_features(dataset, state_keys=[CAMERA])
+
+
+def test_a_gripper_between_small_numbers_is_no_quaternion():
+    grip = np.where(np.arange(40) % 20 < 10, -1.0, 1.0)
+    small = np.linspace(0, 0.02, 40)
+    rows = np.stack([grip, small, small, small], axis=1)
+    assert flipping_quaternions(rows) == []
+    angle = np.linspace(0, 1, 40)
+    quaternion = np.stack([np.sin(angle), 0 * angle, 0 * angle, np.cos(angle)], axis=1)
+    assert flipping_quaternions(quaternion) == []
+    assert flipping_quaternions(np.round(quaternion * grip[:, None], 3)) == [0]

@@ -10,7 +10,29 @@ import pytest
 from conftest import compose_config
 from robomimic_files import NEEDS_ROBOMIMIC
 
+from ebt_policy.data.episode_store import write_episodes
+from ebt_policy.data.episodes import Episodes
+from ebt_policy.data.zarr_store import EpisodeError
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies.task_config import PolicyTaskConfig
+
 pytestmark = NEEDS_ROBOMIMIC
+
+
+@pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs robosuite")
+def test_joint_actions_are_refused(tmp_path):
+    from ebt_policy.data.robomimic_writer import write_robomimic
+
+    arrays = {"state": np.zeros((5, 31)), "action": np.zeros((5, 8))}
+    with pytest.raises(EpisodeError, match="7 or 10 numbers in an action of each arm, got 8"):
+        write_robomimic(tmp_path / "x.hdf5", "Lift", Episodes(arrays, np.array([5])))
+    assert not list(tmp_path.iterdir())
+    store = tmp_path / "store"
+    rows = {"obs": np.zeros((40, 19)), "action": np.zeros((40, 8))}
+    write_episodes(store, Episodes(rows, np.array([40]), {"rate_hz": 20}))
+    task = PolicyTaskConfig.from_config(compose_config("task=lift", f"task.path={store}"))
+    with pytest.raises(ConfigError, match=r"has 8 numbers in an action, but .* task=dataset"):
+        task.demonstrations()
 
 
 @pytest.mark.slow
@@ -19,7 +41,6 @@ def test_recording_is_read_like_published_files(tmp_path, monkeypatch, call_entr
     import h5py
 
     from ebt_policy.envs.robosuite_env import RobosuiteEnv
-    from ebt_policy.policies.task_config import PolicyTaskConfig
     from ebt_policy.record import main
 
     monkeypatch.chdir(tmp_path)

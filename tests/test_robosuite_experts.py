@@ -66,6 +66,26 @@ def test_expert_solves_the_task_with_joint_positions(name):
     assert solved
 
 
+@pytest.mark.parametrize("actions", ["absolute", "joints"])
+def test_two_arms_hold_their_own_grippers(actions):
+    env = RobosuiteEnv("Transport", actions=actions)
+    env.reset(seed=0)
+    goals = env.hold_action().reshape(2, -1)
+    assert goals.shape == (2, 8 if actions == "joints" else 10) and (goals[:, -1] == -1).all()
+    goals[0, -1] = 1.0
+    env.step(goals.ravel().astype(np.float32))
+    assert env.hold_action().reshape(2, -1)[:, -1].tolist() == [1.0, -1.0]
+
+
+def test_a_gripper_with_joint_goals_is_pushed_away():
+    env = RobosuiteEnv("Lift", actions="joints")
+    env.reset(seed=0)
+    before = env.robosuite_observations()["robot0_eef_pos"]
+    env._push_gripper(np.array([0.06, 0.08, 0.0]))
+    shift = env.robosuite_observations()["robot0_eef_pos"] - before
+    assert 0.1 <= np.linalg.norm(shift) < 0.13 and abs(shift[2]) < 0.02
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 def test_expert_actions_depend_only_on_the_seed(name):
     first, again = play(name, 3, limit=30)[0], play(name, 3, limit=30)[0]

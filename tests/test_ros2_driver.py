@@ -22,6 +22,7 @@ from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import load_robot
+from ebt_policy.real_robot.sim_node import SimNode
 from ebt_policy.real_robot.supervisor import State
 
 DOMAIN = str(os.getpid() % 90 + 10)
@@ -156,6 +157,16 @@ def test_arm_with_a_gripper_follows_joint_trajectories(ros_environment):
             assert driver.read().position[7] == 1.0
         finally:
             driver.close()
+
+
+@pytest.mark.ros
+def test_a_simulated_position_must_fit_its_topic(ros_environment):
+    pytest.importorskip("robosuite")
+    arm = "robot.driver.observe.arm"
+    changes = (f"{arm}.names=[joint1,joint2]", f"{arm}.scale=1", f"{arm}.offset=0")
+    robot = load_robot("ros2_lift_joints", *changes)
+    with pytest.raises(ConfigError, match=r"observe\.arm has 2 numbers, but .* position has 8"):
+        SimNode(robot, SimulatedClock())
 
 
 @pytest.mark.ros

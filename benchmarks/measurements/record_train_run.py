@@ -70,7 +70,7 @@ class SeeingPlanner(Planner):
 def state_of_lift(values: Values, last: Values | None, dt: float) -> np.ndarray:
     """Return the state of Lift's environment (31,) from the values of an observation.
 
-    Through ROS, the velocities are zero, except for those of the fingers.
+    Through ROS, all velocities are zero, except the fingers' velocities.
 
     Args:
         values: values of the observation.

@@ -33,7 +33,7 @@ PATHS = (
     ),
     *(f"task.{name}" for name in ("path", "images", "corpus", "videos", "tokenizer", "features")),
 )
-TEXTS = ("prompt",)
+TEXTS = ("prompt", "units")
 
 
 def hydra_arguments(arguments: Sequence[str], *repeated: str) -> list[str]:

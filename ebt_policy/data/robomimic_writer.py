@@ -17,6 +17,7 @@ import numpy as np
 
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.robomimic_controller import ROBOSUITE, ROBOT
+from ebt_policy.data.zarr_store import EpisodeError
 from ebt_policy.envs.robosuite_env import RobosuiteEnv, controllers, robosuite
 from ebt_policy.envs.robosuite_tasks import RATE_HZ, from_six_dimensional
 from ebt_policy.io.atomic_write import atomic_path
@@ -48,7 +49,13 @@ def write_robomimic(
 
 def _write(file: Any, scene: str, episodes: Episodes, on_progress: Callable[[int], None]) -> None:
     env = RobosuiteEnv(scene)
-    absolute = episodes.arrays["action"].shape[1] != env.action_space.shape[0]  # type: ignore[index]
+    width, arms = episodes.arrays["action"].shape[1], env.scene.arms
+    if width not in (7 * arms, 10 * arms):
+        raise EpisodeError(
+            f"robomimic files have 7 or 10 numbers in an action of each arm, got {width} for "
+            f"{arms}."
+        )
+    absolute = width == 10 * arms
     data = file.create_group("data")
     data.attrs["env_args"] = json.dumps(_env_args(env, absolute))
     data.attrs["total"] = int(episodes.ends[-1])

@@ -43,6 +43,12 @@ class RobosuiteFamily(TaskFamily):
                     "actions; remove task.actions=delta."
                 )
             episodes, origin = load_recorded(config.name, config.single_path, RATE_HZ)
+            width, arms = episodes.arrays["action"].shape[1], SCENES[str(config.scene)].arms
+            if width != 10 * arms:
+                raise ConfigError(
+                    f"{config.single_path} has {width} numbers in an action, but task={config.name}"
+                    f" has {10 * arms}, the poses of its hands; train on it with task=dataset."
+                )
         else:
             scene = str(config.scene)
             episodes, origin = load_demonstrations(

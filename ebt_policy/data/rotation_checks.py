@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 FULL_TURN = 0.9 * 2 * np.pi  # rad, a larger change from row to row is a jump
-# Largest deviation of the norm of a quaternion from 1. A gripper of -1 or 1 between small numbers
-# exceeds it.
-UNIT_TOLERANCE = 3e-4
+UNIT_TOLERANCE = 1e-3  # largest deviation of the norm of a quaternion from 1
+DOMINANT = 0.98  # An entry that is always above is a switch between small numbers (-1 or 1).
 
 
 def jumping_angles(rows: np.ndarray) -> list[int]:
@@ -40,7 +39,9 @@ def flipping_quaternions(rows: np.ndarray) -> list[int]:
     for start in range(rows.shape[1] - 3):
         part = rows[:, start : start + 4]
         has_unit_norm = np.abs(np.linalg.norm(part, axis=1) - 1) < UNIT_TOLERANCE
-        if has_unit_norm.all() and ((part[1:] * part[:-1]).sum(axis=1) < -0.5).any():
+        is_switch = (np.abs(part).max(axis=1) > DOMINANT).all()
+        flips = (part[1:] * part[:-1]).sum(axis=1) < -0.5
+        if has_unit_norm.all() and flips.any() and not is_switch:
             starts.append(start)
     return starts
 

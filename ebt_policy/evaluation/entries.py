@@ -20,7 +20,7 @@ from ebt_policy.evaluation.provenance import provenance
 from ebt_policy.evaluation.tables import or_missing
 from ebt_policy.io import hub
 from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
-from ebt_policy.models.checkpoint_source import local_checkpoint
+from ebt_policy.models.checkpoint_source import PREFIX, local_checkpoint
 
 M = TypeVar("M", bound=Model)
 
@@ -88,7 +88,7 @@ class EvalEntry(Generic[M]):
             is_pattern: whether RUN is a pattern with a ``*``.
         """
         _, changes = _split_options(text)
-        return run_name(text) + (f"@{changes}" if changes else "")
+        return base_name(text) + (f"@{changes}" if changes else "")
 
 
 Entry = TypeVar("Entry", bound=EvalEntry[Any])
@@ -111,29 +111,45 @@ def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:
             has this name.
         HubError: the model cannot be downloaded.
     """
-    source, tail = _split_options(text)
-    changes = list(filter(None, tail.split(",")))
+    return local_checkpoint(_split_options(text)[0]), checkpoint_options(text)
+
+
+def base_name(text: str) -> str:
+    """Return the last part of RUN in ``RUN[@name=value,...]``.
+
+    >>> base_name("runs/a@steps=2"), base_name("hf://someone/arm@v1@steps=2")
+    ('a', 'someone/arm@v1')
+    """
+    source, _ = _split_options(text)
+    if source.startswith(hub.PREFIX):
+        return source.removeprefix(hub.PREFIX)
+    if source.startswith(PREFIX):
+        return source.removeprefix(PREFIX)
+    return Path(source).resolve().name
+
+
+def checkpoint_options(text: str) -> dict[str, Any]:
+    """Return the changed inference options of ``RUN[@name=value,...]``.
+
+    Raises:
+        ConfigError: the text after the @ is not a list of ``name=value``.
+    """
+    changes = list(filter(None, _split_options(text)[1].split(",")))
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key or not value:
             raise ConfigError(f"checkpoint={text}: after @ write name=value, got {change!r}.")
     try:
-        options = {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
+        return {str(k): v for k, v in OmegaConf.from_dotlist(changes).items()}
     except YAMLError as error:
         raise ConfigError(f"checkpoint={text}: after @ write name=value.") from error
-    return local_checkpoint(source), options
-
-
-def run_name(text: str) -> str:
-    """Return the name of RUN in ``RUN[@name=value,...]``, or the name of its repository."""
-    source, _ = _split_options(text)
-    if source.startswith(hub.PREFIX):
-        return hub.parse_source(source).name.rpartition("/")[2]
-    return parse_checkpoint(text)[0].resolve().name
 
 
 def _split_options(text: str) -> tuple[str, str]:
-    """Split ``RUN[@name=value,...]`` at the last @, unless that begins a revision or a name."""
+    """Split ``RUN[@name=value,...]`` at the last @.
+
+    It does not split at the @ of a revision, or of the name of an existing folder.
+    """
     source, _, tail = text.rpartition("@") if "@" in text else (text, "", "")
     is_revision = text.startswith(hub.PREFIX) and "=" not in tail
     if is_revision or Path(text).exists():  # the name of the folder contains an @
@@ -150,12 +166,11 @@ def matching_runs(path: Path) -> list[Path]:
 
 def checkpoint_domain(text: str) -> Domain | None:
     """Return the domain of the model in ``checkpoint=...``, or None if it cannot be read."""
-    for run in matching_runs(parse_checkpoint(text)[0])[:1]:
-        try:
-            return stored_domain(run)
-        except CheckpointError:
-            return None  # loading the checkpoint will raise the error
-    return None
+    try:
+        runs = matching_runs(parse_checkpoint(text)[0])
+        return stored_domain(runs[0]) if runs else None
+    except (CheckpointError, hub.HubError):
+        return None  # loading the checkpoint will raise the error
 
 
 def load_entries(

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ebt_policy.evaluation.entries import parse_checkpoint, run_name
+from ebt_policy.evaluation.entries import base_name, checkpoint_options
+from ebt_policy.io import hub
 from ebt_policy.io.output import numbered
 
 
@@ -24,9 +25,7 @@ def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) 
     """
     names = []
     for text in checkpoints:
-        _, changes = parse_checkpoint(text)
-        options = [f"{key.removeprefix('num_')}{value}" for key, value in changes.items()]
-        names.append("-".join([run_name(text), *options]))
+        names.append(folder_name(text))
     name = "-vs-".join(dict.fromkeys(names))
     name = re.sub(r"[*?\[\]]+", "all", f"{suite}-{name}" if suite else name)[:200]
     stored_command = json.dumps(command)
@@ -36,3 +35,17 @@ def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) 
         if not (path / "summary.json").is_file()
         or stored_command in (path / "summary.json").read_text("utf-8")
     )
+
+
+def folder_name(checkpoint: str) -> str:
+    """Return a name without slashes for ``RUN[@name=value,...]``.
+
+    >>> folder_name("runs/a@steps=2"), folder_name("hf://someone/arm@v1")
+    ('a-steps2', 'someone-arm-v1')
+    """
+    changes = checkpoint_options(checkpoint)
+    options = [f"{key.removeprefix('num_')}{value}" for key, value in changes.items()]
+    name = base_name(checkpoint)
+    if checkpoint.startswith(hub.PREFIX):
+        name = re.sub("[/@]", "-", name)
+    return "-".join([name, *options])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -52,7 +53,7 @@ def parse_source(text: str) -> HubSource:
     HubSource(name='someone/arm', revision='v2')
     """
     name, _, revision = text.removeprefix(PREFIX).partition("@")
-    if not text.startswith(PREFIX) or not is_repository_name(name):
+    if not text.startswith(PREFIX) or not is_repository_name(name) or "@" in revision:
         raise HubError(f"{text} must be hf://USER/NAME or hf://USER/NAME@REVISION.")
     return HubSource(name, revision or None)
 
@@ -62,6 +63,8 @@ def download(
 ) -> Path:
     """Download ``hf://USER/NAME[@REVISION]`` into the cache and return its folder.
 
+    A process downloads a repository once, so a branch that moves later has no effect.
+
     Args:
         text: the repository.
         repo_type: kind of repository.
@@ -70,6 +73,11 @@ def download(
     Raises:
         HubError: the text has another form, or the download failed.
     """
+    return _download(text, repo_type, None if patterns is None else tuple(patterns))
+
+
+@cache
+def _download(text: str, repo_type: str, patterns: tuple[str, ...] | None) -> Path:
     source = parse_source(text)
     from huggingface_hub import snapshot_download  # slow to import
 
@@ -80,7 +88,8 @@ def download(
         )  # fmt: skip
     except Exception as error:  # errors of the Hub's client and its HTTP library share no base
         raise HubError(
-            f"{text} cannot be downloaded ({reason(error)}); check the name and the network, or "
-            "download it on another machine and pass its folder."
+            f"{text} cannot be downloaded ({reason(error)}); check the name and the network, log "
+            "in with `hf auth login` if it is private, or download it on another machine and pass "
+            "its folder."
         ) from error
     return Path(folder)

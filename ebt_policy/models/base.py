@@ -277,7 +277,7 @@ def checkpoint_folder(path: str | Path) -> Path:
             raise CheckpointError(f"{folder}/checkpoints is empty; train first.")
         return checkpoints[-1]
     if not folder.is_dir():
-        is_name = hub.is_repository_name(str(path))
+        is_name = hub.is_repository_name(str(path)) and not folder.parent.exists()
         hint = f" For the Hugging Face Hub, write hf://{path}." if is_name else ""
         raise CheckpointError(f"there is no checkpoint at {folder}.{hint}")
     return folder

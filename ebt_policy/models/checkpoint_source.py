@@ -10,7 +10,9 @@ from ebt_policy.io import hub
 
 PREFIX = "pretrained:"
 # Everything that `Model.from_checkpoint` reads; no code and no pickles are downloaded.
-HUB_FILES = ("*.safetensors", "*.yaml", "*.json", "format_version")
+HUB_FILES = (
+    "model.safetensors", "config.yaml", "format_version", "normalizer.json", "tokenizer.json",
+)  # fmt: skip
 
 
 def pretrained_names() -> list[str]:

@@ -22,7 +22,6 @@ from torch import Tensor
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.data.relative_actions import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
-from ebt_policy.io import hub
 from ebt_policy.models.base import Domain, Model, wrap_read_errors
 from ebt_policy.policies.acting import ChunkedActor
 from ebt_policy.policies.chunk_constraints import (
@@ -337,22 +336,3 @@ class Policy(Model):
             normalizer.normalize("obs", torch.zeros(policy.shape.obs_dim))
             normalizer.normalize("action", torch.zeros(policy.shape.action_dim))
         return policy
-
-
-def load_policy(
-    path: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None
-) -> Policy:
-    """Load any policy.
-
-    Args:
-        path: a checkpoint or run folder, ``pretrained:NAME``, or ``hf://USER/NAME[@REVISION]``, a
-            model on the Hugging Face Hub. With `revision`, ``USER/NAME`` is enough.
-        device: device of the policy.
-        revision: branch, tag or commit of a model on the Hub.
-
-    Raises:
-        CheckpointError, ConfigError, HubError: see `Policy.from_checkpoint`.
-    """
-    if revision is not None:
-        path = f"{hub.PREFIX}{str(path).removeprefix(hub.PREFIX)}@{revision}"
-    return Policy.from_checkpoint(path, device)

@@ -11,9 +11,9 @@ import torch
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.evaluation.entries import (
     EvalEntry,
+    base_name,
     parse_checkpoint,
     run_metadata,
-    run_name,
     with_unique_names,
 )
 from ebt_policy.policies.base import Policy
@@ -46,7 +46,7 @@ class PolicyEntry(EvalEntry[Policy]):
     def name_of(cls, text: str, is_pattern: bool) -> str:
         """Return the name of ``RUN@steps=2``, not yet unique: ``RUN (steps 2)``."""
         path, changes = parse_checkpoint(text)
-        name = run_name(text)
+        name = base_name(text)
         if is_pattern:
             name = path.name.replace("-seed*", "").replace("*", "")
         words = [

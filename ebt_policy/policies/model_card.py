@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -18,6 +18,7 @@ METRICS = {
     "error": "root mean square error of executed actions on held-out episodes, in standard "
     "deviations",
 }
+MAX_RANGES = 8  # most entries whose ranges are listed one by one
 LIMITS = """\
 The policy imitates its demonstrations. In situations that they do not contain, its actions mean
 nothing. The results hold for the task above alone. Nothing in this package replaces the fence and
@@ -26,6 +27,7 @@ the emergency stop of a robot: begin with `mode=dry_run`, `mode=shadow` and `spe
 
 def model_card(
     policy: Policy,
+    config: Mapping[str, Any],
     name: str,
     *,
     licence: str,
@@ -37,26 +39,27 @@ def model_card(
 
     Args:
         policy: the policy.
+        config: its configuration, as its checkpoint has it, without private paths.
         name: ``USER/NAME`` of the repository.
         licence: identifier of the licence on the Hub, such as ``mit``.
         summary: entry of the policy in the summary of an evaluation; None without an evaluation.
         figure: name of an image in the repository; None for no image.
         units: units of observations and actions; None if nothing is known about them.
     """
-    task = policy.config["task"]
+    task = config["task"]
     title = name.rpartition("/")[2]
-    model = policy.config["model"]["name"]
-    kind = "An energy-based policy" if model == "ebt" else f"A policy (`model={model}`)"
+    model = config["model"]["name"]
+    kind = "An energy-based policy" if model.startswith("ebt") else f"A policy (`model={model}`)"
     parts = [
-        f"---\n{_metadata(policy, title, licence, summary)}\n---",
+        f"---\n{_metadata(config, title, licence, summary)}\n---",
         f"# {title}",
         f"{kind} for `task={task['name']}`, {format_count(policy.parameter_count)} parameters, "
         "trained with the Python package `ebt_policy`.",
         *([f"![Training curve]({figure})"] if figure else []),
-        _usage(name),
+        _usage(config, name),
         _results(summary),
-        _schema(policy, units),
-        _training(policy, summary),
+        _schema(policy, config, units),
+        _training(config, summary),
         f"## Limits\n\n{LIMITS}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -67,27 +70,21 @@ def metrics_of(summary: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]
     return {name: summary[name] for name in METRICS if summary and summary.get(name)}
 
 
-def data_source(policy: Policy) -> str:
-    """Return the data set of a policy, without folders of the machine that trained it."""
-    path = policy.config["task"].get("path")
-    sources = path if isinstance(path, list) else [path]
-    names = [
-        source if str(source).startswith(hub.PREFIX) else str(source).rstrip("/").rpartition("/")[2]
-        for source in sources
-        if source
-    ]
-    return ", ".join(names)
+def data_sources(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the data sets of a configuration."""
+    path = config["task"].get("path")
+    return [str(source) for source in (path if isinstance(path, list) else [path]) if source]
 
 
-def _metadata(policy: Policy, title: str, licence: str, summary: Mapping[str, Any] | None) -> str:
-    source = data_source(policy)
-    datasets = [
-        hub.parse_source(name).name for name in source.split(", ") if name.startswith(hub.PREFIX)
-    ]
+def _metadata(
+    config: Mapping[str, Any], title: str, licence: str, summary: Mapping[str, Any] | None
+) -> str:
+    sources = data_sources(config)
+    datasets = [hub.parse_source(name).name for name in sources if name.startswith(hub.PREFIX)]
     results = [
         EvalResult(
-            task_type="robotics", task_name=policy.config["task"]["name"],
-            dataset_type="demonstrations", dataset_name=source or "demonstrations",
+            task_type="robotics", task_name=config["task"]["name"],
+            dataset_type="demonstrations", dataset_name=", ".join(sources) or "demonstrations",
             metric_type=metric,
             metric_value=round(value["mean"], 4),
             metric_name=f"{metric}, 95 % interval {format_interval(value['mean'], value['ci95'])}",
@@ -96,25 +93,29 @@ def _metadata(policy: Policy, title: str, licence: str, summary: Mapping[str, An
     ]  # fmt: skip
     data = ModelCardData(
         license=licence, library_name="ebt_policy", pipeline_tag="robotics",
-        tags=["robotics", "imitation-learning", policy.config["model"]["name"]],
+        tags=["robotics", "imitation-learning", config["model"]["name"]],
         datasets=datasets or None, model_name=title, eval_results=results or None,
     )  # fmt: skip
     return data.to_yaml()
 
 
-def _usage(name: str) -> str:
-    return (
+def _usage(config: Mapping[str, Any], name: str) -> str:
+    text = (
         f"## Use\n\n```python\nfrom ebt_policy.policies import load_policy\n\n"
         f'policy = load_policy("{hub.PREFIX}{name}")\n'
         "action = policy.act(observation)  # the newest observation; call policy.reset() before an "
-        f"episode\n```\n\n    ebt-eval checkpoint={hub.PREFIX}{name}"
+        "episode\n```"
     )
+    can_evaluate = config["task"].get("env") or all(
+        source.startswith(hub.PREFIX) for source in data_sources(config)
+    )
+    return text + (f"\n\n    ebt-eval checkpoint={hub.PREFIX}{name}" if can_evaluate else "")
 
 
 def _results(summary: Mapping[str, Any] | None) -> str:
     metrics = metrics_of(summary)
     if not metrics or summary is None:
-        return "## Results\n\nThe policy was not evaluated."
+        return "## Results\n\nNo evaluation is stored with the training run."
     rows = [
         (name, METRICS[name], format_interval(value["mean"], value["ci95"]))
         for name, value in metrics.items()
@@ -125,47 +126,70 @@ def _results(summary: Mapping[str, Any] | None) -> str:
     )
 
 
-def _schema(policy: Policy, units: str | None) -> str:
+def _schema(policy: Policy, config: Mapping[str, Any], units: str | None) -> str:
     shape, limits = policy.shape, policy.normalizer.to_json()
+    origins = shape.relative_to or [None] * shape.action_dim
     rows = [
         ("observation `obs`", f"({shape.n_obs_steps}, {shape.obs_dim})", "float32",
-         _ranges(limits["obs"])),
+         _ranges(limits["obs"], [None] * shape.obs_dim)),
         *((f"observation `{camera}`", f"({shape.n_obs_steps}, {height}, {width}, 3)",
            "uint8, RGB", "0 to 255") for camera, (height, width) in (shape.cameras or {}).items()),
         ("chunk of actions", f"({shape.horizon}, {shape.action_dim})", "float32",
-         _ranges(limits["action"])),
+         _ranges(limits["action"], origins)),
     ]  # fmt: skip
-    rate = policy.config["task"].get("fps")
+    rate = config["task"].get("fps")
     return (
         "## Observations and actions\n\n"
-        + markdown(("value", "shape", "type", "range in the training data"), rows, left=3)
+        + markdown(("value", "shape", "type", "range in the training data"), rows, left=4)
         + f"\nThe first dimension is time; {shape.n_action_steps} actions of a chunk are executed "
         f"before the next one is predicted{f', at {rate:g} Hz' if rate else ''}. "
-        f"Units: {units or 'those of the demonstrations'}."
+        f"Units: {units or 'the units of the demonstrations'}."
     )
 
 
-def _ranges(limits: Mapping[str, Any]) -> str:
-    """Return the smallest and largest value of each entry; of all entries if there are many."""
-    pairs = list(zip(limits["min"], limits["max"], strict=True))
-    if len(pairs) > 8:
-        pairs = [(min(limits["min"]), max(limits["max"]))]
-    return ", ".join(f"{low:.4g} to {high:.4g}" for low, high in pairs)
+def _ranges(limits: Mapping[str, Any], origins: Sequence[int | None]) -> str:
+    """Return the smallest and largest value of each entry; of all entries if there are many.
+
+    Args:
+        limits: name -> one number for each entry, with the names "min" and "max".
+        origins: for each entry, the entry of "obs" that its numbers are relative to, or None.
+    """
+    entries = list(zip(limits["min"], limits["max"], origins, strict=True))
+    if len(entries) > MAX_RANGES:
+        parts = [[e for e in entries if e[2] is None], [e for e in entries if e[2] is not None]]
+        texts = [
+            f"{len(part)} entries: {min(e[0] for e in part):.4g} to {max(e[1] for e in part):.4g}"
+            for part in parts
+            if part
+        ]
+        return "; ".join(texts[:-1] + [texts[-1] + (", relative to `obs`" if parts[1] else "")])
+    return ", ".join(
+        f"{'' if origin is None else f'`obs[{origin}]` + '}({low:.4g} to {high:.4g})"
+        for low, high, origin in entries
+    )
 
 
-def _training(policy: Policy, summary: Mapping[str, Any] | None) -> str:
-    config, trained = policy.config, policy.config.get("trained") or {}
+def _training(config: Mapping[str, Any], summary: Mapping[str, Any] | None) -> str:
+    trained = config.get("trained") or {}
+    if members := config.get("members"):
+        names = [f"`{m['model']['name']}` (seed {m['seed']})" for m in members]
+        return f"## Training\n\nComposed by `ebt-compose` of {', '.join(names)}."
+    family, _, scene = str(config["task"]["name"]).partition("-")
     options = [
-        f"task={config['task']['name']}", f"model={config['model']['name']}",
+        *([f"task={family}", f"task.scene={scene}"] if scene else [f"task={family}"]),
+        f"model={config['model']['name']}",
         *([f"objective={config['objective']['name']}"] if config.get("objective") else []),
         f"size={config['size']['name']}", f"seed={config['seed']}",
         *([f"train.steps={trained['steps']}"] if "steps" in trained else []),
-        *([f"task.path={data_source(policy)}"] if data_source(policy) else []),
     ]  # fmt: skip
-    facts = [f"- data: {data_source(policy)}"] if data_source(policy) else []
+    sources = ", ".join(data_sources(config))
+    facts = [f"- data: {sources}"] if sources else []
     facts += [f"- demonstrations: {config['demos']:,}"] if config.get("demos") else []
     if "seconds" in trained:
         facts.append(f"- time: {trained['seconds'] / 60:.0f} minutes on {trained['device']}")
     if summary is not None and summary.get("version"):
         facts.append(f"- version of ebt_policy: {summary['version']}")
-    return "## Training\n\n    ebt-train " + " ".join(options) + "\n\n" + "\n".join(facts)
+    return (
+        "## Training\n\nMain options; `config.yaml` has all.\n\n    ebt-train "
+        + " ".join(options) + "\n\n" + "\n".join(facts)
+    )  # fmt: skip

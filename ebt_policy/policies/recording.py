@@ -19,7 +19,7 @@ from ebt_policy.envs.rollout import EpisodeResult, Policy, RolloutPool
 from ebt_policy.errors import ConfigError, OutputError
 from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.io.output import output_store
-from ebt_policy.policies.base import load_policy
+from ebt_policy.policies.loading import load_policy
 from ebt_policy.policies.robustness import known_perturbations, parse_perturbations
 from ebt_policy.policies.task_config import PolicyTaskConfig
 

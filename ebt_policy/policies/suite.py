@@ -32,6 +32,7 @@ from ebt_policy.evaluation.statistics import aggregates
 from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
 from ebt_policy.evaluation.terminal import print_markdown
 from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.io.hub import HubError
 from ebt_policy.models.base import CheckpointError, checkpoint_folder
 from ebt_policy.policies.cached_rollouts import EpisodeRows, play_jobs, rollout_jobs
 from ebt_policy.policies.entries import PolicyEntry, check_envs, load_policy_entries, share_env
@@ -149,7 +150,7 @@ def load_suite(
 def _is_missing(text: str) -> bool:
     try:
         return not [checkpoint_folder(run) for run in matching_runs(parse_checkpoint(text)[0])]
-    except CheckpointError:
+    except (CheckpointError, HubError):
         return True
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from ebt_policy.energy.objectives import Contrastive
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import parse_checkpoint
-from ebt_policy.policies.base import Policy, load_policy
+from ebt_policy.policies.base import Policy
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
+from ebt_policy.policies.loading import load_policy
 
 
 def attach_teacher(policy: Policy, checkpoint: str) -> None:

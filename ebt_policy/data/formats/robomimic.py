@@ -22,6 +22,7 @@ from ebt_policy.data.dataset import (
     DATASETS,
     Dataset,
     Feature,
+    Role,
     as_frames,
     check_names,
     entry_names,
@@ -156,6 +157,9 @@ class RobomimicDataset(Dataset):
                 continue
             shape, dtype = tuple(array.shape[1:]), str(array.dtype)
             role, entries = guess_role(name, dtype, shape), entry_names(stored, name)
+            if role is Role.ACTION:  # older conversions have only names of actions
+                actions = {name: _parse_json(self._data.attrs.get("action_names"))}
+                entries = entries or entry_names(actions, name)
             features[name] = Feature(name, dtype, shape, role, entries)
         return features
 
@@ -180,7 +184,7 @@ class RobomimicDataset(Dataset):
 
 
 def _parse_json(content: Any) -> Any:
-    """Return the content of a JSON text; None if it is none."""
+    """Return the content of a JSON text; None if the text is not valid JSON."""
     try:
         return json.loads(content)
     except (TypeError, ValueError):
