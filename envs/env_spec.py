@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from ebt_policy.envs.errors import EnvError
 from ebt_policy.envs.perturbations import Perturbation, PerturbationWrapper
@@ -81,13 +83,30 @@ class EnvSpec:
             ) from error
         return env if self.perturbation is None else PerturbationWrapper(env, self.perturbation)
 
+    @property
+    def renders(self) -> bool:
+        """Whether the environment declares the render mode "rgb_array", which videos need.
+
+        It is true if this is unknown, for example because a simulator is not installed.
+        """
+        module, colon, name = self.env_id.partition(":")
+        try:
+            if colon:
+                importlib.import_module(module)
+            creator = gymnasium.spec(name or module).entry_point
+            creator = load_env_creator(creator) if isinstance(creator, str) else creator
+        except Exception:  # `make` explains what is wrong.
+            return True
+        metadata = getattr(creator, "metadata", None)
+        return metadata is None or "rgb_array" in metadata.get("render_modes", ())
+
     def check(self, *, videos: bool) -> None:
         """Build and close the environment, so that errors of `make` appear before long work.
 
         Args:
-            videos: whether the environment must be able to render frames.
+            videos: whether videos will be recorded, if the environment `renders`.
         """
-        self.make("rgb_array" if videos else None).close()
+        self.make("rgb_array" if videos and self.renders else None).close()
 
     @staticmethod
     def stack_history(observations: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -145,6 +145,9 @@ def test_the_default_number_of_held_out_episodes_counts_long_enough_ones(tmp_pat
     path = write_lerobot(tmp_path / "arm", "v2.1", rows_of([3, 40, 4, 5]))
     task = PolicyTaskConfig.from_config(configure(path, "run")).resolved()
     assert task.validation_episodes == 0
+    path = write_lerobot(tmp_path / "more", "v2.1", rows_of([40] * 6))
+    task = PolicyTaskConfig.from_config(configure(path, "run")).resolved()
+    assert task.validation_episodes == 2  # One episode would have no interval.
 
 
 def test_only_selected_episodes_are_read(tmp_path, capsys):

@@ -58,7 +58,10 @@ def test_add_task_page_works(tmp_path):
     (tmp_path / "demos").mkdir()
     record, train, evaluate = commands(page)
     run(record, tmp_path)
-    run(train, tmp_path, "run_dir=run")
+    # The environment cannot render, so the default number of videos must not stop the training.
+    run(train, tmp_path, "run_dir=run", "evaluation.episodes=2", "evaluation.videos=3")
+    report = (tmp_path / "run/evaluation/report.html").read_text()
+    assert "does not declare the render mode rgb_array" in report
     evaluate = ["checkpoint=run" if a.startswith("checkpoint=runs") else a for a in evaluate]
     assert "reach" in run(evaluate, tmp_path) or (tmp_path / "results").is_dir()
 

@@ -147,6 +147,10 @@ def test_corrections_are_weighed_in_training(tmp_path):
     assert set(training.arrays["weight"].tolist()) == {0, 5} and "weight" not in held_out.arrays
     assert len(windows) == 5 * 2 * 3  # windows whose newest row is human, in two episodes
     assert (train(config) / "evaluation/report.html").exists()
+    arrays["human"][:80] = False
+    write_episodes(tmp_path / "store", Episodes(arrays, np.array([40, 80, 120]), {"rate_hz": 10}))
+    with pytest.warns(UserWarning, match="2 of 3 episodes of .* are not trained on, because no"):
+        task.demonstrations()
     del arrays["human"]
     write_episodes(tmp_path / "plain", Episodes(arrays, np.array([40, 80, 120]), {"rate_hz": 10}))
     with pytest.raises(ConfigError, match="has no column 'human'"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -338,3 +339,23 @@ def test_video_writer_refuses_missing_and_unequal_frames(tmp_path):
         add(frame)
         add(frame[:8])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("modes", "renders"), [({"render_modes": []}, False), ({"render_modes": ["rgb_array"]}, True)]
+)
+def test_videos_need_a_declared_render_mode(modes, renders, monkeypatch):
+    class Still(gymnasium.Env):
+        metadata = modes
+        observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    gymnasium.register("Still-v0", Still)
+    try:
+        assert EnvSpec("Still-v0", 5).renders == renders
+    finally:
+        del gymnasium.registry["Still-v0"]
+
+
+def test_an_unknown_environment_may_render():
+    assert EnvSpec("nothing:Nothing-v0", 5).renders  # `make` says that it is unknown
+    assert EnvSpec("ebt_policy/PushT-v0", 5).renders

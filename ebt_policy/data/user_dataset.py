@@ -25,6 +25,7 @@ from ebt_policy.data.windows import long_enough
 from ebt_policy.errors import ConfigError
 
 HELD_OUT_FRACTION = 0.1  # fraction of the episodes that are held out by default
+MIN_SPLIT = 5  # From this number of episodes on, at least two are held out.
 
 
 @TASK_FAMILIES.register("dataset")
@@ -55,7 +56,8 @@ class DatasetFamily(TaskFamily):
                     usable = int(
                         long_enough(lengths, n_obs_steps=config.n_obs_steps, **sizes).sum()
                     )
-                count = min(usable - 1, max(1, round(HELD_OUT_FRACTION * usable)))
+                least = 1 if usable < MIN_SPLIT else 2  # Two episodes have an interval.
+                count = min(usable - 1, max(least, round(HELD_OUT_FRACTION * usable)))
             sources = config.sources
             if isinstance(sources, str):
                 path: str | list[str] = pinned(sources, dataset.path)
@@ -167,8 +169,15 @@ def human_weights(
             f"{dataset.path} has no column {HUMAN!r}, so task.human_weight and task.policy_weight "
             "must be 1."
         )
-    is_human = [dataset.read(i, [HUMAN])[HUMAN].reshape(-1) for i in selected]
-    return np.where(np.concatenate(is_human).astype(bool), weights[1], weights[0])
+    flags = [dataset.read(i, [HUMAN])[HUMAN].reshape(-1).astype(bool) for i in selected]
+    rows = [np.where(is_human, weights[1], weights[0]) for is_human in flags]
+    if unused := sum(not row.any() for row in rows):
+        warnings.warn(
+            f"{unused} of {len(rows)} episodes of {dataset.path} are not trained on, because no "
+            "action in them has a positive weight.",
+            stacklevel=2,
+        )
+    return np.concatenate(rows)
 
 
 def describe(

@@ -66,14 +66,15 @@ class EvalEntry(Generic[M]):
         if not runs:
             raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
         models = [model_class.from_checkpoint(run, device) for run in runs]
-        identities = {(m.name, m.parameter_count, _task_of(m)) for m in models}
-        seeds = [model.config.get("seed") for model in models]
-        if len(identities) > 1 or len(set(seeds)) < len(seeds):
+        names = ", ".join(run.name for run in runs)
+        if differences := _differences(models):
             raise ConfigError(
                 f"checkpoint={text} must match runs that differ in their seed alone, or also in "
-                "task.episodes; it matches "
-                f"{', '.join(run.name for run in runs)}."
+                f"task.episodes; {names} differ in {', '.join(differences)}."
             )
+        seeds = [model.config.get("seed") for model in models]
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"checkpoint={text} matches several runs of one seed: {names}.")
         for model in models:
             model.configure_inference(**changes)
         name = cls.name_of(text, is_pattern=runs != [path])
@@ -94,11 +95,15 @@ class EvalEntry(Generic[M]):
 Entry = TypeVar("Entry", bound=EvalEntry[Any])
 
 
-def _task_of(model: Model) -> str:
-    """Return the task of a model, without the part of the demonstrations that it was trained on."""
-    task = dict(model.config.get("task") or {})
-    task.pop("episodes", None)
-    return str(task)
+def _differences(models: Sequence[Model]) -> list[str]:
+    """Return what differs between models, except their seed and the part of the demonstrations."""
+    facts = [
+        {"model": model.name, "size": model.parameter_count}
+        | {f"task.{name}": value for name, value in (model.config.get("task") or {}).items()}
+        for model in models
+    ]
+    names = sorted(set().union(*facts) - {"task.episodes"})
+    return [name for name in names if any(f.get(name) != facts[0].get(name) for f in facts)]
 
 
 def parse_checkpoint(text: str) -> tuple[Path, dict[str, Any]]:

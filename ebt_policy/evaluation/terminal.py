@@ -40,6 +40,8 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], width: int
         yield row[0]
         line = ""
         for name, cell in zip(header[1:], row[1:], strict=True):
+            if not cell:
+                continue
             item = f"{name} {cell}".strip()
             if line and len(line) + GAP + len(item) > width:
                 yield line

@@ -56,9 +56,20 @@ class RolloutJob(NamedTuple):
 
 
 def rollout_jobs(entry: PolicyEntry, condition: str, spec: EnvSpec) -> list[RolloutJob]:
-    """Return a job for each training run of an entry; only the first one records videos."""
+    """Return a job for each training run of an entry.
+
+    Only the first one records videos, if the environment renders frames.
+    """
+    renders = spec.renders
     return [
-        RolloutJob(entry.name, condition, run, policy, spec, record_video=run == entry.runs[0])
+        RolloutJob(
+            entry.name,
+            condition,
+            run,
+            policy,
+            spec,
+            record_video=renders and run == entry.runs[0],
+        )
         for run, policy in zip(entry.runs, entry.models, strict=True)
     ]
 

@@ -99,6 +99,11 @@ def evaluate_policies(
     return run_evaluation(PolicyEvaluation(config, entries[0]), entries, run)
 
 
+NO_VIDEOS = (
+    "There are no videos, because the environment does not declare the render mode rgb_array."
+)
+
+
 class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
     """Evaluation of policies by the scores of their episodes.
 
@@ -112,7 +117,9 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
     def __init__(self, config: EvalConfig, first: PolicyEntry) -> None:
         self.config = config
         task = PolicyTaskConfig.from_config(first.model.config)
-        self.title, self.max_steps = task.name, task.env_spec().max_steps
+        spec = task.env_spec()
+        self.title, self.max_steps = task.name, spec.max_steps
+        self.renders = spec.renders
 
     def load_eval_set(self, entry: PolicyEntry, run: EvalRun) -> EnvSpec:
         return entry.env_spec
@@ -179,6 +186,7 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
         return [
             f"An episode has at most {self.max_steps} steps; its score is the highest reward.",
             "Latency is the time to predict one chunk at batch size 1 on the evaluation device.",
+            *([] if self.renders else [NO_VIDEOS] * (self.config.videos > 0)),
             *super().notes(run),
         ]
 
