@@ -70,6 +70,7 @@ TABLES: dict[str, dict[str, Table]] = {
             partial(policies.compared, labels=policies.ONE_STEP_LABELS), "one_step"
         ),
     },
+    "docs/recordings.md": {"g1_numbers": table_of(policies.held_out, "g1_numbers")},
     "docs/how_to/own_data.md": {"dataset_speed": table_of(policies.dataset_speed, "dataset_speed")},
     "docs/how_to/costs.md": {"cost_speed": table_of(policies.cost_speed, "cost_speed")},
     "docs/simulated_robots.md": {
