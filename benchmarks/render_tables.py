@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.gpu.report import cards
 from benchmarks.results import RESULTS, load_json
-from benchmarks.study_figures import delay_curves, energy_study
+from benchmarks.study_figures import delay_curves, energy_study, interventions
 from benchmarks.tables import control_loop, images, policies, text, video
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.language.figures import scaling_lines
@@ -70,7 +70,10 @@ TABLES: dict[str, dict[str, Table]] = {
             partial(policies.compared, labels=policies.ONE_STEP_LABELS), "one_step"
         ),
     },
-    "docs/recordings.md": {"g1_numbers": table_of(policies.held_out, "g1_numbers")},
+    "docs/recordings.md": {
+        "g1_numbers": table_of(policies.held_out, "g1_numbers"),
+        "interventions": table_of(control_loop.interventions, "interventions"),
+    },
     "docs/how_to/own_data.md": {"dataset_speed": table_of(policies.dataset_speed, "dataset_speed")},
     "docs/how_to/costs.md": {"cost_speed": table_of(policies.cost_speed, "cost_speed")},
     "docs/simulated_robots.md": {
@@ -121,6 +124,7 @@ FIGURES = {
     "energy": energy_study,
     "recovery_push_t": robustness_curves,
     "delay": delay_curves,
+    "interventions": interventions,
     **dict.fromkeys(SCALING, scaling_lines),
 }
 

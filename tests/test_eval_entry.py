@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, compose_config
 
 from ebt_policy.envs.rollout import RolloutPool
@@ -15,7 +16,8 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.eval import main
 from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.io.output import output_folder
-from ebt_policy.policies.entries import load_policy_entries
+from ebt_policy.policies import Policy
+from ebt_policy.policies.entries import PolicyEntry, load_policy_entries
 from ebt_policy.train import train
 
 SHORT = ["episodes=3", "workers=1", "videos=0", "device=cpu"]
@@ -200,3 +202,19 @@ def test_checkpoint_arguments_are_parsed(tmp_path):
     assert parse_checkpoint(f"{odd}@steps=2") == (odd, {"steps": 2})
     with pytest.raises(ConfigError, match="write name=value"):
         parse_checkpoint("runs/a@steps=[1")
+
+
+def test_training_seeds_may_have_their_own_demonstrations(tiny, demonstrations, tmp_path):
+    for seed in (0, 1):
+        config = tiny(f"run-seed{seed}", f"seed={seed}")
+        config["task"]["path"] = str(shutil.copytree(demonstrations, tmp_path / f"data{seed}"))
+        train(config)
+    entry = PolicyEntry.load(f"{tmp_path}/run-seed*", Policy, torch.device("cpu"))
+    assert len(entry.models) == 2
+    for seed in (0, 1):  # without an environment, the demonstrations are also the test data
+        for file in (tmp_path / f"run-seed{seed}").rglob("config.yaml"):
+            stored = yaml.safe_load(file.read_text())
+            stored["task"]["env"] = None
+            file.write_text(yaml.safe_dump(stored))
+    with pytest.raises(ConfigError, match=r"run-seed0, run-seed1 differ in task\.path\."):
+        PolicyEntry.load(f"{tmp_path}/run-seed*", Policy, torch.device("cpu"))

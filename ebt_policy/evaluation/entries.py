@@ -58,8 +58,8 @@ class EvalEntry(Generic[M]):
 
         Raises:
             CheckpointError: a run is missing or damaged, or has another class of model.
-            ConfigError: no run matches, or the runs differ in more than ``seed`` and
-                ``task.episodes``.
+            ConfigError: no run matches, or the runs differ in more than ``seed``,
+                ``task.episodes`` and, if they have an environment, ``task.path``.
         """
         path, changes = parse_checkpoint(text)
         runs = matching_runs(path)
@@ -70,7 +70,7 @@ class EvalEntry(Generic[M]):
         if differences := _differences(models):
             raise ConfigError(
                 f"checkpoint={text} must match runs that differ in their seed alone, or also in "
-                f"task.episodes; {names} differ in {', '.join(differences)}."
+                f"their demonstrations; {names} differ in {', '.join(differences)}."
             )
         seeds = [model.config.get("seed") for model in models]
         if len(set(seeds)) < len(seeds):
@@ -96,13 +96,17 @@ Entry = TypeVar("Entry", bound=EvalEntry[Any])
 
 
 def _differences(models: Sequence[Model]) -> list[str]:
-    """Return what differs between models, except their seed and the part of the demonstrations."""
+    """Return what differs between models, except their seeds and their demonstrations.
+
+    Without an environment, the demonstrations are also the test data, and the paths must be equal.
+    """
     facts = [
         {"model": model.name, "size": model.parameter_count}
         | {f"task.{name}": value for name, value in (model.config.get("task") or {}).items()}
         for model in models
     ]
-    names = sorted(set().union(*facts) - {"task.episodes"})
+    ignored = {"task.episodes"} | ({"task.path"} if facts[0].get("task.env") else set())
+    names = sorted(set().union(*facts) - ignored)
     return [name for name in names if any(f.get(name) != facts[0].get(name) for f in facts)]
 
 
