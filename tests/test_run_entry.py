@@ -162,8 +162,8 @@ def test_results_of_an_earlier_run_are_kept(call_entry, arguments, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     robot, options = load_robot("sim_push_t"), RunOptions(checkpoint="runs/first@steps=2")
     with results_folder(robot, options) as folder, results_folder(robot, options) as other_folder:
-        assert folder == Path("results/sim_push_t-first@steps=2")
-        assert other_folder == Path("results/sim_push_t-first@steps=2-2")
+        assert folder == Path("results/sim_push_t-first-steps2")
+        assert other_folder == Path("results/sim_push_t-first-steps2-2")
     assert not Path("results").exists()
 
 
