@@ -26,7 +26,7 @@ class InterventionSource(ActionSource):
     def __init__(
         self, policy: ActionSource, person: ActionSource, wants_control: Callable[[], bool]
     ) -> None:
-        # Plans, transitions and latencies are those of the policy, see the properties.
+        # The properties below return the plan, the transitions and the latencies of the policy.
         self.dt, self.worker, self.is_human = policy.dt, policy.worker, False
         self.policy, self.person, self._wants_control = policy, person, wants_control
 

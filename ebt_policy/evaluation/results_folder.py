@@ -23,10 +23,7 @@ def results_folder(checkpoints: Sequence[str], suite: str | None, command: str) 
         suite: name of the evaluated suite; None for none.
         command: the command as the user typed it.
     """
-    names = []
-    for text in checkpoints:
-        names.append(folder_name(text))
-    name = "-vs-".join(dict.fromkeys(names))
+    name = "-vs-".join(dict.fromkeys(map(folder_name, checkpoints)))
     name = re.sub(r"[*?\[\]]+", "all", f"{suite}-{name}" if suite else name)[:200]
     stored_command = json.dumps(command)
     return next(

@@ -46,11 +46,9 @@ def write_hub_folder(
     if checkpoint_folder(run) != source:
         run = source  # The evaluation and the curve belong to a later checkpoint.
     policy = load_policy(source)
-    policy.config = without_folders(policy.config)
     policy.save(folder)
-    # A composition takes the configurations of its members from the members.
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    config = without_folders(config)
+    # What was written is cleaned, because it also has the configurations of composed policies.
+    config = without_folders(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     has_figure = (run / FIGURE).is_file()
