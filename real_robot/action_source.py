@@ -119,6 +119,10 @@ class ActionSource(ABC):
         """Return why the robot must be held from this tick on; "" if it need not."""
         return ""
 
+    def has_recovered(self) -> bool:
+        """Return whether the cause of the last `hold_reason` is over without help of a person."""
+        return False
+
 
 class RecordedActions(ActionSource):
     """Recorded actions (n, A), one for each tick, independent of the observations."""

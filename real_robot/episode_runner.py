@@ -9,7 +9,7 @@ import numpy as np
 
 from ebt_policy.data.zarr_store import is_episode_store
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies import Policy
+from ebt_policy.policies import ChunkPredictor
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, Observation, SimulatedDriver
@@ -40,7 +40,7 @@ def tick_seconds(robot: Robot, speed: float) -> float:
     return 1 / (robot.rate_hz * speed)
 
 
-def observation_shapes(policy: Policy) -> dict[str, tuple[int, ...]]:
+def observation_shapes(policy: ChunkPredictor) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of each value of an observation that a policy reads."""
     cameras = policy.shape.cameras or {}
     return {"obs": (policy.shape.obs_dim,)} | {name: (*size, 3) for name, size in cameras.items()}
@@ -98,6 +98,7 @@ class EpisodeRunner:
             clock,
             shapes,
             active=active,
+            resumes=not robot.confirm,
             observers=[*observers, self._record],
         )
         timeout = robot.timeouts.heartbeat_s

@@ -75,3 +75,6 @@ class InterventionSource(ActionSource):
 
     def hold_reason(self, tick: int) -> str:
         return "" if self.is_human else self.policy.hold_reason(tick)
+
+    def has_recovered(self) -> bool:
+        return self.policy.has_recovered()

@@ -75,6 +75,8 @@ class ControlLoop:
         clock: clock of all parts of the run.
         shapes: name -> shape of each value that the policy reads, see `ObservationReader`.
         active: whether commands are sent; False is the shadow mode.
+        resumes: whether a held robot moves again by itself when its source of actions has
+            recovered; otherwise a person resumes it.
         observers: functions that are called with every `Tick`, after its command was sent.
         watchdog: watchdog that stops the robot if the loop hangs.
 
@@ -92,6 +94,7 @@ class ControlLoop:
     clock: Clock
     shapes: dict[str, tuple[int, ...]]
     active: bool = True
+    resumes: bool = False
     observers: Sequence[Callable[[Tick], None]] = ()
     watchdog: LoopWatchdog | None = None
     overruns: int = 0
@@ -149,6 +152,8 @@ class ControlLoop:
             self.reader.read()
             tick.observation = self.reader.newest
             self._check_timeouts(tick)
+            if self.resumes and self.supervisor.state is State.HOLD and self.source.has_recovered():
+                self.supervisor.transition(State.RUNNING, "the policy is available again")
             if self.clock.now() - self._last_command_at > self.timeouts.command_s:
                 # The driver has held the robot since then.
                 self._motion, self._needs_restart = None, True

@@ -17,8 +17,8 @@ import torch
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.envs.rollout import batch_observations, noise_seed
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies import Policy
-from ebt_policy.policies.base import Chunk
+from ebt_policy.policies import ChunkPredictor, PolicyUnavailable
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.costs import CostError, CostFunction
 from ebt_policy.policies.energy import EnergyPolicy
@@ -41,7 +41,7 @@ class Planner(ActionSource):
     """An action source that schedules the predictions of a policy.
 
     Args:
-        policy: any policy.
+        policy: any policy, also one on a server.
         limits: limits of the robot, which are also constraints of the predicted chunks.
         dt: time from tick to tick, s.
         worker: worker that runs the predictions.
@@ -55,7 +55,7 @@ class Planner(ActionSource):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ChunkPredictor,
         limits: Limits,
         dt: float,
         worker: InferenceWorker,
@@ -75,7 +75,7 @@ class Planner(ActionSource):
                 "execution.max_plan_inconsistency=null."
             )
         if costs and not policy.supports_costs:
-            raise ConfigError(f"model={policy.name} does not support robot.costs; remove them.")
+            raise ConfigError("this policy does not support robot.costs; remove them.")
         if not costs and (execution.budget_nats is not None or execution.max_rounds > 1):
             raise ConfigError("execution.budget_nats and execution.max_rounds need robot.costs.")
         super().__init__(dt, worker)
@@ -99,7 +99,8 @@ class Planner(ActionSource):
         self.plan = None
         self._requested_at = 0  # tick of the last request of a prediction
         self._num_committed = 0  # number of actions that were committed from that tick on
-        self._cost_failure = ""  # error of a cost in the last prediction
+        self._failure = ""  # error of the last prediction that holds the robot
+        self._is_unavailable = False  # whether the policy could not be reached
         self._standing_ticks = 0  # number of ticks without an action since that tick
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
@@ -163,9 +164,9 @@ class Planner(ActionSource):
             self.transitions[-1] = replace(self.transitions[-1], second_difference=difference)
 
     def hold_reason(self, tick: int) -> str:
-        """Return why the robot must be held (cost, plan inconsistency); "" if it need not."""
-        if self._cost_failure:
-            return self._cost_failure
+        """Return why the robot must be held, for example for a cost; "" if it need not."""
+        if self._failure:
+            return self._failure
         limit, plan = self.execution.max_plan_inconsistency, self.plan
         if limit is None or plan is None or plan.inconsistency is None or plan.start != tick:
             return ""
@@ -175,6 +176,10 @@ class Planner(ActionSource):
             f"plan inconsistency {plan.inconsistency:.1f} exceeds "
             f"execution.max_plan_inconsistency={limit:g}"
         )
+
+    def has_recovered(self) -> bool:
+        """Return whether the robot was held because of a server that is connected again."""
+        return self._is_unavailable and self.policy.is_available
 
     def _planned_action(self, tick: int) -> np.ndarray | None:
         """Return the action of a tick in the plan, None if there is none.
@@ -292,8 +297,9 @@ class Planner(ActionSource):
         """Make a new plan from a prediction that has ended, if there is one."""
         if (result := self.worker.take_result()) is None:
             return
-        if isinstance(result.error, CostError):
-            self._cost_failure = str(result.error)
+        if isinstance(result.error, CostError | PolicyUnavailable):
+            self._failure = str(result.error)
+            self._is_unavailable = isinstance(result.error, PolicyUnavailable)
             return
         chunk, inconsistency = self._check_prediction(result)
         self.latencies.append(result.seconds)

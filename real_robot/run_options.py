@@ -60,6 +60,7 @@ class RunOptions:
     """
 
     checkpoint: str | None = None
+    policy: str | None = None
     mode: str = RunMode.RUN.value
     recording: str | None = None
     recorded_episode: int = -1
@@ -83,7 +84,9 @@ class RunOptions:
         _check_choice("mode", self.mode, RunMode)
         _check_choice("keep", self.keep, KeepRule)
         required = REQUIRED_OPTIONS.get(RunMode(self.mode))
-        if required is not None and getattr(self, required) is None:
+        if required == "checkpoint" and self.policy is not None:
+            self._check_server_options()
+        elif required is not None and getattr(self, required) is None:
             raise ConfigError(f"missing required option {required}=... for mode={self.mode}.")
         if self.takeover and self.mode != RunMode.RUN:
             raise ConfigError(f"takeover=true needs mode=run, got mode={self.mode}.")
@@ -94,6 +97,12 @@ class RunOptions:
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, got {self.seed}.")
 
+    def _check_server_options(self) -> None:
+        if self.checkpoint is not None:
+            raise ConfigError("checkpoint= and policy= exclude each other; leave one out.")
+        if self.compile:
+            raise ConfigError("compile=true needs checkpoint=; compile the policy on the server.")
+
     @property
     def source_name(self) -> str:
         """The base name of the checkpoint or recording, or the teleoperation device."""
@@ -101,6 +110,8 @@ class RunOptions:
         sources = {RunMode.REPLAY: self.recording, RunMode.TELEOP: device}
         if (source := sources.get(RunMode(self.mode))) is not None:
             return Path(str(source)).resolve().name
+        if self.policy is not None:
+            return "server"
         from ebt_policy.evaluation.results_folder import folder_name  # slow to import
 
         return folder_name(str(self.checkpoint))

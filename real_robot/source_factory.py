@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ebt_policy.cli import pick_device
 from ebt_policy.errors import ConfigError
+from ebt_policy.policies import ChunkPredictor
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import Clock
@@ -19,6 +20,9 @@ from ebt_policy.real_robot.planner import Planner
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import RunMode, RunOptions
 from ebt_policy.real_robot.teleop_device import TeleopContext, TeleopDevice, build_device
+from ebt_policy.serving.remote_policy import RemotePolicy
+
+SERVER_TIMEOUT = 0.8  # of the robot's own timeout of a prediction
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,22 @@ def build_source(
     if options.mode == RunMode.TELEOP:
         teleop = _teleop(robot, options, driver, dt, worker)
         return NamedSource(options.source_name, 0, teleop, {})
+    name, policy = _load_policy(robot, options)
+    planner = Planner(policy, robot.safety, dt, worker, clock, options.execution, robot.chunk_costs)
+    actions: Planner | InterventionSource = planner
+    if options.takeover:
+        teleop = _teleop(robot, options, driver, dt, worker)
+        actions = InterventionSource(planner, teleop, wants_control)
+    return NamedSource(name, policy.parameter_count, actions, observation_shapes(policy))
+
+
+def _load_policy(robot: Robot, options: RunOptions) -> tuple[str, ChunkPredictor]:
+    """Return the policy of a run, on a server or in this process, and its name for tables."""
+    if options.policy is not None:
+        # The loop holds the robot at the timeout; a policy that reports it can also recover.
+        timeout_s = SERVER_TIMEOUT * robot.timeouts.inference_s
+        remote = RemotePolicy(options.policy, timeout_s)
+        return remote.name, remote
     entry = load_policy_entries([str(options.checkpoint)], pick_device(options.device))[0]
     if len(entry.models) > 1:
         raise ConfigError(
@@ -68,15 +88,7 @@ def build_source(
         )
     if options.compile:
         entry.model.compile_prediction()
-    planner = Planner(
-        entry.model, robot.safety, dt, worker, clock, options.execution, robot.chunk_costs
-    )
-    actions: Planner | InterventionSource = planner
-    if options.takeover:
-        teleop = _teleop(robot, options, driver, dt, worker)
-        actions = InterventionSource(planner, teleop, wants_control)
-    shapes = observation_shapes(entry.model)
-    return NamedSource(entry.name, entry.model.parameter_count, actions, shapes)
+    return entry.name, entry.model
 
 
 def _teleop(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.cost_evaluation import ChunkCosts
 from ebt_policy.policies.costs import CostFunction

@@ -75,7 +75,7 @@ class WithoutCandidates(Wanderer):
 
 
 def test_wrong_options_are_errors_before_motion():
-    with pytest.raises(ConfigError, match=r"model=wanderer does not support robot.costs"):
+    with pytest.raises(ConfigError, match=r"this policy does not support robot.costs"):
         point_runner(policy=WithoutCandidates(), change={"costs": [REGION]})
     with pytest.raises(ConfigError, match=r"robot.costs\[0\] needs the option radius"):
         point_runner(change={"costs": [{"name": "keep_out", "center": [0, 0]}]})

@@ -80,7 +80,7 @@ def runner_on(robot, **more):
         """Return a chunk that moves slowly to the right."""
         import torch
 
-        from ebt_policy.policies.base import Chunk
+        from ebt_policy.policies.chunk import Chunk
 
         position = obs["obs"][:, -1:, 18:]
         actions = position + torch.arange(-1, 15).view(1, 16, 1) * torch.tensor([4.0, 1.0])

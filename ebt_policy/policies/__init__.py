@@ -1,8 +1,9 @@
 """Robot policies, which predict action chunks from observations."""
 
 from ebt_policy.policies.acting import evaluate
-from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.base import Policy
 from ebt_policy.policies.behavior_cloning import BehaviorCloning
+from ebt_policy.policies.chunk import Chunk, ChunkPredictor, PolicyUnavailable
 from ebt_policy.policies.chunk_constraints import ChunkConstraints
 from ebt_policy.policies.costs import (
     Cost,
@@ -29,6 +30,7 @@ __all__ = [
     "BehaviorCloning",
     "Chunk",
     "ChunkConstraints",
+    "ChunkPredictor",
     "Cost",
     "CostError",
     "DiffusionPolicy",
@@ -41,6 +43,7 @@ __all__ = [
     "Nudge",
     "Policy",
     "PolicyShape",
+    "PolicyUnavailable",
     "Smoothness",
     "Waypoint",
     "build_policy",

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ebt_policy.data.relative_actions import action_origin, origin_index
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.models.base import Domain, Model, wrap_read_errors
 from ebt_policy.policies.acting import ChunkedActor
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import (
     ChunkConstraints,
     NormalizedConstraints,
@@ -35,27 +36,6 @@ from ebt_policy.policies.prefix import encode_prefix, sample_prefix
 from ebt_policy.policies.registry import POLICIES, build_policy
 from ebt_policy.policies.validation import validate_actions, validate_observation
 from ebt_policy.policies.vision import VisionEncoder
-
-
-@dataclass
-class Chunk:
-    """A predicted chunk of actions.
-
-    Attributes:
-        actions: (B, T, A) in env units. Execution starts at index To - 1, with the action that
-            follows the newest observation.
-        steps_used: (B,) number of refinement passes.
-        energy: (B,) final energy, lower is better; None for a policy without an energy.
-        grad_norm: (B,) gradient norm at the last descent step; None for a policy without a descent.
-        cost: (B,) sum of the costs of the constraints, in nats; None without costs.
-        grad_norm: (B,) gradient norm at the last descent step; None for a policy without a descent.
-    """
-
-    actions: Tensor
-    steps_used: Tensor
-    energy: Tensor | None = None
-    grad_norm: Tensor | None = None
-    cost: Tensor | None = None
 
 
 class Policy(Model):
@@ -71,11 +51,13 @@ class Policy(Model):
         network_shape: ``shape`` with ``obs_dim`` replaced by the input size of the network: "obs",
             the features of all cameras, and the committed actions.
         supports_costs: whether it has candidates that costs can move and select.
+        is_available: True, see `ChunkPredictor`.
     """
 
     domain = Domain.POLICY
     files = ("normalizer.json",)
-    supports_costs: ClassVar[bool] = False
+    supports_costs: bool = False
+    is_available: bool = True
 
     def __init__(
         self, shape: PolicyShape, normalizer: Normalizer, vision: VisionEncoder | None = None

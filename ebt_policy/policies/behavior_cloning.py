@@ -10,7 +10,8 @@ from torch import Tensor
 from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.two_stream import TransformerConfig
-from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.policy_shape import PolicyShape

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ebt_policy.energy.selection import Rule
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import Chunk
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.cost_evaluation import ChunkCosts
 

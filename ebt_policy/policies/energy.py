@@ -38,8 +38,9 @@ from ebt_policy.energy.selection import ENERGY_RULES, Rule, rule_scores
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
 from ebt_policy.models.energy_model import EnergyModel
-from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.base import Policy
 from ebt_policy.policies.candidates import Candidates, select_with_costs
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.policy_shape import PolicyShape

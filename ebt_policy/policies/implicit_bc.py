@@ -19,7 +19,8 @@ from ebt_policy.energy.objectives import info_nce
 from ebt_policy.energy.sampling import Generators, draw_normal
 from ebt_policy.energy.two_stream import TransformerConfig
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.base import Policy
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.chunk_transformer import ChunkTransformer
 from ebt_policy.policies.policy_shape import PolicyShape

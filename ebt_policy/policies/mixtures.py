@@ -18,8 +18,9 @@ from torch import Tensor
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.energy.selection import VOTES, vote
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies.base import Chunk, Policy
+from ebt_policy.policies.base import Policy
 from ebt_policy.policies.candidates import Candidates, select_with_costs
+from ebt_policy.policies.chunk import Chunk
 from ebt_policy.policies.chunk_constraints import NormalizedConstraints
 from ebt_policy.policies.composition import Composition, MemberNets, equal_weights
 from ebt_policy.policies.energy import EnergyPolicy

@@ -1,0 +1,1 @@
+"""A policy on another machine: the server, its protocol and its client."""

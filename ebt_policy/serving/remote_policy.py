@@ -1,0 +1,231 @@
+"""The client: a policy on a server, which a control loop uses like a policy of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from ebt_policy.energy.sampling import Generators
+from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.policies import Chunk, ChunkConstraints, PolicyUnavailable
+from ebt_policy.serving.messages import pack, unpack
+from ebt_policy.serving.protocol import (
+    AUTHORIZATION,
+    DEADLINE,
+    IMAGES,
+    PREFIX,
+    SEED,
+    STATE,
+    TOKEN_VARIABLE,
+    WARM_START,
+    shape_of,
+)
+
+SCHEMES = ("ws://", "wss://")
+RETRY_S = 0.5  # time between attempts to connect
+OPEN_TIMEOUT_S = 10.0
+
+
+class RemotePolicy:
+    """A policy on a server (``python -m ebt_policy.serve``).
+
+    A lost connection is restored in the background. Until then, `predict_chunk` raises
+    `PolicyUnavailable`, and `is_available` is False. One prediction runs at a time.
+
+    Args:
+        address: ``ws://HOST:PORT``, or ``wss://`` through a proxy that encrypts. The secret of the
+            server is read from the environment variable ``EBT_POLICY_TOKEN``.
+        timeout_s: longest time to wait for an answer, s.
+
+    Attributes:
+        metadata: first message of the server, see `server_metadata`.
+        server_timing: timing of the last answer, ms.
+
+    Raises:
+        ConfigError: the address is invalid, the server cannot be reached, or it refuses the client.
+    """
+
+    supports_costs: bool = False
+    device: torch.device = torch.device("cpu")
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        if not address.startswith(SCHEMES):
+            raise ConfigError(
+                f"policy must be an address such as ws://127.0.0.1:8000, got {address}."
+            )
+        self.address, self._timeout_s = address, timeout_s
+        self.server_timing: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._connection: ClientConnection | None = None
+        self._is_busy = self._is_closed = False
+        try:
+            self._connection, self.metadata = self._connect()
+        except (OSError, WebSocketException, UserError) as error:
+            raise ConfigError(f"policy={address} cannot be used: {_cause(error)}.") from error
+        self.shape = shape_of(self.metadata)
+        self.name = f"{self.metadata['policy']} at {address}"
+        self.parameter_count = int(self.metadata.get("parameters", 0))
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the server is connected."""
+        return self._connection is not None
+
+    def predict_chunk(
+        self,
+        obs: dict[str, Tensor],
+        *,
+        constraints: ChunkConstraints | None = None,
+        generator: Generators = None,
+    ) -> Chunk:
+        """Predict a chunk of actions, see `Policy.predict_chunk`.
+
+        ``project`` is applied to the answer. The actions before the newest observation are the
+        committed ones, or copies of the first action. The batch has one row.
+
+        Raises:
+            PolicyUnavailable: the server cannot be reached or does not answer.
+            UserError: the server reports an error.
+            ValueError: the batch has several rows, or there are costs.
+        """
+        constraints = constraints or ChunkConstraints()
+        if len(obs["obs"]) != 1 or constraints.costs:
+            raise ValueError("a policy on a server predicts for one robot, without costs.")
+        assert generator is None or isinstance(generator, torch.Generator)
+        message = self._message(obs, constraints, generator)
+        answer = self._exchange(pack(message))
+        return self._chunk(answer, constraints)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._is_closed = True
+        self._drop(None)
+
+    def _message(
+        self, obs: dict[str, Tensor], constraints: ChunkConstraints, generator: Generators
+    ) -> dict[str, Any]:
+        message: dict[str, Any] = {STATE: obs["obs"][0].float().numpy()}
+        for camera in self.shape.cameras or {}:
+            message[IMAGES + camera] = obs[camera][0].numpy()
+        prefix, warm_start = constraints.prefix, constraints.warm_start
+        if prefix is not None and prefix.shape[1]:
+            message[PREFIX] = prefix[0].float().numpy()
+        if warm_start is not None:
+            message[WARM_START] = warm_start[0].float().numpy()
+        if isinstance(generator, torch.Generator):
+            message[SEED] = int(torch.randint(2**63 - 1, (), generator=generator))
+        if constraints.deadline_s is not None:
+            message[DEADLINE] = constraints.deadline_s
+        return message
+
+    def _chunk(self, answer: dict[str, Any], constraints: ChunkConstraints) -> Chunk:
+        shape = self.shape
+        num_past = shape.n_obs_steps - 1
+        actions = answer.get("actions")
+        expected = (shape.horizon - num_past, shape.action_dim)
+        if not isinstance(actions, np.ndarray) or actions.shape != expected:
+            raise UserError(f"{self.address} did not answer with actions of the shape {expected}.")
+        future = torch.from_numpy(actions.astype(np.float32))[None]
+        chunk = torch.cat([future[:, :1].expand(-1, num_past, -1), future], dim=1)
+        if constraints.project is not None:
+            chunk = constraints.project(chunk)
+        if constraints.prefix is not None:
+            chunk[:, : constraints.prefix.shape[1]] = constraints.prefix.to(chunk)
+        energy = answer.get("energy")
+        self.server_timing = answer.get("server_timing", {})
+        return Chunk(
+            chunk,
+            torch.tensor([int(answer.get("steps", 0))]),
+            None if energy is None else torch.tensor([float(energy)]),
+        )
+
+    def _exchange(self, data: bytes) -> dict[str, Any]:
+        """Send a request and return the answer."""
+        with self._lock:
+            connection = self._connection
+            if connection is not None and self._is_busy:
+                # The control loop gave up an earlier request, whose answer would be taken for the
+                # answer to this one.
+                self._drop(connection)
+                connection = None
+            self._is_busy = connection is not None
+        if connection is None:
+            raise PolicyUnavailable(f"{self.address} is not connected")
+        try:
+            connection.send(data)
+            answer = connection.recv(self._timeout_s)
+        except TimeoutError as error:
+            self._drop(connection)
+            raise PolicyUnavailable(
+                f"{self.address} did not answer for {self._timeout_s:g} s"
+            ) from error
+        except (ConnectionClosed, OSError) as error:
+            self._drop(connection)
+            raise PolicyUnavailable(f"the connection to {self.address} was lost") from error
+        finally:
+            if connection is self._connection:
+                self._is_busy = False
+        if isinstance(answer, str):
+            raise UserError(f"{self.address}: {answer}")
+        return unpack(answer)
+
+    def _connect(self) -> tuple[ClientConnection, dict[str, Any]]:
+        token = os.environ.get(TOKEN_VARIABLE)
+        headers = {"Authorization": f"{AUTHORIZATION} {token}"} if token else None
+        opening = connect(
+            self.address, compression=None, additional_headers=headers, proxy=None,
+            open_timeout=OPEN_TIMEOUT_S,
+        )  # fmt: skip
+        with ExitStack() as stack:
+            connection = stack.enter_context(opening)
+            metadata = connection.recv(OPEN_TIMEOUT_S)
+            if isinstance(metadata, str):
+                raise UserError(f"the server answered {metadata!r:.60}")
+            stack.pop_all()  # `_drop` closes the connection.
+            return connection, unpack(metadata)
+
+    def _drop(self, connection: ClientConnection | None) -> None:
+        """Close a connection, the current one if None, and restore it in the background."""
+        if connection is None:
+            connection = self._connection
+        if connection is None or connection is not self._connection:
+            return
+        self._connection, self._is_busy = None, False
+        # Closing waits for the other side, which may be gone.
+        threading.Thread(target=connection.close, daemon=True).start()
+        if not self._is_closed:
+            threading.Thread(target=self._reconnect, daemon=True, name="reconnect").start()
+
+    def _reconnect(self) -> None:
+        while not self._is_closed:
+            try:
+                connection, metadata = self._connect()
+            except (OSError, WebSocketException, UserError):
+                time.sleep(RETRY_S)
+                continue
+            if shape_of(metadata) != self.shape:  # Another policy is served now.
+                connection.close()
+                time.sleep(RETRY_S)
+                continue
+            self._connection = connection
+            return
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, InvalidStatus):
+        status = error.response.status_code
+        body = (error.response.body or b"").decode(errors="replace").strip()
+        advice = f"; set {TOKEN_VARIABLE} to the token of the server" if status == 401 else ""
+        return f"the server answered {status} ({body}){advice}"
+    if isinstance(error, ConnectionRefusedError):
+        return "no server listens there; start it with ebt-serve"
+    return str(error).rstrip(".") or type(error).__name__

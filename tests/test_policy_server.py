@@ -1,0 +1,339 @@
+"""The policy server: its messages, its answers, its limits, and what it does with bad input."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import msgpack
+import numpy as np
+import pytest
+import requests
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import serving
+from tiny_policies import build, observe
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from ebt_policy.policies import ChunkConstraints, PolicyShape
+from ebt_policy.serving.messages import MessageError, pack, unpack
+from ebt_policy.serving.protocol import message_limit, read_request
+
+STATE = "observation.state"
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return build("flow")
+
+
+@pytest.fixture(scope="module")
+def server(policy):
+    with serving(policy) as (address, server):
+        yield address, server
+
+
+def ask(connection, message) -> dict | str:
+    connection.send(message if isinstance(message, bytes | str) else pack(message))
+    answer = connection.recv(20)
+    return answer if isinstance(answer, str) else unpack(answer)
+
+
+def open_connection(address: str, **options):
+    with ExitStack() as stack:
+        connection = stack.enter_context(connect(address, compression=None, proxy=None, **options))
+        metadata = unpack(connection.recv(10))
+        stack.pop_all()
+        return connection, metadata
+
+
+# -- messages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((0, 3)), np.arange(6, dtype=">i2").reshape(2, 3), np.array(True), np.float32([1, 2])],
+)
+def test_arrays_survive_a_message(array):
+    read = unpack(pack({"x": array, "y": array.dtype.type(1), "z": [1, "a", None]}))
+    np.testing.assert_array_equal(read["x"], array)
+    assert (read["x"].dtype, read["y"], read["z"]) == (array.dtype, 1, [1, "a", None])
+
+
+def array_entry(**changes) -> dict:
+    entry = {b"__ndarray__": True, b"data": b"\0" * 8, b"dtype": "<f8", b"shape": [1]}
+    return entry | {key.encode(): value for key, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not valid MessagePack"),
+        (b"\xc1", "not valid MessagePack"),
+        (b"\x91" * 2000, "not valid MessagePack"),  # nested lists
+        (b"\x01", "must be a map"),
+        (b"\x81\x01\x01", "not valid MessagePack"),  # an integer as a key
+        (msgpack.packb({b"key": 1}), "must be a map with texts"),
+        (msgpack.packb({"x": array_entry(dtype="|O")}), r"arrays of type \|O"),
+        (msgpack.packb({"x": array_entry(dtype="<c16")}), "arrays of type <c16"),
+        (msgpack.packb({"x": array_entry(dtype="nonsense")}), "not valid MessagePack"),
+        (msgpack.packb({"x": array_entry(dtype="<f8,<f8")}), "arrays of type"),
+        (msgpack.packb({"x": array_entry(shape=[2])}), "has 8 bytes"),
+        (msgpack.packb({"x": array_entry(shape=[-1])}), "invalid shape"),
+        (msgpack.packb({"x": array_entry(shape=[1] * 40)}), "invalid shape"),
+        (msgpack.packb({"x": array_entry(shape=[2**62, 4])}), "has 8 bytes"),
+        (msgpack.packb({"x": {b"__ndarray__": True}}), "not valid MessagePack"),
+    ],
+)
+def test_a_malformed_message_is_an_error(content, words):
+    with pytest.raises(MessageError, match=words):
+        unpack(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes_raise_no_other_error(content):
+    with suppress(MessageError):
+        unpack(content)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner,
+                                                                max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([STATE, "prefix", "warm_start", "seed", "deadline_s", "prompt"]), values
+    )
+)
+def test_requests_with_arbitrary_values_raise_no_other_error(message):
+    with pytest.raises(MessageError):  # The state is never an array here.
+        read_request(unpack(pack(message)), SHAPE)
+
+
+SHAPE = PolicyShape(20, 2, 16, 2, 8)
+GOOD = {STATE: np.full((2, 20), 200.0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({STATE: None}, r"observation.state must be an array \(2, 20\), got NoneType"),
+        ({STATE: np.zeros(20)}, r"must have the shape \(2, 20\), got \(20,\)"),
+        ({STATE: np.full((2, 20), np.nan)}, "observation.state contains NaN"),
+        ({STATE: np.full((2, 20), 1e300)}, "observation.state contains NaN or infinity"),
+        ({"prompt": "push"}, "unknown key prompt; this policy reads observation.state and"),
+        ({"prefix": np.zeros((3, 3))}, r"prefix must have the shape \(P, 2\)"),
+        ({"prefix": np.zeros((17, 2))}, "prefix must have 1 to 16 actions, got 17"),
+        ({"prefix": np.zeros((0, 2))}, "prefix must have 1 to 16 actions, got 0"),
+        ({"warm_start": np.zeros((15, 2))}, r"warm_start must have the shape \(16, 2\)"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"deadline_s": 0}, "deadline_s must be a positive number"),
+        ({"deadline_s": float("nan")}, "deadline_s must be a positive number"),
+        ({"deadline_s": "soon"}, "deadline_s must be a positive number"),
+    ],
+)
+def test_a_bad_request_is_answered_and_the_connection_stays_open(server, change, words):
+    address, _ = server
+    connection, _ = open_connection(address)
+    with connection:
+        answer = ask(connection, {**GOOD, **change})
+        assert isinstance(answer, str)
+        with pytest.raises(MessageError, match=words):
+            read_request(unpack(pack({**GOOD, **change})), SHAPE)
+        assert ask(connection, GOOD)["actions"].shape == (15, 2)
+
+
+def test_images_are_checked():
+    shape = PolicyShape(20, 2, 16, 2, 8, cameras={"top": [4, 6]})
+    key = "observation.images.top"
+    image = np.zeros((2, 4, 6, 3), np.uint8)
+    assert read_request({**GOOD, key: image}, shape).obs["top"].shape == image.shape
+    for wrong, words in (
+        (image.astype(np.float32), "must be uint8"), (image[0], "must have the shape"),
+    ):  # fmt: skip
+        with pytest.raises(MessageError, match=words):
+            read_request({**GOOD, key: wrong}, shape)
+    with pytest.raises(MessageError, match=r"the message has no observation.images.top"):
+        read_request(GOOD, shape)
+    assert message_limit(shape) > len(pack({**GOOD, key: image}))
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+def test_the_answer_is_the_prediction_of_the_policy(policy, server):
+    address, _ = server
+    obs = observe(1)
+    prefix, plan = torch.rand(1, 3, 2) * 100 + 200, torch.rand(1, 16, 2) * 100 + 200
+    expected = policy.predict_chunk(
+        obs, constraints=ChunkConstraints(prefix=prefix, warm_start=plan),
+        generator=torch.Generator().manual_seed(5),
+    )  # fmt: skip
+    connection, metadata = open_connection(address)
+    with connection:
+        message = {STATE: obs["obs"][0].numpy(), "prefix": prefix[0].numpy(),
+                   "warm_start": plan[0].numpy(), "seed": 5}  # fmt: skip
+        answer = ask(connection, message)
+        again = ask(connection, message)
+    assert metadata["shape"]["horizon"] == 16 and metadata["observation"] == [STATE]
+    np.testing.assert_allclose(answer["actions"], expected.actions[0, 1:].numpy(), atol=1e-3)
+    assert answer["energy"] == pytest.approx(float(expected.energy[0]), abs=1e-3)
+    assert answer["steps"] == int(expected.steps_used[0])
+    assert answer["server_timing"].keys() == {"infer_ms", "wait_ms"}
+    assert again["server_timing"]["prev_total_ms"] > 0
+
+
+@pytest.mark.parametrize("kind", ["flow", "diffusion", "bc"])
+def test_clients_of_one_batch_get_their_own_answers(kind):
+    policy = build(kind)
+    sizes, predict = [], policy.predict_chunk
+
+    def slow(obs, **arguments):
+        sizes.append(len(obs["obs"]))
+        time.sleep(0.2)
+        return predict(obs, **arguments)
+
+    policy.predict_chunk = slow
+    obs = observe(6)["obs"]
+    expected = [
+        predict({"obs": obs[i : i + 1]}, generator=torch.Generator().manual_seed(i)).actions[0, 1:]
+        for i in range(6)
+    ]
+    with serving(policy, max_batch=4) as (address, _), ThreadPoolExecutor(6) as threads:
+        connections = [open_connection(address)[0] for _ in range(6)]
+        messages = [{STATE: obs[i].numpy(), "seed": i} for i in range(6)]
+        answers = list(threads.map(ask, connections, messages))
+        for connection in connections:
+            connection.close()
+    assert max(sizes) > 1 and max(sizes) <= 4 and sum(sizes) == 6
+    for answer, actions in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer["actions"], actions.numpy(), atol=2e-3)
+
+
+def test_requests_that_differ_in_kind_are_not_mixed(policy, server):
+    address, _ = server
+    kinds = [{}, {"prefix": np.full((2, 2), 200.0)}, {"prefix": np.full((4, 2), 200.0)},
+             {"warm_start": np.full((16, 2), 200.0)}, {"deadline_s": 5.0}]  # fmt: skip
+    with ThreadPoolExecutor(10) as threads:
+        connections = [open_connection(address)[0] for _ in range(10)]
+        answers = list(threads.map(ask, connections, [GOOD | {"seed": 0} | k for k in kinds * 2]))
+        for connection in connections:
+            connection.close()
+    for first, second in zip(answers[:5], answers[5:], strict=True):
+        np.testing.assert_allclose(first["actions"], second["actions"], atol=1e-3)
+
+
+def test_a_failing_policy_is_reported_and_the_server_continues(policy):
+    calls = []
+
+    def fail_once(obs, **arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return predict(obs, **arguments)
+
+    failing = build("bc")
+    predict, failing.predict_chunk = failing.predict_chunk, fail_once
+    with serving(failing) as (address, server):
+        connection, _ = open_connection(address)
+        with connection:
+            assert ask(connection, GOOD) == "the policy failed (RuntimeError: out of memory)"
+            assert ask(connection, GOOD)["actions"].shape == (15, 2)
+        deadline = time.monotonic() + 5
+        while server.num_requests < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (server.num_requests, server.num_errors) == (2, 1)
+
+
+# -- limits -----------------------------------------------------------------------------------
+
+
+def test_bad_frames_do_not_harm_other_clients(policy, server):
+    address, _ = server
+    generator = np.random.default_rng(0)
+    good, _ = open_connection(address)
+    with good:
+        for _ in range(100):
+            bad, _ = open_connection(address)
+            with bad:
+                answer = ask(bad, generator.bytes(int(generator.integers(0, 300))))
+                assert isinstance(answer, str)
+            assert ask(good, GOOD)["actions"].shape == (15, 2)
+        assert "binary" in ask(good, "text")
+
+
+def test_a_message_that_is_too_large_ends_its_connection(policy, server):
+    address, _ = server
+    connection, _ = open_connection(address)
+    with connection, pytest.raises(ConnectionClosed) as caught:
+        ask(connection, b"\0" * (message_limit(policy.shape) + 1))
+    assert caught.value.rcvd.code == 1009
+
+
+def test_a_client_that_leaves_during_its_prediction_is_forgotten():
+    policy = build("bc")
+    entered, release = threading.Event(), threading.Event()
+    predict = policy.predict_chunk
+
+    def wait(obs, **arguments):
+        entered.set()
+        assert release.wait(10)
+        return predict(obs, **arguments)
+
+    policy.predict_chunk = wait
+    with serving(policy) as (address, _):
+        leaving, _ = open_connection(address)
+        leaving.send(pack(GOOD))
+        assert entered.wait(10)
+        leaving.socket.close()
+        release.set()
+        connection, _ = open_connection(address)
+        with connection:
+            assert ask(connection, GOOD)["actions"].shape == (15, 2)
+
+
+def test_a_token_is_needed_if_the_server_has_one(policy):
+    with serving(policy, token="secret") as (address, _):
+        for headers in ({}, {"Authorization": "Api-Key wrong"}, {"Authorization": "secret"}):
+            with pytest.raises(InvalidStatus, match=r"401"):
+                open_connection(address, additional_headers=headers)
+        connection, _ = open_connection(
+            address, additional_headers={"Authorization": "Api-Key secret"}
+        )
+        connection.close()
+        assert requests.get(f"{address.replace('ws', 'http', 1)}/healthz").text == "OK\n"
+
+
+def test_no_web_page_can_connect(server):
+    with pytest.raises(InvalidStatus, match="403"):
+        open_connection(server[0], origin="http://example.org")
+
+
+def test_the_number_of_clients_is_limited(policy):
+    with serving(policy, max_clients=1) as (address, _):
+        connection, _ = open_connection(address)
+        with connection, pytest.raises(InvalidStatus, match="503"):
+            open_connection(address)
+
+
+def test_the_rate_of_requests_is_limited(policy):
+    with serving(policy, max_rate_hz=10) as (address, _):
+        connection, _ = open_connection(address)
+        with connection:
+            start = time.monotonic()
+            for _ in range(6):
+                ask(connection, GOOD)
+            assert time.monotonic() - start > 0.49
