@@ -9,6 +9,8 @@ ALL := $(VENV)/.installed-extras
 VERSION := python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 OTHERS := $(filter-out $(VERSION),python3.11 python3.12 python3.13)
 PYTHONS := $(foreach python,$(OTHERS),$(if $(shell $(python) --version 2> /dev/null),$(python)))
+# openpi-client requires NumPy 1.
+OPENPI_PYTHON := $(firstword $(foreach python,python3.11 python3.12,$(if $(shell $(python) --version 2> /dev/null),$(python))))
 LEROBOT_PYTHON := $(firstword $(foreach python,python3.12 python3.13,$(if $(shell $(python) --version 2> /dev/null),$(python))))
 # Most fixtures are created once per test file, so workers take neighbouring tests; idle ones steal.
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal
@@ -23,7 +25,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help docs push_t experiments robots language vision results test test-fast test-lerobot mutation matrix check format gpu benchmarks clean
+.PHONY: help docs push_t experiments robots language vision results test test-fast test-lerobot test-openpi mutation matrix check format gpu benchmarks clean
 
 help: ## show this list
 	@echo "Usage: make TARGET. Everything is installed into $(VENV) first: about 3 GB of downloads."
@@ -90,6 +92,15 @@ test-lerobot: $(READY) .venv-lerobot/.installed ## exchange data sets with the r
 .venv-lerobot/.installed:
 	$(or $(LEROBOT_PYTHON),$(error LeRobot needs Python 3.12 or 3.13, which is not installed)) -m venv .venv-lerobot
 	.venv-lerobot/bin/pip install --disable-pip-version-check -q "lerobot[training]==0.6.1"
+	touch $@
+
+test-openpi: $(READY) .venv-openpi/.installed ## serve a policy to the real openpi-client, in an environment of its own (needs Python 3.11 or 3.12)
+	$(BIN)/python -m pytest tests/test_openpi.py
+
+# openpi-client imports typing_extensions without requiring it.
+.venv-openpi/.installed:
+	$(or $(OPENPI_PYTHON),$(error openpi-client needs Python 3.11 or 3.12, which is not installed)) -m venv .venv-openpi
+	.venv-openpi/bin/pip install --disable-pip-version-check -q "openpi-client==0.1.2" typing_extensions
 	touch $@
 
 test-fast: $(READY) ## run the tests that are not marked slow

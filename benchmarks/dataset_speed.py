@@ -22,7 +22,7 @@ import torch
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.device import DEVICE, device_name
 from benchmarks.results import store_json
-from benchmarks.tables.policies import dataset_speed
+from benchmarks.tables.datasets import dataset_speed
 from benchmarks.training import compose_config
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.policies import build_policy

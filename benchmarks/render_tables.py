@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.gpu.report import cards
 from benchmarks.results import RESULTS, load_json
 from benchmarks.study_figures import delay_curves, energy_study, interventions
-from benchmarks.tables import control_loop, images, policies, text, video
+from benchmarks.tables import control_loop, datasets, images, policies, text, video
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.scaling import scaling_table
@@ -71,10 +71,11 @@ TABLES: dict[str, dict[str, Table]] = {
         ),
     },
     "docs/recordings.md": {
-        "g1_numbers": table_of(policies.held_out, "g1_numbers"),
+        "g1_numbers": table_of(datasets.held_out, "g1_numbers"),
+        "g1_numbers_short": table_of(datasets.held_out, "g1_numbers_short"),
         "interventions": table_of(control_loop.interventions, "interventions"),
     },
-    "docs/how_to/own_data.md": {"dataset_speed": table_of(policies.dataset_speed, "dataset_speed")},
+    "docs/how_to/own_data.md": {"dataset_speed": table_of(datasets.dataset_speed, "dataset_speed")},
     "docs/how_to/costs.md": {"cost_speed": table_of(policies.cost_speed, "cost_speed")},
     "docs/simulated_robots.md": {
         **{name: table_of(policies.suite, name) for name in policies.SUITES},

@@ -25,6 +25,7 @@ from benchmarks.measurements.classifier import ImageClassifier
 from benchmarks.measurements.ood_detection import ImageGroup, detection_quality
 from benchmarks.studies.images import AS_PUBLISHED, PASSES
 from benchmarks.tables import control_loop as control_loop_tables
+from benchmarks.tables import datasets as dataset_tables
 from benchmarks.tables import images as image_tables
 from benchmarks.tables import policies as policy_tables
 from benchmarks.tables import video as video_tables
@@ -230,7 +231,7 @@ def test_table_of_held_out_errors():
 
     pair = {"a": "ebt (steps 2, candidates 8)", "b": "bc", "diff": -0.1, "ci95": [-0.2, 0.0]}
     entries = [entry("ebt (steps 2, candidates 8)", 0.3), entry("bc", 0.4)]
-    table = policy_tables.held_out({"entries": entries, "paired": [pair]})
+    table = dataset_tables.held_out({"entries": entries, "paired": [pair]})
     assert "| behaviour cloning | 10 | 0.400 [0.300, 0.500] | -0.100 [-0.200, +0.000] |" in table
     assert "| repeating the last action |  | 0.900" in table
 
