@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-EXTRAS := robomimic metaworld adroit vision ros rerun sweeps
+EXTRAS := robomimic metaworld adroit vision ros rerun sweeps trackers
 ALL := $(VENV)/.installed-extras
 # Other supported versions of Python that this machine has; all tests run with $(PYTHON).
 VERSION := python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -67,7 +67,8 @@ mutation: $(READY) ## find small changes of energy, training and safety that no 
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
-matrix: $(EXTRAS:%=matrix-%) $(PYTHONS:%=matrix-%) ## test each extra alone and other Python versions, in new environments
+SMALL := rerun sweeps trackers # These extras share an environment, because each would take as long.
+matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL),$(EXTRAS))) matrix-small $(PYTHONS:%=matrix-%) ## test extras alone and other Python versions, in new environments
 
 # Arguments: suffix of the environment, its Python, extras, tests to select.
 define test-alone
@@ -81,6 +82,9 @@ endef
 
 matrix-python%:
 	$(call test-alone,python$*,python$*,dev,"not slow" $(IN_PARALLEL))
+
+matrix-small:
+	$(call test-alone,small,$(PYTHON),dev$(comma)$(subst $(space),$(comma),$(strip $(SMALL))),"($(subst $(space), or ,$(strip $(SMALL)))) and not slow")
 
 matrix-%:
 	$(call test-alone,$*,$(PYTHON),dev$(comma)$*,"$* and not slow")

@@ -12,6 +12,7 @@ from ebt_policy.errors import ConfigError
 
 # (section as the user types it, old option) -> new option.
 RENAMED_OPTIONS: dict[tuple[str, str], str] = {
+    ("", "wandb"): "tracker",
     ("", "footage"): "video_dataset",  # of eval; videos= is the number of recorded episodes
     ("task", "max_prefix"): "max_prefix_len",
     ("shape", "max_prefix"): "max_prefix_len",  # of a policy's checkpoint
@@ -50,6 +51,8 @@ RENAMED_VALUES: dict[tuple[str, str, str], str] = {
     ("", "objective", "corrupted"): "s1_corrupted",
     ("model.inference", "select", "drop"): "energy_decrease",
     ("execution", "mode", "frozen"): "rtc",
+    ("", "tracker", "online"): "wandb",
+    ("", "tracker", "offline"): "wandb",  # with WANDB_MODE=offline
     ("", "keep", "solved"): "successful",
     ("", "mode", "dry"): "dry_run",
 }
@@ -71,7 +74,8 @@ def check_renamed_argument(argument: str) -> None:
     section, _, name = option.rpartition(".")
     if new := renamed_to(section, name):
         option_now = f"{section}.{new}" if section else new
-        raise ConfigError(f"{option} was renamed: use {option_now}={value}")
+        value_now = RENAMED_VALUES.get((section, new, value), value)
+        raise ConfigError(f"{option} was renamed: use {option_now}={value_now}")
     for choice in value.split(","):  # a sweep has several values
         if new := RENAMED_VALUES.get((section, name, choice)):
             raise ConfigError(f"{option}={choice} was renamed: use {option}={new}")

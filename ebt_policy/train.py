@@ -20,11 +20,12 @@ from ebt_policy.cli import Entry, command_line, pick_device, report_errors, run_
 from ebt_policy.config import options
 from ebt_policy.evaluation.live_curve import LiveCurve
 from ebt_policy.training.config import RunConfig, TrainConfig
-from ebt_policy.training.log import MetricLog, check_mode
+from ebt_policy.training.log import MetricLog
 from ebt_policy.training.overrides import choose_budget, drop_unused_sections
 from ebt_policy.training.processes import devices, join_processes
 from ebt_policy.training.run_folder import prepare_run_dir, save_run_config
 from ebt_policy.training.task import TASKS
+from ebt_policy.training.trackers import check_tracker
 from ebt_policy.training.trainer import Trainer
 
 console = Console()
@@ -45,7 +46,7 @@ def train(config: dict[str, Any]) -> Path:
     run = options(RunConfig, config, "the configuration")
     train_config = options(TrainConfig, run.train, "train")
     task = TASKS.get(run.domain)(config, train_config)
-    check_mode(run.wandb)
+    check_tracker(run.tracker)
     accelerator = join_processes(pick_device(run.device), train_config.mixed_precision)
     is_main, run_dir = accelerator.is_main_process, Path(run.run_dir)
     with prepare_run_dir(run_dir, config, is_main=is_main):
@@ -72,7 +73,9 @@ def train(config: dict[str, Any]) -> Path:
         resumed = trainer.resume() if run.resume else None
         if is_main:
             save_run_config(run_dir, config, model.parameter_count)
-            trainer.log = MetricLog(run_dir, wandb=run.wandb, config=config, resume_step=resumed)
+            trainer.log = MetricLog(
+                run_dir, tracker=run.tracker, config=config, resume_step=resumed
+            )
             if resumed is not None:
                 console.print(f"resumed at step {resumed:,}")
         try:

@@ -256,22 +256,31 @@ def test_a_server_that_is_killed_and_restarted_under_a_running_robot(tmp_path):
     server, address = start(0)
     robot = subprocess.Popen(
         [sys.executable, "-m", "ebt_policy.real_robot.run", "robot=sim_push_t",
-         f"policy={address}", "live=false", f"output={tmp_path / 'run'}"],
+         "robot.episode_s=600", f"policy={address}", "live=false", f"output={tmp_path / 'run'}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    try:
+
+    def read_until(words):
         for line in robot.stdout:
-            if "ready" in line:
-                break
-        time.sleep(3)
+            if words in line:
+                return
+        raise AssertionError(f"the robot did not print {words}")
+
+    try:
+        read_until("ready")
+        time.sleep(2)
         server.send_signal(signal.SIGKILL)
         server.wait()
+        read_until("was lost")
         server, _ = start(int(address.rpartition(":")[2]))
-        output, _ = robot.communicate(timeout=60)
+        read_until("the policy is available again")
+        time.sleep(1)
+        robot.send_signal(signal.SIGINT)
+        robot.communicate(timeout=30)
     finally:
         robot.kill()
         server.send_signal(signal.SIGTERM)
-    assert robot.returncode == 0, output
-    assert "was lost" in output and "the policy is available again" in output
-    assert server.wait(10) == 0 and "requests, 0 errors" in server.stdout.read()
+    assert robot.returncode == 3  # Ctrl-C is an emergency stop.
+    output = server.communicate(timeout=30)[0]
+    assert server.returncode == 0 and "requests, 0 errors" in output

@@ -44,7 +44,8 @@ def test_command_line_trains_a_policy(run_main, tiny_arguments, tmp_path):
         (["model.name=[1]"], "model=[1] is unknown"),
         (["objective.name=[1]"], "objective=[1] is unknown"),
         (["model=bc", "objective=s2"], "objective=... is for models that descend an energy"),
-        (["wandb=bogus"], "wandb must be one of off, online, offline, got bogus."),
+        (["tracker=bogus"], "tracker must be one of off, tensorboard, wandb, trackio, got bogus."),
+        (["wandb=offline"], "wandb was renamed: use tracker=wandb"),
         (["task.path='/nowhere/[at]/all'"], "/nowhere/[at]/all"),
         (["task.demos=robot"], "demos='robot' is unknown"),
         (
@@ -110,9 +111,9 @@ def test_missing_gpu_is_named(run_main, tiny_arguments):
     assert code == 2 and "PyTorch sees no GPU; use device=cpu" in error
 
 
-def test_missing_wandb_is_named(run_main, tiny_arguments, monkeypatch):
-    monkeypatch.setattr("ebt_policy.training.log.find_spec", lambda name: None)
-    code, error = run_main(tiny_arguments("run", "wandb=offline"))
+def test_a_missing_tracker_is_named(run_main, tiny_arguments, monkeypatch):
+    monkeypatch.setattr("ebt_policy.training.trackers.find_spec", lambda name: None)
+    code, error = run_main(tiny_arguments("run", "tracker=wandb"))
     assert code == 2 and "needs the package wandb: pip install" in error
 
 

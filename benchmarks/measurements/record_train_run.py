@@ -28,9 +28,11 @@ from ebt_policy.data import push_t
 from ebt_policy.data.dataset import open_dataset
 from ebt_policy.envs.env_spec import EVALUATION_SEED, EnvSpec
 from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.policies import ChunkPredictor, load_policy
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock, MonotonicClock, SimulatedClock
+from ebt_policy.real_robot.episode_result import EpisodeResult
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import InferenceWorker, SimulatedWorker, ThreadWorker
@@ -137,7 +139,10 @@ def record_train_run(context: StudyContext) -> dict[str, Any]:
         train_all([[training]], parallel=1)
         summary_file = folder / "run" / name / "summary.json"
         if not summary_file.exists() and name in SIMULATED_TIME:
-            summary = run_in_simulated_time(name, str(training.run_dir), options.episodes)
+            policy = load_policy(training.run_dir)
+            summary = summarize(run_in_simulated_time(name, policy, options.episodes))
+            # Simulated times are not results.
+            summary |= {"late_ms": None, "latency_ms": None, "rate_hz": None}
             summary_file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(summary_file, json.dumps(summary))
         elif not summary_file.exists():
@@ -149,11 +154,10 @@ def record_train_run(context: StudyContext) -> dict[str, Any]:
     return {"updates": options.updates, "entries": entries, "command": context.command}
 
 
-def run_in_simulated_time(name: str, checkpoint: str, episodes: int) -> dict[str, Any]:
-    """Run a policy on a simulated clock, and return the summary of its episodes."""
+def run_in_simulated_time(name: str, policy: ChunkPredictor, episodes: int) -> list[EpisodeResult]:
+    """Run a policy on a robot with a simulated clock, and return the results of its episodes."""
     torch.set_num_threads(1)
     robot, clock = load_robot(name), SimulatedClock()
-    policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     worker = SimulatedWorker(clock, lambda: PREDICTION_S)
     dt = tick_seconds(robot, 1.0)
     planner = Planner(policy, robot.safety, dt, worker, clock, ExecutionOptions())
@@ -165,8 +169,7 @@ def run_in_simulated_time(name: str, checkpoint: str, episodes: int) -> dict[str
         results.append(runner.run_episode(seed))
         print(f"{name}: episode {len(results)} of {episodes}", flush=True)
     runner.close()
-    # Simulated times are not results.
-    return {**summarize(results), "late_ms": None, "latency_ms": None, "rate_hz": None}
+    return results
 
 
 def record(name: str, person: str, num_episodes: int, store: Path) -> None:

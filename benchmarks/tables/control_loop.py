@@ -121,3 +121,23 @@ def interventions(result: Mapping[str, Any]) -> str:
         ))  # fmt: skip
     header = ("trained on", "minutes of the person", *METRICS, "gain in success")
     return markdown(header, rows, left=1)
+
+
+def serving(result: Mapping[str, Any]) -> str:
+    """Return tables of a server under load, and of a robot with and without a server."""
+    latency, robot = result["latency_ms"], result["robot"]
+    load = (
+        f"{result['clients']}", f"{result['minutes']:g}", f"{result['requests']:,}",
+        f"{result['lost']}", f"{result['errors']}",
+        f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
+    )  # fmt: skip
+    header = ("clients", "minutes", "requests", "lost", "errors", "latency, p50 / p95 / p99 ms")
+    rows = [
+        (label, interval(robot[key]["score"]), interval(robot[key]["success"]), gap)
+        for label, key, gap in (
+            ("on the server", "served", ""),
+            ("in the robot's process", "local", difference(robot["difference"])),
+        )
+    ]
+    policy = markdown(("policy", *METRICS, "first policy minus this one"), rows, left=1)
+    return f"{markdown(header, [load], left=0)}\n{policy}"

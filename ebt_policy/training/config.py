@@ -78,7 +78,7 @@ class RunConfig:
     run_dir: str
     resume: bool
     device: str
-    wandb: str
+    tracker: str
     train: dict[str, Any]
     evaluation: dict[str, Any]
     vision: dict[str, Any] | None = None

@@ -1,18 +1,14 @@
-"""Logging of metrics to a JSONL file, and to Weights & Biases if enabled."""
+"""Logging of metrics to a JSONL file, and to a tracker if there is one."""
 
 from __future__ import annotations
 
 import json
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from ebt_policy.errors import ConfigError, OutputError
+from ebt_policy.errors import OutputError
 from ebt_policy.io.atomic_write import atomic_write
-
-MODES = ("off", "online", "offline")
+from ebt_policy.training.trackers import OFF, start_tracker
 
 
 class MetricLog:
@@ -20,22 +16,22 @@ class MetricLog:
 
     Args:
         run_dir: folder of the file.
-        wandb: ``off``, ``online`` or ``offline``.
-        config: configuration that is stored with the Weights & Biases run.
+        tracker: ``off``, or one of `TRACKERS`.
+        config: configuration that the tracker stores.
         resume_step: step from which the run resumes, or None. Lines of later steps are dropped,
             because the resumed run writes them again.
     """
 
     def __init__(
-        self, run_dir: Path, *, wandb: str, config: dict[str, Any], resume_step: int | None
+        self, run_dir: Path, *, tracker: str, config: dict[str, Any], resume_step: int | None
     ) -> None:
         path = self._path = run_dir / "log.jsonl"
         if resume_step is not None and path.exists():
             _drop_after(path, resume_step)
         self._file = path.open("a" if resume_step is not None else "w", buffering=1)
-        self._run = None
-        if wandb != "off":
-            self._run = _start_wandb(run_dir, wandb, config, resume_step is not None)
+        self._tracker = None
+        if tracker != OFF:
+            self._tracker = start_tracker(tracker, run_dir, config, resume_step)
 
     def write(self, **values: Any) -> None:
         try:
@@ -45,42 +41,13 @@ class MetricLog:
                 f"{self._path} cannot be written ({error.strerror or error}); free space, then "
                 "run the same command with resume=true to resume."
             ) from error
-        if self._run is not None:
-            self._run.log(values, step=values.get("step"))
+        if self._tracker is not None:
+            self._tracker.log(values, step=values.get("step"))
 
     def close(self) -> None:
         self._file.close()
-        if self._run is not None:
-            self._run.finish()
-
-
-def check_mode(wandb: str) -> None:
-    """Raise a `ConfigError` if the mode is unknown or the package wandb is missing."""
-    if wandb not in MODES:
-        raise ConfigError(f"wandb must be one of {', '.join(MODES)}, got {wandb}.")
-    if wandb != "off" and find_spec("wandb") is None:
-        raise ConfigError(
-            f"wandb={wandb} needs the package wandb: pip install 'ebt_policy[wandb]'."
-        )
-
-
-def _start_wandb(run_dir: Path, mode: Any, config: dict[str, Any], resumed: bool) -> Any:
-    wandb: Any = import_module("wandb")  # optional, and slow to import
-
-    # A resumed run keeps its id. A new run gets a new one, even if its folder has the same name.
-    id_file = run_dir / "wandb_id"
-    if not (resumed and id_file.is_file()):
-        id_file.write_text(uuid4().hex[:12])
-    try:
-        return wandb.init(
-            project="ebt_policy", dir=run_dir, name=run_dir.name, id=id_file.read_text(), mode=mode,
-            config=config, resume="allow",
-        )  # fmt: skip
-    except wandb.errors.Error as error:
-        raise ConfigError(
-            f"wandb={mode} does not work ({error}); log in with `wandb login`, or use "
-            "wandb=offline or wandb=off."
-        ) from error
+        if self._tracker is not None:
+            self._tracker.finish()
 
 
 def _drop_after(path: Path, step: int) -> None:

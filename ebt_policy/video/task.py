@@ -111,7 +111,8 @@ class VideoTrainingTask(TrainingTask[VideoTrainingData]):
             )  # fmt: skip
         steps = self.task.autoencoder_steps
         return {
-            **self.config, "model": AUTOENCODER_MODEL, "objective": None, "seed": 0, "wandb": "off",
+            **self.config, "model": AUTOENCODER_MODEL, "objective": None, "seed": 0,
+            "tracker": "off",
             # All models share one autoencoder, so these options must not depend on the model.
             "task": {**self.config["task"], "context": 1}, "size": {"name": "none"},
             "run_dir": data.features, "resume": True,
