@@ -39,29 +39,33 @@ RATE_HZ = 30
 class HeldOutG1:
     """Training of every model with every seed, and the held-out report.
 
-    The study has the options ``updates`` (of the energy policy) and ``ratio`` (updates of the other
-    models in the same time).
+    The study has the option ``updates`` (of the energy policy).
 
     Attributes:
         has_cameras: whether to use the ten episodes with frames, or the numbers of all episodes.
         fraction: fraction of the updates to train.
+        ratio: number of updates of the other models in the time of one of the energy policy.
+        batch_size: batch size of all models.
     """
 
     has_cameras: bool
     fraction: float = 1.0
+    ratio: float = 1.47
+    batch_size: int = 128
 
     def __call__(self, context: StudyContext) -> dict[str, Any]:
         options, folder = context.options, context.folder / context.result
         folder.mkdir(parents=True, exist_ok=True)
         path = recording() if self.has_cameras else numbers(folder / "g1.zarr")
         updates = {
-            model: round(options.updates * self.fraction * (1 if model == "ebt" else options.ratio))
+            model: round(options.updates * self.fraction * (1 if model == "ebt" else self.ratio))
             for model in ENTRIES
         }
         commands = [
             TrainingCommand(model, seed, folder, (
                 "task=dataset", f"task.path={path}", f"model={model}", "train.minutes=null",
-                f"train.steps={updates[model]}", *shlex.split(options.overrides),
+                f"train.steps={updates[model]}", f"train.batch_size={self.batch_size}",
+                *shlex.split(options.overrides),
             ))
             for seed in range(options.seeds) for model in ENTRIES
         ]  # fmt: skip

@@ -171,9 +171,12 @@ STUDIES = {
         parts={
             "numbers": Part(HeldOutG1(has_cameras=False), "g1_numbers"),
             "short": Part(HeldOutG1(has_cameras=False, fraction=1 / 3), "g1_numbers_short"),
-            "cameras": Part(HeldOutG1(has_cameras=True), "g1_cameras"),
+            # Images take most of the time of an update, so the models need about equally long.
+            "cameras": Part(
+                HeldOutG1(has_cameras=True, fraction=1 / 3, ratio=1.16, batch_size=64), "g1_cameras"
+            ),
         },
         folder="runs/g1",
-        options={"updates": 3000, "ratio": 1.47},
+        options={"updates": 3000},
     ),
 }
