@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-EXTRAS := robomimic metaworld adroit vision ros rerun sweeps trackers
+EXTRAS := robomimic metaworld adroit vision ros rerun sweeps trackers onnx
 ALL := $(VENV)/.installed-extras
 # Other supported versions of Python that this machine has; all tests run with $(PYTHON).
 VERSION := python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -67,7 +67,7 @@ mutation: $(READY) ## find small changes of energy, training and safety that no 
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
-SMALL := rerun sweeps trackers # These extras share an environment, because each would take as long.
+SMALL := rerun sweeps trackers onnx # These extras share an environment, because each would take as long.
 matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL),$(EXTRAS))) matrix-small $(PYTHONS:%=matrix-%) ## test extras alone and other Python versions, in new environments
 
 # Arguments: suffix of the environment, its Python, extras, tests to select.

@@ -92,7 +92,7 @@ def stopping_travel(room: Array, slowing: Array) -> Array:
 def reachable_commands(
     limits: Limits | Bounds,
     motion: Motion[Array],
-    dt: float,
+    dt: float | Tensor,
     measured_position: np.ndarray | None = None,
 ) -> tuple[Array, Array]:
     """Return the lowest and the highest allowed command (..., A); low > high if none is allowed.
@@ -174,7 +174,11 @@ def brake(limits: Limits, motion: Motion, dt: float) -> np.ndarray:
 
 
 def limit_chunks(
-    limits: Limits | Bounds, chunks: Array, motion: Motion[Array], dt: float, first: Any = 0
+    limits: Limits | Bounds,
+    chunks: Array,
+    motion: Motion[Array],
+    dt: float | Tensor,
+    first: Any = 0,
 ) -> Array:
     """Replace each command of chunks (..., n, A) by the nearest one allowed after the one before.
 

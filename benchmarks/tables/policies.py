@@ -170,6 +170,18 @@ def cost_speed(result: Result) -> str:
     return markdown(header, rows, left=1)
 
 
+def export_speed(result: Result) -> str:
+    """Return a table of the latency of a chunk in Python and exported."""
+    ways = ("eager", "compiled", "ONNX Runtime", "AOTInductor")
+    names = dict.fromkeys(name.partition(" | ")[0] for name in result["ms"])
+    rows = []
+    for name in names:
+        times = [result["ms"][f"{name} | {way}"] for way in ways]
+        rows.append((name, *(f"{time:.1f}" for time in times), f"{times[3] / times[1]:.2f}x"))
+    header = ("chunk at batch 1", *(f"{way}, ms" for way in ways), "AOTInductor / compiled")
+    return markdown(header, rows, left=1)
+
+
 def compared(
     result: Result, updates: bool = False, labels: Mapping[str, str] = ENTRY_LABELS
 ) -> str:

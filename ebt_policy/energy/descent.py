@@ -46,6 +46,7 @@ from ebt_policy.energy.result import DescentResult, StopReason, check_finite, is
 from ebt_policy.energy.sampling import Generators, LangevinNoise
 from ebt_policy.energy.schedules import Schedule
 from ebt_policy.energy.stopping import NeverStop, StepView
+from ebt_policy.energy.tracing import is_traced
 from ebt_policy.energy.updates import GradientStep
 
 
@@ -118,7 +119,7 @@ class Descent:
         Raises:
             ValueError: if a tensor has a wrong shape, or ``stop`` does not work with ``score``.
             DescentError: if an energy, gradient or candidate is not finite; the message names the
-                step. Compiled code does not check this.
+                step. Compiled and exported code does not check this.
         """
         if init.ndim < 3:
             raise ValueError(f"init must have shape (B, U, ...), got {tuple(init.shape)}.")
@@ -215,7 +216,7 @@ class Descent:
                 energy_decrease=decrease if has_levels else heights[0] - heights[-1],
                 reason=reason.masked_fill(is_moving(reason), end.value),
             )
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             check_finite(result)
         return result
 

@@ -12,8 +12,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
-"""A generator for a whole batch, a list with one per row, or None for torch's global generator."""
+
+class PredrawnNoise:
+    """Standard normal numbers that replace a generator, in the order in which they are needed.
+
+    Args:
+        numbers: (n,).
+
+    Attributes:
+        used: how many of them were used.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers, self.used = numbers, 0
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """Return the next numbers in a shape.
+
+        Raises:
+            ValueError: there are too few of them.
+        """
+        start, self.used = self.used, self.used + math.prod(shape)
+        if self.used > len(self._numbers):
+            raise ValueError(f"{self.used} numbers are needed, got {len(self._numbers)}.")
+        return self._numbers[start : self.used].reshape(shape)
+
+
+Generators = torch.Generator | Sequence[torch.Generator] | PredrawnNoise | None
+"""A generator for a whole batch, a list with one per row, numbers drawn before, or None for torch's
+global generator."""
 
 
 def cosine_noise(start: float, end: float) -> Callable[[int, int], float]:
@@ -35,6 +62,8 @@ def draw_normal(like: Tensor, generator: Generators = None) -> Tensor:
     Raises:
         ValueError: if the number of generators is not the number of rows.
     """
+    if isinstance(generator, PredrawnNoise):
+        return generator.take(like.shape)
     if isinstance(generator, Sequence):
         if len(generator) != len(like):
             raise ValueError(

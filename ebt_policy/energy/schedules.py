@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.energy.gradients import to_autograd_tensor
-from ebt_policy.energy.sampling import Generators, draw_normal
+from ebt_policy.energy.sampling import Generators, PredrawnNoise, draw_normal
 
 
 class Steps(NamedTuple):
@@ -100,6 +100,7 @@ class RandomSteps(Schedule):
         if low < high:
             # With one generator per row, the generator of the first row draws the number of steps.
             first = generator[0] if isinstance(generator, Sequence) else generator
+            assert not isinstance(first, PredrawnNoise), "the number of steps must be fixed"
             device = first.device if first is not None else "cpu"
             count = int(torch.randint(low, high + 1, (), generator=first, device=device))
         sizes = _expand_sizes(self.size, count, init)

@@ -138,7 +138,9 @@ def vote(rule: str, x: Tensor, num_candidates: int) -> Tensor:
     if rule == "medoid":
         return square.sqrt().mean(-1).flatten(1)
     off_diagonal = ~torch.eye(num_candidates, dtype=torch.bool, device=x.device)
-    width = KERNEL_WIDTH**2 * square[..., off_diagonal].median(-1).values
+    distances = square[..., off_diagonal].sort(-1).values
+    median = distances[..., (distances.shape[-1] - 1) // 2]  # ONNX has no median
+    width = KERNEL_WIDTH**2 * median
     width = width.clamp(min=torch.finfo(x.dtype).tiny)[..., None, None]
     return -torch.logsumexp(-square / (2 * width), dim=-1).flatten(1)
 

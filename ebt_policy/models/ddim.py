@@ -26,12 +26,7 @@ class ExactDDIMScheduler(DDIMScheduler):
             sample: noisy sample, of the shape of ``model_output``.
         """
         config: Any = self.config
-        abar = self.alphas_cumprod[timestep]
-        later_steps = self.timesteps[self.timesteps < timestep]
-        previous_abar = (
-            self.alphas_cumprod[later_steps[0]] if len(later_steps) else self.final_alpha_cumprod
-        )
-        signal, noise = abar.sqrt(), (1 - abar).sqrt()
+        signal, noise, next_signal, next_noise = self._coefficients(int(timestep))
         if config.prediction_type == "v_prediction":
             clean = signal * sample - noise * model_output
             normal = signal * model_output + noise * sample
@@ -39,6 +34,26 @@ class ExactDDIMScheduler(DDIMScheduler):
             clean, normal = (sample - noise * model_output) / signal, model_output
         if config.clip_sample:
             clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
-        return DDIMSchedulerOutput(
-            previous_abar.sqrt() * clean + (1 - previous_abar).sqrt() * normal
-        )
+        return DDIMSchedulerOutput(next_signal * clean + next_noise * normal)
+
+    def set_timesteps(self, *arguments: Any, **options: Any) -> None:
+        super().set_timesteps(*arguments, **options)
+        self._cache: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def _coefficients(self, timestep: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the shares of signal and noise at a time step and at the next one.
+
+        They are computed once, so that an export has them as constants.
+        """
+        if timestep not in self._cache:
+            abar = self.alphas_cumprod[timestep]
+            later_steps = self.timesteps[self.timesteps < timestep]
+            next_abar = (
+                self.alphas_cumprod[later_steps[0]]
+                if len(later_steps)
+                else self.final_alpha_cumprod
+            )
+            self._cache[timestep] = (
+                abar.sqrt(), (1 - abar).sqrt(), next_abar.sqrt(), (1 - next_abar).sqrt(),
+            )  # fmt: skip
+        return self._cache[timestep]

@@ -118,11 +118,17 @@ class Policy(Model):
             "action": self.normalize_actions(batch["obs"], batch["action"]),
         }
 
-    def observation_features(self, batch: dict[str, Any], prefix: Tensor | None = None) -> Tensor:
+    def observation_features(
+        self,
+        batch: dict[str, Any],
+        prefix: Tensor | None = None,
+        prefix_length: Tensor | None = None,
+    ) -> Tensor:
         """Return the network's input features of a normalised batch.
 
         Crops and committed actions are taken from ``batch["noise"]``. Without noise, crops are
-        centred and the committed actions are ``prefix`` (B, P, A).
+        centred and the committed actions are the first ``prefix_length`` (B,) of ``prefix``
+        (B, P, A), by default all.
 
         Returns:
             (B, To, `network_shape`.obs_dim).
@@ -131,7 +137,7 @@ class Policy(Model):
         if self.vision is not None:
             features.append(self.vision(batch, noise.get("crop")))
         if longest := self.shape.max_prefix_len:
-            actions, length = prefix, None
+            actions, length = prefix, prefix_length
             if "prefix_length" in noise:
                 actions = batch["action"][:, :longest] + noise["prefix_noise"]
                 length = noise["prefix_length"]

@@ -8,6 +8,7 @@ default, the prediction target. Shapes: B batch, T horizon, A action dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -121,25 +122,21 @@ class DiffusionPolicy(SamplingPolicy):
         self, context: Any, noise: Tensor, constraints: NormalizedConstraints, generator: Generators
     ) -> Tensor:
         inference, x = self.inference, noise
-        scheduler = _scheduler(
-            inference.scheduler,
-            prediction_type=self.prediction,
-            clip_sample_range=self.clip_range,
+        scheduler, timesteps = _inference_scheduler(
+            inference.scheduler, inference.steps, self.prediction, self.clip_range
         )
-        set_num_steps(scheduler, inference.steps)
         # The DDPM scheduler samples its own noise, with one generator or a list of generators.
         extra = {"generator": generator} if inference.scheduler == "ddpm" else {}
         cost = None if constraints.costs is None else constraints.costs.differentiable
-        for t in scheduler.timesteps:
+        for t, step in timesteps:
             if (prefix := constraints.prefix) is not None:
                 # Inpainting: committed actions get the noise level of the other actions.
                 clean = prefix.unsqueeze(1).expand_as(x)
-                normal, step = draw_normal(clean, generator), t.view(1)
-                noisy = scheduler.add_noise(clean, normal, step)
+                noisy = scheduler.add_noise(clean, draw_normal(clean, generator), step)
                 x = constraints.hold_prefix(x, noisy)
-            predicted = self.net(context, x, _level(x, int(t)))
+            predicted = self.net(context, x, _level(x, t))
             if cost is not None:
-                predicted = self._lower_cost(cost, x, predicted, int(t))
+                predicted = self._lower_cost(cost, x, predicted, t)
             x = scheduler.step(predicted, t, x, **extra).prev_sample
         return x
 
@@ -183,6 +180,19 @@ def _scheduler(name: Literal["ddpm", "ddim"], **scheduler_options: Any) -> Any:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     return DDPMScheduler(**SCHEDULE, **scheduler_options)
+
+
+@lru_cache(maxsize=64)
+def _inference_scheduler(
+    name: Literal["ddpm", "ddim"], steps: int, prediction: str, clip_range: float
+) -> tuple[Any, list[tuple[int, Tensor]]]:
+    """Return a scheduler and its time steps, as numbers and as tensors (1,).
+
+    They are computed once, so that an export has them as constants.
+    """
+    scheduler = _scheduler(name, prediction_type=prediction, clip_sample_range=clip_range)
+    set_num_steps(scheduler, steps)
+    return scheduler, [(int(t), t.view(1)) for t in scheduler.timesteps]
 
 
 def _level(x: Tensor, t: int) -> Tensor:

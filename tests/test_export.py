@@ -1,0 +1,248 @@
+"""Exported policies give the same chunks as the policies."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import camera_policies
+import numpy as np
+import pytest
+import tiny_policies
+import torch
+from conftest import assert_one_line_error
+
+from ebt_policy import export
+from ebt_policy.errors import ConfigError
+from ebt_policy.policies import ChunkConstraints
+from ebt_policy.real_robot.exported_policy import (
+    ExportFormat,
+    describe,
+    largest_difference,
+    load_program,
+    write_program,
+)
+from ebt_policy.real_robot.limits import parse_limits
+from ebt_policy.real_robot.policy_program import PolicyProgram
+from ebt_policy.real_robot.safety import ChunkProjection, Motion
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMITS = parse_limits(
+    {"position": [0, 512], "velocity": 300, "acceleration": 2000, "max_tracking_error": 200,
+     "workspace": {"x": [0, 512]}}, ["x", "y"],
+)  # fmt: skip
+DT = 0.1
+DETERMINISTIC = {
+    "flow": ("flow",), "flow matching": ("flow_matching",), "behavior cloning": ("bc",),
+    "ddim": ("diffusion ddim",), "s2": ("s2",), "equilibrium": ("equilibrium",),
+    "implicit BC": ("ibc",), "ebt_policy": ("ebt_policy",),
+}  # fmt: skip
+needs_onnx = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime"
+)
+
+
+def several(policy):
+    """Return the policy with eight candidates if it has candidates."""
+    if hasattr(getattr(policy, "inference", None), "num_candidates"):
+        policy.configure_inference(num_candidates=8)
+    return policy.requires_grad_(False)
+
+
+def inputs_with_limits(program, length: int, seed: int = 0):
+    """Return inputs with a prefix that moves, and the same constraints for `predict_chunk`."""
+    named = dict(zip((p.name for p in program.inputs), program.example(seed), strict=True))
+    prefix = 250 + 5.0 * torch.arange(16).view(1, 16, 1) * torch.tensor([1.0, -1.0])
+    committed = prefix[0, : max(length, 1)].double()
+    travel = committed[-1] - committed[-2] if length > 1 else torch.zeros(2).double()
+    named |= {
+        "prefix": prefix, "prefix_length": torch.tensor(length),
+        "limits": torch.stack(list(LIMITS.bounds())),
+        "motion": torch.stack([committed[-1], travel]), "tick_s": torch.tensor(DT).double(),
+    }  # fmt: skip
+    motion = Motion(committed[-1].numpy(), travel.numpy())
+    first = max(length, program.shape.n_obs_steps - 1)
+    constraints = ChunkConstraints(
+        prefix=prefix[:, :length] if length else None,
+        project=ChunkProjection(LIMITS, LIMITS.bounds(), motion, DT, first),
+    )
+    return named, constraints
+
+
+def predict(policy, program, named, constraints):
+    """Return the chunk of the policy from the noise of the program."""
+    from ebt_policy.energy.sampling import PredrawnNoise
+
+    obs = {"obs": named["state"], **{n: named[n] for n in policy.shape.cameras or {}}}
+    return policy.predict_chunk(
+        obs, constraints=constraints, generator=PredrawnNoise(named["noise"])
+    )
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+@pytest.mark.parametrize("kind", DETERMINISTIC)
+def test_the_program_predicts_the_chunk_of_the_policy(kind, length):
+    policy = several(tiny_policies.build(*DETERMINISTIC[kind]))
+    program = PolicyProgram(policy)
+    named, constraints = inputs_with_limits(program, length)
+    chunk = predict(policy, program, named, constraints)
+    with torch.no_grad():
+        actions, *energy = program(*named.values())
+    torch.testing.assert_close(actions, chunk.actions, atol=5e-2, rtol=0)
+    if length:
+        assert torch.equal(actions[:, :length], named["prefix"][:, :length])
+    if chunk.energy is None:
+        assert not energy
+    else:
+        torch.testing.assert_close(energy[0], chunk.energy, atol=1e-2, rtol=1e-3)
+    commands = torch.cat([named["motion"][:1], actions[0, max(length, 1) :]])
+    assert (commands[1:] - commands[:-1]).abs().max() <= 300 * DT + 1e-3
+
+
+def test_a_policy_that_is_conditioned_on_its_prefix_gets_it():
+    policy = several(tiny_policies.build("flow", max_prefix_len=4))
+    program = PolicyProgram(policy)
+    for length in (0, 2, 4):
+        named, constraints = inputs_with_limits(program, length)
+        chunk = predict(policy, program, named, constraints)
+        with torch.no_grad():
+            actions, _ = program(*named.values())
+        torch.testing.assert_close(actions, chunk.actions, atol=5e-2, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["flow", "ddim", "implicit BC"])
+def test_the_recorded_graph_is_the_program(kind):
+    program = PolicyProgram(several(tiny_policies.build(*DETERMINISTIC[kind])))
+    exported = program.export().module()
+    for length, seed in ((0, 1), (7, 2)):
+        named, _ = inputs_with_limits(program, length, seed)
+        with torch.no_grad():
+            expected = program(*named.values())
+        for a, b in zip(exported(*named.values()), expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("flow", {"straightness_tol": 0.1}, r"add @straightness_tol=null to the checkpoint"),
+        ("s2", {"stop_grad_norm": 0.1}, r"add @stop_grad_norm=null"),
+        ("flow", {"metropolis_steps": 2}, r"add @metropolis_steps=0"),
+        ("diffusion", {"scheduler": "ddpm"}, r"ddpm draws its own noise; add @scheduler=ddim"),
+    ],
+)
+def test_policies_without_a_fixed_program_are_refused(kind, changes, words):
+    policy = tiny_policies.build(kind)
+    policy.configure_inference(**changes)
+    with pytest.raises(ConfigError, match=words):
+        PolicyProgram(policy)
+
+
+@pytest.mark.slow
+@pytest.mark.onnx
+@needs_onnx
+@pytest.mark.parametrize("kind", ["flow", "flow matching", "ddim"])
+def test_onnx_runtime_agrees(kind, tmp_path):
+    program = PolicyProgram(several(tiny_policies.build(*DETERMINISTIC[kind])))
+    file = tmp_path / "policy.onnx"
+    write_program(program, file, ExportFormat.ONNX)
+    run = load_program(file, threads=1)
+    assert largest_difference(program, run) < 1e-4
+    named, _ = inputs_with_limits(program, 5)
+    with torch.no_grad():
+        expected = program(*named.values())[0]
+    difference = (run(*named.values())[0] - expected).abs() / program.action_range
+    assert difference.max() < 1e-4
+    ports = describe(file)["inputs"]
+    assert [port["name"] for port in ports] == list(named)
+    assert [tuple(port["shape"]) for port in ports] == [tuple(x.shape) for x in named.values()]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "policy.onnx"]
+
+
+@pytest.mark.slow
+@pytest.mark.onnx
+@needs_onnx
+@pytest.mark.vision
+def test_a_camera_policy_is_exported(tmp_path):
+    program = PolicyProgram(camera_policies.build("flow_matching").requires_grad_(False))
+    assert [port.name for port in program.inputs][:2] == ["state", "image"]
+    write_program(program, tmp_path / "policy.onnx", ExportFormat.ONNX)
+    assert largest_difference(program, load_program(tmp_path / "policy.onnx")) < 1e-4
+
+
+def run_main(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["ebt-export", *arguments])
+    try:
+        export.main()
+    except SystemExit as error:
+        return int(error.code or 0), capsys.readouterr().err
+    return 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "missing required option checkpoint=RUN"),
+        (("checkpoint=x", "format=tflite"), "format must be one of onnx, aoti, got tflite"),
+        (("checkpoint=none", "format=aoti"), "none"),
+        (("checkpoint=pretrained:push_t", "format=aoti", "output=a.onnx"), "must end in .pt2"),
+        (("checkpoint=pretrained:push_t@straightness_tol=0.1", "format=aoti"), "@straightness_tol"),
+    ],
+)
+def test_errors_are_one_line(monkeypatch, capsys, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, error = run_main(monkeypatch, capsys, *arguments)
+    assert code == 2 and words in error
+    assert_one_line_error(error)
+    assert not any(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install onnx onnxscript onnxruntime"):
+        ExportFormat.ONNX.check_packages()
+    ExportFormat.AOTI.check_packages()
+
+
+@pytest.mark.slow
+def test_the_page_works_from_export_to_cpp(monkeypatch, capsys, tmp_path):
+    if shutil.which("cmake") is None or shutil.which("g++") is None:
+        pytest.skip("needs cmake and g++")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "how_to" / "export.md").read_text()
+    for name, block in re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```", page, re.M | re.S):
+        (tmp_path / name).write_text(block)
+    assert len((tmp_path / "main.cpp").read_text().splitlines()) <= 60
+    code, printed = run_main(
+        monkeypatch, capsys, "checkpoint=pretrained:push_t", "format=aoti", "device=cpu"
+    )
+    assert code == 0 and "exports/push_t.pt2" in printed
+    build = re.findall(r"^    (cmake .*|build/predict .*)$", page, re.M)
+    assert len(build) == 3
+    script = "\n".join(["set -e", *build]).replace("$(python ", f"$({sys.executable} ")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = re.findall(r"^\s*([\d.]+)\s+([\d.]+)$", done.stdout, re.M)
+    assert len(rows) == 15 and np.array(rows, float).max() <= 512
+    assert "energy -" in done.stdout and "mean latency" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.onnx
+@needs_onnx
+def test_the_python_example_of_the_page_works(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _ = run_main(monkeypatch, capsys, "checkpoint=pretrained:push_t")
+    assert code == 0
+    page = (ROOT / "docs" / "how_to" / "export.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["actions"].shape == (1, 16, 2) and scope["energy"].shape == (1,)
+    description = json.loads((tmp_path / "exports" / "push_t.json").read_text())
+    assert [port["name"] for port in description["outputs"]] == ["actions", "energy"]
