@@ -39,7 +39,7 @@ class Operator:
         if pressed == " ":
             self._estop.press("space bar")
         elif pressed == "h":
-            self._supervisor.transition(State.HOLD, "held by a person")
+            self._supervisor.hold()
         elif pressed == "r" and self._supervisor.state is State.HOLD:
             self._supervisor.transition(State.RUNNING, "resumed by a person")
         elif pressed == "t":

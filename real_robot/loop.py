@@ -151,9 +151,9 @@ class ControlLoop:
         try:
             self.reader.read()
             tick.observation = self.reader.newest
-            self._check_timeouts(tick)
             if self.resumes and self.supervisor.state is State.HOLD and self.source.has_recovered():
-                self.supervisor.transition(State.RUNNING, "the policy is available again")
+                self.supervisor.resume_by_itself("the policy is available again")
+            self._check_timeouts(tick)
             if self.clock.now() - self._last_command_at > self.timeouts.command_s:
                 # The driver has held the robot since then.
                 self._motion, self._needs_restart = None, True

@@ -59,6 +59,7 @@ class Supervisor:
         self._clock = clock
         self._lock = threading.Lock()
         self.changes = [StateChange(clock.now(), State.DISARMED, "not armed yet")]
+        self._person_holds = False
 
     @property
     def state(self) -> State:
@@ -76,9 +77,27 @@ class Supervisor:
         with self._lock:
             if state not in ALLOWED_TRANSITIONS[self.state]:
                 return False
-            reason = " ".join(reason.split())
-            self.changes.append(StateChange(self._clock.now(), state, reason))
+            self._change(state, reason)
             return True
+
+    def hold(self) -> None:
+        """Hold the robot for a person, so that it does not resume by itself."""
+        with self._lock:
+            self._person_holds = True
+            if State.HOLD in ALLOWED_TRANSITIONS[self.state]:
+                self._change(State.HOLD, "held by a person")
+
+    def resume_by_itself(self, reason: str) -> bool:
+        """Change from HOLD to RUNNING unless a person holds the robot; return whether it did."""
+        with self._lock:
+            if self.state is not State.HOLD or self._person_holds:
+                return False
+            self._change(State.RUNNING, reason)
+            return True
+
+    def _change(self, state: State, reason: str) -> None:
+        self._person_holds = self._person_holds and state is State.HOLD
+        self.changes.append(StateChange(self._clock.now(), state, " ".join(reason.split())))
 
     def rearm(self) -> bool:
         """Change from FAULT to DISARMED, after a person has inspected the robot.

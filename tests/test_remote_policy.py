@@ -19,6 +19,7 @@ from tiny_policies import build, observe
 
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.policies import ChunkConstraints, PolicyUnavailable
+from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.supervisor import State
 from ebt_policy.serving.remote_policy import RemotePolicy
 
@@ -229,6 +230,22 @@ def test_a_robot_that_a_person_starts_is_resumed_by_the_person():
     runner, _, _, clock = point_runner(policy=policy, change={"confirm": True})
     result, states = run_with_outage(runner, clock, policy)
     assert states[-1] is State.HOLD and result.ended[0] is State.HOLD
+
+
+def test_a_robot_that_a_person_holds_meanwhile_is_not_resumed():
+    policy = Flaky()
+    runner, _, _, clock = point_runner(policy=policy)
+    operator = Operator(runner.supervisor, runner.estop)
+
+    def press(tick):
+        if tick.state is State.HOLD:
+            operator.press_key("h")
+
+    runner.loop.observers = [*runner.loop.observers, press]
+    _, states = run_with_outage(runner, clock, policy)
+    assert states[-1] is State.HOLD
+    operator.press_key("r")
+    assert runner.supervisor.state is State.RUNNING
 
 
 def test_a_robot_that_was_held_for_another_reason_is_not_resumed():

@@ -217,6 +217,8 @@ class RemotePolicy:
                 time.sleep(RETRY_S)
                 continue
             self._connection = connection
+            if self._is_closed:
+                connection.close()
             return
 
 
