@@ -67,7 +67,8 @@ mutation: $(READY) ## find small changes of energy, training and safety that no 
 	$(BIN)/pip $(INSTALL) mutmut
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
-SMALL := rerun sweeps trackers onnx # These extras share an environment, because each would take as long.
+# These extras share one environment to save installation time.
+SMALL := rerun sweeps trackers onnx
 matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL),$(EXTRAS))) matrix-small $(PYTHONS:%=matrix-%) ## test extras alone and other Python versions, in new environments
 
 # Arguments: suffix of the environment, its Python, extras, tests to select.

@@ -26,9 +26,8 @@ from ebt_policy.energy.sampling import PredrawnNoise
 from ebt_policy.policies import ChunkConstraints, Policy
 from ebt_policy.real_robot.exported_policy import (
     ExportFormat,
-    largest_difference,
+    export_program,
     load_program,
-    write_program,
 )
 from ebt_policy.real_robot.limits import Limits
 from ebt_policy.real_robot.policy_program import PolicyProgram
@@ -85,13 +84,12 @@ def main() -> None:
             inputs["limits"] = torch.stack(list(limits.bounds()))
             for label, policy in zip(("eager", "compiled"), policies, strict=True):
                 jobs[f"{name} | {label}"] = python_prediction(policy, inputs, limits)
-            for label, form in (
+            for label, export_format in (
                 ("ONNX Runtime", ExportFormat.ONNX), ("AOTInductor", ExportFormat.AOTI),
             ):  # fmt: skip
-                file = Path(folder) / f"{index}{form.suffix}"
-                write_program(program, file, form)
+                file = Path(folder) / f"{index}{export_format.suffix}"
+                differences[f"{name} | {label}"] = export_program(program, file, export_format)
                 run = load_program(file, threads=1)
-                differences[f"{name} | {label}"] = largest_difference(program, run)
                 jobs[f"{name} | {label}"] = lambda run=run, inputs=inputs: run(*inputs.values())
             print(f"exported: {name}", flush=True)
         times = interleaved_timing(jobs, options.rounds)

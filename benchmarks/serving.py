@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
 
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.device import device_name
@@ -48,7 +47,7 @@ ROBOT = "sim_push_t"
 
 @dataclass
 class Load:
-    """What the clients observed.
+    """Measurements of all clients.
 
     Attributes:
         latencies: seconds from sending to the answer, of all requests.
@@ -80,10 +79,9 @@ def running_server(checkpoint: str) -> Iterator[str]:
 async def run_client(address: str, number: int, end: float, load: Load) -> None:
     """Send requests like a robot until a time (monotonic seconds)."""
     generator = np.random.default_rng(number)
-    await asyncio.sleep(generator.uniform(0, PERIOD_S))
+    due = time.monotonic() + generator.uniform(0, PERIOD_S)
     async with connect(address, compression=None, proxy=None) as connection:
         await connection.recv()
-        due = time.monotonic()
         while due < end:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             due += PERIOD_S
@@ -103,12 +101,12 @@ async def run_clients(address: str, clients: int, seconds: float) -> Load:
     """Run all clients, and return what they observed."""
     load, end = Load(), time.monotonic() + seconds
     tasks = [asyncio.create_task(run_client(address, i, end, load)) for i in range(clients)]
-    with suppress(WebSocketException):
-        for task in tasks:
-            while not task.done():
-                await asyncio.wait([task], timeout=30)
-                print(f"{len(load.latencies):,} answers, {load.lost} pending or lost", flush=True)
-            task.result()
+    pending = set(tasks)
+    while pending:
+        _, pending = await asyncio.wait(pending, timeout=30)
+        print(f"{len(load.latencies):,} answers, {load.lost} pending or lost", flush=True)
+    for task in tasks:
+        task.result()  # raises the error of a client whose connection ended
     return load
 
 

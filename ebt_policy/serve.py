@@ -62,6 +62,8 @@ def server_token(host: str) -> str | None:
     from ebt_policy.serving.protocol import TOKEN_VARIABLE
 
     token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and not token.isascii():
+        raise ConfigError(f"{TOKEN_VARIABLE} must have ASCII characters only.")
     if token is None and not _is_loopback(host):
         raise ConfigError(
             f"host={host} can be reached from other machines; set the environment variable "
@@ -87,23 +89,21 @@ def run(config: dict[str, Any]) -> None:
     token = server_token(settings.host)
 
     # slow to import
-    from ebt_policy.policies.entries import load_policy_entries
+    from ebt_policy.policies.entries import load_single_entry
     from ebt_policy.serving.batching import BatchedPredictor
-    from ebt_policy.serving.protocol import example_request
+    from ebt_policy.serving.protocol import example_requests
     from ebt_policy.serving.server import PolicyServer, ServerLimits
 
-    entry = load_policy_entries([str(settings.checkpoint)], pick_device(settings.device))[0]
-    if len(entry.models) > 1:
-        raise ConfigError(f"checkpoint={settings.checkpoint} matches several runs; name one.")
+    entry = load_single_entry(str(settings.checkpoint), pick_device(settings.device))
     policy = entry.model
     if settings.compile:
         policy.compile_prediction()
     predictor = BatchedPredictor(policy, settings.max_batch, pad=settings.compile)
     console.print(f"warming up {entry.name} on {policy.device}")
     for _ in range(WARM_UPS):
-        predictor.warm_up(example_request(policy))
+        predictor.warm_up(example_requests(policy, all_kinds=settings.compile))
     server = PolicyServer(
-        policy, predictor, ServerLimits(settings.max_clients, settings.max_rate_hz),
+        predictor, ServerLimits(settings.max_clients, settings.max_rate_hz),
         token=token, report=console.print,
     )  # fmt: skip
     try:
@@ -126,9 +126,11 @@ async def _serve(server: Any, host: str, port: int) -> None:
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+    # localhost would be two addresses, each with a port of its own for port=0.
+    host = "127.0.0.1" if host == "localhost" else host
     async with server.listen(host, port) as used_port:
         name = f"[{host}]" if ":" in host else host
-        console.print(f"serving at ws://{name}:{used_port}; Ctrl-C ends it")
+        console.print(f"serving at ws://{name}:{used_port}; press Ctrl-C to stop")
         await stopped.wait()
 
 

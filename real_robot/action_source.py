@@ -120,7 +120,7 @@ class ActionSource(ABC):
         return ""
 
     def has_recovered(self) -> bool:
-        """Return whether the cause of the last `hold_reason` is over without help of a person."""
+        """Return whether the cause of the last `hold_reason` has ended without a person."""
         return False
 
 

@@ -19,7 +19,7 @@ from ebt_policy.real_robot.errors import DriverError, PolicyError, SafetyError
 from ebt_policy.real_robot.limits import Limits
 from ebt_policy.real_robot.observation_reader import ObservationReader
 from ebt_policy.real_robot.safety import Motion, brake, limit_command
-from ebt_policy.real_robot.supervisor import EStop, State, Supervisor
+from ebt_policy.real_robot.supervisor import EStop, State, StateChange, Supervisor
 from ebt_policy.real_robot.watchdogs import LoopWatchdog, WatchdogTimeouts
 
 
@@ -103,6 +103,7 @@ class ControlLoop:
     _motion: Motion | None = field(default=None, init=False)  # of the commands, None if stopped
     _needs_restart: bool = field(default=True, init=False)  # whether the last plan is outdated
     _last_command_at: float = field(default=-np.inf, init=False)
+    _source_hold: StateChange | None = field(default=None, init=False)  # the last one of the source
 
     def run(self, is_done: Callable[[Tick], bool]) -> None:
         """Run ticks until `is_done` returns True for a tick, then stop the robot.
@@ -151,8 +152,9 @@ class ControlLoop:
         try:
             self.reader.read()
             tick.observation = self.reader.newest
-            if self.resumes and self.supervisor.state is State.HOLD and self.source.has_recovered():
-                self.supervisor.resume_by_itself("the policy is available again")
+            if self.resumes and self._source_hold is not None and self.source.has_recovered():
+                self.supervisor.resume_by_itself(self._source_hold, "the policy is available again")
+                self._source_hold = None
             self._check_timeouts(tick)
             if self.clock.now() - self._last_command_at > self.timeouts.command_s:
                 # The driver has held the robot since then.
@@ -217,7 +219,8 @@ class ControlLoop:
         limited = limit_command(self.limits, desired, self._motion, self.source.dt, position)
         tick.command = limited.command
         if reason := self.source.hold_reason(tick.number):
-            self.supervisor.transition(State.HOLD, reason)
+            held = self.supervisor.transition(State.HOLD, reason)
+            self._source_hold = self.supervisor.changes[-1] if held else None
         if tick.desired is None:
             return
         tick.clamped = limited.clamped

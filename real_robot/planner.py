@@ -145,6 +145,8 @@ class Planner(ActionSource):
             PolicyError: the policy failed.
         """
         self._collect(tick)
+        if self._failure:
+            return self._planned_action(tick)
         if self._is_request_due(tick):
             self._request(tick, motion)
         if self._planned_action(tick) is None:

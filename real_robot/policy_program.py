@@ -27,6 +27,7 @@ from ebt_policy.real_robot.safety import Motion, limit_chunks
 
 MAX_NOISE = 1 << 20  # numbers that a prediction may need
 FREE = 1e6  # as a limit, in env units: no limit
+TICK_S = 0.1  # of examples
 ENDS = ("max", "min")
 LIMITS = ("low", "high", "velocity", "acceleration")
 
@@ -39,7 +40,7 @@ class Port:
         name: its name.
         shape: its shape.
         dtype: its type, as in NumPy.
-        meaning: what it is.
+        meaning: description of its values.
     """
 
     name: str
@@ -68,8 +69,13 @@ class PolicyProgram:
         self.num_noise = MAX_NOISE  # until it is known
         state, *images, noise, prefix, length, limits, motion, tick_s = self.example()
         numbers = PredrawnNoise(noise)
-        with torch.no_grad():
-            chunk = self._predict(state, images, numbers, prefix, length, limits, motion, tick_s)
+        try:
+            with torch.no_grad():
+                chunk = self._predict(
+                    state, images, numbers, prefix, length, limits, motion, tick_s
+                )
+        except ValueError as error:
+            raise ConfigError(f"the policy cannot be exported: {error}") from error
         self.num_noise, self.has_energy = numbers.used, chunk.energy is not None
 
     def _cameras(self) -> list[Port]:
@@ -157,11 +163,16 @@ class PolicyProgram:
         high, low = (torch.tensor(limits[name], device=self._policy.device) for name in ENDS)
         return (high - low).clamp(min=1e-9)
 
-    def example(self, seed: int = 0) -> tuple[Tensor, ...]:
-        """Return valid inputs: an observation as in the training data, without limits."""
+    def example(self, seed: int = 0, *, constrained: bool = False) -> tuple[Tensor, ...]:
+        """Return valid inputs: an observation as in the training data, and random images.
+
+        Args:
+            seed: seed of the observation, the images and the noise.
+            constrained: whether there are committed actions, and limits that allow a hundredth of
+                the range of the actions in a tick.
+        """
         generator = torch.Generator().manual_seed(seed)
-        policy, shape = self._policy, self.shape
-        device = policy.device
+        policy, shape, device = self._policy, self.shape, self._policy.device
         unit = torch.rand(1, shape.n_obs_steps, shape.obs_dim, generator=generator) - 0.5
         state = policy.normalizer.unnormalize("obs", unit.to(device))
         images = [
@@ -171,14 +182,16 @@ class PolicyProgram:
         action = policy.unnormalize_actions(
             state, torch.zeros(1, shape.horizon, shape.action_dim, device=device)
         )
-        limits = torch.tensor([-FREE, FREE, FREE, FREE], dtype=torch.float64, device=device)
+        free = torch.full((shape.action_dim,), FREE, dtype=torch.float64, device=device)
+        speed = self.action_range.double() / (100 * TICK_S) if constrained else free
+        length = min(shape.n_obs_steps + 1, shape.horizon - 1) if constrained else 0
         return (
             state, *images,
             torch.randn(self.num_noise, generator=generator).to(device),
-            action, torch.tensor(0, device=device),
-            limits.unsqueeze(1).expand(-1, shape.action_dim).contiguous(),
+            action, torch.tensor(length, device=device),
+            torch.stack([-free, free, speed, 10 * speed]),
             torch.stack([action[0, 0], torch.zeros_like(action[0, 0])]).double(),
-            torch.tensor(0.1, dtype=torch.float64, device=device),
+            torch.tensor(TICK_S, dtype=torch.float64, device=device),
         )  # fmt: skip
 
     def export(self) -> torch.export.ExportedProgram:

@@ -30,7 +30,8 @@ class Robot:
         action: names of the A entries of an action.
         limits: see `parse_limits`.
         watch: see `WatchdogTimeouts`.
-        confirm: whether a person starts each episode with a key.
+        confirm: whether a person starts each episode with a key. A robot without it also resumes by
+            itself when a lost policy server is back.
         costs: costs of the predicted chunks, see `build_costs`.
 
     Raises:

@@ -68,6 +68,7 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
         source = build_source(
             robot, options, driver, clock, lambda: any(o.wants_control for o in operators)
         )
+        stack.callback(source.close)
         for actions in (source.actions, getattr(source.actions, "person", None)):
             if isinstance(actions, TeleopDevice):
                 stack.callback(actions.close)

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ebt_policy.cli import pick_device
-from ebt_policy.errors import ConfigError
 from ebt_policy.policies import ChunkPredictor
-from ebt_policy.policies.entries import load_policy_entries
+from ebt_policy.policies.entries import load_single_entry
 from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver
@@ -34,12 +33,14 @@ class NamedSource:
         parameter_count: number of parameters of the policy, otherwise 0.
         actions: source of the action of each tick.
         shapes: name -> shape of each value that the driver must observe.
+        close: function to call at the end of the run.
     """
 
     name: str
     parameter_count: int
     actions: Planner | RecordedActions | TeleopDevice | InterventionSource
     shapes: dict[str, tuple[int, ...]]
+    close: Callable[[], None] = lambda: None
 
 
 def build_source(
@@ -71,7 +72,8 @@ def build_source(
     if options.takeover:
         teleop = _teleop(robot, options, driver, dt, worker)
         actions = InterventionSource(planner, teleop, wants_control)
-    return NamedSource(name, policy.parameter_count, actions, observation_shapes(policy))
+    close = policy.close if isinstance(policy, RemotePolicy) else lambda: None
+    return NamedSource(name, policy.parameter_count, actions, observation_shapes(policy), close)
 
 
 def _load_policy(robot: Robot, options: RunOptions) -> tuple[str, ChunkPredictor]:
@@ -81,11 +83,7 @@ def _load_policy(robot: Robot, options: RunOptions) -> tuple[str, ChunkPredictor
         timeout_s = SERVER_TIMEOUT * robot.timeouts.inference_s
         remote = RemotePolicy(options.policy, timeout_s)
         return remote.name, remote
-    entry = load_policy_entries([str(options.checkpoint)], pick_device(options.device))[0]
-    if len(entry.models) > 1:
-        raise ConfigError(
-            f"checkpoint={options.checkpoint} matches several runs; name one of them."
-        )
+    entry = load_single_entry(str(options.checkpoint), pick_device(options.device))
     if options.compile:
         entry.model.compile_prediction()
     return entry.name, entry.model

@@ -15,7 +15,8 @@ class State(StrEnum):
     DISARMED: no command is sent.
     READY: the robot is checked, the policy is warmed up, and the run waits for its start.
     RUNNING: the action source moves the robot.
-    HOLD: the robot is slowed down and held; a person may resume it.
+    HOLD: the robot is slowed down and held; a person may resume it. A robot without
+        ``robot.confirm`` that was held for a lost policy server resumes by itself.
     FAULT: the robot is stopped until a person has inspected and re-armed it.
     """
 
@@ -87,10 +88,16 @@ class Supervisor:
             if State.HOLD in ALLOWED_TRANSITIONS[self.state]:
                 self._change(State.HOLD, "held by a person")
 
-    def resume_by_itself(self, reason: str) -> bool:
-        """Change from HOLD to RUNNING unless a person holds the robot; return whether it did."""
+    def resume_by_itself(self, hold: StateChange, reason: str) -> bool:
+        """Change from HOLD to RUNNING without a person, and return whether the state changed.
+
+        Args:
+            hold: the change to HOLD whose cause has ended. Nothing happens if the robot was held
+                again since then, or if a person holds it.
+            reason: reason of the change.
+        """
         with self._lock:
-            if self.state is not State.HOLD or self._person_holds:
+            if self.changes[-1] is not hold or self._person_holds:
                 return False
             self._change(State.RUNNING, reason)
             return True
@@ -108,7 +115,7 @@ class Supervisor:
         with self._lock:
             if self.state is not State.FAULT:
                 return False
-            self.changes.append(StateChange(self._clock.now(), State.DISARMED, "re-armed"))
+            self._change(State.DISARMED, "re-armed")
             return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ebt_policy.policies import Policy
@@ -21,11 +21,12 @@ def serving(
     max_batch: int = 8,
     max_clients: int = 16,
     max_rate_hz: float = 1e6,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[str, PolicyServer]]:
     """Serve a policy while the context is open; yields the address and the server."""
     predictor = BatchedPredictor(policy, max_batch)
     limits = ServerLimits(max_clients, max_rate_hz)
-    server = PolicyServer(policy, predictor, limits, token=token)
+    server = PolicyServer(predictor, limits, token=token, report=report)
     started, ports = threading.Event(), []
 
     async def run() -> None:

@@ -20,12 +20,11 @@ from conftest import assert_one_line_error
 from ebt_policy import export
 from ebt_policy.errors import ConfigError
 from ebt_policy.policies import ChunkConstraints
+from ebt_policy.real_robot import exported_policy
 from ebt_policy.real_robot.exported_policy import (
     ExportFormat,
-    describe,
-    largest_difference,
+    export_program,
     load_program,
-    write_program,
 )
 from ebt_policy.real_robot.limits import parse_limits
 from ebt_policy.real_robot.policy_program import PolicyProgram
@@ -143,25 +142,27 @@ def test_policies_without_a_fixed_program_are_refused(kind, changes, words):
         PolicyProgram(policy)
 
 
-@pytest.mark.slow
 @pytest.mark.onnx
 @needs_onnx
-@pytest.mark.parametrize("kind", ["flow", "flow matching", "ddim"])
+@pytest.mark.parametrize(
+    "kind",
+    ["behavior cloning", *(pytest.param(k, marks=pytest.mark.slow)
+                           for k in ("flow", "flow matching", "ddim"))],
+)  # fmt: skip
 def test_onnx_runtime_agrees(kind, tmp_path):
     program = PolicyProgram(several(tiny_policies.build(*DETERMINISTIC[kind])))
     file = tmp_path / "policy.onnx"
-    write_program(program, file, ExportFormat.ONNX)
+    assert export_program(program, file, ExportFormat.ONNX) < 1e-4
     run = load_program(file, threads=1)
-    assert largest_difference(program, run) < 1e-4
     named, _ = inputs_with_limits(program, 5)
     with torch.no_grad():
         expected = program(*named.values())[0]
     difference = (run(*named.values())[0] - expected).abs() / program.action_range
     assert difference.max() < 1e-4
-    ports = describe(file)["inputs"]
+    ports = json.loads((tmp_path / "policy.onnx.json").read_text())["inputs"]
     assert [port["name"] for port in ports] == list(named)
     assert [tuple(port["shape"]) for port in ports] == [tuple(x.shape) for x in named.values()]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "policy.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.onnx", "policy.onnx.json"]
 
 
 @pytest.mark.slow
@@ -171,8 +172,25 @@ def test_onnx_runtime_agrees(kind, tmp_path):
 def test_a_camera_policy_is_exported(tmp_path):
     program = PolicyProgram(camera_policies.build("flow_matching").requires_grad_(False))
     assert [port.name for port in program.inputs][:2] == ["state", "image"]
-    write_program(program, tmp_path / "policy.onnx", ExportFormat.ONNX)
-    assert largest_difference(program, load_program(tmp_path / "policy.onnx")) < 1e-4
+    assert export_program(program, tmp_path / "policy.onnx", ExportFormat.ONNX) < 1e-4
+
+
+@pytest.mark.parametrize("error", [1e-3, float("nan")])
+def test_a_file_that_differs_from_the_policy_is_not_kept(error, monkeypatch, tmp_path):
+    program = PolicyProgram(tiny_policies.build("bc").requires_grad_(False))
+    scale = error * program.action_range
+
+    def compile_wrong(exported, package_path):
+        Path(package_path).write_text("wrong")
+
+    def run(*inputs):
+        return [program(*inputs)[0] + scale * (inputs[3] > 0)]  # wrong with committed actions only
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_wrong)
+    monkeypatch.setattr(exported_policy, "load_program", lambda file: run)
+    with pytest.raises(ConfigError, match=r"differs from the policy by .* nothing was written"):
+        export_program(program, tmp_path / "policy.pt2", ExportFormat.AOTI)
+    assert not any(tmp_path.iterdir())
 
 
 def run_main(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -244,5 +262,5 @@ def test_the_python_example_of_the_page_works(monkeypatch, capsys, tmp_path):
     scope: dict = {}
     exec(example, scope)
     assert scope["actions"].shape == (1, 16, 2) and scope["energy"].shape == (1,)
-    description = json.loads((tmp_path / "exports" / "push_t.json").read_text())
+    description = json.loads((tmp_path / "exports" / "push_t.onnx.json").read_text())
     assert [port["name"] for port in description["outputs"]] == ["actions", "energy"]

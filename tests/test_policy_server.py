@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import requests
 import torch
+from conftest import assert_one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import serving
@@ -19,9 +21,12 @@ from tiny_policies import build, observe
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from ebt_policy import serve
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import ChunkConstraints, PolicyShape
+from ebt_policy.serving.batching import BatchedPredictor
 from ebt_policy.serving.messages import MessageError, pack, unpack
-from ebt_policy.serving.protocol import message_limit, read_request
+from ebt_policy.serving.protocol import example_requests, message_limit, read_request
 
 STATE = "observation.state"
 
@@ -77,7 +82,7 @@ def array_entry(**changes) -> dict:
         (b"\x91" * 2000, "not valid MessagePack"),  # nested lists
         (b"\x01", "must be a map"),
         (b"\x81\x01\x01", "not valid MessagePack"),  # an integer as a key
-        (msgpack.packb({b"key": 1}), "must be a map with texts"),
+        (msgpack.packb({b"key": 1}), "must be a map with strings"),
         (msgpack.packb({"x": array_entry(dtype="|O")}), r"arrays of type \|O"),
         (msgpack.packb({"x": array_entry(dtype="<c16")}), "arrays of type <c16"),
         (msgpack.packb({"x": array_entry(dtype="nonsense")}), "not valid MessagePack"),
@@ -258,6 +263,27 @@ def test_a_failing_policy_is_reported_and_the_server_continues(policy):
         assert (server.num_requests, server.num_errors) == (2, 1)
 
 
+@pytest.mark.parametrize("pad", [False, True])
+def test_a_compiled_policy_gets_batches_of_two_sizes(pad):
+    policy, calls = build("flow"), []
+    predict = policy.predict_chunk
+
+    def record(obs, *, constraints, generator):
+        kind = (constraints.prefix is not None, constraints.warm_start is not None)
+        calls.append((len(obs["obs"]), kind))
+        return predict(obs, constraints=constraints, generator=generator)
+
+    policy.predict_chunk = record
+    predictor = BatchedPredictor(policy, 4, pad=pad)
+    predictor.warm_up(example_requests(policy, all_kinds=pad))
+    kinds = [(a, b) for a in (False, True) for b in (False, True)] if pad else [(False, False)]
+    assert set(calls) == {(size, kind) for kind in kinds for size in ((1, 4) if pad else (1,))}
+    requests = example_requests(policy, all_kinds=False)
+    chunk = predictor._predict([*requests, *requests])
+    assert calls[-1][0] == (4 if pad else 2) and len(chunk.actions) == calls[-1][0]
+    predictor.close()
+
+
 # -- limits -----------------------------------------------------------------------------------
 
 
@@ -283,26 +309,65 @@ def test_a_message_that_is_too_large_ends_its_connection(policy, server):
     assert caught.value.rcvd.code == 1009
 
 
-def test_a_client_that_leaves_during_its_prediction_is_forgotten():
+def test_requests_of_clients_that_left_are_forgotten():
     policy = build("bc")
-    entered, release = threading.Event(), threading.Event()
+    entered, release, sizes = threading.Event(), threading.Event(), []
     predict = policy.predict_chunk
 
     def wait(obs, **arguments):
+        sizes.append(len(obs["obs"]))
         entered.set()
         assert release.wait(10)
         return predict(obs, **arguments)
 
     policy.predict_chunk = wait
-    with serving(policy) as (address, _):
-        leaving, _ = open_connection(address)
-        leaving.send(pack(GOOD))
-        assert entered.wait(10)
-        leaving.socket.close()
+    reports: list[str] = []
+    with serving(policy, report=reports.append) as (address, _):
+        leaving = [open_connection(address)[0] for _ in range(5)]
+        for connection in leaving:
+            connection.send(pack(GOOD))
+            assert entered.wait(10)
+        time.sleep(0.2)
+        for connection in leaving:
+            connection.socket.shutdown(socket.SHUT_RDWR)
+        end = time.monotonic() + 10
+        while sum("closed" in line for line in reports) < 5:
+            assert time.monotonic() < end
+            time.sleep(0.01)
         release.set()
         connection, _ = open_connection(address)
         with connection:
             assert ask(connection, GOOD)["actions"].shape == (15, 2)
+    assert sizes == [1, 1]
+
+
+def test_a_row_that_fails_does_not_harm_the_batch():
+    policy = build("bc")
+    entered, release, predict = threading.Event(), threading.Event(), policy.predict_chunk
+
+    def wait(obs, **arguments):
+        entered.set()
+        assert release.wait(10)
+        if bool((obs["obs"] > 1e6).any()):
+            raise RuntimeError("overflow")
+        return predict(obs, **arguments)
+
+    policy.predict_chunk = wait
+    with serving(policy) as (address, _), ThreadPoolExecutor(4) as threads:
+        connections = [open_connection(address)[0] for _ in range(4)]
+        messages = [GOOD, GOOD, {STATE: np.full((2, 20), 3e38)}, GOOD]
+        futures = [threads.submit(ask, connections[0], messages[0])]
+        assert entered.wait(10)  # The others wait together.
+        futures += [
+            threads.submit(ask, *pair) for pair in zip(connections[1:], messages[1:], strict=True)
+        ]
+        time.sleep(0.3)
+        release.set()
+        answers = [future.result(20) for future in futures]
+        for connection in connections:
+            connection.close()
+    assert answers[2] == "the policy failed (RuntimeError: overflow)"
+    assert all(answers[i]["actions"].shape == (15, 2) for i in (0, 1, 3))
 
 
 def test_a_token_is_needed_if_the_server_has_one(policy):
@@ -337,3 +402,51 @@ def test_the_rate_of_requests_is_limited(policy):
             for _ in range(6):
                 ask(connection, GOOD)
             assert time.monotonic() - start > 0.49
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def test_other_machines_need_a_token(monkeypatch):
+    monkeypatch.delenv("EBT_POLICY_TOKEN", raising=False)
+    for host in ("127.0.0.1", "127.0.0.7", "::1", "localhost"):
+        assert serve.server_token(host) is None
+    for host in ("0.0.0.0", "192.168.0.2", "::", "example.org"):
+        with pytest.raises(ConfigError, match="set the environment variable EBT_POLICY_TOKEN"):
+            serve.server_token(host)
+    monkeypatch.setenv("EBT_POLICY_TOKEN", "secret")
+    assert serve.server_token("0.0.0.0") == serve.server_token("127.0.0.1") == "secret"
+    monkeypatch.setenv("EBT_POLICY_TOKEN", "gehe\u00ediim")
+    with pytest.raises(ConfigError, match="ASCII"):
+        serve.server_token("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "missing required option checkpoint=RUN"),
+        (("checkpoint=x", "port=70000"), "port must be in 0 to 65535, got 70000"),
+        (("checkpoint=x", "max_batch=0"), "max_batch must be at least 1, got 0"),
+        (("checkpoint=x", "max_rate_hz=0"), "max_rate_hz must be positive and finite"),
+        (("checkpoint=x", "host=0.0.0.0"), "set the environment variable EBT_POLICY_TOKEN"),
+        (("checkpoint=nothing",), "nothing"),
+    ],
+)
+def test_errors_of_the_command_are_one_line(arguments, words, monkeypatch, capsys):
+    monkeypatch.delenv("EBT_POLICY_TOKEN", raising=False)
+    monkeypatch.setattr("sys.argv", ["ebt-serve", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        serve.main()
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and words in error
+    assert_one_line_error(error)
+
+
+def test_a_port_in_use_is_an_error(server, monkeypatch, capsys):
+    port = server[0].rpartition(":")[2]
+    monkeypatch.setattr(
+        "sys.argv", ["ebt-serve", "checkpoint=pretrained:push_t", f"port={port}", "device=cpu"]
+    )
+    with pytest.raises(SystemExit):
+        serve.main()
+    assert f"port={port} cannot be used" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import camera_policies
@@ -21,6 +22,7 @@ from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.policies import ChunkConstraints, PolicyUnavailable
 from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.supervisor import State
+from ebt_policy.serving import remote_policy
 from ebt_policy.serving.remote_policy import RemotePolicy
 
 
@@ -87,6 +89,7 @@ def test_camera_frames_are_sent():
         ("127.0.0.1:8000", "policy must be an address such as ws://127.0.0.1:8000"),
         ("ws://127.0.0.1:9", "cannot be used: no server listens there; start it with ebt-serve"),
         ("ws://", "cannot be used"),
+        ("ws://127.0.0.1:99999", "cannot be used"),
     ],
 )
 def test_a_server_that_cannot_be_reached_is_an_error(address, words):
@@ -123,29 +126,45 @@ def test_a_restarted_server_is_found_again():
         remote.close()
 
 
-def test_a_server_with_another_policy_is_not_used():
-    with serving(build("bc")) as (address, _):
+def test_a_server_with_another_policy_is_not_used(monkeypatch):
+    monkeypatch.setattr(remote_policy, "RETRY_S", 0.05)
+    policy, other = build("bc"), build("bc")
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)  # equal shapes, other weights
+    with serving(policy) as (address, _):
         remote = RemotePolicy(address, 10.0)
     with pytest.raises(PolicyUnavailable):
         remote.predict_chunk(observe(1))
-    with serving(build("bc", n_action_steps=4), port=int(address.rpartition(":")[2])) as (_, other):
-        time.sleep(1.5)
-        assert not remote.is_available and not other.num_requests
+    port = int(address.rpartition(":")[2])
+    reports: list[str] = []
+    with serving(other, port=port, report=reports.append):
+        wait_until(lambda: sum("closed" in line for line in reports) >= 3)
+        assert not remote.is_available
+    with serving(policy, port=port):
+        wait_until(lambda: remote.is_available)
         remote.close()
+    assert not remote.is_available
+
+
+def blocked(policy):
+    """Make the predictions of a policy wait for an event, which is returned."""
+    release, predict = threading.Event(), policy.predict_chunk
+
+    def wait(obs, **arguments):
+        release.wait(10)
+        return predict(obs, **arguments)
+
+    policy.predict_chunk = wait
+    return release
 
 
 def test_a_late_answer_is_not_taken_for_the_next_one():
     policy = build("bc")
-    release, predict = threading.Event(), policy.predict_chunk
-
-    def wait(obs, **arguments):
-        release.wait(5)
-        return predict(obs, **arguments)
-
-    policy.predict_chunk = wait
+    predict, release = policy.predict_chunk, blocked(policy)
     with connected(policy, timeout_s=0.2) as remote:
         with pytest.raises(PolicyUnavailable, match=r"did not answer for 0.2 s"):
             remote.predict_chunk(observe(1, seed=1))
+        remote._timeout_s = 10.0
         release.set()
         wait_until(lambda: remote.is_available)
         actions = remote.predict_chunk(observe(1, seed=2)).actions
@@ -153,34 +172,40 @@ def test_a_late_answer_is_not_taken_for_the_next_one():
         torch.testing.assert_close(actions[:, 1:], expected[:, 1:], atol=1e-3, rtol=0)
 
 
+def test_a_server_that_accepts_but_does_not_answer_is_not_available():
+    policy = build("bc")
+    release = blocked(policy)
+    with connected(policy, timeout_s=0.1) as remote:
+        with pytest.raises(PolicyUnavailable):
+            remote.predict_chunk(observe(1))
+        time.sleep(1.0)
+        assert not remote.is_available
+        remote._timeout_s = 10.0
+        release.set()
+        wait_until(lambda: remote.is_available)
+
+
 def test_a_request_that_the_loop_gave_up_does_not_disturb_the_next_one():
     policy = build("bc")
-    release, predict = threading.Event(), policy.predict_chunk
-
-    def wait(obs, **arguments):
-        release.wait(5)
-        return predict(obs, **arguments)
-
-    policy.predict_chunk = wait
-    with connected(policy) as remote:
-        errors = []
-
-        def ask():
-            try:
-                remote.predict_chunk(observe(1))
-            except PolicyUnavailable as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        wait_until(lambda: remote._is_busy)
-        with pytest.raises(PolicyUnavailable, match="is not connected"):
-            remote.predict_chunk(observe(1))
+    predict, release = policy.predict_chunk, blocked(policy)
+    with connected(policy) as remote, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(remote.predict_chunk, observe(1, seed=1))
+        wait_until(remote._lock.locked)
+        second = threads.submit(remote.predict_chunk, observe(1, seed=2))
+        time.sleep(0.1)
         release.set()
-        thread.join(5)
-        assert len(errors) == 1
-        wait_until(lambda: remote.is_available)
-        remote.predict_chunk(observe(1))
+        for seed, future in ((1, first), (2, second)):
+            expected = predict(observe(1, seed=seed)).actions
+            actions = future.result(10).actions
+            torch.testing.assert_close(actions[:, 1:], expected[:, 1:], atol=1e-3, rtol=0)
+
+
+def test_a_policy_with_one_observation_step_is_served():
+    policy = build("bc", n_obs_steps=1)
+    obs = {"obs": observe(1)["obs"][:, :1]}
+    with connected(policy) as remote:
+        actions = remote.predict_chunk(obs).actions
+    torch.testing.assert_close(actions, policy.predict_chunk(obs).actions, atol=1e-3, rtol=0)
 
 
 # -- the robot --------------------------------------------------------------------------------
@@ -254,6 +279,17 @@ def test_a_robot_that_was_held_for_another_reason_is_not_resumed():
     driver.transform = lambda observation: None if 101 < clock.now() < 102 else observation
     result, states = run_with_outage(runner, clock, policy, start=1.4, end=1.8)
     assert states[-1] is State.HOLD and "no observation" in result.ended[1]
+
+
+def test_a_robot_without_observations_stays_held_when_the_server_is_back():
+    policy = Flaky()
+    runner, driver, _, clock = point_runner(policy=policy)
+    driver.transform = lambda observation: None if 101.9 < clock.now() < 103 else observation
+    result, states = run_with_outage(runner, clock, policy, start=1.0, end=2.5)
+    reasons = [change.reason for change in runner.supervisor.changes]
+    assert "ws://robot-gpu:8000 is not connected" in reasons
+    assert states[-1] is State.HOLD and "no observation" in result.ended[1]
+    assert len(reasons) < 10
 
 
 @pytest.mark.slow

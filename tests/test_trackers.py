@@ -119,6 +119,6 @@ def test_a_tracker_that_does_not_start_is_an_error(monkeypatch, tmp_path):
         def __init__(self, *_, **__):
             raise RuntimeError("you are not logged in")
 
-    monkeypatch.setattr(trackers, "WandBTracker", Broken)
+    monkeypatch.setattr("accelerate.tracking.WandBTracker", Broken)
     with pytest.raises(ConfigError, match=r"does not work \(you are not logged in\); or use"):
         trackers.start_tracker("wandb", tmp_path, {}, None)

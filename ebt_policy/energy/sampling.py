@@ -20,7 +20,7 @@ class PredrawnNoise:
         numbers: (n,).
 
     Attributes:
-        used: how many of them were used.
+        used: number of values used so far.
     """
 
     def __init__(self, numbers: Tensor) -> None:

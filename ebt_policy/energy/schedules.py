@@ -100,7 +100,8 @@ class RandomSteps(Schedule):
         if low < high:
             # With one generator per row, the generator of the first row draws the number of steps.
             first = generator[0] if isinstance(generator, Sequence) else generator
-            assert not isinstance(first, PredrawnNoise), "the number of steps must be fixed"
+            if isinstance(first, PredrawnNoise):
+                raise ValueError(f"the number of steps is random, {low} to {high}.")
             device = first.device if first is not None else "cpu"
             count = int(torch.randint(low, high + 1, (), generator=first, device=device))
         sizes = _expand_sizes(self.size, count, init)

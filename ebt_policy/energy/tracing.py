@@ -1,4 +1,4 @@
-"""Whether operations are recorded instead of executed: by torch.compile, or for an export."""
+"""Detection of traced code: torch.compile or an export."""
 
 from __future__ import annotations
 

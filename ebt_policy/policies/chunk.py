@@ -40,7 +40,7 @@ class PolicyUnavailable(Exception):
 
 
 class ChunkPredictor(Protocol):
-    """What a control loop needs of a policy: a `Policy`, or a policy on a server.
+    """Interface of a policy for a control loop: a `Policy`, or a policy on a server.
 
     Attributes:
         shape: dimensions of observations, actions and chunks.

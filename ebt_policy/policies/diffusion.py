@@ -123,7 +123,7 @@ class DiffusionPolicy(SamplingPolicy):
     ) -> Tensor:
         inference, x = self.inference, noise
         scheduler, timesteps = _inference_scheduler(
-            inference.scheduler, inference.steps, self.prediction, self.clip_range
+            inference.scheduler, inference.steps, self.prediction, self.clip_range, noise.device
         )
         # The DDPM scheduler samples its own noise, with one generator or a list of generators.
         extra = {"generator": generator} if inference.scheduler == "ddpm" else {}
@@ -184,11 +184,15 @@ def _scheduler(name: Literal["ddpm", "ddim"], **scheduler_options: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _inference_scheduler(
-    name: Literal["ddpm", "ddim"], steps: int, prediction: str, clip_range: float
+    name: Literal["ddpm", "ddim"],
+    steps: int,
+    prediction: str,
+    clip_range: float,
+    device: torch.device,
 ) -> tuple[Any, list[tuple[int, Tensor]]]:
     """Return a scheduler and its time steps, as numbers and as tensors (1,).
 
-    They are computed once, so that an export has them as constants.
+    They are computed once for each device, so that an export has them as constants.
     """
     scheduler = _scheduler(name, prediction_type=prediction, clip_sample_range=clip_range)
     set_num_steps(scheduler, steps)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ebt_policy.envs.env_spec import EnvSpec
+from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import (
     EvalEntry,
     base_name,
@@ -63,6 +64,18 @@ def load_policy_entries(checkpoints: Sequence[str], device: torch.device) -> lis
         CheckpointError, ConfigError: see `EvalEntry.load`, or an entry is listed twice.
     """
     return with_unique_names([PolicyEntry.load(text, Policy, device) for text in checkpoints])
+
+
+def load_single_entry(checkpoint: str, device: torch.device) -> PolicyEntry:
+    """Load one policy.
+
+    Raises:
+        CheckpointError, ConfigError: see `load_policy_entries`, or several runs match.
+    """
+    entry = load_policy_entries([checkpoint], device)[0]
+    if len(entry.models) > 1:
+        raise ConfigError(f"checkpoint={checkpoint} matches several runs; name one of them.")
+    return entry
 
 
 def check_envs(entries: Sequence[PolicyEntry], *, videos: bool) -> None:

@@ -51,25 +51,26 @@ class BatchedPredictor:
     Args:
         policy: the policy.
         max_batch: largest number of requests of a batch.
-        pad: whether a batch has either one or ``max_batch`` rows; a compiled policy then needs only
-            two programs for each kind of request.
+        pad: whether a batch has either one or ``max_batch`` rows, for a compiled policy.
     """
 
     def __init__(self, policy: Policy, max_batch: int, *, pad: bool = False) -> None:
         self.policy, self.max_batch, self._pad = policy, max_batch, pad
         self._waiting: deque[_Waiting] = deque()
+        self._alone: deque[_Waiting] = deque()  # requests of a batch that failed
         self._has_work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._seeds = torch.Generator()
         self._seeds.seed()
 
-    def warm_up(self, request: Request) -> None:
-        """Predict with every size of a batch that will be compiled."""
-        for size in {1, self.max_batch} if self._pad else {1}:
-            self._thread.submit(self._predict, [request] * size).result()
+    def warm_up(self, requests: Sequence[Request]) -> None:
+        """Predict for each request, with every size of a batch that will be compiled."""
+        for request in requests:
+            for size in {1, self.max_batch} if self._pad else {1}:
+                self._thread.submit(self._predict, [request] * size).result()
 
     async def predict(self, request: Request) -> Prediction:
-        """Return the prediction for a request, after those that came before it.
+        """Return the prediction for a request. A cancelled request is forgotten.
 
         Raises:
             Exception: what the policy raised.
@@ -81,34 +82,43 @@ class BatchedPredictor:
 
     async def run(self) -> None:
         """Predict until the task is cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._has_work.wait()
             batch = self._next_batch()
             if not batch:
                 self._has_work.clear()
                 continue
-            began = time.monotonic()
-            requests = [waiting.request for waiting in batch]
             try:
-                chunk = await loop.run_in_executor(self._thread, self._predict, requests)
+                await self._answer(batch)
             except Exception as error:  # The clients get it; the server continues.
-                for waiting in batch:
-                    if not waiting.future.done():
-                        waiting.future.set_exception(error)
-                continue
-            infer_s = time.monotonic() - began
-            for row, waiting in enumerate(batch):
-                if not waiting.future.done():
-                    prediction = self._row(chunk, row, began - waiting.since, infer_s)
-                    waiting.future.set_result(prediction)
+                if len(batch) > 1:  # A row that fails must not harm the others.
+                    self._alone.extend(batch)
+                elif not batch[0].future.done():
+                    batch[0].future.set_exception(error)
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        began = time.monotonic()
+        requests = [waiting.request for waiting in batch]
+        loop = asyncio.get_running_loop()
+        chunk = await loop.run_in_executor(self._thread, self._predict, requests)
+        infer_s = time.monotonic() - began
+        predictions = [
+            self._row(chunk, row, began - waiting.since, infer_s)
+            for row, waiting in enumerate(batch)
+        ]
+        for waiting, prediction in zip(batch, predictions, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(prediction)
 
     def close(self) -> None:
         """End the thread after its current prediction."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Remove and return the requests of the next batch; requests without a client are lost."""
+        """Remove and return the requests of the next batch."""
+        while self._alone:
+            if not (waiting := self._alone.popleft()).future.done():
+                return [waiting]
         pending = [waiting for waiting in self._waiting if not waiting.future.done()]
         key = pending[0].request.batch_key if pending else None
         batch = [w for w in pending if w.request.batch_key == key][: self.max_batch]

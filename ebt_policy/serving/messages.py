@@ -25,7 +25,7 @@ class MessageError(UserError, ValueError):
 
 
 def pack(message: dict[str, Any]) -> bytes:
-    """Encode a message of numbers, texts, lists, maps and arrays.
+    """Encode a message of numbers, strings, lists, maps and arrays.
 
     >>> unpack(pack({"actions": np.arange(3.0)}))["actions"].tolist()
     [0.0, 1.0, 2.0]
@@ -50,7 +50,7 @@ def unpack(data: bytes) -> dict[str, Any]:
         raise MessageError(f"the message is not valid MessagePack ({cause}).") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise MessageError(
-            f"a message must be a map with texts as keys, got {type(message).__name__}."
+            f"a message must be a map with strings as keys, got {type(message).__name__}."
         )
     return message
 

@@ -1,4 +1,4 @@
-"""What a client and a policy server say to each other; docs/reference/policy_server.md.
+"""Messages between a client and a policy server, see docs/reference/policy_server.md.
 
 Shapes: T `horizon`, To `n_obs_steps`, Do observation and A action dimension, P committed actions,
 H x W pixels of a camera.
@@ -6,6 +6,7 @@ H x W pixels of a camera.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,10 +58,19 @@ def server_metadata(policy: Policy) -> dict[str, Any]:
     return {
         "policy": policy.name,
         "parameters": policy.parameter_count,
+        "weights": _fingerprint(policy),
         "ebt_policy": __version__,
         "shape": asdict(policy.shape),
         "observation": [STATE, *(IMAGES + camera for camera in policy.shape.cameras or {})],
     }
+
+
+def _fingerprint(policy: Policy) -> str:
+    """Return a hash of the weights, which tells policies of equal shape apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def shape_of(metadata: dict[str, Any]) -> PolicyShape:
@@ -77,14 +87,27 @@ def shape_of(metadata: dict[str, Any]) -> PolicyShape:
     return options(PolicyShape, shape, "the server's shape")
 
 
-def example_request(policy: Policy) -> Request:
-    """Return a valid request, to warm up a policy: the middle of the observations it has seen."""
+def example_requests(policy: Policy, *, all_kinds: bool) -> list[Request]:
+    """Return valid requests, to warm up a policy: the middle of the observations it has seen.
+
+    Args:
+        policy: the policy.
+        all_kinds: whether there is a request with and without committed actions and an earlier
+            plan, which need compiled programs of their own.
+    """
     shape = policy.shape
     middle = policy.normalizer.unnormalize("obs", torch.zeros(shape.obs_dim, device=policy.device))
     obs = {"obs": middle.cpu().expand(shape.n_obs_steps, -1)}
     for camera, size in (shape.cameras or {}).items():
         obs[camera] = torch.zeros(shape.n_obs_steps, *size, 3, dtype=torch.uint8)
-    return Request(obs)
+    if not all_kinds:
+        return [Request(obs)]
+    actions = policy.unnormalize_actions(
+        obs["obs"][None].to(policy.device),
+        torch.zeros(1, shape.horizon, shape.action_dim, device=policy.device),
+    )[0].cpu()
+    prefixes, plans = (None, actions[:1]), (None, actions)
+    return [Request(obs, prefix, plan) for prefix in prefixes for plan in plans]
 
 
 def message_limit(shape: PolicyShape) -> int:
@@ -163,6 +186,7 @@ def _deadline(message: dict[str, Any]) -> float | None:
     deadline = message.get(DEADLINE)
     if deadline is None:
         return None
-    if isinstance(deadline, int | float | np.floating) and 0 < deadline < np.inf:
+    is_number = isinstance(deadline, int | float | np.integer | np.floating)
+    if is_number and not isinstance(deadline, bool) and 0 < deadline < np.inf:
         return float(deadline)
     raise MessageError(f"deadline_s must be a positive number of seconds, got {deadline!r:.40}.")

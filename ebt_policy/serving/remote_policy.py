@@ -1,11 +1,11 @@
-"""The client: a policy on a server, which a control loop uses like a policy of its own."""
+"""Client of a policy server, which a control loop uses like a local policy."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.policies import Chunk, ChunkConstraints, PolicyUnavailable
-from ebt_policy.serving.messages import pack, unpack
+from ebt_policy.serving.messages import MessageError, pack, unpack
 from ebt_policy.serving.protocol import (
     AUTHORIZATION,
     DEADLINE,
@@ -33,25 +33,29 @@ from ebt_policy.serving.protocol import (
 SCHEMES = ("ws://", "wss://")
 RETRY_S = 0.5  # time between attempts to connect
 OPEN_TIMEOUT_S = 10.0
+# ValueError: the port of the address is invalid.
+CONNECTION_ERRORS = (OSError, WebSocketException, UserError, ValueError)
 
 
 class RemotePolicy:
     """A policy on a server (``python -m ebt_policy.serve``).
 
-    A lost connection is restored in the background. Until then, `predict_chunk` raises
-    `PolicyUnavailable`, and `is_available` is False. One prediction runs at a time.
+    A lost connection is restored in the background: until the same policy is served again and has
+    answered the last request, `predict_chunk` raises `PolicyUnavailable`, and `is_available` is
+    False. One prediction runs at a time.
 
     Args:
         address: ``ws://HOST:PORT``, or ``wss://`` through a proxy that encrypts. The secret of the
             server is read from the environment variable ``EBT_POLICY_TOKEN``.
-        timeout_s: longest time to wait for an answer, s.
+        timeout_s: longest time of a prediction, s.
 
     Attributes:
         metadata: first message of the server, see `server_metadata`.
         server_timing: timing of the last answer, ms.
 
     Raises:
-        ConfigError: the address is invalid, the server cannot be reached, or it refuses the client.
+        ConfigError: the address is invalid, the server cannot be reached, it refuses the client, or
+            it is no policy server.
     """
 
     supports_costs: bool = False
@@ -64,15 +68,16 @@ class RemotePolicy:
             )
         self.address, self._timeout_s = address, timeout_s
         self.server_timing: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._connection: ClientConnection | None = None
-        self._is_busy = self._is_closed = False
+        self._lock = threading.Lock()  # held during a prediction and while the connection changes
+        self._is_closed = False
+        self._last_request = b""
         try:
-            self._connection, self.metadata = self._connect()
-        except (OSError, WebSocketException, UserError) as error:
+            connection, self.metadata = self._connect()
+        except CONNECTION_ERRORS as error:
             raise ConfigError(f"policy={address} cannot be used: {_cause(error)}.") from error
+        self._connection: ClientConnection | None = connection
         self.shape = shape_of(self.metadata)
-        self.name = f"{self.metadata['policy']} at {address}"
+        self.name = f"{self.metadata.get('policy', 'policy')} at {address}"
         self.parameter_count = int(self.metadata.get("parameters", 0))
 
     @property
@@ -108,7 +113,9 @@ class RemotePolicy:
     def close(self) -> None:
         """End the connection."""
         self._is_closed = True
-        self._drop(None)
+        if (connection := self._connection) is not None:
+            self._connection = None
+            connection.close()
 
     def _message(
         self, obs: dict[str, Tensor], constraints: ChunkConstraints, generator: Generators
@@ -150,76 +157,68 @@ class RemotePolicy:
 
     def _exchange(self, data: bytes) -> dict[str, Any]:
         """Send a request and return the answer."""
-        with self._lock:
-            connection = self._connection
-            if connection is not None and self._is_busy:
-                # The control loop gave up an earlier request, whose answer would be taken for the
-                # answer to this one.
-                self._drop(connection)
-                connection = None
-            self._is_busy = connection is not None
-        if connection is None:
-            raise PolicyUnavailable(f"{self.address} is not connected")
+        late = f"{self.address} did not answer for {self._timeout_s:g} s"
+        end = time.monotonic() + self._timeout_s
+        # A request that the control loop gave up is finished first, so that its answer is not taken
+        # for the answer to this one.
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise PolicyUnavailable(late)
         try:
-            connection.send(data)
-            answer = connection.recv(self._timeout_s)
-        except TimeoutError as error:
-            self._drop(connection)
-            raise PolicyUnavailable(
-                f"{self.address} did not answer for {self._timeout_s:g} s"
-            ) from error
-        except (ConnectionClosed, OSError) as error:
-            self._drop(connection)
-            raise PolicyUnavailable(f"the connection to {self.address} was lost") from error
+            if (connection := self._connection) is None:
+                raise PolicyUnavailable(f"{self.address} is not connected")
+            self._last_request = data
+            try:
+                connection.send(data)
+                answer = connection.recv(max(end - time.monotonic(), 0.0))
+            except TimeoutError as error:
+                self._restore()
+                raise PolicyUnavailable(late) from error
+            except (ConnectionClosed, OSError) as error:
+                self._restore()
+                raise PolicyUnavailable(f"the connection to {self.address} was lost") from error
         finally:
-            if connection is self._connection:
-                self._is_busy = False
+            self._lock.release()
         if isinstance(answer, str):
             raise UserError(f"{self.address}: {answer}")
         return unpack(answer)
 
     def _connect(self) -> tuple[ClientConnection, dict[str, Any]]:
+        """Return a connection, which the caller must close, and the metadata of the server."""
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"{AUTHORIZATION} {token}"} if token else None
         opening = connect(
             self.address, compression=None, additional_headers=headers, proxy=None,
-            open_timeout=OPEN_TIMEOUT_S,
+            open_timeout=OPEN_TIMEOUT_S, close_timeout=self._timeout_s,
         )  # fmt: skip
         with ExitStack() as stack:
             connection = stack.enter_context(opening)
-            metadata = connection.recv(OPEN_TIMEOUT_S)
-            if isinstance(metadata, str):
-                raise UserError(f"the server answered {metadata!r:.60}")
-            stack.pop_all()  # `_drop` closes the connection.
-            return connection, unpack(metadata)
+            answer = connection.recv(OPEN_TIMEOUT_S)
+            if isinstance(answer, str):
+                raise MessageError(f"the server answered {answer!r:.60}.")
+            metadata = unpack(answer)
+            shape_of(metadata)
+            stack.pop_all()
+            return connection, metadata
 
-    def _drop(self, connection: ClientConnection | None) -> None:
-        """Close a connection, the current one if None, and restore it in the background."""
-        if connection is None:
-            connection = self._connection
-        if connection is None or connection is not self._connection:
-            return
-        self._connection, self._is_busy = None, False
-        # Closing waits for the other side, which may be gone.
-        threading.Thread(target=connection.close, daemon=True).start()
-        if not self._is_closed:
-            threading.Thread(target=self._reconnect, daemon=True, name="reconnect").start()
+    def _restore(self) -> None:
+        """Give up the connection, and restore it in the background; the lock is held."""
+        lost, self._connection = self._connection, None
+        threading.Thread(target=self._reconnect, args=(lost,), daemon=True).start()
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, lost: ClientConnection | None) -> None:
+        if lost is not None:
+            lost.close()
         while not self._is_closed:
-            try:
+            with suppress(*CONNECTION_ERRORS), ExitStack() as stack:
                 connection, metadata = self._connect()
-            except (OSError, WebSocketException, UserError):
-                time.sleep(RETRY_S)
-                continue
-            if shape_of(metadata) != self.shape:  # Another policy is served now.
-                connection.close()
-                time.sleep(RETRY_S)
-                continue
-            self._connection = connection
-            if self._is_closed:
-                connection.close()
-            return
+                stack.callback(connection.close)
+                if metadata == self.metadata:  # otherwise another policy is served now
+                    connection.send(self._last_request)
+                    connection.recv(self._timeout_s)
+                    stack.pop_all()
+                    self._connection = connection
+                    return
+            time.sleep(RETRY_S)
 
 
 def _cause(error: Exception) -> str:

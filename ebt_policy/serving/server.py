@@ -23,7 +23,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from ebt_policy.policies import Policy
 from ebt_policy.serving.batching import BatchedPredictor, Prediction
 from ebt_policy.serving.messages import MessageError, pack, unpack
 from ebt_policy.serving.protocol import (
@@ -55,8 +54,7 @@ class PolicyServer:
     """A server of one policy.
 
     Args:
-        policy: the policy.
-        predictor: predictor of the same policy.
+        predictor: predictor of the policy.
         limits: see `ServerLimits`.
         token: secret that clients must send; None accepts everyone who can connect.
         report: called with one line for each event.
@@ -69,17 +67,16 @@ class PolicyServer:
 
     def __init__(
         self,
-        policy: Policy,
         predictor: BatchedPredictor,
         limits: ServerLimits,
         *,
         token: str | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._policy, self._predictor, self._limits = policy, predictor, limits
+        self._predictor, self._limits, self._shape = predictor, limits, predictor.policy.shape
         self._token, self._report = token, report
         self._clients: set[ServerConnection] = set()
-        self._metadata = pack(server_metadata(policy))
+        self._metadata = pack(server_metadata(predictor.policy))
         self.num_requests = self.num_errors = 0
         self.latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
 
@@ -89,7 +86,7 @@ class PolicyServer:
         server: Server = await serve(
             self._serve_client, host, port, compression=None, process_request=self._admit,
             origins=[None],  # No web page in a browser may connect.
-            max_size=message_limit(self._policy.shape), max_queue=MAX_QUEUED_MESSAGES,
+            max_size=message_limit(self._shape), max_queue=MAX_QUEUED_MESSAGES,
         )  # fmt: skip
         work = asyncio.create_task(self._predictor.run())
         try:
@@ -102,7 +99,7 @@ class PolicyServer:
                 await work
 
     def _admit(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
-        """Answer a request of a new connection with an HTTP response, or None to accept it."""
+        """Return the HTTP response that refuses a new connection, or None to accept it."""
         if request.path == HEALTH_PATH:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if self._token is not None and not _has_token(request.headers, self._token):
@@ -131,8 +128,15 @@ class PolicyServer:
             await asyncio.sleep(max(0.0, next_at - time.monotonic()))
             data = await connection.recv()
             began = time.monotonic()
-            next_at = max(began, next_at) + 1 / self._limits.max_rate_hz
-            reply = await self._reply(data, last_total_s)
+            next_at = began + 1 / self._limits.max_rate_hz
+            work = asyncio.create_task(self._reply(data, last_total_s))
+            closed = asyncio.create_task(connection.wait_closed())
+            await asyncio.wait((work, closed), return_when=asyncio.FIRST_COMPLETED)
+            closed.cancel()
+            if not work.done():  # Nobody waits for the answer any more.
+                work.cancel()
+                return
+            reply = work.result()
             await connection.send(reply)
             last_total_s = time.monotonic() - began
             self.num_requests += 1
@@ -144,7 +148,7 @@ class PolicyServer:
         try:
             if isinstance(data, str):
                 raise MessageError("a request must be a binary message in MessagePack.")
-            request = read_request(unpack(data), self._policy.shape)
+            request = read_request(unpack(data), self._shape)
             prediction = await self._predictor.predict(request)
         except MessageError as error:
             return str(error)

@@ -25,13 +25,13 @@ class MetricLog:
     def __init__(
         self, run_dir: Path, *, tracker: str, config: dict[str, Any], resume_step: int | None
     ) -> None:
+        self._tracker = None
+        if tracker != OFF:
+            self._tracker = start_tracker(tracker, run_dir, config, resume_step)
         path = self._path = run_dir / "log.jsonl"
         if resume_step is not None and path.exists():
             _drop_after(path, resume_step)
         self._file = path.open("a" if resume_step is not None else "w", buffering=1)
-        self._tracker = None
-        if tracker != OFF:
-            self._tracker = start_tracker(tracker, run_dir, config, resume_step)
 
     def write(self, **values: Any) -> None:
         try:

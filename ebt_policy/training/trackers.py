@@ -1,4 +1,4 @@
-"""Experiment trackers beside ``log.jsonl``: TensorBoard, Weights & Biases or Trackio.
+"""Experiment trackers in addition to ``log.jsonl``: TensorBoard, Weights & Biases or Trackio.
 
 The trackers are those of accelerate. Each reads its own environment variables, such as
 ``WANDB_MODE=offline`` or ``TRACKIO_DIR``.
@@ -6,25 +6,23 @@ The trackers are those of accelerate. Each reads its own environment variables, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from accelerate.tracking import (
-    GeneralTracker,
-    TensorBoardTracker,
-    TrackioTracker,
-    WandBTracker,
-)
-
 from ebt_policy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 OFF = "off"
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PROJECT = "ebt_policy"
 ID_FILE = "tracker_id"  # in the run folder
+EARLIER_ID_FILE = "wandb_id"  # of earlier versions
 
 
 def check_tracker(name: str) -> None:
@@ -53,17 +51,22 @@ def start_tracker(
     Raises:
         ConfigError: the tracker does not work.
     """
+    from accelerate import tracking  # slow to import
+
     run_id = _run_id(run_dir, is_new=resume_step is None)
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
     try:
         if name == "tensorboard":
             purge_step = None if resume_step is None else resume_step + 1
-            tracker: GeneralTracker = TensorBoardTracker(name, run_dir, purge_step=purge_step)
+            tracker: GeneralTracker = tracking.TensorBoardTracker(
+                name, run_dir, purge_step=purge_step
+            )
         elif name == "wandb":
-            tracker = WandBTracker(
-                PROJECT, dir=run_dir, name=run_dir.name, id=run_id, resume="allow", config=config
+            tracker = tracking.WandBTracker(
+                project, dir=run_dir, name=run_dir.name, id=run_id, resume="allow", config=config
             )
         else:
-            tracker = TrackioTracker(
+            tracker = tracking.TrackioTracker(
                 PROJECT, name=f"{run_dir.name}-{run_id}", resume="allow", config=config
             )
         tracker.start()
@@ -77,7 +80,9 @@ def start_tracker(
 
 def _run_id(run_dir: Path, *, is_new: bool) -> str:
     """Return the id of a run; a new run gets a new one, even if its folder has the same name."""
-    file = run_dir / ID_FILE
+    file, earlier = run_dir / ID_FILE, run_dir / EARLIER_ID_FILE
+    if not is_new and not file.is_file() and earlier.is_file():
+        return earlier.read_text()
     if is_new or not file.is_file():
         file.write_text(uuid4().hex[:12])
     return file.read_text()
