@@ -20,10 +20,17 @@ def parse_options(arguments: Sequence[str] | None = None, **defaults: Any) -> Si
             default first.
 
     Raises:
-        SystemExit: an option is unknown, or its value has another type or is not allowed.
+        SystemExit: an option is unknown, or its value has another type or is not allowed; or with
+            ``--help``, after the options were printed.
     """
     values = {k: v[0] if isinstance(v, tuple) else v for k, v in defaults.items()}
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    typed = sys.argv[1:] if arguments is None else arguments
+    if {"--help", "-h"} & set(typed):
+        module = sys.modules["__main__"].__doc__ or ""
+        options = "".join(f"  {name}={value}\n" for name, value in values.items())
+        print(f"{module.strip()}\n\nOptions and their defaults:\n{options}", end="")
+        sys.exit(0)
+    for argument in typed:
         name, equals, text = argument.partition("=")
         if not equals or name not in defaults:
             sys.exit(f"error: unknown option {argument!r}; available: {', '.join(defaults)}.")

@@ -92,6 +92,7 @@ TABLES: dict[str, dict[str, Table]] = {
     "docs/real_robot.md": {
         "delay": table_of(control_loop.delay, "delay"),
         "real_time": table_of(control_loop.real_time, "real_time"),
+        "record_train_run": table_of(control_loop.record_train_run, "record_train_run"),
     },
     "docs/language.md": {
         "language": _language,

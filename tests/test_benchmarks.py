@@ -20,6 +20,7 @@ from benchmarks import (
     speed,
     study_figures,
 )
+from benchmarks.command_line import parse_options
 from benchmarks.measurements import energy_signals, generation, linear_probe
 from benchmarks.measurements.classifier import ImageClassifier
 from benchmarks.measurements.ood_detection import ImageGroup, detection_quality
@@ -42,6 +43,13 @@ def test_unknown_options_are_refused(module, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["benchmark", "sise=xs"])
     with pytest.raises(SystemExit, match="unknown option"):
         module.main()
+
+
+def test_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_options(["--help"], rounds=200, size=("xs", "s"))
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0 and "  rounds=200\n  size=xs\n" in printed
 
 
 def test_chunk_after_event_is_the_first_that_observes_it():
