@@ -232,8 +232,8 @@ def test_missing_packages_are_named(monkeypatch):
 
 @pytest.mark.slow
 def test_the_page_works_from_export_to_cpp(monkeypatch, capsys, tmp_path):
-    if shutil.which("cmake") is None or shutil.which("g++") is None:
-        pytest.skip("needs cmake and g++")
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "how_to" / "export.md").read_text()
     for name, block in re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```", page, re.M | re.S):
@@ -243,9 +243,8 @@ def test_the_page_works_from_export_to_cpp(monkeypatch, capsys, tmp_path):
         monkeypatch, capsys, "checkpoint=pretrained:push_t", "format=aoti", "device=cpu"
     )
     assert code == 0 and "exports/push_t.pt2" in printed
-    build = re.findall(r"^    (cmake .*|build/predict .*)$", page, re.M)
-    assert len(build) == 3
-    script = "\n".join(["set -e", *build]).replace("$(python ", f"$({sys.executable} ")
+    (build,) = re.findall(r"^Build and run it:\n\n((?:    .*\n)+)", page, re.M)
+    script = f"set -e\n{build}".replace("$(python ", f"$({sys.executable} ")
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = re.findall(r"^\s*([\d.]+)\s+([\d.]+)$", done.stdout, re.M)
