@@ -99,8 +99,8 @@ class Planner(ActionSource):
         self.plan = None
         self._requested_at = 0  # tick of the last request of a prediction
         self._num_committed = 0  # number of actions that were committed from that tick on
-        self._failure = ""  # error of the last prediction that holds the robot
-        self._is_unavailable = False  # whether the policy could not be reached
+        # Error of the last prediction that holds the robot instead of stopping it.
+        self._failure: CostError | PolicyUnavailable | None = None
         self._standing_ticks = 0  # number of ticks without an action since that tick
 
     def warm_up(self, values: dict[str, np.ndarray], position: np.ndarray) -> None:
@@ -145,7 +145,7 @@ class Planner(ActionSource):
             PolicyError: the policy failed.
         """
         self._collect(tick)
-        if self._failure:
+        if self._failure is not None:
             return self._planned_action(tick)
         if self._is_request_due(tick):
             self._request(tick, motion)
@@ -167,8 +167,8 @@ class Planner(ActionSource):
 
     def hold_reason(self, tick: int) -> str:
         """Return why the robot must be held, for example for a cost; "" if it need not."""
-        if self._failure:
-            return self._failure
+        if self._failure is not None:
+            return str(self._failure)
         limit, plan = self.execution.max_plan_inconsistency, self.plan
         if limit is None or plan is None or plan.inconsistency is None or plan.start != tick:
             return ""
@@ -181,7 +181,7 @@ class Planner(ActionSource):
 
     def has_recovered(self) -> bool:
         """Return whether the robot was held because of a server that is connected again."""
-        return self._is_unavailable and self.policy.is_available
+        return isinstance(self._failure, PolicyUnavailable) and self.policy.is_available
 
     def _planned_action(self, tick: int) -> np.ndarray | None:
         """Return the action of a tick in the plan, None if there is none.
@@ -300,8 +300,7 @@ class Planner(ActionSource):
         if (result := self.worker.take_result()) is None:
             return
         if isinstance(result.error, CostError | PolicyUnavailable):
-            self._failure = str(result.error)
-            self._is_unavailable = isinstance(result.error, PolicyUnavailable)
+            self._failure = result.error
             return
         chunk, inconsistency = self._check_prediction(result)
         self.latencies.append(result.seconds)

@@ -53,6 +53,11 @@ class Request:
         return (num_committed, self.warm_start is None, self.deadline_s)
 
 
+def observation_keys(shape: PolicyShape) -> list[str]:
+    """Return the keys of an observation in a request."""
+    return [STATE, *(IMAGES + camera for camera in shape.cameras or {})]
+
+
 def server_metadata(policy: Policy) -> dict[str, Any]:
     """Return the first message of a server: what the policy reads and predicts."""
     return {
@@ -61,7 +66,7 @@ def server_metadata(policy: Policy) -> dict[str, Any]:
         "weights": _fingerprint(policy),
         "ebt_policy": __version__,
         "shape": asdict(policy.shape),
-        "observation": [STATE, *(IMAGES + camera for camera in policy.shape.cameras or {})],
+        "observation": observation_keys(policy.shape),
     }
 
 
@@ -69,7 +74,7 @@ def _fingerprint(policy: Policy) -> str:
     """Return a hash of the weights, which tells policies of equal shape apart."""
     digest = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -123,8 +128,7 @@ def read_request(message: dict[str, Any], shape: PolicyShape) -> Request:
     Raises:
         MessageError: a key is missing or unknown, or its value does not fit the policy.
     """
-    cameras = shape.cameras or {}
-    required = [STATE, *(IMAGES + camera for camera in cameras)]
+    required = observation_keys(shape)
     if missing := [key for key in required if key not in message]:
         raise MessageError(f"the message has no {', '.join(missing)}.")
     if unknown := [key for key in message if key not in (*required, *OPTIONAL)]:
@@ -134,7 +138,7 @@ def read_request(message: dict[str, Any], shape: PolicyShape) -> Request:
         )
     steps, action_dim = shape.n_obs_steps, shape.action_dim
     obs = {"obs": _numbers(message, STATE, (steps, shape.obs_dim))}
-    for camera, size in cameras.items():
+    for camera, size in (shape.cameras or {}).items():
         obs[camera] = _image(message, IMAGES + camera, (steps, *size, 3))
     prefix = warm_start = None
     if message.get(PREFIX) is not None:
