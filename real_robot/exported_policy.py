@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ebt_policy.errors import ConfigError
-from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.io.atomic_write import atomic_path, atomic_write
 from ebt_policy.real_robot.policy_program import PolicyProgram
 
 TOLERANCE = 1e-4  # largest difference from the policy, as a fraction of the actions' range
@@ -62,8 +62,7 @@ def export_program(program: PolicyProgram, file: Path, export_format: ExportForm
         ConfigError: the difference is larger than `TOLERANCE`; nothing is written.
     """
     exported = program.export()
-    partial = file.with_name(f".{file.stem}-partial{export_format.suffix}")
-    try:
+    with atomic_path(file) as partial:
         if export_format is ExportFormat.ONNX:
             onnx = torch.onnx.export(
                 exported, program.example(), dynamo=True, optimize=True, verbose=False,
@@ -86,9 +85,6 @@ def export_program(program: PolicyProgram, file: Path, export_format: ExportForm
         }
         description = {"format": export_format.value, **ports, "shape": asdict(program.shape)}
         atomic_write(description_file(file), json.dumps(description, indent=1) + "\n")
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 
