@@ -35,9 +35,9 @@ from ebt_policy.evaluation.statistics import (
     percentiles,
     success_rate,
 )
+from ebt_policy.io.messages import pack, unpack
 from ebt_policy.policies import load_policy
 from ebt_policy.real_robot.episode_result import EpisodeResult
-from ebt_policy.serving.messages import pack, unpack
 from ebt_policy.serving.remote_policy import RemotePolicy
 
 PERIOD_S = 0.8  # eight actions at 10 Hz

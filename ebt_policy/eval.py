@@ -31,7 +31,8 @@ def _evaluate_policies(config: dict[str, Any], checkpoints: list[str], run: Eval
     from ebt_policy.policies.robustness import evaluate_robustness
     from ebt_policy.policies.suite import Suite, evaluate_suite
 
-    section = {key: config[key] for key in ("episodes", "seed", "videos", "workers")}
+    names = ("episodes", "seed", "videos", "workers", "allow_pickle")
+    section = {key: config[key] for key in names}
     episodes = options(EvalConfig, section, "the evaluation")
     if config.get("suite"):
         suite = options(Suite, config["suite"], "suite")

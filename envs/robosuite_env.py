@@ -65,6 +65,8 @@ class RobosuiteEnv(ManipulationEnv):
         scene: a key of `SCENES`.
         actions: "delta", "absolute" or "joints".
         cameras, image_size, render_mode: as in `ManipulationEnv`.
+        keys: names of observations of robosuite, and "object"; the observation joins them instead.
+            For policies of robomimic.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}
@@ -76,6 +78,7 @@ class RobosuiteEnv(ManipulationEnv):
         cameras: Sequence[str] | None = None,
         image_size: int = 84,
         render_mode: str | None = None,
+        keys: Sequence[str] | None = None,
     ) -> None:
         if scene not in SCENES:
             raise EnvError(f"task.scene must be one of {', '.join(SCENES)}, got {scene!r}.")
@@ -110,8 +113,18 @@ class RobosuiteEnv(ManipulationEnv):
             "Square": lambda: sim.nuts[sim.nut_id],
         }
         self._object: Any = grasped_objects[scene]() if scene in grasped_objects else None
+        parts = joints | layout(self.scene)
+        self._keys = keys
+        if keys is not None:
+            observed = self.robosuite_observations()
+            if unknown := [key for key in keys if key not in observed]:
+                raise EnvError(
+                    f"robosuite has no observation {unknown[0]}; it has {', '.join(observed)}."
+                )
+            parts = {key: observed[key].size for key in keys}
+            self.proprioception = sum(parts.values())
         super().__init__(
-            spaces.Box(-high, high), joints | layout(self.scene), sim.sim.model.camera_names,
+            spaces.Box(-high, high), parts, sim.sim.model.camera_names,
             grasps=scene in grasped_objects,
             cameras=cameras, image_size=image_size, render_mode=render_mode,
         )  # fmt: skip
@@ -229,6 +242,9 @@ class RobosuiteEnv(ManipulationEnv):
         return {**observations, "object": observations["object-state"]}
 
     def _low_dim_observation(self) -> np.ndarray:
+        if self._keys is not None:
+            observed = self.robosuite_observations()
+            return np.concatenate([observed[key] for key in self._keys]).astype(np.float32)
         observed = observation(self.scene, self.robosuite_observations(), OBSERVATION_VERSION)
         if self.actions != "joints":
             return observed

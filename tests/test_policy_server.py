@@ -23,9 +23,9 @@ from websockets.sync.client import connect
 
 from ebt_policy import serve
 from ebt_policy.errors import ConfigError
+from ebt_policy.io.messages import MessageError, pack, unpack
 from ebt_policy.policies import ChunkConstraints, PolicyShape
 from ebt_policy.serving.batching import BatchedPredictor
-from ebt_policy.serving.messages import MessageError, pack, unpack
 from ebt_policy.serving.protocol import example_requests, message_limit, read_request
 
 STATE = "observation.state"

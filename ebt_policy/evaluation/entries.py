@@ -5,8 +5,9 @@ Each ``checkpoint=RUN[@name=value,...]`` on the command line is one entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -23,6 +24,7 @@ from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
 from ebt_policy.models.checkpoint_source import PREFIX, local_checkpoint
 
 M = TypeVar("M", bound=Model)
+FILE_SUFFIX = ".pth"  # of checkpoints of robomimic, which are files
 
 
 @dataclass
@@ -48,13 +50,12 @@ class EvalEntry(Generic[M]):
         return self.models[0]
 
     @classmethod
-    def load(cls, text: str, model_class: type[M], device: torch.device) -> Self:
+    def load(cls, text: str, load_model: Callable[[Path], M]) -> Self:
         """Load the training runs of ``RUN[@name=value,...]``.
 
         Args:
             text: the checkpoint argument; a ``*`` in the last part of RUN matches any characters.
-            model_class: class of the models.
-            device: device of the models.
+            load_model: loads the model of a run.
 
         Raises:
             CheckpointError: a run is missing or damaged, or has another class of model.
@@ -65,7 +66,7 @@ class EvalEntry(Generic[M]):
         runs = matching_runs(path)
         if not runs:
             raise ConfigError(f"checkpoint={text}: no folder matches {path}.")
-        models = [model_class.from_checkpoint(run, device) for run in runs]
+        models = [load_model(run) for run in runs]
         names = ", ".join(run.name for run in runs)
         if differences := _differences(models):
             raise ConfigError(
@@ -167,9 +168,13 @@ def _split_options(text: str) -> tuple[str, str]:
 
 
 def matching_runs(path: Path) -> list[Path]:
-    """Return the sorted folders that match a pattern; a path without a pattern alone."""
+    """Return the sorted folders that match a pattern; a path without a pattern alone.
+
+    A pattern with the suffix of a file, such as ``*.pth``, matches files.
+    """
     if has_magic(path.name) and not path.exists():
-        return sorted(match for match in path.parent.glob(path.name) if match.is_dir())
+        matches = sorted(path.parent.glob(path.name))
+        return [match for match in matches if match.is_dir() or path.suffix == FILE_SUFFIX]
     return [path]
 
 
@@ -190,7 +195,8 @@ def load_entries(
     Raises:
         CheckpointError, ConfigError: see `EvalEntry.load`, or an entry is listed twice.
     """
-    return with_unique_names([EvalEntry.load(text, model_class, device) for text in checkpoints])
+    load_model = partial(model_class.from_checkpoint, device=device)
+    return with_unique_names([EvalEntry.load(text, load_model) for text in checkpoints])
 
 
 def with_unique_names(entries: list[Entry]) -> list[Entry]:

@@ -100,6 +100,8 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
 
 def fingerprint(run: Path) -> str:
     """Return a short hash of the weights and the configuration of a run."""
+    if run.is_file():  # a checkpoint of robomimic
+        return hashlib.sha256(run.read_bytes()).hexdigest()[:16]
     folder, digest = checkpoint_folder(run), hashlib.sha256()
     for name in ("model.safetensors", "config.yaml", "normalizer.json"):
         if (folder / name).exists():  # only policies have a normalizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from ebt_policy.envs.env_spec import EnvSpec
 from ebt_policy.errors import ConfigError
 from ebt_policy.evaluation.entries import (
+    FILE_SUFFIX,
     EvalEntry,
     base_name,
     parse_checkpoint,
@@ -18,6 +20,7 @@ from ebt_policy.evaluation.entries import (
     with_unique_names,
 )
 from ebt_policy.policies.base import Policy
+from ebt_policy.policies.robomimic_checkpoint import RobomimicPolicy
 from ebt_policy.policies.task_config import PolicyTaskConfig
 
 
@@ -57,13 +60,24 @@ class PolicyEntry(EvalEntry[Policy]):
         return name + (f" ({', '.join(words)})" if words else "")
 
 
-def load_policy_entries(checkpoints: Sequence[str], device: torch.device) -> list[PolicyEntry]:
+def load_policy_entries(
+    checkpoints: Sequence[str], device: torch.device, *, allow_pickle: bool = False
+) -> list[PolicyEntry]:
     """Load an entry for each ``RUN[@name=value,...]``, with unique names.
+
+    Args:
+        allow_pickle: whether the user trusts checkpoints of robomimic, ``FILE.pth``.
 
     Raises:
         CheckpointError, ConfigError: see `EvalEntry.load`, or an entry is listed twice.
     """
-    return with_unique_names([PolicyEntry.load(text, Policy, device) for text in checkpoints])
+
+    def load(run: Path) -> Any:
+        if run.suffix == FILE_SUFFIX:
+            return RobomimicPolicy(run, allow_pickle=allow_pickle)
+        return Policy.from_checkpoint(run, device)
+
+    return with_unique_names([PolicyEntry.load(text, load) for text in checkpoints])
 
 
 def load_single_entry(checkpoint: str, device: torch.device) -> PolicyEntry:
@@ -72,6 +86,8 @@ def load_single_entry(checkpoint: str, device: torch.device) -> PolicyEntry:
     Raises:
         CheckpointError, ConfigError: see `load_policy_entries`, or several runs match.
     """
+    if Path(checkpoint).suffix == FILE_SUFFIX:
+        raise ConfigError(f"{checkpoint} is a checkpoint of robomimic, which only ebt-eval reads.")
     entry = load_policy_entries([checkpoint], device)[0]
     if len(entry.models) > 1:
         raise ConfigError(f"checkpoint={checkpoint} matches several runs; name one of them.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ebt_policy.errors import ConfigError
@@ -18,12 +18,14 @@ class EvalConfig:
         seed: first seed; each further episode adds 1.
         videos: number of episodes to record as videos.
         workers: number of processes that play episodes.
+        allow_pickle: whether checkpoints of robomimic, which are pickles, may be opened.
     """
 
     episodes: int
     seed: int
     videos: int
     workers: int
+    allow_pickle: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, least in {"episodes": 0, "seed": 0, "videos": 0, "workers": 1}.items():

@@ -85,7 +85,7 @@ def evaluate_policies(
     Raises:
         CheckpointError, ConfigError: before any episode is played.
     """
-    entries = load_policy_entries(checkpoints, device)
+    entries = load_policy_entries(checkpoints, device, allow_pickle=config.allow_pickle)
     run = EvalRun(output, device, command)
     without_env = [entry.name for entry in entries if not entry.has_env]
     if len(without_env) == len(entries):

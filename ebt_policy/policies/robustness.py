@@ -69,7 +69,7 @@ def evaluate_robustness(
     Raises:
         CheckpointError, ConfigError: before any episode is played.
     """
-    entries = load_policy_entries(checkpoints, device)
+    entries = load_policy_entries(checkpoints, device, allow_pickle=config.allow_pickle)
     if not share_env(entries):
         raise ConfigError("perturb= needs policies of one task with equal time limits.")
     check_envs(entries, videos=config.videos > 0)

@@ -81,7 +81,7 @@ def evaluate_suite(
     Raises:
         CheckpointError, ConfigError: before any episode is played.
     """
-    by_task = load_suite(checkpoints, suite, device)
+    by_task = load_suite(checkpoints, suite, device, allow_pickle=config.allow_pickle)
     check_envs(list(chain(*by_task.values())), videos=config.videos > 0)
     jobs = {
         (task, entry.name): rollout_jobs(entry, task, entry.env_spec)
@@ -107,9 +107,12 @@ def evaluate_suite(
 
 
 def load_suite(
-    checkpoints: Sequence[str], suite: Suite, device: torch.device
+    checkpoints: Sequence[str], suite: Suite, device: torch.device, *, allow_pickle: bool = False
 ) -> dict[str, list[PolicyEntry]]:
     """Load task -> entries, in the order of `checkpoints` and with the same names on all tasks.
+
+    Args:
+        allow_pickle: see `load_policy_entries`.
 
     Raises:
         CheckpointError, ConfigError: runs are missing (the message lists all) or damaged, have
@@ -127,7 +130,10 @@ def load_suite(
             f"suite={suite.name} lacks {', '.join(missing)}; train these runs, or select "
             "tasks that have runs with suite.tasks=[...]."
         )
-    by_task = {task: load_policy_entries(listed, device) for task, listed in texts.items()}
+    by_task = {
+        task: load_policy_entries(listed, device, allow_pickle=allow_pickle)
+        for task, listed in texts.items()
+    }
     for task, entries in by_task.items():
         if not share_env(entries):
             raise ConfigError(

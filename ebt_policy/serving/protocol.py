@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ebt_policy import __version__
 from ebt_policy.config import options
+from ebt_policy.io.messages import MessageError
 from ebt_policy.policies import Policy, PolicyShape
-from ebt_policy.serving.messages import MessageError
 
 STATE, IMAGES = "observation.state", "observation.images."
 PREFIX, WARM_START, SEED, DEADLINE = "prefix", "warm_start", "seed", "deadline_s"

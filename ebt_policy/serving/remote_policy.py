@@ -16,8 +16,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from ebt_policy.energy.sampling import Generators
 from ebt_policy.errors import ConfigError, UserError
+from ebt_policy.io.messages import MessageError, pack, unpack
 from ebt_policy.policies import Chunk, ChunkConstraints, PolicyUnavailable
-from ebt_policy.serving.messages import MessageError, pack, unpack
 from ebt_policy.serving.protocol import (
     AUTHORIZATION,
     DEADLINE,

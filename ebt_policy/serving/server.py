@@ -23,8 +23,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from ebt_policy.io.messages import MessageError, pack, unpack
 from ebt_policy.serving.batching import BatchedPredictor, Prediction
-from ebt_policy.serving.messages import MessageError, pack, unpack
 from ebt_policy.serving.protocol import (
     AUTHORIZATION,
     HEALTH_PATH,

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
 from ebt_policy.models.base import Model
 
 if TYPE_CHECKING:
@@ -22,6 +25,22 @@ def weight_average(model: Model, power: float) -> EMAModel:
     from diffusers.training_utils import EMAModel  # slow to import
 
     return EMAModel(model.parameters(), use_ema_warmup=True, power=power, foreach=True)
+
+
+def averaged_copy(model: nn.Module, power: float) -> AveragedModel:
+    """Return a copy of a model whose weights follow the same average, for trainers of others.
+
+    The copy and the number of its updates are part of its ``state_dict``. Call
+    ``update_parameters(model)`` after each update of the model; ``module`` is the averaged model.
+
+    Args:
+        model, power: as in `weight_average`.
+    """
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        return averaged.lerp(current, (1 + float(count)) ** -power)
+
+    return AveragedModel(model, avg_fn=average).requires_grad_(False)
 
 
 @contextmanager

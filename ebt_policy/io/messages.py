@@ -1,4 +1,4 @@
-"""Messages between a policy server and its clients: MessagePack with NumPy arrays, as in openpi.
+"""Messages between processes: MessagePack with NumPy arrays, as in openpi.
 
 An array is a map with the binary keys ``__ndarray__``, ``data``, ``dtype`` and ``shape``, and a
 NumPy scalar a map with ``__npgeneric__``, ``data`` and ``dtype``. This is the format of the module
@@ -9,7 +9,7 @@ Nothing is unpickled.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 import numpy as np
@@ -53,6 +53,28 @@ def unpack(data: bytes) -> dict[str, Any]:
             f"a message must be a map with strings as keys, got {type(message).__name__}."
         )
     return message
+
+
+def write_message(stream: IO[bytes], message: dict[str, Any]) -> None:
+    """Write a message after its length (4 bytes, big-endian) to the pipe of another process."""
+    data = pack(message)
+    stream.write(len(data).to_bytes(4) + data)
+    stream.flush()
+
+
+def read_message(stream: IO[bytes]) -> dict[str, Any] | None:
+    """Read a message of `write_message`; None at the end of the stream.
+
+    Raises:
+        MessageError: the stream ends within a message, or the message cannot be read.
+    """
+    length = stream.read(4)
+    if not length:
+        return None
+    data = stream.read(size := int.from_bytes(length))
+    if len(data) < size:
+        raise MessageError("the other process ended within a message.")
+    return unpack(data)
 
 
 def _encode(value: Any) -> dict[bytes, Any]:

@@ -1,0 +1,1 @@
+"""Energy policies within other libraries."""

@@ -1,0 +1,86 @@
+"""robomimic's programs with the algorithm ``ebt``.
+
+    python -m ebt_policy.integrations.robomimic train --config FILE.json
+    python -m ebt_policy.integrations.robomimic play --agent FILE.pth
+
+``train`` is robomimic's ``scripts/train.py`` and ``play`` its ``scripts/run_trained_agent.py``,
+with their options. A failed training ends with exit code 1, although robomimic only prints the
+error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from typing import Any
+
+from ebt_policy.errors import UserError
+from ebt_policy.integrations.robomimic.compatibility import prepare
+
+
+def train(arguments: list[str]) -> None:
+    """Run robomimic's training.
+
+    Raises:
+        Exception: the training failed; robomimic has printed the error.
+    """
+    from robomimic.scripts import train as script
+
+    parser = argparse.ArgumentParser("ebt_policy.integrations.robomimic train")
+    parser.add_argument("--config", help="JSON configuration")
+    parser.add_argument("--algo", default="ebt", help="algorithm, without a configuration")
+    parser.add_argument("--name", help="name of the experiment")
+    parser.add_argument("--dataset", help="HDF5 file")
+    parser.add_argument("--debug", action="store_true", help="two epochs of three updates")
+    errors: list[Exception] = []
+    original: Any = script.train
+
+    def recording_train(*args: Any, **kwargs: Any) -> None:
+        try:
+            original(*args, **kwargs)
+        except Exception as error:
+            errors.append(error)
+            raise  # robomimic's main prints it
+
+    script.train = recording_train
+    terminal = sys.stdout, sys.stderr
+    try:
+        script.main(parser.parse_args(arguments))
+    finally:
+        script.train = original
+        sys.stdout, sys.stderr = terminal  # robomimic copies them to a file, also after its end
+    if errors:
+        raise errors[0]
+
+
+def play(arguments: list[str]) -> None:
+    """Run robomimic's program that plays episodes with a checkpoint."""
+    sys.argv = ["ebt_policy.integrations.robomimic play", *arguments]
+    runpy.run_module("robomimic.scripts.run_trained_agent", run_name="__main__", alter_sys=False)
+
+
+PROGRAMS = {"train": train, "play": play}
+
+
+def main(arguments: list[str]) -> None:
+    """Run a program of robomimic.
+
+    Raises:
+        SystemExit: the program is unknown, or failed.
+    """
+    name, *rest = arguments or ["--help"]
+    if name not in PROGRAMS:
+        print((__doc__ or "").strip())
+        sys.exit(0 if name in ("-h", "--help") else 2)
+    try:
+        prepare()
+        PROGRAMS[name](rest)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        sys.exit(f"error: {name} failed ({' '.join(str(error).split())})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

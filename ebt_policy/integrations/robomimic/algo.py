@@ -1,0 +1,187 @@
+"""robomimic's algorithm ``ebt``; importing this module registers it.
+
+Shapes: B batch, To `frame_stack`, T actions of a chunk, F features of robomimic's observation
+encoder, A action dimension.
+"""
+
+from collections import OrderedDict, deque
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from robomimic.algo import PolicyAlgo, register_algo_factory_func
+from robomimic.models.obs_nets import ObservationGroupEncoder
+from robomimic.utils import obs_utils, tensor_utils, torch_utils
+from torch import Tensor, nn
+
+from ebt_policy.cli.composition import compose_config
+from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.policies import EnergyPolicy, build_policy
+from ebt_policy.training.averaging import averaged_copy
+
+# The features of observations are not normalised again: these limits map to themselves.
+UNCHANGED = {"min": -1.0, "max": 1.0}
+STATISTICS = ("min", "max", "mean", "std")
+
+
+@register_algo_factory_func("ebt")
+def algo_config_to_class(algo_config: Any) -> tuple[type, dict[str, Any]]:
+    """Return the class of the algorithm, and further arguments of it."""
+    return EBT, {}
+
+
+class EncodedPolicy(nn.Module):
+    """robomimic's observation encoder, and an energy policy that reads its features.
+
+    Args:
+        encoder: encoder of one observation, with F features.
+        sections: sections of ebt_policy's configuration, without ``shape``.
+        shape: options of `PolicyShape`, without ``obs_dim``.
+
+    Attributes:
+        statistics: (4, A) `STATISTICS` of the actions of the data set.
+    """
+
+    def __init__(self, encoder: nn.Module, sections: dict[str, Any], shape: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        (self.num_features,) = encoder.output_shape()  # type: ignore[operator]
+        self.register_buffer("statistics", torch.zeros(4, shape["action_dim"]))
+        shape = {**shape, "obs_dim": self.num_features}
+        policy = build_policy({**sections, "shape": shape}, self._normalizer())
+        assert isinstance(policy, EnergyPolicy)
+        self.energy_policy = policy
+
+    def set_statistics(self, statistics: Tensor) -> None:
+        """Normalise actions with these statistics (4, A)."""
+        self.statistics.copy_(statistics)
+        self.energy_policy.normalizer = self._normalizer().to(self.statistics.device)
+
+    def _normalizer(self) -> Normalizer:
+        actions = dict(zip(STATISTICS, self.statistics.double().tolist(), strict=True))
+        features = {key: [value] * self.num_features for key, value in UNCHANGED.items()}
+        return Normalizer({"obs": features, "action": actions})
+
+    def features(self, obs: dict[str, Tensor]) -> Tensor:
+        """Return the features (B, To, F) of observations (B, To, ...)."""
+        return tensor_utils.time_distributed({"obs": obs}, self.encoder, inputs_as_kwargs=True)
+
+    def forward(self, obs: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and metrics; ``obs`` (B, To, ...) and ``actions`` (B, T, A)."""
+        batch = {"obs": self.features(obs), "action": actions}
+        return self.energy_policy.loss(self.energy_policy.normalize(batch))
+
+
+class EBT(PolicyAlgo):
+    """Energy policy as an algorithm of robomimic.
+
+    robomimic's encoders process the observations and are trained with the policy. Predictions use
+    averaged weights.
+    """
+
+    def _create_networks(self) -> None:
+        config, train = self.algo_config, self.global_config.train
+        sections = compose_config("train", [f"size={config.size}", f"objective={config.objective}"])
+        encoder = ObservationGroupEncoder(
+            observation_group_shapes=OrderedDict(obs=OrderedDict(self.obs_shapes)),
+            encoder_kwargs=obs_utils.obs_encoder_kwargs_from_config(self.obs_config.encoder),
+        )
+        shape = {
+            "action_dim": self.ac_dim,
+            "horizon": train.frame_stack - 1 + train.seq_length,
+            "n_obs_steps": train.frame_stack,
+            "n_action_steps": config.n_action_steps,
+        }
+        policy = EncodedPolicy(encoder, sections, shape)
+        policy.energy_policy.configure_inference(
+            steps=config.num_inference_steps, num_candidates=config.num_candidates
+        )
+        if (data := Path(str(train.data)).expanduser()).is_file():
+            policy.set_statistics(action_statistics(data, train.hdf5_filter_key))
+        averaged = averaged_copy(policy, config.ema_power)
+        self.nets = nn.ModuleDict({"policy": policy, "averaged": averaged})
+        self.nets = self.nets.float().to(self.device)
+        self._actions: deque[Tensor] = deque()
+
+    # -- training ---------------------------------------------------------------------------
+
+    def process_batch_for_training(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the stacked observations, and the actions from the oldest of them on."""
+        steps = self.global_config.train.frame_stack
+        obs = {key: value[:, :steps] for key, value in batch["obs"].items()}
+        rows = {"obs": obs, "actions": batch["actions"]}
+        return tensor_utils.to_float(tensor_utils.to_device(rows, self.device))
+
+    def train_on_batch(
+        self, batch: dict[str, Any], epoch: int, validate: bool = False
+    ) -> dict[str, Any]:
+        """Make an update, or compute the loss of the averaged weights with ``validate``."""
+        info = super().train_on_batch(batch, epoch, validate=validate)
+        network = self.nets["averaged"].module if validate else self.nets["policy"]
+        with torch_utils.maybe_no_grad(no_grad=validate):
+            loss, metrics = network(batch["obs"], batch["actions"])
+            info["losses"] = {"loss": loss.detach()}
+            info["metrics"] = {k: v.detach() for k, v in metrics.items() if v.numel() == 1}
+            if not validate:
+                info["policy_grad_norms"] = torch_utils.backprop_for_loss(
+                    net=self.nets["policy"],
+                    optim=self.optimizers["policy"],
+                    loss=loss,
+                    max_grad_norm=self.algo_config.max_gradient_norm,
+                )
+                self.nets["averaged"].update_parameters(self.nets["policy"])
+        return info
+
+    def log_info(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Return the numbers of an update for robomimic's log."""
+        log = super().log_info(info)
+        log["Loss"] = info["losses"]["loss"].item()
+        log |= {name: value.item() for name, value in info["metrics"].items()}
+        if "policy_grad_norms" in info:
+            log["Policy_Grad_Norms"] = info["policy_grad_norms"]
+        return log
+
+    # -- inference --------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the planned actions; robomimic calls it before each episode."""
+        self._actions.clear()
+
+    def get_action(
+        self, obs_dict: dict[str, Tensor], goal_dict: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the next action (1, A); a chunk is predicted after every ``n_action_steps``."""
+        if not self._actions:
+            network = self.nets["averaged"].module
+            steps = self.global_config.train.frame_stack
+            obs = {k: v if steps > 1 else v.unsqueeze(1) for k, v in obs_dict.items()}
+            with torch.no_grad():
+                features = network.features({key: obs[key] for key in self.obs_shapes})
+                chunk = network.energy_policy.predict_on_device({"obs": features})
+            future = chunk.actions[:, steps - 1 :][:, : self.algo_config.n_action_steps]
+            self._actions.extend(future.unbind(dim=1))
+        return self._actions.popleft()
+
+    # -- storage ----------------------------------------------------------------------------
+
+    def deserialize(self, model_dict: dict[str, Tensor]) -> None:
+        """Load weights and statistics that `serialize` returned."""
+        super().deserialize(model_dict)
+        for policy in (self.nets["policy"], self.nets["averaged"].module):
+            policy.set_statistics(policy.statistics)
+
+
+def action_statistics(file: Path, mask: str | None) -> Tensor:
+    """Return `STATISTICS` (4, A) of the actions in a robomimic file.
+
+    Args:
+        file: the HDF5 file.
+        mask: name of a subset; None for all demonstrations.
+    """
+    with h5py.File(file, "r") as data:
+        names = list(data["data"]) if mask is None else [n.decode() for n in data[f"mask/{mask}"]]
+        actions = np.concatenate([data[f"data/{name}/actions"][()] for name in names])
+    statistics = (actions.min(0), actions.max(0), actions.mean(0), actions.std(0))
+    return torch.from_numpy(np.stack(statistics).astype(np.float32))
