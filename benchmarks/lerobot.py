@@ -30,6 +30,7 @@ from ebt_policy.data.push_t import load_push_t
 from ebt_policy.evaluation.statistics import mean_ci, paired_difference, success_rate
 from ebt_policy.io.atomic_write import atomic_folder
 
+NORMALIZED = ("STATE", "ENV", "ACTION")
 # The U-Net is as large as the transformer with its energy: 0.37 million parameters.
 POLICIES: dict[str, list[str]] = {
     "ebt": ["--policy.type=ebt"],
@@ -37,7 +38,7 @@ POLICIES: dict[str, list[str]] = {
         "--policy.type=diffusion", "--policy.horizon=16", "--policy.n_action_steps=8",
         "--policy.down_dims=[24,40,64]", "--policy.diffusion_step_embed_dim=32",
         # By default, the keypoints would not be normalised.
-        '--policy.normalization_mapping={"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"}',
+        f"--policy.normalization_mapping={json.dumps(dict.fromkeys(NORMALIZED, 'MIN_MAX'))}",
     ],
 }  # fmt: skip
 ENV_ID = "gym_pusht:gym_pusht/PushT-v0"
@@ -132,7 +133,7 @@ def parameter_count(run: Path) -> int:
 
 def main() -> None:
     options = parse_options(
-        folder="runs/lerobot", venv=".venv-lerobot", seeds=3, updates=6000, batch=32, lr=1e-3,
+        folder="runs/lerobot", venv=".venv-lerobot", seeds=3, updates=4000, batch=32, lr=1e-3,
         episodes=100, parallel=1,
     )  # fmt: skip
     bin = Path(options.venv).resolve() / "bin"

@@ -163,10 +163,14 @@ class Model(nn.Module, ABC):
         """Write weights, configuration and `files` into an existing folder."""
         weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        config = {"domain": self.domain.value, **self.config, **self._data_config}
-        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create(self.stored_config), folder / "config.yaml")
         self._write(folder)
         (folder / "format_version").write_text(str(FORMAT_VERSION))
+
+    @property
+    def stored_config(self) -> dict[str, Any]:
+        """The configuration that a checkpoint stores."""
+        return {"domain": self.domain.value, **self.config, **self._data_config}
 
     @property
     def _data_config(self) -> dict[str, Any]:

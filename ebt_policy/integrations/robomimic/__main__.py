@@ -17,13 +17,14 @@ from typing import Any
 
 from ebt_policy.errors import UserError
 from ebt_policy.integrations.robomimic.compatibility import prepare
+from ebt_policy.io.paths import reason
 
 
 def train(arguments: list[str]) -> None:
     """Run robomimic's training.
 
     Raises:
-        Exception: the training failed; robomimic has printed the error.
+        SystemExit: the training failed; robomimic has printed the traceback.
     """
     from robomimic.scripts import train as script
 
@@ -51,7 +52,7 @@ def train(arguments: list[str]) -> None:
         script.train = original
         sys.stdout, sys.stderr = terminal  # robomimic copies them to a file, also after its end
     if errors:
-        raise errors[0]
+        sys.exit(f"error: the training failed ({reason(errors[0])}).")
 
 
 def play(arguments: list[str]) -> None:
@@ -78,8 +79,6 @@ def main(arguments: list[str]) -> None:
         PROGRAMS[name](rest)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except Exception as error:
-        sys.exit(f"error: {name} failed ({' '.join(str(error).split())})")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ encoder, A action dimension.
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 
 from ebt_policy.cli.composition import compose_config
 from ebt_policy.data.normalizer import Normalizer
-from ebt_policy.policies import EnergyPolicy, build_policy
+from ebt_policy.policies import build_policy
 from ebt_policy.training.averaging import averaged_copy
 
-# The features of observations are not normalised again: these limits map to themselves.
-UNCHANGED = {"min": -1.0, "max": 1.0}
+FEATURES = "obs"  # key of the encoder's features in ebt_policy
+UNCHANGED = {"min": -1.0, "max": 1.0}  # limits that map to themselves: features stay unchanged
 STATISTICS = ("min", "max", "mean", "std")
 
 
@@ -39,38 +40,57 @@ class EncodedPolicy(nn.Module):
         encoder: encoder of one observation, with F features.
         sections: sections of ebt_policy's configuration, without ``shape``.
         shape: options of `PolicyShape`, without ``obs_dim``.
+        low_dim: key -> number of entries of each low-dimensional observation.
 
     Attributes:
-        statistics: (4, A) `STATISTICS` of the actions of the data set.
+        normalizer: normalizer of low-dimensional observations, before the encoder, and of actions.
     """
 
-    def __init__(self, encoder: nn.Module, sections: dict[str, Any], shape: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        encoder: ObservationGroupEncoder,
+        sections: dict[str, Any],
+        shape: dict[str, Any],
+        low_dim: dict[str, int],
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        (self.num_features,) = encoder.output_shape()  # type: ignore[operator]
-        self.register_buffer("statistics", torch.zeros(4, shape["action_dim"]))
-        shape = {**shape, "obs_dim": self.num_features}
-        policy = build_policy({**sections, "shape": shape}, self._normalizer())
-        assert isinstance(policy, EnergyPolicy)
-        self.energy_policy = policy
+        (num_features,) = encoder.output_shape()
+        self._unchanged = {key: [value] * num_features for key, value in UNCHANGED.items()}
+        self._widths = {**low_dim, "action": shape["action_dim"]}
+        for key, width in self._widths.items():  # persistent, unlike the normalizer
+            self.register_buffer(f"{key}_statistics", torch.zeros(len(STATISTICS), width))
+        self.normalizer = self._make_normalizer()
+        self.energy_policy = build_policy(
+            {**sections, "shape": {**shape, "obs_dim": num_features}}, self.normalizer
+        )
 
-    def set_statistics(self, statistics: Tensor) -> None:
-        """Normalise actions with these statistics (4, A)."""
-        self.statistics.copy_(statistics)
-        self.energy_policy.normalizer = self._normalizer().to(self.statistics.device)
+    def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """Normalise with these statistics, key -> `STATISTICS` (4, D)."""
+        for key in self._widths:
+            self.get_buffer(f"{key}_statistics").copy_(statistics[f"{key}_statistics"])
+        self.normalizer = self._make_normalizer()
+        self.energy_policy.normalizer = self.normalizer
 
-    def _normalizer(self) -> Normalizer:
-        actions = dict(zip(STATISTICS, self.statistics.double().tolist(), strict=True))
-        features = {key: [value] * self.num_features for key, value in UNCHANGED.items()}
-        return Normalizer({"obs": features, "action": actions})
+    def _make_normalizer(self) -> Normalizer:
+        limits: dict[str, Any] = {FEATURES: self._unchanged}
+        for key in self._widths:
+            rows = self.get_buffer(f"{key}_statistics").double().tolist()
+            count = len(STATISTICS) if key == "action" else 2  # states have limits only
+            limits[key] = dict(zip(STATISTICS[:count], rows, strict=False))
+        return Normalizer(limits).to(self.get_buffer("action_statistics").device)
 
     def features(self, obs: dict[str, Tensor]) -> Tensor:
         """Return the features (B, To, F) of observations (B, To, ...)."""
-        return tensor_utils.time_distributed({"obs": obs}, self.encoder, inputs_as_kwargs=True)
+        known = {k: self.normalizer.normalize(k, v) for k, v in obs.items() if k in self._widths}
+        features: Any = tensor_utils.time_distributed(
+            {"obs": {**obs, **known}}, self.encoder, inputs_as_kwargs=True
+        )
+        return features
 
     def forward(self, obs: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics; ``obs`` (B, To, ...) and ``actions`` (B, T, A)."""
-        batch = {"obs": self.features(obs), "action": actions}
+        batch = {FEATURES: self.features(obs), "action": actions}
         return self.energy_policy.loss(self.energy_policy.normalize(batch))
 
 
@@ -94,16 +114,31 @@ class EBT(PolicyAlgo):
             "n_obs_steps": train.frame_stack,
             "n_action_steps": config.n_action_steps,
         }
-        policy = EncodedPolicy(encoder, sections, shape)
+        low_dim = {
+            key: int(np.prod(size))
+            for key, size in self.obs_shapes.items()
+            if obs_utils.key_is_obs_modality(key, "low_dim")
+        }
+        policy = EncodedPolicy(encoder, sections, shape, low_dim)
         policy.energy_policy.configure_inference(
             steps=config.num_inference_steps, num_candidates=config.num_candidates
         )
         if (data := Path(str(train.data)).expanduser()).is_file():
-            policy.set_statistics(action_statistics(data, train.hdf5_filter_key))
+            policy.set_statistics(read_statistics(data, train.hdf5_filter_key, low_dim))
         averaged = averaged_copy(policy, config.ema_power)
         self.nets = nn.ModuleDict({"policy": policy, "averaged": averaged})
         self.nets = self.nets.float().to(self.device)
         self._actions: deque[Tensor] = deque()
+
+    @property
+    def _network(self) -> Any:
+        """The `EncodedPolicy` that is trained."""
+        return self.nets["policy"]
+
+    @property
+    def _averaged(self) -> Any:
+        """The average of the `EncodedPolicy`, see `averaged_copy`."""
+        return self.nets["averaged"]
 
     # -- training ---------------------------------------------------------------------------
 
@@ -111,27 +146,28 @@ class EBT(PolicyAlgo):
         """Return the stacked observations, and the actions from the oldest of them on."""
         steps = self.global_config.train.frame_stack
         obs = {key: value[:, :steps] for key, value in batch["obs"].items()}
-        rows = {"obs": obs, "actions": batch["actions"]}
-        return tensor_utils.to_float(tensor_utils.to_device(rows, self.device))
+        rows: Any = {"obs": obs, "actions": batch["actions"]}
+        rows = tensor_utils.to_float(tensor_utils.to_device(rows, self.device))
+        return rows
 
     def train_on_batch(
         self, batch: dict[str, Any], epoch: int, validate: bool = False
     ) -> dict[str, Any]:
         """Make an update, or compute the loss of the averaged weights with ``validate``."""
         info = super().train_on_batch(batch, epoch, validate=validate)
-        network = self.nets["averaged"].module if validate else self.nets["policy"]
+        network = self._averaged.module if validate else self._network
         with torch_utils.maybe_no_grad(no_grad=validate):
             loss, metrics = network(batch["obs"], batch["actions"])
             info["losses"] = {"loss": loss.detach()}
             info["metrics"] = {k: v.detach() for k, v in metrics.items() if v.numel() == 1}
             if not validate:
                 info["policy_grad_norms"] = torch_utils.backprop_for_loss(
-                    net=self.nets["policy"],
+                    net=self._network,
                     optim=self.optimizers["policy"],
                     loss=loss,
                     max_grad_norm=self.algo_config.max_gradient_norm,
                 )
-                self.nets["averaged"].update_parameters(self.nets["policy"])
+                self._averaged.update_parameters(self._network)
         return info
 
     def log_info(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -154,12 +190,12 @@ class EBT(PolicyAlgo):
     ) -> Tensor:
         """Return the next action (1, A); a chunk is predicted after every ``n_action_steps``."""
         if not self._actions:
-            network = self.nets["averaged"].module
+            network = self._averaged.module
             steps = self.global_config.train.frame_stack
             obs = {k: v if steps > 1 else v.unsqueeze(1) for k, v in obs_dict.items()}
             with torch.no_grad():
                 features = network.features({key: obs[key] for key in self.obs_shapes})
-                chunk = network.energy_policy.predict_on_device({"obs": features})
+                chunk = network.energy_policy.predict_on_device({FEATURES: features})
             future = chunk.actions[:, steps - 1 :][:, : self.algo_config.n_action_steps]
             self._actions.extend(future.unbind(dim=1))
         return self._actions.popleft()
@@ -169,19 +205,25 @@ class EBT(PolicyAlgo):
     def deserialize(self, model_dict: dict[str, Tensor]) -> None:
         """Load weights and statistics that `serialize` returned."""
         super().deserialize(model_dict)
-        for policy in (self.nets["policy"], self.nets["averaged"].module):
-            policy.set_statistics(policy.statistics)
+        for policy in (self._network, self._averaged.module):
+            policy.set_statistics(dict(policy.named_buffers()))
 
 
-def action_statistics(file: Path, mask: str | None) -> Tensor:
-    """Return `STATISTICS` (4, A) of the actions in a robomimic file.
+def read_statistics(file: Path, mask: str | None, keys: Iterable[str]) -> dict[str, Tensor]:
+    """Return `STATISTICS` (4, D) of actions and observations in a robomimic file.
 
     Args:
         file: the HDF5 file.
         mask: name of a subset; None for all demonstrations.
+        keys: names of observations.
     """
-    with h5py.File(file, "r") as data:
+    statistics = {}
+    with h5py.File(file, "r") as opened:
+        data: Any = opened
         names = list(data["data"]) if mask is None else [n.decode() for n in data[f"mask/{mask}"]]
-        actions = np.concatenate([data[f"data/{name}/actions"][()] for name in names])
-    statistics = (actions.min(0), actions.max(0), actions.mean(0), actions.std(0))
-    return torch.from_numpy(np.stack(statistics).astype(np.float32))
+        for key, path in {**{key: f"obs/{key}" for key in keys}, "action": "actions"}.items():
+            rows = np.concatenate([data[f"data/{name}/{path}"][()] for name in names])
+            rows = rows.reshape(len(rows), -1)
+            values = np.stack([rows.min(0), rows.max(0), rows.mean(0), rows.std(0)])
+            statistics[f"{key}_statistics"] = torch.from_numpy(values.astype(np.float32))
+    return statistics

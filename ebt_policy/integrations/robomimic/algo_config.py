@@ -10,7 +10,7 @@ class EBTConfig(BaseConfig):
     ``train.seq_length`` actions, because it starts at the oldest of these observations.
     """
 
-    ALGO_NAME = "ebt"
+    ALGO_NAME = "ebt"  # type: ignore[assignment]
 
     def train_config(self) -> None:
         """Set the defaults of the section ``train``."""
@@ -18,7 +18,6 @@ class EBTConfig(BaseConfig):
         self.train.frame_stack = 2
         self.train.seq_length = 15
         self.train.hdf5_load_next_obs = False
-        self.train.hdf5_normalize_obs = True
         self.train.dataset_keys = ("actions",)
         self.train.batch_size = 128
 

@@ -26,14 +26,21 @@ def prepare() -> None:
         if find_spec(name) is None:
             sys.modules[name] = module
     choose_backend()
+    from robomimic.envs.env_base import EnvBase
+    from robomimic.envs.wrappers import EnvWrapper
+
     from ebt_policy.integrations.robomimic import algo, algo_config  # noqa: F401
+
+    # run_trained_agent.py checks the type, which is wrong for stacked observations.
+    EnvBase.register(EnvWrapper)
 
 
 def _mujoco_py() -> ModuleType:
     """Return a module ``mujoco_py``, of which robomimic uses one exception only."""
     module: Any = ModuleType("mujoco_py")
-    module.builder = ModuleType("mujoco_py.builder")
-    module.builder.MujocoException = type("MujocoException", (Exception,), {})
+    builder: Any = ModuleType("mujoco_py.builder")
+    builder.MujocoException = type("MujocoException", (Exception,), {})
+    module.builder = builder
     return module
 
 

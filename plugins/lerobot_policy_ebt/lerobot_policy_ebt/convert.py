@@ -19,10 +19,6 @@ from ebt_policy.policies import EnergyPolicy, load_policy
 from .configuration_ebt import EBTConfig
 from .modeling_ebt import EBTPolicy
 
-# Sections of a checkpoint that LeRobot's configuration stores.
-SECTIONS = ("task", "size", "model", "objective", "vision", "seed", "demos", "trained")
-
-
 def to_lerobot(source: str | Path, destination: Path) -> None:
     """Write a checkpoint of an energy policy as a policy of LeRobot.
 
@@ -50,10 +46,7 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (shape.action_dim,))},
         num_inference_steps=inference.steps,
         num_candidates=inference.num_candidates,
-        sections={
-            **{name: policy.config[name] for name in SECTIONS if name in policy.config},
-            **policy._data_config,
-        },
+        sections=policy.stored_config,
         normalizer=policy.normalizer.to_json(),
         push_to_hub=False,
         device="cpu",

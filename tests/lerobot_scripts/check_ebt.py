@@ -1,0 +1,65 @@
+"""Use a policy of the plug-in: ``python check_ebt.py PRETRAINED_MODEL``."""
+
+import sys
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import get_policy_class, make_pre_post_processors
+from lerobot.rollout.inference.rtc import supports_rtc_inference
+from lerobot.utils.import_utils import register_third_party_plugins
+
+register_third_party_plugins()
+config = PreTrainedConfig.from_pretrained(sys.argv[1])
+policy = get_policy_class(config.type).from_pretrained(sys.argv[1])
+preprocessor, postprocessor = make_pre_post_processors(config, sys.argv[1])
+rows, steps, horizon = 3, config.n_obs_steps, config.horizon
+action_dim = config.output_features["action"].shape[0]
+
+
+def observation(seed: int) -> dict[str, torch.Tensor]:
+    """Return one observation of several environments."""
+    generator = torch.Generator().manual_seed(seed)
+    return preprocessor({
+        key: torch.rand(rows, *feature.shape, generator=generator)
+        for key, feature in config.input_features.items()
+    })  # fmt: skip
+
+
+# Actions come from chunks, of which n_action_steps are executed, also in the inference mode.
+policy.reset()
+with torch.inference_mode():
+    torch.manual_seed(0)
+    actions = [postprocessor(policy.select_action(observation(i))) for i in range(3)]
+assert all(action.shape == (rows, action_dim) for action in actions)
+torch.manual_seed(0)
+first = {key: torch.stack([value] * steps, 1) for key, value in observation(0).items()
+         if isinstance(value, torch.Tensor)}  # fmt: skip
+chunk = policy.predict_action_chunk(first)
+assert chunk.shape == (rows, horizon - steps + 1, action_dim)
+for i, action in enumerate(actions):
+    torch.testing.assert_close(action, chunk[:, i])
+
+# Real-time chunking: a chunk begins with the actions that are executed meanwhile.
+assert supports_rtc_inference(policy)
+left_over = chunk[:, 3:]
+for previous in (left_over, left_over[0], torch.nn.functional.pad(left_over, (0, 0, 0, 9))):
+    new = policy.predict_action_chunk(
+        observation(1), inference_delay=4, prev_chunk_left_over=previous
+    )
+    torch.testing.assert_close(new[:, :4], previous.expand(rows, -1, -1)[:, :4])
+    assert not torch.allclose(new[:, 4:7], chunk[:, 7:10])
+
+# Gradients reach the trained weights only; the average follows the update.
+policy.train()
+before = {name: p.clone() for name, p in policy.named_parameters()}
+actions = torch.rand(rows, horizon, action_dim)
+loss, metrics = policy.forward({**first, "action": actions})
+loss.backward()
+assert all(isinstance(value, float) for value in metrics.values())
+optimizer = config.get_optimizer_preset().build(policy.get_optim_params())
+optimizer.step()
+policy.update()
+changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+assert any(name.startswith("averaged.") for name in changed)
+assert any(name.startswith("model.") for name in changed)
+print("checked")
