@@ -25,7 +25,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help docs push_t experiments robots language vision results test test-fast test-lerobot test-openpi mutation matrix check format gpu benchmarks clean
+.PHONY: help docs push_t experiments robots language vision results test test-fast test-lerobot test-robomimic test-openpi mutation matrix check format gpu benchmarks clean
 
 help: ## show this list
 	@echo "Usage: make TARGET. Everything is installed into $(VENV) first: about 3 GB of downloads."
@@ -70,7 +70,7 @@ mutation: $(READY) ## find small changes of energy, training and safety that no 
 # These extras share one environment to save installation time.
 SMALL := rerun sweeps trackers onnx
 # The oldest and the newest version of Python; `make matrix-python3.12` tests the one between.
-matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL),$(EXTRAS))) matrix-small $(patsubst %,matrix-%,$(filter-out python3.12,$(PYTHONS))) ## test extras alone and another Python version, in new environments
+matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL) robomimic,$(EXTRAS))) test-robomimic matrix-small $(patsubst %,matrix-%,$(filter-out python3.12,$(PYTHONS))) ## test extras alone and another Python version, in new environments
 
 # Arguments: suffix of the environment, its Python, extras, tests to select.
 define test-alone
@@ -91,14 +91,24 @@ matrix-small:
 matrix-%:
 	$(call test-alone,$*,$(PYTHON),dev$(comma)$*,"$* and not slow")
 
-test-lerobot: $(READY) .venv-lerobot/.installed ## exchange data sets with the real LeRobot, in an environment of its own (needs Python 3.12)
+test-lerobot: $(READY) .venv-lerobot/.installed ## data sets and the policy plug-in in the real LeRobot, in an environment of its own (needs Python 3.12)
 	$(BIN)/python -m pytest tests/test_lerobot.py
 
 # LeRobot needs other versions of PyTorch, NumPy and PyAV.
-.venv-lerobot/.installed:
+.venv-lerobot/.installed: pyproject.toml plugins/lerobot_policy_ebt/pyproject.toml
 	$(or $(LEROBOT_PYTHON),$(error LeRobot needs Python 3.12 or 3.13, which is not installed)) -m venv .venv-lerobot
-	.venv-lerobot/bin/pip install --disable-pip-version-check -q "lerobot[training]==0.6.1"
+	.venv-lerobot/bin/pip install --disable-pip-version-check -q "lerobot[training,diffusion,pusht]==0.6.1" -e ".[vision]" -e plugins/lerobot_policy_ebt
 	touch $@
+
+# robomimic is installed without its dependency egl_probe, which has to be compiled.
+test-robomimic: ## the algorithm ebt in the real robomimic, and all tests of robosuite, in an environment of its own
+	rm -rf $(VENV)-robomimic
+	$(PYTHON) -m venv $(VENV)-robomimic
+	$(VENV)-robomimic/bin/pip $(INSTALL) --quiet -e ".[dev,robomimic]"
+	$(VENV)-robomimic/bin/pip check
+	$(VENV)-robomimic/bin/pip $(INSTALL) --quiet --no-deps robomimic==0.3.0
+	$(VENV)-robomimic/bin/python -m pytest -m "robomimic and not slow or robomimic_package"
+	rm -rf $(VENV)-robomimic
 
 test-openpi: $(READY) .venv-openpi/.installed ## serve a policy to the real openpi-client, in an environment of its own (needs Python 3.11 or 3.12)
 	$(BIN)/python -m pytest tests/test_openpi.py

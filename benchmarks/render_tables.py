@@ -73,6 +73,7 @@ TABLES: dict[str, dict[str, Table]] = {
     "docs/recordings.md": {
         "g1_numbers": table_of(datasets.held_out, "g1_numbers"),
         "g1_numbers_short": table_of(datasets.held_out, "g1_numbers_short"),
+        "g1_cameras": table_of(datasets.held_out, "g1_cameras"),
         "interventions": table_of(control_loop.interventions, "interventions"),
     },
     "docs/how_to/own_data.md": {"dataset_speed": table_of(datasets.dataset_speed, "dataset_speed")},

@@ -19,6 +19,7 @@ from ebt_policy.policies import EnergyPolicy, load_policy
 from .configuration_ebt import EBTConfig
 from .modeling_ebt import EBTPolicy
 
+
 def to_lerobot(source: str | Path, destination: Path) -> None:
     """Write a checkpoint of an energy policy as a policy of LeRobot.
 
