@@ -107,7 +107,8 @@ test-robomimic: ## the algorithm ebt in the real robomimic, and all tests of rob
 	$(VENV)-robomimic/bin/pip $(INSTALL) --quiet -e ".[dev,robomimic]"
 	$(VENV)-robomimic/bin/pip check
 	$(VENV)-robomimic/bin/pip $(INSTALL) --quiet --no-deps robomimic==0.3.0
-	$(VENV)-robomimic/bin/python -m pytest -m "robomimic and not slow or robomimic_package"
+	$(VENV)-robomimic/bin/python -m pytest -m "robomimic and not slow"
+	$(VENV)-robomimic/bin/python -m pytest tests/test_robomimic_package.py
 	rm -rf $(VENV)-robomimic
 
 test-openpi: $(READY) .venv-openpi/.installed ## serve a policy to the real openpi-client, in an environment of its own (needs Python 3.11 or 3.12)

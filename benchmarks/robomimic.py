@@ -65,14 +65,14 @@ def train(options: Any, name: str, seed: int, data: Path) -> Path:
 
 
 def call(module: str, *arguments: str) -> None:
-    """Run a module with one thread; robomimic would use two."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
+    """Run a module with one thread."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", module, *arguments], env=env, check=True)
 
 
 def main() -> None:
     options = parse_options(
-        folder="runs/robomimic", seeds=3, updates=2000, demonstrations=20, episodes=100
+        folder="runs/robomimic", seeds=3, updates=2000, demonstrations=20, episodes=50
     )
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,12 @@ error.
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import sys
 from typing import Any
+
+import torch
 
 from ebt_policy.errors import UserError
 from ebt_policy.integrations.robomimic.compatibility import prepare
@@ -26,7 +29,7 @@ def train(arguments: list[str]) -> None:
     Raises:
         SystemExit: the training failed; robomimic has printed the traceback.
     """
-    from robomimic.scripts import train as script
+    from robomimic.scripts import train as script  # pyright: ignore
 
     parser = argparse.ArgumentParser("ebt_policy.integrations.robomimic train")
     parser.add_argument("--config", help="JSON configuration")
@@ -45,11 +48,14 @@ def train(arguments: list[str]) -> None:
             raise  # robomimic's main prints it
 
     script.train = recording_train
+    set_threads = torch.set_num_threads
+    if "OMP_NUM_THREADS" in os.environ:  # robomimic sets two threads, whatever the user wants
+        torch.set_num_threads = lambda _: None
     terminal = sys.stdout, sys.stderr
     try:
         script.main(parser.parse_args(arguments))
     finally:
-        script.train = original
+        script.train, torch.set_num_threads = original, set_threads
         sys.stdout, sys.stderr = terminal  # robomimic copies them to a file, also after its end
     if errors:
         sys.exit(f"error: the training failed ({reason(errors[0])}).")

@@ -39,7 +39,7 @@ class Agent:
     """
 
     def __init__(self, file: str) -> None:
-        from robomimic.utils import file_utils, obs_utils
+        from robomimic.utils import file_utils, obs_utils  # pyright: ignore
 
         # PyTorch refuses pickles by default; the user has agreed to this one.
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)
@@ -127,7 +127,7 @@ class Agent:
 
     def _observation(self, obs: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
         """Return an observation as robomimic's environments do."""
-        from robomimic.utils import obs_utils
+        from robomimic.utils import obs_utils  # pyright: ignore
 
         parts = np.split(obs["obs"][row], np.cumsum(self.widths)[:-1], axis=-1)
         named = dict(zip(self.keys, parts, strict=True))

@@ -12,9 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from robomimic.algo import PolicyAlgo, register_algo_factory_func
-from robomimic.models.obs_nets import ObservationGroupEncoder
-from robomimic.utils import obs_utils, tensor_utils, torch_utils
+from robomimic.algo import PolicyAlgo, register_algo_factory_func  # pyright: ignore
+from robomimic.models.obs_nets import ObservationGroupEncoder  # pyright: ignore
+from robomimic.utils import obs_utils, tensor_utils, torch_utils  # pyright: ignore
 from torch import Tensor, nn
 
 from ebt_policy.cli.composition import compose_config

@@ -1,6 +1,6 @@
 """The configuration of robomimic's algorithm ``ebt``; importing this module registers it."""
 
-from robomimic.config.base_config import BaseConfig
+from robomimic.config.base_config import BaseConfig  # pyright: ignore
 
 
 class EBTConfig(BaseConfig):

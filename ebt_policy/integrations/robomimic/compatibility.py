@@ -26,8 +26,8 @@ def prepare() -> None:
         if find_spec(name) is None:
             sys.modules[name] = module
     choose_backend()
-    from robomimic.envs.env_base import EnvBase
-    from robomimic.envs.wrappers import EnvWrapper
+    from robomimic.envs.env_base import EnvBase  # pyright: ignore
+    from robomimic.envs.wrappers import EnvWrapper  # pyright: ignore
 
     from ebt_policy.integrations.robomimic import algo, algo_config  # noqa: F401
 
