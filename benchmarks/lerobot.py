@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +92,7 @@ def train(bin: Path, options: Any, name: str, seed: int) -> Path:
     if settings.exists():
         arguments = [f"--config_path={settings}", "--resume=true"]
     else:
+        shutil.rmtree(run, ignore_errors=True)  # It was interrupted before its first checkpoint.
         arguments = [
             "--dataset.repo_id=local/push_t", f"--dataset.root={folder / 'push_t'}",
             f"--output_dir={run}", f"--seed={seed}", f"--steps={options.updates}",

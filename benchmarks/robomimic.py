@@ -56,7 +56,7 @@ def train(options: Any, name: str, seed: int, data: Path) -> Path:
     file = folder / f"{name}-seed{seed}.json"
     atomic_write(file, json.dumps(config, indent=1))
     output = folder / "robomimic" / f"{name}-seed{seed}"
-    shutil.rmtree(output, ignore_errors=True)  # of an interrupted training
+    shutil.rmtree(output, ignore_errors=True)  # An interrupted training cannot be resumed.
     call("ebt_policy.integrations.robomimic", "train", f"--config={file}")
     (trained,) = output.glob(f"*/models/model_epoch_{options.updates // 100}.pth")
     shutil.copyfile(trained, temporary := checkpoint.with_suffix(".writing"))

@@ -19,6 +19,7 @@ from ebt_policy.envs.joint_actions import joint_goals, joint_positions
 from ebt_policy.envs.manipulation_env import ExpertFn, ManipulationEnv
 from ebt_policy.envs.rendering import choose_backend
 from ebt_policy.envs.robosuite_tasks import (
+    OBSERVATION_VERSION,
     RATE_HZ,
     SCENES,
     absolute_actions,
@@ -46,7 +47,6 @@ ACTION_BOUNDS = {
 }
 JOINT_STIFFNESS = 150.0  # 1/s^2, as in the operational-space controller
 MAX_PUSH_STEPS = 40  # A push against an obstacle ends after this many control periods.
-OBSERVATION_VERSION = "1.5"  # robosuite version, which determines the layout of "object"
 
 
 class RobosuiteEnv(ManipulationEnv):

@@ -12,6 +12,7 @@ ACTION_SCALE = np.array([0.05] * 3 + [0.5] * 3)  # displacement of a relative ac
 # Orientation of the controller's frame in the frame that robot<i>_eef_quat describes.
 EEF_TO_CONTROL = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
 RATE_HZ = 20
+OBSERVATION_VERSION = "1.5"  # version of robosuite here, which determines the layout of "object"
 
 
 @dataclass(frozen=True)

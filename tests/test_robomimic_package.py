@@ -21,6 +21,7 @@ import torch
 from ebt_policy.envs import rendering
 from ebt_policy.envs.rollout import rollout
 from ebt_policy.errors import ConfigError
+from ebt_policy.integrations.robomimic.compatibility import prepare
 from ebt_policy.policies.entries import load_policy_entries, load_single_entry
 from ebt_policy.policies.robomimic_checkpoint import RobomimicError, RobomimicPolicy
 
@@ -39,6 +40,10 @@ ALGORITHMS = {
     "bc_rnn": {
         "algo_name": "bc", "train": {"seq_length": 10},
         "algo": {"rnn": {"enabled": True, "hidden_dim": 16}, "actor_layer_dims": [16]},
+    },
+    "ebt_one": {
+        "algo_name": "ebt", "train": {"frame_stack": 1, "seq_length": 8},
+        "algo": {"size": "4xs", "objective": "s2", "n_action_steps": 4},
     },
     "ebt_image": {
         "algo_name": "ebt", "algo": {"size": "4xs"},
@@ -129,11 +134,54 @@ def test_failed_training_has_a_failing_exit_code(folder, tmp_path):
     assert call(PROGRAM, "trian", cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"train": {"hdf5_normalize_obs": True}}, "set train.hdf5_normalize_obs to false"),
+        ({"train": {"seq_length": 16}}, "17 must be a multiple of 4"),
+        ({"algo": {"n_action_steps": 16}}, "at most train.seq_length=15"),
+    ],
+)
+def test_unsupported_options_are_errors(folder, tmp_path, section, error):
+    file = write_config(tmp_path, "ebt", folder / "lift.hdf5")
+    config = json.loads(file.read_text())
+    for name, options in section.items():
+        config[name] |= options
+    file.write_text(json.dumps(config))
+    failed = call(PROGRAM, "train", "--config", str(file), cwd=tmp_path)
+    assert failed.returncode == 1 and error in failed.stderr
+
+
+def test_validation_uses_averaged_weights_without_batch_statistics(folder):
+    from robomimic.utils.file_utils import policy_from_checkpoint
+
+    prepare()
+    checkpoint = torch.load(folder / "ebt_image.pth", map_location="cpu", weights_only=False)
+    policy = policy_from_checkpoint(ckpt_dict=checkpoint, device=CPU)[0].policy
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in policy.nets.modules())
+    assert int(policy.nets["averaged"].n_averaged) == 6
+    rows = {"object": 10, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
+    batch = {
+        "obs": {key: torch.rand(2, 16, width) for key, width in rows.items()},
+        "actions": torch.rand(2, 16, 7),
+    }
+    batch["obs"]["agentview_image"] = torch.rand(2, 16, 3, 48, 48)
+    batch = policy.process_batch_for_training(batch)
+
+    def loss() -> float:
+        torch.manual_seed(0)
+        return policy.log_info(policy.train_on_batch(batch, 1, validate=True))["Loss"]
+
+    policy.set_eval()
+    expected = loss()
+    for weight in policy.nets["policy"].parameters():
+        weight.data += 1
+    assert loss() == expected
+
+
 def test_checkpoint_holds_the_statistics_of_the_data(folder):
     import h5py
     from robomimic.utils.file_utils import policy_from_checkpoint
-
-    from ebt_policy.integrations.robomimic.compatibility import prepare
 
     prepare()
     checkpoint = torch.load(folder / "ebt.pth", map_location="cpu", weights_only=False)
@@ -190,6 +238,24 @@ def test_checkpoint_that_is_damaged_or_missing(tmp_path):
         load_policy_entries([str(tmp_path / "damaged.pth")], CPU, allow_pickle=True)
     with pytest.raises(ConfigError, match="there is no checkpoint"):
         load_policy_entries([str(tmp_path / "missing.pth")], CPU, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"env_name": "Door"}, "was trained on Door; available are Lift"),
+        ({"env_version": "1.4.1", "env_name": "PickPlaceCan"}, "has another order in robosuite"),
+        ({"env_kwargs": {"robots": ["Sawyer"]}}, "needs 1 Panda"),
+    ],
+)
+def test_checkpoint_of_another_environment(folder, tmp_path, changes, error):
+    checkpoint = torch.load(folder / "bc_rnn.pth", map_location="cpu", weights_only=False)
+    metadata = checkpoint["env_metadata"]
+    kwargs = metadata["env_kwargs"] | changes.pop("env_kwargs", {})
+    checkpoint["env_metadata"] = metadata | changes | {"env_kwargs": kwargs}
+    torch.save(checkpoint, tmp_path / "other.pth")
+    with pytest.raises(RobomimicError, match=error):
+        load_policy_entries([str(tmp_path / "other.pth")], CPU, allow_pickle=True)
 
 
 def test_checkpoint_has_no_inference_options(folder):

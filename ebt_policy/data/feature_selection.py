@@ -216,14 +216,23 @@ def _check_numeric(dataset: Dataset, name: str, option: str) -> None:
         raise ConfigError(f"{option}={name} has frames; name it in task.cameras.")
 
 
+def camera_names(images: Sequence[str]) -> dict[str, str]:
+    """Return name in the policy -> feature, for all features with frames.
+
+    >>> camera_names(["observation.images.top", "observation.images.wrist"])
+    {'top': 'observation.images.top', 'wrist': 'observation.images.wrist'}
+    """
+    short = {name: re.split(r"[./]", name)[-1] for name in images}
+    is_unique = len(set(short.values())) == len(short)
+    names = {(short[name] if is_unique else re.sub(r"[./]", "_", name)): name for name in images}
+    return {(f"camera_{k}" if k in RESERVED else k): name for k, name in names.items()}
+
+
 def _camera_names(
     dataset: Dataset, images: Sequence[str], cameras: Sequence[str] | str | None
 ) -> dict[str, str]:
     """Return name in the policy -> feature, for the requested cameras."""
-    short = {name: re.split(r"[./]", name)[-1] for name in images}
-    is_unique = len(set(short.values())) == len(short)
-    names = {(short[name] if is_unique else re.sub(r"[./]", "_", name)): name for name in images}
-    names = {(f"camera_{k}" if k in RESERVED else k): name for k, name in names.items()}
+    names = camera_names(images)
     if cameras == "all":
         return names
     chosen = {}

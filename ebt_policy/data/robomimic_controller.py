@@ -61,8 +61,21 @@ def read_controller(path: Path, data: Any, scene: Scene) -> RecordedController:
             f'{path} does not name its environment ("env_args" of the group "data" is missing); '
             "convert it with robomimic's convert_robosuite.py first."
         )
+    return parse_controller(path, data.attrs["env_args"], scene)
+
+
+def parse_controller(path: Path, env_args_json: str, scene: Scene) -> RecordedController:
+    """Return the controller that the JSON text ``env_args`` of robomimic describes.
+
+    Args:
+        path, scene: see `read_controller`.
+        env_args_json: name of the environment, and its arguments.
+
+    Raises:
+        EpisodeError: see `read_controller`.
+    """
     try:
-        env_args = json.loads(data.attrs["env_args"])
+        env_args = json.loads(env_args_json)
         name, kwargs = env_args["env_name"], env_args.get("env_kwargs", {})
         simulator = env_args.get("type", ROBOSUITE)
         version = str(env_args.get("env_version") or kwargs.get("env_version") or "1.4")[:3]

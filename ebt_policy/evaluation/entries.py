@@ -24,7 +24,7 @@ from ebt_policy.models.base import CheckpointError, Domain, Model, stored_domain
 from ebt_policy.models.checkpoint_source import PREFIX, local_checkpoint
 
 M = TypeVar("M", bound=Model)
-FILE_SUFFIX = ".pth"  # of checkpoints of robomimic, which are files
+FILE_SUFFIX = ".pth"  # Checkpoints of robomimic are files, not folders.
 
 
 @dataclass

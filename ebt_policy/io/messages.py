@@ -72,7 +72,7 @@ def read_message(stream: IO[bytes]) -> dict[str, Any] | None:
     if not length:
         return None
     data = stream.read(size := int.from_bytes(length))
-    if len(data) < size:
+    if len(length) < 4 or len(data) < size:
         raise MessageError("the other process ended within a message.")
     return unpack(data)
 

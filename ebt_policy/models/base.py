@@ -97,6 +97,17 @@ class Model(nn.Module, ABC):
         """Return scalar loss and metrics of a normalised batch with new noise."""
         return self(self.with_noise(batch))
 
+    def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return scalar loss and metrics of a training step on a normalised batch.
+
+        For trainers of other libraries, in one process.
+        """
+        batch = self.with_noise(self.before_step(batch))
+        loss, metrics = self(batch)
+        if (candidate := metrics.pop("candidate", None)) is not None:
+            self.after_step({key: batch[key] for key in self.keys} | {"candidate": candidate})
+        return loss, metrics
+
     def compile_training(self) -> None:
         """Compile `forward`, or its expensive part."""
         self.compile()

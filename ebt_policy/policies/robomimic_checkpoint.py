@@ -22,6 +22,7 @@ from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.messages import MessageError, read_message, write_message
 from ebt_policy.policies.chunk import Chunk
 
+MAX_EPISODES = 64  # that a policy plays at the same time
 PROGRAM = "ebt_policy.integrations.robomimic.agent"
 
 
@@ -73,15 +74,23 @@ class RobomimicPolicy:
         if changes:
             raise ConfigError(f"{self.file} has no inference option {', '.join(changes)}.")
 
-    def predict_chunk(self, obs: dict[str, Tensor], *, generator: Any = None) -> Chunk:
+    def predict_chunk(self, obs: dict[str, Tensor], *, generator: Any) -> Chunk:
         """Return the next action of each row as the last action of a chunk (B, To, A).
 
         Args:
             obs: as in `Policy.predict_chunk`, with the observation keys of robomimic joined.
             generator: a generator, or a list with one generator for each row, which identifies the
                 row's episode.
+
+        Raises:
+            RobomimicError: there are too many episodes at the same time, or the process ended.
         """
         generators = generator if isinstance(generator, list) else [generator]
+        if len(generators) > MAX_EPISODES:
+            raise RobomimicError(
+                f"policies of robomimic play at most {MAX_EPISODES} episodes at the same time, got "
+                f"{len(generators)}; set workers={MAX_EPISODES}."
+            )
         for entry in generators:
             if entry not in self._episodes:
                 self._episodes[entry] = next(self._numbers)
@@ -113,6 +122,7 @@ class RobomimicPolicy:
 
     def _failure(self) -> RobomimicError:
         """Return the error for a process that ended, with the last line that it printed."""
+        self._process.kill()  # it has ended, or has sent a message that cannot be read
         self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines() or ["no message"]

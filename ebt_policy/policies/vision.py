@@ -211,12 +211,15 @@ def make_backbone(config: VisionConfig, *, download: bool = False) -> nn.Module:
         ) from error
     if config.pretrained:
         return timm.layers.freeze_batch_norm_2d(backbone)
-    _replace_batch_norm(backbone)
+    replace_batch_norm(backbone)
     return backbone
 
 
-def _replace_batch_norm(module: nn.Module) -> None:
-    """Replace every batch normalisation by group normalisation."""
+def replace_batch_norm(module: nn.Module) -> None:
+    """Replace every batch normalisation by group normalisation.
+
+    Averaged weights do not match the statistics of batches.
+    """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             channels = child.num_features
@@ -225,4 +228,4 @@ def _replace_batch_norm(module: nn.Module) -> None:
                 norm = nn.Sequential(norm, child.get_submodule("act"))
             setattr(module, name, norm)
         else:
-            _replace_batch_norm(child)
+            replace_batch_norm(child)

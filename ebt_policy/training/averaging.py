@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -13,6 +14,9 @@ from ebt_policy.models.base import Model
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
+
+
+MAX_DECAY = 0.9999  # the default of diffusers
 
 
 def weight_average(model: Model, power: float) -> EMAModel:
@@ -28,19 +32,21 @@ def weight_average(model: Model, power: float) -> EMAModel:
 
 
 def averaged_copy(model: nn.Module, power: float) -> AveragedModel:
-    """Return a copy of a model whose weights follow the same average, for trainers of others.
+    """Return a copy of a model whose weights are the average of `weight_average`.
 
-    The copy and the number of its updates are part of its ``state_dict``. Call
-    ``update_parameters(model)`` after each update of the model; ``module`` is the averaged model.
+    Trainers of other libraries use it, because the average and the number of its updates are part
+    of its ``state_dict``. Call ``update_parameters(model)`` after each update of the model. The
+    attribute ``module`` is the averaged model.
 
     Args:
         model, power: as in `weight_average`.
     """
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        return averaged.lerp(current, (1 + float(count)) ** -power)
+    def average(averaged: Any, current: Any, count: Tensor | int) -> None:
+        weight = max((1 + float(count)) ** -power, 1 - MAX_DECAY)
+        torch._foreach_lerp_(averaged, current, weight)  # pyright: ignore
 
-    return AveragedModel(model, avg_fn=average).requires_grad_(False)
+    return AveragedModel(model, multi_avg_fn=torch.no_grad()(average)).requires_grad_(False)
 
 
 @contextmanager

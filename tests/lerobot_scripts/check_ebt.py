@@ -42,12 +42,53 @@ for i, action in enumerate(actions):
 # Real-time chunking: a chunk begins with the actions that are executed meanwhile.
 assert supports_rtc_inference(policy)
 left_over = chunk[:, 3:]
-for previous in (left_over, left_over[0], torch.nn.functional.pad(left_over, (0, 0, 0, 9))):
-    new = policy.predict_action_chunk(
-        observation(1), inference_delay=4, prev_chunk_left_over=previous
-    )
-    torch.testing.assert_close(new[:, :4], previous.expand(rows, -1, -1)[:, :4])
-    assert not torch.allclose(new[:, 4:7], chunk[:, 7:10])
+prefixes = []
+predict = policy._predictor.predict_on_device
+
+
+def spy(obs, constraints):
+    """Keep the prefix of a prediction."""
+    prefixes.append(constraints.prefix)
+    return predict(obs, constraints=constraints)
+
+
+policy._predictor.predict_on_device = spy
+padded = torch.nn.functional.pad(left_over, (0, 0, 0, 9))
+for previous in (left_over, padded, left_over[0], left_over[:, :0], None):
+    for delay in (0, 4, 20):  # more actions than are left over are never committed
+        policy._chunk = chunk
+        new = policy.predict_action_chunk(
+            observation(1), inference_delay=delay, prev_chunk_left_over=previous
+        )
+        given = 0 if previous is None else previous.shape[-2]
+        count = min(delay, left_over.shape[1], given)
+        if not count:
+            assert prefixes[-1] is None
+            continue
+        committed = previous.expand(rows, -1, -1)[:, :count]
+        torch.testing.assert_close(new[:, :count], committed)
+        assert prefixes[-1].shape[1] == steps - 1 + count
+        torch.testing.assert_close(prefixes[-1][:, steps - 1 :], committed)
+        if previous.ndim == 3 and steps > 1:  # the actions before them were executed
+            torch.testing.assert_close(prefixes[-1][:, : steps - 1], chunk[:, 4 - steps : 3])
+policy.reset()  # without the earlier chunk, trailing zeros are padding, too
+policy.predict_action_chunk(observation(1), inference_delay=20, prev_chunk_left_over=padded)
+assert prefixes[-1].shape[1] == steps - 1 + left_over.shape[1]
+del policy._predictor.predict_on_device
+
+
+# Predictions use the averaged weights.
+def seeded_chunk() -> torch.Tensor:
+    torch.manual_seed(1)
+    return policy.predict_action_chunk(first)
+
+
+expected = seeded_chunk()
+with torch.no_grad():
+    weight = next(policy.model.parameters())
+    weight += 1
+    torch.testing.assert_close(seeded_chunk(), expected)
+    weight -= 1
 
 # Gradients reach the trained weights only; the average follows the update.
 policy.train()

@@ -49,7 +49,7 @@ def train(arguments: list[str]) -> None:
 
     script.train = recording_train
     set_threads = torch.set_num_threads
-    if "OMP_NUM_THREADS" in os.environ:  # robomimic sets two threads, whatever the user wants
+    if "OMP_NUM_THREADS" in os.environ:  # robomimic would set two threads
         torch.set_num_threads = lambda _: None
     terminal = sys.stdout, sys.stderr
     try:

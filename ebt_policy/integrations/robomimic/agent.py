@@ -13,19 +13,24 @@ import json
 import os
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ebt_policy.cli.composition import compose_config
-from ebt_policy.envs.robosuite_tasks import SCENES, to_six_dimensional
+from ebt_policy.data.robomimic_controller import check_delta_actions, parse_controller
+from ebt_policy.envs.robosuite_tasks import (
+    OBSERVATION_VERSION,
+    SCENES,
+    Scene,
+    to_six_dimensional,
+)
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.integrations.robomimic.compatibility import prepare
 from ebt_policy.io.messages import read_message, write_message
-
-MAX_EPISODES = 64  # episodes that are played at the same time
-ROBOT = "Panda"
+from ebt_policy.policies.robomimic_checkpoint import MAX_EPISODES
 
 
 class Agent:
@@ -46,6 +51,7 @@ class Agent:
         self.policy, _ = file_utils.policy_from_checkpoint(
             ckpt_dict=checkpoint, device=torch.device("cpu")
         )
+        self.policy.policy.optimizers = {}  # not needed, and copied with the policy
         config = json.loads(checkpoint["config"])
         shapes = checkpoint["shape_metadata"]["all_shapes"]
         self.cameras = [key for key in shapes if obs_utils.key_is_obs_modality(key, "rgb")]
@@ -54,32 +60,28 @@ class Agent:
         if modalities := [
             key for key in self.keys if not obs_utils.key_is_obs_modality(key, "low_dim")
         ]:
-            raise ConfigError(f"{file} observes {modalities[0]}, which is not supported.")
+            raise ConfigError(
+                f"{file} observes {modalities[0]}, which is neither low-dimensional nor an image; "
+                "train it without this observation."
+            )
         self.frames = int(config["train"].get("frame_stack", 1))
-        self.is_absolute = not _is_delta(checkpoint["env_metadata"]["env_kwargs"])
+        self.scene = self._check_environment(Path(file), checkpoint["env_metadata"])
         self._episodes: OrderedDict[int, tuple[Any, torch.Tensor]] = OrderedDict()
         self.description = self._describe(file, checkpoint, config, shapes)
 
     def _describe(
         self, file: str, checkpoint: dict[str, Any], config: dict[str, Any], shapes: Any
     ) -> dict[str, Any]:
-        metadata = checkpoint["env_metadata"]
-        names = {scene.env_name: name for name, scene in SCENES.items()}
-        robots = metadata["env_kwargs"].get("robots", [])
-        robots = [robots] if isinstance(robots, str) else robots
-        if metadata["env_name"] not in names or set(robots) != {ROBOT}:
-            raise ConfigError(
-                f"{file} was trained on {metadata['env_name']} with {', '.join(robots) or 'none'}; "
-                f"available are {', '.join(names)} with {ROBOT}."
-            )
-        scene = names[metadata["env_name"]]
-        task = compose_config("train", [f"task={SCENES[scene].folder}"])["task"]
+        task = compose_config("train", [f"task={self.scene.folder}"])["task"]
         actions = "absolute" if self.is_absolute else "delta"
         kwargs: dict[str, Any] = {"actions": actions, "keys": self.keys}
         if self.cameras:
             height, width = shapes[self.cameras[0]][1:]
             if height != width or any(shapes[c][1:] != [height, width] for c in self.cameras):
-                raise ConfigError(f"{file} has cameras of different sizes, or no squares.")
+                sizes = ", ".join(f"{c} {shapes[c][1:]}" for c in self.cameras)
+                raise ConfigError(
+                    f"{file} has the cameras {sizes}; only square images of one size are supported."
+                )
             kwargs |= {"cameras": [name.removesuffix("_image") for name in self.cameras],
                        "image_size": height}  # fmt: skip
         task |= {
@@ -94,6 +96,26 @@ class Agent:
             "seed": config["train"]["seed"],
             "task": task,
         }
+
+    def _check_environment(self, file: Path, metadata: dict[str, Any]) -> Scene:
+        """Return the task of a checkpoint whose actions and observations mean the same here."""
+        scenes = {scene.env_name: scene for scene in SCENES.values()}
+        if metadata["env_name"] not in scenes:
+            raise ConfigError(
+                f"{file} was trained on {metadata['env_name']}; available are {', '.join(scenes)}."
+            )
+        scene = scenes[metadata["env_name"]]
+        controller = parse_controller(file, json.dumps(metadata), scene)
+        self.is_absolute = not controller.relative
+        if controller.relative:
+            check_delta_actions(file, controller)
+        has_other_layout = scene.poses[controller.version] != scene.poses[OBSERVATION_VERSION]
+        if "object" in self.keys and has_other_layout:
+            raise ConfigError(
+                f'{file} observes "object" of robosuite {controller.version}, which has another '
+                f"order in robosuite {OBSERVATION_VERSION}; train it on data of this version."
+            )
+        return scene
 
     def act(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return "actions" (B, A) for a batch of observations.
@@ -119,7 +141,8 @@ class Agent:
             self._episodes.move_to_end(episode)
             return self._episodes[episode]
         if len(self._episodes) < MAX_EPISODES:
-            policy = copy.deepcopy(self.policy)
+            networks = self.policy.policy.nets  # shared, because they do not change
+            policy = copy.deepcopy(self.policy, {id(networks): networks})
         else:  # the oldest episode is over
             policy = self._episodes.popitem(last=False)[1][0]
         policy.start_episode()
@@ -135,15 +158,6 @@ class Agent:
             frames = obs[key.removesuffix("_image")][row]
             named[key] = obs_utils.process_obs(frames, obs_key=key)
         return {key: value if self.frames > 1 else value[0] for key, value in named.items()}
-
-
-def _is_delta(env_kwargs: dict[str, Any]) -> bool:
-    """Return whether the environment of a checkpoint has relative actions."""
-    controller = env_kwargs.get("controller_configs", {})
-    parts = list(controller.get("body_parts", {"arm": controller}).values())
-    return all(
-        part.get("control_delta", part.get("input_type", "delta") == "delta") for part in parts
-    )
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ebt_policy.cli.composition import compose_config
 from ebt_policy.data.normalizer import Normalizer
+from ebt_policy.errors import ConfigError
 from ebt_policy.policies import build_policy
+from ebt_policy.policies.vision import replace_batch_norm
 from ebt_policy.training.averaging import averaged_copy
 
 FEATURES = "obs"  # key of the encoder's features in ebt_policy
@@ -27,7 +29,7 @@ UNCHANGED = {"min": -1.0, "max": 1.0}  # limits that map to themselves: features
 STATISTICS = ("min", "max", "mean", "std")
 
 
-@register_algo_factory_func("ebt")
+@register_algo_factory_func("ebt")  # pyright: ignore
 def algo_config_to_class(algo_config: Any) -> tuple[type, dict[str, Any]]:
     """Return the class of the algorithm, and further arguments of it."""
     return EBT, {}
@@ -90,11 +92,12 @@ class EncodedPolicy(nn.Module):
 
     def forward(self, obs: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics; ``obs`` (B, To, ...) and ``actions`` (B, T, A)."""
-        batch = {FEATURES: self.features(obs), "action": actions}
-        return self.energy_policy.loss(self.energy_policy.normalize(batch))
+        policy = self.energy_policy
+        batch = policy.normalize({FEATURES: self.features(obs), "action": actions})
+        return policy.training_loss(batch) if self.training else policy.loss(batch)
 
 
-class EBT(PolicyAlgo):
+class EBT(PolicyAlgo):  # pyright: ignore
     """Energy policy as an algorithm of robomimic.
 
     robomimic's encoders process the observations and are trained with the policy. Predictions use
@@ -104,31 +107,56 @@ class EBT(PolicyAlgo):
     def _create_networks(self) -> None:
         config, train = self.algo_config, self.global_config.train
         sections = compose_config("train", [f"size={config.size}", f"objective={config.objective}"])
+        self._check_config(sections["model"]["actions_per_token"])
         encoder = ObservationGroupEncoder(
             observation_group_shapes=OrderedDict(obs=OrderedDict(self.obs_shapes)),
             encoder_kwargs=obs_utils.obs_encoder_kwargs_from_config(self.obs_config.encoder),
         )
+        replace_batch_norm(encoder)
         shape = {
             "action_dim": self.ac_dim,
             "horizon": train.frame_stack - 1 + train.seq_length,
             "n_obs_steps": train.frame_stack,
             "n_action_steps": config.n_action_steps,
         }
-        low_dim = {
+        self._low_dim = {
             key: int(np.prod(size))
             for key, size in self.obs_shapes.items()
             if obs_utils.key_is_obs_modality(key, "low_dim")
         }
-        policy = EncodedPolicy(encoder, sections, shape, low_dim)
+        policy = EncodedPolicy(encoder, sections, shape, self._low_dim)
         policy.energy_policy.configure_inference(
             steps=config.num_inference_steps, num_candidates=config.num_candidates
         )
-        if (data := Path(str(train.data)).expanduser()).is_file():
-            policy.set_statistics(read_statistics(data, train.hdf5_filter_key, low_dim))
         averaged = averaged_copy(policy, config.ema_power)
         self.nets = nn.ModuleDict({"policy": policy, "averaged": averaged})
         self.nets = self.nets.float().to(self.device)
         self._actions: deque[Tensor] = deque()
+        self._has_statistics = False
+
+    def _check_config(self, actions_per_token: int) -> None:
+        """Raise ConfigError for values of robomimic's configuration that are not supported."""
+        config, train = self.algo_config, self.global_config.train
+        if train.hdf5_normalize_obs:
+            raise ConfigError(
+                'algo_name "ebt" normalises observations by itself; set train.hdf5_normalize_obs '
+                "to false."
+            )
+        if self.goal_shapes:
+            raise ConfigError(
+                'algo_name "ebt" has no goals; remove observation.modalities.goal, which lists '
+                f"{', '.join(self.goal_shapes)}."
+            )
+        if config.n_action_steps > train.seq_length:
+            raise ConfigError(
+                f"algo.n_action_steps={config.n_action_steps} must be at most "
+                f"train.seq_length={train.seq_length}."
+            )
+        if (horizon := train.frame_stack - 1 + train.seq_length) % actions_per_token:
+            raise ConfigError(
+                f"train.frame_stack - 1 + train.seq_length = {horizon} must be a multiple of "
+                f"{actions_per_token}; change train.seq_length={train.seq_length}."
+            )
 
     @property
     def _network(self) -> Any:
@@ -143,7 +171,14 @@ class EBT(PolicyAlgo):
     # -- training ---------------------------------------------------------------------------
 
     def process_batch_for_training(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the stacked observations, and the actions from the oldest of them on."""
+        """Return the stacked observations, and the actions from the oldest of them on.
+
+        The first call reads the statistics of the data set.
+        """
+        if not self._has_statistics:
+            train = self.global_config.train
+            data = Path(train.data).expanduser()
+            self._set_statistics(read_statistics(data, train.hdf5_filter_key, self._low_dim))
         steps = self.global_config.train.frame_stack
         obs = {key: value[:, :steps] for key, value in batch["obs"].items()}
         rows: Any = {"obs": obs, "actions": batch["actions"]}
@@ -205,8 +240,12 @@ class EBT(PolicyAlgo):
     def deserialize(self, model_dict: dict[str, Tensor]) -> None:
         """Load weights and statistics that `serialize` returned."""
         super().deserialize(model_dict)
+        self._set_statistics(dict(self._network.named_buffers()))
+
+    def _set_statistics(self, statistics: dict[str, Tensor]) -> None:
         for policy in (self._network, self._averaged.module):
-            policy.set_statistics(dict(policy.named_buffers()))
+            policy.set_statistics(statistics)
+        self._has_statistics = True
 
 
 def read_statistics(file: Path, mask: str | None, keys: Iterable[str]) -> dict[str, Tensor]:

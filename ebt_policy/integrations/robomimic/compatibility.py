@@ -23,7 +23,7 @@ def prepare() -> None:
     if find_spec("robomimic") is None:
         raise ConfigError(f"robomimic is not installed; run {INSTALL}")
     for name, module in (("mujoco_py", _mujoco_py()), ("egl_probe", _egl_probe())):
-        if find_spec(name) is None:
+        if name not in sys.modules and find_spec(name) is None:
             sys.modules[name] = module
     choose_backend()
     from robomimic.envs.env_base import EnvBase  # pyright: ignore

@@ -13,6 +13,9 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 class EBTConfig(PreTrainedConfig):
     """Configuration of an energy-based transformer policy.
 
+    After training, only ``n_action_steps``, ``num_inference_steps``, ``num_candidates`` and the
+    options of the optimizer can be changed.
+
     Args:
         n_obs_steps, horizon, n_action_steps: To observations that a prediction reads, T actions of
             a chunk from the first of them on, and Ta actions that are executed.
@@ -20,7 +23,7 @@ class EBTConfig(PreTrainedConfig):
             chunking; 0 for none.
         relative_actions: predict actions relative to the newest state, where the data shows that
             they are targets of it. Their statistics are computed from the data set.
-        resize_shape: (H, W) to which all images are resized; None keeps their sizes.
+        resize_shape: (H, W) to which all images are resized; None for a shorter side of 96 pixels.
         size, vision, objective: names of the configurations of ebt_policy for the transformer, the
             camera encoder and the training objective.
         num_inference_steps: descent steps of a prediction.
@@ -71,8 +74,8 @@ class EBTConfig(PreTrainedConfig):
         super().__post_init__()
         if not 1 <= self.n_action_steps <= self.horizon - self.n_obs_steps + 1:
             raise ValueError(
-                f"n_action_steps={self.n_action_steps} must be at least 1 and at most horizon - "
-                f"n_obs_steps + 1 = {self.horizon - self.n_obs_steps + 1}."
+                f"--policy.n_action_steps={self.n_action_steps} must be at least 1 and at most "
+                f"horizon - n_obs_steps + 1 = {self.horizon - self.n_obs_steps + 1}."
             )
 
     @property
@@ -115,14 +118,33 @@ class EBTConfig(PreTrainedConfig):
         return DiffuserSchedulerConfig(name="cosine", num_warmup_steps=self.scheduler_warmup_steps)
 
     def validate_features(self) -> None:
-        """Raise ValueError if the data set has no state or no action."""
+        """Raise ValueError if there is no state or no action, or a camera has no colours."""
         if not self.state_features:
             raise ValueError(
-                "policy.type=ebt needs a state, such as observation.state; the data set has "
+                "--policy.type=ebt needs a state, such as observation.state; the data set has "
                 f"{', '.join(self.input_features or {}) or 'no observations'}."
             )
         if self.action_feature is None:
             raise ValueError(
-                f"policy.type=ebt needs the feature {ACTION}; the data set has "
+                f"--policy.type=ebt needs the feature {ACTION}; the data set has "
                 f"{', '.join(self.output_features or {}) or 'no actions'}."
             )
+        for key, feature in self.image_features.items():
+            if feature.shape[0] != 3:
+                raise ValueError(
+                    f"{key} has the shape {tuple(feature.shape)}, but --policy.type=ebt reads "
+                    "images with 3 channels; list the features to read in --policy.input_features."
+                )
+
+    def check_trained_options(self) -> None:
+        """Raise ValueError if an option differs from its value in training."""
+        assert self.sections is not None
+        shape = self.sections["shape"]
+        trained = {key: shape[key] for key in ("horizon", "n_obs_steps", "max_prefix_len")}
+        trained |= {key: self.sections[key]["name"] for key in ("size", "objective")}
+        for name, value in trained.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"--policy.{name}={getattr(self, name)} differs from {value}, the value in "
+                    "training; train a new policy to change it."
+                )

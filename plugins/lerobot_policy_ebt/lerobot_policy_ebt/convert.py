@@ -43,6 +43,8 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
         n_action_steps=shape.n_action_steps,
         max_prefix_len=shape.max_prefix_len,
         relative_actions=shape.relative_to is not None,
+        size=policy.config["size"]["name"],
+        objective=policy.config["objective"]["name"],
         input_features={OBS_STATE: state, **images},
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (shape.action_dim,))},
         num_inference_steps=inference.steps,
@@ -50,7 +52,6 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
         sections=policy.stored_config,
         normalizer=policy.normalizer.to_json(),
         push_to_hub=False,
-        device="cpu",
     )
     converted = EBTPolicy(config)
     for model in (converted.model, converted.averaged.module):

@@ -4,6 +4,7 @@ Shapes: B batch, T `horizon`, To `n_obs_steps`, Ta `n_action_steps`, A action di
 pixels of a camera.
 """
 
+import math
 from collections import deque
 from typing import Any
 
@@ -34,8 +35,7 @@ class EBTPolicy(PreTrainedPolicy):
         dataset_stats: not used; see `EBTConfig.relative_actions`.
 
     Raises:
-        ValueError: the data set has no state or no action, or there is no data set to train on.
-        UserError: an option does not fit the data.
+        ValueError: the features or an option are unsuitable, or there is no data set to train on.
     """
 
     config_class = EBTConfig
@@ -51,20 +51,22 @@ class EBTPolicy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         self.config: EBTConfig = config
-        if config.sections is None or config.normalizer is None:
+        is_new = config.sections is None or config.normalizer is None
+        if is_new:
             if dataset_meta is None:
                 raise ValueError(
-                    "policy.type=ebt needs a data set to start from; give --dataset.repo_id, or "
+                    "--policy.type=ebt needs a data set to start from; give --dataset.repo_id, or "
                     "--policy.path of a trained policy."
                 )
             fit_to_dataset(config, dataset_meta)
+        config.check_trained_options()
         assert config.sections is not None and config.normalizer is not None
         model = build_policy(config.sections, Normalizer.from_json(config.normalizer))
         assert isinstance(model, EnergyPolicy)
         model.configure_inference(
             steps=config.num_inference_steps, num_candidates=config.num_candidates
         )
-        if model.vision is not None and config.pretrained_path is None:
+        if model.vision is not None and is_new:
             model.vision.load_pretrained()
         self.model = model
         self.averaged = averaged_copy(model, config.ema_power)
@@ -84,13 +86,9 @@ class EBTPolicy(PreTrainedPolicy):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and metrics of a batch; of the averaged weights in evaluation mode."""
         model = self.model if self.training else self._predictor
-        rows = {**self._observations(batch), "action": batch[ACTION]}
-        rows = model.before_step(model.normalize(rows))
-        noisy = model.with_noise(rows)
-        loss, metrics = model(noisy)
-        candidate = metrics.pop("candidate", None)
-        if candidate is not None and self.training:
-            model.after_step({key: noisy[key] for key in model.keys} | {"candidate": candidate})
+        actions = batch[ACTION].reshape(len(batch[ACTION]), -1, model.shape.action_dim)
+        rows = model.normalize({**self._observations(batch), "action": actions})
+        loss, metrics = model.training_loss(rows) if self.training else model.loss(rows)
         return loss, {name: float(value) for name, value in metrics.items() if value.numel() == 1}
 
     def update(self) -> None:
@@ -136,7 +134,7 @@ class EBTPolicy(PreTrainedPolicy):
             inference_delay: number of actions of the earlier chunk that the robot executes during
                 the prediction; the chunk begins with them.
             prev_chunk_left_over: (n, A) or (B, n, A), actions of the earlier chunk that are not
-                executed yet.
+                executed yet, and rows of zeros, with which LeRobot pads them.
             kwargs: not used.
 
         Returns:
@@ -159,18 +157,39 @@ class EBTPolicy(PreTrainedPolicy):
         """Return True: chunks can begin with the actions that are executed meanwhile."""
         return True
 
-    def _prefix(self, left_over: Tensor, delay: int, batch: int) -> Tensor:
-        """Return the committed actions (B, To - 1 + delay, A) from the start of the chunk on."""
+    def _prefix(self, left_over: Tensor, delay: int, batch: int) -> Tensor | None:
+        """Return the committed actions (B, To - 1 + n, A) from the start of the chunk on.
+
+        At most ``delay`` actions are committed, without the zeros of the padding. The actions
+        before them were executed. They are known if the earlier chunk has the actions left over;
+        otherwise the first one is repeated.
+        """
         left_over = left_over.expand(batch, *left_over.shape[-2:])
         past = self.config.n_obs_steps - 1
-        committed = left_over[:, : min(delay, self.config.horizon - past)]
+        start = self._position(left_over)
+        if start is not None and self._chunk is not None:
+            count = self._chunk.shape[1] - start
+        else:
+            nonzero = left_over.any(dim=-1).any(dim=0).nonzero().flatten()
+            count = int(nonzero[-1]) + 1 if len(nonzero) else 0
+        committed = left_over[:, : min(delay, count, self.config.horizon - past)]
+        if not committed.shape[1]:
+            return None
         executed = left_over[:, :1].expand(-1, past, -1)
-        if self._chunk is not None and self._chunk.shape[0] == batch:
-            # The earlier chunk has the actions that were executed before those left over.
-            is_next = (self._chunk == left_over[:, :1]).all(dim=-1).all(dim=0)
-            if len(index := is_next.nonzero()) and (start := int(index[0])) >= past:
-                executed = self._chunk[:, start - past : start]
+        if start is not None and start >= past and self._chunk is not None:
+            executed = self._chunk[:, start - past : start]
         return torch.cat([executed, committed], dim=1)
+
+    def _position(self, left_over: Tensor) -> int | None:
+        """Return the index in the earlier chunk from which on its actions are left over."""
+        if self._chunk is None or len(self._chunk) != len(left_over):
+            return None
+        for start in range(self._chunk.shape[1]):
+            rest = self._chunk[:, start : start + left_over.shape[1]]
+            count = rest.shape[1]
+            if count and torch.equal(rest, left_over[:, :count]) and not left_over[:, count:].any():
+                return start
+        return None
 
     # -- observations -----------------------------------------------------------------------
 
@@ -182,18 +201,20 @@ class EBTPolicy(PreTrainedPolicy):
         """Return "obs" (B, To, Do) and images (B, To, H, W, 3) uint8 as `Policy` expects them."""
         steps, shape = self.config.n_obs_steps, self.model.shape
 
-        def with_steps(key: str, dims: int) -> Tensor:
-            value = batch[key]
-            if value.ndim == dims:  # of the newest observation only
-                value = value.unsqueeze(1).expand(-1, steps, *value.shape[1:])
-            return value
+        def with_steps(value: Tensor) -> Tensor:
+            """Repeat (B, 1, ...), the newest observation alone."""
+            return value.expand(-1, steps, *value.shape[2:]) if value.shape[1] == 1 else value
 
-        states = [with_steps(key, 2).float() for key in self.config.state_features]
+        states = []
+        for key, feature in self.config.state_features.items():
+            rows = batch[key].reshape(len(batch[key]), -1, math.prod(feature.shape))
+            states.append(with_steps(rows.float()))
         obs = {"obs": torch.cat(states, dim=-1)}
         for key, (name, size) in zip(
             self.config.image_features, (shape.cameras or {}).items(), strict=True
         ):
-            frames = resize(with_steps(key, 4), size)
+            frames = batch[key] if batch[key].ndim == 5 else batch[key].unsqueeze(1)
+            frames = resize(with_steps(frames), size)
             frames = (255 * frames).round().clamp(0, 255).to(torch.uint8)
             obs[name] = frames.movedim(-3, -1)
         return obs
