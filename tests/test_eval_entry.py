@@ -209,7 +209,7 @@ def test_training_seeds_may_have_their_own_demonstrations(tiny, demonstrations, 
         config = tiny(f"run-seed{seed}", f"seed={seed}")
         config["task"]["path"] = str(shutil.copytree(demonstrations, tmp_path / f"data{seed}"))
         train(config)
-    entry = PolicyEntry.load(f"{tmp_path}/run-seed*", Policy, torch.device("cpu"))
+    entry = PolicyEntry.load(f"{tmp_path}/run-seed*", Policy.from_checkpoint)
     assert len(entry.models) == 2
     for seed in (0, 1):  # without an environment, the demonstrations are also the test data
         for file in (tmp_path / f"run-seed{seed}").rglob("config.yaml"):
@@ -217,4 +217,4 @@ def test_training_seeds_may_have_their_own_demonstrations(tiny, demonstrations, 
             stored["task"]["env"] = None
             file.write_text(yaml.safe_dump(stored))
     with pytest.raises(ConfigError, match=r"run-seed0, run-seed1 differ in task\.path\."):
-        PolicyEntry.load(f"{tmp_path}/run-seed*", Policy, torch.device("cpu"))
+        PolicyEntry.load(f"{tmp_path}/run-seed*", Policy.from_checkpoint)
