@@ -68,7 +68,7 @@ mutation: $(READY) ## find small changes of energy, training and safety that no 
 	$(BIN)/mutmut run --max-children 1 $(MUTANTS)
 
 # These extras share one environment to save installation time.
-SMALL := rerun sweeps trackers onnx
+SMALL := rerun sweeps trackers onnx ros vision
 # The oldest and the newest version of Python; `make matrix-python3.12` tests the one between.
 matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL) robomimic,$(EXTRAS))) test-robomimic matrix-small $(patsubst %,matrix-%,$(filter-out python3.12,$(PYTHONS))) ## test extras alone and another Python version, in new environments
 
