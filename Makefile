@@ -72,13 +72,14 @@ SMALL := rerun sweeps trackers onnx ros vision
 # The oldest and the newest version of Python; `make matrix-python3.12` tests the one between.
 matrix: $(patsubst %,matrix-%,$(filter-out $(SMALL) robomimic,$(EXTRAS))) test-robomimic matrix-small $(patsubst %,matrix-%,$(filter-out python3.12,$(PYTHONS))) ## test extras alone and another Python version, in new environments
 
-# Arguments: suffix of the environment, its Python, extras, tests to select.
+# Arguments: suffix of the environment, its Python, extras, tests to select, command to run then.
 define test-alone
 	rm -rf $(VENV)-$(1)
 	$(2) -m venv $(VENV)-$(1)
 	$(VENV)-$(1)/bin/pip $(INSTALL) --quiet -e ".[$(3)]"
 	$(VENV)-$(1)/bin/pip check
 	$(VENV)-$(1)/bin/python -m pytest -m $(4)
+	$(5)
 	rm -rf $(VENV)-$(1)
 endef
 
@@ -102,14 +103,7 @@ test-lerobot: $(READY) .venv-lerobot/.installed ## data sets and the policy plug
 
 # robomimic is installed without its dependency egl_probe, which has to be compiled.
 test-robomimic: ## the algorithm ebt in the real robomimic, and all tests of robosuite, in an environment of its own
-	rm -rf $(VENV)-robomimic
-	$(PYTHON) -m venv $(VENV)-robomimic
-	$(VENV)-robomimic/bin/pip $(INSTALL) --quiet -e ".[dev,robomimic]"
-	$(VENV)-robomimic/bin/pip check
-	$(VENV)-robomimic/bin/pip $(INSTALL) --quiet --no-deps robomimic==0.3.0
-	$(VENV)-robomimic/bin/python -m pytest -m "robomimic and not slow"
-	$(VENV)-robomimic/bin/python -m pytest tests/test_robomimic_package.py
-	rm -rf $(VENV)-robomimic
+	$(call test-alone,robomimic,$(PYTHON),dev$(comma)robomimic,"robomimic and not slow",$(VENV)-robomimic/bin/pip $(INSTALL) --quiet --no-deps robomimic==0.3.0 && $(VENV)-robomimic/bin/python -m pytest tests/test_robomimic_package.py)
 
 test-openpi: $(READY) .venv-openpi/.installed ## serve a policy to the real openpi-client, in an environment of its own (needs Python 3.11 or 3.12)
 	$(BIN)/python -m pytest tests/test_openpi.py

@@ -11,7 +11,7 @@ from ebt_policy.training.averaging import averaged_copy, weight_average
 def test_averaged_copy_follows_the_weight_average():
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    average, copy = weight_average(model, 0.75), averaged_copy(model, 0.75)  # type: ignore[arg-type]
+    average, copy = weight_average(model, 0.75), averaged_copy(model, 0.75)
     assert not any(p.requires_grad for p in copy.parameters())
     for _ in range(5):
         with torch.no_grad():

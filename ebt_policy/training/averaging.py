@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
 
-MAX_DECAY = 0.9999  # the default of diffusers
+MAX_DECAY = 0.9999
 
 
-def weight_average(model: Model, power: float) -> EMAModel:
+def weight_average(model: nn.Module, power: float) -> EMAModel:
     """Return an exponential moving average of the weights, which is updated in place.
 
     Args:
@@ -28,7 +28,9 @@ def weight_average(model: Model, power: float) -> EMAModel:
     """
     from diffusers.training_utils import EMAModel  # slow to import
 
-    return EMAModel(model.parameters(), use_ema_warmup=True, power=power, foreach=True)
+    return EMAModel(
+        model.parameters(), decay=MAX_DECAY, use_ema_warmup=True, power=power, foreach=True
+    )
 
 
 def averaged_copy(model: nn.Module, power: float) -> AveragedModel:

@@ -7,13 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies import make_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.atomic_write import atomic_folder
-from ebt_policy.models.base import checkpoint_folder
 from ebt_policy.policies import EnergyPolicy, load_policy
 
 from .configuration_ebt import EBTConfig
@@ -82,7 +81,7 @@ def convert(source: str, destination: str) -> str:
         raise ConfigError(f"DESTINATION={destination} exists; give a new folder.")
     policy_type = _lerobot_type(Path(source))
     if policy_type is None:
-        to_lerobot(checkpoint_folder(source), target)
+        to_lerobot(source, target)
         return f"{destination} is a policy of LeRobot: --policy.path={destination}"
     if policy_type != "ebt":
         raise ConfigError(f"{source} has the policy type {policy_type}; only ebt can be converted.")
@@ -92,8 +91,6 @@ def convert(source: str, destination: str) -> str:
 
 def _lerobot_type(source: Path) -> str | None:
     """Return the type of a policy of LeRobot, None if the folder has none."""
-    from lerobot.configs import PreTrainedConfig
-
     if (source / "format_version").exists() or not (source / "config.json").exists():
         return None
     return PreTrainedConfig.from_pretrained(source).type
