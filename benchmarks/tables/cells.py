@@ -7,6 +7,8 @@ from typing import Any
 
 from ebt_policy.evaluation.tables import format_interval
 
+Result = Mapping[str, Any]  # a stored result, or an entry of it
+
 # Stored results keep the names of the version that measured them -> labels in tables and figures.
 LABELS = {
     "guesses through one block": "candidates through one block",
@@ -26,11 +28,11 @@ def label_of(name: str) -> str:
     return name
 
 
-def interval(value: Mapping[str, Any]) -> str:
+def interval(value: Result) -> str:
     """Return ``0.850 [0.800, 0.900]`` for ``{"mean": ..., "ci95": ...}``."""
     return format_interval(value["mean"], value["ci95"])
 
 
-def difference(pair: Mapping[str, Any]) -> str:
+def difference(pair: Result) -> str:
     """Return a paired difference with its interval and sign."""
     return format_interval(pair["diff"], pair["ci95"], signed=True)

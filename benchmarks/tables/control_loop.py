@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks.tables.cells import difference, interval, label_of
+from benchmarks.tables.cells import Result, difference, interval, label_of
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 
 LENGTHS = ("transition_jump", "transition_second_difference", "second_difference")
 
 
-def percentiles(key: str) -> Callable[[Mapping[str, Any]], str]:
+def percentiles(key: str) -> Callable[[Result], str]:
     """Return a function that formats the percentiles of a time in an entry, if it has them."""
 
-    def cell(entry: Mapping[str, Any]) -> str:
+    def cell(entry: Result) -> str:
         times = entry[key]
         return "" if times is None else " / ".join(f"{times[p]:.1f}" for p in ("p50", "p95", "p99"))
 
     return cell
 
 
-RECORD_TRAIN_RUN_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+RECORD_TRAIN_RUN_ROWS: dict[str, Callable[[Result], str]] = {
     "recorded demonstrations": lambda e: f"{e['recorded']['episodes']}",
     "recorded ticks": lambda e: f"{e['recorded']['rows']:,}",
     "score": lambda e: interval(e["score"]),
@@ -33,7 +33,7 @@ RECORD_TRAIN_RUN_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def delay(result: Mapping[str, Any], ms: int = 300) -> str:
+def delay(result: Result, ms: int = 300) -> str:
     """Return a table of the execution modes at one prediction time, ``ms``."""
     rows = []
     for entry in result["entries"]:
@@ -56,7 +56,7 @@ def delay(result: Mapping[str, Any], ms: int = 300) -> str:
     return markdown(header, rows, left=1)
 
 
-def real_time(result: Mapping[str, Any]) -> str:
+def real_time(result: Result) -> str:
     """Return a table of the control loop in steps, in real time and through ROS 2."""
     entries = result["entries"]
 
@@ -83,7 +83,7 @@ def real_time(result: Mapping[str, Any]) -> str:
     return markdown(header, rows, left=1)
 
 
-def record_train_run(result: Mapping[str, Any]) -> str:
+def record_train_run(result: Result) -> str:
     """Return a table of the recordings, scores and timing of simulated robots."""
     entries = result["entries"]
     rows: list[tuple[str, ...]] = [
@@ -94,7 +94,7 @@ def record_train_run(result: Mapping[str, Any]) -> str:
     return markdown((updates, *entries), rows, left=1)
 
 
-def interventions(result: Mapping[str, Any]) -> str:
+def interventions(result: Result) -> str:
     """Return a table of the policies before and after corrections, or fresh demonstrations."""
     names, entries = result["names"], result["entries"]
     first = entries[0]["name"]
@@ -123,7 +123,7 @@ def interventions(result: Mapping[str, Any]) -> str:
     return markdown(header, rows, left=1)
 
 
-def serving(result: Mapping[str, Any]) -> str:
+def serving(result: Result) -> str:
     """Return tables of a server under load, and of a robot with and without a server."""
     latency, robot = result["latency_ms"], result["robot"]
     load = (

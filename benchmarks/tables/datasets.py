@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from benchmarks.tables.cells import difference, interval
+from benchmarks.tables.cells import Result, difference, interval
 from ebt_policy.evaluation.tables import markdown
 
-Result = Mapping[str, Any]
 HELD_OUT_LABELS: dict[str, str] = {
     "ebt (steps 2, candidates 8)": "energy, lowest energy of 8",
     "ebt (steps 2, candidates 1)": "energy, one sample",

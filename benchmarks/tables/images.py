@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from benchmarks.tables.cells import difference, interval, label_of
+from benchmarks.tables.cells import Result, difference, interval, label_of
 from ebt_policy.evaluation.tables import format_estimate, markdown
-
-Result = Mapping[str, Any]
 
 DENOISER_NAMES = {
     "ebt": "energy, System 1",

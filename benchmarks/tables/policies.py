@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables.cells import difference, interval, label_of
+from benchmarks.tables.cells import Result, difference, interval, label_of
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 from ebt_policy.policies.robustness import OVERALL
-
-Result = Mapping[str, Any]
 
 HEADLINE = (  # stored result, name of its entry, name of the chunk in speed.json
     ("push_t_selection", "ebt_12500 (steps 2, candidates 8)", "energy, 2 steps, best of 8"),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from benchmarks.tables.cells import difference, label_of
+from benchmarks.tables.cells import Result, difference, label_of
 from ebt_policy.evaluation.tables import format_estimate, format_interval, markdown
-
-Result = Mapping[str, Any]
 
 NAMES = {
     "transformer_pp": "Transformer++",
