@@ -48,6 +48,20 @@ def test_velocities_and_constants_stay_absolute(tmp_path):
         assert guess_relative(dataset, ["state"], "action") == [0, None, None]
 
 
+@pytest.mark.parametrize(
+    ("name", "is_relative"),
+    [("eef.roll", False), ("yaw", False), ("euler_0", False), ("rx", False), ("pose_qw", False),
+     ("wrist_roll.pos", True), ("kLeftShoulderYaw", True), ("left_wrist_roll", True), ("x", True)],
+)  # fmt: skip
+def test_angles_of_a_pose_stay_absolute_and_joints_do_not(tmp_path, name, is_relative):
+    state = np.linspace(0, 1, 60)[:, None].repeat(2, axis=1)
+    attrs = {"names": {"state": [name, "y"], "action": [name, "y"]}}
+    episodes = Episodes({"state": state, "action": state + 0.01}, np.array([30, 60]), attrs)
+    write_episodes(tmp_path / "store", episodes)
+    with open_dataset(tmp_path / "store") as dataset:
+        assert guess_relative(dataset, ["state"], "action") == [0 if is_relative else None, 1]
+
+
 def test_switches_stay_absolute(tmp_path):
     position = np.linspace(0, 1, 60)
     grip = np.where(np.arange(60) % 30 < 20, -1.0, 1.0)

@@ -20,7 +20,7 @@ def dataset_speed(result: Result) -> str:
     rates = result["windows_per_s"]
     best = max(rate for name, rate in rates.items() if name.startswith("LeRobot"))
     rows = [(name, f"{rate:,.0f}", f"{rate / best:.1f}x") for name, rate in rates.items()]
-    return markdown(("frames", "windows per second", "LeRobot's best"), rows, left=1)
+    return markdown(("frames", "windows per second", "relative to LeRobot's best"), rows, left=1)
 
 
 def held_out(result: Result) -> str:

@@ -21,7 +21,10 @@ SAMPLED_EPISODES = 8  # episodes from which relative actions are guessed
 MAX_RELATIVE_SPREAD = 0.5
 RESERVED = ("obs", "action", "row", "weight", "noise")  # names that batches use
 # Differences of single entries of a rotation are not rotations.
-_ROTATION = re.compile(r"quat|rot|(^|[_.])q[xyzw]$|[_.]r[xyz]$", re.IGNORECASE)
+# Names such as "eef.roll" are angles of a pose; "wrist_roll" is a joint.
+_ROTATION = re.compile(
+    r"quat|rot|euler|(^|[_.])q[xyzw]$|(^|[_.])r[xyz]$|(^|\.)(roll|pitch|yaw)$", re.IGNORECASE
+)
 SHORT_SIDE = 96  # shorter side of resized frames, in pixels
 MAX_SWITCH_VALUES = 3  # most different values of an action entry that is a switch
 CHUNK_SECONDS = 1.0  # duration of a chunk
