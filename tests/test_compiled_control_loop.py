@@ -27,21 +27,22 @@ def runner_with(policy, execution):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("warm", [False, True])
-def test_control_loop_does_not_recompile_or_fall_back_to_eager(warm):
+def test_control_loop_does_not_recompile_or_fall_back_to_eager():
     torch._dynamo.reset()
     counters.clear()
     shape = {**SHAPE, "max_prefix_len": 6}
     policy = make("ebt", "4xs", torch.device("cpu"), shape=shape).eval().requires_grad_(False)
     policy.configure_inference(steps=2, num_candidates=2)
     policy.compile_prediction()
-    runner = runner_with(policy, ExecutionOptions(warm=warm))
-    runner.prepare()
-    compiled_calls, compiled = [], policy._compiled
-    policy._compiled = lambda *arguments: compiled_calls.append(1) or compiled(*arguments)
-    num_frames = counters["frames"]["total"]
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        result = runner.run_episode(3)
-    assert result.completed and len(compiled_calls) >= 10
-    assert len(compiled_calls) >= len(result.latencies)
-    assert counters["frames"]["total"] == num_frames and not counters["graph_break"]
+    compiled = policy._compiled
+    for warm in (False, True):
+        policy._compiled, runner = compiled, runner_with(policy, ExecutionOptions(warm=warm))
+        runner.prepare()
+        calls: list[int] = []
+        policy._compiled = lambda *arguments, calls=calls: calls.append(1) or compiled(*arguments)
+        num_frames = counters["frames"]["total"]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            result = runner.run_episode(3)
+        assert result.completed and len(calls) >= 10
+        assert len(calls) >= len(result.latencies)
+        assert counters["frames"]["total"] == num_frames and not counters["graph_break"]

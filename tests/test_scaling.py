@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,39 +183,49 @@ def test_launchers_are_installed(launcher):
         assert get_class(chosen.hydra.launcher._target_)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        (),
-        pytest.param(
-            ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), marks=pytest.mark.sweeps
-        ),
-        pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.sweeps),
-    ],
-)
-def test_scaling_study_writes_a_table_and_resumes(launcher, tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def study_folder(tmp_path, monkeypatch) -> Path:
+    """Return a working directory with a text, and a cache of its own."""
     monkeypatch.setenv("EBT_POLICY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text(TEXT, "utf-8")
-    arguments = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL, *launcher]
-    result = scaling.scaling(arguments)
-    stored = json.loads((tmp_path / "results/scaling-depth/summary.json").read_text())
+    return tmp_path
+
+
+STUDY = ["axis=depth", "task.path=mine.txt", "models=ebt,transformer_pp", *SMALL]
+
+
+@pytest.mark.slow
+@pytest.mark.sweeps
+@pytest.mark.parametrize(
+    "launcher",
+    [("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), ("hydra/launcher=submitit_local",)],
+)
+def test_launchers_run_the_trainings(launcher, study_folder):
+    result = scaling.scaling([*STUDY, "seeds=1", *launcher])
+    assert len(list((study_folder / "runs/scaling").iterdir())) == 4
+    assert [point["x"] for point in result["models"]["ebt"]["points"]] == [1, 2]
+
+
+@pytest.mark.slow
+def test_scaling_study_writes_a_table_and_resumes(study_folder, capfd):
+    result = scaling.scaling(STUDY)
+    output = study_folder / "results/scaling-depth"
+    stored = json.loads((output / "summary.json").read_text())
     assert stored["models"] == json.loads(json.dumps(result["models"]))
     ebt, base = result["models"]["ebt"], result["models"]["transformer_pp"]
     assert [p["x"] for p in ebt["points"]] == [1, 2]
     assert all(
         a["flops"] > 2 * b["flops"] for a, b in zip(ebt["points"], base["points"], strict=True)
     )
-    assert "difference at equal FLOPs" in (tmp_path / "results/scaling-depth/table.md").read_text()
+    assert "difference at equal FLOPs" in (output / "table.md").read_text()
     assert {p["lr"] for p in ebt["points"]} == {0.002}
-    assert (tmp_path / "results/scaling-depth/scaling.svg").stat().st_size > 1000
-    assert len(list((tmp_path / "runs/scaling").iterdir())) == 8
-    (tmp_path / "runs/scaling/ebt-w16-l2-b2-n4-lr0.002-seed1/test.npy").unlink()
+    assert (output / "scaling.svg").stat().st_size > 1000
+    assert len(list((study_folder / "runs/scaling").iterdir())) == 8
+    (study_folder / "runs/scaling/ebt-w16-l2-b2-n4-lr0.002-seed1/test.npy").unlink()
     capfd.readouterr()
-    if not launcher:
-        assert scaling.scaling(arguments)["models"] == result["models"]
-        assert capfd.readouterr().out.count("resumed at step 4") == 8
+    assert scaling.scaling(STUDY)["models"] == result["models"]
+    assert capfd.readouterr().out.count("resumed at step 4") == 8
 
 
 @pytest.mark.slow
