@@ -22,7 +22,7 @@ from benchmarks.study import StudyContext
 from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.perturbations import Perturbation, sample_event
 from ebt_policy.envs.rollout import RolloutPool, noise_seed
-from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
+from ebt_policy.evaluation.detection import Samples, auroc, held_out_reliability
 from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.evaluation.progress import progress_bar
 from ebt_policy.policies.energy import EnergyPolicy
@@ -264,8 +264,8 @@ def signal_quality(
         "failure": {UNDISTURBED: areas(calm_failures), ALL: areas(failures)},
         "failed": float(np.mean([run.failed for runs in records.values() for run in runs])),
         "reliability": {
-            "unexpected": {n: _reliability(runs) for n, runs in pooled.items()},
-            "failure": {n: _reliability(runs) for n, runs in failures.items()},
+            "unexpected": {n: held_out_reliability(runs) for n, runs in pooled.items()},
+            "failure": {n: held_out_reliability(runs) for n, runs in failures.items()},
         },
     }
 
@@ -282,17 +282,6 @@ def _failures(conditions: Sequence[SignalRecord], name: str) -> Samples:
         finite = np.isfinite(means)
         samples.append(Samples(means[finite], record.failed[finite], np.flatnonzero(finite)))
     return _concatenate(samples)
-
-
-def _reliability(runs: list[Samples]) -> dict[str, Any]:
-    """Calibrate each run on episodes with even numbers, and test on the odd ones."""
-    predicted, observed = [], []
-    for run in runs:
-        even = run.episode % 2 == 0
-        calibrated = Calibration(run.signal[even], run.label[even])
-        predicted.append(calibrated(run.signal[~even]))
-        observed.append(run.label[~even])
-    return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))
 
 
 def chunk_latency_ms(checkpoints: Sequence[str]) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import DEVICE
-from ebt_policy.evaluation.detection import Calibration, Samples, auroc, reliability
+from ebt_policy.evaluation.detection import Samples, auroc, held_out_reliability
 from ebt_policy.image.model import ImageModel
 
 BATCH = 256
@@ -67,7 +67,10 @@ def detection_quality(runs: Sequence[Scores], groups: Mapping[str, ImageGroup]) 
                          sources[other])
                 for scores in runs
             ]  # fmt: skip
-            result[signal][other] = {"auroc": auroc(samples), "reliability": _reliability(samples)}
+            result[signal][other] = {
+                "auroc": auroc(samples),
+                "reliability": held_out_reliability(samples),
+            }
     return result
 
 
@@ -78,14 +81,3 @@ def _samples(
     sources = np.concatenate([usual_sources, other_sources + len(usual_sources)])
     odd = np.repeat([False, True], [len(usual_sources), len(other_sources)])
     return Samples(np.concatenate([usual, other]), odd, sources)
-
-
-def _reliability(runs: Sequence[Samples]) -> dict[str, Any]:
-    """Calibrate on sources with even indices and test on the odd ones."""
-    predicted, observed = [], []
-    for run in runs:
-        even = run.episode % 2 == 0
-        calibrated = Calibration(run.signal[even], run.label[even])
-        predicted.append(calibrated(run.signal[~even]))
-        observed.append(run.label[~even])
-    return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))

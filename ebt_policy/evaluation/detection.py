@@ -121,3 +121,14 @@ def reliability(predicted: np.ndarray, label: np.ndarray, bins: int = 5) -> dict
         "brier": float(np.square(predicted - label).mean()),
         "brier_of_mean": float(np.square(label.mean() - label).mean()),
     }
+
+
+def held_out_reliability(runs: Sequence[Samples]) -> dict[str, Any]:
+    """Calibrate each run on episodes of even number; return `reliability` on the odd ones."""
+    predicted, observed = [], []
+    for run in runs:
+        even = run.episode % 2 == 0
+        calibrated = Calibration(run.signal[even], run.label[even])
+        predicted.append(calibrated(run.signal[~even]))
+        observed.append(run.label[~even])
+    return reliability(np.concatenate(predicted), np.concatenate(observed).astype(float))
