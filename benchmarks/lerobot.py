@@ -42,6 +42,12 @@ POLICIES: dict[str, list[str]] = {
         f"--policy.normalization_mapping={json.dumps(dict.fromkeys(NORMALIZED, 'MIN_MAX'))}",
     ],
 }  # fmt: skip
+# Name of an entry -> its policy and options of its evaluation.
+ENTRIES: dict[str, tuple[str, list[str]]] = {
+    "LeRobot diffusion": ("diffusion", []),
+    "LeRobot ebt": ("ebt", []),
+    "LeRobot ebt (steps 8)": ("ebt", ["--policy.num_inference_steps=8"]),
+}
 ENV_ID = "gym_pusht:gym_pusht/PushT-v0"
 CHECKPOINT = Path("checkpoints/last/pretrained_model")
 
@@ -105,15 +111,16 @@ def train(bin: Path, options: Any, name: str, seed: int) -> Path:
     return run
 
 
-def evaluate(bin: Path, options: Any, run: Path) -> dict[str, Any]:
+def evaluate(bin: Path, options: Any, run: Path, inference: list[str]) -> dict[str, Any]:
     """Play episodes of LeRobot's Push-T; return the result of ``lerobot-eval``."""
-    output = run / f"eval-{options.episodes}"
+    suffix = "".join(f"-{option.partition('=')[2]}" for option in inference)
+    output = run / f"eval-{options.episodes}{suffix}"
     if not (output / "eval_info.json").exists():
         arguments = [
             f"--policy.path={run / CHECKPOINT}", "--policy.device=cpu", "--env.type=pusht",
             "--env.obs_type=environment_state_agent_pos", f"--eval.n_episodes={options.episodes}",
             f"--eval.batch_size={min(50, options.episodes)}", "--eval.use_async_envs=false",
-            "--seed=100000", f"--output_dir={output}",
+            "--seed=100000", f"--output_dir={output}", *inference,
         ]  # fmt: skip
         call(bin / "lerobot-eval", arguments, run.with_suffix(".log"))
     return json.loads((output / "eval_info.json").read_text())
@@ -142,18 +149,25 @@ def main() -> None:
     if not (Path(options.folder) / "push_t").exists():
         write_demonstrations(Path(options.folder) / "push_t")
 
-    def train_and_evaluate(job: tuple[int, str]) -> tuple[Path, dict[str, Any]]:
-        run = train(bin, options, job[1], job[0])
-        return run, evaluate(bin, options, run)
+    def train_and_evaluate(job: tuple[int, str]) -> tuple[Path, dict[str, dict[str, Any]]]:
+        seed, policy = job
+        run = train(bin, options, policy, seed)
+        return run, {
+            name: evaluate(bin, options, run, inference)
+            for name, (evaluated, inference) in ENTRIES.items()
+            if evaluated == policy
+        }
 
     jobs = [(seed, name) for seed in range(options.seeds) for name in POLICIES]
     with ThreadPoolExecutor(options.parallel) as pool:
-        results = dict(zip(jobs, pool.map(train_and_evaluate, jobs), strict=True))
+        done = dict(zip(jobs, pool.map(train_and_evaluate, jobs), strict=True))
+    results = {
+        name: [done[seed, policy][1][name] for seed in range(options.seeds)]
+        for name, (policy, _) in ENTRIES.items()
+    }
     scores: dict[str, dict[str, list[list[float]]]] = {}
-    for name in POLICIES:
-        episodes = [
-            results[seed, name][1]["per_task"][0]["metrics"] for seed in range(options.seeds)
-        ]
+    for name in ENTRIES:
+        episodes = [result["per_task"][0]["metrics"] for result in results[name]]
         scores[name] = {
             "score": [metrics["max_rewards"] for metrics in episodes],
             "success": [[float(s) for s in metrics["successes"]] for metrics in episodes],
@@ -161,19 +175,19 @@ def main() -> None:
     summary = {"score": mean_ci, "success": success_rate}
     entries = [
         {
-            "name": f"LeRobot {name}",
-            "parameters": parameter_count(results[0, name][0]),
+            "name": name,
+            "parameters": parameter_count(done[0, policy][0]),
             "train_steps": options.updates,
-            "eval_s": [results[seed, name][1]["overall"]["eval_ep_s"]
-                       for seed in range(options.seeds)],
+            "eval_s": [result["overall"]["eval_ep_s"] for result in results[name]],
             **{metric: summary[metric](values) for metric, values in scores[name].items()},
         }
-        for name in POLICIES
+        for name, (policy, _) in ENTRIES.items()
     ]  # fmt: skip
-    first, second = POLICIES
+    first, *others = ENTRIES
     paired = [
-        {"a": entries[0]["name"], "b": entries[1]["name"], "metric": metric}
-        | paired_difference(scores[first][metric], scores[second][metric])
+        {"a": first, "b": other, "metric": metric}
+        | paired_difference(scores[first][metric], scores[other][metric])
+        for other in others
         for metric in summary
     ]
     result = {
