@@ -39,8 +39,9 @@ HEADLINE_LABELS = {  # name of a chunk in speed.json -> what it says in the tabl
     "DDPM-100": "DDPM-100, one sample (other initial states)",
 }
 LEROBOT_LABELS: dict[str, str] = {
-    "LeRobot ebt": "plug-in: energy policy, 2 steps, lowest energy of 8",
     "LeRobot diffusion": "LeRobot: Diffusion Policy, DDPM-100",
+    "LeRobot ebt": "plug-in: energy, 2 steps, lowest energy of 8",
+    "LeRobot ebt (steps 8)": "plug-in: energy, 8 steps, lowest energy of 8",
 }
 ENTRY_LABELS: dict[str, str] = {  # name of an entry -> its label
     "ebt_product (steps 2, candidates 8)": "product of two energies, lowest energy of 8",
