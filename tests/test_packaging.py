@@ -114,11 +114,8 @@ def run(python: Path | str, *arguments: str, cwd: Path, timeout: int = 180) -> s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "entry"),
-    [*(("wheel", entry) for entry in ENTRIES), ("editable", "ebt_policy.train"),
-     ("editable", "ebt_policy.real_robot.run")],
-)  # fmt: skip
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_entries_ignore_the_packages_of_the_working_directory(kind, entry, pythons, hostile):
     arguments, expected = ENTRIES[entry]
     output = run(pythons[kind], "-m", entry, *arguments, cwd=hostile)

@@ -30,7 +30,6 @@ from ebt_policy.training.trainer import Trainer
 
 # As in the how-to pages. torchrun finds a free port, so trainings can run in parallel.
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-KILLS = 5
 
 
 def start(launcher: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen[str]:
@@ -159,8 +158,8 @@ def _train_quietly(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_five_times_equals_uninterrupted(tiny):
-    overrides = (*S2, "train.steps=200", "train.checkpoint_every=3")
+def test_killed_ten_times_equals_uninterrupted(tiny):
+    overrides = (*S2, "train.steps=400", "train.checkpoint_every=3")
     uninterrupted = train(tiny("uninterrupted", *overrides))
     config = tiny("killed", *overrides, "resume=true")
     run = Path(config["run_dir"])
@@ -172,7 +171,7 @@ def test_killed_five_times_equals_uninterrupted(tiny):
         process = server.Process(target=_train_quietly, args=(config,))
         process.start()
         reached = _log_length(run)
-        goal = reached + chance.randint(5, 30) if kills < KILLS else math.inf
+        goal = reached + chance.randint(5, 30) if kills < 10 else math.inf
         while process.is_alive() and _log_length(run) < goal:
             time.sleep(0.001)
         if not process.is_alive():
@@ -183,9 +182,9 @@ def test_killed_five_times_equals_uninterrupted(tiny):
         kills += 1
         saving += any((run / "checkpoints").glob(".writing_*"))
     process.join()
-    assert process.exitcode == 0 and kills == KILLS
+    assert process.exitcode == 0 and kills == 10
     print(f"{saving} of {kills} kills occurred while a checkpoint was written")
-    assert [x["step"] for x in logged(run)] == list(range(1, 201))
+    assert [x["step"] for x in logged(run)] == list(range(1, 401))
     assert_same_end(uninterrupted, run)
 
 
