@@ -38,12 +38,10 @@ HEADLINE_LABELS = {  # name of a chunk in speed.json -> what it says in the tabl
     "DDIM-4": "DDIM-4, one sample",
     "DDPM-100": "DDPM-100, one sample (other initial states)",
 }
-LEROBOT_LABELS: dict[str, str] = {
+ENTRY_LABELS: dict[str, str] = {  # name of an entry -> its label
     "LeRobot diffusion": "LeRobot: Diffusion Policy, DDPM-100",
     "LeRobot ebt": "plug-in: energy, 2 steps, lowest energy of 8",
     "LeRobot ebt (steps 8)": "plug-in: energy, 8 steps, lowest energy of 8",
-}
-ENTRY_LABELS: dict[str, str] = {  # name of an entry -> its label
     "ebt_product (steps 2, candidates 8)": "product of two energies, lowest energy of 8",
     "ebt_product (steps 2, candidates 8, select medoid)": "product of two energies, medoid of 8",
     "ebt_product (steps 2, candidates 8, metropolis_steps 2)": (
