@@ -26,7 +26,7 @@ from ebt_policy.policies import load_policy
 from ebt_policy.policies.entries import load_policy_entries
 from ebt_policy.policies.eval_config import EvalConfig
 from ebt_policy.policies.evaluate import evaluate_policies
-from ebt_policy.policies.held_out import chosen_windows, load_held_out, measure_policy
+from ebt_policy.policies.held_out_errors import chosen_windows, load_held_out, measure_policy
 from ebt_policy.policies.task_config import PolicyTaskConfig
 from ebt_policy.train import train
 from ebt_policy.training.batches import BatchSampler
