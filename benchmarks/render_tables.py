@@ -79,6 +79,9 @@ TABLES: dict[str, dict[str, Table]] = {
     "docs/how_to/own_data.md": {"dataset_speed": table_of(datasets.dataset_speed, "dataset_speed")},
     "docs/how_to/export.md": {"export_speed": table_of(policies.export_speed, "export_speed")},
     "docs/how_to/lerobot.md": {"lerobot": table_of(policies.compared, "lerobot")},
+    "docs/how_to/robomimic.md": {
+        "robomimic": table_of(partial(policies.compared, metrics=("success",)), "robomimic")
+    },
     "docs/how_to/serve.md": {"serving": table_of(control_loop.serving, "serving")},
     "docs/how_to/costs.md": {"cost_speed": table_of(policies.cost_speed, "cost_speed")},
     "docs/simulated_robots.md": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,9 @@ ENTRY_LABELS: dict[str, str] = {  # name of an entry -> its label
     "LeRobot diffusion": "LeRobot: Diffusion Policy, DDPM-100",
     "LeRobot ebt": "plug-in: energy, 2 steps, lowest energy of 8",
     "LeRobot ebt (steps 8)": "plug-in: energy, 8 steps, lowest energy of 8",
+    "ebt.pth": "`ebt`, 2 steps, lowest energy of 8",
+    "bc_rnn.pth": "BC-RNN with Gaussian mixtures",
+    "bc.pth": "BC",
     "ebt_product (steps 2, candidates 8)": "product of two energies, lowest energy of 8",
     "ebt_product (steps 2, candidates 8, select medoid)": "product of two energies, medoid of 8",
     "ebt_product (steps 2, candidates 8, metropolis_steps 2)": (
@@ -184,7 +187,10 @@ def export_speed(result: Result) -> str:
 
 
 def compared(
-    result: Result, updates: bool = False, labels: Mapping[str, str] = ENTRY_LABELS
+    result: Result,
+    updates: bool = False,
+    labels: Mapping[str, str] = ENTRY_LABELS,
+    metrics: Sequence[str] = METRICS,
 ) -> str:
     """Return a table of scores, with the first entry minus each other entry.
 
@@ -192,6 +198,7 @@ def compared(
         result: the stored result.
         updates: whether there is a column of the number of updates.
         labels: name of an entry -> its label; other entries are shown with their name.
+        metrics: the shown metrics.
     """
     first = result["entries"][0]["name"]
     differences = {
@@ -204,15 +211,15 @@ def compared(
         (
             labels.get(entry["name"], entry["name"]),
             *([f"{entry['train_steps']:,}"] if updates else []),
-            *(interval(entry[metric]) for metric in METRICS),
-            *(differences.get((entry["name"], metric), "") for metric in METRICS),
+            *(interval(entry[metric]) for metric in metrics),
+            *(differences.get((entry["name"], metric), "") for metric in metrics),
             *([f"{times[entry['name']]:.1f} ms"] if times else []),
         )
         for entry in result["entries"]
     ]
     header = (
-        "policy", *(["updates"] if updates else []), *METRICS,
-        *(f"first policy minus this one, {m}" for m in METRICS),
+        "policy", *(["updates"] if updates else []), *metrics,
+        *(f"first policy minus this one, {m}" for m in metrics),
         *(["time to select"] if times else []),
     )  # fmt: skip
     return markdown(header, rows, left=1)
