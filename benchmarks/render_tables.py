@@ -15,13 +15,15 @@ from benchmarks.gpu.report import cards
 from benchmarks.results import RESULTS, load_json
 from benchmarks.study_figures import delay_curves, energy_study, interventions
 from benchmarks.tables import control_loop, datasets, images, policies, text, video
+from benchmarks.tables.entry_labels import labelled
 from ebt_policy.evaluation.figure_style import save_figure
 from ebt_policy.language.figures import scaling_lines
 from ebt_policy.language.scaling import scaling_table
-from ebt_policy.policies.figures import robustness_curves
+from ebt_policy.policies.figures import robustness_curves, suite_overview
 
 Table = Callable[[], str]
 
+BEFORE_REFLOW = {"ebt_12500": "energy before", "flow_matching": "flow matching before"}
 SCALING = [f"scaling_{axis}" for axis in ("data", "width", "depth")]
 
 
@@ -66,9 +68,7 @@ TABLES: dict[str, dict[str, Table]] = {
             for name in ("judging", "judging_strong", "composition")
         },
         "few_data": table_of(policies.few_data, "few_data"),
-        "one_step": table_of(
-            partial(policies.compared, labels=policies.ONE_STEP_LABELS), "one_step"
-        ),
+        "one_step": table_of(partial(policies.compared, runs=BEFORE_REFLOW), "one_step"),
     },
     "docs/recordings.md": {
         "g1_numbers": table_of(datasets.held_out, "g1_numbers"),
@@ -131,7 +131,8 @@ TABLES: dict[str, dict[str, Table]] = {
 }
 FIGURES = {
     "energy": energy_study,
-    "recovery_push_t": robustness_curves,
+    "recovery_push_t": lambda result: robustness_curves(labelled(result)),
+    **dict.fromkeys(policies.SUITES, lambda result: suite_overview(labelled(result))),
     "delay": delay_curves,
     "interventions": interventions,
     **dict.fromkeys(SCALING, scaling_lines),

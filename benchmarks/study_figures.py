@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.tables.cells import label_of
+from benchmarks.tables.entry_labels import entry_label
 from ebt_policy.evaluation.figure_style import (
     GREY,
     PALETTE,
@@ -59,7 +60,7 @@ def delay_curves(result: Mapping[str, Any]) -> Figure:
                 ]
                 ax.plot(x, within_chunks, ":", color=GREY, label="within chunks")
             ax.set(title=title)
-        row[0].set_ylabel(policy)
+        row[0].set_ylabel(entry_label(policy))
     for ax in grid[-1]:
         ax.set_xlabel("prediction time, ms")
     legend: dict[str, Any] = {}

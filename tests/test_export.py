@@ -57,7 +57,8 @@ def several(policy):
 def inputs_with_limits(program, length: int, seed: int = 0):
     """Return inputs with a prefix that moves, and the same constraints for `predict_chunk`."""
     named = dict(zip((p.name for p in program.inputs), program.example(seed), strict=True))
-    prefix = 250 + 5.0 * torch.arange(program.shape.horizon).view(1, -1, 1) * torch.tensor([1.0, -1.0])
+    ticks = torch.arange(program.shape.horizon).view(1, -1, 1)
+    prefix = 250 + 5.0 * ticks * torch.tensor([1.0, -1.0])
     committed = prefix[0, : max(length, 1)].double()
     travel = committed[-1] - committed[-2] if length > 1 else torch.zeros(2).double()
     named |= {

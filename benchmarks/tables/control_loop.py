@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.tables.cells import Result, difference, interval, label_of
+from benchmarks.tables.entry_labels import entry_label
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 
@@ -41,7 +42,7 @@ def delay(result: Result, ms: int = 300) -> str:
             lengths = (entry[key] for key in LENGTHS)
             rows.append(
                 (
-                    f"{entry['policy']}, {label_of(entry['way'])}",
+                    f"{entry_label(entry['policy'])}, {label_of(entry['way'])}",
                     *(interval(entry[metric]) for metric in METRICS),
                     *(f"{length['mean']:.1f}" for length in lengths),
                 )

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.tables.cells import Result, difference, interval
+from benchmarks.tables.entry_labels import entry_label
 from ebt_policy.evaluation.tables import markdown
-
-HELD_OUT_LABELS: dict[str, str] = {
-    "ebt (steps 2, candidates 8)": "energy, lowest energy of 8",
-    "ebt (steps 2, candidates 1)": "energy, one sample",
-    "flow_matching (steps 2, candidates 8, select medoid)": "flow matching, medoid of 8",
-    "flow_matching (steps 2, candidates 1)": "flow matching, one sample",
-    "diffusion (ddim, steps 10, candidates 1)": "DDIM-10, one sample",
-    "bc": "behaviour cloning",
-}
 
 
 def dataset_speed(result: Result) -> str:
@@ -32,7 +24,7 @@ def held_out(result: Result) -> str:
     differences = {pair["b"]: difference(pair) for pair in result["paired"] if pair["a"] == first}
     rows = [
         (
-            HELD_OUT_LABELS.get(str(entry["name"]), str(entry["name"])),
+            entry_label(entry["name"]),
             f"{entry['train_steps']:,}",
             interval(entry["error"]), differences.get(entry["name"], ""),
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tables.cells import Result, difference, interval, label_of
+from benchmarks.tables.entry_labels import entry_label
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 from ebt_policy.policies.robustness import OVERALL
@@ -31,74 +32,16 @@ HEADLINE = (  # stored result, name of its entry, name of the chunk in speed.jso
     ("push_t_selection", "diffusion (ddim, steps 4, candidates 1)", "DDIM-4"),
     ("push_t", "diffusion (ddpm, steps 100)", "DDPM-100"),
 )  # fmt: skip
-HEADLINE_LABELS = {  # name of a chunk in speed.json -> what it says in the table
-    "energy, 2 steps, best of 8": "energy, 2 steps, lowest energy of 8",
-    "energy, 2 steps": "energy, 2 steps, one sample",
-    "flow matching, 2 steps": "flow matching, 2 steps, one sample",
-    "DDIM-4": "DDIM-4, one sample",
-    "DDPM-100": "DDPM-100, one sample (other initial states)",
-}
-ENTRY_LABELS: dict[str, str] = {  # name of an entry -> its label
-    "LeRobot diffusion": "LeRobot: Diffusion Policy, DDPM-100",
-    "LeRobot ebt": "plug-in: energy, 2 steps, lowest energy of 8",
-    "LeRobot ebt (steps 8)": "plug-in: energy, 8 steps, lowest energy of 8",
-    "ebt.pth": "`ebt`, 2 steps, lowest energy of 8",
-    "bc_rnn.pth": "BC-RNN with Gaussian mixtures",
-    "bc.pth": "BC",
-    "ebt_product (steps 2, candidates 8)": "product of two energies, lowest energy of 8",
-    "ebt_product (steps 2, candidates 8, select medoid)": "product of two energies, medoid of 8",
-    "ebt_product (steps 2, candidates 8, metropolis_steps 2)": (
-        "product of two energies, two Metropolis steps, lowest energy of 8"
-    ),
-    "ebt_a (steps 2, candidates 8)": "energy, first half, lowest energy of 8",
-    "ebt_b (steps 2, candidates 8)": "energy, second half, lowest energy of 8",
-    "ebt_all (steps 2, candidates 8)": "energy, all demonstrations, lowest energy of 8",
-    **{
-        f"flow_product (steps {n}, candidates 8, select {rule})": (
-            f"summed fields of flow matching, {n} steps, {rule.replace('_', ' ')} of 8"
-        )
-        for n in (2, 4)
-        for rule in ("medoid", "density", "line_integral")
-    },
-    **{
-        f"flow_{step} (steps 2, candidates 8, select {rule})": (
-            f"flow matching, {rule.replace('_', ' ')} of 8"
-        )
-        for step in (20, 4)
-        for rule in ("medoid", "density", "line_integral")
-    },
-    **{f"ebt_{step} (steps 2, candidates 8)": "energy, lowest energy of 8" for step in (20, 4)},
-    "ebt_reflow (steps 1, candidates 8)": "energy after reflow, 1 step, lowest energy of 8",
-    "ebt_reflow (steps 1, candidates 1)": "energy after reflow, 1 step, one sample",
-    "ebt_reflow (steps 2, candidates 8)": "energy after reflow, 2 steps, lowest energy of 8",
-    "ebt_12500 (steps 2, candidates 8)": "energy before, 2 steps, lowest energy of 8",
-    **{
-        f"flow_reflow (steps 1, candidates 8, select {rule})": (
-            f"flow matching after reflow, 1 step, {rule.replace('_', ' ')} of 8"
-        )
-        for rule in ("medoid", "density", "line_integral")
-    },
-    "flow_reflow (steps 1, candidates 1)": "flow matching after reflow, 1 step, one sample",
-    "first of the proposals": "no judge (the first proposal)",
-}
-ONE_STEP_LABELS = {
-    **ENTRY_LABELS,
-    "flow_matching (steps 2, candidates 8, select line_integral)": (
-        "flow matching before, 2 steps, line integral of 8"
-    ),
-}
 FEW_DATA = {20: "about 10 demonstrations", 4: "about 51 demonstrations"}
 SUITES = {
     "metaworld_10": "ten tasks of Meta-World",
     "mujoco": "Lift, Can, Square, Adroit's door",
     "cameras": "Push-T, Lift, a drawer, from cameras",
 }
-SUITE_COLUMNS = {  # entry of a suite -> its column in the README
-    "ebt (steps 2, candidates 8)": "energy, 2 steps, lowest energy of 8",
-    "flow_matching (steps 2)": "flow matching, 2 steps",
-    "diffusion (ddim, steps 10)": "DDIM-10",
-    "diffusion (ddpm, steps 100)": "DDPM-100",
-}
+SUITE_COLUMNS = (  # entries of a suite in the README
+    "ebt (steps 2, candidates 8)", "flow_matching (steps 2)", "diffusion (ddim, steps 10)",
+    "diffusion (ddpm, steps 100)",
+)  # fmt: skip
 
 
 def headline(load: Callable[[str], Result]) -> str:
@@ -110,10 +53,11 @@ def headline(load: Callable[[str], Result]) -> str:
     times = load("speed")["inference"]["compiled"]
     rows = []
     for result, name, chunk in HEADLINE:
+        other = "" if result == HEADLINE[0][0] else " (other initial states)"
         entry = entry_by_name(load(result))[canonical_name(name)]
         rows.append(
             (
-                HEADLINE_LABELS.get(chunk, label_of(chunk)),
+                f"{entry_label(name)}{other}",
                 *(interval(entry[metric]) for metric in METRICS),
                 f"{times[chunk]['p50']:.1f} ms",
                 f"{times[chunk]['ddpm_100_takes']:.0f}x",
@@ -127,7 +71,7 @@ def scores(result: Result, minutes: bool = True) -> str:
     """Return a table of the score and success of every entry of an evaluation."""
     rows = [
         (
-            label_of(entry["name"]),
+            entry_label(entry["name"]),
             *(interval(entry[metric]) for metric in METRICS),
             f"{entry['train_steps']:,}",
             *([f"{entry['train_seconds'] / 60:.0f}"] if minutes else []),
@@ -189,7 +133,7 @@ def export_speed(result: Result) -> str:
 def compared(
     result: Result,
     updates: bool = False,
-    labels: Mapping[str, str] = ENTRY_LABELS,
+    runs: Mapping[str, str] | None = None,
     metrics: Sequence[str] = METRICS,
 ) -> str:
     """Return a table of scores, with the first entry minus each other entry.
@@ -197,7 +141,7 @@ def compared(
     Args:
         result: the stored result.
         updates: whether there is a column of the number of updates.
-        labels: name of an entry -> its label; other entries are shown with their name.
+        runs: labels of runs that differ from `RUNS`.
         metrics: the shown metrics.
     """
     first = result["entries"][0]["name"]
@@ -209,7 +153,7 @@ def compared(
     times = result.get("judging_ms", {})
     rows = [
         (
-            labels.get(entry["name"], entry["name"]),
+            entry_label(entry["name"], runs),
             *([f"{entry['train_steps']:,}"] if updates else []),
             *(interval(entry[metric]) for metric in metrics),
             *(differences.get((entry["name"], metric), "") for metric in metrics),
@@ -264,7 +208,7 @@ def recovery(result: Result, metric: str = "success") -> str:
     kinds = [kind for kind in next(iter(values.values())) if kind != OVERALL]
     rows = [
         (
-            name,
+            entry_label(name),
             *(f"{np.mean([value['mean'] for value in by_kind[kind]]):.2f}" for kind in kinds),
             interval(by_kind[OVERALL][0]),
             differences.get(name, ""),
@@ -302,7 +246,7 @@ def suite(result: Result) -> str:
     rows.append(("interquartile mean", *(interval(entry["iqm"]) for entry in entries)))
     differences_row = (differences.get(entry["name"], "") for entry in entries)
     rows.append(("interquartile mean of the first policy minus this one", *differences_row))
-    return markdown(("success", *(entry["name"] for entry in entries)), rows, left=1)
+    return markdown(("success", *(entry_label(entry["name"]) for entry in entries)), rows, left=1)
 
 
 def suites(results: Mapping[str, Result]) -> str:
@@ -316,7 +260,7 @@ def suites(results: Mapping[str, Result]) -> str:
         entries = entry_by_name(result)
         names = map(canonical_name, SUITE_COLUMNS)
         rows.append((title, *(interval(entries[name]["mean"]) for name in names)))
-    return markdown(("suite", *SUITE_COLUMNS.values()), rows, left=1)
+    return markdown(("suite", *map(entry_label, SUITE_COLUMNS)), rows, left=1)
 
 
 def rollouts(result: Result) -> str:

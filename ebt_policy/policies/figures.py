@@ -244,7 +244,9 @@ def robustness_curves(result: Mapping[str, Any]) -> Figure:
     for row in range(rows):
         axes[row * columns].set_ylabel("success")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    fitting = int(figure.get_figwidth() / (0.5 + 0.07 * max(map(len, labels))))  # inches
+    ncols = min(max(fitting, 1), 4, len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
     return figure
 
 
