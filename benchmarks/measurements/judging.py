@@ -150,11 +150,14 @@ def judging(context: StudyContext) -> dict[str, Any]:
         prints = [fingerprint(entry.runs[run]) for entry in entries]
         with RolloutPool(proposer.env_spec, workers=25) as pool:
             for name, (position, judge_of) in track(JUDGES.items(), f"training seed {run}"):
+                judge = entries[position].models[run]
                 identity = {
                     "key": f"{name} | {run}", "checkpoints": [prints[0], prints[position]],
+                    "inference": asdict(policy.inference),
+                    "judge_inference": asdict(judge.inference),
                     "seeds": [seeds.start, seeds.stop],
                 }  # fmt: skip
-                judged = JudgedPolicy(policy, judge_of(entries[position].models[run]))
+                judged = JudgedPolicy(policy, judge_of(judge))
                 play = partial(_play, pool, judged, seeds)
                 played = cache.get_or_compute(identity, play)
                 train_seed = policy.config.get("seed")

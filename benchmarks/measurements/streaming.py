@@ -27,7 +27,7 @@ from benchmarks.measurements.judging import own_judge
 from benchmarks.study import StudyContext
 from ebt_policy.energy.candidate_space import corrupt
 from ebt_policy.energy.sampling import draw_normal
-from ebt_policy.envs.rollout import RolloutPool
+from ebt_policy.envs.rollout import RolloutPool, noise_seed
 from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
 from ebt_policy.evaluation.statistics import mean_ci, percentiles
 from ebt_policy.policies import Chunk, EnergyPolicy
@@ -62,26 +62,31 @@ class StreamingPolicy:
     def predict_chunk(self, obs: dict[str, Tensor], *, generator: Any = None) -> Chunk:
         policy, shape = self._policy, self._policy.shape
         keys = [g.initial_seed() for g in generator]
-        features, last = policy.encode_observation(obs), self._last_plans(keys)
-        plan = None
-        if last is not None:
-            plan = policy.normalize_actions(obs["obs"], last).unsqueeze(1)
+        features = policy.encode_observation(obs)
+        last, has_plan = self._last_plans(keys)
+        plan = policy.normalize_actions(obs["obs"], last).unsqueeze(1)
         if self._method == "correlated noise":
             noise = self._shifted_noise(keys, generator)
         else:
             count = 1 if self._method == "warm start" else CANDIDATES
             empty = features.new_empty(len(keys), count, shape.horizon, shape.action_dim)
             noise = draw_normal(empty, generator)
-        if plan is not None and self._method == "warm start":
-            x = self._one_step(features, corrupt(plan, noise, self._levels(noise)))
-        else:
+        x = plan
+        is_warm = has_plan & (self._method == "warm start")
+        if not is_warm.all():
             x = policy.transport(features, noise)
-        if plan is not None and self._method == "kept":
+        if is_warm.any():
+            warm = self._one_step(features, corrupt(plan, noise, self._levels(noise)))
+            x = torch.where(is_warm[:, None, None, None], warm, x)
+        if self._method == "kept":
             x = torch.cat([x, plan], dim=1)
         chunks = policy.unnormalize_actions(obs["obs"], policy.normalizer.clamp("action", x))
         chosen = chunks[:, 0]
         if chunks.shape[1] > 1:
-            best = self._judge(obs, chunks, generator).argmin(1)
+            scores = self._judge(obs, chunks, generator)
+            if self._method == "kept":
+                scores[:, -1].masked_fill_(~has_plan, torch.inf)
+            best = scores.argmin(1)
             chosen = chunks[torch.arange(len(keys)), best]
         first = shape.n_obs_steps - 1
         for key, chunk in zip(keys, chosen, strict=True):
@@ -89,12 +94,16 @@ class StreamingPolicy:
             self.actions.setdefault(key, []).append(chunk[first].numpy())
         return Chunk(chosen, torch.ones(len(keys), dtype=torch.long))
 
-    def _last_plans(self, keys: list[int]) -> Tensor | None:
-        """Return the last plans (B, T, A), one action later; None in the first tick."""
-        if any(key not in self._plans for key in keys):
-            return None
-        plans = torch.stack([self._plans[key] for key in keys])
-        return torch.cat([plans[:, 1:], plans[:, -1:]], dim=1)
+    def _last_plans(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the last plans (B, T, A), one action later, and which episodes have one (B,).
+
+        An episode has none in its first tick; its row is zero.
+        """
+        shape = self._policy.shape
+        none = torch.zeros(shape.horizon, shape.action_dim)
+        plans = torch.stack([self._plans.get(key, none) for key in keys])
+        has_plan = torch.tensor([key in self._plans for key in keys])
+        return torch.cat([plans[:, 1:], plans[:, -1:]], dim=1), has_plan
 
     def _shifted_noise(self, keys: list[int], generators: Any) -> Tensor:
         """Return noise (B, 1, T, A) that moves with the time of the actions."""
@@ -144,6 +153,7 @@ def streaming(context: StudyContext) -> dict[str, Any]:
                     identity = {
                         "key": f"{name} | {run.name} | {condition}",
                         "checkpoint": fingerprint(run),
+                        "inference": asdict(policy.inference),
                         "seeds": [seeds.start, seeds.stop],
                     }
                     play = partial(_play, entry, policy, method, condition, seeds)
@@ -182,11 +192,12 @@ def _play(
     with RolloutPool(spec, workers=25) as pool:
         results = pool.rollout(streamed, seeds)
     rows = [{k: v for k, v in asdict(r).items() if k in EPISODE_KEYS} for r in results]
-    jerks = [
-        float(np.linalg.norm(np.diff(np.stack(actions), n=3, axis=0), axis=-1).mean())
-        for actions in streamed.actions.values()
-        if len(actions) > 3
-    ]
+    jerks = []
+    for result in results:
+        actions = streamed.actions[noise_seed(result.seed)][: result.length]
+        if len(actions) > 3:
+            third = np.diff(np.stack(actions), n=3, axis=0)
+            jerks.append(float(np.linalg.norm(third, axis=-1).mean()))
     times = [chunk.latency_ms for result in results for chunk in result.chunks]
     return {
         "episodes": [row | {"chunks": [], "video": None} for row in rows],
