@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,21 @@ def train(command: TrainingCommand, threads: int) -> None:
 
 
 def train_all(stages: Sequence[Sequence[TrainingCommand]], parallel: int) -> None:
-    """Train one stage after the other, with ``parallel`` runs of a stage at a time."""
+    """Train one stage after the other, with ``parallel`` runs of a stage at a time.
+
+    Raises:
+        SystemExit: a training run failed; no further run is started.
+    """
     threads = max((os.cpu_count() or 1) // parallel, 1)
     for stage in stages:
         with ThreadPoolExecutor(parallel) as executor:
-            list(executor.map(lambda command: train(command, threads), stage))
+            trainings = [executor.submit(train, command, threads) for command in stage]
+            try:
+                for training in as_completed(trainings):
+                    training.result()
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def compose_products(products: Mapping[str, Sequence[str]], folder: Path, seeds: int) -> None:

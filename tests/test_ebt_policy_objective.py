@@ -61,3 +61,33 @@ def test_ebt_policy_stops_where_the_gradient_is_small():
     descent = replace(descent, stop=GradientNorm(1e-3))
     result = descent(quadratic(), torch.tensor([[[0.1]], [[0.0]]], dtype=torch.float64))
     assert 0 < int(result.steps_used[0]) < 20 and int(result.steps_used[1]) == 0
+
+
+def test_a_stopped_candidate_is_the_one_after_its_last_step():
+    """It must not stay normalised: the loss was on candidates after a step."""
+    target = torch.tensor([0.9, 0.3, -0.2, 0.1], dtype=torch.float64)
+
+    def energy(x, level=None):
+        return (x - target).square().sum(-1) / 2
+
+    x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    descent = EBTPolicy(step_size=2.0, momentum=0.0).descent(40)
+    result = replace(descent, stop=GradientNorm(1.1))(energy, x)
+    path, used = torch.stack(result.path), result.steps_used
+    assert (used > 0).any() and (used < 40).all()
+    expected = path.gather(0, used.view(1, 2, 3, 1).expand(1, 2, 3, 4))[0]
+    assert torch.equal(result.candidate, expected)
+    root_mean_square = result.candidate.square().mean(-1).sqrt()
+    assert (root_mean_square[used > 0] - 1).abs().min() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["sample", "last_step", "released_code", "none"])
+def test_candidates_are_scored_as_the_energy_is_trained_on_them(kind):
+    x = torch.tensor([[[3.0, 0.0]], [[0.0, 0.5]]])
+
+    def energy(x, level=None):
+        return x.square().mean(-1)
+
+    score = EBTPolicy(normalization=kind).score(energy, x, 0.5).flatten().tolist()
+    unit = {"none": [4.5, 0.125], "released_code": [1.946, 0.054]}.get(kind, [1.0, 1.0])
+    assert score == pytest.approx(unit, abs=1e-3)

@@ -151,6 +151,7 @@ class Descent:
                     if has_levels and next_step < steps.count:
                         next_step, end = steps.count, StopReason.DEADLINE
 
+                resting = x  # where a unit that stops in this step ends
                 if self.normalization is not None:
                     normalized = self.normalization(x, last=next_step == steps.count)
                     x = torch.where(expand_units(is_moving(reason), x), normalized, x)
@@ -179,6 +180,8 @@ class Descent:
                     k, x, norm, step, moving, reason, steps, size, next_step, predicted_end
                 )
                 view = stop.decide(view)
+                if self.normalization is not None or self.noise is not None:
+                    x = torch.where(expand_units(moving & ~view.moving, x), resting, x)
                 velocity = stop.hold(step(view.size), view.moving)
                 reason, next_step, predicted_end = view.reason, view.next_step, view.predicted_end
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebt_policy.energy.candidate_space import EUCLIDEAN, CandidateSpace
 from ebt_policy.energy.descent import Descent
+from ebt_policy.energy.energy_function import EnergyFn
 from ebt_policy.energy.gradients import CompiledGradient
 from ebt_policy.energy.normalization import UnitRootMeanSquare
 from ebt_policy.energy.objectives.base import require
@@ -65,6 +66,12 @@ class EBTPolicy(NoisyDescent):
         require(normalization in kinds, "normalization", " or ".join(kinds), normalization)
         self.update = EnergyScaledStep(self.update, temperature)
         self.normalization = kinds[normalization]
+
+    def score(self, energy: EnergyFn, candidate: Tensor, level: float) -> Tensor:
+        """Return the energies of the normalised candidates, as the energy is trained on them."""
+        if self.normalization is not None:
+            candidate = self.normalization(candidate, last=True)
+        return super().score(energy, candidate, level)
 
     def compile_steps(self) -> bool:
         """Compile one step instead of all: each number of steps would be a graph of its own."""
