@@ -68,6 +68,7 @@ TABLES: dict[str, dict[str, Table]] = {
             for name in ("judging", "judging_strong", "composition")
         },
         "few_data": table_of(policies.few_data, "few_data"),
+        "few_data_equal_time": table_of(policies.compared, "few_data_equal_time"),
         "one_step": table_of(partial(policies.compared, runs=BEFORE_REFLOW), "one_step"),
     },
     "docs/recordings.md": {

@@ -34,8 +34,13 @@ from ebt_policy.training.trainer import Trainer
 # The tensors are tiny: a second thread costs more time than it saves, also in subprocesses.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# On a busy machine, a first call with its imports takes longer than the default deadline.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 # Any failing example kills a mutant, so examples are reproducible and not minimised.
-settings.register_profile("mutation", derandomize=True, phases=[Phase.explicit, Phase.generate])
+settings.register_profile(
+    "mutation", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 
 TINY = (
     "size.width=16",

@@ -9,7 +9,7 @@ import pytest
 from policy_results import INFO, make_entry, make_episodes
 
 from ebt_policy.evaluation import tables
-from ebt_policy.evaluation.tables import markdown_table
+from ebt_policy.evaluation.tables import format_interval, markdown_table
 from ebt_policy.policies.metrics import POLICY_REPORT, compare, entry_summary, write_results
 
 KEYS = [
@@ -84,6 +84,38 @@ def test_comparable_entries_are_paired_once() -> None:
     assert "Not paired" in markdown_table(result, POLICY_REPORT) and "d and e" in markdown_table(
         result, POLICY_REPORT
     )
+
+
+def test_entries_of_the_same_runs_are_paired_by_run() -> None:
+    rows = [
+        (name, [(run, seed, run / 2 + shift) for run in range(3) for seed in range(4)])
+        for name, shift in (("one sample", 0.0), ("best of 8", 0.1))
+    ]
+    entries = []
+    for name, values in rows:
+        summary, episodes = make_entry(name, [score for *_, score in values])
+        episodes = [
+            {**episode, "train_seed": run, "seed": seed}
+            for episode, (run, seed, _) in zip(episodes, values, strict=True)
+        ]
+        entries.append((summary, episodes))
+    wide, narrow = (compare(entries, runs)["paired"][0]["ci95"] for runs in (None, ["x", "x"]))
+    assert narrow == pytest.approx([-0.1, -0.1]) and wide[0] < -0.5 < 0.5 < wide[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((-0.0148, -0.0353, -0.00024), "-0.015 [-0.035, -0.0002]"),
+        ((0.0, 0.0, 0.00004), "+0.000 [+0.000, +0.00004]"),
+        ((0.1, -1e-9, 0.2), "+0.100 [+0.000, +0.200]"),
+    ],
+)
+def test_signs_of_differences_are_shown(values, text) -> None:
+    mean, *ci = values
+    assert format_interval(mean, ci, signed=True) == text
+    assert "0.000" in format_interval(-1e-9, [-1e-9, 0.00024])
+    assert "-0.000" not in format_interval(-1e-9, [-1e-9, 0.00024])
 
 
 def test_empty_or_duplicate_entries_are_refused(policy_entries) -> None:

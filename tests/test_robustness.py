@@ -161,6 +161,21 @@ def test_summary_and_pairs_use_all_runs():
     assert "| mean of all disturbed |" in table(result)
 
 
+def test_conditions_pair_the_runs_of_the_same_policy():
+    values = np.arange(3)[:, None] / 4 + np.zeros((3, 5))
+    kick = Perturbation("kick", 10.0)
+
+    def outcomes(shift):
+        results = {"score": values + shift, "success": np.zeros((3, 5))}
+        return {None: results, kick: results}
+
+    played = {"a": outcomes(0.1), "b": outcomes(0.0)}
+    for runs, is_joint in (({"a": 0, "b": 0}, True), ({"a": 0, "b": 1}, False), (None, False)):
+        for pair in summarize(played, KNOWN_PERTURBATIONS, "test", runs)["paired"]:
+            if pair["metric"] == "score":
+                assert (np.ptp(pair["ci95"]) < 1e-9) == is_joint
+
+
 def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match=r"differ in their seed alone, .* differ in (model|size)"):
         evaluate_policies(

@@ -193,6 +193,32 @@ def test_paired_runs_share_episode_resampling() -> None:
     assert 0.4 < lo < 0.5 < hi < 0.6
 
 
+def of_three_runs(rng: np.random.Generator) -> np.ndarray:
+    """Return 40 episodes of three training runs that differ much."""
+    return rng.normal(size=(3, 40)) * 0.1 + np.array([[-1.0], [0.0], [1.0]])
+
+
+def test_runs_are_paired_if_both_are_the_same_runs() -> None:
+    a = of_three_runs(np.random.default_rng(0))
+    lo, hi = paired_difference(a + 0.1, a)["ci95"]
+    assert lo < -0.5 and hi > 0.5
+    together = paired_difference(a + 0.1, a, same_runs=True)
+    assert [together["diff"], *together["ci95"]] == pytest.approx([0.1] * 3)
+    values, runs = {"a": a, "b": a + 0.1, "c": a}, {"a": 0, "b": 0, "c": 1}
+    widths = {pair: np.ptp(d["ci95"]) for pair, d in paired_differences(values, runs).items()}
+    assert widths["a", "b"] == pytest.approx(0) and min(widths["a", "c"], widths["b", "c"]) > 1
+
+
+def test_same_runs_are_paired_over_tasks() -> None:
+    rng = np.random.default_rng(0)
+    a = {task: of_three_runs(rng) for task in ("lift", "can")}
+    b = {task: values - 0.1 for task, values in a.items()}
+    for runs, is_joint in (({"a": "x", "b": "x"}, True), ({"a": "x", "b": "y"}, False)):
+        for pair in aggregates({"a": a, "b": b}, runs)["paired"]:
+            assert pair["diff"] == pytest.approx(0.1)
+            assert (np.ptp(pair["ci95"]) < 1e-9) == is_joint
+
+
 # -- aggregates over tasks ------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ WINDOWS = 512  # windows of the demonstrations
 
 
 def descent_energy(context: StudyContext) -> dict[str, Any]:
-    """Return energies, gradient norms and errors of the candidates after each step.
+    """Return energies and gradient norms before each step, and errors after it.
 
     Entries of the part are energy policies with many steps and one candidate. The observations are
     evenly spaced windows of the demonstrations; the error is the root mean square difference from
@@ -41,7 +41,11 @@ def descent_energy(context: StudyContext) -> dict[str, Any]:
 
 @torch.no_grad()
 def descend_windows(policy: Any) -> dict[str, list[float]]:
-    """Return the mean energy above its final value, gradient norm and error after each step."""
+    """Return mean energies and gradient norms before each of N steps, and N + 1 errors.
+
+    The energies are relative to the last of them. They are the heights at the points at which the
+    descent evaluates its gradient; for the flow objective, each at a level of its own.
+    """
     assert isinstance(policy, EnergyPolicy)
     task = PolicyTaskConfig.from_config(policy.config)
     windows = task.windows(task.demonstrations()[0])
@@ -51,7 +55,7 @@ def descend_windows(policy: Any) -> dict[str, list[float]]:
     features = policy.encode_observation({"obs": batch["obs"]})
     result = policy.descend(features, generator=torch.Generator().manual_seed(0))
     errors = [float((x - target).square().mean().sqrt()) for x in result.path]
-    energies = result.energies.mean(dim=(1, 2))
+    energies = result.energies[:-1].mean(dim=(1, 2))  # The last one scores the candidates.
     return {
         "energy": (energies - energies[-1]).tolist(),
         "grad_norm": result.grad_norms.mean(dim=(1, 2)).tolist(),

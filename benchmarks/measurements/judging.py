@@ -174,7 +174,8 @@ def judging(context: StudyContext) -> dict[str, Any]:
             {key: summary[key] for key in ("name", "episodes", *METRICS)}
             for summary, _ in summaries
         ],
-        "paired": pair_entries(summaries),
+        # Run i of each judge selects among the proposals of run i of the same policy.
+        "paired": pair_entries(summaries, ["proposer"] * len(summaries)),
         "judging_ms": judging_latency([entry.model for entry in entries], proposer.env_spec),
     }
 

@@ -143,7 +143,7 @@ def streaming(context: StudyContext) -> dict[str, Any]:
     conditions = parse_perturbations(options.perturb.split(","), kinds)
     results = []
     for condition in conditions:
-        summaries = []
+        summaries, runs_of = [], []
         for entry in entries:
             for method in METHODS:
                 name = f"{entry.name.split(' ')[0]}, {method}"
@@ -164,6 +164,7 @@ def streaming(context: StudyContext) -> dict[str, Any]:
                     times += result["latency_ms"]
                 summary = entry_summary(name, entry.metadata(), rows, context.command)
                 summaries.append((summary, rows, jerks, times))
+                runs_of.append(tuple(entry.runs))
         results.append(
             {
                 "condition": str(condition or "undisturbed"),
@@ -175,7 +176,9 @@ def streaming(context: StudyContext) -> dict[str, Any]:
                     }
                     for summary, _, jerks, times in summaries
                 ],
-                "paired": pair_entries([(summary, rows) for summary, rows, _, _ in summaries]),
+                "paired": pair_entries(
+                    [(summary, rows) for summary, rows, _, _ in summaries], runs_of
+                ),
             }
         )
     return {"command": context.command, "episodes": options.episodes, "conditions": results}

@@ -9,7 +9,7 @@ Shapes: n episodes, s training runs that played the same episodes, K tasks, R re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 from zlib import crc32
@@ -36,11 +36,20 @@ def _table(values: ArrayLike, name: str = "values") -> np.ndarray:
     return np.atleast_2d(x)
 
 
-def resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+def resampled_means(
+    tables: Sequence[np.ndarray], seed: int, runs: Sequence[Hashable] | None = None
+) -> list[np.ndarray]:
     """Return means (`RESAMPLES`,) of bootstrap resamples of each table (s_i, n).
 
-    Episodes are resampled jointly for all tables, and runs separately for each table.
+    Episodes are resampled jointly for all tables. Runs are resampled jointly for tables of the same
+    training runs, and separately for others.
+
+    Args:
+        tables: tables of values.
+        seed: seed of the bootstrap.
+        runs: identity of the training runs of each table; None if all differ.
     """
+    runs = range(len(tables)) if runs is None else runs
     rng = np.random.default_rng(seed)
     n = tables[0].shape[1]
     means: list[list[np.ndarray]] = [[] for _ in tables]
@@ -48,9 +57,11 @@ def resampled_means(tables: Sequence[np.ndarray], seed: int) -> list[np.ndarray]
     for start in range(0, RESAMPLES, block):
         rows = min(block, RESAMPLES - start)
         episodes = rng.multinomial(n, np.full(n, 1 / n), size=rows)
-        for x, blocks in zip(tables, means, strict=True):
-            runs = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=rows)
-            blocks.append(((runs @ x) * episodes).sum(1) / x.size)
+        drawn: dict[Hashable, np.ndarray] = {}
+        for x, run, blocks in zip(tables, runs, means, strict=True):
+            if run not in drawn:
+                drawn[run] = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=rows)
+            blocks.append(((drawn[run] @ x) * episodes).sum(1) / x.size)
     return [np.concatenate(blocks) for blocks in means]
 
 
@@ -131,16 +142,19 @@ def success_rate(successes: ArrayLike) -> dict[str, Any]:
     return wilson(int(x.sum()), x.size) if len(x) == 1 else mean_ci(x)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, same_runs: bool = False, seed: int = 0
+) -> dict[str, Any]:
     """Return the mean of a - b over the same episodes, with a percentile bootstrap interval.
 
     Pairing removes the variation of initial states, which both policies share. So it detects
-    smaller differences than two separate intervals. Training runs are not paired; they are
-    resampled separately for a and b.
+    smaller differences than two separate intervals. If a and b are the same training runs with
+    other inference options, the runs are paired, too. Otherwise they are resampled separately.
 
     Args:
         a, b: (n,) episodes, or (s, n) episodes of s training runs; s may differ. Column i of both
             is the same episode.
+        same_runs: whether row i of both is the same training run.
         seed: seed of the bootstrap.
 
     Returns:
@@ -154,13 +168,23 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str,
     >>> round(result["diff"], 3), [round(x, 3) for x in result["ci95"]]
     (0.1, [0.1, 0.1])
     """
-    return paired_differences({"a": a, "b": b}, seed=seed)["a", "b"]
+    runs = {"a": 0, "b": 0 if same_runs else 1}
+    return paired_differences({"a": a, "b": b}, runs, seed=seed)["a", "b"]
 
 
 def paired_differences(
-    values: Mapping[str, ArrayLike], *, seed: int = 0
+    values: Mapping[str, ArrayLike],
+    runs: Mapping[str, Hashable] | None = None,
+    *,
+    seed: int = 0,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return `paired_difference` of each pair of named values, with the same resampled episodes."""
+    """Return `paired_difference` of each pair of named values, with the same resampled episodes.
+
+    Args:
+        values: name -> values, as in `paired_difference`.
+        runs: name -> identity of its training runs; None if all differ.
+        seed: seed of the bootstrap.
+    """
     tables = {name: _table(x, name) for name, x in values.items()}
     for a, b in combinations(tables, 2):
         counts = [tables[name].shape[1] for name in (a, b)]
@@ -170,7 +194,9 @@ def paired_differences(
             )
     means: dict[str, np.ndarray] = {}
     if any(len(x) > 1 for x in tables.values()):
-        means = dict(zip(tables, resampled_means(list(tables.values()), seed), strict=True))
+        groups = None if runs is None else [runs[name] for name in tables]
+        resampled = resampled_means(list(tables.values()), seed, groups)
+        means = dict(zip(tables, resampled, strict=True))
     differences = {}
     for a, b in combinations(tables, 2):
         x, y = tables[a], tables[b]
@@ -183,7 +209,12 @@ def paired_differences(
     return differences
 
 
-def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) -> dict[str, Any]:
+def aggregates(
+    values: Mapping[str, Mapping[str, ArrayLike]],
+    runs: Mapping[str, Hashable] | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Return aggregates of several policies over several tasks, compared with the first policy.
 
     The aggregates are over the mean of each run on each task, s * K numbers. The interquartile mean
@@ -193,9 +224,9 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
     Learning at the Edge of the Statistical Precipice", NeurIPS 2021.
 
     Intervals are percentiles of a stratified bootstrap. Within each task, episodes are resampled
-    jointly for all policies, and runs separately for each policy. Tasks are not resampled, so the
-    intervals are valid for these tasks only. The paper resamples only runs, which is the same with
-    one episode (n = 1).
+    jointly for all policies. Runs are resampled jointly for policies of the same training runs, and
+    separately for others. Tasks are not resampled, so the intervals are valid for these tasks only.
+    The paper resamples only runs, which is the same with one episode (n = 1).
 
     With one run per task, intervals reflect variation between episodes, not between training seeds.
     With several runs they are slightly too wide, because the mean of a run already varies with the
@@ -206,6 +237,7 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
     Args:
         values: policy -> task -> (n,) episodes, or (s, n) episodes of s training runs, with the
             same s on all tasks. Column i of a task is the same episode for all policies.
+        runs: policy -> identity of its training runs; None if all differ.
         seed: seed of the bootstrap.
 
     Returns:
@@ -219,7 +251,7 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
     """
     from scipy.stats import trim_mean  # slow to import
 
-    resampled = _resampled_scores(values, seed)
+    resampled = _resampled_scores(values, runs or {}, seed)
     by_metric = {
         name: {
             "mean": scores.mean((1, 2)),
@@ -251,9 +283,13 @@ def aggregates(values: Mapping[str, Mapping[str, ArrayLike]], *, seed: int = 0) 
 
 
 def _resampled_scores(
-    values: Mapping[str, Mapping[str, ArrayLike]], seed: int
+    values: Mapping[str, Mapping[str, ArrayLike]], runs: Mapping[str, Hashable], seed: int
 ) -> dict[str, np.ndarray]:
     """Return mean scores of runs on tasks, (1 + R, s, K); the first row is not resampled."""
+    # Policies of the same runs share the random numbers of the first of them by name.
+    leaders: dict[Hashable, str] = {}
+    for name in sorted(values):
+        leaders.setdefault(runs.get(name, name), name)
     if not values or not all(values.values()):
         raise ValueError("There is nothing to aggregate: pass at least one policy and one task.")
     tasks = sorted(set().union(*values.values()))
@@ -274,9 +310,10 @@ def _resampled_scores(
         draws = np.concatenate([np.ones((1, n)), draws])
         for name, table in tables.items():
             s = len(table)
-            rng = np.random.default_rng((*key, crc32(name.encode())))
-            runs = np.concatenate([[np.arange(s)], rng.integers(s, size=(RESAMPLES, s))])
-            scores[name].append(np.take_along_axis(draws @ table.T / n, runs, axis=1))
+            leader = leaders[runs.get(name, name)]
+            rng = np.random.default_rng((*key, crc32(leader.encode())))
+            drawn = np.concatenate([[np.arange(s)], rng.integers(s, size=(RESAMPLES, s))])
+            scores[name].append(np.take_along_axis(draws @ table.T / n, drawn, axis=1))
     for name, by_task in scores.items():
         if len({table_means.shape for table_means in by_task}) > 1:
             raise ValueError(f"'{name}' must have the same number of training runs on every task.")

@@ -73,11 +73,18 @@ def _cell(text: str) -> str:
 
 
 def format_interval(mean: float, ci: Sequence[float], signed: bool = False, digits: int = 3) -> str:
-    """Return a text such as `0.943 [0.910, 0.971]`; with signs, for differences, if `signed`."""
-    # Rounding and then adding zero avoids "-0.000".
-    spec = f"{'+' if signed else ''}.{digits}f"
-    mid, lo, hi = (f"{round(float(v), digits) + 0.0:{spec}}" for v in (mean, *ci))
+    """Return a text such as `0.943 [0.910, 0.971]`; with signs, for differences, if `signed`.
+
+    A signed number that would be rounded to zero has up to two more digits, which show its sign.
+    """
+    mid, lo, hi = (_rounded(float(value), signed, digits) for value in (mean, *ci))
     return f"{mid} [{lo}, {hi}]"
+
+
+def _rounded(value: float, signed: bool, digits: int) -> str:
+    if signed:
+        digits = next((n for n in range(digits, digits + 3) if round(value, n)), digits)
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"  # + 0.0: no "-0.000"
 
 
 def format_estimate(estimate: Mapping[str, Any], digits: int = 3) -> str:

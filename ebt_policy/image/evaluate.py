@@ -269,7 +269,8 @@ class DenoisingEvaluation(SequentialEvaluation[Entry, EvalSet, DenoisingResult])
             for (level, _), items in groups.items()
             for metric in ("psnr", "mse")
             for (a, b), difference in paired_differences(
-                {item.entry.name: item.result.metrics[level][metric] for item in items}
+                {item.entry.name: item.result.metrics[level][metric] for item in items},
+                {item.entry.name: tuple(item.entry.runs) for item in items},
             ).items()
         ]
 

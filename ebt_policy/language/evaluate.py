@@ -170,7 +170,9 @@ class LanguageEvaluation(SequentialEvaluation[Entry, EvalSet, LanguageResult]):
                 "a": a.entry.name,
                 "b": b.entry.name,
                 "metric": "loss",
-                **paired_difference(a.result.losses, b.result.losses),
+                **paired_difference(
+                    a.result.losses, b.result.losses, same_runs=a.entry.runs == b.entry.runs
+                ),
             }
             for a, b in combinations(evaluated, 2)
             if a.result.losses.shape[1] == b.result.losses.shape[1]

@@ -152,7 +152,10 @@ class PolicyEvaluation(Evaluation[PolicyEntry, EnvSpec, EpisodeRows]):
 
     def pair(self, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
         """Return paired differences between entries that played the same episodes."""
-        return pair_entries([(item.summary, item.result) for item in evaluated])
+        return pair_entries(
+            [(item.summary, item.result) for item in evaluated],
+            [tuple(item.entry.runs) for item in evaluated],
+        )
 
     def write(
         self, comparison: dict[str, Any], evaluated: Sequence[Evaluated], output: Path

@@ -165,7 +165,9 @@ class HeldOutEvaluation(SequentialEvaluation[PolicyEntry, HeldOutSet, HeldOutRes
         return [
             {
                 "a": a.entry.name, "b": b.entry.name, "metric": "error",
-                **paired_difference(a.result.error, b.result.error),
+                **paired_difference(
+                    a.result.error, b.result.error, same_runs=a.entry.runs == b.entry.runs
+                ),
             }
             for a, b in combinations(evaluated, 2)
             if a.eval_set.identity == b.eval_set.identity

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -134,20 +134,32 @@ def _chunk_values(episodes: Sequence[Mapping[str, Any]], key: str) -> list[float
     return [chunk[key] for chunk in chunks if chunk.get(key) is not None]
 
 
-def compare(entries: Sequence[SummarizedEntry]) -> dict[str, Any]:
+def compare(
+    entries: Sequence[SummarizedEntry], runs: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
     """Return `{"entries": [summary], "paired": [{a, b, metric, diff, ci95}]}`.
+
+    Args:
+        entries, runs: as in `pair_entries`.
 
     Raises:
         ValueError: as `pair_entries`.
     """
-    return {"entries": [dict(summary) for summary, _ in entries], "paired": pair_entries(entries)}
+    paired = pair_entries(entries, runs)
+    return {"entries": [dict(summary) for summary, _ in entries], "paired": paired}
 
 
-def pair_entries(entries: Sequence[SummarizedEntry]) -> list[dict[str, Any]]:
+def pair_entries(
+    entries: Sequence[SummarizedEntry], runs: Sequence[Hashable] | None = None
+) -> list[dict[str, Any]]:
     """Return differences `{a, b, metric, diff, ci95}` of entries that played the same episodes.
 
     `diff` is the mean of a - b over episodes with equal seeds, for score and for success. Two
     entries are paired if they have the same task and exactly the same seeds.
+
+    Args:
+        entries: the entries.
+        runs: identity of the training runs of each entry; None if all differ.
 
     Raises:
         ValueError: there are no entries, or two entries have the same name.
@@ -165,16 +177,26 @@ def pair_entries(entries: Sequence[SummarizedEntry]) -> list[dict[str, Any]]:
         if entries[i][0]["task"] != entries[j][0]["task"] or seeds[i] != seeds[j]:
             continue
         for metric in METRICS:
-            difference = paired_difference(values[i][metric], values[j][metric])
+            same_runs = runs is not None and runs[i] == runs[j]
+            difference = paired_difference(
+                values[i][metric], values[j][metric], same_runs=same_runs
+            )
             paired.append({"a": names[i], "b": names[j], "metric": metric, **difference})
     return paired
 
 
 def write_results(
-    output: str | os.PathLike[str], entries: Sequence[SummarizedEntry]
+    output: str | os.PathLike[str],
+    entries: Sequence[SummarizedEntry],
+    runs: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Compare entries, write the results (see `write_comparison`) and return the comparison."""
-    comparison = compare(entries)
+    """Compare entries, write the results (see `write_comparison`) and return the comparison.
+
+    Args:
+        output: folder of the results.
+        entries, runs: as in `pair_entries`.
+    """
+    comparison = compare(entries, runs)
     write_comparison(output, comparison, entries)
     return comparison
 

@@ -16,7 +16,7 @@ Episodes in ``recovery.jsonl`` are not played again (see `cached_rollouts`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -78,7 +78,8 @@ def evaluate_robustness(
     grasps = any(kind.held for kind in kinds.values())
     metrics = (*METRICS, "retries") if grasps else METRICS
     outcomes = play_conditions(entries, conditions, config, output, metrics)
-    result = summarize(outcomes, kinds, command)
+    runs = {entry.name: tuple(entry.runs) for entry in entries}
+    result = summarize(outcomes, kinds, command, runs)
     write_recovery(output, result)
     print_markdown(table(result), console)
     console.print(f"curves: {output / 'recovery.svg'}", markup=False, soft_wrap=True)
@@ -161,10 +162,17 @@ def summarize(
     outcomes: Mapping[str, Mapping[Condition, Outcomes]],
     kinds: Mapping[str, PerturbationKind],
     command: str,
+    runs: Mapping[str, Hashable] | None = None,
 ) -> dict[str, Any]:
     """Return means with intervals for every policy and condition, and over all conditions.
 
     ``paired`` has the differences of the first policy minus each other policy, over equal seeds.
+
+    Args:
+        outcomes: name of a policy -> condition -> outcomes.
+        kinds: the kinds of perturbations, by name.
+        command: the command as the user typed it.
+        runs: name of a policy -> identity of its training runs; None if all differ.
     """
     entries, paired = [], []
     first = next(iter(outcomes))
@@ -183,11 +191,12 @@ def summarize(
                 means["success"] = success_rate(values["success"])
             entries.append({"name": name, **condition, **means})
             if name != first:
+                same_runs = runs is not None and runs[first] == runs[name]
                 reference = references[kind, strength]
                 paired += [
                     {
                         "a": first, "b": name, **condition, "metric": m,
-                        **paired_difference(reference[m], values[m]),
+                        **paired_difference(reference[m], values[m], same_runs=same_runs),
                     }
                     for m in values
                 ]  # fmt: skip

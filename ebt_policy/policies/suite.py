@@ -91,6 +91,7 @@ def evaluate_suite(
     episodes = play_jobs(list(chain(*jobs.values())), config, output, CACHE, EPISODE_KEYS)
     summaries: dict[str, list[dict[str, Any]]] = {}
     successes: dict[str, dict[str, list[list[float]]]] = {}
+    trained: dict[str, list[Path]] = {}  # runs on all tasks
     for task, entries in by_task.items():
         summarized = []
         for entry in entries:
@@ -98,8 +99,11 @@ def evaluate_suite(
             summarized.append(_summarize_entry(entry, runs, command))
             table = [[float(row["success"]) for row in run] for run in runs]
             successes.setdefault(entry.name, {})[task] = table
-        summaries[task] = write_results(output / task, summarized)["entries"]
-    result = summarize(suite, summaries, aggregates(successes), command)
+            trained.setdefault(entry.name, []).extend(entry.runs)
+        runs = [tuple(entry.runs) for entry in entries]
+        summaries[task] = write_results(output / task, summarized, runs)["entries"]
+    overall = aggregates(successes, {name: tuple(runs) for name, runs in trained.items()})
+    result = summarize(suite, summaries, overall, command)
     write_suite(output, result)
     print_markdown(tables(result), console)
     console.print(f"figure: {output / 'suite.svg'}", markup=False, soft_wrap=True)

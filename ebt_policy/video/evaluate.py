@@ -202,7 +202,11 @@ class VideoEvaluation(SequentialEvaluation[Entry, EvalSet, VideoResult]):
                 "a": a.entry.name,
                 "b": b.entry.name,
                 "metric": "error",
-                **paired_difference(errors[a.entry.name], errors[b.entry.name]),
+                **paired_difference(
+                    errors[a.entry.name],
+                    errors[b.entry.name],
+                    same_runs=a.entry.runs == b.entry.runs,
+                ),
             }
             for a, b in combinations(evaluated, 2)
             if a.eval_set.digest == b.eval_set.digest
