@@ -191,6 +191,13 @@ def test_checkpoint_is_converted_to_lerobot_and_back(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "chunk.npy"), expected, atol=0.01)  # px
 
 
+def test_training_and_prediction_can_be_compiled(tmp_path):
+    """LeRobot needs an older PyTorch than the other tests."""
+    call("python", "-m", "lerobot_policy_ebt.convert", "pretrained:push_t", "there", cwd=tmp_path)
+    script = (SCRIPTS / "compile_ebt.py", "pretrained:push_t", "there")
+    assert "compiled\n" in call("python", *script, cwd=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "error"),
     [

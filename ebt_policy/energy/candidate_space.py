@@ -38,7 +38,7 @@ def corrupt(target: Tensor, normal: Tensor, level: Tensor) -> Tensor:
     return g * target + (1 - g) * normal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CandidateSpace:
     """The representation, the initialisation and the error of candidates.
 

@@ -62,7 +62,7 @@ class Constraint:
         return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrozenEntries(Constraint):
     """Entries that keep their initial values, such as committed actions.
 
@@ -79,7 +79,7 @@ class FrozenEntries(Constraint):
         return torch.where(self.mask, position.init, x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection(Constraint):
     """A projection of the candidates themselves after each step.
 
@@ -97,7 +97,7 @@ class Projection(Constraint):
         return x if self.project is None else self.project(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CostStep(Constraint):
     """A step on a cost of finished candidates, after each step on the energy.
 
@@ -126,7 +126,7 @@ class CostStep(Constraint):
         return torch.where(moving, x + covered * (shifted - end), x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PathProjection(Constraint):
     """A projection of the end that a candidate is heading for on its path from noise.
 

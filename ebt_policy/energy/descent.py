@@ -50,7 +50,9 @@ from ebt_policy.energy.tracing import is_traced
 from ebt_policy.energy.updates import GradientStep
 
 
-@dataclass(frozen=True)
+# Descents and their parts are compared by identity (eq=False): up to PyTorch 2.11, torch.compile
+# cannot create an object with a generated __hash__.
+@dataclass(frozen=True, eq=False)
 class Descent:
     """A descent of an energy from initial candidates, composed of exchangeable parts.
 

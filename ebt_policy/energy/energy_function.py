@@ -27,7 +27,7 @@ EnergyFn = Callable[[Tensor, Tensor | None], Tensor]
 """Maps candidates (B, U, *) and levels (B, U) or None to energies (B, U) of independent units."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BilinearEnergy:
     """The energy E(x) = -<x, f(x)>, which is low if a candidate agrees with a network's output.
 
@@ -43,7 +43,7 @@ class BilinearEnergy:
         return -(x * self.field(x, level)).flatten(2).sum(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DirectUpdate:
     """A network that predicts the update directly and is used in place of an energy.
 

@@ -15,7 +15,7 @@ from torch.func import grad_and_value
 from ebt_policy.energy.energy_function import BilinearEnergy, DirectUpdate, EnergyFn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlainGradient:
     """The gradient of the energy, evaluated at every candidate."""
 
@@ -33,7 +33,7 @@ class PlainGradient:
         return energy_gradient(energy, x, level)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SharedFirstGradient(PlainGradient):
     """A gradient that evaluates the energy once for the first step of all M candidates of a unit.
 
@@ -57,7 +57,7 @@ class SharedFirstGradient(PlainGradient):
         return energy_gradient(energy, x, level)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ZeroInitGradient(PlainGradient):
     """A gradient for descents whose initial candidates are zero.
 
@@ -70,7 +70,7 @@ class ZeroInitGradient(PlainGradient):
         return energy_gradient(energy, x, level, zero=first)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CompiledGradient(PlainGradient):
     """A gradient that is compiled by itself, so that one graph serves descents of every length.
 

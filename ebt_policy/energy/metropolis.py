@@ -20,7 +20,7 @@ from ebt_policy.energy.gradients import energy_gradient, expand_units
 from ebt_policy.energy.sampling import Generators, draw_normal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MetropolisLangevin:
     """Langevin proposals that are accepted by the Metropolis rule (Roberts & Tweedie 1996).
 

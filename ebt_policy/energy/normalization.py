@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnitRootMeanSquare:
     """Division of candidates by their root mean square, as in EBT-Policy (Davies et al. 2025).
 

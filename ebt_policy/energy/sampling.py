@@ -77,7 +77,7 @@ def draw_normal(like: Tensor, generator: Generators = None) -> Tensor:
     return noise.to(like.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LangevinNoise:
     """Normal noise that a descent adds to its candidates before each gradient.
 

@@ -53,7 +53,7 @@ class Schedule(ABC):
         """Return the steps of a descent from candidates ``init`` (B, U, *)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FixedSteps(Schedule):
     """A fixed number of steps, for an energy without levels.
 
@@ -73,7 +73,7 @@ class FixedSteps(Schedule):
         return Steps(_expand_sizes(self.size, self.count, init))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomSteps(Schedule):
     """A random number of steps, and a random size for each unit.
 
@@ -113,7 +113,7 @@ class RandomSteps(Schedule):
         return Steps(sizes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LevelSchedule(Schedule):
     """Steps along levels, for a level-conditioned energy.
 

@@ -102,7 +102,7 @@ class _StoppingRule(NeverStop):
         return displacement.masked_fill(~expand_units(moving, displacement), 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientNorm(_StoppingRule):
     """A rule that stops a unit once its gradient norm is below a tolerance.
 
@@ -126,7 +126,7 @@ class GradientNorm(_StoppingRule):
         return not bool(is_moving(reason).any())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StraightPath(_StoppingRule):
     """A rule that ends the path of a unit early if the path is straight.
 
@@ -168,7 +168,7 @@ class StraightPath(_StoppingRule):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RejectIncreases(_StoppingRule):
     """A rule that undoes a step in which a unit's energy increased, and stops the unit."""
 
@@ -186,7 +186,7 @@ class RejectIncreases(_StoppingRule):
         return x, value, reason.masked_fill(rose, StopReason.ENERGY_INCREASE.value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FirstOf(_StoppingRule):
     """A combination of rules, in which the first rule that applies stops a unit.
 

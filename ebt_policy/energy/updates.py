@@ -12,7 +12,7 @@ from torch import Tensor
 from ebt_policy.energy.gradients import expand_units
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientStep:
     """The plain step: -size * gradient."""
 
@@ -40,7 +40,7 @@ class GradientStep:
         return -(expand_units(size, gradient) * gradient)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NesterovMomentum(GradientStep):
     """Nesterov's momentum, with the gradient at the look-ahead point x + mu v.
 
@@ -63,7 +63,7 @@ class NesterovMomentum(GradientStep):
         return self.momentum * velocity - expand_units(size, gradient) * gradient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClippedGradient(GradientStep):
     """A plain step along a gradient whose norm is clipped separately for each unit.
 
@@ -85,7 +85,7 @@ class ClippedGradient(GradientStep):
         return super().__call__(clipped, norm, energy, velocity, size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EnergyScaledStep(GradientStep):
     """A step whose size is multiplied by exp(energy) / temperature (Davies et al. 2025).
 

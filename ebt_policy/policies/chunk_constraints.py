@@ -70,7 +70,7 @@ class ChunkConstraints:
             raise ValueError("budget_nats and max_rounds need costs.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NormalizedConstraints:
     """`ChunkConstraints` in network units.
 

@@ -119,6 +119,8 @@ class EBTPolicy(PreTrainedPolicy):
             self._actions.extend(chunk[:, : self.config.n_action_steps].unbind(dim=1))
         return self._actions.popleft()
 
+    # With --use_torch_compile, LeRobot would trace all of it, which fails or takes minutes.
+    @torch.compiler.disable
     def predict_action_chunk(
         self,
         batch: dict[str, Tensor],
