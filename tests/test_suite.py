@@ -87,6 +87,7 @@ def test_finished_suite_is_not_rerun(trained, tmp_path, monkeypatch):
     for task in SUITE.tasks:
         summary = json.loads((tmp_path / task / "summary.json").read_text())
         assert [e["train_seed"] for e in summary["entries"]] == [0, [0, 1]]
+        assert summary["paired"] == result["paired_on_tasks"][task] != []
         assert len((tmp_path / task / "episodes.jsonl").read_text().splitlines()) == 2 * 3
 
     class ForbiddenPool:

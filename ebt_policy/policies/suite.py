@@ -89,7 +89,7 @@ def evaluate_suite(
         for entry in entries
     }
     episodes = play_jobs(list(chain(*jobs.values())), config, output, CACHE, EPISODE_KEYS)
-    summaries: dict[str, list[dict[str, Any]]] = {}
+    comparisons: dict[str, dict[str, Any]] = {}
     successes: dict[str, dict[str, list[list[float]]]] = {}
     trained: dict[str, list[Path]] = {}  # runs on all tasks
     for task, entries in by_task.items():
@@ -101,9 +101,9 @@ def evaluate_suite(
             successes.setdefault(entry.name, {})[task] = table
             trained.setdefault(entry.name, []).extend(entry.runs)
         runs = [tuple(entry.runs) for entry in entries]
-        summaries[task] = write_results(output / task, summarized, runs)["entries"]
+        comparisons[task] = write_results(output / task, summarized, runs)
     overall = aggregates(successes, {name: tuple(runs) for name, runs in trained.items()})
-    result = summarize(suite, summaries, overall, command)
+    result = summarize(suite, comparisons, overall, command)
     write_suite(output, result)
     print_markdown(tables(result), console)
     console.print(f"figure: {output / 'suite.svg'}", markup=False, soft_wrap=True)
@@ -181,17 +181,18 @@ def _summarize_entry(
 
 def summarize(
     suite: Suite,
-    summaries: Mapping[str, Sequence[Mapping[str, Any]]],
+    comparisons: Mapping[str, Mapping[str, Any]],
     over_tasks: Mapping[str, Any],
     command: str,
 ) -> dict[str, Any]:
     """Return the content of ``suite.json``.
 
     Args:
-        summaries: task -> `metrics.entry_summary` of each policy.
+        comparisons: task -> `metrics.compare` of all policies.
         over_tasks: `statistics.aggregates` of the successes of all policies.
     """
     entries = []
+    summaries = {task: comparison["entries"] for task, comparison in comparisons.items()}
     for by_task in zip(*summaries.values(), strict=True):
         name, seeds = by_task[0]["name"], by_task[0]["train_seed"]
         on_tasks = {
@@ -208,6 +209,7 @@ def summarize(
         "episodes": next(iter(summaries.values()))[0]["episodes"],
         "entries": entries,
         "paired": over_tasks["paired"],
+        "paired_on_tasks": {task: pairs["paired"] for task, pairs in comparisons.items()},
         "improvement": over_tasks["improvement"],
     }
 
