@@ -255,7 +255,7 @@ def interval_note(result: Mapping[str, Any]) -> str:
         f"95 % intervals, {result['episodes']} episodes per run and task. Over all tasks: "
         "stratified bootstrap (Agarwal et al. 2021) of the success rate of each run on each task. "
         "Within a task, episodes are resampled jointly for all policies, and training runs "
-        "separately for each policy; tasks are not resampled. On one task: Wilson for one run, "
+        "jointly for policies of the same runs; tasks are not resampled. On one task: Wilson for one run, "
         "bootstrap over runs and episodes for several runs."
     )
     if single_run_names := [entry["name"] for entry in entries if entry["runs"] == 1]:
