@@ -71,11 +71,14 @@ class Robot:
         """The costs of the section `costs`."""
         return build_costs(self.costs, "robot.costs")
 
-    def make_driver(self, clock: Clock, *, render: bool = False) -> Driver:
+    def make_driver(
+        self, clock: Clock, *, tick_s: float | None = None, render: bool = False
+    ) -> Driver:
         """Build the driver of the robot, without connecting to it.
 
         Args:
             clock: clock of the control loop.
+            tick_s: see `DriverContext`; None for 1 / `rate_hz`.
             render: see `DriverContext`.
 
         Raises:
@@ -83,8 +86,10 @@ class Robot:
         """
         driver = ROBOT_DRIVERS.get(self.driver.get("name"))
         section = {key: value for key, value in self.driver.items() if key != "name"}
-        command_s = self.timeouts.command_s
-        context = DriverContext(clock, self.rate_hz, self.episode_s, command_s, render)
+        context = DriverContext(
+            clock, self.rate_hz, self.episode_s, self.timeouts.command_s,
+            1 / self.rate_hz if tick_s is None else tick_s, self.safety, render,
+        )  # fmt: skip
         return driver.from_config(section, context)
 
 

@@ -20,7 +20,7 @@ from ebt_policy.real_robot.action_source import RecordedActions
 from ebt_policy.real_robot.clock import MonotonicClock
 from ebt_policy.real_robot.dashboard import Dashboard, announce_changes, live_dashboard
 from ebt_policy.real_robot.drivers.base import Driver, Renderable, SimulatedDriver
-from ebt_policy.real_robot.episode_runner import EpisodeRunner
+from ebt_policy.real_robot.episode_runner import EpisodeRunner, tick_seconds
 from ebt_policy.real_robot.episode_series import OUTPUT_FAILED, EpisodeSeries, exit_code
 from ebt_policy.real_robot.keyboard import Operator, listen_to_operator
 from ebt_policy.real_robot.optional_outputs import BestEffort
@@ -53,7 +53,7 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
     clock = MonotonicClock()
     has_person = options.mode == RunMode.TELEOP or options.takeover
     render = options.video or has_person
-    driver = robot.make_driver(clock, render=render)
+    driver = robot.make_driver(clock, tick_s=tick_seconds(robot, options.speed), render=render)
     _check_driver(driver, options)
     if options.lerobot is not None:
         check_destination(Path(options.lerobot), "lerobot", robot.rate_hz * options.speed)

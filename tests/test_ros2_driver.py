@@ -7,21 +7,19 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
-from doubles import Wanderer
+from doubles import SECTION, Wanderer
 from driver_contract import check_driver
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import MonotonicClock, SimulatedClock
 from ebt_policy.real_robot.drivers.replay import Recording
-from ebt_policy.real_robot.drivers.ros2 import Ros2Driver
 from ebt_policy.real_robot.drivers.ros_node import Channel, RosNode, message_class, qos_profile
-from ebt_policy.real_robot.drivers.ros_topics import RosTopics
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
 from ebt_policy.real_robot.errors import DriverError
 from ebt_policy.real_robot.execution import ExecutionOptions
 from ebt_policy.real_robot.inference_worker import ThreadWorker
 from ebt_policy.real_robot.planner import Planner
-from ebt_policy.real_robot.robots import load_robot
+from ebt_policy.real_robot.robots import Robot, load_robot
 from ebt_policy.real_robot.sim_node import SimNode
 from ebt_policy.real_robot.supervisor import State
 
@@ -191,17 +189,22 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
     arm.start()
     part = {"topic": at, "type": "PoseStamped", "fields": xyz, "scale": 1000}
     out = {"topic": to, "type": kind, "names": xyz, "scale": 1000}
-    topics = RosTopics(
-        observe={"tool": part}, obs=["tool"], position="tool", command=out, connect_s=TIMEOUT_S
-    )
-    driver = Ros2Driver(topics, clock)
+    driver_section = {
+        "name": "ros2", "observe": {"tool": part}, "obs": ["tool"], "position": "tool",
+        "command": out, "connect_s": TIMEOUT_S,
+    }  # fmt: skip
+    limits = {**SECTION["limits"], "position": [0, 1e4], "velocity": 1e3, "workspace": {}}
+    robot = Robot(**{**SECTION, "action": xyz, "limits": limits, "driver": driver_section})
+    driver = robot.make_driver(clock)
     try:
         driver.connect()
         np.testing.assert_allclose(driver.read().position, [100, 200, 300])
         end = clock.now() + TIMEOUT_S
         driver._clock = SimulatedClock()  # else a busy machine may have less than 0.1 s left
-        while not received and clock.now() < end:  # discovery takes a moment
-            driver.send(np.array([110.0, 190.0, 300.0]), 0.1)
+        goal, travel = np.array([110.0, 190.0, 300.0]), np.array([10.0, -10.0, 0.0])
+        while len(received) < 2 and clock.now() < end:  # discovery takes a moment
+            driver.send(goal, 0.1)
+            goal = goal + travel if kind == "TwistStamped" else goal
             clock.wait_until(clock.now() + 0.1)
     finally:
         driver.close()
@@ -213,8 +216,8 @@ def test_commands_of_every_type_arrive(ros_environment, kind):
         assert list(message.joint_names) == ["x", "y", "z"]
         np.testing.assert_allclose(message.points[0].positions, [0.11, 0.19, 0.3])
         assert message.points[0].time_from_start.nanosec == pytest.approx(1e8)
-    else:  # 1 cm in 0.1 s
-        linear = message.twist.linear
+    else:  # 1 cm in a tick of 0.1 s
+        linear = received[1].twist.linear
         np.testing.assert_allclose([linear.x, linear.y, linear.z], [0.1, -0.1, 0], atol=1e-9)
 
 

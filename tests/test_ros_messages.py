@@ -117,13 +117,13 @@ def test_compressed_images_are_decoded():
 @given(goal=arrays(float, 2, elements=NUMBER))
 def test_written_commands_are_read_back(kind, goal):
     out = CommandTopic("/command", kind, names=["x", "y"], scale=1000, offset=[0, 3])
-    message = out.message(goal, np.zeros(2), 0.1, message_class)
+    message = out.message(goal, 0.1, message_class)
     np.testing.assert_allclose(out.read(message, np.zeros(2)), goal, atol=1e-9)
 
 
 def test_trajectory_has_one_timed_point():
     out = CommandTopic("/command", "JointTrajectory", names=["x", "y"])
-    message = out.message(np.array([1.0, 2.0]), np.zeros(2), 1.25, message_class)
+    message = out.message(np.array([1.0, 2.0]), 1.25, message_class)
     (point,) = message.points
     assert (point.time_from_start.sec, point.time_from_start.nanosec) == (1, 250_000_000)
     message.joint_names = ["x", "z"]
@@ -133,17 +133,20 @@ def test_trajectory_has_one_timed_point():
     with pytest.raises(MessageError, match="no point"):
         out.read(message, np.zeros(2))
     with pytest.raises(ConfigError, match="2 joint names for 3 numbers"):
-        out.message(np.zeros(3), np.zeros(3), 0.1, message_class)
+        out.message(np.zeros(3), 0.1, message_class)
 
 
-def test_twist_reaches_the_target_in_time():
-    out = CommandTopic("/twist", "TwistStamped", frame_id="base", scale=1000)
-    message = out.message(np.array([100.0, 0, 50]), np.array([0.0, 0, 0]), 0.5, message_class)
-    linear = message.twist.linear
-    assert (linear.x, linear.y, linear.z) == pytest.approx((0.2, 0, 0.1))
+def test_twist_has_ros_units_and_its_frame():
+    out = CommandTopic("/twist", "TwistStamped", frame_id="base", scale=[-1000, 1000, 10], offset=5)
+    tracker = out.make_tracker(np.array([500.0, 500.0, 500.0]), 0.5, 1.0)
+    tracker.twist(out.to_ros(np.zeros(3)), 0.5, 0.0)
+    twist = tracker.twist(out.to_ros(np.array([100.0, 900.0, 5.0])), 1.0, 0.5)
+    message = out.twist_message(twist, message_class)
+    linear, angular = message.twist.linear, message.twist.angular
+    assert (linear.x, linear.y, linear.z) == pytest.approx((-0.2, 0.5, 1.0))  # y is clipped
+    assert (angular.x, angular.y, angular.z) == (0, 0, 0)
     assert message.header.frame_id == "base"
-    with pytest.raises(ConfigError, match="3 or 6 numbers"):
-        out.message(np.zeros(2), np.zeros(2), 0.5, message_class)
+    assert CommandTopic("/c", "Float64MultiArray").make_tracker(np.ones(3), 0.5, 1.0) is None
 
 
 @pytest.mark.parametrize(

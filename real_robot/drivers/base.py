@@ -23,6 +23,7 @@ import numpy as np
 
 from ebt_policy.config import options
 from ebt_policy.real_robot.clock import Clock
+from ebt_policy.real_robot.limits import Limits
 from ebt_policy.registry import Registry
 
 
@@ -35,6 +36,8 @@ class DriverContext:
         rate_hz: ticks per second.
         episode_s: time limit of an episode, s.
         command_s: time without a command after which the driver must hold the robot, s.
+        tick_s: nominal time from one command to the next, s.
+        limits: limits that all commands satisfy.
         render: whether a simulated robot must be able to render frames (see `Renderable`).
     """
 
@@ -42,6 +45,8 @@ class DriverContext:
     rate_hz: float
     episode_s: float
     command_s: float
+    tick_s: float
+    limits: Limits
     render: bool = False
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from ebt_policy.config import options
 from ebt_policy.errors import ConfigError
-from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import (
     ROBOT_DRIVERS,
     Driver,
@@ -32,11 +31,17 @@ class Ros2Driver(Driver):
 
     Args:
         topics: see `RosTopics`.
-        clock: clock of the control loop.
+        context: arguments of every driver.
+
+    Raises:
+        ConfigError: the topic of commands does not fit the robot's actions.
     """
 
-    def __init__(self, topics: RosTopics, clock: Clock) -> None:
-        self.topics, self._clock = topics, clock
+    def __init__(self, topics: RosTopics, context: DriverContext) -> None:
+        self.topics, self._clock = topics, context.clock
+        self._tracker = topics.commanded.make_tracker(
+            context.limits.velocity, context.tick_s, context.command_s
+        )
         self._ros: RosNode | None = None
         self._lock = threading.Lock()
         self._newest: dict[str, tuple[np.ndarray, float]] = {}  # topic -> reading, stamp
@@ -47,7 +52,7 @@ class Ros2Driver(Driver):
     @classmethod
     def from_config(cls, section: dict[str, Any], context: DriverContext) -> Ros2Driver:
         topics = options(RosTopics, section, "robot.driver")
-        return (Ros2SimDriver if topics.simulated else Ros2Driver)(topics, context.clock)
+        return (Ros2SimDriver if topics.simulated else Ros2Driver)(topics, context)
 
     def connect(self) -> None:
         if self._ros is None:
@@ -138,27 +143,41 @@ class Ros2Driver(Driver):
     def send(self, command: np.ndarray, due: float) -> None:
         if self._ros is None:
             raise DriverError("the robot is not connected.")
+        now, commanded = self._clock.now(), self.topics.commanded
         with self._lock:
-            position = self._newest[self.topics.position][0]
-        self._has_sent = True
-        self._publish(command, position, due - self._clock.now())
+            self._has_sent = True
+            if self._tracker is None:
+                message = commanded.message(command, due - now, message_class)
+            else:
+                if self.topics.position in self._newest:
+                    position, stamp = self._newest[self.topics.position]
+                    self._tracker.measure(commanded.to_ros(position), stamp)
+                twist = self._tracker.twist(commanded.to_ros(command), due, now)
+                message = commanded.twist_message(twist, message_class)
+        self._publish(message)
 
-    def _publish(self, command: np.ndarray, position: np.ndarray, seconds: float) -> None:
-        message = self.topics.commanded.message(command, position, seconds, message_class)
+    def _publish(self, message: Any) -> None:
         try:
             self._commands.publish(message)
         except Exception as error:  # rclpy raises different errors if its context has ended.
             raise DriverError(f"the command could not be published ({error}).") from error
 
     def stop(self) -> None:
-        with self._lock:
-            newest = self._newest.get(self.topics.position)
-        if self._ros is None or newest is None or not self._has_sent:
+        if self._ros is None or not self._has_sent:
             return  # Without an own command, another program controls the robot.
         try:
-            self._publish(newest[0], newest[0], 0.5)
+            self._publish(self._stop_message())
         except (DriverError, ConfigError):
             return  # The robot's own watchdog holds it.
+
+    def _stop_message(self) -> Any:
+        """Build the message that holds the robot where it is."""
+        commanded = self.topics.commanded
+        with self._lock:
+            if self._tracker is not None:
+                self._tracker.restart()
+                return commanded.twist_message(np.zeros(6), message_class)
+            return commanded.message(self._newest[self.topics.position][0], 0.5, message_class)
 
     def close(self) -> None:
         if self._ros is not None:

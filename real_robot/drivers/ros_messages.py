@@ -17,6 +17,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.drivers.twist_tracker import TwistTracker
 from ebt_policy.real_robot.errors import MessageError
 
 POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw", "roll", "pitch", "yaw")
@@ -212,7 +213,7 @@ class CommandTopic:
     Args:
         topic: name of the topic.
         type: type of its messages. JointTrajectory has one timed point, Float64MultiArray the
-            position, and TwistStamped the velocity that leads to it (three or six numbers).
+            position, and TwistStamped the velocity that leads to it (see `TwistTracker`).
         names: names of the joints (JointTrajectory).
         frame_id: frame of the velocity (TwistStamped).
         scale, offset: as in `ObservedTopic`.
@@ -235,35 +236,61 @@ class CommandTopic:
             raise ConfigError(f"{self.topic}: JointTrajectory needs names.")
         _check_units(self, len(self.names) or max(np.size(self.scale), np.size(self.offset)))
 
-    def message(
-        self, command: np.ndarray, position: np.ndarray, seconds: float, messages: Any
-    ) -> Any:
-        """Build a message that moves the robot to a command.
+    def to_ros(self, position: np.ndarray) -> np.ndarray:
+        """Convert a position (A,) from policy units to ROS units."""
+        scale = _parse_numbers(self.scale, len(position), f"{self.topic}: scale")
+        return (position - _parse_numbers(self.offset, len(position), "offset")) / scale
+
+    def make_tracker(
+        self, velocity: np.ndarray, tick_s: float, max_age_s: float
+    ) -> TwistTracker | None:
+        """Build the tracker of a robot that takes velocities; None for other types of messages.
+
+        Args:
+            velocity: (A,) largest velocity, in policy units per second.
+            tick_s, max_age_s: see `TwistTracker`.
+
+        Raises:
+            ConfigError: an action does not have 3 or 6 entries.
+        """
+        if self.type != "TwistStamped":
+            return None
+        if len(velocity) not in (3, 6):
+            raise ConfigError(
+                f"{self.topic}: TwistStamped needs 3 or 6 numbers (x, y, z, and roll, pitch, yaw), "
+                f"but robot.action has {len(velocity)}."
+            )
+        scale = _parse_numbers(self.scale, len(velocity), f"{self.topic}: scale")
+        return TwistTracker(tick_s, velocity / np.abs(scale), max_age_s)
+
+    def twist_message(self, twist: np.ndarray, messages: Any) -> Any:
+        """Build a message that moves the robot with a twist.
+
+        Args:
+            twist: (6,) linear velocity in m/s and angular velocity in rad/s.
+            messages: function that returns the message class with a name.
+        """
+        result = messages("TwistStamped")()
+        result.header.frame_id = self.frame_id
+        for vector, row in ((result.twist.linear, twist[:3]), (result.twist.angular, twist[3:])):
+            vector.x, vector.y, vector.z = row.tolist()
+        return result
+
+    def message(self, command: np.ndarray, seconds: float, messages: Any) -> Any:
+        """Build a message that moves the robot to a command (not for TwistStamped).
 
         Args:
             command: (A,) commanded position, in policy units.
-            position: (A,) measured position, in policy units.
             seconds: time until the robot should reach the command.
             messages: function that returns the message class with a name.
 
         Raises:
-            ConfigError: the command does not fit the number of joint names, or is no twist of 3 or
-                6 numbers.
+            ConfigError: the command does not fit the number of joint names.
         """
-        scale = _parse_numbers(self.scale, len(command), f"{self.topic}: scale")
-        offset = _parse_numbers(self.offset, len(command), f"{self.topic}: offset")
-        goal, current = (command - offset) / scale, (position - offset) / scale
-        seconds = max(seconds, 1e-3)
+        goal, seconds = self.to_ros(command), max(seconds, 1e-3)
         result = messages(self.type)()
         if self.type == "Float64MultiArray":
             result.data = goal.tolist()
-        elif self.type == "TwistStamped":
-            if len(goal) not in (3, 6):
-                raise ConfigError(f"{self.topic}: a twist has 3 or 6 numbers, not {len(goal)}.")
-            result.header.frame_id = self.frame_id
-            speed = [*((goal - current) / seconds), 0.0, 0.0, 0.0][:6]
-            for vector, start in ((result.twist.linear, 0), (result.twist.angular, 3)):
-                vector.x, vector.y, vector.z = (float(v) for v in speed[start : start + 3])
         else:
             if len(goal) != len(self.names):
                 raise ConfigError(
