@@ -59,6 +59,8 @@ class EpisodeRunner:
         record: episode store to record into, see `Recorder`.
         observers: functions that are called with every tick.
         watchdog: whether another thread stops the robot if the loop hangs.
+        estop: the emergency stop, which the driver presses; None for a new one. A driver that is
+            connected before must already press it.
 
     Raises:
         ConfigError: a tick is longer than a timeout of the robot.
@@ -76,6 +78,7 @@ class EpisodeRunner:
         record: Path | None = None,
         observers: Sequence[Callable[[Tick], None]] = (),
         watchdog: bool = True,
+        estop: EStop | None = None,
     ) -> None:
         self.robot, self.driver, self.clock, self.source = robot, driver, clock, source
         for name in ("command_s", "heartbeat_s"):
@@ -84,7 +87,7 @@ class EpisodeRunner:
                     f"a tick takes {source.dt:g} s, which is not less than robot.watch.{name}="
                     f"{timeout:g}; raise robot.watch.{name} or speed."
                 )
-        self.supervisor, self.estop = Supervisor(clock), EStop()
+        self.supervisor, self.estop = Supervisor(clock), estop or EStop()
         driver.press = self.estop.press
         self._store: Path | None = record
         self.recorder: Recorder | None = None

@@ -29,7 +29,7 @@ from ebt_policy.real_robot.rerun_log import RerunLog
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.run_options import KeepRule, RunMode, RunOptions
 from ebt_policy.real_robot.source_factory import NamedSource, build_source
-from ebt_policy.real_robot.supervisor import State
+from ebt_policy.real_robot.supervisor import EStop, State
 from ebt_policy.real_robot.teleop_device import TeleopDevice
 
 console = Console()
@@ -54,6 +54,8 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
     has_person = options.mode == RunMode.TELEOP or options.takeover
     render = options.video or has_person
     driver = robot.make_driver(clock, tick_s=tick_seconds(robot, options.speed), render=render)
+    estop = EStop()
+    driver.press = estop.press  # A stop may arrive as soon as the driver is connected.
     _check_driver(driver, options)
     if options.lerobot is not None:
         check_destination(Path(options.lerobot), "lerobot", robot.rate_hz * options.speed)
@@ -85,7 +87,7 @@ def run_robot(robot: Robot, options: RunOptions, command: str) -> int:
         runner = EpisodeRunner(
             robot, driver, source.actions, clock, source.shapes,
             active=options.mode != RunMode.SHADOW, observers=[dashboard, *extras],
-            record=Path(options.record) if options.record else None,
+            record=Path(options.record) if options.record else None, estop=estop,
         )  # fmt: skip
         dashboard.runner = runner
         if log is not None:

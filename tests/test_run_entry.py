@@ -16,10 +16,13 @@ from conftest import wait_for
 
 from ebt_policy.data.dataset import open_dataset
 from ebt_policy.data.episode_store import read_episodes
+from ebt_policy.real_robot.drivers.base import ROBOT_DRIVERS
+from ebt_policy.real_robot.drivers.sim import SimRobot
 from ebt_policy.real_robot.robots import load_robot
 from ebt_policy.real_robot.run import main
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import results_folder
+from ebt_policy.real_robot.teleop_device import TELEOP_DEVICES, TeleopDevice
 
 TIMEOUT_S = 120.0  # seconds to wait for an expected event
 # The timeouts are long because a busy machine is slow.
@@ -152,6 +155,27 @@ def test_hold_reason_is_printed_without_a_dashboard(call_entry, arguments, tmp_p
     code, error = call_entry(main, *arguments("robot.watch.inference_s=0.0001"))
     assert code == 4 and error == "held: the policy did not answer for 0.0001 s\n"
     assert "the policy did not answer" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("options", [(), ("mode=teleop",), ("takeover=true",)])
+def test_stop_that_was_pressed_before_the_run_stops_it(call_entry, arguments, monkeypatch, options):
+    class Idle(TeleopDevice):
+        def action(self, tick, motion):
+            return motion.position
+
+    class StoppedRobot(SimRobot):
+        is_reported = False
+
+        def connect(self):
+            super().connect()
+            if not self.is_reported:
+                self.press("button of the robot")
+            self.is_reported = True
+
+    monkeypatch.setitem(TELEOP_DEVICES._items, "idle", Idle)
+    monkeypatch.setitem(ROBOT_DRIVERS._items, "sim", StoppedRobot)
+    code, error = call_entry(main, *arguments("input=idle", *options))
+    assert code == 3 and error == "stopped: emergency stop: button of the robot\n"
 
 
 def test_results_of_an_earlier_run_are_kept(call_entry, arguments, tmp_path, monkeypatch):
