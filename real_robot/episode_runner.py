@@ -129,6 +129,7 @@ class EpisodeRunner:
         self.driver.connect()
         if self.loop.active:
             self.driver.check_exclusive()
+            self.driver.check_estop()
         observation = self.first_observation()
         if self._store is not None and self.recorder is None:
             rate_hz, name = 1 / self.source.dt, self.robot.name

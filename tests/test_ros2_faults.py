@@ -8,6 +8,8 @@ from ros_doubles import make_ros2_driver
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import EpisodeRunner
+from ebt_policy.real_robot.errors import DriverError
+from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import State
 from ebt_policy.real_robot.teleop_device import TeleopContext, TeleopDevice
@@ -36,6 +38,19 @@ TOOL = {
         "obs": ["tool"],
         "position": "tool",
         "command": {"topic": "/twist", "type": "TwistStamped"},
+    },
+}
+
+
+JOINTS = {
+    **SECTION,
+    "limits": {**SECTION["limits"], "position": [-1, 1], "workspace": {}},
+    "driver": {
+        "name": "ros2",
+        "observe": {"arm": {"topic": "/joints", "type": "JointState", "names": ["x", "y"]}},
+        "obs": ["arm"],
+        "position": "arm",
+        "command": {"topic": "/command", "type": "JointTrajectory", "names": ["x", "y"]},
     },
 }
 
@@ -78,6 +93,40 @@ class VelocityArm:
             message.header.stamp = self.fake.stamp()
             clock.call_at(clock.now() + self.delay_s, lambda: self.fake.deliver("/tool", message))
         clock.call_at(clock.now() + step_s, self.step)
+
+
+class JointArm:
+    """An arm that is at its commanded position at once, and measures it every 0.02 s.
+
+    Args:
+        fake: topics of the driver.
+
+    Attributes:
+        position: the measured joints x and y, rad; None while there is no measurement.
+    """
+
+    def __init__(self, fake):
+        self.fake, self.position = fake, [0.1, 0.2]
+        self.step()
+
+    @property
+    def commanded(self):
+        """The newest commanded joints, rad."""
+        return list(self.fake.published["/command"][-1].points[0].positions)
+
+    def step(self):
+        clock = self.fake.clock
+        if self.position is not None:
+            self.fake.deliver_joints("/joints", dict(zip("xy", self.position, strict=True)))
+        clock.call_at(clock.now() + 0.02, self.step)
+
+    def press(self, is_pressed):
+        self.fake.deliver("/emergency_stop", message_class("Bool")(data=is_pressed))
+
+
+class Idle(TeleopDevice):
+    def action(self, tick, motion):
+        return motion.position
 
 
 class Pusher(TeleopDevice):
@@ -149,3 +198,28 @@ def test_twist_needs_three_or_six_numbers():
     robot = Robot(**{**TOOL, "action": ["x", "y"], "limits": limits})
     with pytest.raises(ConfigError, match=r"/twist: TwistStamped needs 3 or 6 .* has 2"):
         robot.make_driver(SimulatedClock())
+
+
+def joint_runner(monkeypatch):
+    """Return a runner, which is not prepared, and the arm that it commands."""
+    clock, robot = SimulatedClock(100.0), Robot(**JOINTS)
+    driver, fake = make_ros2_driver(robot, clock, monkeypatch)
+    worker = SimulatedWorker(clock, lambda: 0.0)
+    device = Idle(TeleopContext(driver, robot.safety, 0.1, worker))
+    return EpisodeRunner(robot, driver, device, clock, {}, watchdog=False), JointArm(fake)
+
+
+def test_robot_is_not_rearmed_while_the_stop_topic_is_true(monkeypatch):
+    runner, arm = joint_runner(monkeypatch)
+    operator = Operator(runner.supervisor, runner.estop)
+    runner.prepare()
+    runner.clock.call_at(runner.clock.now() + 0.5, lambda: arm.press(True))
+    episode = runner.run_episode(0)
+    assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
+    operator.press_key("a")
+    with pytest.raises(DriverError, match="newest message on /emergency_stop is true; release it"):
+        runner.prepare()
+    assert runner.supervisor.state is not State.READY
+    arm.press(False)
+    runner.prepare()
+    assert runner.run_episode(0).ended[0] is State.RUNNING

@@ -115,6 +115,13 @@ class Driver(ABC):
             DriverError: another program commands the robot.
         """
 
+    def check_estop(self) -> None:  # noqa: B027
+        """Check, before the first command and after re-arming, that the robot may move.
+
+        Raises:
+            DriverError: the robot's own emergency stop is still pressed.
+        """
+
     def reset(self, seed: int) -> None:  # noqa: B027
         """Begin an episode.
 

@@ -46,6 +46,7 @@ class Ros2Driver(Driver):
         self._lock = threading.Lock()
         self._newest: dict[str, tuple[np.ndarray, float]] = {}  # topic -> reading, stamp
         self._rejection = ""
+        self._is_estop_pressed = False  # the newest message of the emergency stop
         self._has_sent = False  # whether this program has sent a command
         self.value_names = topics.value_names
 
@@ -81,6 +82,13 @@ class Ros2Driver(Driver):
         topic = self.topics.commanded.topic
         if self._ros is not None and self._ros.node.count_publishers(topic) > 1:
             raise DriverError(f"another program commands the robot on {topic}; end it first.")
+
+    def check_estop(self) -> None:
+        if self._is_estop_pressed:
+            raise DriverError(
+                f"the emergency stop is pressed: the newest message on {self.topics.estop} is "
+                "true; release it, so that false is published, then start or re-arm the robot."
+            )
 
     def _await_all_topics(self) -> None:
         """Wait until every topic has had a valid message."""
@@ -124,6 +132,7 @@ class Ros2Driver(Driver):
         return True
 
     def _on_estop(self, message: Any) -> None:
+        self._is_estop_pressed = message.data
         if message.data:
             self.press(f"topic {self.topics.estop}")
 
