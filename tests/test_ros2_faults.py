@@ -223,3 +223,30 @@ def test_robot_is_not_rearmed_while_the_stop_topic_is_true(monkeypatch):
     arm.press(False)
     runner.prepare()
     assert runner.run_episode(0).ended[0] is State.RUNNING
+
+
+def test_stop_holds_the_measured_position_or_else_the_last_command(monkeypatch):
+    runner, arm = joint_runner(monkeypatch)
+    runner.prepare()
+    driver, clock = runner.driver, runner.clock
+
+    def command(goal):
+        driver.send(np.array(goal), clock.now() + 0.1)
+        clock.wait_until(clock.now() + 0.1)
+
+    command([0.3, 0.3])
+    driver.stop()
+    assert arm.commanded == [0.1, 0.2]
+    arm.position = [0.1, np.nan]
+    command([0.4, 0.4])
+    driver.stop()  # The last finite measurement is 0.1 s old.
+    assert arm.commanded == [0.1, 0.2]
+    arm.position = None
+    for tick in range(3):
+        command([0.5, 0.1 * tick])
+    driver.stop()
+    assert arm.commanded == [0.5, 0.2]
+    num_commands = len(arm.fake.published["/command"])
+    driver.stop()  # A person may have moved the robot since the first stop.
+    driver.close()
+    assert len(arm.fake.published["/command"]) == num_commands

@@ -37,6 +37,12 @@ def test_joints_are_read_by_name_in_any_order():
     message.name, message.position = ["wrist", "elbow"], [0.5]  # fewer numbers than names
     with pytest.raises(MessageError, match="the joint elbow"):
         JOINTS.read(message)
+    for value in (np.nan, np.inf):
+        message.name, message.position = ["wrist", "finger", "elbow"], [0.5, np.nan, value]
+        with pytest.raises(MessageError, match="the position of the joint elbow is not finite"):
+            JOINTS.read(message)
+    message.position = [0.5, np.nan, 0.2]  # The finger is not read.
+    np.testing.assert_allclose(JOINTS.read(message), [205.0, 1.0])
 
 
 @given(arrays(float, 2, elements=NUMBER))

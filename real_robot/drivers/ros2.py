@@ -38,7 +38,7 @@ class Ros2Driver(Driver):
     """
 
     def __init__(self, topics: RosTopics, context: DriverContext) -> None:
-        self.topics, self._clock = topics, context.clock
+        self.topics, self._clock, self._command_s = topics, context.clock, context.command_s
         self._tracker = topics.commanded.make_tracker(
             context.limits.velocity, context.tick_s, context.command_s
         )
@@ -47,7 +47,8 @@ class Ros2Driver(Driver):
         self._newest: dict[str, tuple[np.ndarray, float]] = {}  # topic -> reading, stamp
         self._rejection = ""
         self._is_estop_pressed = False  # the newest message of the emergency stop
-        self._has_sent = False  # whether this program has sent a command
+        # The last command, None if there is none, or if the robot was stopped at it.
+        self._last_command: np.ndarray | None = None
         self.value_names = topics.value_names
 
     @classmethod
@@ -154,7 +155,7 @@ class Ros2Driver(Driver):
             raise DriverError("the robot is not connected.")
         now, commanded = self._clock.now(), self.topics.commanded
         with self._lock:
-            self._has_sent = True
+            self._last_command = command
             if self._tracker is None:
                 message = commanded.message(command, due - now, message_class)
             else:
@@ -172,21 +173,25 @@ class Ros2Driver(Driver):
             raise DriverError(f"the command could not be published ({error}).") from error
 
     def stop(self) -> None:
-        if self._ros is None or not self._has_sent:
-            return  # Without an own command, another program controls the robot.
-        try:
-            self._publish(self._stop_message())
-        except (DriverError, ConfigError):
-            return  # The robot's own watchdog holds it.
-
-    def _stop_message(self) -> Any:
-        """Build the message that holds the robot where it is."""
         commanded = self.topics.commanded
         with self._lock:
+            goal, newest = self._last_command, self._newest.get(self.topics.position)
+            if self._ros is None or goal is None:
+                return  # Without an own command, another program controls the robot.
             if self._tracker is not None:
                 self._tracker.restart()
-                return commanded.twist_message(np.zeros(6), message_class)
-            return commanded.message(self._newest[self.topics.position][0], 0.5, message_class)
+            elif newest is not None and self._clock.now() - newest[1] <= self._command_s:
+                goal = newest[0]
+            else:  # The robot must not go back to an old position.
+                self._last_command = None  # A person may move the robot after this stop.
+        try:
+            self._publish(
+                commanded.message(goal, 0.5, message_class)
+                if self._tracker is None
+                else commanded.twist_message(np.zeros(6), message_class)
+            )
+        except (DriverError, ConfigError):
+            return  # The robot's own watchdog holds it.
 
     def close(self) -> None:
         if self._ros is not None:
@@ -240,6 +245,7 @@ class Ros2SimDriver(Ros2Driver, SimulatedDriver):
         # Messages from before the reset may still arrive; `_is_current` rejects them.
         with self._lock:
             self._newest.clear()
+            self._last_command = None
         self._await_all_topics()  # All observations are now later than the reset.
 
     @property

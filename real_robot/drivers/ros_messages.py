@@ -128,8 +128,8 @@ class ObservedTopic:
         """Convert a message to values (n,) in policy units, or to an image (H, W, 3) uint8 in RGB.
 
         Raises:
-            MessageError: a joint is missing, a pose is not finite or in another frame, or an image
-                cannot be decoded.
+            MessageError: a joint is missing or not finite, a pose is not finite or in another
+                frame, or an image cannot be decoded.
         """
         if self.type == "JointState":
             raw = self._joints(message)
@@ -156,7 +156,11 @@ class ObservedTopic:
                 f"{self.topic} has no {self.value} of the joint {missing[0]}; it has "
                 f"{', '.join(values) or 'none'}"
             )
-        return np.array([values[name] for name in self.names], dtype=np.float64)
+        joints = np.array([values[name] for name in self.names], dtype=np.float64)
+        if not np.isfinite(joints).all():
+            name = self.names[int(np.argmin(np.isfinite(joints)))]
+            raise MessageError(f"{self.topic}: the {self.value} of the joint {name} is not finite")
+        return joints
 
     def _pose(self, message: Any) -> np.ndarray:
         if self.frame is not None and message.header.frame_id != self.frame.id:
