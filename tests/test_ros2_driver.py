@@ -274,6 +274,24 @@ def test_stop_topic_triggers_the_emergency_stop(node):
         button.close()
 
 
+@pytest.mark.ros
+def test_node_continues_after_an_error_of_a_callback(ros_environment):
+    node, later, clock = RosNode("errors"), [], MonotonicClock()
+
+    def fail():
+        raise ValueError("a bad message")
+
+    node.node.create_timer(0.01, fail)
+    node.node.create_timer(0.02, lambda: later.append(clock.now()))
+    node.start()
+    end = clock.now() + TIMEOUT_S
+    while len(later) < 5 and node._thread.is_alive() and clock.now() < end:
+        clock.wait_until(clock.now() + 0.02)
+    is_alive = node._thread.is_alive()
+    node.close()
+    assert len(later) >= 5 and is_alive
+
+
 @pytest.mark.slow
 @pytest.mark.ros
 def test_lost_robot_is_held_and_may_reconnect(ros_environment, monkeypatch, tmp_path):

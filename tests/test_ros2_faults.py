@@ -250,3 +250,21 @@ def test_stop_holds_the_measured_position_or_else_the_last_command(monkeypatch):
     driver.stop()  # A person may have moved the robot since the first stop.
     driver.close()
     assert len(arm.fake.published["/command"]) == num_commands
+
+
+def test_unreadable_messages_are_rejected_with_their_reason(monkeypatch):
+    camera = {"topic": "/camera", "type": "Image", "size": [8, 8]}
+    driver_section = {**JOINTS["driver"], "connect_s": 0.5}
+    driver_section["observe"] = {**driver_section["observe"], "camera": camera}
+    clock = SimulatedClock(100.0)
+    robot = Robot(**{**JOINTS, "driver": driver_section})
+    driver, fake = make_ros2_driver(robot, clock, monkeypatch)
+    JointArm(fake)
+    empty = message_class("Image")(encoding="rgb8")
+    for message, reason in (
+        (empty, "/camera: the image is empty"),
+        (message_class("Empty")(), "/camera: AttributeError: .*no attribute 'header'"),
+    ):
+        clock.call_at(clock.now() + 0.1, lambda message=message: fake.deliver("/camera", message))
+        with pytest.raises(DriverError, match=rf"no usable message came on /camera .*\({reason}"):
+            driver.connect()

@@ -101,6 +101,10 @@ def test_images_of_every_encoding_are_read_with_padded_rows(encoding):
     message.data = rows.tobytes()[:-4]
     with pytest.raises(MessageError, match="does not match width, height and step"):
         part.read(message)
+    message.height = message.width = message.step = 0
+    message.data = b""
+    with pytest.raises(MessageError, match="/camera: the image is empty"):
+        part.read(message)
     message.encoding = "16UC1"
     with pytest.raises(MessageError, match="images are '16UC1'"):
         part.read(message)

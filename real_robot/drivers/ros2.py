@@ -110,16 +110,19 @@ class Ros2Driver(Driver):
 
         def on_message(message: Any) -> None:
             assert self._ros is not None
-            if not self._is_current(message):
-                return
             now = self._clock.now()
             stamp = now
-            if self.topics.stamps == "header":
-                stamp = min(now, now - (self._ros.seconds() - _header_s(message)))
-            try:
+            try:  # The loop holds the robot when the last accepted message is too old.
+                if not self._is_current(message):
+                    return
+                if self.topics.stamps == "header":
+                    stamp = min(now, now - (self._ros.seconds() - _header_s(message)))
                 reading = topic.read(message)
-            except MessageError as error:  # The loop holds the robot when the last one is too old.
+            except MessageError as error:
                 self._rejection = str(error)
+                return
+            except Exception as error:  # A message may have any content.
+                self._rejection = f"{topic.topic}: {type(error).__name__}: {error}"
                 return
             with self._lock:
                 self._newest[name] = (reading, stamp)

@@ -344,6 +344,8 @@ def _decode_image(message: Any, topic: str) -> np.ndarray:
         raise MessageError(
             f"{topic}: images are {message.encoding!r}; use one of {', '.join(CHANNEL_ORDERS)}"
         )
+    if not (message.width and message.height):
+        raise MessageError(f"{topic}: the image is empty")
     depth = {"mono8": 1, "rgb8": 3, "bgr8": 3}.get(message.encoding, 4)
     data = np.frombuffer(message.data, dtype=np.uint8)
     if message.step < message.width * depth or len(data) != message.step * message.height:

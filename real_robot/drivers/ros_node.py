@@ -6,7 +6,6 @@ imported only when a robot is connected.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import threading
 from enum import Enum, auto
@@ -93,8 +92,15 @@ class RosNode:
 
     def _spin(self) -> None:
         while self._context.ok() and not self._ended.is_set():
-            with contextlib.suppress(self._shutdown_error):
+            try:
                 self._executor.spin_once(timeout_sec=0.1)
+            except self._shutdown_error:
+                return
+            except Exception as error:  # The other callbacks, such as the emergency stop, go on.
+                self.node.get_logger().error(
+                    f"a message was not processed ({type(error).__name__}: {error})",
+                    throttle_duration_sec=1.0,
+                )
 
     def seconds(self) -> float:
         """Return the current ROS time, s."""
