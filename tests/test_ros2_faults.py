@@ -7,6 +7,7 @@ from ros_doubles import make_ros2_driver
 
 from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import SimulatedClock
+from ebt_policy.real_robot.drivers.ros2 import Ros2Driver
 from ebt_policy.real_robot.episode_runner import EpisodeRunner
 from ebt_policy.real_robot.errors import DriverError
 from ebt_policy.real_robot.keyboard import Operator
@@ -106,7 +107,8 @@ class JointArm:
     """
 
     def __init__(self, fake):
-        self.fake, self.position = fake, [0.1, 0.2]
+        self.fake = fake
+        self.position: list[float] | None = [0.1, 0.2]
         self.step()
 
     @property
@@ -184,6 +186,7 @@ def test_velocity_limit_holds_with_late_measurements_and_late_ticks(monkeypatch,
 def test_stopped_velocity_robot_gets_zeros_without_a_position(monkeypatch):
     runner, arm = tool_runner(monkeypatch)
     driver = runner.driver
+    assert isinstance(driver, Ros2Driver)
     for tick in range(3):
         driver.send(np.array([0.02 * tick, 0, 0]), runner.clock.now() + 0.05)
         runner.clock.wait_until(runner.clock.now() + 0.05)
@@ -194,8 +197,7 @@ def test_stopped_velocity_robot_gets_zeros_without_a_position(monkeypatch):
 
 
 def test_twist_needs_three_or_six_numbers():
-    limits = {**TOOL["limits"], "workspace": {}}
-    robot = Robot(**{**TOOL, "action": ["x", "y"], "limits": limits})
+    robot = Robot(**{**TOOL, "action": ["x", "y"]})
     with pytest.raises(ConfigError, match=r"/twist: TwistStamped needs 3 or 6 .* has 2"):
         robot.make_driver(SimulatedClock())
 
@@ -213,7 +215,7 @@ def test_robot_is_not_rearmed_while_the_stop_topic_is_true(monkeypatch):
     runner, arm = joint_runner(monkeypatch)
     operator = Operator(runner.supervisor, runner.estop)
     runner.prepare()
-    runner.clock.call_at(runner.clock.now() + 0.5, lambda: arm.press(True))
+    arm.fake.clock.call_at(runner.clock.now() + 0.5, lambda: arm.press(True))
     episode = runner.run_episode(0)
     assert episode.ended == (State.FAULT, "emergency stop: topic /emergency_stop")
     operator.press_key("a")
