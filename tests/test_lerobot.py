@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from lerobot_files import frames_of, rows_of
 from safetensors import safe_open
 
@@ -21,6 +23,7 @@ from ebt_policy.data.dataset import Feature, Role, open_dataset
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.formats.lerobot_writer import LeRobotWriter
+from ebt_policy.models.checkpoint_source import local_checkpoint
 from ebt_policy.policies import load_policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +184,7 @@ def test_checkpoint_is_converted_to_lerobot_and_back(tmp_path):
     call(*convert_checkpoint, "there", "back", cwd=tmp_path)
     before, after = load_policy("pretrained:push_t"), load_policy(tmp_path / "back")
     assert before.config == after.config and before.shape == after.shape
+    assert before.inference == after.inference
     for name, weight in before.state_dict().items():
         assert torch.equal(weight, after.state_dict()[name]), name
     obs = before.normalizer.unnormalize("obs", torch.zeros(2, 2, 20))
@@ -196,6 +200,25 @@ def test_training_and_prediction_can_be_compiled(tmp_path):
     call("python", "-m", "lerobot_policy_ebt.convert", "pretrained:push_t", "there", cwd=tmp_path)
     script = (SCRIPTS / "compile_ebt.py", "pretrained:push_t", "there")
     assert "compiled\n" in call("python", *script, cwd=tmp_path)
+
+
+def test_options_survive_the_conversion_and_folders_do_not(tmp_path):
+    shutil.copytree(local_checkpoint("pretrained:push_t"), source := tmp_path / "source")
+    config = yaml.safe_load((source / "config.yaml").read_text())
+    config["model"]["inference"] |= {"steps": 7, "num_candidates": 3}
+    config["task"]["path"] = "/home/me/secret/demonstrations"
+    (source / "config.yaml").write_text(yaml.safe_dump(config))
+    convert_checkpoint = ("python", "-m", "lerobot_policy_ebt.convert")
+    call(*convert_checkpoint, source, "there", cwd=tmp_path)
+    file = tmp_path / "there" / "config.json"
+    assert "secret" not in file.read_text()
+    changed = json.loads(file.read_text()) | {"num_candidates": 5, "n_action_steps": 4}
+    file.write_text(json.dumps(changed))
+    call(*convert_checkpoint, "there", "back", cwd=tmp_path)
+    after = load_policy(tmp_path / "back")
+    assert (after.inference.steps, after.inference.num_candidates) == (7, 5)
+    assert after.shape.n_action_steps == 4
+    assert after.config["task"]["path"] == "demonstrations"
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,20 @@ class EBTConfig(PreTrainedConfig):
                     "images with 3 channels; list the features to read in --policy.input_features."
                 )
 
+    @property
+    def current_sections(self) -> dict[str, Any]:
+        """``sections`` with the options that can be changed after training."""
+        assert self.sections is not None
+        model = self.sections["model"]
+        inference = model["inference"] | {
+            "steps": self.num_inference_steps,
+            "num_candidates": self.num_candidates,
+        }
+        return self.sections | {
+            "model": model | {"inference": inference},
+            "shape": self.sections["shape"] | {"n_action_steps": self.n_action_steps},
+        }
+
     def check_trained_options(self) -> None:
         """Raise ValueError if an option differs from its value in training."""
         assert self.sections is not None

@@ -14,6 +14,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.atomic_write import atomic_folder
 from ebt_policy.policies import EnergyPolicy, load_policy
+from ebt_policy.policies.hub_upload import without_folders
 
 from .configuration_ebt import EBTConfig
 from .modeling_ebt import EBTPolicy
@@ -48,7 +49,7 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (shape.action_dim,))},
         num_inference_steps=inference.steps,
         num_candidates=inference.num_candidates,
-        sections=policy.stored_config,
+        sections=without_folders(policy.stored_config),
         normalizer=policy.normalizer.to_json(),
         push_to_hub=False,
     )

@@ -60,12 +60,9 @@ class EBTPolicy(PreTrainedPolicy):
                 )
             fit_to_dataset(config, dataset_meta)
         config.check_trained_options()
-        assert config.sections is not None and config.normalizer is not None
-        model = build_policy(config.sections, Normalizer.from_json(config.normalizer))
+        assert config.normalizer is not None
+        model = build_policy(config.current_sections, Normalizer.from_json(config.normalizer))
         assert isinstance(model, EnergyPolicy)
-        model.configure_inference(
-            steps=config.num_inference_steps, num_candidates=config.num_candidates
-        )
         if model.vision is not None and is_new:
             model.vision.load_pretrained()
         self.model = model
