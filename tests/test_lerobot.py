@@ -154,6 +154,14 @@ def test_plug_in_trains_on_cameras_and_resumes(converted, tmp_path):
     with safe_open(policy / "model.safetensors", "np") as weights:
         assert weights.get_tensor("averaged.n_averaged") == 5
         names = set(weights.keys())
+    call(
+        "lerobot-train", f"--policy.path={policy}", f"--dataset.root={converted}",
+        "--dataset.repo_id=local/converted", "--output_dir=further", *SMALL[3:], "--steps=1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    further = tmp_path / "further" / "checkpoints" / "last" / "pretrained_model"
+    with safe_open(further / "model.safetensors", "np") as weights:
+        assert weights.get_tensor("averaged.n_averaged") == 1  # the average has started anew
     trained = {name.removeprefix("model.") for name in names if name.startswith("model.")}
     averaged = {n.removeprefix("averaged.module.") for n in names if n.startswith("averaged.m")}
     assert trained == averaged != set()

@@ -34,6 +34,9 @@ class EBTConfig(PreTrainedConfig):
         ema_power: predictions use averaged weights, with the decay 1 - (1 + step)^-ema_power.
         sections: sections of ebt_policy's configuration. They are set when training starts.
         normalizer: statistics of states and actions. They are set when training starts.
+
+    Attributes:
+        starts_training: whether LeRobot starts a training, in contrast to resuming one.
     """
 
     n_obs_steps: int = 2
@@ -72,6 +75,7 @@ class EBTConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.starts_training = False  # no field, because it must not be stored
         if not 1 <= self.n_action_steps <= self.horizon - self.n_obs_steps + 1:
             raise ValueError(
                 f"--policy.n_action_steps={self.n_action_steps} must be at least 1 and at most "
@@ -107,6 +111,8 @@ class EBTConfig(PreTrainedConfig):
         return dict(sorted(numeric.items(), key=lambda item: (item[0] != OBS_STATE, item[0])))
 
     def get_optimizer_preset(self) -> AdamWConfig:
+        # LeRobot calls this when a training starts; to resume, it reads a stored optimizer.
+        self.starts_training = True
         return AdamWConfig(
             lr=self.optimizer_lr,
             betas=(0.9, 0.95),

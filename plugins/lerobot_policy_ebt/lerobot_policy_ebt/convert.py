@@ -56,8 +56,6 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
     converted = EBTPolicy(config)
     for model in (converted.model, converted.averaged.module):
         model.load_state_dict(policy.state_dict())
-    # Further training must not replace the average by the weights of its first update.
-    converted.averaged.n_averaged.fill_((policy.config.get("trained") or {}).get("steps", 1))
     with atomic_folder(destination) as folder:
         converted.save_pretrained(folder)
         for processor in make_pre_post_processors(config):

@@ -76,8 +76,14 @@ class EBTPolicy(PreTrainedPolicy):
     # -- training ---------------------------------------------------------------------------
 
     def get_optim_params(self) -> list[dict[str, Any]]:
-        """Return parameter groups: weight decay for matrices only."""
+        """Return parameter groups: weight decay for matrices only.
+
+        When a training starts, also from a trained policy, the average of the weights starts anew.
+        Otherwise, after a long training, it would hardly follow the weights.
+        """
         config = self.config
+        if config.starts_training:
+            self.averaged.n_averaged.zero_()
         return self.model.parameter_groups(config.optimizer_lr, config.optimizer_weight_decay)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
