@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
+import camera_policies
 import numpy as np
 import pytest
 import torch
-import yaml
 from lerobot_files import frames_of, rows_of
 from safetensors import safe_open
 
@@ -23,7 +22,6 @@ from ebt_policy.data.dataset import Feature, Role, open_dataset
 from ebt_policy.data.episode_store import write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.formats.lerobot_writer import LeRobotWriter
-from ebt_policy.models.checkpoint_source import local_checkpoint
 from ebt_policy.policies import load_policy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,17 +209,19 @@ def test_training_and_prediction_can_be_compiled(tmp_path):
 
 
 def test_options_survive_the_conversion_and_folders_do_not(tmp_path):
-    shutil.copytree(local_checkpoint("pretrained:push_t"), source := tmp_path / "source")
-    config = yaml.safe_load((source / "config.yaml").read_text())
-    config["model"]["inference"] |= {"steps": 7, "num_candidates": 3}
-    config["task"]["path"] = "/home/me/secret/demonstrations"
-    (source / "config.yaml").write_text(yaml.safe_dump(config))
+    policy = camera_policies.build(
+        "flow", "model.inference.steps=7", "model.inference.num_candidates=3", "vision=small",
+        "task.path=/home/me/secret/demonstrations",
+    )  # fmt: skip
+    (source := tmp_path / "source").mkdir()
+    policy.save(source)
     convert_checkpoint = ("python", "-m", "lerobot_policy_ebt.convert")
     call(*convert_checkpoint, source, "there", cwd=tmp_path)
     file = tmp_path / "there" / "config.json"
     assert "secret" not in file.read_text()
-    changed = json.loads(file.read_text()) | {"num_candidates": 5, "n_action_steps": 4}
-    file.write_text(json.dumps(changed))
+    config = json.loads(file.read_text())
+    assert (config["vision"], config["resize_shape"]) == ("small", [96, 96])
+    file.write_text(json.dumps(config | {"num_candidates": 5, "n_action_steps": 4}))
     call(*convert_checkpoint, "there", "back", cwd=tmp_path)
     after = load_policy(tmp_path / "back")
     assert (after.inference.steps, after.inference.num_candidates) == (7, 5)

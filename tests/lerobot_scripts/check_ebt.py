@@ -15,6 +15,16 @@ preprocessor, postprocessor = make_pre_post_processors(config, sys.argv[1])
 rows, steps, horizon = 3, config.n_obs_steps, config.horizon
 action_dim = config.output_features["action"].shape[0]
 
+# Options that cannot be changed after training are refused.
+for option in ("relative_actions=false", "vision=resnet18", "resize_shape=[96,96]", "size=xs"):
+    changed = PreTrainedConfig.from_pretrained(sys.argv[1], cli_overrides=[f"--{option}"])
+    try:
+        type(policy)(changed)
+    except ValueError as error:
+        assert f"--policy.{option.partition('=')[0]}=" in str(error), error
+    else:
+        raise AssertionError(f"{option} was ignored")
+
 
 def observation(seed: int) -> dict[str, torch.Tensor]:
     """Return one observation of several environments."""

@@ -156,15 +156,26 @@ class EBTConfig(PreTrainedConfig):
             "shape": self.sections["shape"] | {"n_action_steps": self.n_action_steps},
         }
 
+    @property
+    def plug_in_section(self) -> dict[str, Any]:
+        """The section ``lerobot``: options that are not in the other sections by their names."""
+        size = self.resize_shape
+        return {
+            "relative_actions": self.relative_actions,
+            "resize_shape": None if size is None else list(size),
+            "vision": self.vision,
+        }
+
     def check_trained_options(self) -> None:
         """Raise ValueError if an option differs from its value in training."""
         assert self.sections is not None
         shape = self.sections["shape"]
         trained = {key: shape[key] for key in ("horizon", "n_obs_steps", "max_prefix_len")}
         trained |= {key: self.sections[key]["name"] for key in ("size", "objective")}
-        for name, value in trained.items():
-            if getattr(self, name) != value:
+        current = {name: getattr(self, name) for name in trained} | self.plug_in_section
+        for name, value in (trained | self.sections.get("lerobot", {})).items():
+            if current[name] != value:
                 raise ValueError(
-                    f"--policy.{name}={getattr(self, name)} differs from {value}, the value in "
-                    "training; train a new policy to change it."
+                    f"--policy.{name}={current[name]} differs from {value}, the value in training; "
+                    "train a new policy to change it."
                 )

@@ -6,11 +6,13 @@ A checkpoint of ebt_policy becomes a policy of LeRobot, and the other way round.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies import make_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from ebt_policy.cli.composition import compose_config, group_choices
 from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.atomic_write import atomic_folder
 from ebt_policy.policies import EnergyPolicy, load_policy
@@ -49,10 +51,11 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (shape.action_dim,))},
         num_inference_steps=inference.steps,
         num_candidates=inference.num_candidates,
-        sections=without_folders(policy.stored_config),
         normalizer=policy.normalizer.to_json(),
         push_to_hub=False,
+        **_camera_options(policy),
     )
+    config.sections = without_folders(policy.stored_config) | {"lerobot": config.plug_in_section}
     converted = EBTPolicy(config)
     for model in (converted.model, converted.averaged.module):
         model.load_state_dict(policy.state_dict())
@@ -60,6 +63,22 @@ def to_lerobot(source: str | Path, destination: Path) -> None:
         converted.save_pretrained(folder)
         for processor in make_pre_post_processors(config):
             processor.save_pretrained(folder)
+
+
+def _camera_options(policy: EnergyPolicy) -> dict[str, Any]:
+    """Return ``vision`` and ``resize_shape`` of a policy; nothing without cameras."""
+    if policy.shape.cameras is None:
+        return {}
+    sizes = {tuple(size) for size in policy.shape.cameras.values()}
+    backbone = policy.config["vision"]["backbone"]
+    names = {
+        compose_config("train", ["task=dataset", f"vision={name}"])["vision"]["backbone"]: name
+        for name in group_choices("vision")
+    }
+    return {
+        "vision": names.get(backbone, backbone),
+        "resize_shape": sizes.pop() if len(sizes) == 1 else None,
+    }
 
 
 def to_ebt_policy(source: str | Path, destination: Path) -> None:

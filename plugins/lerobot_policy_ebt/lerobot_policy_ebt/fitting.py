@@ -68,6 +68,7 @@ def _fit(config: EBTConfig, dataset_meta: LeRobotDatasetMetadata) -> None:
     names = {key: name for name, key in camera_names(images).items()}
     config.normalizer = fit_normalizer(windows, task.relative_entries).to_json()
     config.sections = {name: composed[name] for name in SECTIONS} | {
+        "lerobot": config.plug_in_section,
         "task": without_folders(asdict(task)),  # LeRobot may upload the configuration
         "shape": {
             "obs_dim": windows.obs.shape[1],
