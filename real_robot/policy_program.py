@@ -143,11 +143,8 @@ class PolicyProgram:
             limited = limit_chunks(Bounds(*limits), chunks, Motion(*motion), tick_s, first)
             return policy.normalize_actions(state, limited.to(state))
 
-        batch: dict[str, Any] = {
-            "obs": policy.normalizer.normalize("obs", state),
-            **dict(zip(shape.cameras or {}, images, strict=True)),
-        }
-        features = policy.observation_features(batch, committed, length.view(1))
+        obs = {"obs": state, **dict(zip(shape.cameras or {}, images, strict=True))}
+        features = policy.encode_observation(obs, committed, length.view(1))
         constraints = NormalizedConstraints(
             prefix=committed, prefix_mask=is_committed, project=project
         )

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import camera_policies
@@ -18,8 +19,9 @@ import torch
 from conftest import assert_one_line_error
 
 from ebt_policy import export
+from ebt_policy.data.normalizer import Normalizer
 from ebt_policy.errors import ConfigError
-from ebt_policy.policies import ChunkConstraints
+from ebt_policy.policies import ChunkConstraints, build_policy, mixture, product
 from ebt_policy.real_robot import exported_policy
 from ebt_policy.real_robot.exported_policy import (
     ExportFormat,
@@ -113,6 +115,32 @@ def test_a_policy_that_is_conditioned_on_its_prefix_gets_it():
         chunk = predict(policy, program, named, constraints)
         with torch.no_grad():
             actions, _ = program(*named.values())
+        torch.testing.assert_close(actions, chunk.actions, atol=5e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("compose", "kind"),
+    [(product, "flow"), (product, "flow_matching"), (mixture, "flow"), (mixture, "flow_matching")],
+)
+def test_the_program_of_a_composed_policy(compose, kind):
+    """The members have other units, and are conditioned on their prefix."""
+    low, high = tiny_policies.LOW, tiny_policies.HIGH
+    limits = {
+        "obs": torch.tensor([[-50.0] * 20, [600.0] * 20]),
+        "action": torch.stack([low + 20, low + 20 + 1.2 * (high - low)]),
+    }
+    first = tiny_policies.build(kind, max_prefix_len=4, **SHORT)
+    config = {**first.config, "shape": asdict(first.shape)}
+    second = build_policy(config, Normalizer.fit(limits)).eval()
+    policy = several(compose([first, second]))
+    if compose is mixture and kind == "flow_matching":
+        policy.configure_inference(select="medoid")
+    program = PolicyProgram(policy)
+    for length in (0, 3):
+        named, constraints = inputs_with_limits(program, length)
+        chunk = predict(policy, program, named, constraints)
+        with torch.no_grad():
+            actions = program(*named.values())[0]
         torch.testing.assert_close(actions, chunk.actions, atol=5e-2, rtol=0)
 
 

@@ -168,15 +168,21 @@ class Policy(Model):
         """
         return constraints.apply(self.normalizer.clamp("action", chunks))
 
-    def encode_observation(self, obs: dict[str, Tensor], prefix: Tensor | None = None) -> Tensor:
+    def encode_observation(
+        self,
+        obs: dict[str, Tensor],
+        prefix: Tensor | None = None,
+        prefix_length: Tensor | None = None,
+    ) -> Tensor:
         """Return `observation_features` of an observation in env units.
 
         Args:
             obs: as in `predict_on_device`.
             prefix: (B, P, A), committed actions in network units.
+            prefix_length: (B,), number of actions of ``prefix`` that are committed; None for all.
         """
         normalized = {**obs, "obs": self.normalizer.normalize("obs", obs["obs"])}
-        return self.observation_features(normalized, prefix)
+        return self.observation_features(normalized, prefix, prefix_length)
 
     def normalize_actions(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Convert actions (B, ..., A) from env units to network units.

@@ -96,11 +96,16 @@ class Composition(Policy):
         self.config = {**first.config, "model": {"name": self.name, "weights": self.weights}}
         self.config.pop("trained", None)
 
-    def encode_observation(self, obs: dict[str, Tensor], prefix: Tensor | None = None) -> Tensor:
+    def encode_observation(
+        self,
+        obs: dict[str, Tensor],
+        prefix: Tensor | None = None,
+        prefix_length: Tensor | None = None,
+    ) -> Tensor:
         features = []
         for i, member in enumerate(self.net.policies):
             own = None if prefix is None else self.net.to_own_units(i, prefix)
-            features.append(member.encode_observation(obs, own))
+            features.append(member.encode_observation(obs, own, prefix_length))
         return torch.cat(features, dim=-1)
 
     def sample_noise(self, batch: dict[str, Any]) -> dict[str, Any]:
