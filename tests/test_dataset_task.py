@@ -66,6 +66,21 @@ def test_choices_are_printed_and_stored(arm, capsys):
     assert chunk.actions.shape == (1, 16, 3) and bool(chunk.actions.isfinite().all())
 
 
+def test_held_out_episodes_of_a_policy_without_a_seed(arm, tmp_path):
+    policy = load_policy(train(configure(arm, "run")))
+    del policy.config["seed"]  # LeRobot stores none
+    for count, folder in ((1, tmp_path / "some"), (0, tmp_path / "none")):
+        folder.mkdir()
+        policy.config["task"]["validation_episodes"] = count
+        policy.save(folder)
+    (entry,) = load_policy_entries([str(tmp_path / "some")], torch.device("cpu"))
+    assert len(load_held_out(entry).episodes) == 1
+    arm.rename(tmp_path / "moved")
+    (entry,) = load_policy_entries([str(tmp_path / "none")], torch.device("cpu"))
+    with pytest.raises(ConfigError, match="was trained on all episodes of"):
+        load_held_out(entry)
+
+
 def test_the_report_has_errors_on_held_out_episodes(arm):
     run = train(configure(arm, "run"))
     summary = json.loads((run / "evaluation/summary.json").read_text())

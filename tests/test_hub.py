@@ -20,7 +20,7 @@ from ebt_policy.evaluation.entries import checkpoint_domain, parse_checkpoint
 from ebt_policy.evaluation.results_folder import results_folder
 from ebt_policy.io.hub import HubError, parse_source
 from ebt_policy.models.base import CheckpointError
-from ebt_policy.policies import load_policy
+from ebt_policy.policies import load_policy, product
 from ebt_policy.policies.hub_upload import without_folders, write_hub_folder
 from ebt_policy.push import main
 
@@ -188,6 +188,24 @@ def test_composed_policies_and_teachers_reveal_no_folders(tiny_run, tmp_path):
     assert without_folders(config) == {
         "model": {"teacher": "a@steps=4"}, "task": {"path": ["b", "c"]},
     }  # fmt: skip
+
+
+def test_card_of_a_policy_that_lerobot_trained(tiny_run, tmp_path):
+    policy = load_policy(tiny_run)
+    del policy.config["seed"]  # of ebt-train
+    policy.config["trained"] = {"library": "lerobot", "steps": 2000}
+    policy.config["task"]["path"] = "/home/me/pusht"
+    for name in ("policy", "card", "both", "both_card"):
+        (tmp_path / name).mkdir()
+    policy.save(tmp_path / "policy")
+    write_hub_folder(tmp_path / "policy", tmp_path / "card", "me/lerobot", licence="mit")
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "Trained with LeRobot" in text and "2,000 updates" in text and "on pusht." in text
+    assert "ebt-train" not in text
+    product([policy, load_policy(tmp_path / "policy")]).save(tmp_path / "both")
+    write_hub_folder(tmp_path / "both", tmp_path / "both_card", "me/both", licence="mit")
+    text = (tmp_path / "both_card" / "README.md").read_text()
+    assert "Composed by `ebt-compose` of `ebt`, `ebt`." in text
 
 
 def test_files_are_written_without_an_upload(call_entry, tmp_path):

@@ -181,6 +181,7 @@ def test_plug_in_plays_push_t_of_lerobot(push_t_set, tmp_path):
     call("python", "-m", "lerobot_policy_ebt.convert", policy, "here", cwd=tmp_path)
     ours = load_policy(tmp_path / "here")
     assert ours.config["task"]["fps"] == 10
+    assert ours.config["trained"] == {"library": "lerobot", "steps": 2}
     assert ours.predict_chunk({"obs": torch.rand(1, 2, 18)}).actions.shape == (1, 16, 2)
 
 

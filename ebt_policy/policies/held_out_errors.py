@@ -58,14 +58,15 @@ def load_held_out(entry: PolicyEntry) -> HeldOutSet:
         EpisodeError: the data set is missing or damaged.
     """
     task = PolicyTaskConfig.from_config(entry.model.config)
-    episodes, _ = task.demonstrations()
-    _, held_out = task.split(episodes, entry.model.config["seed"])
-    if held_out is None:
+    if not task.validation_episodes:
         raise ConfigError(
             f"{entry.name} was trained on all episodes of {listed(task.sources)}, so none are "
             "left to evaluate it on; train with task.validation_episodes=N, on two or more "
             "episodes."
         )
+    episodes, _ = task.demonstrations()
+    _, held_out = task.split(episodes, entry.model.config.get("seed", 0))
+    assert held_out is not None
     actions = episodes.arrays["action"].astype(np.float64)
     spread = actions.std(axis=0)
     spread[spread <= 1e-6 * np.abs(actions).max(axis=0)] = 0.0

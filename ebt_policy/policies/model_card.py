@@ -18,6 +18,7 @@ METRICS = {
     "error": "root mean square error of executed actions on held-out episodes, in standard "
     "deviations",
 }
+LEROBOT = "lerobot"  # the library in the section "trained" of a policy that LeRobot trained
 MAX_RANGES = 8  # most entries whose ranges are listed one by one
 LIMITS = """\
 The policy imitates its demonstrations. In situations that they do not contain, its actions mean
@@ -171,18 +172,28 @@ def _ranges(limits: Mapping[str, Any], origins: Sequence[int | None]) -> str:
 
 def _training(config: Mapping[str, Any], summary: Mapping[str, Any] | None) -> str:
     trained = config.get("trained") or {}
+    sources = ", ".join(data_sources(config))
     if members := config.get("members"):
-        names = [f"`{m['model']['name']}` (seed {m['seed']})" for m in members]
+        names = [
+            f"`{m['model']['name']}`" + (f" (seed {m['seed']})" if "seed" in m else "")
+            for m in members
+        ]
         return f"## Training\n\nComposed by `ebt-compose` of {', '.join(names)}."
+    if trained.get("library") == LEROBOT:
+        first_data = f" The first training was on {sources}." if sources else ""
+        return (
+            "## Training\n\nTrained with LeRobot (`lerobot-train --policy.type=ebt`). The last "
+            f"training took {trained['steps']:,} updates.{first_data}"
+        )
     family, _, scene = str(config["task"]["name"]).partition("-")
     options = [
         *([f"task={family}", f"task.scene={scene}"] if scene else [f"task={family}"]),
         f"model={config['model']['name']}",
         *([f"objective={config['objective']['name']}"] if config.get("objective") else []),
-        f"size={config['size']['name']}", f"seed={config['seed']}",
+        f"size={config['size']['name']}",
+        *([f"seed={config['seed']}"] if "seed" in config else []),
         *([f"train.steps={trained['steps']}"] if "steps" in trained else []),
     ]  # fmt: skip
-    sources = ", ".join(data_sources(config))
     facts = [f"- data: {sources}"] if sources else []
     facts += [f"- demonstrations: {config['demos']:,}"] if config.get("demos") else []
     if "seconds" in trained:

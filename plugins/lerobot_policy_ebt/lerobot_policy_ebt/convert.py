@@ -17,6 +17,7 @@ from ebt_policy.errors import ConfigError, UserError
 from ebt_policy.io.atomic_write import atomic_folder
 from ebt_policy.policies import EnergyPolicy, load_policy
 from ebt_policy.policies.hub_upload import without_folders
+from ebt_policy.policies.model_card import LEROBOT
 
 from .configuration_ebt import EBTConfig
 from .modeling_ebt import EBTPolicy
@@ -84,8 +85,11 @@ def _camera_options(policy: EnergyPolicy) -> dict[str, Any]:
 def to_ebt_policy(source: str | Path, destination: Path) -> None:
     """Write the averaged weights of a policy of LeRobot as a checkpoint of ebt_policy."""
     policy = EBTPolicy.from_pretrained(source)
+    model = policy.averaged.module
+    if num_updates := int(policy.averaged.n_averaged):
+        model.config["trained"] = {"library": LEROBOT, "steps": num_updates}
     with atomic_folder(destination) as folder:
-        policy.averaged.module.save(folder)
+        model.save(folder)
 
 
 def convert(source: str, destination: str) -> str:
