@@ -5,6 +5,7 @@ LeRobot's own environment. ``lerobot-train`` trains both policies on it, with eq
 parameters and updates, and ``lerobot-eval`` evaluates them on the same seeds. They run in the
 virtual environment of ``make test-lerobot``. The result is stored in ``docs/results/lerobot.json``.
 Finished trainings and evaluations in ``folder`` are not repeated; unfinished trainings are resumed.
+Other values of ``updates``, ``batch`` or ``lr`` need another ``folder``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors import safe_open
 
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.device import device_name
-from benchmarks.results import store_json
+from benchmarks.results import claim_folder, store_json
 from benchmarks.tables.policies import compared
 from ebt_policy.data.dataset import Feature, Role
 from ebt_policy.data.formats.lerobot_writer import LeRobotWriter
@@ -146,6 +147,7 @@ def main() -> None:
         episodes=100, parallel=1,
     )  # fmt: skip
     bin = Path(options.venv).resolve() / "bin"
+    claim_folder(Path(options.folder), updates=options.updates, batch=options.batch, lr=options.lr)
     if not (Path(options.folder) / "push_t").exists():
         write_demonstrations(Path(options.folder) / "push_t")
 

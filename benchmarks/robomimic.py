@@ -3,7 +3,8 @@
 A scripted expert records demonstrations of Lift. robomimic's trainer trains ``ebt``, BC and BC-RNN
 with their default networks and equal numbers of updates. ``ebt_policy.eval`` plays their
 checkpoints on the same seeds. The result is stored in ``docs/results/robomimic.json``. Finished
-trainings and episodes in ``folder`` are not repeated.
+trainings and episodes in ``folder`` are not repeated. Other values of ``updates`` or
+``demonstrations`` need another ``folder``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from benchmarks.command_line import command_line, parse_options
 from benchmarks.device import device_name
-from benchmarks.results import store_json
+from benchmarks.results import claim_folder, store_json
 from benchmarks.tables.policies import compared
 from ebt_policy.io.atomic_write import atomic_write
 
@@ -79,7 +80,7 @@ def main() -> None:
         folder="runs/robomimic", seeds=3, updates=2000, demonstrations=20, episodes=50
     )
     folder = Path(options.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder, updates=options.updates, demonstrations=options.demonstrations)
     data = folder.resolve() / f"lift-{options.demonstrations}.hdf5"
     if not data.exists():
         count = f"episodes={options.demonstrations}"

@@ -14,8 +14,10 @@ from PIL import Image
 from benchmarks import (
     image_speed,
     language_speed,
+    lerobot,
     render_figures,
     render_rollouts,
+    robomimic,
     rollouts,
     speed,
     study_figures,
@@ -43,6 +45,39 @@ def test_unknown_options_are_refused(module, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["benchmark", "sise=xs"])
     with pytest.raises(SystemExit, match="unknown option"):
         module.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "first_work", "other"),
+    [
+        (lerobot, "write_demonstrations", "updates=8000"),
+        (lerobot, "write_demonstrations", "lr=0.1"),
+        (robomimic, "call", "updates=8000"),
+        (robomimic, "call", "demonstrations=200"),
+    ],
+)
+def test_trainings_with_other_options_are_not_reused(
+    module, first_work, other, monkeypatch, tmp_path
+):
+    class Started(Exception):
+        """The benchmark has accepted its options."""
+
+    def start(*arguments):
+        raise Started
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["benchmark", f"folder={tmp_path / 'runs'}", *options])
+        module.main()
+
+    monkeypatch.setattr(module, first_work, start)
+    for options in ((), ("seeds=1",)):  # Each seed has files of its own.
+        with pytest.raises(Started):
+            run(*options)
+    with pytest.raises(SystemExit, match=rf"has trainings with .*, not {other}; give another"):
+        run(other)
+    (tmp_path / "runs" / "options.json").rename(tmp_path / "runs" / "old.json")
+    with pytest.raises(SystemExit, match=r"has files but no options.json"):
+        run()
 
 
 def test_help_lists_the_options(capsys):
