@@ -1,12 +1,14 @@
 """Use a policy of the plug-in: ``python check_ebt.py PRETRAINED_MODEL``."""
 
 import sys
+from types import SimpleNamespace
 
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 from lerobot.rollout.inference.rtc import supports_rtc_inference
 from lerobot.utils.import_utils import register_third_party_plugins
+from lerobot_policy_ebt.fitting import fit_to_dataset
 
 register_third_party_plugins()
 config = PreTrainedConfig.from_pretrained(sys.argv[1])
@@ -24,6 +26,17 @@ for option in ("relative_actions=false", "vision=resnet18", "resize_shape=[96,96
         assert f"--policy.{option.partition('=')[0]}=" in str(error), error
     else:
         raise AssertionError(f"{option} was ignored")
+
+# Only an unreadable data set is explained by an incomplete copy.
+features = {"input_features": config.input_features, "output_features": config.output_features}
+for size, is_incomplete in (("unknown", False), (config.size, True)):
+    new = type(config)(size=size, vision="small", device="cpu", **features)
+    try:
+        fit_to_dataset(new, SimpleNamespace(root="nowhere", features={}))
+    except ValueError as error:
+        assert ("need a complete copy" in str(error)) == is_incomplete, error
+    else:
+        raise AssertionError("fitted to nothing")
 
 
 def observation(seed: int) -> dict[str, torch.Tensor]:

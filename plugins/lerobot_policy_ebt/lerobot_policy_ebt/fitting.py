@@ -7,6 +7,7 @@ from lerobot.datasets import LeRobotDatasetMetadata
 from lerobot.utils.constants import ACTION
 
 from ebt_policy.cli.composition import compose_config
+from ebt_policy.data.episodes import EpisodeError
 from ebt_policy.data.feature_selection import camera_names
 from ebt_policy.data.windows import Windows, fit_normalizer
 from ebt_policy.errors import UserError
@@ -15,6 +16,10 @@ from ebt_policy.policies.task_config import PolicyTaskConfig
 
 from .configuration_ebt import EBTConfig
 
+COMPLETE_COPY = (
+    "The numbers of all episodes must be on this computer, so --dataset.streaming=true and "
+    "--dataset.episodes need a complete copy (--dataset.root)."
+)
 SECTIONS = ("task", "size", "model", "objective", "vision")
 
 
@@ -30,10 +35,9 @@ def fit_to_dataset(config: EBTConfig, dataset_meta: LeRobotDatasetMetadata) -> N
     try:
         _fit(config, dataset_meta)
     except UserError as error:
+        copy_hint = f" {COMPLETE_COPY}" if isinstance(error, EpisodeError) else ""
         raise ValueError(
-            f"--policy.type=ebt cannot be trained on {dataset_meta.root}: {error} The numbers of "
-            "all episodes must be on this computer, so --dataset.streaming=true and "
-            "--dataset.episodes need a complete copy (--dataset.root)."
+            f"--policy.type=ebt cannot be trained on {dataset_meta.root}: {error}{copy_hint}"
         ) from error
 
 
