@@ -207,7 +207,7 @@ class EpisodeRunner:
         result.overruns = self.loop.overruns - overruns
         result.ticks_without_plan = self.loop.ticks_without_plan - ticks_without_plan
         result.latencies = self.source.latencies[num_latencies:]
-        self._complete(result)
+        self._complete(result, num_changes)
         if self.supervisor.state is State.RUNNING:
             self._make_ready("the episode is over")
         self._end_recording(result, should_keep)
@@ -239,10 +239,16 @@ class EpisodeRunner:
             result.plan_costs.append(plan.cost)
         solved = isinstance(self.driver, SimulatedDriver) and self.driver.solved
         timed_out = tick.number - result.ticks[0].number + 1 >= self._max_ticks
-        return solved or timed_out or tick.state is State.FAULT or should_quit()
+        # The state is DISARMED if a person has re-armed a stopped robot during the tick.
+        stopped = tick.state in (State.FAULT, State.DISARMED)
+        return solved or timed_out or stopped or should_quit()
 
-    def _complete(self, result: EpisodeResult) -> None:
-        """Add the values that are known after the end of the loop."""
+    def _complete(self, result: EpisodeResult, num_changes: int) -> None:
+        """Add the values that are known after the end of the loop.
+
+        Args:
+            num_changes: number of changes of state before the episode.
+        """
         if result.ticks:
             result.seconds = self.clock.now() - result.ticks[0].due
         if isinstance(self.driver, SimulatedDriver):
@@ -253,7 +259,11 @@ class EpisodeRunner:
             result.transition_second_differences.append(length)
         excluded = {transition.tick for transition in self.source.transitions}
         result.second_difference = mean_second_difference(result.ticks, excluded)
-        result.ended = (self.supervisor.state, self.supervisor.reason)
+        # A fault ends the episode, also if a person re-armed the robot before the loop ended.
+        changes = self.supervisor.changes
+        faults = [change for change in changes[num_changes:] if change.state is State.FAULT]
+        end = (faults or changes)[-1]
+        result.ended = (end.state, end.reason)
 
     def _end_recording(
         self, result: EpisodeResult, should_keep: Callable[[EpisodeResult], bool]

@@ -145,8 +145,9 @@ class ControlLoop:
 
     def fault(self, reason: str) -> None:
         """Stop the robot now, until a person re-arms it. May be called from any thread."""
-        self.driver.stop()
+        # The state comes first, so that the loop sends no command after the stop.
         self.supervisor.transition(State.FAULT, reason)
+        self.driver.stop()
 
     def _step(self, tick: Tick) -> None:
         try:
@@ -234,16 +235,24 @@ class ControlLoop:
                 State.HOLD, f"{names} had to be clamped for {count} ticks in a row"
             )
 
+    @property
+    def _may_move(self) -> bool:
+        """Whether the state allows commands."""
+        return self.supervisor.state in (State.RUNNING, State.HOLD)
+
     def _send(self, tick: Tick) -> None:
         if tick.command is None or self._motion is None:
             return
         if self.estop.pressed.is_set():  # The stop was pressed during this tick.
-            tick.command = None
             self.fault(f"emergency stop: {self.estop.reason}")
+        if not self._may_move:  # Another thread may have stopped the robot during this tick.
+            tick.command = None
             return
         if self.active:
             self.driver.send(tick.command, tick.due + self.source.dt)
             tick.sent = True
+            if not self._may_move:  # The stop may have come before the command.
+                self.driver.stop()
         self._last_command_at = self.clock.now()
         self._motion = self._motion.advance(tick.command)
         self.source.command_sent(tick.number, tick.command)
