@@ -16,7 +16,6 @@ from ebt_policy.real_robot.drivers.base import Driver, Observation, SimulatedDri
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_second_difference
 from ebt_policy.real_robot.errors import DriverError, RecordError
 from ebt_policy.real_robot.loop import ControlLoop, Tick
-from ebt_policy.real_robot.observation_reader import ObservationReader
 from ebt_policy.real_robot.recorder import Layout, Recorder, stored_shapes
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import STOPPED, EStop, State, Supervisor
@@ -153,20 +152,27 @@ class EpisodeRunner:
         return round(self.robot.episode_s * self.robot.rate_hz)
 
     def first_observation(self) -> Observation:
-        """Wait for an observation that the policy can read, at most `FIRST_OBSERVATION_S`.
+        """Wait for a recent observation that the policy can read, at most `FIRST_OBSERVATION_S`.
 
         Raises:
             ConfigError: there was no such observation.
             DriverError: the robot cannot be reached.
         """
-        reader = ObservationReader(self.driver, self.loop.shapes, len(self.robot.action))
+        reader, longest_s = self.loop.make_reader(), self.robot.timeouts.observation_s
         end = self.clock.now() + FIRST_OBSERVATION_S
         while True:
             reader.read()
-            if reader.newest is not None:
-                return reader.newest
-            if self.clock.now() >= end:
+            now, newest = self.clock.now(), reader.newest
+            if newest is not None and now - newest.stamp <= longest_s:
+                return newest
+            if now >= end:
                 reason = reader.rejection or "no observation arrived"
+                if newest is not None and not reader.rejection:
+                    reason = (
+                        f"the newest is {now - newest.stamp:.3g} s old, and "
+                        f"robot.watch.observation_s={longest_s:g}; if the robot has another clock, "
+                        "use the time of arrival (robot.driver.stamps=arrival with ROS 2)"
+                    )
                 raise ConfigError(
                     f"robot={self.robot.name} had no observation that the policy can read within "
                     f"{FIRST_OBSERVATION_S:g} s: {reason}."

@@ -110,7 +110,7 @@ class ControlLoop:
 
         The robot is also stopped after an error.
         """
-        self.reader = ObservationReader(self.driver, self.shapes, len(self.limits.names))
+        self.reader = self.make_reader()
         self._motion, self._needs_restart, self._consecutive_clamped = None, True, 0
         dt, start, number, done = self.source.dt, self.clock.now(), 0, False
         try:
@@ -142,6 +142,10 @@ class ControlLoop:
             self.driver.stop()
             if self.watchdog is not None:
                 self.watchdog.suspend()
+
+    def make_reader(self) -> ObservationReader:
+        """Return a new reader of the robot's observations."""
+        return ObservationReader(self.driver, self.shapes, len(self.limits.names), self.clock)
 
     def fault(self, reason: str) -> None:
         """Stop the robot now, until a person re-arms it. May be called from any thread."""

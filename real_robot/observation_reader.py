@@ -11,7 +11,10 @@ import numpy as np
 
 from ebt_policy.data.dataset import is_frame_shape
 from ebt_policy.data.frame_cache import resize
+from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, Observation
+
+STAMP_TOLERANCE_S = 0.01  # a stamp may be this much later than the time of its reading, s
 
 
 class ObservationReader:
@@ -21,14 +24,18 @@ class ObservationReader:
         driver: driver of the robot.
         shapes: name -> shape of each value that the policy reads.
         action_dim: A, the number of entries of an action.
+        clock: clock of the run, which also gives the stamps of observations.
 
     Attributes:
         newest: newest valid observation, None before the first.
         rejection: why the last observation was rejected, "" if it was accepted.
     """
 
-    def __init__(self, driver: Driver, shapes: dict[str, tuple[int, ...]], action_dim: int) -> None:
+    def __init__(
+        self, driver: Driver, shapes: dict[str, tuple[int, ...]], action_dim: int, clock: Clock
+    ) -> None:
         self._driver, self._shapes, self._action_dim = driver, shapes, action_dim
+        self._clock = clock
         self.newest: Observation | None = None
         self.rejection = ""
 
@@ -74,6 +81,12 @@ class ObservationReader:
                 )
             if not np.isfinite(values[name]).all():
                 return f"the observation's {name} has NaN or infinity"
+        now = self._clock.now()
+        if not -np.inf < observation.stamp <= now + STAMP_TOLERANCE_S:
+            return (
+                f"the observation's stamp {observation.stamp:.3f} is not a past time of the clock "
+                f"of the run, which is at {now:.3f}; the driver must use context.clock.now()"
+            )
         if self.newest is not None and observation.stamp < self.newest.stamp:
             return "an observation arrived out of order"
         return ""

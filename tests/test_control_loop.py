@@ -169,7 +169,8 @@ def test_frames_of_another_resolution_are_resized_as_in_training():
     frame[:, 30:90] = 200  # the central square
     values = {"obs": np.zeros(7, np.float32), "top": frame}
     driver = SimpleNamespace(read=lambda: Observation(values, np.zeros(2), 1.0))
-    reader = ObservationReader(driver, {"obs": (7,), "top": (30, 30, 3)}, 2)  # type: ignore[arg-type]
+    shapes = {"obs": (7,), "top": (30, 30, 3)}
+    reader = ObservationReader(driver, shapes, 2, SimulatedClock(1.0))  # type: ignore[arg-type]
     reader.read()
     assert reader.rejection == "" and reader.newest is not None
     assert (reader.newest.values["top"] == np.full((30, 30, 3), 200)).all()

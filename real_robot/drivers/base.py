@@ -59,7 +59,7 @@ class Observation:
             to record ("state", which describes a simulated scene).
         position: (A,) measured position, as an action that would keep the robot there. An entry
             that is not measured (for example a gripper's force) has its last command.
-        stamp: time of the measurement, clock seconds.
+        stamp: time of the measurement, seconds of `DriverContext.clock`.
     """
 
     values: dict[str, np.ndarray]
