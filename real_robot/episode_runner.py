@@ -119,7 +119,7 @@ class EpisodeRunner:
         """Connect, observe and warm up, then set the state READY.
 
         Returns:
-            The first valid observation.
+            The first observation in which all values are valid, also those that are only recorded.
 
         Raises:
             DriverError, PolicyError, RecordError: a part of the run is not ready.
@@ -140,6 +140,8 @@ class EpisodeRunner:
                 value_names=self.driver.value_names,
             )  # fmt: skip
             self.recorder = Recorder(self._store, layout, self._max_ticks)
+            self.loop.shapes = {name: shape for name, (_, shape) in layout.values.items()}
+            observation = self.first_observation()
         self.source.warm_up(observation.values, observation.position)
         self.supervisor.transition(State.READY, "checked and warmed up")
         return observation
@@ -152,7 +154,7 @@ class EpisodeRunner:
         return round(self.robot.episode_s * self.robot.rate_hz)
 
     def first_observation(self) -> Observation:
-        """Wait for a recent observation that the policy can read, at most `FIRST_OBSERVATION_S`.
+        """Wait for a recent and valid observation, at most `FIRST_OBSERVATION_S`.
 
         Raises:
             ConfigError: there was no such observation.
@@ -174,7 +176,7 @@ class EpisodeRunner:
                         "use the time of arrival (robot.driver.stamps=arrival with ROS 2)"
                     )
                 raise ConfigError(
-                    f"robot={self.robot.name} had no observation that the policy can read within "
+                    f"robot={self.robot.name} had no valid observation within "
                     f"{FIRST_OBSERVATION_S:g} s: {reason}."
                 )
             self.clock.wait_until(self.clock.now() + 0.05)

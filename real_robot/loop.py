@@ -73,7 +73,7 @@ class ControlLoop:
         supervisor: supervisor of this run. Actions are executed only in the state RUNNING.
         estop: the emergency stop.
         clock: clock of all parts of the run.
-        shapes: name -> shape of each value that the policy reads, see `ObservationReader`.
+        shapes: name -> shape of each value that must be observed, see `ObservationReader`.
         active: whether commands are sent; False is the shadow mode.
         resumes: whether a held robot moves again by itself when its source of actions has
             recovered; otherwise a person resumes it.

@@ -22,7 +22,7 @@ class ObservationReader:
 
     Args:
         driver: driver of the robot.
-        shapes: name -> shape of each value that the policy reads.
+        shapes: name -> shape of each value that the policy reads or the run records.
         action_dim: A, the number of entries of an action.
         clock: clock of the run, which also gives the stamps of observations.
 
@@ -55,7 +55,7 @@ class ObservationReader:
             self.newest = observation
 
     def _resize_frames(self, observation: Observation) -> Observation:
-        """Return an observation whose frames have the size that the policy reads."""
+        """Return an observation whose frames have the expected size."""
         resized = {}
         for name, shape in self._shapes.items():
             frame = observation.values.get(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from ebt_policy.data.episode_store import append_episodes, write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.zarr_store import EpisodeError, is_episode_store, open_store
 from ebt_policy.errors import ConfigError
-from ebt_policy.io.output import MIB, check_free_space
+from ebt_policy.io.output import MIB, check_free_space, numbered
 from ebt_policy.real_robot.action_source import Plan
 from ebt_policy.real_robot.errors import RecordError
 from ebt_policy.real_robot.loop import Tick
@@ -215,9 +216,19 @@ class Recorder:
         check_free_space(folder, self._required_bytes, "record")
 
     def _recover(self) -> int:
-        """Add an interrupted episode to the store, and return the number of its ticks."""
+        """Add an interrupted episode to the store, and return the number of its ticks.
+
+        A journal with an invalid episode is renamed, with a warning, so that the run can record.
+        """
+        if not self._journal.exists():
+            return 0
         with self._wrap_errors():
-            return self._store_journal() if self._journal.exists() else 0
+            try:
+                return self._store_journal()
+            except EpisodeError as error:
+                message = f"an interrupted episode was not added to record={self.store}: {error}"
+                warnings.warn(message, stacklevel=2)
+                return 0
 
     def _write(self, content: bytes) -> None:
         """Append to the journal in one write, so that a kill leaves only complete rows.
@@ -254,20 +265,35 @@ class Recorder:
         return (json.dumps(_as_lists(self.layout.dtype.descr)) + "\n").encode()
 
     def _store_journal(self) -> int:
-        """Add the journal to the store as an episode, and return the number of its ticks."""
+        """Add the journal to the store as an episode, and return the number of its ticks.
+
+        Raises:
+            EpisodeError: the episode is invalid; its journal was renamed.
+        """
         rows = self._journal_rows()
         if len(rows):
             arrays = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
             if not np.isfinite(arrays["energy"]).all():  # The policy has no energy.
                 arrays["energy"] = np.zeros(len(rows))
             arrays["wanted"] = np.where(np.isnan(rows["wanted"]), rows["action"], rows["wanted"])
-            episode = Episodes(arrays, np.array([len(rows)]), self.layout.attributes())
-            if self.store.exists():
-                append_episodes(self.store, episode)
-            else:
-                write_episodes(self.store, episode)
+            try:
+                self._add_episode(arrays)
+            except EpisodeError as error:
+                raise EpisodeError(f"{error} Its ticks are kept in {self._set_aside()}") from error
         self._journal.unlink()
         return len(rows)
+
+    def _add_episode(self, arrays: dict[str, np.ndarray]) -> None:
+        episode = Episodes(arrays, np.array([len(arrays["time"])]), self.layout.attributes())
+        if self.store.exists():
+            append_episodes(self.store, episode)
+        else:
+            write_episodes(self.store, episode)
+
+    def _set_aside(self) -> Path:
+        """Rename the journal, and return its new path."""
+        names = numbered(self.store.with_name(f"{self.store.name}.journal"))
+        return self._journal.rename(next(name for name in names if not name.exists()))
 
     def _journal_rows(self) -> np.ndarray:
         """Return the rows of the journal that have a command and the state RUNNING."""

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from doubles import point_runner
 
+from ebt_policy.data.episode_store import read_episodes
 from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.episode_runner import EpisodeRunner
 from ebt_policy.real_robot.supervisor import State
 
 
@@ -54,3 +56,91 @@ def test_the_first_observation_must_be_recent():
         runner.prepare()
     driver.transform = lambda o: replace(o, stamp=o.stamp - 0.2)
     runner.prepare()
+
+
+def recording_runner(store):
+    """Return a runner that is not prepared yet, its driver and its clock."""
+    runner, driver, _, clock = point_runner()
+    shapes = runner.loop.shapes
+    return (
+        EpisodeRunner(
+            runner.robot, driver, runner.source, clock, shapes, watchdog=False, record=store
+        ),
+        driver,
+        clock,
+    )
+
+
+def add_sensors(observation):
+    """Return an observation with a wrench and a camera, which the policy does not read."""
+    sensors = {"wrench": np.ones(3, np.float32), "top": np.zeros((12, 16, 3), np.uint8)}
+    return replace(observation, values={**observation.values, **sensors})
+
+
+def break_wrench(observation):
+    observation.values["wrench"][1] = np.nan
+
+
+def remove_camera(observation):
+    del observation.values["top"]
+
+
+def reshape_wrench(observation):
+    observation.values["wrench"] = np.ones(6, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (break_wrench, "the observation's wrench has NaN or infinity"),
+        (remove_camera, "the observation has no top; it has obs, wrench"),
+        (reshape_wrench, r"wrench has the shape (6,) instead of (3,)"),
+    ],
+)
+def test_invalid_recorded_values_hold_the_robot_and_the_episode_is_stored(tmp_path, damage, reason):
+    runner, driver, clock = recording_runner(tmp_path / "run")
+    driver.transform = add_sensors
+    runner.prepare()
+    start = clock.now()
+
+    def transform(observation):
+        observation = add_sensors(observation)
+        now = clock.now() - start
+        if 0.95 <= now < 1.05 or now > 2:
+            damage(observation)
+        return observation
+
+    driver.transform = transform
+    episode = runner.run_episode(0)
+    assert episode.ended[0] is State.HOLD and reason in episode.ended[1]
+    assert 2 < episode.stops[0].time - start < 2.5  # One rejected observation does no harm.
+    wrench = read_episodes(tmp_path / "run").arrays["wrench"]
+    assert len(wrench) > 15 and (wrench == 1).all()
+
+
+def test_a_recorded_value_must_be_valid_before_the_robot_moves(tmp_path):
+    runner, driver, _ = recording_runner(tmp_path / "run")
+
+    def transform(observation):
+        observation = add_sensors(observation)
+        break_wrench(observation)
+        return observation
+
+    driver.transform = transform
+    with pytest.raises(ConfigError, match=r"no valid observation .* wrench has NaN or infinity"):
+        runner.prepare()
+
+
+def test_recorded_frames_of_another_size_are_resized(tmp_path):
+    runner, driver, _ = recording_runner(tmp_path / "run")
+    driver.transform = add_sensors
+    runner.prepare()
+
+    def transform(observation):
+        observation = add_sensors(observation)
+        observation.values["top"] = np.zeros((24, 32, 3), np.uint8)
+        return observation
+
+    driver.transform = transform
+    assert runner.run_episode(0).completed
+    assert read_episodes(tmp_path / "run").arrays["top"].shape[1:] == (12, 16, 3)

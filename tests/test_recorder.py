@@ -14,7 +14,11 @@ from ebt_policy.data.episode_store import read_episodes, write_episodes
 from ebt_policy.data.episodes import Episodes
 from ebt_policy.data.windows import Windows
 from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.drivers.base import Observation
+from ebt_policy.real_robot.errors import RecordError
+from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.supervisor import State
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
 
@@ -122,3 +126,36 @@ def test_stores_of_other_layouts_are_refused(tmp_path):
     write_episodes(store, Episodes(rows, np.array([4])))
     with pytest.raises(ConfigError, match="has other columns"):
         Recorder(store, LAYOUT)
+
+
+def record_ticks(recorder, value=0.0, number=5):
+    """Record ticks of an episode that has the given observation at its third tick."""
+    recorder.begin()
+    for i in range(number):
+        obs = np.full(2, value if i == 2 else 0.0, np.float32)
+        observation = Observation({"obs": obs}, np.zeros(2), float(i))
+        tick = Tick(i, float(i), 0.0, State.RUNNING, observation, np.zeros(2), np.zeros(2), True)
+        recorder.add(tick, None)
+
+
+def test_an_episode_that_cannot_be_stored_is_kept_beside_the_store(tmp_path):
+    store = tmp_path / "recorded"
+    recorder = Recorder(store, LAYOUT)
+    for name in ("recorded.journal", "recorded.journal-2"):
+        record_ticks(recorder, np.nan)
+        message = rf'"obs" has NaN or infinity .* kept in {tmp_path / name}\)'
+        with pytest.raises(RecordError, match=message):
+            recorder.end()
+        assert (tmp_path / name).stat().st_size > 5 * LAYOUT.dtype.itemsize
+    record_ticks(recorder)
+    assert recorder.end() == 5 and len(read_episodes(store)) == 1
+
+
+def test_an_interrupted_episode_that_cannot_be_stored_does_not_block_the_next_run(tmp_path):
+    store = tmp_path / "recorded"
+    record_ticks(Recorder(store, LAYOUT), np.nan)  # The program is killed here.
+    with pytest.warns(UserWarning, match=r"interrupted .* kept in .*recorded\.journal$"):
+        recorder = Recorder(store, LAYOUT)
+    assert recorder.recovered == 0 and (tmp_path / "recorded.journal").exists()
+    record_ticks(recorder)
+    assert recorder.end() == 5
