@@ -74,7 +74,8 @@ class ControlLoop:
         estop: the emergency stop.
         clock: clock of all parts of the run.
         shapes: name -> shape of each value that must be observed, see `ObservationReader`.
-        active: whether commands are sent; False is the shadow mode.
+        active: whether commands are sent; False is the shadow mode. There, clamped commands do not
+            hold the robot, and the motion is that of a robot that follows the commands.
         resumes: whether a held robot moves again by itself when its source of actions has
             recovered; otherwise a person resumes it.
         observers: functions that are called with every `Tick`, after its command was sent.
@@ -206,8 +207,8 @@ class ControlLoop:
         if self._needs_restart:
             self.source.restart()
             self._needs_restart = False
-        # Otherwise commands continue from the last one.
-        if self._motion is None or not self.active:
+        # Otherwise commands continue from the last one, in the shadow mode as if it had been sent.
+        if self._motion is None:
             self._motion = Motion.at_rest(position)
         try:
             self.source.observe(tick.observation.values)
@@ -221,7 +222,8 @@ class ControlLoop:
         if tick.desired is None:
             self.ticks_without_plan += 1
         desired = self._motion.position if tick.desired is None else tick.desired
-        limited = limit_command(self.limits, desired, self._motion, self.source.dt, position)
+        followed = position if self.active else self._motion.position
+        limited = limit_command(self.limits, desired, self._motion, self.source.dt, followed)
         tick.command = limited.command
         if reason := self.source.hold_reason(tick.number):
             held = self.supervisor.transition(State.HOLD, reason)
@@ -230,14 +232,13 @@ class ControlLoop:
             return
         tick.clamped = limited.clamped
         self._consecutive_clamped = self._consecutive_clamped + 1 if tick.is_clamped else 0
-        if self._consecutive_clamped >= self.timeouts.max_consecutive_clamped_ticks:
+        longest = self.timeouts.max_consecutive_clamped_ticks
+        if self.active and self._consecutive_clamped >= longest:
             self._consecutive_clamped = 0
             pairs = zip(self.limits.names, limited.clamped, strict=True)
             names = ", ".join(name for name, clamped in pairs if clamped)
-            count = self.timeouts.max_consecutive_clamped_ticks
-            self.supervisor.transition(
-                State.HOLD, f"{names} had to be clamped for {count} ticks in a row"
-            )
+            reason = f"{names} had to be clamped for {longest} ticks in a row"
+            self.supervisor.transition(State.HOLD, reason)
 
     @property
     def _may_move(self) -> bool:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from doubles import RATE, SECTION, Wanderer, point_runner
 
 from ebt_policy.errors import ConfigError
@@ -112,6 +113,40 @@ def test_shadow_mode_computes_but_sends_no_commands(tmp_path):
     episode = runner.run_episode(0)
     assert not driver.commands and not any(tick.sent for tick in episode.ticks)
     assert all(tick.command is not None for tick in episode.ticks[1:]) and len(policy.calls) > 5
+
+
+class Runaway(Wanderer):
+    """A policy that moves at 5 per s, which takes several ticks of acceleration."""
+
+    def predict_chunk(self, obs, *, constraints=None, generator=None):
+        assert constraints is not None and constraints.project is not None
+        chunk = super().predict_chunk(obs, constraints=constraints, generator=generator)
+        steps = 0.5 * torch.arange(-1, 15).view(1, 16, 1) * torch.ones(2)
+        actions = obs["obs"][:, -1:] + steps
+        if (prefix := constraints.prefix) is not None:
+            actions[:, : prefix.shape[1]] = prefix
+        return replace(chunk, actions=constraints.project(actions))
+
+
+@pytest.mark.parametrize("mode", ["rtc", "async", "blocking"])
+@pytest.mark.parametrize("acceleration", [40, 20])
+def test_shadow_mode_clamps_as_if_the_commands_were_sent(mode, acceleration):
+    change = {"limits": SECTION["limits"] | {"acceleration": acceleration}}
+    runner, driver, _, _ = point_runner(mode=mode, policy=Runaway(), active=False, change=change)
+    episode = runner.run_episode(2)
+    assert episode.completed and not driver.commands
+    commands = np.array([tick.command for tick in episode.ticks if tick.command is not None])
+    assert np.abs(np.diff(commands, axis=0)).max() >= 0.45  # The speed of the plan is reached.
+    if mode != "async":  # Its plans assume a robot that executed the last plan.
+        assert sum(tick.is_clamped for tick in episode.ticks) <= 4
+
+
+def test_shadow_mode_reports_commands_beyond_the_limits_and_continues():
+    policy = Wanderer()
+    policy.chunk = lambda actions: 1e9 * torch.ones_like(actions)
+    runner, _, _, _ = point_runner(policy=policy, active=False)
+    episode = runner.run_episode(0)
+    assert episode.completed and sum(tick.is_clamped for tick in episode.ticks) > 35
 
 
 def test_half_speed_doubles_the_duration():
