@@ -14,7 +14,7 @@ from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, Observation, SimulatedDriver
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_second_difference
-from ebt_policy.real_robot.errors import DriverError, RecordError
+from ebt_policy.real_robot.errors import DriverError, RecordError, driver_errors
 from ebt_policy.real_robot.loop import ControlLoop, Tick
 from ebt_policy.real_robot.recorder import Layout, Recorder, stored_shapes
 from ebt_policy.real_robot.robots import Robot
@@ -226,7 +226,8 @@ class EpisodeRunner:
     def _begin(self, seed: int) -> None:
         """Reset all parts and start the robot."""
         try:
-            self.driver.reset(seed)
+            with driver_errors("reset"):
+                self.driver.reset(seed)
             if self.recorder is not None:
                 self.recorder.begin()
         except (DriverError, RecordError, ConfigError) as error:

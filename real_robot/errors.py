@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ebt_policy.errors import UserError
 
 
@@ -23,3 +26,19 @@ class RecordError(UserError, OSError):
 
 class MessageError(UserError, ValueError):
     """Error for a ROS 2 message that does not fit the configuration and is rejected."""
+
+
+@contextmanager
+def driver_errors(method: str) -> Iterator[None]:
+    """Convert errors of a driver to `DriverError`; a `SafetyError` is raised unchanged.
+
+    Args:
+        method: name of the called method of the driver, for the message.
+    """
+    try:
+        yield
+    except (DriverError, SafetyError):
+        raise
+    except Exception as error:  # Libraries raise errors of many types for a lost connection.
+        cause = f"{type(error).__name__}: {error}"
+        raise DriverError(f"the driver failed in {method}() ({cause}).") from error

@@ -15,7 +15,7 @@ import numpy as np
 from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, Observation
-from ebt_policy.real_robot.errors import DriverError, PolicyError, SafetyError
+from ebt_policy.real_robot.errors import DriverError, PolicyError, SafetyError, driver_errors
 from ebt_policy.real_robot.limits import Limits
 from ebt_policy.real_robot.observation_reader import ObservationReader
 from ebt_policy.real_robot.safety import Motion, brake, limit_command
@@ -254,7 +254,8 @@ class ControlLoop:
             tick.command = None
             return
         if self.active:
-            self.driver.send(tick.command, tick.due + self.source.dt)
+            with driver_errors("send"):
+                self.driver.send(tick.command, tick.due + self.source.dt)
             tick.sent = True
             if not self._may_move:  # The stop may have come before the command.
                 self.driver.stop()

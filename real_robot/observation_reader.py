@@ -13,6 +13,7 @@ from ebt_policy.data.dataset import is_frame_shape
 from ebt_policy.data.frame_cache import resize
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import Driver, Observation
+from ebt_policy.real_robot.errors import driver_errors
 
 STAMP_TOLERANCE_S = 0.01  # a stamp may be this much later than the time of its reading, s
 
@@ -47,10 +48,11 @@ class ObservationReader:
         Raises:
             DriverError: the robot cannot be reached.
         """
-        observation = self._driver.read()
-        if observation is not None:
-            observation = self._resize_frames(observation)
-        self.rejection = "" if observation is None else self._find_defect(observation)
+        with driver_errors("read"):
+            observation = self._driver.read()
+            if observation is not None:
+                observation = self._resize_frames(observation)
+            self.rejection = "" if observation is None else self._find_defect(observation)
         if observation is not None and not self.rejection:
             self.newest = observation
 

@@ -144,3 +144,35 @@ def test_recorded_frames_of_another_size_are_resized(tmp_path):
     driver.transform = transform
     assert runner.run_episode(0).completed
     assert read_episodes(tmp_path / "run").arrays["top"].shape[1:] == (12, 16, 3)
+
+
+@pytest.mark.parametrize("method", ["read", "send"])
+def test_any_error_of_the_driver_stops_the_robot(method):
+    runner, driver, _, clock = point_runner()
+    usual = getattr(driver, method)
+
+    def fail(*arguments):
+        if 101 <= clock.now() < 102:
+            raise OSError(5, "Input/output error")
+        return usual(*arguments)
+
+    setattr(driver, method, fail)
+    episode = runner.run_episode(0)
+    reason = f"the driver failed in {method}() (OSError: [Errno 5] Input/output error)."
+    assert episode.ended == (State.FAULT, reason) and driver.holding
+    clock.wait_until(102.0)
+    assert runner.supervisor.rearm()
+    runner.prepare()
+    assert runner.run_episode(0).completed
+
+
+def test_an_error_in_a_reset_stops_the_robot():
+    runner, driver, _, _ = point_runner()
+
+    def reset(seed):
+        raise KeyError("joint")
+
+    driver.reset = reset
+    episode = runner.run_episode(0)
+    assert episode.ended == (State.FAULT, "the driver failed in reset() (KeyError: 'joint').")
+    assert not driver.commands

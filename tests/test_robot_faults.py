@@ -143,10 +143,11 @@ def policy_wild(runner, driver, policy, at, rng):
 def driver_disconnects(runner, driver, policy, at, rng):
     call = rng.choice(["read", "send"])
     usual = getattr(driver, call)
+    error = [DriverError, OSError][rng.integers(2)]
 
     def lost(*arguments):
         if driver.clock.now() >= at:
-            raise DriverError("the cable was pulled.")
+            raise error("the cable was pulled.")
         return usual(*arguments)
 
     setattr(driver, call, lost)

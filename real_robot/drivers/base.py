@@ -140,7 +140,8 @@ class Driver(ABC):
         If the robot stops measuring, the observation keeps its old time stamp.
 
         Raises:
-            DriverError: the robot is not connected or cannot be reached.
+            DriverError: the robot is not connected or cannot be reached. Errors of other types stop
+                the robot as well.
         """
 
     @abstractmethod
@@ -148,7 +149,9 @@ class Driver(ABC):
         """Command a position (A,) that the robot should reach at the time `due` (clock seconds).
 
         Raises:
-            DriverError: the robot is not connected or cannot be reached.
+            DriverError: the robot is not connected or cannot be reached. Errors of other types stop
+                the robot as well.
+            SafetyError: the command must not be sent; the robot is held.
         """
 
     @abstractmethod
