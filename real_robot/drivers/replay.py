@@ -17,7 +17,7 @@ from ebt_policy.real_robot.errors import DriverError
 # Columns that `Recorder` adds to the observed values.
 ADDED_COLUMNS = (
     "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time", "late", "age",
-    "latency", "energy", "surprise", "steps",
+    "latency", "energy", "surprise", "cost", "human", "steps",
 )  # fmt: skip
 
 
