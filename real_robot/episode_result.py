@@ -22,7 +22,7 @@ class EpisodeResult:
         seed: seed of a simulated robot and of the policy's noise.
         score, success: best reward, and whether the task was solved; None for a real robot.
         seconds: duration.
-        ticks: all ticks of the episode.
+        ticks: all ticks of the episode, without their observations.
         overruns, ticks_without_plan: see `ControlLoop`.
         latencies: latencies of the predictions, s.
         plan_costs: costs of the plans, nats.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +241,7 @@ class EpisodeRunner:
         """Add a tick to the result, and return whether it was the last."""
         if tick.state is State.READY:  # A person has not started the episode yet.
             return should_quit()
-        result.ticks.append(tick)
+        result.ticks.append(replace(tick, observation=None))  # Frames would fill the memory.
         plan = self.source.plan
         if plan is not None and plan.inconsistency is not None and plan.start == tick.number:
             result.plan_inconsistencies.append(plan.inconsistency)

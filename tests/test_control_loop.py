@@ -13,6 +13,7 @@ from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.drivers.base import Observation
 from ebt_policy.real_robot.errors import SafetyError
 from ebt_policy.real_robot.keyboard import Operator
+from ebt_policy.real_robot.loop import Tick
 from ebt_policy.real_robot.observation_reader import ObservationReader
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import State
@@ -33,6 +34,14 @@ def test_ticks_are_due_at_fixed_times():
     times = [when for when, _ in driver.commands]
     np.testing.assert_allclose(times[1:], due[1:], atol=1e-9)  # the first waits for a chunk
     assert driver.holding and driver.stops >= 1  # the robot holds after the episode
+
+
+def test_results_have_no_observations():
+    observed: list[Tick] = []
+    runner, _, _, _ = point_runner(observers=[observed.append])
+    episode = runner.run_episode(0)
+    assert all(tick.observation is not None for tick in observed)
+    assert len(episode.ticks) == 40 and all(tick.observation is None for tick in episode.ticks)
 
 
 def test_late_ticks_run_at_once_and_missed_ticks_are_skipped():

@@ -105,10 +105,11 @@ def runner_on(robot, **more):
 @pytest.mark.ros
 def test_push_t_episode_runs_over_ros(node, tmp_path):
     runner = runner_on(load_robot("ros2_push_t", *LONG_TIMEOUTS), record=tmp_path / "run")
-    positions = []
+    positions, observations = [], []
 
     def watch(tick):
         positions.append(tick.observation.position[0])
+        observations.append(tick.observation.values["obs"])
 
     runner.loop.observers = [*runner.loop.observers, watch]
     try:
@@ -118,8 +119,7 @@ def test_push_t_episode_runs_over_ros(node, tmp_path):
         other = load_robot("sim_push_t").make_driver(runner.clock)  # the same start, without ROS
         other.connect()
         other.reset(7)
-        first = episode.ticks[0].observation.values["obs"]
-        np.testing.assert_allclose(first, other.read().values["obs"], atol=0.01)
+        np.testing.assert_allclose(observations[0], other.read().values["obs"], atol=0.01)
     finally:
         runner.close()
     assert len(Recording(str(tmp_path / "run"))) >= len(episode.ticks) - 1
