@@ -6,7 +6,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ebt_policy.real_robot.clock import Clock, SimulatedClock
@@ -53,54 +53,66 @@ class InferenceWorker(ABC):
         """Forget the current job, even one that never ends."""
 
 
+@dataclass
+class _JobThread:
+    """The state of one thread of `ThreadWorker`; an abandoned thread changes only its own.
+
+    Attributes:
+        jobs: jobs for the thread.
+        ended: event that is set when the last job has ended.
+        result: outcome of the last job that has ended.
+    """
+
+    jobs: queue.SimpleQueue[Callable[[], Any]] = field(default_factory=queue.SimpleQueue)
+    ended: threading.Event = field(default_factory=threading.Event)
+    result: JobResult | None = None
+
+
 class ThreadWorker(InferenceWorker):
     """A thread of this process. `abandon` replaces a thread that hangs by a new one."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._start_thread()
+        self._thread = self._start_thread()
 
-    def _start_thread(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._ended = threading.Event()
-        self._result: JobResult | None = None
-        thread = threading.Thread(
-            target=self._work, args=(self._jobs, self._ended), daemon=True, name="planner"
-        )
+    def _start_thread(self) -> _JobThread:
+        state = _JobThread()
+        thread = threading.Thread(target=self._work, args=(state,), daemon=True, name="planner")
         thread.start()
+        return state
 
-    def _work(self, jobs: queue.SimpleQueue, ended: threading.Event) -> None:
-        while ended is self._ended:  # until this thread is abandoned
-            job = jobs.get()
+    def _work(self, state: _JobThread) -> None:
+        while True:
+            job = state.jobs.get()
             start = self._clock.now()
             try:
-                result = JobResult(job(), None, self._clock.now() - start)
+                state.result = JobResult(job(), None, self._clock.now() - start)
             except Exception as error:  # The planner raises it in the thread of the loop.
-                result = JobResult(None, error, self._clock.now() - start)
-            if ended is self._ended:
-                self._result = result
-                ended.set()
+                state.result = JobResult(None, error, self._clock.now() - start)
+            state.ended.set()
+            if state is not self._thread:  # It was abandoned.
+                return
 
     def submit(self, job: Callable[[], Any]) -> None:
         assert self.started_at is None
         self.started_at = self._clock.now()
-        self._ended.clear()
-        self._jobs.put(job)
+        self._thread.ended.clear()
+        self._thread.jobs.put(job)
 
     def take_result(self) -> JobResult | None:
-        if self.started_at is None or not self._ended.is_set():
+        if self.started_at is None or not self._thread.ended.is_set():
             return None
         self.started_at = None
-        return self._result
+        return self._thread.result
 
     def wait(self, deadline: float) -> None:
         if self.started_at is not None:
-            self._ended.wait(max(deadline - self._clock.now(), 0.0))
+            self._thread.ended.wait(max(deadline - self._clock.now(), 0.0))
 
     def abandon(self) -> None:
         if self.started_at is not None:
             self.started_at = None
-            self._start_thread()
+            self._thread = self._start_thread()
 
 
 class SimulatedWorker(InferenceWorker):
