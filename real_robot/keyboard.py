@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import select
 import signal
 import sys
@@ -73,11 +74,24 @@ def listen_to_operator(operator: Operator) -> Iterator[bool]:
         Whether there is a terminal at which keys can be pressed.
     """
 
-    def stop(number: int, _frame: object) -> None:
-        if operator.quit.is_set() and number in END_SIGNALS:
-            raise KeyboardInterrupt
-        operator.stop_and_quit("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+    has_stopped = False
+    # `EStop.press` waits for a lock that the interrupted thread may hold, so another thread calls
+    # it. A handler may put into a `SimpleQueue`.
+    reasons: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
+    def stop(number: int, _frame: object) -> None:
+        nonlocal has_stopped
+        if (has_stopped or operator.quit.is_set()) and number in END_SIGNALS:
+            raise KeyboardInterrupt
+        has_stopped = True
+        reasons.put("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+    def press() -> None:
+        while (reason := reasons.get()) is not None:
+            operator.stop_and_quit(reason)
+
+    thread = threading.Thread(target=press, daemon=True, name="signals")
+    thread.start()
     numbers = (*END_SIGNALS, signal.SIGHUP) if os.name == "posix" else END_SIGNALS
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -89,6 +103,8 @@ def listen_to_operator(operator: Operator) -> Iterator[bool]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        reasons.put(None)
+        thread.join()
 
 
 @contextmanager

@@ -120,7 +120,10 @@ class Supervisor:
 
 
 class EStop:
-    """The emergency stop. It may be pressed from any thread and from a signal handler.
+    """The emergency stop. It may be pressed from any thread.
+
+    A signal handler must not press it, because it waits for a lock that the interrupted thread may
+    hold.
 
     Attributes:
         pressed: event that is set while the stop is pressed.
