@@ -17,7 +17,8 @@ from ebt_policy.real_robot.drivers.base import Driver, Observation, SimulatedDri
 from ebt_policy.real_robot.episode_result import EpisodeResult, mean_second_difference
 from ebt_policy.real_robot.errors import DriverError, RecordError, driver_errors
 from ebt_policy.real_robot.loop import ControlLoop, Tick
-from ebt_policy.real_robot.recorder import Layout, Recorder, stored_shapes
+from ebt_policy.real_robot.recorder import Recorder, stored_shapes
+from ebt_policy.real_robot.recording_layout import Layout
 from ebt_policy.real_robot.robots import Robot
 from ebt_policy.real_robot.supervisor import STOPPED, EStop, State, Supervisor
 from ebt_policy.real_robot.watchdogs import LoopWatchdog

@@ -11,11 +11,9 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,82 +25,8 @@ from ebt_policy.io.output import MIB, check_free_space, numbered
 from ebt_policy.real_robot.action_source import Plan
 from ebt_policy.real_robot.errors import RecordError
 from ebt_policy.real_robot.loop import Tick
+from ebt_policy.real_robot.recording_layout import STATES, Layout
 from ebt_policy.real_robot.supervisor import State
-
-STATES = list(State)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The columns of a recording. Their names are part of the file format and must not change.
-
-    "wanted" is the desired action, "action" the allowed command, "surprise" the inconsistency of
-    the plan (see `Plan`), "mode" the index of the state in `STATES`, and "human" whether a person
-    determined the desired action.
-
-    Args:
-        values: name -> type and shape of each observed value.
-        names: names of the A entries of an action.
-        value_names: name of an observed value -> names of its entries, as far as they are known.
-        rate_hz: ticks per second.
-        robot: name of the robot.
-        has_costs: whether there is a column "cost", the cost of the plan (see `Plan`).
-        has_human: whether there is a column "human"; older recordings have none.
-    """
-
-    values: dict[str, tuple[str, tuple[int, ...]]]
-    names: tuple[str, ...]
-    rate_hz: float
-    robot: str
-    has_costs: bool = False
-    has_human: bool = True
-    value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    @classmethod
-    def from_values(
-        cls,
-        values: Mapping[str, np.ndarray],
-        names: Sequence[str],
-        rate_hz: float,
-        robot: str,
-        *,
-        has_costs: bool = False,
-        has_human: bool = True,
-        value_names: Mapping[str, Sequence[str]] | None = None,
-    ) -> Layout:
-        """Return the layout for a robot that observes values like these, name -> array."""
-        columns = {name: (value.dtype.str, value.shape) for name, value in values.items()}
-        return cls(columns, tuple(names), rate_hz, robot, has_costs, has_human, value_names or {})
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The structured type of a row."""
-        width = (len(self.names),)
-        rows: list[tuple] = [(name, *kind) for name, kind in self.values.items()]
-        rows += [(name, "f8", width) for name in ("position", "wanted", "action")]
-        rows += [("clamped", "?", width), ("sent", "?"), ("mode", "u1"), ("tick", "i8")]
-        rows += [(name, "f8") for name in ("time", "late", "age", "latency", "energy", "surprise")]
-        rows += [("cost", "f8")] * self.has_costs
-        rows += [("human", "?")] * self.has_human
-        return np.dtype([*rows, ("steps", "i4")])
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the columns."""
-        dtype = self.dtype
-        return {name: dtype[name].shape for name in dtype.names or ()}
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the attributes of the store."""
-        return {
-            "rate_hz": self.rate_hz,
-            "robot": self.robot,
-            "names": {
-                **{name: list(entries) for name, entries in self.value_names.items()},
-                **{name: list(self.names) for name in ("position", "wanted", "action")},
-            },
-            "modes": [str(state) for state in STATES],
-            "units": {name: "s" for name in ("time", "late", "age", "latency")},
-        }
 
 
 class Recorder:
@@ -154,9 +78,11 @@ class Recorder:
         self._check_space()
         self._recover()
         with self._wrap_errors():
+            num_episodes = _num_episodes(self.store)
             self._file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         self._bytes_written = 0
-        self._write(self._header())
+        header = {"columns": self.layout.columns(), "episodes": num_episodes}
+        self._write((json.dumps(header) + "\n").encode())
 
     def add(self, tick: Tick, plan: Plan | None) -> None:
         """Record a tick in the state RUNNING; skip other ticks.
@@ -261,16 +187,15 @@ class Recorder:
             reason = getattr(error, "strerror", None) or error
             raise RecordError(f"record={self.store} cannot be written ({reason}).") from error
 
-    def _header(self) -> bytes:
-        return (json.dumps(_as_lists(self.layout.dtype.descr)) + "\n").encode()
-
     def _store_journal(self) -> int:
         """Add the journal to the store as an episode, and return the number of its ticks.
 
         Raises:
             EpisodeError: the episode is invalid; its journal was renamed.
         """
-        rows = self._journal_rows()
+        rows, num_episodes = self._read_journal()
+        if self._is_stored(rows, num_episodes):
+            rows = rows[:0]
         if len(rows):
             arrays = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
             if not np.isfinite(arrays["energy"]).all():  # The policy has no energy.
@@ -295,11 +220,30 @@ class Recorder:
         names = numbered(self.store.with_name(f"{self.store.name}.journal"))
         return self._journal.rename(next(name for name in names if not name.exists()))
 
-    def _journal_rows(self) -> np.ndarray:
-        """Return the rows of the journal that have a command and the state RUNNING."""
+    def _is_stored(self, rows: np.ndarray, num_episodes: int | None) -> bool:
+        """Return whether a kill came between adding the episode and deleting its journal.
+
+        Args:
+            rows: rows of the episode.
+            num_episodes: number of episodes before this one; None if it is not known.
+        """
+        if num_episodes is None or _num_episodes(self.store) <= num_episodes:
+            return False
+        with open_store(self.store) as store:
+            ends = store.read("meta/episode_ends")
+            first = int(ends[num_episodes - 1]) if num_episodes else 0
+            times = store.read("data/time", int(ends[num_episodes]), first)
+        return np.array_equal(times, rows["time"])
+
+    def _read_journal(self) -> tuple[np.ndarray, int | None]:
+        """Return the rows to store, and the number of episodes in the store before them.
+
+        The rows have a command and the state RUNNING. The number is None if it is not known.
+        """
         content = self._journal.read_bytes()
-        header, newline, body = content.partition(b"\n")
-        if newline and header + newline != self._header():
+        line, newline, body = content.partition(b"\n")
+        columns, num_episodes = _parse_header(line) if newline else (self.layout.columns(), None)
+        if columns != self.layout.columns():
             raise ConfigError(
                 f"{self._journal} was recorded from another robot; move it away, or give another "
                 f"folder than record={self.store}."
@@ -307,7 +251,8 @@ class Recorder:
         dtype = self.layout.dtype
         rows = np.frombuffer(body[: len(body) // dtype.itemsize * dtype.itemsize], dtype)
         running = rows["mode"] == STATES.index(State.RUNNING)
-        return rows[running & np.isfinite(rows["action"]).all(axis=1)]
+        kept = rows[running & np.isfinite(rows["action"]).all(axis=1)]
+        return kept, num_episodes
 
 
 def stored_shapes(store: Path) -> dict[str, tuple[int, ...]]:
@@ -319,6 +264,24 @@ def stored_shapes(store: Path) -> dict[str, tuple[int, ...]]:
         }
 
 
-def _as_lists(value: Any) -> Any:
-    """Convert nested tuples to lists, because JSON has no tuples."""
-    return [_as_lists(v) for v in value] if isinstance(value, list | tuple) else value
+def _num_episodes(store: Path) -> int:
+    """Return the number of episodes of a store, 0 if it does not exist."""
+    if not store.exists():
+        return 0
+    with open_store(store) as opened:
+        return len(opened.read("meta/episode_ends"))
+
+
+def _parse_header(line: bytes) -> tuple[list | None, int | None]:
+    """Return the columns of a journal and the number of episodes in the store before it.
+
+    The columns are None if the line is damaged. The number is None in journals of earlier versions,
+    whose header is only the list of columns.
+    """
+    try:
+        header = json.loads(line)
+    except ValueError:
+        return None, None
+    if isinstance(header, list):
+        return header, None
+    return header["columns"], header["episodes"]

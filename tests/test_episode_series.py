@@ -16,7 +16,8 @@ from ebt_policy.io.output import output_store
 from ebt_policy.real_robot.episode_series import EpisodeSeries, exit_code
 from ebt_policy.real_robot.keyboard import Operator
 from ebt_policy.real_robot.optional_outputs import BestEffort, TickVideo
-from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.recorder import Recorder
+from ebt_policy.real_robot.recording_layout import Layout
 from ebt_policy.real_robot.report import markdown_table, summarize
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.run_robot import report_results

@@ -22,7 +22,8 @@ from ebt_policy.real_robot.action_source import ActionSource
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.interventions import InterventionSource
 from ebt_policy.real_robot.keyboard import Operator
-from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.recorder import Recorder
+from ebt_policy.real_robot.recording_layout import Layout
 from ebt_policy.real_robot.run_options import RunOptions
 from ebt_policy.real_robot.supervisor import State
 from ebt_policy.train import train

@@ -1,5 +1,6 @@
 """Recording of episodes: they are trainable, and a kill loses at most the last ticks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.drivers.base import Observation
 from ebt_policy.real_robot.errors import RecordError
 from ebt_policy.real_robot.loop import Tick
-from ebt_policy.real_robot.recorder import Layout, Recorder
+from ebt_policy.real_robot.recorder import Recorder
+from ebt_policy.real_robot.recording_layout import Layout
 from ebt_policy.real_robot.supervisor import State
 
 LAYOUT = Layout({"obs": ("<f4", (2,))}, ("x", "y"), 10.0, "point")
@@ -162,3 +164,56 @@ def test_an_interrupted_episode_that_cannot_be_stored_does_not_block_the_next_ru
     assert recorder.recovered == 0 and (tmp_path / "recorded.journal").exists()
     record_ticks(recorder)
     assert recorder.end() == 5
+
+
+def kill_before_the_journal_is_deleted(recorder, monkeypatch):
+    """End the episode of a recorder, and raise KeyboardInterrupt after it is stored."""
+
+    unlink = Path.unlink
+
+    def interrupt(path, missing_ok=False):
+        if path.name.endswith(".journal"):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.end()
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_an_episode_whose_journal_was_not_deleted_is_stored_once(tmp_path, before, monkeypatch):
+    store = tmp_path / "recorded"
+    recorder = Recorder(store, LAYOUT)
+    for number in range(before):
+        record_ticks(recorder, number=3 + number)
+        recorder.end()
+    record_ticks(recorder, number=9)
+    kill_before_the_journal_is_deleted(recorder, monkeypatch)
+    assert Recorder(store, LAYOUT).recovered == 0
+    assert read_episodes(store).lengths.tolist() == [3, 4][:before] + [9]
+    assert not (tmp_path / ".recorded.journal").exists()
+
+
+def test_a_journal_is_stored_if_another_episode_was_added_meanwhile(tmp_path):
+    store = tmp_path / "recorded"
+    record_ticks(Recorder(store, LAYOUT), number=9)  # The program is killed here.
+    journal = tmp_path / ".recorded.journal"
+    content = journal.read_bytes()
+    journal.unlink()
+    recorder = Recorder(store, LAYOUT)
+    record_ticks(recorder, number=4)
+    recorder.end()
+    journal.write_bytes(content)
+    assert Recorder(store, LAYOUT).recovered == 9
+    assert read_episodes(store).lengths.tolist() == [4, 9]
+
+
+def test_journals_of_earlier_versions_are_recovered(tmp_path):
+    store = tmp_path / "recorded"
+    record_ticks(Recorder(store, LAYOUT), number=9)
+    journal = tmp_path / ".recorded.journal"
+    header, _, body = journal.read_bytes().partition(b"\n")
+    journal.write_bytes(json.dumps(json.loads(header)["columns"]).encode() + b"\n" + body)
+    assert Recorder(store, LAYOUT).recovered == 9 and len(read_episodes(store)) == 1
