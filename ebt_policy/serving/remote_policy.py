@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -162,20 +164,24 @@ class RemotePolicy:
         # A request that the control loop gave up is finished first, so that its answer is not taken
         # for the answer to this one.
         if not self._lock.acquire(timeout=self._timeout_s):
+            if (stuck := self._connection) is not None:
+                _shut_down(stuck)  # The other request then fails and restores the connection.
             raise PolicyUnavailable(late)
         try:
             if (connection := self._connection) is None:
                 raise PolicyUnavailable(f"{self.address} is not connected")
             self._last_request = data
             try:
-                connection.send(data)
+                with _send_timeout(connection, end - time.monotonic()):
+                    connection.send(data)
                 answer = connection.recv(max(end - time.monotonic(), 0.0))
             except TimeoutError as error:
-                self._restore()
+                self._restore(connection)
                 raise PolicyUnavailable(late) from error
             except (ConnectionClosed, OSError) as error:
-                self._restore()
-                raise PolicyUnavailable(f"the connection to {self.address} was lost") from error
+                self._restore(connection)
+                lost = f"the connection to {self.address} was lost"
+                raise PolicyUnavailable(late if time.monotonic() >= end else lost) from error
         finally:
             self._lock.release()
         if isinstance(answer, str):
@@ -200,25 +206,43 @@ class RemotePolicy:
             stack.pop_all()
             return connection, metadata
 
-    def _restore(self) -> None:
-        """Give up the connection, and restore it in the background; the lock is held."""
-        lost, self._connection = self._connection, None
+    def _restore(self, lost: ClientConnection) -> None:
+        """Give up a connection, and restore it in the background; the lock is held."""
+        self._connection = None
         threading.Thread(target=self._reconnect, args=(lost,), daemon=True).start()
 
-    def _reconnect(self, lost: ClientConnection | None) -> None:
-        if lost is not None:
-            lost.close()
+    def _reconnect(self, lost: ClientConnection) -> None:
+        lost.close()
         while not self._is_closed:
             with suppress(*CONNECTION_ERRORS), ExitStack() as stack:
                 connection, metadata = self._connect()
                 stack.callback(connection.close)
                 if metadata == self.metadata:  # otherwise another policy is served now
-                    connection.send(self._last_request)
+                    with _send_timeout(connection, self._timeout_s):
+                        connection.send(self._last_request)
                     connection.recv(self._timeout_s)
                     stack.pop_all()
                     self._connection = connection
                     return
             time.sleep(RETRY_S)
+
+
+@contextmanager
+def _send_timeout(connection: ClientConnection, seconds: float) -> Iterator[None]:
+    """Shut a connection down if a send in this context takes longer; its `send` has no timeout."""
+    timer = threading.Timer(seconds, _shut_down, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut_down(connection: ClientConnection) -> None:
+    """End the socket of a connection, so that a waiting send or receive fails."""
+    with suppress(OSError):  # It may be closed already.
+        connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 def _cause(error: Exception) -> str:
