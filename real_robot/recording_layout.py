@@ -90,6 +90,10 @@ class Layout:
         }
 
 
+ADDED_COLUMNS = Layout({}, ("",), 1.0, "", has_costs=True).shapes().keys()
+"""Names of all columns beside the observed values."""
+
+
 def _as_lists(value: Any) -> Any:
     """Convert nested tuples to lists, because JSON has no tuples."""
     return [_as_lists(v) for v in value] if isinstance(value, list | tuple) else value

@@ -143,7 +143,7 @@ def streaming(context: StudyContext) -> dict[str, Any]:
     conditions = parse_perturbations(options.perturb.split(","), kinds)
     results = []
     for condition in conditions:
-        summaries, runs_of = [], []
+        summaries = []
         for entry in entries:
             for method in METHODS:
                 name = f"{entry.name.split(' ')[0]}, {method}"
@@ -164,7 +164,6 @@ def streaming(context: StudyContext) -> dict[str, Any]:
                     times += result["latency_ms"]
                 summary = entry_summary(name, entry.metadata(), rows, context.command)
                 summaries.append((summary, rows, jerks, times))
-                runs_of.append(tuple(entry.runs))
         results.append(
             {
                 "condition": str(condition or "undisturbed"),
@@ -177,7 +176,8 @@ def streaming(context: StudyContext) -> dict[str, Any]:
                     for summary, _, jerks, times in summaries
                 ],
                 "paired": pair_entries(
-                    [(summary, rows) for summary, rows, _, _ in summaries], runs_of
+                    [(summary, rows) for summary, rows, _, _ in summaries],
+                    [tuple(entry.runs) for entry in entries for _ in METHODS],
                 ),
             }
         )

@@ -13,12 +13,7 @@ from ebt_policy.errors import ConfigError
 from ebt_policy.real_robot.clock import Clock
 from ebt_policy.real_robot.drivers.base import ROBOT_DRIVERS, Driver, DriverContext, Observation
 from ebt_policy.real_robot.errors import DriverError
-
-# Columns that `Recorder` adds to the observed values.
-ADDED_COLUMNS = (
-    "position", "wanted", "action", "clamped", "sent", "mode", "tick", "time", "late", "age",
-    "latency", "energy", "surprise", "cost", "human", "steps",
-)  # fmt: skip
+from ebt_policy.real_robot.recording_layout import ADDED_COLUMNS
 
 
 class Recording:

@@ -17,11 +17,11 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ebt_policy.errors import ConfigError
+from ebt_policy.real_robot.drivers.ros_images import decode_compressed_image, decode_image
 from ebt_policy.real_robot.drivers.twist_tracker import TwistTracker
 from ebt_policy.real_robot.errors import MessageError
 
 POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw", "roll", "pitch", "yaw")
-CHANNEL_ORDERS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr", "mono8": "gray"}
 
 
 def _parse_numbers(value: float | Sequence[float], count: int, name: str) -> np.ndarray:
@@ -137,9 +137,9 @@ class ObservedTopic:
             raw = self._pose(message)
         else:
             image = (
-                _decode_image(message, self.topic)
+                decode_image(message, self.topic)
                 if self.type == "Image"
-                else _decode_compressed_image(message)
+                else decode_compressed_image(message)
             )
             assert self.size is not None
             height, width = self.size
@@ -336,34 +336,3 @@ class CommandTopic:
             )
         scale = _parse_numbers(self.scale, len(goal), "scale")
         return scale * goal + _parse_numbers(self.offset, len(goal), "offset")
-
-
-def _decode_image(message: Any, topic: str) -> np.ndarray:
-    """Convert an Image, whose rows may be padded, to (H, W, 3) uint8 in RGB."""
-    if message.encoding not in CHANNEL_ORDERS:
-        raise MessageError(
-            f"{topic}: images are {message.encoding!r}; use one of {', '.join(CHANNEL_ORDERS)}"
-        )
-    if not (message.width and message.height):
-        raise MessageError(f"{topic}: the image is empty")
-    depth = {"mono8": 1, "rgb8": 3, "bgr8": 3}.get(message.encoding, 4)
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    if message.step < message.width * depth or len(data) != message.step * message.height:
-        raise MessageError(f"{topic}: the image data does not match width, height and step")
-    rows = data.reshape(message.height, message.step)[:, : message.width * depth]
-    pixels = rows.reshape(message.height, message.width, depth)[..., :3]
-    order = CHANNEL_ORDERS[message.encoding]
-    return (
-        np.repeat(pixels, 3, axis=2)
-        if order == "gray"
-        else pixels[..., :: 1 if order == "rgb" else -1]
-    )
-
-
-def _decode_compressed_image(message: Any) -> np.ndarray:
-    """Convert a CompressedImage (JPEG or PNG) to (H, W, 3) uint8 in RGB."""
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise MessageError("a compressed image cannot be decoded")
-    return image[..., ::-1]

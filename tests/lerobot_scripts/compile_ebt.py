@@ -1,4 +1,4 @@
-"""Compile training and prediction with LeRobot's PyTorch: ``compile_ebt.py POLICY``."""
+"""Compile training and prediction with LeRobot's PyTorch: ``compile_ebt.py CHECKPOINT POLICY``."""
 
 from __future__ import annotations
 
