@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measurements.streaming import CANDIDATES, METHODS, StreamingPolicy
+from benchmarks.tables.control_loop import streaming
 from ebt_policy.energy.sampling import draw_normal
 
 STREAMED = METHODS[1:]
@@ -76,3 +77,29 @@ def test_correlated_noise_moves_with_the_time_of_the_actions():
     (again,) = tiny_policies.generators(A)
     empty = torch.empty(1, *noises[0].shape)
     assert torch.equal(noises[0], draw_normal(empty, [again])[0])
+
+
+def entry(name: str, success: float) -> dict[str, Any]:
+    value = {"mean": success, "ci95": [success, success]}
+    return {"name": name, "score": value, "success": value, "jerk": value, "batch_ms_per_tick": 2.0}
+
+
+def test_the_table_subtracts_each_method_from_the_kept_plan():
+    names = ["flow_matching, chunked", "ebt_12500, kept", "ebt_12500, warm start"]
+    conditions = [
+        {
+            "condition": condition,
+            "entries": [entry(n, k / 10 + shift) for k, n in enumerate(names)],
+            "paired": [
+                {"a": a, "b": b, "metric": "success", "diff": diff, "ci95": [diff - 0.1, diff]}
+                for a, b, diff in ((names[0], names[1], -0.2), (names[1], names[2], -0.3))
+            ],
+        }
+        for condition, shift in (("undisturbed", 0.0), ("kick 50", 0.1))
+    ]
+    quality, success, gaps = streaming({"conditions": conditions}).split("\n\n")
+    assert "energy, last plan kept | 0.100 [0.100, 0.100]" in quality
+    assert "energy, last plan kept | 0.100 [0.100, 0.100] | 0.200 [0.200, 0.200]" in success
+    assert "flow matching, chunks of eight actions | +0.200 [+0.200, +0.300]" in gaps
+    assert "energy, warm start | -0.300 [-0.400, -0.300]" in gaps
+    assert len(gaps.strip().splitlines()) == 2 + 2

@@ -38,6 +38,7 @@ from ebt_policy.policies.robustness import known_perturbations, parse_perturbati
 METHODS = ("chunked", "resampled", "kept", "correlated noise", "warm start")
 CANDIDATES = 8
 WARM_LEVEL = 0.8
+ENTRY_KEYS = ("name", "episodes", *METRICS, "jerk", "batch_ms_per_tick")
 EPISODE_KEYS = ("seed", "score", "success", "length")
 
 
@@ -163,21 +164,18 @@ def streaming(context: StudyContext) -> dict[str, Any]:
                     jerks.append(result["jerk"])
                     times += result["latency_ms"]
                 summary = entry_summary(name, entry.metadata(), rows, context.command)
-                summaries.append((summary, rows, jerks, times))
+                ticks = entry.models[0].shape.n_action_steps if method == "chunked" else 1
+                summary |= {
+                    "jerk": mean_ci(np.array(jerks)),
+                    "batch_ms_per_tick": percentiles(times)["p50"] / ticks,
+                }
+                summaries.append((summary, rows))
         results.append(
             {
                 "condition": str(condition or "undisturbed"),
-                "entries": [
-                    {
-                        **{key: summary[key] for key in ("name", "episodes", *METRICS)},
-                        "jerk": mean_ci(np.array(jerks)),
-                        "batch_ms": percentiles(times)["p50"],
-                    }
-                    for summary, _, jerks, times in summaries
-                ],
+                "entries": [{key: summary[key] for key in ENTRY_KEYS} for summary, _ in summaries],
                 "paired": pair_entries(
-                    [(summary, rows) for summary, rows, _, _ in summaries],
-                    [tuple(entry.runs) for entry in entries for _ in METHODS],
+                    summaries, [tuple(entry.runs) for entry in entries for _ in METHODS]
                 ),
             }
         )

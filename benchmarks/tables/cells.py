@@ -33,6 +33,9 @@ def interval(value: Result) -> str:
     return format_interval(value["mean"], value["ci95"])
 
 
-def difference(pair: Result) -> str:
-    """Return a paired difference with its interval and sign."""
-    return format_interval(pair["diff"], pair["ci95"], signed=True)
+def difference(pair: Result, reverse: bool = False) -> str:
+    """Return a paired difference a - b (with ``reverse``, b - a) with its interval and signs."""
+    value, (low, high) = pair["diff"], pair["ci95"]
+    if reverse:
+        value, low, high = -value, -high, -low
+    return format_interval(value, (low, high), signed=True)

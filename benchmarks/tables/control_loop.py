@@ -1,4 +1,4 @@
-"""Tables of the control loop: inference delay, and real time."""
+"""Tables of the control loop: inference delay, real time, planning at every tick."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from benchmarks.tables.entry_labels import entry_label
 from ebt_policy.evaluation.tables import markdown
 from ebt_policy.policies.metrics import METRICS
 
+STREAMING_METHODS = {
+    "chunked": "chunks of eight actions",
+    "resampled": "resampled at every tick",
+    "kept": "last plan kept",
+    "correlated noise": "correlated noise",
+    "warm start": "warm start",
+}
+STREAMING_REFERENCE = "ebt_12500, kept"  # The differences are of it minus each other entry.
+STREAMING_CONDITIONS = {
+    "undisturbed": "undisturbed",
+    "kick 50": "kick",
+    "agent 100": "displaced agent",
+    "delay 2": "late observations",
+}
 LENGTHS = ("transition_jump", "transition_second_difference", "second_difference")
 
 
@@ -108,8 +122,7 @@ def interventions(result: Result) -> str:
     def gain(name: str) -> str:
         if name == first:
             return ""
-        low, high = differences[name]["ci95"]
-        return difference({"diff": -differences[name]["diff"], "ci95": [-high, -low]})
+        return difference(differences[name], reverse=True)
 
     rows = []
     for name, entry in zip(names, entries, strict=True):
@@ -122,6 +135,47 @@ def interventions(result: Result) -> str:
         ))  # fmt: skip
     header = ("trained on", "minutes of the person", *METRICS, "gain in success")
     return markdown(header, rows, left=1)
+
+
+def streaming(result: Result) -> str:
+    """Return tables of planning at every tick: scores and jerk, success, differences in success."""
+    conditions = {STREAMING_CONDITIONS[c["condition"]]: c for c in result["conditions"]}
+    undisturbed = conditions["undisturbed"]["entries"]
+    labels = {entry["name"]: _streaming_label(entry["name"]) for entry in undisturbed}
+    quality = [
+        (
+            labels[entry["name"]],
+            *(interval(entry[key]) for key in (*METRICS, "jerk")),
+            f"{entry['batch_ms_per_tick']:.0f} ms",
+        )
+        for entry in undisturbed
+    ]
+    success: dict[str, list[str]] = {name: [] for name in labels}
+    gaps: dict[str, list[str]] = {name: [] for name in labels if name != STREAMING_REFERENCE}
+    for condition in conditions.values():
+        for entry in condition["entries"]:
+            success[entry["name"]].append(interval(entry["success"]))
+        pairs = {
+            pair["b"] if pair["a"] == STREAMING_REFERENCE else pair["a"]: pair
+            for pair in condition["paired"]
+            if pair["metric"] == "success" and STREAMING_REFERENCE in (pair["a"], pair["b"])
+        }
+        for name, cells in gaps.items():
+            cells.append(difference(pairs[name], reverse=pairs[name]["a"] != STREAMING_REFERENCE))
+    tables = (
+        (("undisturbed", *METRICS, "jerk, px", "computation per tick of 25 episodes"), quality),
+        (("success", *conditions), [(labels[name], *row) for name, row in success.items()]),
+        (
+            (f"success of “{labels[STREAMING_REFERENCE]}” minus this one", *conditions),
+            [(labels[name], *row) for name, row in gaps.items()],
+        ),
+    )
+    return "\n".join(markdown(header, rows, left=1) for header, rows in tables)
+
+
+def _streaming_label(name: str) -> str:
+    run, _, method = name.partition(", ")
+    return f"{entry_label(run)}, {STREAMING_METHODS[method]}"
 
 
 def serving(result: Result) -> str:
