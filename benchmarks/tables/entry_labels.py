@@ -26,6 +26,9 @@ RUNS = {
     # one_step
     "ebt_reflow": "energy after reflow",
     "flow_reflow": "flow matching after reflow",
+    # ebt_policy
+    "ebt_policy": "EBT-Policy, equal time",
+    "ebt_policy_12500": "EBT-Policy, equal updates",
     # ablations
     "whole": "default",
     "no_relative": "absolute actions",
@@ -81,7 +84,7 @@ def entry_label(name: str, runs: Mapping[str, str] | None = None) -> str:
         parts.append(f"{options['metropolis_steps']} Metropolis steps")
     if "samples" in options:
         parts.append(f"{options['samples']} samples")
-    if count in (None, "1") and steps:
+    if count == "1" or (count is None and steps):
         parts.append("one sample")
     elif count:
         parts.append(f"{RULES[options.get('select', 'energy')]} of {count}")
