@@ -15,14 +15,16 @@ from ebt_policy.envs.perturbations import PerturbationKind
 from ebt_policy.envs.rendering import require_rendering
 
 MAX_PLACEMENT_ATTEMPTS = 16  # number of random directions tried to place the object freely
+EARLY = (10, 30)  # steps of random events: a cube can be lifted in 37 steps
 PERTURBATIONS = {
     "delay": PerturbationKind("steps", (1, 2, 4)),
-    "freeze": PerturbationKind("steps", (4, 8, 16)),
+    "freeze": PerturbationKind("steps", (4, 8, 16), event_steps=EARLY),
 }
 GRASP_PERTURBATIONS = {  # only for tasks in which the robot grasps an object
     # The object is taken out of the gripper and placed elsewhere.
     "object": PerturbationKind("cm", (5, 8, 12), held=True),
-    "gripper": PerturbationKind("cm", (5, 10, 15)),  # The gripper is pushed away.
+    # The gripper is pushed away.
+    "gripper": PerturbationKind("cm", (5, 10, 15), event_steps=EARLY),
 }
 ExpertFn = Callable[[], np.ndarray]  # returns the next action (A,), from the simulator's own state
 

@@ -105,7 +105,11 @@ class MetaWorldEnv(MujocoManipulationEnv):
 
     def _reset_scene(self, seed: int) -> None:
         self.sim_env.seed(seed)
-        self._observation, _ = self.sim_env.reset()
+        sim = self.sim_env
+        sim.reset()
+        self.settle()  # It moved bodies of the model, such as the drawer, without an update.
+        sim._prev_obs = sim._get_curr_obs_combined_no_goal()
+        self._observation = sim._get_obs()
         self._grip = -1.0
 
     def restore(self, state: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from gymnasium.spaces import Box
 
 from ebt_policy.envs.errors import EnvError
 
-EVENT_STEP_RANGE = (20, 60)  # first and last environment step of a random event
+EVENT_STEP_RANGE = (20, 60)  # first and last environment step of a random event, by default
 RESET_KINDS = ("start",)  # kinds that change the initial state
 CONTINUOUS_KINDS = ("action_noise", "delay")  # kinds that act from step 0 on
 STEP_COUNT_KINDS = ("delay", "freeze")  # kinds whose strength is a number of steps
@@ -39,11 +39,14 @@ class PerturbationKind:
         strengths: strengths at which a recovery curve is measured.
         held: whether the event happens as soon as the robot holds the object, instead of at a
             random step. The environment's method `holding` returns whether it does.
+        event_steps: first and last environment step of a random event. It has to be earlier than
+            the fastest success, which ends an episode.
     """
 
     unit: str
     strengths: tuple[float, ...]
     held: bool = False
+    event_steps: tuple[int, int] = EVENT_STEP_RANGE
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ def perturbation_kinds(env: gymnasium.Env) -> dict[str, PerturbationKind]:
     return dict(getattr(env.unwrapped, "perturbations", {}))
 
 
-def sample_event(seed: int | None) -> tuple[np.random.Generator, int]:
+def sample_event(
+    seed: int | None, event_steps: tuple[int, int] = EVENT_STEP_RANGE
+) -> tuple[np.random.Generator, int]:
     """Return the random generator of the event of episode `seed`, and its environment step."""
     rng = np.random.default_rng(None if seed is None else [seed, 1])
-    return rng, int(rng.integers(*EVENT_STEP_RANGE, endpoint=True))
+    return rng, int(rng.integers(*event_steps, endpoint=True))
 
 
 class PerturbationWrapper(gymnasium.Wrapper):
@@ -117,7 +122,8 @@ class PerturbationWrapper(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        (self._rng, self._event_step), self._step = sample_event(seed), 0
+        self._rng, self._event_step = sample_event(seed, self._kind.event_steps)
+        self._step = 0
         self._event_done, self._was_holding, self._retries = False, False, 0
         kind, strength = self.perturbation.kind, self.perturbation.strength
         if kind in RESET_KINDS:

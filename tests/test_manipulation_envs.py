@@ -209,6 +209,7 @@ def test_a_policy_can_be_loaded_after_rendering(backend):
     [
         pytest.param("Lift-v0", "agentview", marks=robosuite),
         pytest.param("MetaWorld-door-open-v3", "corner2", marks=metaworld),
+        pytest.param("MetaWorld-drawer-open-v3", "corner2", marks=metaworld),
         pytest.param("AdroitDoor-v0", "fixed", marks=adroit),
     ],
 )
@@ -222,7 +223,7 @@ def test_cameras_and_rendering_show_the_state(name, camera):
     assert env.observation_space.contains(obs) and set(obs) == {"obs", camera}
     assert obs[camera].shape == (48, 48, 3) and obs[camera].std() > 5
     again, _ = env.reset(seed=5, options={"state": info["state"]})
-    assert np.abs(again[camera].astype(int) - obs[camera]).mean() < 1
+    assert np.abs(again[camera].astype(int) - obs[camera]).max() <= 2
     frame = env.render()
     assert isinstance(frame, np.ndarray) and frame.shape == (256, 256, 3) and frame.std() > 5
     env.close()

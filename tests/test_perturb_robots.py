@@ -59,6 +59,16 @@ def test_grasped_object_is_displaced_once(name):
 
 
 @pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize("kind", ["gripper", "freeze"])
+def test_random_events_happen_before_the_task_can_be_solved(name, kind):
+    env = spec(name, kind, 0).make()
+    for seed in range(40):
+        env.reset(seed=seed)
+        assert 10 <= env.get_wrapper_attr("_event_step") <= 30
+    env.close()
+
+
+@pytest.mark.parametrize("name", ROBOTS)
 def test_strength_is_the_displacement(name):
     env = spec(name, "gripper", 12).make()
     scene = env.unwrapped
