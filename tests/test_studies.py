@@ -110,7 +110,6 @@ def test_results_have_unique_file_names():
     documents = {file.stem for file in (ROOT / "docs" / "results").glob("*.json")}
     # The claims of these studies are in docs/experiments.md; they are not measured yet.
     planned = {"streaming", "ebt_policy", "ebt_policy_recovery", "ebt_policy_energy"}
-    planned |= {result for result in stored if result.endswith("_selection")}
     assert {r for r in stored if "denoising" not in r} <= documents | planned | {
         "recovery_lift", "recovery_metaworld-peg-insert-side",
     }  # fmt: skip

@@ -7,12 +7,10 @@ or from the last chunk (warm start), or the policy was trained with a committed 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from itertools import product
-from pathlib import Path
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,13 @@ from rich.progress import track
 
 from benchmarks.study import StudyContext
 from benchmarks.study_figures import delay_curves
-from ebt_policy.envs.env_spec import EVALUATION_SEED
 from ebt_policy.envs.rollout import rollout
+from ebt_policy.evaluation.entries import parse_checkpoint
 from ebt_policy.evaluation.figure_style import save_figure
-from ebt_policy.evaluation.statistics import mean_ci, success_rate
-from ebt_policy.io.atomic_write import atomic_write
+from ebt_policy.evaluation.result_cache import ResultCache, fingerprint
+from ebt_policy.evaluation.statistics import mean_ci, paired_differences, success_rate
 from ebt_policy.policies.entries import load_policy_entries
+from ebt_policy.policies.metrics import METRICS
 from ebt_policy.real_robot.clock import SimulatedClock
 from ebt_policy.real_robot.episode_runner import EpisodeRunner, observation_shapes, tick_seconds
 from ebt_policy.real_robot.execution import ExecutionOptions
@@ -36,7 +35,7 @@ from ebt_policy.real_robot.robots import load_robot
 
 Rows = list[dict[str, Any]]  # one row for each episode
 
-DELAYS_MS = (0, 50, 100, 150, 200, 300, 400)
+DELAYS_MS = (0, 100, 200, 300, 400)
 WARM_START = "frozen prefix, warm start"  # only for the energy policy, which has a descent
 CONDITIONED = "frozen prefix, conditioned on it"
 EXECUTION_MODES = {
@@ -56,9 +55,11 @@ def execution_delay(context: StudyContext) -> dict[str, Any]:
     """Measure scores and transitions of every policy, execution mode and delay; draw the curves.
 
     Each group of the part is a policy with two entries: trained without and with conditioning on a
-    prefix. The study has the options ``robot`` and ``episodes``.
+    prefix. The study has the options ``robot``, ``episodes`` and ``first_seed``.
     """
     options = context.options
+    seeds = range(options.first_seed, options.first_seed + options.episodes)
+    cache = ResultCache(context.output / "delay.jsonl", "episodes")
     jobs = [
         (policy, mode, delay_ms, checkpoint)
         for policy, mode, delay_ms in product(context.part.groups, EXECUTION_MODES, DELAYS_MS)
@@ -69,18 +70,19 @@ def execution_delay(context: StudyContext) -> dict[str, Any]:
     with ProcessPoolExecutor(options.parallel) as pool:
         pending = []
         for policy, mode, delay_ms, checkpoint in jobs:
-            name = f"{Path(checkpoint).name} {mode} {delay_ms} {options.episodes}.json"
-            cache = context.output / name.replace("/", "_")
+            identity = {
+                "key": f"{checkpoint} | {mode} | {delay_ms} ms | {options.robot}",
+                "checkpoint": fingerprint(parse_checkpoint(checkpoint)[0]),
+                "seeds": [seeds.start, seeds.stop],
+            }
             future = None
-            if not cache.exists():
-                future = pool.submit(
-                    play, checkpoint, options.robot, mode, delay_ms, options.episodes
-                )
-            pending.append(((policy, mode, delay_ms), cache, future))
-        for key, cache, future in track(pending, description="episodes"):
+            if cache.get(identity) is None:
+                future = pool.submit(play, checkpoint, options.robot, mode, delay_ms, seeds)
+            pending.append(((policy, mode, delay_ms), identity, future))
+        for key, identity, future in track(pending, description="episodes"):
             if future is not None:
-                atomic_write(cache, json.dumps(future.result()))
-            episodes.setdefault(key, []).append(json.loads(cache.read_text()))
+                cache.add(identity, future.result())
+            episodes.setdefault(key, []).append(cache.get(identity))
     entries = []
     for policy in context.part.groups:
         for (name, mode, delay_ms), runs in episodes.items():
@@ -89,13 +91,15 @@ def execution_delay(context: StudyContext) -> dict[str, Any]:
                 entry = {"policy": policy, "way": mode, "execution": execution}
                 entries.append({**entry, "delay_ms": delay_ms, **summarize(runs)})
         checkpoints = seed_checkpoints(context, policy)
-        in_steps = summarize([play_in_steps(text, options.episodes) for text in checkpoints])
+        in_steps = summarize([play_in_steps(text, seeds) for text in checkpoints])
         entries.append({"policy": policy, "way": "offline", "delay_ms": None, **in_steps})
     result = {
         "robot": options.robot,
         "seeds": options.seeds,
         "episodes": options.episodes,
+        "first_seed": options.first_seed,
         "entries": entries,
+        "paired": paired(episodes),
         "command": context.command,
     }
     context.assets.mkdir(parents=True, exist_ok=True)
@@ -109,8 +113,12 @@ def seed_checkpoints(context: StudyContext, policy: str, conditioned: bool = Fal
     return [checkpoint.replace("*", str(seed)) for seed in range(context.options.seeds)]
 
 
-def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, episodes: int) -> Rows:
-    """Return the episodes of one training run with one execution mode and one delay."""
+def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, seeds: range) -> Rows:
+    """Return the episodes of one training run with one execution mode and one delay.
+
+    Raises:
+        RuntimeError: the robot stopped with a fault, after which it plays no further episode.
+    """
     torch.set_num_threads(1)
     policy = load_policy_entries([checkpoint], torch.device("cpu"))[0].model
     robot, clock = load_robot(robot_name), SimulatedClock()
@@ -123,20 +131,46 @@ def play(checkpoint: str, robot_name: str, mode: str, delay_ms: float, episodes:
     runner = EpisodeRunner(robot, driver, planner, clock, shapes, watchdog=False)
     runner.prepare()
     rows = []
-    for seed in range(EVALUATION_SEED, EVALUATION_SEED + episodes):
+    for seed in seeds:
         row = runner.run_episode(seed).summary()
+        if row["ended"] == "fault":
+            raise RuntimeError(f"{checkpoint}: the robot stopped with a fault in episode {seed}.")
         rows.append({key: row[key] for key in EPISODE_KEYS})
     runner.close()
     return rows
 
 
-def play_in_steps(checkpoint: str, episodes: int) -> Rows:
+def play_in_steps(checkpoint: str, seeds: range) -> Rows:
     """Return the same episodes in steps: the environment waits, and there are no limits."""
     torch.set_num_threads(1)
     entry = load_policy_entries([checkpoint], torch.device("cpu"))[0]
-    seeds = range(EVALUATION_SEED, EVALUATION_SEED + episodes)
     results = rollout(entry.model, entry.env_spec, seeds, workers=2)
     return [{"seed": r.seed, "score": r.score, "success": r.success} for r in results]
+
+
+def paired(episodes: Mapping[tuple[str, str, float], Sequence[Rows]]) -> list[dict[str, Any]]:
+    """Return differences between modes of a policy, and between policies with the same mode.
+
+    Args:
+        episodes: policy, mode and delay -> the episodes of each training run.
+    """
+    pairs = []
+    for delay_ms, metric in product(dict.fromkeys(key[2] for key in episodes), METRICS):
+        values = {
+            key[:2]: [[float(row[metric]) for row in rows] for rows in runs]
+            for key, runs in episodes.items()
+            if key[2] == delay_ms
+        }
+        names = {f"{policy}, {mode}": (policy, mode) for policy, mode in values}
+        differences = paired_differences(
+            {name: values[key] for name, key in names.items()},
+            {name: (policy, mode == CONDITIONED) for name, (policy, mode) in names.items()},
+        )
+        for a, b in combinations(names, 2):
+            if set(names[a]) & set(names[b]):
+                pair = {"delay_ms": delay_ms, "a": a, "b": b, "metric": metric}
+                pairs.append(pair | differences[a, b])
+    return pairs
 
 
 def summarize(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from benchmarks.measurements.interventions import interventions
 from benchmarks.measurements.real_time import real_time
 from benchmarks.measurements.record_train_run import record_train_run
 from benchmarks.measurements.teleop_end_to_end import teleop_end_to_end
+from benchmarks.studies.push_t import SELECTION_SEED
 from benchmarks.study import Part, Run, Study
 from benchmarks.tables import control_loop
 
-UPDATES = ("train.minutes=null", "train.steps=12500")
+UPDATES = ("train.minutes=null", "train.steps=12500", "task.demos=human")
+SELECTED = "steps=2,num_candidates=8,select=line_integral"
 CONDITIONED = "task.max_prefix_len=8"  # The policy is conditioned on the committed actions.
 CHECKPOINT = "runs/push_t/ebt-xs-seed0"
 
@@ -23,7 +25,10 @@ STUDIES = {
                 "delay",
                 groups={
                     "ebt": ["ebt", "ebt_conditioned"],
-                    "flow_matching": ["flow_matching@steps=2", "flow_matching_conditioned@steps=2"],
+                    "flow_matching": [
+                        f"flow_matching@{SELECTED}",
+                        f"flow_matching_conditioned@{SELECTED}",
+                    ],
                 },
             )
         },
@@ -34,7 +39,7 @@ STUDIES = {
             "flow_matching_conditioned": Run((*UPDATES, "model=flow_matching", CONDITIONED)),
         },
         folder="runs/delay",
-        options={"episodes": 50, "robot": "sim_push_t"},
+        options={"episodes": 50, "robot": "sim_push_t", "first_seed": SELECTION_SEED},
     ),
     "real_time": Study(
         "the control loop in real time and through ROS 2; needs an idle machine (20 min)",

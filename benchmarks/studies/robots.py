@@ -1,10 +1,12 @@
 """Studies of policies on simulated robots: docs/simulated_robots.md.
 
-Policies have equal numbers of parameters and equal training time. The time is set by the number of
-updates, because other load would change the wall-clock time. The numbers assume that an update of
-the energy policy takes 1.47 times as long as an update of the others. With cameras, the images take
-most of the time. An update of the energy policy then takes as long as an update of diffusion, and
-1.16 times as long as an update of flow matching.
+Policies have equal numbers of parameters and training times that are equal within about 10 %. The
+time is set by the number of updates, because other load would change the wall-clock time. The
+numbers assume that an update of the energy policy takes 1.47 times as long as an update of the
+others; it is 1.56 times for flow matching and 1.38 times for diffusion
+(``docs/results/speed.json``). With cameras, the images take most of the time. An update of the
+energy policy then takes as long as an update of diffusion, and 1.16 times as long as an update of
+flow matching.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ FOLDER = "runs/manipulation"
 MODELS = ("ebt", "diffusion", "flow_matching")
 CAMERAS = {"lift": "agentview,robot0_eye_in_hand", "metaworld": "corner2"}
 HUMAN_DEMONSTRATIONS = ("adroit_door", "push_t_image")  # tasks without a scripted expert
-# Eight candidates of every policy that samples, with its rules (see `push_t.PUSH_T`).
-SELECTION = (
+# Eight candidates of every policy that samples, with each rule, and one sample of the baselines.
+ENTRIES = (
     "ebt@steps=2,num_candidates=8",
     *(
         f"flow_matching@steps=2,num_candidates=8,select={rule}"
@@ -29,9 +31,10 @@ SELECTION = (
     ),
     *(
         f"diffusion@scheduler=ddim,steps=4,num_candidates=8,select={rule}"
-        for rule in ("density", "line_integral")
+        for rule in ("medoid", "density", "line_integral")
     ),
     "flow_matching@steps=2,num_candidates=1",
+    "diffusion@scheduler=ddpm,steps=100",
 )
 
 
@@ -78,6 +81,8 @@ def task_overrides(name: str) -> tuple[str, ...]:
     """
     family, _, scene = name.removesuffix("-cameras").partition("-")
     overrides = [f"task={family}", *([f"task.scene={scene}"] if scene else [])]
+    if family == "push_t_image":
+        overrides.append("task.demos=human")
     if name.endswith("-cameras"):
         overrides += [f"task.cameras=[{CAMERAS[family]}]", "vision=small"]
     return tuple(overrides)
@@ -110,39 +115,17 @@ def suite_study(suite: str, summary: str) -> Study:
     runs: dict[str, Run] = {}
     for task in load_suite_config(suite).tasks:
         runs |= task_runs(task, TASK_EFFORTS.get(task, EFFORTS[suite]))
-    entries = (
-        "ebt@steps=2,num_candidates=8", "ebt@steps=4,num_candidates=8",
-        "diffusion@scheduler=ddpm,steps=100", "diffusion@scheduler=ddim,steps=10",
-        "flow_matching@steps=2", "flow_matching@steps=4",
-    )  # fmt: skip
-    parts = {
-        suite: Part(SuiteEvaluation(suite), suite, [f"{{{{task}}}}/{entry}" for entry in entries]),
-        # The same policies on other episodes, each with eight candidates and every rule.
-        "selection": Part(
-            SuiteEvaluation(suite, SELECTION_SEED),
-            f"{suite}_selection",
-            [f"{{{{task}}}}/{entry}" for entry in SELECTION],
-        ),
-    }
+    entries = [f"{{{{task}}}}/{entry}" for entry in ENTRIES]
+    parts = {suite: Part(SuiteEvaluation(suite, SELECTION_SEED), suite, entries)}
     return Study(summary, parts, runs, FOLDER, {"episodes": 50})
 
 
 def recovery_study(runs: dict[str, Run], summary: str) -> Study:
     """Return the study of policies after the object is taken away or the gripper is pushed."""
     name = next(iter(runs)).partition("/")[0]
-    entries = [
-        f"{name}/ebt@steps=2,num_candidates=8", f"{name}/diffusion@scheduler=ddim,steps=10",
-        f"{name}/flow_matching@steps=2",
-    ]  # fmt: skip
-    kinds = ("object", "gripper")
-    parts = {
-        "recovery": Part(RobustnessEvaluation(kinds), f"recovery_{name}", entries),
-        "selection": Part(
-            RobustnessEvaluation(kinds, SELECTION_SEED),
-            f"recovery_{name}_selection",
-            [f"{name}/{entry}" for entry in SELECTION],
-        ),
-    }
+    measure = RobustnessEvaluation(("object", "gripper"), SELECTION_SEED)
+    entries = [f"{name}/{entry}" for entry in ENTRIES]
+    parts = {"recovery": Part(measure, f"recovery_{name}", entries)}
     return Study(summary, parts, runs, FOLDER, {"episodes": 20})
 
 

@@ -228,13 +228,11 @@ def recovery_and_retries(result: Result) -> str:
 def suite(result: Result) -> str:
     """Return a table of the success of every policy on each task of a suite and over all tasks.
 
-    Scores have a row of their own if they differ from success. The last row is the difference of
-    interquartile means, the first policy minus the policy of the column.
+    Scores have a row of their own if they differ from success. The last rows are differences, the
+    first policy minus the policy of the column.
     """
     entries = result["entries"]
-    differences = {
-        pair["b"]: difference(pair) for pair in result["paired"] if pair["metric"] == "iqm"
-    }
+    differences = {(pair["b"], pair["metric"]): difference(pair) for pair in result["paired"]}
     rows = []
     for task in entries[0]["tasks"]:
         values = [entry["tasks"][task] for entry in entries]
@@ -244,8 +242,9 @@ def suite(result: Result) -> str:
             rows.append((f"{name}, score", *(interval(value["score"]) for value in values)))
     rows.append(("mean", *(interval(entry["mean"]) for entry in entries)))
     rows.append(("interquartile mean", *(interval(entry["iqm"]) for entry in entries)))
-    differences_row = (differences.get(entry["name"], "") for entry in entries)
-    rows.append(("interquartile mean of the first policy minus this one", *differences_row))
+    for metric, title in (("mean", "mean"), ("iqm", "interquartile mean")):
+        cells = (differences.get((entry["name"], metric), "") for entry in entries)
+        rows.append((f"{title} of the first policy minus this one", *cells))
     return markdown(("success", *(entry_label(entry["name"]) for entry in entries)), rows, left=1)
 
 

@@ -229,8 +229,9 @@ def aggregates(
     The paper resamples only runs, which is the same with one episode (n = 1).
 
     With one run per task, intervals reflect variation between episodes, not between training seeds.
-    With several runs they are slightly too wide, because the mean of a run already varies with the
-    episodes. This variation also pulls the resampled probabilities towards 0.5. A task without
+    With several runs they are slightly too wide if runs are alike, because the mean of a run
+    already varies with the episodes; with two or three runs that differ much, they are too narrow.
+    This variation also pulls the resampled probabilities towards 0.5. A task without
     variation does not widen the interval (see `mean_ci`). Results do not depend on the order of
     tasks and policies, except for the choice of the first policy.
 

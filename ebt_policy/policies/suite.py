@@ -256,7 +256,8 @@ def interval_note(result: Mapping[str, Any]) -> str:
         "stratified bootstrap (Agarwal et al. 2021) of the success rate of each run on each task. "
         "Within a task, episodes are resampled jointly for all policies, and training runs "
         "jointly for policies of the same runs; tasks are not resampled. On one task: Wilson for "
-        "one run, bootstrap over runs and episodes for several runs."
+        "one run, bootstrap over runs and episodes for several runs; it is too narrow for two or "
+        "three runs that differ much."
     )
     if single_run_names := [entry["name"] for entry in entries if entry["runs"] == 1]:
         names = "all" if len(single_run_names) == len(entries) else ", ".join(single_run_names)
