@@ -70,6 +70,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "few_data": table_of(policies.few_data, "few_data"),
         "few_data_equal_time": table_of(policies.compared, "few_data_equal_time"),
         "one_step": table_of(partial(policies.compared, runs=BEFORE_REFLOW), "one_step"),
+        "streaming": table_of(control_loop.streaming, "streaming"),
     },
     "docs/recordings.md": {
         "g1_numbers": table_of(datasets.held_out, "g1_numbers"),
